@@ -1,0 +1,121 @@
+"""What a run folder holds, read without trusting it: a missing or broken file becomes a sentence, never an exception."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trimaran.launchers.report.charts import Point
+from trimaran.runtime.train.metrics import Row, read_metrics
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Sentences about what could not be shown: what went wrong, and what simply is not there."""
+
+    problems: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was found in a run folder.
+
+    Attributes:
+        spec: spec.yaml as plain data, not validated: a report of a run by an older version must still open.
+        steps: training rows, by step.
+        evaluations: evaluation rows, by step.
+    """
+
+    name: str
+    spec_text: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    steps: Sequence[Row] = ()
+    evaluations: Sequence[Row] = ()
+    timeline: Mapping[str, Any] | None = None
+    sample: str | None = None
+    manifest: Mapping[str, Any] | None = None
+    machine: Mapping[str, Any] | None = None
+    notes: Notes = field(default_factory=Notes)
+
+
+def read_run(run_dir: Path) -> Run:
+    """Return what the folder holds, with a note for everything that is missing or broken."""
+    notes = Notes()
+    spec_text = _read_text(run_dir / "spec.yaml", notes, "the settings and the layout of the run are unknown")
+    rows = _read_rows(run_dir / "metrics.jsonl", notes)
+    steps = [row for row in rows if "loss" in row]
+    diverged = [row["step"] for row in steps if not is_finite(row["loss"])]
+    if diverged:
+        notes.problems.append(f"The loss is not a number at {len(diverged):,} of {len(steps):,} steps, first at step {diverged[0]}.")
+    return Run(
+        name=run_dir.resolve().name,
+        spec_text=spec_text or "",
+        spec=_parse_spec(spec_text, notes),
+        steps=steps,
+        evaluations=[row for row in rows if "held_out_loss" in row],
+        timeline=_read_json(run_dir / "timeline.json", notes, "no pipeline timeline; logging.timeline records one"),
+        sample=_read_text(run_dir / "sample.txt", notes, "no generated text to show"),
+        manifest=_read_json(run_dir / "data_manifest.json", notes, "the counts of the training data are unknown"),
+        machine=_read_json(run_dir / "machine.json", notes, "the machine that trained is unknown"),
+        notes=notes,
+    )
+
+
+def _read_text(path: Path, notes: Notes, consequence: str) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        notes.missing.append(f"{path.name} is missing: {consequence}.")
+    except OSError as error:
+        notes.problems.append(f"{path.name} cannot be read ({error.strerror}): {consequence}.")
+    return None
+
+
+def _read_json(path: Path, notes: Notes, consequence: str) -> Mapping[str, Any] | None:
+    text = _read_text(path, notes, consequence)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        notes.problems.append(f"{path.name} is not JSON ({error}): {consequence}.")
+        return None
+    if isinstance(found, dict):
+        return found
+    notes.problems.append(f"{path.name} is not a JSON object: {consequence}.")
+    return None
+
+
+def _read_rows(path: Path, notes: Notes) -> list[Row]:
+    try:
+        return read_metrics(path)
+    except FileNotFoundError:
+        notes.missing.append(f"{path.name} is missing: no step has been logged.")
+    except (OSError, ValueError) as error:
+        notes.problems.append(f"{path.name} cannot be read: {error}.")
+    return []
+
+
+def _parse_spec(text: str | None, notes: Notes) -> Mapping[str, Any]:
+    # here because the command line should answer --help before a YAML parser is loaded
+    import yaml
+
+    try:
+        found = yaml.safe_load(text or "")
+    except (yaml.YAMLError, RecursionError):
+        notes.problems.append("spec.yaml is not YAML: the layout of the run is unknown.")
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def is_finite(value: object) -> bool:
+    """Whether ``value`` is a number that can be drawn."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def finite_points(rows: Sequence[Row], column: str) -> list[Point]:
+    """Return (step, value) of the rows whose value is a finite number."""
+    return [(float(row["step"] or 0), float(value)) for row in rows if (value := row.get(column)) is not None and math.isfinite(value)]

@@ -1,0 +1,287 @@
+"""One self-contained HTML page about a run: what it learned, how fast, and where its pipeline waited.
+
+Everything a reader sees is in the file: styles, charts as SVG, no script, no address to fetch from (a content security policy
+forbids it besides). Text that comes from a run folder is escaped. Read from the folder:
+
+    spec.yaml           the resolved run spec               timeline.json       the pipeline's last step, measured and simulated
+    metrics.jsonl       one row a step                      sample.txt          text the model wrote
+    data_manifest.json  counts of the data preparation      machine.json        `describe_machine` of the machine that trained
+
+Every one of them may be missing; the page says which and why it matters.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from trimaran.launchers.report.charts import BLUE, ORANGE, PALE_BLUE, Line, chart, embed, smooth
+from trimaran.launchers.report.folder import Run, finite_points, is_finite, read_run
+from trimaran.runtime.pipeline.draw import timeline_svg
+from trimaran.runtime.pipeline.schedule import Action
+from trimaran.runtime.pipeline.simulate import Span
+
+_MOST_SAMPLE_CHARACTERS = 20_000
+_TIMELINES = {"measured": "As it ran", "simulated": "Simulated"}  # key in timeline.json -> title of the picture
+
+_STYLE = """
+:root { color-scheme: light; --ink: #1b2333; --soft: #5b6577; --line: #e3e7ee; --paper: #ffffff; --wash: #f5f7fa; --accent: #1d4ed8 }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--wash); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
+main { max-width: 1120px; margin: 0 auto; padding: 32px 24px 56px }
+h1 { margin: 0; font-size: 27px; line-height: 1.25; overflow-wrap: anywhere }
+h2 { margin: 0 0 10px; font-size: 17px }
+p { margin: 0 0 10px }
+.soft { color: var(--soft) }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px; margin: 20px 0 }
+.card, section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px }
+.card { padding: 12px 16px }
+.card b { display: block; font-size: 22px; line-height: 1.3; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+.card span { display: block; color: var(--soft); font-size: 13px }
+section { padding: 18px 20px; margin-top: 16px }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 0 16px }
+svg { display: block; max-width: 100%; height: auto; margin: 0 auto }
+svg + svg { margin-top: 14px }
+table { border-collapse: collapse; width: 100% }
+th, td { padding: 5px 8px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; overflow-wrap: anywhere }
+th { width: 34%; font-weight: 500; color: var(--soft) }
+tr:last-child > * { border-bottom: 0 }
+pre { margin: 0; padding: 14px 16px; background: var(--wash); border-radius: 8px; overflow: auto; max-height: 560px;
+      font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
+.notice { margin-top: 14px; padding: 10px 16px; border: 1px solid var(--line); border-radius: 8px; color: var(--soft) }
+.problem { border-color: #f5c7a9; border-left: 4px solid #ea580c; background: #fff7f0; color: var(--ink) }
+.notice p { margin: 2px 0 }
+summary { cursor: pointer; font-size: 17px; font-weight: 600 }
+details[open] summary { margin-bottom: 10px }
+@media print { body { background: none } section, .card { break-inside: avoid } pre { max-height: none } }
+"""
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``run_dir/report.html`` from what the run folder holds and return its path.
+
+    A report that was there is replaced in one rename. The only thing required of the folder is that it exists.
+
+    Raises:
+        ValueError: ``run_dir`` is not a folder.
+    """
+    if not run_dir.is_dir():
+        raise ValueError(f"run folder {str(run_dir)!r} does not exist; name the train.output_dir of a run")
+    page = _render(read_run(run_dir))
+    path = run_dir / "report.html"
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(page, encoding="utf-8")
+    return temporary.replace(path)
+
+
+def _render(run: Run) -> str:
+    """Return the page; the sections come in the order in which a reader asks."""
+    sections = [_loss(run), _speed(run), _pipeline(run), _sample(run), _summary(run), _facts(run), _spec(run)]
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+            f"<title>{escape(run.name)} - trimaran report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>",
+            f'<h1>{escape(run.name)}</h1>\n<p class="soft">{escape(_progress(run))} · layout {escape(_layout(run.spec))} · trimaran report</p>',
+            _notice("problem", run.notes.problems),
+            _cards(run),
+            *(section for section in sections if section),
+            _notice("missing", run.notes.missing),
+            "</main>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
+
+
+def _notice(kind: str, sentences: Iterable[str]) -> str:
+    body = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    return f'<div class="notice {kind}">{body}</div>' if body else ""
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>\n' for name, value in rows)
+    return f"<table>\n{body}</table>"
+
+
+def _cards(run: Run) -> str:
+    figures = dict(_figures(run))
+    if run.steps and is_finite(tokens := run.steps[-1].get("tokens_seen")):
+        figures["Tokens seen"] = _short(float(tokens or 0))
+    shown = ("Final loss", "Held-out loss", "Held-out perplexity", "Tokens/s, median", "Tokens seen", "Time in steps")
+    cards = "".join(f'<div class="card"><b>{escape(figures[name])}</b><span>{name}</span></div>' for name in shown if name in figures)
+    return f'<div class="cards">{cards}</div>' if cards else ""
+
+
+def _summary(run: Run) -> str:
+    rows = [("Steps", _progress(run)), ("Layout", _layout(run.spec)), *_figures(run)]
+    return _section("Summary", _table(rows))
+
+
+def _progress(run: Run) -> str:
+    planned = _nested(run.spec, "train", "num_steps")
+    if not run.steps:
+        return "no step has finished yet"
+    done = int(run.steps[-1]["step"] or 0)
+    return f"{done:,} of {planned:,} steps" if isinstance(planned, int) else f"{done:,} steps"
+
+
+def _layout(spec: Mapping[str, Any]) -> str:
+    """Return "tp 2 × pp 2 × dp 2 = 8 ranks, 1f1b" from the parallel section; axes of size 1 are left out."""
+    parallel = spec.get("parallel")
+    if not isinstance(parallel, dict):
+        return "unknown" if not spec else "1 rank"
+    sizes = {axis: size for axis in ("tp", "pp", "dp", "cp", "ep") if isinstance(size := parallel.get(axis, 1), int) and size > 1}
+    ranks = math.prod(sizes.values())
+    text = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
+    text = f"{text} = {ranks} ranks" if sizes else "1 rank"
+    if sizes.get("pp"):
+        text += f", {parallel.get('schedule', '1f1b')}"
+    if parallel.get("virtual_stages", 1) != 1:
+        text += f" with {parallel['virtual_stages']} virtual stages"
+    return text + (", sequence parallel" if parallel.get("sequence_parallel") else "")
+
+
+def _figures(run: Run) -> list[tuple[str, str]]:
+    """Return the figures of the run as (name, text), those that are known."""
+    found: list[tuple[str, str]] = []
+    if run.steps:
+        last = run.steps[-1]
+        found = [("Final loss", _number(last["loss"], ".4f")), ("Tokens seen", _number(last.get("tokens_seen"), ",.0f"))]
+        if speeds := [y for _, y in finite_points(run.steps, "tokens_per_second")]:
+            found.append(("Tokens/s, median", f"{statistics.median(speeds):,.0f}"))
+        if shares := [y for _, y in finite_points(run.steps, "mfu")]:
+            found.append(("MFU, median", f"{statistics.median(shares):.1%}"))
+        if times_ms := [y for _, y in finite_points(run.steps, "step_time_ms")]:
+            found.append(("Step time, median", f"{statistics.median(times_ms):,.1f} ms"))
+            # evaluation and checkpoints between the steps are not in the rows, hence the name
+            found.append(("Time in steps", str(timedelta(seconds=round(sum(times_ms) / 1000)))))
+    if run.evaluations:
+        last = run.evaluations[-1]
+        found.append(("Held-out loss", _number(last["held_out_loss"], ".4f")))
+        found.append(("Held-out perplexity", _number(last.get("held_out_perplexity"), ",.2f")))
+    return found
+
+
+def _loss(run: Run) -> str:
+    if not run.steps and not run.evaluations:
+        return _section("Loss", "<p>No step has finished yet, so there is nothing to draw.</p>")
+    points = finite_points(run.steps, "loss")
+    lines = [Line(points, "training", PALE_BLUE if len(points) > 50 else BLUE)]
+    if len(points) > 50:
+        lines.append(Line(smooth(points), "training, smoothed", BLUE, width=1.8))
+    lines.append(Line(finite_points(run.evaluations, "held_out_loss"), "held-out", ORANGE, width=1.8, dots=True))
+    lost = [float(row["step"] or 0) for row in run.steps if not is_finite(row["loss"])]
+    return _section("Loss", chart("loss", "cross entropy, nats per token", lines, size=(10.4, 3.7), lost=lost))
+
+
+def _speed(run: Run) -> str:
+    if not run.steps:
+        return ""
+    charts = [
+        ("Throughput", "tokens per second", "tokens_per_second", True),
+        ("Gradient norm", "before clipping", "grad_norm", False),
+        ("Learning rate", "learning rate", "lr", True),
+    ]
+    parts = []
+    for title, label, column, from_zero in charts:
+        line = Line(finite_points(run.steps, column), label, BLUE)
+        drawn = chart(column, label, [line], size=(5.0, 2.6), from_zero=from_zero)
+        parts.append(f"<div>\n<h2>{title}</h2>\n{drawn}\n</div>")
+    return f'<section class="row">\n{"".join(parts)}\n</section>'
+
+
+def _pipeline(run: Run) -> str:
+    """Return the timeline as it ran above the simulated one, or what is wrong with the file."""
+    if run.timeline is None:
+        return ""
+    title = "Pipeline timeline of the last step"
+    try:
+        shares = ", ".join(f"{_number(run.timeline.get(f'bubble_{key}'), '.1%')} {key}" for key in ("measured", "simulated"))
+        ranks = int(run.timeline["num_ranks"])
+        pictures = [embed(timeline_svg(_spans(run.timeline[key], ranks), name), key) for key, name in _TIMELINES.items()]
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        return _section(title, f"<p>timeline.json cannot be drawn: {escape(type(error).__name__)}, {escape(str(error))}.</p>")
+    meaning = f"{ranks} pipeline ranks. Bubble, the share of the step in which a rank waits, averaged over ranks: {shares}."
+    return _section(title, f'<p class="soft">{escape(meaning)}</p>', *pictures)
+
+
+def _spans(records: Sequence[Sequence[Any]], num_ranks: int) -> list[Span]:
+    """Return the spans of [rank, "2F0", start_ms, stop_ms] records.
+
+    Raises:
+        ValueError: a record is none, or its rank cannot be; the picture has a row for every rank up to the last, so a
+            rank out of nowhere would fill the memory.
+    """
+    spans = [Span(int(rank), Action.parse(str(text)), float(start), float(stop)) for rank, text, start, stop in records]
+    for span in spans:
+        if not 0 <= span.rank < min(num_ranks, len(spans)):
+            raise ValueError(f"rank {span.rank} of action {span.action} is not one of the {num_ranks} ranks that have actions")
+    return spans
+
+
+def _sample(run: Run) -> str:
+    if run.sample is None:
+        return ""
+    shown = run.sample[:_MOST_SAMPLE_CHARACTERS]
+    rest = len(run.sample) - len(shown)
+    more = f'<p class="soft">{rest:,} further characters are in sample.txt.</p>' if rest else ""
+    return _section("Text the model wrote", f"<pre>{escape(shown)}</pre>", more)
+
+
+def _facts(run: Run) -> str:
+    tables = [("Training data", run.manifest), ("Machine", run.machine)]
+    return "\n".join(_section(title, _table(_flatten(found))) for title, found in tables if found)
+
+
+def _spec(run: Run) -> str:
+    if not run.spec_text:
+        return ""
+    return f"<section><details><summary>Resolved run spec</summary>\n<pre>{escape(run.spec_text)}</pre></details></section>"
+
+
+def _number(value: object, form: str) -> str:
+    if value is None:
+        return "unknown"
+    return format(value, form) if is_finite(value) else "not a number" if value != math.inf else "infinite"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.2f} MiB" if count >= 2**20 else f"{count:,} bytes"
+
+
+def _short(value: float) -> str:
+    """Return a large count in three or four digits, such as 19.66 M."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.4g} {letter}"
+    return f"{value:,.0f}"
+
+
+def _nested(data: Mapping[str, Any], section: str, name: str) -> object:
+    found = data.get(section)
+    return found.get(name) if isinstance(found, dict) else None
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested mappings as ("outer, inner", text) rows; a list of records is counted, not printed."""
+    rows: list[tuple[str, str]] = []
+    for key, value in data.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            rows += _flatten(value, f"{name}, ")
+        elif isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
+            rows.append((name, f"{len(value):,} listed"))
+        elif isinstance(value, list):
+            rows.append((name, ", ".join(map(str, value))))
+        elif name.endswith(" bytes") and isinstance(value, int):
+            rows.append((name.removesuffix(" bytes"), _bytes(value)))
+        else:
+            rows.append((name, f"{value:,}" if type(value) is int else "unknown" if value is None else str(value)))
+    return rows

@@ -1,0 +1,92 @@
+"""Differentiable collectives, in pairs: the backward pass of each is the forward pass of its partner (Megatron-LM, Shoeybi et al. 2019,
+section 3; sequence parallelism: Korthikanti et al. 2022, section 4.2).
+
+    reduce_from_group          all_reduce          | identity
+    gather_sequence            all_gather          | reduce_scatter
+    scatter_sum_to_sequence    reduce_scatter      | all_gather
+    gather_replicated_sequence all_gather          | take the local part
+
+The identity | all_reduce pair is part of `linear.column_linear`, where the all_reduce overlaps the weight gradient. The sequence is dim 1 of
+[batch, seq, hidden]. Over a group of one rank each is the identity.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimaran.models.parallel.group import Group, all_gather, all_reduce, reduce_scatter
+
+
+def gather_dim1(x: Tensor, group: Group) -> Tensor:
+    """Return the parts of all ranks [batch, seq / size, ...] joined along dim 1 [batch, seq, ...]. Not differentiable."""
+    if group.size == 1:
+        return x
+    parts = all_gather(x, group)  # [size, batch, seq / size, ...]
+    return parts.transpose(0, 1).flatten(1, 2)
+
+
+def reduce_scatter_dim1(x: Tensor, group: Group) -> Tensor:
+    """Return this rank's part along dim 1 of the sum over ranks: [batch, seq, ...] -> [batch, seq / size, ...]. Not differentiable."""
+    if group.size == 1:
+        return x
+    return reduce_scatter(x.unflatten(1, (group.size, -1)).transpose(0, 1), group)
+
+
+def local_dim1(x: Tensor, group: Group) -> Tensor:
+    """Return this rank's part of x [batch, seq, ...] along dim 1."""
+    return x if group.size == 1 else x.chunk(group.size, dim=1)[group.rank]
+
+
+class _ReduceFromGroup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.mark_dirty(x)
+        return all_reduce(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class _GatherSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, summed: bool) -> Tensor:
+        ctx.group, ctx.summed = group, summed
+        return gather_dim1(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        back = reduce_scatter_dim1 if ctx.summed else local_dim1
+        return back(grads[0], ctx.group), None, None
+
+
+class _ScatterSumToSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return reduce_scatter_dim1(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return gather_dim1(grads[0], ctx.group), None
+
+
+def reduce_from_group(x: Tensor, group: Group) -> Tensor:
+    """Sum partial results over the group, in place. Each rank's gradient is the gradient of the sum."""
+    return x if group.size == 1 else _ReduceFromGroup.apply(x, group)  # type: ignore[no-untyped-call]
+
+
+def gather_sequence(x: Tensor, group: Group) -> Tensor:
+    """Join the ranks' sequence parts; the consumers compute different things on each rank, so the gradients are summed."""
+    return x if group.size == 1 else _GatherSequence.apply(x, group, True)  # type: ignore[no-untyped-call]
+
+
+def gather_replicated_sequence(x: Tensor, group: Group) -> Tensor:
+    """Join the ranks' sequence parts; the consumers compute the same on each rank, so the gradient is the local part."""
+    return x if group.size == 1 else _GatherSequence.apply(x, group, False)  # type: ignore[no-untyped-call]
+
+
+def scatter_sum_to_sequence(x: Tensor, group: Group) -> Tensor:
+    """Sum partial results over the group and keep this rank's part of the sequence."""
+    return x if group.size == 1 else _ScatterSumToSequence.apply(x, group)  # type: ignore[no-untyped-call]

@@ -1,0 +1,158 @@
+"""Group: the ranks along one mesh axis, and the collectives over them. The way that carries the bytes is chosen here, by backend.
+
+On gloo the ranks of one host exchange through shared memory (`shared_memory`); ranks of several hosts exchange shards directly by isend and
+irecv, because gloo's reduce_scatter and all_gather cost five times as much. On NCCL the library's own collectives are used.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trimaran.models.parallel.shared_memory import SharedMemory
+
+Wait = Callable[[], None]
+"""What an asynchronous collective returns: call it to make the result usable."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The ranks along one mesh axis that share this rank's other coordinates.
+
+    Args:
+        axis: name of the mesh axis: "pp", "dp", "cp", "tp" or "world".
+        ranks: global ranks, in the order of the axis.
+        rank: this rank's index in `ranks`.
+        process_group: None exactly when the group has one rank.
+        shared: shared memory of the group's ranks, where they run on the CPUs of one host.
+    """
+
+    axis: str
+    ranks: tuple[int, ...]
+    rank: int
+    process_group: dist.ProcessGroup | None = None
+    shared: SharedMemory | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self.ranks)
+
+    @property
+    def on_gloo(self) -> bool:
+        """True where tensors travel through gloo (or shared memory), which has no stream and no fused collectives."""
+        return self.process_group is not None and dist.get_backend(self.process_group) == "gloo"
+
+
+def single(axis: str, rank: int = 0) -> Group:
+    """Return the group of one rank: every collective over it is the identity."""
+    return Group(axis, (rank,), 0)
+
+
+def start_all_reduce(x: Tensor, group: Group) -> Wait:
+    """Start the sum of `x` [any shape, contiguous] over the group, in place. All ranks of the group must enter."""
+    if group.size == 1:
+        return lambda: None
+    if group.shared is not None:
+        return group.shared.start_all_reduce(x)
+    work = dist.all_reduce(x, group=group.process_group, async_op=True)
+    assert work is not None
+    return lambda: (work.wait(), None)[1]
+
+
+def all_reduce(x: Tensor, group: Group) -> Tensor:
+    """Sum `x` [any shape, contiguous] over the group, in place, and return it. All ranks of the group must enter."""
+    start_all_reduce(x, group)()
+    return x
+
+
+def all_gather(x: Tensor, group: Group) -> Tensor:
+    """Return every rank's `x` stacked on a new first dim [size, *x.shape]. All ranks of the group must enter."""
+    if group.size == 1:
+        return x.unsqueeze(0)
+    x = x.contiguous()
+    out = x.new_empty((group.size, *x.shape))
+    all_gather_into(out.view(group.size, -1), x.view(-1), group)
+    return out
+
+
+def all_gather_into(out: Tensor, x: Tensor, group: Group) -> None:
+    """Fill `out` [size, n] with every rank's `x` [n], which may be row `rank` of `out` itself. Both contiguous."""
+    if group.size == 1:
+        if out.data_ptr() != x.data_ptr():
+            out[0].copy_(x)
+    elif group.shared is not None:
+        group.shared.all_gather(out, x)
+    elif group.on_gloo:
+        if out[group.rank].data_ptr() != x.data_ptr():
+            out[group.rank].copy_(x)
+        _start_exchange([x] * group.size, list(out), group)()
+    else:
+        dist.all_gather_into_tensor(out.view(-1), x, group=group.process_group)
+
+
+def reduce_scatter(x: Tensor, group: Group) -> Tensor:
+    """Return this rank's slice of the sum over the group: x [size, ...] -> x[rank] summed. All ranks of the group must enter."""
+    if group.size == 1:
+        return x[0]
+    x = x.contiguous()
+    out = torch.empty_like(x[0])
+    start_reduce_scatter_into(out.view(-1), x.view(group.size, -1), group)()
+    return out
+
+
+def start_reduce_scatter_into(out: Tensor, x: Tensor, group: Group) -> Wait:
+    """Start filling `out` [n] with the sum over the group of row `rank` of their `x` [size, n]; `out` may be that row itself.
+
+    Both contiguous. `x` must not change, and `out` is not valid, before the returned call. All ranks of the group must enter.
+    """
+    if group.size == 1:
+        if out.data_ptr() != x.data_ptr():
+            out.copy_(x[0])
+        return lambda: None
+    if group.shared is not None:
+        group.shared.reduce_scatter(out, x)
+        return lambda: None
+    if not group.on_gloo:
+        work = dist.reduce_scatter_tensor(out, x.view(-1), group=group.process_group, async_op=True)
+        assert work is not None
+        return lambda: (work.wait(), None)[1]
+    parts = [x[group.rank] if peer == group.rank else torch.empty_like(out) for peer in range(group.size)]
+    wait_exchange = _start_exchange(list(x), parts, group)
+
+    def finish() -> None:
+        wait_exchange()
+        total = parts[0] + parts[1]  # in rank order, so that the sum does not depend on who arrives first
+        for part in parts[2:]:
+            total.add_(part)
+        out.copy_(total)
+
+    return finish
+
+
+def add_from_peer(x: Tensor, peer: int, group: Group) -> None:
+    """Add the peer's `x` to this rank's, in place, while the peer does the same; both get the same bits. `peer`: index in the group."""
+    theirs = torch.empty_like(x)
+    operations = [
+        dist.P2POp(dist.isend, x, group=group.process_group, group_peer=peer),
+        dist.P2POp(dist.irecv, theirs, group=group.process_group, group_peer=peer),
+    ]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
+    x.add_(theirs)
+
+
+def _start_exchange(sends: list[Tensor], receives: list[Tensor], group: Group) -> Wait:
+    """Send `sends[peer]` to each peer and receive `receives[peer]` from it, all at once: no order of calls can deadlock."""
+    peers = [peer for peer in range(group.size) if peer != group.rank]
+    works = [dist.irecv(receives[peer], group_src=peer, group=group.process_group) for peer in peers]
+    works += [dist.isend(sends[peer], group_dst=peer, group=group.process_group) for peer in peers]
+
+    def wait() -> None:
+        for work in works:
+            assert work is not None
+            work.wait()
+
+    return wait

@@ -1,0 +1,138 @@
+"""Column- and row-parallel linear layers (Megatron-LM, Shoeybi et al. 2019, section 3), with sequence parallelism (Korthikanti et al. 2022).
+
+    column: y_r = x W_r^T      W [out, in] is cut along out; the output stays cut; dx = sum_r dy_r W_r
+    row:    y = sum_r x_r W_r^T    W is cut along in; the input is cut
+
+The weight gradient is added straight into `ParameterInfo.main_grad` by the matrix product itself where the dtypes allow (no temporary, no second
+pass over memory), and while it runs the input gradient's all_reduce is under way.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimaran.models.parallel.collectives import (
+    gather_dim1,
+    reduce_from_group,
+    reduce_scatter_dim1,
+    scatter_sum_to_sequence,
+)
+from trimaran.models.parallel.group import Group, start_all_reduce
+from trimaran.models.parallel.parameter import Placement, info_of, new_parameter
+
+
+def _weight_gradient(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | None:
+    """Return dy^T x in the weight's shape, or None after adding it to the weight's main_grad. dy: [rows, out], x: [rows, in]."""
+    info = info_of(weight)
+    if info.main_grad is None:
+        return (dy.t() @ x).view_as(weight)
+    main_grad = info.main_grad.view(dy.shape[1], x.shape[1])
+    if main_grad.dtype == dy.dtype:
+        main_grad.addmm_(dy.t(), x)
+        info.report()
+    else:
+        info.add_grad(dy.t() @ x)
+    return None
+
+
+class _Linear(torch.autograd.Function):
+    """Linear maps of one input by several weights. `group` is None where the input gradient needs no communication."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group | None, sequence_parallel: bool, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        weights, biases = parameters[0::2], parameters[1::2]
+        ctx.group, ctx.weights, ctx.sequence_parallel = group, weights, sequence_parallel and group is not None
+        ctx.save_for_backward(x)
+        full = gather_dim1(x, group) if group is not None and sequence_parallel else x
+        outputs = []
+        for weight, bias in zip(weights, biases, strict=True):
+            assert weight is not None
+            outputs.append(F.linear(full, weight.view(-1, full.shape[-1]), None if bias is None else bias.view(-1)))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        (x,) = ctx.saved_tensors
+        group: Group | None = ctx.group
+        if ctx.sequence_parallel:
+            assert group is not None
+            x = gather_dim1(x, group)  # gathered anew: keeping it would give back the memory that sequence parallelism saves
+        rows = x.flatten(0, -2)
+        dys = [dy.flatten(0, -2) for dy in grads]
+        weights = [weight.view(-1, rows.shape[1]) for weight in ctx.weights]
+        dx = dys[0] @ weights[0]
+        for dy, weight in zip(dys[1:], weights[1:], strict=True):
+            dx.addmm_(dy, weight)
+        dx = dx.view(x.shape)
+        if group is not None and not ctx.sequence_parallel:
+            wait = start_all_reduce(dx, group)
+        parameter_grads: list[Tensor | None] = []
+        for index, (dy, weight) in enumerate(zip(dys, ctx.weights, strict=True)):
+            parameter_grads.append(_weight_gradient(weight, dy, rows))
+            needs_bias = ctx.needs_input_grad[4 + 2 * index]
+            parameter_grads.append(dy.sum(0).view(weight.shape[:-1]) if needs_bias else None)
+        if ctx.sequence_parallel:
+            assert group is not None
+            dx = reduce_scatter_dim1(dx, group)
+        elif group is not None:
+            wait()
+        return dx, None, None, *parameter_grads
+
+
+class ColumnParallelLinear(nn.Module):
+    """y_r = x W_r^T + b_r with the outputs cut over tp.
+
+    Args:
+        out_features: global; must be divisible by tp where `parts` > 1.
+        parts: matrices stacked in one weight [parts, out_features, in_features], each cut along its own outputs (keys and values;
+            gate and up). With 1 part the weight is [out_features, in_features].
+    """
+
+    def __init__(self, in_features: int, out_features: int, place: Placement, *, bias: bool, std: float, parts: int = 1) -> None:
+        super().__init__()
+        leading = (parts,) if parts > 1 else ()
+        dim = len(leading)
+        self.place = place
+        self.weight = new_parameter((*leading, out_features, in_features), place, dim=dim, std=std)
+        self.bias = new_parameter((*leading, out_features), place, dim=dim, init="zeros", decay=False) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [batch, seq, parts * out_features / tp] for x [batch, seq, in] (with sequence parallelism [batch, seq / tp, in])."""
+        return column_linear(x, [self])[0]
+
+
+class ColumnParallelWeights(Protocol):
+    """What `column_linear` needs of a layer; a tied output projection has it without being one."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    place: Placement
+
+
+def column_linear(x: Tensor, layers: Sequence[ColumnParallelWeights]) -> tuple[Tensor, ...]:
+    """Return each layer's output for the same input x [batch, local seq, in]: their input gradients share one collective."""
+    place = layers[0].place
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    group = place.tp if place.tp.size > 1 else None
+    return _Linear.apply(x, group, place.sequence_parallel, *parameters)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class RowParallelLinear(nn.Module):
+    """y = sum_r x_r W_r^T + b with the inputs cut over tp; the bias is added once, after the sum."""
+
+    def __init__(self, in_features: int, out_features: int, place: Placement, *, bias: bool, std: float) -> None:
+        super().__init__()
+        self.place = place
+        self.weight = new_parameter((out_features, in_features), place, dim=1, std=std)
+        partial = place.sequence_parallel
+        self.bias = new_parameter((out_features,), place, init="zeros", decay=False, partial_over_tp=partial) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [batch, seq, out] (with sequence parallelism [batch, seq / tp, out]) for x [batch, seq, in / tp]."""
+        (y,) = _Linear.apply(x, None, False, self.weight, None)  # type: ignore[no-untyped-call]
+        combine = scatter_sum_to_sequence if self.place.sequence_parallel else reduce_from_group
+        y = combine(y, self.place.tp)
+        return y if self.bias is None else y + self.bias

@@ -1,0 +1,103 @@
+"""Parameters that know how they were cut, how they start, and where their gradient is summed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trimaran.kernels.random import fill_normal_
+from trimaran.models.parallel.group import Group
+from trimaran.models.parallel.shard import ShardSpec, cut_evenly, whole
+
+_ATTRIBUTE = "trimaran_info"
+
+
+@dataclass(eq=False)
+class ParameterInfo:
+    """What the rest of the runtime needs to know of a parameter; the layer that makes the parameter writes it.
+
+    Args:
+        shard: how the local tensor lies in the global one.
+        init: "normal" (mean 0, deviation `std`), "ones" or "zeros".
+        decay: whether weight decay applies (matrices yes; biases and norms no).
+        partial_over_tp: each tp rank's gradient is a part of the sum (what works on a sequence-parallel activation).
+        tied_copy: a second stage's copy of a tied embedding: not counted, not stored.
+        uses: how often one backward pass adds to the gradient (2 for an embedding tied within a stage).
+        main_grad: accumulation buffer, shape of the parameter, float32 (float64 for float64 parameters); set by the optimizer.
+        on_grad: called whenever a backward pass has added to `main_grad`; set by the optimizer.
+    """
+
+    shard: ShardSpec
+    init: Literal["normal", "ones", "zeros"] = "normal"
+    std: float = 0.0
+    decay: bool = True
+    partial_over_tp: bool = False
+    tied_copy: bool = False
+    uses: int = 1
+    main_grad: Tensor | None = None
+    on_grad: Callable[[], None] | None = None
+
+    def add_grad(self, grad: Tensor) -> None:
+        """Add `grad` (any shape with the parameter's elements in order) to `main_grad` and report it."""
+        assert self.main_grad is not None, "the optimizer must set main_grad before a backward pass adds to it"
+        self.main_grad.view(grad.shape).add_(grad)
+        self.report()
+
+    def report(self) -> None:
+        """Say that a backward pass has added to `main_grad`."""
+        if self.on_grad is not None:
+            self.on_grad()
+
+
+def info_of(parameter: Tensor) -> ParameterInfo:
+    """Return the record that `new_parameter` attached."""
+    info = getattr(parameter, _ATTRIBUTE)
+    assert isinstance(info, ParameterInfo)
+    return info
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a stage's parameters live: which device, dtype and tensor-parallel group."""
+
+    tp: Group
+    sequence_parallel: bool
+    dtype: torch.dtype
+    device: torch.device
+
+
+def new_parameter(
+    global_shape: tuple[int, ...],
+    place: Placement,
+    *,
+    dim: int | None = None,
+    init: Literal["normal", "ones", "zeros"] = "normal",
+    std: float = 0.0,
+    decay: bool = True,
+    partial_over_tp: bool = False,
+) -> nn.Parameter:
+    """Return an uninitialised parameter holding this tp rank's shard of `global_shape` along `dim` (None: the whole tensor).
+
+    Along `dim` the shards are equal; where that does not divide, the last ones are padded.
+    """
+    if dim is None:
+        spec, local_shape = whole(global_shape), global_shape
+    else:
+        spec, local_shape = cut_evenly(global_shape, "tp", dim, place.tp.rank, place.tp.size)
+    parameter = nn.Parameter(torch.empty(local_shape, dtype=place.dtype, device=place.device))
+    setattr(parameter, _ATTRIBUTE, ParameterInfo(spec, init, std, decay, partial_over_tp))
+    return parameter
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, seed: int) -> None:
+    """Fill every parameter of `module` with its part of the global tensor of that name; no rank draws more than its own shard."""
+    for name, parameter in module.named_parameters():
+        info = info_of(parameter)
+        if info.init == "normal":
+            spec = info.shard
+            fill_normal_(parameter, seed=seed, name=name, global_shape=spec.global_shape, dim=spec.dim, offset=spec.offset, std=info.std)
+        else:
+            parameter.fill_(1.0 if info.init == "ones" else 0.0)

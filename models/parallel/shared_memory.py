@@ -1,0 +1,209 @@
+"""Collectives among CPU ranks of one host through shared memory: gloo carries the set-up, these slots carry the tensors.
+
+gloo moves every byte through the loopback's TCP stack. Ranks of one host can read each other's memory instead: each copies its operand into a
+slot, wakes its peers through a socket, and sums what the peers' slots hold. The sum is taken in rank order, so all ranks get the same bits.
+"""
+
+import os
+import shutil
+import socket
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_FOLDER = Path("/dev/shm")
+_SLOT_BYTES = 1 << 20  # a slot stays in a core's second-level cache; longer tensors go in chunks
+_PATH_BYTES = 256
+_WAKE = b"\1"
+
+
+class SharedMemory:
+    """Two slots a rank and a socket a pair of ranks; made by `connect`. Every method is collective over the group.
+
+    Two slots are enough: a rank that fills slot `k % 2` has seen every peer start exchange `k - 1`, and a peer starts that only after
+    it has read all of exchange `k - 2`.
+    """
+
+    def __init__(self, rank: int, names: list[str], memory: Tensor, sockets: list[socket.socket | None]) -> None:
+        self.rank, self.size = rank, len(names)
+        self._names, self._memory, self._sockets = names, memory, sockets
+        self._count = 0
+        self._pending: Callable[[], None] | None = None
+        self._views: dict[tuple[int, int, torch.dtype, int], Tensor] = {}
+
+    @staticmethod
+    def connect(process_group: dist.ProcessGroup, rank: int, names: list[str], timeout_s: float) -> "SharedMemory | None":
+        """Return the shared memory of a gloo group, or None where its ranks do not all share one /dev/shm with room for the slots.
+
+        Args:
+            rank: this rank's index in the group.
+            names: one readable name a rank, for messages.
+            timeout_s: bound of every wait for a peer.
+        Collective over the group: all ranks get shared memory, or none does.
+        """
+        folder = _agree_on_folder(process_group, rank, len(names))
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        memory: Tensor | None = None
+        try:
+            if folder is not None:
+                try:
+                    memory = _map_slots(folder / "slots", len(names))
+                    server.bind(str(folder / f"{rank}.socket"))
+                    server.listen(len(names))
+                except OSError:
+                    memory = None
+            if not _all_agree(process_group, memory is not None):
+                return None
+            assert folder is not None
+            assert memory is not None
+            sockets = _connect_pairs(folder, server, rank, len(names), timeout_s)
+            _all_agree(process_group, True)  # a barrier: the folder may go once everyone has opened what is in it
+            return SharedMemory(rank, names, memory, sockets)
+        finally:
+            server.close()
+            if folder is not None and rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Close the sockets; the memory goes with its last view."""
+        for peer in self._sockets:
+            if peer is not None:
+                peer.close()
+
+    def start_all_reduce(self, x: Tensor) -> Callable[[], None]:
+        """Publish `x` [contiguous]; the returned call waits for the peers and leaves the sum in `x`, in place."""
+        if x.numel() * x.element_size() > _SLOT_BYTES:
+            self._all_reduce_chunks(x)
+            return lambda: None
+        flat = x.view(-1)
+        self._publish(flat)
+
+        def finish() -> None:
+            if self._pending is finish:
+                self._pending = None
+                self._sum_into(flat, self._collect(flat.dtype, flat.numel()))
+
+        self._pending = finish
+        return finish
+
+    def all_gather(self, out: Tensor, x: Tensor) -> None:
+        """Fill `out` [size, n] with every rank's `x` [n]; both contiguous."""
+        step = _SLOT_BYTES // x.element_size()
+        for first in range(0, x.numel(), step):
+            part = slice(first, min(first + step, x.numel()))
+            self._publish(x[part])
+            for source, view in enumerate(self._collect(x.dtype, part.stop - part.start)):
+                out[source, part].copy_(x[part] if source == self.rank else view)
+
+    def reduce_scatter(self, out: Tensor, x: Tensor) -> None:
+        """Fill `out` [n] with the sum over ranks of row `rank` of their `x` [size, n]; both contiguous."""
+        step = _SLOT_BYTES // (x.element_size() * self.size)
+        for first in range(0, x.shape[1], step):
+            part = slice(first, min(first + step, x.shape[1]))
+            width = part.stop - part.start
+            self._publish(x[:, part])
+            rows = [view.view(self.size, width)[self.rank] for view in self._collect(x.dtype, width * self.size)]
+            self._sum_into(out[part], rows)
+
+    def _all_reduce_chunks(self, x: Tensor) -> None:
+        for chunk in x.view(-1).split(_SLOT_BYTES // x.element_size()):
+            self._publish(chunk)
+            self._sum_into(chunk, self._collect(chunk.dtype, chunk.numel()))
+
+    def _sum_into(self, out: Tensor, views: list[Tensor]) -> None:
+        if self.size == 1:
+            out.copy_(views[0])
+            return
+        torch.add(views[0], views[1], out=out)
+        for view in views[2:]:
+            out.add_(view)
+
+    def _view(self, rank: int, dtype: torch.dtype, numel: int) -> Tensor:
+        key = (rank, self._count % 2, dtype, numel)
+        if key not in self._views:
+            self._views[key] = self._memory[rank, self._count % 2, : numel * dtype.itemsize].view(dtype)
+        return self._views[key]
+
+    def _publish(self, x: Tensor) -> None:
+        """Copy `x` into this rank's next slot and wake the peers."""
+        if self._pending is not None:
+            self._pending()  # one exchange at a time: the slots of a second one would overtake its readers
+        self._count += 1
+        self._view(self.rank, x.dtype, x.numel()).view(x.shape).copy_(x)
+        for index, peer in enumerate(self._sockets):
+            if peer is not None:
+                try:
+                    peer.send(_WAKE)
+                except OSError as error:
+                    raise RuntimeError(
+                        f"{self._names[self.rank]} lost {self._names[index]} in a shared-memory exchange: {error}"
+                    ) from error
+
+    def _collect(self, dtype: torch.dtype, numel: int) -> list[Tensor]:
+        """Wait for every peer's slot of the current exchange; return all ranks' slots in rank order."""
+        for index, peer in enumerate(self._sockets):
+            if peer is None:
+                continue
+            who = f"{self._names[self.rank]} waits for {self._names[index]} in a shared-memory exchange of {numel} {dtype}"
+            try:
+                if not peer.recv(1):
+                    raise RuntimeError(f"{who}: that rank is gone")
+            except BlockingIOError as error:
+                raise RuntimeError(f"{who}: no answer within the time-out") from error
+            except ConnectionError as error:
+                raise RuntimeError(f"{who}: {error}") from error
+        return [self._view(rank, dtype, numel) for rank in range(self.size)]
+
+
+def _all_agree(process_group: dist.ProcessGroup, yes: bool) -> bool:
+    flag = torch.tensor([int(yes)])
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=process_group)
+    return bool(flag.item())
+
+
+def _agree_on_folder(process_group: dist.ProcessGroup, rank: int, size: int) -> Path | None:
+    """Rank 0 makes a private folder with the slots' file; every rank gets its path, None where it could not be made."""
+    message = torch.zeros(_PATH_BYTES, dtype=torch.uint8)
+    if rank == 0:
+        try:
+            folder = tempfile.mkdtemp(prefix="trimaran-", dir=_FOLDER)
+            with open(Path(folder) / "slots", "wb") as file:
+                os.posix_fallocate(
+                    file.fileno(), 0, size * 2 * _SLOT_BYTES
+                )  # reserves: a full /dev/shm is an error here, not a SIGBUS later
+            message[: len(folder)] = torch.tensor(list(folder.encode()), dtype=torch.uint8)
+        except OSError:
+            message.zero_()
+    dist.broadcast(message, group=process_group, group_src=0)
+    path = bytes(message.tolist()).rstrip(b"\0").decode()
+    return Path(path) if path else None
+
+
+def _map_slots(path: Path, size: int) -> Tensor:
+    num_bytes = size * 2 * _SLOT_BYTES
+    if path.stat().st_size != num_bytes:
+        raise OSError(f"{path} is not the slots of {size} ranks")
+    return torch.from_file(str(path), shared=True, size=num_bytes, dtype=torch.uint8).view(size, 2, _SLOT_BYTES)
+
+
+def _connect_pairs(folder: Path, server: socket.socket, rank: int, size: int, timeout_s: float) -> list[socket.socket | None]:
+    sockets: list[socket.socket | None] = [None] * size
+    for peer in range(rank):
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        link.connect(str(folder / f"{peer}.socket"))
+        link.sendall(bytes([rank]))
+        sockets[peer] = link
+    for _ in range(rank + 1, size):
+        link, _address = server.accept()
+        sockets[link.recv(1)[0]] = link
+    for socket_ in sockets:
+        if socket_ is not None:
+            # The kernel's own time-out: Python's would poll before every receive.
+            seconds, fraction = divmod(timeout_s, 1)
+            socket_.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), int(fraction * 1e6)))
+    return sockets

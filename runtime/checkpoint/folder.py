@@ -1,0 +1,164 @@
+"""The checkpoints folder: which checkpoints are whole, clean-up after a killed save, atomic replacement, pruning.
+
+Names: ``step-00000100`` is a checkpoint; ``step-00000100.tmp`` is being written or deleted and never counts; ``step-00000100.old``
+exists only while a checkpoint of the same step replaces it, and counts as long as its successor is not there. A name is only ever
+given to or taken from a whole folder by rename, so a kill at any point leaves nothing that merely looks whole.
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimaran.runtime.checkpoint.files import fsync_folder
+from trimaran.runtime.checkpoint.manifest import CheckpointError, FileRecord, Manifest, load_manifest
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{8,})(\.old)?")
+_LEFTOVER = re.compile(r"step-\d{8,}(\.pruned)?\.tmp")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A folder with a checkpoint's name: `broken` says why it is not whole, None where manifest and file sizes are right."""
+
+    step: int
+    path: Path
+    broken: str | None
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Final name of the checkpoint of `step`."""
+    return folder / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step that a checkpoint folder's name promises; None for a folder under another name (a copy)."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def find_checkpoints(folder: Path) -> list[Found]:
+    """Everything in `folder` with a checkpoint's name, oldest step first, whole or broken; reads manifests and sizes, not the data."""
+    names: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        # Sorted order puts `step-N` before `step-N.old`, which counts only where its successor is missing.
+        if (match := _NAME.fullmatch(path.name)) and path.is_dir():
+            names.setdefault(int(match[1]), path)
+    return [Found(step, path, _why_broken(step, path)) for step, path in sorted(names.items())]
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of `folder`, oldest first. Broken ones are left out with a logged warning that says why."""
+    whole = []
+    for found in find_checkpoints(folder):
+        if found.broken is None:
+            whole.append(found.path)
+        else:
+            logger.warning("ignoring broken checkpoint %s: %s", found.path.name, found.broken)
+    return whole
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of `folder`, or None; manifest and file sizes are checked, digests are not (`Checkpoint.open` does)."""
+    whole = list_checkpoints(folder)
+    return whole[-1] if whole else None
+
+
+def check_step(path: Path, step: int, manifest: Manifest) -> None:
+    """Raise CheckpointError if the folder's name promises another step than its manifest."""
+    if manifest.step != step:
+        raise CheckpointError(f"{path.name} holds a manifest of step {manifest.step}: the folder was renamed by hand")
+
+
+def check_sizes(path: Path, files: Sequence[FileRecord]) -> None:
+    """Raise CheckpointError unless every file is there at its recorded size."""
+    for record in files:
+        try:
+            size = (path / record.file).stat().st_size
+        except OSError as error:
+            raise CheckpointError(f"shard file {record.file} is missing or cannot be read ({error.strerror})") from error
+        if size != record.size_bytes:
+            raise CheckpointError(
+                f"shard file {record.file} has {size} bytes, the manifest says {record.size_bytes}: truncated or overwritten"
+            )
+
+
+def what_to_do(path: Path) -> str:
+    """Advice for the broken checkpoint at `path`: which older one to fall back to."""
+    step = step_of(path)
+    older = [found for found in find_checkpoints(path.parent) if found.broken is None and (step is None or found.step < step)]
+    if not older:
+        return f"no older checkpoint in {path.parent} is whole; restore {path.name} from a copy or start the run anew"
+    return (
+        f"the newest older checkpoint with a sound manifest and complete files is {older[-1].path.name}; "
+        f"move {path.name} out of {path.parent} and the run resumes from step {older[-1].step}"
+    )
+
+
+def clean_leftovers(folder: Path) -> None:
+    """Undo what a killed save left in `folder`: delete temporary folders, finish or take back a replacement."""
+    for path in list(folder.iterdir()):
+        if _LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path)
+    for path in list(folder.iterdir()):
+        if (match := _NAME.fullmatch(path.name)) and match[2]:
+            successor = path.with_suffix("")
+            if successor.exists():
+                _delete(path)
+            else:
+                path.rename(successor)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Give a complete, fsynced `temporary` folder its `final` name, in the place of an earlier checkpoint of that name if there is one.
+
+    A kill in the middle leaves the earlier one as ``.old``, which still counts as the checkpoint of that step.
+    """
+    old = final.with_name(final.name + ".old")
+    replaces = final.exists()
+    if replaces:
+        final.rename(old)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if replaces:
+            old.rename(final)
+        raise
+    fsync_folder(final.parent)
+    if replaces:
+        _delete(old)
+
+
+def prune(folder: Path, keep_last: int, newest: Path) -> None:
+    """Delete whole checkpoints beyond the `keep_last` of highest step; 0 keeps all. `newest`, the one just saved, always stays.
+
+    After a run was taken back to an earlier step the one just saved is not the one of the highest step, so both rules are needed.
+    Broken folders are neither counted nor deleted: what is left of them may be all a person has.
+    """
+    if keep_last == 0:
+        return
+    others = [path for path in list_checkpoints(folder) if path != newest]
+    for path in others[: max(0, len(others) - (keep_last - 1))]:
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint folder; renamed first, so that a kill half-way leaves a leftover and not a checkpoint with holes."""
+    doomed = path.with_name(path.name.removesuffix(".old") + ".pruned.tmp")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _why_broken(step: int, path: Path) -> str | None:
+    """Why the folder is no whole checkpoint, or None."""
+    try:
+        manifest = load_manifest(path)
+        check_step(path, step, manifest)
+        check_sizes(path, manifest.files)
+    except CheckpointError as error:
+        return str(error)
+    return None

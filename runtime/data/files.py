@@ -1,0 +1,55 @@
+"""What every file of this room needs from the disk: the error users see, content hashes, folders that appear whole or not at all."""
+
+import hashlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_READ_BYTES = 1 << 20
+
+
+class DataError(ValueError):
+    """A corpus, tokenizer or token shard that can't be used; the sentence names the file, the rule and what to change."""
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes in hexadecimal; DataError when it can't be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+def unreadable(path: Path, error: BaseException) -> DataError:
+    """The one sentence for a file that is there by name but whose bytes can't be had."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return DataError(f"cannot read {path}: {reason}; check that it is a whole, readable file, or take it out of data.source")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `target` by one rename when the block ends, and is removed when it raises.
+
+    When two processes build the same target at once, the first to finish wins and the other's copy is discarded: both go on
+    with the same content, since targets of this room are named after everything that decides their content.
+    """
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}"
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"cannot write under {target.parent}: {error.strerror}; point data.cache_dir at a writable folder") from error
+    try:
+        yield temporary
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

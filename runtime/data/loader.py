@@ -1,0 +1,86 @@
+"""Microbatches as a pure function of the position in the run, so that resuming needs no state and any dp size sees the same samples."""
+
+import numpy as np
+import torch
+
+from trimaran.models.batch import Microbatch
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.permutation import Int64Array, permute
+from trimaran.runtime.data.shards import TokenShards
+
+
+class Loader:
+    """Cuts a split into samples of `seq_len` tokens and deals them to the data-parallel ranks.
+
+    Sample k of the run (counted over all ranks from step 0) is window `permutation of epoch k // n` of `k % n`, with n =
+    `num_samples`; window i is tokens [i * seq_len, i * seq_len + seq_len + 1), inputs and next tokens overlapping by all but one.
+    Documents follow each other within a window, parted by the end-of-text token.
+    """
+
+    def __init__(
+        self,
+        shards: TokenShards,
+        *,
+        seq_len: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        dp_rank: int,
+        dp_size: int,
+        seed: int,
+        shuffle: bool = True,
+    ) -> None:
+        """Check the sizes; sizes are in sequences. Raises DataError when the split is shorter than one sample, ValueError otherwise."""
+        for name, value in (("train.seq_len", seq_len), ("train.micro_batch_size", micro_batch_size), ("the dp size", dp_size)):
+            if value < 1:
+                raise ValueError(f"{name} ({value}) must be at least 1")
+        if not 0 <= dp_rank < dp_size:
+            raise ValueError(f"dp rank {dp_rank} must be in [0, {dp_size})")
+        if global_batch_size < 1 or global_batch_size % (dp_size * micro_batch_size):
+            rule = f"must be a positive multiple of dp x train.micro_batch_size ({dp_size} x {micro_batch_size})"
+            raise ValueError(f"train.global_batch_size ({global_batch_size}) {rule}; set it to a multiple of {dp_size * micro_batch_size}")
+        self.num_samples = (shards.num_tokens - 1) // seq_len if shards.num_tokens else 0
+        if self.num_samples < 1:
+            more = "raise data.held_out_fraction, " if shards.split == "held_out" else ""
+            need = f"one sample of train.seq_len ({seq_len}) needs {seq_len + 1}"
+            raise DataError(
+                f"split {shards.split!r} has {shards.num_tokens} tokens, {need}; {more}add text to data.source or lower train.seq_len"
+            )
+        # The last window must be whole; these are the tokens no sample reaches, fewer than seq_len.
+        self.unused_tail_tokens = shards.num_tokens - 1 - self.num_samples * seq_len
+        self._shards, self._seq_len = shards, seq_len
+        self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
+        self._dp_rank, self._samples_per_rank = dp_rank, global_batch_size // dp_size
+        self._seed, self._shuffle = seed, shuffle
+
+    def microbatches(self, consumed_samples: int) -> list[Microbatch]:
+        """Return this rank's microbatches of the global batch that begins at sample `consumed_samples` of the run.
+
+        Microbatch m of dp rank r holds samples consumed_samples + r * (global_batch_size / dp) + m * micro_batch_size +
+        [0, micro_batch_size). Same position, same result: nothing is remembered between calls.
+        """
+        if consumed_samples < 0:
+            raise ValueError(f"consumed_samples ({consumed_samples}) must not be negative")
+        first = consumed_samples + self._dp_rank * self._samples_per_rank
+        windows = self._windows(np.arange(first, first + self._samples_per_rank, dtype=np.int64))
+        size = self._micro_batch_size
+        return [self._microbatch(windows[start : start + size], first + start) for start in range(0, self._samples_per_rank, size)]
+
+    def _windows(self, samples: Int64Array) -> Int64Array:
+        """Map sample numbers of the run to window numbers: [n] int64 -> [n] int64 in [0, num_samples)."""
+        epochs, indices = np.divmod(samples, self.num_samples)
+        if not self._shuffle:
+            return indices
+        windows = np.empty_like(indices)
+        # A global batch may cross into the next epoch, or span several where the corpus is tiny.
+        for epoch in np.unique(epochs):
+            mine = epochs == epoch
+            windows[mine] = permute(indices[mine], self.num_samples, self._seed, int(epoch))
+        return windows
+
+    def _microbatch(self, windows: Int64Array, first_sample: int) -> Microbatch:
+        tokens = np.empty((len(windows), self._seq_len), dtype=np.int64)
+        labels = np.empty_like(tokens)
+        for row, window in enumerate(windows):
+            span = self._shards.read(int(window) * self._seq_len, self._seq_len + 1)
+            tokens[row], labels[row] = span[:-1], span[1:]
+        return Microbatch(torch.from_numpy(tokens), torch.from_numpy(labels), first_sample)

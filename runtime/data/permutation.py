@@ -1,0 +1,75 @@
+"""Numbers that depend on (seed, index) alone: a 64-bit mix, a permutation in closed form, and the held-out draw. No torch."""
+
+import numpy as np
+import numpy.typing as npt
+
+UInt64Array = npt.NDArray[np.uint64]
+Int64Array = npt.NDArray[np.int64]
+
+# Increment and multipliers of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014, figure 17).
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+# A balanced Feistel network needs four rounds to look random to someone who may query both ways (Luby, Rackoff 1988); two more
+# because our domains can be as small as a few samples, where four rounds still favour some permutations.
+_ROUNDS = 6
+# Streams of the same seed that must not share numbers.
+_STREAM_SHUFFLE = 1
+_STREAM_HELD_OUT = 2
+
+
+def mix64(values: UInt64Array) -> UInt64Array:
+    """Return the SplitMix64 output of each value, elementwise: [n] uint64 -> [n] uint64. A bijection of 64-bit integers."""
+    mixed = values + _GOLDEN
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * _MULTIPLIER_1
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * _MULTIPLIER_2
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _keys(seed: int, stream: int, count: int) -> UInt64Array:
+    """Return `count` round keys of (seed, stream), each mixed twice so that nearby seeds share nothing."""
+    root = mix64(np.array([seed % 2**64], dtype=np.uint64))
+    branch = mix64(root ^ np.array([stream % 2**64], dtype=np.uint64))
+    return mix64(branch ^ np.arange(count, dtype=np.uint64))
+
+
+def permute(indices: Int64Array, size: int, seed: int, epoch: int) -> Int64Array:
+    """Map indices of [0, size) through the permutation of this seed and epoch, each in constant time and memory.
+
+    A Feistel network over the smallest even number of bits that holds `size`, with values outside [0, size) sent through again
+    until they fall inside (Black, Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, section 4, cycle walking). At
+    most four times `size` values are walked over, so four passes are expected at worst, and no table of the epoch is kept.
+
+    Args:
+        indices: [n] int64, each in [0, size).
+        size: number of elements, 1 <= size <= 2**62.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = _keys(seed, _STREAM_SHUFFLE + (epoch << 8), _ROUNDS)
+    values = indices.astype(np.uint64)
+    outside = np.ones(values.shape, dtype=bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (mix64(right ^ key) & mask)
+        values[outside] = (left << half) | right
+        outside = values >= np.uint64(size)
+    return values.astype(np.int64)
+
+
+def held_out_units(num_units: int, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Return [num_units] bool: which units belong to the held-out split, by a hash of (seed, unit index) below `fraction`.
+
+    With a fraction above 0 and at least two units both splits get at least one: the unit with the smallest hash is held out when
+    none falls below, and the unit with the largest stays in training when all do.
+    """
+    key = _keys(seed, _STREAM_HELD_OUT, 1)
+    draws = mix64(np.arange(num_units, dtype=np.uint64) ^ key).astype(np.float64) / 2.0**64
+    chosen = draws < fraction
+    if fraction > 0 and num_units >= 2:
+        if not chosen.any():
+            chosen[draws.argmin()] = True
+        if chosen.all():
+            chosen[draws.argmax()] = False
+    return np.asarray(chosen) if num_units >= 2 else np.zeros(num_units, dtype=bool)

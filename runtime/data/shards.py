@@ -1,0 +1,141 @@
+"""Token shards: flat little-endian .bin files, written once, then memory mapped. No torch."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from trimaran.runtime.data.files import DataError, hash_file, unreadable
+
+TokenArray = npt.NDArray[np.unsignedinteger[Any]]
+# 512 MiB of uint16: big enough that a window rarely spans two files, small enough to copy and check one at a time.
+TOKENS_PER_SHARD = 1 << 28
+DTYPES: dict[str, np.dtype[np.unsignedinteger[Any]]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """What the manifest records of one file."""
+
+    file: str
+    tokens: int
+    bytes: int
+    sha256: str
+
+
+def dtype_for(vocab_size: int) -> str:
+    """Return the narrowest token dtype that holds every id below `vocab_size`."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+class ShardWriter:
+    """Appends tokens of one split to numbered files in a folder; `close` returns what was written.
+
+    A context manager, so that an error on the way leaves no file open.
+    """
+
+    def __init__(self, folder: Path, split: str, dtype: str, tokens_per_shard: int = TOKENS_PER_SHARD) -> None:
+        self._folder, self._split = folder, split
+        self._dtype = DTYPES[dtype]
+        self._tokens_per_shard = tokens_per_shard
+        self._done: list[ShardInfo] = []
+        self._begin_shard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _begin_shard(self) -> None:
+        self._name = f"{self._split}-{len(self._done):05d}.bin"
+        self._file = (self._folder / self._name).open("wb")
+        self._digest = hashlib.sha256()
+        self._tokens = 0
+
+    def _end_shard(self) -> None:
+        self._file.close()
+        if self._tokens:
+            self._done.append(ShardInfo(self._name, self._tokens, self._tokens * self._dtype.itemsize, self._digest.hexdigest()))
+        else:
+            # An empty file can't be memory mapped; an empty split has no files.
+            (self._folder / self._name).unlink()
+
+    def write(self, tokens: Sequence[int] | npt.NDArray[np.integer[Any]]) -> None:
+        """Append token ids, beginning a new file wherever the present one is full. OverflowError for an id the dtype can't hold."""
+        remaining = np.asarray(tokens, dtype=self._dtype)
+        while len(remaining):
+            if self._tokens == self._tokens_per_shard:
+                self._end_shard()
+                self._begin_shard()
+            part = remaining[: self._tokens_per_shard - self._tokens]
+            data = part.tobytes()
+            self._file.write(data)
+            self._digest.update(data)
+            self._tokens += len(part)
+            remaining = remaining[len(part) :]
+
+    def close(self) -> list[ShardInfo]:
+        """Finish the last file and return all of them in order."""
+        self._end_shard()
+        return self._done
+
+
+class TokenShards:
+    """The tokens of one split as one long sequence, read from memory-mapped files."""
+
+    def __init__(self, folder: Path, split: str, dtype: str, shards: Sequence[ShardInfo]) -> None:
+        """Map the files; DataError when one is missing or isn't as long as the manifest says."""
+        self.folder, self.split = folder, split
+        self.dtype = DTYPES[dtype]
+        self.shards = tuple(shards)
+        self._ends = np.cumsum([shard.tokens for shard in shards], dtype=np.int64)
+        self._maps = [self._map(shard) for shard in shards]
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of the split."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def _map(self, shard: ShardInfo) -> TokenArray:
+        path = self.folder / shard.file
+        try:
+            size = path.stat().st_size
+            if size != shard.bytes or size != shard.tokens * self.dtype.itemsize:
+                raise DataError(f"token shard {path} has {size} bytes where its manifest says {shard.bytes}; {self._remedy()}")
+            return np.memmap(path, dtype=self.dtype, mode="r")
+        except OSError as error:
+            raise DataError(f"{unreadable(path, error)}; {self._remedy()}") from error
+
+    def _remedy(self) -> str:
+        return f"delete the folder {self.folder} and the data is prepared again"
+
+    def verify_hashes(self) -> None:
+        """Read every file once and compare its sha256 with the manifest; DataError names the file that differs."""
+        for shard in self.shards:
+            found = hash_file(self.folder / shard.file)
+            if found != shard.sha256:
+                difference = f"has sha256 {found[:16]}... where its manifest says {shard.sha256[:16]}..."
+                raise DataError(f"token shard {self.folder / shard.file} {difference}; {self._remedy()}")
+
+    def read(self, start: int, count: int) -> TokenArray:
+        """Return tokens [start, start + count): [count] of the shard's dtype, a view where one file holds them all.
+
+        Raises IndexError outside [0, num_tokens].
+        """
+        if start < 0 or count < 0 or start + count > self.num_tokens:
+            raise IndexError(f"tokens [{start}, {start + count}) of split {self.split} that has {self.num_tokens}")
+        parts = []
+        index = int(np.searchsorted(self._ends, start, side="right"))
+        while count > 0:
+            offset = start - (int(self._ends[index - 1]) if index else 0)
+            part = self._maps[index][offset : offset + count]
+            parts.append(part)
+            start, count, index = start + len(part), count - len(part), index + 1
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=self.dtype)

@@ -1,0 +1,96 @@
+"""What a run amounts to, as rows of a table."""
+
+from trimaran.models.config import TransformerConfig
+from trimaran.runtime.spec.fields import RunFields
+
+
+def describe(spec: RunFields) -> list[tuple[str, str]]:
+    """Return (name, words) rows about a valid run: its shape, its layout, its batch, its length."""
+    shape = spec.transformer
+    rows = [
+        ("model", _model(spec, shape)),
+        ("parameters", f"{shape.num_parameters():,}"),
+        ("vocabulary", _vocabulary(spec, shape)),
+        ("layout", _layout(spec)),
+        ("pipeline", _pipeline(spec)),
+        ("layers per stage", _layers(spec)),
+        ("batch", _batch(spec)),
+        ("tokens per step", f"{spec.tokens_per_step:,} ({spec.train.global_batch_size} sequences of {spec.train.seq_len})"),
+        ("total tokens", _total_tokens(spec, shape)),
+        ("training compute", _compute(spec, shape)),
+        ("optimizer", _optimizer(spec)),
+        ("learning rate", _learning_rate(spec)),
+        ("precision", spec.precision.dtype),
+        ("data", f"{', '.join(spec.data.source)}; {spec.data.held_out_fraction:.3g} of it held out"),
+        ("checkpoints", f"every {spec.checkpoint.interval} steps and at the end" if spec.checkpoint.interval else "at the end"),
+        ("output", spec.train.output_dir),
+    ]
+    return rows
+
+
+def _model(spec: RunFields, shape: TransformerConfig) -> str:
+    heads = f"{shape.num_heads} heads of {shape.head_dim}"
+    if shape.num_kv_heads != shape.num_heads:
+        heads += f" ({shape.num_kv_heads} for keys and values)"
+    name = f"{spec.model.preset}: " if spec.model.preset else ""
+    kinds = f"{shape.position} positions, {shape.norm}, {shape.activation}"
+    return f"{name}{shape.num_layers} layers, hidden {shape.hidden_size}, {heads}, feed-forward {shape.ffn_hidden_size}, {kinds}"
+
+
+def _vocabulary(spec: RunFields, shape: TransformerConfig) -> str:
+    tp = spec.parallel.tp
+    padded = shape.padded_vocab_size(tp)
+    if padded == shape.vocab_size:
+        return f"{shape.vocab_size:,} tokens"
+    return f"{shape.vocab_size:,} tokens, padded to {padded:,} so that each of the {tp} tp ranks holds {padded // tp:,} rows"
+
+
+def _layout(spec: RunFields) -> str:
+    parallel = spec.parallel
+    ranks = (
+        f"tp {parallel.tp} x pp {parallel.pp} x dp {parallel.dp} x cp {parallel.cp} = {spec.world_size} rank{'s' * (spec.world_size > 1)}"
+    )
+    if parallel.sequence_parallel:
+        ranks += ", sequence parallel" + (" (nothing to cut at tp 1)" if parallel.tp == 1 else "")
+    return ranks
+
+
+def _pipeline(spec: RunFields) -> str:
+    """The schedule and its ideal bubble, (p-1) / (v*m + p-1) of the step (Narayanan et al. 2021, section 2.2)."""
+    pp, virtual_stages, count = spec.parallel.pp, spec.parallel.virtual_stages, spec.num_microbatches
+    if pp == 1:
+        return "one stage" if virtual_stages == 1 else f"{virtual_stages} stages on one pipeline rank"
+    bubble = (pp - 1) / (virtual_stages * count + pp - 1)
+    each = f", {virtual_stages} a rank" if virtual_stages > 1 else ""
+    return f"{spec.parallel.schedule}, {spec.num_stages} stages{each}, {count} microbatches, bubble {bubble:.1%} for equal stages"
+
+
+def _layers(spec: RunFields) -> str:
+    layers = spec.parallel.layers_per_stage
+    return ", ".join(map(str, layers)) if layers else "balanced by cost"
+
+
+def _batch(spec: RunFields) -> str:
+    train = spec.train
+    parts = f"{train.micro_batch_size} micro_batch_size x {spec.num_microbatches} microbatches x {spec.parallel.dp} dp"
+    return f"{train.global_batch_size} sequences = {parts}"
+
+
+def _total_tokens(spec: RunFields, shape: TransformerConfig) -> str:
+    tokens = spec.tokens_per_step * spec.train.num_steps
+    return f"{tokens:,} in {spec.train.num_steps:,} steps, {tokens / shape.num_parameters():.3g} a parameter"
+
+
+def _compute(spec: RunFields, shape: TransformerConfig) -> str:
+    flops = shape.flops_per_token(spec.train.seq_len)
+    return f"{flops * spec.tokens_per_step * spec.train.num_steps:.3g} FLOP, {flops:.3g} a token"
+
+
+def _optimizer(spec: RunFields) -> str:
+    clipping = f"gradients clipped to {spec.optimizer.max_grad_norm:g}" if spec.optimizer.max_grad_norm else "no clipping"
+    return f"{spec.optimizer.name}, weight decay {spec.optimizer.weight_decay:g}, {clipping}, ZeRO stage {spec.zero.stage}"
+
+
+def _learning_rate(spec: RunFields) -> str:
+    schedule = spec.lr_schedule
+    return f"{spec.optimizer.lr:g}, {schedule.name} after {schedule.warmup_steps} warmup steps"

@@ -1,0 +1,40 @@
+"""What a wrong run spec says to the person who wrote it."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from trimaran.models.config import FieldError
+
+__all__ = ["FieldError", "SpecError", "show"]
+
+_SHOWN_CHARACTERS: Final = 60
+
+
+def show(value: object) -> str:
+    """Return a value as it would stand in the YAML file, cut to a readable length."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "a mapping"
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+
+
+class SpecError(ValueError):
+    """A run spec that breaks one rule or more; `errors` has all of them and `str()` is written for a person.
+
+    Args:
+        errors: every broken rule, at least one.
+        source: where the spec came from, for the headline.
+    """
+
+    def __init__(self, errors: Sequence[FieldError], source: str = "the run spec") -> None:
+        self.errors: list[FieldError] = list(errors)
+        self.source = source
+        super().__init__(self.errors, source)
+
+    def __str__(self) -> str:
+        count = f"{len(self.errors)} error" + ("" if len(self.errors) == 1 else "s")
+        return "\n".join([f"{count} in {self.source}:", *(f"  {error}" for error in self.errors)])

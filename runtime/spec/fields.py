@@ -1,0 +1,100 @@
+"""RunFields: all sections of a run side by side, with what follows from them, before the rules that tie them together."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from trimaran.models.config import DERIVED_FROM, INTEGRAL, TransformerConfig
+from trimaran.models.presets import PRESETS
+from trimaran.runtime.spec.sections import (
+    SECTION_CONFIG,
+    CheckpointSection,
+    DataSection,
+    LauncherSection,
+    LoggingSection,
+    LrScheduleSection,
+    ModelSection,
+    OptimizerSection,
+    ParallelSection,
+    PrecisionSection,
+    TrainSection,
+    ZeroSection,
+)
+
+# torch.Generator takes 64 bits; the sign bit is left out so that the number is the same in every language.
+Seed = Annotated[int, Field(ge=0, lt=2**63), INTEGRAL]
+
+
+class RunFields(BaseModel):
+    """A whole run as written down, each field valid by itself."""
+
+    model_config = SECTION_CONFIG
+
+    model: ModelSection = Field(default_factory=ModelSection, description="The network.")
+    parallel: ParallelSection = Field(default_factory=ParallelSection, description="How it is cut over the ranks.")
+    zero: ZeroSection = Field(default_factory=ZeroSection, description="What the dp ranks share out between them.")
+    data: DataSection = Field(default_factory=DataSection, description="The text.")
+    optimizer: OptimizerSection = Field(description="The update rule.")
+    lr_schedule: LrScheduleSection = Field(default_factory=LrScheduleSection, description="The learning rate over the steps.")
+    precision: PrecisionSection = Field(default_factory=PrecisionSection, description="Number formats.")
+    train: TrainSection = Field(description="Length, batch and output folder.")
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="Saving and resuming.")
+    launcher: LauncherSection = Field(default_factory=LauncherSection, description="How processes are started.")
+    logging: LoggingSection = Field(default_factory=LoggingSection, description="What is written down.")
+    seed: Seed = Field(default=1234, description="Seed of weights, dropout and data order.")
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the run: tp * pp * dp * cp."""
+        return self.parallel.tp * self.parallel.pp * self.parallel.dp * self.parallel.cp
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages of the model: pp * virtual_stages."""
+        return self.parallel.pp * self.parallel.virtual_stages
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches of one optimizer step on every dp rank."""
+        return self.train.global_batch_size // (self.train.micro_batch_size * self.parallel.dp)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step, over all ranks."""
+        return self.train.global_batch_size * self.train.seq_len
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        """The model's shape with preset, overrides and fallbacks resolved."""
+        return TransformerConfig.model_validate(_resolve_shape(self)[0])
+
+
+def draft_transformer(fields: RunFields) -> TransformerConfig:
+    """Return the resolved shape without checking it, lacking every attribute that a draft of a spec cannot know.
+
+    A draft is a RunFields with some attributes removed because they were invalid (see parsing.py). Reading a missing
+    attribute raises AttributeError, which skips the rule that reads it.
+    """
+    values, unknown = _resolve_shape(fields)
+    shape = TransformerConfig.model_construct(**values)
+    for name in unknown:
+        shape.__dict__.pop(name, None)
+    return shape
+
+
+def _resolve_shape(fields: RunFields) -> tuple[dict[str, Any], set[str]]:
+    """Return the known TransformerConfig values, and the names of those that an invalid or missing field leaves unknown."""
+    section: dict[str, Any] = vars(fields.model) if "model" in vars(fields) else {}
+    if "preset" not in section:
+        return {}, set(TransformerConfig.model_fields)
+    unknown = {name for name in TransformerConfig.model_fields if name not in section}
+    values: dict[str, Any] = dict(PRESETS[section["preset"]]) if section["preset"] else {}
+    values |= {name: value for name, value in section.items() if name != "preset" and value is not None}
+    for name, source_section, source in (("vocab_size", "data", "tokenizer_vocab_size"), ("max_seq_len", "train", "seq_len")):
+        held = vars(vars(fields)[source_section]) if source_section in vars(fields) else {}
+        if name not in values and source in held:
+            values[name] = held[source]
+    required = {name for name, field in TransformerConfig.model_fields.items() if field.is_required()}
+    unknown |= required - set(values)
+    unknown |= {name for name, sources in DERIVED_FROM.items() if name not in values and unknown & set(sources)}
+    return {name: value for name, value in values.items() if name not in unknown}, unknown

@@ -1,0 +1,91 @@
+"""Run specs on disk: reading a YAML file with overrides, and writing one back."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from trimaran.runtime.spec.errors import FieldError, SpecError
+from trimaran.runtime.spec.fields import RunFields
+from trimaran.runtime.spec.names import section_of
+from trimaran.runtime.spec.parsing import Reading, build_spec, unknown_field
+from trimaran.runtime.spec.run import RunSpec
+from trimaran.runtime.spec.yaml_text import read_yaml, write_yaml
+
+
+def load_spec(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunSpec:
+    """Return the run that a YAML file describes.
+
+    A file that names no train.output_dir writes to runs/NAME, after its own name.
+
+    Args:
+        path: the spec file, UTF-8.
+        overrides: changes on top of it, each `section.field=value` with the value in YAML, such as `parallel.tp=4`.
+
+    Raises:
+        SpecError: the file is missing or not YAML, an override names no field, or the run breaks a rule; holds all errors.
+    """
+    source = str(path)
+    document = read_yaml(_read_text(Path(path), source), source)
+    if document.errors:
+        raise SpecError(document.errors, source)
+    if not isinstance(document.value, dict) or not document.value:
+        got = "an empty file" if document.value in (None, {}) else type(document.value).__name__
+        fix = f"write sections with fields below them: {', '.join(RunFields.model_fields)}"
+        raise SpecError([FieldError(source, f"must be a mapping of sections, got {got}", document.value, fix)], source)
+    raw: dict[str, Any] = {str(name): value for name, value in document.value.items()}
+    reading = Reading(lines=document.lines)
+    for text in overrides:
+        _override(raw, text, reading)
+    train = raw.setdefault("train", {})
+    if isinstance(train, dict):
+        raw["train"] = {"output_dir": f"runs/{Path(path).stem}", **train}
+    return build_spec(raw, reading, source)
+
+
+def dump_spec(spec: RunFields) -> str:
+    """Return the run as YAML with every field written out; reading it back gives an equal spec."""
+    return write_yaml(spec.model_dump())
+
+
+def _read_text(path: Path, source: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError([FieldError(source, f"is not UTF-8 text (byte {error.start})", None, "save it as UTF-8")], source) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SpecError([FieldError(source, f"cannot be read: {reason}", None, "give the path of a YAML run spec")], source) from error
+
+
+def _override(raw: dict[str, Any], text: str, reading: Reading) -> None:
+    """Put one `section.field=value` into `raw`, or note what is wrong with it."""
+    path, equals, value_text = text.partition("=")
+    path = path.strip()
+    if not equals or not path:
+        rule = f"{text!r} is not FIELD=VALUE"
+        reading.add([FieldError("--set", rule, text, "write it like --set parallel.tp=4, without spaces around =")])
+        return
+    parsed = read_yaml(value_text, f"--set {path}")
+    if parsed.errors:
+        reading.add([replace(error, line=None) for error in parsed.errors])
+        return
+    # What is reported about this path is no longer about the line in the file.
+    reading.lines.pop(path, None)
+    section, _, name = path.rpartition(".")
+    if "." in section:
+        reading.add([unknown_field(path, parsed.value)])
+    elif (known_section := section_of(path)) is not None:
+        fix = f"set one field at a time, such as --set {path}.{next(iter(known_section.model_fields))}=..."
+        reading.add([FieldError(path, "is a section, not a field", parsed.value, fix)])
+    else:
+        _put(raw, section, name, parsed.value)
+
+
+def _put(raw: dict[str, Any], section: str, name: str, value: object) -> None:
+    if not section:
+        raw[name] = value
+    elif raw.get(section) is None or isinstance(raw[section], dict):
+        # A new mapping, because YAML aliases may share one between sections.
+        raw[section] = {**(raw.get(section) or {}), name: value}

@@ -1,0 +1,48 @@
+"""RunSpec: the whole run, validated before any process starts."""
+
+from typing import Any, Self
+
+import yaml
+from pydantic import model_validator
+
+from trimaran.runtime.spec.errors import SpecError
+from trimaran.runtime.spec.fields import RunFields
+from trimaran.runtime.spec.rules import broken_rules
+
+
+class RunSpec(RunFields):
+    """A run in which every field and every rule between fields holds.
+
+    Read one with `load_spec` or `parse_spec`, which report all errors at once as a SpecError. Built directly, it raises
+    pydantic's ValidationError, a ValueError too.
+    """
+
+    @model_validator(mode="after")
+    def _obeys_the_rules(self) -> Self:
+        errors = broken_rules(self)
+        if errors:
+            raise SpecError(errors)
+        return self
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a spec file, for editors and other tools; the rules between fields are not in it."""
+    schema = RunSpec.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "trimaran run spec"}
+
+
+def diff_specs(a: RunFields, b: RunFields) -> list[str]:
+    """Return one line for every field that differs, as `parallel.tp: 2 -> 4`, in the order of the fields."""
+    left, right = _flat(a.model_dump()), _flat(b.model_dump())
+    return [f"{path}: {_scalar(left[path])} -> {_scalar(right[path])}" for path in left if left[path] != right[path]]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _scalar(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

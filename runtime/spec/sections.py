@@ -1,0 +1,239 @@
+"""The sections of a run spec: names, types, ranges, defaults and one line about every field.
+
+A section knows only its own fields; whatever relates two fields is a rule in `rules.py`, so that every rule can be
+checked at once. The description of a field is its documentation.
+"""
+
+import os
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from trimaran.models.config import (
+    INTEGRAL,
+    Activation,
+    Count,
+    Dropout,
+    NonNegative,
+    Norm,
+    Position,
+    Positive,
+    TransformerConfig,
+)
+from trimaran.models.presets import check_preset_name
+
+SECTION_CONFIG: Final = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+ScheduleName = Literal["gpipe", "1f1b", "interleaved_1f1b"]
+LrScheduleName = Literal["constant", "cosine", "linear", "step", "exponential", "wsd"]
+Dtype = Literal["float32", "bfloat16", "float64"]
+
+
+def _check_path(path: str) -> str:
+    if not path.strip():
+        raise ValueError("must name a file or folder, got an empty text; write a path such as runs/first")
+    if path != path.strip():
+        raise ValueError(f"must not begin or end with a space, got {path!r}; write {path.strip()!r}")
+    if "\0" in path:
+        raise ValueError(f"must not contain a NUL character, got {path!r}; write a path such as runs/first")
+    if path.startswith("~"):
+        raise ValueError(f"must be a path as it is, because ~ is not expanded, got {path!r}; write the home folder out in full")
+    return path
+
+
+def _check_folder(path: str) -> str:
+    if os.path.normpath(_check_path(path)) in (".", "..", "/", "//"):
+        raise ValueError(f"must be a folder of its own, got {path!r}; write a path such as runs/first")
+    return path
+
+
+Folder = Annotated[str, AfterValidator(_check_folder)]
+FilePath = Annotated[str, AfterValidator(_check_path)]
+NonNegativeWhole = Annotated[int, Field(ge=0, le=2**31 - 1), INTEGRAL]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+# The 256 bytes and the end-of-text token.
+TokenizerSize = Annotated[int, Field(ge=257, le=2**31 - 1), INTEGRAL]
+
+
+def _override(name: str, instead: str = "the preset's") -> Any:
+    """A model field that may be left out: documented as in TransformerConfig, null by default."""
+    description = (TransformerConfig.model_fields[name].description or "").rstrip(".")
+    return Field(default=None, description=f"{description} (null: {instead}).")
+
+
+class ModelSection(BaseModel):
+    """The network: a published shape by name, a shape in numbers, or a preset with some numbers changed."""
+
+    model_config = SECTION_CONFIG
+
+    preset: Annotated[str, AfterValidator(check_preset_name)] | None = Field(
+        default=None, description="Published shape to start from, such as gpt2-124m; the fields below override it."
+    )
+    num_layers: Count | None = _override("num_layers")
+    hidden_size: Count | None = _override("hidden_size")
+    num_heads: Count | None = _override("num_heads")
+    num_kv_heads: Count | None = _override("num_kv_heads", "the preset's, or num_heads")
+    head_dim: Count | None = _override("head_dim", "the preset's, or hidden_size / num_heads")
+    ffn_hidden_size: Count | None = _override("ffn_hidden_size", "the preset's, or 4 * hidden_size")
+    vocab_size: Count | None = _override("vocab_size", "the preset's, or data.tokenizer_vocab_size")
+    max_seq_len: Count | None = _override("max_seq_len", "the preset's, or train.seq_len")
+    position: Position | None = _override("position", "the preset's, or rotary")
+    rotary_base: Positive | None = _override("rotary_base", "the preset's, or 10000")
+    norm: Norm | None = _override("norm", "the preset's, or rmsnorm")
+    norm_eps: Positive | None = _override("norm_eps", "the preset's, or 1e-5")
+    activation: Activation | None = _override("activation", "the preset's, or swiglu")
+    bias: bool | None = _override("bias", "the preset's, or false")
+    tie_embeddings: bool | None = _override("tie_embeddings", "the preset's, or false")
+    embedding_dropout: Dropout | None = _override("embedding_dropout", "0")
+    hidden_dropout: Dropout | None = _override("hidden_dropout", "0")
+    attention_dropout: Dropout | None = _override("attention_dropout", "0")
+    init_std: Positive | None = _override("init_std", "0.02")
+    depth_scaled_init: bool | None = _override("depth_scaled_init", "true")
+
+
+class ParallelSection(BaseModel):
+    """How the model and the batch are cut over the ranks; tp * pp * dp * cp ranks in all."""
+
+    model_config = SECTION_CONFIG
+
+    tp: Count = Field(default=1, description="Tensor-parallel degree: ranks that share every matrix of a layer.")
+    pp: Count = Field(default=1, description="Pipeline-parallel degree: ranks that share the layers.")
+    dp: Count = Field(default=1, description="Data-parallel degree: replicas that share the batch.")
+    cp: Count = Field(
+        default=1,
+        json_schema_extra={"maximum": 1},
+        description="Context-parallel degree: ranks that share a sequence (only 1 is built yet).",
+    )
+    ep: Count = Field(
+        default=1,
+        json_schema_extra={"maximum": 1},
+        description="Expert-parallel degree: ranks that share the experts (only 1 is built yet).",
+    )
+    virtual_stages: Count = Field(default=1, description="Stages each pipeline rank holds; more than 1 needs schedule interleaved_1f1b.")
+    schedule: ScheduleName = Field(default="1f1b", description="Order of forward and backward microbatches on the pipeline ranks.")
+    sequence_parallel: bool = Field(
+        default=False, description="Whether norms and dropout between tensor-parallel blocks keep only seq_len / tp positions a rank."
+    )
+    layers_per_stage: Annotated[list[Count], Field(min_length=1)] | None = Field(
+        default=None, description="Layers of every stage, pp * virtual_stages numbers (null: balanced by cost)."
+    )
+
+
+class ZeroSection(BaseModel):
+    """How much of the training state the dp ranks share out between them."""
+
+    model_config = SECTION_CONFIG
+
+    stage: NonNegativeWhole = Field(
+        default=1,
+        json_schema_extra={"maximum": 1},
+        description="0: every dp rank holds all of the optimizer state; 1: each holds a share of it.",
+    )
+    backend: Literal["native"] = Field(default="native", description="Whose implementation does it.")
+    bucket_size_mib: Positive = Field(default=25.0, description="Size of one flat gradient buffer, in MiB.")
+
+
+class DataSection(BaseModel):
+    """The text, and how it becomes tokens."""
+
+    model_config = SECTION_CONFIG
+
+    source: Annotated[list[FilePath], Field(min_length=1)] = Field(
+        default_factory=lambda: ["quickstart"],
+        description="Files, folders or globs of .txt, .jsonl, .txt.gz and .jsonl.gz; quickstart is a small built-in corpus.",
+    )
+    text_field: Annotated[str, Field(min_length=1)] = Field(default="text", description="Key of the text in a line of a .jsonl file.")
+    cache_dir: Folder = Field(default=".cache/trimaran", description="Folder for downloaded text, tokenizers and token shards.")
+    tokenizer: FilePath | None = Field(default=None, description="Existing tokenizer.json to use (null: train one on the source).")
+    tokenizer_vocab_size: TokenizerSize = Field(default=4096, description="Tokens of the tokenizer that is trained on the source.")
+    held_out_fraction: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        default=0.02, description="Share of the text kept out of training, for evaluation."
+    )
+    shuffle: bool = Field(default=True, description="Whether the samples of an epoch are drawn in a seeded random order.")
+
+
+class OptimizerSection(BaseModel):
+    """AdamW (Loshchilov and Hutter 2019) and gradient clipping."""
+
+    model_config = SECTION_CONFIG
+
+    name: Literal["adamw"] = Field(default="adamw", description="Update rule.")
+    lr: Positive = Field(description="Peak learning rate.")
+    beta1: Beta = Field(default=0.9, description="Decay of the running mean of the gradient.")
+    beta2: Beta = Field(default=0.95, description="Decay of the running mean of the squared gradient.")
+    eps: Positive = Field(default=1e-8, description="Added to the root of the second moment.")
+    weight_decay: NonNegative = Field(default=0.1, description="Decoupled weight decay of matrices; biases and norms have none.")
+    max_grad_norm: NonNegative = Field(default=1.0, description="Global gradient norm to clip to; 0 does not clip.")
+
+
+class LrScheduleSection(BaseModel):
+    """The learning rate over the steps: a linear warmup from 0, then one of six shapes."""
+
+    model_config = SECTION_CONFIG
+
+    name: LrScheduleName = Field(default="cosine", description="Shape after the warmup; wsd is warmup, stable, decay.")
+    warmup_steps: NonNegativeWhole = Field(default=0, description="Steps of linear warmup.")
+    min_lr_ratio: Fraction = Field(default=0.1, description="Lowest learning rate, as a share of optimizer.lr.")
+    decay_steps: Count | None = Field(
+        default=None, description="Step at which cosine, linear or wsd reach the lowest rate, warmup included (null: train.num_steps)."
+    )
+    step_interval: Count | None = Field(default=None, description="step: steps between two drops.")
+    step_gamma: PositiveFraction = Field(default=0.1, description="step: factor of every drop.")
+    decay_rate: PositiveFraction | None = Field(default=None, description="exponential: factor of every step.")
+    wsd_decay_fraction: PositiveFraction = Field(default=0.2, description="wsd: share of decay_steps that the final decay takes.")
+
+
+class PrecisionSection(BaseModel):
+    """Number formats."""
+
+    model_config = SECTION_CONFIG
+
+    dtype: Dtype = Field(
+        default="float32", description="Format of parameters and compute; bfloat16 keeps float32 main parameters and gradients."
+    )
+
+
+class TrainSection(BaseModel):
+    """How long, how much at once, and where the results go."""
+
+    model_config = SECTION_CONFIG
+
+    num_steps: Count = Field(description="Optimizer steps of the whole run.")
+    global_batch_size: Count = Field(description="Sequences of one optimizer step, over all dp ranks and microbatches.")
+    micro_batch_size: Count = Field(description="Sequences one rank computes at once.")
+    seq_len: Count = Field(description="Tokens of one sequence.")
+    output_dir: Folder = Field(default="runs/run", description="Folder of the run; a spec file without it writes to runs/NAME-OF-THE-FILE.")
+    eval_interval: NonNegativeWhole = Field(default=0, description="Steps between evaluations on the held-out text; 0 never evaluates.")
+    eval_batches: Count = Field(default=4, description="Global batches of one evaluation.")
+
+
+class CheckpointSection(BaseModel):
+    """When training state is saved, and whether a run continues from it."""
+
+    model_config = SECTION_CONFIG
+
+    interval: NonNegativeWhole = Field(default=0, description="Steps between checkpoints; 0 saves only at the end.")
+    keep_last: Count = Field(default=2, description="Checkpoints kept; older ones are deleted.")
+    resume: bool = Field(default=True, description="Whether to continue when output_dir already has a checkpoint.")
+
+
+class LauncherSection(BaseModel):
+    """How the processes are started."""
+
+    model_config = SECTION_CONFIG
+
+    kind: Literal["local"] = Field(default="local", description="local starts all ranks on this machine.")
+    threads_per_rank: Count | None = Field(default=None, description="CPU threads of every rank (null: the cores shared out evenly).")
+    timeout_s: Positive = Field(default=300.0, description="Longest wait of any collective or receive, in seconds.")
+
+
+class LoggingSection(BaseModel):
+    """What is written down while training."""
+
+    model_config = SECTION_CONFIG
+
+    interval: Count = Field(default=1, description="Steps between rows of metrics.jsonl.")
+    tensorboard: bool = Field(default=True, description="Whether to write TensorBoard events too.")
+    timeline: bool = Field(default=True, description="Whether to record the pipeline timeline of the last step.")

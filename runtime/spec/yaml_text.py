@@ -1,0 +1,133 @@
+"""YAML for run specs: the 1.2 scalars, no repeated keys, and the line of every field.
+
+PyYAML reads YAML 1.1, where `3e-4` is text, `no` is false, `1:30` is 90 and `2024-01-01` is a date. Here numbers are
+numbers, only true and false are booleans, and everything else is text.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import yaml
+
+from trimaran.runtime.spec.errors import FieldError
+
+_SCALARS: Final = (
+    ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+    ("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        re.compile(
+            r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$"
+            r"|^\.(?:nan|NaN|NAN)$"
+        ),
+        "-+0123456789.",
+    ),
+    ("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), "~nN"),
+    ("tag:yaml.org,2002:merge", re.compile(r"^<<$"), "<"),
+)
+
+
+class _SpecLoader(yaml.SafeLoader):
+    """SafeLoader with the scalars above."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  PyYAML's own class attribute, filled below
+
+
+class _SpecDumper(yaml.SafeDumper):
+    """SafeDumper that also puts quotes around text which the scalars above would read as something else."""
+
+
+for _tag, _pattern, _first in _SCALARS:
+    _SpecDumper.add_implicit_resolver(_tag, _pattern, list(_first))
+    _SpecLoader.add_implicit_resolver(_tag, _pattern, [*_first, ""] if _tag.endswith("null") else list(_first))
+
+
+@dataclass
+class YamlText:
+    """What a YAML text holds.
+
+    Attributes:
+        value: the document as plain Python values; None where it could not be read.
+        lines: line of every `section` and `section.field`, counted from 1.
+        errors: what is wrong with the text itself.
+    """
+
+    value: object = None
+    lines: dict[str, int] = field(default_factory=dict)
+    errors: list[FieldError] = field(default_factory=list)
+
+
+def read_yaml(text: str, name: str) -> YamlText:
+    """Return the value, the lines and the errors of a YAML text; never raises for what stands in it.
+
+    Args:
+        text: the document.
+        name: what errors call it.
+    """
+    result = YamlText()
+    try:
+        loader = _SpecLoader(text)
+        node = loader.get_single_node()
+        if node is not None:
+            result.lines = dict(_lines(node, ""))
+            result.errors = list(_repeated_keys(node, "", set()))
+            result.value = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        words = " ".join(part for part in (error.context, error.problem) if part)
+        line = mark.line + 1 if mark else None
+        result.errors.append(FieldError(name, f"is not valid YAML: {words}", None, _yaml_hint(words), line))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, int(error.position)) + 1
+        result.errors.append(FieldError(name, f"is not valid YAML: {error.reason}", None, "remove the character", line))
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # PyYAML's constructors fail in all of these ways on tagged scalars such as `!!bool maybe`.
+        rule = f"has a value that cannot be read ({type(error).__name__}: {error})"
+        result.errors.append(FieldError(name, rule, None, "write plain numbers, text and lists, without !! tags"))
+    return result
+
+
+def write_yaml(value: object) -> str:
+    """Return the value as YAML text that `read_yaml` gives back unchanged."""
+    return str(yaml.dump(value, Dumper=_SpecDumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+def _yaml_hint(words: str) -> str:
+    if "\\t" in words:
+        return "indent with spaces, not tabs"
+    if "mapping values are not allowed" in words:
+        return "check the indentation, and put text with a colon in quotes"
+    if "single document" in words:
+        return "keep one document a file; remove the line ---"
+    return "check brackets, quotes and indentation around that line"
+
+
+def _lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = f"{prefix}{key.value}"
+            yield path, key.start_mark.line + 1
+            if not prefix:
+                yield from _lines(value, f"{path}.")
+
+
+def _repeated_keys(node: yaml.Node, prefix: str, seen: set[int]) -> Iterator[FieldError]:
+    """Yield an error for every key that its mapping already has; PyYAML would silently keep the last."""
+    # An alias brings the same node again, and a circular one would never end.
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated_keys(item, prefix, seen)
+    if isinstance(node, yaml.MappingNode):
+        first: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in first and key.tag != "tag:yaml.org,2002:merge":
+                rule = f"is given twice in the same place, first on line {first[name]}"
+                yield FieldError(f"{prefix}{name}", rule, None, "keep one of them", line)
+            first.setdefault(name, line)
+            yield from _repeated_keys(value, f"{prefix}{name}.", seen)

@@ -1,0 +1,122 @@
+"""Job: everything one rank holds to train, built from a run spec and a mesh; and the step it repeats."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trimaran.models.batch import Microbatch
+from trimaran.models.parallel.group import all_reduce
+from trimaran.models.parallel.parameter import Placement
+from trimaran.models.transformer import Stage, build_stages, model_dtype
+from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.pipeline.executor import Executor
+from trimaran.runtime.pipeline.partition import stage_layers
+from trimaran.runtime.pipeline.passes import add_communication, validate
+from trimaran.runtime.pipeline.schedule import Schedule, build_schedule, forward_only, stages_of_rank
+from trimaran.runtime.pipeline.transport import Transport
+from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.zero.optimizer import AdamWSettings, ShardedOptimizer, clip_factor
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What one rank holds.
+
+    Args:
+        stages: stage index -> stage, of this rank.
+        schedule: the training schedule of all pipeline ranks, with communication: validated, and the one the executor runs.
+    """
+
+    spec: RunSpec
+    mesh: Mesh
+    stages: dict[int, Stage]
+    schedule: Schedule
+    executor: Executor
+    evaluator: Executor
+    optimizer: ShardedOptimizer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Of one step, the same on all ranks: mean loss a token, the gradient norm before clipping, and whether any rank asked to stop."""
+
+    loss: float
+    grad_norm: float
+    stop: bool
+
+
+def build_job(spec: RunSpec, mesh: Mesh, device: torch.device) -> Job:
+    """Build stages with initial weights, the validated schedule, executors and the optimizer. No communication."""
+    config, parallel, train = spec.transformer, spec.parallel, spec.train
+    place = Placement(mesh.tp, parallel.sequence_parallel and mesh.tp.size > 1, model_dtype(spec.precision.dtype), device)
+    layers = stage_layers(config, train.seq_len, spec.num_stages, parallel.layers_per_stage)
+    mine = stages_of_rank(mesh.pp.rank, mesh.pp.size, parallel.virtual_stages)
+    stages = dict(zip(mine, build_stages(config, layers, mine, place, seed=spec.seed), strict=True))
+    settings = AdamWSettings(spec.optimizer.beta1, spec.optimizer.beta2, spec.optimizer.eps, spec.optimizer.weight_decay)
+    bucket_bytes = int(spec.zero.bucket_size_mib * 2**20)
+    optimizer = ShardedOptimizer(stages, mesh, settings, zero_stage=spec.zero.stage, bucket_bytes=bucket_bytes)
+
+    schedule = add_communication(build_schedule(parallel.schedule, mesh.pp.size, spec.num_microbatches, parallel.virtual_stages))
+    evaluation = add_communication(forward_only(mesh.pp.size, spec.num_microbatches, parallel.virtual_stages))
+    for each in (schedule, evaluation):
+        validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
+    local_seq = train.seq_len // (mesh.tp.size if place.sequence_parallel else 1)
+    shape = (train.micro_batch_size, local_seq, config.hidden_size)
+    transport = Transport(mesh, shape, place.dtype, device)
+    weight = 1.0 / spec.tokens_per_step
+    executor = Executor(
+        stages, schedule[mesh.pp.rank], transport, loss_weight=weight, on_last_backward=optimizer.expect_last_backward
+    )
+    evaluator = Executor(stages, evaluation[mesh.pp.rank], transport, loss_weight=weight)
+    return Job(spec, mesh, stages, schedule, executor, evaluator, optimizer)
+
+
+def train_step(job: Job, batches: Sequence[Microbatch], lr: float, *, stop: bool = False) -> StepResult:
+    """Run one optimizer step over the global batch, of which `batches` are this dp rank's microbatches. Collective over the world.
+
+    Args:
+        stop: whether this rank wants to stop after the step; the result tells whether any rank does.
+    Raises:
+        RuntimeError: the loss or the gradient norm is not finite; the parameters are then still those of the step before.
+    """
+    job.optimizer.zero_grad()
+    job.executor.run(batches)
+    squared_norm = job.optimizer.finish_gradients()
+    loss_sum, squared_norm_sum, stops = _sum_over_world(job, job.executor.loss, squared_norm, torch.tensor(float(stop)))
+    loss, grad_norm = loss_sum / job.spec.tokens_per_step, math.sqrt(squared_norm_sum)
+    if not math.isfinite(loss) or not math.isfinite(grad_norm):
+        raise RuntimeError(
+            f"training diverged at step {job.optimizer.num_steps + 1}: loss {loss}, grad_norm {grad_norm}; "
+            "lower optimizer.lr or lengthen lr_schedule.warmup_steps, and resume from the last checkpoint"
+        )
+    factor = clip_factor(grad_norm, job.spec.optimizer.max_grad_norm)
+    if factor < 1.0:
+        job.optimizer.scale_gradients(factor)
+    job.optimizer.step(lr)
+    return StepResult(loss, grad_norm, stops > 0)
+
+
+@torch.no_grad()
+def evaluate(job: Job, global_batches: Sequence[Sequence[Microbatch]]) -> float:
+    """Return the mean loss a token over the global batches, of each of which this dp rank has its microbatches. Collective over the world."""
+    for stage in job.stages.values():
+        stage.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    for batches in global_batches:
+        job.evaluator.run(batches)
+        total += job.evaluator.loss.cpu()
+    for stage in job.stages.values():
+        stage.train()
+    (loss_sum,) = _sum_over_world(job, total)
+    return loss_sum / (len(global_batches) * job.spec.tokens_per_step)
+
+
+def _sum_over_world(job: Job, loss: torch.Tensor, *others: torch.Tensor) -> list[float]:
+    """Sum scalars over the world in one all_reduce: the one device sync of a step. The loss is counted on one rank of each tp group."""
+    counted = loss if job.mesh.tp.rank == 0 else torch.zeros_like(loss)
+    device = job.executor.transport.device
+    totals = torch.stack([value.to(device, torch.float64) for value in (counted, *others)])
+    values: list[float] = all_reduce(totals, job.mesh.world).tolist()
+    return values

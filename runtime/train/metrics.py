@@ -1,0 +1,317 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard and one line on the screen. Used on the logging rank only.
+
+metrics.jsonl is one JSON object a line. A training row has step, loss, lr, grad_norm, tokens_seen, tokens_per_second,
+step_time_ms and mfu (null where unknown); an evaluation row has step, held_out_loss and held_out_perplexity. ``step`` is the number
+of optimizer steps finished, so the first training row is step 1. Numbers that JSON lacks are the strings "NaN", "Infinity" and
+"-Infinity" (the JSON mapping of protocol buffers), so that any JSON reader takes the file and a diverged loss is still told from an unknown one.
+"""
+
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+Row = dict[str, int | float | None]
+"""One line of metrics.jsonl: a training row has "loss", an evaluation row has "held_out_loss"."""
+
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_RECENT_STEPS = 50  # window of the median step time behind the ETA: long enough to outlive one slow step, short enough to follow a change
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Return the rows of a metrics.jsonl in file order; a last line that was cut while being written is left out.
+
+    Raises:
+        ValueError: another line is not a row, naming the line number.
+        FileNotFoundError: there is no such file.
+    """
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_decode_row(line))
+        except ValueError as error:
+            # only what follows the last newline can be a write that a crash cut short
+            if number == len(lines):
+                break
+            raise ValueError(f"{path.name} line {number} is not a metrics row ({error}); remove that line to use the file") from error
+    return rows
+
+
+class MetricsLogger:
+    """Writes the rows of one run; ``log`` once per step, ``log_evaluation`` after an evaluation, ``close`` (or a with block) at the end."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_steps: int,
+        resume_step: int = 0,
+        interval: int = 1,
+        tensorboard: bool = True,
+        stream: TextIO | None = None,
+    ) -> None:
+        """Open the files below ``folder`` and forget what an earlier run wrote after ``resume_step``.
+
+        Args:
+            folder: the run folder; metrics.jsonl and tensorboard/ are made in it.
+            num_steps: length of the run, for the "step/total" and the ETA on the screen.
+            resume_step: steps finished in the checkpoint that was loaded. Rows of later steps are dropped, for they come again;
+                0 is a fresh start, which drops every row.
+            interval: steps between lines on the screen; the files get every step.
+            tensorboard: also write TensorBoard scalars.
+            stream: where the screen lines go, standard output by default. A terminal gets one live line, anything else plain lines.
+
+        Raises:
+            ValueError: the metrics.jsonl found there has a broken line before its last.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        kept = _drop_rows_after(path, resume_step)
+        self._last_step = max((int(row["step"] or 0) for row in kept if "loss" in row), default=0)
+        self._last_evaluation = max((int(row["step"] or 0) for row in kept if "held_out_loss" in row), default=-1)
+        self._num_steps = num_steps
+        self._interval = max(1, interval)
+        self._step_times_ms: deque[float] = deque(maxlen=_RECENT_STEPS)
+        # line buffering hands every finished row to the system: a killed process loses at most the row it was writing
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._scalars = _TensorBoardScalars(folder / "tensorboard", purge_step=resume_step + 1) if tensorboard else None
+        self._screen = _make_screen(sys.stdout if stream is None else stream)
+
+    def log(
+        self,
+        *,
+        step: int,
+        loss: float,
+        lr: float,
+        grad_norm: float | None,
+        tokens_seen: int,
+        tokens_per_second: float,
+        step_time_ms: float,
+        mfu: float | None = None,
+    ) -> None:
+        """Write the row of one finished training step everywhere.
+
+        Args:
+            step: optimizer steps finished, this one included: 1 for the first.
+            loss: mean over the tokens of the global batch.
+            grad_norm: before clipping; None where it was not measured.
+            tokens_seen: since the start of training, this step included.
+            tokens_per_second: of the whole run, all ranks together.
+            mfu: share in [0, 1] or None.
+
+        Raises:
+            ValueError: ``step`` is not later than the last one logged; the file holds each step once.
+        """
+        if step <= self._last_step:
+            raise ValueError(f"step ({step}) was logged before: the last row is step {self._last_step}, the next must be later")
+        self._last_step = step
+        row: Row = {
+            "step": step,
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "tokens_seen": tokens_seen,
+            "tokens_per_second": tokens_per_second,
+            "step_time_ms": step_time_ms,
+            "mfu": mfu,
+        }
+        self._write(row, prefix="train/")
+        self._step_times_ms.append(step_time_ms)
+        due = step % self._interval == 0 or step == self._num_steps
+        self._screen.show(self._progress_line(row), due)
+
+    def log_evaluation(self, *, step: int, held_out_loss: float) -> None:
+        """Write the row of an evaluation after ``step`` finished steps (0 = before training); perplexity is exp(loss).
+
+        Raises:
+            ValueError: an evaluation at this step or a later one was logged before.
+        """
+        if step <= self._last_evaluation:
+            raise ValueError(f"step ({step}) was evaluated before: the last evaluation row is step {self._last_evaluation}")
+        self._last_evaluation = step
+        perplexity = perplexity_of(held_out_loss)
+        self._write({"step": step, "held_out_loss": held_out_loss, "held_out_perplexity": perplexity}, prefix="")
+        self.say(f"step {step}/{self._num_steps}  held-out loss {held_out_loss:.4f}  perplexity {perplexity:.2f}")
+
+    def say(self, text: str) -> None:
+        """Print one line of text above the live line."""
+        self._screen.say(text)
+
+    def close(self) -> None:
+        """Flush and close everything; harmless when called again."""
+        self._screen.close()
+        if self._scalars is not None:
+            self._scalars.close()
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _write(self, row: Row, prefix: str) -> None:
+        self._file.write(_encode_row(row) + "\n")
+        if self._scalars is not None:
+            self._scalars.add(int(row["step"] or 0), {_tag(prefix, name): value for name, value in row.items() if name != "step"})
+
+    def _progress_line(self, row: Mapping[str, Any]) -> str:
+        remaining_ms = statistics.median(self._step_times_ms) * max(0, self._num_steps - row["step"])
+        parts = [f"step {row['step']}/{self._num_steps}", f"loss {row['loss']:.4f}", f"lr {row['lr']:.2e}"]
+        if row["grad_norm"] is not None:
+            parts.append(f"grad norm {row['grad_norm']:.3f}")
+        parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+        if row["mfu"] is not None:
+            parts.append(f"MFU {row['mfu']:.1%}")
+        return "  ".join([*parts, f"ETA {_duration(remaining_ms / 1000)}"])
+
+
+def perplexity_of(loss: float) -> float:
+    """Return exp(loss), infinity where float64 overflows (loss above about 709 nats)."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+class _TensorBoardScalars:
+    """Scalars in one event file, by tensorboard's own writer: torch.utils.tensorboard costs seconds of import for the same file."""
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        """Open an event file whose readers forget older scalars at ``purge_step`` and later, as a resumed run writes those again."""
+        # import_module keeps protobuf and numpy out of processes that log nothing; tensorboard ships no types either way
+        self._events: Any = import_module("tensorboard.compat.proto.event_pb2")
+        self._summaries: Any = import_module("tensorboard.compat.proto.summary_pb2")
+        self._writer: Any = import_module("tensorboard.summary.writer.event_file_writer").EventFileWriter(str(folder), flush_secs=10)
+        start = self._events.SessionLog(status=self._events.SessionLog.START)
+        self._writer.add_event(self._events.Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def add(self, step: int, scalars: Mapping[str, float | None]) -> None:
+        """Write the scalars that have a value."""
+        values = [self._summaries.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items() if value is not None]
+        self._writer.add_event(self._events.Event(wall_time=time.time(), step=step, summary=self._summaries.Summary(value=values)))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Screen(Protocol):
+    """Where progress is shown."""
+
+    def show(self, line: str, due: bool) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _PlainScreen:
+    """One line per logging interval, for log files and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def show(self, line: str, due: bool) -> None:
+        if due:
+            self.say(line)
+
+    def say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _LiveScreen:
+    """One line that is redrawn in place, for terminals."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._text: Any = import_module("rich.text").Text
+        self._console: Any = import_module("rich.console").Console(file=stream, highlight=False)
+        self._live: Any = import_module("rich.live").Live(console=self._console, auto_refresh=False)
+        self._live.start()
+        self._drawn_at_s = 0.0
+
+    def show(self, line: str, due: bool) -> None:
+        now_s = time.monotonic()
+        # ten redraws a second are all an eye can use; more would take time from short steps
+        refresh = now_s - self._drawn_at_s >= 0.1
+        self._drawn_at_s = now_s if refresh else self._drawn_at_s
+        self._live.update(self._text(line, no_wrap=True, overflow="ellipsis"), refresh=refresh)
+
+    def say(self, text: str) -> None:
+        self._console.print(self._text(text))
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def _make_screen(stream: TextIO) -> _Screen:
+    return _LiveScreen(stream) if stream.isatty() else _PlainScreen(stream)
+
+
+def _drop_rows_after(path: Path, step: int) -> list[Row]:
+    """Rewrite the file at ``path`` without rows after ``step`` and without a half-written line; return the rows kept.
+
+    The new file replaces the old one in one rename, so a crash here leaves either of them whole.
+    """
+    if not path.exists():
+        return []
+    kept = [row for row in read_metrics(path) if 0 <= int(row["step"] or 0) <= step] if step > 0 else []
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(_encode_row(row) + "\n" for row in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return kept
+
+
+def _encode_row(row: Row) -> str:
+    return json.dumps({name: _encode_number(value) for name, value in row.items()}, allow_nan=False)
+
+
+def _encode_number(value: float | None) -> float | str | None:
+    if value is None or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _decode_row(line: bytes) -> Row:
+    found = json.loads(line)
+    has_step = isinstance(found, dict) and isinstance(found.get("step"), int)
+    if not has_step:
+        raise ValueError("no integer step")
+    return {name: _decode_number(name, value) for name, value in found.items()}
+
+
+def _decode_number(name: str, value: object) -> int | float | None:
+    if isinstance(value, str) and value in _NOT_FINITE:
+        return _NOT_FINITE[value]
+    if value is None or isinstance(value, int | float):
+        return value
+    raise ValueError(f"{name} is {value!r}, not a number")
+
+
+def _tag(prefix: str, name: str) -> str:
+    """Return the TensorBoard name of a column: train/loss, held_out/perplexity."""
+    return prefix + name.replace("held_out_", "held_out/")
+
+
+def _duration(seconds: float) -> str:
+    """Return h:mm:ss, with days in front where there are some."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{days}d {hour}:{minute:02}:{second:02}" if days else f"{hour}:{minute:02}:{second:02}"

@@ -1,0 +1,127 @@
+"""Flat buckets: parameters and their gradients laid end to end, so that one collective serves many tensors.
+
+A bucket is cut into `dp` equal slices; dp rank r owns slice r. Parameters are laid in the reverse of their order in the network, which is the
+order in which the backward pass finishes their gradients.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import nn
+
+from trimaran.models.parallel.group import Group
+from trimaran.models.parallel.parameter import ParameterInfo, info_of
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One parameter's place in a bucket: elements [start, stop) of the flat buffers."""
+
+    name: str
+    parameter: nn.Parameter
+    start: int
+    stop: int
+
+    @property
+    def info(self) -> ParameterInfo:
+        """The parameter's record."""
+        return info_of(self.parameter)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run [start, stop) of a bucket whose parameters share the flags. counted: this rank adds it to the gradient norm."""
+
+    start: int
+    stop: int
+    decay: bool
+    counted: bool
+
+
+class Bucket:
+    """Flat parameters [length] in the parameters' dtype and flat gradients [length] in `grad_dtype`; length is a multiple of dp.
+
+    The parameters' data become views of the flat buffer, their `main_grad` views of the gradients.
+
+    Args:
+        partial_over_tp: the gradients are partial sums over tp; tied: the one parameter is tied to another stage's.
+    """
+
+    def __init__(
+        self, parameters: Sequence[tuple[str, nn.Parameter]], dp: Group, tp: Group, grad_dtype: torch.dtype, *, tied: bool = False
+    ) -> None:
+        first = parameters[0][1]
+        self.partial_over_tp, self.tied = info_of(first).partial_over_tp, tied
+        # Like flags side by side: the optimizer's and the norm's work comes in few long runs.
+        ordered = sorted(parameters, key=lambda item: (info_of(item[1]).decay, info_of(item[1]).shard.axis is None))
+        self.slots: list[Slot] = []
+        length = 0
+        for name, parameter in ordered:
+            self.slots.append(Slot(name, parameter, length, length + parameter.numel()))
+            length += parameter.numel()
+        length = -(-length // dp.size) * dp.size
+        self.params = torch.zeros(length, dtype=first.dtype, device=first.device)
+        self.grads = torch.zeros(length, dtype=grad_dtype, device=first.device)
+        self.owned = slice(length // dp.size * dp.rank, length // dp.size * (dp.rank + 1))
+        for slot in self.slots:
+            flat = self.params[slot.start : slot.stop].view_as(slot.parameter)
+            flat.copy_(slot.parameter.data)
+            slot.parameter.data = flat
+            slot.info.main_grad = self.grads[slot.start : slot.stop].view_as(slot.parameter)
+        self._tp_rank = tp.rank
+
+    def holds(self, slot: Slot) -> bool:
+        """Whether this rank answers for the slot: counts it and stores it. Copies of it on other tp ranks or stages do not."""
+        replica = slot.info.shard.axis is None and self._tp_rank > 0
+        return not replica and not slot.info.tied_copy
+
+    def segments(self, within: slice) -> list[Segment]:
+        """The runs of equal flags inside `within`, in order."""
+        segments: list[Segment] = []
+        for (decay, counted), run in groupby(self.slots, key=lambda slot: (slot.info.decay, self.holds(slot))):
+            slots = list(run)
+            start, stop = max(slots[0].start, within.start), min(slots[-1].stop, within.stop)
+            if start < stop:
+                segments.append(Segment(start, stop, decay, counted))
+        return segments
+
+    def overlaps(self, within: slice) -> Iterator[tuple[Slot, int, int]]:
+        """Yield (slot, start, stop) for every slot that reaches into `within`, the range in elements of the bucket."""
+        for slot in self.slots:
+            start, stop = max(slot.start, within.start), min(slot.stop, within.stop)
+            if start < stop:
+                yield slot, start, stop
+
+
+def build_buckets(
+    parameters: Sequence[tuple[str, nn.Parameter]], dp: Group, tp: Group, *, grad_dtype: torch.dtype, bucket_bytes: int, tied: bool
+) -> list[Bucket]:
+    """Return buckets of at most `bucket_bytes` of gradients each (a larger parameter has one of its own), in backward order.
+
+    Args:
+        parameters: (global name, parameter) in the order of the network, of one stage.
+        tied: whether the embedding is tied to another rank's copy: it then has a bucket to itself, of the same length on both.
+    """
+    buckets: list[Bucket] = []
+
+    def kind(item: tuple[str, nn.Parameter]) -> str:
+        info = info_of(item[1])
+        if tied and (info.tied_copy or item[0] == "embedding.weight"):
+            return "tied"
+        return "partial" if info.partial_over_tp else "plain"
+
+    for wanted in ("plain", "partial", "tied"):
+        pending: list[tuple[str, nn.Parameter]] = []
+        size = 0
+        for item in reversed([item for item in parameters if kind(item) == wanted]):
+            item_bytes = item[1].numel() * grad_dtype.itemsize
+            if pending and size + item_bytes > bucket_bytes:
+                buckets.append(Bucket(pending, dp, tp, grad_dtype, tied=wanted == "tied"))
+                pending, size = [], 0
+            pending.append(item)
+            size += item_bytes
+        if pending:
+            buckets.append(Bucket(pending, dp, tp, grad_dtype, tied=wanted == "tied"))
+    return buckets

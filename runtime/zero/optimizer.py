@@ -1,0 +1,240 @@
+"""The sharded optimizer: ZeRO stage 1 (Rajbhandari et al. 2020, section 5.1), and stage 0, plain data parallelism, as its unsharded case.
+
+Each dp rank keeps optimizer state for its slice of every bucket only. A step is: sum each bucket's gradients so that every rank has the total of
+its slice (started while the last backward pass still runs), clip by the global norm, AdamW on the slice, gather the new parameters.
+float32 parameters are their own main copy; for lower precision the slice keeps a float32 one.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trimaran.kernels.adamw import AdamWState, adamw_
+from trimaran.models.parallel.group import (
+    Wait,
+    add_from_peer,
+    all_gather_into,
+    all_reduce,
+    start_all_reduce,
+    start_reduce_scatter_into,
+)
+from trimaran.models.parallel.parameter import info_of
+from trimaran.models.parallel.shard import ShardPiece, ShardSpec
+from trimaran.models.transformer import Stage
+from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.zero.buckets import Bucket, Segment, build_buckets
+
+STATE_KEYS = ("weight", "exp_avg", "exp_avg_sq")
+ReadRange = Callable[[str, str, ShardSpec, tuple[int, ...], int, int], Tensor]
+"""(name, key, shard, local shape, start, stop) -> the flat range of the local shard, from a checkpoint."""
+
+
+@dataclass(eq=False)
+class _BucketState:
+    """A bucket with the optimizer state of the range `kept` that this rank updates, and its reduction under way."""
+
+    bucket: Bucket
+    stage_index: int
+    kept: slice
+    main: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    waiting: int = 0
+    wait: Wait | None = None
+    steps: list[tuple[Segment, AdamWState]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class AdamWSettings:
+    """Hyperparameters that do not change during a run."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+
+
+class ShardedOptimizer:
+    """AdamW over the parameters of this rank's stages, its state sharded over dp (zero_stage 1) or not (0).
+
+    Making one moves every parameter into flat buckets and gives it a `main_grad`. Gradients are sums over microbatches and dp ranks: scale the
+    loss by the global number of tokens.
+
+    Args:
+        stages: stage index -> stage, of this rank.
+        bucket_bytes: most gradient bytes in a bucket.
+    """
+
+    def __init__(self, stages: dict[int, Stage], mesh: Mesh, settings: AdamWSettings, *, zero_stage: int, bucket_bytes: int) -> None:
+        self._mesh, self._settings, self._sharded = mesh, settings, zero_stage >= 1
+        self._states: list[_BucketState] = []
+        seen: set[int] = set()
+        for index, stage in stages.items():
+            # A tied embedding may be one parameter of two stages of this rank; it then belongs to the first.
+            parameters = [(name, p) for name, p in stage.named_parameters() if id(p) not in seen]
+            seen.update(id(p) for _, p in parameters)
+            tied = stage.config.tie_embeddings and mesh.pp.size > 1
+            grad_dtype = torch.float64 if stage.place.dtype == torch.float64 else torch.float32
+            for bucket in build_buckets(parameters, mesh.dp, mesh.tp, grad_dtype=grad_dtype, bucket_bytes=bucket_bytes, tied=tied):
+                self._states.append(self._make_state(bucket, index))
+        self._tied_peer = {0: mesh.pp.size - 1, mesh.pp.size - 1: 0}.get(mesh.pp.rank)
+        self.num_steps = 0
+
+    def _make_state(self, bucket: Bucket, stage_index: int) -> _BucketState:
+        kept = bucket.owned if self._sharded else slice(0, len(bucket.params))
+        grads = bucket.grads[kept]
+        main = bucket.params[kept] if bucket.params.dtype == bucket.grads.dtype else bucket.params[kept].to(grads.dtype)
+        state = _BucketState(bucket, stage_index, kept, main, torch.zeros_like(grads), torch.zeros_like(grads))
+        for segment in bucket.segments(kept):
+            part = slice(segment.start - kept.start, segment.stop - kept.start)
+            step = torch.zeros((), dtype=torch.float32, device=main.device)
+            tensors = (main[part], grads[part], state.exp_avg[part], state.exp_avg_sq[part])
+            state.steps.append((segment, AdamWState(*tensors, step)))
+        for slot in bucket.slots:
+            info = slot.info
+            info.on_grad = lambda state=state: self._count(state)
+            slot.parameter.register_post_accumulate_grad_hook(_move_to_main_grad)
+        return state
+
+    def zero_grad(self) -> None:
+        """Clear the gradient buffers."""
+        for state in self._states:
+            state.bucket.grads.zero_()
+
+    def expect_last_backward(self, stage_index: int) -> None:
+        """Say that the next backward pass of this stage is its last of the step: its buckets may start to reduce as they fill."""
+        for state in self._states:
+            if state.stage_index == stage_index:
+                state.waiting = sum(slot.info.uses for slot in state.bucket.slots)
+
+    def _count(self, state: _BucketState) -> None:
+        if state.waiting > 0:
+            state.waiting -= 1
+            if state.waiting == 0:
+                self._start_reduction(state)
+
+    def _start_reduction(self, state: _BucketState) -> None:
+        grads, dp = state.bucket.grads, self._mesh.dp
+        if self._sharded:
+            state.wait = start_reduce_scatter_into(grads[state.kept], grads.view(dp.size, -1), dp)
+        else:
+            state.wait = start_all_reduce(grads, dp)
+
+    def finish_gradients(self) -> Tensor:
+        """Finish every reduction: over dp, over tp where gradients are partial, and between tied embeddings.
+
+        Returns: this rank's part of the squared gradient norm [scalar float64]; the sum over the world is the square of the global norm.
+        Collective: all ranks of the mesh must enter.
+        """
+        total = torch.zeros((), dtype=torch.float64)
+        for state in self._states:
+            if state.wait is None:  # a tied embedding that another stage of this rank finishes, or a parameter without a gradient
+                self._start_reduction(state)
+            assert state.wait is not None
+            state.wait()
+            state.wait, state.waiting = None, 0
+            kept = state.bucket.grads[state.kept]
+            if state.bucket.partial_over_tp:
+                all_reduce(kept, self._mesh.tp)
+            if self._is_tied(state.bucket):
+                assert self._tied_peer is not None
+                add_from_peer(kept, self._tied_peer, self._mesh.pp)
+            total += self._squared_norm(state)
+        return total
+
+    def _is_tied(self, bucket: Bucket) -> bool:
+        return bucket.tied and self._mesh.pp.size > 1
+
+    def _squared_norm(self, state: _BucketState) -> Tensor:
+        """The squares of the owned slice, each element of the model counted by exactly one rank of the world."""
+        total = torch.zeros((), dtype=torch.float64)
+        for segment in state.bucket.segments(state.bucket.owned):
+            if segment.counted:
+                grad = state.bucket.grads[segment.start : segment.stop]
+                total += torch.linalg.vector_norm(grad).double().square().cpu()
+        return total
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply the reduced gradients that this rank will step with."""
+        for state in self._states:
+            state.bucket.grads[state.kept].mul_(factor)
+
+    def step(self, lr: float) -> None:
+        """Take an AdamW step on the kept slices and gather the new parameters. Collective over dp."""
+        self.num_steps += 1
+        settings = self._settings
+        for decay in (True, False):
+            states = [adam for state in self._states for segment, adam in state.steps if segment.decay == decay]
+            weight_decay = settings.weight_decay if decay else 0.0
+            if states:
+                adamw_(states, lr=lr, beta1=settings.beta1, beta2=settings.beta2, eps=settings.eps, weight_decay=weight_decay)
+        self._publish_parameters()
+
+    def _publish_parameters(self) -> None:
+        for state in self._states:
+            params = state.bucket.params
+            if state.main.dtype != params.dtype:
+                params[state.kept].copy_(state.main)
+            if self._sharded:
+                all_gather_into(params.view(self._mesh.dp.size, -1), params[state.kept], self._mesh.dp)
+
+    def pieces(self) -> Iterator[ShardPiece]:
+        """Yield what this rank stores: weights and moments of its slice, each element of the model from exactly one rank."""
+        for state in self._states:
+            yield from self._pieces_of(state, dict(zip(STATE_KEYS, (state.main, state.exp_avg, state.exp_avg_sq), strict=True)))
+
+    def gradient_pieces(self) -> Iterator[ShardPiece]:
+        """Yield the reduced gradients of this rank's slice (key "grad") between `finish_gradients` and `zero_grad`."""
+        for state in self._states:
+            yield from self._pieces_of(state, {"grad": state.bucket.grads[state.kept]})
+
+    def _pieces_of(self, state: _BucketState, tensors: dict[str, Tensor]) -> Iterator[ShardPiece]:
+        for slot, start, stop in state.bucket.overlaps(state.bucket.owned):
+            if state.bucket.holds(slot):
+                for key, tensor in tensors.items():
+                    data = tensor[start - state.kept.start : stop - state.kept.start]
+                    yield ShardPiece(slot.name, key, data, slot.info.shard, tuple(slot.parameter.shape), start - slot.start)
+
+    def load(self, read: ReadRange, num_steps: int) -> None:
+        """Fill weights and moments through `read` and refresh the parameters. Collective over dp.
+
+        Args:
+            num_steps: optimizer steps taken when the state was stored, for AdamW's bias correction.
+        """
+        for state in self._states:
+            for slot, start, stop in state.bucket.overlaps(state.kept):
+                for key, tensor in zip(STATE_KEYS, (state.main, state.exp_avg, state.exp_avg_sq), strict=True):
+                    where = (slot.info.shard, tuple(slot.parameter.shape), start - slot.start, stop - slot.start)
+                    tensor[start - state.kept.start : stop - state.kept.start].copy_(read(slot.name, key, *where))
+            for _, adam in state.steps:
+                adam.step.fill_(num_steps)
+        self.num_steps = num_steps
+        self._publish_parameters()
+
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes this rank holds: `parameters`, `gradients`, `optimizer` (moments, and main parameters where they are a copy)."""
+        sizes = {"parameters": 0, "gradients": 0, "optimizer": 0}
+        for state in self._states:
+            bucket = state.bucket
+            sizes["parameters"] += bucket.params.nbytes
+            sizes["gradients"] += bucket.grads.nbytes
+            copies = [state.exp_avg, state.exp_avg_sq] + ([state.main] if state.main.dtype != bucket.params.dtype else [])
+            sizes["optimizer"] += sum(tensor.nbytes for tensor in copies)
+        return sizes
+
+
+def clip_factor(grad_norm: float, max_grad_norm: float) -> float:
+    """Return what the gradients must be multiplied by so that their norm is at most `max_grad_norm` (0: no clipping)."""
+    if max_grad_norm == 0.0 or not math.isfinite(grad_norm):
+        return 1.0
+    return min(1.0, max_grad_norm / (grad_norm + 1e-6))
+
+
+def _move_to_main_grad(parameter: Tensor) -> None:
+    """Move what autograd has accumulated into `.grad` to the flat buffer; nothing is there when the layer has added to it itself."""
+    grad, parameter.grad = parameter.grad, None
+    if grad is not None:
+        info_of(parameter).add_grad(grad)

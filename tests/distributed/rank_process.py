@@ -1,0 +1,212 @@
+"""What one rank of the pool runs: a loop that takes a function, runs it inside a gloo group, and sends back what came of it.
+
+Started by `tests.distributed.ranks` as ``python -P rank_process.py CONNECTION_FD STACKS_FILE PARENT_PID``. Messages are
+pickled dictionaries of plain values, for this file is `__main__` here and has another name in the parent. A task goes like this:
+
+- the rank enters the group, says "entered" and waits for the parent's word that all have: a function that raises at once would
+  else close connections that a peer is still making, and torch cannot take back a group that was made by half;
+- it runs the function and sends the outcome, "returned" or "raised";
+- a rank whose function returned keeps its group until the parent says that every rank has an outcome: closing a gloo pair while
+  the peer still reads would turn a good result into a 'connection reset';
+- it destroys the group and says "idle".
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import importlib
+import importlib.util
+import os
+import pickle
+import reprlib
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# What gloo and the store say on a rank whose peer has left; such an error is seldom the cause of a failure.
+PEER_LEFT = ("Connection reset", "Connection closed", "Connection refused", "Broken pipe", "Timed out waiting", "not connected")
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel to kill this process when its parent ends, and end now if the parent ended before we could ask."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def load_function(module_name: str, file: str | None, qualname: str) -> Callable[..., Any]:
+    """Return the function, importing its module by name if it is ours or installed, and by path if it is a test module.
+
+    A module loaded by path is kept in `sys.modules` under the name that it has in the parent, so that its classes pickle in
+    both directions.
+    """
+    module = sys.modules.get(module_name)
+    if module is None:
+        if file is None or not Path(file).is_relative_to(REPOSITORY / "tests"):
+            module = importlib.import_module(module_name)
+        else:
+            spec = importlib.util.spec_from_file_location(module_name, file)
+            if spec is None or spec.loader is None:
+                raise ImportError(f"cannot load {file} as a Python module")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module_name] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[module_name]
+                raise
+    found: Any = module
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    if not callable(found):
+        raise TypeError(f"{module_name}.{qualname} is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def warnings_as_in_parent(filters: list[tuple[str, str, type[Warning], str, int]]) -> Iterator[None]:
+    """Apply the parent's warning filters (pytest's `filterwarnings`, marks included) for the length of a task."""
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        for action, message, category, module, lineno in filters:
+            warnings.filterwarnings(action, message, category, module, lineno, append=True)  # type: ignore[arg-type]
+        yield
+
+
+def describe_exception(error: BaseException) -> dict[str, Any]:
+    """Return the outcome that tells the parent of an exception: when, what, where, and the exception itself if it pickles."""
+    trace = error.__traceback__.tb_next if error.__traceback__ is not None else None  # the first frame is this file's
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    if isinstance(error, AssertionError):
+        # pytest does not rewrite asserts in this process, so the values would be lost.
+        text += describe_locals(trace)
+    pickled = None
+    with contextlib.suppress(Exception):
+        pickled = pickle.dumps(error)
+        pickle.loads(pickled)
+    return {
+        "status": "raised",
+        "time": time.monotonic(),
+        "traceback": text,
+        "secondary": isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in PEER_LEFT),
+        "payload": pickled,
+        "fit": False,
+    }
+
+
+def describe_locals(trace: TracebackType | None) -> str:
+    """Return the local variables of the innermost frame, one a line, each cut to a readable length."""
+    if trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    short = reprlib.Repr()
+    short.maxother = short.maxstring = 400
+    lines = []
+    for name, value in trace.tb_frame.f_locals.items():
+        try:
+            lines.append(f"    {name} = {short.repr(value)}\n")
+        except Exception as error:  # noqa: BLE001 - a broken repr must not hide the assertion
+            lines.append(f"    {name} = <its repr raised {type(error).__name__}>\n")
+    return "local variables where the assertion failed:\n" + "".join(lines) if lines else ""
+
+
+def enter_group(task: dict[str, Any]) -> None:
+    """Make the default gloo group of the task and put what functions may have changed in torch back to the start."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    torch.use_deterministic_algorithms(False)
+    torch.manual_seed(0)
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(task["store"], task["world_size"]),  # type: ignore[attr-defined]
+        rank=task["rank"],
+        world_size=task["world_size"],
+        timeout=timedelta(seconds=task["timeout_s"]),
+    )
+
+
+def leave_group() -> None:
+    """Destroy the default group and every group made from it, if there is one."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def run_task(task: dict[str, Any], connection: Connection) -> dict[str, Any]:
+    """Run the task's function inside its group and return the outcome; the group is left standing."""
+    fit = True
+    try:
+        with warnings_as_in_parent(task["filters"]):
+            function = load_function(task["module"], task["file"], task["qualname"])  # before the group: all ranks fail alike
+            arguments = pickle.loads(task["arguments"])
+            fit = False
+            enter_group(task)
+            fit = True
+            connection.send_bytes(pickle.dumps({"status": "entered"}))
+            connection.recv_bytes()  # "all have entered"
+            result = function(*arguments)
+        return {"status": "returned", "payload": pickle.dumps(result), "fit": True}
+    except BaseException as error:  # noqa: BLE001 - pytest's own outcomes and SystemExit are the test's to see, not ours to die of
+        return describe_exception(error) | {"fit": fit}
+
+
+def serve(connection: Connection) -> None:
+    """Run tasks from the connection until the parent closes it."""
+    while True:
+        try:
+            task = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        outcome = run_task(task, connection)
+        connection.send_bytes(pickle.dumps(outcome))
+        if outcome["status"] == "returned":
+            connection.recv_bytes()  # "every rank has an outcome"
+        problem = None
+        try:
+            leave_group()
+        except BaseException as error:  # noqa: BLE001 - told to the parent
+            problem = describe_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        connection.send_bytes(pickle.dumps({"status": "idle", "problem": problem}))
+
+
+def main() -> None:
+    """Set this process up as a rank of the pool and serve it."""
+    descriptor, stacks, parent_pid = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    die_with_parent(parent_pid)
+    os.set_inheritable(descriptor, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it ends us
+    stacks_file = open(stacks, "a")  # noqa: SIM115 - stays open for the signal handler
+    faulthandler.register(signal.SIGUSR1, file=stacks_file, all_threads=True)
+    faulthandler.enable()
+    sys.path.append(str(REPOSITORY))  # last, so that only `tests.` is found by it
+    connection = Connection(descriptor)
+
+    import torch.distributed
+
+    torch.set_num_threads(1)
+    connection.send_bytes(pickle.dumps({"status": "ready"}))
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the parent is gone
+        serve(connection)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""A pool of rank processes for tests: started once, reused by every test, each run inside a fresh gloo group.
+
+A test takes the session fixture `ranks` and calls ``ranks.run(function, world_size, *args)`` with a function of its own module;
+the function sees an initialised default group of exactly that size and may use all of `torch.distributed`. Starting a process
+and importing torch costs seconds of CPU, so the processes stay; everything in `torch.distributed` is made anew for each run.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+R = TypeVar("R")
+
+MAX_RANKS = 8
+START_TIMEOUT_S = 200.0  # eight torch imports on two busy cores take up to half a minute
+GRACE_S = 5.0  # after one rank failed, for its peers to notice
+IDLE_TIMEOUT_S = 30.0  # for a rank to destroy its group
+STACKS_TIMEOUT_S = 2.0  # for a signalled rank to write its stacks
+OUTPUT_CHARACTERS = 4000  # of a rank's standard output and error, in an error message
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class RankFailed(RuntimeError):
+    """A rank raised, died or hung. The message starts with the rank that is the cause; `rank` is its number.
+
+    If the cause is an exception that pickles, it is `__cause__`.
+    """
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+class RankDied(RankFailed):
+    """A rank's process ended in the middle of a run."""
+
+
+class RankHung(RankFailed):
+    """A rank gave no answer in time; the message holds the stacks of every rank that was still running."""
+
+
+@dataclass(frozen=True)
+class RankProcess:
+    """One process of the pool and the ways to reach it."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    output: Path
+    stacks: Path
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message; a process that is gone is noticed where its answer is read."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send_bytes(pickle.dumps(message))
+
+    def dump_stacks(self) -> None:
+        """Ask the process to write the stacks of all its threads to its file."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGUSR1)
+
+    def kill(self) -> None:
+        """End the process and release what belongs to it."""
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+
+@dataclass
+class Run:
+    """What is known of one call of `RankPool.run` while it goes on. Lists of outcomes are by rank."""
+
+    name: str
+    world_size: int
+    deadline: float  # on the monotonic clock
+    output_starts: list[int]
+    outcomes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    entered: set[int] = field(default_factory=set)
+    idle: set[int] = field(default_factory=set)
+    died: dict[int, str] = field(default_factory=dict)
+
+    def raised(self) -> dict[int, dict[str, Any]]:
+        """Return the outcomes of the ranks that raised, the likely cause first.
+
+        An error that only says that a peer left comes after the others; then the earliest is first, for a rank destroys its
+        group, which is what its peers notice, only after its own exception was recorded.
+        """
+        raised = [(rank, outcome) for rank, outcome in self.outcomes.items() if outcome["status"] == "raised"]
+        return dict(sorted(raised, key=lambda item: (item[1]["secondary"], item[1]["time"])))
+
+    def leaves_ranks_fit(self) -> bool:
+        """Return whether every process can take the next run: it answered to the end and none broke off making a group."""
+        return len(self.idle) == self.world_size and all(outcome["fit"] for outcome in self.outcomes.values())
+
+    def missing(self) -> list[int]:
+        """Return the ranks that are still running the function."""
+        return [rank for rank in range(self.world_size) if rank not in self.outcomes and rank not in self.died]
+
+
+class RankPool:
+    """Rank processes that grow in number on demand, run functions of tests, and are replaced after a hang or a death."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="trimaran-ranks-"))
+        self._ranks: list[RankProcess] = []
+        self._started = 0
+        self._runs = 0
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the ranks that are up, in rank order."""
+        return [rank.process.pid for rank in self._ranks]
+
+    def run(self, function: Callable[..., R], world_size: int, *args: object, timeout_s: float = 120.0) -> list[R]:
+        """Run ``function(*args)`` on ranks 0 to world_size - 1 inside a fresh gloo group of that size; return the results by rank.
+
+        Before the function starts, torch has one thread, default dtype float32, gradients on and seed 0. The group's timeout is
+        `timeout_s` too. The pool's processes keep the environment and the folder they were started in.
+
+        Args:
+            function: a function at the top level of a module; arguments and results are pickled.
+            world_size: 1 to 8 ranks.
+            timeout_s: seconds after which a run that is not over counts as hung.
+
+        Raises:
+            RankFailed: a function raised; the first traceback in the message is that of the rank that is the cause.
+            RankDied: a process ended.
+            RankHung: the time is over; the stacks of the ranks that are still running are in the message.
+        """
+        if not 1 <= world_size <= MAX_RANKS:
+            raise ValueError(f"world_size ({world_size}) must be from 1 to {MAX_RANKS}")
+        task = self._task(function, world_size, args, timeout_s)
+        run: Run | None = None
+        try:
+            self._grow(world_size)
+            starts = [rank.output.stat().st_size for rank in self._ranks[:world_size]]
+            run = Run(task["qualname"], world_size, time.monotonic() + timeout_s, starts)
+            for number, rank in enumerate(self._ranks[:world_size]):
+                rank.send({**task, "rank": number})
+            self._collect(run)
+            self._settle(run)
+        finally:
+            # A test's own timeout or Ctrl-C in here leaves ranks in the middle of something, too.
+            if run is None or not run.leaves_ranks_fit():
+                self._kill_all()
+            Path(task["store"]).unlink(missing_ok=True)
+        return [pickle.loads(run.outcomes[rank]["payload"]) for rank in range(world_size)]
+
+    def close(self) -> None:
+        """End every process of the pool and remove its files."""
+        self._kill_all()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _task(self, function: Callable[..., Any], world_size: int, args: tuple[object, ...], timeout_s: float) -> dict[str, Any]:
+        module, qualname = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+        if not module or not qualname or "<" in qualname:
+            raise TypeError(f"{function!r} is not a function at the top level of a module, so a rank cannot load it by name")
+        self._runs += 1
+        return {
+            "module": module,
+            "file": getattr(sys.modules.get(module), "__file__", None),
+            "qualname": qualname,
+            "arguments": pickle.dumps(args),
+            "filters": portable_filters(),
+            "world_size": world_size,
+            "store": str(self._folder / f"store-{self._runs}"),
+            "timeout_s": timeout_s,
+        }
+
+    def _grow(self, world_size: int) -> None:
+        if any(rank.process.poll() is not None for rank in self._ranks):  # one was ended between two runs
+            self._kill_all()
+        new = [self._start() for _ in range(world_size - len(self._ranks))]
+        self._ranks.extend(new)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        for rank in new:
+            try:
+                if not rank.connection.poll(max(0.0, deadline - time.monotonic())):
+                    raise RuntimeError(f"a rank process did not start in {START_TIMEOUT_S:.0f} s\n{rank.output.read_text()}")
+                rank.connection.recv_bytes()
+            except (EOFError, ConnectionResetError):
+                raise RuntimeError(f"a rank process ended while it started\n{rank.output.read_text()}") from None
+
+    def _start(self) -> RankProcess:
+        self._started += 1
+        output, stacks = self._folder / f"output-{self._started}", self._folder / f"stacks-{self._started}"
+        ours, theirs = multiprocessing.Pipe()
+        environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+        # gloo asks the resolver for this host's name unless it is told an interface, and that name may not resolve.
+        environment |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        script = Path(__file__).with_name("rank_process.py")
+        with theirs, output.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-P", str(script), str(theirs.fileno()), str(stacks), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+            )
+        return RankProcess(process, ours, output, stacks)
+
+    def _collect(self, run: Run) -> None:
+        """Wait until every rank has an outcome and is idle, and no longer than that is likely to happen.
+
+        Once one rank has failed its peers get a short grace: those that talk to it fail at once, and the others may never end.
+        """
+        while len(run.idle) < run.world_size:
+            waiting = [rank for rank in range(run.world_size) if rank not in run.idle]
+            ready = wait([self._ranks[rank].connection for rank in waiting], max(0.0, run.deadline - time.monotonic()))
+            if not ready:
+                return
+            for rank in waiting:
+                if self._ranks[rank].connection in ready:
+                    self._read(run, rank)
+            if run.died:
+                return
+
+    def _read(self, run: Run, rank: int) -> None:
+        """Read one message of a rank and answer it."""
+        try:
+            message = pickle.loads(self._ranks[rank].connection.recv_bytes())
+        except (EOFError, ConnectionResetError):
+            run.died[rank] = describe_exit(self._ranks[rank].process.wait())
+            return
+        if message["status"] == "idle":
+            run.idle.add(rank)
+            if message["problem"] is not None and run.outcomes[rank]["status"] == "returned":
+                run.outcomes[rank] = message["problem"]
+            return
+        if message["status"] == "entered":
+            run.entered.add(rank)
+            if len(run.entered) == run.world_size:
+                for process in self._ranks[: run.world_size]:
+                    process.send({"all": "entered"})
+            return
+        failed_before = bool(run.raised())
+        run.outcomes[rank] = message
+        release: Iterable[int] = ()
+        if message["status"] == "raised" and not failed_before:
+            # Those that have returned let go of their groups too, so that no peer waits for them in vain.
+            run.deadline = min(run.deadline, time.monotonic() + GRACE_S)
+            release = [other for other, outcome in run.outcomes.items() if outcome["status"] == "returned"]
+        elif message["status"] == "returned" and failed_before:
+            release = [rank]
+        elif not failed_before and not run.missing():
+            release = range(run.world_size)
+            run.deadline = time.monotonic() + IDLE_TIMEOUT_S
+        for other in release:
+            self._ranks[other].send({"all": "answered"})
+
+    def _settle(self, run: Run) -> None:
+        """Raise if the run did not end well; the cause is told first, the rest after it."""
+        raised = run.raised()
+        # A rank that returned waits for the others, so while any is running it is not to blame.
+        stuck = run.missing() or [rank for rank in range(run.world_size) if rank not in run.idle and rank not in run.died]
+        died_after = [rank for rank, outcome in raised.items() if run.died and not outcome["secondary"]]
+        parts = [f"rank {rank} of {run.world_size} raised in {run.name}:\n{outcome['traceback']}" for rank, outcome in raised.items()]
+        if run.died:
+            deaths = [f"rank {rank} of {run.world_size} {how} in {run.name}\n" for rank, how in run.died.items()]
+            parts = parts + deaths if died_after else deaths + parts
+        if not raised and not run.died and not stuck:
+            return
+        if stuck and not run.died:
+            parts.append(self._describe_stuck(run, stuck))
+        parts += [self._output(run, rank) for rank in range(run.world_size)]
+        text = "\n".join(part for part in parts if part)
+        if run.died:
+            raise RankDied(text, died_after[0] if died_after else min(run.died))
+        if not raised:
+            raise RankHung(text, stuck[0])
+        first = next(iter(raised))
+        cause = raised[first]["payload"]
+        raise RankFailed(text, first) from (pickle.loads(cause) if cause is not None else None)
+
+    def _describe_stuck(self, run: Run, stuck: list[int]) -> str:
+        """Return who is still running and who is not, with the stacks of the former."""
+        for rank in stuck:
+            self._ranks[rank].dump_stacks()
+        deadline = time.monotonic() + STACKS_TIMEOUT_S
+        while time.monotonic() < deadline and not all(self._ranks[rank].stacks.stat().st_size for rank in stuck):
+            time.sleep(0.02)
+        time.sleep(0.1)  # a file that has begun is still being written
+        lines = [f"{run.name} is not over on {len(stuck)} of {run.world_size} ranks"]
+        for rank in range(run.world_size):
+            if rank in stuck:
+                where = "is still running" if rank not in run.outcomes else "cannot destroy its group"
+                stacks = self._ranks[rank].stacks.read_text() or "no stack: the process answers no signal\n"
+                lines.append(f"rank {rank} {where}:\n{stacks}")
+            else:
+                lines.append(f"rank {rank} {run.outcomes[rank]['status']}")
+        return "\n".join(lines)
+
+    def _output(self, run: Run, rank: int) -> str:
+        """Return the end of what the rank printed during the run."""
+        with self._ranks[rank].output.open("rb") as file:
+            file.seek(run.output_starts[rank])
+            text = file.read().decode(errors="replace")
+        return f"output of rank {rank}:\n{text[-OUTPUT_CHARACTERS:]}" if text.strip() else ""
+
+    def _kill_all(self) -> None:
+        for rank in self._ranks:
+            rank.kill()
+        self._ranks.clear()
+
+
+def portable_filters() -> list[tuple[Any, ...]]:
+    """Return this process's warning filters as arguments of `warnings.filterwarnings`, without pytest's own categories."""
+    filters = []
+    for action, message, category, module, lineno in warnings.filters:
+        if isinstance(category, type) and category.__module__.split(".")[0] not in ("pytest", "_pytest"):
+            patterns = [pattern if isinstance(pattern, str) else getattr(pattern, "pattern", "") for pattern in (message, module)]
+            filters.append((action, patterns[0], category, patterns[1], lineno))
+    return filters
+
+
+def describe_exit(code: int) -> str:
+    """Return in words how a process ended, from its `subprocess` return code."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -1,0 +1,176 @@
+"""The model's shape: published parameter counts, derived defaults, and what a wrong shape is told."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from trimaran.models.config import TransformerConfig, nearest_divisors, nearest_multiples, one_of
+from trimaran.models.presets import PRESETS, preset
+
+SMALL: dict[str, Any] = {"num_layers": 2, "hidden_size": 8, "num_heads": 4, "vocab_size": 10, "max_seq_len": 6}
+
+# Counts of the released weights: Hugging Face gpt2*, huggyllama/llama-*, Llama-2-70b-hf, Meta-Llama-3-8B.
+RELEASED = {
+    "gpt2-124m": 124_439_808,
+    "gpt2-355m": 354_823_168,
+    "gpt2-774m": 774_030_080,
+    "gpt2-1.5b": 1_557_611_200,
+    "llama-7b": 6_738_415_616,
+    "llama-13b": 13_015_864_320,
+    "llama-30b": 32_528_943_616,
+    "llama-65b": 65_285_660_672,
+    "llama2-70b": 68_976_648_192,
+    "llama3-8b": 8_030_261_248,
+}
+
+# Brown et al. 2020, table D.1, column "Params (M)"; its first rows are rounded to the names of the models.
+GPT3_TABLE_D1_MILLIONS = {
+    "gpt3-125m": 125,
+    "gpt3-350m": 356,
+    "gpt3-760m": 760,
+    "gpt3-1.3b": 1_320,
+    "gpt3-2.7b": 2_650,
+    "gpt3-6.7b": 6_660,
+    "gpt3-13b": 12_850,
+    "gpt3-175b": 174_600,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), RELEASED.items())
+def test_released_weights_are_counted_exactly(name: str, count: int) -> None:
+    assert preset(name).num_parameters() == count
+
+
+@pytest.mark.parametrize(("name", "millions"), GPT3_TABLE_D1_MILLIONS.items())
+def test_gpt3_counts_round_to_its_table(name: str, millions: int) -> None:
+    # The table has three to four significant digits: 1,315.7M is printed as 1,320M.
+    assert preset(name).num_parameters() / 1e6 == pytest.approx(millions, rel=4e-3)
+
+
+def test_every_preset_is_a_valid_shape() -> None:
+    for name in PRESETS:
+        assert preset(name).num_parameters() > 0
+
+
+def test_small_shape_is_counted_by_hand_with_grouped_heads_and_biases() -> None:
+    config = TransformerConfig(
+        **{
+            **SMALL,
+            "num_kv_heads": 2,
+            "ffn_hidden_size": 12,
+            "position": "learned",
+            "norm": "layernorm",
+            "activation": "swiglu",
+            "bias": True,
+        }
+    )
+    attention = 8 * 8 + 8 * 4 + 8 * 4 + 8 * 8 + (8 + 4 + 4 + 8)
+    feed_forward = 3 * 8 * 12 + 12 + 12 + 8
+    norms = 2 * (8 + 8)
+    assert config.num_parameters() == 10 * 8 + 6 * 8 + 2 * (attention + feed_forward + norms) + 16 + 10 * 8
+
+
+def test_tied_embeddings_count_once() -> None:
+    untied = TransformerConfig(**SMALL)
+    tied = TransformerConfig(**SMALL, tie_embeddings=True)
+    assert untied.num_parameters() - tied.num_parameters() == 10 * 8
+    assert untied.flops_per_token(6) == tied.flops_per_token(6)
+
+
+def test_optional_sizes_are_filled_in() -> None:
+    config = TransformerConfig(**SMALL)
+    assert (config.num_kv_heads, config.head_dim, config.ffn_hidden_size) == (4, 2, 32)
+
+
+def test_explicit_head_dim_may_differ_from_hidden_over_heads() -> None:
+    config = TransformerConfig(**{**SMALL, "hidden_size": 10, "head_dim": 6})
+    assert config.num_parameters() == 2 * 10 * 10 + 2 * (4 * 10 * 24 + 3 * 10 * 40 + 2 * 10) + 10
+
+
+def test_flops_match_the_megatron_formula_without_recompute() -> None:
+    # Narayanan et al. 2021, section 5.1: 96 B s l h^2 (1 + s/(6h) + V/(16 l h)) with a recomputed forward. Of its layers' four
+    # passes one is the recomputed forward, so training proper has 72 B s l h^2 (1 + s/(6h) + V/(12 l h)).
+    config, seq_len = preset("gpt3-175b"), 2048
+    layers, hidden, vocabulary = config.num_layers, config.hidden_size, config.vocab_size
+    formula = 72 * layers * hidden**2 * (1 + seq_len / (6 * hidden) + vocabulary / (12 * layers * hidden))
+    assert config.flops_per_token(seq_len) == pytest.approx(formula, rel=1e-12)
+
+
+@pytest.mark.parametrize(("tp", "padded"), [(1, 50257), (2, 50258), (8, 50264), (50257, 50257)])
+def test_vocabulary_is_padded_to_a_multiple_of_tp(tp: int, padded: int) -> None:
+    assert preset("gpt2-124m").padded_vocab_size(tp) == padded
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_kv_heads": 3}, "num_kv_heads: num_heads (4) must be divisible by num_kv_heads (3); set num_kv_heads to 1, 2 or 4"),
+        (
+            {"hidden_size": 10},
+            (
+                "hidden_size: hidden_size (10) must be divisible by num_heads (4) when head_dim is not given; "
+                "set hidden_size to 8 or 12, or num_heads to 1, 2, 5 or 10, or give head_dim"
+            ),
+        ),
+        (
+            {"head_dim": 3},
+            "head_dim: head_dim (3) must be even, because rotary positions turn pairs of numbers; set head_dim to 2 or 4, or position to learned",
+        ),
+    ],
+)
+def test_wrong_shape_names_rule_and_remedy(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TransformerConfig(**{**SMALL, **changes})
+    assert sentence in str(caught.value)
+
+
+def test_all_broken_shape_rules_are_reported_together() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TransformerConfig(**{**SMALL, "num_kv_heads": 3, "head_dim": 3})
+    assert "num_kv_heads: " in str(caught.value)
+    assert "head_dim: " in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "4", 1.5, None, 2**31])
+def test_sizes_must_be_positive_whole_numbers(value: object) -> None:
+    with pytest.raises(ValidationError):
+        TransformerConfig(**{**SMALL, "num_layers": value})
+
+
+def test_config_cannot_be_changed() -> None:
+    config = TransformerConfig(**SMALL)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.num_layers = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("llama-7B", "did you mean llama-7b?"),
+        ("gpt2-125m", "did you mean gpt3-125m or gpt2-124m?"),
+        ("xyz", "the presets are gpt-tiny, llama-tiny, "),
+    ],
+)
+def test_unknown_preset_names_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(ValueError, match="unknown preset") as caught:
+        preset(name)
+    assert hint in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(number=st.integers(1, 10**6), wanted=st.integers(1, 10**6))
+def test_nearest_values_obey_the_rule_they_are_offered_for(number: int, wanted: int) -> None:
+    divisors = nearest_divisors(number, wanted)
+    assert divisors == sorted(set(divisors))
+    assert all(number % divisor == 0 for divisor in divisors)
+    assert 1 <= len(divisors) <= 6
+    multiples = nearest_multiples(number, wanted)
+    assert all(multiple % number == 0 and abs(multiple - wanted) <= number for multiple in multiples)
+    assert 1 <= len(multiples) <= 2
+
+
+def test_values_are_listed_as_a_person_would() -> None:
+    assert [one_of([1]), one_of([1, 2]), one_of([1, 2, 4])] == ["1", "1 or 2", "1, 2 or 4"]

@@ -1,0 +1,224 @@
+"""Preparing a corpus: one folder per content, the same from every process, with everything counted."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.prepare import PreparedData, open_prepared, prepare, prepare_data
+from trimaran.runtime.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from trimaran.runtime.spec import RunSpec
+
+
+def write_corpus(folder: Path, count: int = 60) -> Path:
+    rows = [
+        {"text": f"Document {index} says that the cat number {index % 7} sat on the mat.\n" * (1 + index % 3)} for index in range(count)
+    ]
+    path = folder / "corpus.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def prepared_from(folder: Path, **changes: Any) -> PreparedData:
+    source = changes.pop("source", None) or str(write_corpus(folder))
+    settings: dict[str, Any] = {"cache_dir": folder / "cache", "vocab_size": 300, "held_out_fraction": 0.2, "seed": 7}
+    return prepare([source], **{**settings, **changes})
+
+
+def texts_of(prepared: PreparedData, split: str) -> list[str]:
+    shards = getattr(prepared, split)
+    text = prepared.tokenizer.decode(shards.read(0, shards.num_tokens).tolist())
+    return text.split(prepared.tokenizer.eot_token)
+
+
+def test_both_splits_together_hold_every_document_exactly_once(tmp_path: Path) -> None:
+    prepared = prepared_from(tmp_path)
+    train, held_out = texts_of(prepared, "train"), texts_of(prepared, "held_out")
+    # Every document is closed by an end-of-text token, so the last piece is empty.
+    assert (train.pop(), held_out.pop()) == ("", "")
+    expected = [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    assert sorted(train + held_out) == sorted(expected)
+    assert 3 <= len(held_out) <= 25
+
+
+def test_the_manifest_counts_everything(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path)
+    path.write_bytes(path.read_bytes() + b'{"text": " "}\n\n{"text": "bad \xff byte"}\n')
+    prepared = prepared_from(tmp_path, source=str(path))
+    manifest, corpus, splits = prepared.manifest, prepared.manifest["corpus"], prepared.manifest["splits"]
+    assert (corpus["documents"], corpus["units"], corpus["replaced_bytes"]) == (61, 61, 1)
+    assert corpus["dropped"] == {"empty document": 1, "blank jsonl line": 1}
+    for key in ("units", "characters", "bytes"):
+        assert splits["train"][key] + splits["held_out"][key] == corpus[key]
+    assert splits["train"]["tokens"] == prepared.train.num_tokens
+    assert manifest["tokenizer"]["vocab_size"] == prepared.tokenizer.vocab_size
+    assert manifest["tokenizer"]["requested_vocab_size"] == 300
+    assert manifest["source"]["quickstart"] is None
+
+
+def test_sections_of_a_document_are_parted_only_where_one_is_missing(tmp_path: Path) -> None:
+    paragraphs = [f"Paragraph {index}. " + f"word{index} " * 1500 + "\n\n" for index in range(40)]
+    path = tmp_path / "book.txt"
+    path.write_text("".join(paragraphs))
+    prepared = prepared_from(tmp_path, source=str(path))
+    units = prepared.manifest["corpus"]["units"]
+    assert prepared.manifest["corpus"]["documents"] == 1
+    assert units > 8
+    train, held_out = texts_of(prepared, "train"), texts_of(prepared, "held_out")
+    assert sum(map(len, train + held_out)) == len("".join(paragraphs))
+    assert len(train) - 1 < prepared.manifest["splits"]["train"]["units"]
+    assert all(piece in "".join(paragraphs) for piece in train + held_out)
+
+
+def test_the_second_call_reuses_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepared_from(tmp_path)
+    monkeypatch.setattr(Tokenizer, "train", None)
+    moved = (tmp_path / "corpus.jsonl").rename(tmp_path / "moved.jsonl")
+    assert prepared_from(tmp_path, source=str(moved)).folder == first.folder
+
+
+def test_text_and_every_setting_that_matters_change_the_folder(tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [{}, {"seed": 8}, {"vocab_size": 301}, {"held_out_fraction": 0.3}]
+    folders = [prepared_from(tmp_path, **change).folder for change in changes]
+    folders.append(prepared_from(tmp_path, source=str(write_corpus(tmp_path, 61))).folder)
+    assert len(set(folders)) == 5
+
+
+def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (prepared_from(tmp_path, cache_dir=tmp_path / name).folder for name in ("one", "two"))
+    names = sorted(path.name for path in first.iterdir())
+    assert names == ["held_out-00000.bin", "manifest.json", "tokenizer.json", "train-00000.bin"]
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+def test_two_processes_at_once_agree(tmp_path: Path) -> None:
+    source = write_corpus(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from trimaran.runtime.data.prepare import prepare\n"
+        "print(prepare([sys.argv[1]], cache_dir=Path(sys.argv[2]), vocab_size=300).folder); assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "cache")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    folders = {process.communicate(timeout=120)[0].strip() for process in processes}
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len(folders) == 1
+    # No temporary folder is left behind.
+    assert [path.name for path in (tmp_path / "cache" / "data").iterdir()] == [Path(folders.pop()).name]
+
+
+def test_the_tokenizer_learns_from_the_training_split_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    train = Tokenizer.train
+
+    def record(texts: Any, vocab_size: int) -> Tokenizer:
+        seen.extend(texts)
+        return train(seen, vocab_size)
+
+    monkeypatch.setattr(Tokenizer, "train", record)
+    prepared = prepared_from(tmp_path)
+    assert seen == texts_of(prepared, "train")[:-1]
+
+
+def test_an_existing_tokenizer_is_used_and_copied(tmp_path: Path) -> None:
+    Tokenizer.train(["mat mat cat cat"] * 5, 280).save(tmp_path / "mine.json")
+    prepared = prepared_from(tmp_path, tokenizer_file=tmp_path / "mine.json")
+    record = prepared.manifest["tokenizer"]
+    assert (record["loaded_from"], record["trained_on"]) == (str(tmp_path / "mine.json"), None)
+    assert prepared.tokenizer.encode("mat cat") == Tokenizer.load(tmp_path / "mine.json").encode("mat cat")
+
+
+def test_a_held_out_fraction_of_zero_leaves_that_split_empty(tmp_path: Path) -> None:
+    prepared = prepared_from(tmp_path, held_out_fraction=0.0)
+    assert prepared.held_out.num_tokens == 0
+    assert prepared.manifest["splits"]["held_out"]["shards"] == []
+
+
+def test_one_indivisible_document_holds_nothing_out_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "one.txt").write_text("a single line")
+    assert prepared_from(tmp_path, source=str(tmp_path / "one.txt")).held_out.num_tokens == 0
+    assert "nothing is held out" in caplog.text
+
+
+def test_a_tokenizer_smaller_than_asked_for_is_recorded_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        prepared = prepared_from(tmp_path, vocab_size=5000)
+    assert prepared.tokenizer.vocab_size == prepared.manifest["tokenizer"]["vocab_size"] < 1000
+    assert "fewer than the 5000 asked for" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"  \n\n \n"])
+def test_a_corpus_without_text_is_refused_and_leaves_nothing_behind(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "empty.txt").write_bytes(content)
+    with pytest.raises(DataError, match=r"empty\.txt holds no text: {'empty document': 1}"):
+        prepared_from(tmp_path, source=str(tmp_path / "empty.txt"))
+    assert list((tmp_path / "cache" / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0])
+def test_a_held_out_fraction_outside_its_range_is_refused(tmp_path: Path, fraction: float) -> None:
+    with pytest.raises(DataError, match="must be at least 0 and below 1"):
+        prepared_from(tmp_path, held_out_fraction=fraction)
+
+
+def test_a_damaged_cache_is_found_by_size_at_once_and_by_hash_on_demand(tmp_path: Path) -> None:
+    folder = prepared_from(tmp_path).folder
+    shard = folder / "train-00000.bin"
+    data = shard.read_bytes()
+    shard.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    open_prepared(folder)
+    with pytest.raises(DataError, match=r"train-00000\.bin has sha256"):
+        open_prepared(folder, verify_hashes=True)
+    shard.write_bytes(data[:-2])
+    with pytest.raises(DataError, match=r"train-00000\.bin has \d+ bytes where"):
+        prepared_from(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "{}", '{"dtype": "uint16", "splits": {"train": {"shards": [{}]}, "held_out": {"shards": []}}}', "[]"]
+)
+def test_a_missing_or_damaged_manifest_is_named(tmp_path: Path, content: str | None) -> None:
+    folder = prepared_from(tmp_path).folder
+    (folder / "manifest.json").unlink()
+    if content is not None:
+        (folder / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"the manifest .* is missing or damaged .*; delete the folder"):
+        open_prepared(folder)
+
+
+def test_a_changed_or_missing_tokenizer_is_found_on_opening(tmp_path: Path) -> None:
+    folder = prepared_from(tmp_path).folder
+    Tokenizer.train(["other"], 257).save(folder / "tokenizer.json")
+    with pytest.raises(DataError, match=r"tokenizer\.json is missing or differs from its manifest"):
+        open_prepared(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"tokenizer\.json is missing or differs from its manifest"):
+        open_prepared(folder)
+
+
+def spec_for(folder: Path, model_vocab_size: int) -> "RunSpec":
+    data = SimpleNamespace(
+        source=[str(write_corpus(folder))],
+        cache_dir=str(folder / "cache"),
+        text_field="text",
+        tokenizer=None,
+        tokenizer_vocab_size=300,
+        held_out_fraction=0.2,
+    )
+    return cast("RunSpec", SimpleNamespace(data=data, seed=7, transformer=SimpleNamespace(vocab_size=model_vocab_size)))
+
+
+def test_prepare_data_reads_the_fields_of_the_run_spec(tmp_path: Path) -> None:
+    assert prepare_data(spec_for(tmp_path, 300)).folder == prepared_from(tmp_path).folder
+
+
+def test_a_tokenizer_larger_than_the_model_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the tokenizer has 300 tokens, the model's vocabulary only 280; set model\.vocab_size"):
+        prepare_data(spec_for(tmp_path, 280))

@@ -1,0 +1,80 @@
+"""The byte-level BPE tokenizer: lossless, deterministic, and clear about a file that isn't one."""
+
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import models
+
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.tokenizer import END_OF_TEXT, SMALLEST_VOCABULARY, Tokenizer
+
+TEXTS = ["the cat sat on the mat\n", "the dog sat on the log\n"] * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS, 300)
+
+
+@given(text=st.text(max_size=60))
+def test_any_text_survives_the_round_trip(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_training_is_deterministic_and_encoding_survives_saving(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "a.json")
+    Tokenizer.train(iter(TEXTS), 300).save(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    loaded = Tokenizer.load(tmp_path / "a.json")
+    assert loaded.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+    assert (loaded.vocab_size, loaded.eot_id) == (tokenizer.vocab_size, tokenizer.eot_id)
+
+
+def test_frequent_words_become_single_tokens(tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.encode(" sat on the")) == 3
+
+
+def test_a_small_corpus_gives_a_smaller_vocabulary() -> None:
+    assert SMALLEST_VOCABULARY <= Tokenizer.train(["aa aa"], 4096).vocab_size < 270
+
+
+def test_text_that_spells_the_end_of_text_token_stays_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    for each in (tokenizer, Tokenizer.load(tmp_path / "tokenizer.json")):
+        ids = each.encode(f"a {END_OF_TEXT} b")
+        assert each.eot_id not in ids
+        assert each.decode(ids) == f"a {END_OF_TEXT} b"
+
+
+def test_too_small_a_vocabulary_is_refused() -> None:
+    with pytest.raises(DataError, match=r"tokenizer_vocab_size \(256\) must be at least 257"):
+        Tokenizer.train(TEXTS, 256)
+
+
+def test_a_tokenizer_file_that_is_missing_or_not_one_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read tokenizer .*tokenizer\.json: No such file"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+    for content in (b"", b"{", b"{}", b"\xff\xfe", b'{"model": {"type": "BPE"}}'):
+        (tmp_path / "tokenizer.json").write_bytes(content)
+        with pytest.raises(DataError, match=r"tokenizer\.json is not a tokenizer\.json"):
+            Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path: Path) -> None:
+    tokenizers.Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match="no end-of-text token; add one of"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_published_names_of_the_end_of_text_token_are_known(tmp_path: Path) -> None:
+    inner = tokenizers.Tokenizer(models.BPE({"a": 0, "<unk>": 1}, [], unk_token="<unk>"))
+    inner.add_special_tokens(["</s>"])
+    inner.enable_truncation(1)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert (tokenizer.eot_token, tokenizer.eot_id, tokenizer.vocab_size) == ("</s>", 2, 3)
+    # A file that was saved with truncation on must not cut documents short.
+    assert tokenizer.encode("aaa") == [0, 0, 0]

@@ -1,0 +1,463 @@
+"""The rules of the run spec: good ones are accepted, bad ones say what to write instead. Files are in test_spec_files.py."""
+
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from trimaran.models.config import TransformerConfig
+from trimaran.runtime.spec import (
+    ModelSection,
+    RunSpec,
+    SpecError,
+    check_world_size,
+    describe,
+    parse_spec,
+)
+
+BASE: dict[str, dict[str, Any]] = {
+    "model": {"num_layers": 12, "hidden_size": 768, "num_heads": 12},
+    "optimizer": {"lr": 1e-3},
+    "train": {"num_steps": 100, "global_batch_size": 32, "micro_batch_size": 4, "seq_len": 128},
+}
+
+
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    """Return BASE with `section.field: value` changes; a value of ... removes the field."""
+    raw: dict[str, Any] = copy.deepcopy(BASE)
+    for path, value in changes.items():
+        section, _, name = path.rpartition(".")
+        target = raw.setdefault(section, {}) if section else raw
+        if value is ...:
+            target.pop(name)
+        else:
+            target[name] = value
+    return raw
+
+
+def errors_of(changes: dict[str, Any]) -> list[str]:
+    """Return the sentences about BASE with the changes."""
+    with pytest.raises(SpecError) as caught:
+        parse_spec(changed(changes))
+    return [str(error) for error in caught.value.errors]
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    # tensor parallelism
+    ({"parallel.tp": 8}, "parallel.tp: num_heads (12) must be divisible by tp (8); set parallel.tp to 1, 2, 3, 4, 6 or 12"),
+    (
+        {"parallel.tp": 4, "model.num_kv_heads": 6},
+        "parallel.tp: num_kv_heads (6) must be divisible by tp (4); set parallel.tp to 1, 2, 3 or 6",
+    ),
+    (
+        {"parallel.tp": 2, "model.ffn_hidden_size": 2049},
+        "parallel.tp: ffn_hidden_size (2049) must be divisible by tp (2); set parallel.tp to 1 or 3",
+    ),
+    (
+        {"parallel.tp": 4, "model.vocab_size": 3, "data.tokenizer": "tokenizer.json"},
+        "model.vocab_size: vocab_size (3) must be at least tp (4), or a tp rank would hold padding only; set model.vocab_size to 4 or more",
+    ),
+    (
+        {"parallel.tp": 4, "parallel.sequence_parallel": True, "train.seq_len": 126},
+        (
+            "train.seq_len: seq_len (126) must be divisible by tp (4) with sequence_parallel; "
+            "set train.seq_len to 124 or 128, or parallel.sequence_parallel to false"
+        ),
+    ),
+    # the model
+    (
+        {"model.num_kv_heads": 5},
+        "model.num_kv_heads: num_heads (12) must be divisible by num_kv_heads (5); set num_kv_heads to 1, 2, 3, 4, 6 or 12",
+    ),
+    (
+        {"model.hidden_size": 770},
+        (
+            "model.hidden_size: hidden_size (770) must be divisible by num_heads (12) when head_dim is not given; "
+            "set hidden_size to 768 or 780, or num_heads to 5, 7, 10, 11, 14 or 22, or give head_dim"
+        ),
+    ),
+    (
+        {"model.num_heads": 256},
+        "model.head_dim: head_dim (3) must be even, because rotary positions turn pairs of numbers; set head_dim to 2 or 4, or position to learned",
+    ),
+    (
+        {"model.preset": "gpt2-124m", "train.seq_len": 2048},
+        (
+            "train.seq_len: seq_len (2048) must be at most max_seq_len (1024) with learned positions; "
+            "set train.seq_len to 1024 or less, or model.max_seq_len to 2048 or more"
+        ),
+    ),
+    (
+        {"model.vocab_size": 2048},
+        (
+            "model.vocab_size: vocab_size (2048) must be at least data.tokenizer_vocab_size (4096); "
+            "set model.vocab_size to 4096 or more, or data.tokenizer_vocab_size to 2048 or less"
+        ),
+    ),
+    ({"model.preset": "llama-7"}, "model.preset: unknown preset 'llama-7'; did you mean llama-7b?"),
+    (
+        {"model.num_heads": ...},
+        (
+            "model: needs num_layers, hidden_size and num_heads, or a preset; missing: num_heads; "
+            "set model.num_heads, or model.preset to one of 20 shapes such as llama-tiny"
+        ),
+    ),
+    ({"model.hidden_dropout": 1.0}, "model.hidden_dropout: must be below 1, got 1.0; set model.hidden_dropout to a number below 1"),
+    ({"model.num_layers": 0}, "model.num_layers: must be at least 1, got 0; set model.num_layers to 1 or more"),
+    (
+        {"model.num_layers": 3_000_000_000},
+        "model.num_layers: must be at most 2147483647, got 3000000000; set model.num_layers to 2147483647 or less",
+    ),
+    ({"model.position": "rotery"}, "model.position: must be learned or rotary, got 'rotery'; did you mean rotary?"),
+    # pipeline
+    (
+        {"parallel.pp": 16},
+        (
+            "parallel.pp: num_layers (12) must be at least pp (16) * virtual_stages (1) = 16 stages, one layer a stage; "
+            "set model.num_layers to 16 or more, or parallel.pp to 12 or less"
+        ),
+    ),
+    (
+        {"parallel.pp": 4, "parallel.virtual_stages": 4, "parallel.schedule": "interleaved_1f1b"},
+        (
+            "parallel.pp: num_layers (12) must be at least pp (4) * virtual_stages (4) = 16 stages, one layer a stage; "
+            "set model.num_layers to 16 or more, or parallel.pp to 3 or less, or parallel.virtual_stages to 3 or less"
+        ),
+    ),
+    (
+        {"parallel.pp": 2, "parallel.layers_per_stage": [4, 4, 4]},
+        (
+            "parallel.layers_per_stage: layers_per_stage must have pp (2) * virtual_stages (1) = 2 entries, got 3; "
+            "write 2 numbers, or null to balance them by cost"
+        ),
+    ),
+    (
+        {"parallel.pp": 2, "parallel.layers_per_stage": [5, 5]},
+        "parallel.layers_per_stage: layers_per_stage must add up to num_layers (12), got 5 + 5 = 10; add 2, or write null to balance them by cost",
+    ),
+    (
+        {"parallel.pp": 2, "parallel.layers_per_stage": [12, 0]},
+        "parallel.layers_per_stage[1]: must be at least 1, got 0; set parallel.layers_per_stage[1] to 1 or more",
+    ),
+    (
+        {"parallel.pp": 2, "parallel.virtual_stages": 2},
+        (
+            "parallel.schedule: virtual_stages (2) above 1 needs schedule interleaved_1f1b, got 1f1b; "
+            "set parallel.schedule to interleaved_1f1b, or parallel.virtual_stages to 1"
+        ),
+    ),
+    (
+        {"parallel.pp": 3, "parallel.virtual_stages": 2, "parallel.schedule": "interleaved_1f1b"},
+        (
+            "train.global_batch_size: num_microbatches (8) = global_batch_size (32) / (micro_batch_size (4) * dp (1)) must be divisible by pp (3) "
+            "with virtual_stages above 1; set train.global_batch_size to 24 or 36"
+        ),
+    ),
+    ({"parallel.schedule": "1F1B"}, "parallel.schedule: must be gpipe, 1f1b or interleaved_1f1b, got '1F1B'; did you mean 1f1b?"),
+    # batch
+    (
+        {"train.global_batch_size": 30, "parallel.dp": 2},
+        (
+            "train.global_batch_size: global_batch_size (30) must be micro_batch_size (4) * num_microbatches * dp (2), a multiple of 4 * 2 = 8; "
+            "set train.global_batch_size to 24 or 32"
+        ),
+    ),
+    (
+        {"train.global_batch_size": 2},
+        (
+            "train.global_batch_size: global_batch_size (2) must be micro_batch_size (4) * num_microbatches * dp (1), a multiple of 4 * 1 = 4; "
+            "set train.global_batch_size to 4"
+        ),
+    ),
+    (
+        {"train.micro_batch_size": True},
+        "train.micro_batch_size: must be a whole number, got true; set train.micro_batch_size to a whole number",
+    ),
+    ({"train.seq_len": 100.5}, "train.seq_len: must be a whole number, got 100.5; set train.seq_len to 100 or 101"),
+    ({"train.num_steps": "100"}, "train.num_steps: must be a whole number, got '100'; write it without quotes"),
+    # not built yet
+    ({"parallel.cp": 2}, "parallel.cp: context parallelism is not built yet, got 2; set parallel.cp to 1"),
+    ({"parallel.ep": 4}, "parallel.ep: expert parallelism is not built yet, got 4; set parallel.ep to 1"),
+    ({"zero.stage": 2}, "zero.stage: must be 0 or 1, got 2 (stages 2 and 3 are not built yet); set zero.stage to 1"),
+    ({"zero.stage": 4}, "zero.stage: must be 0 or 1, got 4 (stages 2 and 3 are not built yet); set zero.stage to 1"),
+    ({"zero.backend": "deepspeed"}, "zero.backend: 'deepspeed' is not built yet; set zero.backend to native"),
+    ({"launcher.kind": "slurm"}, "launcher.kind: 'slurm' is not built yet; set launcher.kind to local"),
+    # optimizer and learning rate
+    ({"optimizer.lr": ...}, "optimizer.lr: is required; write lr under optimizer: peak learning rate"),
+    ({"optimizer.lr": 0}, "optimizer.lr: must be above 0, got 0; set optimizer.lr to a number above 0"),
+    ({"optimizer.lr": float("nan")}, "optimizer.lr: must be a finite number, got nan; set optimizer.lr to a finite number"),
+    ({"optimizer.beta2": 1.0}, "optimizer.beta2: must be below 1, got 1.0; set optimizer.beta2 to a number below 1, such as 0.95"),
+    ({"optimizer.name": "adam"}, "optimizer.name: must be adamw, got 'adam'; did you mean adamw?"),
+    (
+        {"lr_schedule.warmup_steps": 100},
+        (
+            "lr_schedule.warmup_steps: warmup_steps (100) must be smaller than num_steps (100); "
+            "set lr_schedule.warmup_steps to 99 or less, or train.num_steps to 101 or more"
+        ),
+    ),
+    (
+        {"lr_schedule.warmup_steps": 50, "lr_schedule.decay_steps": 40},
+        (
+            "lr_schedule.decay_steps: decay_steps (40) must be larger than warmup_steps (50), which it includes; "
+            "set lr_schedule.decay_steps to 51 or more, or null for train.num_steps"
+        ),
+    ),
+    (
+        {"lr_schedule.name": "step"},
+        "lr_schedule.step_interval: is required by the step schedule; set it to the steps between two drops, such as a third of train.num_steps",
+    ),
+    (
+        {"lr_schedule.name": "exponential"},
+        "lr_schedule.decay_rate: is required by the exponential schedule; set it to the factor of every step, such as 0.999",
+    ),
+    (
+        {"lr_schedule.name": "wsd", "lr_schedule.warmup_steps": 60, "lr_schedule.wsd_decay_fraction": 0.5},
+        (
+            "lr_schedule.wsd_decay_fraction: warmup_steps (60) and the decay of wsd_decay_fraction (0.5) * 100 = 50 steps must fit into 100 steps; "
+            "set lr_schedule.wsd_decay_fraction to 0.4 or less, or lr_schedule.warmup_steps to 50 or less"
+        ),
+    ),
+    (
+        {"lr_schedule.name": "cos"},
+        "lr_schedule.name: must be constant, cosine, linear, step, exponential or wsd, got 'cos'; did you mean cosine?",
+    ),
+    # the rest
+    ({"precision.dtype": "fp16"}, "precision.dtype: must be float32, bfloat16 or float64, got 'fp16'; did you mean bfloat16?"),
+    ({"train.output_dir": ""}, "train.output_dir: must name a file or folder, got an empty text; write a path such as runs/first"),
+    (
+        {"train.output_dir": "~/runs"},
+        "train.output_dir: must be a path as it is, because ~ is not expanded, got '~/runs'; write the home folder out in full",
+    ),
+    ({"train.output_dir": "./"}, "train.output_dir: must be a folder of its own, got './'; write a path such as runs/first"),
+    ({"train.output_dir": 3}, 'train.output_dir: must be text, got 3; write it in quotes: "3"'),
+    (
+        {"train.eval_interval": 10, "data.held_out_fraction": 0.0},
+        (
+            "train.eval_interval: eval_interval (10) needs held-out text, but held_out_fraction is 0; "
+            "set data.held_out_fraction to 0.02, or train.eval_interval to 0"
+        ),
+    ),
+    ({"data.source": "my.txt"}, "data.source: must be a list with at least one item, got 'my.txt'; write it as [my.txt]"),
+    ({"data.source": []}, "data.source: must be a list with at least one item, got []; write it as [item, item]"),
+    (
+        {"data.tokenizer_vocab_size": 200},
+        "data.tokenizer_vocab_size: must be at least 257, got 200; set data.tokenizer_vocab_size to 257 or more",
+    ),
+    ({"checkpoint.resume": "yes"}, "checkpoint.resume: must be true or false, got 'yes'; set checkpoint.resume to true"),
+    ({"seed": -1}, "seed: must be at least 0, got -1; set seed to 0 or more"),
+    (
+        {"launcher": "local"},
+        "launcher: must be a section with fields, got 'local'; write its fields below it, indented: kind, threads_per_rank, timeout_s",
+    ),
+    # unknown names
+    ({"parallel.tpp": 2}, "parallel.tpp: unknown field; did you mean parallel.tp?"),
+    ({"train.lr": 1e-3}, "train.lr: unknown field; did you mean optimizer.lr?"),
+    ({"lr": 1e-3}, "lr: unknown field; did you mean optimizer.lr?"),
+    ({"optimizer.learning_rate": 1e-3}, "optimizer.learning_rate: unknown field; did you mean optimizer.lr?"),
+    ({"model.n_layers": 4}, "model.n_layers: unknown field; did you mean model.num_layers?"),
+    ({"train.seed": 1}, "train.seed: unknown field; did you mean seed?"),
+    ({"paralel": {"tp": 2}}, "paralel: unknown field; did you mean parallel?"),
+    ({"zero.qqqq": 4}, "zero.qqqq: unknown field; the fields of zero are stage, backend, bucket_size_mib"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), BAD, ids=[sentence.partition(":")[0] for _, sentence in BAD])
+def test_bad_spec_says_exactly_what_to_write_instead(changes: dict[str, Any], sentence: str) -> None:
+    assert errors_of(changes) == [sentence]
+
+
+def test_all_errors_come_at_once_names_types_and_rules() -> None:
+    errors = errors_of(
+        {
+            "parallel.tp": 8,
+            "parallel.pp": "four",
+            "train.global_batch_size": 30,
+            "train.batch": 1,
+            "lr_schedule.warmup_steps": 200,
+            "optimizer.eps": 0,
+            "zero.stage": 3,
+        }
+    )
+    fields = [error.partition(":")[0] for error in errors]
+    assert sorted(fields) == sorted(
+        [
+            "train.batch",
+            "parallel.pp",
+            "optimizer.eps",
+            "zero.stage",
+            "parallel.tp",
+            "train.global_batch_size",
+            "lr_schedule.warmup_steps",
+        ]
+    )
+
+
+def test_a_rule_that_needs_an_invalid_field_stays_silent() -> None:
+    assert errors_of({"train.micro_batch_size": "three", "train.global_batch_size": 31}) == [
+        "train.micro_batch_size: must be a whole number, got 'three'; set train.micro_batch_size to a whole number"
+    ]
+
+
+def test_a_required_field_under_a_wrong_name_is_reported_once() -> None:
+    assert errors_of({"optimizer.lr": ..., "optimizer.learning_rate": 1e-3}) == [
+        "optimizer.learning_rate: unknown field; did you mean optimizer.lr?"
+    ]
+
+
+def test_a_misspelled_section_is_checked_as_the_one_it_was_meant_to_be() -> None:
+    assert errors_of({"optimizer": ..., "optimiser": {"lr": -1}}) == [
+        "optimiser: unknown field; did you mean optimizer?",
+        "optimizer.lr: must be above 0, got -1; set optimizer.lr to a number above 0",
+    ]
+
+
+def test_errors_carry_field_rule_value_and_suggestion() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(changed({"parallel.tp": 8}))
+    (error,) = caught.value.errors
+    assert (error.field, error.value, error.line) == ("parallel.tp", 8, None)
+    assert error.rule == "num_heads (12) must be divisible by tp (8)"
+    assert error.suggestion == "set parallel.tp to 1, 2, 3, 4, 6 or 12"
+
+
+def test_spec_error_is_a_value_error_and_survives_pickling() -> None:
+    with pytest.raises(ValueError, match="1 error in the run spec:\n  seed: ") as caught:
+        parse_spec(changed({"seed": -1}))
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_building_a_run_spec_directly_checks_the_same_rules() -> None:
+    with pytest.raises(ValidationError, match=r"num_heads \(12\) must be divisible by tp \(8\)"):
+        RunSpec.model_validate(changed({"parallel.tp": 8}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parallel.sequence_parallel": True},  # nothing to cut at tp 1
+        {"parallel.schedule": "interleaved_1f1b", "parallel.pp": 2},  # one virtual stage
+        {"parallel.schedule": "interleaved_1f1b", "parallel.virtual_stages": 3},  # three stages on one rank
+        {"parallel.pp": 2, "parallel.layers_per_stage": [7, 5]},
+        {"parallel.tp": 3, "parallel.dp": 8, "train.micro_batch_size": 2},
+        {"train.num_steps": 1e3, "seed": 2**63 - 1},
+        {"lr_schedule.decay_steps": 1000},
+        {"optimizer.max_grad_norm": 0, "model.hidden_dropout": 0},
+        {"model.hidden_size": 100, "model.head_dim": 32},
+        {"model.preset": "llama2-70b", "model.num_layers": ..., "model.hidden_size": ..., "model.num_heads": ..., "parallel.tp": 8},
+        {"zero.stage": 0, "precision.dtype": "float64"},
+        {"logging": None, "parallel": None},
+    ],
+)
+def test_good_spec_is_accepted(changes: dict[str, Any]) -> None:
+    spec = parse_spec(changed(changes))
+    assert spec.transformer.num_parameters() > 0
+
+
+def test_what_follows_from_the_fields() -> None:
+    spec = parse_spec(changed({"parallel.tp": 2, "parallel.pp": 3, "parallel.dp": 4, "parallel.virtual_stages": 1}))
+    assert (spec.world_size, spec.num_microbatches, spec.num_stages, spec.tokens_per_step) == (24, 2, 3, 4096)
+
+
+def test_model_is_resolved_from_preset_overrides_and_fallbacks() -> None:
+    plain = parse_spec(BASE).transformer
+    assert (plain.vocab_size, plain.max_seq_len, plain.ffn_hidden_size) == (4096, 128, 3072)
+    raw = {**BASE, "model": {"preset": "gpt2-124m", "hidden_dropout": 0.1, "num_layers": 6}}
+    changed_preset = parse_spec(raw).transformer
+    assert (changed_preset.num_layers, changed_preset.hidden_dropout, changed_preset.vocab_size) == (6, 0.1, 50257)
+    assert parse_spec({**BASE, "model": {"preset": "gpt2-124m"}}).transformer.num_parameters() == 124_439_808
+
+
+def test_model_section_has_every_field_of_the_model() -> None:
+    assert list(ModelSection.model_fields) == ["preset", *TransformerConfig.model_fields]
+
+
+def spec_or_error(raw: dict[str, Any]) -> RunSpec | SpecError:
+    try:
+        return parse_spec(raw)
+    except SpecError as error:
+        return error
+
+
+def leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        yield f"{prefix}{name}", field.description
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from leaf_fields(annotation, f"{prefix}{name}.")
+
+
+def test_every_field_is_described_in_one_line_and_there_are_few() -> None:
+    fields = dict(leaf_fields(RunSpec))
+    assert len(fields) <= 150
+    for path, description in fields.items():
+        assert description is not None, path
+        assert description.endswith("."), path
+        assert "\n" not in description, path
+
+
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["adamw", "1f1b", "gpt2-124m", "interleaved_1f1b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+PATHS = sorted({path for path, _ in leaf_fields(RunSpec)})
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(PATHS) | st.text(max_size=8), JUNK | st.integers(1, 64), max_size=5))
+def test_whatever_is_written_gives_a_spec_or_readable_errors(changes: dict[str, Any]) -> None:
+    raw = copy.deepcopy(BASE) | {path: value for path, value in changes.items() if "." not in path}
+    for path, value in changes.items():
+        section, dot, name = path.partition(".")
+        if dot and isinstance(raw.setdefault(section, {}), dict):
+            raw[section][name] = value
+    result = spec_or_error(raw)
+    if isinstance(result, SpecError):
+        assert len(str(result).splitlines()) == 1 + len(result.errors) > 1
+        assert all(line.isprintable() for line in str(result).splitlines())
+    else:
+        assert parse_spec(result.model_dump()) == result
+        assert describe(result)
+
+
+def test_spec_cannot_be_changed() -> None:
+    spec = parse_spec(BASE)
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.parallel.tp = 2
+
+
+# --- world size
+
+
+def test_matching_world_size_passes() -> None:
+    check_world_size(parse_spec(changed({"parallel.tp": 2, "parallel.dp": 2})), 4)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "sentence"),
+    [
+        (
+            6,
+            (
+                "parallel.dp: tp(2) * pp(2) * dp(2) * cp(1) = 8 != WORLD_SIZE 6; start 8 ranks; "
+                "with tp(2) * pp(2) * cp(1) the world size must be a multiple of 4, such as 4 or 8"
+            ),
+        ),
+        (16, "parallel.dp: tp(2) * pp(2) * dp(2) * cp(1) = 8 != WORLD_SIZE 16; start 8 ranks, or set parallel.dp to 4"),
+    ],
+)
+def test_wrong_world_size_names_what_fits(world_size: int, sentence: str) -> None:
+    spec = parse_spec(changed({"parallel.tp": 2, "parallel.pp": 2, "parallel.dp": 2}))
+    with pytest.raises(SpecError) as caught:
+        check_world_size(spec, world_size)
+    assert [str(error) for error in caught.value.errors] == [sentence]

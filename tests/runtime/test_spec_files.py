@@ -1,0 +1,263 @@
+"""Run specs as files: lines, overrides, writing back, examples, schema, and nothing heavy imported for any of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trimaran.runtime.spec import SpecError, describe, diff_specs, dump_spec, json_schema, load_spec, parse_spec
+from trimaran.runtime.spec.yaml_text import read_yaml
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+BASE: dict[str, dict[str, Any]] = {
+    "model": {"num_layers": 12, "hidden_size": 768, "num_heads": 12},
+    "optimizer": {"lr": 1e-3},
+    "train": {"num_steps": 100, "global_batch_size": 32, "micro_batch_size": 4, "seq_len": 128},
+}
+
+
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    """Return BASE with `section.field: value` changes."""
+    raw: dict[str, Any] = {section: dict(fields) for section, fields in BASE.items()}
+    for path, value in changes.items():
+        section, _, name = path.rpartition(".")
+        (raw.setdefault(section, {}) if section else raw)[name] = value
+    return raw
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+GOOD_TEXT = """\
+model: {num_layers: 4, hidden_size: 64, num_heads: 4}
+optimizer:
+  lr: 3e-4
+  eps: 1E-8
+train:
+  num_steps: 1_000
+  global_batch_size: 8
+  micro_batch_size: 4
+  seq_len: 64
+"""
+
+
+def test_exponents_and_underscores_are_numbers(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, GOOD_TEXT))
+    assert (spec.optimizer.lr, spec.optimizer.eps, spec.train.num_steps) == (3e-4, 1e-8, 1000)
+
+
+def test_output_dir_is_named_after_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD_TEXT)
+    assert load_spec(path).train.output_dir == "runs/mine"
+    assert load_spec(path, ["train.output_dir=runs/other"]).train.output_dir == "runs/other"
+
+
+def test_errors_name_the_line(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(write(tmp_path, GOOD_TEXT.replace("seq_len: 64", "seq_length: 64").replace("batch_size: 8", "batch_size: 6")))
+    assert [str(error) for error in caught.value.errors] == [
+        "train.seq_length (line 9): unknown field; did you mean train.seq_len?",
+        (
+            "train.global_batch_size (line 7): global_batch_size (6) must be micro_batch_size (4) * num_microbatches * dp (1), "
+            "a multiple of 4 * 1 = 4; set train.global_batch_size to 4 or 8"
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("seed: 1\n bad: 2\n", "(line 2): is not valid YAML: mapping values are not allowed here"),
+        ("seed: [1\n", "is not valid YAML: while parsing a flow sequence expected ',' or ']'"),
+        ("model:\n\ttp: 1\n", "(line 2): is not valid YAML: while scanning for the next token found character '\\t'"),
+        ("seed: 1\n---\nseed: 2\n", "keep one document a file; remove the line ---"),
+        (
+            "seed: 1\nzero:\n  stage: 1\n  stage: 0\n",
+            "zero.stage (line 4): is given twice in the same place, first on line 3; keep one of them",
+        ),
+        ("seed: !!python/object/apply:os.getcwd []\n", "(line 1): is not valid YAML: could not determine a constructor"),
+        ("seed: 1\nzero: \x07\n", "(line 2): is not valid YAML: special characters are not allowed"),
+        ("", "must be a mapping of sections, got an empty file"),
+        ("- model\n", "must be a mapping of sections, got list"),
+        ("seed: &a [*a]\n", "seed (line 1): must be a whole number"),
+        ("? [1, 2]\n: 3\n", "found unhashable key"),
+        ("seed: !!bool maybe\n", "has a value that cannot be read (KeyError: 'maybe')"),
+        ("seed: !!timestamp x\n", "without !! tags"),
+        ("seed: " + "[" * 5000, "cannot be read (RecursionError"),
+        ("seed: " + "9" * 5000, "cannot be read (ValueError"),
+    ],
+)
+def test_text_that_is_not_a_spec_is_refused_with_its_line(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(write(tmp_path, text))
+    assert sentence in str(caught.value)
+
+
+def test_every_repeated_key_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(write(tmp_path, "seed: 1\nseed: 2\nzero: {stage: 0, stage: 1}\n"))
+    assert [error.field for error in caught.value.errors] == ["seed", "zero.stage"]
+
+
+def test_missing_and_unreadable_files_are_spec_errors(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"nowhere\.yaml: cannot be read: No such file or directory"):
+        load_spec(tmp_path / "nowhere.yaml")
+    with pytest.raises(SpecError, match="cannot be read: Is a directory"):
+        load_spec(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"seed: 1 # caf\xe9\n")
+    with pytest.raises(SpecError, match=r"is not UTF-8 text \(byte 13\)"):
+        load_spec(tmp_path / "latin.yaml")
+
+
+def test_aliases_and_merge_keys_work(tmp_path: Path) -> None:
+    text = GOOD_TEXT.replace("optimizer:\n", "optimizer: &o\n") + "checkpoint: &c {interval: 5}\n"
+    assert load_spec(write(tmp_path, text), ["checkpoint.keep_last=7"]).checkpoint.keep_last == 7
+
+
+# --- overrides
+
+
+def test_overrides_are_parsed_as_yaml_and_win(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD_TEXT)
+    overrides = ["parallel.tp=2", "optimizer.lr=1e-3", "data.source=[a.txt, b.txt]", "model.preset=", "seed=7", "logging.timeline=false"]
+    spec = load_spec(path, overrides)
+    assert (spec.parallel.tp, spec.optimizer.lr, spec.data.source) == (2, 1e-3, ["a.txt", "b.txt"])
+    assert (spec.model.preset, spec.seed, spec.logging.timeline) == (None, 7, False)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("parallel.tpp=2", "parallel.tpp: unknown field; did you mean parallel.tp?"),
+        ("tp=2", "tp: unknown field; did you mean parallel.tp?"),
+        ("train.lr=2", "train.lr: unknown field; did you mean optimizer.lr?"),
+        ("model.mlp.ffn_hidden_size=2", "model.mlp.ffn_hidden_size: unknown field; did you mean model.ffn_hidden_size?"),
+        ("parallel.tp", "--set: 'parallel.tp' is not FIELD=VALUE; write it like --set parallel.tp=4, without spaces around ="),
+        ("parallel={tp: 2}", "parallel: is a section, not a field; set one field at a time, such as --set parallel.tp=..."),
+        ("optimizer.lr=fast", "optimizer.lr: must be a number, got 'fast'; set optimizer.lr to a number"),
+        (
+            "train.global_batch_size=6",
+            (
+                "train.global_batch_size: global_batch_size (6) must be micro_batch_size (4) * num_microbatches * dp (1), "
+                "a multiple of 4 * 1 = 4; set train.global_batch_size to 4 or 8"
+            ),
+        ),
+    ],
+)
+def test_bad_override_says_what_to_write_instead(tmp_path: Path, override: str, sentence: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(write(tmp_path, GOOD_TEXT), [override])
+    assert [str(error) for error in caught.value.errors] == [sentence]
+
+
+def test_override_that_is_not_yaml_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"--set parallel\.tp: is not valid YAML"):
+        load_spec(write(tmp_path, GOOD_TEXT), ["parallel.tp=[1"])
+
+
+# --- writing, comparing, describing
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lr=st.floats(1e-12, 1e3, exclude_min=True),
+    name=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1).filter(
+        lambda text: text == text.strip()
+    ),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_a_written_spec_reads_back_equal(lr: float, name: str, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    spec = parse_spec(changed({"optimizer.lr": lr, "data.source": [f"x{name}"], "data.text_field": name, "seed": seed}))
+    assert load_spec(write(tmp_path_factory.mktemp("spec"), dump_spec(spec))) == spec
+
+
+@pytest.mark.parametrize("word", ["1e3", "yes", "null", "~", "1:30", "2024-01-01", "0x10", "010", "true", "3", "", "=", "<<"])
+def test_text_that_looks_like_something_else_stays_text(word: str, tmp_path: Path) -> None:
+    spec = parse_spec(changed({"data.text_field": word or " "}))
+    assert load_spec(write(tmp_path, dump_spec(spec))) == spec
+    # Readers with the older YAML 1.1 rules get the same text.
+    assert yaml.safe_load(dump_spec(spec))["data"]["text_field"] == (word or " ")
+
+
+def test_differences_are_listed_by_field() -> None:
+    a = parse_spec(BASE)
+    b = parse_spec(changed({"parallel.tp": 2, "optimizer.lr": 3e-4, "data.source": ["a", "b"], "model.bias": True}))
+    assert diff_specs(a, a) == []
+    assert diff_specs(a, b) == [
+        "model.bias: null -> true",
+        "parallel.tp: 1 -> 2",
+        "data.source: [quickstart] -> [a, b]",
+        "optimizer.lr: 0.001 -> 0.0003",
+    ]
+
+
+def test_description_explains_padding_layout_batch_and_tokens() -> None:
+    spec = parse_spec(changed({"model.preset": "gpt2-124m", "parallel.tp": 2, "parallel.pp": 2, "parallel.dp": 2, "model.num_layers": 12}))
+    rows = dict(describe(spec))
+    assert rows["parameters"] == "124,439,808"
+    assert rows["vocabulary"] == "50,257 tokens, padded to 50,258 so that each of the 2 tp ranks holds 25,129 rows"
+    assert rows["layout"] == "tp 2 x pp 2 x dp 2 x cp 1 = 8 ranks"
+    assert rows["pipeline"] == "1f1b, 2 stages, 4 microbatches, bubble 20.0% for equal stages"
+    assert rows["batch"] == "32 sequences = 4 micro_batch_size x 4 microbatches x 2 dp"
+    assert rows["tokens per step"] == "4,096 (32 sequences of 128)"
+    assert rows["total tokens"] == "409,600 in 100 steps, 0.00329 a parameter"
+
+
+# --- examples, schema, speed
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example_is_valid_and_obeys_the_exported_schema(path: Path) -> None:
+    spec = load_spec(path)
+    assert describe(spec)
+    validator = jsonschema.Draft202012Validator(json_schema())
+    document = yaml.safe_load(dump_spec(spec))
+    validator.validate(document)
+    # JSON has one kind of number and no 3e-4 problem; the file as written must obey the schema as well.
+    validator.validate(json.loads(json.dumps(read_yaml(path.read_text(encoding="utf-8"), path.name).value)))
+
+
+def test_there_are_examples_and_quickstart_has_eight_ranks() -> None:
+    quickstart = next(path for path in EXAMPLES if path.name == "quickstart.yaml")
+    spec = load_spec(quickstart)
+    assert (spec.parallel.tp, spec.parallel.pp, spec.parallel.dp, spec.world_size) == (2, 2, 2, 8)
+    assert spec.train.output_dir == "runs/quickstart"
+
+
+@pytest.mark.parametrize("changes", [{"parallel.tpp": 2}, {"zero.stage": 2}, {"parallel.cp": 2}, {"train.num_steps": 0}, {"seed": "x"}])
+def test_schema_refuses_what_the_spec_refuses(changes: dict[str, Any]) -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(BASE, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(changed(changes), schema)
+
+
+def test_loading_takes_under_a_second_and_imports_no_torch() -> None:
+    # Processor time, interpreter start included, so that a busy machine does not decide.
+    program = (
+        "import sys, time\n"
+        "from trimaran.runtime.spec import SpecError, describe, load_spec\n"
+        "describe(load_spec(sys.argv[1]))\n"
+        "try:\n"
+        "    load_spec(sys.argv[1], ['parallel.tp=3', 'seed=x'])\n"
+        "except SpecError:\n"
+        "    heavy = [name for name in ('torch', 'numpy', 'triton', 'deepspeed') if name in sys.modules]\n"
+        "    print(heavy, time.process_time())\n"
+    )
+    quickstart = next(path for path in EXAMPLES if path.name == "quickstart.yaml")
+    done = subprocess.run([sys.executable, "-c", program, str(quickstart)], capture_output=True, text=True, check=True, timeout=60)
+    heavy, _, seconds = done.stdout.strip().rpartition(" ")
+    assert heavy == "[]"
+    assert float(seconds) < 1.0
