@@ -5,7 +5,7 @@ of a microbatch, `local seq` = seq, or seq / tp with sequence parallelism.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from trimaran.models.mlp import MLP
 from trimaran.models.parallel.collectives import local_dim1
 from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallelWeights, column_linear
 from trimaran.models.parallel.parameter import Placement, info_of, initialize, new_parameter
+from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, vocab_parallel_cross_entropy
 
 
@@ -106,9 +107,7 @@ class Stage(nn.Module):
             self.final_norm = Norm(config, place)
             if not config.tie_embeddings:
                 self.head = ColumnParallelLinear(hidden, vocab, place, bias=False, std=std)
-        self.tables: RotaryTables | None = None
-        if config.position == "rotary":
-            self.tables = rotary_tables(0, config.max_seq_len, config.head_dim, config.rotary_base, place.dtype, place.device)
+        self._tables: RotaryTables | None = None
 
     def forward(self, hidden: Tensor | None, batch: Microbatch) -> Tensor:
         """Return the next stage's input [batch, local seq, hidden]; on the last stage the sum of the tokens' losses, a scalar.
@@ -130,15 +129,29 @@ class Stage(nn.Module):
         seq_len = tokens.shape[1]
         if hidden is None:
             hidden = self._embed(tokens, first_sample)
-        tables = None if self.tables is None else (self.tables[0][:seq_len], self.tables[1][:seq_len])
+        tables = self._rotary(seq_len) if self.config.position == "rotary" else None
         for layer in self.layers.values():
             hidden = layer(hidden, tables, first_sample)
         return hidden
+
+    @torch.no_grad()
+    def load(self, read: Callable[[str, str, ShardSpec, tuple[int, ...]], Tensor]) -> None:
+        """Fill the parameters through `read`: (name, "weight", shard, local shape) -> the local tensor, from a checkpoint of any layout."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(read(name, "weight", info_of(parameter).shard, tuple(parameter.shape)))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return this tp rank's columns of the logits [batch, seq, padded vocab / tp]; hidden: [batch, local seq, hidden]."""
         (out,) = column_linear(self.final_norm(hidden), (self._head(),))
         return out
+
+    def _rotary(self, seq_len: int) -> RotaryTables:
+        """The tables of the first `seq_len` positions; kept, and made anew when a longer sequence comes."""
+        if self._tables is None or len(self._tables[0]) < seq_len:
+            length = max(seq_len, self.config.max_seq_len)
+            self._tables = rotary_tables(0, length, self.config.head_dim, self.config.rotary_base, self.place.dtype, self.place.device)
+        cos, sin = self._tables
+        return cos[:seq_len], sin[:seq_len]
 
     def _embed(self, tokens: Tensor, first_sample: int) -> Tensor:
         hidden: Tensor = self.embedding(tokens)

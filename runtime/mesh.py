@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -37,6 +38,22 @@ class Mesh:
     def describe(self) -> str:
         """Return this rank's place for messages, such as `rank 5 (pp 1, dp 0, cp 0, tp 1)`."""
         return f"rank {self.rank} ({', '.join(f'{axis} {index}' for axis, index in self.coordinates.items())})"
+
+    def gather_text(self, text: str) -> list[str]:
+        """Return every rank's text, in rank order. Collective over the world; no pickle is involved."""
+        if self.world_size == 1:
+            return [text]
+        data = text.encode()
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        lengths = torch.zeros(self.world_size, dtype=torch.int64, device=device)
+        lengths[self.rank] = len(data)
+        dist.all_reduce(lengths, group=self.world.process_group)
+        sizes = lengths.tolist()
+        padded = torch.zeros(max(1, *sizes), dtype=torch.uint8, device=device)
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device) if data else padded[:0]
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=self.world.process_group)
+        return [bytes(part[:size].tolist()).decode() for part, size in zip(parts, sizes, strict=True)]
 
     def close(self) -> None:
         """Close the groups' shared memory; the process groups belong to torch.distributed."""

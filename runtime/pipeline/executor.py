@@ -25,7 +25,7 @@ class Executor:
         loss_weight: what each token's loss counts in the gradient, such as 1 / tokens of the global batch.
         on_last_backward: called with the stage's index before its last backward of the step.
         loss: after `run`, the sum of the losses of this rank's microbatches [scalar], zero on ranks without the last stage.
-        spans: after `run`, (action, start, stop) of every compute action in seconds of `time.perf_counter`.
+        spans: after `run`, (action, start, stop) of every compute action, in seconds since `run` began; waiting for its input is left out.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Executor:
         self._outputs: dict[Key, Tensor] = {}
         self._output_grads: dict[Key, Tensor] = {}
         self._input_grads: dict[Key, Tensor] = {}
+        self._compute_start = 0.0
         self.loss = torch.zeros(())
         self.spans: list[tuple[Action, float, float]] = []
 
@@ -53,17 +54,18 @@ class Executor:
         """Run the whole list. batches: one a microbatch. Collective over the pipeline and the tp group."""
         self._batches, self.spans = batches, []
         self.loss = torch.zeros((), dtype=torch.float64, device=self.transport.device)
+        begin = time.perf_counter()
         for action in self.actions:
-            start = time.perf_counter()
             self._DISPATCH[action.kind](self, action, (action.stage, action.microbatch))
             if action.kind.is_compute:
-                self.spans.append((action, start, time.perf_counter()))
+                self.spans.append((action, self._compute_start - begin, time.perf_counter() - begin))
         self.transport.finish()
 
     def _forward(self, action: Action, key: Key) -> None:
         stage = self.stages[action.stage]
         arrival = self._arriving.pop((ActionKind.RECV_F, *key), None)
         hidden = self._inputs.pop(key, None) if arrival is None else self.transport.wait(arrival)
+        self._compute_start = time.perf_counter()
         if hidden is not None and torch.is_grad_enabled():
             hidden.requires_grad_()
         output = stage(hidden, self._batches[action.microbatch])
@@ -87,6 +89,7 @@ class Executor:
             grad = torch.full_like(output, self._loss_weight)
         else:
             grad = self._output_grads.pop(key)
+        self._compute_start = time.perf_counter()
         torch.autograd.backward(output, grad)
         if hidden is not None:
             assert hidden.grad is not None, "every stage's output depends on its input"

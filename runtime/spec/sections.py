@@ -116,6 +116,9 @@ class ParallelSection(BaseModel):
     sequence_parallel: bool = Field(
         default=False, description="Whether norms and dropout between tensor-parallel blocks keep only seq_len / tp positions a rank."
     )
+    shared_memory: bool = Field(
+        default=True, description="Whether CPU ranks of one host exchange tensors through shared memory (false: always through gloo)."
+    )
     layers_per_stage: Annotated[list[Count], Field(min_length=1)] | None = Field(
         default=None, description="Layers of every stage, pp * virtual_stages numbers (null: balanced by cost)."
     )

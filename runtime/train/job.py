@@ -47,13 +47,20 @@ class StepResult:
     stop: bool
 
 
+def build_stages_of_rank(spec: RunSpec, mesh: Mesh, device: torch.device) -> dict[int, Stage]:
+    """Build this rank's stages, stage index -> stage, with their initial weights. No communication."""
+    parallel = spec.parallel
+    place = Placement(mesh.tp, parallel.sequence_parallel and mesh.tp.size > 1, model_dtype(spec.precision.dtype), device)
+    layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)
+    mine = stages_of_rank(mesh.pp.rank, mesh.pp.size, parallel.virtual_stages)
+    return dict(zip(mine, build_stages(spec.transformer, layers, mine, place, seed=spec.seed), strict=True))
+
+
 def build_job(spec: RunSpec, mesh: Mesh, device: torch.device) -> Job:
     """Build stages with initial weights, the validated schedule, executors and the optimizer. No communication."""
-    config, parallel, train = spec.transformer, spec.parallel, spec.train
-    place = Placement(mesh.tp, parallel.sequence_parallel and mesh.tp.size > 1, model_dtype(spec.precision.dtype), device)
-    layers = stage_layers(config, train.seq_len, spec.num_stages, parallel.layers_per_stage)
-    mine = stages_of_rank(mesh.pp.rank, mesh.pp.size, parallel.virtual_stages)
-    stages = dict(zip(mine, build_stages(config, layers, mine, place, seed=spec.seed), strict=True))
+    parallel, train = spec.parallel, spec.train
+    stages = build_stages_of_rank(spec, mesh, device)
+    place = next(iter(stages.values())).place
     settings = AdamWSettings(spec.optimizer.beta1, spec.optimizer.beta2, spec.optimizer.eps, spec.optimizer.weight_decay)
     bucket_bytes = int(spec.zero.bucket_size_mib * 2**20)
     optimizer = ShardedOptimizer(stages, mesh, settings, zero_stage=spec.zero.stage, bucket_bytes=bucket_bytes)
@@ -63,12 +70,10 @@ def build_job(spec: RunSpec, mesh: Mesh, device: torch.device) -> Job:
     for each in (schedule, evaluation):
         validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
     local_seq = train.seq_len // (mesh.tp.size if place.sequence_parallel else 1)
-    shape = (train.micro_batch_size, local_seq, config.hidden_size)
+    shape = (train.micro_batch_size, local_seq, spec.transformer.hidden_size)
     transport = Transport(mesh, shape, place.dtype, device)
     weight = 1.0 / spec.tokens_per_step
-    executor = Executor(
-        stages, schedule[mesh.pp.rank], transport, loss_weight=weight, on_last_backward=optimizer.expect_last_backward
-    )
+    executor = Executor(stages, schedule[mesh.pp.rank], transport, loss_weight=weight, on_last_backward=optimizer.expect_last_backward)
     evaluator = Executor(stages, evaluation[mesh.pp.rank], transport, loss_weight=weight)
     return Job(spec, mesh, stages, schedule, executor, evaluator, optimizer)
 

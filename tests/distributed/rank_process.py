@@ -1,7 +1,9 @@
-"""What one rank of the pool runs: a loop that takes a function, runs it inside a gloo group, and sends back what came of it.
+"""The process that forks ranks for the pool, and what one rank runs: a loop that takes a function and sends back what came of it.
 
-Started by `tests.distributed.ranks` as ``python -P rank_process.py CONNECTION_FD STACKS_FILE PARENT_PID``. Messages are
-pickled dictionaries of plain values, for this file is `__main__` here and has another name in the parent. A task goes like this:
+`tests.distributed.ranks` starts ``python -P rank_process.py CONTROL_FD PARENT_PID`` once. This process, the nursery, pays the
+seconds of importing torch once and has a single thread, so that a fork of it is a whole rank after a few milliseconds. It never
+computes. Messages are pickled dictionaries of plain values, for this file is `__main__` here and has another name in the
+parent. A task goes like this:
 
 - the rank enters the group, says "entered" and waits for the parent's word that all have: a function that raises at once would
   else close connections that a peer is still making, and torch cannot take back a group that was made by half;
@@ -20,6 +22,7 @@ import os
 import pickle
 import reprlib
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -188,24 +191,62 @@ def serve(connection: Connection) -> None:
         connection.send_bytes(pickle.dumps({"status": "idle", "problem": problem}))
 
 
-def main() -> None:
-    """Set this process up as a rank of the pool and serve it."""
-    descriptor, stacks, parent_pid = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    die_with_parent(parent_pid)
-    os.set_inheritable(descriptor, False)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it ends us
+def be_rank(descriptor: int, output: str, stacks: str, nursery_pid: int) -> None:
+    """Turn this fork of the nursery into a rank and serve its connection."""
+    die_with_parent(nursery_pid)
+    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     stacks_file = open(stacks, "a")  # noqa: SIM115 - stays open for the signal handler
     faulthandler.register(signal.SIGUSR1, file=stacks_file, all_threads=True)
     faulthandler.enable()
-    sys.path.append(str(REPOSITORY))  # last, so that only `tests.` is found by it
-    connection = Connection(descriptor)
-
-    import torch.distributed
-
-    torch.set_num_threads(1)
-    connection.send_bytes(pickle.dumps({"status": "ready"}))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the parent is gone
-        serve(connection)
+        serve(Connection(descriptor))
+
+
+def fork_rank(control: socket.socket, descriptor: int, request: dict[str, Any]) -> int:
+    """Fork a rank that serves the connection; return its process id."""
+    nursery_pid = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            control.close()
+            be_rank(descriptor, request["output"], request["stacks"], nursery_pid)
+            code = 0
+        except BaseException:  # noqa: BLE001 - nothing may return into the nursery's loop
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    os.close(descriptor)  # else later ranks inherit it, and the end of this one would not be seen
+    return pid
+
+
+def main() -> None:
+    """Import torch, then fork and reap ranks on request until the parent closes the control socket."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    die_with_parent(int(sys.argv[2]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it ends us
+    sys.path.append(str(REPOSITORY))  # last, so that only `tests.` is found by it
+
+    import torch.distributed.device_mesh
+    import torch.distributed.tensor  # noqa: F401 - imported here so that no rank has to
+
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise RuntimeError(f"importing torch started {threads - 1} threads; a fork would lose them in an unknown state")
+    control.send(pickle.dumps({"pid": os.getpid()}))
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 65536, 1)
+        if not message:
+            return
+        request = pickle.loads(message)
+        if request["do"] == "fork":
+            control.send(pickle.dumps({"pid": fork_rank(control, descriptors[0], request)}))
+        else:
+            control.send(pickle.dumps({"code": os.waitstatus_to_exitcode(os.waitpid(request["pid"], 0)[1])}))
 
 
 if __name__ == "__main__":

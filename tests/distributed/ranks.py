@@ -1,8 +1,9 @@
 """A pool of rank processes for tests: started once, reused by every test, each run inside a fresh gloo group.
 
 A test takes the session fixture `ranks` and calls ``ranks.run(function, world_size, *args)`` with a function of its own module;
-the function sees an initialised default group of exactly that size and may use all of `torch.distributed`. Starting a process
-and importing torch costs seconds of CPU, so the processes stay; everything in `torch.distributed` is made anew for each run.
+the function sees an initialised default group of exactly that size and may use all of `torch.distributed`. Importing torch costs
+seconds of CPU, so one process, the nursery, does it once and forks the ranks, and these stay from test to test; everything in
+`torch.distributed` is made anew for each run. Ranks are never forked from the test's own process: it has torch's threads.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,7 @@ from typing import Any, TypeVar
 R = TypeVar("R")
 
 MAX_RANKS = 8
-START_TIMEOUT_S = 200.0  # eight torch imports on two busy cores take up to half a minute
+START_TIMEOUT_S = 200.0  # one torch import takes 3 s, and a minute where many others want the same cores
 GRACE_S = 5.0  # after one rank failed, for its peers to notice
 IDLE_TIMEOUT_S = 30.0  # for a rank to destroy its group
 STACKS_TIMEOUT_S = 2.0  # for a signalled rank to write its stacks
@@ -54,9 +56,9 @@ class RankHung(RankFailed):
 
 @dataclass(frozen=True)
 class RankProcess:
-    """One process of the pool and the ways to reach it."""
+    """One rank's process and the ways to reach it. Its id is its own until the nursery has waited for it."""
 
-    process: subprocess.Popen[bytes]
+    pid: int
     connection: Connection
     output: Path
     stacks: Path
@@ -66,16 +68,72 @@ class RankProcess:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send_bytes(pickle.dumps(message))
 
-    def dump_stacks(self) -> None:
-        """Ask the process to write the stacks of all its threads to its file."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGUSR1)
 
-    def kill(self) -> None:
-        """End the process and release what belongs to it."""
-        self.process.kill()
-        self.process.wait()
-        self.connection.close()
+class Nursery:
+    """The process that imports torch once and forks ranks; see rank_process.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._forked = 0
+        self._log = folder / "nursery"
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+        # gloo asks the resolver for this host's name unless it is told an interface, and that name may not resolve.
+        # numpy's and torch's libraries start their threads at import unless they are told to have one.
+        environment |= {"GLOO_SOCKET_IFNAME": "lo"} | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        script = Path(__file__).with_name("rank_process.py")
+        with theirs, self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(script), str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+            )
+        self._control.settimeout(START_TIMEOUT_S)
+        try:
+            self._receive()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the process runs; without it no rank does."""
+        return self._process.poll() is None
+
+    def fork(self) -> RankProcess:
+        """Return a new rank."""
+        self._forked += 1
+        output, stacks = self._folder / f"output-{self._forked}", self._folder / f"stacks-{self._forked}"
+        output.touch()
+        stacks.touch()
+        ours, theirs = multiprocessing.Pipe()
+        with theirs:
+            request = pickle.dumps({"do": "fork", "output": str(output), "stacks": str(stacks)})
+            socket.send_fds(self._control, [request], [theirs.fileno()])
+            return RankProcess(self._receive()["pid"], ours, output, stacks)
+
+    def wait(self, rank: RankProcess) -> int:
+        """Wait for the end of a rank that is ending; return its exit code, or minus the signal that killed it."""
+        self._control.send(pickle.dumps({"do": "wait", "pid": rank.pid}))
+        return int(self._receive()["code"])
+
+    def close(self) -> None:
+        """End the process; the kernel ends the ranks with it."""
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            message = self._control.recv(65536)
+        except TimeoutError:
+            raise RuntimeError(f"the process that forks ranks gave no answer in {START_TIMEOUT_S:.0f} s\n{self._log.read_text()}") from None
+        if not message:
+            raise RuntimeError(f"the process that forks ranks ended\n{self._log.read_text()}")
+        return dict(pickle.loads(message))
 
 
 @dataclass
@@ -114,14 +172,14 @@ class RankPool:
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="trimaran-ranks-"))
+        self._nursery: Nursery | None = None
         self._ranks: list[RankProcess] = []
-        self._started = 0
         self._runs = 0
 
     @property
     def pids(self) -> list[int]:
         """The process ids of the ranks that are up, in rank order."""
-        return [rank.process.pid for rank in self._ranks]
+        return [rank.pid for rank in self._ranks]
 
     def run(self, function: Callable[..., R], world_size: int, *args: object, timeout_s: float = 120.0) -> list[R]:
         """Run ``function(*args)`` on ranks 0 to world_size - 1 inside a fresh gloo group of that size; return the results by rank.
@@ -144,12 +202,12 @@ class RankPool:
         task = self._task(function, world_size, args, timeout_s)
         run: Run | None = None
         try:
-            self._grow(world_size)
+            nursery = self._grow(world_size)
             starts = [rank.output.stat().st_size for rank in self._ranks[:world_size]]
             run = Run(task["qualname"], world_size, time.monotonic() + timeout_s, starts)
             for number, rank in enumerate(self._ranks[:world_size]):
                 rank.send({**task, "rank": number})
-            self._collect(run)
+            self._collect(run, nursery)
             self._settle(run)
         finally:
             # A test's own timeout or Ctrl-C in here leaves ranks in the middle of something, too.
@@ -160,7 +218,7 @@ class RankPool:
 
     def close(self) -> None:
         """End every process of the pool and remove its files."""
-        self._kill_all()
+        self._close_nursery()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _task(self, function: Callable[..., Any], world_size: int, args: tuple[object, ...], timeout_s: float) -> dict[str, Any]:
@@ -179,40 +237,18 @@ class RankPool:
             "timeout_s": timeout_s,
         }
 
-    def _grow(self, world_size: int) -> None:
-        if any(rank.process.poll() is not None for rank in self._ranks):  # one was ended between two runs
+    def _grow(self, world_size: int) -> Nursery:
+        if self._nursery is not None and not self._nursery.is_up:
+            self._close_nursery()
+        if any(rank.connection.poll() for rank in self._ranks):  # an idle rank says nothing: one was ended between two runs
             self._kill_all()
-        new = [self._start() for _ in range(world_size - len(self._ranks))]
-        self._ranks.extend(new)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        for rank in new:
-            try:
-                if not rank.connection.poll(max(0.0, deadline - time.monotonic())):
-                    raise RuntimeError(f"a rank process did not start in {START_TIMEOUT_S:.0f} s\n{rank.output.read_text()}")
-                rank.connection.recv_bytes()
-            except (EOFError, ConnectionResetError):
-                raise RuntimeError(f"a rank process ended while it started\n{rank.output.read_text()}") from None
+        if self._nursery is None:
+            self._nursery = Nursery(self._folder)
+        while len(self._ranks) < world_size:
+            self._ranks.append(self._nursery.fork())
+        return self._nursery
 
-    def _start(self) -> RankProcess:
-        self._started += 1
-        output, stacks = self._folder / f"output-{self._started}", self._folder / f"stacks-{self._started}"
-        ours, theirs = multiprocessing.Pipe()
-        environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-        # gloo asks the resolver for this host's name unless it is told an interface, and that name may not resolve.
-        environment |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        script = Path(__file__).with_name("rank_process.py")
-        with theirs, output.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-P", str(script), str(theirs.fileno()), str(stacks), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-                env=environment,
-            )
-        return RankProcess(process, ours, output, stacks)
-
-    def _collect(self, run: Run) -> None:
+    def _collect(self, run: Run, nursery: Nursery) -> None:
         """Wait until every rank has an outcome and is idle, and no longer than that is likely to happen.
 
         Once one rank has failed its peers get a short grace: those that talk to it fail at once, and the others may never end.
@@ -224,16 +260,17 @@ class RankPool:
                 return
             for rank in waiting:
                 if self._ranks[rank].connection in ready:
-                    self._read(run, rank)
+                    self._read(run, rank, nursery)
             if run.died:
                 return
 
-    def _read(self, run: Run, rank: int) -> None:
+    def _read(self, run: Run, rank: int, nursery: Nursery) -> None:
         """Read one message of a rank and answer it."""
         try:
             message = pickle.loads(self._ranks[rank].connection.recv_bytes())
         except (EOFError, ConnectionResetError):
-            run.died[rank] = describe_exit(self._ranks[rank].process.wait())
+            run.died[rank] = describe_exit(nursery.wait(self._ranks[rank]))
+            self._ranks[rank].connection.close()
             return
         if message["status"] == "idle":
             run.idle.add(rank)
@@ -288,7 +325,7 @@ class RankPool:
     def _describe_stuck(self, run: Run, stuck: list[int]) -> str:
         """Return who is still running and who is not, with the stacks of the former."""
         for rank in stuck:
-            self._ranks[rank].dump_stacks()
+            os.kill(self._ranks[rank].pid, signal.SIGUSR1)
         deadline = time.monotonic() + STACKS_TIMEOUT_S
         while time.monotonic() < deadline and not all(self._ranks[rank].stacks.stat().st_size for rank in stuck):
             time.sleep(0.02)
@@ -311,9 +348,25 @@ class RankPool:
         return f"output of rank {rank}:\n{text[-OUTPUT_CHARACTERS:]}" if text.strip() else ""
 
     def _kill_all(self) -> None:
+        """End the ranks; the nursery stays, if it is up, and can fork new ones."""
+        if self._nursery is None or not self._nursery.is_up:
+            self._close_nursery()
+            return
+        ranks, self._ranks = self._ranks, []
+        for rank in ranks:
+            if not rank.connection.closed:  # its end was seen and waited for: the id may be another process by now
+                rank.connection.close()
+                os.kill(rank.pid, signal.SIGKILL)
+                self._nursery.wait(rank)
+
+    def _close_nursery(self) -> None:
+        """End the nursery, and with it the ranks."""
+        if self._nursery is not None:
+            self._nursery.close()
+            self._nursery = None
         for rank in self._ranks:
-            rank.kill()
-        self._ranks.clear()
+            rank.connection.close()
+        self._ranks = []
 
 
 def portable_filters() -> list[tuple[Any, ...]]:

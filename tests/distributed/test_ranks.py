@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,14 +96,6 @@ def return_a_lock() -> object:
     return threading.Lock()
 
 
-@pytest.fixture
-def own_pool() -> Iterator[RankPool]:
-    """A pool apart from the shared one, for tests that break it."""
-    pool = RankPool()
-    yield pool
-    pool.close()
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_every_rank_sees_a_group_of_the_size_asked_for(ranks: RankPool, world_size: int) -> None:
     results = ranks.run(sum_of_ranks, world_size)
@@ -161,41 +152,49 @@ def test_a_failed_assertion_shows_the_values(ranks: RankPool) -> None:
         ranks.run(assert_on_one, 2)
 
 
-def test_a_peer_that_notices_nothing_does_not_delay_the_error(own_pool: RankPool) -> None:
+def test_a_peer_that_notices_nothing_does_not_delay_the_error(ranks: RankPool) -> None:
     start = time.monotonic()
     with pytest.raises(RankFailed, match=r"\Arank 0 of 2 raised") as caught:
-        own_pool.run(raise_while_a_peer_sleeps, 2)
+        ranks.run(raise_while_a_peer_sleeps, 2)
     assert time.monotonic() - start < 60
     assert "raise_while_a_peer_sleeps" in str(caught.value).split("rank 1 is still running")[1]
-    assert own_pool.pids == []
+    assert ranks.pids == []
 
 
-def test_a_hang_is_told_with_the_stacks_and_the_pool_starts_anew(own_pool: RankPool) -> None:
-    pids = [result[3] for result in own_pool.run(sum_of_ranks, 3)]
+def test_a_hang_is_told_with_the_stacks_and_the_pool_starts_anew(ranks: RankPool) -> None:
+    pids = [result[3] for result in ranks.run(sum_of_ranks, 3)]
     with pytest.raises(RankHung, match=r"not over on 2 of 3 ranks\nrank 0 returned\nrank 1 is still running") as caught:
-        own_pool.run(wait_for_rank_0, 3, timeout_s=2)
+        ranks.run(wait_for_rank_0, 3, timeout_s=2)
     assert str(caught.value).count("in wait_for_rank_0") == 2
     assert not any(is_alive(pid) for pid in pids)
-    assert {result[3] for result in own_pool.run(sum_of_ranks, 2)}.isdisjoint(pids)
+    assert {result[3] for result in ranks.run(sum_of_ranks, 2)}.isdisjoint(pids)
 
 
-def test_a_rank_that_is_killed_is_noticed_at_once(own_pool: RankPool) -> None:
-    own_pool.run(sum_of_ranks, 2)
+def test_a_rank_that_is_killed_is_noticed_at_once(ranks: RankPool) -> None:
+    ranks.run(sum_of_ranks, 2)
     start = time.monotonic()
     with pytest.raises(RankDied, match=r"\Arank 1 of 2 was killed by SIGKILL in die") as caught:
-        own_pool.run(die, 2)
+        ranks.run(die, 2)
     assert time.monotonic() - start < 5
     assert "about to die" in str(caught.value)
-    assert own_pool.run(sum_of_ranks, 1)[0][0] == 1
+    assert ranks.run(sum_of_ranks, 1)[0][0] == 1
 
 
-def test_a_rank_that_ended_between_two_runs_is_replaced(own_pool: RankPool) -> None:
-    own_pool.run(sum_of_ranks, 2)
-    os.kill(own_pool.pids[1], signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while is_alive(own_pool.pids[1]) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert own_pool.run(sum_of_ranks, 2)[0][0] == 3
+def test_a_rank_that_ended_between_two_runs_is_replaced(ranks: RankPool) -> None:
+    ranks.run(sum_of_ranks, 2)
+    os.kill(ranks.pids[1], signal.SIGKILL)
+    wait_until_gone(ranks.pids[1])
+    assert ranks.run(sum_of_ranks, 2)[0][0] == 3
+
+
+def test_a_pool_whose_nursery_was_ended_starts_anew() -> None:
+    with contextlib.closing(RankPool()) as pool:
+        pool.run(sum_of_ranks, 1)
+        with open(f"/proc/{pool.pids[0]}/stat") as stat:
+            nursery = int(stat.read().rpartition(")")[2].split()[1])
+        os.kill(nursery, signal.SIGKILL)
+        wait_until_gone(nursery)
+        assert pool.run(sum_of_ranks, 2)[0][0] == 3
 
 
 def test_warnings_are_errors_in_the_ranks_as_in_the_test(ranks: RankPool) -> None:
@@ -214,8 +213,7 @@ def test_a_result_that_cannot_be_pickled_is_an_error_of_its_rank(ranks: RankPool
 
 
 def test_misuse_is_refused_before_any_process_starts() -> None:
-    pool = RankPool()
-    with contextlib.closing(pool):
+    with contextlib.closing(RankPool()) as pool:
         with pytest.raises(ValueError, match=r"world_size \(9\) must be from 1 to 8"):
             pool.run(sum_of_ranks, 9)
         with pytest.raises(TypeError, match="top level of a module"):
@@ -234,11 +232,16 @@ def test_no_rank_outlives_a_killed_pool_owner() -> None:
         assert owner.stdout is not None
         pid, folder = owner.stdout.readline().split()
         owner.kill()
-    deadline = time.monotonic() + 10
-    while is_alive(int(pid)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not is_alive(int(pid))
+    wait_until_gone(int(pid))
     shutil.rmtree(folder)
+
+
+def wait_until_gone(pid: int) -> None:
+    """Return when the process no longer runs; fail if that takes long."""
+    deadline = time.monotonic() + 20
+    while is_alive(pid):
+        assert time.monotonic() < deadline, f"process {pid} still runs"
+        time.sleep(0.01)
 
 
 def is_alive(pid: int) -> bool:

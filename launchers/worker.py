@@ -1,0 +1,168 @@
+"""What each rank runs: join the group, build the mesh, do the task. `python -m trimaran.launchers.worker TASK.json` under torchrun's environment.
+
+The one place that calls `init_process_group`.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from trimaran.runtime.checkpoint.reshard import Checkpoint
+from trimaran.runtime.data.prepare import open_prepared
+from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.infer.generate import Sampling, generate
+from trimaran.runtime.mesh import Mesh, build_mesh
+from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
+from trimaran.runtime.train.job import build_stages_of_rank
+from trimaran.runtime.train.loop import train
+from trimaran.runtime.train.state import verify_together
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+__all__ = ["GenerateTask", "TrainTask", "main"]
+
+
+class TrainTask(BaseModel):
+    """Train the run of a spec file on data that was prepared before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["train"] = "train"
+    spec: Path
+    data: Path
+
+
+class GenerateTask(BaseModel):
+    """Continue a prompt from a checkpoint; the layout is that of `spec`, whatever wrote the checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["generate"] = "generate"
+    spec: Path
+    checkpoint: Path
+    tokenizer: Path
+    prompt: str
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    seed: int
+
+
+Task = TrainTask | GenerateTask
+
+
+def run_train(task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> None:
+    """Train."""
+    train(spec, mesh, device, open_prepared(task.data))
+
+
+def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> None:
+    """Print the prompt and its continuation as the tokens come, on rank 0."""
+    tokenizer = Tokenizer.load(task.tokenizer)
+    stages = build_stages_of_rank(spec, mesh, device)
+    checkpoint = Checkpoint.open(task.checkpoint, verify=False)
+    verify_together(checkpoint, mesh)
+    for stage in stages.values():
+        stage.load(checkpoint.read)
+    prompt = tokenizer.encode(task.prompt) or [tokenizer.eot_id]
+    sampling = Sampling(task.max_new_tokens, task.temperature, task.top_k, task.seed, stop_token=tokenizer.eot_id)
+    printer = _Printer(tokenizer, prompt, silent=mesh.rank > 0)
+    generate(stages, mesh, spec, prompt, sampling, printer.add)
+    printer.finish()
+
+
+class _Printer:
+    """Prints text as its tokens come; a character whose bytes are not all there yet waits for the next token."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int], *, silent: bool) -> None:
+        self._tokenizer, self._tokens, self._shown, self._silent = tokenizer, list(prompt), "", silent
+        self._show(tokenizer.decode(prompt))
+
+    def add(self, token: int) -> None:
+        """Show what the token adds."""
+        self._tokens.append(token)
+        text = self._tokenizer.decode(self._tokens)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            self._show(text)
+
+    def finish(self) -> None:
+        """Show the rest and end the line."""
+        self._show(self._tokenizer.decode(self._tokens) + "\n")
+
+    def _show(self, text: str) -> None:
+        if not self._silent:
+            print(text[len(self._shown) :], end="", flush=True)
+        self._shown = text
+
+
+def read_task(path: Path) -> Task:
+    """Read the task that the launcher wrote."""
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return TrainTask.model_validate(raw) if raw["kind"] == "train" else GenerateTask.model_validate(raw)
+
+
+def join_world(spec: RunSpec, device: torch.device) -> Mesh:
+    """Join the default process group that the environment describes (a world of one needs none) and build the mesh.
+
+    Raises:
+        SpecError: the number of ranks is not that of the spec's layout.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    check_world_size(spec, world_size)
+    timeout_s = spec.launcher.timeout_s
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store = dist.HashStore() if world_size == 1 and "MASTER_ADDR" not in os.environ else None  # type: ignore[attr-defined]
+    if store is None:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    else:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), store=store, rank=rank, world_size=world_size)
+    parallel = spec.parallel
+    return build_mesh(
+        pp=parallel.pp, dp=parallel.dp, cp=parallel.cp, tp=parallel.tp, timeout_s=timeout_s, shared_memory=parallel.shared_memory
+    )
+
+
+def choose_device(local_rank: int) -> torch.device:
+    """Return this rank's GPU, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def run_task(task: Task) -> None:
+    """Do the task on this rank and leave the group."""
+    spec = load_spec(task.spec)
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(spec.launcher.threads_per_rank or max(1, cores // local_world_size))
+    device = choose_device(int(os.environ.get("LOCAL_RANK", "0")))
+    mesh = join_world(spec, device)
+    try:
+        if isinstance(task, TrainTask):
+            run_train(task, spec, mesh, device)
+        else:
+            run_generate(task, spec, mesh, device)
+    finally:
+        mesh.close()
+        dist.destroy_process_group()
+
+
+@record
+def main() -> None:
+    """Entry point of a rank process: `python -m trimaran.launchers.worker TASK.json`."""
+    # If the launcher is killed, its ranks must not live on as orphans: SIGTERM lets them save and leave.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    run_task(read_task(Path(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The train loop: one verb a line, the same for one rank and for 384. Axes of size 1 are the general case with nothing to do."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from trimaran.models.batch import Microbatch
+from trimaran.runtime.checkpoint.reshard import Checkpoint
+from trimaran.runtime.data.loader import Loader
+from trimaran.runtime.data.prepare import PreparedData
+from trimaran.runtime.data.shards import TokenShards
+from trimaran.runtime.infer.generate import Sampling, generate
+from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.hardware import mfu, peak_flops
+from trimaran.runtime.train.job import Job, StepResult, build_job, evaluate, train_step
+from trimaran.runtime.train.lr_schedule import lr_at
+from trimaran.runtime.train.metrics import MetricsLogger
+from trimaran.runtime.train.signals import StopRequest
+from trimaran.runtime.train.state import TrainState, changed_fields, load_state, resume_path, save_state
+from trimaran.runtime.train.timeline import record_timeline
+
+SAMPLE_TOKENS = 200
+SAMPLE_PROMPT = "The "
+
+
+def train(spec: RunSpec, mesh: Mesh, device: torch.device, data: PreparedData) -> TrainState:
+    """Train to spec.train.num_steps, or until SIGINT or SIGTERM asks to stop; then the state is saved. Collective over the world.
+
+    Returns: the state at the end.
+    """
+    loader, held_out = build_loader(spec, data.train, mesh), held_out_batches(spec, data.held_out, mesh)
+    job = build_job(spec, mesh, device)
+    path = resume_path(spec)
+    state = TrainState() if path is None else load_state(job, path)
+    saved_step = state.step
+    with StopRequest() as stop, StepLog(spec, mesh, device, state, path) as log:
+        while state.step < spec.train.num_steps:
+            batches = loader.microbatches(state.consumed_samples)
+            lr = lr_at(state.step, base_lr=spec.optimizer.lr, section=spec.lr_schedule, num_steps=spec.train.num_steps)
+            result = train_step(job, batches, lr, stop=stop.requested)
+            state = state.after_step(spec)
+            log.step(state, result, lr)
+            if held_out and (due(state.step, spec.train.eval_interval) or state.step == spec.train.num_steps):
+                log.evaluation(state, evaluate(job, held_out))
+            if due(state.step, spec.checkpoint.interval) or state.step == spec.train.num_steps or result.stop:
+                save_state(job, state)
+                saved_step = state.step
+            if result.stop:
+                log.say(f"stopped by a signal after step {state.step}; saved, the same command resumes there")
+                break
+            log.restart_clock()
+        assert saved_step == state.step, "a run that ends has saved its last step"
+        if job.executor.spans and spec.logging.timeline:
+            log.write("timeline.json", json.dumps(record_timeline(job)))
+        if not stop.requested:
+            log.write("sample.txt", sample(job, data))
+    return state
+
+
+def due(step: int, interval: int) -> bool:
+    """Whether something that happens every `interval` steps (0: never) happens after `step`."""
+    return interval > 0 and step % interval == 0
+
+
+def build_loader(spec: RunSpec, shards: TokenShards, mesh: Mesh, *, shuffle: bool | None = None) -> Loader:
+    """Return this dp rank's loader over a split."""
+    return Loader(
+        shards,
+        seq_len=spec.train.seq_len,
+        global_batch_size=spec.train.global_batch_size,
+        micro_batch_size=spec.train.micro_batch_size,
+        dp_rank=mesh.dp.rank,
+        dp_size=mesh.dp.size,
+        seed=spec.seed,
+        shuffle=spec.data.shuffle if shuffle is None else shuffle,
+    )
+
+
+def held_out_batches(spec: RunSpec, shards: TokenShards, mesh: Mesh) -> list[list[Microbatch]]:
+    """Return this dp rank's microbatches of the evaluation's global batches, always the same; none where evaluation is off.
+
+    Raises:
+        ValueError: the held-out text is shorter than one global batch.
+    """
+    if spec.train.eval_interval == 0:
+        return []
+    loader = build_loader(spec, shards, mesh, shuffle=False)
+    whole_batches = loader.num_samples // spec.train.global_batch_size
+    if whole_batches == 0:
+        raise ValueError(
+            f"the held-out text has {loader.num_samples} samples of train.seq_len ({spec.train.seq_len}) tokens, fewer than one "
+            f"train.global_batch_size ({spec.train.global_batch_size}); raise data.held_out_fraction or set train.eval_interval to 0"
+        )
+    count = min(spec.train.eval_batches, whole_batches)
+    return [loader.microbatches(index * spec.train.global_batch_size) for index in range(count)]
+
+
+def sample(job: Job, data: PreparedData) -> str:
+    """Return text that the trained model continues from a fixed prompt. Collective over the world."""
+    prompt = data.tokenizer.encode(SAMPLE_PROMPT)
+    tokens = generate(job.stages, job.mesh, job.spec, prompt, Sampling(SAMPLE_TOKENS, temperature=0.8, top_k=40, seed=job.spec.seed))
+    return data.tokenizer.decode(prompt + tokens)
+
+
+class StepLog:
+    """What rank 0 tells of the run: metrics, live line, files of the run folder. On other ranks every method does nothing."""
+
+    def __init__(self, spec: RunSpec, mesh: Mesh, device: torch.device, state: TrainState, resumed: Path | None) -> None:
+        self._spec, self._folder, self._world_size = spec, Path(spec.train.output_dir), mesh.world_size
+        self._flops_per_token = spec.transformer.flops_per_token(spec.train.seq_len)
+        self._peak = peak_flops(torch.cuda.get_device_name(device), spec.precision.dtype) if device.type == "cuda" else None
+        self._metrics: MetricsLogger | None = None
+        if mesh.rank == 0:
+            self._metrics = MetricsLogger(
+                self._folder,
+                num_steps=spec.train.num_steps,
+                resume_step=state.step,
+                interval=spec.logging.interval,
+                tensorboard=spec.logging.tensorboard,
+            )
+            if resumed is not None:
+                changes = changed_fields(Checkpoint.open(resumed, verify=False), spec)
+                self.say("\n  ".join([f"resuming at step {state.step} from {resumed}", *changes]))
+        self.restart_clock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def restart_clock(self) -> None:
+        """Start timing the next step here, so that evaluations and checkpoints don't count as step time."""
+        self._start = time.perf_counter()
+
+    def step(self, state: TrainState, result: StepResult, lr: float) -> None:
+        """Log a finished step."""
+        seconds = time.perf_counter() - self._start
+        tokens_per_second = self._spec.tokens_per_step / seconds
+        self._do(
+            lambda metrics: metrics.log(
+                step=state.step,
+                loss=result.loss,
+                lr=lr,
+                grad_norm=result.grad_norm,
+                tokens_seen=state.tokens_seen,
+                tokens_per_second=tokens_per_second,
+                step_time_ms=seconds * 1e3,
+                mfu=mfu(tokens_per_second, self._flops_per_token, self._peak, self._world_size),
+            )
+        )
+
+    def evaluation(self, state: TrainState, held_out_loss: float) -> None:
+        """Log an evaluation."""
+        self._do(lambda metrics: metrics.log_evaluation(step=state.step, held_out_loss=held_out_loss))
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._do(lambda metrics: metrics.say(text))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the run folder."""
+        self._do(lambda metrics: (self._folder / name).write_text(text, encoding="utf-8"))
+
+    def _do(self, action: Callable[[MetricsLogger], object]) -> None:
+        if self._metrics is not None:
+            action(self._metrics)

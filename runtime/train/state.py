@@ -1,0 +1,138 @@
+"""TrainState: where a run stands. One object is saved, one is loaded, at any layout.
+
+Random numbers are drawn by counter, so (seed, consumed samples) is the whole state of the generator and of the data order.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trimaran.runtime.checkpoint.folder import find_checkpoints, latest
+from trimaran.runtime.checkpoint.manifest import CheckpointError
+from trimaran.runtime.checkpoint.reshard import Checkpoint
+from trimaran.runtime.checkpoint.store import save
+from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.spec import RunSpec, SpecError, diff_specs, parse_spec
+from trimaran.runtime.train.job import Job
+
+# Fields that decide what the numbers in a checkpoint mean. Any other may change between two starts of a run.
+_FIXED = (
+    "model.", "seed", "train.seq_len", "optimizer.name", "data.source", "data.text_field", "data.tokenizer", "data.tokenizer_vocab_size",
+    "data.held_out_fraction", "data.shuffle",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Steps finished, tokens and samples consumed by them; weights and moments are in the job's optimizer."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    consumed_samples: int = 0
+
+    def after_step(self, spec: RunSpec) -> "TrainState":
+        """Return the state one optimizer step later."""
+        samples = spec.train.global_batch_size
+        tokens = self.tokens_seen + samples * spec.train.seq_len
+        return replace(self, step=self.step + 1, tokens_seen=tokens, consumed_samples=self.consumed_samples + samples)
+
+
+def checkpoints_of(spec: RunSpec) -> Path:
+    """Return the folder of the run's checkpoints."""
+    return Path(spec.train.output_dir) / "checkpoints"
+
+
+def save_state(job: Job, state: TrainState) -> Path:
+    """Write the checkpoint of `state` and return its folder. Collective over the world."""
+    spec, mesh = job.spec, job.mesh
+    record = {**asdict(state), "seed": spec.seed, "layout": dict(spec.parallel.model_dump()), "spec": spec.model_dump(mode="json")}
+    keep_last = spec.checkpoint.keep_last
+    return save(
+        checkpoints_of(spec),
+        state.step,
+        job.optimizer.pieces(),
+        record,
+        rank=mesh.rank,
+        world_size=mesh.world_size,
+        gather=mesh.gather_text,
+        keep_last=keep_last,
+    )
+
+
+def resume_path(spec: RunSpec) -> Path | None:
+    """Return the checkpoint to continue from, None for a fresh start.
+
+    Raises:
+        CheckpointError: every checkpoint of the run is damaged, or one is there and checkpoint.resume is off.
+        ValueError: the checkpoint was written by a spec that this one may not continue; shows the differences.
+    """
+    folder = checkpoints_of(spec)
+    path = latest(folder)
+    if path is None:
+        broken = [f"{found.path.name}: {found.broken}" for found in find_checkpoints(folder)]
+        if broken and spec.checkpoint.resume:
+            raise CheckpointError(
+                f"no checkpoint in {folder} is whole, so the run can't be resumed: {'; '.join(broken)}; remove them to start anew"
+            )
+        return None
+    if not spec.checkpoint.resume:
+        raise CheckpointError(
+            f"{path} is there already and checkpoint.resume is false; choose another train.output_dir, remove the folder, or resume"
+        )
+    changed_fields(Checkpoint.open(path, verify=False), spec)
+    return path
+
+
+def changed_fields(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
+    """Return the differences `field: old -> new` between the checkpoint's spec and this one, all of them allowed.
+
+    Raises:
+        ValueError: one of them changes what the checkpoint's numbers mean.
+    """
+    differences = diff_specs(spec_of(checkpoint), spec)
+    refused = [line for line in differences if line.startswith(_FIXED)]
+    if refused:
+        shown = "\n  ".join(refused)
+        raise ValueError(
+            f"the spec differs from that of the checkpoint of step {checkpoint.step} in fields that can't change within a run:\n  {shown}\n"
+            "undo these changes, or choose another train.output_dir for a new run"
+        )
+    return differences
+
+
+def spec_of(checkpoint: Checkpoint) -> RunSpec:
+    """Return the run spec stored in a checkpoint.
+
+    Raises:
+        CheckpointError: it has none, or one that this version can't read.
+    """
+    raw: dict[str, Any] = checkpoint.state.get("spec", {})
+    try:
+        return parse_spec(raw)
+    except SpecError as error:
+        raise CheckpointError(f"the spec stored in the checkpoint of step {checkpoint.step} can't be read: {error}") from error
+
+
+def load_state(job: Job, path: Path) -> TrainState:
+    """Load weights and moments of the checkpoint at `path` into the job, whatever layout wrote it. Collective over the world.
+
+    Every rank verifies the checksums of a share of the files; if one is damaged all ranks raise CheckpointError.
+    """
+    checkpoint = Checkpoint.open(path, verify=False)
+    verify_together(checkpoint, job.mesh)
+    job.optimizer.load(checkpoint.read_range, checkpoint.step)
+    state = TrainState(checkpoint.step, checkpoint.state["tokens_seen"], checkpoint.state["consumed_samples"])
+    checkpoint.close()
+    return state
+
+
+def verify_together(checkpoint: Checkpoint, mesh: Mesh) -> None:
+    """Check every file's checksum, each file on one rank; all ranks raise what any rank finds. Collective over the world."""
+    problem = ""
+    try:
+        checkpoint.verify_files(checkpoint.files[mesh.rank :: mesh.world_size])
+    except CheckpointError as error:
+        problem = str(error)
+    found = [text for text in mesh.gather_text(problem) if text]
+    if found:
+        raise CheckpointError(found[0])

@@ -1,0 +1,49 @@
+"""The pipeline timeline of a step: as it ran, beside what the simulator makes of the same schedule with the measured costs."""
+
+import json
+import statistics
+from typing import Any
+
+from trimaran.runtime.pipeline.schedule import Action, ActionKind
+from trimaran.runtime.pipeline.simulate import Costs, Span, simulate
+from trimaran.runtime.train.job import Job
+
+_DIGITS = 4  # of milliseconds
+
+
+def record_timeline(job: Job) -> dict[str, Any]:
+    """Return timeline.json's content for the step that ran last, from the ranks with dp = cp = tp = 0. Collective over the world."""
+    coordinates = job.mesh.coordinates
+    mine = not any(coordinates[axis] for axis in ("dp", "cp", "tp"))
+    rows = [[str(action), start * 1e3, stop * 1e3] for action, start, stop in job.executor.spans] if mine else []
+    texts = job.mesh.gather_text(json.dumps([coordinates["pp"], rows]))
+    spans = [
+        Span(rank, Action.parse(action), start, stop) for rank, ranks_rows in map(json.loads, texts) for action, start, stop in ranks_rows
+    ]
+    simulation = simulate(job.schedule, _measured_costs(spans, job.spec.num_stages))
+    return {
+        "num_ranks": job.mesh.pp.size,
+        "measured": _rows(spans),
+        "simulated": _rows(span for span in simulation.spans if span.action.kind.is_compute),
+        "bubble_measured": _bubble(spans, job.mesh.pp.size),
+        "bubble_simulated": simulation.bubble,
+    }
+
+
+def _measured_costs(spans: list[Span], num_stages: int) -> Costs:
+    def median_ms(kind: ActionKind, stage: int) -> float:
+        return statistics.median(span.stop - span.start for span in spans if span.action.kind is kind and span.action.stage == stage)
+
+    return Costs(
+        forward=[median_ms(ActionKind.F, stage) for stage in range(num_stages)],
+        backward=[median_ms(ActionKind.B, stage) for stage in range(num_stages)],
+    )
+
+
+def _bubble(spans: list[Span], num_ranks: int) -> float:
+    makespan = max(span.stop for span in spans) - min(span.start for span in spans)
+    return 1.0 - sum(span.stop - span.start for span in spans) / (num_ranks * makespan)
+
+
+def _rows(spans: Any) -> list[list[Any]]:
+    return [[span.rank, str(span.action), round(span.start, _DIGITS), round(span.stop, _DIGITS)] for span in spans]

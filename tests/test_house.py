@@ -1,0 +1,313 @@
+"""The rules of the house: which room may import which, what is installed, and how long, typed and documented code is.
+
+Everything is read from the source with `ast`; nothing of trimaran is imported. A failing test lists every place.
+"""
+
+import ast
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {"kernels": 1, "models": 2, "runtime": 3, "launchers": 4}
+LONGEST_FUNCTION = 80  # lines, without the docstring
+LONGEST_FILE = 600
+# Installed with us, yet not to be paid for at import by those who do not use them: one file may.
+OPTIONAL_PACKAGES = ("triton", "deepspeed", "mpi4py", "matplotlib", "tensorboard", "rich", "tokenizers", "transformers")
+# A run spec is checked in under a second and a schedule is drawn on a machine without torch; the command line starts at once.
+WITHOUT_TORCH = (
+    "models/config.py",
+    "models/presets.py",
+    "runtime/spec/*.py",
+    "runtime/pipeline/schedule.py",
+    "runtime/pipeline/passes.py",
+    "runtime/pipeline/simulate.py",
+    "runtime/pipeline/draw.py",
+    "runtime/pipeline/partition.py",
+    "launchers/cli.py",
+)
+# Methods that torch calls and documents.
+FRAMEWORK_METHODS = {"forward", "backward", "setup_context", "extra_repr"}
+
+
+@cache
+def source_files() -> dict[str, Path]:
+    """Return every Python file of the four rooms by module name without `trimaran.`; a package stands under its own name."""
+    found = {}
+    for room in FLOORS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """Return the parsed file."""
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def place(path: Path, node: ast.AST | None = None) -> str:
+    """Return where something is, to be clicked on."""
+    line = getattr(node, "lineno", None)
+    return f"{path.relative_to(ROOT)}:{line}" if line else str(path.relative_to(ROOT))
+
+
+def imported_names(node: ast.AST) -> list[str]:
+    """Return the full dotted names that an import statement may stand for, or nothing for other nodes."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def own_modules(node: ast.AST) -> list[str]:
+    """Return our modules that an import statement reads, named as in `source_files`."""
+    found = []
+    for name in imported_names(node):
+        if name.split(".")[0] != "trimaran":
+            continue
+        name = name.removeprefix("trimaran.")
+        while name and name not in source_files():  # `from trimaran.models.config import X` reads models.config
+            name = name.rpartition(".")[0]
+        if name:
+            found.append(name)
+    return found
+
+
+def runs_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk the statements that run when the module is imported: not function bodies, not what only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Function | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            yield from chain.from_iterable(runs_at_import(statement) for statement in child.orelse)
+            continue
+        yield child
+        yield from runs_at_import(child)
+
+
+def functions(path: Path) -> list[Function]:
+    """Return every function and method of a file, nested ones too."""
+    return [node for node in ast.walk(tree(path)) if isinstance(node, Function)]
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Return the circles of a directed graph that a depth-first walk meets, each as `a -> b -> a`."""
+    open_path: list[str] = []
+    done: set[str] = set()
+    found = []
+
+    def visit(name: str) -> None:
+        open_path.append(name)
+        for target in sorted(graph[name]):
+            if target in open_path:
+                found.append(" -> ".join([*open_path[open_path.index(target) :], target]))
+            elif target not in done:
+                visit(target)
+        done.add(open_path.pop())
+
+    for name in sorted(graph):
+        if name not in done:
+            visit(name)
+    return found
+
+
+def test_imports_run_down_only() -> None:
+    wrong = [
+        f"{place(path, node)}: {path.relative_to(ROOT).parts[0]} imports {target}"
+        for path in source_files().values()
+        for node in ast.walk(tree(path))
+        for target in own_modules(node)
+        if FLOORS[target.split(".")[0]] > FLOORS[path.relative_to(ROOT).parts[0]]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_circle_between_files() -> None:
+    graph = {name: {t for node in ast.walk(tree(path)) for t in own_modules(node)} - {name} for name, path in source_files().items()}
+    assert not circles(graph), "\n".join(circles(graph))
+
+
+def test_the_search_for_circles_finds_one() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b -> c -> b"]
+
+
+def test_imports_are_absolute_and_carry_the_name_of_the_package() -> None:
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    wrong = [
+        f"{place(path, node)}: {ast.unparse(node)}"
+        for path in [*source_files().values(), *tests]
+        for node in ast.walk(tree(path))
+        if (isinstance(node, ast.ImportFrom) and node.level) or any(name.split(".")[0] in FLOORS for name in imported_names(node))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_folder_with_python_files_is_a_listed_package() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {".".join(("trimaran", *path.parent.relative_to(ROOT).parts)) for path in source_files().values()}
+    assert listed == folders, f"not in pyproject.toml: {sorted(folders - listed)}; not on disk: {sorted(listed - folders)}"
+    without_init = [name for name in folders if not (ROOT / name.removeprefix("trimaran.").replace(".", "/") / "__init__.py").exists()]
+    assert not without_init, f"no __init__.py in {without_init}"
+    assert not (ROOT / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_a_room_is_marked_as_typed_and_linked_for_the_type_checkers(room: str) -> None:
+    assert (ROOT / room / "py.typed").exists()
+    link = ROOT / ".typing" / "trimaran" / room
+    assert link.is_symlink(), f"{link.relative_to(ROOT)} is not a symlink"
+    assert os.readlink(link) == f"../../{room}"
+
+
+def test_no_function_is_too_long() -> None:
+    wrong = []
+    for path in source_files().values():
+        for function in functions(path):
+            docstring = ast.get_docstring(function, clean=False)
+            lines = (function.end_lineno or 0) - function.lineno + 1 - (len(docstring.splitlines()) if docstring else 0)
+            if lines > LONGEST_FUNCTION:
+                wrong.append(f"{place(path, function)}: {function.name} has {lines} lines, over {LONGEST_FUNCTION}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in source_files().values()}
+    wrong = [f"{place(path)}: {lines} lines, over {LONGEST_FILE}" for path, lines in lengths.items() if lines > LONGEST_FILE]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_global_statement() -> None:
+    wrong = [place(path, node) for path in source_files().values() for node in ast.walk(tree(path)) if isinstance(node, ast.Global)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_is_left_to_do_in_a_comment() -> None:
+    words = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
+    others = [path for folder in ("tests", "examples", "benchmarks", "docs") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    wrong = [
+        f"{place(path)}:{number}: {line.strip()}"
+        for path in [*source_files().values(), *(path for path in others if path.suffix in (".py", ".yaml", ".md")), ROOT / "Makefile"]
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if words.search(line)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_function_is_fully_typed() -> None:
+    wrong = []
+    for path in source_files().values():
+        for function in functions(path):
+            signature = function.args
+            arguments = [*signature.posonlyargs, *signature.args, *signature.kwonlyargs, signature.vararg, signature.kwarg]
+            bare = [arg.arg for arg in arguments if arg is not None and arg.annotation is None and arg.arg not in ("self", "cls")]
+            if bare or function.returns is None:
+                wrong.append(f"{place(path, function)}: {function.name}: {', '.join(bare) or 'what it returns'}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_public_function_and_class_has_a_docstring() -> None:
+    wrong = []
+
+    def is_described_elsewhere(node: Function | ast.ClassDef) -> bool:
+        """Return whether the node is a setter, an overload, one of torch's methods, or an attribute of a protocol (`...`)."""
+        decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+        is_attribute = "property" in decorators and ast.unparse(node.body[0]) == "..."
+        return is_attribute or node.name in FRAMEWORK_METHODS or any(text.endswith((".setter", "overload")) for text in decorators)
+
+    def look(path: Path, body: list[ast.stmt]) -> None:
+        for node in body:
+            if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+                if not ast.get_docstring(node) and not is_described_elsewhere(node):
+                    wrong.append(f"{place(path, node)}: {node.name}")
+                if isinstance(node, ast.ClassDef):
+                    look(path, node.body)
+
+    for path in source_files().values():
+        look(path, tree(path).body)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_launchers_read_the_environment_and_the_command_line() -> None:
+    forbidden = {"os.environ", "os.environb", "os.getenv", "os.putenv", "sys.argv"}
+    wrong = []
+    for name, path in source_files().items():
+        if name.split(".")[0] == "launchers":
+            continue
+        for node in ast.walk(tree(path)):
+            uses = [ast.unparse(node)] if isinstance(node, ast.Attribute) else imported_names(node)
+            wrong += [f"{place(path, node)}: {use}" for use in uses if use in forbidden]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_worker_initialises_the_process_group() -> None:
+    wrong = [
+        place(path, node)
+        for name, path in source_files().items()
+        if name != "launchers.worker"
+        for node in ast.walk(tree(path))
+        if (isinstance(node, ast.Attribute) and node.attr == "init_process_group")
+        or any(target.endswith(".init_process_group") for target in imported_names(node))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", OPTIONAL_PACKAGES)
+def test_at_most_one_file_imports_an_optional_package_at_import(package: str) -> None:
+    files = {
+        place(path)
+        for path in source_files().values()
+        for node in runs_at_import(tree(path))
+        for name in imported_names(node)
+        if name.split(".")[0] == package or name.startswith(f"torch.utils.{package}")
+    }
+    assert len(files) <= 1, f"{package} is imported by {sorted(files)}; import it inside the functions that use it"
+
+
+def test_what_must_be_quick_reaches_no_torch() -> None:
+    modules = source_files()
+    at_import: dict[str, set[str]] = {}
+    torch_users = set()
+    for name, path in modules.items():
+        nodes = list(runs_at_import(tree(path)))
+        at_import[name] = {target for node in nodes for target in own_modules(node)}
+        if any(imported.split(".")[0] == "torch" for node in nodes for imported in imported_names(node)):
+            torch_users.add(name)
+    names = {path: name for name, path in modules.items()}
+    wrong = []
+    for start in (names[path] for pattern in WITHOUT_TORCH for path in sorted(ROOT.glob(pattern))):
+        reached, waiting = {start: start}, [start]
+        while waiting:
+            name = waiting.pop()
+            parents = {name.rpartition(".")[0]} & modules.keys()  # importing a.b runs a/__init__.py first
+            for target in (at_import[name] | parents) - reached.keys():
+                reached[target] = f"{reached[name]} -> {target}"
+                waiting.append(target)
+        wrong += [f"{chain_} -> torch" for name, chain_ in sorted(reached.items()) if name in torch_users]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_dependency_is_pinned_and_no_pin_names_a_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    pins = [line for name in ("constraints.txt", "constraints-cpu.txt") for line in (ROOT / name).read_text().splitlines()]
+    wrong = [line for line in pins if not re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", line)]
+    assert not wrong, f"not of the form NAME==VERSION: {wrong}"
+
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    pinned = {plain(line.split("==")[0]) for line in pins}
+    missing = [line for line in wanted if plain(re.split(r"[^A-Za-z0-9_.-]", line)[0]) not in pinned]
+    assert not missing, f"no pin for {missing}"
