@@ -61,7 +61,7 @@ class SharedMemory:
                 return None
             assert folder is not None
             assert memory is not None
-            sockets = _connect_pairs(folder, server, rank, len(names), timeout_s)
+            sockets = _connect_pairs(folder, server, rank, names, timeout_s)
             _all_agree(process_group, True)  # a barrier: the folder may go once everyone has opened what is in it
             return SharedMemory(rank, names, memory, sockets)
         finally:
@@ -170,6 +170,7 @@ def _agree_on_folder(process_group: dist.ProcessGroup, rank: int, size: int) -> 
     """Rank 0 makes a private folder with the slots' file; every rank gets its path, None where it could not be made."""
     message = torch.zeros(_PATH_BYTES, dtype=torch.uint8)
     if rank == 0:
+        folder = ""
         try:
             folder = tempfile.mkdtemp(prefix="trimaran-", dir=_FOLDER)
             with open(Path(folder) / "slots", "wb") as file:
@@ -179,6 +180,8 @@ def _agree_on_folder(process_group: dist.ProcessGroup, rank: int, size: int) -> 
             message[: len(folder)] = torch.tensor(list(folder.encode()), dtype=torch.uint8)
         except OSError:
             message.zero_()
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
     dist.broadcast(message, group=process_group, group_src=0)
     path = bytes(message.tolist()).rstrip(b"\0").decode()
     return Path(path) if path else None
@@ -191,16 +194,25 @@ def _map_slots(path: Path, size: int) -> Tensor:
     return torch.from_file(str(path), shared=True, size=num_bytes, dtype=torch.uint8).view(size, 2, _SLOT_BYTES)
 
 
-def _connect_pairs(folder: Path, server: socket.socket, rank: int, size: int, timeout_s: float) -> list[socket.socket | None]:
-    sockets: list[socket.socket | None] = [None] * size
+def _connect_pairs(folder: Path, server: socket.socket, rank: int, names: list[str], timeout_s: float) -> list[socket.socket | None]:
+    sockets: list[socket.socket | None] = [None] * len(names)
     for peer in range(rank):
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         link.connect(str(folder / f"{peer}.socket"))
         link.sendall(bytes([rank]))
         sockets[peer] = link
-    for _ in range(rank + 1, size):
-        link, _address = server.accept()
-        sockets[link.recv(1)[0]] = link
+    server.settimeout(timeout_s)
+    for _ in range(rank + 1, len(names)):
+        try:
+            link, _address = server.accept()
+            link.settimeout(timeout_s)
+            sockets[link.recv(1)[0]] = link
+        except (TimeoutError, IndexError) as error:
+            missing = [names[peer] for peer in range(rank + 1, len(names)) if sockets[peer] is None]
+            raise RuntimeError(
+                f"{names[rank]} waits for {', '.join(missing)} to open shared memory: no answer within the time-out"
+            ) from error
+        link.settimeout(None)
     for socket_ in sockets:
         if socket_ is not None:
             # The kernel's own time-out: Python's would poll before every receive.

@@ -47,7 +47,8 @@ class Transport:
         peer = peer_rank(action, self.mesh.pp.size)
         group, index, tag = self._channel(action, self.mesh.pp.rank, peer)
         self._sends = [(work, tensor) for work, tensor in self._sends if not work.is_completed()]
-        work = dist.isend(x.contiguous(), group_dst=index, group=group.process_group, tag=tag)
+        x = x.contiguous()
+        work = dist.isend(x, group_dst=index, group=group.process_group, tag=tag)
         assert work is not None
         self._sends.append((work, x))
 
