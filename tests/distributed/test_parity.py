@@ -1,7 +1,7 @@
 """Any layout, same maths: 20 steps in float64 at every layout against one process, losses to 1e-9 and every gradient and parameter after."""
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -63,7 +63,8 @@ LAYOUTS = [
     Layout("tp2-pp2-dp2", {"tp": 2, "pp": 2, "dp": 2}),
     Layout("tp2-pp2-dp2-tied-sequence-parallel", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True}, GPT),
     Layout(
-        "tp2-pp2-dp2-interleaved", {"tp": 2, "pp": 2, "dp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b", "sequence_parallel": True}
+        "tp2-pp2-dp2-interleaved",
+        {"tp": 2, "pp": 2, "dp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b", "sequence_parallel": True},
     ),
     Layout("tp2-pp2-dp2-dropout", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True}, GPT | DROPOUT),
     Layout("tp2-dropout", {"tp": 2}, LLAMA | DROPOUT),
@@ -109,9 +110,7 @@ def train_on_rank(layout: Layout) -> Result:
     """Train NUM_STEPS; return losses, norms, a held-out loss, and this rank's shards of gradients and parameters."""
     spec = make_spec(layout)
     parallel = spec.parallel
-    mesh = build_mesh(
-        pp=parallel.pp, dp=parallel.dp, cp=parallel.cp, tp=parallel.tp, timeout_s=60, shared_memory=layout.shared_memory
-    )
+    mesh = build_mesh(pp=parallel.pp, dp=parallel.dp, cp=parallel.cp, tp=parallel.tp, timeout_s=60, shared_memory=layout.shared_memory)
     assert all((group.shared is not None) == layout.shared_memory for group in (mesh.tp, mesh.dp) if group.size > 1)
     job = build_job(spec, mesh, torch.device("cpu"))
     losses, norms = [], []
@@ -143,7 +142,7 @@ def last_gradients(job: Any, spec: RunSpec, step: int) -> dict[str, list[Any]]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def reference_of(model: tuple[tuple[str, Any], ...], dtype: str, pool: RankPool) -> Result:
     (result,) = pool.run(train_on_rank, 1, Layout("single", {}, dict(model), dtype=dtype))
     return result  # type: ignore[no-any-return]
