@@ -32,14 +32,14 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
         (dy,) = grads
         x, weight, rstd = ctx.saved_tensors
-        normed = x * rstd
-        dy_rows = dy.flatten(0, -2).to(normed.dtype)
-        scaled = dy_rows * normed
-        dweight = scaled.sum(0)
-        # dx = rstd * (g - normed * mean(g * normed)), g = dy * weight
-        mean = torch.mv(scaled, weight.to(normed.dtype)).div_(x.shape[-1]).unsqueeze_(-1)
-        dx = (dy_rows * weight).addcmul_(normed, mean, value=-1).mul_(rstd)
-        return dx.to(x.dtype).view(dy.shape), dweight.to(weight.dtype), None
+        wide = rstd.dtype
+        x, weight_wide, dy_rows = x.to(wide), weight.to(wide), dy.flatten(0, -2).to(wide)
+        product = dy_rows * x
+        dweight = torch.mv(product.t(), rstd.squeeze(-1))
+        # dx = rstd * dy * weight - x * rstd^3 * mean(dy * weight * x)
+        mean = torch.mv(product, weight_wide).unsqueeze_(-1).div_(x.shape[-1])
+        dx = torch.mul(dy_rows, weight_wide).mul_(rstd).addcmul_(x, mean.mul_(rstd.pow(3)), value=-1)
+        return dx.to(dy.dtype).view(dy.shape), dweight.to(weight.dtype), None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,6 +19,9 @@ from rich.table import Table
 
 from trimaran.launchers.local import LaunchError, LocalRun, Stopped, launch
 from trimaran.runtime.spec import RunSpec, describe, dump_spec, json_schema, load_spec, parse_spec
+
+if TYPE_CHECKING:
+    from trimaran.runtime.data.prepare import PreparedData
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -35,8 +39,11 @@ def _errors_as_sentences() -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        _say(f"[yellow]stopped by {signal.Signals(stopped.signal_number).name}[/]")
+        _say(str(stopped), style="yellow")
         raise typer.Exit(128 + stopped.signal_number) from None
+    except KeyboardInterrupt:
+        _say("stopped by SIGINT before any rank was started", style="yellow")
+        raise typer.Exit(128 + signal.SIGINT) from None
     except LaunchError as error:
         _complain(error)
         raise typer.Exit(error.exit_code if 0 < error.exit_code < 256 else 1) from None
@@ -51,14 +58,21 @@ def _checkpoint_error() -> type[Exception]:
     return getattr(module, "CheckpointError", LaunchError)
 
 
-def _say(text: str) -> None:
-    Console(stderr=True, highlight=False).print(text)
+def _say(text: str, style: str | None = None) -> None:
+    # Never wrapped: a path that is broken in two can't be copied.
+    Console(stderr=True, highlight=False).print(text, style=style, markup=False, soft_wrap=True)
 
 
 def _complain(error: Exception) -> None:
     console = Console(stderr=True, highlight=False)
     console.print("error:", style="bold red", end=" ")
-    console.print(str(error), markup=False, soft_wrap=True)
+    console.print(_sentence(error), markup=False, soft_wrap=True)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 @app.command()
@@ -72,29 +86,72 @@ def train(spec_path: SpecPath, overrides: Overrides = []) -> None:  # noqa: B006
         _say(f"starting {spec.world_size} ranks ({dict(describe(spec))['layout']}); run folder {folder}")
         try:
             launch(LocalRun(spec, task, folder / "logs"))
+        except Stopped as stopped:
+            raise Stopped(stopped.signal_number, stopped.problem, _what_is_saved(folder)) from stopped
         finally:
-            _write_report(folder)
+            _try_to_report(folder)
         _say(f"report: {folder / 'report.html'}   more text: trimaran generate {folder} --prompt 'To be'")
 
 
 def _prepare_run(spec: RunSpec, folder: Path) -> Path:
-    """Prepare the data, check that the run may start or resume, fill the run folder, and return the ranks' task file."""
+    """Check that the run may start or resume, prepare the data, fill the run folder, and return the ranks' task file."""
     from trimaran.runtime.data.prepare import prepare_data
     from trimaran.runtime.train.hardware import describe_machine
-    from trimaran.runtime.train.state import resume_path
 
-    resume_path(spec)
+    _check_writable(folder)
+    if (folder / "checkpoints").is_dir():
+        from trimaran.runtime.train.state import resume_path
+
+        resume_path(spec)  # before the data, which may take long
     data = prepare_data(spec)
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_run(spec, data)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / "machine.json").write_text(json.dumps(describe_machine()), encoding="utf-8")
     (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
     (folder / "data_manifest.json").write_text(json.dumps(data.manifest, indent=1), encoding="utf-8")
-    (folder / "machine.json").write_text(json.dumps(describe_machine()), encoding="utf-8")
     shutil.copyfile(data.folder / "tokenizer.json", folder / "tokenizer.json")
     task = folder / "logs" / "task.json"
-    task.parent.mkdir(exist_ok=True)
     content = {"kind": "train", "spec": str((folder / "spec.yaml").resolve()), "data": str(data.folder.resolve())}
     task.write_text(json.dumps(content), encoding="utf-8")
     return task
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a run folder that can't be made or written, before the time that the data takes."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"train.output_dir {folder} can't be made, because {existing} is a file; choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"train.output_dir {folder} can't be written: no permission to write in {existing}; choose another folder")
+
+
+def _check_run(spec: RunSpec, data: "PreparedData") -> None:
+    """Refuse what the ranks would refuse, while nothing is started yet."""
+    from trimaran.runtime.train.loop import check_data
+    from trimaran.runtime.train.state import check_same_data, read_state, resume_path
+
+    check_data(spec, data)
+    path = resume_path(spec)
+    if path is not None:
+        check_same_data(read_state(path), data)
+
+
+def _what_is_saved(folder: Path) -> str:
+    """Return the sentence that ends an interrupted run."""
+    from trimaran.runtime.checkpoint.folder import latest, step_of
+
+    path = latest(folder / "checkpoints")
+    if path is None:
+        return "nothing is saved yet, and the same command starts anew"
+    return f"step {step_of(path)} is saved in {path}, and the same command resumes there"
+
+
+def _try_to_report(folder: Path) -> None:
+    """Write the report; a disk that is full must not hide how the run ended."""
+    try:
+        _write_report(folder)
+    except OSError as error:
+        _say(f"the report could not be written: {_sentence(error)}", style="yellow")
 
 
 def _write_report(folder: Path) -> None:

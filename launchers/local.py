@@ -1,12 +1,21 @@
 """Start all ranks on this machine through torchrun's own API (torch.distributed.launcher): one agent, one worker process a rank."""
 
 import json
+import logging
 import os
+import signal
 import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trimaran.runtime.spec import RunSpec
+
+STOPPED_EXIT_CODE = 128 + signal.SIGTERM
+"""What every rank exits with when a signal stopped the run, so that it isn't taken for finished."""
 
 _SHUTDOWN_S = 120  # for the ranks to save after a signal, before the agent kills them
 
@@ -20,11 +29,19 @@ class LaunchError(RuntimeError):
 
 
 class Stopped(RuntimeError):
-    """The launcher got a signal, passed it on, and the ranks have left. signal_number: which."""
+    """A signal stopped the run and the ranks have left.
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by signal {signal_number}")
+    Args:
+        signal_number: which.
+        problem: a sentence about what failed on the way out, "" for nothing.
+        saved: a sentence about where the run can go on, "" where there is nothing to say.
+    """
+
+    def __init__(self, signal_number: int, problem: str = "", saved: str = "") -> None:
+        text = f"stopped by {signal.Signals(signal_number).name}"
+        super().__init__(text + (f", but {problem}" if problem else "") + (f"; {saved}" if saved else ""))
         self.signal_number = signal_number
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,32 @@ class LocalRun:
     spec: RunSpec
     task: Path
     log_folder: Path
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """How one rank ended, and the record that it left (`launchers/rank.py`), empty if it could not leave any."""
+
+    rank: int
+    exit_code: int
+    record: Mapping[str, Any]
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """Sorts the cause first: an error, then a death without a word, then ranks that lost a peer, then those that the agent ended."""
+        secondary = bool(self.record.get("secondary"))
+        kind = 0 if self.record and not secondary else 2 if secondary else 3 if self.exit_code == -signal.SIGTERM else 1
+        return kind, float(self.record.get("time", 0.0))
+
+    def describe(self, log_folder: Path) -> str:
+        """Return the sentence about it."""
+        if self.record:
+            return f"rank {self.rank} failed: {self.record['message']}"
+        how = f"exited with code {self.exit_code}"
+        if self.exit_code < 0:
+            how = f"was killed by {signal.Signals(-self.exit_code).name}"
+            how += " (out of memory, perhaps)" if self.exit_code == -signal.SIGKILL else ""
+        return f"rank {self.rank} {how} and left no message; the output of the ranks is in {log_folder}"
 
 
 def launch(run: LocalRun) -> None:
@@ -53,7 +96,8 @@ def launch(run: LocalRun) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # A restarted or second run must not meet the keys of an earlier one in the agent's store.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    run.log_folder.mkdir(parents=True, exist_ok=True)
+    log_folder = run.log_folder / time.strftime("start-%Y%m%d-%H%M%S")
+    log_folder.mkdir(parents=True, exist_ok=True)
     redirects = dict.fromkeys(range(1, world_size), Std.ALL)
     config = LaunchConfig(
         min_nodes=1,
@@ -62,25 +106,58 @@ def launch(run: LocalRun) -> None:
         run_id="trimaran",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="localhost",  # else the ranks meet at this host's full name, which need not resolve
         max_restarts=0,
         monitor_interval=0.1,
-        logs_specs=DefaultLogsSpecs(log_dir=str(run.log_folder), redirects=redirects),
+        logs_specs=DefaultLogsSpecs(log_dir=str(log_folder), redirects=redirects),
         signals_to_handle="SIGTERM,SIGINT",
         shutdown_timeout=_SHUTDOWN_S,
     )
+    command = ("-m", "trimaran.launchers.rank", str(run.task), str(os.getpid()))
     try:
-        elastic_launch(config, sys.executable)("-m", "trimaran.launchers.worker", str(run.task))
+        with _quiet_agent():
+            elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
-        raise _first_failure(error, run.log_folder) from error
+        raise _why(error.failures, log_folder) from error
     except SignalException as error:
-        raise Stopped(int(error.sigval)) from error
+        raise Stopped(int(error.sigval), _problem_of(log_folder)) from error
 
 
-def _first_failure(error: "ChildFailedError", log_folder: Path) -> LaunchError:  # type: ignore[name-defined]  # noqa: F821
-    """The failure that came first in time: the others mostly say that a peer is gone."""
-    rank, failure = error.get_first_failure()
-    message = failure.message
-    if isinstance(message, dict):
-        message = message.get("message", json.dumps(message))
-    where = "" if rank == 0 else f"; its output is in {log_folder}"
-    return LaunchError(f"rank {rank} failed (exit code {failure.exitcode}): {message}{where}", failure.exitcode)
+@contextmanager
+def _quiet_agent() -> Iterator[None]:
+    """Silence the agent's own log, which repeats at length what our last sentence says; put the signal handlers back that it replaces."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _why(failures: Mapping[int, Any], log_folder: Path) -> LaunchError | Stopped:
+    """Return the failure that is the cause of the others."""
+    found = [_Failure(rank, each.exitcode, _own_record(each.error_file_data)) for rank, each in failures.items()]
+    cause = min(found, key=lambda failure: failure.order)
+    if cause.exit_code == STOPPED_EXIT_CODE and not cause.record:
+        return Stopped(signal.SIGTERM)
+    return LaunchError(cause.describe(log_folder), cause.exit_code)
+
+
+def _problem_of(log_folder: Path) -> str:
+    """Return the sentence about the first failure among ranks that were told to stop, "" where none failed by itself."""
+    found = []
+    for file in log_folder.rglob("error.json"):  # .../RANK/error.json
+        try:
+            record = _own_record(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            continue
+        found.append(_Failure(int(file.parent.name), 1, record))
+    causes = sorted((failure for failure in found if failure.record and not failure.record.get("secondary")), key=lambda each: each.order)
+    return causes[0].describe(log_folder) if causes else ""
+
+
+def _own_record(data: Any) -> Mapping[str, Any]:
+    return data if isinstance(data, dict) and "time" in data else {}

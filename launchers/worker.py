@@ -1,13 +1,10 @@
-"""What each rank runs: join the group, build the mesh, do the task. `python -m trimaran.launchers.worker TASK.json` under torchrun's environment.
+"""What each rank does: join the group that torchrun's environment describes, build the mesh, do the task.
 
 The one place that calls `init_process_group`.
 """
 
-import ctypes
 import json
 import os
-import signal
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -15,8 +12,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
-from torch.distributed.elastic.multiprocessing.errors import record
 
+from trimaran.launchers.local import STOPPED_EXIT_CODE
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.prepare import open_prepared
 from trimaran.runtime.data.tokenizer import Tokenizer
@@ -26,9 +23,6 @@ from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
 from trimaran.runtime.train.job import build_stages_of_rank
 from trimaran.runtime.train.loop import train
 from trimaran.runtime.train.state import verify_together
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-__all__ = ["GenerateTask", "TrainTask", "main"]
 
 
 class TrainTask(BaseModel):
@@ -58,13 +52,14 @@ class GenerateTask(BaseModel):
 Task = TrainTask | GenerateTask
 
 
-def run_train(task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> None:
-    """Train."""
-    train(spec, mesh, device, open_prepared(task.data))
+def run_train(task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
+    """Train; return the exit code."""
+    state = train(spec, mesh, device, open_prepared(task.data))
+    return 0 if state.step >= spec.train.num_steps else STOPPED_EXIT_CODE
 
 
-def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> None:
-    """Print the prompt and its continuation as the tokens come, on rank 0."""
+def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
+    """Print the prompt and its continuation as the tokens come, on rank 0; return the exit code."""
     tokenizer = Tokenizer.load(task.tokenizer)
     stages = build_stages_of_rank(spec, mesh, device)
     checkpoint = Checkpoint.open(task.checkpoint, verify=False)
@@ -76,6 +71,7 @@ def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.de
     printer = _Printer(tokenizer, prompt, silent=mesh.rank > 0)
     generate(stages, mesh, spec, prompt, sampling, printer.add)
     printer.finish()
+    return 0
 
 
 class _Printer:
@@ -138,31 +134,18 @@ def choose_device(local_rank: int) -> torch.device:
     return device
 
 
-def run_task(task: Task) -> None:
-    """Do the task on this rank and leave the group."""
+def run_task(task: Task) -> int:
+    """Do the task on this rank, leave the group together with the others, and return the exit code of the process."""
     spec = load_spec(task.spec)
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(spec.launcher.threads_per_rank or max(1, cores // local_world_size))
     device = choose_device(int(os.environ.get("LOCAL_RANK", "0")))
     mesh = join_world(spec, device)
-    try:
-        if isinstance(task, TrainTask):
-            run_train(task, spec, mesh, device)
-        else:
-            run_generate(task, spec, mesh, device)
-    finally:
-        mesh.close()
-        dist.destroy_process_group()
-
-
-@record
-def main() -> None:
-    """Entry point of a rank process: `python -m trimaran.launchers.worker TASK.json`."""
-    # If the launcher is killed, its ranks must not live on as orphans: SIGTERM lets them save and leave.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    run_task(read_task(Path(sys.argv[1])))
-
-
-if __name__ == "__main__":
-    main()
+    exit_code = run_train(task, spec, mesh, device) if isinstance(task, TrainTask) else run_generate(task, spec, mesh, device)
+    # A rank that exits with a code makes the agent end the others, which must not still be writing. After an error nobody comes here:
+    # leaving the groups in order would wait for peers that wait for this rank.
+    mesh.gather_text("")
+    mesh.close()
+    dist.destroy_process_group()
+    return exit_code

@@ -73,9 +73,10 @@ class Executor:
             self.loss += output.detach()
         if torch.is_grad_enabled():
             self._inputs[key] = hidden
-        if not stage.is_last or torch.is_grad_enabled():
+        next_is_here = action.stage + 1 in self.stages
+        if torch.is_grad_enabled() or not (stage.is_last or next_is_here):  # else nobody would take it out again
             self._outputs[key] = output
-        if action.stage + 1 in self.stages:  # the next stage is on this rank: hand over without a transfer
+        if next_is_here:  # the next stage is on this rank: hand over without a transfer
             self._inputs[action.stage + 1, action.microbatch] = output.detach()
 
     def _backward(self, action: Action, key: Key) -> None:

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 
 from trimaran.models.batch import Microbatch
+from trimaran.models.parallel.group import Group
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.loader import Loader
 from trimaran.runtime.data.prepare import PreparedData
@@ -21,7 +22,7 @@ from trimaran.runtime.train.job import Job, StepResult, build_job, evaluate, tra
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
 from trimaran.runtime.train.signals import StopRequest
-from trimaran.runtime.train.state import TrainState, changed_fields, load_state, resume_path, save_state
+from trimaran.runtime.train.state import TrainState, changed_fields, check_same_data, fingerprint, load_state, resume_path, save_state
 from trimaran.runtime.train.timeline import record_timeline
 
 SAMPLE_TOKENS = 200
@@ -33,32 +34,41 @@ def train(spec: RunSpec, mesh: Mesh, device: torch.device, data: PreparedData) -
 
     Returns: the state at the end.
     """
-    loader, held_out = build_loader(spec, data.train, mesh), held_out_batches(spec, data.held_out, mesh)
-    job = build_job(spec, mesh, device)
-    path = resume_path(spec)
-    state = TrainState() if path is None else load_state(job, path)
+    # From here on a signal lets every rank finish the step and save: a rank that died of it at once would take the others with it.
+    with StopRequest() as stop:
+        loader, held_out = build_loader(spec, data.train, mesh.dp), held_out_batches(spec, data.held_out, mesh.dp)
+        job = build_job(spec, mesh, device)
+        path = resume_path(spec)
+        state = TrainState(data=fingerprint(data)) if path is None else load_state(job, path)
+        check_same_data(state, data)
+        with StepLog(spec, mesh, device, state, path) as log:
+            return run_steps(job, state, loader, held_out, stop, log, data)
+
+
+def run_steps(
+    job: Job, state: TrainState, loader: Loader, held_out: list[list[Microbatch]], stop: StopRequest, log: "StepLog", data: PreparedData
+) -> TrainState:
+    """Train from `state` to the last step or to the step at which the ranks agree to stop; return the state there. Collective over the world."""
+    spec, stopped = job.spec, False
     saved_step = state.step
-    with StopRequest() as stop, StepLog(spec, mesh, device, state, path) as log:
-        while state.step < spec.train.num_steps:
-            batches = loader.microbatches(state.consumed_samples)
-            lr = lr_at(state.step, base_lr=spec.optimizer.lr, section=spec.lr_schedule, num_steps=spec.train.num_steps)
-            result = train_step(job, batches, lr, stop=stop.requested)
-            state = state.after_step(spec)
-            log.step(state, result, lr)
-            if held_out and (due(state.step, spec.train.eval_interval) or state.step == spec.train.num_steps):
-                log.evaluation(state, evaluate(job, held_out))
-            if due(state.step, spec.checkpoint.interval) or state.step == spec.train.num_steps or result.stop:
-                save_state(job, state)
-                saved_step = state.step
-            if result.stop:
-                log.say(f"stopped by a signal after step {state.step}; saved, the same command resumes there")
-                break
-            log.restart_clock()
-        assert saved_step == state.step, "a run that ends has saved its last step"
-        if job.executor.spans and spec.logging.timeline:
-            log.write("timeline.json", json.dumps(record_timeline(job)))
-        if not stop.requested:
-            log.write("sample.txt", sample(job, data))
+    while state.step < spec.train.num_steps and not stopped:
+        batches = loader.microbatches(state.consumed_samples)
+        lr = lr_at(state.step, base_lr=spec.optimizer.lr, section=spec.lr_schedule, num_steps=spec.train.num_steps)
+        result = train_step(job, batches, lr, stop=stop.requested)
+        state, stopped = state.after_step(spec), result.stop
+        log.step(state, result, lr)
+        if held_out and (due(state.step, spec.train.eval_interval) or state.step == spec.train.num_steps):
+            log.evaluation(state, evaluate(job, held_out))
+        if due(state.step, spec.checkpoint.interval) or state.step == spec.train.num_steps or stopped:
+            save_state(job, state)
+            saved_step = state.step
+        log.restart_clock()
+    assert saved_step == state.step, "a run that ends has saved its last step"
+    if job.executor.spans and spec.logging.timeline:
+        log.write("timeline.json", json.dumps(record_timeline(job)))
+    # Not `stop.requested`, which is this rank's own: the sample is collective, so all ranks must skip it or none.
+    if not stopped:
+        log.write("sample.txt", sample(job, data))
     return state
 
 
@@ -67,21 +77,28 @@ def due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def build_loader(spec: RunSpec, shards: TokenShards, mesh: Mesh, *, shuffle: bool | None = None) -> Loader:
+def check_data(spec: RunSpec, data: PreparedData) -> None:
+    """Raise DataError or ValueError where the text is too short for the run, before any rank starts."""
+    first = Group("dp", tuple(range(spec.parallel.dp)), 0)
+    build_loader(spec, data.train, first)
+    held_out_batches(spec, data.held_out, first)
+
+
+def build_loader(spec: RunSpec, shards: TokenShards, dp: Group, *, shuffle: bool | None = None) -> Loader:
     """Return this dp rank's loader over a split."""
     return Loader(
         shards,
         seq_len=spec.train.seq_len,
         global_batch_size=spec.train.global_batch_size,
         micro_batch_size=spec.train.micro_batch_size,
-        dp_rank=mesh.dp.rank,
-        dp_size=mesh.dp.size,
+        dp_rank=dp.rank,
+        dp_size=dp.size,
         seed=spec.seed,
         shuffle=spec.data.shuffle if shuffle is None else shuffle,
     )
 
 
-def held_out_batches(spec: RunSpec, shards: TokenShards, mesh: Mesh) -> list[list[Microbatch]]:
+def held_out_batches(spec: RunSpec, shards: TokenShards, dp: Group) -> list[list[Microbatch]]:
     """Return this dp rank's microbatches of the evaluation's global batches, always the same; none where evaluation is off.
 
     Raises:
@@ -89,7 +106,7 @@ def held_out_batches(spec: RunSpec, shards: TokenShards, mesh: Mesh) -> list[lis
     """
     if spec.train.eval_interval == 0:
         return []
-    loader = build_loader(spec, shards, mesh, shuffle=False)
+    loader = build_loader(spec, shards, dp, shuffle=False)
     whole_batches = loader.num_samples // spec.train.global_batch_size
     if whole_batches == 0:
         raise ValueError(
@@ -125,7 +142,8 @@ class StepLog:
             )
             if resumed is not None:
                 changes = changed_fields(Checkpoint.open(resumed, verify=False), spec)
-                self.say("\n  ".join([f"resuming at step {state.step} from {resumed}", *changes]))
+                finished = "; nothing is left to train" if state.step >= spec.train.num_steps else ""
+                self.say("\n  ".join([f"resuming at step {state.step} from {resumed}{finished}", *changes]))
         self.restart_clock()
 
     def __enter__(self) -> Self:

@@ -6,6 +6,7 @@ of optimizer steps finished, so the first training row is step 1. Numbers that J
 "-Infinity" (the JSON mapping of protocol buffers), so that any JSON reader takes the file and a diverged loss is still told from an unknown one.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -129,7 +130,8 @@ class MetricsLogger:
         self._write(row, prefix="train/")
         self._step_times_ms.append(step_time_ms)
         due = step % self._interval == 0 or step == self._num_steps
-        self._screen.show(self._progress_line(row), due)
+        with contextlib.suppress(OSError):  # as in `say`
+            self._screen.show(self._progress_line(row), due)
 
     def log_evaluation(self, *, step: int, held_out_loss: float) -> None:
         """Write the row of an evaluation after ``step`` finished steps (0 = before training); perplexity is exp(loss).
@@ -145,12 +147,14 @@ class MetricsLogger:
         self.say(f"step {step}/{self._num_steps}  held-out loss {held_out_loss:.4f}  perplexity {perplexity:.2f}")
 
     def say(self, text: str) -> None:
-        """Print one line of text above the live line."""
-        self._screen.say(text)
+        """Print one line of text above the live line. A terminal or pipe that is gone doesn't end the run: the files have it all."""
+        with contextlib.suppress(OSError):
+            self._screen.say(text)
 
     def close(self) -> None:
         """Flush and close everything; harmless when called again."""
-        self._screen.close()
+        with contextlib.suppress(OSError):
+            self._screen.close()
         if self._scalars is not None:
             self._scalars.close()
         self._file.close()

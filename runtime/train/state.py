@@ -3,6 +3,7 @@
 Random numbers are drawn by counter, so (seed, consumed samples) is the whole state of the generator and of the data order.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from trimaran.runtime.checkpoint.folder import find_checkpoints, latest
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.checkpoint.store import save
+from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, SpecError, diff_specs, parse_spec
 from trimaran.runtime.train.job import Job
@@ -24,17 +26,38 @@ _FIXED = (
 
 @dataclass(frozen=True)
 class TrainState:
-    """Steps finished, tokens and samples consumed by them; weights and moments are in the job's optimizer."""
+    """Steps finished, tokens and samples consumed by them, and of what data; weights and moments are in the job's optimizer."""
 
     step: int = 0
     tokens_seen: int = 0
     consumed_samples: int = 0
+    data: str = ""
 
     def after_step(self, spec: RunSpec) -> "TrainState":
         """Return the state one optimizer step later."""
         samples = spec.train.global_batch_size
         tokens = self.tokens_seen + samples * spec.train.seq_len
         return replace(self, step=self.step + 1, tokens_seen=tokens, consumed_samples=self.consumed_samples + samples)
+
+
+def fingerprint(data: PreparedData) -> str:
+    """Return what tells prepared data from any other: a digest of the training tokens and of the tokenizer."""
+    manifest = data.manifest
+    parts = [manifest["tokenizer"]["sha256"], *(shard["sha256"] for shard in manifest["splits"]["train"]["shards"])]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def check_same_data(state: TrainState, data: PreparedData) -> None:
+    """Refuse to go on from `state` with other data.
+
+    Raises:
+        ValueError: the training text or the tokenizer is not what the checkpoint was trained on.
+    """
+    if state.data != fingerprint(data):
+        raise ValueError(
+            f"the files of data.source (or data.tokenizer) have changed since the checkpoint of step {state.step}, so its tokens mean "
+            "something else now; put the former files back, or choose another train.output_dir for a new run"
+        )
 
 
 def checkpoints_of(spec: RunSpec) -> Path:
@@ -113,6 +136,20 @@ def spec_of(checkpoint: Checkpoint) -> RunSpec:
         raise CheckpointError(f"the spec stored in the checkpoint of step {checkpoint.step} can't be read: {error}") from error
 
 
+def read_state(path: Path) -> TrainState:
+    """Return where the run of the checkpoint at `path` stands, without its weights.
+
+    Raises:
+        CheckpointError: the checkpoint is not whole, or not one of a training run.
+    """
+    checkpoint = Checkpoint.open(path, verify=False)
+    stored = checkpoint.state
+    try:
+        return TrainState(checkpoint.step, stored["tokens_seen"], stored["consumed_samples"], stored["data"])
+    except KeyError as error:
+        raise CheckpointError(f"{path} was not saved by `trimaran train`: its state has no {error}") from error
+
+
 def load_state(job: Job, path: Path) -> TrainState:
     """Load weights and moments of the checkpoint at `path` into the job, whatever layout wrote it. Collective over the world.
 
@@ -121,9 +158,8 @@ def load_state(job: Job, path: Path) -> TrainState:
     checkpoint = Checkpoint.open(path, verify=False)
     verify_together(checkpoint, job.mesh)
     job.optimizer.load(checkpoint.read_range, checkpoint.step)
-    state = TrainState(checkpoint.step, checkpoint.state["tokens_seen"], checkpoint.state["consumed_samples"])
     checkpoint.close()
-    return state
+    return read_state(path)
 
 
 def verify_together(checkpoint: Checkpoint, mesh: Mesh) -> None:

@@ -18,7 +18,7 @@ from trimaran.models.transformer import Stage, build_stages
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.pipeline.executor import Executor
 from trimaran.runtime.pipeline.passes import add_communication, validate
-from trimaran.runtime.pipeline.schedule import build_schedule, stages_of_rank
+from trimaran.runtime.pipeline.schedule import build_schedule, forward_only, stages_of_rank
 from trimaran.runtime.pipeline.transport import Transport
 
 PP, SEQ, VOCAB, HIDDEN, LAYERS = 2, 6, 29, 8, 4
@@ -75,7 +75,7 @@ def make_batch(case: Case) -> tuple[Tensor, Tensor]:
     return tokens, labels
 
 
-def make_stages(case: Case, mesh: Any) -> dict[int, Stage]:
+def make_stages(case: Case, mesh: Any, pp: int = PP) -> dict[int, Stage]:
     """This rank's stages without an optimizer: their gradients go to `.grad`."""
     config = TransformerConfig(
         num_layers=LAYERS,
@@ -87,10 +87,10 @@ def make_stages(case: Case, mesh: Any) -> dict[int, Stage]:
         init_std=0.3,
         **CONFIGS[case.model],
     )
-    num_stages = PP * case.virtual_stages
+    num_stages = pp * case.virtual_stages
     per_stage = LAYERS // num_stages
     layers = [range(i * per_stage, (i + 1) * per_stage) for i in range(num_stages)]
-    mine = stages_of_rank(mesh.pp.rank, PP, case.virtual_stages)
+    mine = stages_of_rank(mesh.pp.rank, pp, case.virtual_stages)
     place = Placement(mesh.tp, False, torch.float64, CPU)
     return dict(zip(mine, build_stages(config, layers, mine, place, seed=9), strict=True))
 
@@ -158,3 +158,34 @@ def test_gradients_equal_those_of_torch_pipelining(case: Case, ranks: RankPool) 
         assert loss_difference < 1e-10
     # A layer has 7 weights, and in GPT as many biases; llama adds embedding, final norm and head, GPT positions and a bias more.
     assert sum(result[2] for result in results) == {"llama": LAYERS * 7 + 3, "gpt": LAYERS * 14 + 5}[case.model]
+
+
+def evaluate_on_rank(virtual_stages: int) -> tuple[float, float, int]:
+    """(loss of a forward-only list, of a training list, tensors that the forward-only executor still holds)."""
+    pp = dist.get_world_size()
+    mesh = build_mesh(pp=pp, dp=1, cp=1, tp=1, timeout_s=30)
+    case = Case("interleaved_1f1b", virtual_stages, 4, "llama")
+    stages = make_stages(case, mesh, pp)
+    parts = zip(*(t.split(case.micro_batch) for t in make_batch(case)), strict=True)
+    batches = [Microbatch(tokens, labels, i * case.micro_batch) for i, (tokens, labels) in enumerate(parts)]
+    transport = Transport(mesh, (case.micro_batch, SEQ, HIDDEN), torch.float64, CPU)
+    losses = []
+    held = 0
+    for schedule in (forward_only(pp, 4, virtual_stages), build_schedule("interleaved_1f1b", pp, 4, virtual_stages)):
+        with torch.set_grad_enabled(bool(losses)):
+            executor = Executor(stages, add_communication(schedule)[mesh.pp.rank], transport, loss_weight=1.0)
+            executor.run(batches)
+        losses.append(float(executor.loss))
+        if len(losses) == 1:
+            held = len(executor._inputs) + len(executor._outputs) + len(executor._arriving)
+    mesh.close()
+    return losses[0], losses[1], held
+
+
+@pytest.mark.parametrize(("pp", "virtual_stages"), [(1, 2), (2, 1), (2, 2)])
+def test_evaluation_gives_the_training_loss_and_keeps_no_activation(pp: int, virtual_stages: int, ranks: RankPool) -> None:
+    results = ranks.run(evaluate_on_rank, pp, virtual_stages)
+    for evaluated, trained, held in results:
+        assert evaluated == trained
+        assert held == 0
+    assert results[-1][0] > 1.0

@@ -1,0 +1,371 @@
+"""The sharded optimizer: what it holds in bytes, and that its norm, clipping and step are torch's own, at any layout and bucket size."""
+
+import gc
+import math
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.distributed.ranks import RankPool
+from trimaran.models.batch import Microbatch
+from trimaran.models.parallel.group import single
+from trimaran.models.parallel.parameter import Placement, info_of
+from trimaran.models.transformer import Stage, build_stages
+from trimaran.runtime.mesh import Mesh, build_mesh
+from trimaran.runtime.spec import RunSpec, parse_spec
+from trimaran.runtime.train.job import Job, build_job, train_step
+from trimaran.runtime.zero.optimizer import clip_factor
+
+CPU = torch.device("cpu")
+# Every tensor's size is a multiple of 16, so that no bucket is padded for dp up to 4 (with tp 2).
+LLAMA: dict[str, Any] = {
+    "num_layers": 4, "hidden_size": 32, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden_size": 48, "vocab_size": 264,
+    "position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tie_embeddings": False, "init_std": 0.2,
+}  # fmt: skip
+GPT: dict[str, Any] = {
+    "num_layers": 4, "hidden_size": 32, "num_heads": 4, "ffn_hidden_size": 64, "vocab_size": 264,
+    "position": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True, "tie_embeddings": True, "init_std": 0.2,
+}  # fmt: skip
+# Odd sizes everywhere: shards and buckets are padded.
+ODD: dict[str, Any] = GPT | {"num_layers": 3, "hidden_size": 20, "ffn_hidden_size": 30, "vocab_size": 263}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run."""
+
+    parallel: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=lambda: LLAMA)
+    dtype: str = "float64"
+    zero_stage: int = 1
+    bucket_size_mib: float = 0.01
+    max_grad_norm: float = 1.0
+    lr: float = 3e-3
+
+    @property
+    def spec(self) -> RunSpec:
+        return parse_spec(
+            {
+                "model": self.model,
+                "parallel": self.parallel,
+                "zero": {"stage": self.zero_stage, "bucket_size_mib": self.bucket_size_mib},
+                "data": {"tokenizer_vocab_size": 257},
+                "optimizer": {"lr": self.lr, "max_grad_norm": self.max_grad_norm, "weight_decay": 0.1},
+                "precision": {"dtype": self.dtype},
+                "train": {"num_steps": 20, "global_batch_size": 8, "micro_batch_size": 1, "seq_len": 8},
+                "seed": 5,
+            }
+        )
+
+
+def make_batches(spec: RunSpec, step: int, dp_rank: int = 0, dp_size: int = 1) -> list[Microbatch]:
+    generator = torch.Generator().manual_seed(step)
+    shape = (8, spec.train.seq_len)
+    tokens, labels = (torch.randint(spec.transformer.vocab_size, shape, generator=generator) for _ in range(2))
+    labels[:, 2] = -100
+    share = 8 // dp_size
+    return [Microbatch(tokens[i : i + 1], labels[i : i + 1], step * 8 + i) for i in range(dp_rank * share, (dp_rank + 1) * share)]
+
+
+def make_mesh(case: Case) -> Mesh:
+    parallel = case.spec.parallel
+    return build_mesh(pp=parallel.pp, dp=parallel.dp, cp=parallel.cp, tp=parallel.tp, timeout_s=60)
+
+
+def make_job(case: Case) -> tuple[Job, Mesh]:
+    mesh = make_mesh(case)
+    return build_job(case.spec, mesh, CPU), mesh
+
+
+def take_step(job: Job, step: int, lr: float) -> Any:
+    return train_step(job, make_batches(job.spec, step, job.mesh.dp.rank, job.mesh.dp.size), lr)
+
+
+def all_parameters(job: Job) -> dict[str, Tensor]:
+    """This rank's parameters by name, each storage once (a tied embedding may belong to two stages)."""
+    return {name: p for stage in job.stages.values() for name, p in stage.named_parameters()}
+
+
+# ---------------------------------------------------------------- memory
+
+
+def live_storages() -> dict[int, int]:
+    """Address -> bytes of every tensor storage that Python reaches."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and thing.device.type == "cpu"]
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
+def measure_bytes(case: Case) -> tuple[int, int, dict[str, int], int]:
+    """(parameters here, buckets, what the optimizer says it holds, bytes of the live tensors that the job made) after a step."""
+    mesh = make_mesh(case)  # its shared memory is not the optimizer's: 2 MiB a rank, whatever the model
+    before = live_storages()
+    job = build_job(case.spec, mesh, CPU)
+    take_step(job, 0, case.lr)
+    after = live_storages()
+    measured = sum(size for address, size in after.items() if address not in before)
+    assert all(p.grad is None for p in all_parameters(job).values()), "no gradient is kept outside the buckets"
+    count = sum(p.numel() for p in all_parameters(job).values())
+    mesh.close()
+    return count, len(job.optimizer._states), job.optimizer.state_bytes(), measured
+
+
+def formula(dtype: str, zero_stage: int, count: int, dp: int) -> dict[str, int]:
+    """ZeRO-1 (Rajbhandari et al. 2020, section 5.1): the optimizer's part, and the main copy of bfloat16 parameters, is cut over dp."""
+    parameter, optimizer = {"float32": (4, 8), "bfloat16": (2, 12)}[dtype]
+    return {"parameters": parameter * count, "gradients": 4 * count, "optimizer": optimizer * count // (dp if zero_stage else 1)}
+
+
+SMALL_CHANGE = 4096  # step counters, the loss, rotary tables, the batch: against some 400 KiB of state
+
+
+@pytest.mark.parametrize(
+    ("parallel", "zero_stage"),
+    [({"dp": 2}, 1), ({"dp": 4}, 1), ({"dp": 2}, 0), ({"tp": 2, "dp": 2}, 1), ({"pp": 2, "dp": 2}, 1)],
+    ids=["dp2", "dp4", "dp2-stage0", "tp2-dp2", "pp2-dp2"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bytes_of_every_rank_are_those_of_the_zero_formula(dtype: str, parallel: dict[str, int], zero_stage: int, ranks: RankPool) -> None:
+    case = Case(parallel, dtype=dtype, zero_stage=zero_stage)
+    results = ranks.run(measure_bytes, case.spec.world_size, case)
+    for count, num_buckets, said, measured in results:
+        assert num_buckets > 2
+        assert said == formula(dtype, zero_stage, count, parallel["dp"])
+        total = sum(said.values())
+        assert total <= measured <= total + SMALL_CHANGE
+    # Over the world: every replica holds each parameter once, but for the norms, which are whole on every tp rank.
+    tp, dp = parallel.get("tp", 1), parallel["dp"]
+    norms = (2 * LLAMA["num_layers"] + 1) * LLAMA["hidden_size"]
+    assert sum(result[0] for result in results) == dp * (case.spec.transformer.num_parameters() + (tp - 1) * norms)
+
+
+@pytest.mark.parametrize("parallel", [{"dp": 4}, {"tp": 2, "dp": 2, "sequence_parallel": True}], ids=["dp4", "tp2-dp2"])
+def test_padding_adds_less_than_dp_elements_a_bucket(parallel: dict[str, Any], ranks: RankPool) -> None:
+    case = Case(parallel, ODD, dtype="bfloat16")
+    padded = 0
+    for count, num_buckets, said, measured in ranks.run(measure_bytes, 4, case):
+        exact, dp = formula("bfloat16", 1, count, parallel["dp"]), parallel["dp"]
+        for part, per_element in (("parameters", 2), ("gradients", 4), ("optimizer", 12 / dp)):
+            assert 0 <= said[part] - exact[part] <= num_buckets * dp * per_element + 1
+        padded += said["parameters"] - exact["parameters"]
+        assert sum(said.values()) <= measured <= sum(said.values()) + SMALL_CHANGE
+    assert padded > 0, "the case has padding in it"
+
+
+# ---------------------------------------------------------------- norm, clipping, step
+
+
+@cache
+def torch_truth(model: tuple[tuple[str, Any], ...], max_grad_norm: float, num_steps: int) -> dict[str, Any]:
+    """The same network on one process with `.grad`, torch.nn.utils.clip_grad_norm_ and torch.optim.AdamW."""
+    case = Case({}, dict(model), max_grad_norm=max_grad_norm)
+    spec = case.spec
+    config = spec.transformer
+    place = Placement(single("tp"), False, torch.float64, CPU)
+    (stage,) = build_stages(config, [range(config.num_layers)], [0], place, seed=spec.seed)
+    parameters = dict(stage.named_parameters())
+    no_decay = {name for name in parameters if "norm" in name or name.endswith("bias")}
+    groups = [
+        {"params": [p for name, p in parameters.items() if name not in no_decay], "weight_decay": 0.1},
+        {"params": [p for name, p in parameters.items() if name in no_decay], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=case.lr, betas=(0.9, 0.95), eps=1e-8)
+    norms = []
+    for step in range(num_steps):
+        optimizer.zero_grad()
+        for batch in make_batches(spec, step):
+            (stage(None, batch) / spec.tokens_per_step).backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), max_grad_norm if max_grad_norm else math.inf)
+        norms.append(norm.item())
+        optimizer.step()
+    return {"norms": norms, "parameters": {name: p.detach() for name, p in parameters.items()}}
+
+
+def run_steps(case: Case, num_steps: int) -> dict[str, Any]:
+    """Train; return norms, losses, and this rank's parameters with their shards."""
+    job, mesh = make_job(case)
+    results = [take_step(job, step, case.lr) for step in range(num_steps)]
+    parameters = {name: (p.detach().clone(), info_of(p).shard) for name, p in all_parameters(job).items()}
+    mesh.close()
+    return {"norms": [r.grad_norm for r in results], "losses": [r.loss for r in results], "parameters": parameters}
+
+
+LAYOUTS = [
+    Case({}),
+    Case({}, GPT),
+    Case({"tp": 2, "dp": 2, "sequence_parallel": True}, ODD),
+    Case({"pp": 2, "dp": 2}, ODD),
+    Case({"tp": 2, "pp": 2}, GPT),
+    Case({"dp": 4}, ODD, zero_stage=0),
+]
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
+@pytest.mark.parametrize("case", LAYOUTS, ids=lambda case: "-".join(f"{k}{v}" for k, v in case.parallel.items()) or "one")
+def test_norm_clipping_and_steps_equal_torch(case: Case, max_grad_norm: float, ranks: RankPool) -> None:
+    num_steps = 3
+    truth = torch_truth(tuple(sorted(case.model.items())), max_grad_norm, num_steps)
+    assert min(truth["norms"]) > 0.6, "0.5 does clip"
+    case = Case(case.parallel, case.model, zero_stage=case.zero_stage, max_grad_norm=max_grad_norm)
+    seen = set()
+    for result in ranks.run(run_steps, case.spec.world_size, case, num_steps):
+        assert result["norms"] == pytest.approx(truth["norms"], rel=1e-10)
+        for name, (local, shard) in result["parameters"].items():
+            whole = truth["parameters"][name]
+            if shard.dim is not None:
+                length = shard.real_length(tuple(local.shape))
+                local = local.narrow(shard.dim, 0, length)
+                whole = whole.narrow(shard.dim, shard.offset, length)
+            # AdamW divides by sqrt(v) + 1e-8: where a gradient is near 0, its error of 1e-17 comes out 1e8 times larger, times lr.
+            torch.testing.assert_close(local, whole, rtol=0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+            seen.add(name)
+    assert seen == set(truth["parameters"])
+
+
+def test_clip_factor_is_that_of_torch() -> None:
+    for norm, limit in ((3.0, 1.0), (0.5, 1.0), (1.0, 1.0), (1e-9, 0.1)):
+        parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        parameter.grad = torch.tensor([norm], dtype=torch.float64)
+        torch.nn.utils.clip_grad_norm_([parameter], limit)
+        assert norm * clip_factor(norm, limit) == pytest.approx(parameter.grad.item(), rel=1e-12)
+    assert clip_factor(1e9, 0.0) == 1.0, "0 is no clipping"
+    assert clip_factor(math.inf, 1.0) == 1.0
+
+
+# ---------------------------------------------------------------- buckets
+
+
+def gradients_of_first_step(case: Case) -> tuple[dict[str, list[tuple[int, Tensor]]], int, list[bool]]:
+    """(name -> [(start, reduced gradient)] of this rank's slices, number of buckets, which reductions began in the backward pass)."""
+    job, mesh = make_job(case)
+    job.optimizer.zero_grad()
+    job.executor.run(make_batches(case.spec, 0, mesh.dp.rank, mesh.dp.size))
+    started = [state.wait is not None for state in job.optimizer._states]
+    job.optimizer.finish_gradients()
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for piece in job.optimizer.gradient_pieces():
+        found.setdefault(piece.name, []).append((piece.start, piece.data.clone()))
+    mesh.close()
+    return found, len(started), started
+
+
+def joined(results: list[Any]) -> dict[str, Tensor]:
+    """Name -> the gradient put together from the dp ranks' pieces."""
+    pieces: dict[str, list[tuple[int, Tensor]]] = {}
+    for found, _, _ in results:
+        for name, parts in found.items():
+            pieces.setdefault(name, []).extend(parts)
+    return {name: torch.cat([data for _, data in sorted(parts, key=lambda part: part[0])]) for name, parts in pieces.items()}
+
+
+@pytest.mark.parametrize("model", [LLAMA, ODD], ids=["llama", "gpt-odd"])
+@pytest.mark.parametrize("dp", [2, 4])
+def test_bucket_size_does_not_change_a_bit_of_the_gradients(dp: int, model: dict[str, Any], ranks: RankPool) -> None:
+    tiny, huge = (ranks.run(gradients_of_first_step, dp, Case({"dp": dp}, model, bucket_size_mib=mib)) for mib in (1e-6, 100.0))
+    assert tiny[0][1] == len(joined(tiny)), "a bucket a parameter"
+    assert huge[0][1] == 1
+    first, second = joined(tiny), joined(huge)
+    assert first.keys() == second.keys()
+    for name, gradient in first.items():
+        assert gradient.equal(second[name]), name
+        assert gradient.any(), name
+
+
+def test_bucket_size_does_not_change_the_training(ranks: RankPool) -> None:
+    tiny, huge = (ranks.run(run_steps, 2, Case({"dp": 2}, ODD, bucket_size_mib=mib), 10)[0] for mib in (1e-6, 100.0))
+    # Not to the bit: the norm is summed by bucket, and torch's fused AdamW rounds the last few elements of a run differently.
+    assert tiny["losses"] == pytest.approx(huge["losses"], rel=1e-12)
+    for name, (parameter, _) in tiny["parameters"].items():
+        torch.testing.assert_close(parameter, huge["parameters"][name][0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case({"dp": 2}),
+        Case({"dp": 2}, GPT),
+        Case({"dp": 2}, GPT, zero_stage=0),
+        Case({"pp": 2, "dp": 2}, GPT),
+        Case({"tp": 2, "dp": 2, "sequence_parallel": True}, ODD),
+        Case({"pp": 2, "dp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"}),
+    ],
+    ids=["llama", "tied", "stage0", "pp2-tied", "tp2-sequence-parallel", "interleaved"],
+)
+def test_every_reduction_begins_while_the_last_backward_runs(case: Case, ranks: RankPool) -> None:
+    for _, _, started in ranks.run(gradients_of_first_step, case.spec.world_size, case):
+        assert all(started), "a bucket's last gradient was counted"
+
+
+# ---------------------------------------------------------------- bfloat16
+
+
+def train_in(case: Case, num_steps: int) -> tuple[list[float], bool, float, bool]:
+    """(losses, parameters are the rounded main ones, largest move of a main parameter, main parameters are float32)."""
+    job, mesh = make_job(case)
+    before = {(piece.name, piece.start): piece.data.clone() for piece in job.optimizer.pieces() if piece.key == "weight"}
+    losses = [take_step(job, step % 4, case.lr).loss for step in range(num_steps)]
+    pieces = [piece for piece in job.optimizer.pieces() if piece.key == "weight"]
+    parameters = all_parameters(job)
+    rounded = all(
+        parameters[piece.name]
+        .detach()
+        .flatten()[piece.start : piece.start + len(piece.data)]
+        .equal(piece.data.to(parameters[piece.name].dtype))
+        for piece in pieces
+    )
+    moved = max(float((piece.data - before[piece.name, piece.start]).abs().max()) for piece in pieces)
+    mesh.close()
+    return losses, rounded, moved, all(piece.data.dtype == torch.float32 for piece in pieces)
+
+
+@pytest.mark.parametrize("parallel", [{"dp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}], ids=["dp2", "tp2", "pp2"])
+def test_bfloat16_with_float32_main_parameters_trains_like_float32(parallel: dict[str, Any], ranks: RankPool) -> None:
+    wide = ranks.run(train_in, 1, Case({}, dtype="float32"), 20)[0]
+    narrow = ranks.run(train_in, 2, Case(parallel, dtype="bfloat16"), 20)
+    for losses, rounded, _, is_float32 in narrow:
+        assert is_float32
+        assert rounded, "what computes is the rounded main copy"
+        # 8 bits a number: a loss of 7 is known to some 0.02; measured differences stay below 0.5%.
+        assert losses == pytest.approx(wide[0], rel=2e-2)
+        assert losses != wide[0]
+    assert wide[0][-1] < 0.8 * wide[0][0], "there was something to learn"
+
+
+def test_updates_below_a_bfloat16_step_are_not_lost(ranks: RankPool) -> None:
+    # A weight near 1 (a norm's) has bfloat16 steps of 2**-8; 20 steps of at most 1e-5 are 2e-4, and would round away one by one.
+    for _, rounded, moved, _ in ranks.run(train_in, 2, Case({"dp": 2}, dtype="bfloat16", lr=1e-5), 20):
+        assert rounded
+        assert 1e-4 < moved < 3e-4
+
+
+# ---------------------------------------------------------------- divergence
+
+
+def diverge(case: Case) -> tuple[str, bool]:
+    """(the error of a step with an infinite weight on one stage, whether the parameters stayed as they were)."""
+    job, mesh = make_job(case)
+    stage: Stage | None = job.stages.get(0)
+    if stage is not None and mesh.dp.rank == 0:
+        with torch.no_grad():
+            stage.embedding.weight.view(-1)[0:264].fill_(math.inf)
+    before = {name: p.detach().clone() for name, p in all_parameters(job).items()}
+    try:
+        take_step(job, 0, 1e-3)
+    except RuntimeError as error:
+        unchanged = all(p.detach().equal(before[name]) for name, p in all_parameters(job).items())
+        return str(error), unchanged
+    finally:
+        mesh.close()
+    return "", False
+
+
+@pytest.mark.parametrize("parallel", [{"dp": 2}, {"pp": 2}], ids=["dp2", "pp2"])
+def test_a_step_that_diverges_raises_on_every_rank_and_changes_nothing(parallel: dict[str, Any], ranks: RankPool) -> None:
+    for message, unchanged in ranks.run(diverge, 2, Case(parallel)):
+        assert message.startswith("training diverged at step 1: loss nan")
+        assert "lower optimizer.lr" in message
+        assert unchanged

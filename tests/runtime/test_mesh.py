@@ -1,0 +1,159 @@
+"""The rank grid: coordinates, groups and their names on 8 gloo ranks, and a layout of 384 ranks on torch's fake backend."""
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from tests.distributed.ranks import RankFailed, RankPool
+from trimaran.runtime.mesh import AXES, build_mesh
+
+
+@pytest.fixture(scope="module")
+def mesh_ranks() -> Iterator[RankPool]:
+    """Rank processes; the fixture of tests/distributed is not seen from here."""
+    pool = RankPool()
+    yield pool
+    pool.close()
+
+
+def describe_mesh(sizes: dict[str, int]) -> dict[str, Any]:
+    """What this rank's mesh says of itself."""
+    mesh = build_mesh(**sizes, timeout_s=30)
+    groups = {axis: getattr(mesh, axis) for axis in (*AXES, "world")}
+    description = {
+        "rank": mesh.rank,
+        "world_size": mesh.world_size,
+        "coordinates": mesh.coordinates,
+        "text": mesh.describe(),
+        "ranks": {axis: group.ranks for axis, group in groups.items()},
+        "indices": {axis: group.rank for axis, group in groups.items()},
+        "axes": {axis: group.axis for axis, group in groups.items()},
+        "has_process_group": {axis: group.process_group is not None for axis, group in groups.items()},
+        "has_shared_memory": {axis: group.shared is not None for axis, group in groups.items()},
+        "links": len(mesh.links),
+        "texts": mesh.gather_text(f"é{'x' * mesh.rank}"),
+    }
+    mesh.close()
+    return description
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"pp": 2, "dp": 2, "cp": 1, "tp": 2},
+        {"pp": 1, "dp": 2, "cp": 2, "tp": 2},
+        {"pp": 3, "dp": 1, "cp": 1, "tp": 2},
+        {"pp": 1, "dp": 1, "cp": 1, "tp": 1},
+    ],
+    ids=lambda sizes: "-".join(f"{axis}{size}" for axis, size in sizes.items()),
+)
+def test_ranks_lie_on_the_grid_with_tp_innermost(sizes: dict[str, int], mesh_ranks: RankPool) -> None:
+    grid = list(itertools.product(*(range(sizes[axis]) for axis in AXES)))  # the last axis, tp, runs fastest
+    assert AXES[-1] == "tp"
+    results = mesh_ranks.run(describe_mesh, len(grid), sizes)
+    for rank, (place, result) in enumerate(zip(grid, results, strict=True)):
+        coordinates = dict(zip(AXES, place, strict=True))
+        assert result["rank"] == rank
+        assert result["world_size"] == len(grid)
+        assert result["coordinates"] == coordinates
+        assert result["text"] == f"rank {rank} (" + ", ".join(f"{axis} {index}" for axis, index in coordinates.items()) + ")"
+        for axis in AXES:
+            others = [grid.index(tuple((coordinates | {axis: i}).values())) for i in range(sizes[axis])]
+            assert list(result["ranks"][axis]) == others
+            assert result["indices"][axis] == coordinates[axis]
+            assert result["axes"][axis] == axis
+            assert result["has_process_group"][axis] == (sizes[axis] > 1)
+            assert result["has_shared_memory"][axis] == (sizes[axis] > 1 and axis in ("tp", "dp"))
+        assert result["ranks"]["world"] == tuple(range(len(grid)))
+        assert result["indices"]["world"] == rank
+        assert result["links"] == 0, "gloo tells directions apart by tags"
+        assert result["texts"] == [f"é{'x' * other}" for other in range(len(grid))]
+
+
+def refuse(sizes: dict[str, int]) -> str:
+    with pytest.raises(ValueError, match="world size") as caught:
+        build_mesh(**sizes, timeout_s=30)
+    return str(caught.value)
+
+
+def test_a_wrong_world_size_is_told_with_its_numbers(mesh_ranks: RankPool) -> None:
+    expected = "pp(2) * dp(2) * cp(1) * tp(1) = 4 != world size 2; start that many ranks or change `parallel`"
+    assert mesh_ranks.run(refuse, 2, {"pp": 2, "dp": 2, "cp": 1, "tp": 1}) == [expected] * 2
+
+
+def test_a_world_that_is_larger_than_the_mesh_is_refused_too(mesh_ranks: RankPool) -> None:
+    with pytest.raises(RankFailed, match=r"pp\(1\) \* dp\(1\) \* cp\(1\) \* tp\(1\) = 1 != world size 2"):
+        mesh_ranks.run(describe_mesh, 2, {"pp": 1, "dp": 1, "cp": 1, "tp": 1})
+
+
+BIG = """
+import json, sys, warnings
+warnings.simplefilter("error")
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from trimaran.models.parallel.parameter import info_of
+from trimaran.runtime.mesh import build_mesh
+from trimaran.runtime.spec import parse_spec
+from trimaran.runtime.train.job import build_stages_of_rank
+
+spec = parse_spec({
+    "model": {
+        "num_layers": 30, "hidden_size": 128, "num_heads": 16, "num_kv_heads": 8, "ffn_hidden_size": 344, "vocab_size": 50257,
+        "position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tie_embeddings": False,
+    },
+    "parallel": {"tp": 8, "pp": 4, "dp": 12, "sequence_parallel": True},
+    "optimizer": {"lr": 1e-3},
+    "train": {"num_steps": 1, "global_batch_size": 96, "micro_batch_size": 1, "seq_len": 64},
+})
+found = []
+for rank in json.loads(sys.argv[1]):
+    dist.init_process_group("fake", rank=rank, world_size=384, store=FakeStore())
+    mesh = build_mesh(pp=4, dp=12, cp=1, tp=8, timeout_s=30)
+    stages = build_stages_of_rank(spec, mesh, torch.device("meta"))
+    shards = [(name, tuple(p.shape), info_of(p).shard) for stage in stages.values() for name, p in stage.named_parameters()]
+    found.append({
+        "coordinates": mesh.coordinates,
+        "groups": {axis: getattr(mesh, axis).ranks for axis in ("pp", "dp", "cp", "tp", "world")},
+        "shared": any(getattr(mesh, axis).shared for axis in ("pp", "dp", "cp", "tp", "world")),
+        "layers": sorted({int(name.split(".")[1]) for name, _, _ in shards if name.startswith("layers.")}),
+        "elements": {name: spec.num_real_elements(shape) for name, shape, spec in shards},
+        "whole": {name: spec.axis is None for name, _, spec in shards},
+    })
+    mesh.close()
+    dist.destroy_process_group()
+print(json.dumps([spec.transformer.num_parameters(), found]))
+"""
+
+
+def test_384_ranks_of_tp8_pp4_dp12_hold_every_layer_once() -> None:
+    replica = [pp * 96 + 5 * 8 + tp for pp in range(4) for tp in range(8)]  # dp 5
+    ranks = [*replica, 0, 383]
+    process = subprocess.run([sys.executable, "-c", BIG, json.dumps(ranks)], capture_output=True, text=True, check=False, timeout=200)
+    assert process.returncode == 0, process.stderr
+    num_parameters, found = json.loads(process.stdout.splitlines()[-1])
+    for rank, result in zip(ranks, found, strict=True):
+        pp, dp, tp = rank // 96, rank // 8 % 12, rank % 8
+        assert result["coordinates"] == {"pp": pp, "dp": dp, "cp": 0, "tp": tp}
+        assert result["groups"]["tp"] == [rank - tp + i for i in range(8)], "a node's eight neighbours"
+        assert result["groups"]["dp"] == [pp * 96 + i * 8 + tp for i in range(12)]
+        assert result["groups"]["pp"] == [i * 96 + dp * 8 + tp for i in range(4)]
+        assert result["groups"]["cp"] == [rank]
+        assert result["groups"]["world"] == list(range(384))
+        assert not result["shared"], "only gloo ranks share memory"
+    one_replica = found[: len(replica)]
+    assert sorted(layer for result in one_replica if result["coordinates"]["tp"] == 0 for layer in result["layers"]) == list(range(30))
+    counted = sum(
+        elements
+        for result in one_replica
+        for name, elements in result["elements"].items()
+        if not result["whole"][name] or result["coordinates"]["tp"] == 0
+    )
+    assert counted == num_parameters, "30 layers over 4 stages and a vocabulary of 50257 over 8 ranks are all there, once"
+    assert not dist.is_initialized()
