@@ -203,7 +203,7 @@ def check_many_exchanges(shared: bool) -> None:
     """Ranks that run ahead of each other by turns: a slot must not be filled while a peer still reads it."""
     mesh = tp_mesh(shared)
     group = mesh.tp
-    for step in range(300):
+    for step in range(150):
         if step % group.size == group.rank:
             time.sleep(0.0005)
         x = torch.full((64 + step % 3,), float(step * (group.rank + 1)))
@@ -213,7 +213,7 @@ def check_many_exchanges(shared: bool) -> None:
 
 
 @WAYS
-def test_hundreds_of_exchanges_stay_in_step(shared: bool, ranks: RankPool) -> None:
+def test_many_exchanges_stay_in_step(shared: bool, ranks: RankPool) -> None:
     ranks.run(check_many_exchanges, 3, shared)
 
 

@@ -1,0 +1,206 @@
+"""Runs through the real command line, on a corpus and a model small enough that starting the ranks is most of the time."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+
+from trimaran.runtime.checkpoint.reshard import Checkpoint
+from trimaran.runtime.train.metrics import Row, read_metrics
+
+TRIMARAN = [sys.executable, "-m", "trimaran.launchers.cli"]
+TIMEOUT_S = 200.0  # of one command: ten seconds on idle cores, far more where many others want them
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its exit code, what it printed, and the processes and shared memory that it left behind."""
+
+    code: int
+    out: str
+    err: str
+    left: list[str]
+
+    @property
+    def last_line(self) -> str:
+        """The last line that the user sees."""
+        return self.err.strip().splitlines()[-1]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder with a spec file and a corpus; runs write to `run` in it."""
+
+    folder: Path
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run / "checkpoints"
+
+    def train(self, *overrides: str, environment: dict[str, str] | None = None) -> Outcome:
+        """Run `trimaran train` to its end."""
+        with self.start_training(*overrides, environment=environment) as command:
+            return command.finish()
+
+    @contextmanager
+    def start_training(self, *overrides: str, environment: dict[str, str] | None = None) -> Iterator["Command"]:
+        """Start `trimaran train` in a process group of its own, as a shell does."""
+        arguments = ["train", "spec.yaml", *(part for override in overrides for part in ("--set", override))]
+        with Command.start(self.folder, arguments, environment) as command:
+            yield command
+
+    def rows(self) -> list[Row]:
+        """The training rows of metrics.jsonl."""
+        return [row for row in read_metrics(self.run / "metrics.jsonl") if "loss" in row]
+
+    def saved_steps(self) -> list[int]:
+        return sorted(int(path.name.removeprefix("step-")) for path in self.checkpoints.iterdir())
+
+
+class Command:
+    """A running `trimaran`, its output in files, and what /dev/shm held before it."""
+
+    def __init__(self, folder: Path, process: "subprocess.Popen[bytes]", before: set[str]) -> None:
+        self.folder, self.process, self._before = folder, process, before
+
+    @staticmethod
+    @contextmanager
+    def start(folder: Path, arguments: list[str], environment: dict[str, str] | None = None) -> Iterator["Command"]:
+        before = shared_memory()
+        with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
+            process = subprocess.Popen(
+                [*TRIMARAN, *arguments],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                env={**os.environ, **(environment or {})},
+            )
+        command = Command(folder, process, before)
+        try:
+            yield command
+        finally:
+            for each in [process.pid, *(rank.pid for rank in command.ranks())]:
+                with suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
+            process.wait()
+
+    def ranks(self) -> list[psutil.Process]:
+        """The rank processes, by rank."""
+        found = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                line = process.cmdline()
+                if "trimaran.launchers.rank" in line and any(str(self.folder) in word for word in line):
+                    found[int(process.environ()["RANK"])] = process
+        return [found[rank] for rank in sorted(found)]
+
+    def wait_until(self, happened: Callable[[], bool]) -> None:
+        """Wait for something that the run does; fail if the run ends or takes too long."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not happened():
+            assert self.process.poll() is None, f"trimaran ended early\n{self.printed()}"
+            assert time.monotonic() < deadline, f"still waiting after {TIMEOUT_S} s\n{self.printed()}"
+            time.sleep(0.01)
+
+    def wait_for_steps(self, count: int) -> None:
+        """Wait until this command has finished some steps."""
+        self.wait_until(lambda: (self.folder / "out").read_text().count("\nstep ") + 1 > count)
+
+    def printed(self) -> str:
+        return (self.folder / "out").read_text() + (self.folder / "err").read_text()
+
+    def finish(self) -> Outcome:
+        """Wait for the end and look for what is left."""
+        code = self.process.wait(TIMEOUT_S)
+        return Outcome(code, (self.folder / "out").read_text(), (self.folder / "err").read_text(), self.left_behind(20.0))
+
+    def left_behind(self, patience_s: float) -> list[str]:
+        """Rank processes, and new names in /dev/shm, that are still there after some time; other tests' names come and go meanwhile."""
+        deadline = time.monotonic() + patience_s
+        suspects = shared_memory() - self._before
+        while True:
+            left = [f"process {rank.pid}" for rank in self.ranks()] + sorted(suspects & shared_memory())
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(0.1)
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir(SHARED_MEMORY) if name.startswith("trimaran-")}
+
+
+def trimaran(folder: Path, *arguments: str) -> Outcome:
+    """Run any command to its end."""
+    with Command.start(folder, list(arguments)) as command:
+        return command.finish()
+
+
+def text_of(num_lines: int, seed: int = 0) -> str:
+    """Return text with some repetition for a tokenizer to find."""
+    draw = random.Random(seed)
+    words = ["".join(draw.choice("abcdefgh") for _ in range(draw.randint(2, 7))) for _ in range(200)]
+    return "".join(" ".join(draw.choice(words) for _ in range(10)) + "\n" for _ in range(num_lines))
+
+
+def make_workplace(folder: Path, **sections: dict[str, Any]) -> Workplace:
+    """Write a corpus and a spec; `sections` change fields of it."""
+    spec: dict[str, dict[str, Any]] = {
+        "model": {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24},
+        "parallel": {"tp": 2},
+        "data": {"source": ["corpus.txt"], "cache_dir": "cache", "tokenizer_vocab_size": 270, "held_out_fraction": 0.2},
+        "optimizer": {"lr": 3e-3},
+        "train": {
+            "num_steps": 60, "global_batch_size": 4, "micro_batch_size": 1, "seq_len": 16, "output_dir": str(folder / "run"),
+            "eval_interval": 20, "eval_batches": 1,
+        },
+        "checkpoint": {"interval": 4},
+        "launcher": {"threads_per_rank": 1, "timeout_s": 60},
+    }  # fmt: skip
+    for name, fields in sections.items():
+        spec[name] = spec.get(name, {}) | fields
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
+    (folder / "corpus.txt").write_text(text_of(3000))
+    return Workplace(folder)
+
+
+def losses(workplace: Workplace) -> list[tuple[Any, Any, Any]]:
+    """Step, loss and gradient norm of every training row; JSON keeps every bit of a double."""
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in workplace.rows()]
+
+
+def tensors(checkpoint: Path) -> dict[tuple[str, str], torch.Tensor]:
+    """Every stored tensor of a checkpoint, whole."""
+    opened = Checkpoint.open(checkpoint)
+    return {(name, key): opened.read_global(name, key) for name in opened.names() for key in opened.keys(name)}
+
+
+def assert_same_bits(left: Path, right: Path) -> None:
+    """Compare two checkpoints bit for bit."""
+    ours, theirs = tensors(left), tensors(right)
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name].view(torch.uint8), theirs[name].view(torch.uint8))]
+    assert not different
+
+
+def task_of(workplace: Workplace) -> dict[str, Any]:
+    return dict(json.loads((workplace.run / "logs" / "task.json").read_text()))

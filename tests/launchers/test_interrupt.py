@@ -1,0 +1,165 @@
+"""Runs that are killed or asked to stop, and resumed: they end exactly where the run without a stop ended."""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launchers.runs import Command, Outcome, Workplace, assert_same_bits, losses, make_workplace, trimaran
+from trimaran.runtime.checkpoint.folder import latest, step_of
+from trimaran.runtime.train.metrics import read_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interrupt")]
+
+
+@dataclass(frozen=True)
+class History:
+    """A run that was killed, interrupted, terminated and then let go to its end: how each command ended, and at which step."""
+
+    workplace: Workplace
+    killed_after: int
+    interrupted: Outcome
+    interrupted_at: int
+    terminated: Outcome
+    terminated_at: int
+    ended: Outcome
+
+
+def last_saved(workplace: Workplace) -> int:
+    path = latest(workplace.checkpoints)
+    assert path is not None
+    return step_of(path) or 0
+
+
+def kill_everything(command: Command) -> None:
+    """SIGKILL to the launcher and all that it started, as a machine that goes down."""
+    for process in [psutil.Process(command.process.pid), *command.ranks()]:
+        process.kill()
+    command.process.wait()
+
+
+def interrupt_and_resume(workplace: Workplace) -> History:
+    with workplace.start_training() as command:
+        command.wait_until((workplace.checkpoints / "step-00000004").exists)
+        kill_everything(command)
+        assert command.left_behind(10.0) == []
+    killed_after = last_saved(workplace)
+
+    with workplace.start_training() as command:
+        command.wait_for_steps(3)
+        os.killpg(command.process.pid, signal.SIGINT)  # Ctrl-C: the terminal signals the whole foreground group
+        interrupted = command.finish()
+    interrupted_at = last_saved(workplace)
+
+    with workplace.start_training() as command:
+        command.wait_for_steps(3)
+        command.process.terminate()
+        terminated = command.finish()
+    terminated_at = last_saved(workplace)
+    return History(workplace, killed_after, interrupted, interrupted_at, terminated, terminated_at, workplace.train())
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, History]:
+    """The run without a stop, and the same run with three."""
+    if request.param == "float32":
+        unbroken = request.getfixturevalue("finished")[0]
+        return unbroken, interrupt_and_resume(make_workplace(tmp_path_factory.mktemp("stopped"), parallel={"tp": 2, "pp": 2}))
+    sections = {
+        "parallel": {"tp": 1, "dp": 2},
+        "precision": {"dtype": "bfloat16"},
+        "model": {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "hidden_dropout": 0.1},
+        "train": {"num_steps": 100},
+    }
+    unbroken = make_workplace(tmp_path_factory.mktemp("unbroken"), **sections)
+    assert unbroken.train().code == 0
+    return unbroken, interrupt_and_resume(make_workplace(tmp_path_factory.mktemp("stopped"), **sections))
+
+
+def test_the_run_was_really_stopped_three_times(pair: tuple[Workplace, History]) -> None:
+    unbroken, history = pair
+    assert 4 <= history.killed_after < history.interrupted_at < history.terminated_at < unbroken.rows()[-1]["step"]  # type: ignore[operator]
+
+
+def test_resumed_losses_equal_the_unbroken_ones_bit_for_bit(pair: tuple[Workplace, History]) -> None:
+    unbroken, history = pair
+    assert history.ended.code == 0, history.ended.err
+    assert losses(history.workplace) == losses(unbroken)
+    held_out = [
+        [row for row in read_metrics(each.run / "metrics.jsonl") if "held_out_loss" in row] for each in (unbroken, history.workplace)
+    ]
+    assert held_out[0] == held_out[1]
+    assert held_out[0]
+
+
+def test_resumed_weights_and_moments_equal_the_unbroken_ones_bit_for_bit(pair: tuple[Workplace, History]) -> None:
+    unbroken, history = pair
+    step = f"step-{unbroken.rows()[-1]['step']:08d}"
+    assert_same_bits(unbroken.checkpoints / step, history.workplace.checkpoints / step)
+    assert (unbroken.run / "sample.txt").read_text() == (history.workplace.run / "sample.txt").read_text()
+
+
+def test_an_interrupted_run_saves_and_says_so_in_its_last_line(pair: tuple[Workplace, History]) -> None:
+    _, history = pair
+    for outcome, name, code, step in (
+        (history.interrupted, "SIGINT", 130, history.interrupted_at),
+        (history.terminated, "SIGTERM", 143, history.terminated_at),
+    ):
+        assert outcome.code == code, outcome.err
+        assert outcome.left == []
+        assert "Traceback" not in outcome.err + outcome.out
+        assert outcome.last_line.startswith(f"stopped by {name}; step {step} is saved in ")
+        assert outcome.last_line.endswith(f"step-{step:08d}, and the same command resumes there")
+
+
+def test_a_stopped_run_can_be_generated_from_and_has_a_report(pair: tuple[Workplace, History]) -> None:
+    _, history = pair
+    assert (history.workplace.run / "report.html").exists()
+    assert trimaran(history.workplace.folder, "generate", "run", "--max-new-tokens", "2").code == 0
+
+
+def test_ranks_whose_launcher_was_killed_save_and_leave(tmp_path: Path) -> None:
+    workplace = make_workplace(tmp_path, checkpoint={"interval": 0}, train={"num_steps": 2000, "eval_interval": 0})
+    with workplace.start_training() as command:
+        command.wait_for_steps(2)
+        command.process.kill()
+        command.process.wait()
+        assert command.left_behind(30.0) == []
+    (saved,) = workplace.saved_steps()
+    assert 2 <= saved < 2000
+    assert workplace.rows()[-1]["step"] == saved
+
+
+def test_ranks_that_are_still_starting_leave_with_their_launcher(tmp_path: Path) -> None:
+    workplace = make_workplace(tmp_path)
+    with workplace.start_training() as command:
+        command.wait_until(lambda: len(command.ranks()) == 2)
+        command.process.kill()
+        command.process.wait()
+        assert command.left_behind(5.0) == []
+
+
+def test_a_signal_while_the_ranks_start_leaves_nothing_and_says_that_nothing_is_saved(tmp_path: Path) -> None:
+    workplace = make_workplace(tmp_path)
+    with workplace.start_training() as command:
+        command.wait_until(lambda: len(command.ranks()) == 2)
+        command.process.terminate()
+        outcome = command.finish()
+    assert outcome.code == 143
+    assert outcome.left == []
+    assert outcome.last_line == "stopped by SIGTERM; nothing is saved yet, and the same command starts anew"
+    assert "Traceback" not in outcome.err
+
+
+def test_a_signal_to_the_ranks_alone_stops_the_run_too(tmp_path: Path) -> None:
+    workplace = make_workplace(tmp_path, train={"num_steps": 2000, "eval_interval": 0})
+    with workplace.start_training() as command:
+        command.wait_for_steps(2)
+        command.ranks()[1].terminate()
+        outcome = command.finish()
+    assert outcome.code == 143
+    assert outcome.left == []
+    assert outcome.last_line.startswith(f"stopped by SIGTERM; step {last_saved(workplace)} is saved in ")

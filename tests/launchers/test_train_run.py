@@ -1,0 +1,131 @@
+"""`trimaran train` from a spec to its report, and what can be done with the run afterwards, all through the command line."""
+
+import json
+import re
+import shutil
+from html import escape
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.launchers.runs import Outcome, Workplace, trimaran
+from trimaran.runtime.train.metrics import read_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("train-run")]
+Finished = tuple[Workplace, Outcome]
+
+
+def copy_of(workplace: Workplace, folder: Path) -> Workplace:
+    shutil.copytree(workplace.folder, folder, dirs_exist_ok=True)
+    return Workplace(folder)
+
+
+def test_a_run_succeeds_and_leaves_no_process_and_no_shared_memory(finished: Finished) -> None:
+    _, outcome = finished
+    assert outcome.code == 0, outcome.err
+    assert outcome.left == []
+    assert "Traceback" not in outcome.err
+    assert "Warning" not in outcome.err
+    assert "step 60/60" in outcome.out
+    assert "report.html" in outcome.last_line
+
+
+def test_metrics_hold_every_step_once_with_every_column(finished: Finished) -> None:
+    workplace, _ = finished
+    rows = workplace.rows()
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    columns = ["step", "loss", "lr", "grad_norm", "tokens_seen", "tokens_per_second", "step_time_ms", "mfu"]
+    assert all(list(row) == columns for row in rows)
+    assert [row["tokens_seen"] for row in rows] == [64 * step for step in range(1, 61)]
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.3  # type: ignore[operator]
+    evaluations = [row for row in read_metrics(workplace.run / "metrics.jsonl") if "held_out_loss" in row]
+    assert [row["step"] for row in evaluations] == [20, 40, 60]
+
+
+def test_the_run_folder_is_complete(finished: Finished) -> None:
+    workplace, _ = finished
+    assert workplace.saved_steps() == [56, 60]
+    assert list((workplace.run / "tensorboard").glob("events.out.tfevents.*"))
+    timeline = json.loads((workplace.run / "timeline.json").read_text())
+    assert timeline["num_ranks"] == 2
+    for key in ("measured", "simulated"):  # 4 microbatches, forward and backward, on each of 2 pipeline ranks
+        assert sorted(row[1] for row in timeline[key]) == sorted(f"{stage}{kind}{m}" for stage in (0, 1) for kind in "FB" for m in range(4))
+    assert 0 < timeline["bubble_simulated"] < 1
+    assert len((workplace.run / "sample.txt").read_text()) > 100
+    manifest = json.loads((workplace.run / "data_manifest.json").read_text())
+    assert manifest["corpus"]["documents"] == 1
+    assert not list(workplace.run.rglob("*.tmp"))
+    assert yaml.safe_load((workplace.run / "spec.yaml").read_text())["parallel"]["pp"] == 2
+
+
+def assert_whole_report(workplace: Workplace) -> None:
+    page = (workplace.run / "report.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//|/|file:)|url\((?!#)|@import|<script|<link""", page), "the page fetches something"
+    for title in ("Loss", "Throughput", "As it ran", "Simulated", "Resolved run spec", "Text the model wrote"):
+        assert title in page
+    assert page.count("<svg") >= 4
+    assert escape((workplace.run / "sample.txt").read_text()[:50]) in page
+    assert "tokenizer_vocab_size: 270" in page
+
+
+def test_the_report_shows_the_run_and_needs_nothing_else(finished: Finished) -> None:
+    assert_whole_report(finished[0])
+
+
+def test_report_writes_the_page_anew(finished: Finished, tmp_path: Path) -> None:
+    workplace = copy_of(finished[0], tmp_path)
+    (workplace.run / "report.html").unlink()
+    outcome = trimaran(tmp_path, "report", "run")
+    assert outcome.code == 0, outcome.err
+    assert_whole_report(workplace)
+
+
+def generate(workplace: Workplace, *options: str) -> str:
+    outcome = trimaran(workplace.folder, "generate", "run", "--prompt", "abba", "--max-new-tokens", "20", *options)
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == ""
+    assert outcome.left == []
+    assert outcome.out.startswith("abba")
+    return outcome.out
+
+
+def test_generate_gives_the_same_text_at_any_layout(finished: Finished) -> None:
+    workplace, _ = finished
+    alone = generate(workplace, "--seed", "3")
+    assert generate(workplace, "--seed", "3", "--tp", "2", "--pp", "2") == alone
+    assert generate(workplace, "--seed", "4") != alone
+
+
+def test_generate_takes_the_likeliest_tokens_at_temperature_zero_whatever_the_seed(finished: Finished) -> None:
+    workplace, _ = finished
+    assert generate(workplace, "--temperature", "0", "--seed", "1") == generate(workplace, "--temperature", "0", "--seed", "2")
+
+
+def test_generate_reads_one_checkpoint_and_refuses_a_layout_that_cannot_be(finished: Finished) -> None:
+    workplace, _ = finished
+    outcome = trimaran(workplace.folder, "generate", "run/checkpoints/step-00000056", "--max-new-tokens", "3")
+    assert outcome.code == 0, outcome.err
+    outcome = trimaran(workplace.folder, "generate", "run", "--tp", "3")
+    assert outcome.code == 2
+    assert "num_heads" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_finished_run_goes_on_at_another_layout_when_it_is_lengthened(finished: Finished, tmp_path: Path) -> None:
+    workplace = copy_of(finished[0], tmp_path)
+    outcome = workplace.train(f"train.output_dir={workplace.run}", "train.num_steps=62", "parallel.tp=1", "parallel.dp=1")
+    assert outcome.code == 0, outcome.err
+    assert outcome.left == []
+    assert "resuming at step 60" in outcome.out
+    assert "parallel.tp: 2 -> 1" in outcome.out
+    assert [row["step"] for row in workplace.rows()] == list(range(1, 63))
+    assert workplace.saved_steps() == [60, 62]
+
+
+def test_a_finished_run_says_that_nothing_is_left_to_train(finished: Finished, tmp_path: Path) -> None:
+    workplace = copy_of(finished[0], tmp_path)
+    outcome = workplace.train(f"train.output_dir={workplace.run}", "parallel.tp=1", "parallel.pp=1")
+    assert outcome.code == 0, outcome.err
+    assert "nothing is left to train" in outcome.out
+    assert workplace.rows() == finished[0].rows()
