@@ -20,19 +20,23 @@ def local_log_softmax(logits: Tensor, labels: Tensor, first: int, vocab_size: in
         logits: [tokens, n] float32 or float64, the local columns; those past the vocabulary are overwritten with -inf.
         labels: [tokens] int64, global ids, IGNORED_LABEL for none.
         first: global id of the first local column; vocab_size: number of ids in the whole vocabulary.
-    The statistics are the local log-sum-exp and the label's logit where the label is local, else 0.
+    The statistics are the local log-sum-exp and the label's logit where the label is local, else 0; where the whole vocabulary is local, both are
+    given relative to the log-sum-exp.
     """
     num_real = min(logits.shape[1], vocab_size - first)
     local = labels - first
     mine = (local >= 0) & (local < num_real)
-    target = logits.gather(1, torch.where(mine, local, 0).unsqueeze(1)).squeeze(1)
+    column = torch.where(mine, local, 0).unsqueeze(1)
     if num_real <= 0:  # a rank of padding alone: no probability, and no 0/0 in the softmax
         log_probs = torch.full_like(logits, -torch.inf)
-        lse = log_probs[:, 0]
+        return log_probs, torch.stack((log_probs[:, 0], torch.zeros_like(log_probs[:, 0])))
+    logits[:, num_real:] = -torch.inf
+    log_probs = logits.log_softmax(-1)
+    if num_real == vocab_size:  # the whole vocabulary is here: the log-probability says it all, and no digits cancel
+        lse, target = torch.zeros_like(log_probs[:, 0]), log_probs.gather(1, column).squeeze(1)
     else:
-        logits[:, num_real:] = -torch.inf
-        log_probs = logits.log_softmax(-1)
-        lse = logits[:, 0] - log_probs[:, 0]
+        # At the row's maximum the difference of logit and log-probability keeps its digits; at any other column it may not.
+        lse, target = logits.amax(-1) - log_probs.amax(-1), logits.gather(1, column).squeeze(1)
     return log_probs, torch.stack((lse, torch.where(mine, target, 0.0)))
 
 

@@ -135,14 +135,16 @@ class SharedMemory:
             self._pending()  # one exchange at a time: the slots of a second one would overtake its readers
         self._count += 1
         self._view(self.rank, x.dtype, x.numel()).view(x.shape).copy_(x)
+        gone: OSError | None = None
         for index, peer in enumerate(self._sockets):
             if peer is not None:
                 try:
                     peer.send(_WAKE)
-                except OSError as error:
-                    raise RuntimeError(
-                        f"{self._names[self.rank]} lost {self._names[index]} in a shared-memory exchange: {error}"
-                    ) from error
+                except OSError as error:  # wake the others all the same: they find the lost rank themselves
+                    gone = error
+                    gone.add_note(f"{self._names[self.rank]} lost {self._names[index]} in a shared-memory exchange")
+        if gone is not None:
+            raise RuntimeError("; ".join(gone.__notes__)) from gone
 
     def _collect(self, dtype: torch.dtype, numel: int) -> list[Tensor]:
         """Wait for every peer's slot of the current exchange; return all ranks' slots in rank order."""

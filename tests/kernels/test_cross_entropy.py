@@ -122,3 +122,15 @@ def test_one_rank_of_a_power_of_two_does_not_change_the_bits_of_the_plain_comput
     logits, labels, _ = case(30, 16, torch.float32)
     log_probs, _ = local_log_softmax(logits.clone(), labels, 0, 16)
     assert log_probs.equal(logits.log_softmax(-1))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("low", [-1e2, -1e5])
+def test_loss_keeps_its_digits_when_the_first_column_lies_far_below_the_maximum(ranks: int, low: float) -> None:
+    logits = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] = logits[:, 4] = low
+    labels = torch.tensor([1, 2, 3, 6, 7])
+    expected = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+    statistics = [local_log_softmax(part.clone(), labels, first, 8)[1] for part, first in zip(logits.chunk(ranks, 1), (0, 4), strict=False)]
+    loss, _ = combine(torch.stack(statistics), labels)
+    torch.testing.assert_close(loss.double(), expected, rtol=0, atol=2e-6)
