@@ -17,16 +17,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MODEL = {"num_layers": 8, "hidden_size": 256, "num_heads": 8, "ffn_hidden_size": 704, "vocab_size": 8192}
-SEQ_LEN, GLOBAL_BATCH, MICRO_BATCH = 256, 32, 2
 LR, BETAS, WEIGHT_DECAY, MAX_NORM = 3e-4, (0.9, 0.95), 0.1, 1.0
 WARMUP_STEPS = 2
+MODEL_FIELDS = ("num_layers", "hidden_size", "num_heads", "ffn_hidden_size", "vocab_size")
 LAYOUTS: dict[str, dict[str, Any]] = {
     "single": {},
     "tp2": {"tp": 2},
@@ -39,12 +39,29 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is trained; batches in sequences."""
+
+    num_layers: int = 8
+    hidden_size: int = 256
+    num_heads: int = 8
+    ffn_hidden_size: int = 704
+    vocab_size: int = 8192
+    seq_len: int = 256
+    global_batch: int = 32
+    micro_batch: int = 2
+
+
+SMOKE = Setting(num_layers=4, hidden_size=32, num_heads=4, ffn_hidden_size=64, vocab_size=512, seq_len=32, global_batch=8, micro_batch=1)
+
+
 class PlainBlock(nn.Module):
     """A LLaMA block as one writes it in plain PyTorch: separate projections, SDPA, torch's own RMSNorm."""
 
-    def __init__(self) -> None:
+    def __init__(self, setting: Setting) -> None:
         super().__init__()
-        hidden, ffn = MODEL["hidden_size"], MODEL["ffn_hidden_size"]
+        hidden, ffn, self.num_heads = setting.hidden_size, setting.ffn_hidden_size, setting.num_heads
         self.norm1, self.norm2 = nn.RMSNorm(hidden, eps=1e-5), nn.RMSNorm(hidden, eps=1e-5)
         self.q, self.k, self.v, self.o = (nn.Linear(hidden, hidden, bias=False) for _ in range(4))
         self.gate, self.up = nn.Linear(hidden, ffn, bias=False), nn.Linear(hidden, ffn, bias=False)
@@ -53,7 +70,7 @@ class PlainBlock(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x: [batch, seq, hidden]; cos, sin: [seq, head_dim / 2]."""
         y = self.norm1(x)
-        q, k, v = (layer(y).unflatten(-1, (MODEL["num_heads"], -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(y).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         q, k = plain_rotary(q, cos, sin), plain_rotary(k, cos, sin)
         x = x + self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
         y = self.norm2(x)
@@ -70,14 +87,14 @@ def plain_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class PlainModel(nn.Module):
     """The baseline's network."""
 
-    def __init__(self) -> None:
+    def __init__(self, setting: Setting) -> None:
         super().__init__()
-        hidden, vocab = MODEL["hidden_size"], MODEL["vocab_size"]
+        hidden, vocab = setting.hidden_size, setting.vocab_size
         self.embedding = nn.Embedding(vocab, hidden)
-        self.blocks = nn.ModuleList(PlainBlock() for _ in range(MODEL["num_layers"]))
+        self.blocks = nn.ModuleList(PlainBlock(setting) for _ in range(setting.num_layers))
         self.norm, self.head = nn.RMSNorm(hidden, eps=1e-5), nn.Linear(hidden, vocab, bias=False)
-        head_dim = hidden // MODEL["num_heads"]
-        angles = torch.outer(torch.arange(SEQ_LEN), 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim))
+        head_dim = hidden // setting.num_heads
+        angles = torch.outer(torch.arange(setting.seq_len), 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim))
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
         for parameter in self.parameters():
@@ -92,16 +109,16 @@ class PlainModel(nn.Module):
         return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), labels.flatten())
 
 
-def plain_step() -> Callable[[], None]:
+def plain_step(setting: Setting) -> Callable[[], None]:
     """One optimizer step of the plain loop."""
     torch.manual_seed(0)
-    model = PlainModel()
+    model = PlainModel(setting)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
-    num_microbatches = GLOBAL_BATCH // MICRO_BATCH
+    num_microbatches = setting.global_batch // setting.micro_batch
 
     def step() -> None:
-        tokens = torch.randint(MODEL["vocab_size"], (GLOBAL_BATCH, SEQ_LEN + 1))
-        for batch in tokens.split(MICRO_BATCH):
+        tokens = torch.randint(setting.vocab_size, (setting.global_batch, setting.seq_len + 1))
+        for batch in tokens.split(setting.micro_batch):
             (model(batch[:, :-1], batch[:, 1:]) / num_microbatches).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
@@ -110,7 +127,7 @@ def plain_step() -> Callable[[], None]:
     return step
 
 
-def trimaran_step(layout: str, shared_memory: bool) -> tuple[Callable[[], None], Callable[[], float]]:
+def trimaran_step(setting: Setting, layout: str, shared_memory: bool) -> tuple[Callable[[], None], Callable[[], float]]:
     """One optimizer step of this rank, and a function that sums a number over all ranks."""
     from trimaran.launchers.worker import join_world
     from trimaran.models.batch import Microbatch
@@ -120,21 +137,26 @@ def trimaran_step(layout: str, shared_memory: bool) -> tuple[Callable[[], None],
 
     spec = parse_spec(
         {
-            "model": MODEL,
+            "model": {name: getattr(setting, name) for name in MODEL_FIELDS},
             "parallel": {**LAYOUTS[layout], "shared_memory": shared_memory},
-            "data": {"tokenizer_vocab_size": MODEL["vocab_size"]},
+            "data": {"tokenizer_vocab_size": setting.vocab_size},
             "optimizer": {"lr": LR, "beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": WEIGHT_DECAY, "max_grad_norm": MAX_NORM},
-            "train": {"num_steps": 1000, "global_batch_size": GLOBAL_BATCH, "micro_batch_size": MICRO_BATCH, "seq_len": SEQ_LEN},
+            "train": {
+                "num_steps": 1000,
+                "global_batch_size": setting.global_batch,
+                "micro_batch_size": setting.micro_batch,
+                "seq_len": setting.seq_len,
+            },
         }
     )
     mesh = join_world(spec, torch.device("cpu"))
     job = build_job(spec, mesh, torch.device("cpu"))
-    per_rank = GLOBAL_BATCH // mesh.dp.size
+    per_rank = setting.global_batch // mesh.dp.size
     torch.manual_seed(0)
 
     def step() -> None:
-        tokens = torch.randint(MODEL["vocab_size"], (GLOBAL_BATCH, SEQ_LEN + 1)).split(per_rank)[mesh.dp.rank]
-        parts = tokens.split(MICRO_BATCH)
+        tokens = torch.randint(setting.vocab_size, (setting.global_batch, setting.seq_len + 1)).split(per_rank)[mesh.dp.rank]
+        parts = tokens.split(setting.micro_batch)
         train_step(job, [Microbatch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), 0) for part in parts], LR)
 
     return step, lambda value: float(all_reduce(torch.tensor([value], dtype=torch.float64), mesh.world).item())
@@ -153,26 +175,27 @@ def measure(step: Callable[[], None], steps: int, total: Callable[[float], float
     return {"seconds": statistics.median(times), "cpu_seconds": cpu / steps}
 
 
-def run_here(layout: str, steps: int, threads: int, shared_memory: bool) -> None:
+def run_here(setting: Setting, layout: str, steps: int, threads: int, shared_memory: bool) -> None:
     """Measure in this process (one of the ranks); rank 0 prints the figures."""
     torch.set_num_threads(threads)
     if layout == "plain":
-        figures = measure(plain_step(), steps, lambda value: value)
+        figures = measure(plain_step(setting), steps, lambda value: value)
     else:
-        step, total = trimaran_step(layout, shared_memory)
+        step, total = trimaran_step(setting, layout, shared_memory)
         figures = measure(step, steps, total)
         torch.distributed.destroy_process_group()
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(figures))
 
 
-def run_apart(layout: str, steps: int, shared_memory: bool) -> dict[str, float]:
+def run_apart(layout: str, options: argparse.Namespace) -> dict[str, float]:
     """Measure in fresh processes."""
     cores = len(os.sched_getaffinity(0))
     sizes = LAYOUTS.get(layout, {})
     world_size = sizes.get("tp", 1) * sizes.get("pp", 1) * sizes.get("dp", 1)
     threads = cores if world_size == 1 else 1
-    arguments = [__file__, layout, "--steps", str(steps), "--here", str(threads)] + ([] if shared_memory else ["--without-shared-memory"])
+    arguments = [__file__, layout, "--steps", str(options.steps), "--here", str(threads)]
+    arguments += ["--without-shared-memory"] * options.without_shared_memory + ["--smoke"] * options.smoke
     command = [sys.executable, *arguments]
     if world_size > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size), *arguments]
@@ -190,22 +213,25 @@ def main() -> None:
     parser.add_argument("layouts", nargs="*", help=", ".join(LAYOUTS))
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--without-shared-memory", action="store_true", help="carry every tensor through gloo")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, to see that the benchmark runs; its figures mean nothing")
     parser.add_argument("--here", type=int, metavar="THREADS", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    shared_memory = not options.without_shared_memory
+    setting = SMOKE if options.smoke else Setting()
     if options.here:
-        run_here(options.layouts[0], options.steps, options.here, shared_memory)
+        run_here(setting, options.layouts[0], options.steps, options.here, not options.without_shared_memory)
         return
     unknown = set(options.layouts) - set(LAYOUTS)
     if unknown:
         parser.error(f"unknown layouts {sorted(unknown)}; choose from {', '.join(LAYOUTS)}")
-    tokens = GLOBAL_BATCH * SEQ_LEN
-    print(f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores, {options.steps} steps, shared memory {shared_memory}")
+    tokens = setting.global_batch * setting.seq_len
+    print(
+        f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores, {options.steps} steps, shared memory {not options.without_shared_memory}"
+    )
     print(f"{'layout':26} {'tokens/s':>9} {'ratio':>6} {'cpu s/step':>11} {'plain tokens/s':>15} {'plain cpu s/step':>17}")
-    before = run_apart("plain", options.steps, True)
+    before = run_apart("plain", options)
     for layout in options.layouts or LAYOUTS:
-        figures = run_apart(layout, options.steps, shared_memory)
-        after = run_apart("plain", options.steps, True)
+        figures = run_apart(layout, options)
+        after = run_apart("plain", options)
         plain = (before["seconds"] + after["seconds"]) / 2
         rate, plain_rate = tokens / figures["seconds"], tokens / plain
         print(
