@@ -20,4 +20,4 @@ def dropout(x: Tensor, rate: float, *, seed: int, site: str, first_sample: int, 
     sample = torch.arange(first_sample, first_sample + batch, device=x.device)[:, None]
     position = torch.arange(first_position, first_position + local_seq, device=x.device)[None, :]
     keep = keep_mask(stream_key(seed, site), (sample * seq_len + position).flatten(), hidden, rate)
-    return x * (keep.view(x.shape).to(x.dtype) / (1.0 - rate))
+    return x * keep.view(x.shape) / (1.0 - rate)

@@ -81,7 +81,11 @@ def random_words(key: Key, rows: Tensor, num_cols: int, first_col: int = 0, stop
 
 def keep_mask(key: Key, rows: Tensor, num_cols: int, rate: float, first_col: int = 0, stop_col: int | None = None) -> Tensor:
     """Return a bool mask [n, columns] whose elements are False with probability `rate`; arguments as in `random_words`."""
-    return random_words(key, rows, num_cols, first_col, stop_col) >= round(rate * 2**32)
+    stop_col = num_cols if stop_col is None else stop_col
+    out = torch.empty(len(rows), stop_col - first_col, dtype=torch.bool, device=rows.device)
+    for first, stop, words in _word_chunks(key, rows, num_cols, first_col, stop_col):
+        torch.ge(words, round(rate * 2**32), out=out[first:stop])
+    return out
 
 
 def _box_muller(words: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ class _Failure:
     def describe(self, log_folder: Path) -> str:
         """Return the sentence about it."""
         if self.record:
-            return f"rank {self.rank} failed: {self.record['message']}"
+            details = f"; where: {self.record['details']}" if self.record.get("details") else ""
+            return f"rank {self.rank} failed: {self.record['message']}{details}"
         how = f"exited with code {self.exit_code}"
         if self.exit_code < 0:
             how = f"was killed by {signal.Signals(-self.exit_code).name}"

@@ -47,7 +47,8 @@ def follow_launcher(launcher_pid: int) -> None:
 def record_failure(error: BaseException) -> None:
     """Write why this rank failed to the file that torchrun's agent names, and the traceback to a file beside it."""
     text = str(error).strip()
-    message = text if text and isinstance(error, _SENTENCES) else f"{type(error).__name__}: {text}"
+    is_sentence = bool(text) and isinstance(error, _SENTENCES)
+    message = text if is_sentence else f"{type(error).__name__}: {text}"
     now = time.time()
     record = {
         "message": message,
@@ -57,7 +58,10 @@ def record_failure(error: BaseException) -> None:
     }
     try:
         file = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
-        file.with_name("traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        details = file.with_name("traceback.txt")
+        details.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        if not is_sentence:
+            record["details"] = str(details)
         file.write_text(json.dumps(record), encoding="utf-8")
     except (OSError, KeyError):  # a full disk, for one
         with contextlib.suppress(OSError):

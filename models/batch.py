@@ -19,3 +19,7 @@ class Microbatch:
     tokens: torch.Tensor
     labels: torch.Tensor
     first_sample: int
+
+    def to(self, device: torch.device) -> "Microbatch":
+        """Return it with its tensors on `device`."""
+        return Microbatch(self.tokens.to(device), self.labels.to(device), self.first_sample)

@@ -5,7 +5,8 @@ of a microbatch, `local seq` = seq, or seq / tp with sequence parallelism.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -195,6 +196,19 @@ def build_stages(
         for stage in stages:
             initialize(stage, seed)
     return stages
+
+
+@contextmanager
+def in_eval_mode(stages: Iterable[Stage]) -> Iterator[None]:
+    """Switch dropout off inside the block."""
+    stages = list(stages)
+    for stage in stages:
+        stage.eval()
+    try:
+        yield
+    finally:
+        for stage in stages:
+            stage.train()
 
 
 def model_dtype(name: str) -> torch.dtype:

@@ -1,15 +1,18 @@
 """Mesh: the grid of ranks and its groups, built once. Nobody else computes a rank from a rank."""
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
-from trimaran.models.parallel.group import Group
+from trimaran.models.parallel.group import Group, all_gather, all_reduce
 from trimaran.models.parallel.shared_memory import SharedMemory
+
+logger = logging.getLogger(__name__)
 
 AXES = ("pp", "dp", "cp", "tp")
 """Outermost to innermost: tp ranks are neighbours, so they stay inside a node."""
@@ -47,12 +50,11 @@ class Mesh:
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         lengths = torch.zeros(self.world_size, dtype=torch.int64, device=device)
         lengths[self.rank] = len(data)
-        dist.all_reduce(lengths, group=self.world.process_group)
+        all_reduce(lengths, self.world)
         sizes = lengths.tolist()
         padded = torch.zeros(max(1, *sizes), dtype=torch.uint8, device=device)
         padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device) if data else padded[:0]
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded, group=self.world.process_group)
+        parts = all_gather(padded, self.world)
         return [bytes(part[:size].tolist()).decode() for part, size in zip(parts, sizes, strict=True)]
 
     def close(self) -> None:
@@ -66,7 +68,7 @@ def build_mesh(*, pp: int, dp: int, cp: int, tp: int, timeout_s: float, shared_m
     """Return the mesh over the default process group, whose size must be pp * dp * cp * tp.
 
     Args:
-        timeout_s: bound of every wait in shared memory; the process groups keep the bound of the default group.
+        timeout_s: bound of every wait, in the process groups and in shared memory.
         shared_memory: whether CPU ranks of one host exchange tensors through shared memory.
     Collective: every rank of the world must enter.
     Raises:
@@ -78,36 +80,50 @@ def build_mesh(*, pp: int, dp: int, cp: int, tp: int, timeout_s: float, shared_m
         product = " * ".join(f"{axis}({size})" for axis, size in sizes.items())
         raise ValueError(f"{product} = {pp * dp * cp * tp} != world size {world_size}; start that many ranks or change `parallel`")
     backend = dist.get_backend()
-    device_type = "cuda" if backend == "nccl" else "cpu"
-    grid = init_device_mesh(device_type, tuple(sizes.values()), mesh_dim_names=AXES)
-    coordinate = grid.get_coordinate()
-    assert coordinate is not None, "every rank of the world lies on the mesh"
-    coordinates = dict(zip(AXES, coordinate, strict=True))
-    use_shared = shared_memory and backend == "gloo"
+    grid = torch.arange(world_size).view(pp, dp, cp, tp)
+    coordinates = dict(zip(AXES, (grid == rank).nonzero()[0].tolist(), strict=True))
+    maker = _GroupMaker(rank, timeout_s, shared_memory and backend == "gloo")
+    groups = {axis: maker.along_axis(axis, grid) for axis in AXES}
+    links = maker.links(grid.movedim(0, -1).reshape(-1, pp).tolist()) if backend == "nccl" and pp > 1 else {}
+    world = Group("world", tuple(range(world_size)), rank, dist.group.WORLD if world_size > 1 else None)
+    return Mesh(rank, world_size, coordinates, **groups, world=world, links=links)
 
-    def group(axis: str, process_group: dist.ProcessGroup, shared: bool) -> Group:
-        ranks = tuple(dist.get_process_group_ranks(process_group))
+
+@dataclass(frozen=True)
+class _GroupMaker:
+    """Makes the process groups, all ranks in the same order. Not by DeviceMesh: its groups have torch's own time-out, half an hour on gloo."""
+
+    rank: int
+    timeout_s: float
+    shared_memory: bool
+
+    def along_axis(self, axis: str, grid: torch.Tensor) -> Group:
+        """Make the group of every line of the grid along `axis`; return that of this rank."""
+        lines = grid.movedim(AXES.index(axis), -1).reshape(-1, grid.shape[AXES.index(axis)])
+        ranks = tuple(next(line for line in lines.tolist() if self.rank in line))
+        index = ranks.index(self.rank)
         if len(ranks) == 1:
             return Group(axis, ranks, 0)
-        names = [f"rank {other} ({axis} {index})" for index, other in enumerate(ranks)]
-        memory = SharedMemory.connect(process_group, ranks.index(rank), names, timeout_s) if shared else None
-        return Group(axis, ranks, ranks.index(rank), process_group, memory)
+        process_group, _ = dist.new_subgroups_by_enumeration(lines.tolist(), timeout=timedelta(seconds=self.timeout_s))
+        assert process_group is not None, "every rank lies on one line of each axis"
+        memory = None
+        if self.shared_memory and axis in ("dp", "tp"):
+            names = [f"rank {other} ({axis} {position})" for position, other in enumerate(ranks)]
+            memory = SharedMemory.connect(process_group, index, names, self.timeout_s)
+            if memory is None and index == 0:
+                logger.warning(
+                    "ranks %s share no /dev/shm with room for %d MiB: their %s tensors go through gloo", ranks, 2 * len(ranks), axis
+                )
+        return Group(axis, ranks, index, process_group, memory)
 
-    groups = {axis: group(axis, grid.get_group(axis), use_shared and axis in ("dp", "tp")) for axis in AXES}
-    world = dist.group.WORLD
-    assert world is not None
-    links = _build_links(grid.mesh.movedim(0, -1).reshape(-1, pp).tolist(), rank) if backend == "nccl" and pp > 1 else {}
-    return Mesh(rank, world_size, coordinates, **groups, world=group("world", world, False), links=links)
-
-
-def _build_links(pipelines: Sequence[Sequence[int]], rank: int) -> dict[tuple[int, bool], Group]:
-    """Make the two-rank groups of every pipeline's ring, in the same order on all ranks; return those of `rank`'s pipeline."""
-    links: dict[tuple[int, bool], Group] = {}
-    for ranks in pipelines:
-        for source, forward in itertools.product(range(len(ranks)), (True, False)):
-            destination = (source + (1 if forward else -1)) % len(ranks)
-            pair = (ranks[source], ranks[destination])
-            process_group = dist.new_group(list(pair))
-            if rank in pair:
-                links[source, forward] = Group("pp", pair, pair.index(rank), process_group)
-    return links
+    def links(self, pipelines: Sequence[Sequence[int]]) -> dict[tuple[int, bool], Group]:
+        """Make the two-rank groups of every pipeline's ring; return those of this rank's pipeline. See `Mesh.links`."""
+        links: dict[tuple[int, bool], Group] = {}
+        for ranks in pipelines:
+            for source, forward in itertools.product(range(len(ranks)), (True, False)):
+                destination = (source + (1 if forward else -1)) % len(ranks)
+                pair = tuple(sorted((ranks[source], ranks[destination])))  # as new_group numbers them
+                process_group = dist.new_group(list(pair), timeout=timedelta(seconds=self.timeout_s))
+                if self.rank in pair:
+                    links[source, forward] = Group("pp", pair, pair.index(self.rank), process_group)
+        return links

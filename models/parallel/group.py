@@ -2,6 +2,10 @@
 
 On gloo the ranks of one host exchange through shared memory (`shared_memory`); ranks of several hosts exchange shards directly by isend and
 irecv, because gloo's reduce_scatter and all_gather cost five times as much. On NCCL the library's own collectives are used.
+
+Every wait is bounded by the group's time-out. Where it fails, RuntimeError says who waits for whom, in which action; on NCCL, where waiting does not
+block the host, the error comes from NCCL's own watchdog instead. Shared memory overlaps tensors of up to one slot (1 MiB); a longer one is exchanged
+in chunks before the call that starts it returns.
 """
 
 from collections.abc import Callable
@@ -45,6 +49,24 @@ class Group:
         """True where tensors travel through gloo (or shared memory), which has no stream and no fused collectives."""
         return self.process_group is not None and dist.get_backend(self.process_group) == "gloo"
 
+    def waits_in(self, action: str, error: BaseException) -> RuntimeError:
+        """Return the error of a wait that failed: who waited for whom, in which action."""
+        others = ", ".join(str(rank) for rank in self.ranks if rank != self.ranks[self.rank])
+        return RuntimeError(f"rank {self.ranks[self.rank]} waits for {self.axis} peers {others} in {action}: {error}")
+
+
+def bounded(work: dist.Work | None, group: Group, action: str) -> Wait:
+    """Return the wait for `work`, whose failure or time-out raises RuntimeError that says who waits for whom, in which action."""
+    assert work is not None
+
+    def wait() -> None:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise group.waits_in(action, error) from error
+
+    return wait
+
 
 def single(axis: str, rank: int = 0) -> Group:
     """Return the group of one rank: every collective over it is the identity."""
@@ -57,9 +79,7 @@ def start_all_reduce(x: Tensor, group: Group) -> Wait:
         return lambda: None
     if group.shared is not None:
         return group.shared.start_all_reduce(x)
-    work = dist.all_reduce(x, group=group.process_group, async_op=True)
-    assert work is not None
-    return lambda: (work.wait(), None)[1]
+    return bounded(dist.all_reduce(x, group=group.process_group, async_op=True), group, f"all_reduce of {list(x.shape)}")
 
 
 def all_reduce(x: Tensor, group: Group) -> Tensor:
@@ -79,7 +99,7 @@ def all_gather(x: Tensor, group: Group) -> Tensor:
 
 
 def all_gather_into(out: Tensor, x: Tensor, group: Group) -> None:
-    """Fill `out` [size, n] with every rank's `x` [n], which may be row `rank` of `out` itself. Both contiguous."""
+    """Fill `out` [size, n] with every rank's `x` [n], which may be row `rank` of `out` itself. Both contiguous. All ranks of the group must enter."""
     if group.size == 1:
         if out.data_ptr() != x.data_ptr():
             out[0].copy_(x)
@@ -117,8 +137,7 @@ def start_reduce_scatter_into(out: Tensor, x: Tensor, group: Group) -> Wait:
         return lambda: None
     if not group.on_gloo:
         work = dist.reduce_scatter_tensor(out, x.view(-1), group=group.process_group, async_op=True)
-        assert work is not None
-        return lambda: (work.wait(), None)[1]
+        return bounded(work, group, f"reduce_scatter of {list(x.shape)}")
     parts = [x[group.rank] if peer == group.rank else torch.empty_like(out) for peer in range(group.size)]
     wait_exchange = _start_exchange(list(x), parts, group)
 
@@ -133,15 +152,37 @@ def start_reduce_scatter_into(out: Tensor, x: Tensor, group: Group) -> Wait:
 
 
 def add_from_peer(x: Tensor, peer: int, group: Group) -> None:
-    """Add the peer's `x` to this rank's, in place, while the peer does the same; both get the same bits. `peer`: index in the group."""
+    """Add the peer's `x` [contiguous] to this rank's, in place, while the peer does the same; both get the same bits.
+
+    Args:
+        peer: index in the group. Both ranks must enter.
+    """
     theirs = torch.empty_like(x)
     operations = [
         dist.P2POp(dist.isend, x, group=group.process_group, group_peer=peer),
         dist.P2POp(dist.irecv, theirs, group=group.process_group, group_peer=peer),
     ]
     for work in dist.batch_isend_irecv(operations):
-        work.wait()
+        bounded(work, group, f"the exchange with rank {group.ranks[peer]}")()
     x.add_(theirs)
+
+
+def broadcast(x: Tensor, source: int, group: Group) -> Tensor:
+    """Overwrite `x` [contiguous] with that of the rank of index `source`, and return it. All ranks of the group must enter."""
+    if group.size > 1:
+        bounded(dist.broadcast(x, group=group.process_group, group_src=source, async_op=True), group, "broadcast")()
+    return x
+
+
+def send(x: Tensor, target: int, group: Group) -> None:
+    """Send `x` to the rank of index `target`, which must call `receive`; returns when it has left."""
+    bounded(dist.isend(x.contiguous(), group=group.process_group, group_dst=target), group, f"a send to rank {group.ranks[target]}")()
+
+
+def receive(x: Tensor, source: int, group: Group) -> Tensor:
+    """Fill `x` [contiguous] with what the rank of index `source` sends, and return it."""
+    bounded(dist.irecv(x, group=group.process_group, group_src=source), group, f"a receive from rank {group.ranks[source]}")()
+    return x
 
 
 def _start_exchange(sends: list[Tensor], receives: list[Tensor], group: Group) -> Wait:
@@ -149,10 +190,10 @@ def _start_exchange(sends: list[Tensor], receives: list[Tensor], group: Group) -
     peers = [peer for peer in range(group.size) if peer != group.rank]
     works = [dist.irecv(receives[peer], group_src=peer, group=group.process_group) for peer in peers]
     works += [dist.isend(sends[peer], group_dst=peer, group=group.process_group) for peer in peers]
+    waits = [bounded(work, group, f"an exchange of {list(receives[0].shape)}") for work in works]
 
     def wait() -> None:
-        for work in works:
-            assert work is not None
-            work.wait()
+        for each in waits:
+            each()
 
     return wait

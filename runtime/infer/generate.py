@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from trimaran.kernels.random import random_words, stream_key
-from trimaran.models.parallel.group import all_gather
+from trimaran.models.parallel.group import all_gather, broadcast, receive, send
 from trimaran.models.parallel.parameter import Placement
-from trimaran.models.transformer import Stage
+from trimaran.models.transformer import Stage, in_eval_mode
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.pipeline.schedule import rank_of_stage
 from trimaran.runtime.spec import RunSpec
@@ -58,27 +57,25 @@ def generate(
         on_token: called with each new token.
     Raises:
         ValueError: the prompt is empty.
+        RuntimeError: a peer is gone or did not answer within the time-out.
     """
     if not prompt:
         raise ValueError("the prompt has no tokens; give at least one character of text")
-    for stage in stages.values():
-        stage.eval()
     tokens = list(prompt)
-    for _ in range(sampling.max_new_tokens):
-        token = _next_token(stages, mesh, spec, tokens[-spec.transformer.max_seq_len :], len(tokens), sampling)
-        tokens.append(token)
-        on_token(token)
-        if token == sampling.stop_token:
-            break
-    for stage in stages.values():
-        stage.train()
+    with in_eval_mode(stages.values()):
+        for _ in range(sampling.max_new_tokens):
+            token = _next_token(stages, mesh, spec, tokens, sampling)
+            tokens.append(token)
+            on_token(token)
+            if token == sampling.stop_token:
+                break
     return tokens[len(prompt) :]
 
 
-def _next_token(stages: dict[int, Stage], mesh: Mesh, spec: RunSpec, window: list[int], position: int, sampling: Sampling) -> int:
-    any_stage = next(iter(stages.values()))
-    place = any_stage.place
+def _next_token(stages: dict[int, Stage], mesh: Mesh, spec: RunSpec, tokens: list[int], sampling: Sampling) -> int:
+    place = next(iter(stages.values())).place
     parts = place.tp.size if place.sequence_parallel else 1
+    window = tokens[-(spec.transformer.max_seq_len // parts * parts) :]
     padding = -len(window) % parts  # later positions don't change earlier ones, so any token may fill the last part
     ids = torch.tensor([window + [0] * padding], device=place.device)
     shape = (1, ids.shape[1] // parts, spec.transformer.hidden_size)
@@ -94,10 +91,8 @@ def _next_token(stages: dict[int, Stage], mesh: Mesh, spec: RunSpec, window: lis
         assert hidden is not None
         local = stages[last].logits(hidden)[0, len(window) - 1]
         logits = all_gather(local, mesh.tp).flatten()[: spec.transformer.vocab_size]
-        chosen[0] = draw(logits.double(), position, sampling)
-    if mesh.pp.size > 1:
-        dist.broadcast(chosen, group=mesh.pp.process_group, group_src=rank_of_stage(last, mesh.pp.size))
-    return int(chosen.item())
+        chosen[0] = draw(logits.double(), len(tokens), sampling)
+    return int(broadcast(chosen, rank_of_stage(last, mesh.pp.size), mesh.pp).item())
 
 
 def _hand_over(x: Tensor | None, mesh: Mesh, stage: int, shape: tuple[int, ...], place: Placement) -> Tensor | None:
@@ -107,12 +102,10 @@ def _hand_over(x: Tensor | None, mesh: Mesh, stage: int, shape: tuple[int, ...],
         return x
     if mesh.pp.rank == source:
         assert x is not None
-        dist.send(x.contiguous(), group_dst=target, group=mesh.pp.process_group)
+        send(x, target, mesh.pp)
         return None
     if mesh.pp.rank == target:
-        received = torch.empty(shape, dtype=place.dtype, device=place.device)
-        dist.recv(received, group_src=source, group=mesh.pp.process_group)
-        return received
+        return receive(torch.empty(shape, dtype=place.dtype, device=place.device), source, mesh.pp)
     return None
 
 

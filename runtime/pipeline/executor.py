@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trimaran.models.batch import Microbatch
 from trimaran.models.transformer import Stage
+from trimaran.runtime.pipeline.backward import backward
 from trimaran.runtime.pipeline.schedule import Action, ActionKind
 from trimaran.runtime.pipeline.transport import Arrival, Transport
 
@@ -45,14 +46,13 @@ class Executor:
         self._inputs: dict[Key, Tensor | None] = {}
         self._outputs: dict[Key, Tensor] = {}
         self._output_grads: dict[Key, Tensor] = {}
-        self._input_grads: dict[Key, Tensor] = {}
         self._compute_start = 0.0
         self.loss = torch.zeros(())
         self.spans: list[tuple[Action, float, float]] = []
 
     def run(self, batches: Sequence[Microbatch]) -> None:
         """Run the whole list. batches: one a microbatch. Collective over the pipeline and the tp group."""
-        self._batches, self.spans = batches, []
+        self._batches, self.spans = [batch.to(self.transport.device) for batch in batches], []
         self.loss = torch.zeros((), dtype=torch.float64, device=self.transport.device)
         begin = time.perf_counter()
         for action in self.actions:
@@ -91,19 +91,17 @@ class Executor:
         else:
             grad = self._output_grads.pop(key)
         self._compute_start = time.perf_counter()
-        torch.autograd.backward(output, grad)
+        backward(output, grad)
         if hidden is not None:
             assert hidden.grad is not None, "every stage's output depends on its input"
-            grads = self._output_grads if action.stage - 1 in self.stages else self._input_grads
-            where = (action.stage - 1, action.microbatch) if action.stage - 1 in self.stages else key
-            grads[where] = hidden.grad
+            self._output_grads[action.stage - 1, action.microbatch] = hidden.grad
 
     def _send_forward(self, action: Action, key: Key) -> None:
         output = self._outputs[key] if torch.is_grad_enabled() else self._outputs.pop(key)
         self.transport.send(action, output.detach())
 
     def _send_backward(self, action: Action, key: Key) -> None:
-        self.transport.send(action, self._input_grads.pop(key))
+        self.transport.send(action, self._output_grads.pop((action.stage - 1, action.microbatch)))
 
     def _receive(self, action: Action, key: Key) -> None:
         self._arriving[action.kind, *key] = self.transport.post_receive(action)

@@ -34,7 +34,7 @@ class Transport:
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    _sends: list[tuple[dist.Work, Tensor]] = field(default_factory=list)
+    _sends: dict[Action, tuple[dist.Work, Tensor]] = field(default_factory=dict)
 
     def _channel(self, action: Action, source: int, peer: int) -> tuple[Group, int, int]:
         """The group that carries the transfer, the peer's index in it, and the tag."""
@@ -43,14 +43,17 @@ class Transport:
         return (self.mesh.pp, peer, int(forward)) if link is None else (link, 1 - link.rank, 0)
 
     def send(self, action: Action, x: Tensor) -> None:
-        """Start sending `x`; it is kept alive until it has left."""
+        """Start sending `x`, which is kept alive until it has left.
+
+        On gloo, where only a wait tells that, an activation is let go when its gradient comes back, a gradient at the end of the step.
+        """
         peer = peer_rank(action, self.mesh.pp.size)
         group, index, tag = self._channel(action, self.mesh.pp.rank, peer)
-        self._sends = [(work, tensor) for work, tensor in self._sends if not work.is_completed()]
+        self._sends = {sent: pair for sent, pair in self._sends.items() if not pair[0].is_completed()}
         x = x.contiguous()
         work = dist.isend(x, group_dst=index, group=group.process_group, tag=tag)
         assert work is not None
-        self._sends.append((work, x))
+        self._sends[action] = (work, x)
 
     def post_receive(self, action: Action) -> Arrival:
         """Post the receive of `action`'s tensor."""
@@ -67,18 +70,25 @@ class Transport:
         Raises:
             RuntimeError: it did not come within the group's time-out, or its sender is gone; says who waits for whom, in which action.
         """
-        try:
-            arrival.work.wait()
-        except RuntimeError as error:
-            peer = self.mesh.pp.ranks[peer_rank(arrival.action, self.mesh.pp.size)]
-            raise RuntimeError(f"{self.mesh.describe()} waits for rank {peer} in action {arrival.action}: {error}") from error
+        action = arrival.action
+        self._wait(action, arrival.work)
+        if action.kind is ActionKind.RECV_B:  # so the peer has long had what this is the gradient of
+            self._finish_send(Action(ActionKind.SEND_F, action.stage, action.microbatch))
         return arrival.tensor
 
     def finish(self) -> None:
-        """Wait until every started send has left."""
-        for work, _ in self._sends:
-            try:
-                work.wait()
-            except RuntimeError as error:
-                raise RuntimeError(f"{self.mesh.describe()} could not finish its pipeline sends: {error}") from error
-        self._sends = []
+        """Wait until every started send has left; raises as `wait` does."""
+        for action in list(self._sends):
+            self._finish_send(action)
+
+    def _finish_send(self, action: Action) -> None:
+        if action in self._sends:
+            work, _ = self._sends.pop(action)
+            self._wait(action, work)
+
+    def _wait(self, action: Action, work: dist.Work) -> None:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            peer = self.mesh.pp.ranks[peer_rank(action, self.mesh.pp.size)]
+            raise RuntimeError(f"{self.mesh.describe()} waits for rank {peer} in action {action}: {error}") from error

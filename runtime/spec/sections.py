@@ -172,7 +172,7 @@ class OptimizerSection(BaseModel):
 
 
 class LrScheduleSection(BaseModel):
-    """The learning rate over the steps: a linear warmup from 0, then one of six shapes."""
+    """The learning rate over the steps: a linear warmup, then one of six shapes."""
 
     model_config = SECTION_CONFIG
 
@@ -237,6 +237,6 @@ class LoggingSection(BaseModel):
 
     model_config = SECTION_CONFIG
 
-    interval: Count = Field(default=1, description="Steps between rows of metrics.jsonl.")
+    interval: Count = Field(default=1, description="Steps between printed lines; metrics.jsonl has every step.")
     tensorboard: bool = Field(default=True, description="Whether to write TensorBoard events too.")
     timeline: bool = Field(default=True, description="Whether to record the pipeline timeline of the last step.")

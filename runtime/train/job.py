@@ -9,7 +9,7 @@ import torch
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import all_reduce
 from trimaran.models.parallel.parameter import Placement
-from trimaran.models.transformer import Stage, build_stages, model_dtype
+from trimaran.models.transformer import Stage, build_stages, in_eval_mode, model_dtype
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.pipeline.executor import Executor
 from trimaran.runtime.pipeline.partition import stage_layers
@@ -106,14 +106,11 @@ def train_step(job: Job, batches: Sequence[Microbatch], lr: float, *, stop: bool
 @torch.no_grad()
 def evaluate(job: Job, global_batches: Sequence[Sequence[Microbatch]]) -> float:
     """Return the mean loss a token over the global batches, of each of which this dp rank has its microbatches. Collective over the world."""
-    for stage in job.stages.values():
-        stage.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    for batches in global_batches:
-        job.evaluator.run(batches)
-        total += job.evaluator.loss.cpu()
-    for stage in job.stages.values():
-        stage.train()
+    total = torch.zeros((), dtype=torch.float64, device=job.executor.transport.device)
+    with in_eval_mode(job.stages.values()):
+        for batches in global_batches:
+            job.evaluator.run(batches)
+            total += job.evaluator.loss
     (loss_sum,) = _sum_over_world(job, total)
     return loss_sum / (len(global_batches) * job.spec.tokens_per_step)
 

