@@ -80,6 +80,11 @@ class _Failure:
         return f"rank {self.rank} {how} and left no message; the output of the ranks is in {log_folder}"
 
 
+def threads_per_rank(spec: RunSpec, local_world_size: int) -> int:
+    """Return the CPU threads of a rank: what the spec says, or this host's cores shared out evenly."""
+    return spec.launcher.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+
+
 def launch(run: LocalRun) -> None:
     """Run the task on spec.world_size ranks of this machine and return when all have finished.
 
@@ -92,9 +97,7 @@ def launch(run: LocalRun) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     world_size = run.spec.world_size
-    cores = len(os.sched_getaffinity(0))
-    threads = run.spec.launcher.threads_per_rank or max(1, cores // world_size)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(run.spec, world_size)))
     # A restarted or second run must not meet the keys of an earlier one in the agent's store.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     log_folder = run.log_folder / time.strftime("start-%Y%m%d-%H%M%S")

@@ -5,6 +5,7 @@ The one place that calls `init_process_group`.
 
 import json
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 
-from trimaran.launchers.local import STOPPED_EXIT_CODE
+from trimaran.launchers.local import STOPPED_EXIT_CODE, threads_per_rank
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.prepare import open_prepared
 from trimaran.runtime.data.tokenizer import Tokenizer
@@ -110,24 +111,36 @@ def join_world(spec: RunSpec, device: torch.device) -> Mesh:
     Raises:
         SpecError: the number of ranks is not that of the spec's layout.
     """
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    check_world_size(spec, world_size)
+    alone = "RANK" not in os.environ  # no launcher started this process, whatever else the shell exports
+    check_world_size(spec, 1 if alone else int(os.environ["WORLD_SIZE"]))
     timeout_s = spec.launcher.timeout_s
     backend = "nccl" if device.type == "cuda" else "gloo"
-    store = dist.HashStore() if world_size == 1 and "MASTER_ADDR" not in os.environ else None  # type: ignore[attr-defined]
-    if store is None:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    if alone:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), store=store, rank=0, world_size=1)
     else:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), store=store, rank=rank, world_size=world_size)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     parallel = spec.parallel
     return build_mesh(
         pp=parallel.pp, dp=parallel.dp, cp=parallel.cp, tp=parallel.tp, timeout_s=timeout_s, shared_memory=parallel.shared_memory
     )
 
 
-def choose_device(local_rank: int) -> torch.device:
-    """Return this rank's GPU, or the CPU where there is none."""
-    if not torch.cuda.is_available():
+def choose_device(wish: Literal["auto", "cpu", "cuda"], local_rank: int, local_world_size: int) -> torch.device:
+    """Return this rank's device: a GPU of its own where "auto" finds enough for every rank of the host, else the CPU.
+
+    Raises:
+        ValueError: "cuda" is asked for and the host has fewer GPUs than ranks.
+    """
+    num_gpus = torch.cuda.device_count() if wish != "cpu" else 0
+    if num_gpus < local_world_size:
+        if wish == "cuda":
+            raise ValueError(
+                f"launcher.device is cuda, and this host has {num_gpus} GPUs for {local_world_size} ranks; lower parallel.tp, pp or dp, "
+                "or set launcher.device to auto or cpu"
+            )
+        if num_gpus and local_rank == 0:
+            print(f"{local_world_size} ranks on a host with {num_gpus} GPUs: training on the CPU", file=sys.stderr)
         return torch.device("cpu")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
@@ -138,9 +151,8 @@ def run_task(task: Task) -> int:
     """Do the task on this rank, leave the group together with the others, and return the exit code of the process."""
     spec = load_spec(task.spec)
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(spec.launcher.threads_per_rank or max(1, cores // local_world_size))
-    device = choose_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.set_num_threads(threads_per_rank(spec, local_world_size))
+    device = choose_device(spec.launcher.device, int(os.environ.get("LOCAL_RANK", "0")), local_world_size)
     mesh = join_world(spec, device)
     exit_code = run_train(task, spec, mesh, device) if isinstance(task, TrainTask) else run_generate(task, spec, mesh, device)
     # A rank that exits with a code makes the agent end the others, which must not still be writing. After an error nobody comes here:

@@ -2,12 +2,10 @@
 section 3; sequence parallelism: Korthikanti et al. 2022, section 4.2).
 
     reduce_from_group          all_reduce          | identity
-    gather_sequence            all_gather          | reduce_scatter
     scatter_sum_to_sequence    reduce_scatter      | all_gather
-    gather_replicated_sequence all_gather          | take the local part
 
-The identity | all_reduce pair is part of `linear.column_linear`, where the all_reduce overlaps the weight gradient. The sequence is dim 1 of
-[batch, seq, hidden]. Over a group of one rank each is the identity.
+Their partners, identity | all_reduce and all_gather | reduce_scatter, are part of `linear.column_linear`, where communication overlaps the weight
+gradient. The sequence is dim 1 of [batch, seq, hidden]. Over a group of one rank each is the identity.
 """
 
 from typing import Any
@@ -49,18 +47,6 @@ class _ReduceFromGroup(torch.autograd.Function):
         return grads[0], None
 
 
-class _GatherSequence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group, summed: bool) -> Tensor:
-        ctx.group, ctx.summed = group, summed
-        return gather_dim1(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
-        back = reduce_scatter_dim1 if ctx.summed else local_dim1
-        return back(grads[0], ctx.group), None, None
-
-
 class _ScatterSumToSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -75,16 +61,6 @@ class _ScatterSumToSequence(torch.autograd.Function):
 def reduce_from_group(x: Tensor, group: Group) -> Tensor:
     """Sum partial results over the group, in place. Each rank's gradient is the gradient of the sum."""
     return x if group.size == 1 else _ReduceFromGroup.apply(x, group)  # type: ignore[no-untyped-call]
-
-
-def gather_sequence(x: Tensor, group: Group) -> Tensor:
-    """Join the ranks' sequence parts; the consumers compute different things on each rank, so the gradients are summed."""
-    return x if group.size == 1 else _GatherSequence.apply(x, group, True)  # type: ignore[no-untyped-call]
-
-
-def gather_replicated_sequence(x: Tensor, group: Group) -> Tensor:
-    """Join the ranks' sequence parts; the consumers compute the same on each rank, so the gradient is the local part."""
-    return x if group.size == 1 else _GatherSequence.apply(x, group, False)  # type: ignore[no-untyped-call]
 
 
 def scatter_sum_to_sequence(x: Tensor, group: Group) -> Tensor:

@@ -228,6 +228,9 @@ class LauncherSection(BaseModel):
     model_config = SECTION_CONFIG
 
     kind: Literal["local"] = Field(default="local", description="local starts all ranks on this machine.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto takes a GPU for every rank where the host has enough, else the CPU."
+    )
     threads_per_rank: Count | None = Field(default=None, description="CPU threads of every rank (null: the cores shared out evenly).")
     timeout_s: Positive = Field(default=300.0, description="Longest wait of any collective or receive, in seconds.")
 
@@ -239,4 +242,4 @@ class LoggingSection(BaseModel):
 
     interval: Count = Field(default=1, description="Steps between printed lines; metrics.jsonl has every step.")
     tensorboard: bool = Field(default=True, description="Whether to write TensorBoard events too.")
-    timeline: bool = Field(default=True, description="Whether to record the pipeline timeline of the last step.")
+    timeline: bool = Field(default=True, description="Whether to record the pipeline timeline of the last step (on CPU ranks).")

@@ -25,7 +25,7 @@ from trimaran.runtime.train.signals import StopRequest
 from trimaran.runtime.train.state import TrainState, changed_fields, check_same_data, fingerprint, load_state, resume_path, save_state
 from trimaran.runtime.train.timeline import record_timeline
 
-SAMPLE_TOKENS = 200
+SAMPLE_TOKENS = 150
 SAMPLE_PROMPT = "The "
 
 
@@ -42,6 +42,10 @@ def train(spec: RunSpec, mesh: Mesh, device: torch.device, data: PreparedData) -
         state = TrainState(data=fingerprint(data)) if path is None else load_state(job, path)
         check_same_data(state, data)
         with StepLog(spec, mesh, device, state, path) as log:
+            if path is None:
+                log.say(
+                    f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens ({loader.unused_tail_tokens} tokens at the end fill none)"
+                )
             return run_steps(job, state, loader, held_out, stop, log, data)
 
 
@@ -64,7 +68,8 @@ def run_steps(
             saved_step = state.step
         log.restart_clock()
     assert saved_step == state.step, "a run that ends has saved its last step"
-    if job.executor.spans and spec.logging.timeline:
+    # On a GPU the host's clock around an action would measure kernel launches, not kernels.
+    if job.executor.spans and spec.logging.timeline and job.executor.transport.device.type == "cpu":
         log.write("timeline.json", json.dumps(record_timeline(job)))
     # Not `stop.requested`, which is this rank's own: the sample is collective, so all ranks must skip it or none.
     if not stopped:

@@ -22,8 +22,6 @@ from tests.distributed.ranks import RankPool
 from trimaran.models.parallel import shared_memory
 from trimaran.models.parallel.collectives import (
     gather_dim1,
-    gather_replicated_sequence,
-    gather_sequence,
     local_dim1,
     reduce_from_group,
     reduce_scatter_dim1,
@@ -259,7 +257,7 @@ def test_a_group_of_one_is_the_identity_without_a_copy() -> None:
     before = x.clone()
     start_all_reduce(x, group)()
     assert all_reduce(x, group) is x
-    for same in (reduce_from_group, gather_sequence, gather_replicated_sequence, scatter_sum_to_sequence, gather_dim1, local_dim1):
+    for same in (reduce_from_group, scatter_sum_to_sequence, gather_dim1, local_dim1):
         assert same(x, group) is x
     assert reduce_scatter_dim1(x, group) is x
     assert all_gather(x, group).equal(x.unsqueeze(0))
@@ -280,7 +278,7 @@ def sequence_parts(x: Tensor, size: int) -> list[Tensor]:
 
 
 def check_differentiable_pairs(shared: bool) -> None:
-    """Forward and gradient of the four pairs; the loss of the whole is the sum of the ranks' losses."""
+    """Forward and gradient of the pairs; the loss of the whole is the sum of the ranks' losses."""
     mesh = tp_mesh(shared)
     group, size, rank = mesh.tp, mesh.tp.size, mesh.tp.rank
     full = (2, 2 * size, 3)
@@ -294,16 +292,6 @@ def check_differentiable_pairs(shared: bool) -> None:
     assert_close(x.grad, weights[0])
 
     whole = operand(99, full)
-    for function, used in ((gather_sequence, weights), (gather_replicated_sequence, [weights[0]] * size)):
-        part = sequence_parts(whole, size)[rank].clone().requires_grad_()
-        # A view with strides of its own goes in, and one comes back as the gradient.
-        y = function(part.transpose(0, 2).contiguous().transpose(0, 2), group)
-        assert y.equal(whole)
-        (y * used[rank]).sum().backward()
-        total = sum(used) if function is gather_sequence else used[0]
-        assert part.grad is not None
-        assert_close(part.grad, sequence_parts(total, size)[rank])
-
     x = operand(rank, full).requires_grad_()
     y = scatter_sum_to_sequence(x, group)
     assert_close(y, sequence_parts(sum_over(size, full), size)[rank])
