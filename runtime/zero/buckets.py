@@ -78,10 +78,14 @@ class Bucket:
         return not replica and not slot.info.tied_copy
 
     def segments(self, within: slice) -> list[Segment]:
-        """The runs of equal flags inside `within`, in order."""
+        """The runs of equal flags inside `within`, in order.
+
+        They are cut at the same places on every tp rank: AdamW's last bits depend on where a tensor ends, and replicas must stay equal.
+        """
         segments: list[Segment] = []
-        for (decay, counted), run in groupby(self.slots, key=lambda slot: (slot.info.decay, self.holds(slot))):
+        for (decay, _), run in groupby(self.slots, key=lambda slot: (slot.info.decay, slot.info.shard.axis is None)):
             slots = list(run)
+            counted = self.holds(slots[0])
             start, stop = max(slots[0].start, within.start), min(slots[-1].stop, within.stop)
             if start < stop:
                 segments.append(Segment(start, stop, decay, counted))

@@ -1,0 +1,61 @@
+"""What several ranks hold is the same to the bit on all of them, step after step: whole parameters over tp, the ends of a tied embedding over pp."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.ranks import RankPool
+from tests.distributed.test_parity import GPT, Layout, make_batches, make_spec
+from trimaran.runtime.mesh import build_mesh
+from trimaran.runtime.train.job import build_job, train_step
+
+NUM_STEPS = 6
+LAYOUTS = [
+    Layout("tp2-pp2", {"tp": 2, "pp": 2}, GPT, dtype="float32"),
+    Layout("tp2-pp2-dp2-sequence-parallel", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True}, GPT, dtype="bfloat16"),
+]
+State = dict[str, tuple[torch.Tensor, ...]]
+
+
+def states_on_rank(layout: Layout) -> tuple[State, State]:
+    """Train; return weight and moments of what every tp rank holds whole, and of the tied embedding, by name."""
+    spec = make_spec(layout)
+    axes = {axis: getattr(spec.parallel, axis) for axis in ("pp", "dp", "cp", "tp")}
+    mesh = build_mesh(**axes, timeout_s=60)
+    job = build_job(spec, mesh, torch.device("cpu"))
+    for step in range(NUM_STEPS):
+        train_step(job, make_batches(spec, step, mesh.dp.rank, mesh.dp.size), 3e-3)
+    whole: State = {}
+    tied: State = {}
+    for state in job.optimizer._states:
+        for slot, start, stop in state.bucket.overlaps(state.kept):
+            part = slice(start - state.kept.start, stop - state.kept.start)
+            tensors = tuple(tensor[part].clone() for tensor in (state.main, state.exp_avg, state.exp_avg_sq))
+            if slot.info.shard.axis is None:
+                whole[slot.name] = tensors
+            elif slot.name == "embedding.weight":
+                tied[slot.name] = tensors
+    mesh.close()
+    return whole, tied
+
+
+def assert_equal_bits(a: State, b: State) -> None:
+    assert a.keys() == b.keys()
+    for name, tensors in a.items():
+        for mine, theirs in zip(tensors, b[name], strict=True):
+            assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_replicas_stay_equal_to_the_bit(layout: Layout, ranks: RankPool) -> None:
+    sizes: dict[str, Any] = layout.parallel
+    tp, dp = sizes["tp"], sizes.get("dp", 1)
+    found = ranks.run(states_on_rank, sizes["pp"] * dp * tp, layout)
+    for first in range(0, len(found), tp):  # tp is the innermost axis
+        assert found[first][0], "a stage holds norms and biases whole"
+        assert_equal_bits(found[first][0], found[first + 1][0])
+    last_stage = (sizes["pp"] - 1) * dp * tp
+    for rank in range(dp * tp):
+        assert found[rank][1], "the first stage holds the embedding"
+        assert_equal_bits(found[rank][1], found[last_stage + rank][1])
