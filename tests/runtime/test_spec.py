@@ -252,7 +252,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed: must be at least 0, got -1; set seed to 0 or more"),
     (
         {"launcher": "local"},
-        "launcher: must be a section with fields, got 'local'; write its fields below it, indented: kind, threads_per_rank, timeout_s",
+        "launcher: must be a section with fields, got 'local'; write its fields below it, indented: kind, device, threads_per_rank, timeout_s",
     ),
     # unknown names
     ({"parallel.tpp": 2}, "parallel.tpp: unknown field; did you mean parallel.tp?"),
