@@ -1,13 +1,24 @@
-"""The feed-forward nonlinearities: GELU (Hendrycks and Gimpel 2016), its tanh form (GPT-2), and SwiGLU (Shazeer 2020, equation 6).
+"""The feed-forward nonlinearities: GELU (Hendrycks and Gimpel 2016), its tanh form (GPT-2), and the gated SwiGLU and GeGLU (Shazeer 2020, equation 6).
 
-gelu(x) = x * Phi(x)        swiglu(gate, up) = silu(gate) * up, silu(z) = z * sigmoid(z)
+    gelu(x) = x Phi(x)      gelu_tanh(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))      silu(x) = x sigmoid(x)
+    gated: y = f(gate) * up, so that  dgate = dy * up * f'(gate),  dup = dy * f(gate)
+
+Only the input is kept for the backward pass: f is computed anew, which is cheaper than keeping a second [.., ffn] activation. The Triton kernels read
+and write each element once; they compute in float32.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from trimaran.kernels.launch import launch, rows_of, tuned
+
+Kind = Literal["gelu", "gelu_tanh", "silu"]
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -21,8 +32,6 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Saves only the input: silu is recomputed in the backward pass, cheaper than keeping a second [.., ffn] activation."""
-
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
@@ -41,6 +50,119 @@ class _SwiGLU(torch.autograd.Function):
         return out
 
 
+class _GeGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, approximate: str) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        ctx.approximate = approximate
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.gelu(gate, approximate=approximate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (dy,) = grads
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        out = torch.empty_like(gate_up)
+        dgate, dup = out.chunk(2, dim=-1)
+        torch.mul(dy, F.gelu(gate, approximate=ctx.approximate), out=dup)
+        torch.ops.aten.gelu_backward.grad_input(dy * up, gate, approximate=ctx.approximate, grad_input=dgate)
+        return out, None
+
+
 def swiglu(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up [..., ffn] for gate_up [..., 2 * ffn] with the gate in the first half of the last dim."""
     return _SwiGLU.apply(gate_up)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def geglu(gate_up: Tensor) -> Tensor:
+    """Return gelu(gate) * up [..., ffn] for gate_up [..., 2 * ffn] with the gate in the first half of the last dim."""
+    return _GeGLU.apply(gate_up, "none")  # type: ignore[no-untyped-call, no-any-return]
+
+
+def geglu_tanh(gate_up: Tensor) -> Tensor:
+    """Return gelu_tanh(gate) * up [..., ffn]; gate_up as in `geglu` (Gemma's form)."""
+    return _GeGLU.apply(gate_up, "tanh")  # type: ignore[no-untyped-call, no-any-return]
+
+
+@triton.jit
+def _value_and_slope(x: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
+    """f(x) and f'(x), float32."""
+    if KIND == "silu":
+        sigmoid = 1.0 / (1.0 + tl.exp(-x))
+        return x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid))
+    if KIND == "gelu":
+        cdf = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))  # sqrt(1/2)
+        return x * cdf, cdf + x * tl.exp(-0.5 * x * x) * 0.3989422804014327  # 1/sqrt(2 pi)
+    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)  # sqrt(2/pi)
+    sigmoid = 1.0 / (1.0 + tl.exp(-2.0 * inner))  # (1 + tanh(inner)) / 2
+    slope = 0.7978845608028654 * (1.0 + 3.0 * 0.044715 * x * x)
+    return x * sigmoid, sigmoid + 2.0 * x * sigmoid * (1.0 - sigmoid) * slope
+
+
+@triton.jit
+def _activation_forward(
+    x_ptr: tl.tensor, y_ptr: tl.tensor, width: tl.tensor, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = cols < width
+    x_row = x_ptr + row * width * (2 if GATED else 1)
+    y, _ = _value_and_slope(tl.load(x_row + cols, mask=inside).to(tl.float32), KIND)
+    if GATED:
+        y *= tl.load(x_row + width + cols, mask=inside).to(tl.float32)
+    tl.store(y_ptr + row * width + cols, y, mask=inside)
+
+
+@triton.jit
+def _activation_backward(
+    dy_ptr: tl.tensor, x_ptr: tl.tensor, dx_ptr: tl.tensor, width: tl.tensor, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = cols < width
+    first = row * width * (2 if GATED else 1)
+    dy = tl.load(dy_ptr + row * width + cols, mask=inside).to(tl.float32)
+    y, slope = _value_and_slope(tl.load(x_ptr + first + cols, mask=inside).to(tl.float32), KIND)
+    if GATED:
+        up = tl.load(x_ptr + first + width + cols, mask=inside).to(tl.float32)
+        tl.store(dx_ptr + first + width + cols, dy * y, mask=inside)
+        slope *= up
+    tl.store(dx_ptr + first + cols, dy * slope, mask=inside)
+
+
+class _TritonActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kind: Kind, gated: bool) -> Tensor:
+        rows = rows_of(x)
+        ctx.kind, ctx.gated, ctx.shape = kind, gated, x.shape
+        ctx.save_for_backward(rows)
+        width = rows.shape[1] // 2 if gated else rows.shape[1]
+        y = torch.empty(*x.shape[:-1], width, dtype=x.dtype, device=x.device)
+        config = tuned("activation", x.device, "default")
+        grid = (len(rows), triton.cdiv(width, config["BLOCK"]))
+        launch(_activation_forward, grid, rows, y, width, KIND=kind, GATED=gated, **config)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        (rows,) = ctx.saved_tensors
+        dy = rows_of(grads[0])
+        dx = torch.empty_like(rows)
+        width = dy.shape[1]
+        config = tuned("activation", dy.device, "default")
+        grid = (len(rows), triton.cdiv(width, config["BLOCK"]))
+        launch(_activation_backward, grid, dy, rows, dx, width, KIND=ctx.kind, GATED=ctx.gated, **config)
+        return dx.view(ctx.shape), None, None
+
+
+def _triton(kind: Kind, gated: bool) -> Callable[[Tensor], Tensor]:
+    def activation(x: Tensor) -> Tensor:
+        out: Tensor = _TritonActivation.apply(x, kind, gated)  # type: ignore[no-untyped-call]
+        return out
+
+    return activation
+
+
+triton_gelu, triton_gelu_tanh = _triton("gelu", False), _triton("gelu_tanh", False)
+triton_swiglu, triton_geglu, triton_geglu_tanh = _triton("silu", True), _triton("gelu", True), _triton("gelu_tanh", True)

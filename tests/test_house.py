@@ -22,7 +22,7 @@ FLOORS = {"kernels": 1, "models": 2, "runtime": 3, "launchers": 4}
 LONGEST_FUNCTION = 80  # lines, without the docstring
 LONGEST_FILE = 600
 # Installed with us, yet not to be paid for at import by those who do not use them: one file may.
-OPTIONAL_PACKAGES = ("triton", "deepspeed", "mpi4py", "matplotlib", "tensorboard", "rich", "tokenizers", "transformers")
+OPTIONAL_PACKAGES = ("deepspeed", "mpi4py", "matplotlib", "tensorboard", "rich", "tokenizers", "transformers")
 # A run spec is checked in under a second and a schedule is drawn on a machine without torch; the command line starts at once.
 WITHOUT_TORCH = (
     "models/config.py",
@@ -273,6 +273,18 @@ def test_at_most_one_file_imports_an_optional_package_at_import(package: str) ->
         if name.split(".")[0] == package or name.startswith(f"torch.utils.{package}")
     }
     assert len(files) <= 1, f"{package} is imported by {sorted(files)}; import it inside the functions that use it"
+
+
+def test_only_the_kernels_import_triton() -> None:
+    wrong = [
+        place(path, node)
+        for name, path in source_files().items()
+        if name.split(".")[0] != "kernels"
+        for node in ast.walk(tree(path))
+        for imported in imported_names(node)
+        if imported.split(".")[0] == "triton"
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_what_must_be_quick_reaches_no_torch() -> None:

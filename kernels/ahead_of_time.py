@@ -1,0 +1,115 @@
+"""Compiling kernels for a chip that is not here, and reading what the compiler made of them: registers, stack, spills, shared memory, instructions.
+
+Inside `compiling_for(arch)` every Triton launch compiles for that chip and launches nothing, so that an op called on tensors of the meta device goes
+through the very code that starts it on a GPU.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+SHARED_LIMIT_BYTES = {80: 166_912, 86: 101_376, 90: 232_448, 100: 232_448}
+"""Shared memory one block may have (CUDA programming guide, compute capabilities): 163 KiB, 99 KiB and 227 KiB."""
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """One kernel as ptxas made it.
+
+    Args:
+        constants: for people, the dtype of its first tensor, its constexpr arguments and launch options.
+        registers: a thread; stack_bytes: a thread, what spills go to; spills: instructions that touch local memory.
+        shared_bytes: static and dynamic, a block.
+        tensor_instructions: warp-group or tensor-memory matrix instructions (HGMMA on Hopper, UTC*MMA on Blackwell), or HMMA before.
+    """
+
+    name: str
+    arch: int
+    constants: str
+    registers: int
+    stack_bytes: int
+    spills: int
+    shared_bytes: int
+    tensor_instructions: dict[str, int]
+
+
+class _AbsentGPU:
+    """What Triton asks of its driver before a launch."""
+
+    def __init__(self, arch: int) -> None:
+        self.target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return f"absent sm_{self.target.arch}"  # only a key of Triton's cache of compiled kernels
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+@contextmanager
+def compiling_for(arch: int) -> Iterator[list[CompiledKernel]]:
+    """Compile, and do not launch, every Triton kernel that is started inside; yields the list that fills with them, each once.
+
+    Args:
+        arch: compute capability times ten, such as 90.
+    Raises what Triton raises for a kernel that does not compile. Not for the interpreter's process.
+    """
+    found: list[CompiledKernel] = []
+    seen: set[int] = set()
+    launch = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = launch(self, *args, grid=grid, warmup=True, **options)
+        if id(kernel) not in seen:
+            seen.add(id(kernel))
+            names = {param.name for param in self.params if param.is_constexpr} | {"num_warps", "num_stages"}
+            dtypes = [str(arg.dtype).removeprefix("torch.") for arg in args if isinstance(arg, torch.Tensor)]
+            constants = " ".join([*dtypes[:1], *(f"{name}={value}" for name, value in options.items() if name in names)])
+            found.append(_inspect(kernel, self.fn.__name__.lstrip("_"), arch, constants))
+        return kernel
+
+    had_driver = triton.runtime.driver._active
+    triton.runtime.driver.set_active(_AbsentGPU(arch))
+    JITFunction.run = compile_only
+    try:
+        yield found
+    finally:
+        JITFunction.run = launch
+        triton.runtime.driver._active = had_driver
+
+
+def _inspect(kernel: Any, name: str, arch: int, constants: str) -> CompiledKernel:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage, sass = (_cuobjdump(option, file.name) for option in ("-res-usage", "-sass"))
+    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", sass, re.MULTILINE)
+    matrix = {op: opcodes.count(op) for op in sorted(set(opcodes)) if "MMA" in op}
+    return CompiledKernel(
+        name=name,
+        arch=arch,
+        constants=constants,
+        registers=numbers["REG"],
+        stack_bytes=numbers["STACK"],
+        spills=sum(opcodes.count(op) for op in ("STL", "LDL")),
+        shared_bytes=int(kernel.metadata.shared) + numbers["SHARED"],
+        tensor_instructions=matrix,
+    )
+
+
+def _cuobjdump(option: str, path: str) -> str:
+    done = subprocess.run([triton.knobs.nvidia.cuobjdump.path, option, path], capture_output=True, text=True, check=True)
+    return done.stdout

@@ -1,0 +1,37 @@
+"""GELU, SwiGLU and GeGLU kernels in the interpreter."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from trimaran.kernels import activation
+
+SHAPES = [(1, 2), (3, 5, 34), (2, 2, 3, 64), (0, 8), (2, 0, 8)]
+PLAIN = ["gelu", "gelu_tanh"]
+GATED = ["swiglu", "geglu", "geglu_tanh"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", [*PLAIN, *GATED])
+def test_equals_the_twin(name: str, shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]) -> None:
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3).requires_grad_()
+    equals_twin(getattr(activation, f"triton_{name}"), getattr(activation, name), [x], dtype)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *GATED])
+def test_non_contiguous_input_and_gradient(name: str, equals_twin: Callable[..., None]) -> None:
+    x = torch.randn(6, 4, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
+    kernel, twin = getattr(activation, f"triton_{name}"), getattr(activation, name)
+    equals_twin(lambda t: kernel(t.transpose(0, 1)).transpose(0, 1), lambda t: twin(t.transpose(0, 1)).transpose(0, 1), [x], torch.float32)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *GATED])
+def test_large_values_stay_finite(name: str) -> None:
+    x = torch.tensor([[-1e4, -100.0, 100.0, 1e4]], requires_grad=True)
+    y = getattr(activation, f"triton_{name}")(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
