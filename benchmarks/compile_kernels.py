@@ -10,11 +10,12 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trimaran.kernels import activation
+from trimaran.kernels import activation, adamw, cross_entropy, decode, dropout, norm, rotary
 from trimaran.kernels.ahead_of_time import SHARED_LIMIT_BYTES, CompiledKernel, compiling_for
 
 CHIPS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
@@ -38,7 +39,85 @@ def _activation() -> None:
     backward(activation.triton_geglu(meta(4096, 2 * 11008, dtype=torch.float32)))  # float32 takes the most registers here
 
 
-CASES: dict[str, Callable[[], None]] = {"activation": _activation}
+def _cross_entropy() -> None:
+    rows, width, num_real = 2048, 50304, 50257
+    labels, normalizer = torch.empty(rows, dtype=torch.int64, device="meta"), torch.empty(2, rows, device="meta")
+    for dtype in (torch.bfloat16, torch.float32):
+        logits = torch.empty(rows, width, dtype=dtype, device="meta")
+        for with_sum in (False, True):
+            statistics = cross_entropy.triton_local_statistics_(logits, labels, 0, num_real, with_sum)
+        cross_entropy.triton_logits_gradient_(logits, labels, 0, num_real, statistics, normalizer, num_real)
+
+
+def _rotary() -> None:
+    def run(op: Callable[..., Tensor], num_heads: int, head_dim: int, rot: int, dtype: torch.dtype, interleaved: bool) -> None:
+        cos, sin = (torch.empty(4096, rot // 2, dtype=dtype, device="meta") for _ in range(2))
+        backward(op(meta(2, 4096, num_heads, head_dim, dtype=dtype) * 1.0, cos, sin, interleaved))
+
+    for interleaved in (False, True):
+        run(rotary.triton_rotary, 32, 128, 128, torch.bfloat16, interleaved)
+        run(rotary.triton_rotary, 32, 128, 32, torch.bfloat16, interleaved)
+        run(rotary.triton_rotary_, 1, 128, 128, torch.float32, interleaved)
+
+
+def _dropout() -> None:
+    where = {"seed": 1, "site": "layers.0.mlp.output", "first_sample": 0, "first_position": 0, "seq_len": 4096}
+    for hidden, dtype in ((4096, torch.bfloat16), (4097, torch.bfloat16), (4096, torch.float32)):
+        x, residual = (meta(2, 4096, hidden, dtype=dtype) for _ in range(2))
+        backward(dropout.triton_dropout_add(x, residual, 0.1, **where))
+
+
+def _adamw() -> None:
+    tensors = [torch.empty(2**26, device="meta") for _ in range(4)]
+    for copy in (None, torch.empty(2**26, dtype=torch.bfloat16, device="meta")):
+        state = adamw.AdamWState(*tensors, torch.empty((), device="meta"), copy)
+        adamw.triton_adamw_([state], lr=3e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+
+
+def _decode() -> None:
+    def call(head_dim: int, batch: int = 2, q_len: int = 1, page: int = 0, dtype: torch.dtype = torch.bfloat16, **options: Any) -> None:
+        cache = meta(4096 if page else batch, page or 32768, 8, head_dim, dtype=dtype)
+        table = meta(batch, 32768 // page, dtype=torch.int32) if page else None
+        lengths = meta(batch, dtype=torch.int32)
+        decode.triton_decode_attention(meta(batch, q_len, 32, head_dim, dtype=dtype), cache, cache, lengths, block_table=table, **options)
+        if head_dim == 128 and not options and dtype == torch.bfloat16:
+            new = meta(batch, q_len, 8, head_dim, dtype=dtype)
+            decode.triton_append_to_cache_(cache, cache, new, new, lengths, block_table=table)
+
+    options = {"window": 4096, "softcap": 50.0, "alibi_slopes": meta(32, dtype=torch.float32)}
+    call(64, batch=128)  # so many samples that nothing is split
+    call(128)
+    call(128, page=16)
+    call(256)
+    for head_dim in (64, 128, 256):
+        call(head_dim, q_len=8, page=16, **options)
+    call(128, batch=128, dtype=torch.float32)
+    call(256, batch=128, dtype=torch.float32)
+
+
+def _norm() -> None:
+    def pair(hidden: int) -> tuple[Tensor, Tensor]:
+        x, residual = (meta(4096, hidden, dtype=torch.bfloat16) for _ in range(2))
+        return x, residual
+
+    def vector(hidden: int) -> Tensor:
+        return meta(hidden, dtype=torch.float32)  # as mixed precision may keep them; takes more registers than bfloat16
+
+    for hidden in (1024, 16384):
+        backward(*norm.triton_add_rms_norm(*pair(hidden), vector(hidden), 1e-5))
+    for hidden in (4096, 8192, 16384, 65536):
+        backward(*norm.triton_add_layer_norm(*pair(hidden), vector(hidden), vector(hidden), 1e-5))
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "activation": _activation,
+    "adamw": _adamw,
+    "cross_entropy": _cross_entropy,
+    "decode": _decode,
+    "dropout": _dropout,
+    "norm": _norm,
+    "rotary": _rotary,
+}
 """op -> a function that starts each of its kernels in each configuration that ships."""
 
 

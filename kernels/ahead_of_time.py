@@ -76,7 +76,7 @@ def compiling_for(arch: int) -> Iterator[list[CompiledKernel]]:
             seen.add(id(kernel))
             names = {param.name for param in self.params if param.is_constexpr} | {"num_warps", "num_stages"}
             dtypes = [str(arg.dtype).removeprefix("torch.") for arg in args if isinstance(arg, torch.Tensor)]
-            constants = " ".join([*dtypes[:1], *(f"{name}={value}" for name, value in options.items() if name in names)])
+            constants = " ".join([*dtypes[:1], *(_say(name, value) for name, value in options.items() if name in names)])
             found.append(_inspect(kernel, self.fn.__name__.lstrip("_"), arch, constants))
         return kernel
 
@@ -88,6 +88,13 @@ def compiling_for(arch: int) -> Iterator[list[CompiledKernel]]:
     finally:
         JITFunction.run = launch
         triton.runtime.driver._active = had_driver
+
+
+def _say(name: str, value: Any) -> str:
+    """A constant for people; of a record of flags those that are set."""
+    if not hasattr(value, "_asdict"):
+        return f"{name}={value}"
+    return "+".join(field for field, flag in value._asdict().items() if flag is True) or "plain"
 
 
 def _inspect(kernel: Any, name: str, arch: int, constants: str) -> CompiledKernel:

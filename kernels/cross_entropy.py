@@ -1,64 +1,257 @@
-"""Cross entropy over a vocabulary that is cut over ranks: the parts that need no communication, as torch twins.
+"""Cross entropy over a vocabulary that is cut over ranks, and its gradient: the parts that need no communication.
 
-    loss_t = log(sum_v exp(z_tv)) - z_t,label(t)          d loss_t / d z_tv = softmax(z_t)_v - [v = label(t)]
+    loss = (1 - s) (lse - z_label) + s (lse - mean_v z_v) + c lse^2        lse = log(sum_v exp(z_v))
+    d loss / d z_v = softmax(z)_v (1 + 2 c lse) - (1 - s) [v = label] - s / V
 
-Each rank holds the columns [first, first + n) of the logits. It computes the log-sum-exp of its own columns and, for labels in its range, the
-label's logit; the ranks exchange these two numbers a token and never the logits (Megatron-LM, Shoeybi et al. 2019, section 3).
+with the label smoothing s (Szegedy et al. 2016, section 7; uniform over the V ids of the vocabulary) and the z-loss c (PaLM, Chowdhery et al. 2022,
+section 5: it keeps lse near 0). Each rank holds the columns [first, first + num_real) of the logits; the ranks exchange three or four numbers a row
+and never the logits (Megatron-LM, Shoeybi et al. 2019, section 3).
+
+lse itself is never the base of a difference: the sum of exponentials is kept relative to the row's maximum M, so that lse - z = log(sum) + (M - z) and
+softmax = exp(z - M) / sum keep their digits wherever the logits lie.
 """
 
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
+from trimaran.kernels.launch import launch, tuned
+
 IGNORED_LABEL = -100
-_ROWS = 64  # rows handled together in the backward pass: 64 x 8192 float32 stay in a core's cache over three passes
+_CACHED_BYTES = 1 << 20  # of logits that a CPU handles together: with a copy they stay in a core's second-level cache over the passes
 
 
-def local_log_softmax(logits: Tensor, labels: Tensor, first: int, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Return (log softmax over the local columns [tokens, n], statistics [2, tokens]).
+class CrossEntropyKernels(NamedTuple):
+    """One implementation of the two passes over the logits, which belong together: `local_statistics_` and `logits_gradient_`, or their likes."""
+
+    statistics_: Callable[..., Tensor]
+    gradient_: Callable[..., Tensor]
+
+
+def _cached_rows(logits: Tensor) -> Iterator[slice]:
+    """The rows in pieces that fit a CPU's cache; all of them on another device."""
+    row_bytes = max(1, logits.shape[1] * logits.element_size())
+    step = max(1, _CACHED_BYTES // row_bytes) if logits.device.type == "cpu" else max(1, len(logits))
+    for start in range(0, len(logits), step):
+        yield slice(start, start + step)
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of statistics and losses for logits of `dtype`: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def local_statistics_(logits: Tensor, labels: Tensor, first: int, num_real: int, with_sum: bool = False) -> Tensor:
+    """Return what the other ranks must know of the local logits: [3, rows] float32 (float64 for float64), or [4, rows] `with_sum`.
+
+    The rows are: the maximum (-inf for no column), the sum of exp(z - maximum), the label's logit (-inf where the label is not here), the sum of z.
 
     Args:
-        logits: [tokens, n] float32 or float64, the local columns; those past the vocabulary are overwritten with -inf.
-        labels: [tokens] int64, global ids, IGNORED_LABEL for none.
-        first: global id of the first local column; vocab_size: number of ids in the whole vocabulary.
-    The statistics are the local log-sum-exp and the label's logit where the label is local, else 0; where the whole vocabulary is local, both are
-    given relative to the log-sum-exp.
+        logits: [rows, n], any float dtype, of which the first `num_real` columns are read; the others are padding and may hold anything. What is
+            left in it is between an implementation and its `logits_gradient_`: here exp(z - maximum), which is not computed twice.
+        labels: [rows] int64, global ids, IGNORED_LABEL for none.
+        first: global id of the first local column.
     """
-    num_real = min(logits.shape[1], vocab_size - first)
+    real = logits[:, :num_real]
+    out = torch.zeros(3 + with_sum, len(logits), dtype=statistics_dtype(logits.dtype), device=logits.device)
+    if num_real == 0:
+        out[0], out[2] = -torch.inf, -torch.inf
+        return out
+    mine, column = _local_labels(labels, first, num_real)
+    out[2] = real.gather(1, column).squeeze(1).masked_fill(~mine, -torch.inf)
+    for rows in _cached_rows(real):
+        z = real[rows].to(out.dtype)  # of a wide dtype: the logits themselves
+        if with_sum:
+            torch.sum(z, -1, out=out[3, rows])
+        maximum = torch.amax(z, -1, out=out[0, rows])
+        z.sub_(maximum.unsqueeze(1)).exp_()
+        torch.sum(z, -1, out=out[1, rows])
+        if z.dtype != logits.dtype:
+            real[rows] = z
+    return out
+
+
+def _local_labels(labels: Tensor, first: int, num_real: int) -> tuple[Tensor, Tensor]:
+    """(whether the label is a local column [rows], that column [rows, 1], 0 where it is not)."""
     local = labels - first
     mine = (local >= 0) & (local < num_real)
-    column = torch.where(mine, local, 0).unsqueeze(1)
-    if num_real <= 0:  # a rank of padding alone: no probability, and no 0/0 in the softmax
-        log_probs = torch.full_like(logits, -torch.inf)
-        return log_probs, torch.stack((log_probs[:, 0], torch.zeros_like(log_probs[:, 0])))
-    logits[:, num_real:] = -torch.inf
-    log_probs = logits.log_softmax(-1)
-    if num_real == vocab_size:  # the whole vocabulary is here: the log-probability says it all, and no digits cancel
-        lse, target = torch.zeros_like(log_probs[:, 0]), log_probs.gather(1, column).squeeze(1)
-    else:
-        # At the row's maximum the difference of logit and log-probability keeps its digits; at any other column it may not.
-        lse, target = logits.amax(-1) - log_probs.amax(-1), logits.gather(1, column).squeeze(1)
-    return log_probs, torch.stack((lse, torch.where(mine, target, 0.0)))
+    return mine, torch.where(mine, local, 0).unsqueeze(1)
 
 
-def combine(statistics: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (loss [tokens], log-sum-exp over the whole vocabulary [tokens]) from every rank's statistics [ranks, 2, tokens]."""
-    lse = statistics[:, 0].logsumexp(0) if len(statistics) > 1 else statistics[0, 0]
-    loss = lse - statistics[:, 1].sum(0)
-    return loss.masked_fill(labels == IGNORED_LABEL, 0.0), lse
-
-
-def logits_gradient_(log_probs: Tensor, correction: Tensor, labels: Tensor, first: int, dloss: Tensor) -> Tensor:
-    """Turn `log_probs` [tokens, n] into the gradient of the local logits, in place.
+def combine(
+    statistics: Tensor, labels: Tensor, vocab_size: int, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return (loss [rows], normalizer [2, rows]): the normalizer is the row's maximum M over the vocabulary and the sum of exp(z - M).
 
     Args:
-        correction: [tokens], local minus global log-sum-exp: what turns a local log-probability into the global one.
-        dloss: [tokens], gradient of each token's loss.
+        statistics: [ranks, 3 or 4, rows], of every rank; 4 where `label_smoothing` is not 0.
+        labels: [rows] int64; the loss of an IGNORED_LABEL is 0, that of a label which no rank holds is infinite.
+        vocab_size: ids in the whole vocabulary.
     """
-    dloss = dloss.masked_fill(labels == IGNORED_LABEL, 0.0)
-    for rows in range(0, len(log_probs), _ROWS):
-        part = slice(rows, rows + _ROWS)
-        log_probs[part].add_(correction[part, None]).exp_().mul_(dloss[part, None])
-    local = labels - first
-    mine = ((local >= 0) & (local < log_probs.shape[1])).nonzero().squeeze(1)
-    log_probs[mine, local[mine]] -= dloss[mine]
-    return log_probs
+    maximum = statistics[:, 0].amax(0)
+    total = (statistics[:, 1] * (statistics[:, 0] - maximum).exp_()).sum(0)
+    log_total = total.log()
+    loss = log_total + (maximum - statistics[:, 2].amax(0))
+    if label_smoothing:
+        uniform = log_total + (maximum - statistics[:, 3].sum(0) / vocab_size)
+        loss = (1 - label_smoothing) * loss + label_smoothing * uniform
+    if z_loss:
+        loss = loss + z_loss * (maximum + log_total).square()
+    return loss.masked_fill(labels == IGNORED_LABEL, 0.0), torch.stack((maximum, total))
+
+
+def logits_gradient_(
+    logits: Tensor,
+    labels: Tensor,
+    first: int,
+    num_real: int,
+    statistics: Tensor,
+    normalizer: Tensor,
+    vocab_size: int,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """Turn what `local_statistics_` left in `logits` [rows, n] into the gradient of the sum of the losses, in place, and return it.
+
+    Args:
+        statistics: [3 or 4, rows] of these logits; normalizer: [2, rows] from `combine`. The other arguments as in those two.
+    Rows of an IGNORED_LABEL and columns from `num_real` on become 0.
+    """
+    logits[:, num_real:] = 0
+    real = logits[:, :num_real]
+    if num_real == 0:
+        return logits
+    maximum, total = normalizer
+    weight = (labels != IGNORED_LABEL).to(normalizer.dtype)
+    scale = weight / total
+    if z_loss:
+        scale = scale * (1 + 2 * z_loss * (maximum + total.log()))
+    uniform = weight * (label_smoothing / vocab_size)
+    torch.mul(real, ((statistics[0] - maximum).exp_() * scale).unsqueeze(1), out=real)
+    if label_smoothing:
+        torch.sub(real, uniform.unsqueeze(1), out=real)
+    # The label's column anew: of a probability near one, little is left after the subtraction, and bfloat16 would have lost it before.
+    mine, column = _local_labels(labels, first, num_real)
+    at_label = (statistics[2] - maximum).exp_() * scale - uniform - (1 - label_smoothing)
+    at_label = torch.where(mine, at_label.to(real.dtype), real.gather(1, column).squeeze(1))
+    real.scatter_(1, column, at_label.unsqueeze(1))
+    return logits
+
+
+@triton.jit
+def _cross_entropy_statistics(
+    logits_ptr: tl.tensor,
+    labels_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    stride: tl.tensor,
+    width: tl.tensor,
+    num_real: tl.tensor,
+    first: tl.tensor,
+    WITH_SUM: tl.constexpr,
+    LANES: tl.constexpr,
+    VECTOR: tl.constexpr,
+) -> None:
+    """One row: every lane keeps the maximum and the sum of its own columns, a short vector at a time, and the lanes meet at the end."""
+    row = tl.program_id(0).to(tl.int64)
+    logits_row = logits_ptr + row * stride
+    maximum = tl.full([LANES], float("-inf"), tl.float32)
+    total = tl.zeros([LANES], tl.float32)
+    plain = tl.zeros([LANES], tl.float32)
+    offsets = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    for start in range(0, num_real, LANES * VECTOR):
+        cols = start + offsets
+        # Reads up to `width`, which keeps whole vectors whole, and drops what lies past the real columns.
+        z = tl.load(logits_row + cols, mask=cols < width, other=0.0).to(tl.float32)
+        real = cols < num_real
+        if WITH_SUM:
+            plain += tl.sum(tl.where(real, z, 0.0), 1)
+        z = tl.where(real, z, float("-inf"))
+        higher = tl.maximum(maximum, tl.max(z, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # a lane without a column yet: -inf minus -inf would be no number
+        total = total * tl.exp(maximum - base) + tl.sum(tl.exp(z - base[:, None]), 1)
+        maximum = higher
+    top = tl.max(maximum, 0)
+    base = tl.where(top == float("-inf"), 0.0, top)
+    tl.store(out_ptr + row, top)
+    tl.store(out_ptr + num_rows + row, tl.sum(total * tl.exp(maximum - base), 0))
+    local = tl.load(labels_ptr + row) - first
+    mine = (local >= 0) & (local < num_real)
+    label_logit = tl.load(logits_row + local, mask=mine, other=float("-inf")).to(tl.float32)
+    tl.store(out_ptr + num_rows * 2 + row, label_logit)
+    if WITH_SUM:
+        tl.store(out_ptr + num_rows * 3 + row, tl.sum(plain, 0))
+
+
+@triton.jit
+def _cross_entropy_gradient(
+    logits_ptr: tl.tensor,
+    labels_ptr: tl.tensor,
+    normalizer_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    stride: tl.tensor,
+    width: tl.tensor,
+    num_real: tl.tensor,
+    first: tl.tensor,
+    smoothing: tl.tensor,
+    uniform: tl.tensor,
+    z_loss: tl.tensor,
+    IGNORED: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    at = logits_ptr + row * stride + cols
+    z = tl.load(at, mask=cols < width, other=0.0).to(tl.float32)
+    label = tl.load(labels_ptr + row)
+    maximum = tl.load(normalizer_ptr + row)
+    total = tl.load(normalizer_ptr + num_rows + row)
+    scale = (1.0 + 2.0 * z_loss * (maximum + tl.log(total))) / total
+    gradient = tl.exp(z - maximum) * scale - uniform - tl.where(cols == label - first, 1.0 - smoothing, 0.0)
+    keep = (cols < num_real) & (label != IGNORED)
+    tl.store(at, tl.where(keep, gradient, 0.0), mask=cols < width)
+
+
+def triton_local_statistics_(logits: Tensor, labels: Tensor, first: int, num_real: int, with_sum: bool = False) -> Tensor:
+    """`local_statistics_` for float32, bfloat16 and float16, in one pass that leaves the logits as they are."""
+    rows, width = logits.shape
+    work = logits if logits.stride(1) == 1 else logits.contiguous()
+    out = torch.empty(3 + with_sum, rows, dtype=torch.float32, device=logits.device)
+    config = tuned("cross_entropy", logits.device, "statistics")
+    sizes = (rows, work.stride(0), width, num_real, first)
+    launch(_cross_entropy_statistics, (rows,), work, labels.contiguous(), out, *sizes, WITH_SUM=with_sum, **config)
+    return out
+
+
+def triton_logits_gradient_(
+    logits: Tensor,
+    labels: Tensor,
+    first: int,
+    num_real: int,
+    statistics: Tensor,
+    normalizer: Tensor,
+    vocab_size: int,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """`logits_gradient_` for float32, bfloat16 and float16, in one pass over the logits themselves; it needs no `statistics`."""
+    rows, width = logits.shape
+    work = logits if logits.stride(1) == 1 else logits.contiguous()
+    config = tuned("cross_entropy", logits.device, "gradient")
+    grid = (rows, triton.cdiv(width, config["BLOCK"]))
+    sizes = (rows, work.stride(0), width, num_real, first)
+    terms = (label_smoothing, label_smoothing / vocab_size, z_loss)
+    launch(
+        _cross_entropy_gradient, grid, work, labels.contiguous(), normalizer.contiguous(), *sizes, *terms, IGNORED=IGNORED_LABEL, **config
+    )
+    if work is not logits:
+        logits.copy_(work)
+    return logits
+
+
+TORCH_CROSS_ENTROPY = CrossEntropyKernels(local_statistics_, logits_gradient_)
+TRITON_CROSS_ENTROPY = CrossEntropyKernels(triton_local_statistics_, triton_logits_gradient_)

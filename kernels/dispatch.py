@@ -1,22 +1,106 @@
-"""The one place that chooses an implementation of an op: by the tensor's device and by an explicit wish."""
+"""The one place that chooses an implementation of the ops: Triton's on a GPU, plain torch's elsewhere, or as the run spec says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trimaran.kernels.attention import attention
+from trimaran.kernels import activation, adamw, cross_entropy, decode, dropout, norm, rotary
+from trimaran.kernels.attention import attention, attention_with_lse, triton_attention, triton_attention_with_lse
+from trimaran.kernels.attention.function import LARGEST_HEAD_DIM
+from trimaran.kernels.cross_entropy import CrossEntropyKernels
+from trimaran.kernels.launch import why_not_triton
 
-Backend = Literal["auto", "torch"]
-Attention = Callable[..., Tensor]
+Backend = Literal["auto", "triton", "torch"]
 
 
-def choose_attention(device: torch.device, backend: Backend = "auto") -> Attention:
-    """Return the attention function for tensors on `device`; see `kernels.attention.attention` for its arguments.
+@dataclass(frozen=True, eq=False)
+class Kernels:
+    """One implementation of every op; each function is documented where its torch twin stands, under the same name.
 
-    torch's scaled_dot_product_attention is the only implementation so far; on a GPU torch picks its own flash kernel.
+    Args:
+        name: "triton" or "torch".
+        activations: by the name that a model's config has for them.
     """
-    if backend not in ("auto", "torch"):
-        raise ValueError(f"kernel backend {backend!r} for {device} is not known; choose 'auto' or 'torch'")
-    return attention
+
+    name: Literal["triton", "torch"]
+    attention: Callable[..., Tensor]
+    attention_with_lse: Callable[..., tuple[Tensor, Tensor]]
+    decode_attention: Callable[..., Tensor]
+    append_to_cache_: Callable[..., None]
+    rms_norm: Callable[..., Tensor]
+    layer_norm: Callable[..., Tensor]
+    add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
+    add_layer_norm: Callable[..., tuple[Tensor, Tensor]]
+    rotary: Callable[..., Tensor]
+    rotary_: Callable[..., Tensor]
+    dropout: Callable[..., Tensor]
+    dropout_add: Callable[..., Tensor]
+    cross_entropy: CrossEntropyKernels
+    adamw_: Callable[..., None]
+    activations: Mapping[str, Callable[[Tensor], Tensor]] = field(repr=False)
+
+
+def _activations(prefix: str) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    names = ("gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh")
+    return MappingProxyType({name: getattr(activation, prefix + name) for name in names})
+
+
+TORCH = Kernels(
+    name="torch",
+    attention=attention,
+    attention_with_lse=attention_with_lse,
+    decode_attention=decode.decode_attention,
+    append_to_cache_=decode.append_to_cache_,
+    rms_norm=norm.rms_norm,
+    layer_norm=norm.layer_norm,
+    add_rms_norm=norm.add_rms_norm,
+    add_layer_norm=norm.add_layer_norm,
+    rotary=rotary.rotary,
+    rotary_=rotary.rotary_,
+    dropout=dropout.dropout,
+    dropout_add=dropout.dropout_add,
+    cross_entropy=cross_entropy.TORCH_CROSS_ENTROPY,
+    adamw_=adamw.adamw_,
+    activations=_activations(""),
+)
+TRITON = Kernels(
+    name="triton",
+    attention=triton_attention,
+    attention_with_lse=triton_attention_with_lse,
+    decode_attention=decode.triton_decode_attention,
+    append_to_cache_=decode.triton_append_to_cache_,
+    rms_norm=norm.triton_rms_norm,
+    layer_norm=norm.triton_layer_norm,
+    add_rms_norm=norm.triton_add_rms_norm,
+    add_layer_norm=norm.triton_add_layer_norm,
+    rotary=rotary.triton_rotary,
+    rotary_=rotary.triton_rotary_,
+    dropout=dropout.triton_dropout,
+    dropout_add=dropout.triton_dropout_add,
+    cross_entropy=cross_entropy.TRITON_CROSS_ENTROPY,
+    adamw_=adamw.triton_adamw_,
+    activations=_activations("triton_"),
+)
+
+
+def choose_kernels(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernels:
+    """Return the kernels for a model of this dtype and head width on `device`: with "auto" Triton's wherever they can run.
+
+    Raises ValueError where "triton" is asked for and can't run, with the reason, and for a backend that is not known.
+    """
+    if backend not in ("auto", "triton", "torch"):
+        raise ValueError(f"kernels.backend ({backend!r}) must be 'auto', 'triton' or 'torch'")
+    if backend == "torch":
+        return TORCH
+    reason = why_not_triton(device, dtype)
+    if reason is None and head_dim > LARGEST_HEAD_DIM:
+        reason = f"attention takes a head_dim of at most {LARGEST_HEAD_DIM} and this model has {head_dim}"
+    if reason is None:
+        return TRITON
+    if backend == "triton":
+        raise ValueError(f"kernels.backend is triton, and the Triton kernels can't run: {reason}; set kernels.backend to auto or torch")
+    return TORCH

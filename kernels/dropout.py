@@ -1,9 +1,19 @@
-"""Dropout (Srivastava et al. 2014) whose mask is drawn by counter, so that it is the same at every layout."""
+"""Dropout (Srivastava et al. 2014, section 4, scaled in training) whose mask is drawn by counter, so that it is the same at every layout.
+
+    y = keep x / (1 - rate),  dx = keep dy / (1 - rate);  with a residual stream r:  y = r + keep x / (1 - rate),  dr = dy
+
+The Triton kernels keep no mask: the backward pass draws it again from its key, which costs arithmetic and no memory.
+"""
+
+from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from trimaran.kernels.random import keep_mask, stream_key
+from trimaran.kernels.launch import launch, tuned
+from trimaran.kernels.random import keep_arguments, keep_mask, keep_tile, stream_key
 
 
 def dropout(x: Tensor, rate: float, *, seed: int, site: str, first_sample: int, first_position: int, seq_len: int) -> Tensor:
@@ -12,6 +22,7 @@ def dropout(x: Tensor, rate: float, *, seed: int, site: str, first_sample: int, 
     Args:
         x: [batch, local seq, hidden]; its samples are first_sample, first_sample + 1, ... of the whole run, and its positions
             start at first_position of seq_len.
+        rate: at least 0 and below 1, or ValueError.
         site: the name of this dropout in the network, global (it holds the layer's number).
     """
     if rate == 0.0:
@@ -21,3 +32,97 @@ def dropout(x: Tensor, rate: float, *, seed: int, site: str, first_sample: int, 
     position = torch.arange(first_position, first_position + local_seq, device=x.device)[None, :]
     keep = keep_mask(stream_key(seed, site), (sample * seq_len + position).flatten(), hidden, rate)
     return x * keep.view(x.shape) / (1.0 - rate)
+
+
+def dropout_add(
+    x: Tensor, residual: Tensor, rate: float, *, seed: int, site: str, first_sample: int, first_position: int, seq_len: int
+) -> Tensor:
+    """Return residual + dropout(x); residual has x's shape and dtype, or ValueError. The rest is as in `dropout`."""
+    _check_residual(x, residual)
+    if rate == 0.0:
+        return residual + x
+    where = {"first_sample": first_sample, "first_position": first_position, "seq_len": seq_len}
+    return dropout(x, rate, seed=seed, site=site, **where).add_(residual)
+
+
+def _check_residual(x: Tensor, residual: Tensor) -> None:
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        found = f"{tuple(residual.shape)} {residual.dtype} and {tuple(x.shape)} {x.dtype}"
+        raise ValueError(f"the residual and x must have one shape and dtype, got {found}")
+
+
+@triton.jit(do_not_specialize=["key0", "key1", "threshold", "first_sample", "first_position"])
+def _dropout(
+    x_ptr: tl.tensor,
+    residual_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    scale: tl.tensor,
+    key0: tl.tensor,
+    key1: tl.tensor,
+    threshold: tl.tensor,
+    first_sample: tl.tensor,
+    first_position: tl.tensor,
+    seq_len: tl.tensor,
+    local_seq: tl.tensor,
+    num_rows: tl.tensor,
+    hidden: tl.tensor,
+    ADD: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+) -> None:
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first_col = tl.program_id(1) * COLS
+    cols = first_col + tl.arange(0, COLS)
+    sample = row // local_seq  # in 32 bits: dividing in 64 would cost a third of the kernel's arithmetic
+    global_row = (first_sample + sample.to(tl.int64)) * seq_len + first_position + (row - sample * local_seq)
+    keep = keep_tile(global_row, first_col, key0, key1, tl.cdiv(hidden, 4), threshold, COLS)
+    at = row.to(tl.int64)[:, None] * hidden + cols[None, :]
+    inside = (row < num_rows)[:, None] & (cols < hidden)[None, :]
+    y = tl.where(keep, tl.load(x_ptr + at, mask=inside).to(tl.float32) * scale, 0.0)
+    if ADD:
+        y += tl.load(residual_ptr + at, mask=inside).to(tl.float32)
+    tl.store(y_ptr + at, y, mask=inside)
+
+
+class _TritonDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, rate: float, key: tuple[int, int], where: tuple[int, int, int]) -> Tensor:
+        ctx.rate, ctx.key, ctx.where = rate, key, where
+        return _drop(x, residual, rate, key, where)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor | None, None, None, None]:
+        (dy,) = grads
+        return _drop(dy, None, ctx.rate, ctx.key, ctx.where), dy if ctx.needs_input_grad[1] else None, None, None, None
+
+
+def _drop(x: Tensor, residual: Tensor | None, rate: float, key: tuple[int, int], where: tuple[int, int, int]) -> Tensor:
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    config = tuned("dropout", x.device, "default")
+    block, (batch, local_seq, hidden) = config.pop("BLOCK"), x.shape
+    cols = max(4, min(block, triton.next_power_of_2(hidden)))
+    grid = (triton.cdiv(batch * local_seq, block // cols), triton.cdiv(hidden, cols))
+    sizes = (*where, local_seq, batch * local_seq, hidden)
+    tensors = (x.contiguous(), y if residual is None else residual.contiguous(), y)
+    constants = {"ADD": residual is not None, "ROWS": block // cols, "COLS": cols}
+    launch(_dropout, grid, *tensors, 1.0 / (1.0 - rate), *keep_arguments(key, rate), *sizes, **constants, **config)
+    return y
+
+
+def triton_dropout(x: Tensor, rate: float, *, seed: int, site: str, first_sample: int, first_position: int, seq_len: int) -> Tensor:
+    """`dropout` in one pass over memory, forward and backward, with no mask kept."""
+    if rate == 0.0:
+        return x
+    where = (first_sample, first_position, seq_len)
+    return _TritonDropout.apply(x, None, rate, stream_key(seed, site), where)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def triton_dropout_add(
+    x: Tensor, residual: Tensor, rate: float, *, seed: int, site: str, first_sample: int, first_position: int, seq_len: int
+) -> Tensor:
+    """`dropout_add` in one pass over memory, forward and backward, with no mask kept."""
+    _check_residual(x, residual)
+    if rate == 0.0:
+        return residual + x
+    where = (first_sample, first_position, seq_len)
+    return _TritonDropout.apply(x, residual, rate, stream_key(seed, site), where)  # type: ignore[no-untyped-call, no-any-return]

@@ -70,6 +70,11 @@ def tuned(op: str, device: torch.device, *keys: str) -> dict[str, int]:
     raise KeyError(f"kernels/tuned/{chip}.json has none of {keys} for {op}; it has {sorted(entries)}")
 
 
+def has_tuned(op: str, device: torch.device, key: str) -> bool:
+    """Return whether `device`'s chip has a configuration of `op` under `key`."""
+    return key in tuned_table(chip_of(device))["ops"].get(op, {"configs": {}})["configs"]
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Run `kernel` (a `triton.jit` function) over `grid`; nothing happens for an empty grid.
 

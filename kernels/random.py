@@ -1,7 +1,8 @@
 """Counter-based random numbers that depend on (seed, name, global index) and never on the layout.
 
 Generator: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), the one that Triton's `tl.rand` uses, so that a
-fused kernel and this torch code can draw the same mask. It is written in int64 tensor operations: 32-bit words in 64-bit lanes.
+fused kernel and this torch code can draw the same mask. It is written in int64 tensor operations: 32-bit words in 64-bit lanes. Kernels draw their tiles
+with `keep_tile`, bit for bit the same.
 
 A tensor is read as a matrix [rows, cols] (cols = its last dim). Element (row, col) is word `col % 4` of the block with counter
 `row * ceil(cols / 4) + col // 4`. A rank can therefore draw any box of the tensor, at the cost of that box alone.
@@ -12,6 +13,8 @@ import math
 from collections.abc import Iterator
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 _ROUNDS = 10
@@ -84,8 +87,48 @@ def keep_mask(key: Key, rows: Tensor, num_cols: int, rate: float, first_col: int
     stop_col = num_cols if stop_col is None else stop_col
     out = torch.empty(len(rows), stop_col - first_col, dtype=torch.bool, device=rows.device)
     for first, stop, words in _word_chunks(key, rows, num_cols, first_col, stop_col):
-        torch.ge(words, round(rate * 2**32), out=out[first:stop])
+        torch.ge(words, keep_threshold(rate), out=out[first:stop])
     return out
+
+
+def keep_threshold(rate: float) -> int:
+    """Return the smallest 32-bit word that keeps its element; ValueError unless 0 <= rate < 1."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"a dropout rate must be at least 0 and below 1, got {rate}")
+    return min(round(rate * 2**32), _MASK)  # a rate that is 1 but for rounding still fits 32 bits
+
+
+def keep_arguments(key: Key, rate: float) -> tuple[int, int, int]:
+    """Return what `keep_tile` takes as (key0, key1, threshold): the unsigned words as signed 32-bit integers of the same bits.
+
+    So every key and rate has one type in the kernel's signature. List the three in `triton.jit(do_not_specialize=[...])`: a kernel would else be compiled
+    again for a word that is 1 or divisible by 16.
+    """
+    key0, key1, threshold = (word - 2**32 if word >= 2**31 else word for word in (*key, keep_threshold(rate)))
+    return key0, key1, threshold
+
+
+@triton.jit
+def keep_tile(
+    row: tl.tensor, first_col: tl.tensor, key0: tl.tensor, key1: tl.tensor, num_blocks: tl.tensor, threshold: tl.tensor, COLS: tl.constexpr
+) -> tl.tensor:
+    """The tile [ROWS, COLS] of `keep_mask(key, rows, num_cols, rate)` at any rows and the columns from `first_col` on: bool, one Philox block for four.
+
+    Args:
+        row: [ROWS] int64, global row indices; columns or rows past the end give values that mean nothing.
+        first_col: the tile's first column, a multiple of 4.
+        key0, key1, threshold: from `keep_arguments`; any integer type with the right low 32 bits will do.
+        num_blocks: ceil(num_cols / 4), of the global matrix.
+        COLS: a power of two, at least 4.
+    """
+    block = first_col // 4 + tl.arange(0, COLS // 4)
+    counter = row[:, None] * num_blocks + block[None, :]
+    c0, c1 = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
+    zero = tl.zeros_like(c0)
+    k0, k1 = tl.to_tensor(key0).to(tl.uint32), tl.to_tensor(key1).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox_impl(c0, c1, zero, zero, k0, k1)
+    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+    return words >= tl.to_tensor(threshold).to(tl.uint32)
 
 
 def _box_muller(words: Tensor) -> Tensor:

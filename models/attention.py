@@ -2,10 +2,8 @@
 
 from torch import Tensor, nn
 
-from trimaran.kernels.attention import attention_keep_mask
-from trimaran.kernels.dispatch import choose_attention
+from trimaran.kernels.attention import AttentionDropout, AttentionOptions
 from trimaran.kernels.random import stream_key
-from trimaran.kernels.rotary import rotary
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear, column_linear
 from trimaran.models.parallel.parameter import Placement
@@ -27,7 +25,7 @@ class Attention(nn.Module):
         self.q = ColumnParallelLinear(config.hidden_size, width, place, bias=config.bias, std=config.init_std)
         self.kv = ColumnParallelLinear(config.hidden_size, kv_width, place, bias=config.bias, std=config.init_std, parts=2)
         self.out = RowParallelLinear(width, config.hidden_size, place, bias=config.bias, std=output_std)
-        self.attend = choose_attention(place.device)
+        self.kernels, self.options = place.kernels, AttentionOptions(deterministic=place.deterministic)
 
     def forward(self, x: Tensor, tables: RotaryTables | None, first_sample: int) -> Tensor:
         """Return [batch, local seq, hidden] for x of that shape; `tables` None for learned positions.
@@ -39,11 +37,9 @@ class Attention(nn.Module):
         k, v = kv.chunk(2, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
         if tables is not None:
-            q, k = rotary(q, *tables), rotary(k, *tables)
-        keep, rate = None, self.dropout_rate if self.training else 0.0
-        if rate > 0.0:
-            batch, seq = q.shape[:2]
-            heads = (self.first_head, self.local_heads, self.num_heads)
-            keep = attention_keep_mask(self.dropout_key, first_sample, batch, *heads, seq, rate, x.device)
-        out: Tensor = self.out(self.attend(q, k, v, keep, rate).flatten(2))
+            q, k = self.kernels.rotary(q, *tables), self.kernels.rotary(k, *tables)
+        dropout = None
+        if self.training and self.dropout_rate > 0.0:
+            dropout = AttentionDropout(self.dropout_rate, self.dropout_key, first_sample, self.first_head, self.num_heads)
+        out: Tensor = self.out(self.kernels.attention(q, k, v, self.options, dropout=dropout).flatten(2))
         return out

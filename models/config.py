@@ -13,7 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 Position = Literal["learned", "rotary"]
 Norm = Literal["layernorm", "rmsnorm"]
-Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+Activation = Literal["gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"]
+GATED_ACTIVATIONS: Final = ("swiglu", "geglu", "geglu_tanh")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class TransformerConfig(BaseModel):
     rotary_base: Positive = Field(default=10000.0, description="Base of the rotary frequencies (RoFormer, section 3.4.2).")
     norm: Norm = Field(default="rmsnorm", description="Normalization in front of every block and of the output.")
     norm_eps: Positive = Field(default=1e-5, description="Added to the variance or mean square inside the norm.")
-    activation: Activation = Field(default="swiglu", description="Feed-forward nonlinearity; swiglu has a third, gating matrix.")
+    activation: Activation = Field(default="swiglu", description="Feed-forward nonlinearity; swiglu and geglu have a third, gating matrix.")
     bias: bool = Field(default=False, description="Whether every linear layer and LayerNorm has a bias (GPT-2 yes, LLaMA no).")
     tie_embeddings: bool = Field(default=False, description="Whether the output projection shares the token embedding's weights.")
     embedding_dropout: Dropout = Field(default=0.0, description="Dropout probability after the embeddings.")
@@ -131,6 +132,11 @@ class TransformerConfig(BaseModel):
         if errors:
             raise ValueError("\n".join(str(error) for error in errors))
         return self
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the feed-forward block has a gate and an up projection."""
+        return self.activation in GATED_ACTIVATIONS
 
     def num_parameters(self) -> int:
         """Return the exact number of trainable numbers, without vocabulary padding; tied weights count once."""
@@ -150,8 +156,15 @@ class TransformerConfig(BaseModel):
         Args:
             seq_len: tokens of one sequence.
         """
-        matrices = self.num_layers * self._layer_matrix_parameters() + self.vocab_size * self.hidden_size
-        return 6.0 * matrices + 12.0 * self.num_layers * self.num_heads * self.head_dim * seq_len
+        return 3.0 * (self.num_layers * self.layer_forward_flops(seq_len) + self.head_forward_flops())
+
+    def layer_forward_flops(self, seq_len: int) -> float:
+        """Return the forward matrix-multiplication FLOPs of one layer for one token at `seq_len` tokens; the causal half is not taken off."""
+        return 2.0 * self._layer_matrix_parameters() + 4.0 * self.num_heads * self.head_dim * seq_len
+
+    def head_forward_flops(self) -> float:
+        """Return the forward FLOPs of the output projection for one token."""
+        return 2.0 * self.vocab_size * self.hidden_size
 
     def padded_vocab_size(self, tp: int) -> int:
         """Return vocab_size rounded up to a multiple of tp, so that every tp rank holds the same number of rows."""
@@ -160,14 +173,14 @@ class TransformerConfig(BaseModel):
     def _layer_matrix_parameters(self) -> int:
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention = self.hidden_size * (queries + 2 * keys) + queries * self.hidden_size
-        matrices = 3 if self.activation == "swiglu" else 2
+        matrices = 3 if self.is_gated else 2
         return attention + matrices * self.hidden_size * self.ffn_hidden_size
 
     def _layer_biases(self) -> int:
         if not self.bias:
             return 0
         attention = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim + self.hidden_size
-        into_ffn = 2 if self.activation == "swiglu" else 1
+        into_ffn = 2 if self.is_gated else 1
         return attention + into_ffn * self.ffn_hidden_size + self.hidden_size
 
     def _norm_parameters(self) -> int:

@@ -2,13 +2,9 @@
 
 from torch import Tensor, nn
 
-from trimaran.kernels.activation import gelu, gelu_tanh, swiglu
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from trimaran.models.parallel.parameter import Placement
-
-_ACTIVATIONS = {"gelu": (gelu, 1), "gelu_tanh": (gelu_tanh, 1), "swiglu": (swiglu, 2)}
-"""name -> (function, matrices its input needs: SwiGLU reads a gate and an up projection)."""
 
 
 class MLP(nn.Module):
@@ -16,8 +12,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: TransformerConfig, place: Placement, *, output_std: float) -> None:
         super().__init__()
-        self.activation, parts = _ACTIVATIONS[config.activation]
-        inner = config.ffn_hidden_size
+        self.activation = place.kernels.activations[config.activation]
+        inner, parts = config.ffn_hidden_size, 2 if config.is_gated else 1
         self.up = ColumnParallelLinear(config.hidden_size, inner, place, bias=config.bias, std=config.init_std, parts=parts)
         self.down = RowParallelLinear(inner, config.hidden_size, place, bias=config.bias, std=output_std)
 

@@ -7,12 +7,11 @@ of a microbatch, `local seq` = seq, or seq / tp with sequence parallelism.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trimaran.kernels.dropout import dropout
-from trimaran.kernels.norm import layer_norm, rms_norm
 from trimaran.kernels.rotary import rotary_tables
 from trimaran.models.attention import Attention, RotaryTables
 from trimaran.models.batch import Microbatch
@@ -22,23 +21,7 @@ from trimaran.models.parallel.collectives import local_dim1
 from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallelWeights, column_linear
 from trimaran.models.parallel.parameter import Placement, info_of, initialize, new_parameter
 from trimaran.models.parallel.shard import ShardSpec
-from trimaran.models.parallel.vocab import VocabParallelEmbedding, vocab_parallel_cross_entropy
-
-
-class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the hidden dim, by the config; whole on every tp rank."""
-
-    def __init__(self, config: TransformerConfig, place: Placement) -> None:
-        super().__init__()
-        shape, partial = (config.hidden_size,), place.sequence_parallel
-        self.eps, self.is_rms = config.norm_eps, config.norm == "rmsnorm"
-        self.weight = new_parameter(shape, place, init="ones", decay=False, partial_over_tp=partial)
-        has_bias = config.bias and not self.is_rms
-        self.bias = new_parameter(shape, place, init="zeros", decay=False, partial_over_tp=partial) if has_bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised x, same shape."""
-        return rms_norm(x, self.weight, self.eps) if self.is_rms else layer_norm(x, self.weight, self.bias, self.eps)
+from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss
 
 
 class Dropout(nn.Module):
@@ -48,14 +31,57 @@ class Dropout(nn.Module):
         super().__init__()
         self.rate, self.site, self.seed, self.place = rate, site, seed, place
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is dropped: in training mode, with a rate above 0."""
+        return self.training and self.rate > 0.0
+
     def forward(self, x: Tensor, first_sample: int) -> Tensor:
         """Return x [batch, local seq, hidden] with elements dropped in training mode."""
-        if not self.training or self.rate == 0.0:
-            return x
+        return self.place.kernels.dropout(x, self.rate, **self._where(x, first_sample)) if self.is_on else x
+
+    def add(self, x: Tensor, residual: Tensor, first_sample: int) -> Tensor:
+        """Return residual + dropout(x)."""
+        return self.place.kernels.dropout_add(x, residual, self.rate, **self._where(x, first_sample)) if self.is_on else residual + x
+
+    def _where(self, x: Tensor, first_sample: int) -> dict[str, Any]:
         parts = self.place.tp.size if self.place.sequence_parallel else 1
         first_position = x.shape[1] * (self.place.tp.rank if parts > 1 else 0)
-        where = {"first_sample": first_sample, "first_position": first_position, "seq_len": x.shape[1] * parts}
-        return dropout(x, self.rate, seed=self.seed, site=self.site, **where)
+        position = {"first_sample": first_sample, "first_position": first_position, "seq_len": x.shape[1] * parts}
+        return {"seed": self.seed, "site": self.site, **position}
+
+
+Branch = tuple[Tensor, Dropout]
+"""What a sub-layer adds to the residual stream [batch, local seq, hidden], and the dropout that it goes through. It is added by whoever reads the
+stream next, because the norm that stands there can add in the same pass over memory."""
+
+
+def join(x: Tensor, branch: Branch | None, first_sample: int) -> Tensor:
+    """Return the residual stream with `branch` added."""
+    return x if branch is None else branch[1].add(branch[0], x, first_sample)
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the hidden dim, by the config; whole on every tp rank."""
+
+    def __init__(self, config: TransformerConfig, place: Placement) -> None:
+        super().__init__()
+        shape, partial = (config.hidden_size,), place.sequence_parallel
+        self.eps, self.is_rms, self.kernels = config.norm_eps, config.norm == "rmsnorm", place.kernels
+        self.weight = new_parameter(shape, place, init="ones", decay=False, partial_over_tp=partial)
+        has_bias = config.bias and not self.is_rms
+        self.bias = new_parameter(shape, place, init="zeros", decay=False, partial_over_tp=partial) if has_bias else None
+
+    def forward(self, x: Tensor, branch: Branch | None, first_sample: int) -> tuple[Tensor, Tensor]:
+        """Return (the residual stream x with `branch` added, its normalised form), both of x's shape."""
+        if branch is None or branch[1].is_on:
+            x = join(x, branch, first_sample)
+            if self.is_rms:
+                return x, self.kernels.rms_norm(x, self.weight, self.eps)
+            return x, self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
+        if self.is_rms:
+            return self.kernels.add_rms_norm(branch[0], x, self.weight, self.eps)
+        return self.kernels.add_layer_norm(branch[0], x, self.weight, self.bias, self.eps)
 
 
 class Block(nn.Module):
@@ -73,11 +99,12 @@ class Block(nn.Module):
         self.mlp = MLP(config, place, output_std=output_std)
         self.mlp_dropout = Dropout(config.hidden_dropout, place, site=f"{site}.mlp.output", seed=seed)
 
-    def forward(self, x: Tensor, tables: RotaryTables | None, first_sample: int) -> Tensor:
-        """Return [batch, local seq, hidden] for x of that shape."""
-        x = x + self.attention_dropout(self.attention(self.attention_norm(x), tables, first_sample), first_sample)
-        out: Tensor = x + self.mlp_dropout(self.mlp(self.mlp_norm(x)), first_sample)
-        return out
+    def forward(self, x: Tensor, branch: Branch | None, tables: RotaryTables | None, first_sample: int) -> tuple[Tensor, Branch]:
+        """Return (the residual stream, what this layer's MLP adds to it) for the same of the layer before; x: [batch, local seq, hidden]."""
+        x, normed = self.attention_norm(x, branch, first_sample)
+        branch = (self.attention(normed, tables, first_sample), self.attention_dropout)
+        x, normed = self.mlp_norm(x, branch, first_sample)
+        return x, (self.mlp(normed), self.mlp_dropout)
 
 
 class Stage(nn.Module):
@@ -121,19 +148,25 @@ class Stage(nn.Module):
         hidden = self.run_layers(hidden, batch.tokens, batch.first_sample)
         if not self.is_last:
             return hidden
-        logits = self.logits(hidden).flatten(0, 1)
-        loss = vocab_parallel_cross_entropy(logits, batch.labels.flatten(), self._head_offset(), self.config.vocab_size, self.place.tp)
-        return loss.sum()
+        return head_loss(hidden, self._head().weight, batch.labels, self.place, kernels=self.place.kernels.cross_entropy)
 
     def run_layers(self, hidden: Tensor | None, tokens: Tensor, first_sample: int = 0) -> Tensor:
-        """Return the output of this stage's layers [batch, local seq, hidden], without the head. tokens: [batch, seq]."""
+        """Return the output of this stage's layers [batch, local seq, hidden]; on the last stage normalised, as the head reads it.
+
+        Args:
+            hidden: the previous stage's output; None on the first stage. tokens: [batch, seq].
+        """
         seq_len = tokens.shape[1]
         if hidden is None:
             hidden = self._embed(tokens, first_sample)
         tables = self._rotary(seq_len) if self.config.position == "rotary" else None
+        branch: Branch | None = None
         for layer in self.layers.values():
-            hidden = layer(hidden, tables, first_sample)
-        return hidden
+            hidden, branch = layer(hidden, branch, tables, first_sample)
+        if not self.is_last:
+            return join(hidden, branch, first_sample)
+        out: Tensor = self.final_norm(hidden, branch, first_sample)[1]
+        return out
 
     @torch.no_grad()
     def load(self, read: Callable[[str, str, ShardSpec, tuple[int, ...]], Tensor]) -> None:
@@ -142,8 +175,8 @@ class Stage(nn.Module):
             parameter.copy_(read(name, "weight", info_of(parameter).shard, tuple(parameter.shape)))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return this tp rank's columns of the logits [batch, seq, padded vocab / tp]; hidden: [batch, local seq, hidden]."""
-        (out,) = column_linear(self.final_norm(hidden), (self._head(),))
+        """Return this tp rank's columns of the logits [batch, seq, padded vocab / tp]; hidden: of `run_layers`, [batch, local seq, hidden]."""
+        (out,) = column_linear(hidden, (self._head(),))
         return out
 
     def _rotary(self, seq_len: int) -> RotaryTables:
@@ -164,9 +197,6 @@ class Stage(nn.Module):
 
     def _head(self) -> ColumnParallelWeights:
         return _TiedHead(self.embedding, self.place) if self.config.tie_embeddings else self.head
-
-    def _head_offset(self) -> int:
-        return info_of(self._head().weight).shard.offset
 
 
 class _TiedHead:

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trimaran.kernels.dispatch import TORCH, Kernels
 from trimaran.kernels.random import fill_normal_
 from trimaran.models.parallel.group import Group
 from trimaran.models.parallel.shard import ShardSpec, cut_evenly, whole
@@ -60,12 +61,18 @@ def info_of(parameter: Tensor) -> ParameterInfo:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a stage's parameters live: which device, dtype and tensor-parallel group."""
+    """Where a stage's parameters live, and what works on them: tensor-parallel group, dtype, device and kernels.
+
+    Args:
+        deterministic: whether every kernel must give the same bits every time.
+    """
 
     tp: Group
     sequence_parallel: bool
     dtype: torch.dtype
     device: torch.device
+    kernels: Kernels = TORCH
+    deterministic: bool = True
 
 
 def new_parameter(

@@ -1,13 +1,18 @@
-"""The embedding and the cross entropy over a vocabulary cut over tp; logits are never gathered (Megatron-LM, Shoeybi et al. 2019, section 3)."""
+"""The embedding and the head with its loss over a vocabulary cut over tp; logits are never gathered (Megatron-LM, Shoeybi et al. 2019, section 3).
 
+The head's logits are by far the largest activation of a model, so they never exist as a whole: `head_loss` makes them a chunk of tokens at a time,
+and as nothing but a scalar follows them, it turns each chunk into its gradient at once (Liger Kernel, Hsu et al. 2024, section 3.2, for one rank).
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trimaran.kernels.cross_entropy import combine, local_log_softmax, logits_gradient_
-from trimaran.models.parallel.collectives import reduce_from_group, scatter_sum_to_sequence
-from trimaran.models.parallel.group import Group, all_gather
+from trimaran.kernels.cross_entropy import TORCH_CROSS_ENTROPY, CrossEntropyKernels, combine, statistics_dtype
+from trimaran.models.parallel.collectives import gather_dim1, reduce_from_group, reduce_scatter_dim1, scatter_sum_to_sequence
+from trimaran.models.parallel.group import all_gather, start_all_reduce
 from trimaran.models.parallel.parameter import Placement, info_of, new_parameter
 
 
@@ -54,30 +59,158 @@ class VocabParallelEmbedding(nn.Module):
         return combine_(rows, self.place.tp)
 
 
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, first: int, vocab_size: int, group: Group) -> Tensor:
-        log_probs, statistics = local_log_softmax(logits, labels, first, vocab_size)
-        loss, lse = combine(all_gather(statistics, group), labels)
-        ctx.first = first
-        ctx.save_for_backward(log_probs, statistics[0] - lse, labels)
-        return loss
+_CHUNK_BYTES, _CHUNK_ROWS = {"cpu": 8 << 20, "cuda": 512 << 20}, {"cpu": 256, "cuda": 1024}
+"""By device type: most bytes of logits at once, yet never fewer rows than these where there are more.
+
+Few bytes stay in a CPU's cache. But each chunk passes over the weight and its gradient once, which takes many rows to be worth it, and at the end
+of each the ranks wait for each other.
+"""
+_ALIGNED_ROWS, _ALIGNED_COLUMNS = 128, 64  # multiples that matrix products and vector loads like
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What stays the same over the chunks of one call of `head_loss`."""
+
+    place: Placement
+    kernels: CrossEntropyKernels
+    label_smoothing: float
+    z_loss: float
+    chunk_rows: int | None
+
+    def losses(self, x: Tensor, weight: Tensor, labels: Tensor, dx: Tensor | None, dweight: Tensor | None) -> Tensor:
+        """The losses [rows]; fills `dx` [rows, hidden] and `dweight` [real rows of the weight, hidden] with the gradients of their sum.
+
+        Args:
+            x: [rows, hidden]; weight: [local vocabulary, hidden]; labels: [rows].
+        """
+        shard = info_of(weight).shard
+        num_real, vocab_size = shard.real_length(tuple(weight.shape)), shard.global_shape[0]
+        matrix = weight[:num_real]
+        width = -(-weight.shape[0] // _ALIGNED_COLUMNS) * _ALIGNED_COLUMNS
+        step = self.chunk_rows or _chunk_rows(len(x), width * x.element_size(), x.device)
+        buffer = x.new_empty(min(step, len(x)), width)
+        losses = x.new_empty(len(x), dtype=statistics_dtype(x.dtype))
+        for start in range(0, len(x), step):
+            rows = slice(start, min(start + step, len(x)))
+            logits = buffer[: rows.stop - start]
+            real = logits[:, :num_real]
+            torch.mm(x[rows], matrix.t(), out=real)
+            where = (labels[rows], shard.offset, num_real)
+            statistics = self.kernels.statistics_(logits, *where, self.label_smoothing > 0)
+            terms = (vocab_size, self.label_smoothing, self.z_loss)
+            losses[rows], normalizer = combine(all_gather(statistics, self.place.tp), labels[rows], *terms)
+            if dx is not None or dweight is not None:
+                self.kernels.gradient_(logits, *where, statistics, normalizer, *terms)
+            if dx is not None:
+                torch.mm(real, matrix, out=dx[rows])
+            if dweight is not None:
+                _add_product(dweight, real.t(), x[rows], is_first=start == 0)
+        return losses
+
+
+def _chunk_rows(num_rows: int, row_bytes: int, device: torch.device) -> int:
+    """Rows of a chunk, so that all chunks have about the same length."""
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    most = max(_CHUNK_ROWS[kind], _CHUNK_BYTES[kind] // row_bytes)
+    even = -(-num_rows // max(1, -(-num_rows // most)))
+    return max(1, min(most, -(-even // _ALIGNED_ROWS) * _ALIGNED_ROWS))
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
+    """Add a @ b to `total`, whose dtype may be wider; the first product overwrites it."""
+    if total.dtype == a.dtype:
+        torch.addmm(total, a, b, beta=0 if is_first else 1, out=total)
+    elif total.device.type == "cuda":
+        torch.addmm(total, a, b, out_dtype=total.dtype, beta=0 if is_first else 1, out=total)
+    elif is_first:
+        total.copy_(a @ b)
+    else:
+        total.add_(a @ b)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """The gradients for an output gradient of one are made in the forward pass; the backward pass scales them."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None, None]:
-        log_probs, correction, labels = ctx.saved_tensors
-        return logits_gradient_(log_probs, correction, labels, ctx.first, grads[0]), None, None, None, None
+    def forward(ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, head: _Head, with_gradients: bool) -> Tensor:
+        ctx.place, ctx.weight = head.place, weight
+        full = gather_dim1(x, head.place.tp) if head.place.sequence_parallel else x
+        rows = full.flatten(0, -2)
+        dx = torch.empty_like(rows) if with_gradients and ctx.needs_input_grad[0] else None
+        dweight = None
+        if with_gradients and ctx.needs_input_grad[1]:
+            num_real = info_of(weight).shard.real_length(tuple(weight.shape))
+            dweight = rows.new_empty(num_real, rows.shape[1], dtype=statistics_dtype(weight.dtype))
+            if len(rows) == 0:
+                dweight.zero_()
+        losses = head.losses(rows, weight, labels.flatten(), dx, dweight)
+        ctx.save_for_backward(None if dx is None else dx.view(full.shape), dweight)
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        dx, dweight = ctx.saved_tensors
+        (dloss,) = grads
+        place: Placement = ctx.place
+        if dx is not None:
+            # The factor is small and the same for all: rounded to bfloat16 it would be wrong for all by the same part.
+            dx = (dx.to(dloss.dtype) * dloss).to(dx.dtype)
+            if not place.sequence_parallel:
+                wait = start_all_reduce(dx, place.tp)
+        weight_grad = None if dweight is None else _scaled_weight_gradient(ctx.weight, dweight, dloss)
+        if dx is not None:
+            if place.sequence_parallel:
+                dx = reduce_scatter_dim1(dx, place.tp)
+            else:
+                wait()
+        return dx, weight_grad, None, None, None
 
 
-def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, first: int, vocab_size: int, group: Group) -> Tensor:
-    """Return the loss of every token [tokens], float32 (float64 for float64 logits), the same on all ranks of `group`.
+def _scaled_weight_gradient(weight: Tensor, dweight: Tensor, factor: Tensor) -> Tensor | None:
+    """Return dweight * factor in the weight's shape and dtype, or None after adding it to the weight's main_grad. Padded rows get nothing."""
+    info = info_of(weight)
+    if info.main_grad is None:
+        grad = torch.zeros_like(weight)
+        grad[: len(dweight)] = dweight * factor
+        return grad
+    info.main_grad[: len(dweight)].addcmul_(dweight, factor)
+    info.report()
+    return None
+
+
+def head_loss(
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    place: Placement,
+    *,
+    kernels: CrossEntropyKernels = TORCH_CROSS_ENTROPY,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """Return the sum of the tokens' losses under the logits x W^T, a scalar, float32 (float64 for float64), the same on all tp ranks.
+
+    The weight's gradient is added to its `main_grad` and reported, as by `linear.column_linear`. Where gradients are on, they are made here and held
+    until the backward pass: as much as `x`, and the weight's shard in float32. Of the logits `chunk_rows` rows exist at a time.
 
     Args:
-        logits: [tokens, local vocabulary], this rank's columns; they are overwritten.
-        labels: [tokens] int64, global ids; kernels.cross_entropy.IGNORED_LABEL gives loss and gradient zero.
-        first: global id of the first local column.
-        vocab_size: columns at or past it are padding and get no probability.
-    Collective: all ranks of `group` must enter.
+        x: [batch, local seq, hidden], the weight's dtype; with sequence parallelism this rank's part of the sequence.
+        weight: [padded vocabulary / tp, hidden], a parameter cut along dim 0: of a head, or the embedding's that is tied to it.
+        labels: [batch, seq] int64, global ids, the same on every tp rank; kernels.cross_entropy.IGNORED_LABEL gives loss and gradient zero, and a
+            label outside the vocabulary an infinite loss.
+        kernels: the passes over the logits; they must suit device and dtype.
+        label_smoothing, z_loss: see kernels.cross_entropy.
+        chunk_rows: tokens whose logits exist at once, the same on every tp rank; None: what suits the device.
+    Collective: all ranks of the tp group must enter, in the forward and in the backward pass.
+    Raises ValueError for a label_smoothing outside [0, 1), a negative z_loss or chunk_rows below 1.
     """
-    wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    return _CrossEntropy.apply(wide, labels, first, vocab_size, group)  # type: ignore[no-untyped-call, no-any-return]
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing ({label_smoothing}) must be in [0, 1)")
+    if z_loss < 0:
+        raise ValueError(f"z_loss ({z_loss}) must not be negative")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows ({chunk_rows}) must be at least 1")
+    head = _Head(place, kernels, label_smoothing, z_loss, chunk_rows)
+    return _HeadLoss.apply(x, weight, labels, head, torch.is_grad_enabled())  # type: ignore[no-untyped-call, no-any-return]

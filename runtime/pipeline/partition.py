@@ -51,25 +51,6 @@ def partition_layers(
     return _ranges(_even_counts(num_layers, layer, extras, limits))
 
 
-def layer_flops_per_token(config: "TransformerConfig", seq_len: int) -> float:
-    """Forward matmul FLOPs of one layer for one token at `seq_len` tokens, causal attention not halved.
-
-    2 a weight (Narayanan et al. 2021, appendix), plus the scores and their product with the values,
-    2 * seq_len * num_heads * head_dim each. Training costs three times as much: a backward is two such products.
-    """
-    query_size = config.num_heads * config.head_dim
-    kv_size = config.num_kv_heads * config.head_dim
-    projections = config.hidden_size * (2 * query_size + 2 * kv_size)
-    mlp_matrices = 3 if config.activation == "swiglu" else 2
-    mlp = mlp_matrices * config.hidden_size * config.ffn_hidden_size
-    return 2.0 * (projections + mlp) + 4.0 * query_size * seq_len
-
-
-def head_flops_per_token(config: "TransformerConfig") -> float:
-    """Forward FLOPs of the language-model head for one token."""
-    return 2.0 * config.hidden_size * config.vocab_size
-
-
 def stage_layers(config: "TransformerConfig", seq_len: int, num_stages: int, layers_per_stage: Sequence[int] | None = None) -> list[range]:
     """The layers of each stage of `config`: `layers_per_stage` if given, else balanced by FLOPs at `seq_len` tokens.
 
@@ -79,16 +60,16 @@ def stage_layers(config: "TransformerConfig", seq_len: int, num_stages: int, lay
     return partition_layers(
         config.num_layers,
         num_stages,
-        layer_cost=layer_flops_per_token(config, seq_len),
-        head_cost=head_flops_per_token(config),
+        layer_cost=config.layer_forward_flops(seq_len),
+        head_cost=config.head_forward_flops(),
         layers_per_stage=layers_per_stage,
     )
 
 
 def stage_costs(config: "TransformerConfig", seq_len: int, layers: Sequence[range]) -> list[float]:
     """Forward FLOPs a token of each stage, for stages that hold `layers`; the last one also has the head."""
-    costs = [len(held) * layer_flops_per_token(config, seq_len) for held in layers]
-    costs[-1] += head_flops_per_token(config)
+    costs = [len(held) * config.layer_forward_flops(seq_len) for held in layers]
+    costs[-1] += config.head_forward_flops()
     return costs
 
 

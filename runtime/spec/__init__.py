@@ -9,6 +9,7 @@ from trimaran.runtime.spec.run import RunSpec, diff_specs, json_schema
 from trimaran.runtime.spec.sections import (
     CheckpointSection,
     DataSection,
+    KernelsSection,
     LauncherSection,
     LoggingSection,
     LrScheduleSection,
@@ -24,6 +25,7 @@ __all__ = [
     "CheckpointSection",
     "DataSection",
     "FieldError",
+    "KernelsSection",
     "LauncherSection",
     "LoggingSection",
     "LrScheduleSection",

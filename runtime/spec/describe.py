@@ -21,6 +21,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
         ("optimizer", _optimizer(spec)),
         ("learning rate", _learning_rate(spec)),
         ("precision", spec.precision.dtype),
+        ("kernels", f"{spec.kernels.backend}, {'deterministic' if spec.kernels.deterministic else 'not deterministic'}"),
         ("data", f"{', '.join(spec.data.source)}; {spec.data.held_out_fraction:.3g} of it held out"),
         ("checkpoints", f"every {spec.checkpoint.interval} steps and at the end" if spec.checkpoint.interval else "at the end"),
         ("output", spec.train.output_dir),

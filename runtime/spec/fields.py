@@ -10,6 +10,7 @@ from trimaran.runtime.spec.sections import (
     SECTION_CONFIG,
     CheckpointSection,
     DataSection,
+    KernelsSection,
     LauncherSection,
     LoggingSection,
     LrScheduleSection,
@@ -37,6 +38,7 @@ class RunFields(BaseModel):
     optimizer: OptimizerSection = Field(description="The update rule.")
     lr_schedule: LrScheduleSection = Field(default_factory=LrScheduleSection, description="The learning rate over the steps.")
     precision: PrecisionSection = Field(default_factory=PrecisionSection, description="Number formats.")
+    kernels: KernelsSection = Field(default_factory=KernelsSection, description="What computes.")
     train: TrainSection = Field(description="Length, batch and output folder.")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="Saving and resuming.")
     launcher: LauncherSection = Field(default_factory=LauncherSection, description="How processes are started.")

@@ -13,6 +13,8 @@ from trimaran.models.presets import PRESETS
 from trimaran.runtime.spec.errors import SpecError
 from trimaran.runtime.spec.fields import RunFields, draft_transformer
 
+MOST_TRITON_HEAD_DIM: Final = 256  # kernels/attention/function.py, which this room can't read without torch
+
 Rule = Callable[[RunFields, TransformerConfig], Iterator[FieldError]]
 
 
@@ -82,6 +84,20 @@ def _only_what_is_built(spec: RunFields, shape: TransformerConfig) -> Iterator[F
     if spec.zero.stage > 1:
         rule = f"must be 0 or 1, got {spec.zero.stage} (stages 2 and 3 are not built yet)"
         yield FieldError("zero.stage", rule, spec.zero.stage, "set zero.stage to 1")
+
+
+def _triton_can_run(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    # What only the machine can say (no GPU, too old a GPU) is refused where the kernels are chosen: kernels/dispatch.py.
+    if spec.kernels.backend != "triton":
+        return
+    fix = "set kernels.backend to auto or torch"
+    if spec.precision.dtype == "float64":
+        yield FieldError("kernels.backend", "triton has no float64 kernels, and precision.dtype is float64", "triton", fix)
+    if spec.launcher.device == "cpu":
+        yield FieldError("kernels.backend", "triton needs a GPU, and launcher.device is cpu", "triton", fix)
+    if shape.head_dim > MOST_TRITON_HEAD_DIM:
+        rule = f"triton attention takes a head_dim of at most {MOST_TRITON_HEAD_DIM}, got {shape.head_dim}"
+        yield FieldError("kernels.backend", rule, "triton", f"{fix}, or give the model narrower heads")
 
 
 def valid_tensor_degrees(shape: TransformerConfig, wanted: int) -> str:
@@ -279,4 +295,5 @@ RULES: Final[tuple[Rule, ...]] = (
     _step_has_interval,
     _exponential_has_rate,
     _wsd_parts_fit,
+    _triton_can_run,
 )

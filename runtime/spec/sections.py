@@ -198,6 +198,19 @@ class PrecisionSection(BaseModel):
     )
 
 
+class KernelsSection(BaseModel):
+    """Which implementation of the fused operations computes."""
+
+    model_config = SECTION_CONFIG
+
+    backend: Literal["auto", "triton", "torch"] = Field(
+        default="auto", description="auto takes Triton's kernels on a GPU and torch's elsewhere; triton is an error where they can't run."
+    )
+    deterministic: bool = Field(
+        default=True, description="Whether every kernel gives the same bits every time; false lets attention's backward pass use atomics."
+    )
+
+
 class TrainSection(BaseModel):
     """How long, how much at once, and where the results go."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trimaran.kernels.dispatch import choose_kernels
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import all_reduce
 from trimaran.models.parallel.parameter import Placement
@@ -50,7 +51,10 @@ class StepResult:
 def build_stages_of_rank(spec: RunSpec, mesh: Mesh, device: torch.device) -> dict[int, Stage]:
     """Build this rank's stages, stage index -> stage, with their initial weights. No communication."""
     parallel = spec.parallel
-    place = Placement(mesh.tp, parallel.sequence_parallel and mesh.tp.size > 1, model_dtype(spec.precision.dtype), device)
+    dtype = model_dtype(spec.precision.dtype)
+    kernels = choose_kernels(spec.kernels.backend, device, dtype, spec.transformer.head_dim)
+    sequence_parallel = parallel.sequence_parallel and mesh.tp.size > 1
+    place = Placement(mesh.tp, sequence_parallel, dtype, device, kernels, deterministic=spec.kernels.deterministic)
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)
     mine = stages_of_rank(mesh.pp.rank, mesh.pp.size, parallel.virtual_stages)
     return dict(zip(mine, build_stages(spec.transformer, layers, mine, place, seed=spec.seed), strict=True))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trimaran.kernels.adamw import AdamWState, adamw_
+from trimaran.kernels.adamw import AdamWState
 from trimaran.models.parallel.group import (
     Wait,
     add_from_peer,
@@ -71,6 +71,7 @@ class ShardedOptimizer:
 
     def __init__(self, stages: dict[int, Stage], mesh: Mesh, settings: AdamWSettings, *, zero_stage: int, bucket_bytes: int) -> None:
         self._mesh, self._settings, self._sharded = mesh, settings, zero_stage >= 1
+        self._kernels = next(iter(stages.values())).place.kernels
         self._states: list[_BucketState] = []
         seen: set[int] = set()
         for index, stage in stages.items():
@@ -92,8 +93,9 @@ class ShardedOptimizer:
         for segment in bucket.segments(kept):
             part = slice(segment.start - kept.start, segment.stop - kept.start)
             step = torch.zeros((), dtype=torch.float32, device=main.device)
-            tensors = (main[part], grads[part], state.exp_avg[part], state.exp_avg_sq[part])
-            state.steps.append((segment, AdamWState(*tensors, step)))
+            tensors = (main[part], grads[part], state.exp_avg[part], state.exp_avg_sq[part], step)
+            copy = bucket.params[segment.start : segment.stop] if main.dtype != bucket.params.dtype else None
+            state.steps.append((segment, AdamWState(*tensors, copy)))
         for slot in bucket.slots:
             info = slot.info
             info.on_grad = lambda state=state: self._count(state)
@@ -170,14 +172,12 @@ class ShardedOptimizer:
             states = [adam for state in self._states for segment, adam in state.steps if segment.decay == decay]
             weight_decay = settings.weight_decay if decay else 0.0
             if states:
-                adamw_(states, lr=lr, beta1=settings.beta1, beta2=settings.beta2, eps=settings.eps, weight_decay=weight_decay)
-        self._publish_parameters()
+                self._kernels.adamw_(states, lr=lr, beta1=settings.beta1, beta2=settings.beta2, eps=settings.eps, weight_decay=weight_decay)
+        self._gather_parameters()
 
-    def _publish_parameters(self) -> None:
+    def _gather_parameters(self) -> None:
         for state in self._states:
             params = state.bucket.params
-            if state.main.dtype != params.dtype:
-                params[state.kept].copy_(state.main)
             if self._sharded:
                 all_gather_into(params.view(self._mesh.dp.size, -1), params[state.kept], self._mesh.dp)
 
@@ -209,10 +209,11 @@ class ShardedOptimizer:
                 for key, tensor in zip(STATE_KEYS, (state.main, state.exp_avg, state.exp_avg_sq), strict=True):
                     where = (slot.info.shard, tuple(slot.parameter.shape), start - slot.start, stop - slot.start)
                     tensor[start - state.kept.start : stop - state.kept.start].copy_(read(slot.name, key, *where))
+            state.bucket.params[state.kept].copy_(state.main)
             for _, adam in state.steps:
                 adam.step.fill_(num_steps)
         self.num_steps = num_steps
-        self._publish_parameters()
+        self._gather_parameters()
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes this rank holds: `parameters`, `gradients`, `optimizer` (moments, and main parameters where they are a copy)."""

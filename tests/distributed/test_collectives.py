@@ -40,7 +40,7 @@ from trimaran.models.parallel.group import (
 )
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear, column_linear
 from trimaran.models.parallel.parameter import Placement, info_of, initialize
-from trimaran.models.parallel.vocab import VocabParallelEmbedding, vocab_parallel_cross_entropy
+from trimaran.models.parallel.vocab import VocabParallelEmbedding
 from trimaran.runtime.mesh import Mesh, build_mesh
 
 CPU = torch.device("cpu")
@@ -468,41 +468,6 @@ def check_embedding(shared: bool, vocab: int, sequence_parallel: bool, with_main
 @WAYS
 def test_embedding(size: int, vocab: int, sequence_parallel: bool, with_main_grad: bool, shared: bool, ranks: RankPool) -> None:
     assert ranks.run(check_embedding, size, shared, vocab, sequence_parallel, with_main_grad) == [1] * size
-
-
-def check_cross_entropy(shared: bool, vocab: int) -> None:
-    mesh = tp_mesh(shared)
-    group = mesh.tp
-    width = -(-vocab // group.size)
-    first = width * group.rank
-    labels = torch.randint(vocab, (70,), generator=torch.Generator().manual_seed(1))
-    labels[::7] = -100
-    dloss = operand(61, (70,))
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        whole = (operand(60, (70, vocab)) * 3).to(dtype).double().requires_grad_()
-        expected = F.cross_entropy(whole, labels, reduction="none", ignore_index=-100)
-        (expected_grad,) = torch.autograd.grad(expected, whole, dloss)
-        padded = torch.full((70, width * group.size), 7.0, dtype=dtype)  # what a head's padded rows give: any number
-        padded[:, :vocab] = whole.detach().to(dtype)
-        leaf = padded[:, first : first + width].clone().requires_grad_()
-        loss = vocab_parallel_cross_entropy(leaf * 1, labels, first, vocab, group)
-        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-5}[dtype]
-        torch.testing.assert_close(loss.double(), expected.detach(), rtol=0, atol=tolerance)
-        assert all_gather(loss.detach(), group).equal(loss.detach().expand(group.size, -1)), "the same bits on every rank"
-        (grad,) = torch.autograd.grad(loss, leaf, dloss.to(loss.dtype))
-        assert grad.dtype == dtype
-        real = max(0, min(width, vocab - first))
-        assert not grad[:, real:].any()
-        rounding = 0.02 if dtype == torch.bfloat16 else tolerance
-        torch.testing.assert_close(grad[:, :real].double(), expected_grad[:, min(first, vocab) : first + real], rtol=0, atol=rounding)
-    mesh.close()
-
-
-@pytest.mark.parametrize(("size", "vocab"), [(2, 12), (2, 11), (3, 13), (4, 5)])
-@WAYS
-def test_cross_entropy(size: int, vocab: int, shared: bool, ranks: RankPool) -> None:
-    ranks.run(check_cross_entropy, size, shared, vocab)
 
 
 # ---------------------------------------------------------------- faults

@@ -1,5 +1,6 @@
 """AdamW over flat tensors against torch.optim.AdamW and against the formula."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -58,6 +59,25 @@ def test_the_gradient_is_left_alone() -> None:
     before = state.grad.clone()
     adamw_([state], **HYPER)
     assert state.grad.equal(before)
+
+
+def test_a_gradient_factor_is_a_scaled_gradient() -> None:
+    factored, scaled = make_state(33), make_state(33)
+    scaled.grad.mul_(0.25)
+    adamw_([factored], **HYPER, grad_factor=0.25)
+    adamw_([scaled], **HYPER)
+    assert factored.param.equal(scaled.param)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_copy_is_the_new_parameter_in_its_own_dtype(dtype: torch.dtype) -> None:
+    state = replace(make_state(40, torch.float32), copy=torch.zeros(40, dtype=dtype))
+    plain = make_state(40, torch.float32)
+    adamw_([state, make_state(3, torch.float32)], **HYPER)
+    adamw_([plain], **HYPER)
+    assert state.copy is not None
+    assert state.param.equal(plain.param)
+    assert state.copy.equal(plain.param.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimaran.kernels.dropout import dropout
+from trimaran.kernels.dropout import dropout, dropout_add
 
 BATCH, SEQ, HIDDEN = 3, 8, 10
 
@@ -73,3 +73,27 @@ def test_bfloat16_drops_the_same_elements() -> None:
     assert out.dtype == torch.bfloat16
     assert (out == 0).equal(drop(ones(BATCH, SEQ, HIDDEN), 0.1) == 0)
     torch.testing.assert_close(out[out != 0].double().mean().item(), 1 / 0.9, rtol=2**-8, atol=0)
+
+
+def test_dropout_add_adds_the_same_dropped_elements_to_the_residual() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, residual = (torch.randn(BATCH, SEQ, HIDDEN, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    where = {"seed": 1, "site": "embedding", "first_sample": 0, "first_position": 0, "seq_len": SEQ}
+    before = residual.detach().clone()
+    assert dropout_add(x, residual, 0.4, **where).equal(residual + drop(x))  # type: ignore[arg-type]
+    assert dropout_add(x, residual, 0.0, **where).equal(residual + x)  # type: ignore[arg-type]
+    assert residual.equal(before)
+    assert torch.autograd.gradcheck(lambda a, b: dropout_add(a, b, 0.4, **where), (x, residual))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, math.nan])
+def test_a_rate_outside_0_to_1_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match=f"at least 0 and below 1, got {rate}"):
+        drop(ones(1, SEQ, 4), rate)
+
+
+def test_a_residual_of_another_shape_or_dtype_is_refused() -> None:
+    where = {"seed": 1, "site": "embedding", "first_sample": 0, "first_position": 0, "seq_len": SEQ}
+    for residual in (ones(1, SEQ, 4), ones(2, SEQ, 4, dtype=torch.float32)):
+        with pytest.raises(ValueError, match="must have one shape and dtype"):
+            dropout_add(ones(2, SEQ, 4), residual, 0.1, **where)  # type: ignore[arg-type]

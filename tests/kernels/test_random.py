@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trimaran.kernels.random import fill_normal_, keep_mask, philox, random_words, stream_key
+from trimaran.kernels.random import fill_normal_, keep_arguments, keep_mask, keep_threshold, philox, random_words, stream_key
 
 Words = tuple[int, int, int, int]
 MASK = 0xFFFFFFFF
@@ -210,3 +210,16 @@ def test_keep_mask_drops_at_the_rate(rate: float) -> None:
 def test_keep_masks_are_nested() -> None:
     low, high = (keep_mask(stream_key(3, "mask"), torch.arange(50), 60, rate) for rate in (0.2, 0.6))
     assert (low | ~high).all(), "what survives a high rate survives a low one: the same number is compared"
+
+
+@pytest.mark.parametrize("rate", [0.0, 2.0**-33, 1e-9, 0.5, 1 - 2.0**-33, 1 - 2.0**-53])
+def test_the_threshold_is_the_rounded_rate_and_fits_a_word(rate: float) -> None:
+    assert keep_threshold(rate) == min(round(rate * 2**32), MASK)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.tuples(st.integers(0, MASK), st.integers(0, MASK)), st.floats(0, 1, exclude_max=True))
+def test_kernel_arguments_are_signed_words_of_the_same_bits(key: tuple[int, int], rate: float) -> None:
+    words = keep_arguments(key, rate)
+    assert all(-(2**31) <= word < 2**31 for word in words)
+    assert tuple(word & MASK for word in words) == (*key, keep_threshold(rate))

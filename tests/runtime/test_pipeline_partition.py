@@ -7,8 +7,6 @@ import pytest
 
 from trimaran.models.config import TransformerConfig
 from trimaran.runtime.pipeline.partition import (
-    head_flops_per_token,
-    layer_flops_per_token,
     partition_layers,
     stage_costs,
     stage_layers,
@@ -122,8 +120,8 @@ def test_stage_flops_add_up_to_the_models(config: TransformerConfig) -> None:
 
 def test_gpt2_small_weighs_its_head_as_several_layers() -> None:
     config = _config()
-    assert layer_flops_per_token(config, 1024) == 24 * 768**2 + 4 * 768 * 1024
-    assert head_flops_per_token(config) / layer_flops_per_token(config, 1024) == pytest.approx(4.46, abs=0.01)
+    assert config.layer_forward_flops(1024) == 24 * 768**2 + 4 * 768 * 1024
+    assert config.head_forward_flops() / config.layer_forward_flops(1024) == pytest.approx(4.46, abs=0.01)
     assert _counts(stage_layers(config, 1024, 4)) == [3, 4, 4, 1]
     assert _counts(stage_layers(config, 1024, 4, [3, 3, 3, 3])) == [3, 3, 3, 3]
 

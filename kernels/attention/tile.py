@@ -1,0 +1,175 @@
+"""What the forward and the backward kernels do to one tile of scores, and which program works on which tile. Device functions.
+
+Positions are counted in keys of the document: query m of a document stands at position m + keys - queries. Scores are in units of log2(e), so that the
+exponential is the hardware's exp2.
+"""
+
+import triton
+import triton.language as tl
+
+from trimaran.kernels.random import keep_tile
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def schedule(program: tl.tensor, blocks: tl.tensor, lanes: tl.tensor, section: tl.tensor) -> tl.tensor:
+    """(block, lane) of a program: sections of `section` lanes one after the other, so that the keys and values of those in flight stay in the second-
+    level cache; within a section the last block first, which under a causal mask is the longest.
+    """
+    per_section = blocks * section
+    first = program // per_section * section
+    size = tl.minimum(lanes - first, section)
+    rest = program % per_section
+    return blocks - 1 - rest // size, first + rest % size
+
+
+@triton.jit
+def extent(index: tl.tensor, starts_ptr: tl.tensor, seq: tl.tensor, V: tl.constexpr) -> tl.tensor:
+    """(first token, tokens) of a document, or of a sequence where documents are not told apart."""
+    if V.documents:
+        first = tl.load(starts_ptr + index)
+        return first, tl.load(starts_ptr + index + 1) - first
+    return index * seq, seq
+
+
+@triton.jit
+def slope_of(slopes_ptr: tl.tensor, head: tl.tensor, V: tl.constexpr) -> tl.tensor:
+    """The head's ALiBi slope, 0 without."""
+    slope = 0.0
+    if V.alibi:
+        slope = tl.load(slopes_ptr + head)
+    return slope
+
+
+@triton.jit
+def narrow(tile: tl.tensor, head_dim: tl.tensor, V: tl.constexpr, HEAD_DIM: tl.constexpr) -> tl.tensor:
+    """A tile without what it holds past a narrow head: a part of the next one."""
+    if V.padded:
+        tile = tl.where((tl.arange(0, HEAD_DIM) < head_dim)[None, :], tile, 0.0).to(tile.dtype)
+    return tile
+
+
+@triton.jit
+def mask_row(first_row: tl.tensor, total_heads: tl.tensor, first_token: tl.tensor, head: tl.tensor, seq: tl.tensor) -> tl.tensor:
+    """Row of the dropout mask of the document's first query; see `AttentionDropout`. A document lies within one sequence."""
+    return first_row + (tl.cast(first_token // seq, tl.int64) * total_heads + head) * seq + first_token % seq
+
+
+@triton.jit
+def keep(row: tl.tensor, key: tl.tensor, draw: tl.tensor, BLOCK_N: tl.constexpr) -> tl.tensor:
+    """The dropout mask of a tile [rows, BLOCK_N]; draw: (two key words, Philox blocks a row, threshold)."""
+    return keep_tile(row, key, draw[0], draw[1], draw[2], draw[3], BLOCK_N)
+
+
+@triton.jit
+def product(a: tl.tensor, b: tl.tensor, V: tl.constexpr) -> tl.tensor:
+    """a b^T for tiles [rows, head_dim]. In float32 the head is cut into parts that the warps share out: a warp that held whole rows in three TF32 parts
+    would run out of registers.
+    """
+    if V.precision == "tf32":
+        return tl.dot(a, b.T)
+    PARTS: tl.constexpr = a.shape[1] // 16
+    a_parts = a.reshape(a.shape[0], PARTS, 16).permute(1, 0, 2)
+    b_parts = b.reshape(b.shape[0], PARTS, 16).permute(1, 2, 0)
+    return tl.sum(tl.dot(a_parts, b_parts, input_precision=V.precision), 0)
+
+
+@triton.jit
+def bend(products: tl.tensor, query: tl.tensor, key: tl.tensor, bias: tl.tensor, V: tl.constexpr) -> tl.tensor:
+    """Scores from query-key products, and what the soft cap multiplies their gradient by (1 without one).
+
+    bias: (window, scale, softcap, slope).
+    """
+    _, scale, softcap, slope = bias
+    gradient = 1.0
+    if V.softcap:
+        # tanh(x) = 1 - 2 / (exp(2 x) + 1), right for infinite exp(2 x) too
+        bent = 1.0 - 2.0 / (tl.exp2(products * (2.0 * LOG2E * scale / softcap)) + 1.0)
+        scores = bent * (softcap * LOG2E)
+        gradient = 1.0 - bent * bent
+    else:
+        scores = products * (scale * LOG2E)
+    if V.alibi:
+        scores -= slope * LOG2E * tl.abs(query - key).to(tl.float32)
+    return scores, gradient
+
+
+@triton.jit
+def sees(query: tl.tensor, key: tl.tensor, keys: tl.tensor, window: tl.tensor, V: tl.constexpr) -> tl.tensor:
+    """Which queries see which keys; positions of any shapes that broadcast."""
+    allowed = key < keys
+    if V.causal:
+        allowed = allowed & (key <= query)
+    if V.window:
+        allowed = allowed & (key > query - window)
+        if not V.causal:
+            allowed = allowed & (key < query + window)
+    return allowed
+
+
+@triton.jit
+def key_ranges(
+    first: tl.tensor,
+    keys: tl.tensor,
+    window: tl.tensor,
+    V: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tensor:
+    """(start, whole, partial, stop) of the keys that the queries at positions [first, first + BLOCK_M) see: masks are needed in [start, whole) and
+    [partial, stop), none in [whole, partial). All are multiples of BLOCK_N.
+    """
+    stop = keys
+    partial = keys // BLOCK_N * BLOCK_N
+    start = 0
+    whole = 0
+    if V.causal:
+        stop = tl.minimum(stop, tl.maximum(first + BLOCK_M, 0))
+        partial = tl.minimum(partial, tl.maximum(first + 1, 0) // BLOCK_N * BLOCK_N)
+    if V.window:
+        start = tl.maximum(first - window + 1, 0) // BLOCK_N * BLOCK_N
+        whole = tl.cdiv(tl.maximum(first + BLOCK_M - window, 0), BLOCK_N) * BLOCK_N
+        if not V.causal:
+            stop = tl.minimum(stop, tl.maximum(first + BLOCK_M - 1 + window, 0))
+            partial = tl.minimum(partial, tl.maximum(first + window, 0) // BLOCK_N * BLOCK_N)
+    stop = tl.cdiv(tl.maximum(stop, start), BLOCK_N) * BLOCK_N
+    whole = tl.minimum(tl.maximum(whole, start), stop)
+    return start, whole, tl.maximum(partial, whole), stop
+
+
+@triton.jit
+def query_ranges(
+    first: tl.tensor,
+    queries: tl.tensor,
+    offset: tl.tensor,
+    window: tl.tensor,
+    V: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tensor:
+    """(start, whole, partial, stop) of the queries that see the keys [first, first + BLOCK_N), as in `key_ranges`; query m stands at m + offset."""
+    stop = queries
+    partial = queries // BLOCK_M * BLOCK_M
+    start = 0
+    whole = 0
+    nearest = first - offset  # the query that stands at the first key
+    if V.causal:
+        start = tl.maximum(nearest, 0) // BLOCK_M * BLOCK_M
+        whole = tl.cdiv(tl.maximum(nearest + BLOCK_N - 1, 0), BLOCK_M) * BLOCK_M
+    if V.window:
+        stop = tl.minimum(stop, tl.maximum(nearest + BLOCK_N - 1 + window, 0))
+        partial = tl.minimum(partial, tl.maximum(nearest + window, 0) // BLOCK_M * BLOCK_M)
+        if not V.causal:
+            start = tl.maximum(nearest - window + 1, 0) // BLOCK_M * BLOCK_M
+            whole = tl.cdiv(tl.maximum(nearest + BLOCK_N - window, 0), BLOCK_M) * BLOCK_M
+    stop = tl.cdiv(tl.maximum(stop, start), BLOCK_M) * BLOCK_M
+    whole = tl.minimum(tl.maximum(whole, start), stop)
+    return start, whole, tl.maximum(partial, whole), stop
+
+
+@triton.jit
+def masked_block(at: tl.tensor, start: tl.tensor, whole: tl.tensor, partial: tl.tensor) -> tl.tensor:
+    """The place that stands `at` steps of one into [start, whole) followed by [partial, ...): both ends of a range in one loop."""
+    return tl.where(at < whole - start, start + at, partial + at - (whole - start))

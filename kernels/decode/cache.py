@@ -1,0 +1,174 @@
+"""The key-value cache: what it looks like, what is checked, and how new tokens enter it.
+
+Contiguous: k_cache and v_cache [batch, max_len, kv_heads, head_dim]; token t of sample b stands in k_cache[b, t].
+Paged (Kwon et al. 2023, PagedAttention, section 4): [num_blocks, block_size, kv_heads, head_dim] and block_table [batch, max_blocks]; token t of sample b
+stands in k_cache[block_table[b, t // block_size], t % block_size]. Samples may share blocks that are full.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trimaran.kernels.launch import launch, tuned
+
+_SMALLEST_BLOCK = 8  # tokens: below it the table would be read nearly as often as the cache
+
+
+def cache_capacity(k_cache: Tensor, block_table: Tensor | None) -> int:
+    """Return how many tokens a sample can have in the cache."""
+    return k_cache.shape[1] if block_table is None else block_table.shape[1] * k_cache.shape[1]
+
+
+def check_cache(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, like: Tensor, name: str) -> None:
+    """Hold a cache against `like` [batch, tokens, heads, head_dim], called `name`: what of them must agree.
+
+    No check waits for a device: the values of lengths are looked at only where they lie on a CPU.
+    Raises ValueError with the rule and the values.
+    """
+    if like.dim() != 4 or k_cache.dim() != 4 or v_cache.shape != k_cache.shape:
+        raise ValueError(
+            f"{name} must be [batch, tokens, heads, head_dim] and k_cache and v_cache of one shape [., ., kv_heads, head_dim]; "
+            f"they are {list(like.shape)}, {list(k_cache.shape)} and {list(v_cache.shape)}"
+        )
+    batch, tokens, _, head_dim = like.shape
+    if head_dim != k_cache.shape[3]:
+        raise ValueError(f"{name} and the cache must have one head_dim; they have {head_dim} and {k_cache.shape[3]}")
+    if not like.dtype == k_cache.dtype == v_cache.dtype:
+        raise ValueError(f"{name}, k_cache and v_cache must have one dtype; they have {like.dtype}, {k_cache.dtype} and {v_cache.dtype}")
+    if lengths.shape != (batch,) or lengths.dtype != torch.int32:
+        raise ValueError(f"lengths must be int32 of shape [{batch}] (batch); it is {lengths.dtype} of shape {list(lengths.shape)}")
+    if block_table is None:
+        if k_cache.shape[0] != batch:
+            raise ValueError(f"a contiguous cache must have the batch of {name}, {batch}; it has {k_cache.shape[0]}")
+    else:
+        _check_pages(k_cache.shape[1], block_table, batch)
+    capacity = cache_capacity(k_cache, block_table)
+    if tokens > capacity:
+        raise ValueError(f"{name} has {tokens} tokens, over the cache's capacity of {capacity} a sample")
+    if lengths.device.type == "cpu":
+        values = lengths.tolist()
+        if values and not 0 <= min(values) <= max(values) <= capacity:
+            raise ValueError(f"lengths must be in [0, {capacity}] (the cache's capacity); they are in [{min(values)}, {max(values)}]")
+
+
+def _check_pages(block_size: int, block_table: Tensor, batch: int) -> None:
+    if block_table.dim() != 2 or block_table.shape[0] != batch or block_table.dtype != torch.int32:
+        raise ValueError(
+            f"block_table must be int32 of shape [{batch}, max_blocks] (batch first); it is {block_table.dtype} of shape {list(block_table.shape)}"
+        )
+    if block_size < _SMALLEST_BLOCK or block_size & (block_size - 1):
+        raise ValueError(f"the block size of a paged cache must be a power of two, at least {_SMALLEST_BLOCK}; it is {block_size}")
+
+
+def _check_new(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, lengths: Tensor, block_table: Tensor | None) -> None:
+    check_cache(k_cache, v_cache, lengths, block_table, k, "k")
+    if k.shape != v.shape or k.dtype != v.dtype or k.shape[2] != k_cache.shape[2]:
+        raise ValueError(
+            f"k and v must have one shape and dtype, and the cache's kv_heads ({k_cache.shape[2]}); "
+            f"they are {k.dtype} {list(k.shape)} and {v.dtype} {list(v.shape)}"
+        )
+
+
+@torch.no_grad()
+def append_to_cache_(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, lengths: Tensor, *, block_table: Tensor | None = None) -> None:
+    """Write k and v as the last tokens of each sample, at the positions [lengths - new, lengths), in place.
+
+    Args:
+        k_cache, v_cache: [batch, max_len, kv_heads, head_dim], or with a block_table [num_blocks, block_size, kv_heads, head_dim].
+        k, v: [batch, new, kv_heads, head_dim], the cache's dtype.
+        lengths: [batch] int32, tokens of each sample after they are appended. A token that would stand before position 0 is dropped, so a sample of
+            length 0 takes no part.
+        block_table: [batch, max_blocks] int32; the blocks that are written must not be shared by two samples.
+    No gradient flows. Raises ValueError for shapes, dtypes and (lengths on a CPU) lengths that do not fit.
+    """
+    _check_new(k_cache, v_cache, k, v, lengths, block_table)
+    batch, new = k.shape[:2]
+    if k.numel() == 0:
+        return
+    on_cpu = lengths.device.type == "cpu"
+    values = lengths.tolist() if on_cpu else []
+    if on_cpu and block_table is None and min(values) == max(values) >= new:
+        span = slice(values[0] - new, values[0])
+        k_cache[:, span], v_cache[:, span] = k, v
+        return
+    position = (lengths[:, None] - new).long() + torch.arange(new, device=lengths.device)
+    sample = torch.arange(batch, device=lengths.device)[:, None].expand(batch, new)
+    if not on_cpu or min(values) < new:
+        real = position >= 0
+        position, sample, k, v = position[real], sample[real], k[real], v[real]
+    if block_table is not None:
+        sample, position = block_table[sample, position // k_cache.shape[1]].long(), position % k_cache.shape[1]
+    k_cache.index_put_((sample, position), k)
+    v_cache.index_put_((sample, position), v)
+
+
+@triton.jit
+def _append(
+    k_cache_ptr: tl.tensor,
+    v_cache_ptr: tl.tensor,
+    k_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    lengths_ptr: tl.tensor,
+    table_ptr: tl.tensor,
+    k_cache_strides: tl.tuple,
+    v_cache_strides: tl.tuple,
+    k_strides: tl.tuple,
+    v_strides: tl.tuple,
+    table_strides: tl.tuple,
+    new: tl.tensor,
+    width: tl.tensor,
+    capacity: tl.tensor,
+    PAGE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    sample = (tl.program_id(0) // new).to(tl.int64)
+    token = tl.program_id(0) % new
+    position = (tl.load(lengths_ptr + sample) - new + token).to(tl.int64)
+    elements = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    head, dim = elements // HEAD_DIM, elements % HEAD_DIM
+    inside = elements < width
+    if (position >= 0) & (position < capacity):
+        first, slot = sample, position
+        if PAGE:
+            first = tl.load(table_ptr + sample * table_strides[0] + position // PAGE * table_strides[1]).to(tl.int64)
+            slot = position % PAGE
+        k = tl.load(k_ptr + sample * k_strides[0] + token * k_strides[1] + head * k_strides[2] + dim * k_strides[3], inside)
+        v = tl.load(v_ptr + sample * v_strides[0] + token * v_strides[1] + head * v_strides[2] + dim * v_strides[3], inside)
+        k_to = first * k_cache_strides[0] + slot * k_cache_strides[1] + head * k_cache_strides[2] + dim * k_cache_strides[3]
+        v_to = first * v_cache_strides[0] + slot * v_cache_strides[1] + head * v_cache_strides[2] + dim * v_cache_strides[3]
+        tl.store(k_cache_ptr + k_to, k, inside)
+        tl.store(v_cache_ptr + v_to, v, inside)
+
+
+@torch.no_grad()
+def triton_append_to_cache_(
+    k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, lengths: Tensor, *, block_table: Tensor | None = None
+) -> None:
+    """Write k and v to the cache by one kernel; see `append_to_cache_`. On a GPU nothing is written for lengths over the capacity."""
+    _check_new(k_cache, v_cache, k, v, lengths, block_table)
+    batch, new, kv_heads, head_dim = k.shape
+    width = kv_heads * head_dim
+    config = tuned("decode", k.device, "append")
+    launch(
+        _append,
+        (batch * new, triton.cdiv(width, config["BLOCK"])),
+        k_cache,
+        v_cache,
+        k,
+        v,
+        lengths.contiguous(),
+        lengths if block_table is None else block_table,
+        k_cache.stride(),
+        v_cache.stride(),
+        k.stride(),
+        v.stride(),
+        (0, 0) if block_table is None else block_table.stride(),
+        new,
+        width,
+        cache_capacity(k_cache, block_table),
+        PAGE=0 if block_table is None else k_cache.shape[1],
+        HEAD_DIM=head_dim,
+        **config,
+    )

@@ -1,0 +1,137 @@
+"""Attention kernels in the interpreter: every option, against the float64 twin."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trimaran.kernels.attention import (
+    AttentionDropout,
+    AttentionOptions,
+    Documents,
+    alibi_slopes,
+    attention,
+    attention_with_lse,
+    triton_attention,
+    triton_attention_with_lse,
+)
+from trimaran.kernels.random import stream_key
+
+
+def inputs(batch: int, seq_q: int, seq_k: int, heads: int, kv_heads: int, head_dim: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    shapes = [(batch, seq_q, heads, head_dim), (batch, seq_k, kv_heads, head_dim), (batch, seq_k, kv_heads, head_dim)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+def both(options: AttentionOptions, **more: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    return (
+        lambda q, k, v: triton_attention_with_lse(q, k, v, options, **more),
+        lambda q, k, v: attention_with_lse(q, k, v, options, **more),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 35, 35, 2, 2, 64), (1, 1, 1, 1, 1, 16), (1, 19, 19, 4, 2, 80), (2, 17, 17, 3, 1, 32), (1, 33, 33, 2, 1, 96), (1, 5, 40, 2, 2, 16)],
+    ids=str,
+)
+@pytest.mark.parametrize("causal", [True, False])
+def test_shapes(causal: bool, shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]) -> None:
+    equals_twin(*both(AttentionOptions(causal=causal)), inputs(*shape), dtype)
+
+
+VARIANTS = {
+    "window": {"window": 7},
+    "wide window": {"window": 40},
+    "window of one": {"window": 1},
+    "two-sided window": {"causal": False, "window": 18},
+    "softcap": {"softcap": 2.5},
+    "scale": {"scale": 0.7},
+    "atomics": {"deterministic": False},
+    "atomics, two-sided window": {"causal": False, "window": 18, "deterministic": False},
+}
+
+
+@pytest.mark.parametrize("lengths", [(50, 50), (21, 50)], ids=str)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(name: str, lengths: tuple[int, int], equals_twin: Callable[..., None]) -> None:
+    options = AttentionOptions(**VARIANTS[name])  # type: ignore[arg-type]
+    equals_twin(*both(options), inputs(2, *lengths, 4, 2, 16), torch.float32)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_alibi(causal: bool, equals_twin: Callable[..., None]) -> None:
+    slopes = torch.tensor(alibi_slopes(6))
+    equals_twin(*both(AttentionOptions(causal=causal), slopes=slopes), inputs(1, 37, 37, 6, 3, 16), torch.float32)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+def test_documents_do_not_see_each_other(causal: bool, deterministic: bool, equals_twin: Callable[..., None]) -> None:
+    starts = torch.tensor([0, 1, 18, 40, 57, 80], dtype=torch.int32)
+    options = AttentionOptions(causal=causal, deterministic=deterministic)
+    equals_twin(*both(options, documents=Documents(starts, longest=23)), inputs(2, 40, 40, 2, 1, 16), torch.float32)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_dropout_draws_the_mask_of_the_twin(packed: bool, equals_twin: Callable[..., None]) -> None:
+    documents = Documents(torch.tensor([0, 11, 35, 70], dtype=torch.int32), longest=35) if packed else None
+    dropout = AttentionDropout(0.3, stream_key(3, "x"), first_sample=2**29, first_head=3, total_heads=8)
+    equals_twin(*both(AttentionOptions(), documents=documents, dropout=dropout), inputs(2, 35, 35, 4, 2, 16), torch.float32)
+
+
+def test_everything_at_once(equals_twin: Callable[..., None]) -> None:
+    documents = Documents(torch.tensor([0, 30, 45, 90], dtype=torch.int32), longest=45)
+    dropout = AttentionDropout(0.2, stream_key(3, "y"), first_sample=5, first_head=0, total_heads=4)
+    options = AttentionOptions(window=20, softcap=4.0, scale=0.3, deterministic=False)
+    more = {"slopes": torch.tensor(alibi_slopes(4)), "documents": documents, "dropout": dropout}
+    equals_twin(*both(options, **more), inputs(2, 45, 45, 4, 2, 48), torch.float32)
+
+
+def test_queries_before_every_key_get_zeros() -> None:
+    q, k, v = (x.detach().float().requires_grad_() for x in inputs(1, 40, 20, 2, 2, 16))
+    out, lse = triton_attention_with_lse(q, k, v)
+    expected, expected_lse = attention_with_lse(q, k, v)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-5, atol=1e-5)
+    assert (lse[:, :20] == -torch.inf).all()
+    out.sum().backward()
+    assert q.grad is not None
+    assert (q.grad[:, :20] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4, 2, 2, 16), (2, 0, 4, 2, 2, 16), (2, 3, 0, 2, 2, 16)], ids=str)
+def test_empty(shape: tuple[int, ...]) -> None:
+    q, k, v = (x.detach().float().requires_grad_() for x in inputs(*shape))
+    out = triton_attention(q, k, v, AttentionOptions(causal=False))
+    torch.testing.assert_close(out, attention(q, k, v, AttentionOptions(causal=False)))
+    out.sum().backward()
+    assert q.grad is not None
+
+
+def test_chunks_of_a_joint_projection_are_read_in_place(equals_twin: Callable[..., None]) -> None:
+    joint = torch.randn(2, 20, 4 * 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    q = inputs(2, 20, 20, 2, 2, 16)[0]
+
+    def call(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attend(q: Tensor, joint: Tensor) -> Tensor:
+            k, v = (x.unflatten(-1, (2, 16)) for x in joint.chunk(2, dim=-1))
+            return op(q, k, v)
+
+        return attend
+
+    equals_twin(call(triton_attention), call(attention), [q, joint], torch.float32)
+
+
+def test_odd_head_dim_is_padded(equals_twin: Callable[..., None]) -> None:
+    equals_twin(*both(AttentionOptions()), inputs(1, 20, 20, 2, 1, 13), torch.float16)
+
+
+def test_a_head_too_wide_is_refused() -> None:
+    q = torch.zeros(1, 2, 1, 257)
+    with pytest.raises(ValueError, match=r"head_dim \(257\)"):
+        triton_attention(q, q, q)

@@ -1,0 +1,59 @@
+"""The dropout kernels in the interpreter: the very mask of the torch twin, forward and backward."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from trimaran.kernels import dropout
+
+SHAPES = [(1, 1, 1), (2, 3, 5), (3, 4, 16), (2, 2, 37), (0, 4, 8), (2, 0, 8), (2, 3, 0)]
+WHERE = {"seed": 5, "site": "layers.3.mlp.output", "first_sample": 7, "first_position": 2, "seq_len": 9}
+
+
+def inputs(count: int, *shape: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(count)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_the_twin(shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]) -> None:
+    op, twin = dropout.triton_dropout, dropout.dropout
+    equals_twin(lambda x: op(x, 0.3, **WHERE), lambda x: twin(x, 0.3, **WHERE), inputs(1, *shape), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_with_a_residual_equals_the_twin(shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]) -> None:
+    op, twin = dropout.triton_dropout_add, dropout.dropout_add
+    equals_twin(lambda x, r: op(x, r, 0.3, **WHERE), lambda x, r: twin(x, r, 0.3, **WHERE), inputs(2, *shape), dtype)
+
+
+def test_rate_zero() -> None:
+    x, residual = inputs(2, 2, 3, 4)
+    assert dropout.triton_dropout(x, 0.0, **WHERE) is x
+    assert dropout.triton_dropout_add(x, residual, 0.0, **WHERE).equal(residual + x)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("first_sample", [0, 2**31 - 1, 2**33])
+def test_the_mask_is_the_twins_at_any_sample_and_rate(first_sample: int, rate: float) -> None:
+    x = torch.ones(3, 4, 20)
+    where = {"seed": 1, "site": "a", "first_sample": first_sample, "first_position": 0, "seq_len": 2048}
+    assert dropout.triton_dropout(x, rate, **where).equal(dropout.dropout(x, rate, **where))
+
+
+def test_non_contiguous_input_and_gradient(equals_twin: Callable[..., None]) -> None:
+    def transposed(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x, r: op(x.transpose(0, 1), r.transpose(0, 1), 0.4, **WHERE).transpose(0, 1)
+
+    equals_twin(transposed(dropout.triton_dropout_add), transposed(dropout.dropout_add), inputs(2, 5, 3, 18), torch.float32)
+
+
+def test_a_residual_alone_may_want_a_gradient() -> None:
+    x, residual = torch.randn(2, 3, 8), torch.randn(2, 3, 8, requires_grad=True)
+    dropout.triton_dropout_add(x, residual, 0.4, **WHERE).sum().backward()
+    assert residual.grad is not None
+    assert residual.grad.equal(torch.ones(2, 3, 8))

@@ -1,0 +1,58 @@
+"""Which kernels are chosen: by device, dtype and head width, or as asked for, with the reason where that can't be."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from trimaran.kernels.attention.function import LARGEST_HEAD_DIM
+from trimaran.kernels.dispatch import TORCH, TRITON, Kernels, choose_kernels
+from trimaran.runtime.spec.rules import MOST_TRITON_HEAD_DIM
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+def test_a_cpu_gets_torch() -> None:
+    assert choose_kernels("auto", CPU, torch.float32, 64) is TORCH
+    assert choose_kernels("torch", CPU, torch.float32, 64) is TORCH
+
+
+def test_a_device_that_triton_compiles_for_gets_triton() -> None:
+    assert choose_kernels("auto", META, torch.bfloat16, 64) is TRITON
+    assert choose_kernels("triton", META, torch.bfloat16, 64) is TRITON
+    assert choose_kernels("torch", META, torch.bfloat16, 64) is TORCH
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_dim", "reason"),
+    [
+        (CPU, torch.float32, 64, "they need a GPU and this rank's device is cpu"),
+        (META, torch.float64, 64, "they work in bfloat16, float16 and float32, not in float64"),
+        (META, torch.float32, 512, "attention takes a head_dim of at most 256 and this model has 512"),
+    ],
+)
+def test_triton_where_it_cannot_run_is_an_error_with_the_reason(
+    device: torch.device, dtype: torch.dtype, head_dim: int, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=f"can't run: {reason}; set kernels.backend to auto or torch"):
+        choose_kernels("triton", device, dtype, head_dim)
+    assert choose_kernels("auto", device, dtype, head_dim) is TORCH
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"kernels.backend \('cuda'\) must be"):
+        choose_kernels("cuda", CPU, torch.float32, 64)  # type: ignore[arg-type]
+
+
+def test_the_two_implementations_share_no_op() -> None:
+    for field in fields(Kernels):
+        ours, theirs = getattr(TRITON, field.name), getattr(TORCH, field.name)
+        if field.name == "activations":
+            assert ours.keys() == theirs.keys()
+            assert not set(ours.values()) & set(theirs.values())
+        else:
+            assert ours != theirs, field.name
+
+
+def test_the_spec_knows_the_widest_head() -> None:
+    assert MOST_TRITON_HEAD_DIM == LARGEST_HEAD_DIM
