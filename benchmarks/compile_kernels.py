@@ -17,8 +17,10 @@ from torch import Tensor
 
 from trimaran.kernels import activation, adamw, cross_entropy, decode, dropout, norm, rotary
 from trimaran.kernels.ahead_of_time import SHARED_LIMIT_BYTES, CompiledKernel, compiling_for
+from trimaran.kernels.attention import AttentionDropout, AttentionOptions, Documents, triton_attention
 
-CHIPS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
+CHIPS = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "generic": 86}
+"""Tuned table -> the architecture to compile it for; the generic one serves every other chip, of which those of 8.6 have the least shared memory."""
 
 
 def meta(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -95,6 +97,36 @@ def _decode() -> None:
     call(256, batch=128, dtype=torch.float32)
 
 
+def _attend(head_dim: int, dtype: torch.dtype, *, deterministic: bool = True, packed: bool = False, extras: bool = False) -> None:
+    """Attention forward and backward: causal alone; with all that a plain configuration serves; with dropout and soft cap too."""
+    q = meta(2, 4096, 16, head_dim, dtype=dtype)
+    k, v = (meta(2, 4096, 4, head_dim, dtype=dtype) for _ in range(2))
+    options = AttentionOptions(window=1000 if packed else None, softcap=30.0 if extras else None, deterministic=deterministic)
+    slopes = torch.empty(16, device="meta") if packed else None
+    documents = Documents(torch.empty(9, dtype=torch.int32, device="meta"), longest=4096) if packed else None
+    drop = AttentionDropout(0.1, (1, 2), first_sample=0, first_head=0, total_heads=16) if extras else None
+    backward(triton_attention(q, k, v, options, slopes=slopes, documents=documents, dropout=drop))
+
+
+def _attention() -> None:
+    for head_dim in (64, 128, 256):
+        _attend(head_dim, torch.bfloat16, packed=True)
+    _attend(128, torch.bfloat16)
+    _attend(64, torch.bfloat16, deterministic=False, packed=True)
+
+
+def _attention_extras() -> None:
+    for head_dim in (64, 128, 256):
+        _attend(head_dim, torch.bfloat16, packed=True, extras=True)
+    _attend(80, torch.float16)  # padded to 128
+    _attend(96, torch.bfloat16, packed=True, extras=True)
+
+
+def _attention_float32() -> None:
+    for head_dim in (64, 128, 256):
+        _attend(head_dim, torch.float32, packed=True, extras=True)
+
+
 def _norm() -> None:
     def pair(hidden: int) -> tuple[Tensor, Tensor]:
         x, residual = (meta(4096, hidden, dtype=torch.bfloat16) for _ in range(2))
@@ -112,6 +144,9 @@ def _norm() -> None:
 CASES: dict[str, Callable[[], None]] = {
     "activation": _activation,
     "adamw": _adamw,
+    "attention": _attention,
+    "attention_extras": _attention_extras,
+    "attention_float32": _attention_float32,
     "cross_entropy": _cross_entropy,
     "decode": _decode,
     "dropout": _dropout,

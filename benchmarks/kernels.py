@@ -25,12 +25,12 @@ from kernel_bench.checks import run_checks
 from kernel_bench.harness import Bench, Report
 from kernel_bench.sections import attention_section, cross_entropy_section, decode_section, memory_section
 from kernel_bench.tuning import TUNABLES, tune
-from kernel_bench.whole_model import model_section
+from kernel_bench.whole_model import MODELS, model_section
 
 from trimaran.kernels.launch import interpreting, why_not_triton
 
 ROOT = Path(__file__).parents[1]
-OPS = (*CASES, "model")
+OPS = (*CASES, *MODELS)
 
 
 def sections_of(ops: Sequence[str]) -> dict[str, Callable[[Bench], None]]:
@@ -41,7 +41,7 @@ def sections_of(ops: Sequence[str]) -> dict[str, Callable[[Bench], None]]:
         "memory-bound ops": partial(memory_section, names=memory),
         "cross_entropy": cross_entropy_section,
         "decode": decode_section,
-        "model": model_section,
+        **{name: partial(model_section, name=name) for name in MODELS},
     }
     return {title: section for title, section in sections.items() if title in ops or (memory and title == "memory-bound ops")}
 
@@ -106,8 +106,8 @@ def main() -> int:
         tune(bench, arguments.op, arguments.key, arguments.tuned_dir)
     else:
         wrong = run_checks(bench, [op for op in arguments.op if op in CASES])
-        # A model is made of every op.
-        for title, section in sections_of([op for op in arguments.op if op not in wrong and not (op == "model" and wrong)]).items():
+        timed = [op for op in arguments.op if op not in wrong and not (op in MODELS and wrong)]  # a model is made of every op
+        for title, section in sections_of(timed).items():
             bench.attempt(title, partial(section, bench))
         bench.failures += sorted(wrong)
     if bench.failures:

@@ -87,20 +87,21 @@ TRITON = Kernels(
 )
 
 
-def choose_kernels(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernels:
-    """Return the kernels for a model of this dtype and head width on `device`: with "auto" Triton's wherever they can run.
+def choose_kernels(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[Kernels, str]:
+    """Return the kernels for a model of this dtype and head width on `device`, and the choice in words: with "auto" Triton's wherever they can run.
 
     Raises ValueError where "triton" is asked for and can't run, with the reason, and for a backend that is not known.
     """
     if backend not in ("auto", "triton", "torch"):
         raise ValueError(f"kernels.backend ({backend!r}) must be 'auto', 'triton' or 'torch'")
     if backend == "torch":
-        return TORCH
+        return TORCH, "torch's kernels"
     reason = why_not_triton(device, dtype)
     if reason is None and head_dim > LARGEST_HEAD_DIM:
         reason = f"attention takes a head_dim of at most {LARGEST_HEAD_DIM} and this model has {head_dim}"
     if reason is None:
-        return TRITON
+        return TRITON, "Triton's kernels"
     if backend == "triton":
         raise ValueError(f"kernels.backend is triton, and the Triton kernels can't run: {reason}; set kernels.backend to auto or torch")
-    return TORCH
+    # Nobody expects Triton on a CPU; on a GPU it must not be missing without a word.
+    return TORCH, "torch's kernels" if device.type == "cpu" else f"torch's kernels (Triton's can't run: {reason})"

@@ -3,6 +3,7 @@
 import math
 import os
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +29,8 @@ WARM_UP_SECONDS, RUNS = 0.1, 25
 _SLEEP_HERTZ = 2e9  # about the clock that torch.cuda._sleep counts
 _MOST_DELAY_SECONDS = 0.02
 Run = Callable[..., Any]
-_Job, _Result = TypeVar("_Job"), TypeVar("_Result")
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 class Draw:
@@ -123,7 +125,7 @@ class Timer:
         self._on_gpu = device.type == "cuda"
         if self._on_gpu:
             cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0))
-            self._flush = torch.empty(max(4 * cache, 256 << 20), dtype=torch.int8, device=device)
+            self._others = torch.zeros(max(cache, 64 << 20), device=device)  # four caches full
 
     def seconds(self, run: Callable[[], object]) -> float:
         """Return the median."""
@@ -142,13 +144,13 @@ class Timer:
         delay = int(min(2.0 * queued + 1e-4, _MOST_DELAY_SECONDS) * _SLEEP_HERTZ)
         events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(RUNS)]
         for begin, end in events:
-            self._flush.zero_()
+            self._others.sum()  # read, not written: what is written would go to memory during the run
             torch.cuda._sleep(delay)
             begin.record()
             run()
             end.record()
         torch.cuda.synchronize()
-        return statistics.median(begin.elapsed_time(end) for begin, end in events) / 1e3
+        return float(statistics.median(begin.elapsed_time(end) for begin, end in events)) / 1e3
 
     def directions(self, run: Run, inputs: Sequence[Tensor]) -> tuple[float, float | None]:
         """Return the time of the forward and of the backward pass (None where nothing wants a gradient)."""
@@ -213,13 +215,14 @@ class Bench:
 
     @cached_property
     def copy_bytes_per_second(self) -> float:
-        """Bytes read and written a second by a copy: what a memory-bound op could reach."""
-        source = torch.empty(1 << (12 if self.smoke else 30), dtype=torch.int8, device=self.device)
+        """Bytes read and written a second by a copy as large as the memory-bound ops' inputs: what they could reach."""
+        source = torch.zeros(1 << (12 if self.smoke else 28), dtype=torch.int8, device=self.device)
         target = torch.empty_like(source)
         return 2 * source.nbytes / self.timer.seconds(lambda: target.copy_(source))
 
     def attempt(self, name: str, work: Callable[[], _Result]) -> _Result | None:
         """Return what `work` gives; None, with a note of the failure, where it raises."""
+        print(f"{name} ...", file=sys.stderr, flush=True)
         found = outcome(work)
         if isinstance(found, Exception):
             self.failures.append(f"{name}: {short(found)}")

@@ -20,22 +20,13 @@ from trimaran.runtime.train.hardware import mfu, peak_flops
 from trimaran.runtime.train.job import build_job, train_step
 
 WARM_UP_STEPS, STEPS = 3, 10
-# Whether it is a smoke run -> (models, tokens of a sequence, sequences of a step: the first number that fits).
-MODELS: dict[bool, tuple[dict[str, dict[str, Any]], int, tuple[int, ...]]] = {
-    False: (
-        {
-            "LLaMA-like": {"num_layers": 24, "hidden_size": 2048, "num_heads": 16, "ffn_hidden_size": 5504, "vocab_size": 32000},
-            "gpt3-1.3b": {"preset": "gpt3-1.3b"},
-        },
-        2048,
-        (8, 4, 2, 1),
-    ),
-    True: (
-        {"tiny": {"num_layers": 1, "hidden_size": 8, "num_heads": 1, "ffn_hidden_size": 8, "vocab_size": 257, "tie_embeddings": True}},
-        8,
-        (1,),
-    ),
+MODELS: dict[str, dict[str, Any]] = {
+    "llama-1.3b": {"num_layers": 24, "hidden_size": 2048, "num_heads": 16, "ffn_hidden_size": 5504, "vocab_size": 32000},
+    "gpt3-1.3b": {"preset": "gpt3-1.3b"},
 }
+SMOKE_MODEL = {"num_layers": 1, "hidden_size": 8, "num_heads": 1, "ffn_hidden_size": 8, "vocab_size": 257, "tie_embeddings": True}
+SEQ = (2048, 8)  # in a whole run, in a smoke run
+BATCHES = ((8, 4, 2, 1), (1,))  # sequences of a step: the first number that fits
 Step = Callable[[], float]
 """Takes an optimizer step and returns the loss of it."""
 
@@ -107,7 +98,7 @@ def plain_step(spec: RunSpec, tokens: torch.Tensor, backend: str) -> Step:
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
@@ -138,12 +129,12 @@ def free() -> None:
 
 
 def variant_row(bench: Bench, name: str, variant: Variant) -> list[str]:
-    """Return the table's row of one variant at the largest batch that fits; what torch.compile can't do stands in it as an error."""
-    models, seq, batches = MODELS[bench.smoke]
+    """Return the table's row of one variant at the largest batch that fits; where torch.compile fails or nothing fits, it holds the error."""
+    model, seq = SMOKE_MODEL if bench.smoke else MODELS[name], SEQ[bench.smoke]
     backend = "eager" if bench.smoke else "inductor"  # in a smoke run nothing is handed to a C++ compiler
     device_name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "cpu"
-    for batch in batches:
-        spec = make_spec(bench, models[name], variant.kernels or {"backend": "torch"}, seq, batch)
+    for batch in BATCHES[bench.smoke]:
+        spec = make_spec(bench, model, variant.kernels or {"backend": "torch"}, seq, batch)
         generator = torch.Generator(bench.device).manual_seed(0)
         tokens = torch.randint(spec.transformer.vocab_size, (batch, seq + 1), generator=generator, device=bench.device)
 
@@ -157,27 +148,27 @@ def variant_row(bench: Bench, name: str, variant: Variant) -> list[str]:
         if not isinstance(found, torch.OutOfMemoryError):
             break
     if isinstance(found, Exception):
-        if not variant.compiled:
+        if not variant.compiled and not isinstance(found, torch.OutOfMemoryError):
             raise found
-        return [name, variant.label, str(batch), short(found), *["-"] * 4]
+        return [variant.label, str(batch), short(found), *["-"] * 4]
     seconds, loss, peak = found
     rate = batch * seq / seconds
     share = mfu(rate, spec.transformer.flops_per_token(seq), peak_flops(device_name, spec.precision.dtype), 1)
     memory = "-" if peak is None else f"{peak / 2**30:.1f}"
-    return [name, variant.label, str(batch), f"{rate:.0f}", percent(share), f"{1e3 * seconds:.1f}", memory, f"{loss:.4f}"]
+    return [variant.label, str(batch), f"{rate:.0f}", percent(share), f"{1e3 * seconds:.1f}", memory, f"{loss:.5f}"]
 
 
-def model_section(bench: Bench) -> None:
-    """Time the training step of each model in each variant."""
-    models, seq, _ = MODELS[bench.smoke]
+def model_section(bench: Bench, name: str) -> None:
+    """Time the training step of a model in each variant."""
+    if bench.smoke and name != next(iter(MODELS)):
+        return  # there is one tiny model
     rows = []
-    for name, fields in models.items():
-        for variant in VARIANTS:
-            if variant.kernels is None and "preset" in fields:
-                continue  # the plain model is LLaMA-like
-            row = bench.attempt(f"{name}, {variant.label}", lambda name=name, variant=variant: variant_row(bench, name, variant))
-            rows.append(row or [name, variant.label, "-", "failed", *["-"] * 4])
-    header = ("model", "training step", "batch", "tokens/s", "MFU", "ms", "peak GiB", "loss")
-    about = f"Forward, backward, clipping and AdamW, {bench.dtype}, sequences of {seq} tokens, one microbatch a step, no recomputation."
+    for variant in VARIANTS:
+        if variant.kernels is None and "preset" in MODELS[name]:
+            continue  # the plain model is LLaMA-like
+        row = bench.attempt(f"{name}, {variant.label}", partial(variant_row, bench, name, variant))
+        rows.append(row or [variant.label, "-", "failed", *["-"] * 4])
+    header = ("training step", "batch", "tokens/s", "MFU", "ms", "peak GiB", "loss")
+    about = f"Forward, backward, clipping and AdamW, {bench.dtype}, sequences of {SEQ[bench.smoke]} tokens, one microbatch a step, no recomputation."
     losses = "Trimaran's variants train the same model on the same tokens: their losses (of the last step) must agree."
-    bench.report.table("Whole model", header, rows, f"{about} {losses}")
+    bench.report.table(f"Whole model: {name}", header, rows, f"{about} {losses}")

@@ -90,7 +90,8 @@ class Call:
         key = f"d{max(64, self.tile_dim)}"  # narrower heads fit wherever 64 does
         if self.q.dtype == torch.float32:
             return f"{key}_float32"
-        extras = self.dropout is not None or self.options.softcap is not None  # what these need takes registers
+        # What these need takes registers.
+        extras = self.dropout is not None or self.options.softcap is not None or self.tile_dim != self.q.shape[2]
         return f"{key}_extras" if extras else key
 
     def config(self, op: str) -> dict[str, int]:

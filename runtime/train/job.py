@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trimaran.kernels.dispatch import choose_kernels
+from trimaran.kernels.dispatch import Kernels, choose_kernels
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import all_reduce
 from trimaran.models.parallel.parameter import Placement
@@ -48,11 +48,16 @@ class StepResult:
     stop: bool
 
 
+def kernels_of(spec: RunSpec, device: torch.device) -> tuple[Kernels, str]:
+    """Return the kernels that the run computes with on `device`, and the choice in words. Raises ValueError where what the spec asks for can't run."""
+    return choose_kernels(spec.kernels.backend, device, model_dtype(spec.precision.dtype), spec.transformer.head_dim)
+
+
 def build_stages_of_rank(spec: RunSpec, mesh: Mesh, device: torch.device) -> dict[int, Stage]:
     """Build this rank's stages, stage index -> stage, with their initial weights. No communication."""
     parallel = spec.parallel
     dtype = model_dtype(spec.precision.dtype)
-    kernels = choose_kernels(spec.kernels.backend, device, dtype, spec.transformer.head_dim)
+    kernels, _ = kernels_of(spec, device)
     sequence_parallel = parallel.sequence_parallel and mesh.tp.size > 1
     place = Placement(mesh.tp, sequence_parallel, dtype, device, kernels, deterministic=spec.kernels.deterministic)
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)

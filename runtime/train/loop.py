@@ -18,7 +18,7 @@ from trimaran.runtime.infer.generate import Sampling, generate
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.hardware import mfu, peak_flops
-from trimaran.runtime.train.job import Job, StepResult, build_job, evaluate, train_step
+from trimaran.runtime.train.job import Job, StepResult, build_job, evaluate, kernels_of, train_step
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
 from trimaran.runtime.train.signals import StopRequest
@@ -42,6 +42,7 @@ def train(spec: RunSpec, mesh: Mesh, device: torch.device, data: PreparedData) -
         state = TrainState(data=fingerprint(data)) if path is None else load_state(job, path)
         check_same_data(state, data)
         with StepLog(spec, mesh, device, state, path) as log:
+            log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")
             if path is None:
                 log.say(
                     f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens ({loader.unused_tail_tokens} tokens at the end fill none)"

@@ -13,14 +13,14 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def test_a_cpu_gets_torch() -> None:
-    assert choose_kernels("auto", CPU, torch.float32, 64) is TORCH
-    assert choose_kernels("torch", CPU, torch.float32, 64) is TORCH
+    assert choose_kernels("auto", CPU, torch.float32, 64)[0] is TORCH
+    assert choose_kernels("torch", CPU, torch.float32, 64)[0] is TORCH
 
 
 def test_a_device_that_triton_compiles_for_gets_triton() -> None:
-    assert choose_kernels("auto", META, torch.bfloat16, 64) is TRITON
-    assert choose_kernels("triton", META, torch.bfloat16, 64) is TRITON
-    assert choose_kernels("torch", META, torch.bfloat16, 64) is TORCH
+    assert choose_kernels("auto", META, torch.bfloat16, 64)[0] is TRITON
+    assert choose_kernels("triton", META, torch.bfloat16, 64)[0] is TRITON
+    assert choose_kernels("torch", META, torch.bfloat16, 64)[0] is TORCH
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,8 @@ def test_triton_where_it_cannot_run_is_an_error_with_the_reason(
 ) -> None:
     with pytest.raises(ValueError, match=f"can't run: {reason}; set kernels.backend to auto or torch"):
         choose_kernels("triton", device, dtype, head_dim)
-    assert choose_kernels("auto", device, dtype, head_dim) is TORCH
+    told = "" if device == CPU else f" (Triton's can't run: {reason})"
+    assert choose_kernels("auto", device, dtype, head_dim) == (TORCH, f"torch's kernels{told}")
 
 
 def test_an_unknown_backend_is_refused() -> None:
