@@ -93,8 +93,11 @@ def _decode() -> None:
     call(256)
     for head_dim in (64, 128, 256):
         call(head_dim, q_len=8, page=16, **options)
-    call(128, batch=128, dtype=torch.float32)
-    call(256, batch=128, dtype=torch.float32)
+    for head_dim in (16, 32):
+        call(head_dim)
+        call(head_dim, q_len=8)
+    for head_dim in (16, 32, 64, 128, 256):
+        call(head_dim, batch=128, dtype=torch.float32)
 
 
 def _attend(head_dim: int, dtype: torch.dtype, *, deterministic: bool = True, packed: bool = False, extras: bool = False) -> None:
@@ -112,12 +115,15 @@ def _attention() -> None:
     for head_dim in (64, 128, 256):
         _attend(head_dim, torch.bfloat16, packed=True)
     _attend(128, torch.bfloat16)
-    _attend(64, torch.bfloat16, deterministic=False, packed=True)
+    for head_dim in (64, 128):
+        _attend(head_dim, torch.bfloat16, deterministic=False, packed=True)
 
 
 def _attention_extras() -> None:
     for head_dim in (64, 128, 256):
         _attend(head_dim, torch.bfloat16, packed=True, extras=True)
+    for head_dim in (64, 128):
+        _attend(head_dim, torch.bfloat16, deterministic=False, packed=True, extras=True)
     _attend(80, torch.float16)  # padded to 128
     _attend(96, torch.bfloat16, packed=True, extras=True)
 
@@ -128,15 +134,16 @@ def _attention_float32() -> None:
 
 
 def _norm() -> None:
-    def pair(hidden: int) -> tuple[Tensor, Tensor]:
-        x, residual = (meta(4096, hidden, dtype=torch.bfloat16) for _ in range(2))
+    def pair(hidden: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
+        x, residual = (meta(4096, hidden, dtype=dtype) for _ in range(2))
         return x, residual
 
     def vector(hidden: int) -> Tensor:
         return meta(hidden, dtype=torch.float32)  # as mixed precision may keep them; takes more registers than bfloat16
 
-    for hidden in (1024, 16384):
+    for hidden in (1024, 16384, 32768):
         backward(*norm.triton_add_rms_norm(*pair(hidden), vector(hidden), 1e-5))
+    backward(*norm.triton_add_rms_norm(*pair(65536, torch.float32), vector(65536), 1e-5))
     for hidden in (4096, 8192, 16384, 65536):
         backward(*norm.triton_add_layer_norm(*pair(hidden), vector(hidden), vector(hidden), 1e-5))
 
@@ -166,16 +173,16 @@ def compile_all(chip: str, ops: list[str]) -> list[CompiledKernel]:
 
 def faults(kernel: CompiledKernel) -> Iterator[str]:
     """Yield what is wrong with a compiled kernel."""
-    if kernel.stack_bytes or kernel.spills:
-        yield f"stack of {kernel.stack_bytes} bytes and {kernel.spills} spill instructions"
+    if kernel.stack_bytes:
+        yield f"a stack of {kernel.stack_bytes} bytes: it spills"
     if kernel.shared_bytes > SHARED_LIMIT_BYTES[kernel.arch]:
         yield f"{kernel.shared_bytes} bytes of shared memory, over the chip's {SHARED_LIMIT_BYTES[kernel.arch]}"
 
 
 def row(kernel: CompiledKernel) -> str:
     """Return a kernel's row of the table."""
-    matrix = ", ".join(f"{count} {name}" for name, count in kernel.tensor_instructions.items()) or "-"
-    numbers = f"{kernel.registers} | {kernel.stack_bytes} | {kernel.spills} | {kernel.shared_bytes}"
+    matrix = ", ".join(f"{count} {name}" for name, count in kernel.matrix_instructions.items()) or "-"
+    numbers = f"{kernel.registers} | {kernel.stack_bytes} | {kernel.shared_bytes}"
     return f"| sm_{kernel.arch} | {kernel.name} | {kernel.constants} | {numbers} | {matrix} |"
 
 
@@ -186,7 +193,7 @@ def main() -> int:
     parser.add_argument("--op", choices=CASES, action="append", help="only this op; may be repeated")
     parser.add_argument("--markdown", type=Path, help="write the table there too")
     args = parser.parse_args()
-    lines = ["| chip | kernel | configuration | registers | stack | spills | shared bytes | matrix instructions |", "|" + "---|" * 8]
+    lines = ["| chip | kernel | configuration | registers | stack bytes | shared bytes | matrix instructions |", "|" + "---|" * 7]
     print("\n".join(lines), flush=True)
     wrong = 0
     for chip in args.chip or CHIPS:

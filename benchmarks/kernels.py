@@ -4,7 +4,8 @@
     python benchmarks/kernels.py --op attention --op decode  some of them
     python benchmarks/kernels.py --tune --op attention_forward   choose configurations, written to kernels/tuned/CHIP.json
 
-Every op is first compared with its torch twin in float64; one that differs is not timed, and the exit status is 1. Speed is that of the device alone
+Every op (for a model: all of them) is first compared with its torch twin in float64, and a second run of it must give the same bits; one that differs
+is not timed, and the exit status is 1. Speed is that of the device alone
 (CUDA events, cold second-level cache, median of 25). The tables go to kernels.md, the plot of attention to attention.png in the folder --out.
 Without a GPU the exit status is 2, but for TRITON_INTERPRET=1 with --smoke, which only shows that this benchmark's own code works.
 """
@@ -46,19 +47,31 @@ def sections_of(ops: Sequence[str]) -> dict[str, Callable[[Bench], None]]:
     return {title: section for title, section in sections.items() if title in ops or (memory and title == "memory-bound ops")}
 
 
+def nvidia_smi(field: str, *options: str) -> str:
+    """Return what nvidia-smi says of the first GPU it names."""
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", *options]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
+
+
+def state(device: torch.device) -> str:
+    """Return the GPU's clocks, its power and what holds them down (bits as NVML names them; 1: idle)."""
+    if device.type != "cuda":
+        return "none"
+    one = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
+    fields = ("clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "clocks_throttle_reasons.active")
+    return ", ".join(f"{field} {nvidia_smi(field, one)}" for field in fields)
+
+
 def header(device: torch.device) -> str:
     """Return what the figures depend on."""
-    name, driver = "Triton's interpreter on a CPU", "none"
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        try:
-            driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-        except (OSError, subprocess.CalledProcessError, IndexError):
-            driver = "unknown"
+    on_gpu = device.type == "cuda"
     facts = {
-        "device": name,
-        "driver": driver,
+        "device": torch.cuda.get_device_name(device) if on_gpu else "Triton's interpreter on a CPU",
+        "driver": nvidia_smi("driver_version") if on_gpu else "none",
+        "state before the first run": state(device),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -105,11 +118,13 @@ def main() -> int:
     if arguments.tune:
         tune(bench, arguments.op, arguments.key, arguments.tuned_dir)
     else:
-        wrong = run_checks(bench, [op for op in arguments.op if op in CASES])
-        timed = [op for op in arguments.op if op not in wrong and not (op in MODELS and wrong)]  # a model is made of every op
+        has_model = any(op in MODELS for op in arguments.op)  # which is made of every op
+        wrong = run_checks(bench, [op for op in CASES if has_model or op in arguments.op])
+        timed = [op for op in arguments.op if op not in wrong and not (op in MODELS and wrong)]
         for title, section in sections_of(timed).items():
             bench.attempt(title, partial(section, bench))
         bench.failures += sorted(wrong)
+        bench.report.add(f"State after the last run: {state(device)}")
     if bench.failures:
         bench.report.add("\n".join(["## Failures", "", *(f"- {failure}" for failure in bench.failures)]))
     return int(bool(bench.failures))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trimaran.kernels.launch import launch, rows_of, tuned
 
@@ -145,6 +146,7 @@ class _TritonActivation(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         (rows,) = ctx.saved_tensors
         dy = rows_of(grads[0])

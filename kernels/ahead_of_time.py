@@ -1,4 +1,4 @@
-"""Compiling kernels for a chip that is not here, and reading what the compiler made of them: registers, stack, spills, shared memory, instructions.
+"""Compiling kernels for a chip that is not here, and reading what the compiler made of them: registers, stack, shared memory, matrix instructions.
 
 Inside `compiling_for(arch)` every Triton launch compiles for that chip and launches nothing, so that an op called on tensors of the meta device goes
 through the very code that starts it on a GPU.
@@ -27,9 +27,9 @@ class CompiledKernel:
 
     Args:
         constants: for people, the dtype of its first tensor, its constexpr arguments and launch options.
-        registers: a thread; stack_bytes: a thread, what spills go to; spills: instructions that touch local memory.
+        registers, stack_bytes: a thread; what does not fit the registers spills to the stack.
         shared_bytes: static and dynamic, a block.
-        tensor_instructions: warp-group or tensor-memory matrix instructions (HGMMA on Hopper, UTC*MMA on Blackwell), or HMMA before.
+        matrix_instructions: in PTX, by name: wgmma (a warp group's, on Hopper), tcgen05.mma (on tensor memory, on Blackwell) or mma.
     """
 
     name: str
@@ -37,9 +37,8 @@ class CompiledKernel:
     constants: str
     registers: int
     stack_bytes: int
-    spills: int
     shared_bytes: int
-    tensor_instructions: dict[str, int]
+    matrix_instructions: dict[str, int]
 
 
 class _AbsentGPU:
@@ -101,22 +100,17 @@ def _inspect(kernel: Any, name: str, arch: int, constants: str) -> CompiledKerne
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage, sass = (_cuobjdump(option, file.name) for option in ("-res-usage", "-sass"))
-    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", sass, re.MULTILINE)
-    matrix = {op: opcodes.count(op) for op in sorted(set(opcodes)) if "MMA" in op}
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
+    # `cuobjdump -sass` would show the instructions themselves, and take as long as compiling.
+    found = re.findall(r"\s(wgmma|tcgen05\.mma|mma)\.", kernel.asm["ptx"])
     return CompiledKernel(
         name=name,
         arch=arch,
         constants=constants,
         registers=numbers["REG"],
-        stack_bytes=numbers["STACK"],
-        spills=sum(opcodes.count(op) for op in ("STL", "LDL")),
+        stack_bytes=numbers["STACK"] + numbers["LOCAL"],
         shared_bytes=int(kernel.metadata.shared) + numbers["SHARED"],
-        tensor_instructions=matrix,
+        matrix_instructions={instruction: found.count(instruction) for instruction in sorted(set(found))},
     )
-
-
-def _cuobjdump(option: str, path: str) -> str:
-    done = subprocess.run([triton.knobs.nvidia.cuobjdump.path, option, path], capture_output=True, text=True, check=True)
-    return done.stdout

@@ -43,6 +43,10 @@ class Kernels:
     adamw_: Callable[..., None]
     activations: Mapping[str, Callable[[Tensor], Tensor]] = field(repr=False)
 
+    def __reduce__(self) -> tuple[Callable[[str], "Kernels"], tuple[str]]:
+        """Copied and pickled by name: a model holds it."""
+        return _by_name, (self.name,)
+
 
 def _activations(prefix: str) -> Mapping[str, Callable[[Tensor], Tensor]]:
     names = ("gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh")
@@ -85,6 +89,10 @@ TRITON = Kernels(
     adamw_=adamw.triton_adamw_,
     activations=_activations("triton_"),
 )
+
+
+def _by_name(name: str) -> Kernels:
+    return TRITON if name == "triton" else TORCH
 
 
 def choose_kernels(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[Kernels, str]:

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trimaran.kernels.launch import launch, tuned
 from trimaran.kernels.random import keep_arguments, keep_mask, keep_tile, stream_key
@@ -91,6 +92,7 @@ class _TritonDropout(torch.autograd.Function):
         return _drop(x, residual, rate, key, where)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor | None, None, None, None]:
         (dy,) = grads
         return _drop(dy, None, ctx.rate, ctx.key, ctx.where), dy if ctx.needs_input_grad[1] else None, None, None, None

@@ -6,6 +6,7 @@ registers and shared memory alone). No tile size stands in a code path.
 
 import json
 import math
+from contextlib import nullcontext
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -83,8 +84,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     """
     if math.prod(grid) == 0:
         return
-    # a * b + c becomes one instruction: said here because Triton's default is about to change.
-    kernel[grid](*args, enable_fp_fusion=True, **constants)
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    # Triton launches on the current device, whichever its tensors are on.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        # a * b + c becomes one instruction: said here because Triton's default is about to change.
+        kernel[grid](*args, enable_fp_fusion=True, **constants)
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trimaran.kernels.launch import launch, multiprocessors, rows_of, tuned
 
@@ -338,6 +339,7 @@ def _norm_backward_in_pieces(
             tl.store(dweight_ptr + own + cols, tl.load(dweight_ptr + own + cols, mask=inside, other=0.0) + dy * n, mask=inside)
             if dbias_ptr is not None:
                 tl.store(dbias_ptr + own + cols, tl.load(dbias_ptr + own + cols, mask=inside, other=0.0) + dy, mask=inside)
+        tl.debug_barrier()  # the next row reads the sums by other threads than those that wrote them
 
 
 def _config(direction: str, x: Tensor, kind: str) -> dict[str, int]:
@@ -373,6 +375,7 @@ class _TritonNorm(torch.autograd.Function):
         return y.view(x.shape) if residual is None else (total.view(x.shape), y.view(x.shape))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, None, None]:
         dsum, dy = grads if len(grads) == 2 else (None, *grads)
         if dy is None:

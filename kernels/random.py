@@ -125,10 +125,10 @@ def keep_tile(
     counter = row[:, None] * num_blocks + block[None, :]
     c0, c1 = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
     zero = tl.zeros_like(c0)
-    k0, k1 = tl.to_tensor(key0).to(tl.uint32), tl.to_tensor(key1).to(tl.uint32)
+    k0, k1 = tl.cast(key0, tl.uint32), tl.cast(key1, tl.uint32)
     w0, w1, w2, w3 = tl.philox_impl(c0, c1, zero, zero, k0, k1)
     words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
-    return words >= tl.to_tensor(threshold).to(tl.uint32)
+    return words >= tl.cast(threshold, tl.uint32)
 
 
 def _box_muller(words: Tensor) -> Tensor:

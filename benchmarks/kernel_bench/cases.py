@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from kernel_bench.harness import Case, Draw, Run, placement, tensors
 from torch import Tensor
 
@@ -195,7 +196,7 @@ def attention_case(
         }
         return (kernels.attention_with_lse if lse else kernels.attention)(q, k, v, AttentionOptions(**options), **more)
 
-    return Case(label, make, run)
+    return Case(label, make, run, deterministic=options.get("deterministic", True))
 
 
 def attention_cases(smoke: bool) -> list[Case]:
@@ -316,10 +317,21 @@ def decode_cases(smoke: bool) -> list[Case]:
     return widths + [decode_case(label, **{**size, **option}) for label, option in options.items()]
 
 
+def large_cases(smoke: bool) -> list[Case]:
+    """Return a call of more than 2^31 elements, [2, 40000, 32768]: its last rows, which the twin gets alone, show offsets that overflow."""
+
+    def run(kernels: Kernels, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, 40000 - 8, 0, 1, 0)) if kernels.name == "triton" else x
+        return kernels.activations["gelu"](x)[-1:, -8:].clone()
+
+    return [] if smoke else [Case("gelu", lambda draw: [draw(1, 8, 32768)], run, (torch.bfloat16,))]
+
+
 CASES: dict[str, Callable[[bool], list[Case]]] = {
     "attention": attention_cases,
     **{name: partial(memory_cases, name) for name in MEMORY_OPS},
     "cross_entropy": cross_entropy_cases,
     "decode": decode_cases,
+    "large": large_cases,
 }
 """Op -> its comparisons with the twin; the argument is whether it is a smoke run."""

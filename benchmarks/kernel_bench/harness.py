@@ -78,12 +78,14 @@ class Case:
 
     Args:
         dtypes: in which it may be called.
+        deterministic: whether the Triton op must give the same bits every time.
     """
 
     label: str
     make: Callable[[Draw], Sequence[Tensor]]
     run: Run
     dtypes: tuple[torch.dtype, ...] = tuple(TOLERANCES)
+    deterministic: bool = True
 
 
 def tensors(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -102,8 +104,14 @@ def call(case: Case, kernels: Kernels, draw: Draw) -> list[Tensor]:
 
 
 def check(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
-    """Return (error, tolerance) of the worst tensor of the Triton op in `dtype` against the twin in float64 on the same inputs."""
+    """Return (error, tolerance) of the worst tensor of the Triton op in `dtype` against the twin in float64 on the same inputs.
+
+    Raises:
+        ValueError: where a shape is wrong, or a second run gives other bits although the case is deterministic: that shows races.
+    """
     found = call(case, TRITON, Draw(device, dtype))
+    if case.deterministic and not all(map(torch.equal, found, call(case, TRITON, Draw(device, dtype)))):
+        raise ValueError("a second run on the same inputs gave other bits")
     expected = call(case, TORCH, Draw(device, torch.float64, rounded=dtype))
     pairs = []
     for a, b in zip(found, expected, strict=True):
@@ -112,6 +120,16 @@ def check(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[float, 
         error = float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-6))
         pairs.append((math.inf if math.isnan(error) else error, max(TOLERANCES[dtype], TOLERANCES.get(a.dtype, 0.0))))
     return max(pairs, key=lambda pair: pair[0] / pair[1])
+
+
+class Seconds(float):
+    """The median time of some runs.
+
+    Attributes:
+        steadiness: the fastest run's time over the median.
+    """
+
+    steadiness = 1.0
 
 
 class Timer:
@@ -127,12 +145,12 @@ class Timer:
             cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0))
             self._others = torch.zeros(max(cache, 64 << 20), device=device)  # four caches full
 
-    def seconds(self, run: Callable[[], object]) -> float:
+    def seconds(self, run: Callable[[], object]) -> Seconds:
         """Return the median."""
         if not self._on_gpu:
             start = time.perf_counter()
             run()
-            return time.perf_counter() - start
+            return Seconds(time.perf_counter() - start)
         run()  # compiles
         torch.cuda.synchronize()
         stop, queued = time.perf_counter() + WARM_UP_SECONDS, 0.0
@@ -150,9 +168,12 @@ class Timer:
             run()
             end.record()
         torch.cuda.synchronize()
-        return float(statistics.median(begin.elapsed_time(end) for begin, end in events)) / 1e3
+        times = [begin.elapsed_time(end) / 1e3 for begin, end in events]
+        median = Seconds(statistics.median(times))
+        median.steadiness = min(times) / median
+        return median
 
-    def directions(self, run: Run, inputs: Sequence[Tensor]) -> tuple[float, float | None]:
+    def directions(self, run: Run, inputs: Sequence[Tensor]) -> tuple[Seconds, Seconds | None]:
         """Return the time of the forward and of the backward pass (None where nothing wants a gradient)."""
         forward = self.seconds(lambda: run(*inputs))
         outputs = [out for out in tensors(run(*inputs)) if out.requires_grad]
@@ -207,18 +228,21 @@ class Bench:
     smoke: bool
     report: Report
     failures: list[str] = field(default_factory=list)
+    _copy_rates: dict[int, float] = field(default_factory=dict)
 
     @cached_property
     def timer(self) -> Timer:
         """The clock."""
         return Timer(self.device)
 
-    @cached_property
-    def copy_bytes_per_second(self) -> float:
-        """Bytes read and written a second by a copy as large as the memory-bound ops' inputs: what they could reach."""
-        source = torch.zeros(1 << (12 if self.smoke else 28), dtype=torch.int8, device=self.device)
-        target = torch.empty_like(source)
-        return 2 * source.nbytes / self.timer.seconds(lambda: target.copy_(source))
+    def copy_rate(self, moved: float) -> float:
+        """Return the bytes read and written a second by a copy that reads and writes `moved` bytes in all: what an op that moves them could reach."""
+        size = max(1, int(moved) // 2)
+        if size not in self._copy_rates:
+            source = torch.zeros(size, dtype=torch.int8, device=self.device)
+            target = torch.empty_like(source)
+            self._copy_rates[size] = 2 * size / self.timer.seconds(lambda: target.copy_(source))
+        return self._copy_rates[size]
 
     def attempt(self, name: str, work: Callable[[], _Result]) -> _Result | None:
         """Return what `work` gives; None, with a note of the failure, where it raises."""

@@ -55,7 +55,7 @@ def _norm(key: str, small: bool) -> Case:
     found = re.fullmatch(r"(?:forward|backward)(?:_(\d+))?(?:_(rms|layer))?", key)
     assert found is not None, f"norm has a key {key} that is not understood"
     row_bytes, name = int(found[1] or 2048), "rms_norm" if found[2] == "rms" else "layer_norm"
-    width = row_bytes // (4 if interpreting() else 2)
+    width = row_bytes // dtype_of(key).itemsize
     op = MEMORY_OPS[name]
     rows = 5 if small else max(64, (ROWS << 13) // row_bytes // BATCH)  # 256 MiB
     return Case(name, partial(op.make, rows=rows, width=width), op.run)
@@ -91,12 +91,17 @@ def _loss_pass(key: str, small: bool) -> Case:
     return Case(key, make, run)
 
 
+DECODE_LENGTHS = (600, 8192)  # for the twin, for the clock: both of several splits, which are then combined
+
+
 def _decode(key: str, small: bool) -> Case:
     found = re.fullmatch(r"(narrow|wide)_d(\d+)(?:_float32)?|combine|append", key)
     assert found is not None, f"decode has a key {key} that is not understood"
     queries = 8 if found[1] == "wide" else 1
     size: dict[str, Any] = (
-        {"batch": 2, "heads": 8, "kv_heads": 2, "length": 70} if small else {"batch": 4, "heads": 32, "kv_heads": 8, "length": 8192}
+        {"batch": 2, "heads": 8, "kv_heads": 2, "length": DECODE_LENGTHS[0]}
+        if small
+        else {"batch": 4, "heads": 32, "kv_heads": 8, "length": DECODE_LENGTHS[1]}
     )
     return decode_case(key, **size, queries=queries, head_dim=int(found[2] or 128), page=8 if small else 64, append=key == "append")
 
@@ -104,7 +109,7 @@ def _decode(key: str, small: bool) -> Case:
 def _decode_both(key: str, small: bool) -> Case:
     """A paged and a contiguous cache one after the other: they have stages of their own."""
     paged = _decode(key, small)
-    length = 70 if small else 8192
+    length = DECODE_LENGTHS[0 if small else 1]
 
     def run(kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, slopes: Tensor, table: Tensor) -> tuple[Tensor, ...]:
         if key != "append":
@@ -143,6 +148,8 @@ TUNABLES: dict[str, Tunable] = {
     "rotary": Tunable(_ELEMENTS, "both", partial(_memory, "rotary")),
 }  # fmt: skip
 """Op of the tables -> how it is tuned."""
+HEADER = ("key", "candidates", "do not compile or spill", "do not run", "wrong", "before, us", "best, us", "configuration")
+BEST = HEADER.index("best, us")
 SMOKE_KEYS, SMOKE_CANDIDATES = 1, 2
 KEEP = 0.99  # the present configuration stays where another is faster by less than this: noise alone must not change a table
 
@@ -156,7 +163,8 @@ def candidates(current: Config, ranges: dict[str, tuple[int, ...]]) -> list[Conf
 
 def dtype_of(key: str) -> torch.dtype:
     """Return the dtype of a key's calls."""
-    return torch.float32 if interpreting() or key.endswith("_float32") else torch.bfloat16
+    only_float32 = key.endswith(("_float32", "_262144"))  # no norm is wider than 65536
+    return torch.float32 if interpreting() or only_float32 else torch.bfloat16
 
 
 def format_table(table: Table) -> str:
@@ -249,17 +257,20 @@ def tune_op(bench: Bench, op: str, only: Sequence[str], table: Table) -> list[li
 
 
 def tune(bench: Bench, ops: Sequence[str], only: Sequence[str], folder: Path) -> None:
-    """Tune `ops` (of `only` these keys, unless it is empty) and write the chip's table in `folder` after each."""
+    """Tune `ops` (of `only` these keys, unless it is empty) and write the chip's table in `folder` after each.
+
+    An op's date of measurement changes only where every key of it was chosen in this run.
+    """
     chip = chip_of(bench.device)
     if chip == "generic":
         raise SystemExit("kernels/tuned has no table of this chip's own, and generic.json must suit every chip: it is not tuned")
     file = folder / f"{chip}.json"
     table = tuned_table(chip)
     table.update(json.loads(file.read_text(encoding="utf-8")))  # the very table that the ops look into
-    header = ("key", "candidates", "do not compile or spill", "do not run", "wrong", "before, us", "best, us", "configuration")
     for op in (op for op in ops if op in table["ops"]):
         rows = bench.attempt(op, partial(tune_op, bench, op, only, table))
         if rows:
-            bench.report.table(f"Tuning of {op} for {chip}", header, rows)
-            table["ops"][op]["measured"] = datetime.now(UTC).date().isoformat()
+            bench.report.table(f"Tuning of {op} for {chip}", HEADER, rows)
+            if len(rows) == len(table["ops"][op]["configs"]) and all(row[BEST] != "-" for row in rows):
+                table["ops"][op]["measured"] = datetime.now(UTC).date().isoformat()
             file.write_text(format_table(table), encoding="utf-8")

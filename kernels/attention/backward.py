@@ -34,7 +34,7 @@ from trimaran.kernels.attention.tile import (
 from trimaran.kernels.launch import launch, tuned
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tokens",))
 def _attention_statistics(
     out_ptr: tl.tensor, dout_ptr: tl.tensor, lse_ptr: tl.tensor, dlse_ptr: tl.tensor, base_ptr: tl.tensor, delta_ptr: tl.tensor, tokens: tl.tensor,
     heads: tl.tensor, head_dim: tl.tensor, HAS_DLSE: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
@@ -51,6 +51,7 @@ def _attention_statistics(
     if HAS_DLSE:
         delta -= tl.load(dlse_ptr + row, mask=token < tokens, other=0.0)
     lse = tl.load(lse_ptr + row, mask=token < tokens, other=0.0)
+    delta = tl.where(lse == float("-inf"), 0.0, delta)  # whatever its gradient, a query that saw nothing moves nothing
     tl.store(base_ptr + row, tl.where(lse == float("-inf"), float("inf"), lse * LOG2E), mask=token < tokens)
     tl.store(delta_ptr + row, delta, mask=token < tokens)
 
@@ -182,6 +183,8 @@ def _attention_backward_keys(
     bias, draw = (window, scale, softcap, slope_of(slopes_ptr, head, V)), (key0, key1, mask_blocks, threshold)
     sums = (tl.zeros([BLOCK_N, HEAD_DIM], tl.float32), tl.zeros([BLOCK_N, HEAD_DIM], tl.float32))
     start, whole, partial, stop = query_ranges(key, queries, keys - queries, window, V, BLOCK_M, BLOCK_N)
+    if FUSED:  # keys past the end need a mask in every tile: their weights could be infinite, and infinity times a zero key is no zero
+        partial = tl.where(key + BLOCK_N > keys, whole, partial)
     # fmt: off
     for m in range(whole, partial, BLOCK_M):
         sums = _key_step(sums, k, v, q_desc, do_desc, dq_ptr, base_ptr, delta_ptr, first_q, m, queries, key, keys, place, bias, row, draw,

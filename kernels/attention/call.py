@@ -19,7 +19,10 @@ _CACHE_BYTES = (
 _ALIGNMENT = 16  # bytes: what a tensor descriptor asks of its base and of every stride
 
 
-NOT_SPECIALIZED = ("first_row", "key0", "key1", "mask_blocks", "threshold")
+NOT_SPECIALIZED = (
+    *("blocks", "lanes", "section", "seq_q", "seq_k", "tokens", "total_heads"),
+    *("first_row", "key0", "key1", "mask_blocks", "threshold"),
+)
 """Arguments that change from call to call: a kernel must not be compiled again where one of them is 1 or divisible by 16."""
 
 
@@ -118,10 +121,12 @@ class Call:
         sizes, options, dropout = self.sizes, self.options, self.dropout
         device = self.q.device
         nothing = torch.empty(0, dtype=torch.int32, device=device)
-        starts = nothing if self.documents is None else self.documents.starts
-        slopes = nothing if self.slopes is None else self.slopes
+        starts = nothing if self.documents is None else self.documents.starts.contiguous()
+        slopes = nothing if self.slopes is None else self.slopes.contiguous()
         shape = (blocks, lanes, section, sizes.seq_q, sizes.seq_k, len(self.q), sizes.heads, self.group, self.q.shape[2])
-        variant = (options.window or 0, options.scale_for(sizes.head_dim), options.softcap or 1.0)
+        # A wider window is no window; positions with one added must stay in 32 bits.
+        window = 0 if options.window is None else min(options.window, sizes.seq_q + sizes.seq_k)
+        variant = (window, options.scale_for(sizes.head_dim), options.softcap or 1.0)
         if dropout is None:
             return (starts, slopes, *shape, *variant, 0, 1, 0, 0, 1, 0, 1.0)
         first_row = (dropout.first_sample * dropout.total_heads + dropout.first_head) * sizes.seq_q

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trimaran.kernels.attention.backward import attention_backward
 from trimaran.kernels.attention.call import Call, tokens_of
@@ -35,6 +36,7 @@ class _Attention(torch.autograd.Function):
         return shaped, lse.view(sizes.heads, sizes.batch, sizes.seq_q).permute(1, 2, 0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         dout, dlse = grads
@@ -62,6 +64,8 @@ def triton_attention_with_lse(
     sizes = sizes_of(q, k, v, slopes, documents)
     if sizes.head_dim > LARGEST_HEAD_DIM:
         raise ValueError(f"Triton attention needs a head_dim ({sizes.head_dim}) of at most {LARGEST_HEAD_DIM}; use the torch backend")
+    if slopes is not None and slopes.requires_grad:
+        raise ValueError("Triton attention makes no gradient of ALiBi slopes; detach them, or use the torch backend")
     if sizes.batch * sizes.seq_q * sizes.seq_k * sizes.heads * sizes.head_dim == 0:
         # Nothing to look at: zeros that keep their place in the graph.
         nothing = (k.sum() + v.sum()) * 0.0

@@ -106,6 +106,10 @@ def sizes_of(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, documents: 
     sizes = Sizes(q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3])
     if sizes.kv_heads == 0 or sizes.heads % sizes.kv_heads:
         raise ValueError(f"attention's query heads ({sizes.heads}) must be a multiple of its key-value heads ({sizes.kv_heads})")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"attention needs q, k and v of one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
+    if documents is not None and documents.starts.dtype != torch.int32:
+        raise ValueError(f"the starts of packed documents must be int32, got {documents.starts.dtype}")
     if slopes is not None and slopes.shape != (sizes.heads,):
         raise ValueError(f"attention needs one ALiBi slope a query head ({sizes.heads}), got shape {tuple(slopes.shape)}")
     if documents is not None and sizes.seq_q != sizes.seq_k:

@@ -127,7 +127,7 @@ def _append(
     token = tl.program_id(0) % new
     position = (tl.load(lengths_ptr + sample) - new + token).to(tl.int64)
     elements = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    head, dim = elements // HEAD_DIM, elements % HEAD_DIM
+    head, dim = (elements // HEAD_DIM).to(tl.int64), elements % HEAD_DIM
     inside = elements < width
     if (position >= 0) & (position < capacity):
         first, slot = sample, position
@@ -146,7 +146,7 @@ def _append(
 def triton_append_to_cache_(
     k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, lengths: Tensor, *, block_table: Tensor | None = None
 ) -> None:
-    """Write k and v to the cache by one kernel; see `append_to_cache_`. On a GPU nothing is written for lengths over the capacity."""
+    """Write k and v to the cache by one kernel; see `append_to_cache_`. On a GPU tokens past the capacity are dropped."""
     _check_new(k_cache, v_cache, k, v, lengths, block_table)
     batch, new, kv_heads, head_dim = k.shape
     width = kv_heads * head_dim

@@ -118,7 +118,8 @@ def _decode_split(
     q_base = q_ptr + sample * q_strides[0] + token[:, None] * q_strides[1] + head[:, None] * q_strides[2]
     q = tl.load(q_base + dims[None, :] * q_strides[3], in_q, 0.0)
     slope = tl.load(slopes_ptr + head, live, 0.0).to(tl.float32) if ALIBI else 0.0
-    k_base, v_base = k_ptr + kv_head * k_strides[2], v_ptr + kv_head * v_strides[2]
+    wide = tl.cast(kv_head, tl.int64)
+    k_base, v_base = k_ptr + wide * k_strides[2], v_ptr + wide * v_strides[2]
     if PAGE == 0:
         k_base, v_base = k_base + sample * k_strides[0], v_base + sample * v_strides[0]
 
@@ -146,7 +147,7 @@ def _decode_split(
 
     # [row of out, split]: the partial results of one row lie side by side.
     to = ((sample * q_len + token) * (kv_heads * GROUP) + head) * splits + tl.program_id(1)
-    seen_any = total > 0
+    seen_any = total != 0  # of a NaN too
     total = tl.where(seen_any, total, 1.0)
     if SPLIT:
         tl.store(lse_ptr + to, top + tl.log2(total), live)  # -inf where no key was seen
@@ -172,7 +173,7 @@ def _decode_combine(
     for first in tl.range(0, splits, BLOCK):
         split = first + tl.arange(0, BLOCK)
         lse = tl.load(lse_ptr + row * splits + split, split < splits, float("-inf"))
-        filled = lse > float("-inf")
+        filled = lse != float("-inf")
         part = tl.load(
             part_ptr + (row * splits + split)[:, None] * HEAD_DIM + dims[None, :], filled[:, None] & (dims < HEAD_DIM)[None, :], 0.0
         )

@@ -33,11 +33,16 @@ class _LocalEmbedding(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None]:
         local, mine = ctx.saved_tensors
         (dy,) = grads
-        if not ctx.whole:
-            local, dy = local[mine], dy[mine]
         info = info_of(ctx.weight)
         target = torch.zeros_like(ctx.weight) if info.main_grad is None else info.main_grad
-        target.index_add_(0, local.flatten(), dy.flatten(0, -2).to(target.dtype))
+        if dy.device.type == "cpu":
+            if not ctx.whole:
+                local, dy = local[mine], dy[mine]
+            target.index_add_(0, local.flatten(), dy.flatten(0, -2).to(target.dtype))
+        else:  # there index_add_ is atomic, in an order that changes from run to run, and picking out rows waits for the device; this sorts
+            if not ctx.whole:
+                local, dy = torch.where(mine, local, 0), dy * mine.unsqueeze(-1)
+            target.index_put_((local.flatten(),), dy.flatten(0, -2).to(target.dtype), accumulate=True)
         if info.main_grad is None:
             return target, None, None
         info.report()
@@ -59,7 +64,7 @@ class VocabParallelEmbedding(nn.Module):
         return combine_(rows, self.place.tp)
 
 
-_CHUNK_BYTES, _CHUNK_ROWS = {"cpu": 8 << 20, "cuda": 512 << 20}, {"cpu": 256, "cuda": 1024}
+_CHUNK_BYTES, _CHUNK_ROWS = {"cpu": 8 << 20, "cuda": 128 << 20}, {"cpu": 256, "cuda": 1024}
 """By device type: most bytes of logits at once, yet never fewer rows than these where there are more.
 
 Few bytes stay in a CPU's cache. But each chunk passes over the weight and its gradient once, which takes many rows to be worth it, and at the end
@@ -117,6 +122,7 @@ def _chunk_rows(num_rows: int, row_bytes: int, device: torch.device) -> int:
     return max(1, min(most, -(-even // _ALIGNED_ROWS) * _ALIGNED_ROWS))
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # inductor rounds a product of bfloat16 matrices to bfloat16, whatever out_dtype says
 def _add_product(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
     """Add a @ b to `total`, whose dtype may be wider; the first product overwrites it."""
     if total.dtype == a.dtype:
@@ -193,7 +199,7 @@ def head_loss(
     """Return the sum of the tokens' losses under the logits x W^T, a scalar, float32 (float64 for float64), the same on all tp ranks.
 
     The weight's gradient is added to its `main_grad` and reported, as by `linear.column_linear`. Where gradients are on, they are made here and held
-    until the backward pass: as much as `x`, and the weight's shard in float32. Of the logits `chunk_rows` rows exist at a time.
+    until the backward pass: as much as `x`, and the weight's shard in float32, for every microbatch in flight (one under 1F1B, all under GPipe). Of the logits `chunk_rows` rows exist at a time.
 
     Args:
         x: [batch, local seq, hidden], the weight's dtype; with sequence parallelism this rank's part of the sequence.

@@ -207,7 +207,8 @@ class KernelsSection(BaseModel):
         default="auto", description="auto takes Triton's kernels on a GPU and torch's elsewhere; triton is an error where they can't run."
     )
     deterministic: bool = Field(
-        default=True, description="Whether every kernel gives the same bits every time; false lets attention's backward pass use atomics."
+        default=True,
+        description="Whether Triton's kernels give the same bits every time; false lets attention's backward pass use atomics.",
     )
 
 

@@ -105,10 +105,7 @@ def train_step(job: Job, batches: Sequence[Microbatch], lr: float, *, stop: bool
             f"training diverged at step {job.optimizer.num_steps + 1}: loss {loss}, grad_norm {grad_norm}; "
             "lower optimizer.lr or lengthen lr_schedule.warmup_steps, and resume from the last checkpoint"
         )
-    factor = clip_factor(grad_norm, job.spec.optimizer.max_grad_norm)
-    if factor < 1.0:
-        job.optimizer.scale_gradients(factor)
-    job.optimizer.step(lr)
+    job.optimizer.step(lr, clip_factor(grad_norm, job.spec.optimizer.max_grad_norm))
     return StepResult(loss, grad_norm, stops > 0)
 
 

@@ -159,20 +159,16 @@ class ShardedOptimizer:
                 total += squared_norm(state.bucket.grads[segment.start : segment.stop])
         return total
 
-    def scale_gradients(self, factor: float) -> None:
-        """Multiply the reduced gradients that this rank will step with."""
-        for state in self._states:
-            state.bucket.grads[state.kept].mul_(factor)
-
-    def step(self, lr: float) -> None:
-        """Take an AdamW step on the kept slices and gather the new parameters. Collective over dp."""
+    def step(self, lr: float, grad_factor: float = 1.0) -> None:
+        """Take an AdamW step on the kept slices, with the gradients times `grad_factor`, and gather the new parameters. Collective over dp."""
         self.num_steps += 1
         settings = self._settings
+        shared = {"lr": lr, "beta1": settings.beta1, "beta2": settings.beta2, "eps": settings.eps, "grad_factor": grad_factor}
         for decay in (True, False):
             states = [adam for state in self._states for segment, adam in state.steps if segment.decay == decay]
             weight_decay = settings.weight_decay if decay else 0.0
             if states:
-                self._kernels.adamw_(states, lr=lr, beta1=settings.beta1, beta2=settings.beta2, eps=settings.eps, weight_decay=weight_decay)
+                self._kernels.adamw_(states, weight_decay=weight_decay, **shared)
         self._gather_parameters()
 
     def _gather_parameters(self) -> None:

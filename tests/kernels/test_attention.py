@@ -185,6 +185,21 @@ def test_options_that_mean_nothing_are_refused(field: str, value: float) -> None
         AttentionOptions(**{field: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("op", [attention, triton_attention])
+def test_dtypes_that_do_not_fit_are_refused(op: Callable[..., Any]) -> None:
+    q, k, v = (x.detach().float() for x in qkv(1, 4, 2, 2, 4))
+    with pytest.raises(ValueError, match="one dtype"):
+        op(q, k.half(), v)
+    with pytest.raises(ValueError, match="must be int32"):
+        op(q, k, v, documents=Documents(torch.tensor([0, 4]), longest=4))
+
+
+def test_triton_makes_no_gradient_of_slopes() -> None:
+    q, k, v = (x.detach().float() for x in qkv(1, 4, 2, 2, 4))
+    with pytest.raises(ValueError, match="detach them"):
+        triton_attention(q, k, v, slopes=torch.ones(2, requires_grad=True))
+
+
 def test_documents_need_whole_sequences_and_slopes_one_a_head() -> None:
     q, k, v = qkv(1, 4, 2, 2, 4)
     documents = Documents(torch.tensor([0, 4], dtype=torch.int32), longest=4)

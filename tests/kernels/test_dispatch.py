@@ -1,5 +1,7 @@
 """Which kernels are chosen: by device, dtype and head width, or as asked for, with the reason where that can't be."""
 
+import copy
+import pickle
 from dataclasses import fields
 
 import pytest
@@ -53,6 +55,12 @@ def test_the_two_implementations_share_no_op() -> None:
             assert not set(ours.values()) & set(theirs.values())
         else:
             assert ours != theirs, field.name
+
+
+@pytest.mark.parametrize("kernels", [TORCH, TRITON], ids=["torch", "triton"])
+def test_a_model_that_holds_kernels_can_be_copied_and_pickled(kernels: Kernels) -> None:
+    assert copy.deepcopy(kernels) is kernels
+    assert pickle.loads(pickle.dumps(kernels)) is kernels
 
 
 def test_the_spec_knows_the_widest_head() -> None:

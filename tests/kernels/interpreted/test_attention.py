@@ -33,15 +33,25 @@ def both(options: AttentionOptions, **more: Any) -> tuple[Callable[..., Any], Ca
     )
 
 
+SHAPES = [
+    (2, 35, 35, 2, 2, 64),
+    (1, 1, 1, 1, 1, 16),
+    (1, 19, 19, 4, 2, 80),
+    (2, 17, 17, 3, 1, 32),
+    (1, 33, 33, 2, 1, 96),
+    (1, 5, 40, 2, 2, 16),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(shape: tuple[int, ...], equals_twin: Callable[..., None]) -> None:
+    equals_twin(*both(AttentionOptions()), inputs(*shape), torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(
-    "shape",
-    [(2, 35, 35, 2, 2, 64), (1, 1, 1, 1, 1, 16), (1, 19, 19, 4, 2, 80), (2, 17, 17, 3, 1, 32), (1, 33, 33, 2, 1, 96), (1, 5, 40, 2, 2, 16)],
-    ids=str,
-)
 @pytest.mark.parametrize("causal", [True, False])
-def test_shapes(causal: bool, shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]) -> None:
-    equals_twin(*both(AttentionOptions(causal=causal)), inputs(*shape), dtype)
+def test_full_and_causal_in_both_dtypes(causal: bool, dtype: torch.dtype, equals_twin: Callable[..., None]) -> None:
+    equals_twin(*both(AttentionOptions(causal=causal)), inputs(2, 21, 37, 4, 2, 24), dtype)
 
 
 VARIANTS = {
@@ -60,7 +70,7 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants(name: str, lengths: tuple[int, int], equals_twin: Callable[..., None]) -> None:
     options = AttentionOptions(**VARIANTS[name])  # type: ignore[arg-type]
-    equals_twin(*both(options), inputs(2, *lengths, 4, 2, 16), torch.float32)
+    equals_twin(*both(options), inputs(1, *lengths, 2, 1, 16), torch.float32)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -135,3 +145,35 @@ def test_a_head_too_wide_is_refused() -> None:
     q = torch.zeros(1, 2, 1, 257)
     with pytest.raises(ValueError, match=r"head_dim \(257\)"):
         triton_attention(q, q, q)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_without_end_is_no_window(causal: bool, equals_twin: Callable[..., None]) -> None:
+    equals_twin(
+        both(AttentionOptions(causal=causal, window=2**31 - 1))[0],
+        both(AttentionOptions(causal=causal))[1],
+        inputs(1, 20, 20, 2, 2, 16),
+        torch.float32,
+    )
+
+
+def test_very_negative_scores_leave_no_trace_of_the_keys_past_the_end(equals_twin: Callable[..., None]) -> None:
+    q, k, v = inputs(1, 20, 20, 2, 2, 16)
+    with torch.no_grad():
+        q.copy_(q.abs())
+        k.copy_(-k.abs() * 40)  # every score about -100: exp(-lse) overflows
+    equals_twin(*both(AttentionOptions(causal=False, deterministic=False)), [q, k, v], torch.float32)
+
+
+def test_a_gradient_of_the_lse_that_is_nan_moves_nothing_where_no_key_is_seen() -> None:
+    q, k, v = (x.detach().float().requires_grad_() for x in inputs(1, 40, 20, 2, 2, 16))
+    out, lse = triton_attention_with_lse(q, k, v)
+    dlse = torch.zeros_like(lse)
+    dlse[:, :20] = torch.nan
+    for grad in torch.autograd.grad([out, lse], [q, k, v], [torch.ones_like(out), dlse]):
+        assert grad.isfinite().all()
+
+
+def test_strided_slopes_are_read_as_they_are(equals_twin: Callable[..., None]) -> None:
+    slopes = torch.tensor(alibi_slopes(8))[::2]
+    equals_twin(*both(AttentionOptions(), slopes=slopes), inputs(1, 20, 20, 4, 2, 16), torch.float32)

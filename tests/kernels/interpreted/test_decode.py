@@ -172,3 +172,10 @@ def test_appending_to_a_part_of_a_cache() -> None:
     assert pool.equal(expected)
     decode.triton_append_to_cache_(pool[:, 0], pool[:, 1], k[:, :0], v[:, :0], int32(4, 12))
     assert pool.equal(expected)
+
+
+@pytest.mark.parametrize("capacity", [64, 1024])
+def test_nan_in_a_key_that_is_seen_is_not_hidden_by_the_split(capacity: int) -> None:
+    q, k, v = torch.ones(1, 1, 2, 16), torch.ones(1, capacity, 1, 16), torch.ones(1, capacity, 1, 16)
+    k[0, 3, 0, 0] = torch.nan
+    assert decode.triton_decode_attention(q, k, v, torch.tensor([capacity], dtype=torch.int32)).isnan().all()
