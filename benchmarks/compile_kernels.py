@@ -9,10 +9,12 @@ spills, uses a stack or asks for more shared memory than the chip has.
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from trimaran.kernels import activation, adamw, cross_entropy, decode, dropout, norm, rotary
@@ -186,6 +188,13 @@ def row(kernel: CompiledKernel) -> str:
     return f"| sm_{kernel.arch} | {kernel.name} | {kernel.constants} | {numbers} | {matrix} |"
 
 
+def header() -> list[str]:
+    """Return the lines above the table: what was compiled, by what and when."""
+    command = f"python benchmarks/compile_kernels.py {' '.join(sys.argv[1:])}".strip()
+    made_by = f"Triton {triton.__version__} and the ptxas in it, {date.today().isoformat()}. No GPU was there: this says what fits, not how fast it is."
+    return ["# What the kernels take", "", "```bash", command, "```", "", made_by, ""]
+
+
 def main() -> int:
     """Compile, print the table and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -205,7 +214,7 @@ def main() -> int:
                     wrong += 1
                     print(f"{kernel.name} {kernel.constants}: {fault}", file=sys.stderr)
     if args.markdown:
-        args.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        args.markdown.write_text("\n".join([*header(), *lines]) + "\n", encoding="utf-8")
     return int(wrong > 0)
 
 

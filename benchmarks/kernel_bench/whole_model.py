@@ -2,14 +2,16 @@
 
 import gc
 import statistics
+import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from kernel_bench.harness import Bench, outcome, percent, short
+from kernel_bench.harness import Bench, Seconds, outcome, percent, short
 from throughput import BETAS, LR, MAX_NORM, WEIGHT_DECAY, PlainModel, Setting
 
 from trimaran.models.batch import Microbatch
@@ -26,12 +28,13 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 SMOKE_MODEL = {"num_layers": 1, "hidden_size": 8, "num_heads": 1, "ffn_hidden_size": 8, "vocab_size": 257, "tie_embeddings": True}
 SEQ = (2048, 8)  # in a whole run, in a smoke run
-BATCHES = ((8, 4, 2, 1), (1,))  # sequences of a step: the first number that fits
+BATCHES = ((8, 4, 2, 1), (1,))  # sequences of a step: the first number that fits every variant
+LOSS_STEP, LOSS_TOLERANCE = 3, 0.005  # which step's loss is compared (in a smoke run the last), and how far apart they may be
 Step = Callable[[], float]
 """Takes an optimizer step and returns the loss of it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Variant:
     """One way to train.
 
@@ -45,10 +48,25 @@ class Variant:
     compiled: bool = False
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of a variant.
+
+    Args:
+        seconds: of a step; loss: of step LOSS_STEP; peak: bytes of memory; mfu: share of the peak.
+    """
+
+    seconds: Seconds
+    loss: float
+    peak: int | None
+    mfu: float | None
+
+
+REFERENCE = Variant("torch kernels", {"backend": "torch"})
 VARIANTS = (
     Variant("Triton kernels", {"backend": "triton"}),
     Variant("Triton kernels, atomics in attention", {"backend": "triton", "deterministic": False}),
-    Variant("torch kernels", {"backend": "torch"}),
+    REFERENCE,
     Variant("torch kernels, torch.compile", {"backend": "torch"}, compiled=True),
     Variant("plain PyTorch, torch.compile", None, compiled=True),
 )
@@ -103,21 +121,27 @@ def plain_step(spec: RunSpec, tokens: torch.Tensor, backend: str) -> Step:
     return step
 
 
-def measure(bench: Bench, make: Callable[[], Step]) -> tuple[float, float, int | None]:
-    """Return (median seconds of a step, loss of the last, peak bytes)."""
+def measure(bench: Bench, spec: RunSpec, make: Callable[[], Step]) -> Figures:
+    """Return the figures of a step."""
     on_gpu = bench.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(bench.device)
     step = make()
-    times, loss = [], 0.0
+    times, losses = [], []
     for _ in range(2 if bench.smoke else WARM_UP_STEPS + STEPS):
         start = time.perf_counter()
-        loss = step()
+        losses.append(step())
         if on_gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated(bench.device) if on_gpu else None
-    return statistics.median(times[-STEPS:]), loss, peak
+    counted = times[-STEPS:]
+    seconds = Seconds(statistics.median(counted))
+    seconds.steadiness = min(counted) / seconds
+    rate = spec.train.global_batch_size * spec.train.seq_len / seconds
+    device_name = torch.cuda.get_device_name(bench.device) if on_gpu else "cpu"
+    share = mfu(rate, spec.transformer.flops_per_token(spec.train.seq_len), peak_flops(device_name, spec.precision.dtype), 1)
+    return Figures(seconds, losses[:LOSS_STEP][-1], peak, share)
 
 
 def free() -> None:
@@ -128,47 +152,74 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def variant_row(bench: Bench, name: str, variant: Variant) -> list[str]:
-    """Return the table's row of one variant at the largest batch that fits; where torch.compile fails or nothing fits, it holds the error."""
+def variant_figures(bench: Bench, name: str, variant: Variant, batch: int) -> Figures:
+    """Return the figures of one variant at this batch size; raises where torch.compile fails or the memory is too small."""
     model, seq = SMOKE_MODEL if bench.smoke else MODELS[name], SEQ[bench.smoke]
     backend = "eager" if bench.smoke else "inductor"  # in a smoke run nothing is handed to a C++ compiler
-    device_name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "cpu"
+    spec = make_spec(bench, model, variant.kernels or {"backend": "torch"}, seq, batch)
+    generator = torch.Generator(bench.device).manual_seed(0)
+    tokens = torch.randint(spec.transformer.vocab_size, (batch, seq + 1), generator=generator, device=bench.device)
+    if variant.kernels is None:
+        return measure(bench, spec, lambda: plain_step(spec, tokens, backend))
+    return measure(bench, spec, lambda: trimaran_step(spec, tokens, variant.compiled, backend))
+
+
+def all_figures(bench: Bench, name: str, variants: Sequence[Variant]) -> tuple[int, dict[Variant, Figures | Exception]]:
+    """Return the largest batch that fits every variant (the smallest, where none does), and what each of them gave at it."""
+    found: dict[Variant, Figures | Exception] = {}
     for batch in BATCHES[bench.smoke]:
-        spec = make_spec(bench, model, variant.kernels or {"backend": "torch"}, seq, batch)
-        generator = torch.Generator(bench.device).manual_seed(0)
-        tokens = torch.randint(spec.transformer.vocab_size, (batch, seq + 1), generator=generator, device=bench.device)
-
-        def make(spec: RunSpec = spec, tokens: torch.Tensor = tokens) -> Step:
-            if variant.kernels is None:
-                return plain_step(spec, tokens, backend)
-            return trimaran_step(spec, tokens, variant.compiled, backend)
-
-        found = outcome(partial(measure, bench, make))
-        free()
-        if not isinstance(found, torch.OutOfMemoryError):
+        found.clear()
+        for variant in variants:
+            print(f"{name}, {variant.label}, batch {batch} ...", file=sys.stderr, flush=True)
+            found[variant] = outcome(partial(variant_figures, bench, name, variant, batch))
+            free()
+            if isinstance(found[variant], torch.OutOfMemoryError) and batch != BATCHES[bench.smoke][-1]:
+                break
+        else:
             break
-    if isinstance(found, Exception):
-        if not variant.compiled and not isinstance(found, torch.OutOfMemoryError):
-            raise found
-        return [variant.label, str(batch), short(found), *["-"] * 4]
-    seconds, loss, peak = found
-    rate = batch * seq / seconds
-    share = mfu(rate, spec.transformer.flops_per_token(seq), peak_flops(device_name, spec.precision.dtype), 1)
-    memory = "-" if peak is None else f"{peak / 2**30:.1f}"
-    return [variant.label, str(batch), f"{rate:.0f}", percent(share), f"{1e3 * seconds:.1f}", memory, f"{loss:.5f}"]
+    return batch, found
+
+
+def agreement(ours: Figures | Exception, reference: Figures | Exception) -> tuple[str, bool]:
+    """Return (verdict, whether it is wrong) of a variant's early loss against the reference's."""
+    if isinstance(ours, Exception) or isinstance(reference, Exception):
+        return "-", False
+    difference = abs(ours.loss - reference.loss) / reference.loss
+    right = difference <= LOSS_TOLERANCE  # false of nan
+    return ("agrees" if right else f"**off by {difference:.1e}**"), not right
 
 
 def model_section(bench: Bench, name: str) -> None:
-    """Time the training step of a model in each variant."""
+    """Time the training step of a model in each variant and compare their losses."""
     if bench.smoke and name != next(iter(MODELS)):
         return  # there is one tiny model
+    is_llama = "preset" not in MODELS[name]  # as the plain model is
+    variants = [variant for variant in VARIANTS if variant.kernels is not None or is_llama]
+    batch, found = all_figures(bench, name, variants)
     rows = []
-    for variant in VARIANTS:
-        if variant.kernels is None and "preset" in MODELS[name]:
-            continue  # the plain model is LLaMA-like
-        row = bench.attempt(f"{name}, {variant.label}", partial(variant_row, bench, name, variant))
-        rows.append(row or [variant.label, "-", "failed", *["-"] * 4])
-    header = ("training step", "batch", "tokens/s", "MFU", "ms", "peak GiB", "loss")
-    about = f"Forward, backward, clipping and AdamW, {bench.dtype}, sequences of {SEQ[bench.smoke]} tokens, one microbatch a step, no recomputation."
-    losses = "Trimaran's variants train the same model on the same tokens: their losses (of the last step) must agree."
-    bench.report.table(f"Whole model: {name}", header, rows, f"{about} {losses}")
+    for variant, figures in found.items():
+        title = f"{name}, {variant.label}"
+        if isinstance(figures, Exception):
+            rows.append([variant.label, short(figures), *["-"] * 6])
+            if not variant.compiled and not isinstance(figures, torch.OutOfMemoryError):
+                bench.failures.append(f"{title}: {short(figures)}")
+                traceback.print_exception(figures)
+            continue
+        verdict, wrong = ("-", False) if variant.kernels is None else agreement(figures, found[REFERENCE])
+        if wrong:
+            bench.failures.append(f"{title}: its loss is {verdict} from that of the {REFERENCE.label}")
+        rate, memory = batch * SEQ[bench.smoke] / figures.seconds, "-" if figures.peak is None else f"{figures.peak / 2**30:.1f}"
+        times = [f"{1e3 * figures.seconds:.1f}", f"{figures.seconds.steadiness:.2f}"]
+        rows.append([variant.label, f"{rate:.0f}", percent(figures.mfu), *times, memory, f"{figures.loss:.5f}", verdict])
+    header = ("training step", "tokens/s", "MFU", "ms", "min/median", "peak GiB", "loss", "agreement")
+    tokens = f"{batch} sequences of {SEQ[bench.smoke]} tokens in one microbatch (of {BATCHES[bench.smoke]}, the most that fit all)"
+    about = f"Forward, backward, clipping and AdamW, {bench.dtype}, no recomputation; a step takes {tokens}."
+    losses = (
+        f"Trimaran's variants train the same model on the same tokens: their losses (of step {LOSS_STEP}, after whole steps but before rounding errors "
+        f"grow) must agree with those of the {REFERENCE.label} within {100 * LOSS_TOLERANCE:g}%."
+    )
+    plain = (
+        "Plain PyTorch keeps float32 parameters and runs under bfloat16 autocast, so that its residual stream is float32; Trimaran's variants are bfloat16 "
+        "throughout, with float32 main copies of the parameters in the optimizer. They do not do the same work to the last bit."
+    )
+    bench.report.table(f"Whole model: {name}", header, rows, f"{about} {losses}", *([plain] if is_llama else []))

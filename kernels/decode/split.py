@@ -118,8 +118,7 @@ def _decode_split(
     q_base = q_ptr + sample * q_strides[0] + token[:, None] * q_strides[1] + head[:, None] * q_strides[2]
     q = tl.load(q_base + dims[None, :] * q_strides[3], in_q, 0.0)
     slope = tl.load(slopes_ptr + head, live, 0.0).to(tl.float32) if ALIBI else 0.0
-    wide = tl.cast(kv_head, tl.int64)
-    k_base, v_base = k_ptr + wide * k_strides[2], v_ptr + wide * v_strides[2]
+    k_base, v_base = k_ptr + tl.cast(kv_head, tl.int64) * k_strides[2], v_ptr + tl.cast(kv_head, tl.int64) * v_strides[2]
     if PAGE == 0:
         k_base, v_base = k_base + sample * k_strides[0], v_base + sample * v_strides[0]
 

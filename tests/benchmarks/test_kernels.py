@@ -38,7 +38,9 @@ def test_a_smoke_run_writes_every_table_and_the_plot(tmp_path: Path) -> None:
     assert {row[3] for row in found["Attention"]} == {"forward", "backward", "backward, deterministic"}
     assert {row[1] for row in found["Cross entropy"]} == {"ours", "torch, unfused", "Liger"}
     assert {row[2] for row in found["Decode attention"]} == {"contiguous", "pages of 8"}
-    losses = {row[0]: row[-1] for row in found["Whole model: llama-1.3b"]}
+    model = found["Whole model: llama-1.3b"]
+    assert [row[-1] for row in model] == ["agrees"] * 4 + ["-"]
+    losses = {row[0]: row[-2] for row in model}
     assert losses["Triton kernels"] == losses["torch kernels"] == losses["torch kernels, torch.compile"]
     assert float(losses["plain PyTorch, torch.compile"]) > 0
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
