@@ -7,7 +7,8 @@ Only the input is kept for the backward pass: f is computed anew, which is cheap
 and write each element once; they compute in float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -32,58 +33,52 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-class _SwiGLU(torch.autograd.Function):
+_aten = torch.ops.aten
+_FUNCTIONS: Mapping[Kind, tuple[Callable[..., Tensor], Callable[..., Tensor], dict[str, str]]] = MappingProxyType(
+    {
+        "silu": (F.silu, _aten.silu_backward.grad_input, {}),
+        "gelu": (F.gelu, _aten.gelu_backward.grad_input, {"approximate": "none"}),
+        "gelu_tanh": (F.gelu, _aten.gelu_backward.grad_input, {"approximate": "tanh"}),
+    }
+)
+"""kind -> (f, its backward pass into a given tensor, what both take besides)."""
+
+
+class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, kind: Kind) -> Tensor:
         ctx.save_for_backward(gate_up)
+        ctx.kind = kind
+        function, _, form = _FUNCTIONS[kind]
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Tensor:
-        (dy,) = grads
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        out = torch.empty_like(gate_up)
-        dgate, dup = out.chunk(2, dim=-1)
-        torch.mul(dy, F.silu(gate), out=dup)
-        torch.ops.aten.silu_backward.grad_input(dy * up, gate, grad_input=dgate)
-        return out
-
-
-class _GeGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, approximate: str) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        ctx.approximate = approximate
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.gelu(gate, approximate=approximate).mul_(up)
+        return function(gate, **form).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         (dy,) = grads
         (gate_up,) = ctx.saved_tensors
+        function, backward_into, form = _FUNCTIONS[ctx.kind]
         gate, up = gate_up.chunk(2, dim=-1)
         out = torch.empty_like(gate_up)
         dgate, dup = out.chunk(2, dim=-1)
-        torch.mul(dy, F.gelu(gate, approximate=ctx.approximate), out=dup)
-        torch.ops.aten.gelu_backward.grad_input(dy * up, gate, approximate=ctx.approximate, grad_input=dgate)
+        torch.mul(dy, function(gate, **form), out=dup)
+        backward_into(dy * up, gate, **form, grad_input=dgate)
         return out, None
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up [..., ffn] for gate_up [..., 2 * ffn] with the gate in the first half of the last dim."""
-    return _SwiGLU.apply(gate_up)  # type: ignore[no-untyped-call, no-any-return]
+    return _Gated.apply(gate_up, "silu")  # type: ignore[no-untyped-call, no-any-return]
 
 
 def geglu(gate_up: Tensor) -> Tensor:
     """Return gelu(gate) * up [..., ffn] for gate_up [..., 2 * ffn] with the gate in the first half of the last dim."""
-    return _GeGLU.apply(gate_up, "none")  # type: ignore[no-untyped-call, no-any-return]
+    return _Gated.apply(gate_up, "gelu")  # type: ignore[no-untyped-call, no-any-return]
 
 
 def geglu_tanh(gate_up: Tensor) -> Tensor:
     """Return gelu_tanh(gate) * up [..., ffn]; gate_up as in `geglu` (Gemma's form)."""
-    return _GeGLU.apply(gate_up, "tanh")  # type: ignore[no-untyped-call, no-any-return]
+    return _Gated.apply(gate_up, "gelu_tanh")  # type: ignore[no-untyped-call, no-any-return]
 
 
 @triton.jit

@@ -13,12 +13,8 @@ from trimaran.kernels.attention.options import AttentionDropout, AttentionOption
 from trimaran.kernels.launch import has_tuned, tuned
 from trimaran.kernels.random import keep_arguments
 
-_CACHE_BYTES = (
-    24 * 2**20
-)  # keys and values in flight together: half of the 50 MB second-level cache of an H100, less than that of an A100 or B200
+_CACHE_BYTES = 24 * 2**20  # keys and values in flight together: half of the second-level cache of an H100 (50 MB) or an A100 (40 MB)
 _ALIGNMENT = 16  # bytes: what a tensor descriptor asks of its base and of every stride
-
-
 NOT_SPECIALIZED = (
     *("blocks", "lanes", "section", "seq_q", "seq_k", "tokens", "total_heads"),
     *("first_row", "key0", "key1", "mask_blocks", "threshold"),
@@ -49,8 +45,9 @@ class Call:
     """The tensors [tokens, heads, head_dim] of one call, and its variant.
 
     Args:
-        q: [batch * seq_q, heads, head_dim]; k, v: [batch * seq_k, kv_heads, head_dim]; all fit for tensor descriptors.
-        head_dim: before any padding.
+        q: [batch * seq_q, heads, head_dim]; k, v: [batch * seq_k, kv_heads, head_dim]; all fit for tensor descriptors, their head dim padded to
+            a multiple of 16 bytes.
+        sizes: of the call, before that padding.
     """
 
     q: Tensor

@@ -131,7 +131,7 @@ def _attention_forward(
         state = _step(state, q, k_desc, v_desc, first_k + key, column, query, key, keys, bias, row, draw, V, True, BLOCK_N)
     acc, maximum, total = state
     inside = m < queries
-    seen = total > 0.0
+    seen = total != 0.0  # of a NaN too, which must not become a row that saw nothing
     lse = tl.where(seen, (maximum + tl.log2(tl.where(seen, total, 1.0))) * LN2, float("-inf"))
     tl.store(lse_ptr + tl.cast(head, tl.int64) * tokens + first_q + m, lse, mask=inside)
     acc *= (keep_scale / tl.where(seen, total, 1.0))[:, None]

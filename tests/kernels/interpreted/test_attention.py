@@ -177,3 +177,12 @@ def test_a_gradient_of_the_lse_that_is_nan_moves_nothing_where_no_key_is_seen() 
 def test_strided_slopes_are_read_as_they_are(equals_twin: Callable[..., None]) -> None:
     slopes = torch.tensor(alibi_slopes(8))[::2]
     equals_twin(*both(AttentionOptions(), slopes=slopes), inputs(1, 20, 20, 4, 2, 16), torch.float32)
+
+
+def test_a_nan_score_is_not_a_row_that_saw_nothing() -> None:
+    q, k, v = (x.detach().float() for x in inputs(1, 20, 20, 1, 1, 16))
+    q[0, 3] = torch.nan
+    out, lse = triton_attention_with_lse(q, k, v)
+    assert out[0, 3].isnan().all()
+    assert lse[0, 3].isnan().all()
+    assert lse[0, 4:].isfinite().all()
