@@ -23,6 +23,11 @@ from trimaran.kernels.launch import launch, rows_of, tuned
 Kind = Literal["gelu", "gelu_tanh", "silu"]
 
 
+def relu(x: Tensor) -> Tensor:
+    """Return max(x, 0), elementwise; torch's own on every device, as it is one pass over memory already."""
+    return F.relu(x)
+
+
 def gelu(x: Tensor) -> Tensor:
     """Return x * Phi(x), elementwise."""
     return F.gelu(x)

@@ -50,7 +50,7 @@ class Kernels:
 
 def _activations(prefix: str) -> Mapping[str, Callable[[Tensor], Tensor]]:
     names = ("gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh")
-    return MappingProxyType({name: getattr(activation, prefix + name) for name in names})
+    return MappingProxyType({"relu": activation.relu} | {name: getattr(activation, prefix + name) for name in names})
 
 
 TORCH = Kernels(

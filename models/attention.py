@@ -1,45 +1,125 @@
-"""The attention layer of a transformer block: grouped-query heads cut over tp, rotary positions, the core through kernels/dispatch."""
+"""The attention layer of a transformer block: grouped-query heads cut over tp, positions, the core through kernels/dispatch."""
 
+import torch
 from torch import Tensor, nn
 
-from trimaran.kernels.attention import AttentionDropout, AttentionOptions
+from trimaran.kernels.attention import AttentionDropout, AttentionOptions, alibi_slopes
 from trimaran.kernels.random import stream_key
+from trimaran.models.cache import KeyValueCache, Pass, local_kv_heads
 from trimaran.models.config import TransformerConfig
+from trimaran.models.parallel.collectives import sum_over_group
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear, column_linear
-from trimaran.models.parallel.parameter import Placement
+from trimaran.models.parallel.parameter import Placement, new_parameter
 
-RotaryTables = tuple[Tensor, Tensor]
-"""(cos, sin), each [seq, head_dim / 2]."""
+
+class QueryKeyNorm(nn.Module):
+    """RMSNorm of queries or keys before their rotation: over each head (Qwen 3), or over the heads of all tp ranks together (OLMo 2).
+
+    Args:
+        width: numbers of all heads together, on all tp ranks; is_cut: whether this rank has only its share of them.
+    """
+
+    def __init__(self, config: TransformerConfig, place: Placement, *, width: int, is_cut: bool) -> None:
+        super().__init__()
+        self.over_heads, self.eps, self.kernels = config.query_key_norm == "width", config.norm_eps, place.kernels
+        self.width, self.group = width, place.tp if is_cut and self.over_heads and place.tp.size > 1 else None
+        shape = (width if self.over_heads else config.head_dim,)
+        # A scale that every tp rank holds meets only that rank's heads, so each rank's gradient is a part of the sum.
+        dim = 0 if self.group is not None else None
+        self.weight = new_parameter(shape, place, dim=dim, init="ones", decay=False, partial_over_tp=dim is None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [batch, seq, local heads, head_dim] normalised. Collective over tp where the heads of all ranks count."""
+        if not self.over_heads:
+            return self.kernels.rms_norm(x, self.weight, self.eps)
+        rows = x.flatten(2)
+        if self.group is None:
+            return self.kernels.rms_norm(rows, self.weight, self.eps).view_as(x)
+        wide = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
+        squares = sum_over_group(wide.square().sum(-1, keepdim=True), self.group)
+        normed: Tensor = (wide * (squares / self.width + self.eps).rsqrt()).to(x.dtype) * self.weight
+        return normed.view_as(x)
 
 
 class Attention(nn.Module):
-    """Causal self-attention; this tp rank computes heads / tp query heads and kv_heads / tp key-value heads."""
+    """Causal self-attention; this tp rank computes heads / tp query heads and kv_heads / tp key-value heads.
 
-    def __init__(self, config: TransformerConfig, place: Placement, *, site: str, output_std: float, seed: int) -> None:
+    Where there are fewer key-value heads than tp ranks, every rank holds them all, computes with the one that its queries read, and its gradient is a
+    part of the sum over tp.
+    """
+
+    def __init__(self, config: TransformerConfig, place: Placement, *, index: int, output_std: float, seed: int) -> None:
         super().__init__()
-        self.head_dim, self.num_heads = config.head_dim, config.num_heads
-        self.local_heads = config.num_heads // place.tp.size
-        self.first_head = self.local_heads * place.tp.rank
+        tp, site = place.tp, f"layers.{index}.attention"
+        self.index, self.head_dim, self.num_heads = index, config.head_dim, config.num_heads
+        self.local_heads, self.local_kv_heads = config.num_heads // tp.size, local_kv_heads(config, tp.size)
+        self.first_head = self.local_heads * tp.rank
         self.dropout_rate, self.dropout_key = config.attention_dropout, stream_key(seed, f"{site}.probabilities")
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q = ColumnParallelLinear(config.hidden_size, width, place, bias=config.bias, std=config.init_std)
-        self.kv = ColumnParallelLinear(config.hidden_size, kv_width, place, bias=config.bias, std=config.init_std, parts=2)
-        self.out = RowParallelLinear(width, config.hidden_size, place, bias=config.bias, std=output_std)
-        self.kernels, self.options = place.kernels, AttentionOptions(deterministic=place.deterministic)
+        cuts_kv = config.num_kv_heads % tp.size == 0
+        self.first_kv_head = None if cuts_kv else tp.rank * config.num_kv_heads // tp.size
+        self.q = ColumnParallelLinear(config.hidden_size, width, place, bias=config.qkv_bias, std=config.init_std)
+        self.kv = ColumnParallelLinear(
+            config.hidden_size, kv_width, place, bias=config.qkv_bias, std=config.init_std, parts=2, is_whole=not cuts_kv
+        )
+        has_norms = config.query_key_norm != "none"
+        self.q_norm = QueryKeyNorm(config, place, width=width, is_cut=True) if has_norms else None
+        self.k_norm = QueryKeyNorm(config, place, width=kv_width, is_cut=cuts_kv) if has_norms else None
+        self.out = RowParallelLinear(width, config.hidden_size, place, bias=config.out_bias, std=output_std)
+        self.kernels, self.interleaved = place.kernels, config.rotary_interleaved
+        self.options = AttentionOptions(
+            window=config.window_of(index),
+            softcap=config.attention_softcap,
+            scale=config.attention_scale,
+            deterministic=place.deterministic,
+        )
+        self.slopes: Tensor | None = None
+        if config.position == "alibi":
+            slopes = alibi_slopes(config.num_heads)[self.first_head : self.first_head + self.local_heads]
+            self.slopes = torch.tensor(slopes, dtype=torch.float32, device=place.device) * config.alibi_scale
 
-    def forward(self, x: Tensor, tables: RotaryTables | None, first_sample: int) -> Tensor:
-        """Return [batch, local seq, hidden] for x of that shape; `tables` None for learned positions.
+    def forward(self, x: Tensor, carried: Pass) -> Tensor:
+        """Return [batch, local seq, hidden] for x of that shape."""
+        q, kv = column_linear(x, (self.q, self.kv))
+        out: Tensor = self.out(self.heads(q, kv, carried))
+        return out
+
+    def heads(self, q: Tensor, kv: Tensor, carried: Pass) -> Tensor:
+        """Return what this rank's heads read [batch, seq, local heads * head_dim], the input of `out`.
 
         Args:
-            first_sample: global index of the first sample, for the dropout masks.
+            q, kv: outputs of the projections of these names, [batch, seq, local heads * head_dim] and [batch, seq, 2 * kv heads * head_dim].
         """
-        q, kv = column_linear(x, (self.q, self.kv))
-        k, v = kv.chunk(2, dim=-1)
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
-        if tables is not None:
-            q, k = self.kernels.rotary(q, *tables), self.kernels.rotary(k, *tables)
+        q = q.unflatten(-1, (-1, self.head_dim))
+        k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in kv.chunk(2, dim=-1))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.first_kv_head is not None:
+            k, v = (part.narrow(2, self.first_kv_head, self.local_kv_heads) for part in (k, v))
+        if carried.tables is not None:
+            q, k = (self.kernels.rotary(part, *carried.tables, self.interleaved) for part in (q, k))
+        if carried.cache is not None:
+            return self._cached(q, k, v, carried.cache).flatten(2)
         dropout = None
         if self.training and self.dropout_rate > 0.0:
-            dropout = AttentionDropout(self.dropout_rate, self.dropout_key, first_sample, self.first_head, self.num_heads)
-        out: Tensor = self.out(self.kernels.attention(q, k, v, self.options, dropout=dropout).flatten(2))
-        return out
+            dropout = AttentionDropout(self.dropout_rate, self.dropout_key, carried.first_sample, self.first_head, self.num_heads)
+        return self.kernels.attention(q, k, v, self.options, slopes=self.slopes, dropout=dropout).flatten(2)
+
+    def _cached(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache) -> Tensor:
+        """Store k and v and return the attention of q [batch, new, local heads, head_dim] over what the cache then holds."""
+        keys, values = cache.of_layer(self.index)
+        self.kernels.append_to_cache_(keys, values, k, v, cache.lengths)
+        longest = max(cache.host_lengths)
+        if longest == min(cache.host_lengths) == q.shape[1]:  # whole sequences: no need to look at the cache
+            return self.kernels.attention(q, k, v, self.options, slopes=self.slopes)
+        return self.kernels.decode_attention(
+            q,
+            keys,
+            values,
+            cache.lengths,
+            window=self.options.window,
+            softcap=self.options.softcap,
+            alibi_slopes=self.slopes,
+            scale=self.options.scale,
+            max_length=longest,
+        )

@@ -1,74 +1,56 @@
-"""TransformerConfig: the shape of a decoder-only transformer, checked whole and free of torch.
+"""TransformerConfig: the shape of a transformer language model, checked whole and free of torch.
 
-The record is what every other room reads: it says how big each matrix is, never how it is cut.
+The record is what every other room reads: it says how big each matrix is and how the blocks are put together, never how they are cut.
 Imports no torch, so that a wrong shape is refused before anything heavy is loaded.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Position = Literal["learned", "rotary"]
+from trimaran.models.fields import (
+    Count,
+    Dropout,
+    FieldError,
+    NonNegative,
+    Positive,
+    nearest_divisors,
+    nearest_multiples,
+    one_of,
+)
+
+Position = Literal["learned", "rotary", "alibi", "none"]
 Norm = Literal["layernorm", "rmsnorm"]
-Activation = Literal["gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"]
+NormPosition = Literal["pre", "post", "branch", "sandwich", "none"]
+BlockKind = Literal["sequential", "parallel", "parallel_one_norm"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"]
+QueryKeyNorm = Literal["none", "head", "width"]
+AttentionKind = Literal["full", "window"]
+Initialization = Literal["normal", "depth_scaled"]
 GATED_ACTIVATIONS: Final = ("swiglu", "geglu", "geglu_tanh")
 
 
-@dataclass(frozen=True)
-class FieldError:
-    """One broken rule: which field, what the rule says, the value that broke it, and what would do instead."""
+class RotaryScaling(BaseModel):
+    """How rotary frequencies are stretched to longer contexts; the formulas stand in kernels/rotary.py under the same names."""
 
-    field: str
-    rule: str
-    value: object
-    suggestion: str = ""
-    line: int | None = None  # line of the spec file, counted from 1, where there is one
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    def __str__(self) -> str:
-        place = self.field if self.line is None else f"{self.field} (line {self.line})"
-        text = f"{place}: {self.rule}" + (f"; {self.suggestion}" if self.suggestion else "")
-        # Names and values come from a file: a control character in them must not reach the terminal.
-        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    kind: Literal["linear", "ntk", "dynamic_ntk", "yarn", "llama3"] = Field(description="Which formula.")
+    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(description="How many times longer the context becomes.")
+    original_max_position: Count | None = Field(default=None, description="dynamic_ntk, yarn, llama3: length the model was trained at.")
+    low_freq_factor: Positive = Field(default=1.0, description="llama3: longer wavelengths than original length / this are interpolated.")
+    high_freq_factor: Positive = Field(default=4.0, description="llama3: shorter wavelengths than original length / this stay.")
+    beta_fast: Positive = Field(default=32.0, description="yarn: pairs that turn more often within the original length stay.")
+    beta_slow: Positive = Field(default=1.0, description="yarn: pairs that turn less often are interpolated.")
+    attention_factor: Positive | None = Field(default=None, description="yarn: factor of cos and sin (null: 0.1 ln(factor) + 1).")
 
-    def under(self, section: str) -> "FieldError":
-        """Return the same error with its field path placed under `section`."""
-        return replace(self, field=f"{section}.{self.field}")
-
-
-def one_of(values: Iterable[object]) -> str:
-    """Return the values as a person lists them: `1, 2 or 4`."""
-    words = [str(value) for value in values]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def nearest_divisors(number: int, wanted: int, count: int = 6) -> list[int]:
-    """Return the `count` divisors of `number` that lie nearest to `wanted` (on a log scale), ascending."""
-    small = [candidate for candidate in range(1, math.isqrt(number) + 1) if number % candidate == 0]
-    divisors = sorted({*small, *(number // divisor for divisor in small)})
-    return sorted(sorted(divisors, key=lambda divisor: abs(math.log(divisor / max(wanted, 1))))[:count])
-
-
-def nearest_multiples(step: int, wanted: int) -> list[int]:
-    """Return the positive multiples of `step` around `wanted`: one, or the two on either side of it."""
-    below = wanted // step * step
-    return sorted({multiple for multiple in (below, below + step if below != wanted else below) if multiple > 0})
-
-
-def _integral(value: object) -> object:
-    # YAML gives 1e3 as a float; every other float is refused by the strict integer type behind this.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-# Stands last in an Annotated: it runs first, and the ranges before it reach the JSON schema.
-INTEGRAL: Final = BeforeValidator(_integral)
-# 31 bits: whatever is larger is a slip of the keyboard, and error messages factor these numbers.
-Count = Annotated[int, Field(ge=1, le=2**31 - 1), INTEGRAL]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+    @model_validator(mode="after")
+    def _knows_the_original_length(self) -> Self:
+        if self.kind in ("dynamic_ntk", "yarn", "llama3") and self.original_max_position is None:
+            raise ValueError(f"rotary_scaling of kind {self.kind} needs original_max_position, the length the model was trained at")
+        return self
 
 
 def _kv_heads(data: dict[str, Any]) -> int:
@@ -83,16 +65,24 @@ def _ffn_hidden_size(data: dict[str, Any]) -> int:
     return 4 * int(data.get("hidden_size", 1))
 
 
+def _like_bias(data: dict[str, Any]) -> bool:
+    return bool(data.get("bias", False))
+
+
 # Which fields a derived default reads, in TransformerConfig; whoever lacks one of them lacks the derived field too.
 DERIVED_FROM: Final[dict[str, tuple[str, ...]]] = {
     "num_kv_heads": ("num_heads",),
     "head_dim": ("hidden_size", "num_heads"),
     "ffn_hidden_size": ("hidden_size",),
+    "qkv_bias": ("bias",),
+    "out_bias": ("bias",),
+    "mlp_bias": ("bias",),
+    "norm_bias": ("bias",),
 }
 
 
 class TransformerConfig(BaseModel):
-    """The shape of a decoder-only transformer; pre-norm, with a final norm and an output projection to the vocabulary.
+    """The shape of a transformer language model: embedding, blocks of attention and feed-forward, projection to the vocabulary.
 
     Raises pydantic's ValidationError (a ValueError) on construction when a rule is broken, with every broken rule in it.
     """
@@ -111,20 +101,62 @@ class TransformerConfig(BaseModel):
     )
     vocab_size: Count = Field(description="Tokens the model knows, before padding to a multiple of tp.")
     max_seq_len: Count = Field(description="Longest sequence in tokens; the rows of learned positions.")
-    position: Position = Field(default="rotary", description="How positions enter: a learned table, or rotation of queries and keys.")
+    position: Position = Field(
+        default="rotary", description="How positions enter: a learned table, rotation of queries and keys, or ALiBi's penalty on distance."
+    )
     rotary_base: Positive = Field(default=10000.0, description="Base of the rotary frequencies (RoFormer, section 3.4.2).")
-    norm: Norm = Field(default="rmsnorm", description="Normalization in front of every block and of the output.")
+    rotary_dim: Count | None = Field(default=None, description="Numbers of a head that are rotated (null: all of head_dim).")
+    rotary_interleaved: bool = Field(
+        default=False, description="Whether pairs are neighbours (GPT-J) instead of halves apart (LLaMA, NeoX)."
+    )
+    rotary_scaling: RotaryScaling | None = Field(default=None, description="How rotary frequencies are stretched to longer contexts.")
+    alibi_scale: Positive = Field(default=1.0, description="Factor of ALiBi's slopes (Falcon-RW: head_dim ** -0.5).")
+    block: BlockKind = Field(
+        default="sequential",
+        description="Attention then feed-forward, or both at once on the same stream (GPT-J, PaLM), with a norm each or one for both.",
+    )
+    norm: Norm = Field(default="rmsnorm", description="Kind of normalization.")
+    norm_position: NormPosition = Field(
+        default="pre",
+        description="pre: before each branch; post: after each sum (Vaswani et al. 2017); branch: on what is added (OLMo 2); "
+        "sandwich: before a branch and on its output (Gemma 2); none: nowhere (T-Fixup).",
+    )
     norm_eps: Positive = Field(default=1e-5, description="Added to the variance or mean square inside the norm.")
-    activation: Activation = Field(default="swiglu", description="Feed-forward nonlinearity; swiglu and geglu have a third, gating matrix.")
-    bias: bool = Field(default=False, description="Whether every linear layer and LayerNorm has a bias (GPT-2 yes, LLaMA no).")
+    norm_weight: bool = Field(default=True, description="Whether norms have a learned scale (OLMo 1 has none).")
+    query_key_norm: QueryKeyNorm = Field(
+        default="none", description="RMSNorm of queries and keys: over each head (Qwen 3), or over all heads together (OLMo 2)."
+    )
+    embedding_norm: bool = Field(default=False, description="Whether a norm follows the embeddings (BLOOM).")
+    embedding_scale: Positive = Field(default=1.0, description="Factor of the token embeddings (Gemma: the root of hidden_size).")
+    activation: Activation = Field(default="swiglu", description="Feed-forward nonlinearity; the ...glu ones have a third, gating matrix.")
+    bias: bool = Field(
+        default=False, description="Whether linear layers and LayerNorm have a bias (GPT-2 yes, LLaMA no), but for those below."
+    )
+    qkv_bias: bool = Field(default_factory=_like_bias, description="Whether queries, keys and values have a bias; by default as bias.")
+    out_bias: bool = Field(default_factory=_like_bias, description="Whether attention's output projection has a bias; by default as bias.")
+    mlp_bias: bool = Field(default_factory=_like_bias, description="Whether the feed-forward layers have a bias; by default as bias.")
+    norm_bias: bool = Field(default_factory=_like_bias, description="Whether LayerNorm has a bias; by default as bias.")
+    head_bias: bool = Field(default=False, description="Whether the output projection has a bias (GPT-J).")
     tie_embeddings: bool = Field(default=False, description="Whether the output projection shares the token embedding's weights.")
+    attention_window: Count | None = Field(
+        default=None, description="Sliding window: a token sees itself and the window - 1 before it (null: all)."
+    )
+    attention_pattern: tuple[AttentionKind, ...] | None = Field(
+        default=None, strict=False, description="Which layers have the window, repeated over the layers (null: all of them)."
+    )
+    attention_softcap: Positive | None = Field(default=None, description="Scores become cap * tanh(score / cap) (Gemma 2).")
+    attention_scale: Positive | None = Field(default=None, description="Factor of query-key products (null: head_dim ** -0.5).")
+    logits_softcap: Positive | None = Field(default=None, description="Logits become cap * tanh(logit / cap) (Gemma 2).")
+    logits_scale: Positive = Field(default=1.0, description="Factor of the logits (Cohere, muP).")
+    z_loss: NonNegative = Field(default=0.0, description="Weight of the squared log-normalizer in the loss (PaLM, section 5: 1e-4).")
     embedding_dropout: Dropout = Field(default=0.0, description="Dropout probability after the embeddings.")
     hidden_dropout: Dropout = Field(default=0.0, description="Dropout probability on each block's output, before the residual sum.")
     attention_dropout: Dropout = Field(default=0.0, description="Dropout probability on the attention weights.")
-    init_std: Positive = Field(default=0.02, description="Standard deviation of the initial weights.")
-    depth_scaled_init: bool = Field(
-        default=True, description="Whether output projections start with init_std / sqrt(2 * num_layers) (GPT-2 paper, section 2.3)."
+    init: Initialization = Field(
+        default="depth_scaled",
+        description="Initial weights: normal, or depth_scaled, in which output projections start with init_std / sqrt(2 * num_layers) (GPT-2).",
     )
+    init_std: Positive = Field(default=0.02, description="Standard deviation of the initial weights.")
 
     @model_validator(mode="after")
     def _obeys_the_shape_rules(self) -> Self:
@@ -138,13 +170,34 @@ class TransformerConfig(BaseModel):
         """Whether the feed-forward block has a gate and an up projection."""
         return self.activation in GATED_ACTIVATIONS
 
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether a norm stands before the output projection: not where the last block ends with one, or there are none."""
+        return self.norm_position not in ("post", "none")
+
+    @property
+    def norms_per_layer(self) -> int:
+        """Norms of the residual stream in one layer; those of queries and keys are counted with attention."""
+        if self.norm_position == "none":
+            return 0
+        if self.norm_position == "sandwich":
+            return 4
+        return 1 if self.block == "parallel_one_norm" else 2
+
+    def window_of(self, layer: int) -> int | None:
+        """Return the sliding window of layer `layer` (global number), None where it sees all."""
+        if self.attention_pattern is not None and self.attention_pattern[layer % len(self.attention_pattern)] == "full":
+            return None
+        return self.attention_window
+
     def num_parameters(self) -> int:
         """Return the exact number of trainable numbers, without vocabulary padding; tied weights count once."""
         embedding = self.vocab_size * self.hidden_size
         positions = self.max_seq_len * self.hidden_size if self.position == "learned" else 0
-        norms = (2 * self.num_layers + 1) * self._norm_parameters()
-        head = 0 if self.tie_embeddings else embedding
-        return embedding + positions + norms + self.num_layers * (self._layer_matrix_parameters() + self._layer_biases()) + head
+        norms = self.num_layers * self.norms_per_layer + int(self.has_final_norm) + int(self.embedding_norm)
+        head = (0 if self.tie_embeddings else embedding) + (self.vocab_size if self.head_bias else 0)
+        layers = self.num_layers * (self._layer_matrix_parameters() + self._layer_vectors())
+        return embedding + positions + norms * self._norm_parameters() + layers + head
 
     def flops_per_token(self, seq_len: int) -> float:
         """Return the matrix-multiplication FLOPs of training on one token, forward and backward.
@@ -176,15 +229,16 @@ class TransformerConfig(BaseModel):
         matrices = 3 if self.is_gated else 2
         return attention + matrices * self.hidden_size * self.ffn_hidden_size
 
-    def _layer_biases(self) -> int:
-        if not self.bias:
-            return 0
-        attention = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim + self.hidden_size
+    def _layer_vectors(self) -> int:
+        """Biases, and the scales of the queries' and keys' norms."""
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         into_ffn = 2 if self.is_gated else 1
-        return attention + into_ffn * self.ffn_hidden_size + self.hidden_size
+        total = (queries + 2 * keys if self.qkv_bias else 0) + (self.hidden_size if self.out_bias else 0)
+        total += into_ffn * self.ffn_hidden_size + self.hidden_size if self.mlp_bias else 0
+        return total + {"none": 0, "head": 2 * self.head_dim, "width": queries + keys}[self.query_key_norm]
 
     def _norm_parameters(self) -> int:
-        return self.hidden_size * (2 if self.norm == "layernorm" and self.bias else 1)
+        return self.hidden_size * (int(self.norm_weight) + int(self.norm == "layernorm" and self.norm_bias))
 
 
 def _kv_heads_divide_heads(config: TransformerConfig) -> Iterator[FieldError]:
@@ -203,11 +257,41 @@ def _heads_fill_hidden_size(config: TransformerConfig) -> Iterator[FieldError]:
 
 
 def _rotary_pairs_up(config: TransformerConfig) -> Iterator[FieldError]:
-    if config.position == "rotary" and config.head_dim % 2:
+    if config.position != "rotary":
+        return
+    if config.rotary_dim is not None:
+        if config.rotary_dim % 2 or config.rotary_dim > config.head_dim:
+            rule = f"rotary_dim ({config.rotary_dim}) must be even and at most head_dim ({config.head_dim})"
+            yield FieldError(
+                "rotary_dim", rule, config.rotary_dim, f"set rotary_dim to {max(2, min(config.rotary_dim, config.head_dim) // 2 * 2)}"
+            )
+    elif config.head_dim % 2:
         sizes = one_of(size for size in (config.head_dim - 1, config.head_dim + 1) if size > 0)
         rule = f"head_dim ({config.head_dim}) must be even, because rotary positions turn pairs of numbers"
         yield FieldError("head_dim", rule, config.head_dim, f"set head_dim to {sizes}, or position to learned")
 
 
+def _parallel_block_is_pre_norm(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.block != "sequential" and config.norm_position not in ("pre", "none"):
+        rule = f"a block of kind {config.block} has its norms before the branches, got norm_position {config.norm_position}"
+        yield FieldError("norm_position", rule, config.norm_position, "set norm_position to pre, or block to sequential")
+
+
+def _pattern_has_a_window(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.attention_pattern is None:
+        return
+    if not config.attention_pattern:
+        yield FieldError("attention_pattern", "must name at least one layer", (), "write full or window, or null")
+    elif "window" in config.attention_pattern and config.attention_window is None:
+        rule = "attention_pattern has layers with a window, and attention_window is not given"
+        yield FieldError("attention_window", rule, None, "set attention_window to the tokens that such a layer sees")
+
+
 ShapeRule = Callable[[TransformerConfig], Iterator[FieldError]]
-SHAPE_RULES: Final[tuple[ShapeRule, ...]] = (_kv_heads_divide_heads, _heads_fill_hidden_size, _rotary_pairs_up)
+SHAPE_RULES: Final[tuple[ShapeRule, ...]] = (
+    _kv_heads_divide_heads,
+    _heads_fill_hidden_size,
+    _rotary_pairs_up,
+    _parallel_block_is_pre_norm,
+    _pattern_has_a_window,
+)

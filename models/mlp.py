@@ -14,8 +14,8 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = place.kernels.activations[config.activation]
         inner, parts = config.ffn_hidden_size, 2 if config.is_gated else 1
-        self.up = ColumnParallelLinear(config.hidden_size, inner, place, bias=config.bias, std=config.init_std, parts=parts)
-        self.down = RowParallelLinear(inner, config.hidden_size, place, bias=config.bias, std=output_std)
+        self.up = ColumnParallelLinear(config.hidden_size, inner, place, bias=config.mlp_bias, std=config.init_std, parts=parts)
+        self.down = RowParallelLinear(inner, config.hidden_size, place, bias=config.mlp_bias, std=output_std)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, local seq, hidden] for x of that shape."""

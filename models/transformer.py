@@ -1,87 +1,30 @@
-"""A decoder-only transformer, and the stage of it that one pipeline rank holds.
+"""A transformer language model, and the stage of it that one pipeline rank holds.
 
-Pre-norm blocks (Radford et al., GPT-2, 2019; Touvron et al., LLaMA, 2023): x + attention(norm(x)), then x + mlp(norm(x)). Shapes: `batch` sequences
-of a microbatch, `local seq` = seq, or seq / tp with sequence parallelism.
+Blocks of attention and feed-forward on a residual stream, with the norms before the branches (Radford et al., GPT-2, 2019; Touvron et al., LLaMA, 2023),
+after the sums (Vaswani et al. 2017) or elsewhere, by the config. Shapes: `batch` sequences of a microbatch, `local seq` = seq, or seq / tp with
+sequence parallelism.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trimaran.kernels.rotary import rotary_tables
-from trimaran.models.attention import Attention, RotaryTables
+from trimaran.kernels import rotary
+from trimaran.models.attention import Attention
 from trimaran.models.batch import Microbatch
-from trimaran.models.config import TransformerConfig
+from trimaran.models.cache import KeyValueCache, Pass, RotaryTables
+from trimaran.models.config import RotaryScaling, TransformerConfig
 from trimaran.models.mlp import MLP
 from trimaran.models.parallel.collectives import local_dim1
-from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallelWeights, column_linear
+from trimaran.models.parallel.group import single
+from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallelWeights, column_linear, row_linear
 from trimaran.models.parallel.parameter import Placement, info_of, initialize, new_parameter
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss
-
-
-class Dropout(nn.Module):
-    """Dropout of a residual branch whose mask depends on (seed, site, sample, position) alone."""
-
-    def __init__(self, rate: float, place: Placement, *, site: str, seed: int) -> None:
-        super().__init__()
-        self.rate, self.site, self.seed, self.place = rate, site, seed, place
-
-    @property
-    def is_on(self) -> bool:
-        """Whether anything is dropped: in training mode, with a rate above 0."""
-        return self.training and self.rate > 0.0
-
-    def forward(self, x: Tensor, first_sample: int) -> Tensor:
-        """Return x [batch, local seq, hidden] with elements dropped in training mode."""
-        return self.place.kernels.dropout(x, self.rate, **self._where(x, first_sample)) if self.is_on else x
-
-    def add(self, x: Tensor, residual: Tensor, first_sample: int) -> Tensor:
-        """Return residual + dropout(x)."""
-        return self.place.kernels.dropout_add(x, residual, self.rate, **self._where(x, first_sample)) if self.is_on else residual + x
-
-    def _where(self, x: Tensor, first_sample: int) -> dict[str, Any]:
-        parts = self.place.tp.size if self.place.sequence_parallel else 1
-        first_position = x.shape[1] * (self.place.tp.rank if parts > 1 else 0)
-        position = {"first_sample": first_sample, "first_position": first_position, "seq_len": x.shape[1] * parts}
-        return {"seed": self.seed, "site": self.site, **position}
-
-
-Branch = tuple[Tensor, Dropout]
-"""What a sub-layer adds to the residual stream [batch, local seq, hidden], and the dropout that it goes through. It is added by whoever reads the
-stream next, because the norm that stands there can add in the same pass over memory."""
-
-
-def join(x: Tensor, branch: Branch | None, first_sample: int) -> Tensor:
-    """Return the residual stream with `branch` added."""
-    return x if branch is None else branch[1].add(branch[0], x, first_sample)
-
-
-class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the hidden dim, by the config; whole on every tp rank."""
-
-    def __init__(self, config: TransformerConfig, place: Placement) -> None:
-        super().__init__()
-        shape, partial = (config.hidden_size,), place.sequence_parallel
-        self.eps, self.is_rms, self.kernels = config.norm_eps, config.norm == "rmsnorm", place.kernels
-        self.weight = new_parameter(shape, place, init="ones", decay=False, partial_over_tp=partial)
-        has_bias = config.bias and not self.is_rms
-        self.bias = new_parameter(shape, place, init="zeros", decay=False, partial_over_tp=partial) if has_bias else None
-
-    def forward(self, x: Tensor, branch: Branch | None, first_sample: int) -> tuple[Tensor, Tensor]:
-        """Return (the residual stream x with `branch` added, its normalised form), both of x's shape."""
-        if branch is None or branch[1].is_on:
-            x = join(x, branch, first_sample)
-            if self.is_rms:
-                return x, self.kernels.rms_norm(x, self.weight, self.eps)
-            return x, self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
-        if self.is_rms:
-            return self.kernels.add_rms_norm(branch[0], x, self.weight, self.eps)
-        return self.kernels.add_layer_norm(branch[0], x, self.weight, self.bias, self.eps)
+from trimaran.models.residual import Branch, Dropout, Norm, join
 
 
 class Block(nn.Module):
@@ -91,20 +34,60 @@ class Block(nn.Module):
         super().__init__()
         site = f"layers.{index}"
         # GPT-2, section 2.3: residual branches add up over 2 * num_layers outputs, so each starts smaller.
-        output_std = config.init_std / math.sqrt(2 * config.num_layers) if config.depth_scaled_init else config.init_std
-        self.attention_norm = Norm(config, place)
-        self.attention = Attention(config, place, site=f"{site}.attention", output_std=output_std, seed=seed)
+        output_std = config.init_std / math.sqrt(2 * config.num_layers) if config.init == "depth_scaled" else config.init_std
+        self.kind, self.is_post_norm = config.block, config.norm_position == "post"
+        has_norm, has_post_norm = config.norm_position in ("pre", "sandwich"), config.norm_position in ("post", "branch", "sandwich")
+
+        def norm(is_there: bool) -> Norm | None:
+            return Norm(config, place) if is_there else None
+
+        self.attention_norm = norm(has_norm)
+        self.attention = Attention(config, place, index=index, output_std=output_std, seed=seed)
         self.attention_dropout = Dropout(config.hidden_dropout, place, site=f"{site}.attention.output", seed=seed)
-        self.mlp_norm = Norm(config, place)
+        self.attention_post_norm = norm(has_post_norm)
+        self.mlp_norm = norm(has_norm and config.block != "parallel_one_norm")
         self.mlp = MLP(config, place, output_std=output_std)
         self.mlp_dropout = Dropout(config.hidden_dropout, place, site=f"{site}.mlp.output", seed=seed)
+        self.mlp_post_norm = norm(has_post_norm)
 
-    def forward(self, x: Tensor, branch: Branch | None, tables: RotaryTables | None, first_sample: int) -> tuple[Tensor, Branch]:
-        """Return (the residual stream, what this layer's MLP adds to it) for the same of the layer before; x: [batch, local seq, hidden]."""
-        x, normed = self.attention_norm(x, branch, first_sample)
-        branch = (self.attention(normed, tables, first_sample), self.attention_dropout)
-        x, normed = self.mlp_norm(x, branch, first_sample)
-        return x, (self.mlp(normed), self.mlp_dropout)
+    def forward(self, x: Tensor, branch: Branch | None, carried: Pass) -> tuple[Tensor, Branch | None]:
+        """Return (the residual stream, what this layer adds to it last) for the same of the layer before; x: [batch, local seq, hidden]."""
+        sample = carried.first_sample
+        if self.kind != "sequential":
+            return self._parallel(x, branch, carried)
+        x, normed = self._read(self.attention_norm, x, branch, sample)
+        x, branch = self._add(x, self.attention(normed, carried), self.attention_dropout, self.attention_post_norm, sample)
+        x, normed = self._read(self.mlp_norm, x, branch, sample)
+        return self._add(x, self.mlp(normed), self.mlp_dropout, self.mlp_post_norm, sample)
+
+    @staticmethod
+    def _read(norm: Norm | None, x: Tensor, branch: Branch | None, first_sample: int) -> tuple[Tensor, Tensor]:
+        """Return the stream with `branch` added, and what a sub-layer reads of it."""
+        if norm is not None:
+            stream, normed = norm(x, branch, first_sample)
+            return stream, normed
+        x = join(x, branch, first_sample)
+        return x, x
+
+    def _add(self, x: Tensor, out: Tensor, dropout: Dropout, post_norm: Norm | None, first_sample: int) -> tuple[Tensor, Branch | None]:
+        """Return the stream and the branch that is still to be added to it."""
+        if post_norm is None:
+            return x, (out, dropout)
+        if self.is_post_norm:
+            return post_norm(x, (out, dropout), first_sample)[1], None
+        return x, (post_norm(out, None, first_sample)[1], dropout)
+
+    def _parallel(self, x: Tensor, branch: Branch | None, carried: Pass) -> tuple[Tensor, Branch]:
+        """Attention and feed-forward on the same stream (Wang and Komatsuzaki, GPT-J, 2021); their outputs share one collective."""
+        x, normed = self._read(self.attention_norm, x, branch, carried.first_sample)
+        attention, mlp = self.attention, self.mlp
+        if self.mlp_norm is None:
+            q, kv, up = column_linear(normed, (attention.q, attention.kv, mlp.up))
+        else:
+            q, kv = column_linear(normed, (attention.q, attention.kv))
+            up = mlp.up(self.mlp_norm(x, None, carried.first_sample)[1])
+        out = row_linear([(attention.heads(q, kv, carried), attention.out), (mlp.activation(up), mlp.down)])
+        return x, (out, self.mlp_dropout)
 
 
 class Stage(nn.Module):
@@ -129,13 +112,16 @@ class Stage(nn.Module):
             self.position: nn.Parameter | None = None
             if config.position == "learned":
                 self.position = new_parameter((config.max_seq_len, hidden), place, std=std, partial_over_tp=place.sequence_parallel)
+            self.embedding_norm = Norm(config, place) if config.embedding_norm else None
             self.embedding_dropout = Dropout(config.embedding_dropout, place, site="embedding", seed=seed)
         self.layers = nn.ModuleDict({str(i): Block(config, place, index=i, seed=seed) for i in layers})
         if is_last:
-            self.final_norm = Norm(config, place)
+            self.final_norm = Norm(config, place) if config.has_final_norm else None
+            self.head_bias = new_parameter((vocab,), place, dim=0, init="zeros", decay=False) if config.head_bias else None
             if not config.tie_embeddings:
                 self.head = ColumnParallelLinear(hidden, vocab, place, bias=False, std=std)
         self._tables: RotaryTables | None = None
+        self._tables_stretch = 0
 
     def forward(self, hidden: Tensor | None, batch: Microbatch) -> Tensor:
         """Return the next stage's input [batch, local seq, hidden]; on the last stage the sum of the tokens' losses, a scalar.
@@ -148,7 +134,16 @@ class Stage(nn.Module):
         hidden = self.run_layers(hidden, batch.tokens, batch.first_sample)
         if not self.is_last:
             return hidden
-        return head_loss(hidden, self._head().weight, batch.labels, self.place, kernels=self.place.kernels.cross_entropy)
+        return head_loss(
+            self._scaled(hidden),
+            self._head().weight,
+            batch.labels,
+            self.place,
+            bias=self.head_bias,
+            kernels=self.place.kernels.cross_entropy,
+            softcap=self.config.logits_softcap,
+            z_loss=self.config.z_loss,
+        )
 
     def run_layers(self, hidden: Tensor | None, tokens: Tensor, first_sample: int = 0) -> Tensor:
         """Return the output of this stage's layers [batch, local seq, hidden]; on the last stage normalised, as the head reads it.
@@ -157,15 +152,35 @@ class Stage(nn.Module):
             hidden: the previous stage's output; None on the first stage. tokens: [batch, seq].
         """
         seq_len = tokens.shape[1]
+        return self._run(hidden, tokens, slice(0, seq_len), Pass(first_sample, self._rotary(slice(0, seq_len), seq_len)))
+
+    @torch.no_grad()
+    def extend(self, hidden: Tensor | None, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+        """Return what `run_layers` would for the last tokens of each sample, with the keys and values of those before from the cache; theirs enter it.
+
+        Args:
+            hidden: the previous stage's output [batch, local new, hidden]; None on the first stage.
+            tokens: [batch, new], the last ones of samples that have `cache.host_lengths` tokens with them: token i of sample b stands at position
+                lengths[b] - new + i. Positions below 0 are padding: nothing of them is kept, and their output means nothing. With sequence
+                parallelism `new` must be a multiple of tp; tokens that the cache has already may come again.
+        No gradient flows, and nothing is dropped out. Collective: all ranks of the tp group must enter.
+        """
+        new, lengths = tokens.shape[1], cache.host_lengths
+        positions: slice | Tensor = slice(lengths[0] - new, lengths[0])
+        if min(lengths) < max(lengths) or lengths[0] < new:
+            positions = (cache.lengths[:, None].long() - new + torch.arange(new, device=tokens.device)).clamp_(min=0)
+        return self._run(hidden, tokens, positions, Pass(0, self._rotary(positions, max(lengths)), cache))
+
+    def _run(self, hidden: Tensor | None, tokens: Tensor, positions: slice | Tensor, carried: Pass) -> Tensor:
         if hidden is None:
-            hidden = self._embed(tokens, first_sample)
-        tables = self._rotary(seq_len) if self.config.position == "rotary" else None
+            hidden = self._embed(tokens, positions, carried.first_sample)
         branch: Branch | None = None
         for layer in self.layers.values():
-            hidden, branch = layer(hidden, branch, tables, first_sample)
-        if not self.is_last:
-            return join(hidden, branch, first_sample)
-        out: Tensor = self.final_norm(hidden, branch, first_sample)[1]
+            hidden, branch = layer(hidden, branch, carried)
+        assert hidden is not None
+        if not self.is_last or self.final_norm is None:
+            return join(hidden, branch, carried.first_sample)
+        out: Tensor = self.final_norm(hidden, branch, carried.first_sample)[1]
         return out
 
     @torch.no_grad()
@@ -176,22 +191,47 @@ class Stage(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return this tp rank's columns of the logits [batch, seq, padded vocab / tp]; hidden: of `run_layers`, [batch, local seq, hidden]."""
-        (out,) = column_linear(hidden, (self._head(),))
-        return out
+        (out,) = column_linear(self._scaled(hidden), (self._head(),))
+        if self.head_bias is not None:
+            out = out + self.head_bias
+        cap = self.config.logits_softcap
+        return out if cap is None else (out / cap).tanh() * cap
 
-    def _rotary(self, seq_len: int) -> RotaryTables:
-        """The tables of the first `seq_len` positions; kept, and made anew when a longer sequence comes."""
-        if self._tables is None or len(self._tables[0]) < seq_len:
-            length = max(seq_len, self.config.max_seq_len)
-            self._tables = rotary_tables(0, length, self.config.head_dim, self.config.rotary_base, self.place.dtype, self.place.device)
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        """What the head multiplies with its weight; a factor of the logits costs least here."""
+        return hidden if self.config.logits_scale == 1.0 else hidden * self.config.logits_scale
+
+    def _rotary(self, positions: slice | Tensor, seq_len: int) -> RotaryTables | None:
+        """Tables of the positions; made once for max_seq_len positions, and anew when a longer sequence comes.
+
+        Args:
+            positions: of all samples, or [batch, seq] of each. seq_len: of the longest sequence; dynamic scaling goes by it.
+        """
+        config = self.config
+        if config.position != "rotary":
+            return None
+        scaling, stretch = rotary_scaling(config.rotary_scaling), 0
+        if isinstance(scaling, rotary.DynamicNTKScaling) and seq_len > scaling.original_max_position:
+            stretch = seq_len
+        if self._tables is None or len(self._tables[0]) < seq_len or stretch != self._tables_stretch:
+            length, rot = max(seq_len, config.max_seq_len), config.rotary_dim or config.head_dim
+            where = (self.place.dtype, self.place.device)
+            # Up to its original length dynamic scaling changes nothing, so a table of more positions must not be made by more.
+            self._tables = rotary.rotary_tables(0, length, rot, config.rotary_base, *where, scaling=scaling, seq_len=stretch or 1)
+            self._tables_stretch = stretch
         cos, sin = self._tables
-        return cos[:seq_len], sin[:seq_len]
+        return cos[positions], sin[positions]
 
-    def _embed(self, tokens: Tensor, first_sample: int) -> Tensor:
+    def _embed(self, tokens: Tensor, positions: slice | Tensor, first_sample: int) -> Tensor:
         hidden: Tensor = self.embedding(tokens)
+        if self.config.embedding_scale != 1.0:
+            hidden = hidden * self.config.embedding_scale
         if self.position is not None:
-            rows = self.position[: tokens.shape[1]].unsqueeze(0)
+            rows = self.position[positions]
+            rows = rows if rows.ndim == 3 else rows.unsqueeze(0)
             hidden = hidden + (local_dim1(rows, self.place.tp) if self.place.sequence_parallel else rows)
+        if self.embedding_norm is not None:
+            hidden = self.embedding_norm(hidden, None, first_sample)[1]
         out: Tensor = self.embedding_dropout(hidden, first_sample)
         return out
 
@@ -226,6 +266,31 @@ def build_stages(
         for stage in stages:
             initialize(stage, seed)
     return stages
+
+
+def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Return the global shape of every parameter of the whole network by name, in the order of the network; a tied head has none of its own."""
+    place = Placement(single("tp"), sequence_parallel=False, dtype=torch.float32, device=torch.device("meta"))
+    (stage,) = build_stages(config, [range(config.num_layers)], [0], place, seed=0)
+    return {name: info_of(parameter).shard.global_shape for name, parameter in stage.named_parameters()}
+
+
+def rotary_scaling(config: RotaryScaling | None) -> rotary.RotaryScaling | None:
+    """Return the kernels' record of a config's scaling."""
+    if config is None:
+        return None
+    factor, original = config.factor, config.original_max_position or 0
+    match config.kind:
+        case "linear":
+            return rotary.LinearScaling(factor)
+        case "ntk":
+            return rotary.NTKScaling(factor)
+        case "dynamic_ntk":
+            return rotary.DynamicNTKScaling(factor, original)
+        case "yarn":
+            return rotary.YarnScaling(factor, original, config.beta_fast, config.beta_slow, config.attention_factor)
+        case "llama3":
+            return rotary.Llama3Scaling(factor, config.low_freq_factor, config.high_freq_factor, original)
 
 
 @contextmanager

@@ -3,6 +3,7 @@ section 3; sequence parallelism: Korthikanti et al. 2022, section 4.2).
 
     reduce_from_group          all_reduce          | identity
     scatter_sum_to_sequence    reduce_scatter      | all_gather
+    sum_over_group             all_reduce          | all_reduce (every rank goes on to use the sum in its own way)
 
 Their partners, identity | all_reduce and all_gather | reduce_scatter, are part of `linear.column_linear`, where communication overlaps the weight
 gradient. The sequence is dim 1 of [batch, seq, hidden]. Over a group of one rank each is the identity.
@@ -56,6 +57,22 @@ class _ScatterSumToSequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         return gather_dim1(grads[0], ctx.group), None
+
+
+class _SumOverGroup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return all_reduce(x.contiguous().clone(), group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return all_reduce(grads[0].contiguous().clone(), ctx.group), None
+
+
+def sum_over_group(x: Tensor, group: Group) -> Tensor:
+    """Return the sum of x over the group, of which each rank makes something else: its gradient is the sum of all ranks' gradients."""
+    return x if group.size == 1 else _SumOverGroup.apply(x, group)  # type: ignore[no-untyped-call]
 
 
 def reduce_from_group(x: Tensor, group: Group) -> Tensor:

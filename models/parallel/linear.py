@@ -89,15 +89,21 @@ class ColumnParallelLinear(nn.Module):
         out_features: global; must be divisible by tp where `parts` > 1.
         parts: matrices stacked in one weight [parts, out_features, in_features], each cut along its own outputs (keys and values;
             gate and up). With 1 part the weight is [out_features, in_features].
+        is_whole: every rank holds the whole weight and computes all outputs, of which it goes on to use its own part: its gradient is a part of
+            the sum over tp.
     """
 
-    def __init__(self, in_features: int, out_features: int, place: Placement, *, bias: bool, std: float, parts: int = 1) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, place: Placement, *, bias: bool, std: float, parts: int = 1, is_whole: bool = False
+    ) -> None:
         super().__init__()
         leading = (parts,) if parts > 1 else ()
-        dim = len(leading)
+        dim = None if is_whole else len(leading)
         self.place = place
-        self.weight = new_parameter((*leading, out_features, in_features), place, dim=dim, std=std)
-        self.bias = new_parameter((*leading, out_features), place, dim=dim, init="zeros", decay=False) if bias else None
+        self.weight = new_parameter((*leading, out_features, in_features), place, dim=dim, std=std, partial_over_tp=is_whole)
+        self.bias = None
+        if bias:
+            self.bias = new_parameter((*leading, out_features), place, dim=dim, init="zeros", decay=False, partial_over_tp=is_whole)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, seq, parts * out_features / tp] for x [batch, seq, in] (with sequence parallelism [batch, seq / tp, in])."""
@@ -132,7 +138,18 @@ class RowParallelLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, seq, out] (with sequence parallelism [batch, seq / tp, out]) for x [batch, seq, in / tp]."""
-        (y,) = _Linear.apply(x, None, False, self.weight, None)  # type: ignore[no-untyped-call]
-        combine = scatter_sum_to_sequence if self.place.sequence_parallel else reduce_from_group
-        y = combine(y, self.place.tp)
-        return y if self.bias is None else y + self.bias
+        return row_linear([(x, self)])
+
+
+def row_linear(inputs: Sequence[tuple[Tensor, RowParallelLinear]]) -> Tensor:
+    """Return the sum of the layers' outputs, each for its own input [batch, seq, in / tp]: they share one collective."""
+    place = inputs[0][1].place
+    combine = scatter_sum_to_sequence if place.sequence_parallel else reduce_from_group
+    first, *others = [_Linear.apply(x, None, False, layer.weight, None)[0] for x, layer in inputs]  # type: ignore[no-untyped-call]
+    for other in others:
+        first = first + other
+    y: Tensor = combine(first, place.tp)
+    for _, layer in inputs:
+        if layer.bias is not None:
+            y = y + layer.bias
+    return y

@@ -73,6 +73,20 @@ of each the ranks wait for each other.
 _ALIGNED_ROWS, _ALIGNED_COLUMNS = 128, 64  # multiples that matrix products and vector loads like
 
 
+@dataclass(frozen=True, eq=False)
+class _Gradients:
+    """The gradients that are wanted, to be filled: dx [rows, hidden], dweight [real vocabulary, hidden], dbias [real vocabulary] of zeros."""
+
+    dx: Tensor | None
+    dweight: Tensor | None
+    dbias: Tensor | None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one."""
+        return self.dx is not None or self.dweight is not None or self.dbias is not None
+
+
 @dataclass(frozen=True)
 class _Head:
     """What stays the same over the chunks of one call of `head_loss`."""
@@ -81,13 +95,14 @@ class _Head:
     kernels: CrossEntropyKernels
     label_smoothing: float
     z_loss: float
+    softcap: float | None
     chunk_rows: int | None
 
-    def losses(self, x: Tensor, weight: Tensor, labels: Tensor, dx: Tensor | None, dweight: Tensor | None) -> Tensor:
-        """The losses [rows]; fills `dx` [rows, hidden] and `dweight` [real rows of the weight, hidden] with the gradients of their sum.
+    def losses(self, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, grads: _Gradients) -> Tensor:
+        """The losses [rows]; fills `grads` with the gradients of their sum.
 
         Args:
-            x: [rows, hidden]; weight: [local vocabulary, hidden]; labels: [rows].
+            x: [rows, hidden]; weight: [local vocabulary, hidden]; bias: [local vocabulary]; labels: [rows].
         """
         shard = info_of(weight).shard
         num_real, vocab_size = shard.real_length(tuple(weight.shape)), shard.global_shape[0]
@@ -101,17 +116,33 @@ class _Head:
             logits = buffer[: rows.stop - start]
             real = logits[:, :num_real]
             torch.mm(x[rows], matrix.t(), out=real)
+            if bias is not None:
+                real += bias[:num_real]
+            slope = None if self.softcap is None else _cap_(real, self.softcap, with_slope=grads.any)
             where = (labels[rows], shard.offset, num_real)
             statistics = self.kernels.statistics_(logits, *where, self.label_smoothing > 0)
             terms = (vocab_size, self.label_smoothing, self.z_loss)
             losses[rows], normalizer = combine(all_gather(statistics, self.place.tp), labels[rows], *terms)
-            if dx is not None or dweight is not None:
-                self.kernels.gradient_(logits, *where, statistics, normalizer, *terms)
-            if dx is not None:
-                torch.mm(real, matrix, out=dx[rows])
-            if dweight is not None:
-                _add_product(dweight, real.t(), x[rows], is_first=start == 0)
+            if not grads.any:
+                continue
+            self.kernels.gradient_(logits, *where, statistics, normalizer, *terms)
+            if slope is not None:
+                real *= slope
+            if grads.dx is not None:
+                torch.mm(real, matrix, out=grads.dx[rows])
+            if grads.dweight is not None:
+                _add_product(grads.dweight, real.t(), x[rows], is_first=start == 0)
+            if grads.dbias is not None:
+                grads.dbias.add_(real.sum(0, dtype=grads.dbias.dtype))
         return losses
+
+
+def _cap_(logits: Tensor, cap: float, *, with_slope: bool) -> Tensor | None:
+    """Make the logits cap * tanh(logits / cap) in place; return the slope there, 1 - tanh^2."""
+    logits.div_(cap).tanh_()
+    slope = logits.square().neg_().add_(1.0) if with_slope else None
+    logits.mul_(cap)
+    return slope
 
 
 def _chunk_rows(num_rows: int, row_bytes: int, device: torch.device) -> int:
@@ -139,24 +170,24 @@ class _HeadLoss(torch.autograd.Function):
     """The gradients for an output gradient of one are made in the forward pass; the backward pass scales them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, head: _Head, with_gradients: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: _Head, with_gradients: bool) -> Tensor:
         ctx.place, ctx.weight = head.place, weight
         full = gather_dim1(x, head.place.tp) if head.place.sequence_parallel else x
         rows = full.flatten(0, -2)
-        dx = torch.empty_like(rows) if with_gradients and ctx.needs_input_grad[0] else None
-        dweight = None
-        if with_gradients and ctx.needs_input_grad[1]:
-            num_real = info_of(weight).shard.real_length(tuple(weight.shape))
-            dweight = rows.new_empty(num_real, rows.shape[1], dtype=statistics_dtype(weight.dtype))
-            if len(rows) == 0:
-                dweight.zero_()
-        losses = head.losses(rows, weight, labels.flatten(), dx, dweight)
-        ctx.save_for_backward(None if dx is None else dx.view(full.shape), dweight)
+        needs_dx, needs_dweight, needs_dbias = (with_gradients and needed for needed in ctx.needs_input_grad[:3])
+        num_real, wide = info_of(weight).shard.real_length(tuple(weight.shape)), statistics_dtype(weight.dtype)
+        dx = torch.empty_like(rows) if needs_dx else None
+        dweight = rows.new_empty(num_real, rows.shape[1], dtype=wide) if needs_dweight else None
+        if dweight is not None and len(rows) == 0:
+            dweight.zero_()
+        dbias = rows.new_zeros(num_real, dtype=wide) if needs_dbias else None
+        losses = head.losses(rows, weight, bias, labels.flatten(), _Gradients(dx, dweight, dbias))
+        ctx.save_for_backward(None if dx is None else dx.view(full.shape), dweight, dbias)
         return losses.sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        dx, dweight = ctx.saved_tensors
+        dx, dweight, dbias = ctx.saved_tensors
         (dloss,) = grads
         place: Placement = ctx.place
         if dx is not None:
@@ -165,12 +196,16 @@ class _HeadLoss(torch.autograd.Function):
             if not place.sequence_parallel:
                 wait = start_all_reduce(dx, place.tp)
         weight_grad = None if dweight is None else _scaled_weight_gradient(ctx.weight, dweight, dloss)
+        bias_grad = None
+        if dbias is not None:
+            bias_grad = ctx.weight.new_zeros(len(ctx.weight))
+            bias_grad[: len(dbias)] = dbias * dloss
         if dx is not None:
             if place.sequence_parallel:
                 dx = reduce_scatter_dim1(dx, place.tp)
             else:
                 wait()
-        return dx, weight_grad, None, None, None
+        return dx, weight_grad, bias_grad, None, None, None
 
 
 def _scaled_weight_gradient(weight: Tensor, dweight: Tensor, factor: Tensor) -> Tensor | None:
@@ -191,12 +226,14 @@ def head_loss(
     labels: Tensor,
     place: Placement,
     *,
+    bias: Tensor | None = None,
     kernels: CrossEntropyKernels = TORCH_CROSS_ENTROPY,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """Return the sum of the tokens' losses under the logits x W^T, a scalar, float32 (float64 for float64), the same on all tp ranks.
+    """Return the sum of the tokens' losses under the logits x W^T + b, a scalar, float32 (float64 for float64), the same on all tp ranks.
 
     The weight's gradient is added to its `main_grad` and reported, as by `linear.column_linear`. Where gradients are on, they are made here and held
     until the backward pass: as much as `x`, and the weight's shard in float32, for every microbatch in flight (one under 1F1B, all under GPipe). Of the logits `chunk_rows` rows exist at a time.
@@ -206,7 +243,9 @@ def head_loss(
         weight: [padded vocabulary / tp, hidden], a parameter cut along dim 0: of a head, or the embedding's that is tied to it.
         labels: [batch, seq] int64, global ids, the same on every tp rank; kernels.cross_entropy.IGNORED_LABEL gives loss and gradient zero, and a
             label outside the vocabulary an infinite loss.
+        bias: [padded vocabulary / tp], cut as the weight.
         kernels: the passes over the logits; they must suit device and dtype.
+        softcap: the logits become softcap * tanh(logit / softcap) (Gemma 2).
         label_smoothing, z_loss: see kernels.cross_entropy.
         chunk_rows: tokens whose logits exist at once, the same on every tp rank; None: what suits the device.
     Collective: all ranks of the tp group must enter, in the forward and in the backward pass.
@@ -218,5 +257,5 @@ def head_loss(
         raise ValueError(f"z_loss ({z_loss}) must not be negative")
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows ({chunk_rows}) must be at least 1")
-    head = _Head(place, kernels, label_smoothing, z_loss, chunk_rows)
-    return _HeadLoss.apply(x, weight, labels, head, torch.is_grad_enabled())  # type: ignore[no-untyped-call, no-any-return]
+    head = _Head(place, kernels, label_smoothing, z_loss, softcap, chunk_rows)
+    return _HeadLoss.apply(x, weight, bias, labels, head, torch.is_grad_enabled())  # type: ignore[no-untyped-call, no-any-return]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from trimaran.models.config import FieldError
+from trimaran.models.fields import FieldError
 
 __all__ = ["FieldError", "SpecError", "show"]
 

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from trimaran.models.config import DERIVED_FROM, INTEGRAL, TransformerConfig
+from trimaran.models.config import DERIVED_FROM, TransformerConfig
+from trimaran.models.fields import INTEGRAL
 from trimaran.models.presets import PRESETS
 from trimaran.runtime.spec.sections import (
     SECTION_CONFIG,

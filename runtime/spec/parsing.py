@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from trimaran.models.config import one_of
+from trimaran.models.fields import one_of
 from trimaran.runtime.spec.errors import FieldError, SpecError, show
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.names import nearest_path, section_of

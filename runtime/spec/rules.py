@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from trimaran.models.config import SHAPE_RULES, FieldError, TransformerConfig, nearest_divisors, nearest_multiples, one_of
+from trimaran.models.config import SHAPE_RULES, TransformerConfig
+from trimaran.models.fields import FieldError, nearest_divisors, nearest_multiples, one_of
 from trimaran.models.presets import PRESETS
 from trimaran.runtime.spec.errors import SpecError
 from trimaran.runtime.spec.fields import RunFields, draft_transformer
@@ -101,9 +102,17 @@ def _triton_can_run(spec: RunFields, shape: TransformerConfig) -> Iterator[Field
 
 
 def valid_tensor_degrees(shape: TransformerConfig, wanted: int) -> str:
-    """Return the tp degrees nearest to `wanted` that divide the heads, the kv heads and the feed-forward width."""
-    known = [value for name, value in vars(shape).items() if name in ("num_heads", "num_kv_heads", "ffn_hidden_size")]
-    return one_of(nearest_divisors(math.gcd(*known), wanted))
+    """Return the tp degrees nearest to `wanted` that the heads, the kv heads and the feed-forward width allow."""
+    known = vars(shape)
+    widths = [known[name] for name in ("num_heads", "ffn_hidden_size") if name in known] or [known["num_kv_heads"]]
+    degrees = nearest_divisors(math.gcd(*widths), wanted, count=2**31)
+    degrees = [degree for degree in degrees if _kv_heads_allow(known.get("num_kv_heads", degree), degree)]
+    return one_of(sorted(sorted(degrees, key=lambda degree: abs(math.log(degree / wanted)))[:6]))
+
+
+def _kv_heads_allow(num_kv_heads: int, tp: int) -> bool:
+    """Whether each tp rank's queries read whole kv heads: a share of them, or one that several ranks read."""
+    return num_kv_heads % tp == 0 or tp % num_kv_heads == 0
 
 
 def _heads_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
@@ -113,8 +122,9 @@ def _heads_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldErr
 
 def _kv_heads_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     same_as_heads = shape.num_kv_heads == vars(shape).get("num_heads")
-    if shape.num_kv_heads % spec.parallel.tp and not same_as_heads:
-        yield _tp_error(spec, shape, f"num_kv_heads ({shape.num_kv_heads}) must be divisible by tp ({spec.parallel.tp})")
+    if not _kv_heads_allow(shape.num_kv_heads, spec.parallel.tp) and not same_as_heads:
+        rule = f"num_kv_heads ({shape.num_kv_heads}) must be divisible by tp ({spec.parallel.tp}), or tp by num_kv_heads"
+        yield _tp_error(spec, shape, rule)
 
 
 def _ffn_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:

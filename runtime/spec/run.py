@@ -34,7 +34,9 @@ def json_schema() -> dict[str, Any]:
 def diff_specs(a: RunFields, b: RunFields) -> list[str]:
     """Return one line for every field that differs, as `parallel.tp: 2 -> 4`, in the order of the fields."""
     left, right = _flat(a.model_dump()), _flat(b.model_dump())
-    return [f"{path}: {_scalar(left[path])} -> {_scalar(right[path])}" for path in left if left[path] != right[path]]
+    # A record that may be absent (null) has other paths than one that is there.
+    paths = dict.fromkeys([*left, *right])
+    return [f"{path}: {_scalar(left.get(path))} -> {_scalar(right.get(path))}" for path in paths if left.get(path) != right.get(path)]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

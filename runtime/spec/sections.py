@@ -5,21 +5,13 @@ checked at once. The description of a field is its documentation.
 """
 
 import os
+import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
-from trimaran.models.config import (
-    INTEGRAL,
-    Activation,
-    Count,
-    Dropout,
-    NonNegative,
-    Norm,
-    Position,
-    Positive,
-    TransformerConfig,
-)
+from trimaran.models.config import DERIVED_FROM, TransformerConfig
+from trimaran.models.fields import INTEGRAL, Count, NonNegative, NonNegativeWhole, Positive
 from trimaran.models.presets import check_preset_name
 
 SECTION_CONFIG: Final = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -49,7 +41,6 @@ def _check_folder(path: str) -> str:
 
 Folder = Annotated[str, AfterValidator(_check_folder)]
 FilePath = Annotated[str, AfterValidator(_check_path)]
-NonNegativeWhole = Annotated[int, Field(ge=0, le=2**31 - 1), INTEGRAL]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -57,40 +48,40 @@ Beta = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 TokenizerSize = Annotated[int, Field(ge=257, le=2**31 - 1), INTEGRAL]
 
 
-def _override(name: str, instead: str = "the preset's") -> Any:
-    """A model field that may be left out: documented as in TransformerConfig, null by default."""
-    description = (TransformerConfig.model_fields[name].description or "").rstrip(".")
-    return Field(default=None, description=f"{description} (null: {instead}).")
+_FALLBACKS: Final = {
+    "vocab_size": "data.tokenizer_vocab_size",
+    "max_seq_len": "train.seq_len",
+    "num_kv_heads": "num_heads",
+    "head_dim": "hidden_size / num_heads",
+    "ffn_hidden_size": "4 * hidden_size",
+}
 
 
-class ModelSection(BaseModel):
+def _overrides() -> dict[str, Any]:
+    """Every field of TransformerConfig as one that may be left out: documented as there, null by default."""
+    overrides: dict[str, Any] = {}
+    for name, field in TransformerConfig.model_fields.items():
+        instead = ["the preset's"]
+        if name in _FALLBACKS:
+            instead.append(_FALLBACKS[name])
+        elif name in DERIVED_FROM:
+            instead.append(f"as {DERIVED_FROM[name][0]}")
+        elif not field.is_required() and field.default is not None:
+            instead.append(f"{field.default:g}" if type(field.default) is float else str(field.default).lower())
+        description = re.sub(r" \(null: [^()]*\)", "", (field.description or "").rstrip("."))
+        annotation: Any = field.rebuild_annotation()
+        overrides[name] = (annotation | None, Field(default=None, description=f"{description} (null: {', or '.join(instead)})."))
+    return overrides
+
+
+_PRESET: Any = (
+    Annotated[str, AfterValidator(check_preset_name)] | None,
+    Field(default=None, description="Published shape to start from, such as gpt2-124m; the fields below override it."),
+)
+
+
+class ModelSection(create_model("ModelFields", __config__=SECTION_CONFIG, preset=_PRESET, **_overrides())):  # type: ignore[misc]
     """The network: a published shape by name, a shape in numbers, or a preset with some numbers changed."""
-
-    model_config = SECTION_CONFIG
-
-    preset: Annotated[str, AfterValidator(check_preset_name)] | None = Field(
-        default=None, description="Published shape to start from, such as gpt2-124m; the fields below override it."
-    )
-    num_layers: Count | None = _override("num_layers")
-    hidden_size: Count | None = _override("hidden_size")
-    num_heads: Count | None = _override("num_heads")
-    num_kv_heads: Count | None = _override("num_kv_heads", "the preset's, or num_heads")
-    head_dim: Count | None = _override("head_dim", "the preset's, or hidden_size / num_heads")
-    ffn_hidden_size: Count | None = _override("ffn_hidden_size", "the preset's, or 4 * hidden_size")
-    vocab_size: Count | None = _override("vocab_size", "the preset's, or data.tokenizer_vocab_size")
-    max_seq_len: Count | None = _override("max_seq_len", "the preset's, or train.seq_len")
-    position: Position | None = _override("position", "the preset's, or rotary")
-    rotary_base: Positive | None = _override("rotary_base", "the preset's, or 10000")
-    norm: Norm | None = _override("norm", "the preset's, or rmsnorm")
-    norm_eps: Positive | None = _override("norm_eps", "the preset's, or 1e-5")
-    activation: Activation | None = _override("activation", "the preset's, or swiglu")
-    bias: bool | None = _override("bias", "the preset's, or false")
-    tie_embeddings: bool | None = _override("tie_embeddings", "the preset's, or false")
-    embedding_dropout: Dropout | None = _override("embedding_dropout", "0")
-    hidden_dropout: Dropout | None = _override("hidden_dropout", "0")
-    attention_dropout: Dropout | None = _override("attention_dropout", "0")
-    init_std: Positive | None = _override("init_std", "0.02")
-    depth_scaled_init: bool | None = _override("depth_scaled_init", "true")
 
 
 class ParallelSection(BaseModel):

@@ -7,52 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trimaran.models.config import TransformerConfig, nearest_divisors, nearest_multiples, one_of
-from trimaran.models.presets import PRESETS, preset
+from trimaran.models.config import TransformerConfig
+from trimaran.models.fields import nearest_divisors, nearest_multiples, one_of
+from trimaran.models.presets import preset
 
 SMALL: dict[str, Any] = {"num_layers": 2, "hidden_size": 8, "num_heads": 4, "vocab_size": 10, "max_seq_len": 6}
-
-# Counts of the released weights: Hugging Face gpt2*, huggyllama/llama-*, Llama-2-70b-hf, Meta-Llama-3-8B.
-RELEASED = {
-    "gpt2-124m": 124_439_808,
-    "gpt2-355m": 354_823_168,
-    "gpt2-774m": 774_030_080,
-    "gpt2-1.5b": 1_557_611_200,
-    "llama-7b": 6_738_415_616,
-    "llama-13b": 13_015_864_320,
-    "llama-30b": 32_528_943_616,
-    "llama-65b": 65_285_660_672,
-    "llama2-70b": 68_976_648_192,
-    "llama3-8b": 8_030_261_248,
-}
-
-# Brown et al. 2020, table D.1, column "Params (M)"; its first rows are rounded to the names of the models.
-GPT3_TABLE_D1_MILLIONS = {
-    "gpt3-125m": 125,
-    "gpt3-350m": 356,
-    "gpt3-760m": 760,
-    "gpt3-1.3b": 1_320,
-    "gpt3-2.7b": 2_650,
-    "gpt3-6.7b": 6_660,
-    "gpt3-13b": 12_850,
-    "gpt3-175b": 174_600,
-}
-
-
-@pytest.mark.parametrize(("name", "count"), RELEASED.items())
-def test_released_weights_are_counted_exactly(name: str, count: int) -> None:
-    assert preset(name).num_parameters() == count
-
-
-@pytest.mark.parametrize(("name", "millions"), GPT3_TABLE_D1_MILLIONS.items())
-def test_gpt3_counts_round_to_its_table(name: str, millions: int) -> None:
-    # The table has three to four significant digits: 1,315.7M is printed as 1,320M.
-    assert preset(name).num_parameters() / 1e6 == pytest.approx(millions, rel=4e-3)
-
-
-def test_every_preset_is_a_valid_shape() -> None:
-    for name in PRESETS:
-        assert preset(name).num_parameters() > 0
 
 
 def test_small_shape_is_counted_by_hand_with_grouped_heads_and_biases() -> None:
@@ -144,20 +103,6 @@ def test_config_cannot_be_changed() -> None:
     config = TransformerConfig(**SMALL)
     with pytest.raises(ValidationError, match="frozen"):
         config.num_layers = 3  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("llama-7B", "did you mean llama-7b?"),
-        ("gpt2-125m", "did you mean gpt3-125m or gpt2-124m?"),
-        ("xyz", "the presets are gpt-tiny, llama-tiny, "),
-    ],
-)
-def test_unknown_preset_names_the_nearest(name: str, hint: str) -> None:
-    with pytest.raises(ValueError, match="unknown preset") as caught:
-        preset(name)
-    assert hint in str(caught.value)
 
 
 @settings(max_examples=100, deadline=None)

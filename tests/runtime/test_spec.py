@@ -52,7 +52,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"parallel.tp": 8}, "parallel.tp: num_heads (12) must be divisible by tp (8); set parallel.tp to 1, 2, 3, 4, 6 or 12"),
     (
         {"parallel.tp": 4, "model.num_kv_heads": 6},
-        "parallel.tp: num_kv_heads (6) must be divisible by tp (4); set parallel.tp to 1, 2, 3 or 6",
+        "parallel.tp: num_kv_heads (6) must be divisible by tp (4), or tp by num_kv_heads; set parallel.tp to 1, 2, 3, 6 or 12",
     ),
     (
         {"parallel.tp": 2, "model.ffn_hidden_size": 2049},
@@ -113,7 +113,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"model.num_layers": 3_000_000_000},
         "model.num_layers: must be at most 2147483647, got 3000000000; set model.num_layers to 2147483647 or less",
     ),
-    ({"model.position": "rotery"}, "model.position: must be learned or rotary, got 'rotery'; did you mean rotary?"),
+    ({"model.position": "rotery"}, "model.position: must be learned, rotary, alibi or none, got 'rotery'; did you mean rotary?"),
     # pipeline
     (
         {"parallel.pp": 16},

@@ -1,0 +1,63 @@
+"""What the fields of records are made of: number types with ranges, the error of one field, and words for what would do instead. No torch."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Annotated, Final
+
+from pydantic import BeforeValidator, Field
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One broken rule: which field, what the rule says, the value that broke it, and what would do instead."""
+
+    field: str
+    rule: str
+    value: object
+    suggestion: str = ""
+    line: int | None = None  # line of the spec file, counted from 1, where there is one
+
+    def __str__(self) -> str:
+        place = self.field if self.line is None else f"{self.field} (line {self.line})"
+        text = f"{place}: {self.rule}" + (f"; {self.suggestion}" if self.suggestion else "")
+        # Names and values come from a file: a control character in them must not reach the terminal.
+        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+    def under(self, section: str) -> "FieldError":
+        """Return the same error with its field path placed under `section`."""
+        return replace(self, field=f"{section}.{self.field}")
+
+
+def one_of(values: Iterable[object]) -> str:
+    """Return the values as a person lists them: `1, 2 or 4`."""
+    words = [str(value) for value in values]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def nearest_divisors(number: int, wanted: int, count: int = 6) -> list[int]:
+    """Return the `count` divisors of `number` that lie nearest to `wanted` (on a log scale), ascending."""
+    small = [candidate for candidate in range(1, math.isqrt(number) + 1) if number % candidate == 0]
+    divisors = sorted({*small, *(number // divisor for divisor in small)})
+    return sorted(sorted(divisors, key=lambda divisor: abs(math.log(divisor / max(wanted, 1))))[:count])
+
+
+def nearest_multiples(step: int, wanted: int) -> list[int]:
+    """Return the positive multiples of `step` around `wanted`: one, or the two on either side of it."""
+    below = wanted // step * step
+    return sorted({multiple for multiple in (below, below + step if below != wanted else below) if multiple > 0})
+
+
+def _integral(value: object) -> object:
+    # YAML gives 1e3 as a float; every other float is refused by the strict integer type behind this.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# Stands last in an Annotated: it runs first, and the ranges before it reach the JSON schema.
+INTEGRAL: Final = BeforeValidator(_integral)
+# 31 bits: whatever is larger is a slip of the keyboard, and error messages factor these numbers.
+Count = Annotated[int, Field(ge=1, le=2**31 - 1), INTEGRAL]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+NonNegativeWhole = Annotated[int, Field(ge=0, le=2**31 - 1), INTEGRAL]

@@ -1,0 +1,72 @@
+"""The residual stream: what is added to it, the dropout that goes through, and the norms that read it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimaran.models.config import TransformerConfig
+from trimaran.models.parallel.parameter import Placement, new_parameter
+
+
+class Dropout(nn.Module):
+    """Dropout of a residual branch whose mask depends on (seed, site, sample, position) alone."""
+
+    def __init__(self, rate: float, place: Placement, *, site: str, seed: int) -> None:
+        super().__init__()
+        self.rate, self.site, self.seed, self.place = rate, site, seed, place
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is dropped: in training mode, with a rate above 0."""
+        return self.training and self.rate > 0.0
+
+    def forward(self, x: Tensor, first_sample: int) -> Tensor:
+        """Return x [batch, local seq, hidden] with elements dropped in training mode."""
+        return self.place.kernels.dropout(x, self.rate, **self._where(x, first_sample)) if self.is_on else x
+
+    def add(self, x: Tensor, residual: Tensor, first_sample: int) -> Tensor:
+        """Return residual + dropout(x)."""
+        return self.place.kernels.dropout_add(x, residual, self.rate, **self._where(x, first_sample)) if self.is_on else residual + x
+
+    def _where(self, x: Tensor, first_sample: int) -> dict[str, Any]:
+        parts = self.place.tp.size if self.place.sequence_parallel else 1
+        first_position = x.shape[1] * (self.place.tp.rank if parts > 1 else 0)
+        position = {"first_sample": first_sample, "first_position": first_position, "seq_len": x.shape[1] * parts}
+        return {"seed": self.seed, "site": self.site, **position}
+
+
+Branch = tuple[Tensor, Dropout]
+"""What a sub-layer adds to the residual stream [batch, local seq, hidden], and the dropout that it goes through. It is added by whoever reads the
+stream next, because the norm that stands there can add in the same pass over memory."""
+
+
+def join(x: Tensor, branch: Branch | None, first_sample: int) -> Tensor:
+    """Return the residual stream with `branch` added."""
+    return x if branch is None else branch[1].add(branch[0], x, first_sample)
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the hidden dim, by the config; whole on every tp rank."""
+
+    def __init__(self, config: TransformerConfig, place: Placement) -> None:
+        super().__init__()
+        shape, partial = (config.hidden_size,), place.sequence_parallel
+        self.eps, self.is_rms, self.kernels = config.norm_eps, config.norm == "rmsnorm", place.kernels
+        if config.norm_weight:
+            self.weight: Tensor = new_parameter(shape, place, init="ones", decay=False, partial_over_tp=partial)
+        else:
+            self.register_buffer("weight", torch.ones(shape, dtype=place.dtype, device=place.device), persistent=False)
+        has_bias = config.norm_bias and not self.is_rms
+        self.bias = new_parameter(shape, place, init="zeros", decay=False, partial_over_tp=partial) if has_bias else None
+
+    def forward(self, x: Tensor, branch: Branch | None, first_sample: int) -> tuple[Tensor, Tensor]:
+        """Return (the residual stream x with `branch` added, its normalised form), both of x's shape."""
+        if branch is None or branch[1].is_on:
+            x = join(x, branch, first_sample)
+            if self.is_rms:
+                return x, self.kernels.rms_norm(x, self.weight, self.eps)
+            return x, self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
+        if self.is_rms:
+            return self.kernels.add_rms_norm(branch[0], x, self.weight, self.eps)
+        return self.kernels.add_layer_norm(branch[0], x, self.weight, self.bias, self.eps)
