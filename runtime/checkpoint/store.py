@@ -130,7 +130,7 @@ def _write_rank(temporary: Path, rank: int, pieces: Iterable[ShardPiece]) -> str
     tensors: dict[str, Tensor] = {}
     records: list[PieceRecord] = []
     for piece in pieces:
-        stored = _stored_piece(piece, file)
+        stored = stored_piece(piece, file)
         if stored is None:
             continue
         record, data = stored
@@ -149,7 +149,7 @@ def _write_rank(temporary: Path, rank: int, pieces: Iterable[ShardPiece]) -> str
     return RankIndex(file=FileRecord(file=file, size_bytes=size, sha256=digest), pieces=tuple(records)).model_dump_json()
 
 
-def _stored_piece(piece: ShardPiece, file: str) -> tuple[PieceRecord, Tensor] | None:
+def stored_piece(piece: ShardPiece, file: str) -> tuple[PieceRecord, Tensor] | None:
     """The record and the data of a piece without its vocabulary padding; None where nothing is left."""
     data, what = piece.data, f"piece {piece.key!r} of {piece.name!r} at {piece.start}"
     if data.dtype not in DTYPE_NAMES:

@@ -1,37 +1,62 @@
-"""Generation gives the same tokens at every layout, past the window of the model too."""
+"""Generation gives the same tokens at every layout, and with the key-value cache the logits of whole sequences."""
 
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.distributed.ranks import RankPool
-from trimaran.runtime.infer.generate import Sampling, draw, generate
-from trimaran.runtime.mesh import build_mesh
-from trimaran.runtime.spec import parse_spec
+from trimaran.models.cache import KeyValueCache
+from trimaran.models.transformer import Stage, in_eval_mode
+from trimaran.runtime.infer.generate import generate
+from trimaran.runtime.infer.settings import Sampling
+from trimaran.runtime.mesh import Mesh, build_mesh
+from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.job import build_stages_of_rank
 
-PARALLEL: list[dict[str, Any]] = [
-    {"tp": 2},
-    {"tp": 2, "pp": 2},
-    {"tp": 2, "sequence_parallel": True},
-    {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"},
-    {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True},
-]
+VOCAB = 263  # not a multiple of 2: the last tp rank has a padded row
+MAX_SEQ_LEN = 9
+PROMPTS = [[5, 6, 7], [1], [9, 8, 7, 6, 5, 4], [250, 3], [4, 4, 4, 4, 4, 4, 4, 4, 4]]
+NEW_TOKENS = 12  # past the model's context, twice
+
+ROTARY: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2}
+MODELS: dict[str, dict[str, Any]] = {
+    "rotary": ROTARY,
+    "learned-tied": {"position": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True, "tie_embeddings": True},
+    "alibi-window": {"position": "alibi", "attention_window": 3, "attention_pattern": ["full", "window"], "block": "parallel_one_norm"},
+    "one-kv-head-softcap": {"num_heads": 4, "num_kv_heads": 1, "attention_softcap": 2.0, "logits_softcap": 3.0, "head_bias": True},
+}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp2": {"tp": 2},
+    "tp2-sequence-parallel": {"tp": 2, "sequence_parallel": True},
+    "pp2": {"pp": 2},
+    "pp4": {"pp": 4},
+    "pp2-interleaved": {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"},
+    "pp1-interleaved": {"virtual_stages": 2, "schedule": "interleaved_1f1b"},
+    "tp2-pp2-dp2-sequence-parallel": {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True},
+    "tp2-pp2-interleaved-without-shared-memory": {
+        "tp": 2, "pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b", "sequence_parallel": True, "shared_memory": False,
+    },
+}  # fmt: skip
+SAMPLINGS = {
+    "greedy": Sampling(NEW_TOKENS, temperature=0.0),
+    "greedy-with-penalty": Sampling(NEW_TOKENS, temperature=0.0, repetition_penalty=1.5, min_new_tokens=2, stop_tokens=(3, 5)),
+    "drawn": Sampling(NEW_TOKENS, temperature=1.0, seed=3),
+    "filtered": Sampling(NEW_TOKENS, 1.2, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=4, stop_tokens=tuple(range(20))),
+    "stopping-at-the-context": Sampling(NEW_TOKENS, temperature=1.0, seed=5, context="stop"),
+}
 
 
-def generate_on_rank(parallel: dict[str, Any], position: str, temperature: float) -> list[int]:
+def ranks_of(parallel: dict[str, Any]) -> int:
+    return int(parallel.get("tp", 1) * parallel.get("pp", 1) * parallel.get("dp", 1))
+
+
+def make(parallel: dict[str, Any], model: dict[str, Any]) -> tuple[RunSpec, Mesh, dict[int, Stage]]:
+    shape = {"num_layers": 4, "hidden_size": 16, "num_heads": 2, "vocab_size": VOCAB, "max_seq_len": MAX_SEQ_LEN, "init_std": 0.3}
     spec = parse_spec(
         {
-            "model": {
-                "num_layers": 4,
-                "hidden_size": 16,
-                "num_heads": 2,
-                "vocab_size": 263,
-                "position": position,
-                "max_seq_len": 9,
-                "init_std": 0.3,
-            },
+            "model": shape | model,
             "parallel": parallel,
             "data": {"tokenizer_vocab_size": 257},
             "optimizer": {"lr": 1e-3},
@@ -39,36 +64,124 @@ def generate_on_rank(parallel: dict[str, Any], position: str, temperature: float
             "train": {"num_steps": 1, "global_batch_size": 4, "micro_batch_size": 1, "seq_len": 8},
         }
     )
-    mesh = build_mesh(**{axis: getattr(spec.parallel, axis) for axis in ("pp", "dp", "cp", "tp")}, timeout_s=60)
-    stages = build_stages_of_rank(spec, mesh, torch.device("cpu"))
-    tokens = generate(stages, mesh, spec, [5, 6, 7], Sampling(8, temperature=temperature, top_k=50, seed=3))
+    axes = {axis: getattr(spec.parallel, axis) for axis in ("pp", "dp", "cp", "tp")}
+    mesh = build_mesh(**axes, timeout_s=60, shared_memory=spec.parallel.shared_memory)
+    return spec, mesh, build_stages_of_rank(spec, mesh, torch.device("cpu"))
+
+
+Answer = list[tuple[list[int], str, int]]
+
+
+def continue_prompts(parallel: dict[str, Any], model: dict[str, Any]) -> dict[str, Answer]:
+    """The tokens, finish and slides of every prompt, by setting; and of each prompt alone, under the number it has in the batch."""
+    spec, mesh, stages = make(parallel, model)
+    found: dict[str, Answer] = {}
+    for name, sampling in SAMPLINGS.items():
+        completions = generate(stages, mesh, spec, PROMPTS, sampling)
+        found[name] = [(each.tokens, each.finish, each.slides) for each in completions]
+    found["alone"] = []
+    for number, prompt in enumerate(PROMPTS):
+        (each,) = generate(stages, mesh, spec, [prompt], SAMPLINGS["drawn"], first_sample=number)
+        found["alone"].append((each.tokens, each.finish, each.slides))
     assert all(stage.training for stage in stages.values()), "training mode is back"
     mesh.close()
-    return tokens
+    return found
 
 
-@pytest.mark.parametrize("parallel", PARALLEL, ids=str)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_same_tokens_at_every_layout(parallel: dict[str, Any], temperature: float, ranks: RankPool) -> None:
-    sizes = [parallel.get(axis, 1) for axis in ("tp", "pp", "dp")]
-    position = "learned"
-    # With sequence parallelism the window is a multiple of tp, so compare before it is full there.
-    length = 5 if parallel.get("sequence_parallel") else 8
-    (expected,) = ranks.run(generate_on_rank, 1, {}, position, temperature)
-    for tokens in ranks.run(generate_on_rank, sizes[0] * sizes[1] * sizes[2], parallel, position, temperature):
-        assert len(tokens) == 8
-        assert tokens[:length] == expected[:length]
+@pytest.fixture(scope="module")
+def expected(ranks: RankPool) -> dict[str, dict[str, Answer]]:
+    """What one process says, by model."""
+    return {name: ranks.run(continue_prompts, 1, {}, model)[0] for name, model in MODELS.items()}
 
 
-def test_draw_follows_temperature_and_top_k() -> None:
-    logits = torch.tensor([0.0, 3.0, 2.0, -1.0], dtype=torch.float64)
-    assert draw(logits, 0, Sampling(1, temperature=0.0)) == 1
-    drawn = [draw(logits, position, Sampling(1, temperature=1.0, top_k=2)) for position in range(200)]
-    assert set(drawn) == {1, 2}
-    # P(1) = 1 / (1 + e^-1) = 0.731; 200 draws lie within 0.15 of it with overwhelming probability, and the draws are fixed
-    assert abs(drawn.count(1) / 200 - 0.731) < 0.15
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_tokens_at_every_layout_on_every_rank(layout: str, expected: dict[str, dict[str, Answer]], ranks: RankPool) -> None:
+    for name, model in MODELS.items():
+        if name not in ("rotary", "learned-tied") and layout not in ("tp2", "pp2"):
+            continue
+        for found in ranks.run(continue_prompts, ranks_of(LAYOUTS[layout]), LAYOUTS[layout], model):
+            assert found == expected[name]
 
 
-def test_negative_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"temperature \(-1\) must not be negative"):
-        Sampling(1, temperature=-1)
+def test_the_settings_of_these_tests_reach_every_end(expected: dict[str, dict[str, Answer]]) -> None:
+    answers = [answer for each in expected.values() for setting in each.values() for answer in setting]
+    assert {finish for _, finish, _ in answers} == {"length", "stop_token", "context"}
+    assert max(slides for _, _, slides in answers) >= 2
+    assert all(0 <= token < VOCAB for tokens, _, _ in answers for token in tokens)
+
+
+def test_a_sample_does_not_depend_on_its_batch(expected: dict[str, dict[str, Answer]]) -> None:
+    for each in expected.values():
+        assert each["alone"] == each["drawn"]
+        assert each["greedy"] != each["drawn"]
+
+
+def logits_both_ways(parallel: dict[str, Any], model: dict[str, Any]) -> float:
+    """The largest difference between logits of whole sequences and those with a cache, for samples of different lengths in one batch."""
+    _, mesh, stages = make(parallel, model)
+    (stage,) = stages.values()
+    parts = mesh.tp.size if stage.place.sequence_parallel else 1
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(VOCAB, (3, MAX_SEQ_LEN), generator=generator)
+    cache = KeyValueCache(3, MAX_SEQ_LEN + 1, stage.config, stage.place)
+    worst = 0.0
+    with in_eval_mode([stage]), torch.no_grad():
+        whole = stage.logits(stage.run_layers(None, torch.cat((ids, ids[:, :1]), 1)[:, : 8 + 2 * (parts - 1)]))
+        lengths = [4, 1, 6]
+        for new in (6, 1, 1, 2):
+            new = -(-new // parts) * parts
+            cache.extend_to(lengths)
+            rows = [
+                torch.cat((torch.zeros(max(0, new - n), dtype=torch.int64), ids[row, max(0, n - new) : n])) for row, n in enumerate(lengths)
+            ]
+            found: Tensor = stage.logits(stage.extend(None, torch.stack(rows), cache))
+            for row, length in enumerate(lengths):
+                real = min(new, length)
+                worst = max(worst, float((found[row, -real:] - whole[row, length - real : length]).abs().max()))
+            lengths = [min(length + 1, 8) for length in lengths]
+    mesh.close()
+    return worst
+
+
+@pytest.mark.parametrize("parallel", [{}, {"tp": 2}, {"tp": 2, "sequence_parallel": True}], ids=["one", "tp2", "tp2-sequence-parallel"])
+def test_logits_with_a_cache_are_those_of_whole_sequences(parallel: dict[str, Any], ranks: RankPool) -> None:
+    for model in MODELS.values():
+        assert max(ranks.run(logits_both_ways, ranks_of(parallel), parallel, model)) < 1e-12
+
+
+def logits_not_finite(parallel: dict[str, Any]) -> str:
+    spec, mesh, stages = make(parallel, ROTARY)
+    with torch.no_grad():
+        for stage in stages.values():
+            if stage.is_last:
+                stage.head.weight[-1] = torch.nan
+    try:
+        generate(stages, mesh, spec, PROMPTS, SAMPLINGS["drawn"])
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        mesh.close()
+    return ""
+
+
+def test_logits_that_are_not_finite_are_an_error_on_every_rank(ranks: RankPool) -> None:
+    found = ranks.run(logits_not_finite, 4, {"tp": 2, "pp": 2})
+    assert all("the model's logits for new token 1 of sample 0 are not finite" in message for message in found)
+
+
+def bad_prompts() -> None:
+    spec, mesh, stages = make({}, ROTARY)
+    for prompts, words in (
+        ([[]], "the prompt has no tokens"),
+        ([[1], [2] * 10], "prompt 2 has 10 tokens, more than the 9 of the model's context"),
+        ([[VOCAB]], "the prompt has the token 263, and the model's vocabulary has 263"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            generate(stages, mesh, spec, prompts, SAMPLINGS["greedy"])
+    assert generate(stages, mesh, spec, [], SAMPLINGS["greedy"]) == []
+    assert [each.tokens for each in generate(stages, mesh, spec, PROMPTS, Sampling(0))] == [[]] * len(PROMPTS)
+    mesh.close()
+
+
+def test_prompts_that_cannot_be_continued_are_told(ranks: RankPool) -> None:
+    ranks.run(bad_prompts, 1)
