@@ -81,6 +81,8 @@ LAYOUTS = [
     ),
     Layout("tp2-pp2-dp2-dropout", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True}, GPT | DROPOUT),
     Layout("tp2-dropout", {"tp": 2}, LLAMA | DROPOUT),
+    Layout("tp2-one-layer", {"tp": 2}, LLAMA | {"num_layers": 1}),
+    Layout("pp4-30-layers", {"pp": 4}, GPT | {"num_layers": 30, "init_std": 0.1}),
     Layout("tp4-falcon", {"tp": 4}, FALCON),
     Layout("tp2-pp2-sequence-parallel-falcon", {"tp": 2, "pp": 2, "sequence_parallel": True}, FALCON),
     Layout("tp2-pp2-bloom", {"tp": 2, "pp": 2}, BLOOM),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from trimaran.models.config import TransformerConfig
+from trimaran.models.presets import PRESETS
 from trimaran.runtime.spec import (
     ModelSection,
     RunSpec,
@@ -104,7 +105,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"model.num_heads": ...},
         (
             "model: needs num_layers, hidden_size and num_heads, or a preset; missing: num_heads; "
-            "set model.num_heads, or model.preset to one of 20 shapes such as llama-tiny"
+            f"set model.num_heads, or model.preset to one of {len(PRESETS)} shapes such as llama-tiny"
         ),
     ),
     ({"model.hidden_dropout": 1.0}, "model.hidden_dropout: must be below 1, got 1.0; set model.hidden_dropout to a number below 1"),
@@ -356,6 +357,19 @@ def test_building_a_run_spec_directly_checks_the_same_rules() -> None:
 def test_good_spec_is_accepted(changes: dict[str, Any]) -> None:
     spec = parse_spec(changed(changes))
     assert spec.transformer.num_parameters() > 0
+
+
+def test_falcon_7b_and_its_71_heads_are_refused_at_tp_2_with_the_degrees_that_work() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec({**BASE, "model": {"preset": "falcon-7b"}, "parallel": {"tp": 2}})
+    assert str(caught.value).endswith("num_heads (71) must be divisible by tp (2); set parallel.tp to 1 or 71")
+
+
+def test_fewer_kv_heads_than_tp_ranks_are_shared_by_whole_groups_of_ranks() -> None:
+    model = {"num_layers": 2, "hidden_size": 96, "num_heads": 12, "ffn_hidden_size": 96}
+    for kv_heads, tp, works in ((1, 4, True), (2, 4, True), (3, 4, False), (4, 4, True), (4, 6, False), (3, 6, True)):
+        found = spec_or_error({**BASE, "model": {**model, "num_kv_heads": kv_heads}, "parallel": {"tp": tp}})
+        assert isinstance(found, RunSpec) == works, (kv_heads, tp)
 
 
 def test_what_follows_from_the_fields() -> None:
