@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from trimaran.kernels.autograd import run
 from trimaran.kernels.launch import launch, multiprocessors, rows_of, tuned
 
 _WIDEST = 65536  # the widest row of which the tuned tables tell how to read it
@@ -76,7 +77,15 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return rms_norm(x), shape and dtype of x: [..., hidden]; weight: [hidden]. Statistics are float32 at least."""
-    return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call, no-any-return]
+    if _is_plain(x, weight):
+        return F.rms_norm(x, weight.shape, weight, eps)
+    out: Tensor = run(_RMSNorm, x, weight, eps)
+    return out
+
+
+def _is_plain(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch's own operator will do: it is quicker forward, but slower backward, and promotes where dtypes differ."""
+    return not torch.is_grad_enabled() and x.dtype == weight.dtype
 
 
 def _check_residual(x: Tensor, residual: Tensor) -> None:
@@ -111,7 +120,11 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     Raises ValueError where the shapes of x and residual differ.
     """
     _check_residual(x, residual)
-    return _AddRMSNorm.apply(x, residual, weight, eps)  # type: ignore[no-untyped-call, no-any-return]
+    if _is_plain(x, weight):
+        total = (x + residual).to(x.dtype)
+        return total, F.rms_norm(total, weight.shape, weight, eps)
+    sum_and_norm: tuple[Tensor, Tensor] = run(_AddRMSNorm, x, residual, weight, eps)
+    return sum_and_norm
 
 
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ A tensor is read as a matrix [rows, cols] (cols = its last dim). Element (row, c
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -149,13 +149,28 @@ def box_rows(global_shape: tuple[int, ...], dim: int | None, offset: int, length
     return (rows if dim is None else rows.narrow(dim, offset, length)).flatten()
 
 
-def fill_normal_(out: Tensor, *, seed: int, name: str, global_shape: tuple[int, ...], dim: int | None, offset: int, std: float) -> None:
+def _of_rows(stds: Sequence[float], rows: Tensor, global_shape: tuple[int, ...]) -> Tensor:
+    """Return the deviation of every row [n, 1] float64, given one for each index of the first dim."""
+    return torch.tensor(stds, dtype=torch.float64, device=rows.device)[rows // math.prod(global_shape[1:-1])].unsqueeze(1)
+
+
+def fill_normal_(
+    out: Tensor,
+    *,
+    seed: int,
+    name: str,
+    global_shape: tuple[int, ...],
+    dim: int | None,
+    offset: int,
+    std: float | Sequence[float],
+) -> None:
     """Fill `out` with its part of the global normal tensor `name`: mean 0, standard deviation `std`.
 
     Args:
         out: local shard, any float dtype; a box of `global_shape` with `dim` narrowed to [offset, offset + out.shape[dim]). Where it
             reaches past the global tensor (vocabulary padding) it is set to zero.
         dim: the dim that was cut, or None.
+        std: one number, or one for every index of the first dim.
     Values are drawn in float64 and rounded to float32 first, so every dtype starts from the same float32 weights.
     """
     if dim is not None:
@@ -169,12 +184,13 @@ def fill_normal_(out: Tensor, *, seed: int, name: str, global_shape: tuple[int, 
     rows = box_rows(global_shape, dim if cut_rows else None, offset, out.shape[dim] if dim is not None and cut_rows else 0, out.device)
     first_col = offset if dim == last else 0
     stop_col = first_col + out.shape[-1]
+    deviation = _of_rows(std, rows, global_shape) if isinstance(std, Sequence) else std
     # Pairs of the Box-Muller transform must not depend on where the cut falls: widen to whole pairs, then narrow.
     first_pair, stop_pair = first_col - first_col % 2, min(stop_col + stop_col % 2, -(-global_shape[-1] // 2) * 2)
     matrix = out.view(-1, out.shape[-1]) if out.is_contiguous() else None
     values = torch.empty(out.shape, dtype=out.dtype, device=out.device).view(-1, out.shape[-1]) if matrix is None else matrix
     for first, stop, words in _word_chunks(stream_key(seed, name), rows, global_shape[-1], first_pair, stop_pair):
         normals = _box_muller(words)[:, first_col - first_pair : stop_col - first_pair]
-        values[first:stop] = normals.mul_(std).float().to(out.dtype)
+        values[first:stop] = normals.mul_(deviation[first:stop] if isinstance(deviation, Tensor) else deviation).float().to(out.dtype)
     if matrix is None:
         out.copy_(values.view(out.shape))

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trimaran.kernels.autograd import run
 from trimaran.kernels.launch import launch, tuned
 
 
@@ -182,11 +183,12 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, back: bool, in
 
 
 def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    out: Tensor = x * torch.cat((cos, cos), dim=-1)[..., None, :]
+    out: Tensor = x * torch.cat((cos, cos), dim=-1).unsqueeze(-2)
+    sin = sin.unsqueeze(-2)
     x1, x2 = x.chunk(2, dim=-1)
     y1, y2 = out.chunk(2, dim=-1)
-    y1.addcmul_(x2, sin[..., None, :], value=-sign)
-    y2.addcmul_(x1, sin[..., None, :], value=sign)
+    y1.addcmul_(x2, sin, value=-sign)
+    y2.addcmul_(x1, sin, value=sign)
     return out
 
 
@@ -225,7 +227,8 @@ def _apply(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: boo
         raise ValueError(f"cos has {half} pairs, which must be at least 1 and fit into a head of {head_dim}")
     if in_place and any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
         raise ValueError(f"x {tuple(x.shape)} with strides {x.stride()} holds elements several times: it can't be rotated in place")
-    return _RotaryFunction.apply(x, cos, sin, interleaved, in_place, turn)  # type: ignore[no-untyped-call, no-any-return]
+    out: Tensor = run(_RotaryFunction, x, cos, sin, interleaved, in_place, turn)
+    return out
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:

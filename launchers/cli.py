@@ -4,93 +4,60 @@ import json
 import logging
 import os
 import shutil
-import signal
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.table import Table
 
-from trimaran.launchers.local import LaunchError, LocalRun, Stopped, launch
-from trimaran.runtime.spec import RunSpec, describe, dump_spec, json_schema, load_spec, parse_spec
+from trimaran.launchers.console import RunPath, errors_as_sentences, say, sentence
+from trimaran.launchers.convert import export, import_
+from trimaran.launchers.coordinates import coordinate_check
+from trimaran.launchers.generation import generate
+from trimaran.launchers.local import LocalRun, Stopped, launch
+from trimaran.launchers.models import models
+from trimaran.runtime.spec import RunSpec, describe, dump_spec, json_schema, load_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.data.prepare import PreparedData
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.command()(generate)
+app.command()(models)
+app.command()(coordinate_check)
+app.command("import")(import_)
+app.command()(export)
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a YAML file.")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, such as parallel.tp=2; may be repeated.")
 ]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint folder of it.")]
 _PICTURE_MICROBATCHES = 64  # a drawing of more has boxes too thin to read
-
-
-@contextmanager
-def _errors_as_sentences() -> Iterator[None]:
-    """End the program with one sentence and a code for what a user can cause; anything else is a bug and shows its traceback."""
-    try:
-        yield
-    except Stopped as stopped:
-        _say(str(stopped), style="yellow")
-        raise typer.Exit(128 + stopped.signal_number) from None
-    except KeyboardInterrupt:
-        _say("stopped by SIGINT before any rank was started", style="yellow")
-        raise typer.Exit(128 + signal.SIGINT) from None
-    except LaunchError as error:
-        _complain(error)
-        raise typer.Exit(error.exit_code if 0 < error.exit_code < 256 else 1) from None
-    except (ValueError, OSError, _checkpoint_error()) as error:
-        _complain(error)
-        raise typer.Exit(2) from None
-
-
-def _checkpoint_error() -> type[Exception]:
-    """CheckpointError, where its room (and torch) has been imported; a class that nothing raises where it hasn't."""
-    module = sys.modules.get("trimaran.runtime.checkpoint.manifest")
-    return getattr(module, "CheckpointError", LaunchError)
-
-
-def _say(text: str, style: str | None = None) -> None:
-    # Never wrapped: a path that is broken in two can't be copied.
-    Console(stderr=True, highlight=False).print(text, style=style, markup=False, soft_wrap=True)
-
-
-def _complain(error: Exception) -> None:
-    console = Console(stderr=True, highlight=False)
-    console.print("error:", style="bold red", end=" ")
-    console.print(_sentence(error), markup=False, soft_wrap=True)
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 @app.command()
 def train(spec_path: SpecPath, overrides: Overrides = []) -> None:  # noqa: B006 - typer reads the default, nothing changes it
     """Validate, prepare the data, start the ranks, train, and write the report; resumes where the run's last checkpoint stands."""
-    with _errors_as_sentences():
+    with errors_as_sentences():
         spec = load_spec(spec_path, overrides)
-        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
+        _log_to_terminal()
         folder = Path(spec.train.output_dir)
         task = _prepare_run(spec, folder)
-        _say(f"starting {spec.world_size} ranks ({dict(describe(spec))['layout']}); run folder {folder}")
+        say(f"starting {spec.world_size} ranks ({dict(describe(spec))['layout']}); run folder {folder}")
         try:
             launch(LocalRun(spec, task, folder / "logs"))
         except Stopped as stopped:
             raise Stopped(stopped.signal_number, stopped.problem, _what_is_saved(folder)) from stopped
         finally:
             _try_to_report(folder)
-        _say(f"report: {folder / 'report.html'}   more text: trimaran generate {folder} --prompt 'To be'")
+        more = f"   more text: trimaran generate {folder} --prompt 'To be'" if spec.transformer.is_causal else ""
+        say(f"report: {folder / 'report.html'}{more}")
+
+
+def _log_to_terminal() -> None:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
 
 
 def _prepare_run(spec: RunSpec, folder: Path) -> Path:
@@ -99,17 +66,27 @@ def _prepare_run(spec: RunSpec, folder: Path) -> Path:
     from trimaran.runtime.train.hardware import describe_machine
 
     _check_writable(folder)
+    resumed = None
     if (folder / "checkpoints").is_dir():
         from trimaran.runtime.train.state import resume_path
 
-        resume_path(spec)  # before the data, which may take long
+        resumed = resume_path(spec)  # before the data, which may take long
+    starts_from = resumed is None and spec.checkpoint.init_from is not None
+    if starts_from:
+        from trimaran.runtime.train.initial import check_initial_weights, compare_tokenizers, take_companions
+
+        check_initial_weights(spec)
     data = prepare_data(spec)
     _check_run(spec, data)
+    if starts_from:
+        compare_tokenizers(spec, data)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     (folder / "machine.json").write_text(json.dumps(describe_machine()), encoding="utf-8")
     (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
     (folder / "data_manifest.json").write_text(json.dumps(data.manifest, indent=1), encoding="utf-8")
     shutil.copyfile(data.folder / "tokenizer.json", folder / "tokenizer.json")
+    if starts_from:
+        take_companions(spec, folder)
     task = folder / "logs" / "task.json"
     content = {"kind": "train", "spec": str((folder / "spec.yaml").resolve()), "data": str(data.folder.resolve())}
     task.write_text(json.dumps(content), encoding="utf-8")
@@ -151,7 +128,7 @@ def _try_to_report(folder: Path) -> None:
     try:
         _write_report(folder)
     except OSError as error:
-        _say(f"the report could not be written: {_sentence(error)}", style="yellow")
+        say(f"the report could not be written: {sentence(error)}", style="yellow")
 
 
 def _write_report(folder: Path) -> None:
@@ -167,15 +144,18 @@ def check(
     picture: Annotated[Path | None, typer.Option(help="Draw the pipeline schedule into this .svg or .png file.")] = None,
 ) -> None:
     """Validate a spec and print the resolved run: layout, parameters, tokens, schedule. Starts nothing."""
-    with _errors_as_sentences():
+    with errors_as_sentences():
         spec = load_spec(spec_path, overrides)
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table(show_header=False, box=None)
         for name, value in describe(spec):
             table.add_row(f"[bold]{name}[/]", value)
         Console().print(table)
         if picture is not None:
             _draw_schedule(spec, picture)
-            _say(f"schedule drawn in {picture}")
+            say(f"schedule drawn in {picture}")
 
 
 def _draw_schedule(spec: RunSpec, path: Path) -> None:
@@ -213,70 +193,11 @@ def schema() -> None:
 
 
 @app.command()
-def generate(
-    run: RunPath,
-    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "The ",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the continuation.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from the k likeliest tokens only; 0 for all.")] = 40,
-    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
-    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree to run at.")] = 1,
-    pp: Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree to run at.")] = 1,
-) -> None:
-    """Continue a prompt, straight from a training checkpoint, at any layout."""
-    with _errors_as_sentences():
-        from trimaran.launchers.worker import GenerateTask, run_task
-        from trimaran.runtime.checkpoint.reshard import Checkpoint
-        from trimaran.runtime.train.state import spec_of
-
-        checkpoint = _find_checkpoint(run)
-        stored = spec_of(Checkpoint.open(checkpoint, verify=False))
-        with tempfile.TemporaryDirectory(prefix="trimaran-generate-") as scratch:
-            folder = Path(scratch)
-            (folder / "spec.yaml").write_text(dump_spec(_at_layout(stored, tp, pp)), encoding="utf-8")
-            task = GenerateTask(
-                spec=folder / "spec.yaml",
-                checkpoint=checkpoint.resolve(),
-                tokenizer=(checkpoint.parent.parent / "tokenizer.json").resolve(),
-                prompt=prompt,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                seed=seed,
-            )
-            if tp * pp == 1:
-                run_task(task)
-                return
-            (folder / "task.json").write_text(task.model_dump_json(), encoding="utf-8")
-            launch(LocalRun(load_spec(task.spec), folder / "task.json", folder / "logs"))
-
-
-def _find_checkpoint(run: Path) -> Path:
-    """The newest whole checkpoint of a run folder, or the checkpoint folder itself."""
-    from trimaran.runtime.checkpoint.folder import latest, step_of
-
-    if step_of(run) is not None:
-        return run
-    found = latest(run / "checkpoints")
-    if found is None:
-        raise ValueError(f"{run} has no whole checkpoint; give the folder of a run that `trimaran train` has made")
-    return found
-
-
-def _at_layout(spec: RunSpec, tp: int, pp: int) -> RunSpec:
-    """The spec with a plain tp x pp layout."""
-    raw = spec.model_dump(mode="json")
-    raw["parallel"] = {"tp": tp, "pp": pp, "shared_memory": spec.parallel.shared_memory}
-    raw["launcher"]["threads_per_rank"] = None
-    return parse_spec(raw)
-
-
-@app.command()
 def report(run: RunPath) -> None:
     """Write RUN/report.html anew from the run's files."""
-    with _errors_as_sentences():
+    with errors_as_sentences():
         _write_report(run)
-        _say(f"report: {run / 'report.html'}")
+        say(f"report: {run / 'report.html'}")
 
 
 def main() -> None:

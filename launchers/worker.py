@@ -14,16 +14,12 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 
+from trimaran.launchers.generate_task import GenerateTask, run_generate
 from trimaran.launchers.local import STOPPED_EXIT_CODE, threads_per_rank
-from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.prepare import open_prepared
-from trimaran.runtime.data.tokenizer import Tokenizer
-from trimaran.runtime.infer.generate import Sampling, generate
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
-from trimaran.runtime.train.job import build_stages_of_rank
 from trimaran.runtime.train.loop import train
-from trimaran.runtime.train.state import verify_together
 
 
 class TrainTask(BaseModel):
@@ -35,21 +31,6 @@ class TrainTask(BaseModel):
     data: Path
 
 
-class GenerateTask(BaseModel):
-    """Continue a prompt from a checkpoint; the layout is that of `spec`, whatever wrote the checkpoint."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["generate"] = "generate"
-    spec: Path
-    checkpoint: Path
-    tokenizer: Path
-    prompt: str
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    seed: int
-
-
 Task = TrainTask | GenerateTask
 
 
@@ -57,46 +38,6 @@ def run_train(task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device) 
     """Train; return the exit code."""
     state = train(spec, mesh, device, open_prepared(task.data))
     return 0 if state.step >= spec.train.num_steps else STOPPED_EXIT_CODE
-
-
-def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
-    """Print the prompt and its continuation as the tokens come, on rank 0; return the exit code."""
-    tokenizer = Tokenizer.load(task.tokenizer)
-    stages = build_stages_of_rank(spec, mesh, device)
-    checkpoint = Checkpoint.open(task.checkpoint, verify=False)
-    verify_together(checkpoint, mesh)
-    for stage in stages.values():
-        stage.load(checkpoint.read)
-    prompt = tokenizer.encode(task.prompt) or [tokenizer.eot_id]
-    sampling = Sampling(task.max_new_tokens, task.temperature, task.top_k, task.seed, stop_token=tokenizer.eot_id)
-    printer = _Printer(tokenizer, prompt, silent=mesh.rank > 0)
-    generate(stages, mesh, spec, prompt, sampling, printer.add)
-    printer.finish()
-    return 0
-
-
-class _Printer:
-    """Prints text as its tokens come; a character whose bytes are not all there yet waits for the next token."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt: list[int], *, silent: bool) -> None:
-        self._tokenizer, self._tokens, self._shown, self._silent = tokenizer, list(prompt), "", silent
-        self._show(tokenizer.decode(prompt))
-
-    def add(self, token: int) -> None:
-        """Show what the token adds."""
-        self._tokens.append(token)
-        text = self._tokenizer.decode(self._tokens)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._show(text)
-
-    def finish(self) -> None:
-        """Show the rest and end the line."""
-        self._show(self._tokenizer.decode(self._tokens) + "\n")
-
-    def _show(self, text: str) -> None:
-        if not self._silent:
-            print(text[len(self._shown) :], end="", flush=True)
-        self._shown = text
 
 
 def read_task(path: Path) -> Task:
@@ -122,7 +63,13 @@ def join_world(spec: RunSpec, device: torch.device) -> Mesh:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     parallel = spec.parallel
     return build_mesh(
-        pp=parallel.pp, dp=parallel.dp, cp=parallel.cp, tp=parallel.tp, timeout_s=timeout_s, shared_memory=parallel.shared_memory
+        pp=parallel.pp,
+        dp=parallel.dp,
+        cp=parallel.cp,
+        tp=parallel.tp,
+        ep=parallel.ep,
+        timeout_s=timeout_s,
+        shared_memory=parallel.shared_memory,
     )
 
 

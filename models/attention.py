@@ -7,6 +7,7 @@ from trimaran.kernels.attention import AttentionDropout, AttentionOptions, alibi
 from trimaran.kernels.random import stream_key
 from trimaran.models.cache import KeyValueCache, Pass, local_kv_heads
 from trimaran.models.config import TransformerConfig
+from trimaran.models.init import initial
 from trimaran.models.parallel.collectives import sum_over_group
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear, column_linear
 from trimaran.models.parallel.parameter import Placement, new_parameter
@@ -42,13 +43,13 @@ class QueryKeyNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention; this tp rank computes heads / tp query heads and kv_heads / tp key-value heads.
+    """Self-attention, causal where the objective is; this tp rank computes heads / tp query heads and kv_heads / tp key-value heads.
 
     Where there are fewer key-value heads than tp ranks, every rank holds them all, computes with the one that its queries read, and its gradient is a
     part of the sum over tp.
     """
 
-    def __init__(self, config: TransformerConfig, place: Placement, *, index: int, output_std: float, seed: int) -> None:
+    def __init__(self, config: TransformerConfig, place: Placement, *, index: int, seed: int) -> None:
         super().__init__()
         tp, site = place.tp, f"layers.{index}.attention"
         self.index, self.head_dim, self.num_heads = index, config.head_dim, config.num_heads
@@ -58,16 +59,18 @@ class Attention(nn.Module):
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         cuts_kv = config.num_kv_heads % tp.size == 0
         self.first_kv_head = None if cuts_kv else tp.rank * config.num_kv_heads // tp.size
-        self.q = ColumnParallelLinear(config.hidden_size, width, place, bias=config.qkv_bias, std=config.init_std)
+        self.q = ColumnParallelLinear(config.hidden_size, width, place, bias=config.qkv_bias, initial=initial(config, "query"))
+        into_kv = initial(config, "key", "value")
         self.kv = ColumnParallelLinear(
-            config.hidden_size, kv_width, place, bias=config.qkv_bias, std=config.init_std, parts=2, is_whole=not cuts_kv
+            config.hidden_size, kv_width, place, bias=config.qkv_bias, initial=into_kv, parts=2, is_whole=not cuts_kv
         )
         has_norms = config.query_key_norm != "none"
         self.q_norm = QueryKeyNorm(config, place, width=width, is_cut=True) if has_norms else None
         self.k_norm = QueryKeyNorm(config, place, width=kv_width, is_cut=cuts_kv) if has_norms else None
-        self.out = RowParallelLinear(width, config.hidden_size, place, bias=config.out_bias, std=output_std)
+        self.out = RowParallelLinear(width, config.hidden_size, place, bias=config.out_bias, initial=initial(config, "attention_output"))
         self.kernels, self.interleaved = place.kernels, config.rotary_interleaved
         self.options = AttentionOptions(
+            causal=config.is_causal,
             window=config.window_of(index),
             softcap=config.attention_softcap,
             scale=config.attention_scale,
@@ -96,7 +99,10 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.first_kv_head is not None:
             k, v = (part.narrow(2, self.first_kv_head, self.local_kv_heads) for part in (k, v))
-        if carried.tables is not None:
+        if carried.tables is not None and carried.cache is not None:  # of a few tokens, one rotation of both is the quicker way
+            turned = self.kernels.rotary(torch.cat((q, k), dim=2), *carried.tables, self.interleaved)
+            q, k = turned.split((q.shape[2], k.shape[2]), dim=2)
+        elif carried.tables is not None:
             q, k = (self.kernels.rotary(part, *carried.tables, self.interleaved) for part in (q, k))
         if carried.cache is not None:
             return self._cached(q, k, v, carried.cache).flatten(2)

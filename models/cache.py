@@ -61,8 +61,12 @@ class Pass:
         first_sample: global index of the first sample, for the dropout masks.
         tables: rotary tables of the tokens' positions; None where positions enter otherwise.
         cache: keys and values of the tokens before; None where the pass has whole sequences.
+        targets: [batch, predicted] int64, the tokens that the rows of a second stream predict; None where there is no such stream.
+        sequence_weight: what the losses of one sequence's tokens count together in the gradient; a loss that a layer has of its own counts as much.
     """
 
     first_sample: int
     tables: RotaryTables | None = None
     cache: KeyValueCache | None = None
+    sequence_weight: float = 0.0
+    targets: Tensor | None = None

@@ -15,20 +15,22 @@ from trimaran.models.fields import (
     Dropout,
     FieldError,
     NonNegative,
+    NonNegativeWhole,
     Positive,
     nearest_divisors,
     nearest_multiples,
     one_of,
 )
 
-Position = Literal["learned", "rotary", "alibi", "none"]
+Position = Literal["learned", "rotary", "alibi", "relative", "none"]
 Norm = Literal["layernorm", "rmsnorm"]
 NormPosition = Literal["pre", "post", "branch", "sandwich", "none"]
 BlockKind = Literal["sequential", "parallel", "parallel_one_norm"]
 Activation = Literal["relu", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"]
 QueryKeyNorm = Literal["none", "head", "width"]
 AttentionKind = Literal["full", "window"]
-Initialization = Literal["normal", "depth_scaled"]
+Objective = Literal["causal_lm", "masked_lm", "permutation_lm"]
+Initialization = Literal["normal", "depth_scaled", "small_init", "xavier", "fan_in", "tfixup", "deepnorm", "mup"]
 GATED_ACTIVATIONS: Final = ("swiglu", "geglu", "geglu_tanh")
 
 
@@ -69,6 +71,28 @@ def _like_bias(data: dict[str, Any]) -> bool:
     return bool(data.get("bias", False))
 
 
+def _residual_scale(data: dict[str, Any]) -> float:
+    """DeepNorm's alpha of a decoder (Wang et al. 2022, table 1)."""
+    return float((2 * int(data.get("num_layers", 1))) ** 0.25) if data.get("init") == "deepnorm" else 1.0
+
+
+def _mup_base_head_dim(data: dict[str, Any]) -> int:
+    return int(data.get("head_dim", 1))
+
+
+def _attention_scale(data: dict[str, Any]) -> float | None:
+    """Under muP 1 / head_dim, times what makes it head_dim ** -0.5 at the base (Yang et al. 2022, definition 4.1)."""
+    if data.get("init") != "mup":
+        return None
+    return float(math.sqrt(data.get("mup_base_head_dim", 1)) / data.get("head_dim", 1))
+
+
+def _logits_scale(data: dict[str, Any]) -> float:
+    """Under muP the inverse of how many times wider the model is than its base (Yang et al. 2022, table 8, output weights)."""
+    base = data.get("mup_base_width") if data.get("init") == "mup" else None
+    return 1.0 if base is None else float(base / data.get("hidden_size", 1))
+
+
 # Which fields a derived default reads, in TransformerConfig; whoever lacks one of them lacks the derived field too.
 DERIVED_FROM: Final[dict[str, tuple[str, ...]]] = {
     "num_kv_heads": ("num_heads",),
@@ -78,6 +102,10 @@ DERIVED_FROM: Final[dict[str, tuple[str, ...]]] = {
     "out_bias": ("bias",),
     "mlp_bias": ("bias",),
     "norm_bias": ("bias",),
+    "residual_scale": ("init", "num_layers"),
+    "mup_base_head_dim": ("head_dim",),
+    "attention_scale": ("init", "mup_base_head_dim", "head_dim"),
+    "logits_scale": ("init", "mup_base_width", "hidden_size"),
 }
 
 
@@ -99,10 +127,30 @@ class TransformerConfig(BaseModel):
     ffn_hidden_size: Count = Field(
         default_factory=_ffn_hidden_size, description="Inner width of the feed-forward block; by default 4 * hidden_size."
     )
+    init: Initialization = Field(
+        default="depth_scaled",
+        description="How weights start: normal; depth_scaled, with smaller output projections (GPT-2); small_init (GPT-NeoX); xavier; fan_in (PaLM); "
+        "tfixup, for a model without norms or warmup; deepnorm, for a deep one with post-norms; mup, whose best rates hold at every width.",
+    )
+    init_std: Positive = Field(default=0.02, description="Standard deviation of the initial weights, for normal, depth_scaled and mup.")
+    mup_base_width: Count | None = Field(
+        default=None, description="mup: hidden_size at which it is the same as normal, where rates were found."
+    )
+    mup_base_head_dim: Count = Field(
+        default_factory=_mup_base_head_dim,
+        description="mup: head_dim of the model of mup_base_width; by default head_dim, so that heads grow in number.",
+    )
     vocab_size: Count = Field(description="Tokens the model knows, before padding to a multiple of tp.")
     max_seq_len: Count = Field(description="Longest sequence in tokens; the rows of learned positions.")
+    objective: Objective = Field(
+        default="causal_lm",
+        description="What is learned: the next token; masked_lm, hidden tokens from those on both sides (BERT); permutation_lm, tokens in a random order, "
+        "each from those on both sides that came before it (XLNet).",
+    )
     position: Position = Field(
-        default="rotary", description="How positions enter: a learned table, rotation of queries and keys, or ALiBi's penalty on distance."
+        default="rotary",
+        description="How positions enter: a learned table, rotation of queries and keys, ALiBi's penalty on distance, or relative, "
+        "by a projection of the distance (XLNet).",
     )
     rotary_base: Positive = Field(default=10000.0, description="Base of the rotary frequencies (RoFormer, section 3.4.2).")
     rotary_dim: Count | None = Field(default=None, description="Numbers of a head that are rotated (null: all of head_dim).")
@@ -121,14 +169,33 @@ class TransformerConfig(BaseModel):
         description="pre: before each branch; post: after each sum (Vaswani et al. 2017); branch: on what is added (OLMo 2); "
         "sandwich: before a branch and on its output (Gemma 2); none: nowhere (T-Fixup).",
     )
+    residual_scale: Positive = Field(
+        default_factory=_residual_scale,
+        description="Factor of the residual stream in every sum before a post-norm; by default 1, under deepnorm (2 * num_layers) ** 0.25.",
+    )
     norm_eps: Positive = Field(default=1e-5, description="Added to the variance or mean square inside the norm.")
     norm_weight: bool = Field(default=True, description="Whether norms have a learned scale (OLMo 1 has none).")
     query_key_norm: QueryKeyNorm = Field(
         default="none", description="RMSNorm of queries and keys: over each head (Qwen 3), or over all heads together (OLMo 2)."
     )
+    num_token_types: NonNegativeWhole = Field(
+        default=0, description="Rows of a table of which the first is added to every token's embedding (BERT's segments: 2)."
+    )
     embedding_norm: bool = Field(default=False, description="Whether a norm follows the embeddings (BLOOM).")
     embedding_scale: Positive = Field(default=1.0, description="Factor of the token embeddings (Gemma: the root of hidden_size).")
     activation: Activation = Field(default="swiglu", description="Feed-forward nonlinearity; the ...glu ones have a third, gating matrix.")
+    num_experts: NonNegativeWhole = Field(
+        default=0,
+        description="Feed-forward layers side by side in every layer, of which a router picks a few for each token; 0: one for all.",
+    )
+    experts_per_token: Count = Field(default=2, description="Experts that each token goes through (Mixtral: 2).")
+    renormalize_experts: bool = Field(
+        default=True, description="Whether the router's weights of a token's experts are divided by their sum (Mixtral)."
+    )
+    router_aux_loss: NonNegative = Field(
+        default=0.0,
+        description="Weight of the loss that keeps the experts evenly used, over each sequence by itself (DeepSeek-V3, section 2.1.2).",
+    )
     bias: bool = Field(
         default=False, description="Whether linear layers and LayerNorm have a bias (GPT-2 yes, LLaMA no), but for those below."
     )
@@ -136,6 +203,9 @@ class TransformerConfig(BaseModel):
     out_bias: bool = Field(default_factory=_like_bias, description="Whether attention's output projection has a bias; by default as bias.")
     mlp_bias: bool = Field(default_factory=_like_bias, description="Whether the feed-forward layers have a bias; by default as bias.")
     norm_bias: bool = Field(default_factory=_like_bias, description="Whether LayerNorm has a bias; by default as bias.")
+    head_transform: bool = Field(
+        default=False, description="Whether a dense layer with activation and norm stands before the output projection (BERT)."
+    )
     head_bias: bool = Field(default=False, description="Whether the output projection has a bias (GPT-J).")
     tie_embeddings: bool = Field(default=False, description="Whether the output projection shares the token embedding's weights.")
     attention_window: Count | None = Field(
@@ -145,18 +215,18 @@ class TransformerConfig(BaseModel):
         default=None, strict=False, description="Which layers have the window, repeated over the layers (null: all of them)."
     )
     attention_softcap: Positive | None = Field(default=None, description="Scores become cap * tanh(score / cap) (Gemma 2).")
-    attention_scale: Positive | None = Field(default=None, description="Factor of query-key products (null: head_dim ** -0.5).")
+    attention_scale: Positive | None = Field(
+        default_factory=_attention_scale,
+        description="Factor of query-key products (null: head_dim ** -0.5); by default null, under mup by 1 / head_dim.",
+    )
     logits_softcap: Positive | None = Field(default=None, description="Logits become cap * tanh(logit / cap) (Gemma 2).")
-    logits_scale: Positive = Field(default=1.0, description="Factor of the logits (Cohere, muP).")
+    logits_scale: Positive = Field(
+        default_factory=_logits_scale, description="Factor of the logits (Cohere); by default 1, under mup mup_base_width / hidden_size."
+    )
     z_loss: NonNegative = Field(default=0.0, description="Weight of the squared log-normalizer in the loss (PaLM, section 5: 1e-4).")
     embedding_dropout: Dropout = Field(default=0.0, description="Dropout probability after the embeddings.")
     hidden_dropout: Dropout = Field(default=0.0, description="Dropout probability on each block's output, before the residual sum.")
     attention_dropout: Dropout = Field(default=0.0, description="Dropout probability on the attention weights.")
-    init: Initialization = Field(
-        default="depth_scaled",
-        description="Initial weights: normal, or depth_scaled, in which output projections start with init_std / sqrt(2 * num_layers) (GPT-2).",
-    )
-    init_std: Positive = Field(default=0.02, description="Standard deviation of the initial weights.")
 
     @model_validator(mode="after")
     def _obeys_the_shape_rules(self) -> Self:
@@ -169,6 +239,16 @@ class TransformerConfig(BaseModel):
     def is_gated(self) -> bool:
         """Whether the feed-forward block has a gate and an up projection."""
         return self.activation in GATED_ACTIVATIONS
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token sees only those before it, so that the model can continue a text."""
+        return self.objective == "causal_lm"
+
+    @property
+    def has_query_stream(self) -> bool:
+        """Whether training has a second stream of rows, which know where a predicted token stands and not what it is."""
+        return self.objective == "permutation_lm"
 
     @property
     def has_final_norm(self) -> bool:
@@ -184,6 +264,11 @@ class TransformerConfig(BaseModel):
             return 4
         return 1 if self.block == "parallel_one_norm" else 2
 
+    @property
+    def mup_width_factor(self) -> float:
+        """How many times wider than its base a muP model is; 1 for others."""
+        return 1.0 if self.init != "mup" or self.mup_base_width is None else self.hidden_size / self.mup_base_width
+
     def window_of(self, layer: int) -> int | None:
         """Return the sliding window of layer `layer` (global number), None where it sees all."""
         if self.attention_pattern is not None and self.attention_pattern[layer % len(self.attention_pattern)] == "full":
@@ -194,17 +279,26 @@ class TransformerConfig(BaseModel):
         """Return the exact number of trainable numbers, without vocabulary padding; tied weights count once."""
         embedding = self.vocab_size * self.hidden_size
         positions = self.max_seq_len * self.hidden_size if self.position == "learned" else 0
-        norms = self.num_layers * self.norms_per_layer + int(self.has_final_norm) + int(self.embedding_norm)
+        token_types = (self.num_token_types + int(self.has_query_stream)) * self.hidden_size
+        norms = self.num_layers * self.norms_per_layer + int(self.has_final_norm) + int(self.embedding_norm) + int(self.head_transform)
         head = (0 if self.tie_embeddings else embedding) + (self.vocab_size if self.head_bias else 0)
+        if self.head_transform:
+            head += self.hidden_size * self.hidden_size + (self.hidden_size if self.mlp_bias else 0)
         layers = self.num_layers * (self._layer_matrix_parameters() + self._layer_vectors())
-        return embedding + positions + norms * self._norm_parameters() + layers + head
+        return embedding + positions + token_types + norms * self._norm_parameters() + layers + head
+
+    def num_active_parameters(self) -> int:
+        """Return how many of the parameters one token meets: of the experts only those that it goes through."""
+        unused = self._layer_matrix_parameters() - self._layer_matrix_parameters(self.experts_per_token)
+        return self.num_parameters() - self.num_layers * unused
 
     def flops_per_token(self, seq_len: int) -> float:
         """Return the matrix-multiplication FLOPs of training on one token, forward and backward.
 
-        6 FLOPs per matrix parameter (one multiply-add forward, two backward) plus the attention scores and their product
+        6 FLOPs per matrix parameter that the token meets (one multiply-add forward, two backward) plus the attention scores and their product
         with the values, 12 * layers * heads * head_dim * seq_len; the causal half is not taken off. PaLM paper, appendix B;
-        the same count as Megatron-LM (Narayanan et al. 2021, section 5.1) without its recomputed forward.
+        the same count as Megatron-LM (Narayanan et al. 2021, section 5.1) without its recomputed forward. What relative positions and a query
+        stream add is not counted.
 
         Args:
             seq_len: tokens of one sequence.
@@ -213,28 +307,32 @@ class TransformerConfig(BaseModel):
 
     def layer_forward_flops(self, seq_len: int) -> float:
         """Return the forward matrix-multiplication FLOPs of one layer for one token at `seq_len` tokens; the causal half is not taken off."""
-        return 2.0 * self._layer_matrix_parameters() + 4.0 * self.num_heads * self.head_dim * seq_len
+        return 2.0 * self._layer_matrix_parameters(self.experts_per_token) + 4.0 * self.num_heads * self.head_dim * seq_len
 
     def head_forward_flops(self) -> float:
-        """Return the forward FLOPs of the output projection for one token."""
-        return 2.0 * self.vocab_size * self.hidden_size
+        """Return the forward FLOPs of the output projection, and of the dense layer before it, for one token."""
+        return 2.0 * (self.vocab_size + (self.hidden_size if self.head_transform else 0)) * self.hidden_size
 
     def padded_vocab_size(self, tp: int) -> int:
         """Return vocab_size rounded up to a multiple of tp, so that every tp rank holds the same number of rows."""
         return math.ceil(self.vocab_size / tp) * tp
 
-    def _layer_matrix_parameters(self) -> int:
+    def _layer_matrix_parameters(self, experts_used: int | None = None) -> int:
+        """Matrix parameters of one layer; of the experts only `experts_used`, where given."""
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention = self.hidden_size * (queries + 2 * keys) + queries * self.hidden_size
-        matrices = 3 if self.is_gated else 2
-        return attention + matrices * self.hidden_size * self.ffn_hidden_size
+        matrices = (3 if self.is_gated else 2) * self.hidden_size * self.ffn_hidden_size
+        if self.num_experts == 0:
+            return attention + matrices
+        return attention + self.num_experts * self.hidden_size + (experts_used or self.num_experts) * matrices
 
     def _layer_vectors(self) -> int:
-        """Biases, and the scales of the queries' and keys' norms."""
+        """Biases, the scales of the queries' and keys' norms, and the projection of distances, which no token goes through."""
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         into_ffn = 2 if self.is_gated else 1
         total = (queries + 2 * keys if self.qkv_bias else 0) + (self.hidden_size if self.out_bias else 0)
         total += into_ffn * self.ffn_hidden_size + self.hidden_size if self.mlp_bias else 0
+        total += queries * self.hidden_size + 2 * queries if self.position == "relative" else 0
         return total + {"none": 0, "head": 2 * self.head_dim, "width": queries + keys}[self.query_key_norm]
 
     def _norm_parameters(self) -> int:
@@ -287,6 +385,65 @@ def _pattern_has_a_window(config: TransformerConfig) -> Iterator[FieldError]:
         yield FieldError("attention_window", rule, None, "set attention_window to the tokens that such a layer sees")
 
 
+def _initialization_fits_the_norms(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.init == "tfixup" and config.norm_position != "none":
+        rule = f"init tfixup is for a model without norms, got norm_position {config.norm_position}"
+        yield FieldError("init", rule, config.init, "set norm_position to none, or init to depth_scaled")
+    if config.init == "deepnorm" and config.norm_position != "post":
+        rule = f"init deepnorm is for norms after the sums, got norm_position {config.norm_position}"
+        yield FieldError("init", rule, config.init, "set norm_position to post, or init to depth_scaled")
+    if config.residual_scale != 1.0 and config.norm_position != "post":
+        rule = f"residual_scale ({config.residual_scale:g}) needs a norm after the sum, got norm_position {config.norm_position}"
+        yield FieldError("residual_scale", rule, config.residual_scale, "set norm_position to post, or residual_scale to 1")
+
+
+def _mup_has_a_base(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.init == "mup" and config.mup_base_width is None:
+        fix = "set it to the hidden_size at which the learning rate was found"
+        yield FieldError("mup_base_width", "is required by init mup", None, fix)
+    elif config.init != "mup" and config.mup_base_width is not None:
+        rule = f"mup_base_width ({config.mup_base_width}) says something only with init mup, got init {config.init}"
+        yield FieldError("mup_base_width", rule, config.mup_base_width, "set init to mup, or mup_base_width to null")
+
+
+def _permutations_go_by_distance(config: TransformerConfig) -> Iterator[FieldError]:
+    if (config.position == "relative") != config.has_query_stream:
+        rule = f"objective permutation_lm and position relative need each other, got {config.objective} and {config.position}"
+        yield FieldError("objective", rule, config.objective, "set both of them, or neither")
+    if config.position != "relative":
+        return
+    if config.num_kv_heads != config.num_heads:
+        rule = f"relative positions need as many key-value heads ({config.num_kv_heads}) as heads ({config.num_heads})"
+        yield FieldError("num_kv_heads", rule, config.num_kv_heads, f"set num_kv_heads to {config.num_heads}")
+    others = {"attention_window": None, "attention_softcap": None, "query_key_norm": "none"}
+    for name, plain in others.items():
+        if getattr(config, name) != plain:
+            rule = f"relative positions do not go with {name} ({getattr(config, name)})"
+            yield FieldError(name, rule, getattr(config, name), f"leave out {name}")
+
+
+def _head_transform_has_no_gate(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.head_transform and config.is_gated:
+        rule = f"the dense layer before the output projection has no gate, and activation is {config.activation}"
+        yield FieldError("head_transform", rule, True, "set activation to gelu, or head_transform to false")
+
+
+def _experts_fit(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.num_experts == 0:
+        if config.router_aux_loss > 0:
+            rule = f"router_aux_loss ({config.router_aux_loss:g}) needs experts, and num_experts is 0"
+            yield FieldError("router_aux_loss", rule, config.router_aux_loss, "set num_experts to 2 or more, or router_aux_loss to 0")
+        return
+    if config.experts_per_token > config.num_experts:
+        rule = f"experts_per_token ({config.experts_per_token}) must be at most num_experts ({config.num_experts})"
+        yield FieldError("experts_per_token", rule, config.experts_per_token, f"set experts_per_token to {config.num_experts} or less")
+    if config.block != "sequential":
+        rule = f"experts need a block of kind sequential, got {config.block}"
+        yield FieldError("block", rule, config.block, "set block to sequential, or num_experts to 0")
+    if config.mlp_bias:
+        yield FieldError("mlp_bias", "experts have no bias, and mlp_bias is true", True, "set mlp_bias to false, or num_experts to 0")
+
+
 ShapeRule = Callable[[TransformerConfig], Iterator[FieldError]]
 SHAPE_RULES: Final[tuple[ShapeRule, ...]] = (
     _kv_heads_divide_heads,
@@ -294,4 +451,9 @@ SHAPE_RULES: Final[tuple[ShapeRule, ...]] = (
     _rotary_pairs_up,
     _parallel_block_is_pre_norm,
     _pattern_has_a_window,
+    _initialization_fits_the_norms,
+    _mup_has_a_base,
+    _permutations_go_by_distance,
+    _head_transform_has_no_gate,
+    _experts_fit,
 )

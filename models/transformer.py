@@ -5,7 +5,6 @@ after the sums (Vaswani et al. 2017) or elsewhere, by the config. Shapes: `batch
 sequence parallelism.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,10 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from trimaran.kernels import rotary
+from trimaran.kernels.cross_entropy import IGNORED_LABEL
 from trimaran.models.attention import Attention
 from trimaran.models.batch import Microbatch
 from trimaran.models.cache import KeyValueCache, Pass, RotaryTables
 from trimaran.models.config import RotaryScaling, TransformerConfig
+from trimaran.models.experts import ExpertMLP
+from trimaran.models.head import HeadTransform
+from trimaran.models.init import initial
 from trimaran.models.mlp import MLP
 from trimaran.models.parallel.collectives import local_dim1
 from trimaran.models.parallel.group import single
@@ -25,6 +28,7 @@ from trimaran.models.parallel.parameter import Placement, info_of, initialize, n
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss
 from trimaran.models.residual import Branch, Dropout, Norm, join
+from trimaran.models.xlnet import RelativeAttention
 
 
 class Block(nn.Module):
@@ -33,20 +37,19 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, place: Placement, *, index: int, seed: int) -> None:
         super().__init__()
         site = f"layers.{index}"
-        # GPT-2, section 2.3: residual branches add up over 2 * num_layers outputs, so each starts smaller.
-        output_std = config.init_std / math.sqrt(2 * config.num_layers) if config.init == "depth_scaled" else config.init_std
-        self.kind, self.is_post_norm = config.block, config.norm_position == "post"
+        self.kind, self.is_post_norm, self.residual_scale = config.block, config.norm_position == "post", config.residual_scale
         has_norm, has_post_norm = config.norm_position in ("pre", "sandwich"), config.norm_position in ("post", "branch", "sandwich")
 
         def norm(is_there: bool) -> Norm | None:
             return Norm(config, place) if is_there else None
 
         self.attention_norm = norm(has_norm)
-        self.attention = Attention(config, place, index=index, output_std=output_std, seed=seed)
+        attention = RelativeAttention if config.position == "relative" else Attention
+        self.attention = attention(config, place, index=index, seed=seed)
         self.attention_dropout = Dropout(config.hidden_dropout, place, site=f"{site}.attention.output", seed=seed)
         self.attention_post_norm = norm(has_post_norm)
         self.mlp_norm = norm(has_norm and config.block != "parallel_one_norm")
-        self.mlp = MLP(config, place, output_std=output_std)
+        self.mlp = ExpertMLP(config, place) if config.num_experts else MLP(config, place)
         self.mlp_dropout = Dropout(config.hidden_dropout, place, site=f"{site}.mlp.output", seed=seed)
         self.mlp_post_norm = norm(has_post_norm)
 
@@ -58,7 +61,8 @@ class Block(nn.Module):
         x, normed = self._read(self.attention_norm, x, branch, sample)
         x, branch = self._add(x, self.attention(normed, carried), self.attention_dropout, self.attention_post_norm, sample)
         x, normed = self._read(self.mlp_norm, x, branch, sample)
-        return self._add(x, self.mlp(normed), self.mlp_dropout, self.mlp_post_norm, sample)
+        out = self.mlp(normed, carried.sequence_weight) if isinstance(self.mlp, ExpertMLP) else self.mlp(normed)
+        return self._add(x, out, self.mlp_dropout, self.mlp_post_norm, sample)
 
     @staticmethod
     def _read(norm: Norm | None, x: Tensor, branch: Branch | None, first_sample: int) -> tuple[Tensor, Tensor]:
@@ -74,6 +78,7 @@ class Block(nn.Module):
         if post_norm is None:
             return x, (out, dropout)
         if self.is_post_norm:
+            x = x if self.residual_scale == 1.0 else x * self.residual_scale
             return post_norm(x, (out, dropout), first_sample)[1], None
         return x, (post_norm(out, None, first_sample)[1], dropout)
 
@@ -81,6 +86,7 @@ class Block(nn.Module):
         """Attention and feed-forward on the same stream (Wang and Komatsuzaki, GPT-J, 2021); their outputs share one collective."""
         x, normed = self._read(self.attention_norm, x, branch, carried.first_sample)
         attention, mlp = self.attention, self.mlp
+        assert isinstance(mlp, MLP), "a parallel block has no experts"
         if self.mlp_norm is None:
             q, kv, up = column_linear(normed, (attention.q, attention.kv, mlp.up))
         else:
@@ -103,41 +109,55 @@ class Stage(nn.Module):
     def __init__(self, config: TransformerConfig, layers: range, place: Placement, *, is_first: bool, is_last: bool, seed: int) -> None:
         super().__init__()
         self.config, self.place, self.is_first, self.is_last = config, place, is_first, is_last
-        std, vocab, hidden = config.init_std, config.vocab_size, config.hidden_size
+        vocab, hidden = config.vocab_size, config.hidden_size
         if is_first or (is_last and config.tie_embeddings):
-            self.embedding = VocabParallelEmbedding(vocab, hidden, place, std=std)
+            self.embedding = VocabParallelEmbedding(vocab, hidden, place, initial=initial(config, "embedding"))
             info_of(self.embedding.weight).tied_copy = not is_first
             info_of(self.embedding.weight).uses = 2 if is_first and is_last and config.tie_embeddings else 1
         if is_first:
             self.position: nn.Parameter | None = None
             if config.position == "learned":
-                self.position = new_parameter((config.max_seq_len, hidden), place, std=std, partial_over_tp=place.sequence_parallel)
+                start = initial(config, "position")
+                self.position = new_parameter((config.max_seq_len, hidden), place, initial=start, partial_over_tp=place.sequence_parallel)
+            self.token_type: nn.Parameter | None = None
+            if config.num_token_types:
+                shape, start = (config.num_token_types, hidden), initial(config, "position")
+                self.token_type = new_parameter(shape, place, initial=start, partial_over_tp=place.sequence_parallel)
+            self.query_embedding: nn.Parameter | None = None
+            if config.has_query_stream:
+                start = initial(config, "position")
+                self.query_embedding = new_parameter((hidden,), place, initial=start, decay=False, partial_over_tp=place.sequence_parallel)
             self.embedding_norm = Norm(config, place) if config.embedding_norm else None
             self.embedding_dropout = Dropout(config.embedding_dropout, place, site="embedding", seed=seed)
         self.layers = nn.ModuleDict({str(i): Block(config, place, index=i, seed=seed) for i in layers})
         if is_last:
             self.final_norm = Norm(config, place) if config.has_final_norm else None
+            self.head_transform = HeadTransform(config, place) if config.head_transform else None
+            self.head_transform_norm = Norm(config, place) if config.head_transform else None
             self.head_bias = new_parameter((vocab,), place, dim=0, init="zeros", decay=False) if config.head_bias else None
             if not config.tie_embeddings:
-                self.head = ColumnParallelLinear(hidden, vocab, place, bias=False, std=std)
+                self.head = ColumnParallelLinear(hidden, vocab, place, bias=False, initial=initial(config, "head"))
         self._tables: RotaryTables | None = None
         self._tables_stretch = 0
 
-    def forward(self, hidden: Tensor | None, batch: Microbatch) -> Tensor:
+    def forward(self, hidden: Tensor | None, batch: Microbatch, loss_weight: float = 1.0) -> Tensor:
         """Return the next stage's input [batch, local seq, hidden]; on the last stage the sum of the tokens' losses, a scalar.
 
         Args:
             hidden: the previous stage's output; None on the first stage.
             batch: the whole microbatch, the same on every stage and tp rank.
-        Collective: all ranks of the tp group must enter.
+            loss_weight: what the caller's backward pass counts each token's loss; the losses that layers have of their own go by it.
+        Collective: all ranks of the tp group must enter, and those of the ep group where there are experts.
         """
-        hidden = self.run_layers(hidden, batch.tokens, batch.first_sample)
+        targets = batch.targets if self.config.has_query_stream else None
+        hidden = self.run_layers(hidden, batch.tokens, batch.first_sample, loss_weight * batch.labels.shape[1], targets)
         if not self.is_last:
             return hidden
+        hidden, labels = self._predicted(hidden, batch)
         return head_loss(
-            self._scaled(hidden),
+            self._head_input(hidden),
             self._head().weight,
-            batch.labels,
+            labels,
             self.place,
             bias=self.head_bias,
             kernels=self.place.kernels.cross_entropy,
@@ -145,14 +165,19 @@ class Stage(nn.Module):
             z_loss=self.config.z_loss,
         )
 
-    def run_layers(self, hidden: Tensor | None, tokens: Tensor, first_sample: int = 0) -> Tensor:
+    def run_layers(
+        self, hidden: Tensor | None, tokens: Tensor, first_sample: int = 0, sequence_weight: float = 0.0, targets: Tensor | None = None
+    ) -> Tensor:
         """Return the output of this stage's layers [batch, local seq, hidden]; on the last stage normalised, as the head reads it.
 
         Args:
             hidden: the previous stage's output; None on the first stage. tokens: [batch, seq].
+            sequence_weight: see Pass.
+            targets: [batch, predicted], the tokens that a query stream predicts; its rows follow those of the tokens in every stage's output.
         """
         seq_len = tokens.shape[1]
-        return self._run(hidden, tokens, slice(0, seq_len), Pass(first_sample, self._rotary(slice(0, seq_len), seq_len)))
+        carried = Pass(first_sample, self._rotary(slice(0, seq_len), seq_len), sequence_weight=sequence_weight, targets=targets)
+        return self._run(hidden, tokens, slice(0, seq_len), carried)
 
     @torch.no_grad()
     def extend(self, hidden: Tensor | None, tokens: Tensor, cache: KeyValueCache) -> Tensor:
@@ -173,7 +198,7 @@ class Stage(nn.Module):
 
     def _run(self, hidden: Tensor | None, tokens: Tensor, positions: slice | Tensor, carried: Pass) -> Tensor:
         if hidden is None:
-            hidden = self._embed(tokens, positions, carried.first_sample)
+            hidden = self._embed(tokens, positions, carried)
         branch: Branch | None = None
         for layer in self.layers.values():
             hidden, branch = layer(hidden, branch, carried)
@@ -189,16 +214,35 @@ class Stage(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.copy_(read(name, "weight", info_of(parameter).shard, tuple(parameter.shape)))
 
+    def take_expert_balance(self) -> Tensor:
+        """Return what the layers' `ExpertMLP.take_balance` give together [scalar], 0 where they give nothing."""
+        parts = [layer.mlp.take_balance() for layer in self.layers.values() if isinstance(layer.mlp, ExpertMLP)]
+        return sum((part for part in parts if part is not None), torch.zeros((), device=self.place.device))
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return this tp rank's columns of the logits [batch, seq, padded vocab / tp]; hidden: of `run_layers`, [batch, local seq, hidden]."""
-        (out,) = column_linear(self._scaled(hidden), (self._head(),))
+        (out,) = column_linear(self._head_input(hidden), (self._head(),))
         if self.head_bias is not None:
             out = out + self.head_bias
         cap = self.config.logits_softcap
         return out if cap is None else (out / cap).tanh() * cap
 
-    def _scaled(self, hidden: Tensor) -> Tensor:
+    def _predicted(self, hidden: Tensor, batch: Microbatch) -> tuple[Tensor, Tensor]:
+        """The rows of `hidden` that predict a token, and the labels of these rows: all of them, or those of the batch's targets."""
+        if batch.targets is None:
+            return hidden, batch.labels
+        rows = batch.targets
+        if self.config.has_query_stream:
+            rows = torch.arange(batch.tokens.shape[1], batch.tokens.shape[1] + rows.shape[1], device=rows.device).expand_as(rows)
+        if self.place.sequence_parallel:  # a rank has some of the rows, so that all stay, most of them without a label
+            labels = batch.labels.new_full((len(rows), hidden.shape[1] * self.place.tp.size), IGNORED_LABEL)
+            return hidden, labels.scatter(1, rows, batch.labels)
+        return hidden.gather(1, rows.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), batch.labels
+
+    def _head_input(self, hidden: Tensor) -> Tensor:
         """What the head multiplies with its weight; a factor of the logits costs least here."""
+        if self.head_transform is not None and self.head_transform_norm is not None:
+            hidden = self.head_transform_norm(self.head_transform(hidden), None, 0)[1]
         return hidden if self.config.logits_scale == 1.0 else hidden * self.config.logits_scale
 
     def _rotary(self, positions: slice | Tensor, seq_len: int) -> RotaryTables | None:
@@ -222,14 +266,23 @@ class Stage(nn.Module):
         cos, sin = self._tables
         return cos[positions], sin[positions]
 
-    def _embed(self, tokens: Tensor, positions: slice | Tensor, first_sample: int) -> Tensor:
+    def _embed(self, tokens: Tensor, positions: slice | Tensor, carried: Pass) -> Tensor:
+        num_tokens, first_sample = tokens.shape[1], carried.first_sample
+        if carried.targets is not None:  # rows that are overwritten below: so they are cut over tp with the others
+            tokens = torch.cat((tokens, torch.zeros_like(carried.targets)), dim=1)
         hidden: Tensor = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
             hidden = hidden * self.config.embedding_scale
+        if self.token_type is not None:
+            hidden = hidden + self.token_type[0]
         if self.position is not None:
             rows = self.position[positions]
             rows = rows if rows.ndim == 3 else rows.unsqueeze(0)
             hidden = hidden + (local_dim1(rows, self.place.tp) if self.place.sequence_parallel else rows)
+        if carried.targets is not None and self.query_embedding is not None:
+            first = hidden.shape[1] * self.place.tp.rank if self.place.sequence_parallel else 0
+            is_query = torch.arange(first, first + hidden.shape[1], device=hidden.device) >= num_tokens
+            hidden = torch.where(is_query[:, None], self.query_embedding, hidden)
         if self.embedding_norm is not None:
             hidden = self.embedding_norm(hidden, None, first_sample)[1]
         out: Tensor = self.embedding_dropout(hidden, first_sample)

@@ -24,6 +24,8 @@ class Mesh:
 
     Args:
         coordinates: axis name -> this rank's index on it.
+        ep: consecutive dp ranks, which share the experts between them.
+        expert_dp: the dp ranks that hold the same experts as this one: dp / ep of them, and `dp` itself where ep is 1.
         links: on NCCL, (source pp index, forward) -> the two-rank group of the transfers from there to the next (forward) or previous
             stage: a link of its own keeps opposite transfers from waiting for each other. Empty on gloo, which has tags instead.
     """
@@ -35,6 +37,8 @@ class Mesh:
     dp: Group
     cp: Group
     tp: Group
+    ep: Group
+    expert_dp: Group
     world: Group
     links: dict[tuple[int, bool], Group]
 
@@ -59,31 +63,38 @@ class Mesh:
 
     def close(self) -> None:
         """Close the groups' shared memory; the process groups belong to torch.distributed."""
-        for group in (self.pp, self.dp, self.cp, self.tp, self.world):
+        for group in (self.pp, self.dp, self.cp, self.tp, self.ep, self.expert_dp, self.world):
             if group.shared is not None:
                 group.shared.close()
 
 
-def build_mesh(*, pp: int, dp: int, cp: int, tp: int, timeout_s: float, shared_memory: bool = True) -> Mesh:
+def build_mesh(*, pp: int, dp: int, cp: int, tp: int, ep: int = 1, timeout_s: float, shared_memory: bool = True) -> Mesh:
     """Return the mesh over the default process group, whose size must be pp * dp * cp * tp.
 
     Args:
+        ep: how many consecutive dp ranks share the experts.
         timeout_s: bound of every wait, in the process groups and in shared memory.
         shared_memory: whether CPU ranks of one host exchange tensors through shared memory.
     Collective: every rank of the world must enter.
     Raises:
-        ValueError: the sizes do not multiply to the world size.
+        ValueError: the sizes do not multiply to the world size, or ep does not divide dp.
     """
     sizes = {"pp": pp, "dp": dp, "cp": cp, "tp": tp}
     world_size, rank = dist.get_world_size(), dist.get_rank()
     if pp * dp * cp * tp != world_size:
         product = " * ".join(f"{axis}({size})" for axis, size in sizes.items())
         raise ValueError(f"{product} = {pp * dp * cp * tp} != world size {world_size}; start that many ranks or change `parallel`")
+    if dp % ep:
+        raise ValueError(f"dp ({dp}) must be divisible by ep ({ep}), for the ep ranks are dp ranks; change `parallel`")
     backend = dist.get_backend()
     grid = torch.arange(world_size).view(pp, dp, cp, tp)
     coordinates = dict(zip(AXES, (grid == rank).nonzero()[0].tolist(), strict=True))
     maker = _GroupMaker(rank, timeout_s, shared_memory and backend == "gloo")
-    groups = {axis: maker.along_axis(axis, grid) for axis in AXES}
+    groups = {axis: maker.along_dim(axis, grid, dim) for dim, axis in enumerate(AXES)}
+    groups |= {"ep": Group("ep", (rank,), 0), "expert_dp": groups["dp"]}
+    if ep > 1:
+        experts = grid.view(pp, dp // ep, ep, cp, tp)
+        groups |= {axis: maker.along_dim(axis, experts, dim) for dim, axis in ((1, "expert_dp"), (2, "ep"))}
     links = maker.links(grid.movedim(0, -1).reshape(-1, pp).tolist()) if backend == "nccl" and pp > 1 else {}
     world = Group("world", tuple(range(world_size)), rank, dist.group.WORLD if world_size > 1 else None)
     return Mesh(rank, world_size, coordinates, **groups, world=world, links=links)
@@ -97,9 +108,9 @@ class _GroupMaker:
     timeout_s: float
     shared_memory: bool
 
-    def along_axis(self, axis: str, grid: torch.Tensor) -> Group:
-        """Make the group of every line of the grid along `axis`; return that of this rank."""
-        lines = grid.movedim(AXES.index(axis), -1).reshape(-1, grid.shape[AXES.index(axis)])
+    def along_dim(self, axis: str, grid: torch.Tensor, dim: int) -> Group:
+        """Make the group of every line of the grid along `dim`, which is the mesh axis `axis`; return that of this rank."""
+        lines = grid.movedim(dim, -1).reshape(-1, grid.shape[dim])
         ranks = tuple(next(line for line in lines.tolist() if self.rank in line))
         index = ranks.index(self.rank)
         if len(ranks) == 1:
@@ -107,7 +118,7 @@ class _GroupMaker:
         process_group, _ = dist.new_subgroups_by_enumeration(lines.tolist(), timeout=timedelta(seconds=self.timeout_s))
         assert process_group is not None, "every rank lies on one line of each axis"
         memory = None
-        if self.shared_memory and axis in ("dp", "tp"):
+        if self.shared_memory and axis in ("dp", "tp", "expert_dp"):
             names = [f"rank {other} ({axis} {position})" for position, other in enumerate(ranks)]
             memory = SharedMemory.connect(process_group, index, names, self.timeout_s)
             if memory is None and index == 0:

@@ -26,7 +26,8 @@ OPTIONAL_PACKAGES = ("deepspeed", "mpi4py", "matplotlib", "tensorboard", "rich",
 # A run spec is checked in under a second and a schedule is drawn on a machine without torch; the command line starts at once.
 WITHOUT_TORCH = (
     "models/config.py",
-    "models/presets.py",
+    "models/fields.py",
+    "models/presets/*.py",
     "runtime/spec/*.py",
     "runtime/pipeline/schedule.py",
     "runtime/pipeline/passes.py",
@@ -34,6 +35,7 @@ WITHOUT_TORCH = (
     "runtime/pipeline/draw.py",
     "runtime/pipeline/partition.py",
     "launchers/cli.py",
+    "launchers/models.py",
 )
 # Methods that torch calls and documents.
 FRAMEWORK_METHODS = {"forward", "backward", "setup_context", "extra_repr"}

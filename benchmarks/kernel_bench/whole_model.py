@@ -88,7 +88,7 @@ def make_spec(bench: Bench, model: dict[str, Any], kernels: dict[str, Any], seq:
 
 def trimaran_step(spec: RunSpec, tokens: torch.Tensor, compiled: bool, backend: str) -> Step:
     """Return the step of trimaran's own job, of one rank and without a process group."""
-    groups = {axis: single(axis) for axis in (*AXES, "world")}
+    groups = {axis: single(axis) for axis in (*AXES, "ep", "expert_dp", "world")}
     mesh = Mesh(0, 1, dict.fromkeys(AXES, 0), **groups, links={})
     job = build_job(spec, mesh, tokens.device)
     if compiled:

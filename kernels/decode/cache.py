@@ -5,6 +5,9 @@ Paged (Kwon et al. 2023, PagedAttention, section 4): [num_blocks, block_size, kv
 stands in k_cache[block_table[b, t // block_size], t % block_size]. Samples may share blocks that are full.
 """
 
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
 import torch
 import triton
 import triton.language as tl
@@ -12,6 +15,8 @@ from torch import Tensor
 
 from trimaran.kernels.launch import launch, tuned
 
+_T = TypeVar("_T")
+_MADE = "trimaran_made"  # attribute of lengths: (version of the tensor, key -> what was made from it)
 _SMALLEST_BLOCK = 8  # tokens: below it the table would be read nearly as often as the cache
 
 
@@ -20,10 +25,10 @@ def cache_capacity(k_cache: Tensor, block_table: Tensor | None) -> int:
     return k_cache.shape[1] if block_table is None else block_table.shape[1] * k_cache.shape[1]
 
 
-def check_cache(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, like: Tensor, name: str) -> None:
-    """Hold a cache against `like` [batch, tokens, heads, head_dim], called `name`: what of them must agree.
+def check_cache(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, like: Tensor, name: str) -> list[int] | None:
+    """Hold a cache against `like` [batch, tokens, heads, head_dim], called `name`: what of them must agree. Return the lengths where they lie on a CPU.
 
-    No check waits for a device: the values of lengths are looked at only where they lie on a CPU.
+    No check waits for a device: elsewhere the lengths are not looked at, and None is returned.
     Raises ValueError with the rule and the values.
     """
     if like.dim() != 4 or k_cache.dim() != 4 or v_cache.shape != k_cache.shape:
@@ -46,10 +51,12 @@ def check_cache(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: 
     capacity = cache_capacity(k_cache, block_table)
     if tokens > capacity:
         raise ValueError(f"{name} has {tokens} tokens, over the cache's capacity of {capacity} a sample")
-    if lengths.device.type == "cpu":
-        values = lengths.tolist()
-        if values and not 0 <= min(values) <= max(values) <= capacity:
-            raise ValueError(f"lengths must be in [0, {capacity}] (the cache's capacity); they are in [{min(values)}, {max(values)}]")
+    if lengths.device.type != "cpu":
+        return None
+    values: list[int] = lengths.tolist()
+    if values and not 0 <= min(values) <= max(values) <= capacity:
+        raise ValueError(f"lengths must be in [0, {capacity}] (the cache's capacity); they are in [{min(values)}, {max(values)}]")
+    return values
 
 
 def _check_pages(block_size: int, block_table: Tensor, batch: int) -> None:
@@ -61,13 +68,14 @@ def _check_pages(block_size: int, block_table: Tensor, batch: int) -> None:
         raise ValueError(f"the block size of a paged cache must be a power of two, at least {_SMALLEST_BLOCK}; it is {block_size}")
 
 
-def _check_new(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, lengths: Tensor, block_table: Tensor | None) -> None:
-    check_cache(k_cache, v_cache, lengths, block_table, k, "k")
+def _check_new(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, lengths: Tensor, block_table: Tensor | None) -> list[int] | None:
+    values = check_cache(k_cache, v_cache, lengths, block_table, k, "k")
     if k.shape != v.shape or k.dtype != v.dtype or k.shape[2] != k_cache.shape[2]:
         raise ValueError(
             f"k and v must have one shape and dtype, and the cache's kv_heads ({k_cache.shape[2]}); "
             f"they are {k.dtype} {list(k.shape)} and {v.dtype} {list(v.shape)}"
         )
+    return values
 
 
 @torch.no_grad()
@@ -82,25 +90,45 @@ def append_to_cache_(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, len
         block_table: [batch, max_blocks] int32; the blocks that are written must not be shared by two samples.
     No gradient flows. Raises ValueError for shapes, dtypes and (lengths on a CPU) lengths that do not fit.
     """
-    _check_new(k_cache, v_cache, k, v, lengths, block_table)
-    batch, new = k.shape[:2]
+    values = _check_new(k_cache, v_cache, k, v, lengths, block_table)
+    new = k.shape[1]
     if k.numel() == 0:
         return
-    on_cpu = lengths.device.type == "cpu"
-    values = lengths.tolist() if on_cpu else []
-    if on_cpu and block_table is None and min(values) == max(values) >= new:
-        span = slice(values[0] - new, values[0])
-        k_cache[:, span], v_cache[:, span] = k, v
+    if values is not None and block_table is None and min(values) == max(values) >= new:
+        k_cache.narrow(1, values[0] - new, new).copy_(k)
+        v_cache.narrow(1, values[0] - new, new).copy_(v)
         return
-    position = (lengths[:, None] - new).long() + torch.arange(new, device=lengths.device)
-    sample = torch.arange(batch, device=lengths.device)[:, None].expand(batch, new)
-    if not on_cpu or min(values) < new:
-        real = position >= 0
-        position, sample, k, v = position[real], sample[real], k[real], v[real]
+    drops = values is None or min(values) < new
+    sample, position, real = once_for(lengths, ("places", new), lambda: _places(lengths, new, drops))
+    if real is not None:
+        k, v = k[real], v[real]
     if block_table is not None:
         sample, position = block_table[sample, position // k_cache.shape[1]].long(), position % k_cache.shape[1]
     k_cache.index_put_((sample, position), k)
     v_cache.index_put_((sample, position), v)
+
+
+def _places(lengths: Tensor, new: int, drops: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return (sample, position) of the new tokens, and where some are dropped, a bool mask [batch, new] of those that are not."""
+    position = (lengths[:, None] - new).long() + torch.arange(new, device=lengths.device)
+    sample = torch.arange(len(lengths), device=lengths.device)[:, None].expand_as(position)
+    if not drops:
+        return sample, position, None
+    real = position >= 0
+    return sample[real], position[real], real
+
+
+def once_for(lengths: Tensor, key: Hashable, make: Callable[[], _T]) -> _T:
+    """Return make(), made once for this tensor as long as it is not changed: the layers of a network all ask for the same."""
+    version: int
+    made: dict[Hashable, _T]
+    version, made = getattr(lengths, _MADE, (-1, {}))
+    if version != lengths._version:
+        made = {}
+        setattr(lengths, _MADE, (lengths._version, made))
+    if key not in made:
+        made[key] = make()
+    return made[key]
 
 
 @triton.jit

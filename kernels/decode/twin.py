@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trimaran.kernels.decode.cache import cache_capacity, check_cache
+from trimaran.kernels.attention.options import AttentionOptions
+from trimaran.kernels.attention.twin import attention
+from trimaran.kernels.decode.cache import cache_capacity, check_cache, once_for
+
+_FEW_TOKENS = 8  # with more new tokens than these, samples of different lengths are worth a call each
 
 
 def check_decode(
@@ -20,9 +24,9 @@ def check_decode(
     window: int | None,
     softcap: float | None,
     alibi_slopes: Tensor | None,
-) -> None:
-    """Raise ValueError, with the rule and the values, where the arguments of `decode_attention` do not go together."""
-    check_cache(k_cache, v_cache, lengths, block_table, q, "q")
+) -> list[int] | None:
+    """Return the lengths where they lie on a CPU; ValueError, with the rule and the values, where the arguments of `decode_attention` do not go together."""
+    values = check_cache(k_cache, v_cache, lengths, block_table, q, "q")
     heads, kv_heads = q.shape[2], k_cache.shape[2]
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"the heads of q ({heads}) must be a multiple of the cache's kv_heads ({kv_heads})")
@@ -34,6 +38,7 @@ def check_decode(
         raise ValueError(
             f"alibi_slopes must be float32 of shape [{heads}] (heads); it is {alibi_slopes.dtype} of shape {list(alibi_slopes.shape)}"
         )
+    return values
 
 
 @torch.no_grad()
@@ -67,40 +72,70 @@ def decode_attention(
         max_length: no length is larger; known to the host, it spares work where the capacity is far larger and lengths lies on a device.
     No gradient flows. Raises ValueError for shapes, dtypes, options and (lengths on a CPU) lengths that do not fit.
     """
-    check_decode(q, k_cache, v_cache, lengths, block_table, window, softcap, alibi_slopes)
-    batch, q_len, heads, head_dim = q.shape
-    kv_heads = k_cache.shape[2]
-    shortest, longest = _range_of(lengths, cache_capacity(k_cache, block_table), max_length)
-    # Only keys from `first` on, the oldest that a query of the shortest sample sees.
-    first = 0 if window is None else max(0, shortest - q_len + 1 - window)
+    values = check_decode(q, k_cache, v_cache, lengths, block_table, window, softcap, alibi_slopes)
+    q_len, head_dim = q.shape[1], q.shape[3]
+    shortest, longest = _range_of(values, cache_capacity(k_cache, block_table), max_length)
     if longest == 0 or q.numel() == 0:
         return torch.zeros_like(q)
     equal = shortest == longest
-    needed = None if equal else _needed(lengths, q_len, window, first, longest)
+    if values is not None and block_table is None and not equal and q_len > _FEW_TOKENS:
+        return _each_alone(q, k_cache, v_cache, values, AttentionOptions(window=window, softcap=softcap, scale=scale), alibi_slopes)
+    # Only keys from `first` on, the oldest that a query of the shortest sample sees.
+    first = 0 if window is None else max(0, shortest - q_len + 1 - window)
+    needed = None if equal else once_for(lengths, ("needed", q_len, window), lambda: _needed(lengths, q_len, window, first, longest))
     k, v = (_columns(cache, block_table, needed, first, longest) for cache in (k_cache, v_cache))
-    if needed is not None and not (lengths.device.type == "cpu" and _finite(k, v, shortest - first if window is None else 0)):
-        # A weight of zero does not undo a NaN.
-        k, v = (x.masked_fill(~needed[:, :, None, None], 0) for x in (k, v))
-    k, v = k.transpose(1, 2), v.transpose(1, 2)
     mask = None
     if not equal or q_len > 1 or alibi_slopes is not None:
-        mask = _mask(lengths[:1] if equal else lengths, q, kv_heads, torch.arange(first, longest, device=q.device), window, alibi_slopes)
-    rows = q.unflatten(2, (kv_heads, -1)).transpose(1, 2).flatten(2, 3)
+        mask = _mask(lengths, equal, q, k.shape[2], (first, longest), window, alibi_slopes)
+    scale = head_dim**-0.5 if scale is None else scale
+    out = _weighted(q, k, v, mask, softcap, scale, lengths if shortest < q_len else None)
+    # A weight of zero does not undo what is not finite, and outside of a sample's tokens the cache may hold anything. Looking for it there would take
+    # longer than to look at what has come out.
+    if needed is not None and not (lengths.device.type == "cpu" and out.sum().isfinite()):
+        k, v = (x.masked_fill(~needed[:, :, None, None], 0) for x in (k, v))
+        out = _weighted(q, k, v, mask, softcap, scale, lengths if shortest < q_len else None)
+    return out
+
+
+def _each_alone(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: list[int], options: AttentionOptions, alibi_slopes: Tensor | None
+) -> Tensor:
+    """Return the attention of samples of different lengths, one after the other: a mask of all of them would be far larger than the cache."""
+    out, q_len = torch.zeros_like(q), q.shape[1]
+    for sample, length in enumerate(lengths):
+        if length > 0:
+            part, start = slice(sample, sample + 1), max(0, q_len - length)
+            k, v = k_cache[part, :length], v_cache[part, :length]
+            out[part, start:] = attention(q[part, start:], k, v, options, slopes=alibi_slopes)
+    return out
+
+
+def _weighted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float | None, scale: float, lengths: Tensor | None) -> Tensor:
+    """Return the means of v [batch, keys, kv_heads, head_dim] by the softmax of q's scores, in q's shape.
+
+    Args:
+        mask: see `_mask`.
+        lengths: of the samples, where some have fewer tokens than q: their queries before position 0 give zeros. None where none has.
+    """
+    batch, q_len, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    # [batch, kv_heads, q_len * group, head_dim]; of a single token these are views.
+    rows = q.view(batch, q_len, kv_heads, -1, head_dim).transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
     if softcap is None:
         out = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=scale)
     else:
-        out = _capped(rows, k, v, mask, softcap, head_dim**-0.5 if scale is None else scale)
-    if shortest < q_len:
+        out = _capped(rows, k, v, mask, softcap, scale)
+    if lengths is not None:
         before = lengths[:, None] - q_len + torch.arange(q_len, device=q.device) < 0
         out = out.masked_fill(before.repeat_interleave(heads // kv_heads, dim=1)[:, None, :, None], 0)
     return out.view(batch, kv_heads, q_len, -1, head_dim).transpose(1, 2).reshape(q.shape)
 
 
-def _range_of(lengths: Tensor, capacity: int, max_length: int | None) -> tuple[int, int]:
+def _range_of(values: list[int] | None, capacity: int, max_length: int | None) -> tuple[int, int]:
     """Return bounds of the lengths: the true ones on a CPU, elsewhere what is known without waiting for the device."""
-    if lengths.device.type == "cpu":
-        values = lengths.tolist() or [0]
-        return min(values), max(values)
+    if values is not None:
+        return (min(values), max(values)) if values else (0, 0)
     return 0, capacity if max_length is None else min(capacity, max_length)
 
 
@@ -125,32 +160,38 @@ def _columns(cache: Tensor, block_table: Tensor | None, needed: Tensor | None, f
     return pages[:, first - first_block * size : stop - first_block * size]
 
 
-def _finite(k: Tensor, v: Tensor, first: int) -> bool:
-    """Return whether the columns from `first` on are finite: a sum is many times cheaper than a copy, and where it overflows no harm is done."""
-    return bool((k[:, first:].sum((1, 2, 3)) + v[:, first:].sum((1, 2, 3))).isfinite().all())
-
-
-def _mask(lengths: Tensor, q: Tensor, kv_heads: int, key: Tensor, window: int | None, slopes: Tensor | None) -> Tensor:
-    """Return the mask of rows and keys, [batch or 1, 1, rows, keys] bool, or the biases [batch or 1, kv_heads, rows, keys] with ALiBi's slopes."""
-    q_len, heads = q.shape[1:3]
-    query = lengths[:, None] - q_len + torch.arange(q_len, device=q.device)
-    distance = query[:, :, None] - key
-    visible = distance >= 0
-    if window is not None:
-        visible &= distance < window
-    if slopes is None:
-        return visible.repeat_interleave(heads // kv_heads, dim=1)[:, None]
+def _mask(
+    lengths: Tensor, equal: bool, q: Tensor, kv_heads: int, keys: tuple[int, int], window: int | None, slopes: Tensor | None
+) -> Tensor:
+    """Return what the scores of rows and keys get added, -inf where a row does not see a key: [batch or 1, 1, rows or 1, keys]; with ALiBi's slopes
+    [batch or 1, kv_heads, rows, keys]."""
+    q_len, group = q.shape[1], q.shape[2] // kv_heads
     wide = torch.promote_types(q.dtype, torch.float32)
+
+    def distances() -> Tensor:
+        query = (lengths[:1] if equal else lengths)[:, None] - q_len + torch.arange(q_len, device=q.device)
+        return query[:, :, None] - torch.arange(*keys, device=q.device)
+
+    def visible(distance: Tensor) -> Tensor:
+        return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+    def additive() -> Tensor:
+        hidden = visible(distances()).logical_not_()
+        if q_len > 1:  # of one token all rows see the same
+            hidden = hidden.repeat_interleave(group, dim=1)
+        return torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -torch.inf)[:, None]
+
+    if slopes is None:
+        return once_for(lengths, ("mask", equal, q_len, group, keys, window, q.dtype), additive)
+    distance = distances()
     bias = distance[:, None, :, None, :] * -slopes.to(wide).view(kv_heads, 1, -1, 1)
-    return bias.masked_fill_(~visible[:, None, :, None, :], -torch.inf).flatten(2, 3)
+    return bias.masked_fill_(~visible(distance)[:, None, :, None, :], -torch.inf).flatten(2, 3)
 
 
 def _capped(rows: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float, scale: float) -> Tensor:
     """Return attention with scores softcap * tanh(score / softcap); rows [batch, kv_heads, rows, head_dim], k and v [batch, kv_heads, keys, head_dim]."""
     wide = torch.promote_types(rows.dtype, torch.float32)
     scores = (rows.to(wide) @ k.to(wide).transpose(-2, -1)).mul_(scale / softcap).tanh_().mul_(softcap)
-    if mask is not None and mask.dtype == torch.bool:
-        scores.masked_fill_(~mask, -torch.inf)
-    elif mask is not None:
+    if mask is not None:
         scores += mask
     return (scores.softmax(-1) @ v.to(wide)).to(rows.dtype)

@@ -4,17 +4,21 @@ section 3; sequence parallelism: Korthikanti et al. 2022, section 4.2).
     reduce_from_group          all_reduce          | identity
     scatter_sum_to_sequence    reduce_scatter      | all_gather
     sum_over_group             all_reduce          | all_reduce (every rank goes on to use the sum in its own way)
+    enter_group                identity            | all_reduce
+      with sequence parallel   all_gather          | reduce_scatter
+    exchange_rows              all_to_all          | all_to_all
 
-Their partners, identity | all_reduce and all_gather | reduce_scatter, are part of `linear.column_linear`, where communication overlaps the weight
-gradient. The sequence is dim 1 of [batch, seq, hidden]. Over a group of one rank each is the identity.
+What `enter_group` does is also part of `linear.column_linear`, where communication overlaps the weight gradient. The sequence is dim 1 of
+[batch, seq, hidden]. Over a group of one rank each is the identity.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trimaran.models.parallel.group import Group, all_gather, all_reduce, reduce_scatter
+from trimaran.models.parallel.group import Group, all_gather, all_reduce, all_to_all, reduce_scatter
 
 
 def gather_dim1(x: Tensor, group: Group) -> Tensor:
@@ -68,6 +72,40 @@ class _SumOverGroup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         return all_reduce(grads[0].contiguous().clone(), ctx.group), None
+
+
+class _EnterGroup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, sequence_parallel: bool) -> Tensor:
+        ctx.group, ctx.sequence_parallel = group, sequence_parallel
+        return gather_dim1(x, group) if sequence_parallel else x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        if ctx.sequence_parallel:
+            return reduce_scatter_dim1(grads[0], ctx.group), None, None
+        return all_reduce(grads[0].contiguous().clone(), ctx.group), None, None
+
+
+class _ExchangeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
+        ctx.sent, ctx.received, ctx.group = sent, received, group
+        return all_to_all(x.contiguous(), sent, received, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
+        return all_to_all(grads[0].contiguous(), ctx.received, ctx.sent, ctx.group), None, None, None
+
+
+def enter_group(x: Tensor, group: Group, *, sequence_parallel: bool) -> Tensor:
+    """Return x for each rank to compute its part of a sum from: x itself, or with sequence parallelism the whole sequence."""
+    return x if group.size == 1 else _EnterGroup.apply(x, group, sequence_parallel)  # type: ignore[no-untyped-call]
+
+
+def exchange_rows(x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
+    """Return the rows that the ranks have for this one; arguments as for `group.all_to_all`."""
+    return x if group.size == 1 else _ExchangeRows.apply(x, sent, received, group)  # type: ignore[no-untyped-call]
 
 
 def sum_over_group(x: Tensor, group: Group) -> Tensor:

@@ -8,7 +8,7 @@ block the host, the error comes from NCCL's own watchdog instead. Shared memory 
 in chunks before the call that starts it returns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ class Group:
     """The ranks along one mesh axis that share this rank's other coordinates.
 
     Args:
-        axis: name of the mesh axis: "pp", "dp", "cp", "tp" or "world".
+        axis: name of the mesh axis: "pp", "dp", "cp", "tp", "ep", "expert_dp" or "world".
         ranks: global ranks, in the order of the axis.
         rank: this rank's index in `ranks`.
         process_group: None exactly when the group has one rank.
@@ -151,6 +151,27 @@ def start_reduce_scatter_into(out: Tensor, x: Tensor, group: Group) -> Wait:
     return finish
 
 
+def all_to_all(x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
+    """Return the rows that the ranks have for this one, in rank order [sum(received), ...].
+
+    Args:
+        x: [sum(sent), ...], contiguous: the rows for each rank, in rank order.
+        sent, received: how many rows go to and come from each rank; any may be 0, and the two sides of each pair must agree.
+    All ranks of the group must enter.
+    """
+    if group.size == 1:
+        return x
+    out = x.new_empty(sum(received), *x.shape[1:])
+    if not group.on_gloo:
+        work = dist.all_to_all_single(out, x, list(received), list(sent), group=group.process_group, async_op=True)
+        bounded(work, group, f"all_to_all of {list(x.shape)}")()
+        return out
+    parts, theirs = list(x.split(list(sent))), list(out.split(list(received)))
+    theirs[group.rank].copy_(parts[group.rank])
+    _start_exchange(parts, theirs, group)()
+    return out
+
+
 def add_from_peer(x: Tensor, peer: int, group: Group) -> None:
     """Add the peer's `x` [contiguous] to this rank's, in place, while the peer does the same; both get the same bits.
 
@@ -188,8 +209,8 @@ def receive(x: Tensor, source: int, group: Group) -> Tensor:
 def _start_exchange(sends: list[Tensor], receives: list[Tensor], group: Group) -> Wait:
     """Send `sends[peer]` to each peer and receive `receives[peer]` from it, all at once: no order of calls can deadlock."""
     peers = [peer for peer in range(group.size) if peer != group.rank]
-    works = [dist.irecv(receives[peer], group_src=peer, group=group.process_group) for peer in peers]
-    works += [dist.isend(sends[peer], group_dst=peer, group=group.process_group) for peer in peers]
+    works = [dist.irecv(receives[peer], group_src=peer, group=group.process_group) for peer in peers if receives[peer].numel()]
+    works += [dist.isend(sends[peer], group_dst=peer, group=group.process_group) for peer in peers if sends[peer].numel()]
     waits = [bounded(work, group, f"an exchange of {list(receives[0].shape)}") for work in works]
 
     def wait() -> None:

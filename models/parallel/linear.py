@@ -21,7 +21,7 @@ from trimaran.models.parallel.collectives import (
     scatter_sum_to_sequence,
 )
 from trimaran.models.parallel.group import Group, start_all_reduce
-from trimaran.models.parallel.parameter import Placement, info_of, new_parameter
+from trimaran.models.parallel.parameter import Initial, Placement, info_of, new_parameter
 
 
 def _weight_gradient(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | None:
@@ -38,6 +38,13 @@ def _weight_gradient(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | None:
     return None
 
 
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b; the weight may have its parts on a leading dim."""
+    if weight.ndim > 2:
+        weight, bias = weight.view(-1, x.shape[-1]), None if bias is None else bias.view(-1)
+    return F.linear(x, weight, bias)
+
+
 class _Linear(torch.autograd.Function):
     """Linear maps of one input by several weights. `group` is None where the input gradient needs no communication."""
 
@@ -47,11 +54,7 @@ class _Linear(torch.autograd.Function):
         ctx.group, ctx.weights, ctx.sequence_parallel = group, weights, sequence_parallel and group is not None
         ctx.save_for_backward(x)
         full = gather_dim1(x, group) if group is not None and sequence_parallel else x
-        outputs = []
-        for weight, bias in zip(weights, biases, strict=True):
-            assert weight is not None
-            outputs.append(F.linear(full, weight.view(-1, full.shape[-1]), None if bias is None else bias.view(-1)))
-        return tuple(outputs)
+        return tuple([_product(full, weight, bias) for weight, bias in zip(weights, biases, strict=True) if weight is not None])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -94,13 +97,13 @@ class ColumnParallelLinear(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, place: Placement, *, bias: bool, std: float, parts: int = 1, is_whole: bool = False
+        self, in_features: int, out_features: int, place: Placement, *, bias: bool, initial: Initial, parts: int = 1, is_whole: bool = False
     ) -> None:
         super().__init__()
         leading = (parts,) if parts > 1 else ()
         dim = None if is_whole else len(leading)
         self.place = place
-        self.weight = new_parameter((*leading, out_features, in_features), place, dim=dim, std=std, partial_over_tp=is_whole)
+        self.weight = new_parameter((*leading, out_features, in_features), place, dim=dim, initial=initial, partial_over_tp=is_whole)
         self.bias = None
         if bias:
             self.bias = new_parameter((*leading, out_features), place, dim=dim, init="zeros", decay=False, partial_over_tp=is_whole)
@@ -121,6 +124,9 @@ class ColumnParallelWeights(Protocol):
 def column_linear(x: Tensor, layers: Sequence[ColumnParallelWeights]) -> tuple[Tensor, ...]:
     """Return each layer's output for the same input x [batch, local seq, in]: their input gradients share one collective."""
     place = layers[0].place
+    if not torch.is_grad_enabled():  # while text is generated, what autograd's bookkeeping takes is a large part of a small product
+        full = gather_dim1(x, place.tp) if place.sequence_parallel else x
+        return tuple([_product(full, layer.weight, layer.bias) for layer in layers])
     parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
     group = place.tp if place.tp.size > 1 else None
     return _Linear.apply(x, group, place.sequence_parallel, *parameters)  # type: ignore[no-untyped-call, no-any-return]
@@ -129,10 +135,10 @@ def column_linear(x: Tensor, layers: Sequence[ColumnParallelWeights]) -> tuple[T
 class RowParallelLinear(nn.Module):
     """y = sum_r x_r W_r^T + b with the inputs cut over tp; the bias is added once, after the sum."""
 
-    def __init__(self, in_features: int, out_features: int, place: Placement, *, bias: bool, std: float) -> None:
+    def __init__(self, in_features: int, out_features: int, place: Placement, *, bias: bool, initial: Initial) -> None:
         super().__init__()
         self.place = place
-        self.weight = new_parameter((out_features, in_features), place, dim=1, std=std)
+        self.weight = new_parameter((out_features, in_features), place, dim=1, initial=initial)
         partial = place.sequence_parallel
         self.bias = new_parameter((out_features,), place, init="zeros", decay=False, partial_over_tp=partial) if bias else None
 
@@ -145,7 +151,10 @@ def row_linear(inputs: Sequence[tuple[Tensor, RowParallelLinear]]) -> Tensor:
     """Return the sum of the layers' outputs, each for its own input [batch, seq, in / tp]: they share one collective."""
     place = inputs[0][1].place
     combine = scatter_sum_to_sequence if place.sequence_parallel else reduce_from_group
-    first, *others = [_Linear.apply(x, None, False, layer.weight, None)[0] for x, layer in inputs]  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled():
+        first, *others = [_Linear.apply(x, None, False, layer.weight, None)[0] for x, layer in inputs]  # type: ignore[no-untyped-call]
+    else:
+        first, *others = [F.linear(x, layer.weight) for x, layer in inputs]
     for other in others:
         first = first + other
     y: Tensor = combine(first, place.tp)

@@ -9,10 +9,27 @@ from torch import Tensor, nn
 
 from trimaran.kernels.dispatch import TORCH, Kernels
 from trimaran.kernels.random import fill_normal_
-from trimaran.models.parallel.group import Group
+from trimaran.models.parallel.group import Group, single
 from trimaran.models.parallel.shard import ShardSpec, cut_evenly, whole
 
 _ATTRIBUTE = "trimaran_info"
+
+
+@dataclass(frozen=True)
+class Initial:
+    """How a weight starts, from a normal distribution of mean 0, and learns.
+
+    Args:
+        std: standard deviation; where several matrices are stored as [parts, out, in], one for each part or one for all.
+        lr_scale: factor of its learning rate. What weight decay takes off a step stays that of the run's rate.
+    """
+
+    std: float | tuple[float, ...] = 0.0
+    lr_scale: float = 1.0
+
+
+_UNSCALED = Initial()
+_ALONE = single("ep")
 
 
 @dataclass(eq=False)
@@ -21,7 +38,8 @@ class ParameterInfo:
 
     Args:
         shard: how the local tensor lies in the global one.
-        init: "normal" (mean 0, deviation `std`), "ones" or "zeros".
+        init: "normal" (mean 0, deviation `initial.std`), "ones" or "zeros".
+        initial: its deviation and the factor of its learning rate.
         decay: whether weight decay applies (matrices yes; biases and norms no).
         partial_over_tp: each tp rank's gradient is a part of the sum (what works on a sequence-parallel activation).
         tied_copy: a second stage's copy of a tied embedding: not counted, not stored.
@@ -32,7 +50,7 @@ class ParameterInfo:
 
     shard: ShardSpec
     init: Literal["normal", "ones", "zeros"] = "normal"
-    std: float = 0.0
+    initial: Initial = _UNSCALED
     decay: bool = True
     partial_over_tp: bool = False
     tied_copy: bool = False
@@ -65,6 +83,7 @@ class Placement:
 
     Args:
         deterministic: whether every kernel must give the same bits every time.
+        ep: the data-parallel ranks that share the experts with this one.
     """
 
     tp: Group
@@ -73,6 +92,7 @@ class Placement:
     device: torch.device
     kernels: Kernels = TORCH
     deterministic: bool = True
+    ep: Group = _ALONE
 
 
 def new_parameter(
@@ -81,20 +101,27 @@ def new_parameter(
     *,
     dim: int | None = None,
     init: Literal["normal", "ones", "zeros"] = "normal",
-    std: float = 0.0,
+    initial: Initial = _UNSCALED,
     decay: bool = True,
     partial_over_tp: bool = False,
+    over_ep: bool = False,
 ) -> nn.Parameter:
     """Return an uninitialised parameter holding this tp rank's shard of `global_shape` along `dim` (None: the whole tensor).
 
     Along `dim` the shards are equal; where that does not divide, the last ones are padded.
+
+    Args:
+        over_ep: whether the shards are those of the grid of ep and tp ranks, tp innermost, instead of the tp ranks.
     """
     if dim is None:
         spec, local_shape = whole(global_shape), global_shape
+    elif over_ep:
+        index, count = place.ep.rank * place.tp.size + place.tp.rank, place.ep.size * place.tp.size
+        spec, local_shape = cut_evenly(global_shape, "ep", dim, index, count)
     else:
         spec, local_shape = cut_evenly(global_shape, "tp", dim, place.tp.rank, place.tp.size)
     parameter = nn.Parameter(torch.empty(local_shape, dtype=place.dtype, device=place.device))
-    setattr(parameter, _ATTRIBUTE, ParameterInfo(spec, init, std, decay, partial_over_tp))
+    setattr(parameter, _ATTRIBUTE, ParameterInfo(spec, init, initial, decay, partial_over_tp))
     return parameter
 
 
@@ -104,7 +131,7 @@ def initialize(module: nn.Module, seed: int) -> None:
     for name, parameter in module.named_parameters():
         info = info_of(parameter)
         if info.init == "normal":
-            spec = info.shard
-            fill_normal_(parameter, seed=seed, name=name, global_shape=spec.global_shape, dim=spec.dim, offset=spec.offset, std=info.std)
+            spec, std = info.shard, info.initial.std
+            fill_normal_(parameter, seed=seed, name=name, global_shape=spec.global_shape, dim=spec.dim, offset=spec.offset, std=std)
         else:
             parameter.fill_(1.0 if info.init == "ones" else 0.0)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimaran.kernels.autograd import run
 from trimaran.kernels.cross_entropy import TORCH_CROSS_ENTROPY, CrossEntropyKernels, combine, statistics_dtype
 from trimaran.models.parallel.collectives import gather_dim1, reduce_from_group, reduce_scatter_dim1, scatter_sum_to_sequence
 from trimaran.models.parallel.group import all_gather, start_all_reduce
-from trimaran.models.parallel.parameter import Placement, info_of, new_parameter
+from trimaran.models.parallel.parameter import Initial, Placement, info_of, new_parameter
 
 
 class _LocalEmbedding(torch.autograd.Function):
@@ -52,14 +53,14 @@ class _LocalEmbedding(torch.autograd.Function):
 class VocabParallelEmbedding(nn.Module):
     """A token embedding [vocab, hidden] whose rows are cut over tp; the last ranks' shards are padded where tp does not divide vocab."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, place: Placement, *, std: float) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, place: Placement, *, initial: Initial) -> None:
         super().__init__()
         self.place = place
-        self.weight = new_parameter((vocab_size, hidden_size), place, dim=0, std=std)
+        self.weight = new_parameter((vocab_size, hidden_size), place, dim=0, initial=initial)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return [batch, seq, hidden] (with sequence parallelism [batch, seq / tp, hidden]) for tokens [batch, seq] int64, global ids."""
-        rows: Tensor = _LocalEmbedding.apply(self.weight, tokens, info_of(self.weight).shard.offset)  # type: ignore[no-untyped-call]
+        rows: Tensor = run(_LocalEmbedding, self.weight, tokens, info_of(self.weight).shard.offset)
         combine_ = scatter_sum_to_sequence if self.place.sequence_parallel else reduce_from_group
         return combine_(rows, self.place.tp)
 

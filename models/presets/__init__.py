@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import one_of
+from trimaran.models.presets.encoders import ENCODERS
 from trimaran.models.presets.google import GOOGLE
 from trimaran.models.presets.gpt_like import GPT_LIKE
 from trimaran.models.presets.llama_like import LLAMA_LIKE
@@ -22,18 +23,26 @@ _TRIAL: Final = "this project, for trials: seconds on a CPU"
 CATALOG: Final[Mapping[str, Preset]] = {
     "gpt-tiny": Preset(gpt(4, 128, 4, max_seq_len=256, vocab_size=4096), _TRIAL, "1,350,400"),
     "llama-tiny": Preset(llama(4, 128, 4, 384, vocab_size=4096, max_seq_len=256), _TRIAL, "1,901,696"),
+    "tfixup-tiny": Preset(
+        {**llama(12, 128, 4, 512, vocab_size=4096, max_seq_len=256), "activation": "relu", "bias": True, "tie_embeddings": True}
+        | {"norm_position": "none", "init": "tfixup", "embedding_scale": 128**0.5},
+        "this project, after Huang et al. 2020 (T-Fixup): a model without norms that needs no warmup",
+        "2,897,408",
+    ),
     **GPT_LIKE,
     **PARALLEL_BLOCK,
     **LLAMA_LIKE,
     **GOOGLE,
+    **ENCODERS,
 }
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {name: entry.shape for name, entry in CATALOG.items()}
 
 
 def nearest_presets(name: str) -> list[str]:
-    """Return the presets whose names lie nearest to `name`: one, two when both are one slip away, or none when all are far."""
+    """Return the presets that `name` begins, six at most; else the nearest, two when both are one slip away; none when all are far."""
     wanted = name.lower()
-    close = [wanted] if wanted in PRESETS else difflib.get_close_matches(wanted, PRESETS, n=2, cutoff=0.85)
+    begun = [known for known in PRESETS if wanted and known.startswith(wanted)]
+    close = begun[:6] or difflib.get_close_matches(wanted, PRESETS, n=2, cutoff=0.85)
     return close or difflib.get_close_matches(wanted, PRESETS, n=1, cutoff=0.5)
 
 

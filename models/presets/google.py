@@ -26,8 +26,9 @@ def _palm(num_layers: int, hidden_size: int, num_heads: int, published: str) -> 
     """Heads of 256 that share one key and value, swish-gated, logits by 1 / sqrt(hidden_size), z-loss of 1e-4 (sections 2 and 5)."""
     parts = {"num_kv_heads": 1, "head_dim": 256, "norm": "layernorm", "block": "parallel_one_norm", "tie_embeddings": True}
     shape = llama(num_layers, hidden_size, num_heads, 4 * hidden_size, vocab_size=256000, **parts)
-    scales = (num_layers + 1) * hidden_size
-    return Preset({**shape, "logits_scale": hidden_size**-0.5, "z_loss": 1e-4}, _PALM, published, besides=-scales, note=_MATRICES)
+    # RoFormer's pairs of neighbours, as in Cohere's models, whose architecture a PaLM is exported in.
+    rest = {"rotary_interleaved": True, "init": "fan_in", "logits_scale": hidden_size**-0.5, "z_loss": 1e-4}
+    return Preset({**shape, **rest}, _PALM, published, besides=-(num_layers + 1) * hidden_size, note=_MATRICES)
 
 
 def _gemma(num_layers: int, hidden_size: int, num_heads: int, kv_heads: int, ffn_hidden_size: int, **changes: Any) -> dict[str, Any]:
@@ -37,8 +38,13 @@ def _gemma(num_layers: int, hidden_size: int, num_heads: int, kv_heads: int, ffn
 
 
 def _gemma2(*shape: int, published: str, **changes: Any) -> Preset:
-    parts = {"norm_position": "sandwich", "attention_window": 4096, "attention_pattern": ("window", "full"), "attention_softcap": 50.0}
-    return Preset(_gemma(*shape, **parts, logits_softcap=30.0, **changes), _GEMMA2, published)
+    parts = {
+        "norm_position": "sandwich",
+        "attention_window": 4096,
+        "attention_pattern": ("window", "full"),
+        "attention_softcap": 50.0,
+    }
+    return Preset({**_gemma(*shape), **parts, "logits_softcap": 30.0, **changes}, _GEMMA2, published)
 
 
 GOOGLE: Final[Mapping[str, Preset]] = {

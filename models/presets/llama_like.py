@@ -8,6 +8,8 @@ from trimaran.models.presets.record import Preset, llama
 _LLAMA: Final = "Touvron et al. 2023 (LLaMA), table 2; feed-forward widths and norm_eps from the released params files"
 _LLAMA2: Final = "Touvron et al. 2023 (Llama 2), table 1 and appendix A.2.1; the released configuration"
 _LLAMA3: Final = "Grattafiori et al. 2024 (Llama 3), table 3; the released configuration"
+_MIXTRAL: Final = "Jiang et al. 2024 (Mixtral of Experts), table 1; the released configuration"
+_MIXTRAL_22B: Final = "Mistral AI 2024 (Mixtral 8x22B); the released configuration"
 _QWEN2: Final = "Yang et al. 2024 (Qwen2), table 1; the released configuration"
 _QWEN25: Final = "Qwen Team 2024 (Qwen2.5), table 1; the released configuration"
 _QWEN3: Final = "Yang et al. 2025 (Qwen3), table 1; the released configuration"
@@ -35,6 +37,11 @@ def _llama3(
         scaling = {"kind": "llama3", "factor": stretch, "original_max_position": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
         changes |= {"max_seq_len": 131072, "rotary_scaling": scaling}
     return Preset(llama(num_layers, hidden_size, num_heads, ffn_hidden_size, **changes), _LLAMA3, published)
+
+
+def _mixtral(*shape: int, max_seq_len: int) -> dict[str, Any]:
+    parts = {"num_kv_heads": 8, "num_experts": 8, "experts_per_token": 2, "rotary_base": 1000000.0}
+    return {**llama(*shape), **parts, "max_seq_len": max_seq_len}
 
 
 def _qwen(num_layers: int, hidden_size: int, num_heads: int, num_kv_heads: int, ffn_hidden_size: int, **changes: Any) -> dict[str, Any]:
@@ -90,6 +97,8 @@ LLAMA_LIKE: Final[Mapping[str, Preset]] = {
         "Jiang et al. 2023 (Mistral 7B), table 1",
         "7,241,732,096",
     ),
+    "mixtral-8x7b": Preset(_mixtral(32, 4096, 32, 14336, max_seq_len=32768), _MIXTRAL, "46,702,792,704"),
+    "mixtral-8x22b": Preset(_mixtral(56, 6144, 48, 16384, max_seq_len=65536), _MIXTRAL_22B, "140,620,634,112"),
     "qwen2-0.5b": _qwen2(24, 896, 14, 2, 4864, source=_QWEN2, published="494,032,768", vocab_size=151936, tied=True),
     "qwen2-1.5b": _qwen2(28, 1536, 12, 2, 8960, source=_QWEN2, published="1,543,714,304", vocab_size=151936, tied=True),
     "qwen2-7b": _qwen2(28, 3584, 28, 4, 18944, source=_QWEN2, published="7,615,616,512"),

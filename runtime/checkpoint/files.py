@@ -7,17 +7,23 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 CHUNK_BYTES = 16 << 20
 DTYPE_NAMES: Mapping[torch.dtype, str] = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
-SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16"}
+SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
-    """Write 1-D tensors as a safetensors file, fsync it, and return its size in bytes and its sha256.
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Write tensors as a safetensors file, fsync it, and return its size in bytes and its sha256.
 
     The format (github.com/huggingface/safetensors, "Format") is eight bytes of little-endian header size, a JSON header, the raw data
     without gaps. Written here rather than by the library because the digest then costs no second read of the file, an error keeps its
@@ -25,7 +31,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, s
 
     Args:
         path: where; an existing file is replaced.
-        tensors: [length] each, contiguous, float32, float64 or bfloat16, any device, by their name in the file.
+        tensors: contiguous, float32, float64, bfloat16 or float16, any shape and device, by their name in the file.
+        metadata: text about the file as a whole, which other readers may ask for.
 
     Raises:
         OSError: the disk refused (no space, quota, read-only).
@@ -34,7 +41,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, s
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
-        for chunk in _chunks([tensors[name] for name in names], _header(names, tensors)):
+        for chunk in _chunks([tensors[name] for name in names], _header(names, tensors, metadata)):
             hashed = hasher.submit(digest.update, chunk)  # hashing and writing both release the interpreter
             _write_all(file.fileno(), chunk)
             hashed.result()
@@ -70,9 +77,10 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _header(names: Sequence[str], tensors: Mapping[str, Tensor]) -> bytes:
+def _header(names: Sequence[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
     """The size field and the JSON header, padded with spaces to eight bytes so that the data is aligned."""
-    entries, offset = {}, 0
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
     for name in names:
         tensor = tensors[name]
         end = offset + tensor.numel() * tensor.element_size()
@@ -87,7 +95,7 @@ def _chunks(tensors: Sequence[Tensor], header: bytes) -> Iterator[memoryview]:
     """The bytes of the file in order, in views of at most CHUNK_BYTES."""
     yield memoryview(header)
     for tensor in tensors:
-        view = tensor.detach().cpu().view(torch.uint8).numpy().data
+        view = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(view), CHUNK_BYTES):
             yield view[start : start + CHUNK_BYTES]
 

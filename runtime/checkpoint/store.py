@@ -78,6 +78,28 @@ def save(
     return final
 
 
+def save_in_parts(folder: Path, step: int, parts: Iterable[Iterable[ShardPiece]], state: Mapping[str, Any]) -> Path:
+    """Save the checkpoint of `step` from this process alone, one shard file for each part, and return its folder; it exists complete or not at all.
+
+    For weights that don't fit into memory together: a part is asked for when the one before it lies on disk. Over all parts the pieces of each
+    (name, key) must tile its global tensor exactly once.
+
+    Raises:
+        CheckpointError: the pieces do not make whole tensors, or `state` is no plain JSON.
+        OSError: the disk refused. What `parts` raises is passed on. In every case nothing of the checkpoint is left.
+    """
+    final = step_folder(folder, step)
+    temporary = final.with_name(final.name + ".tmp")
+    _prepare(temporary)
+    try:
+        indexes = [_write_rank(temporary, number, part) for number, part in enumerate(parts)]
+        _commit(temporary, final, step, indexes, state)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
 def _gather_alone(text: str) -> list[str]:
     return [text]
 

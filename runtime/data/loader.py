@@ -1,12 +1,14 @@
 """Microbatches as a pure function of the position in the run, so that resuming needs no state and any dp size sees the same samples."""
 
 import numpy as np
-import torch
 
 from trimaran.models.batch import Microbatch
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.objectives import NextToken, Objective
 from trimaran.runtime.data.permutation import Int64Array, permute
 from trimaran.runtime.data.shards import TokenShards
+
+_NEXT_TOKEN = NextToken()
 
 
 class Loader:
@@ -14,7 +16,7 @@ class Loader:
 
     Sample k of the run (counted over all ranks from step 0) is window `permutation of epoch k // n` of `k % n`, with n =
     `num_samples`; window i is tokens [i * seq_len, i * seq_len + seq_len + 1), inputs and next tokens overlapping by all but one.
-    Documents follow each other within a window, parted by the end-of-text token.
+    Documents follow each other within a window, parted by the end-of-text token. What is predicted of a sample is the objective's to say.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class Loader:
         dp_size: int,
         seed: int,
         shuffle: bool = True,
+        objective: Objective = _NEXT_TOKEN,
     ) -> None:
         """Check the sizes; sizes are in sequences. Raises DataError when the split is shorter than one sample, ValueError otherwise."""
         for name, value in (("train.seq_len", seq_len), ("train.micro_batch_size", micro_batch_size), ("the dp size", dp_size)):
@@ -50,7 +53,7 @@ class Loader:
         self._shards, self._seq_len = shards, seq_len
         self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
         self._dp_rank, self._samples_per_rank = dp_rank, global_batch_size // dp_size
-        self._seed, self._shuffle = seed, shuffle
+        self._seed, self._shuffle, self._objective = seed, shuffle, objective
 
     def microbatches(self, consumed_samples: int) -> list[Microbatch]:
         """Return this rank's microbatches of the global batch that begins at sample `consumed_samples` of the run.
@@ -78,9 +81,7 @@ class Loader:
         return windows
 
     def _microbatch(self, windows: Int64Array, first_sample: int) -> Microbatch:
-        tokens = np.empty((len(windows), self._seq_len), dtype=np.int64)
-        labels = np.empty_like(tokens)
+        spans = np.empty((len(windows), self._seq_len + 1), dtype=np.int64)
         for row, window in enumerate(windows):
-            span = self._shards.read(int(window) * self._seq_len, self._seq_len + 1)
-            tokens[row], labels[row] = span[:-1], span[1:]
-        return Microbatch(torch.from_numpy(tokens), torch.from_numpy(labels), first_sample)
+            spans[row] = self._shards.read(int(window) * self._seq_len, self._seq_len + 1)
+        return self._objective.microbatch(spans, np.arange(first_sample, first_sample + len(windows), dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Numbers that depend on (seed, index) alone: a 64-bit mix, a permutation in closed form, and the held-out draw. No torch."""
+"""Numbers that depend on (seed, index) alone: a 64-bit mix, a permutation in closed form, the held-out draw, hashes of positions. No torch."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ _ROUNDS = 6
 # Streams of the same seed that must not share numbers.
 _STREAM_SHUFFLE = 1
 _STREAM_HELD_OUT = 2
+_STREAM_POSITIONS = 3
 
 
 def mix64(values: UInt64Array) -> UInt64Array:
@@ -56,6 +57,18 @@ def permute(indices: Int64Array, size: int, seed: int, epoch: int) -> Int64Array
         values[outside] = (left << half) | right
         outside = values >= np.uint64(size)
     return values.astype(np.int64)
+
+
+def position_draws(samples: Int64Array, num_positions: int, seed: int, purpose: int) -> UInt64Array:
+    """Return [n, num_positions] uint64, a hash of (seed, sample number, position) for each position of each sample.
+
+    Args:
+        samples: [n] int64, not negative.
+        purpose: hashes of different purposes are independent; in [0, 256).
+    """
+    key = _keys(seed, _STREAM_POSITIONS, purpose + 1)[purpose]
+    rows = mix64(samples.astype(np.uint64) ^ key)
+    return mix64(rows[:, None] ^ np.arange(num_positions, dtype=np.uint64))
 
 
 def held_out_units(num_units: int, fraction: float, seed: int) -> npt.NDArray[np.bool_]:

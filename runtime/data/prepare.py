@@ -51,14 +51,15 @@ class _Settings:
     vocab_size: int
     held_out_fraction: float
     seed: int
+    with_mask: bool
 
 
 def prepare_data(spec: "RunSpec") -> PreparedData:
     """Prepare the corpus of a run spec, or open what an earlier call prepared; see `prepare`.
 
-    Raises DataError also when the tokenizer has more tokens than the model's vocabulary.
+    Raises DataError also when the tokenizer has more tokens than the model's vocabulary, or no mask token where the objective needs one.
     """
-    data = spec.data
+    data, shape = spec.data, spec.transformer
     prepared = prepare(
         data.source,
         cache_dir=Path(data.cache_dir),
@@ -67,8 +68,9 @@ def prepare_data(spec: "RunSpec") -> PreparedData:
         vocab_size=data.tokenizer_vocab_size,
         held_out_fraction=data.held_out_fraction,
         seed=spec.seed,
+        with_mask=shape.objective == "masked_lm",
     )
-    check_vocabulary(prepared.tokenizer, spec.transformer.vocab_size)
+    check_vocabulary(prepared.tokenizer, shape.vocab_size)
     return prepared
 
 
@@ -88,6 +90,7 @@ def prepare(
     vocab_size: int = 4096,
     held_out_fraction: float = 0.02,
     seed: int = 1234,
+    with_mask: bool = False,
 ) -> PreparedData:
     """Return the token shards of the sources, making them under `cache_dir` unless the same text and settings were prepared before.
 
@@ -99,12 +102,15 @@ def prepare(
             corpus and comes first wherever it stands (a folder of that name is "./quickstart").
         tokenizer_file: an existing tokenizer.json; None trains byte-level BPE of `vocab_size` on the training split.
         held_out_fraction: share of the units (documents, or sections of long ones) kept out of training, in [0, 1).
+        with_mask: whether the tokenizer must have a token that stands for a hidden one.
     """
     if not 0 <= held_out_fraction < 1:
         raise DataError(f"data.held_out_fraction ({held_out_fraction}) must be at least 0 and below 1; 0.02 is usual")
     files, source = _collect_source(sources, cache_dir, text_field)
-    settings = _Settings(tokenizer_file, vocab_size, held_out_fraction, seed)
+    settings = _Settings(tokenizer_file, vocab_size, held_out_fraction, seed, with_mask)
     tokenizer = Tokenizer.load(tokenizer_file) if tokenizer_file else None
+    if tokenizer is not None and with_mask:
+        tokenizer.required_mask_id()
     identity = {
         "format": FORMAT,
         "source_sha256": source["sha256"],
@@ -112,6 +118,8 @@ def prepare(
         "section_characters": SECTION_CHARACTERS,
         "held_out_fraction": held_out_fraction,
         "seed": seed,
+        # Absent where it changes nothing, so that what was prepared without it is found.
+        **({"with_mask": True} if with_mask and not tokenizer_file else {}),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / "data" / key
@@ -179,7 +187,7 @@ def _build(folder: Path, files: list[SourceFile], source: dict[str, Any], settin
     if tokenizer is None:
         logger.info("training a tokenizer of %d tokens on %.1f MB of text", settings.vocab_size, counts.bytes / 1e6)
         texts = (unit.text for unit, out in zip(iter_units(files, CorpusCounts()), held_out, strict=True) if not out)
-        tokenizer = Tokenizer.train(texts, settings.vocab_size)
+        tokenizer = Tokenizer.train(texts, settings.vocab_size, with_mask=settings.with_mask)
         if tokenizer.vocab_size < settings.vocab_size:
             logger.warning(
                 "the corpus gives a tokenizer of %d tokens, fewer than the %d asked for", tokenizer.vocab_size, settings.vocab_size

@@ -9,8 +9,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from trimaran.runtime.data.files import DataError
 
 END_OF_TEXT = "<|endoftext|>"
-# How published tokenizers call the token that separates documents: GPT-2, Llama 3, Llama 1 and 2, Gemma.
-_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+MASK = "[MASK]"
+# How published tokenizers call the token that separates documents: GPT-2, Llama 3, Llama 1 and 2, Gemma, BERT.
+_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+# And the one that stands for a hidden token: BERT, RoBERTa and XLNet.
+_MASK_NAMES = (MASK, "<mask>")
 # Every byte has a token, so that any text can be written, and one more ends a document.
 SMALLEST_VOCABULARY = 256 + 1
 
@@ -30,18 +33,24 @@ class Tokenizer:
             raise DataError(f"{origin} has no end-of-text token; add one of {', '.join(_END_OF_TEXT_NAMES)} to its special tokens")
         self.eot_token = name
         self.eot_id = vocabulary[name]
+        self.mask_id: int | None = next((vocabulary[name] for name in _MASK_NAMES if name in vocabulary), None)
         # Ids may have holes; an embedding must reach the largest.
         self.vocab_size = max(vocabulary.values()) + 1
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], vocab_size: int, *, with_mask: bool = False) -> "Tokenizer":
         """Train byte-level BPE on the texts (Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.2).
 
         The same texts give the same tokenizer. A corpus too small to have `vocab_size` different pairs gives a smaller one.
+
+        Args:
+            with_mask: whether one of its tokens stands for a hidden one.
         """
-        if vocab_size < SMALLEST_VOCABULARY:
-            rule = f"must be at least {SMALLEST_VOCABULARY}: 256 bytes and {END_OF_TEXT}"
-            raise DataError(f"data.tokenizer_vocab_size ({vocab_size}) {rule}; set it to {SMALLEST_VOCABULARY} or more")
+        special = [END_OF_TEXT, MASK] if with_mask else [END_OF_TEXT]
+        smallest = SMALLEST_VOCABULARY + int(with_mask)
+        if vocab_size < smallest:
+            rule = f"must be at least {smallest}: 256 bytes and {' and '.join(special)}"
+            raise DataError(f"data.tokenizer_vocab_size ({vocab_size}) {rule}; set it to {smallest} or more")
         inner = tokenizers.Tokenizer(models.BPE())
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         inner.decoder = decoders.ByteLevel()
@@ -49,7 +58,7 @@ class Tokenizer:
             vocab_size=vocab_size,
             min_frequency=2,
             show_progress=False,
-            special_tokens=[END_OF_TEXT],
+            special_tokens=special,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         )
         inner.train_from_iterator(texts, trainer)
@@ -72,9 +81,25 @@ class Tokenizer:
             ) from error
         return cls(inner, str(path))
 
+    def required_mask_id(self) -> int:
+        """Return the id of the token that stands for a hidden one.
+
+        Raises:
+            DataError: there is none.
+        """
+        if self.mask_id is None:
+            names = " or ".join(_MASK_NAMES)
+            raise DataError(f"the tokenizer has no mask token, which masked_lm hides tokens with; add {names} to its special tokens")
+        return self.mask_id
+
     def save(self, path: Path) -> None:
         """Write a tokenizer.json that `load` and the `tokenizers` package read."""
         path.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
+
+    @property
+    def definition(self) -> str:
+        """All of it as one text: two tokenizers with the same definition give the same tokens."""
+        return self._inner.to_str()
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of one text, with nothing added before or after."""
@@ -83,6 +108,35 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, in order, on all cores."""
         return [encoding.ids for encoding in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_with_special(self, text: str) -> list[int]:
+        """Return the token ids of a text whose special tokens, where it spells them, are meant: of a chat template, never of a user."""
+        self._inner.encode_special_tokens = False
+        try:
+            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        finally:
+            self._inner.encode_special_tokens = True
+        return ids
+
+    def encode_as_prompt(self, text: str) -> list[int]:
+        """Return the token ids of one text with the tokens around it that the tokenizer's author adds, such as a beginning-of-text token."""
+        ids: list[int] = self._inner.encode(text, add_special_tokens=True).ids
+        return ids
+
+    def encode_spelled(self, token: str) -> list[int]:
+        """Return the ids of plain text that spells an added token, none of which is that token."""
+        ids = self.encode(token)
+        # A token that was added without being special is found in plain text too; cut in two it isn't.
+        return ids if self.id_of(token) not in ids else self.encode(token[:1]) + self.encode(token[1:])
+
+    def added_tokens(self) -> dict[str, bool]:
+        """Return the tokens that stand beside the trained vocabulary, and which of them are special."""
+        return {token.content: bool(token.special) for token in self._inner.get_added_tokens_decoder().values()}
+
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a token by its name in the vocabulary, None for no token."""
+        found: int | None = self._inner.token_to_id(token)
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids; end-of-text tokens are shown by name, bytes that aren't UTF-8 yet as U+FFFD."""

@@ -1,44 +1,48 @@
-"""Generation at any layout: the stages pass the hidden states along, the last one draws the next token, and every rank learns it.
+"""Generation at any layout: prompts of any lengths in one batch, with a key-value cache; every rank learns every token.
 
-Each token runs the whole prefix again; there is no key-value cache.
+A pass goes through the stages in order. With several pipeline ranks the batch is cut into as many groups of samples, so that each rank works on one group
+while the others work on theirs; the last rank draws the tokens, which travel on around the ring of ranks ahead of the next pass's hidden states.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from trimaran.kernels.random import random_words, stream_key
-from trimaran.models.parallel.group import all_gather, broadcast, receive, send
-from trimaran.models.parallel.parameter import Placement
+from trimaran.models.config import TransformerConfig
+from trimaran.models.parallel.group import all_gather, all_reduce
 from trimaran.models.transformer import Stage, in_eval_mode
+from trimaran.runtime.infer.group import Completion, SampleGroup, Watch
+from trimaran.runtime.infer.ring import Ring
+from trimaran.runtime.infer.settings import Sampling
 from trimaran.runtime.mesh import Mesh
-from trimaran.runtime.pipeline.schedule import rank_of_stage
 from trimaran.runtime.spec import RunSpec
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
+def never(sample: int, token: int) -> bool:
+    """The `watch` that ends no sample."""
+    return False
 
-    Args:
-        max_new_tokens: length of the continuation.
-        temperature: logits are divided by it; 0 takes the likeliest token.
-        top_k: only the k likeliest tokens may be drawn; 0 for all.
-        stop_token: generation ends after it; None for never.
-    """
 
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    stop_token: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("max_new_tokens", self.max_new_tokens), ("temperature", self.temperature), ("top_k", self.top_k)):
-            if value < 0:
-                raise ValueError(f"{name} ({value}) must not be negative")
+def check_prompts(prompts: Sequence[Sequence[int]], config: TransformerConfig) -> None:
+    """Raise ValueError where a prompt has no tokens, more than the model's context holds, or some that the model has not, or it continues no text."""
+    if not config.is_causal:
+        raise ValueError(
+            f"a model of objective {config.objective} predicts hidden tokens from both sides and continues no text; generate with a causal_lm model"
+        )
+    for number, prompt in enumerate(prompts, 1):
+        which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
+        if not prompt:
+            raise ValueError(f"{which} has no tokens; give at least one character of text")
+        if len(prompt) > config.max_seq_len:
+            raise ValueError(
+                f"{which} has {len(prompt)} tokens, more than the {config.max_seq_len} of the model's context (model.max_seq_len); shorten it"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+            wrong = min(prompt) if min(prompt) < 0 else max(prompt)
+            raise ValueError(
+                f"{which} has the token {wrong}, and the model's vocabulary has {config.vocab_size}; its tokenizer is not this one"
+            )
 
 
 @torch.no_grad()
@@ -46,78 +50,110 @@ def generate(
     stages: dict[int, Stage],
     mesh: Mesh,
     spec: RunSpec,
-    prompt: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    on_token: Callable[[int], None] = lambda token: None,
-) -> list[int]:
-    """Return the new tokens, the same on every rank. Collective over the pipeline and the tp group; dp replicas draw the same tokens.
+    watch: Watch = never,
+    *,
+    first_sample: int = 0,
+) -> list[Completion]:
+    """Return the continuation of each prompt, the same on every rank. Collective over the pipeline and the tp group; dp replicas draw the same tokens.
 
     Args:
-        prompt: token ids, at least one; the model sees the last `max_seq_len` tokens of prompt and continuation.
-        on_token: called with each new token.
+        prompts: token ids, at least one and at most spec.transformer.max_seq_len each.
+        watch: called with (sample, token) for each new token that is no stop token, on every rank; returns whether the sample ends with it.
+        first_sample: number of the first prompt among all that are continued with this seed.
     Raises:
-        ValueError: the prompt is empty.
-        RuntimeError: a peer is gone or did not answer within the time-out.
+        ValueError: a prompt is empty or too long.
+        RuntimeError: the logits are not finite, or a peer is gone or did not answer within the time-out.
     """
-    if not prompt:
-        raise ValueError("the prompt has no tokens; give at least one character of text")
-    tokens = list(prompt)
-    with in_eval_mode(stages.values()):
-        for _ in range(sampling.max_new_tokens):
-            token = _next_token(stages, mesh, spec, tokens, sampling)
-            tokens.append(token)
-            on_token(token)
-            if token == sampling.stop_token:
-                break
-    return tokens[len(prompt) :]
-
-
-def _next_token(stages: dict[int, Stage], mesh: Mesh, spec: RunSpec, tokens: list[int], sampling: Sampling) -> int:
+    check_prompts(prompts, spec.transformer)
+    if sampling.max_new_tokens == 0 or not prompts:
+        return [Completion() for _ in prompts]
     place = next(iter(stages.values())).place
-    parts = place.tp.size if place.sequence_parallel else 1
-    window = tokens[-(spec.transformer.max_seq_len // parts * parts) :]
-    padding = -len(window) % parts  # later positions don't change earlier ones, so any token may fill the last part
-    ids = torch.tensor([window + [0] * padding], device=place.device)
-    shape = (1, ids.shape[1] // parts, spec.transformer.hidden_size)
-    hidden: Tensor | None = None
-    last = spec.num_stages - 1
-    for index in range(spec.num_stages):
-        if index in stages:
-            hidden = stages[index].run_layers(hidden, ids)
-        if index < last:
-            hidden = _hand_over(hidden, mesh, index, shape, place)
-    chosen = torch.zeros(1, dtype=torch.int64, device=place.device)
-    if last in stages:
-        assert hidden is not None
-        local = stages[last].logits(hidden)[0, len(window) - 1]
-        logits = all_gather(local, mesh.tp).flatten()[: spec.transformer.vocab_size]
-        chosen[0] = draw(logits.double(), len(tokens), sampling)
-    return int(broadcast(chosen, rank_of_stage(last, mesh.pp.size), mesh.pp).item())
+    size = -(-len(prompts) // mesh.pp.size)
+    groups = [
+        SampleGroup(prompts[first : first + size], first_sample + first, sampling, spec.transformer, place, watch)
+        for first in range(0, len(prompts), size)
+    ]
+    with in_eval_mode(stages.values()):
+        _Passes(stages, mesh, spec, groups).run()
+    return [completion for group in groups for completion in group.completions]
 
 
-def _hand_over(x: Tensor | None, mesh: Mesh, stage: int, shape: tuple[int, ...], place: Placement) -> Tensor | None:
-    """Move the hidden states of `stage` to the rank of the next stage; return them there."""
-    source, target = rank_of_stage(stage, mesh.pp.size), rank_of_stage(stage + 1, mesh.pp.size)
-    if source == target:
-        return x
-    if mesh.pp.rank == source:
-        assert x is not None
-        send(x, target, mesh.pp)
-        return None
-    if mesh.pp.rank == target:
-        return receive(torch.empty(shape, dtype=place.dtype, device=place.device), source, mesh.pp)
-    return None
+class _Passes:
+    """The passes of all groups through this rank's stages."""
 
+    def __init__(self, stages: dict[int, Stage], mesh: Mesh, spec: RunSpec, groups: Sequence[SampleGroup]) -> None:
+        self._stages, self._mesh, self._groups = stages, mesh, groups
+        self._last, self._vocab_size = spec.num_stages - 1, spec.transformer.vocab_size
+        self._ring = Ring(mesh)
+        self._place = next(iter(stages.values())).place
+        self._parts = self._place.tp.size if self._place.sequence_parallel else 1
+        self._draws = self._last in stages
+        self._tokens: list[Tensor] = [torch.empty(0)] * len(groups)
+        self._hidden: list[Tensor | None] = [None] * len(groups)
 
-def draw(logits: Tensor, position: int, sampling: Sampling) -> int:
-    """Return a token id drawn from logits [vocab] float64, by a number that depends on (seed, position) alone."""
-    if sampling.temperature == 0.0:
-        return int(logits.argmax())
-    if 0 < sampling.top_k < len(logits):
-        threshold = logits.topk(sampling.top_k).values[-1]
-        logits = logits.masked_fill(logits < threshold, -torch.inf)
-    cumulative = (logits / sampling.temperature).softmax(-1).cumsum(-1)
-    word = random_words(stream_key(sampling.seed, "generate"), torch.tensor([position]), 1)
-    uniform = (float(word.item()) + 0.5) * 2.0**-32
-    index = int(torch.searchsorted(cumulative, uniform * float(cumulative[-1])).item())
-    return min(index, len(logits) - 1)
+    def run(self) -> None:
+        """Go on until every sample has ended."""
+        active = list(range(len(self._groups)))
+        while active:
+            # Stages of one rank in order, and in each all groups: the order in which every link of the ring carries its tensors.
+            for stage_index in self._stages:
+                for number in active:
+                    if stage_index < self._mesh.pp.size:
+                        self._begin(number)
+                    if not self._groups[number].is_done:
+                        self._pass(number, stage_index)
+            active = [number for number in active if not self._groups[number].is_done]
+        self._ring.finish()
+
+    def _begin(self, number: int) -> None:
+        """Learn the tokens that the pass before has drawn, and prepare the next one."""
+        group, ranks = self._groups[number], self._mesh.pp
+        if group.num_passes and not self._draws:
+            drawn = self._ring.receive(torch.empty(len(group), dtype=torch.int64, device=self._place.device))
+            # They have been around the ring, and all that this rank has sent for the pass before with them.
+            self._ring.settle(number)
+            if ranks.rank + 1 < ranks.size - 1:
+                self._ring.send(drawn, number)
+            self._take(number, drawn)
+        if not group.is_done:
+            self._tokens[number] = group.next_tokens()
+
+    def _pass(self, number: int, stage_index: int) -> None:
+        """Run one stage on one group, and hand on what comes out."""
+        group, tokens, stage = self._groups[number], self._tokens[number], self._stages[stage_index]
+        is_alone = self._mesh.pp.size == 1
+        hidden = self._hidden[number] if stage_index > 0 else None
+        if stage_index > 0 and not is_alone:
+            shape = (len(group), tokens.shape[1] // self._parts, stage.config.hidden_size)
+            hidden = self._ring.receive(torch.empty(shape, dtype=self._place.dtype, device=self._place.device))
+            if self._draws and stage_index < self._mesh.pp.size:
+                self._ring.settle(number)
+        hidden = stage.extend(hidden, tokens, group.cache)
+        if stage_index == self._last:
+            drawn = self._draw(group, stage, hidden)
+            if not is_alone:
+                self._ring.send(drawn, number)
+            self._take(number, drawn)
+        elif is_alone:
+            self._hidden[number] = hidden
+        else:
+            self._ring.send(hidden, number)
+
+    def _take(self, number: int, drawn: Tensor) -> None:
+        try:
+            self._groups[number].take(drawn.tolist())
+        except RuntimeError:
+            self._ring.settle(number)  # so that every rank learns of it
+            raise
+
+    def _draw(self, group: SampleGroup, stage: Stage, hidden: Tensor) -> Tensor:
+        """Return the next token of each sample [samples] int64, the same on every tp rank."""
+        # With sequence parallelism each tp rank gives its last position; the last rank's is the last of all.
+        local = stage.logits(hidden[:, -1:])[:, -1]
+        logits = all_gather(local, self._place.tp).transpose(0, 1).flatten(1)[:, : self._vocab_size]
+        drawn = group.choose(logits)
+        if self._place.tp.size > 1:  # a sum over a GPU's threads need not give the same bits twice: one rank's draw counts
+            all_reduce(drawn.mul_(self._place.tp.rank == 0), self._place.tp)
+        return drawn

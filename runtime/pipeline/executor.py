@@ -68,7 +68,7 @@ class Executor:
         self._compute_start = time.perf_counter()
         if hidden is not None and torch.is_grad_enabled():
             hidden.requires_grad_()
-        output = stage(hidden, self._batches[action.microbatch])
+        output = stage(hidden, self._batches[action.microbatch], self._loss_weight)
         if stage.is_last:
             self.loss += output.detach()
         if torch.is_grad_enabled():

@@ -9,7 +9,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
     shape = spec.transformer
     rows = [
         ("model", _model(spec, shape)),
-        ("parameters", f"{shape.num_parameters():,}"),
+        ("parameters", _parameters(shape)),
         ("vocabulary", _vocabulary(spec, shape)),
         ("layout", _layout(spec)),
         ("pipeline", _pipeline(spec)),
@@ -23,6 +23,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
         ("precision", spec.precision.dtype),
         ("kernels", f"{spec.kernels.backend}, {'deterministic' if spec.kernels.deterministic else 'not deterministic'}"),
         ("data", f"{', '.join(spec.data.source)}; {spec.data.held_out_fraction:.3g} of it held out"),
+        ("objective", _objective(spec, shape)),
         ("checkpoints", f"every {spec.checkpoint.interval} steps and at the end" if spec.checkpoint.interval else "at the end"),
         ("output", spec.train.output_dir),
     ]
@@ -35,7 +36,19 @@ def _model(spec: RunFields, shape: TransformerConfig) -> str:
         heads += f" ({shape.num_kv_heads} for keys and values)"
     name = f"{spec.model.preset}: " if spec.model.preset else ""
     kinds = f"{shape.position} positions, {shape.norm}, {shape.activation}"
-    return f"{name}{shape.num_layers} layers, hidden {shape.hidden_size}, {heads}, feed-forward {shape.ffn_hidden_size}, {kinds}"
+    experts = f", {shape.experts_per_token} of {shape.num_experts} experts" if shape.num_experts else ""
+    return f"{name}{shape.num_layers} layers, hidden {shape.hidden_size}, {heads}, feed-forward {shape.ffn_hidden_size}{experts}, {kinds}"
+
+
+def _parameters(shape: TransformerConfig) -> str:
+    used = f", {shape.num_active_parameters():,} of them used by each token" if shape.num_experts else ""
+    return f"{shape.num_parameters():,}{used}"
+
+
+def _objective(spec: RunFields, shape: TransformerConfig) -> str:
+    if shape.is_causal:
+        return "every token predicts the next"
+    return f"{shape.objective}: {spec.labels_per_sample} of a sequence's {spec.train.seq_len} tokens are predicted"
 
 
 def _vocabulary(spec: RunFields, shape: TransformerConfig) -> str:
@@ -51,6 +64,9 @@ def _layout(spec: RunFields) -> str:
     ranks = (
         f"tp {parallel.tp} x pp {parallel.pp} x dp {parallel.dp} x cp {parallel.cp} = {spec.world_size} rank{'s' * (spec.world_size > 1)}"
     )
+    if parallel.ep > 1:
+        ranks += f", experts shared by {parallel.ep} dp ranks"
+        ranks += f" and {parallel.tp} tp ranks" if parallel.tp > 1 else ""
     if parallel.sequence_parallel:
         ranks += ", sequence parallel" + (" (nothing to cut at tp 1)" if parallel.tp == 1 else "")
     return ranks

@@ -1,6 +1,6 @@
 """RunFields: all sections of a run side by side, with what follows from them, before the rules that tie them together."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field
 
@@ -24,7 +24,14 @@ from trimaran.runtime.spec.sections import (
 )
 
 # torch.Generator takes 64 bits; the sign bit is left out so that the number is the same in every language.
+# Devlin et al. (BERT) 2019, section 3.1; Yang et al. (XLNet) 2019, section 3.1, K = 6.
+MASK_FRACTIONS: Final = {"masked_lm": 0.15, "permutation_lm": 1 / 6}
 Seed = Annotated[int, Field(ge=0, lt=2**63), INTEGRAL]
+
+
+def num_predicted(objective: str, mask_fraction: float | None, seq_len: int) -> int:
+    """Return how many tokens of a sequence an objective that hides some predicts."""
+    return max(1, round((MASK_FRACTIONS[objective] if mask_fraction is None else mask_fraction) * seq_len))
 
 
 class RunFields(BaseModel):
@@ -67,6 +74,23 @@ class RunFields(BaseModel):
         return self.train.global_batch_size * self.train.seq_len
 
     @property
+    def labels_per_sample(self) -> int:
+        """Tokens of one sequence that are predicted: all, or a fixed share where the objective hides some."""
+        if self.transformer.is_causal:
+            return self.train.seq_len
+        return num_predicted(self.transformer.objective, self.data.mask_fraction, self.train.seq_len)
+
+    @property
+    def rows_per_sample(self) -> int:
+        """Rows of the hidden states of one sequence: its tokens, and where there is a query stream its predicted ones again."""
+        return self.train.seq_len + (self.labels_per_sample if self.transformer.has_query_stream else 0)
+
+    @property
+    def labels_per_step(self) -> int:
+        """Tokens that one optimizer step predicts, over all ranks: what its loss is the mean of."""
+        return self.train.global_batch_size * self.labels_per_sample
+
+    @property
     def transformer(self) -> TransformerConfig:
         """The model's shape with preset, overrides and fallbacks resolved."""
         return TransformerConfig.model_validate(_resolve_shape(self)[0])
@@ -87,7 +111,7 @@ def draft_transformer(fields: RunFields) -> TransformerConfig:
 
 def _resolve_shape(fields: RunFields) -> tuple[dict[str, Any], set[str]]:
     """Return the known TransformerConfig values, and the names of those that an invalid or missing field leaves unknown."""
-    section: dict[str, Any] = vars(fields.model) if "model" in vars(fields) else {}
+    section: dict[str, Any] = dict(vars(fields.model)) if "model" in vars(fields) else {}
     if "preset" not in section:
         return {}, set(TransformerConfig.model_fields)
     unknown = {name for name in TransformerConfig.model_fields if name not in section}

@@ -12,9 +12,10 @@ from trimaran.models.config import SHAPE_RULES, TransformerConfig
 from trimaran.models.fields import FieldError, nearest_divisors, nearest_multiples, one_of
 from trimaran.models.presets import PRESETS
 from trimaran.runtime.spec.errors import SpecError
-from trimaran.runtime.spec.fields import RunFields, draft_transformer
+from trimaran.runtime.spec.fields import RunFields, draft_transformer, num_predicted
 
 MOST_TRITON_HEAD_DIM: Final = 256  # kernels/attention/function.py, which this room can't read without torch
+SMALLEST_MASKING_TOKENIZER: Final = 258  # 256 bytes, end of text, mask: runtime/data/tokenizer.py
 
 Rule = Callable[[RunFields, TransformerConfig], Iterator[FieldError]]
 
@@ -76,12 +77,9 @@ def _model_is_given(spec: RunFields, shape: TransformerConfig) -> Iterator[Field
 
 
 def _only_what_is_built(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
-    degrees = vars(spec.parallel)
-    for name, words in (("cp", "context parallelism"), ("ep", "expert parallelism")):
-        if degrees.get(name, 1) > 1:
-            yield FieldError(
-                f"parallel.{name}", f"{words} is not built yet, got {degrees[name]}", degrees[name], f"set parallel.{name} to 1"
-            )
+    cp = vars(spec.parallel).get("cp", 1)
+    if cp > 1:
+        yield FieldError("parallel.cp", f"context parallelism is not built yet, got {cp}", cp, "set parallel.cp to 1")
     if spec.zero.stage > 1:
         rule = f"must be 0 or 1, got {spec.zero.stage} (stages 2 and 3 are not built yet)"
         yield FieldError("zero.stage", rule, spec.zero.stage, "set zero.stage to 1")
@@ -128,8 +126,27 @@ def _kv_heads_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[Field
 
 
 def _ffn_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    if vars(spec.parallel).get("ep", 1) > 1:  # experts stay whole
+        return
     if shape.ffn_hidden_size % spec.parallel.tp:
         yield _tp_error(spec, shape, f"ffn_hidden_size ({shape.ffn_hidden_size}) must be divisible by tp ({spec.parallel.tp})")
+
+
+def _experts_by_ep(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    ep, tp, dp, experts = spec.parallel.ep, spec.parallel.tp, spec.parallel.dp, shape.num_experts
+    if ep == 1:
+        return
+    if experts == 0:
+        yield FieldError("parallel.ep", f"ep ({ep}) shares experts, and model.num_experts is 0", ep, "set parallel.ep to 1")
+        return
+    # At ep 1 the experts are cut instead, whatever their number.
+    degrees = [degree for degree in nearest_divisors(dp, ep, count=2**31) if degree == 1 or experts % (degree * tp) == 0]
+    fix = f"set parallel.ep to {one_of(degrees)}"
+    if dp % ep:
+        yield FieldError("parallel.ep", f"ep ({ep}) must divide dp ({dp}), for the ep ranks are data-parallel ranks", ep, fix)
+    elif experts % (ep * tp):
+        rule = f"num_experts ({experts}) must be divisible by ep ({ep}) * tp ({tp}), for each of these ranks holds some of them whole"
+        yield FieldError("parallel.ep", rule, ep, fix)
 
 
 def _vocabulary_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
@@ -151,6 +168,47 @@ def _vocabulary_holds_tokenizer(spec: RunFields, shape: TransformerConfig) -> It
         # Byte-level tokenizers do not get smaller than 257 tokens (sections.py).
         fix += f", or data.tokenizer_vocab_size to {shape.vocab_size} or less" if shape.vocab_size >= 257 else ""
         yield FieldError("model.vocab_size", rule, shape.vocab_size, fix)
+
+
+def _masks_need_an_objective(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    fraction = spec.data.mask_fraction
+    if fraction is not None and shape.is_causal:
+        rule = f"mask_fraction ({fraction}) says something only where tokens are hidden, got objective {shape.objective}"
+        yield FieldError(
+            "data.mask_fraction", rule, fraction, "set model.objective to masked_lm or permutation_lm, or data.mask_fraction to null"
+        )
+
+
+def _predicted_tokens_have_a_context(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    predicted, seq_len = _predicted(spec, shape), spec.train.seq_len
+    if not shape.is_causal and predicted >= seq_len:
+        rule = f"the {predicted} tokens that are predicted must be fewer than the {seq_len} of a sequence"
+        yield FieldError("data.mask_fraction", rule, spec.data.mask_fraction, "lower data.mask_fraction, or raise train.seq_len")
+
+
+def _predicted(spec: RunFields, shape: TransformerConfig) -> int:
+    """RunFields.labels_per_sample of a draft."""
+    return spec.train.seq_len if shape.is_causal else num_predicted(shape.objective, spec.data.mask_fraction, spec.train.seq_len)
+
+
+def _query_stream_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    tp, seq_len = spec.parallel.tp, spec.train.seq_len
+    if not (spec.parallel.sequence_parallel and shape.has_query_stream) or seq_len % tp:
+        return
+    predicted = _predicted(spec, shape)
+    if predicted % tp:
+        rule = f"the {predicted} tokens of a sequence that are predicted must be divisible by tp ({tp}) with sequence_parallel"
+        fix = f"set data.mask_fraction so that it is {one_of(nearest_multiples(tp, predicted))} of {seq_len}, or parallel.sequence_parallel to false"
+        yield FieldError("data.mask_fraction", rule, spec.data.mask_fraction, fix)
+
+
+def _tokenizer_has_room_for_a_mask(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    tokens = spec.data.tokenizer_vocab_size
+    if shape.objective == "masked_lm" and spec.data.tokenizer is None and tokens < SMALLEST_MASKING_TOKENIZER:
+        rule = f"tokenizer_vocab_size ({tokens}) must be at least {SMALLEST_MASKING_TOKENIZER}, for masked_lm needs a mask token too"
+        yield FieldError(
+            "data.tokenizer_vocab_size", rule, tokens, f"set data.tokenizer_vocab_size to {SMALLEST_MASKING_TOKENIZER} or more"
+        )
 
 
 def _sequence_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
@@ -289,8 +347,13 @@ RULES: Final[tuple[Rule, ...]] = (
     _heads_by_tp,
     _kv_heads_by_tp,
     _ffn_by_tp,
+    _experts_by_ep,
     _vocabulary_by_tp,
     _vocabulary_holds_tokenizer,
+    _masks_need_an_objective,
+    _predicted_tokens_have_a_context,
+    _query_stream_by_tp,
+    _tokenizer_has_room_for_a_mask,
     _sequence_by_tp,
     _sequence_has_positions,
     _layers_fill_stages,

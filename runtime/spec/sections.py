@@ -54,6 +54,9 @@ _FALLBACKS: Final = {
     "num_kv_heads": "num_heads",
     "head_dim": "hidden_size / num_heads",
     "ffn_hidden_size": "4 * hidden_size",
+    "residual_scale": "what init asks for",
+    "attention_scale": "what init asks for",
+    "logits_scale": "what init asks for",
 }
 
 
@@ -97,11 +100,7 @@ class ParallelSection(BaseModel):
         json_schema_extra={"maximum": 1},
         description="Context-parallel degree: ranks that share a sequence (only 1 is built yet).",
     )
-    ep: Count = Field(
-        default=1,
-        json_schema_extra={"maximum": 1},
-        description="Expert-parallel degree: ranks that share the experts (only 1 is built yet).",
-    )
+    ep: Count = Field(default=1, description="Expert-parallel degree: data-parallel ranks that share the experts between them; divides dp.")
     virtual_stages: Count = Field(default=1, description="Stages each pipeline rank holds; more than 1 needs schedule interleaved_1f1b.")
     schedule: ScheduleName = Field(default="1f1b", description="Order of forward and backward microbatches on the pipeline ranks.")
     sequence_parallel: bool = Field(
@@ -144,6 +143,10 @@ class DataSection(BaseModel):
     tokenizer_vocab_size: TokenizerSize = Field(default=4096, description="Tokens of the tokenizer that is trained on the source.")
     held_out_fraction: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
         default=0.02, description="Share of the text kept out of training, for evaluation."
+    )
+    mask_fraction: PositiveFraction | None = Field(
+        default=None,
+        description="masked_lm, permutation_lm: share of a sample's tokens that is predicted (null: 0.15, Devlin et al. 2019; 1/6, Yang et al. 2019).",
     )
     shuffle: bool = Field(default=True, description="Whether the samples of an epoch are drawn in a seeded random order.")
 
@@ -225,6 +228,9 @@ class CheckpointSection(BaseModel):
     interval: NonNegativeWhole = Field(default=0, description="Steps between checkpoints; 0 saves only at the end.")
     keep_last: Count = Field(default=2, description="Checkpoints kept; older ones are deleted.")
     resume: bool = Field(default=True, description="Whether to continue when output_dir already has a checkpoint.")
+    init_from: FilePath | None = Field(
+        default=None, description="Run or checkpoint folder whose weights a fresh run starts from (null: random weights)."
+    )
 
 
 class LauncherSection(BaseModel):

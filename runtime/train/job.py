@@ -28,6 +28,7 @@ class Job:
     Args:
         stages: stage index -> stage, of this rank.
         schedule: the training schedule of all pipeline ranks, with communication: validated, and the one the executor runs.
+        labels_per_step: tokens that a step predicts, over all ranks.
     """
 
     spec: RunSpec
@@ -37,15 +38,25 @@ class Job:
     executor: Executor
     evaluator: Executor
     optimizer: ShardedOptimizer
+    labels_per_step: int
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one step, the same on all ranks: mean loss a token, the gradient norm before clipping, and whether any rank asked to stop."""
+    """Of one step, the same on all ranks: mean loss a predicted token, the gradient norm before clipping, and whether any rank asked to stop.
+
+    Args:
+        expert_balance: mean balance loss of a layer's experts over a sequence, not weighted: 1 where all are used alike; None without experts.
+    """
 
     loss: float
     grad_norm: float
     stop: bool
+    expert_balance: float | None = None
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient norm of a step is not finite."""
 
 
 def kernels_of(spec: RunSpec, device: torch.device) -> tuple[Kernels, str]:
@@ -59,7 +70,7 @@ def build_stages_of_rank(spec: RunSpec, mesh: Mesh, device: torch.device) -> dic
     dtype = model_dtype(spec.precision.dtype)
     kernels, _ = kernels_of(spec, device)
     sequence_parallel = parallel.sequence_parallel and mesh.tp.size > 1
-    place = Placement(mesh.tp, sequence_parallel, dtype, device, kernels, deterministic=spec.kernels.deterministic)
+    place = Placement(mesh.tp, sequence_parallel, dtype, device, kernels, deterministic=spec.kernels.deterministic, ep=mesh.ep)
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)
     mine = stages_of_rank(mesh.pp.rank, mesh.pp.size, parallel.virtual_stages)
     return dict(zip(mine, build_stages(spec.transformer, layers, mine, place, seed=spec.seed), strict=True))
@@ -78,13 +89,13 @@ def build_job(spec: RunSpec, mesh: Mesh, device: torch.device) -> Job:
     evaluation = add_communication(forward_only(mesh.pp.size, spec.num_microbatches, parallel.virtual_stages))
     for each in (schedule, evaluation):
         validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
-    local_seq = train.seq_len // (mesh.tp.size if place.sequence_parallel else 1)
-    shape = (train.micro_batch_size, local_seq, spec.transformer.hidden_size)
+    local_rows = spec.rows_per_sample // (mesh.tp.size if place.sequence_parallel else 1)
+    shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)
     transport = Transport(mesh, shape, place.dtype, device)
-    weight = 1.0 / spec.tokens_per_step
+    weight = 1.0 / spec.labels_per_step
     executor = Executor(stages, schedule[mesh.pp.rank], transport, loss_weight=weight, on_last_backward=optimizer.expect_last_backward)
     evaluator = Executor(stages, evaluation[mesh.pp.rank], transport, loss_weight=weight)
-    return Job(spec, mesh, stages, schedule, executor, evaluator, optimizer)
+    return Job(spec, mesh, stages, schedule, executor, evaluator, optimizer, spec.labels_per_step)
 
 
 def train_step(job: Job, batches: Sequence[Microbatch], lr: float, *, stop: bool = False) -> StepResult:
@@ -93,32 +104,36 @@ def train_step(job: Job, batches: Sequence[Microbatch], lr: float, *, stop: bool
     Args:
         stop: whether this rank wants to stop after the step; the result tells whether any rank does.
     Raises:
-        RuntimeError: the loss or the gradient norm is not finite; the parameters are then still those of the step before.
+        TrainingDiverged: the loss or the gradient norm is not finite; the parameters are then still those of the step before.
     """
     job.optimizer.zero_grad()
     job.executor.run(batches)
     squared_norm = job.optimizer.finish_gradients()
-    loss_sum, squared_norm_sum, stops = _sum_over_world(job, job.executor.loss, squared_norm, torch.tensor(float(stop)))
-    loss, grad_norm = loss_sum / job.spec.tokens_per_step, math.sqrt(squared_norm_sum)
+    balance = torch.stack([stage.take_expert_balance() for stage in job.stages.values()]).sum()
+    sums = _sum_over_world(job, job.executor.loss, squared_norm, torch.tensor(float(stop)), balance)
+    loss_sum, squared_norm_sum, stops, balance_sum = sums
+    loss, grad_norm = loss_sum / job.labels_per_step, math.sqrt(squared_norm_sum)
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
-        raise RuntimeError(
+        raise TrainingDiverged(
             f"training diverged at step {job.optimizer.num_steps + 1}: loss {loss}, grad_norm {grad_norm}; "
             "lower optimizer.lr or lengthen lr_schedule.warmup_steps, and resume from the last checkpoint"
         )
     job.optimizer.step(lr, clip_factor(grad_norm, job.spec.optimizer.max_grad_norm))
-    return StepResult(loss, grad_norm, stops > 0)
+    shape = job.spec.transformer
+    num_balances = job.spec.train.global_batch_size * shape.num_layers
+    return StepResult(loss, grad_norm, stops > 0, balance_sum / num_balances if shape.num_experts else None)
 
 
 @torch.no_grad()
 def evaluate(job: Job, global_batches: Sequence[Sequence[Microbatch]]) -> float:
-    """Return the mean loss a token over the global batches, of each of which this dp rank has its microbatches. Collective over the world."""
+    """Return the mean loss a predicted token over the global batches, of each of which this dp rank has its microbatches. Collective over the world."""
     total = torch.zeros((), dtype=torch.float64, device=job.executor.transport.device)
     with in_eval_mode(job.stages.values()):
         for batches in global_batches:
             job.evaluator.run(batches)
             total += job.evaluator.loss
     (loss_sum,) = _sum_over_world(job, total)
-    return loss_sum / (len(global_batches) * job.spec.tokens_per_step)
+    return loss_sum / (len(global_batches) * job.labels_per_step)
 
 
 def _sum_over_world(job: Job, loss: torch.Tensor, *others: torch.Tensor) -> list[float]:

@@ -12,12 +12,16 @@ from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import Group
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.loader import Loader
+from trimaran.runtime.data.objectives import objective_of
 from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.data.shards import TokenShards
-from trimaran.runtime.infer.generate import Sampling, generate
+from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.infer.generate import generate
+from trimaran.runtime.infer.settings import Sampling
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.hardware import mfu, peak_flops
+from trimaran.runtime.train.initial import load_initial_weights
 from trimaran.runtime.train.job import Job, StepResult, build_job, evaluate, kernels_of, train_step
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
@@ -36,13 +40,16 @@ def train(spec: RunSpec, mesh: Mesh, device: torch.device, data: PreparedData) -
     """
     # From here on a signal lets every rank finish the step and save: a rank that died of it at once would take the others with it.
     with StopRequest() as stop:
-        loader, held_out = build_loader(spec, data.train, mesh.dp), held_out_batches(spec, data.held_out, mesh.dp)
+        loader, held_out = build_loader(spec, data.train, data.tokenizer, mesh.dp), held_out_batches(spec, data, mesh.dp)
         job = build_job(spec, mesh, device)
         path = resume_path(spec)
         state = TrainState(data=fingerprint(data)) if path is None else load_state(job, path)
         check_same_data(state, data)
+        started_from = load_initial_weights(job) if path is None and spec.checkpoint.init_from else ""
         with StepLog(spec, mesh, device, state, path) as log:
             log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")
+            if started_from:
+                log.say(started_from)
             if path is None:
                 log.say(
                     f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens ({loader.unused_tail_tokens} tokens at the end fill none)"
@@ -73,7 +80,7 @@ def run_steps(
     if job.executor.spans and spec.logging.timeline and job.executor.transport.device.type == "cpu":
         log.write("timeline.json", json.dumps(record_timeline(job)))
     # Not `stop.requested`, which is this rank's own: the sample is collective, so all ranks must skip it or none.
-    if not stopped:
+    if not stopped and spec.transformer.is_causal:
         log.write("sample.txt", sample(job, data))
     return state
 
@@ -86,12 +93,12 @@ def due(step: int, interval: int) -> bool:
 def check_data(spec: RunSpec, data: PreparedData) -> None:
     """Raise DataError or ValueError where the text is too short for the run, before any rank starts."""
     first = Group("dp", tuple(range(spec.parallel.dp)), 0)
-    build_loader(spec, data.train, first)
-    held_out_batches(spec, data.held_out, first)
+    build_loader(spec, data.train, data.tokenizer, first)
+    held_out_batches(spec, data, first)
 
 
-def build_loader(spec: RunSpec, shards: TokenShards, dp: Group, *, shuffle: bool | None = None) -> Loader:
-    """Return this dp rank's loader over a split."""
+def build_loader(spec: RunSpec, shards: TokenShards, tokenizer: Tokenizer, dp: Group, *, shuffle: bool | None = None) -> Loader:
+    """Return this dp rank's loader over a split that the tokenizer made."""
     return Loader(
         shards,
         seq_len=spec.train.seq_len,
@@ -101,10 +108,11 @@ def build_loader(spec: RunSpec, shards: TokenShards, dp: Group, *, shuffle: bool
         dp_size=dp.size,
         seed=spec.seed,
         shuffle=spec.data.shuffle if shuffle is None else shuffle,
+        objective=objective_of(spec, tokenizer),
     )
 
 
-def held_out_batches(spec: RunSpec, shards: TokenShards, dp: Group) -> list[list[Microbatch]]:
+def held_out_batches(spec: RunSpec, data: PreparedData, dp: Group) -> list[list[Microbatch]]:
     """Return this dp rank's microbatches of the evaluation's global batches, always the same; none where evaluation is off.
 
     Raises:
@@ -112,7 +120,7 @@ def held_out_batches(spec: RunSpec, shards: TokenShards, dp: Group) -> list[list
     """
     if spec.train.eval_interval == 0:
         return []
-    loader = build_loader(spec, shards, dp, shuffle=False)
+    loader = build_loader(spec, data.held_out, data.tokenizer, dp, shuffle=False)
     whole_batches = loader.num_samples // spec.train.global_batch_size
     if whole_batches == 0:
         raise ValueError(
@@ -125,9 +133,10 @@ def held_out_batches(spec: RunSpec, shards: TokenShards, dp: Group) -> list[list
 
 def sample(job: Job, data: PreparedData) -> str:
     """Return text that the trained model continues from a fixed prompt. Collective over the world."""
-    prompt = data.tokenizer.encode(SAMPLE_PROMPT)
-    tokens = generate(job.stages, job.mesh, job.spec, prompt, Sampling(SAMPLE_TOKENS, temperature=0.8, top_k=40, seed=job.spec.seed))
-    return data.tokenizer.decode(prompt + tokens)
+    prompt = data.tokenizer.encode(SAMPLE_PROMPT)[: job.spec.transformer.max_seq_len]
+    sampling = Sampling(SAMPLE_TOKENS, temperature=0.8, top_k=40, seed=job.spec.seed)
+    (completion,) = generate(job.stages, job.mesh, job.spec, [prompt], sampling)
+    return data.tokenizer.decode(prompt + completion.tokens)
 
 
 class StepLog:
@@ -177,6 +186,7 @@ class StepLog:
                 tokens_per_second=tokens_per_second,
                 step_time_ms=seconds * 1e3,
                 mfu=mfu(tokens_per_second, self._flops_per_token, self._peak, self._world_size),
+                expert_balance=result.expert_balance,
             )
         )
 

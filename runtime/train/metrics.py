@@ -1,7 +1,7 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard and one line on the screen. Used on the logging rank only.
 
 metrics.jsonl is one JSON object a line. A training row has step, loss, lr, grad_norm, tokens_seen, tokens_per_second,
-step_time_ms and mfu (null where unknown); an evaluation row has step, held_out_loss and held_out_perplexity. ``step`` is the number
+step_time_ms and mfu (null where unknown), of a model with experts also expert_balance; an evaluation row has step, held_out_loss and held_out_perplexity. ``step`` is the number
 of optimizer steps finished, so the first training row is step 1. Numbers that JSON lacks are the strings "NaN", "Infinity" and
 "-Infinity" (the JSON mapping of protocol buffers), so that any JSON reader takes the file and a diverged loss is still told from an unknown one.
 """
@@ -100,6 +100,7 @@ class MetricsLogger:
         tokens_per_second: float,
         step_time_ms: float,
         mfu: float | None = None,
+        expert_balance: float | None = None,
     ) -> None:
         """Write the row of one finished training step everywhere.
 
@@ -110,6 +111,7 @@ class MetricsLogger:
             tokens_seen: since the start of training, this step included.
             tokens_per_second: of the whole run, all ranks together.
             mfu: share in [0, 1] or None.
+            expert_balance: how evenly the experts are used, 1 where all are alike; None for a model without them.
 
         Raises:
             ValueError: ``step`` is not later than the last one logged; the file holds each step once.
@@ -127,6 +129,8 @@ class MetricsLogger:
             "step_time_ms": step_time_ms,
             "mfu": mfu,
         }
+        if expert_balance is not None:
+            row["expert_balance"] = expert_balance
         self._write(row, prefix="train/")
         self._step_times_ms.append(step_time_ms)
         due = step % self._interval == 0 or step == self._num_steps

@@ -102,7 +102,13 @@ def resume_path(spec: RunSpec) -> Path | None:
         raise CheckpointError(
             f"{path} is there already and checkpoint.resume is false; choose another train.output_dir, remove the folder, or resume"
         )
-    changed_fields(Checkpoint.open(path, verify=False), spec)
+    checkpoint = Checkpoint.open(path, verify=False)
+    if not any("exp_avg" in checkpoint.keys(name) for name in checkpoint.names()[:1]):
+        raise CheckpointError(
+            f"{path} holds weights alone, as `trimaran import` makes them, and no training state to resume; set checkpoint.init_from to "
+            f"{spec.train.output_dir} and train.output_dir to another folder"
+        )
+    changed_fields(checkpoint, spec)
     return path
 
 

@@ -1,6 +1,6 @@
 """Flat buckets: parameters and their gradients laid end to end, so that one collective serves many tensors.
 
-A bucket is cut into `dp` equal slices; dp rank r owns slice r. Parameters are laid in the reverse of their order in the network, which is the
+A bucket is cut into `dp` equal slices; dp rank r owns slice r. For experts that only some dp ranks hold, `dp` is the group of those. Parameters are laid in the reverse of their order in the network, which is the
 order in which the backward pass finishes their gradients.
 """
 
@@ -30,13 +30,19 @@ class Slot:
         return info_of(self.parameter)
 
 
+def _likeness(info: ParameterInfo) -> tuple[bool, float, bool]:
+    """What the parameters of one segment share: (decay, lr_scale, whether every tp rank holds them whole)."""
+    return info.decay, info.initial.lr_scale, info.shard.axis is None
+
+
 @dataclass(frozen=True)
 class Segment:
-    """A run [start, stop) of a bucket whose parameters share the flags. counted: this rank adds it to the gradient norm."""
+    """A run [start, stop) of a bucket whose parameters share what follows. counted: this rank adds it to the gradient norm."""
 
     start: int
     stop: int
     decay: bool
+    lr_scale: float
     counted: bool
 
 
@@ -53,9 +59,10 @@ class Bucket:
         self, parameters: Sequence[tuple[str, nn.Parameter]], dp: Group, tp: Group, grad_dtype: torch.dtype, *, tied: bool = False
     ) -> None:
         first = parameters[0][1]
+        self.dp = dp
         self.partial_over_tp, self.tied = info_of(first).partial_over_tp, tied
         # Like flags side by side: the optimizer's and the norm's work comes in few long runs.
-        ordered = sorted(parameters, key=lambda item: (info_of(item[1]).decay, info_of(item[1]).shard.axis is None))
+        ordered = sorted(parameters, key=lambda item: _likeness(info_of(item[1])))
         self.slots: list[Slot] = []
         length = 0
         for name, parameter in ordered:
@@ -83,12 +90,12 @@ class Bucket:
         They are cut at the same places on every tp rank: AdamW's last bits depend on where a tensor ends, and replicas must stay equal.
         """
         segments: list[Segment] = []
-        for (decay, _), run in groupby(self.slots, key=lambda slot: (slot.info.decay, slot.info.shard.axis is None)):
+        for (decay, lr_scale, _), run in groupby(self.slots, key=lambda slot: _likeness(slot.info)):
             slots = list(run)
             counted = self.holds(slots[0])
             start, stop = max(slots[0].start, within.start), min(slots[-1].stop, within.stop)
             if start < stop:
-                segments.append(Segment(start, stop, decay, counted))
+                segments.append(Segment(start, stop, decay, lr_scale, counted))
         return segments
 
     def overlaps(self, within: slice) -> Iterator[tuple[Slot, int, int]]:
@@ -100,12 +107,20 @@ class Bucket:
 
 
 def build_buckets(
-    parameters: Sequence[tuple[str, nn.Parameter]], dp: Group, tp: Group, *, grad_dtype: torch.dtype, bucket_bytes: int, tied: bool
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    dp: Group,
+    expert_dp: Group,
+    tp: Group,
+    *,
+    grad_dtype: torch.dtype,
+    bucket_bytes: int,
+    tied: bool,
 ) -> list[Bucket]:
     """Return buckets of at most `bucket_bytes` of gradients each (a larger parameter has one of its own), in backward order.
 
     Args:
         parameters: (global name, parameter) in the order of the network, of one stage.
+        expert_dp: the ranks that hold the same experts, for parameters that are cut over ep.
         tied: whether the embedding is tied to another rank's copy: it then has a bucket to itself, of the same length on both.
     """
     buckets: list[Bucket] = []
@@ -114,18 +129,21 @@ def build_buckets(
         info = info_of(item[1])
         if tied and (info.tied_copy or item[0] == "embedding.weight"):
             return "tied"
+        if info.shard.axis == "ep":
+            return "expert"
         return "partial" if info.partial_over_tp else "plain"
 
-    for wanted in ("plain", "partial", "tied"):
+    for wanted in ("plain", "partial", "expert", "tied"):
+        replicas = expert_dp if wanted == "expert" else dp
         pending: list[tuple[str, nn.Parameter]] = []
         size = 0
         for item in reversed([item for item in parameters if kind(item) == wanted]):
             item_bytes = item[1].numel() * grad_dtype.itemsize
             if pending and size + item_bytes > bucket_bytes:
-                buckets.append(Bucket(pending, dp, tp, grad_dtype, tied=wanted == "tied"))
+                buckets.append(Bucket(pending, replicas, tp, grad_dtype, tied=wanted == "tied"))
                 pending, size = [], 0
             pending.append(item)
             size += item_bytes
         if pending:
-            buckets.append(Bucket(pending, dp, tp, grad_dtype, tied=wanted == "tied"))
+            buckets.append(Bucket(pending, replicas, tp, grad_dtype, tied=wanted == "tied"))
     return buckets

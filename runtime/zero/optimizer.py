@@ -80,7 +80,8 @@ class ShardedOptimizer:
             seen.update(id(p) for _, p in parameters)
             tied = stage.config.tie_embeddings and mesh.pp.size > 1
             grad_dtype = torch.float64 if stage.place.dtype == torch.float64 else torch.float32
-            for bucket in build_buckets(parameters, mesh.dp, mesh.tp, grad_dtype=grad_dtype, bucket_bytes=bucket_bytes, tied=tied):
+            groups = (mesh.dp, mesh.expert_dp, mesh.tp)
+            for bucket in build_buckets(parameters, *groups, grad_dtype=grad_dtype, bucket_bytes=bucket_bytes, tied=tied):
                 self._states.append(self._make_state(bucket, index))
         self._tied_peer = {0: mesh.pp.size - 1, mesh.pp.size - 1: 0}.get(mesh.pp.rank)
         self.num_steps = 0
@@ -120,7 +121,7 @@ class ShardedOptimizer:
                 self._start_reduction(state)
 
     def _start_reduction(self, state: _BucketState) -> None:
-        grads, dp = state.bucket.grads, self._mesh.dp
+        grads, dp = state.bucket.grads, state.bucket.dp
         if self._sharded:
             state.wait = start_reduce_scatter_into(grads[state.kept], grads.view(dp.size, -1), dp)
         else:
@@ -163,19 +164,22 @@ class ShardedOptimizer:
         """Take an AdamW step on the kept slices, with the gradients times `grad_factor`, and gather the new parameters. Collective over dp."""
         self.num_steps += 1
         settings = self._settings
-        shared = {"lr": lr, "beta1": settings.beta1, "beta2": settings.beta2, "eps": settings.eps, "grad_factor": grad_factor}
-        for decay in (True, False):
-            states = [adam for state in self._states for segment, adam in state.steps if segment.decay == decay]
-            weight_decay = settings.weight_decay if decay else 0.0
-            if states:
-                self._kernels.adamw_(states, weight_decay=weight_decay, **shared)
+        shared = {"beta1": settings.beta1, "beta2": settings.beta2, "eps": settings.eps, "grad_factor": grad_factor}
+        alike: dict[tuple[bool, float], list[AdamWState]] = {}
+        for state in self._states:
+            for segment, adam in state.steps:
+                alike.setdefault((segment.decay, segment.lr_scale), []).append(adam)
+        for (decay, lr_scale), states in alike.items():
+            # AdamW takes lr * weight_decay off: with the rate's factor undone that is the same at every width.
+            weight_decay = settings.weight_decay / lr_scale if decay else 0.0
+            self._kernels.adamw_(states, lr=lr * lr_scale, weight_decay=weight_decay, **shared)
         self._gather_parameters()
 
     def _gather_parameters(self) -> None:
         for state in self._states:
-            params = state.bucket.params
+            params, dp = state.bucket.params, state.bucket.dp
             if self._sharded:
-                all_gather_into(params.view(self._mesh.dp.size, -1), params[state.kept], self._mesh.dp)
+                all_gather_into(params.view(dp.size, -1), params[state.kept], dp)
 
     def pieces(self) -> Iterator[ShardPiece]:
         """Yield what this rank stores: weights and moments of its slice, each element of the model from exactly one rank."""
@@ -194,15 +198,19 @@ class ShardedOptimizer:
                     data = tensor[start - state.kept.start : stop - state.kept.start]
                     yield ShardPiece(slot.name, key, data, slot.info.shard, tuple(slot.parameter.shape), start - slot.start)
 
-    def load(self, read: ReadRange, num_steps: int) -> None:
+    def load(self, read: ReadRange, num_steps: int, *, weights_only: bool = False) -> None:
         """Fill weights and moments through `read` and refresh the parameters. Collective over dp.
 
         Args:
             num_steps: optimizer steps taken when the state was stored, for AdamW's bias correction.
+            weights_only: leave the moments as they are, zero in a fresh optimizer.
         """
         for state in self._states:
+            tensors = dict(zip(STATE_KEYS, (state.main, state.exp_avg, state.exp_avg_sq), strict=True))
+            if weights_only:
+                tensors = {"weight": state.main}
             for slot, start, stop in state.bucket.overlaps(state.kept):
-                for key, tensor in zip(STATE_KEYS, (state.main, state.exp_avg, state.exp_avg_sq), strict=True):
+                for key, tensor in tensors.items():
                     where = (slot.info.shard, tuple(slot.parameter.shape), start - slot.start, stop - slot.start)
                     tensor[start - state.kept.start : stop - state.kept.start].copy_(read(slot.name, key, *where))
             state.bucket.params[state.kept].copy_(state.main)

@@ -39,7 +39,7 @@ from trimaran.models.parallel.group import (
     start_reduce_scatter_into,
 )
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear, column_linear
-from trimaran.models.parallel.parameter import Placement, info_of, initialize
+from trimaran.models.parallel.parameter import Initial, Placement, info_of, initialize
 from trimaran.models.parallel.vocab import VocabParallelEmbedding
 from trimaran.runtime.mesh import Mesh, build_mesh
 
@@ -376,9 +376,9 @@ class Blocks(nn.Module):
 
     def __init__(self, place: Placement) -> None:
         super().__init__()
-        self.q = ColumnParallelLinear(6, 12, place, bias=True, std=0.5)
-        self.kv = ColumnParallelLinear(6, 12, place, bias=False, std=0.5, parts=2)
-        self.out = RowParallelLinear(12, 5, place, bias=True, std=0.5)
+        self.q = ColumnParallelLinear(6, 12, place, bias=True, initial=Initial(0.5))
+        self.kv = ColumnParallelLinear(6, 12, place, bias=False, initial=Initial(0.5), parts=2)
+        self.out = RowParallelLinear(12, 5, place, bias=True, initial=Initial(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         q, kv = column_linear(x, (self.q, self.kv))
@@ -421,7 +421,7 @@ def test_column_and_row_linear(size: int, shared: bool, sequence_parallel: bool,
 def check_main_grad_of_bfloat16() -> None:
     """Two backward passes add up in float32, beyond what bfloat16 can hold."""
     mesh = tp_mesh(True)
-    layer = ColumnParallelLinear(4, 6, Placement(mesh.tp, False, torch.bfloat16, CPU), bias=False, std=0.5)
+    layer = ColumnParallelLinear(4, 6, Placement(mesh.tp, False, torch.bfloat16, CPU), bias=False, initial=Initial(0.5))
     initialize(layer, seed=1)
     main_grad = torch.zeros_like(layer.weight, dtype=torch.float32)
     info_of(layer.weight).main_grad = main_grad
@@ -441,7 +441,7 @@ def check_embedding(shared: bool, vocab: int, sequence_parallel: bool, with_main
     group, size, rank = mesh.tp, mesh.tp.size, mesh.tp.rank
 
     def build(place: Placement) -> nn.Module:
-        return VocabParallelEmbedding(vocab, 6, place, std=0.5)
+        return VocabParallelEmbedding(vocab, 6, place, initial=Initial(0.5))
 
     truth = made(build, Placement(single("tp"), False, torch.float64, CPU))
     module = made(build, Placement(group, sequence_parallel, torch.float64, CPU))

@@ -119,7 +119,7 @@ def train_one_step_at_full_width(num_layers: int) -> tuple[list[float], int]:
     job = build_job(spec, mesh, torch.device("cpu"))
     tokens = torch.randint(512, (1, 17), generator=torch.Generator().manual_seed(1))
     batch = Microbatch(tokens[:, :-1], tokens[:, 1:], 0)
-    losses = [train_step(job, [batch], 1e-3).loss for _ in range(2)]
+    losses = [train_step(job, [batch], 1e-5).loss for _ in range(2)]
     numbers = sum(parameter.numel() for stage in job.stages.values() for parameter in stage.parameters())
     mesh.close()
     return losses, numbers
@@ -128,6 +128,6 @@ def train_one_step_at_full_width(num_layers: int) -> tuple[list[float], int]:
 @pytest.mark.slow
 def test_a_layer_of_full_width_trains(ranks: RankPool) -> None:
     """16 bytes a parameter: one layer takes 11 GB, which fits where the tests run; two take 22."""
-    (losses, numbers), _ = ranks.run(train_one_step_at_full_width, 2, 1)
+    (losses, numbers), _ = ranks.run(train_one_step_at_full_width, 2, 1, timeout_s=280.0)
     assert numbers > 680e6 / 2
     assert losses[1] < losses[0] < 8.0

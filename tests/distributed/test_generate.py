@@ -123,10 +123,10 @@ def logits_both_ways(parallel: dict[str, Any], model: dict[str, Any]) -> float:
     parts = mesh.tp.size if stage.place.sequence_parallel else 1
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(VOCAB, (3, MAX_SEQ_LEN), generator=generator)
-    cache = KeyValueCache(3, MAX_SEQ_LEN + 1, stage.config, stage.place)
+    cache = KeyValueCache(3, 8, stage.config, stage.place)
     worst = 0.0
     with in_eval_mode([stage]), torch.no_grad():
-        whole = stage.logits(stage.run_layers(None, torch.cat((ids, ids[:, :1]), 1)[:, : 8 + 2 * (parts - 1)]))
+        whole = stage.logits(stage.run_layers(None, ids[:, :8]))
         lengths = [4, 1, 6]
         for new in (6, 1, 1, 2):
             new = -(-new // parts) * parts

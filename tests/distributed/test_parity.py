@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.distributed.ranks import RankPool
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.parameter import info_of
+from trimaran.runtime.data.objectives import MaskedTokens, Objective, PermutedTokens
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.job import build_job, evaluate, train_step
@@ -36,6 +38,9 @@ GEMMA: dict[str, Any] = LLAMA | {
 }  # fmt: skip
 OLMO: dict[str, Any] = LLAMA | {"norm_position": "branch", "query_key_norm": "width", "rotary_interleaved": True, "qkv_bias": True}
 POST_NORM: dict[str, Any] = GPT | {"norm_position": "post", "activation": "relu", "norm_weight": False, "logits_scale": 0.5}
+TFIXUP: dict[str, Any] = GPT | {"norm_position": "none", "init": "tfixup", "embedding_scale": 4.0}
+DEEPNORM: dict[str, Any] = GPT | {"norm_position": "post", "init": "deepnorm", "embedding_scale": 4.0}
+MUP: dict[str, Any] = LLAMA | {"init": "mup", "mup_base_width": 4, "mup_base_head_dim": 2, "tie_embeddings": True}
 DROPOUT = {"embedding_dropout": 0.1, "hidden_dropout": 0.1, "attention_dropout": 0.1}
 
 
@@ -92,6 +97,10 @@ LAYOUTS = [
     Layout("tp4-olmo", {"tp": 4}, OLMO),
     Layout("tp2-pp2-sequence-parallel-olmo", {"tp": 2, "pp": 2, "sequence_parallel": True}, OLMO),
     Layout("tp2-pp2-post-norm", {"tp": 2, "pp": 2}, POST_NORM),
+    Layout("tp2-pp2-tfixup", {"tp": 2, "pp": 2}, TFIXUP),
+    Layout("tp2-pp2-sequence-parallel-deepnorm", {"tp": 2, "pp": 2, "sequence_parallel": True}, DEEPNORM),
+    Layout("tp2-pp2-mup", {"tp": 2, "pp": 2}, MUP),
+    Layout("tp2-dp2-mup", {"tp": 2, "dp": 2}, MUP),
     Layout("tp2-pp2-dp2-sequence-parallel-dropout-falcon", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True}, FALCON | DROPOUT),
 ]
 
@@ -102,13 +111,20 @@ def make_spec(layout: Layout) -> RunSpec:
             "model": layout.model,
             "parallel": layout.parallel,
             "zero": {"stage": layout.zero_stage, "bucket_size_mib": 0.01},  # small: several buckets a stage
-            "data": {"tokenizer_vocab_size": 257},
+            "data": {"tokenizer_vocab_size": 258, "mask_fraction": None if layout.model.get("objective") is None else 0.25},
             "optimizer": {"lr": 3e-3, "max_grad_norm": 1.0},
             "precision": {"dtype": layout.dtype},
             "train": {"num_steps": NUM_STEPS, "global_batch_size": 8, "micro_batch_size": 1, "seq_len": 16},
             "seed": 7,
         }
     )
+
+
+def hiding_objective(spec: RunSpec) -> Objective:
+    shape = spec.transformer
+    if shape.objective == "permutation_lm":
+        return PermutedTokens(spec.seed, spec.labels_per_sample, eot_id=0)
+    return MaskedTokens(spec.seed, spec.labels_per_sample, mask_id=1, eot_id=0, vocab_size=shape.vocab_size)
 
 
 def make_batches(spec: RunSpec, step: int, dp_rank: int, dp_size: int) -> list[Microbatch]:
@@ -119,9 +135,14 @@ def make_batches(spec: RunSpec, step: int, dp_rank: int, dp_size: int) -> list[M
     tokens = torch.randint(spec.transformer.vocab_size, shape, generator=generator)
     labels = torch.randint(spec.transformer.vocab_size, shape, generator=generator)
     labels[:, 3] = -100
+    spans = torch.cat((tokens, labels[:, -1:]), dim=1).numpy()
     per_rank = train.global_batch_size // dp_size
     first = dp_rank * per_rank
     size = train.micro_batch_size
+    if not spec.transformer.is_causal:
+        objective = hiding_objective(spec)
+        starts = [(i, step * train.global_batch_size + i) for i in range(first, first + per_rank, size)]
+        return [objective.microbatch(spans[i : i + size], np.arange(sample, sample + size)) for i, sample in starts]
     return [
         Microbatch(tokens[i : i + size], labels[i : i + size], step * train.global_batch_size + i)
         for i in range(first, first + per_rank, size)
@@ -135,7 +156,8 @@ def train_on_rank(layout: Layout) -> Result:
     """Train NUM_STEPS; return losses, norms, a held-out loss, and this rank's shards of gradients and parameters."""
     spec = make_spec(layout)
     parallel = spec.parallel
-    mesh = build_mesh(pp=parallel.pp, dp=parallel.dp, cp=parallel.cp, tp=parallel.tp, timeout_s=60, shared_memory=layout.shared_memory)
+    sizes = {axis: getattr(parallel, axis) for axis in ("pp", "dp", "cp", "tp", "ep")}
+    mesh = build_mesh(**sizes, timeout_s=60, shared_memory=layout.shared_memory)
     assert all((group.shared is not None) == layout.shared_memory for group in (mesh.tp, mesh.dp) if group.size > 1)
     job = build_job(spec, mesh, torch.device("cpu"))
     losses, norms = [], []
@@ -184,8 +206,8 @@ def assert_same_shards(name: str, whole: torch.Tensor, local: torch.Tensor, shar
     assert not local.narrow(shard.dim, length, local.shape[shard.dim] - length).any(), f"{name}: padding must stay zero"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-def test_layout_trains_like_one_process(layout: Layout, ranks: RankPool) -> None:
+def assert_trains_like_one_process(layout: Layout, ranks: RankPool) -> None:
+    """Compare losses, norms, the held-out loss, and every gradient and parameter with those of one process."""
     reference = reference_of(json.dumps(layout.model, sort_keys=True), layout.dtype, ranks)
     spec = make_spec(layout)
     results = ranks.run(train_on_rank, spec.world_size, layout)
@@ -217,3 +239,8 @@ def test_layout_trains_like_one_process(layout: Layout, ranks: RankPool) -> None
         padding = max(0, -(-shard.global_shape[0] // spec.parallel.tp) * spec.parallel.tp - shard.global_shape[0]) if shard.axis else 0
         rows = shard.global_shape[0] + (padding if "embedding" in name or "head" in name else 0)
         assert count == rows * math.prod(shard.global_shape[1:]), f"{name}: every element's gradient comes from exactly one rank"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_layout_trains_like_one_process(layout: Layout, ranks: RankPool) -> None:
+    assert_trains_like_one_process(layout, ranks)

@@ -14,6 +14,7 @@ NUM_STEPS = 6
 LAYOUTS = [
     Layout("tp2-pp2", {"tp": 2, "pp": 2}, GPT, dtype="float32"),
     Layout("tp2-pp2-dp2-sequence-parallel", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True}, GPT, dtype="bfloat16"),
+    Layout("tp2-pp2-dp2-ep2", {"tp": 2, "pp": 2, "dp": 2, "ep": 2}, GPT | {"num_experts": 4, "mlp_bias": False}, dtype="float32"),
 ]
 State = dict[str, tuple[torch.Tensor, ...]]
 
@@ -21,7 +22,7 @@ State = dict[str, tuple[torch.Tensor, ...]]
 def states_on_rank(layout: Layout) -> tuple[State, State]:
     """Train; return weight and moments of what every tp rank holds whole, and of the tied embedding, by name."""
     spec = make_spec(layout)
-    axes = {axis: getattr(spec.parallel, axis) for axis in ("pp", "dp", "cp", "tp")}
+    axes = {axis: getattr(spec.parallel, axis) for axis in ("pp", "dp", "cp", "tp", "ep")}
     mesh = build_mesh(**axes, timeout_s=60)
     job = build_job(spec, mesh, torch.device("cpu"))
     for step in range(NUM_STEPS):

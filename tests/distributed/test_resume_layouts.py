@@ -24,7 +24,8 @@ GPT: dict[str, Any] = {
     "num_layers": 4, "hidden_size": 16, "num_heads": 4, "ffn_hidden_size": 24, "vocab_size": 263, "position": "learned",
     "norm": "layernorm", "activation": "gelu_tanh", "bias": True, "tie_embeddings": True, "init_std": 0.2, "hidden_dropout": 0.1,
 }  # fmt: skip
-MODELS = {"llama": LLAMA, "gpt": GPT}
+MIXTRAL: dict[str, Any] = LLAMA | {"num_experts": 8, "router_aux_loss": 0.1}
+MODELS = {"llama": LLAMA, "gpt": GPT, "mixtral": MIXTRAL}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Layout:
     tp: int = 1
     pp: int = 1
     dp: int = 1
+    ep: int = 1
     virtual_stages: int = 1
     sequence_parallel: bool = False
     layers_per_stage: tuple[int, ...] | None = None
@@ -49,6 +51,9 @@ PP2_UNEVEN = Layout("pp2-uneven", pp=2, layers_per_stage=(1, 3))
 PP4 = Layout("pp4", pp=4)
 DP2 = Layout("dp2", dp=2)
 DP4 = Layout("dp4", dp=4)
+DP2_EP2 = Layout("dp2-ep2", dp=2, ep=2)
+TP2_DP2_EP2_ZERO0 = Layout("tp2-dp2-ep2-zero0", tp=2, dp=2, ep=2, zero_stage=0)
+DP4_EP2 = Layout("dp4-ep2", dp=4, ep=2)
 DP2_ZERO0 = Layout("dp2-zero0", dp=2, zero_stage=0)
 INTERLEAVED = Layout("pp2-interleaved", pp=2, virtual_stages=2)
 TP2_PP2 = Layout("tp2-pp2", tp=2, pp=2)
@@ -61,6 +66,7 @@ def make_spec(layout: Layout, model: str, dtype: str, folder: str) -> RunSpec:
         "tp": layout.tp,
         "pp": layout.pp,
         "dp": layout.dp,
+        "ep": layout.ep,
         "virtual_stages": layout.virtual_stages,
         "schedule": "interleaved_1f1b" if layout.virtual_stages > 1 else "1f1b",
         "sequence_parallel": layout.sequence_parallel,
@@ -95,7 +101,7 @@ def train_part(
     """Train from the start or from the checkpoint `load` to step `stop` and save; return losses, this rank's parameters and the checkpoint."""
     spec = make_spec(layout, model, dtype, folder)
     parallel = spec.parallel
-    mesh = build_mesh(pp=parallel.pp, dp=parallel.dp, cp=1, tp=parallel.tp, timeout_s=60)
+    mesh = build_mesh(pp=parallel.pp, dp=parallel.dp, cp=1, tp=parallel.tp, ep=parallel.ep, timeout_s=60)
     job = build_job(spec, mesh, torch.device("cpu"))
     state = TrainState() if load is None else load_state(job, Path(load))
     losses = []
@@ -139,6 +145,10 @@ CHANGES = [
     ("gpt", PP2, INTERLEAVED),
     ("gpt", INTERLEAVED, TP4),
     ("gpt", TP4, TP2_PP2_DP2_FULL),
+    ("mixtral", DP2_EP2, TP2),
+    ("mixtral", TP2, DP2_EP2),
+    ("mixtral", TP2_PP2, TP2_DP2_EP2_ZERO0),
+    ("mixtral", TP2_DP2_EP2_ZERO0, DP4_EP2),
 ]
 
 
@@ -154,9 +164,11 @@ def test_a_checkpoint_goes_on_at_another_layout(model: str, before: Layout, afte
     assert unbroken[-1] != unbroken[STOP]
 
 
+EXACT = [(model, layout) for model in ("llama", "gpt") for layout in (TP2_PP2, DP2, TP2_PP2_DP2_FULL)] + [("mixtral", DP4_EP2)]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layout", [TP2_PP2, DP2, TP2_PP2_DP2_FULL], ids=lambda layout: layout.name)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "layout"), EXACT, ids=lambda value: getattr(value, "name", value))
 def test_resuming_on_the_same_layout_is_exact_to_the_bit(model: str, layout: Layout, dtype: str, folder: Path, ranks: RankPool) -> None:
     place = str(folder / f"{model}-{layout.name}-{dtype}")
     unbroken, expected, _ = run_part(ranks, layout, model, dtype, f"{place}-unbroken", None, NUM_STEPS)

@@ -30,6 +30,7 @@ GPT: dict[str, Any] = {
     "num_layers": 4, "hidden_size": 32, "num_heads": 4, "ffn_hidden_size": 64, "vocab_size": 264,
     "position": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True, "tie_embeddings": True, "init_std": 0.2,
 }  # fmt: skip
+MUP: dict[str, Any] = LLAMA | {"init": "mup", "mup_base_width": 8, "tie_embeddings": True}
 # Odd sizes everywhere: shards and buckets are padded.
 ODD: dict[str, Any] = GPT | {"num_layers": 3, "hidden_size": 20, "ffn_hidden_size": 30, "vocab_size": 263}
 
@@ -168,8 +169,11 @@ def train_with_torch(model: dict[str, Any], max_grad_norm: float, num_steps: int
     (stage,) = build_stages(config, [range(config.num_layers)], [0], place, seed=spec.seed)
     parameters = dict(stage.named_parameters())
     no_decay = {name for name in parameters if "norm" in name or name.endswith("bias")}
+    # Under muP a layer's matrices learn more slowly by the width, and decay as fast as the others.
+    width, matrices = config.mup_width_factor, {name for name in parameters if name.startswith("layers.")} - no_decay
     groups = [
-        {"params": [p for name, p in parameters.items() if name not in no_decay], "weight_decay": 0.1},
+        {"params": [parameters[name] for name in sorted(matrices)], "weight_decay": 0.1 * width, "lr": case.lr / width},
+        {"params": [p for name, p in parameters.items() if name not in no_decay | matrices], "weight_decay": 0.1},
         {"params": [p for name, p in parameters.items() if name in no_decay], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=case.lr, betas=(0.9, 0.95), eps=1e-8)
@@ -205,6 +209,7 @@ LAYOUTS = [
     Case({"pp": 2, "dp": 2}, ODD),
     Case({"tp": 2, "pp": 2}, GPT),
     Case({"dp": 4}, ODD, zero_stage=0),
+    Case({"tp": 2, "dp": 2}, MUP),
 ]
 
 

@@ -32,6 +32,20 @@ def test_small_shape_is_counted_by_hand_with_grouped_heads_and_biases() -> None:
     assert config.num_parameters() == 10 * 8 + 6 * 8 + 2 * (attention + feed_forward + norms) + 16 + 10 * 8
 
 
+def test_experts_are_counted_whole_and_as_a_token_meets_them() -> None:
+    config = TransformerConfig(
+        num_layers=32, hidden_size=4096, num_heads=32, num_kv_heads=8, ffn_hidden_size=14336, vocab_size=32000, max_seq_len=32768, num_experts=8
+    )
+    # Mixtral 8x7B as released; Jiang et al. 2024, section 1, print 47B and 13B.
+    assert config.num_parameters() == 46_702_792_704
+    assert config.num_active_parameters() == config.num_parameters() - 32 * 6 * 3 * 4096 * 14336 == 12_879_925_248
+    norms_and_embedding = 65 * 4096 + 32000 * 4096
+    attention = 12 * 32 * 128 * 1024 * 32  # 12 * heads * head_dim * seq_len * layers
+    assert config.flops_per_token(1024) == 6 * (config.num_active_parameters() - norms_and_embedding) + attention
+    plain = TransformerConfig(**SMALL)
+    assert plain.num_active_parameters() == plain.num_parameters()
+
+
 def test_tied_embeddings_count_once() -> None:
     untied = TransformerConfig(**SMALL)
     tied = TransformerConfig(**SMALL, tie_embeddings=True)

@@ -118,9 +118,9 @@ def test_the_tokenizer_learns_from_the_training_split_only(tmp_path: Path, monke
     seen: list[str] = []
     train = Tokenizer.train
 
-    def record(texts: Any, vocab_size: int) -> Tokenizer:
+    def record(texts: Any, vocab_size: int, **options: Any) -> Tokenizer:
         seen.extend(texts)
-        return train(seen, vocab_size)
+        return train(seen, vocab_size, **options)
 
     monkeypatch.setattr(Tokenizer, "train", record)
     prepared = prepared_from(tmp_path)
@@ -203,16 +203,16 @@ def test_a_changed_or_missing_tokenizer_is_found_on_opening(tmp_path: Path) -> N
         open_prepared(folder)
 
 
-def spec_for(folder: Path, model_vocab_size: int) -> "RunSpec":
+def spec_for(folder: Path, model_vocab_size: int, *, objective: str = "causal_lm", tokenizer: Path | None = None) -> "RunSpec":
     data = SimpleNamespace(
         source=[str(write_corpus(folder))],
         cache_dir=str(folder / "cache"),
         text_field="text",
-        tokenizer=None,
+        tokenizer=str(tokenizer) if tokenizer else None,
         tokenizer_vocab_size=300,
         held_out_fraction=0.2,
     )
-    return cast("RunSpec", SimpleNamespace(data=data, seed=7, transformer=SimpleNamespace(vocab_size=model_vocab_size)))
+    return cast("RunSpec", SimpleNamespace(data=data, seed=7, transformer=SimpleNamespace(vocab_size=model_vocab_size, objective=objective)))
 
 
 def test_prepare_data_reads_the_fields_of_the_run_spec(tmp_path: Path) -> None:
@@ -222,3 +222,20 @@ def test_prepare_data_reads_the_fields_of_the_run_spec(tmp_path: Path) -> None:
 def test_a_tokenizer_larger_than_the_model_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the tokenizer has 300 tokens, the model's vocabulary only 280; set model\.vocab_size"):
         prepare_data(spec_for(tmp_path, 280))
+
+
+def test_a_masked_model_gets_a_tokenizer_with_a_mask_token(tmp_path: Path) -> None:
+    plain, masked = (prepare_data(spec_for(tmp_path, 300, objective=objective)) for objective in ("causal_lm", "masked_lm"))
+    assert plain.tokenizer.mask_id is None
+    assert masked.tokenizer.mask_id is not None
+    assert masked.folder != plain.folder
+    assert masked.tokenizer.vocab_size == 300
+    assert masked.tokenizer.mask_id not in masked.train.read(0, masked.train.num_tokens)
+    again = prepare_data(spec_for(tmp_path, 300, objective="masked_lm", tokenizer=masked.folder / "tokenizer.json"))
+    assert again.tokenizer.required_mask_id() == masked.tokenizer.mask_id
+
+
+def test_an_existing_tokenizer_without_a_mask_token_is_refused_for_a_masked_model(tmp_path: Path) -> None:
+    tokenizer = prepared_from(tmp_path).folder / "tokenizer.json"
+    with pytest.raises(DataError, match=r"the tokenizer has no mask token, which masked_lm hides tokens with; add \[MASK\] or <mask>"):
+        prepare_data(spec_for(tmp_path, 300, objective="masked_lm", tokenizer=tokenizer))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import models
 
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.tokenizer import END_OF_TEXT, SMALLEST_VOCABULARY, Tokenizer
+from trimaran.runtime.data.tokenizer import END_OF_TEXT, MASK, SMALLEST_VOCABULARY, Tokenizer
 
 TEXTS = ["the cat sat on the mat\n", "the dog sat on the log\n"] * 20
 
@@ -78,3 +78,15 @@ def test_published_names_of_the_end_of_text_token_are_known(tmp_path: Path) -> N
     assert (tokenizer.eot_token, tokenizer.eot_id, tokenizer.vocab_size) == ("</s>", 2, 3)
     # A file that was saved with truncation on must not cut documents short.
     assert tokenizer.encode("aaa") == [0, 0, 0]
+
+
+def test_a_mask_token_is_one_of_the_vocabulary_and_never_comes_from_text(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(TEXTS, 300, with_mask=True)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    for each in (tokenizer, Tokenizer.load(tmp_path / "tokenizer.json")):
+        assert each.mask_id is not None
+        assert each.mask_id == each.required_mask_id() == each.id_of(MASK) < each.vocab_size
+        assert each.mask_id not in each.encode(f"a {MASK} b")
+        assert each.decode(each.encode(f"a {MASK} b")) == f"a {MASK} b"
+    with pytest.raises(DataError, match=r"must be at least 258: 256 bytes and <\|endoftext\|> and \[MASK\]; set it to 258 or more"):
+        Tokenizer.train(TEXTS, 257, with_mask=True)

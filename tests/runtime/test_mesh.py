@@ -76,8 +76,34 @@ def test_ranks_lie_on_the_grid_with_tp_innermost(sizes: dict[str, int], mesh_ran
         assert result["texts"] == [f"é{'x' * other}" for other in range(len(grid))]
 
 
+def expert_groups(sizes: dict[str, int]) -> dict[str, Any]:
+    """Ranks, index and shared memory of this rank's groups of experts."""
+    mesh = build_mesh(**sizes, timeout_s=30)
+    groups = {"ep": mesh.ep, "expert_dp": mesh.expert_dp}
+    found: dict[str, Any] = {name: (group.ranks, group.rank, group.axis, group.shared is not None) for name, group in groups.items()}
+    found["is_dp"] = mesh.expert_dp is mesh.dp
+    mesh.close()
+    return found
+
+
+def test_consecutive_dp_ranks_share_the_experts(mesh_ranks: RankPool) -> None:
+    for rank, found in enumerate(mesh_ranks.run(expert_groups, 8, {"pp": 1, "dp": 4, "cp": 1, "tp": 2, "ep": 2})):
+        dp, tp = rank // 2, rank % 2
+        first = dp // 2 * 2
+        assert found["ep"] == ((2 * first + tp, 2 * (first + 1) + tp), dp % 2, "ep", False)
+        assert found["expert_dp"] == ((2 * (dp % 2) + tp, 2 * (dp % 2 + 2) + tp), dp // 2, "expert_dp", True)
+    for rank, found in enumerate(mesh_ranks.run(expert_groups, 4, {"pp": 2, "dp": 2, "cp": 1, "tp": 1, "ep": 2})):
+        first = rank // 2 * 2
+        assert found["ep"] == ((first, first + 1), rank % 2, "ep", False)
+        assert found["expert_dp"] == ((rank,), 0, "expert_dp", False)
+        assert not found["is_dp"]
+    for rank, found in enumerate(mesh_ranks.run(expert_groups, 2, {"pp": 1, "dp": 2, "cp": 1, "tp": 1})):
+        assert found["ep"] == ((rank,), 0, "ep", False)
+        assert found["is_dp"], "every dp rank has all experts"
+
+
 def refuse(sizes: dict[str, int]) -> str:
-    with pytest.raises(ValueError, match="world size") as caught:
+    with pytest.raises(ValueError, match=r"world size|divisible by ep") as caught:
         build_mesh(**sizes, timeout_s=30)
     return str(caught.value)
 
@@ -85,6 +111,11 @@ def refuse(sizes: dict[str, int]) -> str:
 def test_a_wrong_world_size_is_told_with_its_numbers(mesh_ranks: RankPool) -> None:
     expected = "pp(2) * dp(2) * cp(1) * tp(1) = 4 != world size 2; start that many ranks or change `parallel`"
     assert mesh_ranks.run(refuse, 2, {"pp": 2, "dp": 2, "cp": 1, "tp": 1}) == [expected] * 2
+
+
+def test_ep_ranks_are_dp_ranks(mesh_ranks: RankPool) -> None:
+    expected = "dp (2) must be divisible by ep (4), for the ep ranks are dp ranks; change `parallel`"
+    assert mesh_ranks.run(refuse, 2, {"pp": 1, "dp": 2, "cp": 1, "tp": 1, "ep": 4}) == [expected] * 2
 
 
 def test_a_world_that_is_larger_than_the_mesh_is_refused_too(mesh_ranks: RankPool) -> None:

@@ -114,7 +114,51 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"model.num_layers": 3_000_000_000},
         "model.num_layers: must be at most 2147483647, got 3000000000; set model.num_layers to 2147483647 or less",
     ),
-    ({"model.position": "rotery"}, "model.position: must be learned, rotary, alibi or none, got 'rotery'; did you mean rotary?"),
+    # the objective
+    (
+        {"data.mask_fraction": 0.2},
+        (
+            "data.mask_fraction: mask_fraction (0.2) says something only where tokens are hidden, got objective causal_lm; "
+            "set model.objective to masked_lm or permutation_lm, or data.mask_fraction to null"
+        ),
+    ),
+    (
+        {"model.objective": "masked_lm", "data.tokenizer_vocab_size": 257},
+        (
+            "data.tokenizer_vocab_size: tokenizer_vocab_size (257) must be at least 258, for masked_lm needs a mask token too; "
+            "set data.tokenizer_vocab_size to 258 or more"
+        ),
+    ),
+    (
+        {"model.objective": "masked_lm", "data.mask_fraction": 1.0},
+        (
+            "data.mask_fraction: the 128 tokens that are predicted must be fewer than the 128 of a sequence; "
+            "lower data.mask_fraction, or raise train.seq_len"
+        ),
+    ),
+    (
+        {"model.objective": "permutation_lm"},
+        (
+            "model.objective: objective permutation_lm and position relative need each other, got permutation_lm and rotary; "
+            "set both of them, or neither"
+        ),
+    ),
+    (
+        {"model.objective": "permutation_lm", "model.position": "relative", "model.num_kv_heads": 4},
+        "model.num_kv_heads: relative positions need as many key-value heads (4) as heads (12); set num_kv_heads to 12",
+    ),
+    (
+        {"model.objective": "permutation_lm", "model.position": "relative", "model.attention_window": 8},
+        "model.attention_window: relative positions do not go with attention_window (8); leave out attention_window",
+    ),
+    (
+        {"model.objective": "permutation_lm", "model.position": "relative", "parallel.tp": 2, "parallel.sequence_parallel": True},
+        (
+            "data.mask_fraction: the 21 tokens of a sequence that are predicted must be divisible by tp (2) with sequence_parallel; "
+            "set data.mask_fraction so that it is 20 or 22 of 128, or parallel.sequence_parallel to false"
+        ),
+    ),
+    ({"model.position": "rotery"}, "model.position: must be learned, rotary, alibi, relative or none, got 'rotery'; did you mean rotary?"),
     # pipeline
     (
         {"parallel.pp": 16},
@@ -183,7 +227,38 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"train.num_steps": "100"}, "train.num_steps: must be a whole number, got '100'; write it without quotes"),
     # not built yet
     ({"parallel.cp": 2}, "parallel.cp: context parallelism is not built yet, got 2; set parallel.cp to 1"),
-    ({"parallel.ep": 4}, "parallel.ep: expert parallelism is not built yet, got 4; set parallel.ep to 1"),
+    # experts
+    ({"parallel.ep": 4}, "parallel.ep: ep (4) shares experts, and model.num_experts is 0; set parallel.ep to 1"),
+    (
+        {"parallel.ep": 4, "parallel.dp": 2, "model.num_experts": 8},
+        "parallel.ep: ep (4) must divide dp (2), for the ep ranks are data-parallel ranks; set parallel.ep to 1 or 2",
+    ),
+    (
+        {"parallel.ep": 8, "parallel.dp": 8, "parallel.tp": 2, "model.num_experts": 8},
+        (
+            "parallel.ep: num_experts (8) must be divisible by ep (8) * tp (2), for each of these ranks holds some of them whole; "
+            "set parallel.ep to 1, 2 or 4"
+        ),
+    ),
+    (
+        {"model.num_experts": 4, "model.experts_per_token": 5},
+        "model.experts_per_token: experts_per_token (5) must be at most num_experts (4); set experts_per_token to 4 or less",
+    ),
+    (
+        {"model.num_experts": 4, "model.block": "parallel"},
+        "model.block: experts need a block of kind sequential, got parallel; set block to sequential, or num_experts to 0",
+    ),
+    (
+        {"model.num_experts": 4, "model.mlp_bias": True},
+        "model.mlp_bias: experts have no bias, and mlp_bias is true; set mlp_bias to false, or num_experts to 0",
+    ),
+    (
+        {"model.router_aux_loss": 0.01},
+        (
+            "model.router_aux_loss: router_aux_loss (0.01) needs experts, and num_experts is 0; "
+            "set num_experts to 2 or more, or router_aux_loss to 0"
+        ),
+    ),
     ({"zero.stage": 2}, "zero.stage: must be 0 or 1, got 2 (stages 2 and 3 are not built yet); set zero.stage to 1"),
     ({"zero.stage": 4}, "zero.stage: must be 0 or 1, got 4 (stages 2 and 3 are not built yet); set zero.stage to 1"),
     ({"zero.backend": "deepspeed"}, "zero.backend: 'deepspeed' is not built yet; set zero.backend to native"),
@@ -442,6 +517,17 @@ def test_whatever_is_written_gives_a_spec_or_readable_errors(changes: dict[str, 
     else:
         assert parse_spec(result.model_dump()) == result
         assert describe(result)
+
+
+def test_experts_are_described_with_what_a_token_uses_and_who_shares_them() -> None:
+    spec = parse_spec(
+        changed({"model.num_experts": 8, "parallel.tp": 2, "parallel.dp": 4, "parallel.ep": 2, "train.global_batch_size": 32})
+    )
+    rows = dict(describe(spec))
+    assert "feed-forward 3072, 2 of 8 experts" in rows["model"]
+    shape = spec.transformer
+    assert rows["parameters"] == f"{shape.num_parameters():,}, {shape.num_active_parameters():,} of them used by each token"
+    assert rows["layout"].endswith("= 8 ranks, experts shared by 2 dp ranks and 2 tp ranks")
 
 
 def test_spec_cannot_be_changed() -> None:

@@ -1,0 +1,151 @@
+"""`trimaran import` and `trimaran export`: Hugging Face models in and out, each proven by its logits. Imports no torch before it is needed."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from trimaran.launchers.console import RunPath, errors_as_sentences, say
+from trimaran.launchers.local import Stopped
+
+if TYPE_CHECKING:
+    from trimaran.runtime.huggingface.importing import Imported
+    from trimaran.runtime.huggingface.progress import Progress
+    from trimaran.runtime.huggingface.proof import Agreement
+
+_GIB = 2**30
+_MOST_BAR = 30  # characters of the progress bar
+
+MemoryGib = Annotated[
+    float,
+    typer.Option(
+        "--memory-gib", min=0.01, help="Weights that transformers may hold for the comparison; more of them stay on disk, which is slower."
+    ),
+]
+
+
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="A folder with config.json and safetensors, or a .gguf file.")],
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="The run folder to make; runs/NAME by default.")] = None,
+    memory_gib: MemoryGib = 2.0,
+) -> None:
+    """Make a run of a Hugging Face model, which any layout trains on from and generates with; proven by its logits."""
+    with errors_as_sentences(), _stoppable():
+        from trimaran.runtime.huggingface.importing import Limits, import_model
+
+        target = run if run is not None else Path("runs") / _name_of(source)
+        with _progress() as progress:
+            imported = import_model(source, target, Limits(memory_bytes=int(memory_gib * _GIB)), progress)
+        _say_agreements(imported.agreements)
+        _say_what_next(imported)
+
+
+def export(
+    run: RunPath,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="The folder to make; RUN/huggingface by default.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of the weights in the files; that of the run's precision by default."),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Family of the architecture, such as llama; the first that expresses the model by default.")
+    ] = None,
+    max_shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file; more than one get an index.")] = 2.0,
+    memory_gib: MemoryGib = 2.0,
+) -> None:
+    """Write a folder that transformers and vLLM load, from a run's newest checkpoint; proven by its logits."""
+    with errors_as_sentences(), _stoppable():
+        from trimaran.runtime.huggingface.exporting import ExportOptions, export_model
+        from trimaran.runtime.train.initial import open_weights
+
+        target = folder if folder is not None else open_weights(run)[1] / "huggingface"
+        options = ExportOptions(dtype, family, int(max_shard_gib * _GIB), int(memory_gib * _GIB))
+        with _progress() as progress:
+            exported = export_model(run, target, options, progress)
+        _say_agreements(exported.agreements)
+        say(f"{exported.architecture} in {exported.dtype}, {exported.num_bytes / _GIB:.2f} GiB of weights: {exported.folder}")
+        say(f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(exported.folder)!r}), or vllm serve {exported.folder}")
+
+
+def _name_of(source: Path) -> str:
+    name = source.absolute().name
+    return name.removesuffix(".gguf")
+
+
+class _Interrupted(KeyboardInterrupt):
+    """A signal as an exception that no handler of errors takes for one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the block like an error, so that what is half written is removed on the way out.
+
+    Raises:
+        Stopped: one of them came.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # A second signal while the first one cleans up would leave the half behind that is not yet removed.
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        raise _Interrupted(number)
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except _Interrupted as interrupted:
+        raise Stopped(interrupted.number, saved="nothing is left of what was half written") from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress() -> "Iterator[Progress]":
+    """Show what is under way on one line of a terminal; where there is no terminal, sentences alone."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    from trimaran.runtime.huggingface.progress import Progress
+
+    columns = (TextColumn("{task.description}"), BarColumn(_MOST_BAR), TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())
+    console = Console(file=sys.stderr, highlight=False)  # this stream, also while another is put in its place
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        line = bars.add_task("reading", total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            bars.update(line, description=f"{what} {_amount(done, total)}", completed=done, total=total)
+
+        yield Progress(lambda text: console.print(text, markup=False, soft_wrap=True), advance)
+
+
+def _amount(done: int, total: int) -> str:
+    if total < 10**6:
+        return f"{done} of {total}"
+    return f"{done / _GIB:.2f} of {total / _GIB:.2f} GiB"
+
+
+def _say_agreements(agreements: "list[Agreement]") -> None:
+    say("the logits of transformers and of this runtime agree:")
+    for agreement in agreements:
+        say(f"  {agreement}")
+
+
+def _say_what_next(imported: "Imported") -> None:
+    run, output = imported.run, imported.spec.train.output_dir
+    say(f"{imported.family} model imported into {run}")
+    if imported.has_tokenizer:
+        say(f"text: trimaran generate {run} --prompt 'To be'")
+    say(
+        f'train on from it, at any layout, into {output}: trimaran train {run}/spec.yaml --set "data.source=[my-texts]" --set parallel.pp=2'
+    )

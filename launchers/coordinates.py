@@ -1,0 +1,146 @@
+"""`trimaran coordinate-check`: whether activations keep their size as a model grows wider, as a table and a picture.
+
+Imports no torch before the options are valid.
+"""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from trimaran.launchers.console import errors_as_sentences, say
+from trimaran.launchers.local import threads_per_rank
+from trimaran.runtime.spec import RunSpec, load_spec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from trimaran.runtime.train.coordinates import Coordinates, Growth
+
+_PANEL_INCHES = (5.2, 4.2)
+_WIDE = 120  # columns of the table where nothing says how wide the screen is
+_COLORS = {"embedding": "#6b7280", "final_norm": "#f59e0b", "logits": "#dc2626"}
+_ATTENTION_COLOR, _LAYER_COLOR = "#2563eb", "#15803d"
+
+
+def coordinate_check(
+    spec_path: Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a YAML file.")],
+    widths: Annotated[str, typer.Option(help="Values of hidden_size, everything else in proportion.")] = "64,128,256,512",
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at every width, all on one global batch.")] = 4,
+    grow: Annotated[Literal["heads", "head_dim"], typer.Option(help="Whether the heads grow in number, or each in width.")] = "heads",
+    data: Annotated[bool, typer.Option("--data", help="Train on the spec's text instead of random tokens.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw the sizes over the width into this .svg or .png file.")] = None,
+    overrides: Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field; may be repeated.")] = [],  # noqa: B006
+) -> None:
+    """Train a few steps at several widths and show how the width changes the size of each module's output, beside init normal."""
+    with errors_as_sentences():
+        numbers = _read_widths(widths)
+        if picture is not None and picture.suffix not in (".svg", ".png"):
+            raise ValueError(f"--picture must end in .svg or .png; got {picture}")
+        found = _measure(load_spec(spec_path, overrides), numbers, steps, grow, on_text=data)
+        _show(found, steps)
+        if picture is not None:
+            draw(found, picture)
+            say(f"sizes drawn in {picture}")
+
+
+def _read_widths(text: str) -> list[int]:
+    try:
+        widths = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        widths = []
+    if len(widths) < 2 or widths[0] < 1:
+        raise ValueError(f"--widths must be two or more whole numbers with commas between them, such as 64,128,256; got {text!r}")
+    return widths
+
+
+def _measure(spec: RunSpec, widths: list[int], num_steps: int, growth: "Growth", *, on_text: bool) -> "dict[str, Coordinates]":
+    """Return the sizes by init: the spec's, and normal where that is another."""
+    import torch
+    import torch.distributed as dist
+
+    from trimaran.launchers.worker import choose_device, join_world
+    from trimaran.runtime.train import coordinates
+    from trimaran.runtime.train.job import TrainingDiverged
+
+    single = coordinates.spec_at_width(spec, spec.transformer.hidden_size, growth)
+    make_batches = coordinates.batches_of_text(single) if on_text else coordinates.random_batches
+    torch.set_num_threads(threads_per_rank(single, 1))
+    device = choose_device(single.launcher.device, 0, 1)
+    mesh = join_world(single, device)
+    found: dict[str, coordinates.Coordinates] = {}
+    try:
+        for each in (spec, coordinates.plain_spec(spec)):
+            if each.transformer.init not in found:
+                found[each.transformer.init] = coordinates.measure(each, widths, num_steps, growth, make_batches, mesh, device)
+    except TrainingDiverged as error:
+        raise ValueError(f"{error}; a check needs no better rate than one that all widths bear: --set optimizer.lr=RATE") from error
+    finally:
+        mesh.close()
+        dist.destroy_process_group()
+    return found
+
+
+def _show(found: "dict[str, Coordinates]", num_steps: int) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else _WIDE
+    console.print(table_of(found, num_steps))
+    for init, sizes in found.items():
+        slopes = {module: sizes.slope(module, num_steps) for module in sizes.sizes}
+        known = {module: slope for module, slope in slopes.items() if math.isfinite(slope)}
+        if known:
+            worst = max(known, key=lambda module: abs(known[module]))
+            console.print(f"{init}: after {num_steps} steps the slope farthest from 0 is {known[worst]:+.2f}, of {worst}")
+
+
+def table_of(found: "dict[str, Coordinates]", num_steps: int) -> "Table":
+    """Return the table of the slopes of log(size) over log(width), before the first step and after the last, a row a module."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("slope over the width", no_wrap=True)
+    for init in found:
+        table.add_column(f"{init}, step 0", justify="right")
+        table.add_column(f"step {num_steps}", justify="right")
+    for module in next(iter(found.values())).sizes:
+        slopes = [sizes.slope(module, step) for sizes in found.values() for step in (0, num_steps)]
+        table.add_row(module, *("-" if math.isnan(slope) else f"{slope:+.2f}" for slope in slopes))
+    return table
+
+
+def _color(module: str, depth: float) -> tuple[str, float]:
+    """(color, opacity) of a module's lines; blocks get darker with their depth in [0, 1]."""
+    if module in _COLORS:
+        return _COLORS[module], 1.0
+    return _ATTENTION_COLOR if module.endswith("attention") else _LAYER_COLOR, 0.35 + 0.65 * depth
+
+
+def draw(found: "dict[str, Coordinates]", path: Path) -> None:
+    """Draw mean absolute output over width, one panel an init, one line a module: dotted at the start, full after the last step.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_PANEL_INCHES[0] * len(found) + 1.6, _PANEL_INCHES[1]), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, (init, sizes) in zip(panels, found.items(), strict=True):
+        for number, (module, by_step) in enumerate(sizes.sizes.items()):
+            color, paleness = _color(module, number / len(sizes.sizes))
+            axes.plot(sizes.widths, by_step[0], color=color, alpha=paleness, linestyle=":", linewidth=1)
+            axes.plot(sizes.widths, by_step[-1], color=color, alpha=paleness, marker="o", markersize=3, linewidth=1.5, label=module)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(sizes.widths, [str(width) for width in sizes.widths])
+        axes.set_xlabel("hidden_size")
+        axes.set_title(f"init {init}", fontsize=10)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("mean absolute output; dotted: at the start")
+    panels[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    figure.savefig(path, dpi=150)

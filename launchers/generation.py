@@ -1,0 +1,128 @@
+"""The command `trimaran generate`: what the user asks for, as a task for the ranks. Imports no torch before the options are valid."""
+
+import signal
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from trimaran.launchers.console import RunPath, errors_as_sentences, find_checkpoint
+from trimaran.launchers.local import LocalRun, Stopped, launch
+from trimaran.runtime.infer.settings import Sampling
+from trimaran.runtime.spec import RunSpec, dump_spec, load_spec, parse_spec
+
+if TYPE_CHECKING:
+    from trimaran.runtime.infer.prompts import Prompt
+
+_DEFAULT_PROMPT = "The "
+
+
+def generate(
+    run: RunPath,
+    prompt: Annotated[str | None, typer.Option(help=f"Text to continue; {_DEFAULT_PROMPT!r} unless told.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of prompts: a text a line, or in a .jsonl file a JSON value a line. Results are printed as JSON, one a line."
+        ),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts to the model as a user's questions, by its chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: what the model is told before the question.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation.")] = 200,
+    min_new_tokens: Annotated[int, typer.Option(help="No stop token before that many tokens.")] = 0,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens only; 0 for all.")] = 40,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that together have this probability; 1 for all.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Draw from tokens with this part of the likeliest one's probability; 0 for all.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens that the text has already less likely.")] = 1.0,
+    stop: Annotated[list[str], typer.Option("--stop", help="End before this text; may be repeated.")] = [],  # noqa: B006 - typer reads it
+    stop_token: Annotated[list[str], typer.Option("--stop-token", help="End at this token of the vocabulary; may be repeated.")] = [],  # noqa: B006
+    context: Annotated[
+        Literal["slide", "stop"], typer.Option(help="When the model's context is full: go on from its newer half, or stop.")
+    ] = "slide",
+    batch_size: Annotated[int, typer.Option(min=1, help="With --prompts: how many are continued together.")] = 16,
+    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree to run at.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree to run at.")] = 1,
+) -> None:
+    """Continue a prompt, or each of a file of prompts, straight from a training checkpoint, at any layout."""
+    with errors_as_sentences():
+        sampling = Sampling(
+            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, min_new_tokens, seed, stop_tokens=(), context=context
+        )
+        if "" in stop:
+            raise ValueError("--stop must have at least one character")
+        asked = _read_asked(prompt, prompts, chat, system)
+        _generate(find_checkpoint(run), asked, sampling, stop, stop_token, batch_size=batch_size, as_json=prompts is not None, tp=tp, pp=pp)
+
+
+def _read_asked(prompt: str | None, prompts: Path | None, chat: bool, system: str | None) -> "list[Prompt]":
+    """What is to be continued; ValueError for options that don't go together."""
+    from trimaran.runtime.infer.prompts import Prompt, conversation, read_prompts
+
+    if prompt is not None and prompts is not None:
+        raise ValueError("give either --prompt or --prompts, not both")
+    if system is not None and not chat:
+        raise ValueError("--system is for --chat: give --chat too, or put the text into the prompt")
+    if chat and prompt is None and prompts is None:
+        raise ValueError("--chat needs a question: give --prompt or --prompts")
+    asked = read_prompts(prompts) if prompts is not None else [Prompt(_DEFAULT_PROMPT if prompt is None else prompt)]
+    return [conversation(each.text, system, each.name) if chat and each.text is not None else each for each in asked]
+
+
+def _generate(
+    checkpoint: Path,
+    asked: "list[Prompt]",
+    sampling: Sampling,
+    stop_strings: list[str],
+    stop_tokens: list[str],
+    *,
+    batch_size: int,
+    as_json: bool,
+    tp: int,
+    pp: int,
+) -> None:
+    """Write the task, and do it here or on tp * pp ranks."""
+    from trimaran.launchers.generate_task import GenerateTask, TaskPrompt
+    from trimaran.launchers.worker import run_task
+    from trimaran.runtime.checkpoint.reshard import Checkpoint
+    from trimaran.runtime.infer.generate import check_prompts
+    from trimaran.runtime.infer.prompts import RunText
+    from trimaran.runtime.train.state import spec_of
+
+    spec = _at_layout(spec_of(Checkpoint.open(checkpoint, verify=False)), tp, pp)
+    text, vocab_size = RunText.open(checkpoint.parent.parent), spec.transformer.vocab_size
+    stops = {*text.stop_tokens, *(text.id_of(name) for name in stop_tokens)}
+    encoded = [text.encode(each) for each in asked]
+    check_prompts(encoded, spec.transformer)
+    with tempfile.TemporaryDirectory(prefix="trimaran-generate-") as scratch:
+        folder = Path(scratch)
+        (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
+        task = GenerateTask(
+            spec=folder / "spec.yaml",
+            checkpoint=checkpoint.resolve(),
+            tokenizer=(text.folder / "tokenizer.json").resolve(),
+            prompts=tuple(TaskPrompt(tokens=tokens, text=each.text, name=each.name) for tokens, each in zip(encoded, asked, strict=True)),
+            sampling=replace(sampling, stop_tokens=tuple(sorted(token for token in stops if token < vocab_size))),
+            stop_strings=tuple(stop_strings),
+            batch_size=batch_size,
+            as_json=as_json,
+        )
+        (folder / "task.json").write_text(task.model_dump_json(), encoding="utf-8")
+        try:
+            if tp * pp == 1:
+                run_task(task)
+            else:
+                launch(LocalRun(load_spec(task.spec), folder / "task.json", folder / "logs"))
+        except KeyboardInterrupt:
+            raise Stopped(signal.SIGINT) from None
+
+
+def _at_layout(spec: RunSpec, tp: int, pp: int) -> RunSpec:
+    """The spec with a plain tp x pp layout."""
+    raw = spec.model_dump(mode="json")
+    raw["parallel"] = {"tp": tp, "pp": pp, "shared_memory": spec.parallel.shared_memory}
+    raw["launcher"]["threads_per_rank"] = None
+    return parse_spec(raw)

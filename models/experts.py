@@ -1,0 +1,310 @@
+"""Mixture-of-experts feed-forward layers (Shazeer et al. 2017; Mixtral: Jiang et al. 2024, section 2.2) that drop no token.
+
+    p = softmax(W x)    over all experts, in float32        y = sum over the k largest p_e of  p_e / (their sum) * expert_e(x)
+
+A token's rows, one for each of its experts, are sorted by expert; each expert is then a few matrix products over its run of rows (Gale et al.,
+MegaBlocks, 2023, section 4, with one product an expert). How the experts lie on the ranks:
+
+    ep 1    every rank has a part of all of them, cut over tp along the inner width as a plain feed-forward layer is
+    ep > 1  every rank of the grid of ep and tp ranks has some of them whole. All tp ranks have their dp rank's tokens: rank (e, t) sends those that go
+            to an expert of (e', t) to that rank, gets the results back, and the sum over tp adds what the other columns' experts give.
+
+Either way each tp rank's output is a part of the sum over tp, and so is its gradient of the router and of the input.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimaran.kernels.autograd import run
+from trimaran.models.config import TransformerConfig
+from trimaran.models.init import initial
+from trimaran.models.parallel.collectives import enter_group, exchange_rows, reduce_from_group, scatter_sum_to_sequence
+from trimaran.models.parallel.group import all_to_all
+from trimaran.models.parallel.parameter import Placement, info_of, new_parameter
+
+
+class Router(nn.Module):
+    """Says which experts a token goes through, and with what weight."""
+
+    def __init__(self, config: TransformerConfig, place: Placement) -> None:
+        super().__init__()
+        self.num_chosen, self.renormalize = config.experts_per_token, config.renormalize_experts
+        shape = (config.num_experts, config.hidden_size)
+        self.weight = new_parameter(shape, place, initial=initial(config, "router"), partial_over_tp=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the probabilities of the experts [..., experts], float32 (float64 for float64), for x [..., hidden]."""
+        scores = F.linear(x, self.weight)
+        return scores.softmax(-1, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+    def choose(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (weights, numbers int64) of each token's experts, both [..., experts_per_token], the likeliest first."""
+        weights, chosen = probabilities.topk(self.num_chosen, dim=-1)
+        return weights / weights.sum(-1, keepdim=True) if self.renormalize else weights, chosen
+
+
+class Experts(nn.Module):
+    """The experts of this rank, each hidden -> ffn_hidden_size -> hidden; `up` and `down` hold them all."""
+
+    def __init__(self, config: TransformerConfig, place: Placement) -> None:
+        super().__init__()
+        self.activation = place.kernels.activations[config.activation]
+        over_ep = place.ep.size > 1
+        parts, count, inner, hidden = (2,) if config.is_gated else (), config.num_experts, config.ffn_hidden_size, config.hidden_size
+        into, out = initial(config, "mlp_input"), initial(config, "mlp_output")
+        inner_dim = 1 + len(parts)
+        self.up = new_parameter((count, *parts, inner, hidden), place, dim=0 if over_ep else inner_dim, initial=into, over_ep=over_ep)
+        self.down = new_parameter((count, hidden, inner), place, dim=0 if over_ep else 2, initial=out, over_ep=over_ep)
+
+    def forward(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Return [rows, hidden] (of cut experts this tp rank's part of the sum) for rows [rows, hidden] sorted by expert, counts[e] of each."""
+        return grouped_linear(self.activation(grouped_linear(rows, self.up, counts)), self.down, counts)
+
+
+class ExpertMLP(nn.Module):
+    """A router and its experts in place of the one feed-forward layer of a block."""
+
+    def __init__(self, config: TransformerConfig, place: Placement) -> None:
+        super().__init__()
+        grid = place.ep.size * place.tp.size
+        assert place.ep.size == 1 or config.num_experts % grid == 0, f"{config.num_experts} experts do not divide among {grid} ranks"
+        self.place, self.num_experts, self.aux_weight = place, config.num_experts, config.router_aux_loss
+        self.router = Router(config, place)
+        self.experts = Experts(config, place)
+        self._balance: Tensor | None = None
+
+    def forward(self, x: Tensor, sequence_weight: float = 0.0) -> Tensor:
+        """Return [batch, local seq, hidden] for x of that shape.
+
+        Args:
+            sequence_weight: what the losses of one sequence's tokens count together in the gradient; that of the experts' balance counts as much.
+        Collective: all ranks of the tp and the ep group must enter, in the forward and in the backward pass.
+        """
+        place = self.place
+        full = enter_group(x, place.tp, sequence_parallel=place.sequence_parallel)
+        probabilities = self.router(full)
+        weights, chosen = self.router.choose(probabilities)
+        usage = _usage(chosen, self.num_experts)
+        if torch.is_grad_enabled():
+            weights = self._balanced(weights, probabilities, usage, sequence_weight)
+        plan = self._plan(chosen, usage.sum(0))
+        rows = run(_SendRows, full.flatten(0, 1), plan)
+        y: Tensor = run(_Combine, self._through_experts(rows, plan), weights, plan)
+        combine = scatter_sum_to_sequence if place.sequence_parallel else reduce_from_group
+        return combine(y, place.tp)
+
+    def take_balance(self) -> Tensor | None:
+        """Return the sum of the balance losses [scalar] of the sequences trained on since the last call, not weighted: 1 each where all is even.
+
+        None on all but the first tp rank, and where there were none.
+        """
+        total, self._balance = self._balance, None
+        return total
+
+    def _balanced(self, weights: Tensor, probabilities: Tensor, usage: Tensor, sequence_weight: float) -> Tensor:
+        """Return `weights` with the gradient of the balance loss attached, and note the loss.
+
+        L = sum_e f_e P_e over each sequence by itself, so that neither microbatches nor ranks change it: f_e = E / k times the share of the tokens that
+        go to e, P_e the mean of p_e (DeepSeek-AI, DeepSeek-V3, 2024, equations 17 to 20; after Fedus et al., Switch Transformers, 2022, equation 4).
+        The shares have no gradient, so that of p_e is f_e over the number of tokens.
+        """
+        num_tokens, num_chosen = weights.shape[-2:]
+        if self.place.tp.rank > 0:  # all tp ranks have the same tokens, and the router's gradients are summed over tp
+            return weights
+        shares = usage.unsqueeze(1).to(probabilities.dtype) / (num_chosen * num_tokens)  # [batch, 1, experts]
+        slope = shares * (self.num_experts / num_tokens)
+        if self.training:
+            loss = (slope * probabilities.detach()).sum()
+            self._balance = loss if self._balance is None else self._balance + loss
+        weight = self.aux_weight * sequence_weight
+        if weight == 0.0:
+            return weights
+        return _WithGradient.apply(weights, probabilities, slope * weight)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _plan(self, chosen: Tensor, usage: Tensor) -> "_Plan":
+        """Sort the rows by expert and find out how many go where. Collective over ep; one wait for the device."""
+        ep, tp = self.place.ep, self.place.tp
+        flat = chosen.flatten()
+        order = flat.argsort(stable=True)
+        if ep.size == 1:
+            counts = usage.tolist()
+            return _Plan.of(chosen, order, [counts], [counts])
+        each = self.num_experts // (ep.size * tp.size)
+        if tp.size > 1:
+            order = order[(flat // each % tp.size == tp.rank)[order]]
+        mine = usage.view(ep.size, tp.size, each)[:, tp.rank].contiguous()
+        theirs = all_to_all(mine, [1] * ep.size, [1] * ep.size, ep)
+        sent, received = torch.stack((mine, theirs)).tolist()
+        return _Plan.of(chosen, order, sent, received)
+
+    def _through_experts(self, rows: Tensor, plan: "_Plan") -> Tensor:
+        """Return the experts' results for the rows of this rank, in their order; those of other ranks' experts go there and come back."""
+        sent, received = ([sum(counts) for counts in table] for table in (plan.sent, plan.received))
+        counts = [sum(column) for column in zip(*plan.received, strict=True)]
+        rows = exchange_rows(rows, sent, received, self.place.ep)
+        rows = self.experts(_transposed_runs(rows, plan.received), counts)
+        rows = _transposed_runs(rows, list(zip(*plan.received, strict=True)))
+        return exchange_rows(rows, received, sent, self.place.ep)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Which rows this rank sends to its ep peers, and how many come from them. A row is one token on its way to one of its experts.
+
+    Args:
+        order: [rows] int64: the row's token times experts_per_token, plus which of the token's experts it goes to; sorted by expert.
+        token: [rows] int64: the row's token.
+        row: [tokens, experts_per_token] int64: the inverse of `order`; the number of rows where another tp rank sends it.
+        sent: [ep peer][expert of that peer] -> rows. received: [ep peer][expert of this rank] -> rows.
+        shape: [batch, seq] of the tokens.
+    """
+
+    order: Tensor
+    token: Tensor
+    row: Tensor
+    sent: Sequence[Sequence[int]]
+    received: Sequence[Sequence[int]]
+    shape: torch.Size
+
+    @staticmethod
+    def of(chosen: Tensor, order: Tensor, sent: Sequence[Sequence[int]], received: Sequence[Sequence[int]]) -> "_Plan":
+        """Return the plan for the experts `chosen` [batch, seq, experts_per_token]."""
+        row = order.new_full((chosen.numel(),), len(order))
+        row[order] = torch.arange(len(order), device=order.device)
+        return _Plan(order, order // chosen.shape[-1], row.view(-1, chosen.shape[-1]), sent, received, chosen.shape[:-1])
+
+    def by_choice(self, rows: Tensor) -> Iterator[Tensor]:
+        """Yield [tokens, hidden], the tokens' first rows among `rows` [rows, hidden], then their second ones, and so on; zeros where it is not here."""
+        table = rows if self.row.numel() == len(rows) else F.pad(rows, (0, 0, 0, 1))
+        for choice in self.row.unbind(1):
+            yield table.index_select(0, choice)
+
+
+def _usage(chosen: Tensor, num_experts: int) -> Tensor:
+    """Return how often each sequence's tokens chose each expert [batch, experts] int64, for chosen [batch, seq, experts_per_token]."""
+    batch = len(chosen)
+    return chosen.new_zeros(batch, num_experts).scatter_add_(1, chosen.reshape(batch, -1), torch.ones_like(chosen).view(batch, -1))
+
+
+def _transposed_runs(rows: Tensor, table: Sequence[Sequence[int]]) -> Tensor:
+    """Return `rows`, which stand in runs of table[i][j] rows, i outermost, with j outermost."""
+    if len(table) == 1 or len(table[0]) == 1:
+        return rows
+    width = len(table[0])
+    runs = rows.split([count for counts in table for count in counts])
+    return torch.cat([runs[i * width + j] for j in range(width) for i in range(len(table))])
+
+
+class _SendRows(torch.autograd.Function):
+    """The rows of a plan, copied from their tokens [tokens, hidden]. A token's gradient is summed by looking its rows up, in the same order every time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plan: _Plan) -> Tensor:
+        ctx.plan = plan
+        return x.index_select(0, plan.token)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        plan: _Plan = ctx.plan
+        first, *others = plan.by_choice(grads[0])
+        for other in others:
+            first += other
+        return first, None
+
+
+class _Combine(torch.autograd.Function):
+    """y [batch, seq, hidden]: the sum of each token's rows times their weights [batch, seq, experts_per_token], taken in the weights' dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, plan: _Plan) -> Tensor:
+        ctx.plan = plan
+        ctx.save_for_backward(rows, weights)
+        y = weights.new_zeros(*plan.shape, rows.shape[1])  # not a view of the sum: the reduction over tp works in place
+        total = y.view(-1, rows.shape[1])
+        for part, factor in zip(plan.by_choice(rows), weights.flatten(0, 1).split(1, dim=1), strict=True):
+            total.addcmul_(part.to(y.dtype), factor)
+        return y.to(rows.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
+        rows, weights = ctx.saved_tensors
+        plan: _Plan = ctx.plan
+        dy = grads[0].flatten(0, 1).index_select(0, plan.token)  # [rows, hidden]
+        dweights = torch.zeros_like(weights).view(-1)
+        dweights[plan.order] = (rows * dy).sum(-1, dtype=weights.dtype)
+        drows = (dy * weights.view(-1)[plan.order].unsqueeze(-1)).to(rows.dtype)
+        return drows, dweights.view_as(weights), None
+
+
+class _WithGradient(torch.autograd.Function):
+    """x as it is; the backward pass also gives `like` the gradient `grad`, whatever x gets."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, like: Tensor, grad: Tensor) -> Tensor:
+        ctx.shape = like.shape
+        ctx.save_for_backward(grad)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
+        return grads[0], ctx.saved_tensors[0].expand(ctx.shape), None
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.counts = weight, counts
+        matrices = weight.view(len(weight), -1, x.shape[1])
+        y = x.new_empty(len(x), matrices.shape[1])
+        for expert, rows in _runs(counts):
+            torch.mm(x[rows], matrices[expert].t(), out=y[rows])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
+        (x,) = ctx.saved_tensors
+        dy, weight = grads[0].contiguous(), ctx.weight
+        matrices = weight.view(len(weight), -1, x.shape[1])
+        dx = torch.empty_like(x)
+        for expert, rows in _runs(ctx.counts):
+            torch.mm(dy[rows], matrices[expert], out=dx[rows])
+        info = info_of(weight)
+        target = torch.zeros_like(weight) if info.main_grad is None else info.main_grad
+        for expert, rows in _runs(ctx.counts):
+            total = target[expert].view(dy.shape[1], x.shape[1])
+            if total.dtype == x.dtype:
+                total.addmm_(dy[rows].t(), x[rows])
+            else:
+                total.add_(dy[rows].t() @ x[rows])
+        if info.main_grad is None:
+            return dx, target, None
+        info.report()
+        return dx, None, None
+
+
+def _runs(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """Yield (expert, its rows) of the experts that have any."""
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            yield expert, slice(start, start + count)
+        start += count
+
+
+def grouped_linear(x: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return each row of x times the transposed matrix of its expert, [rows, out].
+
+    The weight's gradient is added to its `main_grad`, where it has one, and reported once, also where no expert has a row.
+
+    Args:
+        x: [rows, in], the first counts[0] rows for expert 0, and so on; the counts add up to the rows.
+        weight: parameter [experts, ..., in]; the dims between are the outputs.
+    """
+    out: Tensor = run(_GroupedLinear, x, weight, counts)
+    return out

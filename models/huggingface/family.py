@@ -1,0 +1,164 @@
+"""A family of models as data: what its config.json means in ours and back, and how its tensors are called."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from trimaran.models.config import RotaryScaling, TransformerConfig
+from trimaran.models.huggingface.forms import Row
+from trimaran.models.huggingface.options import COMMON, Option, Values, shown
+
+# Fields that say how a model is trained or begun, not what it computes: a config.json may lack a word for them.
+TRAINING_ONLY: Final = frozenset(
+    {
+        "embedding_dropout",
+        "hidden_dropout",
+        "attention_dropout",
+        "z_loss",
+        "router_aux_loss",
+        "init",
+        "init_std",
+        "mup_base_width",
+        "mup_base_head_dim",
+    }
+)
+
+
+class CannotExpress(ValueError):
+    """A family has no model like this one; `num_differences` tells how far it is from one."""
+
+    def __init__(self, text: str, num_differences: int) -> None:
+        super().__init__(text)
+        self.num_differences = num_differences
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models.
+
+    Args:
+        name: what we call it.
+        model_types: `model_type` of its config.json; the first is written.
+        architecture: class of transformers that holds such a model.
+        defaults: of transformers' config class, for keys that a config.json lacks.
+        options: the config map.
+        weights: the weight-name map.
+        aliases: other names of keys of config.json -> those that the options read.
+        prefix: what the names of all tensors but the head's begin with in the map; files of the network without its head lack it.
+        renamed: what other names of tensors begin with -> what those in the map do; endings: likewise, what they end with.
+        ignored: regular expressions for tensors in a file that are no weights.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    architecture: str
+    defaults: Mapping[str, Any]
+    options: tuple[Option, ...]
+    weights: tuple[Row, ...]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = "model."
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    endings: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
+
+    def to_config(self, hf: Mapping[str, Any]) -> Values:
+        """Return the values of a TransformerConfig for the content of a config.json.
+
+        Raises:
+            ValueError: options that we do not have, all of them at once.
+        """
+        errors: list[str] = []
+        values: Values = {}
+        full = {**self.defaults, **self._with_known_keys(hf, errors)}
+        for option in (*COMMON, *self.options):
+            try:
+                values |= option.read(full)
+            except ValueError as error:
+                errors.append(str(error))
+        if errors:
+            raise ValueError("\n".join(f"{self.name}: {error}" for error in errors))
+        return values
+
+    def from_config(self, config: TransformerConfig) -> Values:
+        """Return the content of a config.json, without the dtype and the ids of special tokens (which are null), for a model of this config.
+
+        Dropout and how the weights began are left out where the family has no word for them.
+
+        Raises:
+            CannotExpress: this family can't express the model; the text names every difference.
+        """
+        written: Values = {"architectures": [self.architecture], "model_type": self.model_types[0]}
+        written |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        notes: list[str] = []
+        for option in self.options:
+            try:
+                written |= option.write(config)
+            except ValueError as error:  # the key keeps its default, and what comes of that is a difference
+                notes.append(str(error))
+        try:
+            read_again = essence(TransformerConfig.model_validate(self.to_config(written)))
+        except ValueError as error:
+            raise CannotExpress(f"{self.architecture} can't express this model: {error}", len(notes) + 1) from error
+        wanted = essence(config)
+        names = [name for name in {**wanted, **read_again} if not _equal(wanted.get(name), read_again.get(name))]
+        if names or notes:
+            text = ", ".join(f"{name} {shown(wanted.get(name))} (there {shown(read_again.get(name))})" for name in names) or "this model"
+            raise CannotExpress("; ".join((f"{self.architecture} can't express {text}", *notes)), max(len(names), len(notes)))
+        return written
+
+    def _with_known_keys(self, hf: Mapping[str, Any], errors: list[str]) -> Values:
+        """config.json under the names of keys that the options read; notes what contradicts itself."""
+        renamed: Values = {}
+        for key, value in hf.items():
+            name = self.aliases.get(key, key)
+            if renamed.get(name) is not None and value is not None and renamed[name] != value:
+                errors.append(f"{name} has two values, {shown(renamed[name])} and {shown(value)}, one of them under an older name")
+            if value is not None or name not in renamed:
+                renamed[name] = value
+        return renamed
+
+
+def essence(config: TransformerConfig) -> Values:
+    """Return what the network computes as values that can be compared: two configs that differ only in how they say it, or in what goes unused, are equal."""
+    values = {name: getattr(config, name) for name in type(config).model_fields if name not in TRAINING_ONLY}
+    del values["bias"], values["attention_pattern"]  # stands for the biases below it; is in the windows
+    windows = tuple(config.window_of(layer) for layer in range(config.num_layers))
+    values["attention_window"] = windows if len(set(windows)) > 1 else windows[0]
+    values["attention_scale"] = config.attention_scale or config.head_dim**-0.5
+    values["rotary_dim"] = config.rotary_dim or config.head_dim
+    values["rotary_scaling"] = None if config.rotary_scaling is None else _scaling_essence(config.rotary_scaling)
+    unused: list[str] = [] if config.position == "learned" else ["max_seq_len"]  # a bound, and no part of the network
+    if config.position != "rotary":
+        unused += [name for name in values if name.startswith("rotary_")]
+    if config.position != "alibi":
+        unused.append("alibi_scale")
+    if config.norm == "rmsnorm":
+        unused.append("norm_bias")
+    if config.num_experts == 0:
+        unused += ["experts_per_token", "renormalize_experts"]
+    if config.norm_position == "none":
+        unused += ["norm", "norm_weight", "norm_bias"]
+    return {name: value for name, value in values.items() if name not in unused}
+
+
+def _scaling_essence(scaling: RotaryScaling) -> Values:
+    used = {
+        "linear": (),
+        "ntk": (),
+        "dynamic_ntk": ("original_max_position",),
+        "yarn": ("original_max_position", "beta_fast", "beta_slow", "attention_factor"),
+        "llama3": ("original_max_position", "low_freq_factor", "high_freq_factor"),
+    }[scaling.kind]
+    values: Values = {name: getattr(scaling, name) for name in ("kind", "factor", *used)}
+    if scaling.kind == "yarn" and scaling.attention_factor is None:
+        values["attention_factor"] = 0.1 * math.log(scaling.factor) + 1.0
+    return values
+
+
+def _equal(first: object, second: object) -> bool:
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_equal(first[name], second[name]) for name in first)
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=1e-12)
+    return first == second

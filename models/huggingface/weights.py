@@ -1,0 +1,151 @@
+"""The weight map of one model: which tensors of a Hugging Face file make which of ours, unit by unit, so that a large model streams through."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimaran.models.config import TransformerConfig
+from trimaran.models.huggingface.family import Family
+from trimaran.models.huggingface.forms import Form, Row
+from trimaran.models.transformer import parameter_shapes
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """A unit of streaming: a few tensors of a file that make a few of ours, and need no other.
+
+    Args:
+        ours, theirs: names of parameters and of tensors.
+        form: how they make each other.
+        our_shapes: global, in the order of `ours`.
+    """
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    form: Form
+    our_shapes: tuple[Shape, ...]
+
+    def to_ours(self, tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
+        """Return our global tensors for theirs, which may be changed by neither: memory may be shared.
+
+        Norms that multiply by 1 + w come in float32 at least, everything else in the dtype it has.
+
+        Raises:
+            ValueError: a tensor has another shape than the config asks for.
+        """
+        for name, tensor, shape in zip(self.theirs, tensors, self.their_shapes(config), strict=True):
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"tensor {name} has shape {tuple(tensor.shape)}, and the config asks for {shape}")
+        return self.form.to_ours(tensors, config)
+
+    def to_theirs(self, tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
+        """Return their tensors, contiguous, for our global ones."""
+        for name, tensor, shape in zip(self.ours, tensors, self.our_shapes, strict=True):
+            assert tuple(tensor.shape) == shape, f"{name} is {tuple(tensor.shape)}, not {shape}"
+        return [tensor.contiguous() for tensor in self.form.to_theirs(tensors, config)]
+
+    def their_shapes(self, config: TransformerConfig) -> list[Shape]:
+        """Return the shapes of their tensors, in the order of `theirs`."""
+        made = self.form.to_theirs([torch.empty(shape, device="meta") for shape in self.our_shapes], config)
+        return [tuple(tensor.shape) for tensor in made]
+
+
+def resolve(family: Family, config: TransformerConfig) -> list[WeightMap]:
+    """Return the units of the whole model, in the order of the network: every parameter in exactly one.
+
+    Raises:
+        ValueError: the family has no tensor for a parameter of this config.
+    """
+    shapes = parameter_shapes(config)
+    units = [unit for row in family.weights for unit in _expand(row, config, shapes)]
+    covered = [name for unit in units for name in unit.ours]
+    twice = sorted({name for name in covered if covered.count(name) > 1}) if len(set(covered)) < len(covered) else []
+    assert not twice, f"{family.name} maps {twice[0]} twice"
+    missing = [name for name in shapes if name not in set(covered)]
+    if missing:
+        raise ValueError(f"{family.architecture} has no tensor for {_listed(missing)}")
+    places = {name: place for place, name in enumerate(shapes)}
+    return sorted(units, key=lambda unit: places[unit.ours[0]])
+
+
+def _expand(row: Row, config: TransformerConfig, shapes: dict[str, Shape]) -> Iterator[WeightMap]:
+    """The units of one row: one for every layer, weight and bias that the model has."""
+    if row.blocks and config.block not in row.blocks:
+        return
+    layers = range(config.num_layers) if "{i}" in row.ours[0] else range(1)
+    kinds = ("weight", "bias") if "{p}" in row.ours[0] else ("",)
+    for layer in layers:
+        for kind in kinds:
+            ours = tuple(name.replace("{i}", str(layer)).replace("{p}", kind) for name in row.ours)
+            there = [name in shapes for name in ours]
+            if not any(there):
+                continue
+            assert all(there), f"the model has only some of {ours}"
+            theirs = [name.replace("{i}", str(layer)).replace("{p}", kind) for name in row.theirs]
+            experts = shapes[ours[0]][0]
+            names = [
+                each for name in theirs for each in ([name.replace("{e}", str(e)) for e in range(experts)] if "{e}" in name else [name])
+            ]
+            yield WeightMap(ours, tuple(names), row.form, tuple(shapes[name] for name in ours))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the tensors of a model stand in a file.
+
+    Args:
+        names: name in the weight map -> name in the file.
+        spare_head: name in the file of an output projection that the config ties to the embedding; None where there is none. Transformers ties the two
+            only if they are equal, so who reads the file must compare them.
+    """
+
+    names: dict[str, str]
+    spare_head: str | None
+
+
+def locate(family: Family, units: Sequence[WeightMap], stored: Iterable[str]) -> Stored:
+    """Return where each tensor of the units stands among the `stored` names of a file.
+
+    Raises:
+        ValueError: tensors are missing, or there are some that the model has no place for.
+    """
+    weights = [name for name in stored if not any(re.search(pattern, name) for pattern in family.ignored)]
+    left = {_canonical(family, name): name for name in weights}
+    wanted = dict.fromkeys(name for unit in units for name in unit.theirs)
+    if left and not any(name.startswith(family.prefix) for name in left):
+        left = {name if name in wanted else family.prefix + name: at for name, at in left.items()}
+    if len(left) < len(weights):
+        raise ValueError(f"the weights have {_listed(sorted(set(weights) - set(left.values())))} and the same tensor under another name")
+    heads, embeddings = ([row.theirs[0] for row in family.weights if row.ours == (name,)] for name in ("head.weight", "embedding.weight"))
+    spare = next((left.pop(head) for head in heads if head in left and head not in wanted), None)
+    if spare is not None and embeddings[0] not in left:  # transformers ties them either way
+        left[embeddings[0]], spare = spare, None
+    missing = [name for name in wanted if name not in left]
+    if missing:
+        raise ValueError(f"the weights lack {_listed(missing)}, which a {family.name} model of this config has")
+    extra = sorted(left.keys() - wanted.keys())
+    if extra:
+        raise ValueError(f"the weights have {_listed(extra)}, which a {family.name} model of this config has no place for")
+    return Stored({name: left[name] for name in wanted}, spare)
+
+
+def _canonical(family: Family, name: str) -> str:
+    for other, ours in family.renamed.items():
+        if name.startswith(other):
+            name = ours + name.removeprefix(other)
+            break
+    for other, ours in family.endings.items():
+        if name.endswith(other):
+            return name.removesuffix(other) + ours
+    return name
+
+
+def _listed(names: Sequence[str]) -> str:
+    """A few names, and how many there are beyond them."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

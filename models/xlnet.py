@@ -1,0 +1,86 @@
+"""Attention by relative positions, for two streams (Yang et al. 2019, XLNet, sections 2.3 and 2.4; Dai et al. 2019, Transformer-XL, section 3.3).
+
+A sample's rows are those of its tokens, the content stream, and in training after them one row for each predicted token, the query stream, which knows
+where that token stands and not what it is. A score of row i and token j, a distance of d = position of i - j apart, is
+
+    (q_i + u) k_j + (q_i + v) W_r R_d        R_d: sines, then cosines, of d / 10000^(2m / hidden)
+
+All rows go through the same weights; keys and values are those of the content stream. Tokens are predicted in an order; those that are not are known
+from the start. A token sees itself, the known ones and those predicted before it; a query row all of these but the token itself.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimaran.kernels.attention import AttentionDropout
+from trimaran.kernels.attention.options import Sizes
+from trimaran.kernels.attention.twin import attention_keep_mask
+from trimaran.models.attention import Attention
+from trimaran.models.cache import Pass
+from trimaran.models.config import TransformerConfig
+from trimaran.models.init import initial
+from trimaran.models.parallel.parameter import Placement, new_parameter
+
+
+class RelativeAttention(Attention):
+    """Attention whose scores go by distance; of W_r, u and v this tp rank holds the part of its heads. Whole matrices of scores are in memory."""
+
+    def __init__(self, config: TransformerConfig, place: Placement, *, index: int, seed: int) -> None:
+        super().__init__(config, place, index=index, seed=seed)
+        width, hidden = config.num_heads * config.head_dim, config.hidden_size
+        self.position = new_parameter((width, hidden), place, dim=0, initial=initial(config, "query"))
+        self.content_bias = new_parameter((width,), place, dim=0, init="zeros", decay=False)
+        self.position_bias = new_parameter((width,), place, dim=0, init="zeros", decay=False)
+
+    def heads(self, q: Tensor, kv: Tensor, carried: Pass) -> Tensor:
+        """Return what this rank's heads read [batch, rows, local heads * head_dim]; see `Attention.heads`.
+
+        Args:
+            q, kv: [batch, rows, ...], rows = seq, or seq + predicted where `carried` has targets.
+        """
+        seq = q.shape[1] - (0 if carried.targets is None else carried.targets.shape[1])
+        k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in kv[:, :seq].chunk(2, dim=-1))
+        by_content, by_position = (
+            (q + bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for bias in (self.content_bias, self.position_bias)
+        )
+        distances = F.linear(_sinusoids(seq, self.position), self.position).unflatten(-1, (-1, self.head_dim))
+        rows = _row_positions(q, seq, carried.targets)
+        columns = rows.unsqueeze(-1) - torch.arange(seq, device=q.device) + (seq - 1)
+        position_scores = by_position @ distances.permute(1, 2, 0)  # [batch, heads, rows, 2 seq - 1]
+        scores = by_content @ k.transpose(-1, -2) + position_scores.gather(-1, columns.unsqueeze(1).expand(-1, k.shape[1], -1, -1))
+        scores = scores * self.options.scale_for(self.head_dim)
+        scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+        if carried.targets is not None:
+            scores = scores.masked_fill(~_visible(carried.targets, seq).unsqueeze(1), -torch.inf)
+        probabilities = scores.softmax(-1)
+        if self.training and self.dropout_rate > 0.0:
+            dropout = AttentionDropout(self.dropout_rate, self.dropout_key, carried.first_sample, self.first_head, self.num_heads)
+            sizes = Sizes(len(q), q.shape[1], seq, self.local_heads, self.local_heads, self.head_dim)
+            probabilities = probabilities * attention_keep_mask(dropout, sizes, None, q.device) / (1.0 - self.dropout_rate)
+        out: Tensor = probabilities.to(v.dtype) @ v
+        return out.transpose(1, 2).flatten(2)
+
+
+def _sinusoids(seq: int, like: Tensor) -> Tensor:
+    """R_d for the distances -(seq - 1) ... seq - 1: [2 * seq - 1, hidden], computed in float64."""
+    hidden = like.shape[1]
+    frequencies = 10000.0 ** (-torch.arange(0, hidden, 2, dtype=torch.float64, device=like.device) / hidden)
+    angles = torch.arange(1 - seq, seq, dtype=torch.float64, device=like.device)[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)[:, :hidden].to(like.dtype)
+
+
+def _row_positions(q: Tensor, seq: int, targets: Tensor | None) -> Tensor:
+    """Where each row stands: [batch, rows] int64."""
+    positions = torch.arange(seq, device=q.device).expand(len(q), seq)
+    return positions if targets is None else torch.cat((positions, targets), dim=1)
+
+
+def _visible(targets: Tensor, seq: int) -> Tensor:
+    """Which tokens each row sees: [batch, seq + predicted, seq] bool."""
+    batch, predicted = targets.shape
+    turns = torch.arange(predicted, device=targets.device).expand(batch, predicted)
+    order = torch.full((batch, seq), -1, device=targets.device).scatter(1, targets, turns)  # -1: known from the start
+    turn_of_row = torch.cat((order.clamp(min=0), turns), dim=1)
+    itself = torch.eye(seq + predicted, seq, dtype=torch.bool, device=targets.device)
+    return (order.unsqueeze(1) < turn_of_row.unsqueeze(-1)) | itself

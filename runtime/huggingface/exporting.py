@@ -1,0 +1,279 @@
+"""From a checkpoint to a folder that transformers and vLLM load: safetensors under standard names, configs, tokenizer and a card; the logits are compared."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from trimaran.models.config import TransformerConfig
+from trimaran.models.huggingface.family import Family
+from trimaran.models.huggingface.registry import FAMILIES, family_for
+from trimaran.models.huggingface.weights import WeightMap, resolve
+from trimaran.models.transformer import model_dtype
+from trimaran.runtime.checkpoint.files import write_safetensors, write_text
+from trimaran.runtime.checkpoint.reshard import Checkpoint
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.huggingface.card import Card, model_card
+from trimaran.runtime.huggingface.folder import new_folder, refuse_without_space
+from trimaran.runtime.huggingface.progress import Progress
+from trimaran.runtime.huggingface.proof import Agreement, Proof, ReadWeight
+from trimaran.runtime.huggingface.source import INDEX, WEIGHTS, ConversionError, read_json
+from trimaran.runtime.huggingface.theirs import require_transformers
+from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.initial import COMPANIONS, IMPORT_RECORD, TOKENIZER, open_weights
+from trimaran.runtime.train.state import spec_of
+
+ExportDtype = Literal["float32", "bfloat16", "float16"]
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What an export may choose.
+
+    Args:
+        dtype: of the weights in the files; None for that of the run's precision.
+        family: of the architecture; None for that of the import, or else the first that expresses the model.
+        shard_bytes: most bytes of a file; more than one file get an index.
+        memory_bytes: of weights that transformers may hold for the proof; above it the rest stays on disk.
+    """
+
+    dtype: ExportDtype | None = None
+    family: str | None = None
+    shard_bytes: int = 2 << 30
+    memory_bytes: int = 2 << 30
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has made."""
+
+    folder: Path
+    architecture: str
+    dtype: str
+    num_bytes: int
+    agreements: list[Agreement]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A checkpoint and how it will be written."""
+
+    checkpoint: Checkpoint
+    run: Path
+    spec: RunSpec
+    config: TransformerConfig
+    family: Family
+    units: Sequence[WeightMap]
+    dtype: torch.dtype
+    record: dict[str, Any]
+
+    def read(self, name: str) -> Tensor:
+        """A parameter as it is stored, [*global shape]; its file is unmapped again, because pages that were read would count as memory."""
+        tensor = self.checkpoint.read_global(name, "weight")
+        self.checkpoint.close()
+        return tensor
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every tensor that is written, by their name, in order."""
+        pairs = [pair for unit in self.units for pair in zip(unit.theirs, unit.their_shapes(self.config), strict=True)]
+        return {name: prod(shape) * self.dtype.itemsize for name, shape in pairs}
+
+
+def export_model(run: Path, target: Path, options: ExportOptions, progress: Progress = Progress()) -> Exported:  # noqa: B008 - it is frozen
+    """Write the folder `target` from the newest checkpoint of `run`, or from the checkpoint folder itself.
+
+    The folder appears when its logits have been compared with those of our network, or not at all.
+
+    Raises:
+        ConversionError: no architecture expresses the model, or (ProofError) the logits differ.
+        CheckpointError, OSError: the checkpoint can't be read, or the folder not be written.
+    """
+    model = _open(run, options)
+    require_transformers()
+    sizes = model.sizes()
+    with new_folder(target) as temporary:
+        refuse_without_space(temporary, sum(sizes.values()), "the exported model")
+        model.checkpoint.verify_files(model.checkpoint.files)
+        _write_weights(temporary, model, sizes, options.shard_bytes, progress)
+        tokenizer = _tokenizer_of(model.run, progress)
+        _write_configs(temporary, model, tokenizer)
+        proof = Proof(
+            model.config,
+            rounded(model.units, model.config, model.read, model.dtype),
+            temporary,
+            model.family.architecture,
+            temporary if tokenizer else None,
+            options.memory_bytes,
+            temporary / "offload",
+        )
+        agreements = proof.run(lambda done, total: progress.advance("comparing logits, layer", done, total))
+        shutil.rmtree(temporary / "offload", ignore_errors=True)
+        card = Card(
+            target.name if target.parent != model.run else model.run.absolute().name,
+            model.run,
+            model.spec,
+            model.checkpoint.step,
+            model.family.architecture,
+            _name(model.dtype),
+            agreements,
+            model.record,
+        )
+        write_text(temporary / "README.md", model_card(card))
+    return Exported(target, model.family.architecture, _name(model.dtype), sum(sizes.values()), agreements)
+
+
+def _open(run: Path, options: ExportOptions) -> _Model:
+    """Open the checkpoint and choose architecture and dtype."""
+    checkpoint, folder = open_weights(run)
+    spec = spec_of(checkpoint)
+    config = spec.transformer
+    record = read_json(folder / IMPORT_RECORD) if (folder / IMPORT_RECORD).is_file() else {}
+    family = choose_family(config, options.family, record.get("family"))
+    try:
+        units = resolve(family, config)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+    # Float64 is for comparisons; what reads the folder computes in float32 at most.
+    dtype = options.dtype or ("float32" if spec.precision.dtype == "float64" else spec.precision.dtype)
+    return _Model(checkpoint, folder, spec, config, family, units, model_dtype(dtype), record)
+
+
+def choose_family(config: TransformerConfig, wanted: str | None, imported_as: str | None) -> Family:
+    """Return the family whose architecture the model is exported as: the wanted one, that of the import if it still fits, or the first that does.
+
+    Raises:
+        ConversionError: the wanted one is unknown or can't express the model, or none can; tells why.
+    """
+    families = {family.name: family for family in FAMILIES}
+    if wanted is not None and wanted not in families:
+        raise ConversionError(f"family {wanted!r} is not known; the families are {', '.join(families)}")
+    try:
+        if wanted is not None:
+            families[wanted].from_config(config)
+            return families[wanted]
+        if imported_as in families and _expresses(families[imported_as], config):
+            return families[imported_as]
+        return family_for(config)
+    except ValueError as error:
+        raise ConversionError(f"the model can't be exported: {error}") from error
+
+
+def _expresses(family: Family, config: TransformerConfig) -> bool:
+    try:
+        family.from_config(config)
+    except ValueError:
+        return False
+    return True
+
+
+def rounded(units: Sequence[WeightMap], config: TransformerConfig, read: ReadWeight, dtype: torch.dtype) -> ReadWeight:
+    """Return a reader of the weights as they are when they have gone through files of `dtype`; what loses nothing there is read as it is.
+
+    With it our network computes from the weights that are written, and the comparison keeps the tolerance of float32 at any dtype.
+    """
+    unit_of = {name: unit for unit in units for name in unit.ours}
+
+    def read_rounded(name: str) -> Tensor:
+        tensor = read(name)
+        if torch.promote_types(tensor.dtype, dtype) == dtype:
+            return tensor
+        unit = unit_of[name]
+        theirs = unit.to_theirs([tensor if each == name else read(each) for each in unit.ours], config)
+        return unit.to_ours([each.to(dtype) for each in theirs], config)[unit.ours.index(name)]
+
+    return read_rounded
+
+
+def _write_weights(folder: Path, model: _Model, sizes: dict[str, int], shard_bytes: int, progress: Progress) -> None:
+    """Write one file, or several with an index, in the order of the network; holds one file's tensors."""
+    shards = shards_of(sizes, shard_bytes)
+    place = {name: shard for shard, names in shards.items() for name in names}
+    held: dict[str, Tensor] = {}
+    done = 0
+    for unit in model.units:
+        theirs = unit.to_theirs([model.read(name) for name in unit.ours], model.config)
+        for name, tensor in zip(unit.theirs, theirs, strict=True):
+            held[name] = _cast(name, tensor, model.dtype)
+            done += 1
+            progress.advance(f"writing weights, tensor {done} of", done, len(sizes))
+            if name == shards[place[name]][-1]:
+                write_safetensors(folder / place[name], held, {"format": "pt"})
+                held = {}
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": place}
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def shards_of(sizes: dict[str, int], shard_bytes: int) -> dict[str, list[str]]:
+    """Return the names of the tensors in each file, in order, with at most `shard_bytes` a file unless one tensor alone has more."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, num_bytes in sizes.items():
+        if groups[-1] and size + num_bytes > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += num_bytes
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": names for number, names in enumerate(groups, 1)}
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    cast = tensor.to(dtype).contiguous()
+    if dtype == torch.float16 and not bool(torch.isfinite(cast).all()):
+        raise ConversionError(
+            f"{name} has values beyond float16's largest, {torch.finfo(dtype).max:g}; export with --dtype bfloat16 or float32"
+        )
+    return cast
+
+
+def _tokenizer_of(run: Path, progress: Progress) -> Tokenizer | None:
+    """The run's tokenizer, None where it has none; that is told."""
+    if not (run / TOKENIZER).is_file():
+        progress.say(f"{run} has no tokenizer.json, so the exported folder has none either, and only random tokens are compared")
+        return None
+    try:
+        return Tokenizer.load(run / TOKENIZER)
+    except DataError as error:
+        raise ConversionError(f"the run's tokenizer can't be exported: {error}") from error
+
+
+def _write_configs(folder: Path, model: _Model, tokenizer: Tokenizer | None) -> None:
+    """Write config.json, and tokenizer, chat template and generation config: those that stand in the run, or else plain ones."""
+    ids = _token_ids(model, tokenizer)
+    config = {**model.family.from_config(model.config), **ids, "torch_dtype": _name(model.dtype)}
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    for name in (TOKENIZER, *COMPANIONS) if tokenizer else ():
+        if (model.run / name).is_file():
+            shutil.copyfile(model.run / name, folder / name)
+    if not (folder / "generation_config.json").exists():
+        write_text(
+            folder / "generation_config.json",
+            json.dumps({name: value for name, value in ids.items() if value is not None}, indent=2) + "\n",
+        )
+    if tokenizer and not (folder / "tokenizer_config.json").exists():
+        # One token ends a text, and a text may begin after one: that is how the training data was strung together.
+        end = dict.fromkeys(("bos_token", "eos_token", "pad_token"), tokenizer.eot_token)
+        described = {"tokenizer_class": "PreTrainedTokenizerFast", **end, "model_max_length": model.config.max_seq_len}
+        write_text(folder / "tokenizer_config.json", json.dumps({**described, "clean_up_tokenization_spaces": False}, indent=2) + "\n")
+
+
+def _token_ids(model: _Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The ids of special tokens: those of the imported config.json, or the end-of-text token for all of them."""
+    imported = model.record.get("config", {})
+    if any(imported.get(name) is not None for name in _TOKEN_IDS):
+        return {name: imported.get(name) for name in _TOKEN_IDS}
+    return dict.fromkeys(_TOKEN_IDS, tokenizer.eot_id if tokenizer else None)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

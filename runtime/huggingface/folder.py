@@ -1,0 +1,73 @@
+"""A folder that appears whole or not at all: filled under a hidden name beside its target and renamed at the end."""
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trimaran.runtime.checkpoint.files import fsync_folder
+from trimaran.runtime.huggingface.source import ConversionError
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that becomes `target` by one rename when the block ends; whatever ends the block early, it is removed.
+
+    A process that is killed outright leaves the temporary folder behind; the next one on this machine with the same target removes it.
+
+    Raises:
+        ConversionError: the target is there already, or can't be made.
+    """
+    _refuse_existing(target)
+    temporary = target.parent / f".{target.name}.{socket.gethostname()}-{os.getpid()}.tmp"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        temporary.mkdir()
+    except OSError as error:
+        raise ConversionError(f"{target} can't be made: {error.strerror} ({error.filename}); choose another folder") from error
+    try:
+        yield temporary
+        _refuse_existing(target)
+        temporary.rename(target)
+        fsync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_without_space(folder: Path, num_bytes: int, what: str) -> None:
+    """Raise ConversionError where the disk of `folder` has less room than `num_bytes`, before the time it takes to fill it."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise ConversionError(
+            f"{what} takes {num_bytes / 2**30:.1f} GiB, and the disk of {folder.parent} has {free / 2**30:.1f} GiB left; make room there, "
+            "or choose a folder on another disk"
+        )
+
+
+def _refuse_existing(target: Path) -> None:
+    """Refuse a target that is there, but for an empty folder: a rename replaces that."""
+    is_empty_folder = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
+    if not target.name or ((target.exists() or target.is_symlink()) and not is_empty_folder):
+        raise ConversionError(f"{target} is there already; choose another folder, or remove it first")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the temporary folders of processes of this machine that are no more."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.{re.escape(socket.gethostname())}-(\d+)\.tmp")
+    for path in list(target.parent.iterdir()):
+        if (match := pattern.fullmatch(path.name)) and not _is_alive(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()

@@ -1,0 +1,222 @@
+"""From a Hugging Face model to a run: the weights stream unit by unit into a checkpoint that any layout loads, and the logits are compared at the end."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from trimaran.models.config import TransformerConfig
+from trimaran.models.huggingface.registry import family_of
+from trimaran.models.parallel.shard import ShardPiece, whole
+from trimaran.runtime.checkpoint.reshard import Checkpoint
+from trimaran.runtime.checkpoint.store import save_in_parts
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.huggingface.folder import new_folder, refuse_without_space
+from trimaran.runtime.huggingface.plan import Plan, make_plan
+from trimaran.runtime.huggingface.progress import Progress
+from trimaran.runtime.huggingface.proof import Agreement, Proof
+from trimaran.runtime.huggingface.source import ConversionError, ModelFolder
+from trimaran.runtime.huggingface.theirs import folder_of_gguf, gguf_config, require_transformers, save_fast_tokenizer
+from trimaran.runtime.spec import RunSpec, dump_spec, parse_spec
+from trimaran.runtime.train.initial import COMPANIONS, IMPORT_RECORD, TOKENIZER
+from trimaran.runtime.train.state import TrainState
+
+_OLD_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
+_GGUF = b"GGUF"
+# Of a run that trains on: what a person will change first, small enough to start anywhere.
+_SEQ_LEN, _STEPS, _BATCH, _LR = 1024, 100, 8, 1e-5
+_PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much memory a conversion may take.
+
+    Args:
+        shard_bytes: of the weights that are collected before they are written to a file; a unit that is larger goes to several files.
+        memory_bytes: of the weights that transformers may hold for the proof; above it the rest stays on disk.
+    """
+
+    shard_bytes: int = 256 << 20
+    memory_bytes: int = 2 << 30
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import has made."""
+
+    run: Path
+    spec: RunSpec
+    family: str
+    agreements: list[Agreement]
+    has_tokenizer: bool
+
+
+def import_model(source: Path, run: Path, limits: Limits = Limits(), progress: Progress = Progress()) -> Imported:  # noqa: B008 - both are frozen
+    """Make the run folder `run` of the model in `source`, a folder with config.json and safetensors or a .gguf file.
+
+    Everything about names and shapes is checked before the first byte is written. The run appears when its logits have been compared with those of
+    transformers, or not at all.
+
+    Raises:
+        ConversionError: the model can't be imported, or (ProofError) its logits differ.
+        CheckpointError, OSError: the checkpoint could not be written.
+    """
+    if source.is_file():
+        _check_gguf(source)
+        with new_folder(run) as temporary:
+            progress.say(f"{source} is dequantized to float32 by transformers, which holds all of it in memory")
+            folder_of_gguf(source, temporary / "huggingface")
+            imported = _fill(temporary, make_plan(ModelFolder.open(temporary / "huggingface")), source, run, limits, progress)
+            shutil.rmtree(temporary / "huggingface")
+        return imported
+    plan = make_plan(ModelFolder.open(source))
+    require_transformers()
+    imported_spec(plan, run)
+    with new_folder(run) as temporary:
+        return _fill(temporary, plan, source, run, limits, progress)
+
+
+def _check_gguf(source: Path) -> None:
+    """Refuse what is no GGUF file, and a network that we don't have, before the weights are read."""
+    with source.open("rb") as file:
+        if file.read(len(_GGUF)) != _GGUF:
+            raise ConversionError(f"{source} is not a GGUF file; give a .gguf file, or a folder with config.json and model.safetensors")
+    require_transformers("gguf")
+    family_of(gguf_config(source))
+
+
+def _fill(temporary: Path, plan: Plan, source: Path, run: Path, limits: Limits, progress: Progress) -> Imported:
+    """Write everything of the run into `temporary` and compare the logits."""
+    spec = imported_spec(plan, run)
+    refuse_without_space(temporary, plan.checkpoint_bytes, "the checkpoint")
+    stored = ", ".join(f"{dtype} ({count:,} numbers)" for dtype, count in plan.dtypes.items())
+    kept = "; float16 is kept as float32, which holds all its values" if "F16" in plan.dtypes else ""
+    progress.say(f"{plan.family.name} model of {plan.config.num_parameters():,} parameters, stored as {stored}{kept}")
+    checkpoint = write_checkpoint(plan, spec, temporary / "checkpoints", limits.shard_bytes, progress)
+    has_tokenizer = _take_companions(plan, temporary, progress)
+    opened = Checkpoint.open(checkpoint)
+    proof = Proof(
+        plan.config,
+        lambda name: _read_and_unmap(opened, name),
+        plan.folder.path,
+        plan.family.architecture,
+        temporary if has_tokenizer else None,
+        limits.memory_bytes,
+        temporary / "offload",
+    )
+    agreements = proof.run(lambda done, total: progress.advance("comparing logits, layer", done, total))
+    shutil.rmtree(temporary / "offload", ignore_errors=True)
+    (temporary / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
+    record = {
+        "source": str(source.resolve()),
+        "family": plan.family.name,
+        "config": plan.folder.config,
+        "dtypes": plan.dtypes,
+        "proof": [agreement.record() for agreement in agreements],
+    }
+    (temporary / IMPORT_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return Imported(run, spec, plan.family.name, agreements, has_tokenizer)
+
+
+def _read_and_unmap(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A parameter; its file is unmapped again, because pages that were read would count as this process's memory."""
+    tensor = checkpoint.read_global(name, "weight")
+    checkpoint.close()
+    return tensor
+
+
+def imported_spec(plan: Plan, run: Path) -> RunSpec:
+    """Return the spec of a run that trains on from the imported weights; it is also what generation reads the network from.
+
+    Raises:
+        SpecError: the network breaks a rule of the spec.
+    """
+    return parse_spec(
+        {
+            "model": plan.config.model_dump(mode="json"),
+            "data": {"source": ["quickstart"], "tokenizer": str(run / TOKENIZER)},
+            "optimizer": {"lr": _LR},
+            "lr_schedule": {"warmup_steps": _STEPS // 10},
+            "precision": {"dtype": _PRECISIONS[next(iter(plan.dtypes))]},
+            "train": {
+                "num_steps": _STEPS,
+                "global_batch_size": _BATCH,
+                "micro_batch_size": 1,
+                "seq_len": min(plan.config.max_seq_len, _SEQ_LEN),
+                "output_dir": f"{run}-tuned",
+            },
+            "checkpoint": {"init_from": str(run)},
+        }
+    )
+
+
+def write_checkpoint(plan: Plan, spec: RunSpec, folder: Path, shard_bytes: int, progress: Progress = Progress()) -> Path:  # noqa: B008 - frozen
+    """Write the parameters of a plan as the checkpoint of step 0 in `folder`, unit by unit, and return its path. Errors as for `save_in_parts`."""
+    state = {**asdict(TrainState()), "seed": spec.seed, "layout": dict(spec.parallel.model_dump()), "spec": spec.model_dump(mode="json")}
+    return save_in_parts(folder, 0, _parts(_pieces(plan, shard_bytes, progress), shard_bytes), state)
+
+
+def _pieces(plan: Plan, shard_bytes: int, progress: Progress) -> Iterator[ShardPiece]:
+    """Every parameter in pieces of at most `shard_bytes`, in the order of the network."""
+    tensors = done = 0
+    for unit in plan.units:
+        for name, tensor in plan.read(unit).items():
+            data = tensor.reshape(-1).contiguous()
+            most = max(1, shard_bytes // data.element_size())
+            for start in range(0, data.numel(), most):
+                yield ShardPiece(name, "weight", data[start : start + most], whole(tensor.shape), tuple(tensor.shape), start)
+        tensors += len(unit.theirs)
+        done += plan.bytes_of(unit)
+        progress.advance(f"writing weights, tensor {tensors} of {len(plan.stored)}", done, plan.num_bytes)
+
+
+def _parts(pieces: Iterator[ShardPiece], shard_bytes: int) -> Iterator[list[ShardPiece]]:
+    """The pieces in lists of at most `shard_bytes`, the content of one file each."""
+    part: list[ShardPiece] = []
+    size = 0
+    for piece in pieces:
+        if part and size + piece.data.nbytes > shard_bytes:
+            yield part
+            part.clear()  # the same list: whoever wrote it still holds it
+            size = 0
+        part.append(piece)
+        size += piece.data.nbytes
+    if part:
+        yield part
+
+
+def _take_companions(plan: Plan, temporary: Path, progress: Progress) -> bool:
+    """Copy tokenizer, chat template and generation config; return whether there is a tokenizer. What is amiss with it is told."""
+    source = plan.folder.path
+    for name in (TOKENIZER, *COMPANIONS):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, temporary / name)
+    if not (temporary / TOKENIZER).exists() and any((source / name).is_file() for name in _OLD_TOKENIZERS):
+        with_tokenizer = temporary / "tokenizer"
+        if save_fast_tokenizer(source, with_tokenizer):
+            for name in (TOKENIZER, *COMPANIONS):
+                if (with_tokenizer / name).is_file() and not (temporary / name).exists():
+                    (with_tokenizer / name).rename(temporary / name)
+        shutil.rmtree(with_tokenizer, ignore_errors=True)
+    if not (temporary / TOKENIZER).exists():
+        progress.say(f"{source} has no tokenizer.json; to train or generate text, put one into the run folder")
+        return False
+    _tell_about_tokenizer(temporary / TOKENIZER, plan.config, progress)
+    return True
+
+
+def _tell_about_tokenizer(file: Path, config: TransformerConfig, progress: Progress) -> None:
+    try:
+        tokenizer = Tokenizer.load(file)
+    except DataError as error:
+        progress.say(f"the tokenizer can't be used for training: {error}")
+        return
+    if tokenizer.vocab_size > config.vocab_size:
+        progress.say(
+            f"tokenizer.json has {tokenizer.vocab_size} tokens, more than the model's {config.vocab_size}: text with the others can't be trained on"
+        )

@@ -1,0 +1,194 @@
+"""The proof of a conversion: our network and transformers' compute the same logits, in float32, from the weights as they lie on disk.
+
+Ours runs layer by layer: a stage of one layer is built, filled from the checkpoint, run on every input and dropped, so that the memory it takes is that
+of one layer (or of the embedding) and not of the model.
+"""
+
+import gc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimaran.models.config import TransformerConfig
+from trimaran.models.parallel.group import single
+from trimaran.models.parallel.parameter import Placement
+from trimaran.models.parallel.shard import ShardSpec
+from trimaran.models.transformer import Stage
+from trimaran.runtime.huggingface.source import ConversionError
+from trimaran.runtime.huggingface.theirs import text_tokens, their_logits
+
+TOLERANCE = 1e-4
+"""Largest difference, as a share of the largest logit. Both sides compute in float32, so it holds for weights of any dtype; sums of another order
+differ by some 1e-6 in a few layers and by some 1e-5 in a hundred."""
+_RANDOM_TOKENS = 64
+_MOST_TOKENS = 256  # of one input, where a sliding window asks for more
+_TEXT_TOKENS = 48  # of one sentence
+# Prose, numbers, code, another alphabet and signs: what a tokenizer cuts in different ways.
+SENTENCES = (
+    "The harbour was quiet in the morning, and three boats lay side by side at the pier.",
+    "In 1931 the bridge carried 12,480 people a day; by 1958 it was 40% more.",
+    "def mean(values):\n    total = sum(values)\n    return total / len(values)\n",
+    "Über den Dächern lag Schnee, и река ещё не замёрзла. 海は静かだった。",
+)
+
+ReadWeight = Callable[[str], Tensor]
+"""Parameter name -> the whole tensor, [*global shape], any float dtype."""
+OnLayer = Callable[[int, int], None]
+"""(layers done, layers in all)."""
+
+
+class ProofError(ConversionError):
+    """The logits differ: what was converted is not the same model."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the logits of one kind of input lie apart.
+
+    Attributes:
+        what: the kind of input.
+        tokens: how many positions were compared, each over the whole vocabulary.
+        max_error: largest absolute difference of two logits.
+        scale: largest absolute logit of transformers.
+    """
+
+    what: str
+    tokens: int
+    max_error: float
+    scale: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is within TOLERANCE of the scale; not where a logit is not finite, and not where all are zero, which proves nothing."""
+        return 0 < self.scale < math.inf and self.max_error <= TOLERANCE * self.scale
+
+    def __str__(self) -> str:
+        share = self.max_error / self.scale if self.scale else float("inf")
+        return f"{self.what}, {self.tokens} positions: max abs error {self.max_error:.2g} at a logit scale of {self.scale:.3g} ({share:.1g} of it)"
+
+    def record(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        return asdict(self)
+
+
+def proof_inputs(config: TransformerConfig, tokenizer_folder: Path | None) -> dict[str, list[Tensor]]:
+    """Return the inputs [1, seq] int64 of the proof by kind: random tokens, and real text where `tokenizer_folder` has a tokenizer.json.
+
+    Tokens that the model's vocabulary lacks are left out of the text.
+    """
+    wanted = max(_RANDOM_TOKENS, min(_MOST_TOKENS, (config.attention_window or 0) + _RANDOM_TOKENS // 2))
+    generator = torch.Generator().manual_seed(20260101)
+    inputs = {"random tokens": [torch.randint(config.vocab_size, (1, min(wanted, config.max_seq_len)), generator=generator)]}
+    if tokenizer_folder is not None:
+        most = min(_TEXT_TOKENS, config.max_seq_len)
+        texts = [[token for token in ids if token < config.vocab_size][:most] for ids in text_tokens(tokenizer_folder, SENTENCES)]
+        inputs["real text"] = [torch.tensor([ids]) for ids in texts if ids]
+    return {kind: tensors for kind, tensors in inputs.items() if tensors}
+
+
+@torch.no_grad()
+def our_logits(
+    config: TransformerConfig, read: ReadWeight, inputs: Sequence[Tensor], on_layer: OnLayer = lambda done, total: None
+) -> list[Tensor]:
+    """Return the logits [batch, seq, vocab] float32 of our network for each input [batch, seq], holding one layer's weights at a time.
+
+    Args:
+        read: gives the weights, by name.
+        on_layer: called after each layer.
+    """
+    place = Placement(single("tp"), sequence_parallel=False, dtype=torch.float32, device=torch.device("cpu"))
+
+    def stage(layers: range, *, is_first: bool = False, is_last: bool = False) -> Stage:
+        built = Stage(config, layers, place, is_first=is_first, is_last=is_last, seed=0).eval()
+        built.load(_as_reader(read))
+        return built
+
+    first = stage(range(0), is_first=True)
+    hidden = [first.run_layers(None, tokens) for tokens in inputs]
+    del first
+    for layer in range(config.num_layers):
+        built = stage(range(layer, layer + 1))
+        hidden = [built.run_layers(each, tokens) for each, tokens in zip(hidden, inputs, strict=True)]
+        del built
+        gc.collect()  # a module refers to itself, so its weights would stay until the collector comes by
+        on_layer(layer + 1, config.num_layers)
+    last = stage(range(0), is_last=True)
+    return [last.logits(last.run_layers(each, tokens)) for each, tokens in zip(hidden, inputs, strict=True)]
+
+
+def compare(inputs: Mapping[str, Sequence[Tensor]], ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Agreement]:
+    """Return how far the logits lie apart, by kind of input.
+
+    Args:
+        ours, theirs: logits [batch, seq, vocab] of the inputs in their order.
+    """
+    agreements, start = [], 0
+    for kind, tensors in inputs.items():
+        pairs = list(zip(ours[start : start + len(tensors)], theirs[start : start + len(tensors)], strict=True))
+        start += len(tensors)
+        error = max(_largest(mine - other) for mine, other in pairs)
+        agreements.append(Agreement(kind, sum(tensor.numel() for tensor in tensors), error, max(_largest(other) for _, other in pairs)))
+    return agreements
+
+
+def _largest(x: Tensor) -> float:
+    """The largest absolute value; infinity where one is not finite, so that no comparison takes it for small."""
+    value = float(x.abs().max())
+    return value if math.isfinite(value) else math.inf
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What is compared: our network with weights from `read`, and transformers' from `folder`.
+
+    Args:
+        read: gives our weights.
+        folder: config.json and safetensors.
+        architecture: name of the class in transformers.
+        tokenizer_folder: where tokenizer.json lies; None for random tokens alone.
+        memory_bytes: most bytes of weights that transformers may hold; the rest stays on disk, or goes to `scratch`.
+    """
+
+    config: TransformerConfig
+    read: ReadWeight
+    folder: Path
+    architecture: str
+    tokenizer_folder: Path | None
+    memory_bytes: int
+    scratch: Path
+
+    def run(self, on_layer: OnLayer = lambda done, total: None) -> list[Agreement]:
+        """Compute both sides and return how far they lie apart.
+
+        Raises:
+            ProofError: further than TOLERANCE of the logit scale, on any kind of input.
+        """
+        inputs = proof_inputs(self.config, self.tokenizer_folder)
+        flat = [tensor for tensors in inputs.values() for tensor in tensors]
+        ours = our_logits(self.config, self.read, flat, on_layer)
+        gc.collect()
+        theirs = their_logits(
+            self.folder,
+            self.architecture,
+            flat,
+            weight_bytes=4 * self.config.num_parameters(),
+            memory_bytes=self.memory_bytes,
+            scratch=self.scratch,
+        )
+        agreements = compare(inputs, ours, theirs)
+        if not all(agreement.holds for agreement in agreements):
+            shown = "; ".join(str(agreement) for agreement in agreements)
+            raise ProofError(
+                f"the logits of transformers ({self.architecture}) and of this runtime differ by more than {TOLERANCE:g} of their scale: {shown}. "
+                "Nothing was written; one of the two misreads the model, so neither its weights nor its config.json can be trusted to mean the same"
+            )
+        return agreements
+
+
+def _as_reader(read: ReadWeight) -> Callable[[str, str, ShardSpec, tuple[int, ...]], Tensor]:
+    return lambda name, key, shard, shape: read(name)

@@ -1,0 +1,199 @@
+"""A Hugging Face model folder: its config, the names, dtypes and shapes of its tensors, and each tensor when it is asked for.
+
+Only safetensors are read. Files are read by position rather than mapped into memory, so that converting a model costs the memory of a few
+tensors and not that of every page that was ever touched.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_MOST_JSON_BYTES = 256 << 20  # an index of 100,000 tensors has 10 MiB; what is larger is no index
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin.index.json")
+# What a safetensors header calls the dtypes that are weights; the others (I8, F8_E4M3, ...) are quantized and mean nothing without their scales.
+DTYPES: Mapping[str, torch.dtype] = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class ConversionError(ValueError):
+    """A model that can't be imported or exported; the sentence names the file or tensor, the rule and what to do."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: its file, its dtype as the header names it, its shape, and its bytes."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    num_bytes: int
+
+
+class ModelFolder:
+    """An open folder with config.json and safetensors, one file or many with an index. Every header has been checked against its file's size.
+
+    Attributes:
+        config: config.json.
+        tensors: every stored tensor by name.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
+        self.path, self.config, self.tensors = path, config, tensors
+
+    @classmethod
+    def open(cls, path: Path) -> "ModelFolder":
+        """Open a folder; reads config.json, the index and the headers, none of the weights.
+
+        Raises:
+            ConversionError: it is no folder, lacks config.json or safetensors, or one of the files is damaged or points elsewhere.
+        """
+        if not path.exists():
+            raise ConversionError(f"{path} does not exist; give a folder with config.json and {WEIGHTS}, or a .gguf file")
+        if not path.is_dir():
+            raise ConversionError(f"{path} is not a folder; give the folder with config.json and {WEIGHTS}, or a .gguf file")
+        config = _read_config(path)
+        if (path / WEIGHTS).is_file():
+            tensors = read_header(path / WEIGHTS)
+        elif (path / INDEX).is_file():
+            tensors = _read_indexed(path)
+        else:
+            raise _no_safetensors(path)
+        return cls(path, config, tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all stored tensors."""
+        return sum(stored.num_bytes for stored in self.tensors.values())
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor, on the CPU, in its stored dtype.
+
+        Raises:
+            ConversionError: it can't be read, or is of a dtype that is not one of weights.
+        """
+        stored = self.tensors[name]
+        if stored.dtype not in DTYPES:
+            raise ConversionError(f"tensor {name} is stored as {stored.dtype}; only {', '.join(DTYPES)} are weights that can be trained")
+        data = torch.empty(stored.num_bytes, dtype=torch.uint8)
+        view = data.numpy().data
+        try:
+            with stored.file.open("rb", buffering=0) as file:
+                file.seek(stored.start)
+                while view:
+                    count = file.readinto(view)
+                    if not count:
+                        raise ConversionError(f"{stored.file} ends inside tensor {name}: it was cut while it was read; copy it again")
+                    view = view[count:]
+        except OSError as error:
+            raise ConversionError(f"{stored.file} can't be read: {error.strerror or error}") from error
+        return data.view(DTYPES[stored.dtype]).view(stored.shape)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        ConversionError: the file is missing, too large, not JSON or not an object.
+    """
+    try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise ConversionError(f"{path} has more than {_MOST_JSON_BYTES >> 20} MiB, too much for what it should hold; copy it again")
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConversionError(f"{path} can't be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # both JSON and UTF-8 errors
+        raise ConversionError(f"{path} is not JSON ({error}); copy it again") from error
+    if not isinstance(value, dict):
+        raise ConversionError(f"{path} holds a {type(value).__name__} where an object is wanted; copy it again")
+    return value
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file by name.
+
+    Raises:
+        ConversionError: it is truncated, or its header does not describe it.
+    """
+    try:
+        with safe_open(path, framework="pt"):  # checks that the ranges follow each other, fit shape and dtype, and fill the file
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except SafetensorError as error:
+        raise ConversionError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
+    except OSError as error:
+        raise ConversionError(f"{path} can't be read: {error.strerror or error}") from error
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = entry["data_offsets"]
+            tensors[name] = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), 8 + length + start, end - start)
+    return tensors
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise ConversionError(
+                f"{path} holds an adapter, not a model; merge it into its base model (peft: merge_and_unload) and save that"
+            )
+        if (path / "checkpoints").is_dir():
+            raise ConversionError(f"{path} is a run of trimaran already; train on from it with checkpoint.init_from")
+        if files := sorted(path.glob("*.gguf")):
+            raise ConversionError(f"{path} has no config.json; to import the GGUF file in it, give the file: {files[0]}")
+        raise ConversionError(f"{path} has no config.json, so what its weights mean is not known; give the folder of a saved model")
+    config = read_json(path / "config.json")
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+        raise ConversionError(
+            f"the weights in {path} are quantized ({method}), and quantized weights can't be trained; import the model they were made from"
+        )
+    return config
+
+
+def _read_indexed(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of all shards that the index names, each where the index says it is."""
+    index = path / INDEX
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
+        raise ConversionError(f"{index} has no weight_map from tensor names to file names; copy it again")
+    files: dict[str, dict[str, StoredTensor]] = {}
+    for file in sorted(set(names.values())):
+        if not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
+            raise ConversionError(
+                f"{index} points at {file!r}; every shard must be a .safetensors file in the folder itself, or a stranger's index could read "
+                "any file of yours"
+            )
+        if not (path / file).is_file():
+            raise ConversionError(f"{index} names {file}, which is not in {path}; copy the missing shard there")
+        files[file] = read_header(path / file)
+    for name, file in names.items():
+        if name not in files[file]:
+            raise ConversionError(f"{index} says that tensor {name} is in {file}, and it is not; copy the index and that shard again")
+    extra = [name for file, tensors in files.items() for name in tensors if names.get(name) != file]
+    if extra:
+        raise ConversionError(f"the shards hold {len(extra)} tensors that {index} does not name, such as {extra[0]}; copy the index again")
+    return {name: files[file][name] for name, file in names.items()}
+
+
+def _no_safetensors(path: Path) -> ConversionError:
+    pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern) if not file.name.startswith("training_args"))
+    if pickles:
+        return ConversionError(
+            f"{path} holds its weights as pickle ({pickles[0]}), and loading a pickle can run any code its maker put in, so trimaran never does; "
+            "where you trust the maker, convert it: transformers.AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
+        )
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    found = f"; it has {', '.join(others[:3])}" if others else ""
+    return ConversionError(f"{path} has neither {WEIGHTS} nor {INDEX}{found}; give the folder of a saved model")

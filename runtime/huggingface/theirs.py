@@ -1,0 +1,171 @@
+"""Everything that asks transformers: the logits of its model, a GGUF file as a model folder, a fast tokenizer. The only file that imports it."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimaran.runtime.huggingface.source import ConversionError
+
+_NEEDED = ("transformers", "accelerate")
+_INSTALL = "pip install 'trimaran[huggingface]'"
+
+
+def require_transformers(*more: str) -> None:
+    """Raise ConversionError where transformers or one of `more` is not installed, before any work is done."""
+    missing = [name for name in (*_NEEDED, *more) if find_spec(name) is None]
+    if missing:
+        raise ConversionError(f"this needs {' and '.join(missing)}, which is not installed: {_INSTALL}")
+
+
+@torch.no_grad()
+def their_logits(
+    folder: Path, architecture: str, inputs: Sequence[Tensor], *, weight_bytes: int, memory_bytes: int, scratch: Path
+) -> list[Tensor]:
+    """Return the logits [batch, seq, vocab] float32 that transformers computes for each input [batch, seq] from a model folder, in float32.
+
+    Args:
+        architecture: name of the class in transformers.
+        weight_bytes: of the weights in float32. More than `memory_bytes` of them stay on disk, and each module reads its own when it runs.
+        memory_bytes: most bytes of weights held at once.
+        scratch: folder for what transformers must write to read it again; made if missing.
+
+    Raises:
+        ConversionError: transformers can't load the folder.
+    """
+    import transformers
+
+    # The implementation of attention is the one that a user gets: of those that can be asked for, one or another of each model is wrong.
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    if weight_bytes > memory_bytes:
+        scratch.mkdir(parents=True, exist_ok=True)
+        options |= {"device_map": "auto", "max_memory": {"cpu": memory_bytes}, "offload_folder": str(scratch)}
+    with _quiet(transformers), _falcons_alibi_in_float32(architecture):
+        try:
+            model_class = getattr(transformers, architecture)
+            model = model_class.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options).eval()
+        except (ValueError, OSError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+            raise ConversionError(f"transformers can't load {folder} as {architecture}, so nothing can be compared: {error}") from error
+        return [model(input_ids=tokens, use_cache=False).logits.float() for tokens in inputs]
+
+
+@contextmanager
+def _falcons_alibi_in_float32(architecture: str) -> Iterator[None]:
+    """Compute Falcon's ALiBi by BLOOM's function, which is the same but for not rounding to bfloat16: that would show in the logits."""
+    if architecture != "FalconForCausalLM":
+        yield
+        return
+    from transformers.models.bloom import modeling_bloom
+    from transformers.models.falcon import modeling_falcon
+
+    rounding = modeling_falcon.build_alibi_tensor
+    modeling_falcon.build_alibi_tensor = modeling_bloom.build_alibi_tensor
+    try:
+        yield
+    finally:
+        modeling_falcon.build_alibi_tensor = rounding
+
+
+def folder_of_gguf(file: Path, folder: Path) -> None:
+    """Write the model of a GGUF file as a folder: config.json, float32 safetensors, generation_config.json, tokenizer. Holds all of it in memory.
+
+    Raises:
+        ConversionError: transformers can't read the file.
+    """
+    import transformers
+
+    where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+    with _silent(transformers):
+        try:
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **where)
+            # Its weights are plain float32 now; the mark that they came quantized would keep them from being saved.
+            model.hf_quantizer = None
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            model.save_pretrained(str(folder), max_shard_size="1GB")
+            transformers.AutoTokenizer.from_pretrained(str(file.parent), **where).save_pretrained(str(folder))
+        except Exception as error:  # a damaged file fails in every way that numpy, gguf and transformers have
+            raise ConversionError(
+                f"{file} can't be read by transformers ({type(error).__name__}: {error}); see that it is whole"
+            ) from error
+
+
+def gguf_config(file: Path) -> dict[str, Any]:
+    """Return the config.json that transformers gives a GGUF file, without reading its weights.
+
+    Raises:
+        ConversionError: the file is damaged, or of an architecture that transformers can't read from GGUF.
+    """
+    import transformers
+
+    with _silent(transformers):
+        try:
+            config = transformers.AutoConfig.from_pretrained(
+                str(file.parent), gguf_file=file.name, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # as above
+            raise ConversionError(
+                f"{file} can't be read by transformers ({type(error).__name__}: {error}); see that it is whole"
+            ) from error
+        found: dict[str, Any] = config.to_dict()
+        return found
+
+
+def save_fast_tokenizer(source: Path, folder: Path) -> bool:
+    """Write tokenizer.json and its configuration into `folder`, of a tokenizer that `source` has in older files; False where transformers can't."""
+    import transformers
+
+    with _quiet(transformers):
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
+            tokenizer.save_pretrained(str(folder))
+        except Exception:  # noqa: BLE001 - without sentencepiece or tiktoken installed it fails in every way; the caller tells so
+            return False
+    return (folder / "tokenizer.json").is_file()
+
+
+def text_tokens(folder: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of each text by the folder's tokenizer.json, with nothing added before or after.
+
+    Raises:
+        ConversionError: transformers can't read it.
+    """
+    import transformers
+
+    with _quiet(transformers):
+        try:
+            tokenizer_class: Any = transformers.PreTrainedTokenizerFast
+            tokenizer = tokenizer_class(tokenizer_file=str(folder / "tokenizer.json"))
+            return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        except Exception as error:  # the tokenizers package raises plain Exception
+            raise ConversionError(f"{folder / 'tokenizer.json'} is not a tokenizer that transformers can read: {error}") from error
+
+
+@contextmanager
+def _silent(transformers: Any) -> Iterator[None]:
+    """As _quiet, and swallow what else is printed: reading GGUF draws a bar of its own, and saving a model imports whatever accelerate finds."""
+    with _quiet(transformers), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        yield
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep the progress bars and the advice of transformers and accelerate off the terminal inside the block."""
+    settings, accelerate = transformers.utils.logging, logging.getLogger("accelerate")
+    verbosity, has_bars, level = settings.get_verbosity(), settings.is_progress_bar_enabled(), accelerate.level
+    settings.set_verbosity_error()
+    settings.disable_progress_bar()
+    accelerate.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        settings.set_verbosity(verbosity)
+        if has_bars:
+            settings.enable_progress_bar()
+        accelerate.setLevel(level)

@@ -1,0 +1,180 @@
+"""Chat templates: from messages to the token ids that the model continues with the assistant's turn. The only file that imports `jinja2`.
+
+A template is a Jinja program that comes with a model (chat_template.jinja, or the field chat_template of tokenizer_config.json) and writes the messages
+with the model's special tokens around them. It runs in Jinja's sandbox, with the functions that such templates expect of the `transformers` package.
+
+Only the template may write special tokens: where a message spells one out, the spelling is marked before the template runs, and encoded as plain text
+after it. The marks are two code points that Unicode reserves for uses of this kind.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from trimaran.runtime.data.tokenizer import Tokenizer
+
+_START, _END = "\ufdd0", "\ufdd1"
+Message = Mapping[str, Any]
+"""One turn: `role`, such as system, user or assistant, `content`, a text, and what else the template knows."""
+
+
+class ChatError(ValueError):
+    """A chat template that can't be used, or messages that it refuses; the message is a sentence."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template.
+
+    Args:
+        source: the Jinja text.
+        origin: where it comes from, for errors.
+        names: special tokens that the template may name, such as bos_token -> "<s>".
+    """
+
+    source: str
+    origin: str
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def find(cls, folder: Path) -> "ChatTemplate | None":
+        """Return the template in a run folder, None where it has none; ChatError where its files can't be read."""
+        config = read_json(folder / "tokenizer_config.json")
+        names = {name: text for name, value in config.items() if name.endswith("_token") and (text := token_text(value)) is not None}
+        path = folder / "chat_template.jinja"
+        if path.exists():
+            return cls(path.read_text(encoding="utf-8"), str(path), names)
+        source, origin = config.get("chat_template"), str(folder / "tokenizer_config.json")
+        if isinstance(source, list):
+            source = _default_of(source, origin)
+        if source is None:
+            return None
+        if not isinstance(source, str):
+            raise ChatError(f"{origin}: chat_template must be a text or a list of named texts")
+        return cls(source, origin, names)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Return the text of the conversation; ChatError where the template is wrong or refuses the messages.
+
+        Args:
+            add_generation_prompt: whether the beginning of an assistant's turn follows.
+        """
+        environment = _environment()
+        import jinja2
+
+        known = {**self.names, "messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        try:
+            text: str = environment.from_string(self.source).render(known)
+        except jinja2.TemplateSyntaxError as error:
+            raise ChatError(f"the chat template of {self.origin} is wrong at line {error.lineno}: {error.message}") from error
+        except jinja2.TemplateError as error:
+            raise ChatError(f"the chat template of {self.origin} refuses these messages: {error}") from error
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:  # what a template's own expressions raise
+            raise ChatError(f"the chat template of {self.origin} fails on these messages: {error}") from error
+        return text
+
+    def encode(self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True) -> list[int]:
+        """Return the token ids of the conversation: special tokens where the template writes them, plain text where a message does.
+
+        Raises ChatError for messages that are none, and as `render` does.
+        """
+        check_messages(messages)
+        control = self._control_tokens(tokenizer)
+        # Longer ones first: a token takes precedence over one that it contains.
+        pattern = re.compile("|".join(re.escape(token) for token in sorted(control, key=len, reverse=True)) or "(?!)")
+        text = self.render([_marked(message, pattern) for message in messages], add_generation_prompt=add_generation_prompt)
+        ids: list[int] = []
+        for number, piece in enumerate(re.split(f"{_START}({pattern.pattern}){_END}|[{_START}{_END}]", text)):
+            if piece:  # None stands for a mark that the template has parted from its other half
+                ids += tokenizer.encode_spelled(piece) if number % 2 else tokenizer.encode_with_special(piece)
+        return ids
+
+    def _control_tokens(self, tokenizer: Tokenizer) -> list[str]:
+        """Special tokens, and other added ones that the template writes; blank ones are layout and stay text."""
+        return [text for text, is_special in tokenizer.added_tokens().items() if text.strip() and (is_special or text in self.source)]
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise ChatError, with the number of the message, where one is not a record with texts `role` and `content`."""
+    if not messages:
+        raise ChatError("a conversation must have at least one message")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise ChatError(
+                f"message {number} must be a record with the texts role and content; it is {json.dumps(message, default=str)[:200]}"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the record in a JSON file, an empty one where there is no file; ChatError where it isn't a record."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ChatError(f"{path} is not JSON ({error}); put the file of the model there again, or remove it") from error
+    if not isinstance(content, dict):
+        raise ChatError(f"{path} must hold a JSON object")
+    return content
+
+
+def token_text(value: object) -> str | None:
+    """Return the text of a special token in tokenizer_config.json, which is a text or a record with `content`; None for anything else."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def _default_of(named: Iterable[Any], origin: str) -> str:
+    templates = {each.get("name"): each.get("template") for each in named if isinstance(each, dict)}
+    if not isinstance(templates.get("default"), str):
+        raise ChatError(
+            f"{origin} has the chat templates {', '.join(map(str, templates))} and none called default; write one to chat_template.jinja"
+        )
+    return str(templates["default"])
+
+
+def _marked(value: Any, pattern: re.Pattern[str]) -> Any:
+    """Return the same with marks around every spelling of a control token in its texts."""
+    if isinstance(value, str):
+        if _START in value or _END in value:
+            raise ChatError("a message has the code points U+FDD0 or U+FDD1, which are no characters; remove them")
+        return pattern.sub(f"{_START}\\g<0>{_END}", value)
+    if isinstance(value, Mapping):
+        return {key: _marked(each, pattern) for key, each in value.items()}
+    return [_marked(each, pattern) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _environment() -> Any:
+    """Return the sandbox that templates run in."""
+    try:
+        import jinja2
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise ChatError("chat templates need the package jinja2: pip install jinja2") from error
+
+    class Generation(Extension):
+        """The block tag `generation`, by which templates mark the assistant's words for training: here it changes nothing."""
+
+        tags = {"generation"}  # noqa: RUF012 - jinja2's own attribute
+
+        def parse(self, parser: Any) -> Any:
+            """Return what stands in the block."""
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment.filters["tojson"] = tojson  # jinja2's own escapes what HTML would
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
+    return environment

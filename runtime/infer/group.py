@@ -1,0 +1,148 @@
+"""Samples that go through the stages together while text is generated: what each has so far, and what the model reads next.
+
+A pass feeds the same number of tokens to every sample: as many as the one with the most tokens outside of the key-value cache needs. One with fewer feeds
+tokens again that the cache has, one that has no more is padded on the left. So the prompts are one pass, each new token is one, and where a text has
+filled the model's context, the half of it that is kept is one. With sequence parallelism the number is rounded up to a multiple of tp.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trimaran.models.cache import KeyValueCache
+from trimaran.models.config import TransformerConfig
+from trimaran.models.parallel.parameter import Placement
+from trimaran.runtime.infer.sampling import NOT_FINITE, choose, uniforms
+from trimaran.runtime.infer.settings import Sampling
+
+Finish = Literal["length", "stop_token", "stop_string", "context"]
+Watch = Callable[[int, int], bool]
+"""Called with (sample, new token), stop tokens aside; whether the sample ends with it. Must give the same answer on every rank."""
+
+_PADDING = 0
+_DRAWS = 64  # random numbers are drawn for that many tokens at once
+
+
+@dataclass
+class Completion:
+    """One continuation.
+
+    Args:
+        tokens: the new tokens, the stop token that ended it included.
+        finish: why it ended: max_new_tokens, a stop token, `watch` (a stop string), or a full context. "length" until then.
+        slides: how often the model's context was full and its older half was left behind.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    finish: Finish = "length"
+    slides: int = 0
+
+
+class SampleGroup:
+    """The samples of one group on one rank.
+
+    Args:
+        prompts: token ids of each, at least one and at most config.max_seq_len.
+        first_sample: number of the first among all samples of the command, for the random numbers.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        first_sample: int,
+        sampling: Sampling,
+        config: TransformerConfig,
+        place: Placement,
+        watch: Watch,
+    ) -> None:
+        self.first_sample, self.sampling, self.config, self.place, self.watch = first_sample, sampling, config, place, watch
+        self.completions = [Completion() for _ in prompts]
+        self.num_new = self.num_passes = 0
+        self._prompts = prompts
+        self._contexts = [list(prompt) for prompt in prompts]  # what the model may see
+        self._num_cached = [0] * len(prompts)
+        self._alive = [True] * len(prompts)
+        self._parts = place.tp.size if place.sequence_parallel else 1
+        longest = min(config.max_seq_len, max(map(len, prompts)) + sampling.max_new_tokens)
+        self.cache = KeyValueCache(len(prompts), self._round_up(longest), config, place)
+        self._seen: Tensor | None = None
+        self._uniforms: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._contexts)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every sample has ended."""
+        return not any(self._alive)
+
+    def next_tokens(self) -> Tensor:
+        """Return what the model reads next, [samples, new] int64 on the rank's device, and tell the cache."""
+        contexts, cached = self._contexts, self._num_cached
+        lengths = list(map(len, contexts))
+        new = self._round_up(max(1, *(length - has for length, has in zip(lengths, cached, strict=True))))
+        if new == 1:
+            rows = [context[-1:] for context in contexts]
+        else:
+            rows = [[_PADDING] * (new - length) + context[-new:] for context, length in zip(contexts, lengths, strict=True)]
+        self.cache.extend_to(lengths)
+        self._num_cached = lengths
+        self.num_passes += 1
+        return torch.tensor(rows, device=self.place.device)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """Return the next token of each sample, int64 [samples]; logits: [samples, vocab], without padding. For the rank that draws alone."""
+        sampling, uniform = self.sampling, None
+        if sampling.repetition_penalty != 1.0 and self._seen is None:
+            self._seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+            for row, prompt in enumerate(self._prompts):
+                self._seen[row, torch.tensor(prompt, device=logits.device)] = True
+        if not sampling.is_greedy:
+            column = self.num_new % _DRAWS
+            if column == 0 or self._uniforms is None:
+                samples = torch.arange(self.first_sample, self.first_sample + len(self))
+                first = self.num_new - column
+                self._uniforms = uniforms(sampling.seed, samples, first, first + _DRAWS).to(logits.device)
+            uniform = self._uniforms[:, column]
+        tokens = choose(logits, sampling, self.num_new, self._seen, uniform)
+        if self._seen is not None:
+            self._seen.scatter_(1, tokens.clamp(min=0)[:, None], True)
+        return tokens
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Add the next token of each sample that has not ended; RuntimeError where the model gave none."""
+        self.num_new += 1
+        for row, token in enumerate(tokens):
+            if self._alive[row]:
+                if token == NOT_FINITE:
+                    raise RuntimeError(
+                        f"the model's logits for new token {self.num_new} of sample {self.first_sample + row} are not finite; the weights hold "
+                        "infinite values or NaN, or precision.dtype is too narrow for them"
+                    )
+                self._add(row, token)
+
+    def _add(self, row: int, token: int) -> None:
+        completion, context, sampling = self.completions[row], self._contexts[row], self.sampling
+        completion.tokens.append(token)
+        if token in sampling.stop_tokens:
+            completion.finish = "stop_token"
+        elif self.watch(self.first_sample + row, token):
+            completion.finish = "stop_string"
+        elif self.num_new < sampling.max_new_tokens:
+            if len(context) < self.config.max_seq_len:
+                context.append(token)
+                return
+            if sampling.context == "slide":
+                # The positions of what is kept change, so the cache has none of it.
+                kept = self.config.max_seq_len // 2
+                self._contexts[row], self._num_cached[row] = [*context[len(context) - kept :], token], 0
+                completion.slides += 1
+                return
+            completion.finish = "context"
+        self._alive[row] = False
+
+    def _round_up(self, count: int) -> int:
+        return -(-count // self._parts) * self._parts

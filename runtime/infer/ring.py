@@ -1,0 +1,53 @@
+"""The ring of pipeline ranks while text is generated: hidden states go to the next rank, and drawn tokens from the last rank on to the first."""
+
+import torch.distributed as dist
+from torch import Tensor
+
+from trimaran.models.parallel.group import Group, Wait, bounded
+from trimaran.runtime.mesh import Mesh
+
+
+class Ring:
+    """Transfers from each pipeline rank to the next, the last one's to the first.
+
+    A link delivers in the order of sending. Sends do not wait; a receive waits, within the group's time-out. On NCCL each directed link has a group of
+    its own (`Mesh.links`).
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._group, self._size = mesh.pp, mesh.pp.size
+        self._rank = mesh.pp.rank
+        self._links = mesh.links
+        self._sent: dict[int, list[tuple[Wait, Tensor]]] = {}
+
+    def send(self, x: Tensor, topic: int) -> None:
+        """Start sending `x` to the next rank; it must not change before `settle` of the topic, which any number will do for."""
+        group, peer = self._link(self._rank)
+        target = self._group.ranks[(self._rank + 1) % self._size]
+        x = x.contiguous()
+        work = dist.isend(x, group=group.process_group, group_dst=peer)
+        self._sent.setdefault(topic, []).append((bounded(work, group, f"a send of {list(x.shape)} to rank {target}"), x))
+
+    def receive(self, x: Tensor) -> Tensor:
+        """Fill `x` [contiguous] with what the rank before sends, and return it; RuntimeError where nothing comes."""
+        source = (self._rank - 1) % self._size
+        group, peer = self._link(source)
+        work = dist.irecv(x, group=group.process_group, group_src=peer)
+        bounded(work, group, f"a receive of {list(x.shape)} from rank {self._group.ranks[source]}")()
+        return x
+
+    def settle(self, topic: int) -> None:
+        """Wait until what was sent under the topic has left, and let go of its tensors; RuntimeError where a peer does not take it."""
+        for wait, _ in self._sent.pop(topic, ()):
+            wait()
+
+    def finish(self) -> None:
+        """Settle every topic."""
+        for topic in list(self._sent):
+            self.settle(topic)
+
+    def _link(self, source: int) -> tuple[Group, int]:
+        """The group of the link that starts at `source`, and the index of its other end in it."""
+        other = (source + 1) % self._size if source == self._rank else source
+        link = self._links.get((source, True))
+        return (self._group, other) if link is None else (link, 1 - link.rank)

@@ -1,0 +1,101 @@
+"""From logits to tokens: the filters, each a function of logits [batch, vocab], and the draw.
+
+A filter gives the tokens it leaves out a logit of -inf. Formulas and order are those of the processors of the `transformers` package, so that the same
+settings mean the same there; sources in `settings.Sampling`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimaran.kernels.random import random_words, stream_key
+from trimaran.runtime.infer.settings import Sampling
+
+NOT_FINITE = -1
+"""What `choose` gives for a sample whose logits have no finite maximum."""
+
+_TOKENS = 1 << 31  # columns of the matrix of random numbers: more tokens than any continuation has
+
+
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Return the logits with those of tokens that were seen divided by the penalty where positive, else multiplied. seen: bool [batch, vocab]."""
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def forbid(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Return the logits without the tokens of these ids."""
+    return logits.index_fill(1, torch.tensor(tokens, dtype=torch.int64, device=logits.device), -torch.inf)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Return the logits with the k largest of each sample kept; those equal to the k-th are kept too."""
+    smallest = logits.topk(min(k, logits.shape[1])).values[:, -1:]
+    return logits.masked_fill(logits < smallest, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Return the logits with the fewest kept whose probabilities sum to p or more; at least one."""
+    ascending, order = logits.sort()
+    below = ascending.softmax(-1).cumsum(-1) <= 1.0 - p
+    below[:, -1] = False
+    return logits.masked_fill(torch.zeros_like(below).scatter_(1, order, below), -torch.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Return the logits with those kept whose probability is at least p times the largest."""
+    probabilities = logits.softmax(-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
+
+
+def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Return the logits after temperature, which is not 0, and the filters that are on."""
+    # The largest becomes 0 first: a small temperature must not make it infinite.
+    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[1]:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p > 0:
+        logits = keep_min_p(logits, sampling.min_p)
+    return logits
+
+
+def uniforms(seed: int, samples: Tensor, first: int, stop: int) -> Tensor:
+    """Return the random numbers of the new tokens [first, stop) of each sample, float64 in (0, 1): [len(samples), stop - first].
+
+    Args:
+        samples: [n] int64, numbers of the samples among all of the command.
+    """
+    words = random_words(stream_key(seed, "generate"), samples, _TOKENS, first, stop)
+    return (words.double() + 0.5) * 2.0**-32
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Return a token id [batch] drawn from the softmax of each sample's logits, by its number in (0, 1); uniform: float64 [batch]."""
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    target = uniform[:, None] * cumulative[:, -1:]
+    # The first token that reaches the target: it is above 0, so a token that was left out is never it.
+    return torch.searchsorted(cumulative, target).squeeze(1).clamp_(max=logits.shape[1] - 1)
+
+
+def choose(logits: Tensor, sampling: Sampling, num_new: int, seen: Tensor | None, uniform: Tensor | None) -> Tensor:
+    """Return the next token of each sample: int64 [batch], NOT_FINITE where the largest logit is not finite.
+
+    Args:
+        logits: [batch, vocab] without padding; computed with in float32, or float64 where they are that.
+        num_new: new tokens that each sample has already.
+        seen: bool [batch, vocab], the tokens of the text so far; None where the penalty is 1.
+        uniform: float64 [batch], from `uniforms`; None where the likeliest token is taken.
+    """
+    if seen is not None:
+        logits = penalize_repetition(_wide(logits), seen, sampling.repetition_penalty)
+    if num_new < sampling.min_new_tokens and sampling.stop_tokens:
+        logits = forbid(logits, sampling.stop_tokens)
+    largest, likeliest = logits.max(-1)
+    chosen = likeliest if uniform is None else draw(filtered(_wide(logits), sampling), uniform)
+    return chosen.where(largest.isfinite(), NOT_FINITE)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

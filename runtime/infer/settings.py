@@ -1,0 +1,58 @@
+"""How a continuation is drawn and when it ends, checked whole and free of torch."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn and when a continuation ends by itself. The filters work in this order: penalty, temperature, top_k, top_p, min_p.
+
+    Args:
+        max_new_tokens: longest continuation.
+        temperature: logits are divided by it; 0 takes the likeliest token, and no filter matters then.
+        top_k: only the k likeliest tokens may be drawn; 0 for all.
+        top_p: only the likeliest tokens that together have this probability may be drawn; 1 for all (Holtzman et al. 2020, section 3.1).
+        min_p: only tokens that have this part of the likeliest token's probability may be drawn; 0 for all (Nguyen et al. 2024, section 3).
+        repetition_penalty: logits of tokens that the text has already are divided by it if positive, else multiplied; 1 for none
+            (Keskar et al., CTRL, 2019, section 4.1).
+        min_new_tokens: no stop token is drawn before that many tokens.
+        seed: the draw of a token depends on (seed, sample, number of the new token) alone.
+        stop_tokens: a continuation ends after any of them.
+        context: what happens when a text fills the model's context: "slide" goes on from its newer half, "stop" ends it.
+    Raises ValueError for a value out of its range.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    min_new_tokens: int = 0
+    seed: int = 0
+    stop_tokens: tuple[int, ...] = ()
+    context: Literal["slide", "stop"] = "slide"
+
+    def __post_init__(self) -> None:
+        # Written so that NaN is refused too.
+        for name in ("max_new_tokens", "temperature", "top_k", "min_new_tokens"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} ({value}) must not be negative" if value < 0 else f"{name} ({value}) must be a finite number")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p ({self.top_p}) must be above 0 and at most 1; 1 leaves every token")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p ({self.min_p}) must be from 0 to 1; 0 leaves every token")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty ({self.repetition_penalty}) must be above 0; 1 changes nothing")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens ({self.min_new_tokens}) must not be above max_new_tokens ({self.max_new_tokens})")
+        if self.context not in ("slide", "stop"):
+            raise ValueError(f"context ({self.context!r}) must be 'slide' or 'stop'")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temperature == 0.0

@@ -1,0 +1,73 @@
+"""From tokens to text while they come: bytes that make no character yet wait, and so does what may become a stop string."""
+
+from collections.abc import Sequence
+
+from trimaran.runtime.data.tokenizer import Tokenizer
+
+_CONTEXT = 8  # tokens before the new ones that are decoded with them: some decoders treat the first token of a text in a special way
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+def check_stop_strings(stops: Sequence[str]) -> None:
+    """Raise ValueError where one is empty: it would end every text at once."""
+    if "" in stops:
+        raise ValueError("a stop string must have at least one character")
+
+
+class TextStream:
+    """The text of one continuation. What `text` shows stays: it never holds half a character or the beginning of a stop string.
+
+    Args:
+        prompt: token ids before the continuation.
+        stops: the text ends before the first of these strings; where two end with the same character, before the longer one. Only the continuation is
+            searched, and how its characters are cut into tokens is of no account.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
+        check_stop_strings(stops)
+        self.text = ""
+        self.is_stopped = False
+        self._tokenizer, self._stops = tokenizer, tuple(stops)
+        self._context = list(prompt[-_CONTEXT:])
+        self._context_text = tokenizer.decode(self._context)
+        self._waiting: list[int] = []  # tokens whose text is not settled
+        self._held = ""  # text that may be the beginning of a stop string
+
+    def add(self, token: int) -> bool:
+        """Take the next token; return whether a stop string is complete, after which nothing more is taken."""
+        self._waiting.append(token)
+        text = self._tokenizer.decode(self._context + self._waiting)
+        if not text.endswith(_UNFINISHED):
+            self._settle(text)
+        return self.is_stopped
+
+    def finish(self) -> None:
+        """Say that no token follows: what was waiting is text now."""
+        if self._waiting and not self.is_stopped:
+            self._settle(self._tokenizer.decode(self._context + self._waiting))
+        self.text += self._held
+        self._held = ""
+
+    def _settle(self, text: str) -> None:
+        new = self._held + text[len(self._context_text) :]
+        self._context, self._waiting = self._waiting[-_CONTEXT:], []
+        self._context_text = self._tokenizer.decode(self._context)
+        found = _first_stop(new, self._stops)
+        if found is not None:
+            self.is_stopped = True
+            self.text, self._held = self.text + new[:found], ""
+            return
+        held = _length_of_beginning(new, self._stops)
+        self.text, self._held = self.text + new[: len(new) - held], new[len(new) - held :]
+
+
+def _first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Return where the stop string begins that is complete first, None where there is none."""
+    found = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
+
+
+def _length_of_beginning(text: str, stops: Sequence[str]) -> int:
+    """Return how many characters at the end of the text are the beginning of a stop string."""
+    longest = min(len(text), max((len(stop) for stop in stops), default=1) - 1)
+    return next((length for length in range(longest, 0, -1) if any(stop.startswith(text[-length:]) for stop in stops)), 0)

@@ -1,0 +1,126 @@
+"""checkpoint.init_from: a fresh run that starts from the weights of another, with an optimizer of its own and at a layout of its own."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from trimaran.models.config import TransformerConfig
+from trimaran.models.huggingface.family import essence
+from trimaran.models.transformer import parameter_shapes
+from trimaran.runtime.checkpoint.folder import latest, step_of
+from trimaran.runtime.checkpoint.manifest import CheckpointError
+from trimaran.runtime.checkpoint.reshard import Checkpoint
+from trimaran.runtime.data.prepare import PreparedData
+from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.job import Job
+from trimaran.runtime.train.state import spec_of, verify_together
+
+IMPORT_RECORD = "import.json"
+"""What `trimaran import` notes about where a run's weights come from."""
+TOKENIZER = "tokenizer.json"
+COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+"""Files about the text that stand beside tokenizer.json in a run folder; training does not read them."""
+
+# What a run may choose anew beside dropout and initialization: it changes the network little, or on purpose (a longer context).
+_MAY_DIFFER = frozenset(
+    {"max_seq_len", "rotary_base", "rotary_scaling", "attention_window", "router_aux_loss", "mup_base_width", "mup_base_head_dim"}
+)
+
+logger = logging.getLogger(__name__)
+
+
+def open_weights(place: Path) -> tuple[Checkpoint, Path]:
+    """Return the newest whole checkpoint of a run folder, or the checkpoint folder itself, and the folder of its run. Reads no weights.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    if step_of(place) is not None:
+        return Checkpoint.open(place, verify=False), place.resolve().parent.parent
+    path = latest(place / "checkpoints")
+    if path is None:
+        what = "has no whole checkpoint" if place.is_dir() else "does not exist"
+        raise CheckpointError(
+            f"{place} {what}; give the folder of a run that `trimaran train` or `trimaran import` has made, or a checkpoint in it"
+        )
+    return Checkpoint.open(path, verify=False), place
+
+
+def check_initial_weights(spec: RunSpec) -> None:
+    """Refuse checkpoint.init_from where its weights don't fit the model of `spec`; tell other differences through the log. Does nothing without it.
+
+    Raises:
+        CheckpointError: there are no such weights.
+        ValueError: they are of another model; names the fields that differ.
+    """
+    if spec.checkpoint.init_from is None:
+        return
+    place = spec.checkpoint.init_from
+    checkpoint, _ = open_weights(Path(place))
+    theirs, ours = spec_of(checkpoint).transformer, spec.transformer
+    different = _differences(theirs, ours)
+    refused = [line for name, line in different.items() if name not in _MAY_DIFFER]
+    if not refused and parameter_shapes(theirs) != parameter_shapes(ours):  # max_seq_len with a learned table of positions
+        refused = list(different.values())
+    if refused:
+        shown = "\n  ".join(refused)
+        raise ValueError(
+            f"checkpoint.init_from {place} holds weights of another model:\n  {shown}\n"
+            "set these fields as they are there (its spec.yaml has them all), or checkpoint.init_from to null"
+        )
+    for line in different.values():
+        logger.warning("the weights of checkpoint.init_from were trained otherwise: %s", line)
+
+
+def compare_tokenizers(spec: RunSpec, data: PreparedData) -> None:
+    """Tell through the log where the data's tokens are not those that the initial weights know."""
+    if spec.checkpoint.init_from is None:
+        return
+    file = open_weights(Path(spec.checkpoint.init_from))[1] / TOKENIZER
+    if not file.is_file():
+        logger.warning(
+            "checkpoint.init_from %s has no tokenizer.json: whether the data's tokens are those it knows can't be seen",
+            spec.checkpoint.init_from,
+        )
+    elif Tokenizer.load(file).definition != data.tokenizer.definition:
+        logger.warning(
+            "the data was tokenized with another tokenizer than that of checkpoint.init_from, so the weights will take its tokens for others; "
+            "set data.tokenizer to %s, unless that is what you want",
+            file,
+        )
+
+
+def take_companions(spec: RunSpec, folder: Path) -> None:
+    """Copy what stands beside the tokenizer of the initial weights (chat template, ...) to the run `folder`, unless it has some already."""
+    if spec.checkpoint.init_from is None:
+        return
+    source = open_weights(Path(spec.checkpoint.init_from))[1]
+    for name in (*COMPANIONS, IMPORT_RECORD):
+        if (source / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(source / name, folder / name)
+
+
+def load_initial_weights(job: Job) -> str:
+    """Fill the weights of a fresh job from checkpoint.init_from, whatever layout wrote it; return a sentence about it. Collective over the world.
+
+    Every rank verifies the checksums of a share of the files; if one is damaged all ranks raise CheckpointError.
+    """
+    place = job.spec.checkpoint.init_from
+    assert place is not None, "only a run with checkpoint.init_from loads initial weights"
+    checkpoint, _ = open_weights(Path(place))
+    verify_together(checkpoint, job.mesh)
+    job.optimizer.load(checkpoint.read_range, 0, weights_only=True)
+    checkpoint.close()
+    return f"starting from the weights of {checkpoint.path} (step {checkpoint.step}), with a fresh optimizer"
+
+
+def _differences(theirs: TransformerConfig, ours: TransformerConfig) -> dict[str, str]:
+    """`model.field: there -> here` of every field in which what the two compute differs, by its name."""
+    there, here = essence(theirs), essence(ours)
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return {name: f"model.{name}: {_shown(getattr(theirs, name))} -> {_shown(getattr(ours, name))}" for name in names}
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

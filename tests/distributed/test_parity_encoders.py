@@ -1,0 +1,32 @@
+"""Models that fill in hidden tokens train at every layout as in one process: see test_parity."""
+
+from typing import Any
+
+import pytest
+
+from tests.distributed.ranks import RankPool
+from tests.distributed.test_parity import DROPOUT, GPT, Layout, assert_trains_like_one_process
+
+BERT: dict[str, Any] = GPT | {
+    "objective": "masked_lm", "norm_position": "post", "embedding_norm": True, "num_token_types": 2, "activation": "gelu", "head_transform": True,
+    "head_bias": True,
+}  # fmt: skip
+XLNET: dict[str, Any] = GPT | {
+    "objective": "permutation_lm", "position": "relative", "norm_position": "post", "qkv_bias": False, "out_bias": False, "head_bias": True,
+}  # fmt: skip
+ALL_AXES = {"tp": 2, "pp": 2, "dp": 2}
+LAYOUTS = [
+    Layout("tp2-bert", {"tp": 2}, BERT),
+    Layout("pp2-bert", {"pp": 2}, BERT),
+    Layout("tp2-pp2-dp2-bert", ALL_AXES, BERT),
+    Layout("tp2-pp2-dp2-sequence-parallel-dropout-bert", ALL_AXES | {"sequence_parallel": True}, BERT | DROPOUT),
+    Layout("tp2-xlnet", {"tp": 2}, XLNET),
+    Layout("pp2-interleaved-xlnet", {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"}, XLNET),
+    Layout("tp2-pp2-dp2-xlnet", ALL_AXES, XLNET),
+    Layout("tp2-pp2-dp2-sequence-parallel-dropout-xlnet", ALL_AXES | {"sequence_parallel": True}, XLNET | DROPOUT),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_layout_trains_like_one_process(layout: Layout, ranks: RankPool) -> None:
+    assert_trains_like_one_process(layout, ranks)

@@ -1,0 +1,266 @@
+"""`trimaran generate` on a small run: what it prints, what each option does, and what it says to wrong ones. In this process, but for one test."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+import torch.distributed as dist
+from typer.testing import CliRunner
+
+from tests.launchers.runs import text_of, trimaran
+from trimaran.launchers import generate_task
+from trimaran.launchers.cli import app
+from trimaran.launchers.worker import join_world
+from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.spec import dump_spec, parse_spec
+from trimaran.runtime.train.job import build_job
+from trimaran.runtime.train.state import TrainState, save_state
+
+CONTEXT = 40
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + ' ' + message.content + '<|im_end|>' }}{% endfor %}"
+    "{{ '<|im_start|>' if add_generation_prompt }}"
+)
+
+
+def make_run(folder: Path) -> Path:
+    """Write a run folder with a checkpoint of random weights at step 0, whose tokenizer has the special tokens of conversations."""
+    inner = tokenizers.Tokenizer.from_str(Tokenizer.train([text_of(300)], 300)._inner.to_str())
+    inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    run = folder / "run"
+    spec = parse_spec(
+        {
+            "model": {
+                "num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "vocab_size": inner.get_vocab_size(),
+                "max_seq_len": CONTEXT, "init_std": 0.4,
+            },
+            "data": {"tokenizer_vocab_size": 300},
+            "optimizer": {"lr": 1e-3},
+            "train": {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": CONTEXT, "output_dir": str(run)},
+            "launcher": {"timeout_s": 60},
+        }
+    )  # fmt: skip
+    mesh = join_world(spec, torch.device("cpu"))
+    save_state(build_job(spec, mesh, torch.device("cpu")), TrainState())
+    mesh.close()
+    dist.destroy_process_group()
+    (run / "spec.yaml").write_text(dump_spec(spec))
+    inner.save(str(run / "tokenizer.json"))
+    return run
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended in this process."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("generate"))
+
+
+@pytest.fixture
+def generate(run: Path) -> Callable[..., Answer]:
+    def call(*options: str) -> Answer:
+        threads = torch.get_num_threads()
+        try:
+            result = CliRunner().invoke(app, ["generate", str(run), *options], catch_exceptions=False)
+        finally:
+            torch.set_num_threads(threads)
+        return Answer(result.exit_code, result.stdout, result.stderr)
+
+    return call
+
+
+def records(answer: Answer) -> list[dict[str, Any]]:
+    assert answer.code == 0, answer.err
+    return [json.loads(line) for line in answer.out.splitlines()]
+
+
+GREEDY = ("--temperature", "0", "--min-new-tokens", "20", "--max-new-tokens", "25")
+
+
+def test_one_prompt_is_printed_with_its_continuation(generate: Callable[..., Answer]) -> None:
+    first, again = (generate("--prompt", "abba", *GREEDY) for _ in range(2))
+    assert first.code == 0, first.err
+    assert first == again
+    assert first.out.startswith("abba")
+    assert len(first.out) > 10
+    assert first.err == ""
+    drawn = [generate("--prompt", "abba", "--seed", seed).out for seed in ("1", "1", "2")]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert generate("--max-new-tokens", "1", "--temperature", "0").out.startswith("The ")
+
+
+def test_text_is_printed_as_it_comes(generate: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+
+    def record(text: str = "", *, end: str = "\n", flush: bool = False) -> None:
+        assert flush
+        printed.append(text + end)
+
+    whole = generate("--prompt", "abba", *GREEDY).out
+    monkeypatch.setattr(generate_task, "print", record, raising=False)
+    generate("--prompt", "abba", *GREEDY)
+    assert "".join(printed) == whole
+    assert sum(text != "" for text in printed) > 3
+
+
+def test_a_file_of_prompts_gives_a_record_each(generate: Callable[..., Answer], tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("abba\n\nthe cab\nzz\nf\n")
+    found = records(generate("--prompts", str(path), *GREEDY))
+    assert [(each["index"], each["prompt"]) for each in found] == list(enumerate(["abba", "", "the cab", "zz", "f"]))
+    assert all(set(each) == {"index", "prompt", "text", "finish", "new_tokens"} for each in found)
+    assert "abba" + found[0]["text"] + "\n" == generate("--prompt", "abba", *GREEDY).out
+    assert all((each["finish"], each["new_tokens"]) == ("length", 25) for each in found if each["finish"] != "stop_token")
+
+
+def test_draws_do_not_depend_on_the_batch(generate: Callable[..., Answer], tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "ab" * length, "id": f"p{length}"}) + "\n" for length in range(1, 8)))
+    options = (
+        "--prompts",
+        str(path),
+        "--max-new-tokens",
+        "12",
+        "--seed",
+        "5",
+        "--top-p",
+        "0.9",
+        "--repetition-penalty",
+        "1.2",
+        "--min-p",
+        "0.01",
+    )
+    found = [records(generate(*options, "--batch-size", size)) for size in ("1", "3", "16")]
+    assert found[0] == found[1] == found[2]
+    assert [each["id"] for each in found[0]] == [f"p{length}" for length in range(1, 8)]
+    assert len({each["text"] for each in found[0]}) == 7
+
+
+def test_stop_strings_end_the_text_before_them(generate: Callable[..., Answer], tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("abba\nthe cab\n")
+    whole = records(generate("--prompts", str(path), *GREEDY))
+    stop = whole[0]["text"][4:7]
+    found = records(generate("--prompts", str(path), *GREEDY, "--stop", stop, "--stop", "never there"))
+    assert found[0]["text"] == whole[0]["text"][: whole[0]["text"].index(stop)]
+    assert found[0]["finish"] == "stop_string"
+    assert found[0]["new_tokens"] < whole[0]["new_tokens"]
+    assert generate("--prompt", "abba", *GREEDY, "--stop", stop).out == "abba" + found[0]["text"] + "\n"
+
+
+def test_stop_tokens_and_the_tokens_before_them(run: Path, generate: Callable[..., Answer], tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("abba\n")
+    tokenizer = Tokenizer.load(run / "tokenizer.json")
+    (whole,) = records(generate("--prompts", str(path), *GREEDY))
+    third = tokenizer.encode(whole["text"])[2]
+    name = tokenizer._inner.id_to_token(third)
+    options = ("--prompts", str(path), *GREEDY, "--min-new-tokens", "1", "--stop-token", name)
+    (found,) = records(generate(*options))
+    assert found["finish"] == "stop_token"
+    assert found["new_tokens"] < 10
+    assert whole["text"].startswith(found["text"])
+    (later,) = records(generate(*options, "--min-new-tokens", "10"))
+    assert later["new_tokens"] > 10
+
+
+def test_a_full_context_slides_or_stops_and_says_so(generate: Callable[..., Answer]) -> None:
+    slid = generate("--prompt", "ab", "--max-new-tokens", "100", "--min-new-tokens", "100")
+    assert "1 of 1 texts filled the model's context of 40 tokens and went on from its newer half" in slid.err
+    stopped = generate("--prompt", "ab", "--max-new-tokens", "100", "--min-new-tokens", "100", "--context", "stop")
+    assert "1 of 1 texts ended because the model's context of 40 tokens was full" in stopped.err
+    assert slid.out.startswith(stopped.out[:-2])
+    assert len(slid.out) > len(stopped.out)
+    assert slid.code == stopped.code == 0
+
+
+def test_a_conversation(run: Path, generate: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    question = ("--chat", "--prompt", "why<|im_end|>?", *GREEDY)
+    refused = generate(*question)
+    assert refused.code == 2
+    assert "run has no chat template, which a model that was tuned for conversations brings" in refused.err
+    monkeypatch.setattr("trimaran.launchers.worker.run_task", lambda task: tasks.append(task))
+    tasks: list[generate_task.GenerateTask] = []
+    (run / "chat_template.jinja").write_text(TEMPLATE)
+    (run / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    try:
+        assert generate(*question, "--system", "be kind").code == 0
+        path = tmp_path / "prompts.jsonl"
+        path.write_text('"why?"\n{"messages": [{"role": "poet", "content": "oh"}], "id": 3}\n')
+        assert generate("--chat", "--prompts", str(path), "--system", "be kind").code == 0
+    finally:
+        (run / "chat_template.jinja").unlink()
+        (run / "tokenizer_config.json").unlink()
+    tokenizer = Tokenizer.load(run / "tokenizer.json")
+    start, end = (tokenizer.id_of(name) for name in ("<|im_start|>", "<|im_end|>"))
+    (alone,) = tasks[0].prompts
+    assert tokenizer.decode(alone.tokens) == "<|im_start|>system be kind<|im_end|><|im_start|>user why<|im_end|>?<|im_end|><|im_start|>"
+    assert (alone.tokens.count(start), alone.tokens.count(end)) == (3, 2), "the user's own spelling is text"  # type: ignore[arg-type]
+    assert end in tasks[0].sampling.stop_tokens
+    assert [tokenizer.decode(each.tokens) for each in tasks[1].prompts] == [
+        "<|im_start|>system be kind<|im_end|><|im_start|>user why?<|im_end|><|im_start|>",
+        "<|im_start|>poet oh<|im_end|><|im_start|>",
+    ]
+
+
+def test_the_answer_alone_is_printed(run: Path, generate: Callable[..., Answer]) -> None:
+    (run / "chat_template.jinja").write_text(TEMPLATE)
+    try:
+        answer = generate("--chat", "--prompt", "why?", *GREEDY)
+    finally:
+        (run / "chat_template.jinja").unlink()
+    assert answer.code == 0, answer.err
+    assert "why?" not in answer.out
+    assert "<|im_start|>user" not in answer.out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--top-p", "0"), "top_p (0.0) must be above 0 and at most 1"),
+        (("--min-p", "2"), "min_p (2.0) must be from 0 to 1"),
+        (("--temperature", "nan"), "temperature (nan) must be a finite number"),
+        (("--repetition-penalty", "0"), "repetition_penalty (0.0) must be above 0"),
+        (("--min-new-tokens", "300"), "min_new_tokens (300) must not be above max_new_tokens (200)"),
+        (("--stop", ""), "--stop must have at least one character"),
+        (("--stop-token", "nonsense"), "'nonsense' is no token of"),
+        (("--prompt", "a", "--prompts", "b"), "give either --prompt or --prompts, not both"),
+        (("--prompts", "nowhere.txt"), "nowhere.txt: No such file"),
+        (("--system", "be kind"), "--system is for --chat"),
+        (("--chat",), "--chat needs a question: give --prompt or --prompts"),
+        (("--prompt", "abc " * 60), "more than the 40 of the model's context (model.max_seq_len); shorten it"),
+        (("--tp", "3"), "num_heads"),
+        (("--pp", "3"), "pp"),
+    ],
+    ids=str,
+)
+def test_wrong_options_get_a_sentence(options: tuple[str, ...], words: str, generate: Callable[..., Answer]) -> None:
+    answer = generate(*options)
+    assert answer.code == 2
+    assert answer.err.startswith("error: ")
+    assert words in answer.err
+    assert answer.out == ""
+
+
+@pytest.mark.slow
+def test_four_ranks_print_what_one_prints(run: Path, generate: Callable[..., Answer], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("abba\nthe cab\n\nab ab ab\nf\n")
+    options = ("--prompts", "prompts.txt", "--max-new-tokens", "60", "--seed", "2")
+    alone = generate("--prompts", str(tmp_path / "prompts.txt"), *options[2:])
+    outcome = trimaran(tmp_path, "generate", str(run), *options, "--tp", "2", "--pp", "2")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == alone.out
+    assert outcome.err == alone.err
+    assert outcome.left == []

@@ -1,0 +1,98 @@
+"""`trimaran models` and `trimaran coordinate-check`: what they print, draw and refuse."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.launchers.runs import make_workplace, trimaran
+from trimaran.launchers.models import section_of_preset, short_count
+from trimaran.models.presets import CATALOG, PRESETS, preset
+from trimaran.runtime.spec import parse_spec
+
+SMALL = [
+    "--set",
+    "model.num_layers=1",
+    "--set",
+    "train.global_batch_size=2",
+    "--set",
+    "train.micro_batch_size=1",
+    "--set",
+    "train.seq_len=8",
+]
+
+
+def test_models_lists_every_preset_with_its_source(tmp_path: Path) -> None:
+    outcome = trimaran(tmp_path, "models")
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert len(lines) == len(PRESETS) + 1
+    assert lines[0].split()[:5] == ["name", "parameters", "layers", "hidden", "heads/kv"]
+    (falcon,) = [line for line in lines if line.startswith("falcon-40b ")]
+    assert falcon.split()[:8] == ["falcon-40b", "41.3B", "60", "8192", "128/8", "32768", "65024", "2048"]
+    assert "Almazrouei et al. 2023" in falcon
+
+
+def test_models_lists_the_names_that_begin_so(tmp_path: Path) -> None:
+    outcome = trimaran(tmp_path, "models", "gemma2")
+    assert outcome.code == 0, outcome.err
+    assert [line.split()[0] for line in outcome.out.splitlines()[1:]] == ["gemma2-2b", "gemma2-9b", "gemma2-27b"]
+
+
+def test_models_shows_one_whole(tmp_path: Path) -> None:
+    outcome = trimaran(tmp_path, "models", "llama3.1-8b")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == section_of_preset("llama3.1-8b")
+    assert "# llama3.1-8b: 8,030,261,248 parameters" in outcome.out
+
+
+def test_models_names_the_nearest(tmp_path: Path) -> None:
+    outcome = trimaran(tmp_path, "models", "falcn-40b")
+    assert outcome.code == 2
+    assert outcome.last_line == "error: unknown preset 'falcn-40b'; did you mean falcon-40b?"
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_what_is_shown_is_a_model_section_of_the_same_shape(name: str) -> None:
+    shown = yaml.safe_load(section_of_preset(name))
+    rest = {"optimizer": {"lr": 1e-3}, "train": {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": 8}}
+    spec = parse_spec({**shown, "data": {"tokenizer_vocab_size": 258}, **rest})
+    assert spec.transformer == preset(name)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(950, "950"), (124_439_808, "124M"), (999_600_000, "1.00B"), (6_738_415_616, "6.74B"), (41_303_293_952, "41.3B"), (1_008_038_707_200, "1.01T")],
+)  # fmt: skip
+def test_counts_have_three_digits(count: int, text: str) -> None:
+    assert short_count(count) == text
+
+
+@pytest.mark.parametrize("name", ["sizes.svg", "sizes.png"])
+def test_coordinate_check_prints_slopes_and_draws(name: str, tmp_path: Path) -> None:
+    make_workplace(tmp_path)
+    mup = ["--set", "model.init=mup", "--set", "model.mup_base_width=32", *SMALL]
+    outcome = trimaran(tmp_path, "coordinate-check", "spec.yaml", "--widths", "32,64", "--steps", "2", "--picture", name, *mup)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.split()[:3] == ["slope", "over", "the"]
+    for words in ("embedding", "layers.0.attention", "logits", "mup: after 2 steps the slope farthest from 0 is", "normal: after 2 steps"):
+        assert words in outcome.out
+    data = (tmp_path / name).read_bytes()
+    assert data.startswith(b"\x89PNG") if name.endswith("png") else b"<svg" in data
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--widths", "64"], "--widths must be two or more whole numbers with commas between them, such as 64,128,256; got '64'"),
+        (["--widths", "64,wide"], "--widths must be two or more whole numbers"),
+        (["--picture", "sizes.gif"], "--picture must end in .svg or .png; got sizes.gif"),
+        (["--widths", "32,33", *SMALL], "no whole number; give --widths that are multiples of"),
+    ],
+)  # fmt: skip
+def test_coordinate_check_refuses(arguments: list[str], words: str, tmp_path: Path) -> None:
+    make_workplace(tmp_path)
+    outcome = trimaran(tmp_path, "coordinate-check", "spec.yaml", *arguments)
+    assert outcome.code == 2
+    assert words in outcome.last_line
