@@ -121,7 +121,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """
     _check_residual(x, residual)
     if _is_plain(x, weight):
-        total = (x + residual).to(x.dtype)
+        total = x + residual
+        total = total if total.dtype == x.dtype else total.to(x.dtype)
         return total, F.rms_norm(total, weight.shape, weight, eps)
     sum_and_norm: tuple[Tensor, Tensor] = run(_AddRMSNorm, x, residual, weight, eps)
     return sum_and_norm

@@ -175,6 +175,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, back: bool, in
     """The torch twin of one rotation, of all of x or in its place."""
     rot, dtype = 2 * cos.shape[-1], torch.promote_types(x.dtype, cos.dtype)
     turn = _turn_neighbours if interleaved else _turn_halves
+    if rot == x.shape[-1] and x.dtype == cos.dtype and not in_place:
+        return turn(x, cos, sin, -1 if back else 1)
     out = turn(x[..., :rot].to(dtype), cos.to(dtype), sin.to(dtype), -1 if back else 1).to(x.dtype)
     if in_place:
         x[..., :rot] = out

@@ -69,7 +69,7 @@ def export(
             exported = export_model(run, target, options, progress)
         _say_agreements(exported.agreements)
         say(f"{exported.architecture} in {exported.dtype}, {exported.num_bytes / _GIB:.2f} GiB of weights: {exported.folder}")
-        say(f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(exported.folder)!r}), or vllm serve {exported.folder}")
+        say(f"load it: transformers.{exported.architecture}.from_pretrained({str(exported.folder)!r}), or vllm serve {exported.folder}")
 
 
 def _name_of(source: Path) -> str:
@@ -144,7 +144,7 @@ def _say_agreements(agreements: "list[Agreement]") -> None:
 def _say_what_next(imported: "Imported") -> None:
     run, output = imported.run, imported.spec.train.output_dir
     say(f"{imported.family} model imported into {run}")
-    if imported.has_tokenizer:
+    if imported.has_tokenizer and imported.spec.transformer.is_causal:
         say(f"text: trimaran generate {run} --prompt 'To be'")
     say(
         f'train on from it, at any layout, into {output}: trimaran train {run}/spec.yaml --set "data.source=[my-texts]" --set parallel.pp=2'

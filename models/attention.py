@@ -93,8 +93,9 @@ class Attention(nn.Module):
         Args:
             q, kv: outputs of the projections of these names, [batch, seq, local heads * head_dim] and [batch, seq, 2 * kv heads * head_dim].
         """
-        q = q.unflatten(-1, (-1, self.head_dim))
-        k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in kv.chunk(2, dim=-1))
+        batch, seq_len = q.shape[:2]
+        q = q.view(batch, seq_len, -1, self.head_dim)
+        k, v = kv.view(batch, seq_len, 2, -1, self.head_dim).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.first_kv_head is not None:

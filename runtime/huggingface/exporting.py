@@ -114,7 +114,7 @@ def export_model(run: Path, target: Path, options: ExportOptions, progress: Prog
             options.memory_bytes,
             temporary / "offload",
         )
-        agreements = proof.run(lambda done, total: progress.advance("comparing logits, layer", done, total))
+        agreements = proof.run(progress)
         shutil.rmtree(temporary / "offload", ignore_errors=True)
         card = Card(
             target.name if target.parent != model.run else model.run.absolute().name,

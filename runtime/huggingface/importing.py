@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from trimaran.runtime.huggingface.folder import new_folder, refuse_without_space
 from trimaran.runtime.huggingface.plan import Plan, make_plan
 from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.proof import Agreement, Proof
-from trimaran.runtime.huggingface.source import ConversionError, ModelFolder
+from trimaran.runtime.huggingface.source import PICKLES, ConversionError, ModelFolder, pickle_refused
 from trimaran.runtime.huggingface.theirs import folder_of_gguf, gguf_config, require_transformers, save_fast_tokenizer
 from trimaran.runtime.spec import RunSpec, dump_spec, parse_spec
 from trimaran.runtime.train.initial import COMPANIONS, IMPORT_RECORD, TOKENIZER
@@ -84,10 +85,18 @@ def import_model(source: Path, run: Path, limits: Limits = Limits(), progress: P
 def _check_gguf(source: Path) -> None:
     """Refuse what is no GGUF file, and a network that we don't have, before the weights are read."""
     with source.open("rb") as file:
-        if file.read(len(_GGUF)) != _GGUF:
-            raise ConversionError(f"{source} is not a GGUF file; give a .gguf file, or a folder with config.json and model.safetensors")
+        is_gguf = file.read(len(_GGUF)) == _GGUF
+    if not is_gguf:
+        if any(fnmatch(source.name, pattern) for pattern in PICKLES):
+            raise pickle_refused(source.parent, source.name)
+        raise ConversionError(f"{source} is not a GGUF file; give a .gguf file, or the folder with config.json and model.safetensors")
     require_transformers("gguf")
-    family_of(gguf_config(source))
+    try:
+        family_of(gguf_config(source))
+    except ConversionError:
+        raise
+    except ValueError as error:
+        raise ConversionError(f"{source}: {error}") from error
 
 
 def _fill(temporary: Path, plan: Plan, source: Path, run: Path, limits: Limits, progress: Progress) -> Imported:
@@ -109,7 +118,7 @@ def _fill(temporary: Path, plan: Plan, source: Path, run: Path, limits: Limits, 
         limits.memory_bytes,
         temporary / "offload",
     )
-    agreements = proof.run(lambda done, total: progress.advance("comparing logits, layer", done, total))
+    agreements = proof.run(progress)
     shutil.rmtree(temporary / "offload", ignore_errors=True)
     (temporary / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
     record = {
@@ -163,7 +172,7 @@ def write_checkpoint(plan: Plan, spec: RunSpec, folder: Path, shard_bytes: int, 
 
 def _pieces(plan: Plan, shard_bytes: int, progress: Progress) -> Iterator[ShardPiece]:
     """Every parameter in pieces of at most `shard_bytes`, in the order of the network."""
-    tensors = done = 0
+    tensors, done, total = 0, 0, plan.num_bytes
     for unit in plan.units:
         for name, tensor in plan.read(unit).items():
             data = tensor.reshape(-1).contiguous()
@@ -172,7 +181,7 @@ def _pieces(plan: Plan, shard_bytes: int, progress: Progress) -> Iterator[ShardP
                 yield ShardPiece(name, "weight", data[start : start + most], whole(tensor.shape), tuple(tensor.shape), start)
         tensors += len(unit.theirs)
         done += plan.bytes_of(unit)
-        progress.advance(f"writing weights, tensor {tensors} of {len(plan.stored)}", done, plan.num_bytes)
+        progress.advance(f"writing weights, tensor {tensors} of {len(plan.stored)}", done, total)
 
 
 def _parts(pieces: Iterator[ShardPiece], shard_bytes: int) -> Iterator[list[ShardPiece]]:

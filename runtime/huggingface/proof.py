@@ -19,6 +19,7 @@ from trimaran.models.parallel.group import single
 from trimaran.models.parallel.parameter import Placement
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.transformer import Stage
+from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.source import ConversionError
 from trimaran.runtime.huggingface.theirs import text_tokens, their_logits
 
@@ -162,7 +163,7 @@ class Proof:
     memory_bytes: int
     scratch: Path
 
-    def run(self, on_layer: OnLayer = lambda done, total: None) -> list[Agreement]:
+    def run(self, progress: Progress = Progress()) -> list[Agreement]:  # noqa: B008 - it is frozen
         """Compute both sides and return how far they lie apart.
 
         Raises:
@@ -170,8 +171,9 @@ class Proof:
         """
         inputs = proof_inputs(self.config, self.tokenizer_folder)
         flat = [tensor for tensors in inputs.values() for tensor in tensors]
-        ours = our_logits(self.config, self.read, flat, on_layer)
+        ours = our_logits(self.config, self.read, flat, lambda done, total: progress.advance("our logits, layer", done, total))
         gc.collect()
+        progress.advance("their logits, input", 0, len(flat))
         theirs = their_logits(
             self.folder,
             self.architecture,
@@ -179,6 +181,7 @@ class Proof:
             weight_bytes=4 * self.config.num_parameters(),
             memory_bytes=self.memory_bytes,
             scratch=self.scratch,
+            on_input=lambda done: progress.advance("their logits, input", done, len(flat)),
         )
         agreements = compare(inputs, ours, theirs)
         if not all(agreement.holds for agreement in agreements):

@@ -18,7 +18,7 @@ from torch import Tensor
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _MOST_JSON_BYTES = 256 << 20  # an index of 100,000 tensors has 10 MiB; what is larger is no index
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin.index.json")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin.index.json")
 # What a safetensors header calls the dtypes that are weights; the others (I8, F8_E4M3, ...) are quantized and mean nothing without their scales.
 DTYPES: Mapping[str, torch.dtype] = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -141,6 +141,14 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def pickle_refused(folder: Path, name: str) -> ConversionError:
+    """Return the error about a file of pickled weights."""
+    return ConversionError(
+        f"{folder} holds its weights as pickle ({name}), and loading a pickle can run any code its maker put in, so trimaran never does; "
+        "where you trust the maker, convert it: transformers.AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
+    )
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
@@ -188,12 +196,9 @@ def _read_indexed(path: Path) -> dict[str, StoredTensor]:
 
 
 def _no_safetensors(path: Path) -> ConversionError:
-    pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern) if not file.name.startswith("training_args"))
+    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern) if not file.name.startswith("training_args"))
     if pickles:
-        return ConversionError(
-            f"{path} holds its weights as pickle ({pickles[0]}), and loading a pickle can run any code its maker put in, so trimaran never does; "
-            "where you trust the maker, convert it: transformers.AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
-        )
+        return pickle_refused(path, pickles[0])
     others = sorted(file.name for file in path.glob("*.safetensors"))
     found = f"; it has {', '.join(others[:3])}" if others else ""
     return ConversionError(f"{path} has neither {WEIGHTS} nor {INDEX}{found}; give the folder of a saved model")

@@ -1,7 +1,7 @@
 """Everything that asks transformers: the logits of its model, a GGUF file as a model folder, a fast tokenizer. The only file that imports it."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
@@ -26,7 +26,14 @@ def require_transformers(*more: str) -> None:
 
 @torch.no_grad()
 def their_logits(
-    folder: Path, architecture: str, inputs: Sequence[Tensor], *, weight_bytes: int, memory_bytes: int, scratch: Path
+    folder: Path,
+    architecture: str,
+    inputs: Sequence[Tensor],
+    *,
+    weight_bytes: int,
+    memory_bytes: int,
+    scratch: Path,
+    on_input: Callable[[int], None] = lambda done: None,
 ) -> list[Tensor]:
     """Return the logits [batch, seq, vocab] float32 that transformers computes for each input [batch, seq] from a model folder, in float32.
 
@@ -35,6 +42,7 @@ def their_logits(
         weight_bytes: of the weights in float32. More than `memory_bytes` of them stay on disk, and each module reads its own when it runs.
         memory_bytes: most bytes of weights held at once.
         scratch: folder for what transformers must write to read it again; made if missing.
+        on_input: called with how many inputs are done.
 
     Raises:
         ConversionError: transformers can't load the folder.
@@ -52,7 +60,11 @@ def their_logits(
             model = model_class.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options).eval()
         except (ValueError, OSError, RuntimeError, KeyError, AttributeError, TypeError) as error:
             raise ConversionError(f"transformers can't load {folder} as {architecture}, so nothing can be compared: {error}") from error
-        return [model(input_ids=tokens, use_cache=False).logits.float() for tokens in inputs]
+        logits = []
+        for tokens in inputs:
+            logits.append(model(input_ids=tokens, use_cache=False).logits.float())
+            on_input(len(logits))
+        return logits
 
 
 @contextmanager

@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from trimaran.models.config import SHAPE_RULES, TransformerConfig
+from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import FieldError, nearest_divisors, nearest_multiples, one_of
 from trimaran.models.presets import PRESETS
+from trimaran.models.shape_rules import SHAPE_RULES
 from trimaran.runtime.spec.errors import SpecError
 from trimaran.runtime.spec.fields import RunFields, draft_transformer, num_predicted
 

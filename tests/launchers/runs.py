@@ -128,9 +128,9 @@ class Command:
     def printed(self) -> str:
         return (self.folder / "out").read_text() + (self.folder / "err").read_text()
 
-    def finish(self) -> Outcome:
+    def finish(self, timeout_s: float = TIMEOUT_S) -> Outcome:
         """Wait for the end and look for what is left."""
-        code = self.process.wait(TIMEOUT_S)
+        code = self.process.wait(timeout_s)
         return Outcome(code, (self.folder / "out").read_text(), (self.folder / "err").read_text(), self.left_behind(20.0))
 
     def left_behind(self, patience_s: float) -> list[str]:
@@ -148,10 +148,10 @@ def shared_memory() -> set[str]:
     return {name for name in os.listdir(SHARED_MEMORY) if name.startswith("trimaran-")}
 
 
-def trimaran(folder: Path, *arguments: str) -> Outcome:
+def trimaran(folder: Path, *arguments: str, timeout_s: float = TIMEOUT_S) -> Outcome:
     """Run any command to its end."""
     with Command.start(folder, list(arguments)) as command:
-        return command.finish()
+        return command.finish(timeout_s)
 
 
 def text_of(num_lines: int, seed: int = 0) -> str:

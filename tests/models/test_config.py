@@ -34,7 +34,14 @@ def test_small_shape_is_counted_by_hand_with_grouped_heads_and_biases() -> None:
 
 def test_experts_are_counted_whole_and_as_a_token_meets_them() -> None:
     config = TransformerConfig(
-        num_layers=32, hidden_size=4096, num_heads=32, num_kv_heads=8, ffn_hidden_size=14336, vocab_size=32000, max_seq_len=32768, num_experts=8
+        num_layers=32,
+        hidden_size=4096,
+        num_heads=32,
+        num_kv_heads=8,
+        ffn_hidden_size=14336,
+        vocab_size=32000,
+        max_seq_len=32768,
+        num_experts=8,
     )
     # Mixtral 8x7B as released; Jiang et al. 2024, section 1, print 47B and 13B.
     assert config.num_parameters() == 46_702_792_704

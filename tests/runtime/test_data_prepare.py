@@ -212,7 +212,9 @@ def spec_for(folder: Path, model_vocab_size: int, *, objective: str = "causal_lm
         tokenizer_vocab_size=300,
         held_out_fraction=0.2,
     )
-    return cast("RunSpec", SimpleNamespace(data=data, seed=7, transformer=SimpleNamespace(vocab_size=model_vocab_size, objective=objective)))
+    return cast(
+        "RunSpec", SimpleNamespace(data=data, seed=7, transformer=SimpleNamespace(vocab_size=model_vocab_size, objective=objective))
+    )
 
 
 def test_prepare_data_reads_the_fields_of_the_run_spec(tmp_path: Path) -> None:

