@@ -123,6 +123,6 @@ def _generate(
 def _at_layout(spec: RunSpec, tp: int, pp: int) -> RunSpec:
     """The spec with a plain tp x pp layout."""
     raw = spec.model_dump(mode="json")
-    raw["parallel"] = {"tp": tp, "pp": pp, "shared_memory": spec.parallel.shared_memory}
+    raw["parallel"] = {"tp": tp, "pp": pp, "shared_memory": spec.parallel.shared_memory, "uneven_heads": True}
     raw["launcher"]["threads_per_rank"] = None
     return parse_spec(raw)

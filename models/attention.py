@@ -17,17 +17,17 @@ class QueryKeyNorm(nn.Module):
     """RMSNorm of queries or keys before their rotation: over each head (Qwen 3), or over the heads of all tp ranks together (OLMo 2).
 
     Args:
-        width: numbers of all heads together, on all tp ranks; is_cut: whether this rank has only its share of them.
+        width: numbers of all heads together, on all tp ranks; is_cut: whether this rank has only its share of them, a multiple of `unit` numbers.
     """
 
-    def __init__(self, config: TransformerConfig, place: Placement, *, width: int, is_cut: bool) -> None:
+    def __init__(self, config: TransformerConfig, place: Placement, *, width: int, is_cut: bool, unit: int) -> None:
         super().__init__()
         self.over_heads, self.eps, self.kernels = config.query_key_norm == "width", config.norm_eps, place.kernels
         self.width, self.group = width, place.tp if is_cut and self.over_heads and place.tp.size > 1 else None
         shape = (width if self.over_heads else config.head_dim,)
         # A scale that every tp rank holds meets only that rank's heads, so each rank's gradient is a part of the sum.
         dim = 0 if self.group is not None else None
-        self.weight = new_parameter(shape, place, dim=dim, init="ones", decay=False, partial_over_tp=dim is None)
+        self.weight = new_parameter(shape, place, dim=dim, init="ones", decay=False, partial_over_tp=dim is None, unit=unit)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x [batch, seq, local heads, head_dim] normalised. Collective over tp where the heads of all ranks count."""
@@ -45,7 +45,8 @@ class QueryKeyNorm(nn.Module):
 class Attention(nn.Module):
     """Self-attention, causal where the objective is; this tp rank computes heads / tp query heads and kv_heads / tp key-value heads.
 
-    Where there are fewer key-value heads than tp ranks, every rank holds them all, computes with the one that its queries read, and its gradient is a
+    A key-value head and the query heads that read it stay on one rank. Where tp does not divide the key-value heads, the last rank's are fewer, and
+    heads of zeros take their place: zeros they stay, for what they read and what is made of it is zero. Where there are fewer key-value heads than tp ranks, every rank holds them all, computes with the one that its queries read, and its gradient is a
     part of the sum over tp.
     """
 
@@ -53,21 +54,25 @@ class Attention(nn.Module):
         super().__init__()
         tp, site = place.tp, f"layers.{index}.attention"
         self.index, self.head_dim, self.num_heads = index, config.head_dim, config.num_heads
-        self.local_heads, self.local_kv_heads = config.num_heads // tp.size, local_kv_heads(config, tp.size)
+        cuts_kv = config.num_kv_heads >= tp.size
+        group = config.num_heads // config.num_kv_heads
+        self.local_kv_heads = local_kv_heads(config, tp.size)
+        self.local_heads = self.local_kv_heads * group if cuts_kv else config.num_heads // tp.size
+        kv_unit, unit = config.head_dim, config.head_dim * (group if cuts_kv else 1)
         self.first_head = self.local_heads * tp.rank
         self.dropout_rate, self.dropout_key = config.attention_dropout, stream_key(seed, f"{site}.probabilities")
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        cuts_kv = config.num_kv_heads % tp.size == 0
         self.first_kv_head = None if cuts_kv else tp.rank * config.num_kv_heads // tp.size
-        self.q = ColumnParallelLinear(config.hidden_size, width, place, bias=config.qkv_bias, initial=initial(config, "query"))
+        self.q = ColumnParallelLinear(config.hidden_size, width, place, bias=config.qkv_bias, initial=initial(config, "query"), unit=unit)
         into_kv = initial(config, "key", "value")
         self.kv = ColumnParallelLinear(
-            config.hidden_size, kv_width, place, bias=config.qkv_bias, initial=into_kv, parts=2, is_whole=not cuts_kv
+            config.hidden_size, kv_width, place, bias=config.qkv_bias, initial=into_kv, parts=2, is_whole=not cuts_kv, unit=kv_unit
         )
         has_norms = config.query_key_norm != "none"
-        self.q_norm = QueryKeyNorm(config, place, width=width, is_cut=True) if has_norms else None
-        self.k_norm = QueryKeyNorm(config, place, width=kv_width, is_cut=cuts_kv) if has_norms else None
-        self.out = RowParallelLinear(width, config.hidden_size, place, bias=config.out_bias, initial=initial(config, "attention_output"))
+        self.q_norm = QueryKeyNorm(config, place, width=width, is_cut=True, unit=unit) if has_norms else None
+        self.k_norm = QueryKeyNorm(config, place, width=kv_width, is_cut=cuts_kv, unit=kv_unit) if has_norms else None
+        into_out = initial(config, "attention_output")
+        self.out = RowParallelLinear(width, config.hidden_size, place, bias=config.out_bias, initial=into_out, unit=unit)
         self.kernels, self.interleaved = place.kernels, config.rotary_interleaved
         self.options = AttentionOptions(
             causal=config.is_causal,
@@ -79,6 +84,7 @@ class Attention(nn.Module):
         self.slopes: Tensor | None = None
         if config.position == "alibi":
             slopes = alibi_slopes(config.num_heads)[self.first_head : self.first_head + self.local_heads]
+            slopes += [0.0] * (self.local_heads - len(slopes))
             self.slopes = torch.tensor(slopes, dtype=torch.float32, device=place.device) * config.alibi_scale
 
     def forward(self, x: Tensor, carried: Pass) -> Tensor:

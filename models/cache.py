@@ -14,8 +14,8 @@ RotaryTables = tuple[Tensor, Tensor]
 
 
 def local_kv_heads(config: TransformerConfig, tp_size: int) -> int:
-    """Return how many key-value heads a tp rank computes with: its share, or one where there are fewer heads than ranks."""
-    return max(1, config.num_kv_heads // tp_size)
+    """Return how many key-value heads a tp rank computes with: its share, rounded up, or one where there are fewer heads than ranks."""
+    return -(-config.num_kv_heads // tp_size)
 
 
 class KeyValueCache:
@@ -41,7 +41,8 @@ class KeyValueCache:
         if max(lengths) > self.capacity:
             raise ValueError(f"a sample of {max(lengths)} tokens does not fit into a key-value cache of {self.capacity}")
         self.host_lengths = list(lengths)
-        self.lengths = torch.tensor(self.host_lengths, dtype=torch.int32).to(self.lengths.device)
+        with torch.inference_mode(False):  # a tensor with a version, by which the layers share what they make from it
+            self.lengths = torch.tensor(self.host_lengths, dtype=torch.int32).to(self.lengths.device)
 
     def of_layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Return (keys, values) of layer `index` (global number), zeros where nothing has been written."""

@@ -5,104 +5,43 @@ Imports no torch, so that a wrong shape is refused before anything heavy is load
 """
 
 import math
-from typing import Annotated, Any, Final, Literal, Self
+from collections.abc import Callable, Iterator
+from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from trimaran.models.choices import (
+    GATED_ACTIVATIONS,
+    Activation,
+    AttentionKind,
+    BlockKind,
+    Initialization,
+    Norm,
+    NormPosition,
+    Objective,
+    Position,
+    QueryKeyNorm,
+    RotaryScaling,
+    default_attention_scale,
+    default_ffn_hidden_size,
+    default_head_dim,
+    default_logits_scale,
+    default_mup_base_head_dim,
+    default_num_kv_heads,
+    default_residual_scale,
+    like_bias,
+)
 from trimaran.models.fields import (
     Count,
     Dropout,
+    FieldError,
     NonNegative,
     NonNegativeWhole,
     Positive,
+    nearest_divisors,
+    nearest_multiples,
+    one_of,
 )
-from trimaran.models.shape_rules import SHAPE_RULES
-
-Position = Literal["learned", "rotary", "alibi", "relative", "none"]
-Norm = Literal["layernorm", "rmsnorm"]
-NormPosition = Literal["pre", "post", "branch", "sandwich", "none"]
-BlockKind = Literal["sequential", "parallel", "parallel_one_norm"]
-Activation = Literal["relu", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"]
-QueryKeyNorm = Literal["none", "head", "width"]
-AttentionKind = Literal["full", "window"]
-Objective = Literal["causal_lm", "masked_lm", "permutation_lm"]
-Initialization = Literal["normal", "depth_scaled", "small_init", "xavier", "fan_in", "tfixup", "deepnorm", "mup"]
-GATED_ACTIVATIONS: Final = ("swiglu", "geglu", "geglu_tanh")
-
-
-class RotaryScaling(BaseModel):
-    """How rotary frequencies are stretched to longer contexts; the formulas stand in kernels/rotary.py under the same names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    kind: Literal["linear", "ntk", "dynamic_ntk", "yarn", "llama3"] = Field(description="Which formula.")
-    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(description="How many times longer the context becomes.")
-    original_max_position: Count | None = Field(default=None, description="dynamic_ntk, yarn, llama3: length the model was trained at.")
-    low_freq_factor: Positive = Field(default=1.0, description="llama3: longer wavelengths than original length / this are interpolated.")
-    high_freq_factor: Positive = Field(default=4.0, description="llama3: shorter wavelengths than original length / this stay.")
-    beta_fast: Positive = Field(default=32.0, description="yarn: pairs that turn more often within the original length stay.")
-    beta_slow: Positive = Field(default=1.0, description="yarn: pairs that turn less often are interpolated.")
-    attention_factor: Positive | None = Field(default=None, description="yarn: factor of cos and sin (null: 0.1 ln(factor) + 1).")
-
-    @model_validator(mode="after")
-    def _knows_the_original_length(self) -> Self:
-        if self.kind in ("dynamic_ntk", "yarn", "llama3") and self.original_max_position is None:
-            raise ValueError(f"rotary_scaling of kind {self.kind} needs original_max_position, the length the model was trained at")
-        return self
-
-
-def _kv_heads(data: dict[str, Any]) -> int:
-    return int(data.get("num_heads", 1))
-
-
-def _head_dim(data: dict[str, Any]) -> int:
-    return int(data.get("hidden_size", 1)) // int(data.get("num_heads", 1))
-
-
-def _ffn_hidden_size(data: dict[str, Any]) -> int:
-    return 4 * int(data.get("hidden_size", 1))
-
-
-def _like_bias(data: dict[str, Any]) -> bool:
-    return bool(data.get("bias", False))
-
-
-def _residual_scale(data: dict[str, Any]) -> float:
-    """DeepNorm's alpha of a decoder (Wang et al. 2022, table 1)."""
-    return float((2 * int(data.get("num_layers", 1))) ** 0.25) if data.get("init") == "deepnorm" else 1.0
-
-
-def _mup_base_head_dim(data: dict[str, Any]) -> int:
-    return int(data.get("head_dim", 1))
-
-
-def _attention_scale(data: dict[str, Any]) -> float | None:
-    """Under muP 1 / head_dim, times what makes it head_dim ** -0.5 at the base (Yang et al. 2022, definition 4.1)."""
-    if data.get("init") != "mup":
-        return None
-    return float(math.sqrt(data.get("mup_base_head_dim", 1)) / data.get("head_dim", 1))
-
-
-def _logits_scale(data: dict[str, Any]) -> float:
-    """Under muP the inverse of how many times wider the model is than its base (Yang et al. 2022, table 8, output weights)."""
-    base = data.get("mup_base_width") if data.get("init") == "mup" else None
-    return 1.0 if base is None else float(base / data.get("hidden_size", 1))
-
-
-# Which fields a derived default reads, in TransformerConfig; whoever lacks one of them lacks the derived field too.
-DERIVED_FROM: Final[dict[str, tuple[str, ...]]] = {
-    "num_kv_heads": ("num_heads",),
-    "head_dim": ("hidden_size", "num_heads"),
-    "ffn_hidden_size": ("hidden_size",),
-    "qkv_bias": ("bias",),
-    "out_bias": ("bias",),
-    "mlp_bias": ("bias",),
-    "norm_bias": ("bias",),
-    "residual_scale": ("init", "num_layers"),
-    "mup_base_head_dim": ("head_dim",),
-    "attention_scale": ("init", "mup_base_head_dim", "head_dim"),
-    "logits_scale": ("init", "mup_base_width", "hidden_size"),
-}
 
 
 class TransformerConfig(BaseModel):
@@ -117,11 +56,11 @@ class TransformerConfig(BaseModel):
     hidden_size: Count = Field(description="Width of the residual stream.")
     num_heads: Count = Field(description="Query heads of every attention block.")
     num_kv_heads: Count = Field(
-        default_factory=_kv_heads, description="Key and value heads; fewer than num_heads is grouped-query attention."
+        default_factory=default_num_kv_heads, description="Key and value heads; fewer than num_heads is grouped-query attention."
     )
-    head_dim: Count = Field(default_factory=_head_dim, description="Width of one head; by default hidden_size / num_heads.")
+    head_dim: Count = Field(default_factory=default_head_dim, description="Width of one head; by default hidden_size / num_heads.")
     ffn_hidden_size: Count = Field(
-        default_factory=_ffn_hidden_size, description="Inner width of the feed-forward block; by default 4 * hidden_size."
+        default_factory=default_ffn_hidden_size, description="Inner width of the feed-forward block; by default 4 * hidden_size."
     )
     init: Initialization = Field(
         default="depth_scaled",
@@ -133,7 +72,7 @@ class TransformerConfig(BaseModel):
         default=None, description="mup: hidden_size at which it is the same as normal, where rates were found."
     )
     mup_base_head_dim: Count = Field(
-        default_factory=_mup_base_head_dim,
+        default_factory=default_mup_base_head_dim,
         description="mup: head_dim of the model of mup_base_width; by default head_dim, so that heads grow in number.",
     )
     vocab_size: Count = Field(description="Tokens the model knows, before padding to a multiple of tp.")
@@ -166,7 +105,7 @@ class TransformerConfig(BaseModel):
         "sandwich: before a branch and on its output (Gemma 2); none: nowhere (T-Fixup).",
     )
     residual_scale: Positive = Field(
-        default_factory=_residual_scale,
+        default_factory=default_residual_scale,
         description="Factor of the residual stream in every sum before a post-norm; by default 1, under deepnorm (2 * num_layers) ** 0.25.",
     )
     norm_eps: Positive = Field(default=1e-5, description="Added to the variance or mean square inside the norm.")
@@ -195,10 +134,10 @@ class TransformerConfig(BaseModel):
     bias: bool = Field(
         default=False, description="Whether linear layers and LayerNorm have a bias (GPT-2 yes, LLaMA no), but for those below."
     )
-    qkv_bias: bool = Field(default_factory=_like_bias, description="Whether queries, keys and values have a bias; by default as bias.")
-    out_bias: bool = Field(default_factory=_like_bias, description="Whether attention's output projection has a bias; by default as bias.")
-    mlp_bias: bool = Field(default_factory=_like_bias, description="Whether the feed-forward layers have a bias; by default as bias.")
-    norm_bias: bool = Field(default_factory=_like_bias, description="Whether LayerNorm has a bias; by default as bias.")
+    qkv_bias: bool = Field(default_factory=like_bias, description="Whether queries, keys and values have a bias; by default as bias.")
+    out_bias: bool = Field(default_factory=like_bias, description="Whether attention's output projection has a bias; by default as bias.")
+    mlp_bias: bool = Field(default_factory=like_bias, description="Whether the feed-forward layers have a bias; by default as bias.")
+    norm_bias: bool = Field(default_factory=like_bias, description="Whether LayerNorm has a bias; by default as bias.")
     head_transform: bool = Field(
         default=False, description="Whether a dense layer with activation and norm stands before the output projection (BERT)."
     )
@@ -212,12 +151,13 @@ class TransformerConfig(BaseModel):
     )
     attention_softcap: Positive | None = Field(default=None, description="Scores become cap * tanh(score / cap) (Gemma 2).")
     attention_scale: Positive | None = Field(
-        default_factory=_attention_scale,
+        default_factory=default_attention_scale,
         description="Factor of query-key products (null: head_dim ** -0.5); by default null, under mup by 1 / head_dim.",
     )
     logits_softcap: Positive | None = Field(default=None, description="Logits become cap * tanh(logit / cap) (Gemma 2).")
     logits_scale: Positive = Field(
-        default_factory=_logits_scale, description="Factor of the logits (Cohere); by default 1, under mup mup_base_width / hidden_size."
+        default_factory=default_logits_scale,
+        description="Factor of the logits (Cohere); by default 1, under mup mup_base_width / hidden_size.",
     )
     z_loss: NonNegative = Field(default=0.0, description="Weight of the squared log-normalizer in the loss (PaLM, section 5: 1e-4).")
     embedding_dropout: Dropout = Field(default=0.0, description="Dropout probability after the embeddings.")
@@ -333,3 +273,123 @@ class TransformerConfig(BaseModel):
 
     def _norm_parameters(self) -> int:
         return self.hidden_size * (int(self.norm_weight) + int(self.norm == "layernorm" and self.norm_bias))
+
+
+def _kv_heads_divide_heads(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.num_heads % config.num_kv_heads:
+        valid = one_of(nearest_divisors(config.num_heads, config.num_kv_heads))
+        rule = f"num_heads ({config.num_heads}) must be divisible by num_kv_heads ({config.num_kv_heads})"
+        yield FieldError("num_kv_heads", rule, config.num_kv_heads, f"set num_kv_heads to {valid}")
+
+
+def _heads_fill_hidden_size(config: TransformerConfig) -> Iterator[FieldError]:
+    if "head_dim" not in config.model_fields_set and config.hidden_size % config.num_heads:
+        sizes = one_of(nearest_multiples(config.num_heads, config.hidden_size))
+        heads = one_of(nearest_divisors(config.hidden_size, config.num_heads))
+        rule = f"hidden_size ({config.hidden_size}) must be divisible by num_heads ({config.num_heads}) when head_dim is not given"
+        yield FieldError("hidden_size", rule, config.hidden_size, f"set hidden_size to {sizes}, or num_heads to {heads}, or give head_dim")
+
+
+def _rotary_pairs_up(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.position != "rotary":
+        return
+    if config.rotary_dim is not None:
+        if config.rotary_dim % 2 or config.rotary_dim > config.head_dim:
+            rule = f"rotary_dim ({config.rotary_dim}) must be even and at most head_dim ({config.head_dim})"
+            yield FieldError(
+                "rotary_dim", rule, config.rotary_dim, f"set rotary_dim to {max(2, min(config.rotary_dim, config.head_dim) // 2 * 2)}"
+            )
+    elif config.head_dim % 2:
+        sizes = one_of(size for size in (config.head_dim - 1, config.head_dim + 1) if size > 0)
+        rule = f"head_dim ({config.head_dim}) must be even, because rotary positions turn pairs of numbers"
+        yield FieldError("head_dim", rule, config.head_dim, f"set head_dim to {sizes}, or position to learned")
+
+
+def _parallel_block_is_pre_norm(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.block != "sequential" and config.norm_position not in ("pre", "none"):
+        rule = f"a block of kind {config.block} has its norms before the branches, got norm_position {config.norm_position}"
+        yield FieldError("norm_position", rule, config.norm_position, "set norm_position to pre, or block to sequential")
+
+
+def _pattern_has_a_window(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.attention_pattern is None:
+        return
+    if not config.attention_pattern:
+        yield FieldError("attention_pattern", "must name at least one layer", (), "write full or window, or null")
+    elif "window" in config.attention_pattern and config.attention_window is None:
+        rule = "attention_pattern has layers with a window, and attention_window is not given"
+        yield FieldError("attention_window", rule, None, "set attention_window to the tokens that such a layer sees")
+
+
+def _initialization_fits_the_norms(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.init == "tfixup" and config.norm_position != "none":
+        rule = f"init tfixup is for a model without norms, got norm_position {config.norm_position}"
+        yield FieldError("init", rule, config.init, "set norm_position to none, or init to depth_scaled")
+    if config.init == "deepnorm" and config.norm_position != "post":
+        rule = f"init deepnorm is for norms after the sums, got norm_position {config.norm_position}"
+        yield FieldError("init", rule, config.init, "set norm_position to post, or init to depth_scaled")
+    if config.residual_scale != 1.0 and config.norm_position != "post":
+        rule = f"residual_scale ({config.residual_scale:g}) needs a norm after the sum, got norm_position {config.norm_position}"
+        yield FieldError("residual_scale", rule, config.residual_scale, "set norm_position to post, or residual_scale to 1")
+
+
+def _mup_has_a_base(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.init == "mup" and config.mup_base_width is None:
+        fix = "set it to the hidden_size at which the learning rate was found"
+        yield FieldError("mup_base_width", "is required by init mup", None, fix)
+    elif config.init != "mup" and config.mup_base_width is not None:
+        rule = f"mup_base_width ({config.mup_base_width}) says something only with init mup, got init {config.init}"
+        yield FieldError("mup_base_width", rule, config.mup_base_width, "set init to mup, or mup_base_width to null")
+
+
+def _permutations_go_by_distance(config: TransformerConfig) -> Iterator[FieldError]:
+    if (config.position == "relative") != config.has_query_stream:
+        rule = f"objective permutation_lm and position relative need each other, got {config.objective} and {config.position}"
+        yield FieldError("objective", rule, config.objective, "set both of them, or neither")
+    if config.position != "relative":
+        return
+    if config.num_kv_heads != config.num_heads:
+        rule = f"relative positions need as many key-value heads ({config.num_kv_heads}) as heads ({config.num_heads})"
+        yield FieldError("num_kv_heads", rule, config.num_kv_heads, f"set num_kv_heads to {config.num_heads}")
+    others = {"attention_window": None, "attention_softcap": None, "query_key_norm": "none"}
+    for name, plain in others.items():
+        if getattr(config, name) != plain:
+            rule = f"relative positions do not go with {name} ({getattr(config, name)})"
+            yield FieldError(name, rule, getattr(config, name), f"leave out {name}")
+
+
+def _head_transform_has_no_gate(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.head_transform and config.is_gated:
+        rule = f"the dense layer before the output projection has no gate, and activation is {config.activation}"
+        yield FieldError("head_transform", rule, True, "set activation to gelu, or head_transform to false")
+
+
+def _experts_fit(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.num_experts == 0:
+        if config.router_aux_loss > 0:
+            rule = f"router_aux_loss ({config.router_aux_loss:g}) needs experts, and num_experts is 0"
+            yield FieldError("router_aux_loss", rule, config.router_aux_loss, "set num_experts to 2 or more, or router_aux_loss to 0")
+        return
+    if config.experts_per_token > config.num_experts:
+        rule = f"experts_per_token ({config.experts_per_token}) must be at most num_experts ({config.num_experts})"
+        yield FieldError("experts_per_token", rule, config.experts_per_token, f"set experts_per_token to {config.num_experts} or less")
+    if config.block != "sequential":
+        rule = f"experts need a block of kind sequential, got {config.block}"
+        yield FieldError("block", rule, config.block, "set block to sequential, or num_experts to 0")
+    if config.mlp_bias:
+        yield FieldError("mlp_bias", "experts have no bias, and mlp_bias is true", True, "set mlp_bias to false, or num_experts to 0")
+
+
+ShapeRule = Callable[[TransformerConfig], Iterator[FieldError]]
+SHAPE_RULES: Final[tuple[ShapeRule, ...]] = (
+    _kv_heads_divide_heads,
+    _heads_fill_hidden_size,
+    _rotary_pairs_up,
+    _parallel_block_is_pre_norm,
+    _pattern_has_a_window,
+    _initialization_fits_the_norms,
+    _mup_has_a_base,
+    _permutations_go_by_distance,
+    _head_transform_has_no_gate,
+    _experts_fit,
+)

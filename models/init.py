@@ -25,7 +25,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
-from trimaran.models.config import Initialization, TransformerConfig
+from trimaran.models.choices import Initialization
+from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.parameter import Initial
 
 Role = Literal[

@@ -16,7 +16,8 @@ from trimaran.kernels.cross_entropy import IGNORED_LABEL
 from trimaran.models.attention import Attention
 from trimaran.models.batch import Microbatch
 from trimaran.models.cache import KeyValueCache, Pass, RotaryTables
-from trimaran.models.config import RotaryScaling, TransformerConfig
+from trimaran.models.choices import RotaryScaling
+from trimaran.models.config import TransformerConfig
 from trimaran.models.experts import ExpertMLP
 from trimaran.models.head import HeadTransform
 from trimaran.models.init import initial
@@ -261,7 +262,8 @@ class Stage(nn.Module):
             length, rot = max(seq_len, config.max_seq_len), config.rotary_dim or config.head_dim
             where = (self.place.dtype, self.place.device)
             # Up to its original length dynamic scaling changes nothing, so a table of more positions must not be made by more.
-            self._tables = rotary.rotary_tables(0, length, rot, config.rotary_base, *where, scaling=scaling, seq_len=stretch or 1)
+            with torch.inference_mode(False):  # they are kept, and training may read them later
+                self._tables = rotary.rotary_tables(0, length, rot, config.rotary_base, *where, scaling=scaling, seq_len=stretch or 1)
             self._tables_stretch = stretch
         cos, sin = self._tables
         return cos[positions], sin[positions]

@@ -29,9 +29,9 @@ class RelativeAttention(Attention):
     def __init__(self, config: TransformerConfig, place: Placement, *, index: int, seed: int) -> None:
         super().__init__(config, place, index=index, seed=seed)
         width, hidden = config.num_heads * config.head_dim, config.hidden_size
-        self.position = new_parameter((width, hidden), place, dim=0, initial=initial(config, "query"))
-        self.content_bias = new_parameter((width,), place, dim=0, init="zeros", decay=False)
-        self.position_bias = new_parameter((width,), place, dim=0, init="zeros", decay=False)
+        self.position = new_parameter((width, hidden), place, dim=0, initial=initial(config, "query"), unit=config.head_dim)
+        self.content_bias = new_parameter((width,), place, dim=0, init="zeros", decay=False, unit=config.head_dim)
+        self.position_bias = new_parameter((width,), place, dim=0, init="zeros", decay=False, unit=config.head_dim)
 
     def heads(self, q: Tensor, kv: Tensor, carried: Pass) -> Tensor:
         """Return what this rank's heads read [batch, rows, local heads * head_dim]; see `Attention.heads`.

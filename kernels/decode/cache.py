@@ -119,7 +119,12 @@ def _places(lengths: Tensor, new: int, drops: bool) -> tuple[Tensor, Tensor, Ten
 
 
 def once_for(lengths: Tensor, key: Hashable, make: Callable[[], _T]) -> _T:
-    """Return make(), made once for this tensor as long as it is not changed: the layers of a network all ask for the same."""
+    """Return make(), made once for this tensor as long as it is not changed: the layers of a network all ask for the same.
+
+    A tensor that was made in torch's inference mode does not know whether it was changed; for it everything is made anew.
+    """
+    if lengths.is_inference():
+        return make()
     version: int
     made: dict[Hashable, _T]
     version, made = getattr(lengths, _MADE, (-1, {}))

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from trimaran.models.config import RotaryScaling, TransformerConfig
+from trimaran.models.choices import RotaryScaling
+from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.forms import Row
 from trimaran.models.huggingface.options import COMMON, Option, Values, shown
 

@@ -94,19 +94,30 @@ class ColumnParallelLinear(nn.Module):
             gate and up). With 1 part the weight is [out_features, in_features].
         is_whole: every rank holds the whole weight and computes all outputs, of which it goes on to use its own part: its gradient is a part of
             the sum over tp.
+        unit: outputs that must stay on one rank, such as those of a head.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, place: Placement, *, bias: bool, initial: Initial, parts: int = 1, is_whole: bool = False
+        self,
+        in_features: int,
+        out_features: int,
+        place: Placement,
+        *,
+        bias: bool,
+        initial: Initial,
+        parts: int = 1,
+        is_whole: bool = False,
+        unit: int = 1,
     ) -> None:
         super().__init__()
         leading = (parts,) if parts > 1 else ()
         dim = None if is_whole else len(leading)
         self.place = place
-        self.weight = new_parameter((*leading, out_features, in_features), place, dim=dim, initial=initial, partial_over_tp=is_whole)
+        cut: dict[str, Any] = {"dim": dim, "partial_over_tp": is_whole, "unit": unit}
+        self.weight = new_parameter((*leading, out_features, in_features), place, initial=initial, **cut)
         self.bias = None
         if bias:
-            self.bias = new_parameter((*leading, out_features), place, dim=dim, init="zeros", decay=False, partial_over_tp=is_whole)
+            self.bias = new_parameter((*leading, out_features), place, init="zeros", decay=False, **cut)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, seq, parts * out_features / tp] for x [batch, seq, in] (with sequence parallelism [batch, seq / tp, in])."""
@@ -133,12 +144,16 @@ def column_linear(x: Tensor, layers: Sequence[ColumnParallelWeights]) -> tuple[T
 
 
 class RowParallelLinear(nn.Module):
-    """y = sum_r x_r W_r^T + b with the inputs cut over tp; the bias is added once, after the sum."""
+    """y = sum_r x_r W_r^T + b with the inputs cut over tp; the bias is added once, after the sum.
 
-    def __init__(self, in_features: int, out_features: int, place: Placement, *, bias: bool, initial: Initial) -> None:
+    Args:
+        unit: inputs that must stay on one rank, such as those of a head.
+    """
+
+    def __init__(self, in_features: int, out_features: int, place: Placement, *, bias: bool, initial: Initial, unit: int = 1) -> None:
         super().__init__()
         self.place = place
-        self.weight = new_parameter((out_features, in_features), place, dim=1, initial=initial)
+        self.weight = new_parameter((out_features, in_features), place, dim=1, initial=initial, unit=unit)
         partial = place.sequence_parallel
         self.bias = new_parameter((out_features,), place, init="zeros", decay=False, partial_over_tp=partial) if bias else None
 

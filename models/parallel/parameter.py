@@ -105,6 +105,7 @@ def new_parameter(
     decay: bool = True,
     partial_over_tp: bool = False,
     over_ep: bool = False,
+    unit: int = 1,
 ) -> nn.Parameter:
     """Return an uninitialised parameter holding this tp rank's shard of `global_shape` along `dim` (None: the whole tensor).
 
@@ -112,6 +113,7 @@ def new_parameter(
 
     Args:
         over_ep: whether the shards are those of the grid of ep and tp ranks, tp innermost, instead of the tp ranks.
+        unit: rows along `dim` that must stay on one rank, such as those of a head.
     """
     if dim is None:
         spec, local_shape = whole(global_shape), global_shape
@@ -119,7 +121,7 @@ def new_parameter(
         index, count = place.ep.rank * place.tp.size + place.tp.rank, place.ep.size * place.tp.size
         spec, local_shape = cut_evenly(global_shape, "ep", dim, index, count)
     else:
-        spec, local_shape = cut_evenly(global_shape, "tp", dim, place.tp.rank, place.tp.size)
+        spec, local_shape = cut_evenly(global_shape, "tp", dim, place.tp.rank, place.tp.size, unit)
     parameter = nn.Parameter(torch.empty(local_shape, dtype=place.dtype, device=place.device))
     setattr(parameter, _ATTRIBUTE, ParameterInfo(spec, init, initial, decay, partial_over_tp))
     return parameter
@@ -135,3 +137,6 @@ def initialize(module: nn.Module, seed: int) -> None:
             fill_normal_(parameter, seed=seed, name=name, global_shape=spec.global_shape, dim=spec.dim, offset=spec.offset, std=std)
         else:
             parameter.fill_(1.0 if info.init == "ones" else 0.0)
+            if info.shard.dim is not None:  # padding is zero whatever the init
+                length = info.shard.real_length(tuple(parameter.shape))
+                parameter.narrow(info.shard.dim, length, parameter.shape[info.shard.dim] - length).zero_()

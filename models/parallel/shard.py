@@ -77,7 +77,7 @@ def whole(global_shape: Sequence[int]) -> ShardSpec:
     return ShardSpec(axis=None, dim=None, global_shape=tuple(global_shape))
 
 
-def cut_evenly(global_shape: Sequence[int], axis: str, dim: int, index: int, count: int) -> tuple[ShardSpec, Shape]:
+def cut_evenly(global_shape: Sequence[int], axis: str, dim: int, index: int, count: int, unit: int = 1) -> tuple[ShardSpec, Shape]:
     """The spec and local shape of shard `index` of `count` equal shards along `dim`; the last shards are padded where it does not divide.
 
     Args:
@@ -86,6 +86,7 @@ def cut_evenly(global_shape: Sequence[int], axis: str, dim: int, index: int, cou
         dim: tensor dim that is cut.
         index: this rank's position on `axis`, in [0, count).
         count: size of `axis`.
+        unit: rows that must stay together; a shard has a multiple of them.
 
     Raises:
         ValueError: `index` is not in [0, count), or `dim` is not a dim of the tensor.
@@ -95,7 +96,7 @@ def cut_evenly(global_shape: Sequence[int], axis: str, dim: int, index: int, cou
         raise ValueError(f"index ({index}) must be in [0, {count})")
     if not 0 <= dim < len(shape):
         raise ValueError(f"dim ({dim}) must be in [0, {len(shape)}) for global_shape {shape}")
-    length = -(-shape[dim] // count)
+    length = -(-shape[dim] // (unit * count)) * unit
     spec = ShardSpec(axis=axis, dim=dim, global_shape=shape, offset=index * length)
     return spec, (*shape[:dim], length, *shape[dim + 1 :])
 

@@ -12,6 +12,7 @@ from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.metrics import Row, read_metrics
 
 _RECENT_STEPS = 50  # over which the loss is averaged
+_TASKS = {"causal_lm": "text-generation", "masked_lm": "fill-mask"}  # names of the hub; it has none for the others
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Card:
 
     Args:
         run: the run folder, whose metrics.jsonl and data_manifest.json are read where they are there.
-        step: of the exported checkpoint.
+        step: of the exported checkpoint; tokens_seen: how many tokens it was trained on by then.
         record: what an import noted, {} where there was none.
     """
 
@@ -28,6 +29,7 @@ class Card:
     run: Path
     spec: RunSpec
     step: int
+    tokens_seen: int
     architecture: str
     dtype: str
     agreements: Sequence[Agreement]
@@ -36,8 +38,8 @@ class Card:
 
 def model_card(card: Card) -> str:
     """Return the card as Markdown with the front matter of a model page."""
-    task = "fill-mask" if _is_masked(card) else "text-generation"
-    front = ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags:", "- trimaran", "---", ""]
+    task = [f"pipeline_tag: {_TASKS[objective]}"] if (objective := card.spec.transformer.objective) in _TASKS else []
+    front = ["---", "library_name: transformers", *task, "tags:", "- trimaran", "---", ""]
     parts = [
         *front,
         f"# {card.name}",
@@ -99,7 +101,7 @@ def _training(card: Card) -> Iterator[str]:
     yield ""
     facts = [
         ("steps", f"{card.step:,}"),
-        ("tokens", f"{card.step * card.spec.tokens_per_step:,} ({train.global_batch_size} sequences of {train.seq_len} a step)"),
+        ("tokens", f"{card.tokens_seen:,} ({train.global_batch_size} sequences of {train.seq_len} a step)"),
         (
             "optimizer",
             f"{optimizer.name}, peak learning rate {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}, {card.spec.lr_schedule.name} schedule",
@@ -135,25 +137,22 @@ def _data(run: Path) -> Iterator[str]:
         yield "Left out: " + ", ".join(f"{count:,} ({reason})" for reason, count in dropped.items()) + "."
 
 
-def _is_masked(card: Card) -> bool:
-    return card.spec.transformer.objective == "masked_lm"
-
-
 def _use(card: Card) -> Iterator[str]:
-    loader = "AutoModelForMaskedLM" if _is_masked(card) else "AutoModelForCausalLM"
+    is_causal = card.spec.transformer.is_causal
+    loader = "AutoModelForCausalLM" if is_causal else card.architecture
     yield "## Use"
     yield ""
     yield "```python"
-    yield f"from transformers import {loader}, AutoTokenizer"
+    yield f"from transformers import AutoTokenizer, {loader}"
     yield ""
     yield f'model = {loader}.from_pretrained("{card.name}")'
     yield f'tokenizer = AutoTokenizer.from_pretrained("{card.name}")'
-    if not _is_masked(card):
+    if is_causal:
         yield 'inputs = tokenizer("The ", return_tensors="pt", add_special_tokens=False)'
         yield "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50, do_sample=True)[0]))"
     yield "```"
     yield ""
-    if not _is_masked(card):
+    if is_causal:
         yield f"or `vllm serve {card.name}`, where vLLM has the architecture."
         yield ""
     yield f"The export was held against the run it comes from (both in float32, from these weights; refused above {TOLERANCE:g} of the logit scale):"
@@ -165,7 +164,7 @@ def _limits(card: Card) -> Iterator[str]:
     yield "## Limits"
     yield ""
     trained = "" if card.step == 0 else " No evaluation besides the losses above was made."
-    what = "fills in" if _is_masked(card) else "continues text with"
+    what = "continues text with" if card.spec.transformer.is_causal else "puts for hidden tokens"
     yield f"The model {what} what is likely after its training data, which is not the same as what is true or harmless.{trained}"
     yield "This card was written by a program from the files of a run. It grants no licence: whoever publishes the model must state one."
 

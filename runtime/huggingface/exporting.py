@@ -121,6 +121,7 @@ def export_model(run: Path, target: Path, options: ExportOptions, progress: Prog
             model.run,
             model.spec,
             model.checkpoint.step,
+            int(model.checkpoint.state.get("tokens_seen", 0)),
             model.family.architecture,
             _name(model.dtype),
             agreements,
@@ -264,6 +265,7 @@ def _write_configs(folder: Path, model: _Model, tokenizer: Tokenizer | None) -> 
         # One token ends a text, and a text may begin after one: that is how the training data was strung together.
         end = dict.fromkeys(("bos_token", "eos_token", "pad_token"), tokenizer.eot_token)
         described = {"tokenizer_class": "PreTrainedTokenizerFast", **end, "model_max_length": model.config.max_seq_len}
+        described |= {"model_input_names": ["input_ids", "attention_mask"]}  # generate() refuses the token types that come by default
         write_text(folder / "tokenizer_config.json", json.dumps({**described, "clean_up_tokenization_spaces": False}, indent=2) + "\n")
 
 

@@ -64,6 +64,9 @@ def _layout(spec: RunFields) -> str:
     ranks = (
         f"tp {parallel.tp} x pp {parallel.pp} x dp {parallel.dp} x cp {parallel.cp} = {spec.world_size} rank{'s' * (spec.world_size > 1)}"
     )
+    kv_heads = spec.transformer.num_kv_heads
+    if kv_heads > parallel.tp and kv_heads % parallel.tp:
+        ranks += f", {kv_heads} key-value heads with their query heads as {-(-kv_heads // parallel.tp)} a tp rank, fewer on the last"
     if parallel.ep > 1:
         ranks += f", experts shared by {parallel.ep} dp ranks"
         ranks += f" and {parallel.tp} tp ranks" if parallel.tp > 1 else ""

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field
 
-from trimaran.models.config import DERIVED_FROM, TransformerConfig
+from trimaran.models.choices import DERIVED_FROM
+from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import INTEGRAL
 from trimaran.models.presets import PRESETS
 from trimaran.runtime.spec.sections import (

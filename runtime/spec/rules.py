@@ -8,10 +8,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from trimaran.models.config import TransformerConfig
+from trimaran.models.config import SHAPE_RULES, TransformerConfig
 from trimaran.models.fields import FieldError, nearest_divisors, nearest_multiples, one_of
 from trimaran.models.presets import PRESETS
-from trimaran.models.shape_rules import SHAPE_RULES
 from trimaran.runtime.spec.errors import SpecError
 from trimaran.runtime.spec.fields import RunFields, draft_transformer, num_predicted
 
@@ -114,16 +113,23 @@ def _kv_heads_allow(num_kv_heads: int, tp: int) -> bool:
     return num_kv_heads % tp == 0 or tp % num_kv_heads == 0
 
 
+def _can_be_uneven(num_kv_heads: int, tp: int) -> bool:
+    """Whether every tp rank gets a kv head of its own where each but the last takes its share rounded up."""
+    return -(-num_kv_heads // tp) * (tp - 1) < num_kv_heads
+
+
 def _heads_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
-    if shape.num_heads % spec.parallel.tp:
-        yield _tp_error(spec, shape, f"num_heads ({shape.num_heads}) must be divisible by tp ({spec.parallel.tp})")
-
-
-def _kv_heads_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
-    same_as_heads = shape.num_kv_heads == vars(shape).get("num_heads")
-    if not _kv_heads_allow(shape.num_kv_heads, spec.parallel.tp) and not same_as_heads:
-        rule = f"num_kv_heads ({shape.num_kv_heads}) must be divisible by tp ({spec.parallel.tp}), or tp by num_kv_heads"
-        yield _tp_error(spec, shape, rule)
+    heads, kv_heads, tp = shape.num_heads, shape.num_kv_heads, spec.parallel.tp
+    if heads % tp == 0 and _kv_heads_allow(kv_heads, tp):
+        return
+    can_be_uneven = _can_be_uneven(kv_heads, tp)
+    if spec.parallel.uneven_heads and can_be_uneven:
+        return
+    uneven = ", or parallel.uneven_heads to true" if can_be_uneven else ""
+    if heads % tp:
+        yield _tp_error(spec, shape, f"num_heads ({heads}) must be divisible by tp ({tp})", uneven)
+    if not _kv_heads_allow(kv_heads, tp) and kv_heads != heads:
+        yield _tp_error(spec, shape, f"num_kv_heads ({kv_heads}) must be divisible by tp ({tp}), or tp by num_kv_heads", uneven)
 
 
 def _ffn_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
@@ -156,9 +162,9 @@ def _vocabulary_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[Fie
         yield FieldError("model.vocab_size", rule, shape.vocab_size, f"set model.vocab_size to {spec.parallel.tp} or more")
 
 
-def _tp_error(spec: RunFields, shape: TransformerConfig, rule: str) -> FieldError:
+def _tp_error(spec: RunFields, shape: TransformerConfig, rule: str, otherwise: str = "") -> FieldError:
     tp = spec.parallel.tp
-    return FieldError("parallel.tp", rule, tp, f"set parallel.tp to {valid_tensor_degrees(shape, tp)}")
+    return FieldError("parallel.tp", rule, tp, f"set parallel.tp to {valid_tensor_degrees(shape, tp)}{otherwise}")
 
 
 def _vocabulary_holds_tokenizer(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
@@ -346,7 +352,6 @@ RULES: Final[tuple[Rule, ...]] = (
     _model_is_given,
     _only_what_is_built,
     _heads_by_tp,
-    _kv_heads_by_tp,
     _ffn_by_tp,
     _experts_by_ep,
     _vocabulary_by_tp,

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
-from trimaran.models.config import DERIVED_FROM, TransformerConfig
+from trimaran.models.choices import DERIVED_FROM
+from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import INTEGRAL, Count, NonNegative, NonNegativeWhole, Positive
 from trimaran.models.presets import check_preset_name
 
@@ -103,6 +104,10 @@ class ParallelSection(BaseModel):
     ep: Count = Field(default=1, description="Expert-parallel degree: data-parallel ranks that share the experts between them; divides dp.")
     virtual_stages: Count = Field(default=1, description="Stages each pipeline rank holds; more than 1 needs schedule interleaved_1f1b.")
     schedule: ScheduleName = Field(default="1f1b", description="Order of forward and backward microbatches on the pipeline ranks.")
+    uneven_heads: bool = Field(
+        default=False,
+        description="Whether the last tp rank may hold fewer key-value heads, with their query heads, than the others (heads of zeros fill up).",
+    )
     sequence_parallel: bool = Field(
         default=False, description="Whether norms and dropout between tensor-parallel blocks keep only seq_len / tp positions a rank."
     )

@@ -1,7 +1,6 @@
 """Any layout, same maths: 20 steps in float64 at every layout against one process, losses to 1e-9 and every gradient and parameter after."""
 
 import json
-import math
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -41,6 +40,9 @@ POST_NORM: dict[str, Any] = GPT | {"norm_position": "post", "activation": "relu"
 TFIXUP: dict[str, Any] = GPT | {"norm_position": "none", "init": "tfixup", "embedding_scale": 4.0}
 DEEPNORM: dict[str, Any] = GPT | {"norm_position": "post", "init": "deepnorm", "embedding_scale": 4.0}
 MUP: dict[str, Any] = LLAMA | {"init": "mup", "mup_base_width": 4, "mup_base_head_dim": 2, "tie_embeddings": True}
+# As SmolLM2-135M has them; the second model's heads are not grouped.
+UNEVEN: dict[str, Any] = LLAMA | {"num_heads": 9, "num_kv_heads": 3, "head_dim": 4, "qkv_bias": True, "query_key_norm": "head"}
+UNEVEN_ALIBI: dict[str, Any] = BLOOM | {"num_heads": 5, "head_dim": 4} | {"attention_dropout": 0.1}
 DROPOUT = {"embedding_dropout": 0.1, "hidden_dropout": 0.1, "attention_dropout": 0.1}
 
 
@@ -88,6 +90,9 @@ LAYOUTS = [
     Layout("tp2-dropout", {"tp": 2}, LLAMA | DROPOUT),
     Layout("tp2-one-layer", {"tp": 2}, LLAMA | {"num_layers": 1}),
     Layout("pp4-30-layers", {"pp": 4}, GPT | {"num_layers": 30, "init_std": 0.1}),
+    Layout("tp2-9-heads-over-3", {"tp": 2, "uneven_heads": True}, UNEVEN),
+    Layout("tp2-pp2-sequence-parallel-5-heads", {"tp": 2, "pp": 2, "sequence_parallel": True, "uneven_heads": True}, UNEVEN_ALIBI),
+    Layout("tp2-uneven-olmo", {"tp": 2, "uneven_heads": True}, OLMO | {"num_heads": 6, "num_kv_heads": 3, "head_dim": 4}),
     Layout("tp4-falcon", {"tp": 4}, FALCON),
     Layout("tp2-pp2-sequence-parallel-falcon", {"tp": 2, "pp": 2, "sequence_parallel": True}, FALCON),
     Layout("tp2-pp2-bloom", {"tp": 2, "pp": 2}, BLOOM),
@@ -234,11 +239,12 @@ def assert_trains_like_one_process(layout: Layout, ranks: RankPool) -> None:
                 torch.testing.assert_close(values, padded.flatten()[start : start + len(values)], rtol=0, atol=1e-9)
                 seen[name] = seen.get(name, 0) + len(values)
     assert set(seen) == set(reference["parameters"]), "every parameter's gradient was compared"
+    shards: dict[str, dict[int, int]] = {}
+    for result in results:
+        for name, (local, shard) in result["parameters"].items():
+            shards.setdefault(name, {})[shard.offset] = local.numel()
     for name, count in seen.items():
-        _, shard = reference["parameters"][name]
-        padding = max(0, -(-shard.global_shape[0] // spec.parallel.tp) * spec.parallel.tp - shard.global_shape[0]) if shard.axis else 0
-        rows = shard.global_shape[0] + (padding if "embedding" in name or "head" in name else 0)
-        assert count == rows * math.prod(shard.global_shape[1:]), f"{name}: every element's gradient comes from exactly one rank"
+        assert count == sum(shards[name].values()), f"{name}: every element's gradient, padding included, comes from exactly one rank"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)

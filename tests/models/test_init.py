@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from trimaran.models.batch import Microbatch
-from trimaran.models.config import Initialization, TransformerConfig
+from trimaran.models.choices import Initialization
+from trimaran.models.config import TransformerConfig
 from trimaran.models.init import initial
 from trimaran.models.parallel.group import Group, single
 from trimaran.models.parallel.parameter import Placement, info_of

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -79,7 +81,7 @@ def write_weights(folder: Path, spec: RunSpec, step: int, factor: float = 0.3) -
         ShardPiece(name, "weight", factor * torch.randn(shape, generator=generator).flatten(), whole(shape), shape, 0)
         for name, shape in parameter_shapes(spec.transformer).items()
     ]
-    state = {**asdict(TrainState(step)), "seed": 1, "layout": {}, "spec": spec.model_dump(mode="json")}
+    state = {**asdict(TrainState(step, 64 * step)), "seed": 1, "layout": {}, "spec": spec.model_dump(mode="json")}
     save_in_parts(folder / "checkpoints", step, [pieces], state)
 
 
@@ -231,7 +233,7 @@ def test_the_tokenizer_gives_the_same_tokens_and_ends_texts(tmp_path: Path) -> N
     assert theirs.model_max_length == 64
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.generation_config.eos_token_id == model.config.eos_token_id == ours.eot_id
-    out = model.generate(**theirs("abc", return_tensors="pt", return_token_type_ids=False), max_new_tokens=5, do_sample=False)
+    out = model.generate(**theirs("abc", return_tensors="pt"), max_new_tokens=5, do_sample=False)
     assert out.shape[1] > len(ours.encode("abc"))
 
 
@@ -258,6 +260,14 @@ def test_the_card_says_what_is_known_and_no_more(tmp_path: Path) -> None:
         assert words in card, words
     assert str(tmp_path) not in card
     assert "\n\n\n" not in card
+
+
+def test_the_code_on_the_card_runs(tmp_path: Path) -> None:
+    export_model(make_run(tmp_path / "run", {}), tmp_path / "my-model", ExportOptions())
+    code = (tmp_path / "my-model" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "The " in done.stdout
 
 
 def test_the_card_of_an_import_claims_no_training(imported: Path, tmp_path: Path) -> None:

@@ -86,3 +86,19 @@ def test_a_penalty_and_stop_tokens_that_must_wait_are_those_of_transformers(name
     found = generate({0: stage_of(imported)}, ALONE, spec, PROMPTS, sampling)
     assert {each.finish for each in found} == {"stop_token", "length"}
     assert [each.tokens + [0] * (len(row) - len(each.tokens)) for each, row in zip(found, expected, strict=True)] == expected
+
+
+def test_training_goes_on_after_text_was_generated(tmp_path: Path) -> None:
+    """What generation has made and a stage keeps, such as rotary tables, must be fit for a backward pass."""
+    imported = Imported(SMALL_MODELS["llama"](), tmp_path)
+    stage = stage_of(imported)
+    spec: Any = SimpleNamespace(num_stages=1, transformer=imported.config)
+    generate({0: stage}, ALONE, spec, PROMPTS, Sampling(2))
+    assert stage.training
+    tokens = torch.tensor(PROMPTS[2:3])
+    stage.logits(stage.run_layers(None, tokens)).square().sum().backward()
+    fresh = stage_of(imported)
+    fresh.logits(fresh.run_layers(None, tokens)).square().sum().backward()
+    for name, parameter in stage.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, fresh.get_parameter(name).grad, rtol=0, atol=0)
