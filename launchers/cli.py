@@ -73,19 +73,18 @@ def _prepare_run(spec: RunSpec, folder: Path) -> Path:
         resumed = resume_path(spec)  # before the data, which may take long
     starts_from = resumed is None and spec.checkpoint.init_from is not None
     if starts_from:
-        from trimaran.runtime.train.initial import check_initial_weights, compare_tokenizers, take_companions
+        from trimaran.runtime.train.initial import check_initial_weights, has_their_tokenizer, take_companions
 
         check_initial_weights(spec)
     data = prepare_data(spec)
     _check_run(spec, data)
-    if starts_from:
-        compare_tokenizers(spec, data)
+    takes_companions = bool(starts_from) and has_their_tokenizer(spec, data)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     (folder / "machine.json").write_text(json.dumps(describe_machine()), encoding="utf-8")
     (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
     (folder / "data_manifest.json").write_text(json.dumps(data.manifest, indent=1), encoding="utf-8")
     shutil.copyfile(data.folder / "tokenizer.json", folder / "tokenizer.json")
-    if starts_from:
+    if takes_companions:
         take_companions(spec, folder)
     task = folder / "logs" / "task.json"
     content = {"kind": "train", "spec": str((folder / "spec.yaml").resolve()), "data": str(data.folder.resolve())}

@@ -73,7 +73,7 @@ def export(
 
 
 def _name_of(source: Path) -> str:
-    name = source.absolute().name
+    name = source.resolve().name
     return name.removesuffix(".gguf")
 
 

@@ -53,7 +53,7 @@ class GenerateTask(BaseModel):
 def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
     """Print the continuations on rank 0; return the exit code. Collective over the world."""
     tokenizer = Tokenizer.load(task.tokenizer)
-    stages = build_stages_of_rank(spec, mesh, device)
+    stages = build_stages_of_rank(spec, mesh, device, draws_weights=False)
     checkpoint = Checkpoint.open(task.checkpoint, verify=False)
     verify_together(checkpoint, mesh)
     for stage in stages.values():

@@ -34,9 +34,13 @@ class RotaryScaling(BaseModel):
     attention_factor: Positive | None = Field(default=None, description="yarn: factor of cos and sin (null: 0.1 ln(factor) + 1).")
 
     @model_validator(mode="after")
-    def _knows_the_original_length(self) -> Self:
+    def _says_all_that_its_kind_needs(self) -> Self:
         if self.kind in ("dynamic_ntk", "yarn", "llama3") and self.original_max_position is None:
             raise ValueError(f"rotary_scaling of kind {self.kind} needs original_max_position, the length the model was trained at")
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"rotary_scaling's low_freq_factor ({self.low_freq_factor}) must be below its high_freq_factor ({self.high_freq_factor})"
+            )
         return self
 
 

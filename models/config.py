@@ -292,7 +292,15 @@ def _heads_fill_hidden_size(config: TransformerConfig) -> Iterator[FieldError]:
 
 def _rotary_pairs_up(config: TransformerConfig) -> Iterator[FieldError]:
     if config.position != "rotary":
+        if config.rotary_scaling is not None:
+            rule = f"stretches rotary positions, and position is {config.position}"
+            yield FieldError("rotary_scaling", rule, config.rotary_scaling.kind, "set rotary_scaling to null, or position to rotary")
         return
+    kind = None if config.rotary_scaling is None else config.rotary_scaling.kind
+    if kind in ("ntk", "dynamic_ntk") and (config.rotary_dim or config.head_dim) < 4:
+        yield FieldError("rotary_scaling", f"of kind {kind} needs two rotated pairs or more", kind, "set rotary_dim to 4 or more")
+    if kind in ("ntk", "dynamic_ntk", "yarn") and config.rotary_base <= 1:
+        yield FieldError("rotary_base", f"must be above 1 with rotary_scaling of kind {kind}", config.rotary_base, "set it to 10000")
     if config.rotary_dim is not None:
         if config.rotary_dim % 2 or config.rotary_dim > config.head_dim:
             rule = f"rotary_dim ({config.rotary_dim}) must be even and at most head_dim ({config.head_dim})"

@@ -303,7 +303,13 @@ class _TiedHead:
 
 
 def build_stages(
-    config: TransformerConfig, layers: Sequence[range], stage_indices: Sequence[int], place: Placement, *, seed: int
+    config: TransformerConfig,
+    layers: Sequence[range],
+    stage_indices: Sequence[int],
+    place: Placement,
+    *,
+    seed: int,
+    draws_weights: bool = True,
 ) -> list[Stage]:
     """Return this pipeline rank's stages with their initial weights.
 
@@ -311,13 +317,14 @@ def build_stages(
         layers: the layers of every stage of the pipeline, from `pipeline.partition`.
         stage_indices: the stages that live on this rank.
         seed: of weights and dropout.
+        draws_weights: False where the weights are loaded next, and to draw them would be for nothing; they may be anything then.
     A tied embedding whose two ends live on the same rank is one parameter.
     """
     last = len(layers) - 1
     stages = [Stage(config, layers[index], place, is_first=index == 0, is_last=index == last, seed=seed) for index in stage_indices]
     if config.tie_embeddings and len(stages) > 1 and stages[0].is_first and stages[-1].is_last:
         stages[-1].embedding = stages[0].embedding
-    if place.device.type != "meta":
+    if draws_weights and place.device.type != "meta":
         for stage in stages:
             initialize(stage, seed)
     return stages

@@ -1,10 +1,27 @@
 """GPT-2 (Radford et al. 2019), and GPT-3 models without banded attention (Brown et al. 2020)."""
 
-from typing import Final
+import math
+from collections.abc import Mapping
+from typing import Any, Final
 
+from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import ATTENTION, JOINED_TRANSPOSED, QKV, TRANSPOSED, row
-from trimaran.models.huggingface.options import ACTIVATIONS, TIED, choice, fixed, harmless, only, value
+from trimaran.models.huggingface.options import ACTIVATIONS, TIED, Option, Values, choice, fixed, harmless, only, shown, value
+
+
+def _read_scale(hf: Mapping[str, Any]) -> Values:
+    return {"attention_scale": None if hf["scale_attn_weights"] else 1.0}
+
+
+def _write_scale(config: TransformerConfig) -> Values:
+    usual = config.head_dim**-0.5
+    scale = usual if config.attention_scale is None else config.attention_scale
+    for is_scaled, known in ((True, usual), (False, 1.0)):
+        if math.isclose(scale, known):
+            return {"scale_attn_weights": is_scaled}
+    raise ValueError(f"scale_attn_weights has no word for attention_scale {shown(scale)}; it knows {shown(usual)} and 1.0")
+
 
 GPT2: Final = Family(
     name="gpt2",
@@ -44,7 +61,7 @@ GPT2: Final = Family(
         value("hidden_dropout", "resid_pdrop"),
         value("embedding_dropout", "embd_pdrop"),
         value("attention_dropout", "attn_pdrop"),
-        choice("attention_scale", "scale_attn_weights", {True: None, False: 1.0}),
+        Option(("scale_attn_weights",), _read_scale, _write_scale),
         only("scale_attn_by_inverse_layer_idx", False),
         TIED,
         harmless("reorder_and_upcast_attn"),

@@ -28,7 +28,10 @@ class Tokenizer:
         inner.no_padding()
         inner.encode_special_tokens = True
         vocabulary = inner.get_vocab(with_added_tokens=True)
-        name = next((name for name in _END_OF_TEXT_NAMES if name in vocabulary), None)
+        # Gemma's vocabulary has </s> as a plain token, HTML's: one that is marked special comes first.
+        special = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
+        found = [name for name in _END_OF_TEXT_NAMES if name in vocabulary]
+        name = next((name for name in found if name in special), found[0] if found else None)
         if name is None:
             raise DataError(f"{origin} has no end-of-text token; add one of {', '.join(_END_OF_TEXT_NAMES)} to its special tokens")
         self.eot_token = name

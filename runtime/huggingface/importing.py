@@ -199,11 +199,23 @@ def _parts(pieces: Iterator[ShardPiece], shard_bytes: int) -> Iterator[list[Shar
         yield part
 
 
+def _refuse_foreign(file: Path) -> None:
+    """Refuse a link out of the folder: a stranger's archive could have any file of yours copied, and published by the next export.
+
+    A hub's cache links to the `blobs` beside its `snapshots`.
+    """
+    place, target = file.parent.resolve(), file.resolve()
+    if target.is_relative_to(place) or target.parent == place.parent.parent / "blobs":
+        return
+    raise ConversionError(f"{file} is a link to {target}, outside of the model's folder; put the file itself there")
+
+
 def _take_companions(plan: Plan, temporary: Path, progress: Progress) -> bool:
     """Copy tokenizer, chat template and generation config; return whether there is a tokenizer. What is amiss with it is told."""
     source = plan.folder.path
     for name in (TOKENIZER, *COMPANIONS):
         if (source / name).is_file():
+            _refuse_foreign(source / name)
             shutil.copyfile(source / name, temporary / name)
     if not (temporary / TOKENIZER).exists() and any((source / name).is_file() for name in _OLD_TOKENIZERS):
         with_tokenizer = temporary / "tokenizer"

@@ -87,11 +87,18 @@ def make_plan(folder: ModelFolder) -> Plan:
     described = folder.path / "config.json"
     try:
         family = family_of(folder.config)
+        _refuse_many_layers(folder)
         config = TransformerConfig.model_validate(family.to_config(folder.config))
         units = resolve(family, config)
     except ValidationError as error:
         raise ConversionError(f"{described} describes no network that can be built: {'; '.join(_problems(error))}") from error
-    except (ValueError, TypeError, KeyError) as error:  # a config.json may hold anything under a known name
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        ArithmeticError,
+        AttributeError,
+    ) as error:  # a config.json may hold anything under a known name
         raise ConversionError(f"{described}: {error}") from error
     try:
         found = locate(family, units, folder.tensors)
@@ -104,6 +111,16 @@ def make_plan(folder: ModelFolder) -> Plan:
     if found.spare_head is not None:
         _refuse_other_head(plan, found.spare_head)
     return plan
+
+
+def _refuse_many_layers(folder: ModelFolder) -> None:
+    """Refuse a number of layers that the stored tensors can't be: a slip would take all memory long before a name is missed."""
+    for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+        layers, stored = folder.config.get(name), len(folder.tensors)
+        if isinstance(layers, int) and layers > stored:
+            raise ValueError(
+                f"{name} is {layers}, and the folder has {stored} tensors; put config.json and weights of the same model together"
+            )
 
 
 def _refuse_problems(plan: Plan) -> None:

@@ -73,7 +73,15 @@ class ChatTemplate:
             raise ChatError(f"the chat template of {self.origin} is wrong at line {error.lineno}: {error.message}") from error
         except jinja2.TemplateError as error:
             raise ChatError(f"the chat template of {self.origin} refuses these messages: {error}") from error
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:  # what a template's own expressions raise
+        except (
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+            MemoryError,
+        ) as error:  # what a template's own expressions raise
             raise ChatError(f"the chat template of {self.origin} fails on these messages: {error}") from error
         return text
 

@@ -70,7 +70,10 @@ def generate(
     if sampling.max_new_tokens == 0 or not prompts:
         return [Completion() for _ in prompts]
     place = next(iter(stages.values())).place
-    size = -(-len(prompts) // mesh.pp.size)
+    scaling = spec.transformer.rotary_scaling
+    # Dynamic scaling goes by the longest sample of a pass: alone, a sample does not depend on its neighbours.
+    is_dynamic = scaling is not None and scaling.kind == "dynamic_ntk"
+    size = 1 if is_dynamic else -(-len(prompts) // mesh.pp.size)
     groups = [
         SampleGroup(prompts[first : first + size], first_sample + first, sampling, spec.transformer, place, watch)
         for first in range(0, len(prompts), size)

@@ -53,7 +53,7 @@ class RunText:
         end = tokenizer.id_of(token_text(read_json(folder / "tokenizer_config.json").get("eos_token")) or "")
         if end is not None:
             stops.add(end)
-        return cls(folder, tokenizer, tuple(sorted(stops)), ChatTemplate.find(folder), path.exists())
+        return cls(folder, tokenizer, tuple(sorted(stops)), ChatTemplate.find(folder), (folder / "import.json").exists())
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the token ids that the model continues, at least one.

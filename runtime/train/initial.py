@@ -73,28 +73,32 @@ def check_initial_weights(spec: RunSpec) -> None:
         logger.warning("the weights of checkpoint.init_from were trained otherwise: %s", line)
 
 
-def compare_tokenizers(spec: RunSpec, data: PreparedData) -> None:
-    """Tell through the log where the data's tokens are not those that the initial weights know."""
-    if spec.checkpoint.init_from is None:
-        return
+def has_their_tokenizer(spec: RunSpec, data: PreparedData) -> bool:
+    """Return whether the data's tokens are those that the initial weights know; tell it through the log where they are not. Needs checkpoint.init_from."""
+    assert spec.checkpoint.init_from is not None, "only a run with checkpoint.init_from has initial weights"
     file = open_weights(Path(spec.checkpoint.init_from))[1] / TOKENIZER
     if not file.is_file():
         logger.warning(
             "checkpoint.init_from %s has no tokenizer.json: whether the data's tokens are those it knows can't be seen",
             spec.checkpoint.init_from,
         )
-    elif Tokenizer.load(file).definition != data.tokenizer.definition:
+        return False
+    if Tokenizer.load(file).definition != data.tokenizer.definition:
         logger.warning(
             "the data was tokenized with another tokenizer than that of checkpoint.init_from, so the weights will take its tokens for others; "
             "set data.tokenizer to %s, unless that is what you want",
             file,
         )
+        return False
+    return True
 
 
 def take_companions(spec: RunSpec, folder: Path) -> None:
-    """Copy what stands beside the tokenizer of the initial weights (chat template, ...) to the run `folder`, unless it has some already."""
-    if spec.checkpoint.init_from is None:
-        return
+    """Copy what stands beside the tokenizer of the initial weights (chat template, ...) to the run `folder`, unless it has some already.
+
+    Only for a run with the same tokenizer: these files name tokens. Needs checkpoint.init_from.
+    """
+    assert spec.checkpoint.init_from is not None, "only a run with checkpoint.init_from has initial weights"
     source = open_weights(Path(spec.checkpoint.init_from))[1]
     for name in (*COMPANIONS, IMPORT_RECORD):
         if (source / name).is_file() and not (folder / name).exists():
@@ -108,7 +112,9 @@ def load_initial_weights(job: Job) -> str:
     """
     place = job.spec.checkpoint.init_from
     assert place is not None, "only a run with checkpoint.init_from loads initial weights"
-    checkpoint, _ = open_weights(Path(place))
+    # One rank's answer for all: a run that is still training may save a newer one between two ranks' looks.
+    newest = open_weights(Path(place))[0].path if job.mesh.rank == 0 else ""
+    checkpoint = Checkpoint.open(Path(job.mesh.gather_text(str(newest))[0]), verify=False)
     verify_together(checkpoint, job.mesh)
     job.optimizer.load(checkpoint.read_range, 0, weights_only=True)
     checkpoint.close()

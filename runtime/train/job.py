@@ -64,8 +64,8 @@ def kernels_of(spec: RunSpec, device: torch.device) -> tuple[Kernels, str]:
     return choose_kernels(spec.kernels.backend, device, model_dtype(spec.precision.dtype), spec.transformer.head_dim)
 
 
-def build_stages_of_rank(spec: RunSpec, mesh: Mesh, device: torch.device) -> dict[int, Stage]:
-    """Build this rank's stages, stage index -> stage, with their initial weights. No communication."""
+def build_stages_of_rank(spec: RunSpec, mesh: Mesh, device: torch.device, *, draws_weights: bool = True) -> dict[int, Stage]:
+    """Build this rank's stages, stage index -> stage, with their initial weights, unless they are to be loaded next. No communication."""
     parallel = spec.parallel
     dtype = model_dtype(spec.precision.dtype)
     kernels, _ = kernels_of(spec, device)
@@ -73,7 +73,8 @@ def build_stages_of_rank(spec: RunSpec, mesh: Mesh, device: torch.device) -> dic
     place = Placement(mesh.tp, sequence_parallel, dtype, device, kernels, deterministic=spec.kernels.deterministic, ep=mesh.ep)
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)
     mine = stages_of_rank(mesh.pp.rank, mesh.pp.size, parallel.virtual_stages)
-    return dict(zip(mine, build_stages(spec.transformer, layers, mine, place, seed=spec.seed), strict=True))
+    stages = build_stages(spec.transformer, layers, mine, place, seed=spec.seed, draws_weights=draws_weights)
+    return dict(zip(mine, stages, strict=True))
 
 
 def build_job(spec: RunSpec, mesh: Mesh, device: torch.device) -> Job:

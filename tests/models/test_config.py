@@ -107,6 +107,24 @@ def test_wrong_shape_names_rule_and_remedy(changes: dict[str, Any], sentence: st
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rotary_scaling": {"kind": "linear", "factor": 2.0}, "position": "learned"}, "position is learned"),
+        ({"rotary_scaling": {"kind": "ntk", "factor": 2.0}, "rotary_dim": 2}, "two rotated pairs or more"),
+        ({"rotary_scaling": {"kind": "yarn", "factor": 2.0, "original_max_position": 8}, "rotary_base": 1.0}, "must be above 1"),
+        (
+            {"rotary_scaling": {"kind": "llama3", "factor": 2.0, "original_max_position": 8, "low_freq_factor": 4.0}},
+            "must be below its high_freq",
+        ),
+        ({"rotary_scaling": {"kind": "yarn", "factor": 2.0}}, "needs original_max_position"),
+    ],
+)
+def test_a_rotary_scaling_that_no_formula_covers_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TransformerConfig(**{**SMALL, **changes})
+
+
 def test_all_broken_shape_rules_are_reported_together() -> None:
     with pytest.raises(ValidationError) as caught:
         TransformerConfig(**{**SMALL, "num_kv_heads": 3, "head_dim": 3})

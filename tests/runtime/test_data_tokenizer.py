@@ -80,6 +80,14 @@ def test_published_names_of_the_end_of_text_token_are_known(tmp_path: Path) -> N
     assert tokenizer.encode("aaa") == [0, 0, 0]
 
 
+def test_a_name_that_is_a_special_token_comes_before_one_that_is_plain_text(tmp_path: Path) -> None:
+    """Gemma's vocabulary has </s> for HTML."""
+    inner = tokenizers.Tokenizer(models.BPE({"a": 0, "</s>": 1}, []))
+    inner.add_special_tokens(["<eos>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path / "tokenizer.json").eot_token == "<eos>"
+
+
 def test_a_mask_token_is_one_of_the_vocabulary_and_never_comes_from_text(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(TEXTS, 300, with_mask=True)
     tokenizer.save(tmp_path / "tokenizer.json")

@@ -255,6 +255,11 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "unknown architecture": (lambda folder: reconfigure(folder, model_type="mamba"), ("mamba", "llama")),
     "unknown option": (lambda folder: reconfigure(folder, hidden_act="laplace"), ("hidden_act", "laplace")),
     "nonsense in config": (lambda folder: reconfigure(folder, num_hidden_layers="three"), ("config.json", "num_")),
+    "no heads": (
+        lambda folder: reconfigure(folder, model_type="gpt_neox", hidden_act="gelu", num_attention_heads=0),
+        ("config.json", "zero"),
+    ),
+    "a slip in the layers": (lambda folder: reconfigure(folder, num_hidden_layers=10**8), ("num_hidden_layers is 100000000", "tensors")),
     "impossible shape": (lambda folder: reconfigure(folder, num_key_value_heads=3), ("num_kv_heads",)),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ("neither model.safetensors nor",)),
     "pickle": (make_pickle, ("pickle (pytorch_model.bin)", "can run any code", "save_pretrained")),
@@ -293,6 +298,25 @@ def test_bad_input_is_refused_with_a_sentence_before_anything_is_written(
     assert all(word in str(caught.value) for word in words), caught.value
     assert "\n\n" not in str(caught.value)
     assert_nothing_left(tmp_path)
+
+
+def test_a_tokenizer_that_links_out_of_the_folder_is_not_copied(folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "model.gguf"  # a name that may stay
+    secret.write_text("private")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "chat_template.jinja").symlink_to(secret)
+    with pytest.raises(ConversionError, match=r"is a link to .* outside of the model's folder"):
+        import_model(folder, tmp_path / "run")
+    assert_nothing_left(tmp_path)
+
+
+def test_a_hub_cache_may_link_to_its_blobs(tmp_path: Path) -> None:
+    folder = saved(llama(), tmp_path / "hub" / "snapshots" / "abc", tokenizer=True)
+    (tmp_path / "hub" / "blobs").mkdir()
+    for file in list(folder.iterdir()):
+        file.rename(tmp_path / "hub" / "blobs" / file.name)
+        file.symlink_to(tmp_path / "hub" / "blobs" / file.name)
+    assert import_model(folder, tmp_path / "run").has_tokenizer
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (found / "generation_config.json").write_text(
         json.dumps({"eos_token_id": [inner.token_to_id("<|im_end|>"), inner.token_to_id("</s>")]})
     )
+    (found / "import.json").write_text("{}")
     return found
 
 
@@ -137,6 +138,8 @@ def test_blanks_are_text_although_a_token_was_added_for_them(text: RunText, thei
         ("{{ messages[0].content / 2 }}", TURNS, "the chat template of here fails on these messages: unsupported operand"),
         ("{{ messages.__class__.mro() }}", TURNS, "refuses these messages: access to attribute '__class__'"),
         ("{% for i in range(1000000000) %}{% endfor %}", TURNS, "fails on these messages: Range too big"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", TURNS, "fails on these messages: maximum recursion depth"),
+        ("{{ 'a' * 10**16 }}", TURNS, "fails on these messages"),
         ("{{ messages.append(1) }}", TURNS, "refuses these messages: access to attribute 'append'"),
         (CHATML, [], "at least one message"),
         (CHATML, [TURNS[0], {"role": "user"}], 'message 2 must be a record with the texts role and content; it is {"role": "user"}'),
@@ -184,6 +187,9 @@ def test_a_run_knows_its_ends_and_its_beginning(folder: Path, text: RunText, the
     assert text.encode(Prompt("")) == [text.tokenizer.id_of("<s>")]
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     own = RunText.open(tmp_path)
+    (tmp_path / "import.json").write_text("{}")
+    assert RunText.open(tmp_path).encode(Prompt("hello")) == text.encode(Prompt("hello")), "imported, without a generation_config.json"
+    (tmp_path / "import.json").unlink()
     assert own.stop_tokens == (text.tokenizer.id_of("</s>"),)
     assert own.encode(Prompt("hello")) == text.tokenizer.encode("hello"), "a model that was trained here has seen no beginning"
     assert own.encode(Prompt("")) == [own.tokenizer.eot_id]
