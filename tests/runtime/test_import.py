@@ -255,9 +255,9 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "unknown architecture": (lambda folder: reconfigure(folder, model_type="mamba"), ("mamba", "llama")),
     "unknown option": (lambda folder: reconfigure(folder, hidden_act="laplace"), ("hidden_act", "laplace")),
     "nonsense in config": (lambda folder: reconfigure(folder, num_hidden_layers="three"), ("config.json", "num_")),
-    "no heads": (
-        lambda folder: reconfigure(folder, model_type="gpt_neox", hidden_act="gelu", num_attention_heads=0),
-        ("config.json", "zero"),
+    "infinity": (
+        lambda folder: reconfigure(folder, model_type="gpt_neox", hidden_act="gelu", rotary_pct=float("inf")),
+        ("config.json", "infinity"),
     ),
     "a slip in the layers": (lambda folder: reconfigure(folder, num_hidden_layers=10**8), ("num_hidden_layers is 100000000", "tensors")),
     "impossible shape": (lambda folder: reconfigure(folder, num_key_value_heads=3), ("num_kv_heads",)),
