@@ -23,11 +23,12 @@ from trimaran.runtime.train.state import verify_together
 
 
 class TaskPrompt(BaseModel):
-    """One prompt as token ids; `text` as the user gave it, None for a conversation; `name` of the file of prompts."""
+    """One prompt as token ids; `text` as the user gave it, None where that was messages; `name` of the file of prompts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     tokens: tuple[int, ...]
     text: str | None
+    is_chat: bool
     name: str | int | None
 
 
@@ -86,7 +87,7 @@ def _print_as_it_comes(task: GenerateTask, tokenizer: Tokenizer, stages: dict[in
         return stopped
 
     if mesh.rank == 0:
-        print(prompt.text or "", end="", flush=True)
+        print("" if prompt.is_chat else prompt.text or "", end="", flush=True)
     (completion,) = generate(stages, mesh, spec, [prompt.tokens], task.sampling, watch)
     stream.finish()
     show()

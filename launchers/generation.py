@@ -69,7 +69,9 @@ def _read_asked(prompt: str | None, prompts: Path | None, chat: bool, system: st
     if chat and prompt is None and prompts is None:
         raise ValueError("--chat needs a question: give --prompt or --prompts")
     asked = read_prompts(prompts) if prompts is not None else [Prompt(_DEFAULT_PROMPT if prompt is None else prompt)]
-    return [conversation(each.text, system, each.name) if chat and each.text is not None else each for each in asked]
+    return [
+        conversation(each.text, system, each.name) if chat and each.messages is None and each.text is not None else each for each in asked
+    ]
 
 
 def _generate(
@@ -104,7 +106,10 @@ def _generate(
             spec=folder / "spec.yaml",
             checkpoint=checkpoint.resolve(),
             tokenizer=(text.folder / "tokenizer.json").resolve(),
-            prompts=tuple(TaskPrompt(tokens=tokens, text=each.text, name=each.name) for tokens, each in zip(encoded, asked, strict=True)),
+            prompts=tuple(
+                TaskPrompt(tokens=tokens, text=each.text, is_chat=each.messages is not None, name=each.name)
+                for tokens, each in zip(encoded, asked, strict=True)
+            ),
             sampling=replace(sampling, stop_tokens=tuple(sorted(token for token in stops if token < vocab_size))),
             stop_strings=tuple(stop_strings),
             batch_size=batch_size,

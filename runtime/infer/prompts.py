@@ -13,9 +13,10 @@ from trimaran.runtime.infer.chat import ChatError, ChatTemplate, Message, check_
 
 @dataclass(frozen=True)
 class Prompt:
-    """One thing to continue: a text, or the messages of a conversation; one of the two is None.
+    """One thing to continue: the messages of a conversation, or where there are none, a text.
 
     Args:
+        text: what the user gave, in a conversation the question; None where the user gave messages.
         name: what the file of prompts calls it under `id`, handed back with the result.
     """
 
@@ -108,7 +109,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 def conversation(question: str, system: str | None = None, name: str | int | None = None) -> Prompt:
     """Return the conversation of one question, after what the system is told."""
     start: Sequence[Message] = () if system is None else ({"role": "system", "content": system},)
-    return Prompt(None, (*start, {"role": "user", "content": question}), name)
+    return Prompt(question, (*start, {"role": "user", "content": question}), name)
 
 
 def _parse_line(line: str, where: str) -> Prompt:

@@ -69,7 +69,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def generate(run: Path) -> Callable[..., Answer]:
+def generate(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
+    # Threads that wait for each other are slow where other tests want the same cores.
+    monkeypatch.setattr("trimaran.launchers.worker.threads_per_rank", lambda spec, size: 1)
+
     def call(*options: str) -> Answer:
         threads = torch.get_num_threads()
         try:
@@ -209,6 +212,7 @@ def test_a_conversation(run: Path, generate: Callable[..., Answer], tmp_path: Pa
     assert tokenizer.decode(alone.tokens) == "<|im_start|>system be kind<|im_end|><|im_start|>user why<|im_end|>?<|im_end|><|im_start|>"
     assert (alone.tokens.count(start), alone.tokens.count(end)) == (3, 2), "the user's own spelling is text"  # type: ignore[arg-type]
     assert end in tasks[0].sampling.stop_tokens
+    assert [(each.text, each.name, each.is_chat) for each in tasks[1].prompts] == [("why?", None, True), (None, 3, True)]
     assert [tokenizer.decode(each.tokens) for each in tasks[1].prompts] == [
         "<|im_start|>system be kind<|im_end|><|im_start|>user why?<|im_end|><|im_start|>",
         "<|im_start|>poet oh<|im_end|><|im_start|>",
