@@ -186,6 +186,7 @@ def evaluate_on_rank(virtual_stages: int) -> tuple[float, float, int]:
 def test_evaluation_gives_the_training_loss_and_keeps_no_activation(pp: int, virtual_stages: int, ranks: RankPool) -> None:
     results = ranks.run(evaluate_on_rank, pp, virtual_stages)
     for evaluated, trained, held in results:
-        assert evaluated == trained
+        # Not to the bit: where no gradient is kept, a norm is torch's own operator, and rounds otherwise.
+        assert evaluated == pytest.approx(trained, rel=1e-14)
         assert held == 0
     assert results[-1][0] > 1.0

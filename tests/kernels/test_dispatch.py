@@ -52,7 +52,8 @@ def test_the_two_implementations_share_no_op() -> None:
         ours, theirs = getattr(TRITON, field.name), getattr(TORCH, field.name)
         if field.name == "activations":
             assert ours.keys() == theirs.keys()
-            assert not set(ours.values()) & set(theirs.values())
+            # relu alone is torch's for both: one kernel on any device, and no other op to fuse it with.
+            assert {name for name in ours if ours[name] is theirs[name]} == {"relu"}
         else:
             assert ours != theirs, field.name
 
