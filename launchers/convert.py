@@ -69,7 +69,8 @@ def export(
             exported = export_model(run, target, options, progress)
         _say_agreements(exported.agreements)
         say(f"{exported.architecture} in {exported.dtype}, {exported.num_bytes / _GIB:.2f} GiB of weights: {exported.folder}")
-        say(f"load it: transformers.{exported.architecture}.from_pretrained({str(exported.folder)!r}), or vllm serve {exported.folder}")
+        served = f", or vllm serve {exported.folder}" if exported.is_causal else ""
+        say(f"load it: transformers.{exported.architecture}.from_pretrained({str(exported.folder)!r}){served}")
 
 
 def _name_of(source: Path) -> str:

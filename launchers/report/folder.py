@@ -57,7 +57,7 @@ def read_run(run_dir: Path) -> Run:
         steps=steps,
         evaluations=[row for row in rows if "held_out_loss" in row],
         timeline=_read_json(run_dir / "timeline.json", notes, "no pipeline timeline; logging.timeline records one"),
-        sample=_read_text(run_dir / "sample.txt", notes, "no generated text to show"),
+        sample=_read_text(run_dir / "sample.txt", notes, "no generated text to show (BERT and XLNet write none)"),
         manifest=_read_json(run_dir / "data_manifest.json", notes, "the counts of the training data are unknown"),
         machine=_read_json(run_dir / "machine.json", notes, "the machine that trained is unknown"),
         notes=notes,

@@ -59,6 +59,7 @@ class Exported:
     architecture: str
     dtype: str
     num_bytes: int
+    is_causal: bool
     agreements: list[Agreement]
 
 
@@ -128,7 +129,7 @@ def export_model(run: Path, target: Path, options: ExportOptions, progress: Prog
             model.record,
         )
         write_text(temporary / "README.md", model_card(card))
-    return Exported(target, model.family.architecture, _name(model.dtype), sum(sizes.values()), agreements)
+    return Exported(target, model.family.architecture, _name(model.dtype), sum(sizes.values()), model.config.is_causal, agreements)
 
 
 def _open(run: Path, options: ExportOptions) -> _Model:

@@ -10,6 +10,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
     rows = [
         ("model", _model(spec, shape)),
         ("parameters", _parameters(shape)),
+        ("initial weights", _initial_weights(spec, shape)),
         ("vocabulary", _vocabulary(spec, shape)),
         ("layout", _layout(spec)),
         ("pipeline", _pipeline(spec)),
@@ -43,6 +44,14 @@ def _model(spec: RunFields, shape: TransformerConfig) -> str:
 def _parameters(shape: TransformerConfig) -> str:
     used = f", {shape.num_active_parameters():,} of them used by each token" if shape.num_experts else ""
     return f"{shape.num_parameters():,}{used}"
+
+
+def _initial_weights(spec: RunFields, shape: TransformerConfig) -> str:
+    if spec.checkpoint.init_from is not None:
+        return f"those of {spec.checkpoint.init_from}"
+    widths = f", base width {shape.mup_base_width}" if shape.init == "mup" else ""
+    spread = f", standard deviation {shape.init_std:g}" if shape.init in ("normal", "depth_scaled", "mup") else ""
+    return f"{shape.init}{spread}{widths}"
 
 
 def _objective(spec: RunFields, shape: TransformerConfig) -> str:
