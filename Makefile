@@ -31,7 +31,7 @@ train: $(RUNTIME)
 	@$(BIN)/trimaran train $(SPEC)
 
 test: $(TESTS)
-	@$(BIN)/python -P -m pytest -n $(TEST_WORKERS) --dist loadgroup
+	@$(BIN)/python -P -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(TESTS)
 	@$(BIN)/ruff check .

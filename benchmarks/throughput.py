@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,7 +130,9 @@ def plain_step(setting: Setting) -> Callable[[], None]:
 
 def trimaran_step(setting: Setting, layout: str, shared_memory: bool) -> tuple[Callable[[], None], Callable[[float], float]]:
     """One optimizer step of this rank, and a function that sums a number over all ranks."""
-    from trimaran.launchers.worker import join_world
+    from trimaran.launchers.place import resolve
+    from trimaran.launchers.rendezvous import meet
+    from trimaran.launchers.world import join_world
     from trimaran.models.batch import Microbatch
     from trimaran.models.parallel.group import all_reduce
     from trimaran.runtime.spec import parse_spec
@@ -149,7 +152,7 @@ def trimaran_step(setting: Setting, layout: str, shared_memory: bool) -> tuple[C
             },
         }
     )
-    mesh = join_world(spec, torch.device("cpu"))
+    mesh = join_world(spec, torch.device("cpu"), meet(resolve(os.environ), os.environ, spec.launcher, Path()))
     job = build_job(spec, mesh, torch.device("cpu"))
     per_rank = setting.global_batch // mesh.dp.size
     torch.manual_seed(0)

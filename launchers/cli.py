@@ -2,23 +2,20 @@
 
 import json
 import logging
-import os
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from trimaran.launchers.console import RunPath, errors_as_sentences, say, sentence
+from trimaran.launchers.console import RunPath, errors_as_sentences, say
 from trimaran.launchers.convert import export, import_
 from trimaran.launchers.coordinates import coordinate_check
 from trimaran.launchers.generation import generate
-from trimaran.launchers.local import LocalRun, Stopped, launch
+from trimaran.launchers.local import LocalRun, get_ready, launch
 from trimaran.launchers.models import models
-from trimaran.runtime.spec import RunSpec, describe, dump_spec, json_schema, load_spec
-
-if TYPE_CHECKING:
-    from trimaran.runtime.data.prepare import PreparedData
+from trimaran.launchers.outcome import Stopped
+from trimaran.launchers.prepare import prepare_run, try_to_report, what_is_saved, write_report_of
+from trimaran.runtime.spec import RunSpec, describe, json_schema, load_spec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command()(generate)
@@ -41,14 +38,15 @@ def train(spec_path: SpecPath, overrides: Overrides = []) -> None:  # noqa: B006
         spec = load_spec(spec_path, overrides)
         _log_to_terminal()
         folder = Path(spec.train.output_dir)
-        task = _prepare_run(spec, folder)
+        get_ready(spec)
+        task = prepare_run(spec, folder)
         say(f"starting {spec.world_size} ranks ({dict(describe(spec))['layout']}); run folder {folder}")
         try:
             launch(LocalRun(spec, task, folder / "logs"))
         except Stopped as stopped:
-            raise Stopped(stopped.signal_number, stopped.problem, _what_is_saved(folder)) from stopped
+            raise Stopped(stopped.signal_number, stopped.problem, what_is_saved(folder)) from stopped
         finally:
-            _try_to_report(folder)
+            try_to_report(folder)
         more = f"   more text: trimaran generate {folder} --prompt 'To be'" if spec.transformer.is_causal else ""
         say(f"report: {folder / 'report.html'}{more}")
 
@@ -58,82 +56,6 @@ def _log_to_terminal() -> None:
     from rich.logging import RichHandler
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
-
-
-def _prepare_run(spec: RunSpec, folder: Path) -> Path:
-    """Check that the run may start or resume, prepare the data, fill the run folder, and return the ranks' task file."""
-    from trimaran.runtime.data.prepare import prepare_data
-    from trimaran.runtime.train.hardware import describe_machine
-
-    _check_writable(folder)
-    resumed = None
-    if (folder / "checkpoints").is_dir():
-        from trimaran.runtime.train.state import resume_path
-
-        resumed = resume_path(spec)  # before the data, which may take long
-    starts_from = resumed is None and spec.checkpoint.init_from is not None
-    if starts_from:
-        from trimaran.runtime.train.initial import check_initial_weights, has_their_tokenizer, take_companions
-
-        check_initial_weights(spec)
-    data = prepare_data(spec)
-    _check_run(spec, data)
-    takes_companions = bool(starts_from) and has_their_tokenizer(spec, data)
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    (folder / "machine.json").write_text(json.dumps(describe_machine()), encoding="utf-8")
-    (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
-    (folder / "data_manifest.json").write_text(json.dumps(data.manifest, indent=1), encoding="utf-8")
-    shutil.copyfile(data.folder / "tokenizer.json", folder / "tokenizer.json")
-    if takes_companions:
-        take_companions(spec, folder)
-    task = folder / "logs" / "task.json"
-    content = {"kind": "train", "spec": str((folder / "spec.yaml").resolve()), "data": str(data.folder.resolve())}
-    task.write_text(json.dumps(content), encoding="utf-8")
-    return task
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a run folder that can't be made or written, before the time that the data takes."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ValueError(f"train.output_dir {folder} can't be made, because {existing} is a file; choose another folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"train.output_dir {folder} can't be written: no permission to write in {existing}; choose another folder")
-
-
-def _check_run(spec: RunSpec, data: "PreparedData") -> None:
-    """Refuse what the ranks would refuse, while nothing is started yet."""
-    from trimaran.runtime.train.loop import check_data
-    from trimaran.runtime.train.state import check_same_data, read_state, resume_path
-
-    check_data(spec, data)
-    path = resume_path(spec)
-    if path is not None:
-        check_same_data(read_state(path), data)
-
-
-def _what_is_saved(folder: Path) -> str:
-    """Return the sentence that ends an interrupted run."""
-    from trimaran.runtime.checkpoint.folder import latest, step_of
-
-    path = latest(folder / "checkpoints")
-    if path is None:
-        return "nothing is saved yet, and the same command starts anew"
-    return f"step {step_of(path)} is saved in {path}, and the same command resumes there"
-
-
-def _try_to_report(folder: Path) -> None:
-    """Write the report; a disk that is full must not hide how the run ended."""
-    try:
-        _write_report(folder)
-    except OSError as error:
-        say(f"the report could not be written: {sentence(error)}", style="yellow")
-
-
-def _write_report(folder: Path) -> None:
-    from trimaran.launchers.report import write_report
-
-    write_report(folder)
 
 
 @app.command()
@@ -195,7 +117,7 @@ def schema() -> None:
 def report(run: RunPath) -> None:
     """Write RUN/report.html anew from the run's files."""
     with errors_as_sentences():
-        _write_report(run)
+        write_report_of(run)
         say(f"report: {run / 'report.html'}")
 
 

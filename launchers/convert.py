@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trimaran.launchers.console import RunPath, errors_as_sentences, say
-from trimaran.launchers.local import Stopped
+from trimaran.launchers.outcome import Stopped
 
 if TYPE_CHECKING:
     from trimaran.runtime.huggingface.importing import Imported

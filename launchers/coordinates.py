@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trimaran.launchers.console import errors_as_sentences, say
-from trimaran.launchers.local import threads_per_rank
+from trimaran.launchers.rank import threads_per_rank
 from trimaran.runtime.spec import RunSpec, load_spec
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def _measure(spec: RunSpec, widths: list[int], num_steps: int, growth: "Growth",
     import torch
     import torch.distributed as dist
 
-    from trimaran.launchers.worker import choose_device, join_world
+    from trimaran.launchers.rendezvous import meet_nobody
+    from trimaran.launchers.world import choose_device, join_world
     from trimaran.runtime.train import coordinates
     from trimaran.runtime.train.job import TrainingDiverged
 
@@ -68,7 +69,7 @@ def _measure(spec: RunSpec, widths: list[int], num_steps: int, growth: "Growth",
     make_batches = coordinates.batches_of_text(single) if on_text else coordinates.random_batches
     torch.set_num_threads(threads_per_rank(single, 1))
     device = choose_device(single.launcher.device, 0, 1)
-    mesh = join_world(single, device)
+    mesh = join_world(single, device, meet_nobody())
     found: dict[str, coordinates.Coordinates] = {}
     try:
         for each in (spec, coordinates.plain_spec(spec)):

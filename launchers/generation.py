@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trimaran.launchers.console import RunPath, errors_as_sentences, find_checkpoint
-from trimaran.launchers.local import LocalRun, Stopped, launch
+from trimaran.launchers.local import LocalRun, launch
+from trimaran.launchers.outcome import Stopped
 from trimaran.runtime.infer.settings import Sampling
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec, parse_spec
 
@@ -88,7 +89,7 @@ def _generate(
 ) -> None:
     """Write the task, and do it here or on tp * pp ranks."""
     from trimaran.launchers.generate_task import GenerateTask, TaskPrompt
-    from trimaran.launchers.worker import run_task
+    from trimaran.launchers.work import do_alone
     from trimaran.runtime.checkpoint.reshard import Checkpoint
     from trimaran.runtime.infer.generate import check_prompts
     from trimaran.runtime.infer.prompts import RunText
@@ -118,7 +119,7 @@ def _generate(
         (folder / "task.json").write_text(task.model_dump_json(), encoding="utf-8")
         try:
             if tp * pp == 1:
-                run_task(task)
+                do_alone(task)
             else:
                 launch(LocalRun(load_spec(task.spec), folder / "task.json", folder / "logs"))
         except KeyboardInterrupt:

@@ -1,79 +1,136 @@
-"""The first thing a rank process runs, before the seconds that torch takes to import: tie the rank to its launcher, and leave word of a failure.
-
-`python -m trimaran.launchers.rank TASK.json LAUNCHER_PID`, under torchrun's environment.
-"""
+"""A process as a rank of a run: what it writes down about itself, and how it ends, by itself or with the others. Imports no torch."""
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NoReturn
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from trimaran.launchers.place import Place
+from trimaran.launchers.tether import Failure, Tether
+from trimaran.runtime.grid import coordinates, describe_coordinates
+from trimaran.runtime.spec import RunSpec
+
+ERROR_FILE = "error.json"
 # Errors whose message is a sentence for the user; the name of any other class is part of what went wrong.
 _SENTENCES = (ValueError, OSError, RuntimeError)
 # What a rank says when a peer has left: the consequence of a failure, never its cause.
 _PEER_LEFT = ("Connection reset", "Connection closed", "Connection refused", "Broken pipe", "not connected", "is gone", " lost rank ")
+_TOLD_BY_OTHERS_S = 3.0  # for the tether to bring the cause of a consequence
 
 
-def main() -> None:
-    """Entry point of a rank process."""
-    follow_launcher(int(sys.argv[2]))
-    # Until the train loop takes over, nothing is worth saving: Ctrl-C ends the rank without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        from trimaran.launchers.worker import read_task, run_task
+class Rank:
+    """This process. Its attributes become known one after the other while it starts, and are what a failure is told with.
 
-        exit_code = run_task(read_task(Path(sys.argv[1])))
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the launcher must learn of it
-        record_failure(error)
+    Args:
+        announces: whether the first sentence about a failure is this process's to print; under `trimaran train` the launcher says it.
+
+    Attributes:
+        place: None until the launcher's environment has been read.
+        step: the training step under way, None before the first.
+        tether: None until the ranks have met.
+    """
+
+    def __init__(self, *, announces: bool) -> None:
+        self.place: Place | None = None
+        self.step: int | None = None
+        self.tether: Tether | None = None
+        self._announces = announces
+        self._folder: Path | None = None
+        self._sizes: Mapping[str, int] | None = None
+        self._terminal = os.dup(2)  # where the launcher's user looks, also after this rank's output has gone to a file
+
+    @property
+    def number(self) -> int:
+        """The rank, 0 while it is not known."""
+        return 0 if self.place is None else self.place.rank
+
+    def stands_in(self, sizes: Mapping[str, int]) -> None:
+        """Learn the sizes of the grid's axes."""
+        self._sizes = sizes
+
+    def where(self, place: Place | None = None) -> str:
+        """Return node and coordinates of a rank, this one where `place` is None, as far as they are known."""
+        place = place or self.place
+        if place is None:
+            return "of unknown place"
+        grid = "" if self._sizes is None else f", {describe_coordinates(coordinates(place.rank, self._sizes))}"
+        return f"host {place.node}{grid}"
+
+    def keep_records(self, logs: Path) -> None:
+        """Write what this rank prints (but for rank 0, which has the terminal) and how it fails under logs/rank-N."""
+        self._folder = logs / f"rank-{self.number}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self.number == 0:
+            return
+        for descriptor, name in ((1, "stdout.log"), (2, "stderr.log")):
+            with (self._folder / name).open("ab") as file:
+                os.dup2(file.fileno(), descriptor)
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """End this rank because of an error of its own, and the others with it."""
+        text = str(error).strip()
+        is_sentence = bool(text) and isinstance(error, _SENTENCES)
+        message = text if is_sentence else f"{type(error).__name__}: {text}"
+        secondary = isinstance(error, RuntimeError | OSError) and any(words in text for words in _PEER_LEFT)
+        if secondary and self.tether is not None:
+            time.sleep(_TOLD_BY_OTHERS_S)  # the tether's thread ends this process as soon as it hears of the cause
+        details = self._write_traceback(error)
+        failure = Failure(self.number, self.where(), self.step, message, details="" if is_sentence else details)
+        self._write_record(failure, secondary=secondary)
+        if self.tether is None or self.number == 0:
+            self._announce(failure)
+        if self.tether is not None:
+            self.tether.fail(failure)
         # Not sys.exit: leaving the groups in order would wait for peers that wait for this rank.
-        _leave(1)
-    _leave(exit_code)
+        self.leave(failure.exit_code)
+
+    def end_with(self, failure: Failure) -> None:
+        """End this rank because another has failed: what the tether's thread does. Does not return."""
+        self._write_record(failure, secondary=True)
+        if self.number == 0 or (self.number == 1 and failure.rank == 0):  # rank 0 has said it unless it died without a word
+            self._announce(failure)
+        self.leave(failure.exit_code)
+
+    def leave(self, exit_code: int) -> NoReturn:
+        """End this process now."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(exit_code)
+
+    def _announce(self, failure: Failure) -> None:
+        if self._announces:
+            with contextlib.suppress(OSError):
+                os.write(self._terminal, f"error: {failure}\n".encode())
+
+    def _write_traceback(self, error: BaseException) -> str:
+        """Return the file's path, "" where it could not be written."""
+        if self._folder is None:
+            traceback.print_exception(error)
+            return ""
+        file = self._folder / "traceback.txt"
+        try:
+            file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        except OSError:  # a full disk, for one
+            return ""
+        return str(file)
+
+    def _write_record(self, failure: Failure, *, secondary: bool) -> None:
+        """Leave word for the launcher, and for torchrun's agent, which names a file for it."""
+        record: dict[str, Any] = {**asdict(failure), "secondary": secondary, "timestamp": int(failure.seconds)}
+        files = [self._folder / ERROR_FILE] if self._folder is not None else []
+        files += [Path(os.environ[name]) for name in ("TORCHELASTIC_ERROR_FILE",) if os.environ.get(name)]
+        for file in files:
+            with contextlib.suppress(OSError):
+                file.write_text(json.dumps(record), encoding="utf-8")
 
 
-def follow_launcher(launcher_pid: int) -> None:
-    """If the launcher is killed, the ranks must not live on as orphans: ask the kernel for SIGTERM then, which lets them save and leave."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != launcher_pid:  # it was killed before we could ask
-        os._exit(1)
-
-
-def record_failure(error: BaseException) -> None:
-    """Write why this rank failed to the file that torchrun's agent names, and the traceback to a file beside it."""
-    text = str(error).strip()
-    is_sentence = bool(text) and isinstance(error, _SENTENCES)
-    message = text if is_sentence else f"{type(error).__name__}: {text}"
-    now = time.time()
-    record = {
-        "message": message,
-        "timestamp": int(now),  # torch's own field, too coarse to tell which rank was first
-        "time": now,
-        "secondary": isinstance(error, RuntimeError | OSError) and any(words in text for words in _PEER_LEFT),
-    }
-    try:
-        file = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
-        details = file.with_name("traceback.txt")
-        details.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        if not is_sentence:
-            record["details"] = str(details)
-        file.write_text(json.dumps(record), encoding="utf-8")
-    except (OSError, KeyError):  # a full disk, for one
-        with contextlib.suppress(OSError):
-            print(message, file=sys.stderr)
-
-
-def _leave(exit_code: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(exit_code)
-
-
-if __name__ == "__main__":
-    main()
+def threads_per_rank(spec: RunSpec, local_world_size: int) -> int:
+    """Return the CPU threads of a rank: what the spec says, or this host's cores shared out evenly."""
+    return spec.launcher.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // local_world_size)

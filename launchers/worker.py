@@ -1,110 +1,117 @@
-"""What each rank does: join the group that torchrun's environment describes, build the mesh, do the task.
+"""What a launcher starts as each rank: tie the rank to its launcher, find its place, do the task, and leave word of a failure.
 
-The one place that calls `init_process_group`.
+    python -m trimaran.launchers.worker SPEC [--set FIELD=VALUE]... [--launcher KIND]     under torchrun, srun or mpirun
+
+`trimaran` itself starts `run_task_of_launcher`, in processes that are forked from one that has imported torch already.
 """
 
-import json
+import argparse
+import ctypes
+import multiprocessing
 import os
+import signal
 import sys
-from datetime import timedelta
+import threading
+from collections.abc import Sequence
+from multiprocessing import connection
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
-import torch
-import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict
+from trimaran.launchers.place import Kind, Place, resolve
+from trimaran.launchers.rank import Rank
 
-from trimaran.launchers.generate_task import GenerateTask, run_generate
-from trimaran.launchers.local import STOPPED_EXIT_CODE, threads_per_rank
-from trimaran.runtime.data.prepare import open_prepared
-from trimaran.runtime.mesh import Mesh, build_mesh
-from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
-from trimaran.runtime.train.loop import train
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
 
 
-class TrainTask(BaseModel):
-    """Train the run of a spec file on data that was prepared before."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["train"] = "train"
-    spec: Path
-    data: Path
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of a rank under a launcher that is not ours."""
+    options = _parser().parse_args(arguments)
+    follow_parent()  # before the seconds that torch takes to import
+    be_rank(options.spec, options.overrides, options.launcher)
 
 
-Task = TrainTask | GenerateTask
+def be_rank(spec: Path, overrides: list[str], launcher: Literal["auto"] | Kind = "auto") -> NoReturn:
+    """Train as one rank of the start that the environment describes; ends this process."""
+    _reset_interrupt()
+    rank = Rank(announces=True)
+    try:
+        rank.place = resolve(os.environ, launcher)
+        _name_process(rank.place)
+        from trimaran.launchers.work import do_spec
+
+        exit_code = do_spec(rank, spec, overrides)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks and the launcher must learn of it
+        rank.fail(error)
+    rank.leave(exit_code)
 
 
-def run_train(task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
-    """Train; return the exit code."""
-    state = train(spec, mesh, device, open_prepared(task.data))
-    return 0 if state.step >= spec.train.num_steps else STOPPED_EXIT_CODE
+def run_task_of_launcher(task: str, logs: str) -> None:
+    """Do a task as one rank of those that `trimaran` has started on this machine; returns where the task has ended well, else ends the process.
 
-
-def read_task(path: Path) -> Task:
-    """Read the task that the launcher wrote."""
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    return TrainTask.model_validate(raw) if raw["kind"] == "train" else GenerateTask.model_validate(raw)
-
-
-def join_world(spec: RunSpec, device: torch.device) -> Mesh:
-    """Join the default process group that the environment describes (a world of one needs none) and build the mesh.
-
-    Raises:
-        SpecError: the number of ranks is not that of the spec's layout.
+    Args:
+        task: the file that says what to do.
+        logs: the folder of this start, in which the rank keeps its records.
     """
-    alone = "RANK" not in os.environ  # no launcher started this process, whatever else the shell exports
-    check_world_size(spec, 1 if alone else int(os.environ["WORLD_SIZE"]))
-    timeout_s = spec.launcher.timeout_s
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if alone:
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), store=store, rank=0, world_size=1)
-    else:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    parallel = spec.parallel
-    return build_mesh(
-        pp=parallel.pp,
-        dp=parallel.dp,
-        cp=parallel.cp,
-        tp=parallel.tp,
-        ep=parallel.ep,
-        timeout_s=timeout_s,
-        shared_memory=parallel.shared_memory,
-    )
+    os.setpgid(0, 0)  # out of the terminal's reach: Ctrl-C is for the launcher, which passes it on
+    _follow_launcher()
+    _reset_interrupt()
+    rank = Rank(announces=False)
+    try:
+        rank.place = resolve(os.environ, "torchrun")
+        _name_process(rank.place)
+        rank.keep_records(Path(logs))
+        from trimaran.launchers.work import do_task
+
+        exit_code = do_task(rank, Path(task))
+    except BaseException as error:  # noqa: BLE001 - as above
+        rank.fail(error)
+    if exit_code:
+        rank.leave(exit_code)
 
 
-def choose_device(wish: Literal["auto", "cpu", "cuda"], local_rank: int, local_world_size: int) -> torch.device:
-    """Return this rank's device: a GPU of its own where "auto" finds enough for every rank of the host, else the CPU.
-
-    Raises:
-        ValueError: "cuda" is asked for and the host has fewer GPUs than ranks.
-    """
-    num_gpus = torch.cuda.device_count() if wish != "cpu" else 0
-    if num_gpus < local_world_size:
-        if wish == "cuda":
-            raise ValueError(
-                f"launcher.device is cuda, and this host has {num_gpus} GPUs for {local_world_size} ranks; lower parallel.tp, pp or dp, "
-                "or set launcher.device to auto or cpu"
-            )
-        if num_gpus and local_rank == 0:
-            print(f"{local_world_size} ranks on a host with {num_gpus} GPUs: training on the CPU", file=sys.stderr)
-        return torch.device("cpu")
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device
+def _reset_interrupt() -> None:
+    # Until the train loop takes over, nothing is worth saving: Ctrl-C ends the rank without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def run_task(task: Task) -> int:
-    """Do the task on this rank, leave the group together with the others, and return the exit code of the process."""
-    spec = load_spec(task.spec)
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads_per_rank(spec, local_world_size))
-    device = choose_device(spec.launcher.device, int(os.environ.get("LOCAL_RANK", "0")), local_world_size)
-    mesh = join_world(spec, device)
-    exit_code = run_train(task, spec, mesh, device) if isinstance(task, TrainTask) else run_generate(task, spec, mesh, device)
-    # A rank that exits with a code makes the agent end the others, which must not still be writing. After an error nobody comes here:
-    # leaving the groups in order would wait for peers that wait for this rank.
-    mesh.gather_text("")
-    mesh.close()
-    dist.destroy_process_group()
-    return exit_code
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trimaran.launchers.worker", description="One rank of a run, under a launcher.")
+    parser.add_argument("spec", type=Path, metavar="SPEC", help="The run spec, a YAML file that every node can read.")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE", help="Change a field.")
+    parser.add_argument("--launcher", choices=("auto", "torchrun", "mpi", "slurm"), default="auto", help="Whose environment to read.")
+    return parser
+
+
+def follow_parent() -> None:
+    """If the parent, a launcher's process, is killed, a rank must not live on as an orphan: ask the kernel for SIGTERM then, which lets it save and leave."""
+    parent = os.getppid()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it was killed before we could ask
+        os._exit(1)
+
+
+def _name_process(place: Place) -> None:
+    """Show the rank in `top` and `ps -o comm`."""
+    _prctl(_PR_SET_NAME, f"trimaran-{place.rank}".encode()[:15])
+
+
+def _prctl(option: int, value: int | bytes) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
+
+
+def _follow_launcher() -> None:
+    """The same for a forked rank, whose parent is not the launcher."""
+    launcher = multiprocessing.parent_process()
+    if launcher is None:
+        return
+
+    def wait() -> None:
+        connection.wait([launcher.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="launcher", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

@@ -11,11 +11,9 @@ import torch.distributed as dist
 
 from trimaran.models.parallel.group import Group, all_gather, all_reduce
 from trimaran.models.parallel.shared_memory import SharedMemory
+from trimaran.runtime.grid import AXES, coordinates, describe_coordinates
 
 logger = logging.getLogger(__name__)
-
-AXES = ("pp", "dp", "cp", "tp")
-"""Outermost to innermost: tp ranks are neighbours, so they stay inside a node."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +42,7 @@ class Mesh:
 
     def describe(self) -> str:
         """Return this rank's place for messages, such as `rank 5 (pp 1, dp 0, cp 0, tp 1)`."""
-        return f"rank {self.rank} ({', '.join(f'{axis} {index}' for axis, index in self.coordinates.items())})"
+        return f"rank {self.rank} ({describe_coordinates(self.coordinates)})"
 
     def gather_text(self, text: str) -> list[str]:
         """Return every rank's text, in rank order. Collective over the world; no pickle is involved."""
@@ -88,7 +86,6 @@ def build_mesh(*, pp: int, dp: int, cp: int, tp: int, ep: int = 1, timeout_s: fl
         raise ValueError(f"dp ({dp}) must be divisible by ep ({ep}), for the ep ranks are dp ranks; change `parallel`")
     backend = dist.get_backend()
     grid = torch.arange(world_size).view(pp, dp, cp, tp)
-    coordinates = dict(zip(AXES, (grid == rank).nonzero()[0].tolist(), strict=True))
     maker = _GroupMaker(rank, timeout_s, shared_memory and backend == "gloo")
     groups = {axis: maker.along_dim(axis, grid, dim) for dim, axis in enumerate(AXES)}
     groups |= {"ep": Group("ep", (rank,), 0), "expert_dp": groups["dp"]}
@@ -97,7 +94,7 @@ def build_mesh(*, pp: int, dp: int, cp: int, tp: int, ep: int = 1, timeout_s: fl
         groups |= {axis: maker.along_dim(axis, experts, dim) for dim, axis in ((1, "expert_dp"), (2, "ep"))}
     links = maker.links(grid.movedim(0, -1).reshape(-1, pp).tolist()) if backend == "nccl" and pp > 1 else {}
     world = Group("world", tuple(range(world_size)), rank, dist.group.WORLD if world_size > 1 else None)
-    return Mesh(rank, world_size, coordinates, **groups, world=world, links=links)
+    return Mesh(rank, world_size, coordinates(rank, sizes), **groups, world=world, links=links)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benc
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 ENTRY = [sys.executable, "-m", "trimaran.launchers.cli"]
 SHORT = {
+    "parallel.dp": 1,
     "train.num_steps": 4,
     "train.eval_interval": 2,
     "train.eval_batches": 1,

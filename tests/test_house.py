@@ -253,11 +253,11 @@ def test_only_launchers_read_the_environment_and_the_command_line() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_only_the_worker_initialises_the_process_group() -> None:
+def test_only_one_file_initialises_the_process_group() -> None:
     wrong = [
         place(path, node)
         for name, path in source_files().items()
-        if name != "launchers.worker"
+        if name != "launchers.world"
         for node in ast.walk(tree(path))
         if (isinstance(node, ast.Attribute) and node.attr == "init_process_group")
         or any(target.endswith(".init_process_group") for target in imported_names(node))

@@ -249,6 +249,8 @@ class LauncherSection(BaseModel):
     )
     threads_per_rank: Count | None = Field(default=None, description="CPU threads of every rank (null: the cores shared out evenly).")
     timeout_s: Positive = Field(default=300.0, description="Longest wait of any collective or receive, in seconds.")
+    start_timeout_s: Positive = Field(default=30.0, description="Longest wait for rank 0 when the ranks meet, in seconds.")
+    interface: str | None = Field(default=None, description="Network interface by which nodes reach each other, such as ib0 (null: found).")
 
 
 class LoggingSection(BaseModel):

@@ -33,8 +33,13 @@ SAMPLE_TOKENS = 150
 SAMPLE_PROMPT = "The "
 
 
-def train(spec: RunSpec, mesh: Mesh, device: torch.device, data: PreparedData) -> TrainState:
+def train(
+    spec: RunSpec, mesh: Mesh, device: torch.device, data: PreparedData, at_step: Callable[[int], None] = lambda step: None
+) -> TrainState:
     """Train to spec.train.num_steps, or until SIGINT or SIGTERM asks to stop; then the state is saved. Collective over the world.
+
+    Args:
+        at_step: called at the start of every step with its number, from 1.
 
     Returns: the state at the end.
     """
@@ -54,16 +59,24 @@ def train(spec: RunSpec, mesh: Mesh, device: torch.device, data: PreparedData) -
                 log.say(
                     f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens ({loader.unused_tail_tokens} tokens at the end fill none)"
                 )
-            return run_steps(job, state, loader, held_out, stop, log, data)
+            return run_steps(job, state, loader, held_out, stop, log, data, at_step)
 
 
 def run_steps(
-    job: Job, state: TrainState, loader: Loader, held_out: list[list[Microbatch]], stop: StopRequest, log: "StepLog", data: PreparedData
+    job: Job,
+    state: TrainState,
+    loader: Loader,
+    held_out: list[list[Microbatch]],
+    stop: StopRequest,
+    log: "StepLog",
+    data: PreparedData,
+    at_step: Callable[[int], None],
 ) -> TrainState:
     """Train from `state` to the last step or to the step at which the ranks agree to stop; return the state there. Collective over the world."""
     spec, stopped = job.spec, False
     saved_step = state.step
     while state.step < spec.train.num_steps and not stopped:
+        at_step(state.step + 1)
         batches = loader.microbatches(state.consumed_samples)
         lr = lr_at(state.step, base_lr=spec.optimizer.lr, section=spec.lr_schedule, num_steps=spec.train.num_steps)
         result = train_step(job, batches, lr, stop=stop.requested)

@@ -56,6 +56,7 @@ class Layout:
     zero_stage: int = 1
     dtype: str = "float64"
     shared_memory: bool = True
+    global_batch_size: int = 4
 
 
 LAYOUTS = [
@@ -67,8 +68,8 @@ LAYOUTS = [
     Layout("pp2", {"pp": 2}),
     Layout("pp2-gpipe", {"pp": 2, "schedule": "gpipe"}),
     Layout("pp2-tied", {"pp": 2}, GPT),
-    Layout("pp4-tied", {"pp": 4}, GPT),
-    Layout("pp2-interleaved", {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"}),
+    Layout("pp4-tied", {"pp": 4}, GPT, global_batch_size=8),
+    Layout("pp2-interleaved", {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"}, global_batch_size=8),
     Layout("pp2-interleaved-tied", {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"}, GPT),
     Layout("pp1-interleaved-tied", {"virtual_stages": 2, "schedule": "interleaved_1f1b"}, GPT),
     Layout("pp2-uneven", {"pp": 2, "layers_per_stage": [3, 1]}),
@@ -80,7 +81,7 @@ LAYOUTS = [
     Layout("tp2-pp2", {"tp": 2, "pp": 2}),
     Layout("tp2-dp2", {"tp": 2, "dp": 2}, GPT),
     Layout("pp2-dp2", {"pp": 2, "dp": 2}, GPT),
-    Layout("tp2-pp2-dp2", {"tp": 2, "pp": 2, "dp": 2}),
+    Layout("tp2-pp2-dp2", {"tp": 2, "pp": 2, "dp": 2}, global_batch_size=8),
     Layout("tp2-pp2-dp2-tied-sequence-parallel", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True}, GPT),
     Layout(
         "tp2-pp2-dp2-interleaved",
@@ -119,7 +120,7 @@ def make_spec(layout: Layout) -> RunSpec:
             "data": {"tokenizer_vocab_size": 258, "mask_fraction": None if layout.model.get("objective") is None else 0.25},
             "optimizer": {"lr": 3e-3, "max_grad_norm": 1.0},
             "precision": {"dtype": layout.dtype},
-            "train": {"num_steps": NUM_STEPS, "global_batch_size": 8, "micro_batch_size": 1, "seq_len": 16},
+            "train": {"num_steps": NUM_STEPS, "global_batch_size": layout.global_batch_size, "micro_batch_size": 1, "seq_len": 16},
             "seed": 7,
         }
     )
@@ -195,9 +196,9 @@ def last_gradients(job: Any, spec: RunSpec, step: int) -> dict[str, list[Any]]:
 
 
 @cache
-def reference_of(model: str, dtype: str, pool: RankPool) -> Result:
+def reference_of(model: str, dtype: str, global_batch_size: int, pool: RankPool) -> Result:
     """The run of one process; `model` as JSON text, which can be a key of the cache."""
-    (result,) = pool.run(train_on_rank, 1, Layout("single", {}, json.loads(model), dtype=dtype))
+    (result,) = pool.run(train_on_rank, 1, Layout("single", {}, json.loads(model), dtype=dtype, global_batch_size=global_batch_size))
     return result  # type: ignore[no-any-return]
 
 
@@ -213,7 +214,7 @@ def assert_same_shards(name: str, whole: torch.Tensor, local: torch.Tensor, shar
 
 def assert_trains_like_one_process(layout: Layout, ranks: RankPool) -> None:
     """Compare losses, norms, the held-out loss, and every gradient and parameter with those of one process."""
-    reference = reference_of(json.dumps(layout.model, sort_keys=True), layout.dtype, ranks)
+    reference = reference_of(json.dumps(layout.model, sort_keys=True), layout.dtype, layout.global_batch_size, ranks)
     spec = make_spec(layout)
     results = ranks.run(train_on_rank, spec.world_size, layout)
     # float64 keeps 1e-16 a step; sums in another order grow by some 1e-13 over 20 steps. 1e-9 is the promise.

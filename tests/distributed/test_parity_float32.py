@@ -18,7 +18,7 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_float32_losses_agree_to_1e_4_relative(layout: Layout, ranks: RankPool) -> None:
-    reference = reference_of(json.dumps(layout.model, sort_keys=True), "float32", ranks)
+    reference = reference_of(json.dumps(layout.model, sort_keys=True), "float32", layout.global_batch_size, ranks)
     for result in ranks.run(train_on_rank, make_spec(layout).world_size, layout):
         assert result["losses"] == pytest.approx(reference["losses"], rel=1e-4)
         assert result["norms"] == pytest.approx(reference["norms"], rel=1e-3)

@@ -108,9 +108,9 @@ class Command:
         found = {}
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                line = process.cmdline()
-                if "trimaran.launchers.rank" in line and any(str(self.folder) in word for word in line):
-                    found[int(process.environ()["RANK"])] = process
+                name, _, rank = process.name().partition("-")
+                if name == "trimaran" and process.cwd() == str(self.folder):
+                    found[int(rank)] = process
         return [found[rank] for rank in sorted(found)]
 
     def wait_until(self, happened: Callable[[], bool]) -> None:

@@ -17,7 +17,7 @@ from tests.launchers.runs import Outcome, Workplace, make_workplace, text_of
 from trimaran.runtime.checkpoint.folder import find_checkpoints
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("bad-runs")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -215,12 +215,28 @@ def test_a_full_disk_spares_the_earlier_checkpoints(copied: Workplace, tmp_path_
 
 
 def fault(folder: Path, code: str, rank: int = 1) -> dict[str, str]:
-    """Return the environment in which one rank runs some code before anything else."""
+    """Return the environment in which one rank runs some code before its task."""
     place = folder / "fault"
     place.mkdir()
-    body = textwrap.indent(textwrap.dedent(code), "    ")
-    (place / "sitecustomize.py").write_text(f"import os\nif os.environ.get('RANK') == '{rank}':\n{body}\n")
+    body = textwrap.indent(textwrap.dedent(code), "        ")
+    (place / "sitecustomize.py").write_text(FAULT.format(rank=rank, body=body))
     return {"PYTHONPATH": str(place)}
+
+
+# Ranks are forked from a process that has run this file too.
+FAULT = """
+import os
+from trimaran.launchers.rank import Rank
+
+keep_records = Rank.keep_records
+
+def keep_records_and_run(self, logs):
+    keep_records(self, logs)
+    if self.number == {rank}:
+{body}
+
+Rank.keep_records = keep_records_and_run
+"""
 
 
 RAISE_AT_STEP_6 = """
@@ -241,7 +257,7 @@ def test_the_message_of_a_rank_that_raises_comes_first_and_the_others_end(tmp_pa
     workplace = make_workplace(tmp_path, parallel={"tp": 2, "pp": 2})
     start = time.monotonic()
     outcome = workplace.train(environment=fault(tmp_path, RAISE_AT_STEP_6, rank=2))
-    assert_sentence(outcome, "rank 2 failed: KeyError: 'made to fail'", "traceback.txt", code=1)
+    assert_sentence(outcome, "rank 2 (host ", "pp 1, dp 0, cp 0, tp 0) failed at step 6: KeyError: 'made to fail'", "traceback.txt", code=1)
     assert time.monotonic() - start < 60
     assert workplace.saved_steps() == [4]
     details = Path(outcome.last_line.rpartition(" ")[2])
@@ -250,8 +266,12 @@ def test_the_message_of_a_rank_that_raises_comes_first_and_the_others_end(tmp_pa
 
 def test_a_rank_that_fails_while_it_starts_ends_the_others(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path)
-    code = "import trimaran.launchers.worker as worker\ndef join_world(*_):\n    raise ValueError('no such place')\nworker.join_world = join_world"
-    assert_sentence(workplace.train(environment=fault(tmp_path, code)), "rank 1 failed: no such place", code=1)
+    code = (
+        "import trimaran.launchers.work as work\ndef join_world(*_):\n    raise ValueError('no such place')\nwork.join_world = join_world"
+    )
+    assert_sentence(
+        workplace.train(environment=fault(tmp_path, code)), "rank 1 (host ", "pp 0, dp 0, cp 0, tp 1) failed: no such place", code=1
+    )
 
 
 def test_a_rank_that_is_killed_is_named_and_the_others_end_within_seconds(tmp_path: Path) -> None:
@@ -263,7 +283,7 @@ def test_a_rank_that_is_killed_is_named_and_the_others_end_within_seconds(tmp_pa
         command.process.wait(30)
         assert time.monotonic() - start < 15
         outcome = command.finish()
-    assert_sentence(outcome, "rank 3 was killed by SIGKILL", "left no message", code=1)
+    assert_sentence(outcome, "rank 3 (host ", "pp 1, dp 0, cp 0, tp 1) ", " at step ", "killed", "left no message", code=137)
 
 
 def test_a_run_that_diverges_says_so_once(tmp_path: Path) -> None:

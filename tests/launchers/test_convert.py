@@ -17,7 +17,7 @@ from tests.launchers.runs import Command, Outcome, Workplace, trimaran
 from tests.runtime.huggingface_folders import corpus, llama, logits_of, rewrite, saved
 from trimaran.runtime.train.metrics import read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("convert")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

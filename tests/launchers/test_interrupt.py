@@ -12,7 +12,7 @@ from tests.launchers.runs import Command, Outcome, Workplace, assert_same_bits, 
 from trimaran.runtime.checkpoint.folder import latest, step_of
 from trimaran.runtime.train.metrics import read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interrupt")]
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)

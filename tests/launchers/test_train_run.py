@@ -12,7 +12,7 @@ import yaml
 from tests.launchers.runs import Outcome, Workplace, trimaran
 from trimaran.runtime.train.metrics import read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("train-run")]
+pytestmark = pytest.mark.slow
 Finished = tuple[Workplace, Outcome]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trimaran.launchers.worker import choose_device
+from trimaran.launchers.world import choose_device
 
 
 @pytest.mark.parametrize(("num_gpus", "wish"), [(0, "auto"), (1, "auto"), (4, "cpu")])

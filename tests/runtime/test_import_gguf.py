@@ -129,7 +129,6 @@ def imported_smollm2(tmp_path_factory: pytest.TempPathFactory) -> Imported:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.xdist_group("smollm2")
 def test_smollm2_is_imported_and_proven(imported_smollm2: Imported) -> None:
     config = imported_smollm2.spec.transformer
     assert (config.num_layers, config.num_heads, config.num_kv_heads, config.vocab_size) == (30, 9, 3, 49152)
@@ -160,7 +159,6 @@ def their_answer() -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.xdist_group("smollm2")
 @pytest.mark.parametrize("layout", [(1, 1), (2, 2)], ids=["tp1", "tp2-pp2"])
 def test_smollm2_answers_as_in_transformers(imported_smollm2: Imported, their_answer: str, layout: tuple[int, int], tmp_path: Path) -> None:
     """Nine heads in three groups over two tp ranks: the second one has one group, and zeros for another."""
@@ -174,7 +172,6 @@ def test_smollm2_answers_as_in_transformers(imported_smollm2: Imported, their_an
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.xdist_group("smollm2")
 def test_smollm2_trains_on_without_a_jump_in_loss(imported_smollm2: Imported, tmp_path: Path) -> None:
     """On 4 ranks, TP2 x PP2: the first loss is the one that transformers computes, and it stays there or falls."""
     text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))

@@ -1,0 +1,162 @@
+"""Network addresses: by which one other nodes reach this one, on which interface it lies, and whether an address answers. Imports no torch."""
+
+import fcntl
+import ipaddress
+import re
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+
+_SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B  # linux/sockios.h
+_RETRY_S = 0.1
+
+
+class AddressError(ValueError):
+    """A name that does not resolve, an interface without an address, or an address that does not answer; the message names it."""
+
+
+def interfaces() -> dict[str, ipaddress.IPv4Interface]:
+    """Return the IPv4 address and network of every interface of this host that has one, by the interface's name (Linux)."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                address, mask = (
+                    socket.inet_ntoa(fcntl.ioctl(probe.fileno(), which, request)[20:24]) for which in (_SIOCGIFADDR, _SIOCGIFNETMASK)
+                )
+            except OSError:  # an interface without IPv4
+                continue
+            found[name] = ipaddress.IPv4Interface(f"{address}/{mask}")
+    return found
+
+
+def interface_of(address: str) -> str | None:
+    """Return the name of the interface that has `address`, or whose network of loopback addresses it lies in; None where none has."""
+    wanted = ipaddress.ip_address(address)
+    known = interfaces()
+    exact = [name for name, each in known.items() if each.ip == wanted]
+    within = [name for name, each in known.items() if wanted.is_loopback and wanted in each.network]
+    return next(iter(exact + within), None)
+
+
+def interface_address(name: str) -> str:
+    """Return the IPv4 address of an interface.
+
+    Raises:
+        AddressError: there is none of that name, or it has no address.
+    """
+    known = interfaces()
+    if name not in known:
+        raise AddressError(f"launcher.interface {name} is none of this node's interfaces with an IPv4 address: {', '.join(known)}")
+    return str(known[name].ip)
+
+
+def resolve_name(name: str) -> list[str]:
+    """Return the IPv4 addresses of a host name, none where it does not resolve."""
+    try:
+        found = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def slurm_address(node: str) -> str | None:
+    """Return the address by which Slurm reaches a node (NodeAddr), which may be known where the node's name does not resolve; None without Slurm."""
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "node", node, "--oneliner"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"\bNodeAddr=(\S+)", shown)
+    addresses = resolve_name(found[1]) if found else []
+    return addresses[0] if addresses else None
+
+
+def reachable_address(
+    environment: Mapping[str, str],
+    *,
+    interface: str | None,
+    one_node: bool,
+    slurm_address_of: Callable[[str], str | None] = slurm_address,
+) -> str:
+    """Return the address at which the other ranks reach this process.
+
+    Args:
+        environment: for the node's name under Slurm.
+        interface: the one to use, such as ib0; None finds one.
+        one_node: whether all ranks are on this node, so that loopback will do, and nothing is open to the network.
+
+    Raises:
+        AddressError: the interface does not exist or has no address, or nothing but loopback addresses were found for several nodes.
+    """
+    if interface is not None:
+        return interface_address(interface)
+    node = environment.get("SLURMD_NODENAME")
+    if one_node:
+        return (slurm_address_of(node) if node else None) or "127.0.0.1"
+    names = [each for each in (node, socket.gethostname()) if each]
+    resolved = [address for name in names for address in resolve_name(name)]
+    # Debian gives a host's own name to 127.0.1.1, which means another host on each node.
+    outward = [address for address in resolved if not ipaddress.ip_address(address).is_loopback and interface_of(address)]
+    # Slurm's own address is right even where it is a loopback one: then all nodes are this host.
+    candidates = [*outward[:1], slurm_address_of(node) if node else None, _default_route()]
+    found = next((address for address in candidates if address is not None), None)
+    if found is None:
+        raise AddressError(
+            f"no address of this node that others could reach: {', '.join(names)} resolve to {', '.join(resolved) or 'nothing'}, and there is "
+            f"no default route; set launcher.interface to one of {', '.join(interfaces())}"
+        )
+    return found
+
+
+def _default_route() -> str | None:
+    """This host's address on the interface of its default route; nothing is sent to learn it."""
+    try:
+        return address_towards("192.0.2.1")  # reserved for documentation (RFC 5737)
+    except AddressError:
+        return None
+
+
+def address_towards(address: str) -> str:
+    """Return which of this host's addresses is used to reach `address`; nothing is sent.
+
+    Raises:
+        AddressError: there is no route.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))
+        except OSError as error:
+            raise AddressError(f"no route from this node to {address}: {error.strerror}") from error
+        return str(probe.getsockname()[0])
+
+
+def wait_until_open(host: str, port: int, timeout_s: float, what: str) -> str:
+    """Wait until something listens at host:port; return the host's address.
+
+    Args:
+        timeout_s: the longest wait, in seconds.
+        what: what is expected there, for the message.
+
+    Raises:
+        AddressError: the name does not resolve, or nothing answered in that time; the message has the address that was tried.
+    """
+    deadline = time.monotonic() + timeout_s
+    problem = ""
+    while True:
+        addresses = resolve_name(host)
+        if addresses:
+            try:
+                socket.create_connection((addresses[0], port), timeout=max(0.1, min(5.0, deadline - time.monotonic()))).close()
+                return addresses[0]
+            except OSError as error:
+                problem = f"{addresses[0]} port {port}: {error.strerror or error}"
+        else:
+            problem = f"the name {host} does not resolve on {socket.gethostname()}"
+        if time.monotonic() > deadline:
+            raise AddressError(f"{what} at {host}:{port} did not answer within {timeout_s:.0f} s ({problem})")
+        time.sleep(_RETRY_S)

@@ -1,0 +1,85 @@
+"""Whether all ranks are about to do the same: their spec, their code and packages, and their data. Imports no torch."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from trimaran.runtime.spec import RunSpec, dump_spec
+
+_PACKAGE = Path(__file__).parents[1]
+_ROOMS = ("kernels", "models", "runtime", "launchers")
+_VERSIONS = ("torch", "triton", "pydantic", "numpy", "safetensors")
+
+
+class InconsistentRanksError(ValueError):
+    """Ranks differ in what must be the same; the message lists what, by rank."""
+
+
+def facts_of_rank(spec: RunSpec, data: Path | None, where: str) -> str:
+    """Return, as JSON, what must be the same on every rank, and `where` this one stands.
+
+    Args:
+        data: the prepared data's folder, as this node sees it; None for a task without.
+    """
+    facts = {"where": where, "spec": _digest(dump_spec(spec).encode()), "code": _digest_of_code(), "python": platform.python_version()}
+    facts |= {name: _version(name) for name in _VERSIONS}
+    if data is not None:
+        try:
+            facts["data manifest"] = _digest((data / "manifest.json").read_bytes())
+        except OSError as error:
+            facts["data manifest"] = f"unreadable ({error.strerror}: {data})"
+    return json.dumps(facts)
+
+
+def check_same_everywhere(texts: Sequence[str]) -> None:
+    """Compare the facts of all ranks, given in rank order.
+
+    Raises:
+        InconsistentRanksError: they differ; for each fact the ranks that have each value.
+    """
+    facts = [json.loads(text) for text in texts]
+    lines = []
+    for name in facts[0]:
+        values: dict[str, list[int]] = {}
+        for rank, each in enumerate(facts):
+            values.setdefault(each.get(name, "missing"), []).append(rank)
+        if name != "where" and len(values) > 1:
+            shares = [f"{value} on {_say_ranks(ranks)} ({facts[ranks[0]]['where']})" for value, ranks in values.items()]
+            lines.append(f"{name}: {', '.join(shares)}")
+    if lines:
+        raise InconsistentRanksError("the ranks must all have the same run and code, and differ in\n  " + "\n  ".join(lines))
+
+
+def _say_ranks(ranks: Sequence[int]) -> str:
+    """Ranks for people, neighbours as a range."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and runs[-1][-1] == rank - 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    parts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(parts)}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _digest_of_code() -> str:
+    """Of every source file of the package, with its name."""
+    digest = hashlib.sha256()
+    for room in _ROOMS:
+        for file in sorted((_PACKAGE / room).rglob("*.py")):
+            digest.update(str(file.relative_to(_PACKAGE)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]

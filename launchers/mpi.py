@@ -1,0 +1,46 @@
+"""The MPI start: mpi4py tells rank and size and carries rank 0's address, then steps aside. MPI is asked for nothing while the run trains."""
+
+from typing import Any
+
+from trimaran.launchers.place import Place, PlaceError
+
+
+class MPIWorld:
+    """All ranks that MPI started, by mpi4py's COMM_WORLD. Making it initialises MPI.
+
+    Raises:
+        PlaceError: mpi4py finds no MPI library, or the library's rank and size are not the launcher's.
+    """
+
+    def __init__(self, place: Place) -> None:
+        # Finalising waits for all ranks: after a failure it would wait for one that is no more.
+        import mpi4py
+
+        mpi4py.rc.finalize = False
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:
+            raise PlaceError(
+                f"MPI started this process, and mpi4py can't load an MPI library: {error}; pip install mpich, or load a module"
+            ) from error
+        self._mpi: Any = MPI
+        self._world = MPI.COMM_WORLD
+        found = (self._world.Get_rank(), self._world.Get_size())
+        if found != (place.rank, place.world_size):
+            library = MPI.Get_library_version().split("\n")[0]
+            raise PlaceError(
+                f"the launcher says rank {place.rank} of {place.world_size}, and MPI ({library}) says rank {found[0]} of {found[1]}: mpirun or srun "
+                "belongs to another MPI than the one that mpi4py loads; use the mpirun of that library, or srun --mpi=pmi2"
+            )
+
+    def share(self, text: str) -> str:
+        """Return rank 0's text. Every rank must call it."""
+        return str(self._world.bcast(text, root=0))
+
+    def gather(self, text: str) -> list[str]:
+        """Return every rank's text, in rank order. Every rank must call it."""
+        return list(self._world.allgather(text))
+
+    def finish(self) -> None:
+        """Take leave of MPI, after which exiting is no failure. Every rank must call it, when the run has ended well on all of them."""
+        self._mpi.Finalize()

@@ -1,0 +1,194 @@
+"""The one resolver: from the environment that a launcher gives its processes to this rank's place among them. Imports no torch.
+
+Four kinds of start are told apart: torchrun's agent (or anything else that sets RANK, WORLD_SIZE and MASTER_ADDR), MPI (mpirun, or srun with an MPI
+plugin), a Slurm step, and a single process.
+"""
+
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["torchrun", "mpi", "slurm", "single"]
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# What the process managers of MPI set, by the name of (rank, size, local rank, local size); PMIx tells the rank alone.
+_MPI = (
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),  # MPICH and Intel MPI
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+)
+
+
+class PlaceError(ValueError):
+    """The environment contradicts itself, or lacks a part of what its launcher sets; the message says which variables and what to do."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among those that were started with it.
+
+    Args:
+        launcher: who started it.
+        rank, world_size: among all processes of the start.
+        local_rank, local_world_size: among those of its node.
+        node: the node's name as its scheduler has it, which several "nodes" of one host may differ in.
+        start: names this start among all others that may run at the same time or came before: another job, another step of the
+            job, a requeued job, a restart of torchrun's agents.
+    """
+
+    launcher: Kind
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node: str
+    start: str
+
+    def __post_init__(self) -> None:
+        pairs = (("rank", self.rank, self.world_size), ("local rank", self.local_rank, self.local_world_size))
+        for name, index, size in pairs:
+            if not 0 <= index < size:
+                raise PlaceError(f"the environment of {self.launcher} says {name} {index} of {size}")
+        if self.local_world_size > self.world_size:
+            raise PlaceError(
+                f"the environment of {self.launcher} says {self.local_world_size} ranks on this node and {self.world_size} in all"
+            )
+
+
+def resolve(environment: Mapping[str, str], launcher: Literal["auto"] | Kind = "auto") -> Place:
+    """Return this process's place.
+
+    Args:
+        launcher: whose variables to read; "auto" takes torchrun's before MPI's before Slurm's, because an outer launcher's remain
+            in the environment of what an inner one starts.
+
+    Raises:
+        PlaceError: variables are missing, are not numbers, or two launchers disagree about the number of ranks.
+    """
+    kind = detect(environment) if launcher == "auto" else launcher
+    return {"torchrun": _torchrun, "mpi": _mpi, "slurm": _slurm, "single": _single}[kind](environment)
+
+
+def detect(environment: Mapping[str, str]) -> Kind:
+    """Return which launcher started this process."""
+    # WORLD_SIZE or MASTER_ADDR alone may be left over in a user's shell.
+    if "RANK" in environment and ("MASTER_ADDR" in environment or "WORLD_SIZE" in environment):
+        return "torchrun"
+    if "PMIX_RANK" in environment or any(size in environment for _, size, _, _ in _MPI):
+        return "mpi"
+    return "slurm" if in_slurm_step(environment) else "single"
+
+
+def in_slurm_step(environment: Mapping[str, str]) -> bool:
+    """Whether srun started this process as one of a step's tasks; a batch script, and the shell of `salloc`, have SLURM_PROCID too and are none."""
+    step = environment.get("SLURM_STEP_ID", "")
+    # Steps that Slurm makes by itself (batch, extern, interactive) have numbers at the end of 32 bits.
+    return step.isdigit() and int(step) < 0xFFFFFF00 and "SLURM_PROCID" in environment
+
+
+def node_name(environment: Mapping[str, str]) -> str:
+    """Return the name of this node: Slurm's, or the host's."""
+    return environment.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _torchrun(environment: Mapping[str, str]) -> Place:
+    missing = [name for name in _TORCHRUN if name not in environment]
+    if missing:
+        raise PlaceError(
+            f"RANK is set, as torchrun does, but not {', '.join(missing)}; start the ranks by torchrun, or unset RANK for a single process"
+        )
+    rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in _TORCHRUN[:4])
+    start = f"{environment.get('TORCHELASTIC_RUN_ID', 'none')}-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return Place("torchrun", rank, world_size, local_rank, local_world_size, node_name(environment), start)
+
+
+def _mpi(environment: Mapping[str, str]) -> Place:
+    node = node_name(environment)
+    start = _slurm_start(environment) if "SLURM_JOB_ID" in environment else "mpi"
+    for names in _MPI:
+        if names[1] not in environment:
+            continue
+        rank, world_size = (_number(environment, name) for name in names[:2])
+        _check_mpi_size(environment, world_size)
+        if names[2] in environment:
+            local_rank, local_world_size = (_number(environment, name) for name in names[2:])
+            return Place("mpi", rank, world_size, local_rank, local_world_size, node, start)
+        if in_slurm_step(environment):  # srun --mpi=pmi2, whose plugin leaves the place on the node to Slurm
+            return Place("mpi", rank, world_size, *_slurm_local(environment), node, start)
+        raise PlaceError(
+            f"{names[1]} is set, as mpirun does, but not {names[2]}; start the ranks by MPICH's or Open MPI's mpirun, or by srun"
+        )
+    if in_slurm_step(environment):  # srun --mpi=pmix
+        return Place(
+            "mpi",
+            _number(environment, "SLURM_PROCID"),
+            _number(environment, "SLURM_STEP_NUM_TASKS"),
+            *_slurm_local(environment),
+            node,
+            start,
+        )
+    raise PlaceError(
+        "no variable of an MPI launcher is set (PMI_SIZE, OMPI_COMM_WORLD_SIZE); start the ranks with mpirun -n N, or srun --mpi=pmi2"
+    )
+
+
+def _slurm(environment: Mapping[str, str]) -> Place:
+    if not in_slurm_step(environment):
+        raise PlaceError("this process is no task of a Slurm step (SLURM_STEP_ID is not set); start it by srun")
+    rank, world_size = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_STEP_NUM_TASKS")
+    return Place("slurm", rank, world_size, *_slurm_local(environment), node_name(environment), _slurm_start(environment))
+
+
+def _check_mpi_size(environment: Mapping[str, str], world_size: int) -> None:
+    tasks = _number(environment, "SLURM_STEP_NUM_TASKS") if in_slurm_step(environment) else 1
+    if world_size < tasks:  # more are right: mpirun in a Slurm job starts a proxy a node, and each starts several ranks
+        raise PlaceError(
+            f"MPI says {world_size} ranks and this Slurm step has {tasks} tasks; start it with srun --mpi=pmi2 (srun --mpi=list names "
+            "the plugins), and an MPI library that understands it"
+        )
+
+
+def _single(environment: Mapping[str, str]) -> Place:
+    # A rank that takes itself for the only one would train a whole model beside the others.
+    tasks = _number(environment, "SLURM_STEP_NUM_TASKS") if in_slurm_step(environment) else 1
+    if tasks > 1:
+        raise PlaceError(f"this Slurm step has {tasks} tasks, and each would run alone; set launcher.kind to slurm")
+    return Place("single", 0, 1, 0, 1, node_name(environment), "single")
+
+
+def _slurm_local(environment: Mapping[str, str]) -> tuple[int, int]:
+    tasks = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    node = _number(environment, "SLURM_NODEID")
+    if node >= len(tasks):
+        raise PlaceError(f"SLURM_NODEID is {node}, and SLURM_STEP_TASKS_PER_NODE names {len(tasks)} nodes")
+    return _number(environment, "SLURM_LOCALID"), tasks[node]
+
+
+def _slurm_start(environment: Mapping[str, str]) -> str:
+    parts = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
+    return "-".join(environment.get(name, "0") for name in parts)
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Return the tasks of each node from Slurm's short form, such as "4(x2),3".
+
+    Raises:
+        PlaceError: the text has another form.
+    """
+    counts: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if found is None:
+            raise PlaceError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}, not numbers of tasks such as 4(x2),3")
+        counts += [int(found[1])] * int(found[2] or 1)
+    return counts
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name)
+    if text is None:
+        raise PlaceError(f"{name} is not set, though its neighbours are; the environment was changed after the launcher made it")
+    if not re.fullmatch(r"\d{1,9}", text.strip()):
+        raise PlaceError(f"{name} is {text!r}, not a number")
+    return int(text)

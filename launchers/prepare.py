@@ -1,0 +1,90 @@
+"""Around the ranks: what is checked and written before they start, and the report and the last sentence after them. Imports no torch at first."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trimaran.launchers.console import say, sentence
+from trimaran.runtime.spec import RunSpec, dump_spec
+
+if TYPE_CHECKING:
+    from trimaran.runtime.data.prepare import PreparedData
+
+
+def prepare_run(spec: RunSpec, folder: Path) -> Path:
+    """Check that the run may start or resume, prepare the data, fill the run folder, and return the ranks' task file."""
+    from trimaran.runtime.data.prepare import prepare_data
+    from trimaran.runtime.train.hardware import describe_machine
+
+    _check_writable(folder)
+    resumed = None
+    if (folder / "checkpoints").is_dir():
+        from trimaran.runtime.train.state import resume_path
+
+        resumed = resume_path(spec)  # before the data, which may take long
+    starts_from = resumed is None and spec.checkpoint.init_from is not None
+    if starts_from:
+        from trimaran.runtime.train.initial import check_initial_weights, has_their_tokenizer, take_companions
+
+        check_initial_weights(spec)
+    data = prepare_data(spec)
+    _check_run(spec, data)
+    takes_companions = bool(starts_from) and has_their_tokenizer(spec, data)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / "machine.json").write_text(json.dumps(describe_machine()), encoding="utf-8")
+    (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
+    (folder / "data_manifest.json").write_text(json.dumps(data.manifest, indent=1), encoding="utf-8")
+    shutil.copyfile(data.folder / "tokenizer.json", folder / "tokenizer.json")
+    if takes_companions:
+        take_companions(spec, folder)
+    task = folder / "logs" / "task.json"
+    content = {"kind": "train", "spec": str((folder / "spec.yaml").resolve()), "data": str(data.folder.resolve())}
+    task.write_text(json.dumps(content), encoding="utf-8")
+    return task
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a run folder that can't be made or written, before the time that the data takes."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"train.output_dir {folder} can't be made, because {existing} is a file; choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"train.output_dir {folder} can't be written: no permission to write in {existing}; choose another folder")
+
+
+def _check_run(spec: RunSpec, data: "PreparedData") -> None:
+    """Refuse what the ranks would refuse, while nothing is started yet."""
+    from trimaran.runtime.train.loop import check_data
+    from trimaran.runtime.train.state import check_same_data, read_state, resume_path
+
+    check_data(spec, data)
+    path = resume_path(spec)
+    if path is not None:
+        check_same_data(read_state(path), data)
+
+
+def what_is_saved(folder: Path) -> str:
+    """Return the sentence that ends an interrupted run."""
+    from trimaran.runtime.checkpoint.folder import latest, step_of
+
+    path = latest(folder / "checkpoints")
+    if path is None:
+        return "nothing is saved yet, and the same command starts anew"
+    return f"step {step_of(path)} is saved in {path}, and the same command resumes there"
+
+
+def try_to_report(folder: Path) -> None:
+    """Write the report; a disk that is full must not hide how the run ended."""
+    try:
+        write_report_of(folder)
+    except OSError as error:
+        say(f"the report could not be written: {sentence(error)}", style="yellow")
+
+
+def write_report_of(folder: Path) -> None:
+    """Write the report of a run folder; imports what that takes."""
+    from trimaran.launchers.report import write_report
+
+    write_report(folder)

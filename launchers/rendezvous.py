@@ -1,0 +1,167 @@
+"""How the ranks of a start meet: the store that rank 0 serves, how the others learn its address from each launcher, and words exchanged through it.
+
+Only rank 0 chooses a port, the one that the kernel gives it, and tells it; nobody guesses one. Its socket is bound to one address of the node.
+"""
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
+
+from trimaran.launchers.addresses import AddressError, address_towards, interface_address, reachable_address, wait_until_open
+from trimaran.launchers.mpi import MPIWorld
+from trimaran.launchers.place import Place, resolve
+from trimaran.runtime.spec import LauncherSection
+
+_POLL_S = 0.05
+
+
+class Meeting:
+    """What the ranks of a start share before there is a process group.
+
+    Args:
+        place: this rank's.
+        store: of this start alone; the process group and the tether use it too.
+        address: of this node, on the interface that leads to the others.
+    """
+
+    def __init__(self, place: Place, store: Store, address: str) -> None:
+        self.place, self.store, self.address = place, store, address
+        self._exchanges = 0
+
+    def gather(self, text: str) -> list[str]:
+        """Return every rank's text, in rank order. Every rank must call it, equally often; bounded by the store's time-out."""
+        self._exchanges += 1
+        name = f"gather-{self._exchanges}"
+        self.store.set(f"{name}/{self.place.rank}", text)
+        if self.place.rank == 0:
+            texts = [self.store.get(f"{name}/{rank}").decode() for rank in range(self.place.world_size)]
+            self.store.set(name, json.dumps(texts))
+        return list(json.loads(self.store.get(name).decode()))
+
+    def wait_for(self, name: str) -> str:
+        """Return what rank 0 sets under `name`, however long that takes it; its death ends the wait with an error.
+
+        Raises:
+            torch.distributed.DistError: rank 0 is gone.
+        """
+        pause_s = _POLL_S
+        while not self.store.check([name]):
+            time.sleep(pause_s)
+            pause_s = min(1.0, 1.2 * pause_s)  # hundreds of ranks may ask
+        return self.store.get(name).decode()
+
+
+def meet(place: Place, environment: Mapping[str, str], section: LauncherSection, folder: Path, world: MPIWorld | None = None) -> Meeting:
+    """Join the other ranks of this start; every rank must call it.
+
+    Args:
+        environment: the launcher's; torchrun names its store in it.
+        folder: shared by all nodes; in a Slurm step rank 0 leaves its address there.
+        world: of mpi4py, where MPI started the ranks.
+
+    Raises:
+        AddressError: rank 0 was not found within launcher.start_timeout_s seconds; the message names the address that was tried.
+    """
+    if place.world_size == 1 and place.launcher != "torchrun":
+        return meet_nobody()
+    if place.launcher == "torchrun":
+        store = _torchruns_store(place, environment, section)
+    elif world is not None:
+        store = _told_by_mpi(place, environment, section, world)
+    else:
+        store = _told_by_file(place, environment, section, folder / f".meet-{place.start}.json")
+    address = interface_address(section.interface) if section.interface else address_towards(store.host)
+    store.set_timeout(timedelta(seconds=section.timeout_s))
+    return Meeting(place, PrefixStore(place.start, store), address)
+
+
+def meet_nobody() -> Meeting:
+    """Return the meeting of a process that is a rank by itself."""
+    return Meeting(resolve({}, "single"), HashStore(), "127.0.0.1")
+
+
+def _torchruns_store(place: Place, environment: Mapping[str, str], section: LauncherSection) -> TCPStore:
+    """The agent's store, or, where the ranks shall make their own, that of rank 0 at the address that all of them were told."""
+    host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    if place.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        try:
+            listener = socket.create_server((host, port), backlog=1024)
+        except OSError as error:
+            raise AddressError(f"rank 0 can't listen at {host}:{port} (MASTER_ADDR, MASTER_PORT): {error.strerror or error}") from error
+        return _serve(listener)
+    wait_until_open(host, port, section.start_timeout_s, "the store of torchrun (MASTER_ADDR, MASTER_PORT)")
+    return _connect(host, port, section)
+
+
+def _told_by_mpi(place: Place, environment: Mapping[str, str], section: LauncherSection, world: MPIWorld) -> TCPStore:
+    if place.rank == 0:
+        store, address, port = _open(place, environment, section)
+        world.share(json.dumps([address, port]))
+        return store
+    address, port = json.loads(world.share(""))
+    wait_until_open(address, port, section.start_timeout_s, "the store of rank 0")
+    return _connect(address, port, section)
+
+
+def _told_by_file(place: Place, environment: Mapping[str, str], section: LauncherSection, file: Path) -> TCPStore:
+    """Through a file of the run folder: Slurm gives its tasks no means to exchange a word."""
+    if place.rank == 0:
+        store, address, port = _open(place, environment, section)
+        nonce = secrets.token_hex(8)
+        store.set("nonce", nonce)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"address": address, "port": port, "node": place.node, "nonce": nonce}), encoding="utf-8")
+        temporary.chmod(0o600)
+        os.replace(temporary, file)
+        return store
+    deadline = time.monotonic() + section.start_timeout_s
+    problem = f"rank 0 has not left its address in {file}"
+    while time.monotonic() < deadline:
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            wait_until_open(told["address"], told["port"], min(3.0, section.start_timeout_s), f"the store of rank 0 on node {told['node']}")
+            store = _connect(told["address"], told["port"], section)
+            if store.check(["nonce"]) and store.get("nonce").decode() == told["nonce"]:
+                return store
+            problem = f"{told['address']}:{told['port']} serves another run"
+        except FileNotFoundError:
+            pass
+        except AddressError as error:  # a file that a killed start of this name has left, perhaps: rank 0 will replace it
+            problem = str(error)
+        time.sleep(_POLL_S)
+    raise AddressError(
+        f"rank {place.rank} on node {place.node} has not met rank 0 within {section.start_timeout_s:.0f} s: {problem}; train.output_dir must be "
+        "on a file system that all nodes share, and launcher.start_timeout_s long enough for the slowest node to import torch"
+    )
+
+
+def _open(place: Place, environment: Mapping[str, str], section: LauncherSection) -> tuple[TCPStore, str, int]:
+    """Serve a store at an address of this node that the others reach, on a port that the kernel chooses; return all three."""
+    one_node = place.local_world_size == place.world_size
+    address = reachable_address(environment, interface=section.interface, one_node=one_node)
+    try:
+        listener = socket.create_server((address, 0), backlog=1024)
+    except OSError as error:
+        raise AddressError(
+            f"rank 0 can't listen at {address}, its node's address: {error.strerror or error}; set launcher.interface"
+        ) from error
+    port = listener.getsockname()[1]
+    return _serve(listener), address, port
+
+
+def _serve(listener: socket.socket) -> TCPStore:
+    """A store behind a socket that is bound already; torch's own would listen on every address of the host."""
+    host, port = listener.getsockname()[:2]
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+
+
+def _connect(host: str, port: int, section: LauncherSection) -> TCPStore:
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=section.start_timeout_s))

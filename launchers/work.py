@@ -1,0 +1,148 @@
+"""What a rank does once its place is known: meet the others, see that all have the same run, join the process group, do the task, and leave together."""
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict
+
+from trimaran.launchers.consistency import check_same_everywhere, facts_of_rank
+from trimaran.launchers.generate_task import GenerateTask, run_generate
+from trimaran.launchers.mpi import MPIWorld
+from trimaran.launchers.outcome import STOPPED_EXIT_CODE
+from trimaran.launchers.place import resolve
+from trimaran.launchers.rank import Rank, threads_per_rank
+from trimaran.launchers.rendezvous import Meeting, meet
+from trimaran.launchers.tether import Tether
+from trimaran.launchers.world import choose_device, join_world
+from trimaran.runtime.data.prepare import open_prepared
+from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
+from trimaran.runtime.train.loop import train
+
+
+class TrainTask(BaseModel):
+    """Train the run of a spec file on data that was prepared before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["train"] = "train"
+    spec: Path
+    data: Path
+
+
+Task = TrainTask | GenerateTask
+
+
+def read_task(path: Path) -> Task:
+    """Read the task that the launcher, or rank 0, wrote."""
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return TrainTask.model_validate(raw) if raw["kind"] == "train" else GenerateTask.model_validate(raw)
+
+
+def do_task(rank: Rank, path: Path) -> int:
+    """Do a task that `trimaran` has written, with the ranks that it has started; return the exit code."""
+    assert rank.place is not None
+    task = read_task(path)
+    spec = load_spec(task.spec)
+    check_world_size(spec, rank.place.world_size)
+    rank.stands_in(_sizes(spec))
+    meeting = meet(rank.place, os.environ, spec.launcher, path.parent)
+    tie(rank, meeting)
+    return work(rank, meeting, task, spec)
+
+
+def do_spec(rank: Rank, path: Path, overrides: list[str]) -> int:
+    """Train a run from its spec alone, under a launcher that is not ours; return the exit code. Rank 0 prepares it, and writes the report."""
+    from trimaran.launchers.prepare import prepare_run, try_to_report
+
+    assert rank.place is not None
+    place = rank.place
+    spec = load_spec(path, overrides)
+    check_world_size(spec, place.world_size)
+    rank.stands_in(_sizes(spec))
+    folder = Path(spec.train.output_dir)
+    rank.keep_records(folder / "logs" / f"{place.launcher}-{place.start}")
+    world = MPIWorld(place) if place.launcher == "mpi" else None
+    meeting = meet(place, os.environ, spec.launcher, folder, world)
+    tie(rank, meeting)
+    if place.rank == 0:
+        meeting.store.set("task", str(prepare_run(spec, folder).resolve()))
+    task = read_task(Path(meeting.wait_for("task")))
+    try:
+        exit_code = work(rank, meeting, task, spec, gather=meeting.gather if world is None else world.gather)
+    finally:
+        if place.rank == 0:
+            try_to_report(folder)
+    if world is not None and exit_code == 0:
+        world.finish()
+    return exit_code
+
+
+def do_alone(task: Task) -> int:
+    """Do a task of one rank in this very process; return the exit code."""
+    spec = load_spec(task.spec)
+    rank = Rank(announces=False)
+    rank.place = resolve({}, "single")
+    check_world_size(spec, 1)
+    return work(rank, meet(rank.place, {}, spec.launcher, Path()), task, spec)
+
+
+def tie(rank: Rank, meeting: Meeting) -> None:
+    """Tie this rank to the others, so that a failure of one ends all. Every rank must call it."""
+    place = meeting.place
+    if place.world_size == 1:
+        return
+    wheres = meeting.gather(rank.where())
+    if place.rank == 0:
+        key = secrets.token_hex(16)
+        listener = socket.create_server((meeting.address, 0), backlog=1024)
+        rank.tether = Tether.hold(listener, key, wheres, rank.end_with, lambda: rank.step)
+        meeting.store.set("tether", json.dumps([meeting.address, listener.getsockname()[1], key]))
+    else:
+        address, port, key = json.loads(meeting.store.get("tether"))
+        rank.tether = Tether.join(address, port, key, place.rank, rank.end_with, wheres[0])
+
+
+def work(rank: Rank, meeting: Meeting, task: Task, spec: RunSpec, gather: Callable[[str], list[str]] | None = None) -> int:
+    """Do the task with the ranks of the meeting, leave their groups together, and return the exit code.
+
+    Args:
+        gather: returns every rank's text; the meeting's own where None.
+
+    Raises:
+        InconsistentRanksError: the ranks' specs, code or data differ.
+    """
+    place = meeting.place
+    facts = facts_of_rank(spec, task.data if isinstance(task, TrainTask) else None, rank.where())
+    check_same_everywhere((gather or meeting.gather)(facts))
+    torch.set_num_threads(threads_per_rank(spec, place.local_world_size))
+    device = choose_device(spec.launcher.device, place.local_rank, place.local_world_size)
+    mesh = join_world(spec, device, meeting)
+    exit_code = _train(task, spec, mesh, device, rank) if isinstance(task, TrainTask) else run_generate(task, spec, mesh, device)
+    # A rank that exits with a code makes its launcher end the others, which must not still be writing. After an error nobody comes here:
+    # leaving the groups in order would wait for peers that wait for this rank.
+    mesh.gather_text("")
+    if rank.tether is not None:
+        rank.tether.leave()
+    mesh.close()
+    dist.destroy_process_group()
+    return exit_code
+
+
+def _train(task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device, rank: Rank) -> int:
+    def at_step(step: int) -> None:
+        rank.step = step
+
+    state = train(spec, mesh, device, open_prepared(task.data), at_step)
+    return 0 if state.step >= spec.train.num_steps else STOPPED_EXIT_CODE
+
+
+def _sizes(spec: RunSpec) -> dict[str, int]:
+    parallel = spec.parallel
+    return {"pp": parallel.pp, "dp": parallel.dp, "cp": parallel.cp, "tp": parallel.tp}

@@ -1,0 +1,73 @@
+"""A rank's device and process group, and the mesh over it. The one place that calls `init_process_group`."""
+
+import os
+import sys
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from trimaran.launchers.addresses import interface_of
+from trimaran.launchers.rendezvous import Meeting
+from trimaran.runtime.mesh import Mesh, build_mesh
+from trimaran.runtime.spec import RunSpec, check_world_size
+
+
+def join_world(spec: RunSpec, device: torch.device, meeting: Meeting) -> Mesh:
+    """Join the process group of all ranks of the meeting and build the mesh. Every rank must call it.
+
+    Raises:
+        SpecError: the number of ranks is not that of the spec's layout.
+    """
+    place = meeting.place
+    check_world_size(spec, place.world_size)
+    if place.local_world_size < place.world_size:
+        _choose_interface(meeting.address)
+    timeout_s = spec.launcher.timeout_s
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_s),
+        store=meeting.store,
+        rank=place.rank,
+        world_size=place.world_size,
+    )
+    parallel = spec.parallel
+    return build_mesh(
+        pp=parallel.pp,
+        dp=parallel.dp,
+        cp=parallel.cp,
+        tp=parallel.tp,
+        ep=parallel.ep,
+        timeout_s=timeout_s,
+        shared_memory=parallel.shared_memory,
+    )
+
+
+def _choose_interface(address: str) -> None:
+    """Tell gloo and NCCL which interface leads to the other nodes: by themselves they take the one that this host's name means, which may be loopback."""
+    interface = interface_of(address)
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
+
+
+def choose_device(wish: Literal["auto", "cpu", "cuda"], local_rank: int, local_world_size: int) -> torch.device:
+    """Return this rank's device: a GPU of its own where "auto" finds enough for every rank of the host, else the CPU.
+
+    Raises:
+        ValueError: "cuda" is asked for and the host has fewer GPUs than ranks.
+    """
+    num_gpus = torch.cuda.device_count() if wish != "cpu" else 0
+    if num_gpus < local_world_size:
+        if wish == "cuda":
+            raise ValueError(
+                f"launcher.device is cuda, and this host has {num_gpus} GPUs for {local_world_size} ranks; lower parallel.tp, pp or dp, "
+                "or set launcher.device to auto or cpu"
+            )
+        if num_gpus and local_rank == 0:
+            print(f"{local_world_size} ranks on a host with {num_gpus} GPUs: training on the CPU", file=sys.stderr)
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,131 @@
+"""The tether between ranks: a failure, or a death without a word, reaches every rank at once; leaving in good order, or a stranger's word, ends nobody."""
+
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from trimaran.launchers.tether import Failure, Tether
+
+KEY = "a secret"
+PLACES = [f"host h{rank}" for rank in range(4)]
+SOON_S = 5.0
+
+
+class World:
+    """A hub and three ranks in this process; what each is told of a failure comes into its queue."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.told: list[queue.Queue[Failure]] = [queue.Queue() for _ in PLACES]
+        self.ranks = [Tether.hold(self.listener, KEY, PLACES, self.told[0].put, lambda: 12)]
+        self.ranks += [Tether.join("127.0.0.1", self.port, KEY, rank, self.told[rank].put, PLACES[0]) for rank in range(1, 4)]
+        time.sleep(0.3)  # the hub has read who they are
+
+    def heard(self, rank: int) -> Failure:
+        return self.told[rank].get(timeout=SOON_S)
+
+    def silent(self, *ranks: int) -> bool:
+        time.sleep(0.3)
+        return all(self.told[rank].empty() for rank in ranks)
+
+    def connection(self, rank: int) -> socket.socket:
+        connection = self.ranks[rank]._peer._connection  # type: ignore[union-attr]
+        return connection
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    for rank in (1, 2, 3, 0):
+        world.ranks[rank].leave()
+    for thread in threading.enumerate():
+        if thread.name == "tether":
+            thread.join(SOON_S)
+            assert not thread.is_alive(), "the tether's threads and sockets end with it"
+
+
+def test_a_failure_reaches_every_other_rank_with_its_exit_code(world: World) -> None:
+    failure = Failure(2, PLACES[2], 7, "the loss is not a number", exit_code=5)
+    start = time.monotonic()
+    world.ranks[2].fail(failure)
+    assert time.monotonic() - start < 2, "the failing rank waits for rank 0 to have passed it on, and no longer"
+    assert [world.heard(rank) for rank in (0, 1, 3)] == [failure] * 3
+    assert world.silent(2)
+    assert str(failure) == "rank 2 (host h2) failed at step 7: the loss is not a number"
+
+
+def test_a_failure_of_rank_0_reaches_the_others(world: World) -> None:
+    failure = Failure(0, PLACES[0], None, "no space left", details="traceback.txt")
+    world.ranks[0].fail(failure)
+    assert [world.heard(rank) for rank in (1, 2, 3)] == [failure] * 3
+    assert world.silent(0)
+    assert str(failure) == "rank 0 (host h0) failed: no space left; where: traceback.txt"
+
+
+def test_a_death_without_a_word_is_told_with_host_and_step(world: World) -> None:
+    world.connection(3).shutdown(socket.SHUT_RDWR)  # as the kernel does for a process that was killed
+    failure = world.heard(0)
+    assert (failure.rank, failure.where, failure.step) == (3, "host h3", 12)
+    assert "it was killed" in failure.message
+    assert failure.exit_code == 137
+    assert world.heard(1) == failure
+
+
+def test_the_death_of_rank_0_is_noticed_by_all(world: World) -> None:
+    world.ranks[0]._peer._closing.set()  # type: ignore[union-attr] # its connections close without a last word
+    assert [(failure.rank, failure.where) for failure in (world.heard(rank) for rank in (1, 2, 3))] == [(0, "host h0")] * 3
+
+
+def test_only_the_first_failure_is_passed_on(world: World) -> None:
+    world.ranks[1].fail(Failure(1, PLACES[1], 3, "first"))
+    world.ranks[2].fail(Failure(2, PLACES[2], 3, "second"))
+    assert world.heard(3).message == "first"
+    assert world.silent(3)
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3, 0), (0, 1, 2, 3), (2, 0, 3, 1)])
+def test_leaving_in_good_order_is_no_failure(world: World, order: tuple[int, ...]) -> None:
+    for rank in order:
+        world.ranks[rank].leave()
+    assert world.silent(0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "words", [b"GET / HTTP/1.1\r\n\r\n", b"\n", b'{"key": "another", "rank": 1}\n', b'{"failed": {}}\n', b"[]\n", b'{"key": 3}\n']
+)
+def test_a_stranger_ends_nobody(world: World, words: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", world.port)) as stranger:
+        stranger.sendall(words)
+        stranger.settimeout(SOON_S)
+        with suppress(ConnectionResetError):
+            assert stranger.recv(100) == b"", "it is hung up on"
+    assert world.silent(0, 1, 2, 3)
+    world.ranks[1].fail(Failure(1, PLACES[1], 1, "still heard"))
+    assert world.heard(2).message == "still heard"
+
+
+def test_a_long_word_that_never_ends_is_not_kept(world: World) -> None:
+    with socket.create_connection(("127.0.0.1", world.port)) as stranger:
+        sent = 0
+        with suppress(ConnectionResetError, BrokenPipeError):
+            while sent < 10_000_000:
+                sent += stranger.send(b"x" * 100_000)
+                time.sleep(0.001)
+    assert sent < 10_000_000
+    assert world.silent(0, 1, 2, 3)
+
+
+def test_words_may_come_in_pieces(world: World) -> None:
+    word = json.dumps({"failed": {"rank": 1, "where": PLACES[1], "step": 2, "message": "in pieces"}}).encode() + b"\n"
+    for index in range(0, len(word), 7):
+        world.connection(1).sendall(word[index : index + 7])
+        time.sleep(0.01)
+    assert world.heard(0).message == "in pieces"
