@@ -2,25 +2,34 @@
 
 import json
 import logging
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from trimaran.launchers.console import RunPath, errors_as_sentences, say
 from trimaran.launchers.convert import export, import_
 from trimaran.launchers.coordinates import coordinate_check
+from trimaran.launchers.elastic import get_ready
+from trimaran.launchers.elsewhere import train_by_mpi, train_on_slurm
 from trimaran.launchers.generation import generate
-from trimaran.launchers.local import LocalRun, get_ready, launch
+from trimaran.launchers.jobs import cancel, logs, status
+from trimaran.launchers.local import LocalRun, launch
 from trimaran.launchers.models import models
 from trimaran.launchers.outcome import Stopped
+from trimaran.launchers.place import is_rank
 from trimaran.launchers.prepare import prepare_run, try_to_report, what_is_saved, write_report_of
+from trimaran.launchers.worker import be_rank
 from trimaran.runtime.spec import RunSpec, describe, json_schema, load_spec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command()(generate)
 app.command()(models)
 app.command()(coordinate_check)
+app.command()(status)
+app.command()(logs)
+app.command()(cancel)
 app.command("import")(import_)
 app.command()(export)
 
@@ -32,23 +41,47 @@ _PICTURE_MICROBATCHES = 64  # a drawing of more has boxes too thin to read
 
 
 @app.command()
-def train(spec_path: SpecPath, overrides: Overrides = []) -> None:  # noqa: B006 - typer reads the default, nothing changes it
+def train(
+    spec_path: SpecPath,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing changes it
+    launcher: Annotated[Literal["local", "slurm", "mpi"] | None, typer.Option(help="In place of the spec's launcher.kind.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="slurm: print the batch script and do nothing.")] = False,
+    following: Annotated[bool, typer.Option("--follow", help="slurm: show the job until it ends; Ctrl-C leaves it alone.")] = False,
+    array: Annotated[
+        list[str], typer.Option(metavar="FIELD=VALUE,VALUE", help="slurm: one job array, a run for each combination; may be repeated.")
+    ] = [],  # noqa: B006
+) -> None:
     """Validate, prepare the data, start the ranks, train, and write the report; resumes where the run's last checkpoint stands."""
     with errors_as_sentences():
+        if is_rank(os.environ):  # under mpirun, srun or torchrun, this process is one rank of the run
+            be_rank(spec_path, overrides)
         spec = load_spec(spec_path, overrides)
-        _log_to_terminal()
-        folder = Path(spec.train.output_dir)
-        get_ready(spec)
-        task = prepare_run(spec, folder)
-        say(f"starting {spec.world_size} ranks ({dict(describe(spec))['layout']}); run folder {folder}")
-        try:
-            launch(LocalRun(spec, task, folder / "logs"))
-        except Stopped as stopped:
-            raise Stopped(stopped.signal_number, stopped.problem, what_is_saved(folder)) from stopped
-        finally:
-            try_to_report(folder)
-        more = f"   more text: trimaran generate {folder} --prompt 'To be'" if spec.transformer.is_causal else ""
-        say(f"report: {folder / 'report.html'}{more}")
+        kind = launcher or spec.launcher.kind
+        if kind != "slurm" and (dry_run or following or array):
+            raise ValueError("--dry-run, --follow and --array are for --launcher slurm")
+        if kind == "slurm":
+            train_on_slurm(spec_path, overrides, array, dry_run=dry_run, following=following)
+        elif kind == "mpi":
+            train_by_mpi(spec, spec_path, overrides)
+        else:
+            _train_here(spec)
+
+
+def _train_here(spec: RunSpec) -> None:
+    """Prepare the run and start its ranks on this machine."""
+    _log_to_terminal()
+    folder = Path(spec.train.output_dir)
+    get_ready(spec, spec.world_size)
+    task = prepare_run(spec, folder)
+    say(f"starting {spec.world_size} ranks ({dict(describe(spec))['layout']}); run folder {folder}")
+    try:
+        launch(LocalRun(spec, task, folder / "logs"))
+    except Stopped as stopped:
+        raise Stopped(stopped.signal_number, stopped.problem, what_is_saved(folder)) from stopped
+    finally:
+        try_to_report(folder)
+    more = f"   more text: trimaran generate {folder} --prompt 'To be'" if spec.transformer.is_causal else ""
+    say(f"report: {folder / 'report.html'}{more}")
 
 
 def _log_to_terminal() -> None:

@@ -11,7 +11,8 @@ from trimaran.runtime.spec import RunSpec, dump_spec
 
 _PACKAGE = Path(__file__).parents[1]
 _ROOMS = ("kernels", "models", "runtime", "launchers")
-_VERSIONS = ("torch", "triton", "pydantic", "numpy", "safetensors")
+VERSIONED = ("torch", "triton", "pydantic", "numpy", "safetensors")
+"""Packages whose versions must be the same everywhere."""
 
 
 class InconsistentRanksError(ValueError):
@@ -24,8 +25,8 @@ def facts_of_rank(spec: RunSpec, data: Path | None, where: str) -> str:
     Args:
         data: the prepared data's folder, as this node sees it; None for a task without.
     """
-    facts = {"where": where, "spec": _digest(dump_spec(spec).encode()), "code": _digest_of_code(), "python": platform.python_version()}
-    facts |= {name: _version(name) for name in _VERSIONS}
+    facts = {"where": where, "spec": _digest(dump_spec(spec).encode()), "code": digest_of_code(), "python": platform.python_version()}
+    facts |= {name: _version(name) for name in VERSIONED}
     if data is not None:
         try:
             facts["data manifest"] = _digest((data / "manifest.json").read_bytes())
@@ -72,8 +73,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _digest_of_code() -> str:
-    """Of every source file of the package, with its name."""
+def digest_of_code() -> str:
+    """Return the digest of every source file of the package, with its name."""
     digest = hashlib.sha256()
     for room in _ROOMS:
         for file in sorted((_PACKAGE / room).rglob("*.py")):

@@ -2,8 +2,17 @@
 
 import signal
 
-STOPPED_EXIT_CODE = 128 + signal.SIGTERM
-"""What every rank exits with when a signal stopped the run, so that it isn't taken for finished."""
+from trimaran.runtime.train.signals import STOPPING
+
+
+def exit_code_after(number: signal.Signals) -> int:
+    """Return what every rank exits with when a signal stopped the run, so that it isn't taken for finished."""
+    return 128 + number
+
+
+def signal_behind(exit_code: int) -> signal.Signals | None:
+    """Return the signal that an exit code tells of, None for any other end."""
+    return next((number for number in STOPPING if exit_code == exit_code_after(number)), None)
 
 
 class LaunchError(RuntimeError):

@@ -80,6 +80,14 @@ def detect(environment: Mapping[str, str]) -> Kind:
     return "slurm" if in_slurm_step(environment) else "single"
 
 
+def is_rank(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process as one of several ranks, so that it must not start ranks itself."""
+    kind = detect(environment)
+    if kind == "slurm":
+        return _number(environment, "SLURM_STEP_NUM_TASKS") > 1
+    return kind != "single"
+
+
 def in_slurm_step(environment: Mapping[str, str]) -> bool:
     """Whether srun started this process as one of a step's tasks; a batch script, and the shell of `salloc`, have SLURM_PROCID too and are none."""
     step = environment.get("SLURM_STEP_ID", "")

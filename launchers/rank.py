@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -17,11 +18,14 @@ from trimaran.runtime.grid import coordinates, describe_coordinates
 from trimaran.runtime.spec import RunSpec
 
 ERROR_FILE = "error.json"
+EXIT_FILE = "TRIMARAN_EXIT_FILE"
+"""The environment variable that names a file for the exit code of the run."""
 # Errors whose message is a sentence for the user; the name of any other class is part of what went wrong.
 _SENTENCES = (ValueError, OSError, RuntimeError)
 # What a rank says when a peer has left: the consequence of a failure, never its cause.
 _PEER_LEFT = ("Connection reset", "Connection closed", "Connection refused", "Broken pipe", "not connected", "is gone", " lost rank ")
 _TOLD_BY_OTHERS_S = 3.0  # for the tether to bring the cause of a consequence
+_OWN_WAY_S = 2.0  # for a rank to come to its own end, and clear away what it has half written, when another has failed
 
 
 class Rank:
@@ -43,6 +47,8 @@ class Rank:
         self._announces = announces
         self._folder: Path | None = None
         self._sizes: Mapping[str, int] | None = None
+        self._cause: Failure | None = None  # another rank's, which this one ends because of
+        self._told = threading.Event()
         self._terminal = os.dup(2)  # where the launcher's user looks, also after this rank's output has gone to a file
 
     @property
@@ -79,7 +85,9 @@ class Rank:
         message = text if is_sentence else f"{type(error).__name__}: {text}"
         secondary = isinstance(error, RuntimeError | OSError) and any(words in text for words in _PEER_LEFT)
         if secondary and self.tether is not None:
-            time.sleep(_TOLD_BY_OTHERS_S)  # the tether's thread ends this process as soon as it hears of the cause
+            self._told.wait(_TOLD_BY_OTHERS_S)
+        if self._cause is not None:  # this error is its consequence
+            self.leave(self._cause.exit_code)
         details = self._write_traceback(error)
         failure = Failure(self.number, self.where(), self.step, message, details="" if is_sentence else details)
         self._write_record(failure, secondary=secondary)
@@ -95,14 +103,27 @@ class Rank:
         self._write_record(failure, secondary=True)
         if self.number == 0 or (self.number == 1 and failure.rank == 0):  # rank 0 has said it unless it died without a word
             self._announce(failure)
+            self._leave_exit_code(failure.exit_code)
+        self._cause = failure  # not before it is written down and said: the main thread may leave at once
+        self._told.set()
+        time.sleep(_OWN_WAY_S)
         self.leave(failure.exit_code)
 
     def leave(self, exit_code: int) -> NoReturn:
         """End this process now."""
+        if self.number == 0:
+            self._leave_exit_code(exit_code)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(exit_code)
+
+    def _leave_exit_code(self, exit_code: int) -> None:
+        """Tell the batch script, to which srun passes on the code of any rank, perhaps of one that it has ended itself."""
+        file = os.environ.get(EXIT_FILE)
+        if self._announces and file:
+            with contextlib.suppress(OSError):
+                Path(file).write_text(f"{exit_code}\n", encoding="utf-8")
 
     def _announce(self, failure: Failure) -> None:
         if self._announces:

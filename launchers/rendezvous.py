@@ -29,10 +29,11 @@ class Meeting:
         place: this rank's.
         store: of this start alone; the process group and the tether use it too.
         address: of this node, on the interface that leads to the others.
+        served: what `store` is a part of; None for a process by itself.
     """
 
-    def __init__(self, place: Place, store: Store, address: str) -> None:
-        self.place, self.store, self.address = place, store, address
+    def __init__(self, place: Place, store: Store, address: str, served: TCPStore | None = None) -> None:
+        self.place, self.store, self.address, self.served = place, store, address, served
         self._exchanges = 0
 
     def gather(self, text: str) -> list[str]:
@@ -57,6 +58,13 @@ class Meeting:
             pause_s = min(1.0, 1.2 * pause_s)  # hundreds of ranks may ask
         return self.store.get(name).decode()
 
+    def leave(self) -> None:
+        """Part in good order: rank 0, which may serve the store, stays until the others need it no more. Every rank must call it."""
+        if self.place.rank:
+            self.store.set(f"left/{self.place.rank}", "")
+        else:
+            self.store.wait([f"left/{rank}" for rank in range(1, self.place.world_size)])
+
 
 def meet(place: Place, environment: Mapping[str, str], section: LauncherSection, folder: Path, world: MPIWorld | None = None) -> Meeting:
     """Join the other ranks of this start; every rank must call it.
@@ -79,7 +87,7 @@ def meet(place: Place, environment: Mapping[str, str], section: LauncherSection,
         store = _told_by_file(place, environment, section, folder / f".meet-{place.start}.json")
     address = interface_address(section.interface) if section.interface else address_towards(store.host)
     store.set_timeout(timedelta(seconds=section.timeout_s))
-    return Meeting(place, PrefixStore(place.start, store), address)
+    return Meeting(place, PrefixStore(place.start, store), address, store)
 
 
 def meet_nobody() -> Meeting:
@@ -91,34 +99,28 @@ def _torchruns_store(place: Place, environment: Mapping[str, str], section: Laun
     """The agent's store, or, where the ranks shall make their own, that of rank 0 at the address that all of them were told."""
     host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     if place.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        try:
-            listener = socket.create_server((host, port), backlog=1024)
-        except OSError as error:
-            raise AddressError(f"rank 0 can't listen at {host}:{port} (MASTER_ADDR, MASTER_PORT): {error.strerror or error}") from error
-        return _serve(listener)
-    wait_until_open(host, port, section.start_timeout_s, "the store of torchrun (MASTER_ADDR, MASTER_PORT)")
-    return _connect(host, port, section)
+        return serve_store(host, port)
+    return connect_store(host, port, section.start_timeout_s, "the store of torchrun (MASTER_ADDR, MASTER_PORT)")
 
 
 def _told_by_mpi(place: Place, environment: Mapping[str, str], section: LauncherSection, world: MPIWorld) -> TCPStore:
     if place.rank == 0:
-        store, address, port = _open(place, environment, section)
-        world.share(json.dumps([address, port]))
+        store = _open(place, environment, section)
+        world.share(json.dumps([store.host, store.port]))
         return store
     address, port = json.loads(world.share(""))
-    wait_until_open(address, port, section.start_timeout_s, "the store of rank 0")
-    return _connect(address, port, section)
+    return connect_store(address, port, section.start_timeout_s, "the store of rank 0")
 
 
 def _told_by_file(place: Place, environment: Mapping[str, str], section: LauncherSection, file: Path) -> TCPStore:
     """Through a file of the run folder: Slurm gives its tasks no means to exchange a word."""
     if place.rank == 0:
-        store, address, port = _open(place, environment, section)
+        store = _open(place, environment, section)
         nonce = secrets.token_hex(8)
         store.set("nonce", nonce)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"address": address, "port": port, "node": place.node, "nonce": nonce}), encoding="utf-8")
+        temporary.write_text(json.dumps({"address": store.host, "port": store.port, "node": place.node, "nonce": nonce}), encoding="utf-8")
         temporary.chmod(0o600)
         os.replace(temporary, file)
         return store
@@ -127,8 +129,8 @@ def _told_by_file(place: Place, environment: Mapping[str, str], section: Launche
     while time.monotonic() < deadline:
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
-            wait_until_open(told["address"], told["port"], min(3.0, section.start_timeout_s), f"the store of rank 0 on node {told['node']}")
-            store = _connect(told["address"], told["port"], section)
+            patience_s = min(3.0, section.start_timeout_s)
+            store = connect_store(told["address"], told["port"], patience_s, f"the store of rank 0 on node {told['node']}")
             if store.check(["nonce"]) and store.get("nonce").decode() == told["nonce"]:
                 return store
             problem = f"{told['address']}:{told['port']} serves another run"
@@ -143,25 +145,31 @@ def _told_by_file(place: Place, environment: Mapping[str, str], section: Launche
     )
 
 
-def _open(place: Place, environment: Mapping[str, str], section: LauncherSection) -> tuple[TCPStore, str, int]:
-    """Serve a store at an address of this node that the others reach, on a port that the kernel chooses; return all three."""
+def _open(place: Place, environment: Mapping[str, str], section: LauncherSection) -> TCPStore:
+    """Serve a store at an address of this node that the others reach, on a port that the kernel chooses."""
     one_node = place.local_world_size == place.world_size
-    address = reachable_address(environment, interface=section.interface, one_node=one_node)
+    return serve_store(reachable_address(environment, interface=section.interface, one_node=one_node), 0)
+
+
+def serve_store(address: str, port: int) -> TCPStore:
+    """Serve a store at one address of this node, where torch's own would listen on all of them; port 0 lets the kernel choose one.
+
+    Raises:
+        AddressError: the address is not this node's, or the port is taken.
+    """
     try:
-        listener = socket.create_server((address, 0), backlog=1024)
+        listener = socket.create_server((address, port), backlog=1024)
     except OSError as error:
-        raise AddressError(
-            f"rank 0 can't listen at {address}, its node's address: {error.strerror or error}; set launcher.interface"
-        ) from error
-    port = listener.getsockname()[1]
-    return _serve(listener), address, port
-
-
-def _serve(listener: socket.socket) -> TCPStore:
-    """A store behind a socket that is bound already; torch's own would listen on every address of the host."""
+        raise AddressError(f"this node can't listen at {address}:{port}: {error.strerror or error}; see launcher.interface") from error
     host, port = listener.getsockname()[:2]
     return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
-def _connect(host: str, port: int, section: LauncherSection) -> TCPStore:
-    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=section.start_timeout_s))
+def connect_store(host: str, port: int, timeout_s: float, what: str) -> TCPStore:
+    """Connect to a store, `what` in words, once something listens there.
+
+    Raises:
+        AddressError: nothing did in that many seconds.
+    """
+    address = wait_until_open(host, port, timeout_s, what)
+    return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))

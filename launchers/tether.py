@@ -20,7 +20,8 @@ _CONNECT_S = 10.0
 _TOLD_S = 3.0  # for rank 0 to have passed a failure on, before the failing rank exits and its launcher ends the others
 _POLL_S = 0.1
 _SILENT = "it was killed (out of memory, perhaps), or its host is lost: it left no message"
-_SILENT_EXIT_CODE = 137  # 128 + SIGKILL, after which no process can leave a word
+SILENT_EXIT_CODE = 137
+"""What ranks exit with when one died without a word: 128 + SIGKILL, after which no process can leave one."""
 _LONGEST_LINE = 1 << 20
 
 
@@ -116,7 +117,7 @@ class _Spoke:
                 elif "done" in word:
                     self._leaving.set()
         self._told.set()
-        self._fall(Failure(0, self._hub, None, _SILENT, _SILENT_EXIT_CODE))
+        self._fall(Failure(0, self._hub, None, _SILENT, SILENT_EXIT_CODE))
 
     def _fall(self, failure: Failure) -> None:
         if not self._leaving.is_set():
@@ -212,7 +213,7 @@ class _Hub:
         self._drop(connection)
         if rank is not None and rank not in self._gone:
             self._gone.add(rank)
-            self._pass_on(Failure(rank, self._where[rank], self._step(), _SILENT, _SILENT_EXIT_CODE))
+            self._pass_on(Failure(rank, self._where[rank], self._step(), _SILENT, SILENT_EXIT_CODE))
 
     def _drop(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from trimaran.launchers.consistency import check_same_everywhere, facts_of_rank
 from trimaran.launchers.generate_task import GenerateTask, run_generate
 from trimaran.launchers.mpi import MPIWorld
-from trimaran.launchers.outcome import STOPPED_EXIT_CODE
+from trimaran.launchers.outcome import exit_code_after
 from trimaran.launchers.place import resolve
 from trimaran.launchers.rank import Rank, threads_per_rank
 from trimaran.launchers.rendezvous import Meeting, meet
@@ -25,6 +25,7 @@ from trimaran.runtime.data.prepare import open_prepared
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
 from trimaran.runtime.train.loop import train
+from trimaran.runtime.train.signals import STOPPING, StopRequest
 
 
 class TrainTask(BaseModel):
@@ -79,6 +80,8 @@ def do_spec(rank: Rank, path: Path, overrides: list[str]) -> int:
     finally:
         if place.rank == 0:
             try_to_report(folder)
+            meeting.store.set("reported", "")
+    meeting.store.get("reported")  # a launcher ends all ranks when one has left with a code
     if world is not None and exit_code == 0:
         world.finish()
     return exit_code
@@ -136,11 +139,19 @@ def work(rank: Rank, meeting: Meeting, task: Task, spec: RunSpec, gather: Callab
 
 
 def _train(task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device, rank: Rank) -> int:
+    """Train; return the exit code, the same on every rank. Collective over the world."""
+
     def at_step(step: int) -> None:
         rank.step = step
 
-    state = train(spec, mesh, device, open_prepared(task.data), at_step)
-    return 0 if state.step >= spec.train.num_steps else STOPPED_EXIT_CODE
+    # From here on a signal lets every rank finish the step and save: a rank that died of it at once would take the others with it.
+    with StopRequest() as stop:
+        state = train(spec, mesh, device, open_prepared(task.data), stop, at_step)
+    if state.step >= spec.train.num_steps:
+        return 0
+    # Slurm's signal may have reached some ranks and not others; all must say the same of why they left.
+    names = {name for name in mesh.gather_text(stop.signal_name or "") if name}
+    return next(exit_code_after(number) for number in STOPPING if number.name in names)
 
 
 def _sizes(spec: RunSpec) -> dict[str, int]:

@@ -32,17 +32,30 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def be_rank(spec: Path, overrides: list[str], launcher: Literal["auto"] | Kind = "auto") -> NoReturn:
     """Train as one rank of the start that the environment describes; ends this process."""
-    _reset_interrupt()
     rank = Rank(announces=True)
+    rank.leave(_train_from_spec(rank, spec, overrides, launcher))
+
+
+def run_spec_of_agent(spec: str, *overrides: str) -> None:
+    """Train as one rank of those that an agent of ours has started; returns where the run has ended well, else ends the process."""
+    os.setpgid(0, 0)
+    _follow_launcher()
+    rank = Rank(announces=True)
+    exit_code = _train_from_spec(rank, Path(spec), list(overrides), "torchrun")
+    if exit_code:
+        rank.leave(exit_code)
+
+
+def _train_from_spec(rank: Rank, spec: Path, overrides: list[str], launcher: Literal["auto"] | Kind) -> int:
+    _reset_interrupt()
     try:
         rank.place = resolve(os.environ, launcher)
         _name_process(rank.place)
         from trimaran.launchers.work import do_spec
 
-        exit_code = do_spec(rank, spec, overrides)
+        return do_spec(rank, spec, overrides)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks and the launcher must learn of it
         rank.fail(error)
-    rank.leave(exit_code)
 
 
 def run_task_of_launcher(task: str, logs: str) -> None:

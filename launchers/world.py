@@ -20,18 +20,8 @@ def join_world(spec: RunSpec, device: torch.device, meeting: Meeting) -> Mesh:
     Raises:
         SpecError: the number of ranks is not that of the spec's layout.
     """
-    place = meeting.place
-    check_world_size(spec, place.world_size)
-    if place.local_world_size < place.world_size:
-        _choose_interface(meeting.address)
-    timeout_s = spec.launcher.timeout_s
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        timeout=timedelta(seconds=timeout_s),
-        store=meeting.store,
-        rank=place.rank,
-        world_size=place.world_size,
-    )
+    check_world_size(spec, meeting.place.world_size)
+    join_group(spec, device, meeting)
     parallel = spec.parallel
     return build_mesh(
         pp=parallel.pp,
@@ -39,8 +29,22 @@ def join_world(spec: RunSpec, device: torch.device, meeting: Meeting) -> Mesh:
         cp=parallel.cp,
         tp=parallel.tp,
         ep=parallel.ep,
-        timeout_s=timeout_s,
+        timeout_s=spec.launcher.timeout_s,
         shared_memory=parallel.shared_memory,
+    )
+
+
+def join_group(spec: RunSpec, device: torch.device, meeting: Meeting) -> None:
+    """Join the default process group of all ranks of the meeting. Every rank must call it."""
+    place = meeting.place
+    if place.local_world_size < place.world_size:
+        _choose_interface(meeting.address)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=spec.launcher.timeout_s),
+        store=meeting.store,
+        rank=place.rank,
+        world_size=place.world_size,
     )
 
 

@@ -18,6 +18,8 @@ ENTRY = [sys.executable, "-m", "trimaran.launchers.cli"]
 SHORT = {
     "parallel.dp": 1,
     "train.num_steps": 4,
+    "train.global_batch_size": 8,
+    "train.micro_batch_size": 1,
     "train.eval_interval": 2,
     "train.eval_batches": 1,
     "checkpoint.interval": 2,
@@ -137,7 +139,7 @@ def test_make_train(folder: Path) -> None:
         pytest.skip("no .venv made by make: these tests run in another environment")
     spec = yaml.safe_load((folder / "examples" / "gpt2-cpu.yaml").read_text(encoding="utf-8"))
     spec["data"] = {"source": [str(folder / "my-texts")], "tokenizer_vocab_size": 300, "cache_dir": str(folder / "cache")}
-    spec["train"] |= {"num_steps": 30, "eval_interval": 0, "output_dir": str(folder / "runs" / "short")}
+    spec["train"] |= {"num_steps": 5, "eval_interval": 0, "output_dir": str(folder / "runs" / "short")}
     (folder / "short.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
     environment = {**os.environ, "MAKEFLAGS": ""}
     done = subprocess.run(

@@ -23,6 +23,7 @@ from trimaran.runtime.spec.sections import (
     TrainSection,
     ZeroSection,
 )
+from trimaran.runtime.spec.slurm import SlurmSection
 
 # torch.Generator takes 64 bits; the sign bit is left out so that the number is the same in every language.
 # Devlin et al. (BERT) 2019, section 3.1; Yang et al. (XLNet) 2019, section 3.1, K = 6.
@@ -51,6 +52,7 @@ class RunFields(BaseModel):
     train: TrainSection = Field(description="Length, batch and output folder.")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="Saving and resuming.")
     launcher: LauncherSection = Field(default_factory=LauncherSection, description="How processes are started.")
+    slurm: SlurmSection = Field(default_factory=SlurmSection, description="What a batch job asks of its cluster.")
     logging: LoggingSection = Field(default_factory=LoggingSection, description="What is written down.")
     seed: Seed = Field(default=1234, description="Seed of weights, dropout and data order.")
 

@@ -22,7 +22,7 @@ from trimaran.runtime.spec.rules import broken_rules
 from trimaran.runtime.spec.run import RunSpec
 
 # Values that the design names and this version does not have.
-_NOT_BUILT: Final = frozenset({("zero.backend", "deepspeed"), ("launcher.kind", "slurm"), ("launcher.kind", "mpi")})
+_NOT_BUILT: Final = frozenset({("zero.backend", "deepspeed")})
 
 _KINDS: Final = MappingProxyType(
     {

@@ -99,6 +99,13 @@ def _triton_can_run(spec: RunFields, shape: TransformerConfig) -> Iterator[Field
         yield FieldError("kernels.backend", rule, "triton", f"{fix}, or give the model narrower heads")
 
 
+def _nodes_share_the_ranks(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    nodes = spec.slurm.nodes
+    if spec.world_size % nodes:
+        rule = f"nodes ({nodes}) must divide the number of ranks ({spec.world_size} = tp * pp * dp * cp), for every node gets equally many"
+        yield FieldError("slurm.nodes", rule, nodes, f"set slurm.nodes to {one_of(nearest_divisors(spec.world_size, nodes))}")
+
+
 def valid_tensor_degrees(shape: TransformerConfig, wanted: int) -> str:
     """Return the tp degrees nearest to `wanted` that the heads, the kv heads and the feed-forward width allow."""
     known = vars(shape)
@@ -375,4 +382,5 @@ RULES: Final[tuple[Rule, ...]] = (
     _exponential_has_rate,
     _wsd_parts_fit,
     _triton_can_run,
+    _nodes_share_the_ranks,
 )

@@ -37,6 +37,8 @@ def _check_path(path: str) -> str:
 def _check_folder(path: str) -> str:
     if os.path.normpath(_check_path(path)) in (".", "..", "/", "//"):
         raise ValueError(f"must be a folder of its own, got {path!r}; write a path such as runs/first")
+    if ".." in path.split("/"):
+        raise ValueError(f"must not climb by .., got {path!r}; write the folder out in full")
     return path
 
 
@@ -243,12 +245,17 @@ class LauncherSection(BaseModel):
 
     model_config = SECTION_CONFIG
 
-    kind: Literal["local"] = Field(default="local", description="local starts all ranks on this machine.")
+    kind: Literal["local", "slurm", "mpi"] = Field(
+        default="local", description="local starts all ranks on this machine, mpi does so by mpirun, slurm submits a batch job."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto takes a GPU for every rank where the host has enough, else the CPU."
     )
     threads_per_rank: Count | None = Field(default=None, description="CPU threads of every rank (null: the cores shared out evenly).")
     timeout_s: Positive = Field(default=300.0, description="Longest wait of any collective or receive, in seconds.")
+    max_restarts: NonNegativeWhole = Field(
+        default=0, description="How often the ranks start anew after one has failed, from the last checkpoint."
+    )
     start_timeout_s: Positive = Field(default=30.0, description="Longest wait for rank 0 when the ranks meet, in seconds.")
     interface: str | None = Field(default=None, description="Network interface by which nodes reach each other, such as ib0 (null: found).")
 

@@ -34,32 +34,36 @@ SAMPLE_PROMPT = "The "
 
 
 def train(
-    spec: RunSpec, mesh: Mesh, device: torch.device, data: PreparedData, at_step: Callable[[int], None] = lambda step: None
+    spec: RunSpec,
+    mesh: Mesh,
+    device: torch.device,
+    data: PreparedData,
+    stop: StopRequest,
+    at_step: Callable[[int], None] = lambda step: None,
 ) -> TrainState:
-    """Train to spec.train.num_steps, or until SIGINT or SIGTERM asks to stop; then the state is saved. Collective over the world.
+    """Train to spec.train.num_steps, or until any rank is asked to stop; then the state is saved. Collective over the world.
 
     Args:
+        stop: in force already: from here on a signal lets every rank finish the step and save.
         at_step: called at the start of every step with its number, from 1.
 
     Returns: the state at the end.
     """
-    # From here on a signal lets every rank finish the step and save: a rank that died of it at once would take the others with it.
-    with StopRequest() as stop:
-        loader, held_out = build_loader(spec, data.train, data.tokenizer, mesh.dp), held_out_batches(spec, data, mesh.dp)
-        job = build_job(spec, mesh, device)
-        path = resume_path(spec)
-        state = TrainState(data=fingerprint(data)) if path is None else load_state(job, path)
-        check_same_data(state, data)
-        started_from = load_initial_weights(job) if path is None and spec.checkpoint.init_from else ""
-        with StepLog(spec, mesh, device, state, path) as log:
-            log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")
-            if started_from:
-                log.say(started_from)
-            if path is None:
-                log.say(
-                    f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens ({loader.unused_tail_tokens} tokens at the end fill none)"
-                )
-            return run_steps(job, state, loader, held_out, stop, log, data, at_step)
+    loader, held_out = build_loader(spec, data.train, data.tokenizer, mesh.dp), held_out_batches(spec, data, mesh.dp)
+    job = build_job(spec, mesh, device)
+    path = resume_path(spec)
+    state = TrainState(data=fingerprint(data)) if path is None else load_state(job, path)
+    check_same_data(state, data)
+    started_from = load_initial_weights(job) if path is None and spec.checkpoint.init_from else ""
+    with StepLog(spec, mesh, device, state, path, at_step) as log:
+        log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")
+        if started_from:
+            log.say(started_from)
+        if path is None:
+            log.say(
+                f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens ({loader.unused_tail_tokens} tokens at the end fill none)"
+            )
+        return run_steps(job, state, loader, held_out, stop, log, data)
 
 
 def run_steps(
@@ -70,13 +74,12 @@ def run_steps(
     stop: StopRequest,
     log: "StepLog",
     data: PreparedData,
-    at_step: Callable[[int], None],
 ) -> TrainState:
     """Train from `state` to the last step or to the step at which the ranks agree to stop; return the state there. Collective over the world."""
     spec, stopped = job.spec, False
     saved_step = state.step
     while state.step < spec.train.num_steps and not stopped:
-        at_step(state.step + 1)
+        log.begin_step(state.step + 1)
         batches = loader.microbatches(state.consumed_samples)
         lr = lr_at(state.step, base_lr=spec.optimizer.lr, section=spec.lr_schedule, num_steps=spec.train.num_steps)
         result = train_step(job, batches, lr, stop=stop.requested)
@@ -153,9 +156,12 @@ def sample(job: Job, data: PreparedData) -> str:
 
 
 class StepLog:
-    """What rank 0 tells of the run: metrics, live line, files of the run folder. On other ranks every method does nothing."""
+    """What is told of the run: metrics, live line, files of the run folder, all of them by rank 0 alone; and on every rank the step under way."""
 
-    def __init__(self, spec: RunSpec, mesh: Mesh, device: torch.device, state: TrainState, resumed: Path | None) -> None:
+    def __init__(
+        self, spec: RunSpec, mesh: Mesh, device: torch.device, state: TrainState, resumed: Path | None, at_step: Callable[[int], None]
+    ) -> None:
+        self.begin_step = at_step
         self._spec, self._folder, self._world_size = spec, Path(spec.train.output_dir), mesh.world_size
         self._flops_per_token = spec.transformer.flops_per_token(spec.train.seq_len)
         self._peak = peak_flops(torch.cuda.get_device_name(device), spec.precision.dtype) if device.type == "cuda" else None

@@ -5,9 +5,12 @@ import threading
 from types import FrameType, TracebackType
 from typing import Self
 
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""The signals that ask a run to stop: to end it, to leave before a time limit (Slurm's --signal), or by hand. The first here counts where several came."""
+
 
 class StopRequest:
-    """Remembers SIGINT and SIGTERM while the ``with`` block runs, and puts the former handlers back at its end.
+    """Remembers the signals in STOPPING while the ``with`` block runs, and puts the former handlers back at its end.
 
     The handlers do nothing but set a flag: a checkpoint written inside a handler could interrupt a collective halfway.
     A second SIGINT raises KeyboardInterrupt, so that a person can always leave a loop that no longer reaches its check.
@@ -45,7 +48,7 @@ class StopRequest:
             raise RuntimeError(f"StopRequest must be entered in the main thread, not in {threading.current_thread().name!r}")
         if self._former:
             raise RuntimeError("StopRequest is already active; use one with block at a time")
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             self._former[number] = signal.signal(number, self._remember)
         return self
 

@@ -148,9 +148,9 @@ def shared_memory() -> set[str]:
     return {name for name in os.listdir(SHARED_MEMORY) if name.startswith("trimaran-")}
 
 
-def trimaran(folder: Path, *arguments: str, timeout_s: float = TIMEOUT_S) -> Outcome:
+def trimaran(folder: Path, *arguments: str, timeout_s: float = TIMEOUT_S, environment: dict[str, str] | None = None) -> Outcome:
     """Run any command to its end."""
-    with Command.start(folder, list(arguments)) as command:
+    with Command.start(folder, list(arguments), environment) as command:
         return command.finish(timeout_s)
 
 

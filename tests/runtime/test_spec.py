@@ -262,7 +262,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"zero.stage": 2}, "zero.stage: must be 0 or 1, got 2 (stages 2 and 3 are not built yet); set zero.stage to 1"),
     ({"zero.stage": 4}, "zero.stage: must be 0 or 1, got 4 (stages 2 and 3 are not built yet); set zero.stage to 1"),
     ({"zero.backend": "deepspeed"}, "zero.backend: 'deepspeed' is not built yet; set zero.backend to native"),
-    ({"launcher.kind": "slurm"}, "launcher.kind: 'slurm' is not built yet; set launcher.kind to local"),
+    ({"launcher.kind": "ray"}, "launcher.kind: must be local, slurm or mpi, got 'ray'; set launcher.kind to local, slurm or mpi"),
+    (
+        {"slurm.nodes": 3},
+        "slurm.nodes: nodes (3) must divide the number of ranks (1 = tp * pp * dp * cp), for every node gets equally many; set slurm.nodes to 1",
+    ),
+    (
+        {"slurm.partition": "gpu; rm"},
+        "slurm.partition: must be one word as sbatch takes it, without spaces, quotes and dollar signs, got 'gpu; rm'",
+    ),
+    ({"slurm.time": "tomorrow"}, "slurm.time: must be a time limit such as 90 (minutes), 12:00:00 or 2-00:00:00, got 'tomorrow'"),
+    ({"slurm.memory": "64 G"}, "slurm.memory: must be an amount of memory such as 64G, got '64 G'"),
+    ({"slurm.options": ["nightly"]}, "slurm.options[0]: must be an option of sbatch such as --comment=nightly, got 'nightly'"),
+    (
+        {"train.output_dir": "runs/../../elsewhere"},
+        "train.output_dir: must not climb by .., got 'runs/../../elsewhere'; write the folder out in full",
+    ),
     # optimizer and learning rate
     ({"optimizer.lr": ...}, "optimizer.lr: is required; write lr under optimizer: peak learning rate"),
     ({"optimizer.lr": 0}, "optimizer.lr: must be above 0, got 0; set optimizer.lr to a number above 0"),
@@ -328,7 +343,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed: must be at least 0, got -1; set seed to 0 or more"),
     (
         {"launcher": "local"},
-        "launcher: must be a section with fields, got 'local'; write its fields below it, indented: kind, device, threads_per_rank, timeout_s",
+        (
+            "launcher: must be a section with fields, got 'local'; write its fields below it, indented: kind, device, threads_per_rank, "
+            "timeout_s, max_restarts, start_timeout_s, interface"
+        ),
     ),
     # unknown names
     ({"parallel.tpp": 2}, "parallel.tpp: unknown field; did you mean parallel.tp?"),

@@ -1,0 +1,141 @@
+"""torchrun's agent, through its own API: it starts the ranks of this node, watches them, and starts them anew after a failure where that is asked for.
+
+Two things differ from `torchrun` itself. Ranks are forked from a process that has imported torch already, and the stores listen at one address only.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trimaran.launchers.rank import threads_per_rank
+from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.signals import STOPPING
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
+
+_BACKEND = "trimaran"
+_SHUTDOWN_S = 120  # for the ranks to save after a signal, before the agent kills them
+_KEEP_ALIVE_S = 2
+
+
+@dataclass(frozen=True)
+class Node:
+    """This node among those of the run.
+
+    Args:
+        store: the nodes' own, which one of them serves.
+        address: of this node, where the others reach its ranks.
+        nodes: of the run.
+        ranks: of this node.
+        logs: a folder for the agent's own files.
+    """
+
+    store: "TCPStore"
+    address: str
+    nodes: int
+    ranks: int
+    logs: Path
+
+
+def get_ready(spec: RunSpec, ranks: int) -> None:
+    """Start the process that the ranks of this node are forked from, which meanwhile imports what all of them need, so that none has to.
+
+    It has no second thread and touches no GPU, so that a fork of it is as good as a process of its own.
+    """
+    # Read when torch is imported, so it must be right before that.
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(spec, ranks)))
+    multiprocessing.set_forkserver_preload(["trimaran.launchers.work"])
+    forkserver.ensure_running()
+
+
+def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments: str) -> None:
+    """Run entry(*arguments) on every rank of this node and return when all ranks of the run have returned.
+
+    Raises:
+        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a rank of this node failed, more often than launcher.max_restarts.
+        torch.distributed.elastic.multiprocessing.SignalException: a signal came; the ranks got it too and have ended.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    _register()
+    get_ready(spec, node.ranks)
+    config = LaunchConfig(
+        min_nodes=node.nodes,
+        max_nodes=node.nodes,
+        nproc_per_node=node.ranks,
+        run_id=_BACKEND,
+        rdzv_backend=_BACKEND,
+        rdzv_configs={"store": node.store, "join_timeout": int(spec.launcher.start_timeout_s)},
+        local_addr=node.address,  # else the ranks meet at this host's full name, which need not resolve
+        max_restarts=spec.launcher.max_restarts,
+        monitor_interval=0.1,
+        start_method="forkserver",
+        logs_specs=DefaultLogsSpecs(log_dir=str(node.logs)),
+        signals_to_handle=",".join(number.name for number in STOPPING),
+        shutdown_timeout=_SHUTDOWN_S,
+    )
+    with _quiet():
+        elastic_launch(config, entry)(*arguments)
+
+
+def _register() -> None:
+    """Tell torch's elastic of our rendezvous, once a process."""
+    from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvous_handler_registry
+    from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
+
+    from trimaran.launchers.rendezvous import serve_store
+
+    class Handler(DynamicRendezvousHandler):
+        """torch's own, but for the ranks' store, which it would open on every address of the host."""
+
+        def _create_tcp_store_server(self, master_addr: str, master_port: int) -> "TCPStore":
+            return serve_store(master_addr, master_port)
+
+    class Backend(C10dRendezvousBackend):
+        """torch's own, under the name that the handler is asked for by."""
+
+        @property
+        def name(self) -> str:
+            return _BACKEND
+
+    def make(parameters: RendezvousParameters) -> Handler:
+        store = parameters.config["store"]
+        join = timedelta(seconds=parameters.config["join_timeout"])
+        return Handler.from_backend(  # type: ignore[no-any-return]
+            parameters.run_id,
+            store,
+            Backend(store, parameters.run_id),
+            parameters.min_nodes,
+            parameters.max_nodes,
+            parameters.local_addr,
+            RendezvousTimeout(join=join),
+            keep_alive_interval=_KEEP_ALIVE_S,
+        )
+
+    if _BACKEND not in rendezvous_handler_registry._registry:
+        rendezvous_handler_registry.register(_BACKEND, make)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the agent's own log, which repeats at length what our last sentence says; put the signal handlers back that it replaces."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

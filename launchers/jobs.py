@@ -1,0 +1,100 @@
+"""`trimaran status | logs | cancel RUN`: a run on a cluster, by Slurm's own answers and the run folder. No torch."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trimaran.launchers.console import errors_as_sentences, say
+from trimaran.launchers.rank import ERROR_FILE
+from trimaran.launchers.slurm.commands import state_of
+from trimaran.launchers.slurm.job import copy_from, end, follow, jobs_of, last_job
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+_SAVING_S = 600.0
+_POLL_S = 1.0
+
+
+def status(run: RunFolder) -> None:
+    """Say what a run's batch job does, and how far the run is."""
+    with errors_as_sentences():
+        _require(run)
+        for entry in jobs_of(run)[-1:]:
+            state = state_of(entry["job"])
+            print(state if state is not None else f"job {entry['job']}: Slurm no longer knows it (submitted {entry['submitted']})")
+        for line in _progress(run):
+            print(line)
+
+
+def logs(
+    run: RunFolder,
+    rank: Annotated[int | None, typer.Option(help="The output of this rank of the newest start, in place of the job's.", min=0)] = None,
+    following: Annotated[bool, typer.Option("--follow", help="Go on until the job has ended; Ctrl-C leaves it alone.")] = False,
+) -> None:
+    """Print the output of a run's newest batch job, or of one of its ranks."""
+    with errors_as_sentences():
+        _require(run)
+        if rank is not None:
+            _print_rank(run, rank)
+        elif following:
+            raise typer.Exit(follow(last_job(run), say, sys.stdout.buffer).exit_code or 0)
+        else:
+            log = Path(last_job(run)["log"])
+            if not copy_from(log, 0, sys.stdout.buffer):
+                say(f"{log} is empty or not there yet")
+
+
+def cancel(
+    run: RunFolder,
+    now: Annotated[bool, typer.Option("--now", help="Don't wait for the ranks to save; Slurm gives them its KillWait.")] = False,
+) -> None:
+    """End a run's batch job; its ranks save first."""
+    with errors_as_sentences():
+        _require(run)
+        end(run, now=now, patience_s=_SAVING_S, say=say)
+
+
+def _require(run: Path) -> None:
+    if not run.is_dir():
+        raise ValueError(f"{run} is no run folder")
+
+
+def _print_rank(run: Path, rank: int) -> None:
+    found = sorted(run.glob(f"logs/*/rank-{rank}"), key=lambda folder: folder.stat().st_mtime)
+    if not found:
+        raise ValueError(f"{run / 'logs'} has nothing of rank {rank}")
+    for name in ("stdout.log", "stderr.log", "traceback.txt"):
+        copy_from(found[-1] / name, 0, sys.stdout.buffer)
+
+
+def _progress(run: Path) -> list[str]:
+    """Lines about the last step, the last checkpoint and how the newest start failed."""
+    from trimaran.runtime.checkpoint.folder import latest, step_of
+    from trimaran.runtime.spec import load_spec
+    from trimaran.runtime.train.metrics import read_metrics
+
+    lines = []
+    try:
+        rows = [row for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
+    except FileNotFoundError:
+        rows = []
+    if rows:
+        row, num_steps = rows[-1], load_spec(run / "spec.yaml").train.num_steps
+        age = time.time() - (run / "metrics.jsonl").stat().st_mtime
+        lines.append(
+            f"step {row['step']} of {num_steps}, loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s, {age:.0f} s ago"
+        )
+    else:
+        lines.append("no step has been finished yet")
+    checkpoint = latest(run / "checkpoints")
+    if checkpoint is not None:
+        lines.append(f"saved: step {step_of(checkpoint)}")
+    starts = sorted((folder for folder in run.glob("logs/*-*") if folder.is_dir()), key=lambda folder: folder.stat().st_mtime)
+    for file in sorted(starts[-1].glob(f"rank-*/{ERROR_FILE}")) if starts else []:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        lines.append(f"last failure: rank {record['rank']} ({record['where']}): {record['message']}")
+        break
+    return lines

@@ -1,0 +1,52 @@
+"""The task of a node where a Slurm task is a node: torchrun's agent, which starts the node's ranks.
+
+srun --ntasks-per-node=1 python -m trimaran.launchers.slurm.agent SPEC
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from trimaran.launchers.console import say
+from trimaran.launchers.elastic import Node, get_ready, run_ranks
+from trimaran.launchers.outcome import exit_code_after
+from trimaran.launchers.place import resolve
+from trimaran.launchers.worker import follow_parent, run_spec_of_agent
+from trimaran.runtime.spec import check_world_size, load_spec
+
+
+def main() -> int:
+    """Entry point; returns the exit code of the rank of this node that failed first, or 0."""
+    follow_parent()
+    spec_path = Path(sys.argv[1])
+    spec = load_spec(spec_path)
+    place = resolve(os.environ, "slurm")
+    ranks = spec.world_size // place.world_size
+    check_world_size(spec, ranks * place.world_size)
+    get_ready(spec, ranks)
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from trimaran.launchers.rendezvous import meet
+
+    folder = Path(spec.train.output_dir)
+    meeting = meet(place, os.environ, spec.launcher, folder)
+    if meeting.served is None:
+        raise ValueError("slurm.tasks node is for several nodes; for one, run `trimaran train` in the job")
+    node = Node(meeting.served, meeting.address, place.world_size, ranks, folder / "logs" / f"agent-{place.start}" / place.node)
+    try:
+        run_ranks(node, spec, run_spec_of_agent, str(spec_path))
+    except ChildFailedError as error:
+        code = next(iter(error.failures.values())).exitcode
+        return code if code > 0 else 128 - code
+    except SignalException as error:
+        return exit_code_after(error.sigval)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        say(f"error: {error}")
+        sys.exit(2)

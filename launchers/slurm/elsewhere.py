@@ -1,0 +1,97 @@
+"""What a batch script runs when some of its nodes should not be used again: put the job back into the queue without them.
+
+    python -m trimaran.launchers.slurm.elsewhere SPEC            after a preflight has refused nodes
+    python -m trimaran.launchers.slurm.elsewhere --lost SPEC     after a rank died without a word: perhaps its node is lost
+
+Exits with 0 where the job will start again elsewhere.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from trimaran.launchers.slurm.commands import SlurmError, call
+from trimaran.launchers.slurm.verdict import Verdict
+from trimaran.runtime.spec import RunSpec, load_spec
+
+_REQUEUED_S = 20.0
+_ANSWER_S = 20.0
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lost", action="store_true")
+    parser.add_argument("spec", type=Path)
+    options = parser.parse_args()
+    spec = load_spec(options.spec)
+    folder = Path(spec.train.output_dir)
+    try:
+        if options.lost:
+            lost = lost_nodes()
+            if not lost:  # a rank was killed on a node that is well: starting it again would end in the same way
+                return 1
+            Verdict.read(folder).after(dict.fromkeys(lost, "it does not answer")).write(folder)
+        return leave_out(spec, Verdict.read(folder))
+    except SlurmError as error:
+        print(f"error: the job can't be given other nodes: {error}", file=sys.stderr)
+        return 1
+
+
+def lost_nodes() -> list[str]:
+    """Return the nodes of this job on which no process can be started. Slurm itself takes minutes to notice (SlurmdTimeout)."""
+    nodes = call(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]).split()
+    probes = [
+        (node, subprocess.Popen(["srun", "--overlap", "--mpi=none", "-N1", "-n1", "-w", node, "true"], stderr=subprocess.DEVNULL))
+        for node in nodes
+    ]
+    deadline = time.monotonic() + _ANSWER_S
+    lost = []
+    for node, probe in probes:
+        try:
+            code = probe.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            probe.kill()
+            code = None
+        if code != 0:
+            lost.append(node)
+    return lost
+
+
+def leave_out(spec: RunSpec, found: Verdict) -> int:
+    """Requeue the job without the nodes that were found unfit; return the exit code.
+
+    Raises:
+        SlurmError: Slurm refuses it.
+    """
+    if found.attempts > spec.slurm.max_attempts:
+        print(f"error: asked {found.attempts - 1} times in a row for other nodes already (slurm.max_attempts)", file=sys.stderr)
+        return 1
+    job = os.environ["SLURM_JOB_ID"]
+    excluded = ",".join([*([spec.slurm.exclude] if spec.slurm.exclude else []), *found.excluded])
+    # Which nodes a job leaves out can be changed only while it is pending; held, it can't start before that is done.
+    call(["scontrol", "requeuehold", job])
+    _update(["scontrol", "update", f"JobId={job}", f"ExcNodeList={excluded}"])
+    call(["scontrol", "release", job])
+    print(f"job {job} goes back into the queue, without {excluded}", file=sys.stderr)
+    return 0
+
+
+def _update(command: Sequence[str]) -> None:
+    deadline = time.monotonic() + _REQUEUED_S
+    while True:
+        try:
+            call(command)
+            return
+        except SlurmError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

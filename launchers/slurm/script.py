@@ -1,0 +1,189 @@
+"""The batch script of a run: a pure function from its spec to the text that sbatch gets.
+
+The script is what a person would write: options, modules, a look at the nodes, the ranks, and what to do when the time is up. Nothing of the spec
+reaches a shell unquoted, but for `slurm.prolog`, which is shell.
+"""
+
+import re
+import shlex
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimaran.launchers.outcome import exit_code_after
+from trimaran.launchers.rank import EXIT_FILE
+from trimaran.launchers.tether import SILENT_EXIT_CODE
+from trimaran.runtime.spec import RunSpec
+
+STOPPED_BY_USR1 = exit_code_after(signal.SIGUSR1)
+"""What the ranks exit with when Slurm's signal before the time limit has stopped them."""
+NODES_REFUSED = 75
+"""What the preflight exits with when it has found nodes that should not be used."""
+_JOB_NAME_LENGTH = 64
+
+
+class ScriptError(ValueError):
+    """The run can't be written as a batch script; the message says why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a script is made from.
+
+    Args:
+        spec: the run.
+        arguments: what the worker is called with, after `python -m trimaran.launchers.worker`: the spec file and its overrides; one
+            list for each run of an array.
+        folder: the run folder, absolute.
+        directory: where the ranks run, absolute; relative paths of the spec start there.
+        python: the interpreter of the environment, on every node.
+    """
+
+    spec: RunSpec
+    arguments: Sequence[Sequence[str]]
+    folder: Path
+    directory: Path
+    python: str
+
+    @property
+    def name(self) -> str:
+        """The job's name: that of the run folder, as far as Slurm's own tools can show it."""
+        return re.sub(r"[^A-Za-z0-9_.+-]+", "_", self.folder.name)[:_JOB_NAME_LENGTH].strip("_") or "trimaran"
+
+
+def render(job: Job) -> str:
+    """Return the script.
+
+    Raises:
+        ScriptError: a path has characters that an #SBATCH line can't hold.
+    """
+    blocks = [
+        "#!/bin/bash\n" + "\n".join(f"#SBATCH {option}" for option in _options(job)),
+        _settings(job),
+        *([_environment(job)] if job.spec.slurm.modules or job.spec.slurm.prolog else []),
+        *([_PREFLIGHT.format(refused=NODES_REFUSED)] if job.spec.slurm.preflight else []),
+        _ranks(job),
+    ]
+    return "\n\n".join(block.strip("\n") for block in blocks) + "\n"
+
+
+def _options(job: Job) -> list[str]:
+    section, spec = job.spec.slurm, job.spec
+    per_node = spec.world_size // section.nodes if section.tasks == "rank" else 1
+    log = "slurm-%A_%a.log" if len(job.arguments) > 1 else "slurm-%j.log"
+    plain = {
+        "partition": section.partition,
+        "account": section.account,
+        "qos": section.qos,
+        "constraint": section.constraint,
+        "exclude": section.exclude,
+        "reservation": section.reservation,
+        "time": section.time,
+        "mem": section.memory,
+        "cpus-per-task": section.cpus_per_task,
+        "gres": f"gpu:{section.gpus_per_node}" if section.gpus_per_node else None,
+    }
+    lead = section.signal_lead_s
+    return [
+        f"--job-name={job.name}",
+        f"--nodes={section.nodes}",
+        f"--ntasks-per-node={per_node}",
+        *(f"--{name}={value}" for name, value in plain.items() if value is not None),
+        f"--chdir={_path(job.directory)}",
+        f"--output={_path(job.folder / 'logs', percent=True)}/{log}",
+        "--open-mode=append",
+        *([f"--array=0-{len(job.arguments) - 1}"] if len(job.arguments) > 1 else []),
+        "--requeue" if section.requeue else "--no-requeue",
+        # To the ranks, not to this shell: they save, and their exit code says that they have.
+        *([f"--signal=USR1@{lead}"] if lead else []),
+        *(_quoted_option(option) for option in section.options),
+    ]
+
+
+def _path(path: Path, *, percent: bool = False) -> str:
+    """A path as the value of an #SBATCH line; with `percent`, one in which sbatch replaces %j."""
+    text = str(path)
+    if re.search(r"[\"'\\\n\r#$`]", text):
+        raise ScriptError(f"the path {text!r} has characters that an #SBATCH line can't hold; use one without quotes, backslashes, # and $")
+    text = text.replace("%", "%%") if percent else text
+    return text if re.fullmatch(r"[\w./+:@%=,-]+", text) else f'"{text}"'
+
+
+def _quoted_option(option: str) -> str:
+    name, equals, value = option.partition("=")
+    return option if not equals or re.fullmatch(r"[^\s\"'\\#]+", value) else f"{name}={_double_quoted(value)}"
+
+
+def _double_quoted(value: str) -> str:
+    if re.search(r"[\"\\]", value):
+        raise ScriptError(
+            f"the value {value!r} of slurm.options has characters that an #SBATCH line can't hold; write it without \" and \\"
+        )
+    return f'"{value}"'
+
+
+def _settings(job: Job) -> str:
+    if len(job.arguments) == 1:
+        words = "\n".join(f"  {shlex.quote(word)}" for word in job.arguments[0])
+        arguments = f"run=(\n{words}\n)"
+    else:
+        cases = "\n".join(f"  {index}) run=({shlex.join(words)}) ;;" for index, words in enumerate(job.arguments))
+        arguments = f'case "$SLURM_ARRAY_TASK_ID" in\n{cases}\nesac'
+    return f"""
+python={shlex.quote(job.python)}
+{arguments}
+
+# scancel, preemption and the time limit send SIGTERM to the ranks, which save and leave, and to this shell, which waits for them.
+trap '' TERM
+export PYTHONUNBUFFERED=1
+"""
+
+
+def _environment(job: Job) -> str:
+    modules = [f"module load {shlex.quote(module)}" for module in job.spec.slurm.modules]
+    return "\n".join([*modules, *job.spec.slurm.prolog])
+
+
+_PREFLIGHT = """
+# One task a node looks at it and at the links between them. Nodes that should not be used are left out when the job starts again.
+srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=0 --mpi=none "$python" -m trimaran.launchers.slurm.preflight "${{run[@]}}"
+code=$?
+if [ "$code" -eq {refused} ]; then
+  "$python" -m trimaran.launchers.slurm.elsewhere "${{run[@]}}" && exit 0
+fi
+[ "$code" -eq 0 ] || exit "$code"
+"""
+
+
+def _ranks(job: Job) -> str:
+    section = job.spec.slurm
+    what = "trimaran.launchers.worker --launcher slurm" if section.tasks == "rank" else "trimaran.launchers.slurm.agent"
+    command = f'"$python" -m {what} "${{run[@]}}"'
+    flags = "--kill-on-bad-exit=1 --mpi=none"
+    if section.cpus_per_task is not None:
+        flags += f" --cpus-per-task={section.cpus_per_task}"  # a step doesn't take it over from the job
+    if section.container is not None and section.container.endswith(".sif"):
+        gpus = " --nv" if section.gpus_per_node else ""
+        command = f"apptainer exec{gpus} {shlex.quote(section.container)} {command}"
+    elif section.container is not None:
+        flags += f" --container-image={shlex.quote(section.container)} --container-mounts={shlex.quote(f'{job.directory}:{job.directory}')}"
+    requeue = f"""
+# The time is up and the ranks have saved: go on where they were when the job's turn comes again.
+if [ "$code" -eq {STOPPED_BY_USR1} ]; then
+  scontrol requeue "$SLURM_JOB_ID" && exit 0
+fi
+# A rank died without a word. If its node is lost, the run goes on at its last checkpoint on another.
+if [ "$code" -eq {SILENT_EXIT_CODE} ]; then
+  "$python" -m trimaran.launchers.slurm.elsewhere --lost "${{run[@]}}" && exit 0
+fi
+"""
+    return f"""
+# One task ends: all end, and the job's exit code is that of the rank that failed.
+export {EXIT_FILE}={shlex.quote(str(job.folder / "logs"))}"/exit-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
+srun {flags} {command}
+code=$?
+[ -r "${EXIT_FILE}" ] && read -r code <"${EXIT_FILE}"
+{requeue if section.requeue else ""}
+exit "$code"
+"""

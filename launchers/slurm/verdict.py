@@ -1,0 +1,134 @@
+"""What a preflight finds: the facts of every node, and which nodes should not be used. Imports no torch."""
+
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+_FILE = "preflight.json"
+_SLOWEST = 0.5
+"""Of the median node's speed; ranks wait for each other, so one such node halves the speed of all."""
+_CLOCK_S = 5.0
+"""Clocks further apart make time stamps of files and logs misleading, and certificates and tokens fail."""
+_FEWEST_TO_COMPARE = 3
+"""Of two nodes that differ, nobody can tell which is the odd one, unless the difference is this large."""
+_CLEARLY_SLOW = 0.2
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a task found on its node.
+
+    Args:
+        versions: of Python and the packages.
+        gflops: of a float32 matrix product.
+        free_gib: disk of the run folder.
+        clock_s: seconds that this node's clock is ahead of the first node's.
+        problem: what could not be done at all, "" for nothing.
+    """
+
+    node: str
+    versions: Mapping[str, str]
+    gflops: float
+    free_gib: float
+    clock_s: float
+    problem: str = ""
+
+    @staticmethod
+    def parse(text: str) -> "NodeFacts":
+        """Read what `asdict` and JSON made."""
+        return NodeFacts(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a preflight, and those before it since the run last started.
+
+    Args:
+        refused: node -> the reason, of this preflight.
+        excluded: nodes refused so far.
+        attempts: preflights in a row that refused a node.
+    """
+
+    refused: Mapping[str, str] = field(default_factory=dict)
+    excluded: Sequence[str] = ()
+    attempts: int = 0
+
+    @staticmethod
+    def read(folder: Path) -> "Verdict":
+        """Read the last one of a run folder; an empty one where there is none."""
+        try:
+            return Verdict(**json.loads((folder / "logs" / _FILE).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return Verdict()
+
+    def after(self, refused: Mapping[str, str]) -> "Verdict":
+        """Return the verdict that follows this one."""
+        if not refused:
+            return Verdict(excluded=self.excluded)
+        return Verdict(dict(refused), sorted({*self.excluded, *refused}), self.attempts + 1)
+
+    def write(self, folder: Path) -> None:
+        """Write it into a run folder."""
+        file = folder / "logs" / _FILE
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        os.replace(temporary, file)
+
+
+def refused_nodes(facts: Sequence[NodeFacts], min_free_gib: float) -> dict[str, str]:
+    """Return the nodes that should not be used, each with the reason.
+
+    Args:
+        facts: of every node, the first node first.
+    """
+    reasons: dict[str, list[str]] = {}
+    for each in facts:
+        found = [each.problem] if each.problem else []
+        if not each.problem and each.free_gib < min_free_gib:
+            found.append(f"{each.free_gib:.1f} GiB free in the run folder, slurm.preflight_min_free_gib is {min_free_gib:g}")
+        if abs(each.clock_s) > _CLOCK_S:
+            found.append(f"its clock is {each.clock_s:+.0f} s off that of {facts[0].node}")
+        reasons[each.node] = found
+    sound = [each for each in facts if not each.problem]
+    for node, reason in [*_slow(sound), *_odd_versions(sound)]:
+        reasons[node].append(reason)
+    return {node: "; ".join(found) for node, found in reasons.items() if found}
+
+
+def _slow(facts: Sequence[NodeFacts]) -> list[tuple[str, str]]:
+    if len(facts) < 2:
+        return []
+    best = max(each.gflops for each in facts)
+    usual = statistics.median(each.gflops for each in facts) if len(facts) >= _FEWEST_TO_COMPARE else best
+    least = usual * (_SLOWEST if len(facts) >= _FEWEST_TO_COMPARE else _CLEARLY_SLOW)
+    return [
+        (each.node, f"a matrix product at {each.gflops:.0f} GFLOP/s, where nodes usually make {usual:.0f}")
+        for each in facts
+        if each.gflops < least
+    ]
+
+
+def _odd_versions(facts: Sequence[NodeFacts]) -> list[tuple[str, str]]:
+    """Nodes whose packages are not those of most nodes."""
+    if not facts:
+        return []
+    kinds: dict[str, list[NodeFacts]] = {}
+    for each in facts:
+        kinds.setdefault(json.dumps(each.versions, sort_keys=True), []).append(each)
+    usual = max(kinds.values(), key=len)[0]
+    odd = [each for each in facts if each.versions != usual.versions]
+    return [
+        (
+            each.node,
+            ", ".join(
+                f"{name} {each.versions.get(name, 'missing')} where others have {version}"
+                for name, version in usual.versions.items()
+                if each.versions.get(name) != version
+            ),
+        )
+        for each in odd
+    ]
