@@ -17,7 +17,7 @@ import psutil
 
 TOOLS = ("munged", "munge", "slurmctld", "slurmd", "scontrol", "sinfo", "sbatch", "srun", "squeue")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-START_S = 40.0
+START_S = 120.0
 # What differs from a site's settings is there to make a test short: how long a cancelled job may take, when a silent node counts as lost, how soon
 # a requeued job may start again.
 CONFIG = """
@@ -50,7 +50,7 @@ ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout=10
 MessageTimeout=10
-KillWait=8
+KillWait=30
 MinJobAge=86400
 """
 
