@@ -97,7 +97,7 @@ def reachable_address(
         return interface_address(interface)
     node = environment.get("SLURMD_NODENAME")
     if one_node:
-        return (slurm_address_of(node) if node else None) or "127.0.0.1"
+        return "127.0.0.1"
     names = [each for each in (node, socket.gethostname()) if each]
     resolved = [address for name in names for address in resolve_name(name)]
     # Debian gives a host's own name to 127.0.1.1, which means another host on each node.

@@ -1,4 +1,4 @@
-"""The command line: `trimaran train | check | schema | generate | report`. Nothing here imports torch before the spec is valid."""
+"""The command line. Nothing here imports torch before the spec is valid."""
 
 import json
 import logging
@@ -12,8 +12,8 @@ from trimaran.launchers.console import RunPath, errors_as_sentences, say
 from trimaran.launchers.convert import export, import_
 from trimaran.launchers.coordinates import coordinate_check
 from trimaran.launchers.elastic import get_ready
-from trimaran.launchers.elsewhere import train_by_mpi, train_on_slurm
 from trimaran.launchers.generation import generate
+from trimaran.launchers.handover import train_by_mpi, train_on_slurm
 from trimaran.launchers.jobs import cancel, logs, status
 from trimaran.launchers.local import LocalRun, launch
 from trimaran.launchers.models import models

@@ -21,6 +21,7 @@ from trimaran.runtime.train.signals import STOPPING
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
 _BACKEND = "trimaran"
 _SHUTDOWN_S = 120  # for the ranks to save after a signal, before the agent kills them
@@ -65,9 +66,10 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
         torch.distributed.elastic.multiprocessing.SignalException: a signal came; the ranks got it too and have ended.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    _register()
+    rendezvous_handler_registry.register(_BACKEND, _make_handler)
     get_ready(spec, node.ranks)
     config = LaunchConfig(
         min_nodes=node.nodes,
@@ -88,43 +90,37 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
         elastic_launch(config, entry)(*arguments)
 
 
-def _register() -> None:
-    """Tell torch's elastic of our rendezvous, once a process."""
-    from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvous_handler_registry
+def _make_handler(parameters: "RendezvousParameters") -> "RendezvousHandler":
+    """torch's own rendezvous over a store that is there already, with the ranks' store at one address only."""
     from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
     from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 
     from trimaran.launchers.rendezvous import serve_store
 
     class Handler(DynamicRendezvousHandler):
-        """torch's own, but for the ranks' store, which it would open on every address of the host."""
+        """Opens no store on every address of the host."""
 
         def _create_tcp_store_server(self, master_addr: str, master_port: int) -> "TCPStore":
             return serve_store(master_addr, master_port)
 
     class Backend(C10dRendezvousBackend):
-        """torch's own, under the name that the handler is asked for by."""
+        """Has the name that the handler is asked for by."""
 
         @property
         def name(self) -> str:
             return _BACKEND
 
-    def make(parameters: RendezvousParameters) -> Handler:
-        store = parameters.config["store"]
-        join = timedelta(seconds=parameters.config["join_timeout"])
-        return Handler.from_backend(  # type: ignore[no-any-return]
-            parameters.run_id,
-            store,
-            Backend(store, parameters.run_id),
-            parameters.min_nodes,
-            parameters.max_nodes,
-            parameters.local_addr,
-            RendezvousTimeout(join=join),
-            keep_alive_interval=_KEEP_ALIVE_S,
-        )
-
-    if _BACKEND not in rendezvous_handler_registry._registry:
-        rendezvous_handler_registry.register(_BACKEND, make)
+    store = parameters.config["store"]
+    return Handler.from_backend(  # type: ignore[no-any-return]
+        parameters.run_id,
+        store,
+        Backend(store, parameters.run_id),
+        parameters.min_nodes,
+        parameters.max_nodes,
+        parameters.local_addr,
+        RendezvousTimeout(join=timedelta(seconds=parameters.config["join_timeout"])),
+        keep_alive_interval=_KEEP_ALIVE_S,
+    )
 
 
 @contextmanager

@@ -107,7 +107,8 @@ def _torchrun(environment: Mapping[str, str]) -> Place:
             f"RANK is set, as torchrun does, but not {', '.join(missing)}; start the ranks by torchrun, or unset RANK for a single process"
         )
     rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in _TORCHRUN[:4])
-    start = f"{environment.get('TORCHELASTIC_RUN_ID', 'none')}-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    run = re.sub(r"[^\w-]", "_", environment.get("TORCHELASTIC_RUN_ID", "none"))  # the user's --rdzv-id; it becomes part of a path
+    start = f"{run}-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     return Place("torchrun", rank, world_size, local_rank, local_world_size, node_name(environment), start)
 
 

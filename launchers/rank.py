@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +17,7 @@ from trimaran.runtime.grid import coordinates, describe_coordinates
 from trimaran.runtime.spec import RunSpec
 
 ERROR_FILE = "error.json"
+_TRACEBACK_FILE = "traceback.txt"
 EXIT_FILE = "TRIMARAN_EXIT_FILE"
 """The environment variable that names a file for the exit code of the run."""
 # Errors whose message is a sentence for the user; the name of any other class is part of what went wrong.
@@ -46,7 +46,7 @@ class Rank:
         self.tether: Tether | None = None
         self._announces = announces
         self._folder: Path | None = None
-        self._sizes: Mapping[str, int] | None = None
+        self._grid = ""
         self._cause: Failure | None = None  # another rank's, which this one ends because of
         self._told = threading.Event()
         self._terminal = os.dup(2)  # where the launcher's user looks, also after this rank's output has gone to a file
@@ -56,22 +56,21 @@ class Rank:
         """The rank, 0 while it is not known."""
         return 0 if self.place is None else self.place.rank
 
-    def stands_in(self, sizes: Mapping[str, int]) -> None:
-        """Learn the sizes of the grid's axes."""
-        self._sizes = sizes
+    def take_place_in(self, spec: RunSpec) -> None:
+        """Learn this rank's coordinates from the run's layout."""
+        self._grid = f", {describe_coordinates(coordinates(self.number, spec.axis_sizes))}"
 
-    def where(self, place: Place | None = None) -> str:
-        """Return node and coordinates of a rank, this one where `place` is None, as far as they are known."""
-        place = place or self.place
-        if place is None:
-            return "of unknown place"
-        grid = "" if self._sizes is None else f", {describe_coordinates(coordinates(place.rank, self._sizes))}"
-        return f"host {place.node}{grid}"
+    @property
+    def where(self) -> str:
+        """Node and coordinates, as far as they are known."""
+        return "of unknown place" if self.place is None else f"host {self.place.node}{self._grid}"
 
     def keep_records(self, logs: Path) -> None:
         """Write what this rank prints (but for rank 0, which has the terminal) and how it fails under logs/rank-N."""
         self._folder = logs / f"rank-{self.number}"
         self._folder.mkdir(parents=True, exist_ok=True)
+        for name in (ERROR_FILE, _TRACEBACK_FILE):  # of an earlier start of the same name
+            (self._folder / name).unlink(missing_ok=True)
         if self.number == 0:
             return
         for descriptor, name in ((1, "stdout.log"), (2, "stderr.log")):
@@ -89,7 +88,7 @@ class Rank:
         if self._cause is not None:  # this error is its consequence
             self.leave(self._cause.exit_code)
         details = self._write_traceback(error)
-        failure = Failure(self.number, self.where(), self.step, message, details="" if is_sentence else details)
+        failure = Failure(self.number, self.where, self.step, message, details="" if is_sentence else details)
         self._write_record(failure, secondary=secondary)
         if self.tether is None or self.number == 0:
             self._announce(failure)
@@ -135,7 +134,7 @@ class Rank:
         if self._folder is None:
             traceback.print_exception(error)
             return ""
-        file = self._folder / "traceback.txt"
+        file = self._folder / _TRACEBACK_FILE
         try:
             file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         except OSError:  # a full disk, for one
@@ -145,9 +144,9 @@ class Rank:
     def _write_record(self, failure: Failure, *, secondary: bool) -> None:
         """Leave word for the launcher, and for torchrun's agent, which names a file for it."""
         record: dict[str, Any] = {**asdict(failure), "secondary": secondary, "timestamp": int(failure.seconds)}
-        files = [self._folder / ERROR_FILE] if self._folder is not None else []
-        files += [Path(os.environ[name]) for name in ("TORCHELASTIC_ERROR_FILE",) if os.environ.get(name)]
-        for file in files:
+        ours = [] if self._folder is None else [self._folder / ERROR_FILE]
+        agents = [Path(name) for name in (os.environ.get("TORCHELASTIC_ERROR_FILE"),) if name]
+        for file in (*ours, *agents):
             with contextlib.suppress(OSError):
                 file.write_text(json.dumps(record), encoding="utf-8")
 

@@ -46,13 +46,14 @@ def read_task(path: Path) -> Task:
     return TrainTask.model_validate(raw) if raw["kind"] == "train" else GenerateTask.model_validate(raw)
 
 
-def do_task(rank: Rank, path: Path) -> int:
-    """Do a task that `trimaran` has written, with the ranks that it has started; return the exit code."""
+def do_task(rank: Rank, path: Path, logs: Path) -> int:
+    """Do a task that `trimaran` has written, with the ranks that it has started; return the exit code. Its records go under `logs`."""
     assert rank.place is not None
+    rank.keep_records(logs)
     task = read_task(path)
     spec = load_spec(task.spec)
     check_world_size(spec, rank.place.world_size)
-    rank.stands_in(_sizes(spec))
+    rank.take_place_in(spec)
     meeting = meet(rank.place, os.environ, spec.launcher, path.parent)
     tie(rank, meeting)
     return work(rank, meeting, task, spec)
@@ -66,7 +67,7 @@ def do_spec(rank: Rank, path: Path, overrides: list[str]) -> int:
     place = rank.place
     spec = load_spec(path, overrides)
     check_world_size(spec, place.world_size)
-    rank.stands_in(_sizes(spec))
+    rank.take_place_in(spec)
     folder = Path(spec.train.output_dir)
     rank.keep_records(folder / "logs" / f"{place.launcher}-{place.start}")
     world = MPIWorld(place) if place.launcher == "mpi" else None
@@ -75,12 +76,10 @@ def do_spec(rank: Rank, path: Path, overrides: list[str]) -> int:
     if place.rank == 0:
         meeting.store.set("task", str(prepare_run(spec, folder).resolve()))
     task = read_task(Path(meeting.wait_for("task")))
-    try:
-        exit_code = work(rank, meeting, task, spec, gather=meeting.gather if world is None else world.gather)
-    finally:
-        if place.rank == 0:
-            try_to_report(folder)
-            meeting.store.set("reported", "")
+    exit_code = work(rank, meeting, task, spec, gather=meeting.gather if world is None else world.gather)
+    if place.rank == 0:
+        try_to_report(folder)
+        meeting.store.set("reported", "")
     meeting.store.get("reported")  # a launcher ends all ranks when one has left with a code
     if world is not None and exit_code == 0:
         world.finish()
@@ -101,7 +100,7 @@ def tie(rank: Rank, meeting: Meeting) -> None:
     place = meeting.place
     if place.world_size == 1:
         return
-    wheres = meeting.gather(rank.where())
+    wheres = meeting.gather(rank.where)
     if place.rank == 0:
         key = secrets.token_hex(16)
         listener = socket.create_server((meeting.address, 0), backlog=1024)
@@ -122,7 +121,7 @@ def work(rank: Rank, meeting: Meeting, task: Task, spec: RunSpec, gather: Callab
         InconsistentRanksError: the ranks' specs, code or data differ.
     """
     place = meeting.place
-    facts = facts_of_rank(spec, task.data if isinstance(task, TrainTask) else None, rank.where())
+    facts = facts_of_rank(spec, task.data if isinstance(task, TrainTask) else None, rank.where)
     check_same_everywhere((gather or meeting.gather)(facts))
     torch.set_num_threads(threads_per_rank(spec, place.local_world_size))
     device = choose_device(spec.launcher.device, place.local_rank, place.local_world_size)
@@ -152,8 +151,3 @@ def _train(task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device, ran
     # Slurm's signal may have reached some ranks and not others; all must say the same of why they left.
     names = {name for name in mesh.gather_text(stop.signal_name or "") if name}
     return next(exit_code_after(number) for number in STOPPING if number.name in names)
-
-
-def _sizes(spec: RunSpec) -> dict[str, int]:
-    parallel = spec.parallel
-    return {"pp": parallel.pp, "dp": parallel.dp, "cp": parallel.cp, "tp": parallel.tp}

@@ -7,17 +7,19 @@
 
 import argparse
 import ctypes
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, NoReturn
 
-from trimaran.launchers.place import Kind, Place, resolve
+from trimaran.launchers.place import Kind, resolve
 from trimaran.launchers.rank import Rank
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
@@ -26,36 +28,21 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of a rank under a launcher that is not ours."""
     options = _parser().parse_args(arguments)
-    follow_parent()  # before the seconds that torch takes to import
     be_rank(options.spec, options.overrides, options.launcher)
 
 
 def be_rank(spec: Path, overrides: list[str], launcher: Literal["auto"] | Kind = "auto") -> NoReturn:
     """Train as one rank of the start that the environment describes; ends this process."""
+    follow_parent()  # before the seconds that torch takes to import
     rank = Rank(announces=True)
-    rank.leave(_train_from_spec(rank, spec, overrides, launcher))
+    rank.leave(_end_of(rank, launcher, lambda: _work().do_spec(rank, spec, overrides)))
 
 
-def run_spec_of_agent(spec: str, *overrides: str) -> None:
+def run_spec_of_agent(spec: str) -> None:
     """Train as one rank of those that an agent of ours has started; returns where the run has ended well, else ends the process."""
-    os.setpgid(0, 0)
-    _follow_launcher()
+    _part_from_launcher()
     rank = Rank(announces=True)
-    exit_code = _train_from_spec(rank, Path(spec), list(overrides), "torchrun")
-    if exit_code:
-        rank.leave(exit_code)
-
-
-def _train_from_spec(rank: Rank, spec: Path, overrides: list[str], launcher: Literal["auto"] | Kind) -> int:
-    _reset_interrupt()
-    try:
-        rank.place = resolve(os.environ, launcher)
-        _name_process(rank.place)
-        from trimaran.launchers.work import do_spec
-
-        return do_spec(rank, spec, overrides)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks and the launcher must learn of it
-        rank.fail(error)
+    _leave_unless_well(rank, _end_of(rank, "torchrun", lambda: _work().do_spec(rank, Path(spec), [])))
 
 
 def run_task_of_launcher(task: str, logs: str) -> None:
@@ -65,26 +52,31 @@ def run_task_of_launcher(task: str, logs: str) -> None:
         task: the file that says what to do.
         logs: the folder of this start, in which the rank keeps its records.
     """
-    os.setpgid(0, 0)  # out of the terminal's reach: Ctrl-C is for the launcher, which passes it on
-    _follow_launcher()
-    _reset_interrupt()
+    _part_from_launcher()
     rank = Rank(announces=False)
-    try:
-        rank.place = resolve(os.environ, "torchrun")
-        _name_process(rank.place)
-        rank.keep_records(Path(logs))
-        from trimaran.launchers.work import do_task
-
-        exit_code = do_task(rank, Path(task))
-    except BaseException as error:  # noqa: BLE001 - as above
-        rank.fail(error)
-    if exit_code:
-        rank.leave(exit_code)
+    _leave_unless_well(rank, _end_of(rank, "torchrun", lambda: _work().do_task(rank, Path(task), Path(logs))))
 
 
-def _reset_interrupt() -> None:
+def _end_of(rank: Rank, launcher: Literal["auto"] | Kind, do: Callable[[], int]) -> int:
+    """Find the rank's place, do its work and return its exit code; an error ends the process."""
     # Until the train loop takes over, nothing is worth saving: Ctrl-C ends the rank without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        rank.place = resolve(os.environ, launcher)
+        _prctl(_PR_SET_NAME, f"trimaran-{rank.number}".encode()[:15])  # for `top`, and `ps -o comm`
+        return do()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks and the launcher must learn of it
+        rank.fail(error)
+
+
+def _work() -> ModuleType:
+    """What takes torch, imported when an error of the import can be told."""
+    return importlib.import_module("trimaran.launchers.work")
+
+
+def _leave_unless_well(rank: Rank, exit_code: int) -> None:
+    if exit_code:  # torch's agent takes a return for success
+        rank.leave(exit_code)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,18 +95,14 @@ def follow_parent() -> None:
         os._exit(1)
 
 
-def _name_process(place: Place) -> None:
-    """Show the rank in `top` and `ps -o comm`."""
-    _prctl(_PR_SET_NAME, f"trimaran-{place.rank}".encode()[:15])
-
-
 def _prctl(option: int, value: int | bytes) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value)
 
 
-def _follow_launcher() -> None:
-    """The same for a forked rank, whose parent is not the launcher."""
+def _part_from_launcher() -> None:
+    """For a forked rank: out of the terminal's reach, as Ctrl-C is for the launcher to pass on, and not to outlive the launcher, which is not its parent."""
+    os.setpgid(0, 0)
     launcher = multiprocessing.parent_process()
     if launcher is None:
         return

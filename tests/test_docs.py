@@ -134,11 +134,12 @@ def test_example_is_a_valid_spec(example: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_make_train(folder: Path) -> None:
-    """`make train` in the repository's own environment, on a spec of a few steps on one rank."""
+    """`make train` in the repository's own environment, on an example made short."""
     if not (ROOT / ".venv" / ".trimaran-runtime").exists():
         pytest.skip("no .venv made by make: these tests run in another environment")
     spec = yaml.safe_load((folder / "examples" / "gpt2-cpu.yaml").read_text(encoding="utf-8"))
     spec["data"] = {"source": [str(folder / "my-texts")], "tokenizer_vocab_size": 300, "cache_dir": str(folder / "cache")}
+    spec["lr_schedule"]["warmup_steps"] = 2
     spec["train"] |= {"num_steps": 5, "eval_interval": 0, "output_dir": str(folder / "runs" / "short")}
     (folder / "short.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
     environment = {**os.environ, "MAKEFLAGS": ""}

@@ -27,13 +27,12 @@ def main() -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from trimaran.launchers.rendezvous import meet
+    from trimaran.launchers.rendezvous import meet, serve_store
 
     folder = Path(spec.train.output_dir)
     meeting = meet(place, os.environ, spec.launcher, folder)
-    if meeting.served is None:
-        raise ValueError("slurm.tasks node is for several nodes; for one, run `trimaran train` in the job")
-    node = Node(meeting.served, meeting.address, place.world_size, ranks, folder / "logs" / f"agent-{place.start}" / place.node)
+    store = meeting.served or serve_store(meeting.address, 0)
+    node = Node(store, meeting.address, place.world_size, ranks, folder / "logs" / f"agent-{place.start}" / place.node)
     try:
         run_ranks(node, spec, run_spec_of_agent, str(spec_path))
     except ChildFailedError as error:

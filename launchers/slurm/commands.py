@@ -3,7 +3,7 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _TIMEOUT_S = 60
@@ -62,9 +62,9 @@ class JobState:
         return ", ".join(words)
 
 
-def submit(script: str, *, held: bool = False) -> str:
+def submit(script: str) -> str:
     """Submit a batch script; return the job's number (with `;cluster` where Slurm names one)."""
-    printed = call(["sbatch", "--parsable", *(["--hold"] if held else [])], text=script)
+    printed = call(["sbatch", "--parsable"], text=script)
     job = printed.strip().splitlines()[-1] if printed.strip() else ""
     if not re.fullmatch(r"\d+(;\S+)?", job):
         raise SlurmError(f"sbatch printed no job number, but {printed.strip()!r}")
@@ -111,7 +111,7 @@ def cancel(jobs: Sequence[str], signal: str | None = None) -> None:
     call(["scancel", *([f"--signal={signal}"] if signal else []), *jobs])
 
 
-def call(words: Sequence[str], *, text: str | None = None, environment: Mapping[str, str] | None = None) -> str:
+def call(words: Sequence[str], *, text: str | None = None) -> str:
     """Run a command of Slurm and return what it printed.
 
     Raises:
@@ -122,7 +122,7 @@ def call(words: Sequence[str], *, text: str | None = None, environment: Mapping[
             f"{words[0]} is not on this machine's PATH; run this where jobs are submitted (a login node), or load Slurm's module"
         )
     try:
-        done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=environment)
+        done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise SlurmError(f"{words[0]} did not answer within {_TIMEOUT_S} s; is Slurm's controller up? (scontrol ping)") from error
     if done.returncode != 0:

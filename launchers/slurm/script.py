@@ -183,7 +183,7 @@ fi
 export {EXIT_FILE}={shlex.quote(str(job.folder / "logs"))}"/exit-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
 srun {flags} {command}
 code=$?
-[ -r "${EXIT_FILE}" ] && read -r code <"${EXIT_FILE}"
+[ -r "${EXIT_FILE}" ] && read -r code <"${EXIT_FILE}" && rm -f "${EXIT_FILE}"
 {requeue if section.requeue else ""}
 exit "$code"
 """

@@ -8,6 +8,7 @@ from trimaran.models.choices import DERIVED_FROM
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import INTEGRAL
 from trimaran.models.presets import PRESETS
+from trimaran.runtime.grid import AXES
 from trimaran.runtime.spec.sections import (
     SECTION_CONFIG,
     CheckpointSection,
@@ -60,6 +61,11 @@ class RunFields(BaseModel):
     def world_size(self) -> int:
         """Ranks of the run: tp * pp * dp * cp."""
         return self.parallel.tp * self.parallel.pp * self.parallel.dp * self.parallel.cp
+
+    @property
+    def axis_sizes(self) -> dict[str, int]:
+        """Size of every axis of the rank grid, by its name."""
+        return {axis: getattr(self.parallel, axis) for axis in AXES}
 
     @property
     def num_stages(self) -> int:
