@@ -17,6 +17,7 @@ from trimaran.launchers.handover import train_by_mpi, train_on_slurm
 from trimaran.launchers.jobs import cancel, logs, status
 from trimaran.launchers.local import LocalRun, launch
 from trimaran.launchers.models import models
+from trimaran.launchers.node import run_node_by_hand
 from trimaran.launchers.outcome import Stopped
 from trimaran.launchers.place import is_rank
 from trimaran.launchers.prepare import prepare_run, try_to_report, what_is_saved, write_report_of
@@ -63,6 +64,9 @@ def train(
             train_on_slurm(spec_path, overrides, array, dry_run=dry_run, following=following)
         elif kind == "mpi":
             train_by_mpi(spec, spec_path, overrides)
+        elif spec.launcher.nodes > 1:
+            _log_to_terminal()
+            raise typer.Exit(run_node_by_hand(spec, spec_path, overrides))
         else:
             _train_here(spec)
 

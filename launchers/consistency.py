@@ -11,8 +11,7 @@ from trimaran.runtime.spec import RunSpec, dump_spec
 
 _PACKAGE = Path(__file__).parents[1]
 _ROOMS = ("kernels", "models", "runtime", "launchers")
-VERSIONED = ("torch", "triton", "pydantic", "numpy", "safetensors")
-"""Packages whose versions must be the same everywhere."""
+_VERSIONED = ("torch", "triton", "pydantic", "numpy", "safetensors")
 
 
 class InconsistentRanksError(ValueError):
@@ -25,14 +24,18 @@ def facts_of_rank(spec: RunSpec, data: Path | None, where: str) -> str:
     Args:
         data: the prepared data's folder, as this node sees it; None for a task without.
     """
-    facts = {"where": where, "spec": _digest(dump_spec(spec).encode()), "code": digest_of_code(), "python": platform.python_version()}
-    facts |= {name: _version(name) for name in VERSIONED}
+    facts = {"where": where, "spec": _digest(dump_spec(spec).encode()), **versions_here()}
     if data is not None:
         try:
             facts["data manifest"] = _digest((data / "manifest.json").read_bytes())
         except OSError as error:
             facts["data manifest"] = f"unreadable ({error.strerror}: {data})"
     return json.dumps(facts)
+
+
+def versions_here() -> dict[str, str]:
+    """Return what of this node's software must be the same everywhere."""
+    return {"code": _digest_of_code(), "python": platform.python_version()} | {name: _version(name) for name in _VERSIONED}
 
 
 def check_same_everywhere(texts: Sequence[str]) -> None:
@@ -73,8 +76,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def digest_of_code() -> str:
-    """Return the digest of every source file of the package, with its name."""
+def _digest_of_code() -> str:
+    """The digest of every source file of the package, with its name."""
     digest = hashlib.sha256()
     for room in _ROOMS:
         for file in sorted((_PACKAGE / room).rglob("*.py")):

@@ -102,7 +102,7 @@ class Rank:
         self._write_record(failure, secondary=True)
         if self.number == 0 or (self.number == 1 and failure.rank == 0):  # rank 0 has said it unless it died without a word
             self._announce(failure)
-            self._leave_exit_code(failure.exit_code)
+            self._leave_word(failure.exit_code)
         self._cause = failure  # not before it is written down and said: the main thread may leave at once
         self._told.set()
         time.sleep(_OWN_WAY_S)
@@ -111,18 +111,15 @@ class Rank:
     def leave(self, exit_code: int) -> NoReturn:
         """End this process now."""
         if self.number == 0:
-            self._leave_exit_code(exit_code)
+            self._leave_word(exit_code)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(exit_code)
 
-    def _leave_exit_code(self, exit_code: int) -> None:
-        """Tell the batch script, to which srun passes on the code of any rank, perhaps of one that it has ended itself."""
-        file = os.environ.get(EXIT_FILE)
-        if self._announces and file:
-            with contextlib.suppress(OSError):
-                Path(file).write_text(f"{exit_code}\n", encoding="utf-8")
+    def _leave_word(self, exit_code: int) -> None:
+        if self._announces:
+            leave_word(exit_code)
 
     def _announce(self, failure: Failure) -> None:
         if self._announces:
@@ -149,6 +146,14 @@ class Rank:
         for file in (*ours, *agents):
             with contextlib.suppress(OSError):
                 file.write_text(json.dumps(record), encoding="utf-8")
+
+
+def leave_word(exit_code: int) -> None:
+    """Tell the batch script, to which srun passes on the code of any task, perhaps of one that it has ended itself."""
+    file = os.environ.get(EXIT_FILE)
+    if file:
+        with contextlib.suppress(OSError):
+            Path(file).write_text(f"{exit_code}\n", encoding="utf-8")
 
 
 def threads_per_rank(spec: RunSpec, local_world_size: int) -> int:

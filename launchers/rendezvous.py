@@ -30,11 +30,29 @@ class Meeting:
         store: of this start alone; the process group and the tether use it too.
         address: of this node, on the interface that leads to the others.
         served: what `store` is a part of; None for a process by itself.
+        notice: the file in which rank 0's address stands, for ranks that have not come yet.
     """
 
-    def __init__(self, place: Place, store: Store, address: str, served: TCPStore | None = None) -> None:
+    def __init__(self, place: Place, store: Store, address: str, served: TCPStore | None = None, notice: Path | None = None) -> None:
         self.place, self.store, self.address, self.served = place, store, address, served
-        self._exchanges = 0
+        self._notice, self._exchanges = notice, 0
+
+    def call_roll(self, timeout_s: float) -> list[int]:
+        """Return the ranks that have not come within that many seconds of rank 0's call. Every rank that comes must call it."""
+        self.store.set(f"here/{self.place.rank}", "")
+        if self.place.rank == 0:
+            deadline = time.monotonic() + timeout_s
+            absent = list(range(1, self.place.world_size))
+            while absent and time.monotonic() < deadline:
+                absent = [rank for rank in absent if not self.store.check([f"here/{rank}"])]
+                time.sleep(_POLL_S)
+            self.store.set("absent", json.dumps(absent))
+        return list(json.loads(self.wait_for("absent")))
+
+    def close_door(self) -> None:
+        """Take the notice down: nobody is expected any more, and a later start must not read it."""
+        if self._notice is not None and self.place.rank == 0:
+            self._notice.unlink(missing_ok=True)
 
     def gather(self, text: str) -> list[str]:
         """Return every rank's text, in rank order. Every rank must call it, equally often; bounded by the store's time-out."""
@@ -79,15 +97,16 @@ def meet(place: Place, environment: Mapping[str, str], section: LauncherSection,
     """
     if place.world_size == 1 and place.launcher != "torchrun":
         return meet_nobody()
+    notice = folder / f".meet-{place.start}.json"
     if place.launcher == "torchrun":
         store = _torchruns_store(place, environment, section)
     elif world is not None:
         store = _told_by_mpi(place, environment, section, world)
     else:
-        store = _told_by_file(place, environment, section, folder / f".meet-{place.start}.json")
+        store = _told_by_file(place, environment, section, notice)
     address = interface_address(section.interface) if section.interface else address_towards(store.host)
     store.set_timeout(timedelta(seconds=section.timeout_s))
-    return Meeting(place, PrefixStore(place.start, store), address, store)
+    return Meeting(place, PrefixStore(place.start, store), address, store, notice)
 
 
 def meet_nobody() -> Meeting:
@@ -136,7 +155,8 @@ def _told_by_file(place: Place, environment: Mapping[str, str], section: Launche
             problem = f"{told['address']}:{told['port']} serves another run"
         except FileNotFoundError:
             pass
-        except AddressError as error:  # a file that a killed start of this name has left, perhaps: rank 0 will replace it
+        # A file that a killed start of this name has left, perhaps, whose port another program has by now: rank 0 will replace it.
+        except (AddressError, RuntimeError) as error:
             problem = str(error)
         time.sleep(_POLL_S)
     raise AddressError(

@@ -101,6 +101,7 @@ def tie(rank: Rank, meeting: Meeting) -> None:
     if place.world_size == 1:
         return
     wheres = meeting.gather(rank.where)
+    meeting.close_door()
     if place.rank == 0:
         key = secrets.token_hex(16)
         listener = socket.create_server((meeting.address, 0), backlog=1024)

@@ -38,11 +38,11 @@ def be_rank(spec: Path, overrides: list[str], launcher: Literal["auto"] | Kind =
     rank.leave(_end_of(rank, launcher, lambda: _work().do_spec(rank, spec, overrides)))
 
 
-def run_spec_of_agent(spec: str) -> None:
+def run_spec_of_agent(spec: str, *overrides: str) -> None:
     """Train as one rank of those that an agent of ours has started; returns where the run has ended well, else ends the process."""
     _part_from_launcher()
     rank = Rank(announces=True)
-    _leave_unless_well(rank, _end_of(rank, "torchrun", lambda: _work().do_spec(rank, Path(spec), [])))
+    _leave_unless_well(rank, _end_of(rank, "torchrun", lambda: _work().do_spec(rank, Path(spec), list(overrides))))
 
 
 def run_task_of_launcher(task: str, logs: str) -> None:

@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 
 from trimaran.launchers.console import say
-from trimaran.launchers.elastic import Node, get_ready, run_ranks
-from trimaran.launchers.outcome import exit_code_after
+from trimaran.launchers.elastic import Node, get_ready
+from trimaran.launchers.node import run_node
 from trimaran.launchers.place import resolve
-from trimaran.launchers.worker import follow_parent, run_spec_of_agent
+from trimaran.launchers.worker import follow_parent
 from trimaran.runtime.spec import check_world_size, load_spec
 
 
 def main() -> int:
-    """Entry point; returns the exit code of the rank of this node that failed first, or 0."""
+    """Entry point; returns the exit code."""
     follow_parent()
     spec_path = Path(sys.argv[1])
     spec = load_spec(spec_path)
@@ -24,23 +24,15 @@ def main() -> int:
     ranks = spec.world_size // place.world_size
     check_world_size(spec, ranks * place.world_size)
     get_ready(spec, ranks)
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
     from trimaran.launchers.rendezvous import meet, serve_store
 
     folder = Path(spec.train.output_dir)
     meeting = meet(place, os.environ, spec.launcher, folder)
     store = meeting.served or serve_store(meeting.address, 0)
     node = Node(store, meeting.address, place.world_size, ranks, folder / "logs" / f"agent-{place.start}" / place.node)
-    try:
-        run_ranks(node, spec, run_spec_of_agent, str(spec_path))
-    except ChildFailedError as error:
-        code = next(iter(error.failures.values())).exitcode
-        return code if code > 0 else 128 - code
-    except SignalException as error:
-        return exit_code_after(error.sigval)
-    return 0
+    meeting.call_roll(spec.launcher.start_timeout_s)
+    meeting.close_door()
+    return run_node(node, spec, spec_path, [])
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trimaran.launchers.slurm.commands import SlurmError, call
 from trimaran.launchers.slurm.verdict import Verdict
+from trimaran.runtime.checkpoint.folder import latest, step_of
 from trimaran.runtime.spec import RunSpec, load_spec
 
 _REQUEUED_S = 20.0
@@ -35,19 +36,33 @@ def main() -> int:
             lost = lost_nodes()
             if not lost:  # a rank was killed on a node that is well: starting it again would end in the same way
                 return 1
-            Verdict.read(folder).after(dict.fromkeys(lost, "it does not answer")).write(folder)
+            refuse(folder, dict.fromkeys(lost, "it does not answer"))
         return leave_out(spec, Verdict.read(folder))
     except SlurmError as error:
         print(f"error: the job can't be given other nodes: {error}", file=sys.stderr)
         return 1
 
 
+def refuse(folder: Path, nodes: Mapping[str, str]) -> None:
+    """Write down which nodes the run in `folder` can't use, each with the reason."""
+    saved = latest(folder / "checkpoints")
+    Verdict.read(folder).after(nodes, 0 if saved is None else step_of(saved) or 0).write(folder)
+
+
+def nodes_of_job() -> list[str]:
+    """Return the nodes of the job that this process belongs to, in the order of Slurm's node numbers.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    return call(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]).split()
+
+
 def lost_nodes() -> list[str]:
     """Return the nodes of this job on which no process can be started. Slurm itself takes minutes to notice (SlurmdTimeout)."""
-    nodes = call(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]).split()
     probes = [
         (node, subprocess.Popen(["srun", "--overlap", "--mpi=none", "-N1", "-n1", "-w", node, "true"], stderr=subprocess.DEVNULL))
-        for node in nodes
+        for node in nodes_of_job()
     ]
     deadline = time.monotonic() + _ANSWER_S
     lost = []

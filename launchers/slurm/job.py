@@ -12,6 +12,7 @@ from typing import IO
 
 from trimaran.launchers.slurm.commands import JobState, SlurmError, cancel, state_of, submit
 from trimaran.launchers.slurm.script import Job, render
+from trimaran.launchers.slurm.verdict import Verdict
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec
 
 RECORD = "slurm.json"
@@ -79,6 +80,7 @@ def submit_run(planned: Planned) -> str:
     script = render(planned.job)
     for folder, spec in planned.runs:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
+        Verdict.forget(folder)
         # What was submitted is what runs, also after a requeue, whatever becomes of the file that it was read from.
         (folder / SUBMITTED_SPEC).write_text(dump_spec(spec), encoding="utf-8")
     (planned.job.folder / "logs").mkdir(parents=True, exist_ok=True)

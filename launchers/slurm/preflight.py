@@ -11,15 +11,17 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimaran.launchers.consistency import VERSIONED, digest_of_code
+from trimaran.launchers.addresses import AddressError
+from trimaran.launchers.consistency import versions_here
 from trimaran.launchers.place import Place, resolve
+from trimaran.launchers.rank import leave_word
+from trimaran.launchers.slurm.elsewhere import nodes_of_job, refuse
 from trimaran.launchers.slurm.script import NODES_REFUSED
-from trimaran.launchers.slurm.verdict import NodeFacts, Verdict, refused_nodes
+from trimaran.launchers.slurm.verdict import NodeFacts, refused_nodes
 from trimaran.runtime.spec import RunSpec, load_spec
 
 if TYPE_CHECKING:
@@ -27,12 +29,12 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 _MATRIX = 1024
-_PRODUCTS = 5
+_PRODUCTS = 20  # the best of them counts: others may use the node meanwhile
 _RING_MIB = 4
 
 
 def main() -> int:
-    """Entry point of a node's task."""
+    """Entry point of a node's task; returns the exit code."""
     spec = load_spec(Path(sys.argv[1]))
     folder = Path(spec.train.output_dir)
     place = resolve(os.environ, "slurm")
@@ -51,17 +53,6 @@ def look(spec: RunSpec, place: Place, folder: Path) -> NodeFacts:
     probe.unlink()
     free = shutil.disk_usage(folder).free / _GIB
     return NodeFacts(place.node, versions_here(), matrix_gflops(spec), free, time.time())
-
-
-def versions_here() -> dict[str, str]:
-    """Return the versions that must be the same on every node."""
-    found = {"python": sys.version.split()[0], "trimaran": digest_of_code()}
-    for package in VERSIONED:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "missing"
-    return found
 
 
 def matrix_gflops(spec: RunSpec) -> float:
@@ -83,11 +74,20 @@ def judge(spec: RunSpec, place: Place, folder: Path, facts: NodeFacts) -> int:
     """Bring the nodes' facts together, try the links between them, and return the exit code; the first node says what is wrong."""
     from trimaran.launchers.rendezvous import meet
 
-    meeting = meet(place, os.environ, spec.launcher, folder)
-    # The clocks are read when all have met, as close together as a store allows.
-    now = float(meeting.gather(str(time.time()))[0])
-    facts = NodeFacts(**{**asdict(facts), "clock_s": round(time.time() - now, 1) if place.rank else 0.0})
-    every = [NodeFacts.parse(text) for text in meeting.gather(json.dumps(asdict(facts)))]
+    try:
+        meeting = meet(place, os.environ, spec.launcher, folder)
+    except AddressError as error:
+        if place.rank != 1:
+            raise
+        return _end(folder, {nodes_of_job()[0]: f"it did not answer: {error}"})  # the first node, which should say so, is the silent one
+    absent = meeting.call_roll(spec.launcher.start_timeout_s)
+    if absent:
+        if place.rank:
+            return NODES_REFUSED
+        nodes = nodes_of_job()
+        return _end(folder, {nodes[rank]: f"it did not answer within {spec.launcher.start_timeout_s:g} s" for rank in absent})
+    meeting.close_door()
+    every = _compare(meeting, facts)
     refused = refused_nodes(every, spec.slurm.preflight_min_free_gib)
     if not refused and place.world_size > 1:
         slowest = ring_seconds(spec, meeting)
@@ -95,10 +95,31 @@ def judge(spec: RunSpec, place: Place, folder: Path, facts: NodeFacts) -> int:
         if place.rank == 0:
             _say(f"ring of {place.world_size} nodes: {_RING_MIB} MiB in {max(map(float, links)) * 1e3:.1f} ms a hop at most")
     if place.rank == 0:
-        _tell(folder, every, refused)
+        for each in every:
+            _say(f"{each.node}: {each.gflops:.0f} GFLOP/s, {each.free_gib:.1f} GiB free, clock {each.clock_s:+.1f} s")
+        _end(folder, refused)
     meeting.gather("judged")  # the verdict is written before anybody's exit ends the step
     meeting.leave()
     return NODES_REFUSED if refused else 0
+
+
+def _compare(meeting: "Meeting", facts: NodeFacts) -> list[NodeFacts]:
+    """The facts of all nodes, with their clocks beside the first one's; collective over the nodes."""
+    # All have met already, so the clocks are read as close together as a store allows.
+    first, *_ = times = [float(text) for text in meeting.gather(str(time.time()))]
+    facts = replace(facts, clock_s=round(times[meeting.place.rank] - first, 1))
+    return [NodeFacts.parse(text) for text in meeting.gather(json.dumps(asdict(facts)))]
+
+
+def _end(folder: Path, refused: Mapping[str, str]) -> int:
+    """Say which nodes are refused, write that down for the batch script, and return the exit code."""
+    for node, reason in refused.items():
+        _say(f"node {node} is not used: {reason}")
+    if refused:
+        refuse(folder, refused)
+    code = NODES_REFUSED if refused else 0
+    leave_word(code)
+    return code
 
 
 def ring_seconds(spec: RunSpec, meeting: "Meeting") -> float:
@@ -125,17 +146,13 @@ def ring_seconds(spec: RunSpec, meeting: "Meeting") -> float:
     return seconds
 
 
-def _tell(folder: Path, every: list[NodeFacts], refused: Mapping[str, str]) -> None:
-    for each in every:
-        _say(f"{each.node}: {each.gflops:.0f} GFLOP/s, {each.free_gib:.1f} GiB free, clock {each.clock_s:+.1f} s")
-    for node, reason in refused.items():
-        _say(f"node {node} is not used: {reason}")
-    Verdict.read(folder).after(refused).write(folder)
-
-
 def _say(text: str) -> None:
     print(f"preflight: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        _say(f"error: {error}")
+        sys.exit(1)

@@ -21,6 +21,7 @@ STOPPED_BY_USR1 = exit_code_after(signal.SIGUSR1)
 NODES_REFUSED = 75
 """What the preflight exits with when it has found nodes that should not be used."""
 _JOB_NAME_LENGTH = 64
+_STRAGGLERS_S = 10
 
 
 class ScriptError(ValueError):
@@ -62,7 +63,8 @@ def render(job: Job) -> str:
         "#!/bin/bash\n" + "\n".join(f"#SBATCH {option}" for option in _options(job)),
         _settings(job),
         *([_environment(job)] if job.spec.slurm.modules or job.spec.slurm.prolog else []),
-        *([_PREFLIGHT.format(refused=NODES_REFUSED)] if job.spec.slurm.preflight else []),
+        _step(job),
+        *([_preflight(job)] if job.spec.slurm.preflight else []),
         _ranks(job),
     ]
     return "\n\n".join(block.strip("\n") for block in blocks) + "\n"
@@ -145,11 +147,25 @@ def _environment(job: Job) -> str:
     return "\n".join([*modules, *job.spec.slurm.prolog])
 
 
-_PREFLIGHT = """
+def _step(job: Job) -> str:
+    return f"""
+# Runs a step. Its exit code is the one that rank 0 leaves word of: srun's own may be that of a task that srun ended itself.
+export {EXIT_FILE}={shlex.quote(str(job.folder / "logs"))}"/exit-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
+step() {{
+  srun --mpi=none "$@"
+  code=$?
+  [ -r "${EXIT_FILE}" ] && read -r code <"${EXIT_FILE}" && rm -f "${EXIT_FILE}"
+}}
+"""
+
+
+def _preflight(job: Job) -> str:
+    # A task that hangs on its node must not hold up the others, which have judged without it.
+    flags = f'--ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=0 --wait={_STRAGGLERS_S}'
+    return f"""
 # One task a node looks at it and at the links between them. Nodes that should not be used are left out when the job starts again.
-srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=0 --mpi=none "$python" -m trimaran.launchers.slurm.preflight "${{run[@]}}"
-code=$?
-if [ "$code" -eq {refused} ]; then
+step {flags} "$python" -m trimaran.launchers.slurm.preflight "${{run[@]}}"
+if [ "$code" -eq {NODES_REFUSED} ]; then
   "$python" -m trimaran.launchers.slurm.elsewhere "${{run[@]}}" && exit 0
 fi
 [ "$code" -eq 0 ] || exit "$code"
@@ -160,7 +176,7 @@ def _ranks(job: Job) -> str:
     section = job.spec.slurm
     what = "trimaran.launchers.worker --launcher slurm" if section.tasks == "rank" else "trimaran.launchers.slurm.agent"
     command = f'"$python" -m {what} "${{run[@]}}"'
-    flags = "--kill-on-bad-exit=1 --mpi=none"
+    flags = "--kill-on-bad-exit=1"
     if section.cpus_per_task is not None:
         flags += f" --cpus-per-task={section.cpus_per_task}"  # a step doesn't take it over from the job
     if section.container is not None and section.container.endswith(".sif"):
@@ -180,10 +196,7 @@ fi
 """
     return f"""
 # One task ends: all end, and the job's exit code is that of the rank that failed.
-export {EXIT_FILE}={shlex.quote(str(job.folder / "logs"))}"/exit-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
-srun {flags} {command}
-code=$?
-[ -r "${EXIT_FILE}" ] && read -r code <"${EXIT_FILE}" && rm -f "${EXIT_FILE}"
+step {flags} {command}
 {requeue if section.requeue else ""}
 exit "$code"
 """

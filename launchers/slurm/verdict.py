@@ -8,13 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 _FILE = "preflight.json"
-_SLOWEST = 0.5
-"""Of the median node's speed; ranks wait for each other, so one such node halves the speed of all."""
-_CLOCK_S = 5.0
-"""Clocks further apart make time stamps of files and logs misleading, and certificates and tokens fail."""
 _FEWEST_TO_COMPARE = 3
-"""Of two nodes that differ, nobody can tell which is the odd one, unless the difference is this large."""
-_CLEARLY_SLOW = 0.2
+_SLOWEST = 0.5  # of the median node's speed: ranks wait for each other, so one such node halves the speed of all
+_CLEARLY_SLOW = 0.2  # of the other's speed: of two nodes that differ less, nobody can tell which is the odd one
+_CLOCK_S = 5.0  # clocks further apart make the time stamps of files and logs misleading, and certificates and tokens fail
 
 
 @dataclass(frozen=True)
@@ -44,31 +41,37 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a preflight, and those before it since the run last started.
+    """Which nodes a job has been found not to be able to use, kept in the run folder while the job starts again and again.
 
     Args:
-        refused: node -> the reason, of this preflight.
-        excluded: nodes refused so far.
-        attempts: preflights in a row that refused a node.
+        refused: node -> the reason, the last time that nodes were refused or lost.
+        excluded: all nodes refused or lost so far.
+        attempts: how often that was since the run last got on.
+        step: of the run's last checkpoint then.
     """
 
     refused: Mapping[str, str] = field(default_factory=dict)
     excluded: Sequence[str] = ()
     attempts: int = 0
+    step: int = 0
 
     @staticmethod
     def read(folder: Path) -> "Verdict":
-        """Read the last one of a run folder; an empty one where there is none."""
+        """Read that of a run folder; an empty one where there is none."""
         try:
             return Verdict(**json.loads((folder / "logs" / _FILE).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return Verdict()
 
-    def after(self, refused: Mapping[str, str]) -> "Verdict":
-        """Return the verdict that follows this one."""
-        if not refused:
-            return Verdict(excluded=self.excluded)
-        return Verdict(dict(refused), sorted({*self.excluded, *refused}), self.attempts + 1)
+    @staticmethod
+    def forget(folder: Path) -> None:
+        """Let a new job begin with all nodes."""
+        (folder / "logs" / _FILE).unlink(missing_ok=True)
+
+    def after(self, refused: Mapping[str, str], step: int) -> "Verdict":
+        """Return the verdict that follows this one, with nodes to leave out and the step of the run's last checkpoint."""
+        before = self.attempts if step == self.step else 0
+        return Verdict(dict(refused), sorted({*self.excluded, *refused}), before + 1, step)
 
     def write(self, folder: Path) -> None:
         """Write it into a run folder."""

@@ -106,6 +106,22 @@ def _nodes_share_the_ranks(spec: RunFields, shape: TransformerConfig) -> Iterato
         yield FieldError("slurm.nodes", rule, nodes, f"set slurm.nodes to {one_of(nearest_divisors(spec.world_size, nodes))}")
 
 
+def _nodes_by_hand(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    launcher = spec.launcher
+    if launcher.nodes == 1:
+        return
+    if launcher.kind != "local":
+        rule = f"nodes ({launcher.nodes}) is for kind local, got kind {launcher.kind}"
+        yield FieldError("launcher.nodes", rule, launcher.nodes, "set launcher.nodes to 1; under slurm the nodes are slurm.nodes")
+    elif launcher.rendezvous is None:
+        rule = f"nodes ({launcher.nodes}) must meet somewhere, and launcher.rendezvous is not set"
+        yield FieldError("launcher.nodes", rule, launcher.nodes, "set launcher.rendezvous to HOST:PORT, such as n1:29400")
+    if spec.world_size % launcher.nodes:
+        rule = f"nodes ({launcher.nodes}) must divide the number of ranks ({spec.world_size} = tp * pp * dp * cp)"
+        fix = f"set launcher.nodes to {one_of(nearest_divisors(spec.world_size, launcher.nodes))}"
+        yield FieldError("launcher.nodes", rule, launcher.nodes, fix)
+
+
 def valid_tensor_degrees(shape: TransformerConfig, wanted: int) -> str:
     """Return the tp degrees nearest to `wanted` that the heads, the kv heads and the feed-forward width allow."""
     known = vars(shape)
@@ -383,4 +399,5 @@ RULES: Final[tuple[Rule, ...]] = (
     _wsd_parts_fit,
     _triton_can_run,
     _nodes_share_the_ranks,
+    _nodes_by_hand,
 )

@@ -42,7 +42,15 @@ def _check_folder(path: str) -> str:
     return path
 
 
+def _check_rendezvous(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch(r"[\w.-]+", host) or not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 65536:
+        raise ValueError(f"must be HOST:PORT, got {text!r}; write one such as n1:29400")
+    return text
+
+
 Folder = Annotated[str, AfterValidator(_check_folder)]
+Rendezvous = Annotated[str, AfterValidator(_check_rendezvous)]
 FilePath = Annotated[str, AfterValidator(_check_path)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -255,6 +263,12 @@ class LauncherSection(BaseModel):
     timeout_s: Positive = Field(default=300.0, description="Longest wait of any collective or receive, in seconds.")
     max_restarts: NonNegativeWhole = Field(
         default=0, description="How often the ranks start anew after one has failed, from the last checkpoint."
+    )
+    nodes: Count = Field(
+        default=1, description="local: the nodes on each of which the same command is run by hand (under slurm it is slurm.nodes)."
+    )
+    rendezvous: Rendezvous | None = Field(
+        default=None, description="local with several nodes: HOST:PORT of one of them, free there, at which they meet."
     )
     start_timeout_s: Positive = Field(default=30.0, description="Longest wait for rank 0 when the ranks meet, in seconds.")
     interface: str | None = Field(default=None, description="Network interface by which nodes reach each other, such as ib0 (null: found).")

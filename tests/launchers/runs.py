@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -204,3 +205,79 @@ def assert_same_bits(left: Path, right: Path) -> None:
 
 def task_of(workplace: Workplace) -> dict[str, Any]:
     return dict(json.loads((workplace.run / "logs" / "task.json").read_text()))
+
+
+def fault(folder: Path, code: str, rank: int = 1) -> dict[str, str]:
+    """Return the environment in which one rank runs some code before its task."""
+    place = folder / "fault"
+    place.mkdir(parents=True)
+    body = textwrap.indent(textwrap.dedent(code), "        ")
+    (place / "sitecustomize.py").write_text(FAULT.format(rank=rank, body=body))
+    return {"PYTHONPATH": str(place)}
+
+
+# Ranks are forked from a process that has run this file too.
+FAULT = """
+import os
+from trimaran.launchers.rank import Rank
+
+keep_records = Rank.keep_records
+
+def keep_records_and_run(self, logs):
+    keep_records(self, logs)
+    if self.number == {rank}:
+{body}
+
+Rank.keep_records = keep_records_and_run
+"""
+
+
+RAISE_AT_STEP_6 = """
+import trimaran.runtime.train.loop as loop
+
+real = loop.train_step
+
+def train_step(job, *arguments, **options):
+    if job.optimizer.num_steps == 5:
+        raise KeyError("made to fail")
+    return real(job, *arguments, **options)
+
+loop.train_step = train_step
+"""
+
+
+class Hold:
+    """Makes rank 0 wait before a step, and the others for it, until `release`, or until the rank is told to stop."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file, self._reached = folder / "hold", folder / "reached"
+        self._file.touch()
+        self.environment = fault(folder, HOLD.format(step=step, hold=str(self._file), reached=str(self._reached)), rank=0)
+
+    @property
+    def reached(self) -> bool:
+        return self._reached.exists()
+
+    def release(self) -> None:
+        self._file.unlink()
+
+
+HOLD = """
+import signal
+import time
+from pathlib import Path
+import trimaran.runtime.train.loop as loop
+
+real = loop.lr_at
+
+def lr_at(step, **options):  # called at the start of every step
+    if step == {step} and Path({hold!r}).exists():
+        Path({reached!r}).touch()
+        stop = signal.getsignal(signal.SIGTERM).__self__
+        while Path({hold!r}).exists() and not stop.requested:
+            time.sleep(0.02)
+    return real(step, **options)
+
+loop.lr_at = lr_at
+"""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launchers.runs import Outcome, Workplace, make_workplace, text_of
+from tests.launchers.runs import RAISE_AT_STEP_6, Outcome, Workplace, fault, losses, make_workplace, text_of
 from trimaran.runtime.checkpoint.folder import find_checkpoints
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 
@@ -214,45 +214,6 @@ def test_a_full_disk_spares_the_earlier_checkpoints(copied: Workplace, tmp_path_
 # --- the ranks
 
 
-def fault(folder: Path, code: str, rank: int = 1) -> dict[str, str]:
-    """Return the environment in which one rank runs some code before its task."""
-    place = folder / "fault"
-    place.mkdir()
-    body = textwrap.indent(textwrap.dedent(code), "        ")
-    (place / "sitecustomize.py").write_text(FAULT.format(rank=rank, body=body))
-    return {"PYTHONPATH": str(place)}
-
-
-# Ranks are forked from a process that has run this file too.
-FAULT = """
-import os
-from trimaran.launchers.rank import Rank
-
-keep_records = Rank.keep_records
-
-def keep_records_and_run(self, logs):
-    keep_records(self, logs)
-    if self.number == {rank}:
-{body}
-
-Rank.keep_records = keep_records_and_run
-"""
-
-
-RAISE_AT_STEP_6 = """
-import trimaran.runtime.train.loop as loop
-
-real = loop.train_step
-
-def train_step(job, *arguments, **options):
-    if job.optimizer.num_steps == 5:
-        raise KeyError("made to fail")
-    return real(job, *arguments, **options)
-
-loop.train_step = train_step
-"""
-
-
 def test_the_message_of_a_rank_that_raises_comes_first_and_the_others_end(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path, parallel={"tp": 2, "pp": 2})
     start = time.monotonic()
@@ -284,6 +245,16 @@ def test_a_rank_that_is_killed_is_named_and_the_others_end_within_seconds(tmp_pa
         assert time.monotonic() - start < 15
         outcome = command.finish()
     assert_sentence(outcome, "rank 3 (host ", "pp 1, dp 0, cp 0, tp 1) ", " at step ", "killed", "left no message", code=137)
+
+
+def test_ranks_start_anew_after_a_failure_where_that_is_asked_for(short: Workplace, tmp_path: Path) -> None:
+    workplace = make_workplace(tmp_path, train={"num_steps": 8, "eval_interval": 0}, launcher={"max_restarts": 1})
+    once = "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n" + textwrap.indent(RAISE_AT_STEP_6, "    ")
+    outcome = workplace.train(environment=fault(tmp_path, once))
+    assert outcome.code == 0, outcome.err
+    assert "resuming at step 4" in outcome.out
+    assert losses(workplace) == losses(short)
+    assert outcome.left == []
 
 
 def test_a_run_that_diverges_says_so_once(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
-"""Runs on a real Slurm of three nodes: the same losses as the local launcher, through time limits, lost nodes, cancelling and a bad node.
+"""Runs on a real Slurm of six nodes: the same losses as the local launcher, through time limits, lost nodes, cancelling and bad nodes.
 
-Jobs of the longer tests run side by side; nothing sleeps for a fixed time, states are waited for.
+Nothing sleeps for a fixed time: states are waited for, and rank 0 is held at a step where something shall happen to a run that is under way.
 """
 
+import re
+import shlex
+import shutil
 import subprocess
-import textwrap
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,61 +15,79 @@ from typing import Any
 
 import pytest
 
-from tests.launchers.runs import Outcome, Workplace, losses, make_workplace, trimaran
+from tests.launchers.runs import RAISE_AT_STEP_6, Hold, Outcome, fault, losses, make_workplace, trimaran
 from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
 from trimaran.launchers.slurm.commands import parse_state
 from trimaran.launchers.slurm.job import jobs_of
-from trimaran.runtime.checkpoint.folder import latest, step_of
+from trimaran.runtime.checkpoint.folder import latest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
+ROOT = Path(__file__).parents[2]
 PARALLEL = {"tp": 2, "pp": 2}
-LONG = {"num_steps": 400, "eval_interval": 0}
-OFTEN = {"interval": 50, "keep_last": 20}
-JOB_S = 400.0  # a minute on idle cores
+STEPS = 30
+TRAIN = {"num_steps": STEPS, "eval_interval": 0}
+OFTEN = {"interval": 10, "keep_last": 20}
+JOB_S = 300.0  # twenty seconds on idle cores
+SECRET = "hunter2-of-the-hub"
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running_cluster(tmp_path_factory.mktemp("slurm"), nodes=4, cpus=16) as cluster:
+    with running_cluster(tmp_path_factory.mktemp("slurm"), nodes=6, cpus=16) as cluster:
         yield cluster
 
 
 class Run:
-    """A workplace whose run is a batch job."""
+    """A workplace whose run is a batch job; with `hold` one that waits before the step after it."""
 
-    def __init__(self, cluster: Cluster, folder: Path, **sections: dict[str, Any]) -> None:
-        self.cluster = cluster
+    def __init__(
+        self,
+        cluster: Cluster,
+        folder: Path,
+        *,
+        hold: int | None = None,
+        environment: dict[str, str] | None = None,
+        **sections: dict[str, Any],
+    ) -> None:
         defaults: dict[str, dict[str, Any]] = {
             "parallel": PARALLEL,
-            "train": LONG,
+            "train": TRAIN,
             "checkpoint": OFTEN,
             "slurm": {"nodes": 2, "preflight": False},
             "launcher": {"start_timeout_s": 120.0},
         }
         for name, fields in sections.items():
             defaults[name] = defaults.get(name, {}) | fields
-        self.workplace = make_workplace(folder, **defaults)
+        self.cluster, self.workplace = cluster, make_workplace(folder, **defaults)
         self.run = self.workplace.run
+        self.hold = None if hold is None else Hold(folder, hold)
+        self.environment = cluster.environment | (self.hold.environment if self.hold else {}) | (environment or {})
 
     def trimaran(self, *arguments: str) -> Outcome:
-        return trimaran(self.workplace.folder, *arguments, environment=self.cluster.environment)
+        return trimaran(self.workplace.folder, *arguments, environment=self.environment)
 
     def submit(self, *options: str) -> str:
         outcome = self.trimaran("train", "spec.yaml", "--launcher", "slurm", *options)
         assert outcome.code == 0, outcome.err
         return jobs_of(self.run)[-1]["job"]
 
+    def submit_and_hold(self) -> str:
+        """Submit the job and return it when rank 0 is held."""
+        job, hold = self.submit(), self.hold
+        assert hold is not None
+        self.cluster.wait_for("the step to hold at", lambda: hold.reached or self.state(job).has_ended, JOB_S)
+        assert hold.reached, self.log()
+        return job
+
+    def release(self) -> None:
+        assert self.hold is not None
+        self.hold.release()
+
     def state(self, job: str) -> Any:
         return parse_state(self.cluster.call("scontrol", "show", "job", job, "--oneliner").splitlines()[0])
 
     def log(self) -> str:
         return "\n".join(file.read_text(errors="replace") for file in sorted((self.run / "logs").glob("slurm-*.log")))
-
-    def wait_for_step(self, step: int) -> None:
-        self.cluster.wait_for(f"step {step}", lambda: self.reached(step), JOB_S)
-
-    def reached(self, step: int) -> bool:
-        return (self.run / "metrics.jsonl").exists() and any(row["step"] == step for row in self.workplace.rows())
 
     def finish(self, job: str) -> Any:
         """Wait for the job's end; return its state."""
@@ -76,58 +97,60 @@ class Run:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Losses and norms of the long run through the local launcher."""
-    workplace = make_workplace(tmp_path_factory.mktemp("local"), parallel=PARALLEL, train=LONG, checkpoint=OFTEN)
+    """Losses and norms of the run through the local launcher."""
+    workplace = make_workplace(tmp_path_factory.mktemp("local"), parallel=PARALLEL, train=TRAIN, checkpoint=OFTEN)
     outcome = workplace.train()
     assert outcome.code == 0, outcome.err
     return losses(workplace)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
+    """A job that is held until Slurm's signal before its time limit, on two nodes of its own, while the other tests run."""
+    run = Run(
+        cluster, tmp_path_factory.mktemp("limited"), hold=20, slurm={"nodes": 2, "time": "2", "signal_lead_s": 60, "exclude": "n[3-6]"}
+    )
+    return run, run.submit()
+
+
 def test_tasks_of_ranks_and_agents_give_the_losses_of_the_local_launcher(cluster: Cluster, expected: list[Any], tmp_path: Path) -> None:
     """Two jobs at once on the same nodes, one of them with the preflight."""
-    short = {"train": {"num_steps": 20}}
+    where = {"exclude": "n[1-2],n[5-6]"}
     runs = [
-        Run(cluster, tmp_path / "ranks", slurm={"preflight": True}, **short),
-        Run(cluster, tmp_path / "agents", slurm={"tasks": "node"}, **short),
+        Run(cluster, tmp_path / "ranks", slurm={"preflight": True, **where}),
+        Run(cluster, tmp_path / "agents", slurm={"tasks": "node", **where}),
     ]
     jobs = [run.submit() for run in runs]
     for run, job in zip(runs, jobs, strict=True):
         state = run.finish(job)
         assert (state.state, state.exit_code) == ("COMPLETED", 0), run.log()
-        # The schedule's length is the run's, so the rate and with it later losses differ from the long run's.
-        assert losses(run.workplace) == losses(runs[0].workplace)
-    local = make_workplace(tmp_path / "local", parallel=PARALLEL, train=LONG | short["train"], checkpoint=OFTEN)
-    assert local.train().code == 0
-    assert losses(local) == losses(runs[0].workplace)
+        assert losses(run.workplace) == expected
+        assert not list(run.run.glob(".meet-*")), "the notice with rank 0's address is taken down"
     assert "preflight: ring of 2 nodes" in runs[0].log()
     status = runs[0].trimaran("status", "run")
     assert "completed, on n" in status.out
-    assert "step 20 of 20" in status.out
-    assert "step 20/20" in runs[0].trimaran("logs", "run").out
+    assert f"step {STEPS} of {STEPS}" in status.out
+    assert f"step {STEPS}/{STEPS}" in runs[0].trimaran("logs", "run").out
     assert (runs[0].run / "report.html").exists()
 
 
-def test_a_job_that_nears_its_limit_saves_is_requeued_and_goes_on_as_if_nothing_had_been(
-    cluster: Cluster, expected: list[Any], tmp_path: Path
-) -> None:
+def test_srun_with_mpi_gives_the_losses_of_the_local_launcher(cluster: Cluster, expected: list[Any], tmp_path: Path) -> None:
     run = Run(cluster, tmp_path)
-    job = run.submit()
-    run.wait_for_step(20)
-    cluster.call("scancel", "--signal=USR1", job)  # what --signal=USR1@SECONDS does before the limit
-    state = run.finish(job)
-    assert (state.state, state.restarts) == ("COMPLETED", 1), run.log()
+    command = ["srun", "--mpi=pmi2", "-N2", "-n4", "--overcommit", sys.executable, "-m", "trimaran.launchers.cli", "train", "spec.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env=run.environment, capture_output=True, text=True, timeout=JOB_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert losses(run.workplace) == expected
-    assert "resuming at step" in run.log()
+    assert list((run.run / "logs").glob("mpi-*"))
 
 
 def test_a_job_whose_node_is_lost_goes_on_elsewhere(cluster: Cluster, expected: list[Any], tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, slurm={"exclude": "n1"})
-    job = run.submit()
-    run.wait_for_step(60)
-    lost = run.cluster.call("scontrol", "show", "hostnames", run.state(job).nodes).split()[-1]
+    run = Run(cluster, tmp_path, hold=25, slurm={"exclude": "n[1-2]"})
+    job = run.submit_and_hold()
+    lost = cluster.call("scontrol", "show", "hostnames", run.state(job).nodes).split()[-1]
     cluster.lose_node(lost)
+    run.release()
     try:
-        run.cluster.wait_for("the requeue", lambda: run.state(job).restarts == 1, JOB_S)
+        cluster.wait_for("the requeue", lambda: run.state(job).restarts == 1, JOB_S)
         state = run.finish(job)
     finally:
         cluster.start()
@@ -137,119 +160,91 @@ def test_a_job_whose_node_is_lost_goes_on_elsewhere(cluster: Cluster, expected: 
 
 
 def test_cancelling_saves_and_the_run_can_go_on(cluster: Cluster, expected: list[Any], tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path)
-    job = run.submit()
-    run.wait_for_step(20)
+    run = Run(cluster, tmp_path, hold=14)
+    job = run.submit_and_hold()
     refused = run.trimaran("train", "spec.yaml", "--launcher", "slurm")
     assert refused.code != 0
     assert "is of this run already; `trimaran cancel" in refused.err
     outcome = run.trimaran("cancel", "run")
     assert outcome.code == 0, outcome.err
     assert "the ranks save and leave" in outcome.err
-    state = run.finish(job)
-    assert state.exit_code == 143, run.log()
-    saved = latest(run.run / "checkpoints")
-    assert saved is not None
-    assert 20 <= (step_of(saved) or 0) < 400
-    assert (step_of(saved) or 0) % 50 != 0, "saved on the way out, not by the interval"
+    assert run.finish(job).exit_code == 143, run.log()
+    assert (latest(run.run / "checkpoints") or Path()).name == "step-00000015"
     state = run.finish(run.submit())
     assert state.state == "COMPLETED", run.log()
     assert losses(run.workplace) == expected
 
 
 def test_scancel_saves_too(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, train={"num_steps": 20000})
-    job = run.submit()
-    run.wait_for_step(10)
+    run = Run(cluster, tmp_path, hold=12)
+    job = run.submit_and_hold()
+    mine = [process for process in cluster.steps() if process.name().startswith("trimaran-") and process.cwd() == str(tmp_path)]
+    assert len(mine) == 4
     cluster.call("scancel", job)
     assert run.finish(job).state == "CANCELLED"
-    saved = latest(run.run / "checkpoints")
-    assert saved is not None, run.log()
-    cluster.wait_for("the ranks' end", lambda: not [process for process in cluster.steps() if process.name().startswith("trimaran-")], 60)
+    cluster.wait_for("the ranks' end", lambda: not any(process.is_running() for process in mine), 60)
+    assert (latest(run.run / "checkpoints") or Path()).name == "step-00000013", run.log()
 
 
-SLOW = """
+# A matrix product is slow on one node, and the disk of another is full.
+BAD_NODES = """
 import os
-if os.environ.get("SLURMD_NODENAME") == "n1":
-    import trimaran.launchers.slurm.preflight as preflight
-    preflight.matrix_gflops = lambda spec: 0.5
+import sys
+
+if sys.argv[0] == "-m" and os.environ.get("SLURMD_NODENAME") == "n3":
+    import time
+
+    import torch
+
+    real = torch.Tensor.__matmul__
+    torch.Tensor.__matmul__ = lambda self, other: (time.sleep(0.3), real(self, other))[1]
+if sys.argv[0] == "-m" and os.environ.get("SLURMD_NODENAME") == "n4":
+    import shutil
+
+    shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1 << 30, 1 << 30, 0)
 """
 
 
-def test_a_slow_node_is_named_left_out_and_replaced(cluster: Cluster, tmp_path: Path) -> None:
+def test_slow_and_full_nodes_are_named_left_out_and_replaced(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "fault").mkdir()
-    (tmp_path / "fault" / "sitecustomize.py").write_text(
-        textwrap.dedent(SLOW).replace("import trimaran.launchers.slurm.preflight as preflight", HOOK)
-    )
-    prolog = [f"export PYTHONPATH={tmp_path}/fault"]
+    (tmp_path / "fault" / "sitecustomize.py").write_text(BAD_NODES)
+    environment = {"PYTHONPATH": str(tmp_path / "fault")}
     run = Run(
-        cluster, tmp_path / "run-place", train={"num_steps": 10}, slurm={"preflight": True, "nodes": 2, "prolog": prolog, "exclude": "n4"}
+        cluster,
+        tmp_path / "run-place",
+        environment=environment,
+        train={"num_steps": 4},
+        slurm={"preflight": True, "nodes": 3, "exclude": "n1"},
+        parallel={"tp": 3, "pp": 1},
+        model={"num_heads": 3, "hidden_size": 24, "ffn_hidden_size": 24},
     )
-    job = run.submit()
-    state = run.finish(job)
+    state = run.finish(run.submit())
     assert (state.state, state.restarts) == ("COMPLETED", 1), run.log()
-    assert "node n1 is not used: a matrix product at " in run.log()
-    assert "n1" not in cluster.call("scontrol", "show", "hostnames", state.nodes).split()
-
-
-# The module that a node runs as a program has another name there: the function is replaced where it looks for torch.
-HOOK = """import torch
-    class Slow:
-        def __matmul__(self, other):
-            import time
-            time.sleep(3.0)
-            return torch.zeros(1, 1)
-    torch.randn = lambda *size, **options: Slow()
-    preflight = type('', (), {})"""
+    assert "node n3 is not used: a matrix product at " in run.log()
+    assert "node n4 is not used: 0.0 GiB free in the run folder" in run.log()
+    assert not {"n1", "n3", "n4"} & set(cluster.call("scontrol", "show", "hostnames", state.nodes).split())
 
 
 def test_a_controller_that_restarts_does_not_disturb_a_run(cluster: Cluster, expected: list[Any], tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path)
-    job = run.submit()
-    run.wait_for_step(20)
+    run = Run(cluster, tmp_path, hold=20)
+    job = run.submit_and_hold()
     cluster.restart_controller()
+    run.release()
     state = run.finish(job)
     assert (state.state, state.restarts) == ("COMPLETED", 0), run.log()
     assert losses(run.workplace) == expected
 
 
-FAILS = """
-import trimaran.launchers.rank as module
-real = module.Rank.keep_records
-
-def keep_records(self, logs):
-    real(self, logs)
-    if self.number == 3:
-        import trimaran.runtime.train.loop as loop
-        step = loop.train_step
-
-        def train_step(job, *arguments, **options):
-            if job.optimizer.num_steps == 5:
-                raise KeyError("made to fail")
-            return step(job, *arguments, **options)
-
-        loop.train_step = train_step
-
-module.Rank.keep_records = keep_records
-"""
-
-
-def test_a_rank_that_fails_ends_the_job_and_is_named_first(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "fault").mkdir()
-    (tmp_path / "fault" / "sitecustomize.py").write_text(FAILS)
-    prolog = [f"export PYTHONPATH={tmp_path}/fault"]
-    run = Run(cluster, tmp_path / "run-place", slurm={"prolog": prolog})
-    job = run.submit()
-    run.wait_for_step(5)
-    start = time.monotonic()
-    state = run.finish(job)
-    assert time.monotonic() - start < 60  # in under 5 s on idle cores
+def test_a_rank_that_fails_ends_the_job_is_named_first_and_secrets_stay_in_the_environment(cluster: Cluster, tmp_path: Path) -> None:
+    run = Run(cluster, tmp_path, environment=fault(tmp_path, RAISE_AT_STEP_6, rank=3) | {"HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET})
+    state = run.finish(run.submit())
     assert (state.state, state.exit_code) == ("FAILED", 1), run.log()
     said = next(line for line in run.log().splitlines() if line.startswith("error:"))
     assert "rank 3 (host n" in said
     assert "pp 1, dp 0, cp 0, tp 1) failed at step 6: KeyError: 'made to fail'" in said
     assert "made to fail" in run.trimaran("status", "run").out
     assert "KeyError" in run.trimaran("logs", "run", "--rank", "3").out
+    assert [file for file in run.run.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()] == []
 
 
 def test_an_array_runs_every_combination(cluster: Cluster, tmp_path: Path) -> None:
@@ -258,10 +253,8 @@ def test_an_array_runs_every_combination(cluster: Cluster, tmp_path: Path) -> No
     assert outcome.code == 0, outcome.err
     folders = [run.run.with_name(f"run-{index}") for index in range(4)]
     for folder in folders:
-        job = jobs_of(folder)[-1]["job"]
-        cluster.wait_for(f"the end of {job}", lambda job=job: run.state(job).has_ended, JOB_S)  # type: ignore[misc]
-    found = [losses(Workplace(folder.parent)) if folder.name == "run" else (folder / "metrics.jsonl").read_text() for folder in folders]
-    assert len(set(map(str, found))) == 4
+        assert run.finish(jobs_of(folder)[-1]["job"]).state == "COMPLETED"
+    assert len({(folder / "metrics.jsonl").read_text() for folder in folders}) == 4
 
 
 def test_names_that_a_shell_would_run_do_nothing(cluster: Cluster, tmp_path: Path) -> None:
@@ -279,6 +272,32 @@ def test_names_that_a_shell_would_run_do_nothing(cluster: Cluster, tmp_path: Pat
     assert not (tmp_path / "x").exists()
 
 
+def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path: Path) -> None:
+    """The lines of docs/clusters.md that start a program, in their order, with a spec of four steps and its run."""
+    text = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```text\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [re.split(r"\s{2,}", line)[0] for block in blocks for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith(("trimaran ", "torchrun ", "mpirun ", "srun "))]
+    assert len(commands) >= 10
+    run = Run(cluster, tmp_path, train={"num_steps": 4}, parallel={"tp": 2, "pp": 1, "dp": 1}, slurm={"nodes": 1})
+    path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
+    words = {"SPEC": "spec.yaml", "RUN": "run", "8": "2"}
+    for number, command in enumerate(commands):
+        if "n1:29400" in command or "launcher.nodes=2" in command:  # test_other_launchers runs these, on two nodes
+            continue
+        if command[0] != "trimaran" or command[1] == "train":
+            for job in jobs_of(run.run)[-1:]:
+                run.finish(job["job"])
+            shutil.rmtree(run.run, ignore_errors=True)
+        shown = [words.get(word, word) for word in command]
+        done = subprocess.run(
+            shown, cwd=tmp_path, env=run.environment | {"PATH": path}, capture_output=True, text=True, timeout=JOB_S, check=False
+        )
+        assert done.returncode == 0, f"{number}: {shown}\n{done.stdout}\n{done.stderr}\n{run.log()}"
+    for folder in sorted(tmp_path.glob("run-*")):
+        assert run.finish(jobs_of(folder)[-1]["job"]).state == "COMPLETED"
+
+
 def test_the_script_is_valid_shell(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path, parallel=PARALLEL)
     settings = ["slurm.nodes=2", "slurm.modules=[cuda/12.4, 'a b; touch x']", "slurm.container=image.sif", "slurm.cpus_per_task=2"]
@@ -288,3 +307,28 @@ def test_the_script_is_valid_shell(tmp_path: Path) -> None:
     assert "module load 'a b; touch x'" in outcome.out
     subprocess.run(["bash", "-n"], input=outcome.out, text=True, check=True)
     assert not workplace.run.exists()
+
+
+def test_a_job_that_reaches_its_time_limit_saves_is_requeued_and_goes_on_as_if_nothing_had_been(
+    limited: tuple[Run, str], expected: list[Any]
+) -> None:
+    run, job = limited
+    run.cluster.wait_for("the time limit", lambda: run.state(job).restarts > 0, JOB_S)
+    run.release()
+    state = run.finish(job)
+    assert (state.state, state.restarts) == ("COMPLETED", 1), run.log()
+    assert losses(run.workplace) == expected
+    assert "resuming at step 21" in run.log()
+
+
+def test_a_failure_is_told_within_seconds(cluster: Cluster, tmp_path: Path) -> None:
+    """From a rank's death to the job's end."""
+    run = Run(cluster, tmp_path, hold=3)
+    job = run.submit_and_hold()
+    victim = next(process for process in cluster.steps() if process.name() == "trimaran-2" and process.cwd() == str(tmp_path))
+    victim.kill()
+    start = time.monotonic()
+    state = run.finish(job)
+    assert time.monotonic() - start < 60  # under 5 s on idle cores, plus the probe of the nodes
+    assert (state.state, state.exit_code) == ("FAILED", 137), run.log()
+    assert "error: rank 2 (host n" in run.log()

@@ -1,0 +1,61 @@
+"""One node of several: the agent that starts its ranks. Under Slurm with slurm.tasks node it is a task; by hand, `trimaran train` on every node."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trimaran.launchers.elastic import Node, get_ready, run_ranks
+from trimaran.launchers.outcome import exit_code_after
+from trimaran.launchers.place import node_name
+from trimaran.launchers.worker import run_spec_of_agent
+from trimaran.runtime.spec import RunSpec
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
+
+
+def run_node(node: Node, spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
+    """Run this node's ranks and return when those of all nodes have ended, with the exit code of the one here that failed first, or 0."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        run_ranks(node, spec, run_spec_of_agent, str(spec_path), *overrides)
+    except ChildFailedError as error:
+        code = next(iter(error.failures.values())).exitcode
+        return code if code > 0 else 128 - code
+    except SignalException as error:
+        return exit_code_after(error.sigval)
+    return 0
+
+
+def run_node_by_hand(spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
+    """Be one of launcher.nodes nodes, which meet at launcher.rendezvous; return the exit code.
+
+    Raises:
+        AddressError: nothing answers there within launcher.start_timeout_s.
+    """
+    assert spec.launcher.rendezvous is not None, "checked with the spec"
+    ranks = spec.world_size // spec.launcher.nodes
+    get_ready(spec, ranks)
+    from trimaran.launchers.addresses import address_towards, interface_address
+
+    host, _, port = spec.launcher.rendezvous.rpartition(":")
+    store = _store_at(host, int(port), spec.launcher.start_timeout_s)
+    address = interface_address(spec.launcher.interface) if spec.launcher.interface else address_towards(store.host)
+    logs = Path(spec.train.output_dir) / "logs" / time.strftime("agents-%Y%m%d-%H%M%S") / node_name({})
+    return run_node(Node(store, address, spec.launcher.nodes, ranks, logs), spec, spec_path, overrides)
+
+
+def _store_at(host: str, port: int, timeout_s: float) -> "TCPStore":
+    """The nodes' store: served here where the address is this node's, else that of the node whose it is."""
+    from trimaran.launchers.addresses import AddressError, interface_of, resolve_name
+    from trimaran.launchers.rendezvous import connect_store, serve_store
+
+    addresses = [address for address in resolve_name(host) if interface_of(address)]
+    if addresses:
+        try:
+            return serve_store(addresses[0], port)
+        except AddressError:  # another agent of this run on this node serves it already, or the port is taken: joining tells which
+            pass
+    return connect_store(host, port, timeout_s, "the store of the nodes (launcher.rendezvous)")
