@@ -257,16 +257,6 @@ def test_a_rank_that_fails_ends_the_job_is_named_first_and_secrets_stay_in_the_e
     assert [file for file in run.run.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()] == []
 
 
-def test_an_array_runs_every_combination(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, train={"num_steps": 3}, parallel={"tp": 1, "pp": 2})
-    outcome = run.trimaran("train", "spec.yaml", "--launcher", "slurm", "--array", "optimizer.lr=1e-3,1e-2", "--array", "seed=1,2")
-    assert outcome.returncode == 0, outcome.stderr
-    folders = [run.run.with_name(f"run-{index}") for index in range(4)]
-    for folder in folders:
-        assert run.finish(jobs_of(folder)[-1]["job"]).state == "COMPLETED", (folder / "logs").glob("*.log")
-    assert len({(folder / "metrics.jsonl").read_text() for folder in folders}) == 4
-
-
 def test_names_that_a_shell_would_run_do_nothing(cluster: Cluster, tmp_path: Path) -> None:
     run = Run(cluster, tmp_path, train={"num_steps": 2}, parallel={"tp": 1, "pp": 1}, slurm={"nodes": 1})
     hostile = "run of; touch x & (touch y)"
@@ -304,6 +294,9 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
             shown, cwd=tmp_path, env=run.environment | {"PATH": path}, capture_output=True, text=True, timeout=JOB_S, check=False
         )
         assert done.returncode == 0, f"{number}: {shown}\n{done.stdout}\n{done.stderr}\n{run.log()}"
+    assert len({(folder / "metrics.jsonl").read_text() for folder in tmp_path.glob("run-*")}) == 4, (
+        "a run for each combination of the array"
+    )
 
 
 def test_the_script_is_valid_shell(tmp_path: Path) -> None:

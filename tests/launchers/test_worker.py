@@ -1,4 +1,7 @@
-"""Which device a rank takes."""
+"""Which device a rank takes, and what it does not import."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -24,3 +27,12 @@ def test_a_rank_with_a_gpu_of_its_own_takes_it(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert choose_device("auto", 3, 8) == torch.device("cuda", 3)
     assert taken == [torch.device("cuda", 3)]
+
+
+def test_a_rank_starts_without_the_compiler() -> None:
+    """torch._dynamo and the sympy that it brings take as long to import as half of torch."""
+    program = (
+        "import sys, trimaran.launchers.work; print(sorted({'torch._dynamo', 'sympy', 'matplotlib', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
