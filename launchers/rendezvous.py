@@ -47,7 +47,12 @@ class Meeting:
                 absent = [rank for rank in absent if not self.store.check([f"here/{rank}"])]
                 time.sleep(_POLL_S)
             self.store.set("absent", json.dumps(absent))
-        return list(json.loads(self.wait_for("absent")))
+            # Rank 0, which serves the store, may leave after this.
+            self.store.wait([f"heard/{rank}" for rank in range(1, self.place.world_size) if rank not in absent])
+            return absent
+        absent = list(json.loads(self.wait_for("absent")))
+        self.store.set(f"heard/{self.place.rank}", "")
+        return absent
 
     def close_door(self) -> None:
         """Take the notice down: nobody is expected any more, and a later start must not read it."""

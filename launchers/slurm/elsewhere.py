@@ -19,6 +19,7 @@ from trimaran.launchers.slurm.verdict import Verdict
 from trimaran.runtime.checkpoint.folder import latest, step_of
 from trimaran.runtime.spec import RunSpec, load_spec
 
+_MOST_ATTEMPTS = 2  # without another checkpoint between them: then the nodes are not what is wrong
 _REQUEUED_S = 20.0
 _ANSWER_S = 20.0
 
@@ -83,8 +84,8 @@ def leave_out(spec: RunSpec, found: Verdict) -> int:
     Raises:
         SlurmError: Slurm refuses it.
     """
-    if found.attempts > spec.slurm.max_attempts:
-        print(f"error: asked {found.attempts - 1} times in a row for other nodes already (slurm.max_attempts)", file=sys.stderr)
+    if found.attempts > _MOST_ATTEMPTS:
+        print(f"error: other nodes were asked for {_MOST_ATTEMPTS} times, and the run has not got on since", file=sys.stderr)
         return 1
     job = os.environ["SLURM_JOB_ID"]
     excluded = ",".join([*([spec.slurm.exclude] if spec.slurm.exclude else []), *found.excluded])

@@ -78,6 +78,3 @@ class SlurmSection(BaseModel):
     signal_lead_s: NonNegativeWhole = Field(default=120, description="Seconds before the time limit at which the ranks save and leave.")
     preflight: bool = Field(default=True, description="Whether every node is examined before the ranks start.")
     preflight_min_free_gib: NonNegative = Field(default=1.0, description="Free disk of the run folder that the preflight asks for, in GiB.")
-    max_attempts: NonNegativeWhole = Field(
-        default=2, description="How often in a row a job asks for other nodes in place of unfit or lost ones."
-    )

@@ -299,6 +299,16 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
     )
 
 
+def test_the_time_to_the_first_step_is_taken_apart(cluster: Cluster, tmp_path: Path) -> None:
+    run = Run(cluster, tmp_path)
+    command = [sys.executable, str(ROOT / "benchmarks" / "slurm_start.py"), "spec.yaml", "--repeats", "1"]
+    done = subprocess.run(command, cwd=tmp_path, env=run.environment, capture_output=True, text=True, timeout=JOB_S, check=False)
+    assert done.returncode == 0, done.stderr
+    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
+    assert cells[:2] == ["4", "2"]
+    assert float(cells[3]) > float(cells[4]) > 0
+
+
 def test_the_script_is_valid_shell(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path, parallel=PARALLEL)
     settings = ["slurm.nodes=2", "slurm.modules=[cuda/12.4, 'a b; touch x']", "slurm.container=image.sif", "slurm.cpus_per_task=2"]

@@ -268,6 +268,23 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "slurm.nodes: nodes (3) must divide the number of ranks (1 = tp * pp * dp * cp), for every node gets equally many; set slurm.nodes to 1",
     ),
     (
+        {"launcher.nodes": 1, "launcher.rendezvous": "n1"},
+        "launcher.rendezvous: must be HOST:PORT, got 'n1'; write one such as n1:29400",
+    ),
+    ({"launcher.rendezvous": "$(id):1"}, "launcher.rendezvous: must be HOST:PORT, got '$(id):1'; write one such as n1:29400"),
+    (
+        {"launcher.nodes": 2, "parallel.dp": 2, "train.global_batch_size": 32},
+        "launcher.nodes: nodes (2) must meet somewhere, and launcher.rendezvous is not set; set launcher.rendezvous to HOST:PORT, such as n1:29400",
+    ),
+    (
+        {"launcher.nodes": 2, "launcher.kind": "slurm", "parallel.dp": 2, "train.global_batch_size": 32},
+        "launcher.nodes: nodes (2) is for kind local, got kind slurm; set launcher.nodes to 1; under slurm the nodes are slurm.nodes",
+    ),
+    (
+        {"launcher.nodes": 2, "launcher.rendezvous": "n1:29400"},
+        "launcher.nodes: nodes (2) must divide the number of ranks (1 = tp * pp * dp * cp); set launcher.nodes to 1",
+    ),
+    (
         {"slurm.partition": "gpu; rm"},
         "slurm.partition: must be one word as sbatch takes it, without spaces, quotes and dollar signs, got 'gpu; rm'",
     ),
@@ -345,7 +362,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"launcher": "local"},
         (
             "launcher: must be a section with fields, got 'local'; write its fields below it, indented: kind, device, threads_per_rank, "
-            "timeout_s, max_restarts, start_timeout_s, interface"
+            "timeout_s, max_restarts, nodes, rendezvous, start_timeout_s, interface"
         ),
     ),
     # unknown names

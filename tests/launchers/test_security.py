@@ -1,0 +1,29 @@
+"""What a run opens to others: no port but on loopback, no file that others may write, no secret of the environment in its folder."""
+
+import stat
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launchers.runs import Hold, make_workplace
+
+pytestmark = pytest.mark.slow
+SECRET = "hunter2-of-the-hub"
+
+
+def test_a_local_run_opens_nothing_to_others(tmp_path: Path) -> None:
+    workplace = make_workplace(tmp_path, parallel={"tp": 2, "pp": 2}, train={"num_steps": 6, "eval_interval": 0})
+    hold = Hold(tmp_path / "hold", 3)
+    with workplace.start_training(environment=hold.environment | {"HF_TOKEN": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET}) as command:
+        command.wait_until(lambda: hold.reached)
+        family = [psutil.Process(command.process.pid), *psutil.Process(command.process.pid).children(recursive=True)]
+        listening = {each.laddr.ip for process in family for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN}
+        hold.release()
+        outcome = command.finish()
+    assert outcome.code == 0, outcome.err
+    assert listening == {"127.0.0.1"}
+    files = list(workplace.run.rglob("*"))
+    assert [file for file in files if not file.is_symlink() and file.stat().st_mode & stat.S_IWOTH] == []
+    assert [file for file in files if file.is_file() and SECRET.encode() in file.read_bytes()] == []
+    assert SECRET not in outcome.out + outcome.err
