@@ -185,7 +185,9 @@ def serve_store(address: str, port: int) -> TCPStore:
     try:
         listener = socket.create_server((address, port), backlog=1024)
     except OSError as error:
-        raise AddressError(f"this node can't listen at {address}:{port}: {error.strerror or error}; see launcher.interface") from error
+        raise AddressError(
+            f"this node can't listen at {address}:{port}: {os.strerror(error.errno or 0)}; see launcher.interface"
+        ) from error
     host, port = listener.getsockname()[:2]
     return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
