@@ -3,9 +3,6 @@
 Nothing sleeps for a fixed time: states are waited for, and rank 0 is held at a step where something shall happen to a run that is under way.
 """
 
-import re
-import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -15,19 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.launchers.runs import RAISE_AT_STEP_6, TRIMARAN, Hold, fault, losses, make_workplace, trimaran
+from tests.launchers.runs import RAISE_AT_STEP_6, fault, losses, make_workplace, trimaran
 from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
-from trimaran.launchers.slurm.commands import parse_state
+from tests.launchers.slurm_runs import FOUR_RANKS, JOB_S, OFTEN, STEPS, TRAIN, TWO_RANKS, Run
 from trimaran.launchers.slurm.job import jobs_of
 from trimaran.runtime.checkpoint.folder import latest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
-ROOT = Path(__file__).parents[2]
-TWO_RANKS, FOUR_RANKS = {"tp": 2, "pp": 1}, {"tp": 2, "pp": 2}
-STEPS = 30
-TRAIN = {"num_steps": STEPS, "eval_interval": 0}
-OFTEN = {"interval": 10, "keep_last": 20}
-JOB_S = 300.0  # twenty seconds on idle cores
 SECRET = "hunter2-of-the-hub"
 
 
@@ -35,74 +26,6 @@ SECRET = "hunter2-of-the-hub"
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with running_cluster(tmp_path_factory.mktemp("slurm"), nodes=6, cpus=16) as cluster:
         yield cluster
-
-
-class Run:
-    """A workplace whose run is a batch job; with `hold` one that waits before the step after it."""
-
-    def __init__(
-        self,
-        cluster: Cluster,
-        folder: Path,
-        *,
-        hold: int | None = None,
-        environment: dict[str, str] | None = None,
-        **sections: dict[str, Any],
-    ) -> None:
-        defaults: dict[str, dict[str, Any]] = {
-            "parallel": TWO_RANKS,
-            "train": TRAIN,
-            "checkpoint": OFTEN,
-            "slurm": {"nodes": 2, "preflight": False},
-            "launcher": {"start_timeout_s": 120.0, "timeout_s": 600.0},  # ranks wait for the one that is held
-        }
-        for name, fields in sections.items():
-            defaults[name] = defaults.get(name, {}) | fields
-        self.cluster, self.workplace = cluster, make_workplace(folder, **defaults)
-        self.run = self.workplace.run
-        self.hold = None if hold is None else Hold(folder, hold)
-        self.environment = cluster.environment | (self.hold.environment if self.hold else {}) | (environment or {})
-
-    def trimaran(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command; the job's ranks work in the same folder and are none of its own."""
-        return subprocess.run(
-            [*TRIMARAN, *arguments],
-            cwd=self.workplace.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=JOB_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-
-    def submit(self, *options: str) -> str:
-        outcome = self.trimaran("train", "spec.yaml", "--launcher", "slurm", *options)
-        assert outcome.returncode == 0, outcome.stderr
-        return jobs_of(self.run)[-1]["job"]
-
-    def submit_and_hold(self) -> str:
-        """Submit the job and return it when rank 0 is held."""
-        job, hold = self.submit(), self.hold
-        assert hold is not None
-        self.cluster.wait_for("the step to hold at", lambda: hold.reached or self.state(job).has_ended, JOB_S)
-        assert hold.reached, self.log()
-        return job
-
-    def release(self) -> None:
-        assert self.hold is not None
-        self.hold.release()
-
-    def state(self, job: str) -> Any:
-        return parse_state(self.cluster.call("scontrol", "show", "job", job, "--oneliner").splitlines()[0])
-
-    def log(self) -> str:
-        return "\n".join(file.read_text(errors="replace") for file in sorted((self.run / "logs").glob("slurm-*.log")))
-
-    def finish(self, job: str) -> Any:
-        """Wait for the job's end; return its state."""
-        self.cluster.wait_for(f"the end of job {job}", lambda: self.state(job).has_ended, JOB_S)
-        return self.state(job)
 
 
 def train_here(folder: Path, parallel: dict[str, int]) -> list[Any]:
@@ -281,43 +204,6 @@ def test_names_that_a_shell_would_run_do_nothing(cluster: Cluster, tmp_path: Pat
     assert refused.returncode == 2
     assert "has characters that an #SBATCH line can't hold" in refused.stderr
     assert not (tmp_path / "x").exists()
-
-
-def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path: Path) -> None:
-    """The lines of docs/clusters.md that start a program, in their order, with a spec of four steps and its run."""
-    text = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```text\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [re.split(r"\s{2,}", line)[0] for block in blocks for line in block.splitlines()]
-    commands = [shlex.split(line) for line in lines if line.startswith(("trimaran ", "torchrun ", "mpirun ", "srun "))]
-    assert len(commands) >= 10
-    run = Run(cluster, tmp_path, train={"num_steps": 4}, slurm={"nodes": 1})
-    path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
-    words = {"SPEC": "spec.yaml", "RUN": "run", "8": "2"}
-    for number, command in enumerate(commands):
-        if "n1:29400" in command or "launcher.nodes=2" in command:  # test_other_launchers runs these, on two nodes
-            continue
-        if command[0] != "trimaran" or command[1] == "train":
-            for folder in tmp_path.glob("run*"):
-                assert all(run.finish(job["job"]).state == "COMPLETED" for job in jobs_of(folder)), run.log()
-            shutil.rmtree(run.run, ignore_errors=True)
-        shown = [words.get(word, word) for word in command]
-        done = subprocess.run(
-            shown, cwd=tmp_path, env=run.environment | {"PATH": path}, capture_output=True, text=True, timeout=JOB_S, check=False
-        )
-        assert done.returncode == 0, f"{number}: {shown}\n{done.stdout}\n{done.stderr}\n{run.log()}"
-    assert len({(folder / "metrics.jsonl").read_text() for folder in tmp_path.glob("run-*")}) == 4, (
-        "a run for each combination of the array"
-    )
-
-
-def test_the_time_to_the_first_step_is_taken_apart(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path)
-    command = [sys.executable, str(ROOT / "benchmarks" / "slurm_start.py"), "spec.yaml", "--repeats", "1"]
-    done = subprocess.run(command, cwd=tmp_path, env=run.environment, capture_output=True, text=True, timeout=JOB_S, check=False)
-    assert done.returncode == 0, done.stderr
-    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
-    assert cells[:2] == ["2", "2"]
-    assert all(float(cell) > 0 for cell in cells[3:5])
 
 
 def test_the_script_is_valid_shell(tmp_path: Path) -> None:

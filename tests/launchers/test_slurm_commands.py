@@ -1,0 +1,61 @@
+"""On a real Slurm: the commands of docs/clusters.md, and the benchmark of a job's start."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
+from tests.launchers.slurm_runs import JOB_S, Run
+from trimaran.launchers.slurm.job import jobs_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running_cluster(tmp_path_factory.mktemp("slurm"), nodes=2, cpus=16) as cluster:
+        yield cluster
+
+
+def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path: Path) -> None:
+    """The lines of docs/clusters.md that start a program, in their order, with a spec of four steps and its run."""
+    text = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```text\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [re.split(r"\s{2,}", line)[0] for block in blocks for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith(("trimaran ", "torchrun ", "mpirun ", "srun "))]
+    assert len(commands) >= 10
+    run = Run(cluster, tmp_path, train={"num_steps": 4}, slurm={"nodes": 1})
+    path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
+    words = {"SPEC": "spec.yaml", "RUN": "run", "8": "2"}
+    for number, command in enumerate(commands):
+        if "n1:29400" in command or "launcher.nodes=2" in command:  # test_other_launchers runs these, on two nodes
+            continue
+        if command[0] != "trimaran" or command[1] == "train":
+            for folder in tmp_path.glob("run*"):
+                assert all(run.finish(job["job"]).state == "COMPLETED" for job in jobs_of(folder)), run.log()
+            shutil.rmtree(run.run, ignore_errors=True)
+        shown = [words.get(word, word) for word in command]
+        done = subprocess.run(
+            shown, cwd=tmp_path, env=run.environment | {"PATH": path}, capture_output=True, text=True, timeout=JOB_S, check=False
+        )
+        assert done.returncode == 0, f"{number}: {shown}\n{done.stdout}\n{done.stderr}\n{run.log()}"
+    assert len({(folder / "metrics.jsonl").read_text() for folder in tmp_path.glob("run-*")}) == 4, (
+        "a run for each combination of the array"
+    )
+
+
+def test_the_time_to_the_first_step_is_taken_apart(cluster: Cluster, tmp_path: Path) -> None:
+    run = Run(cluster, tmp_path)
+    command = [sys.executable, str(ROOT / "benchmarks" / "slurm_start.py"), "spec.yaml", "--repeats", "1"]
+    done = subprocess.run(command, cwd=tmp_path, env=run.environment, capture_output=True, text=True, timeout=JOB_S, check=False)
+    assert done.returncode == 0, done.stderr
+    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
+    assert cells[:2] == ["2", "2"]
+    assert all(float(cell) > 0 for cell in cells[3:5])
