@@ -2,8 +2,8 @@
 
     python benchmarks/compile_kernels.py [--chip sm_90] [--op activation] [--markdown benchmarks/KERNELS.md]
 
-A case calls an op on tensors of the meta device, forward and backward, so that what is compiled is what a GPU would run. Exits with 1 where a kernel
-spills, uses a stack or asks for more shared memory than the chip has.
+A case calls an op on tensors of the meta device, forward and backward, so that what is compiled is what a GPU would
+run. Exits with 1 where a kernel spills, uses a stack or asks for more shared memory than the chip has.
 """
 
 import argparse
@@ -40,7 +40,9 @@ def _activation() -> None:
         backward(op(meta(4096, 16384, dtype=torch.bfloat16)))
     for op in (activation.triton_swiglu, activation.triton_geglu, activation.triton_geglu_tanh):
         backward(op(meta(4096, 2 * 11008, dtype=torch.bfloat16)))
-    backward(activation.triton_geglu(meta(4096, 2 * 11008, dtype=torch.float32)))  # float32 takes the most registers here
+    backward(
+        activation.triton_geglu(meta(4096, 2 * 11008, dtype=torch.float32))
+    )  # float32 takes the most registers here
 
 
 def _cross_entropy() -> None:
@@ -54,7 +56,9 @@ def _cross_entropy() -> None:
 
 
 def _rotary() -> None:
-    def run(op: Callable[..., Tensor], num_heads: int, head_dim: int, rot: int, dtype: torch.dtype, interleaved: bool) -> None:
+    def run(
+        op: Callable[..., Tensor], num_heads: int, head_dim: int, rot: int, dtype: torch.dtype, interleaved: bool
+    ) -> None:
         cos, sin = (torch.empty(4096, rot // 2, dtype=dtype, device="meta") for _ in range(2))
         backward(op(meta(2, 4096, num_heads, head_dim, dtype=dtype) * 1.0, cos, sin, interleaved))
 
@@ -79,11 +83,20 @@ def _adamw() -> None:
 
 
 def _decode() -> None:
-    def call(head_dim: int, batch: int = 2, q_len: int = 1, page: int = 0, dtype: torch.dtype = torch.bfloat16, **options: Any) -> None:
+    def call(
+        head_dim: int,
+        batch: int = 2,
+        q_len: int = 1,
+        page: int = 0,
+        dtype: torch.dtype = torch.bfloat16,
+        **options: Any,
+    ) -> None:
         cache = meta(4096 if page else batch, page or 32768, 8, head_dim, dtype=dtype)
         table = meta(batch, 32768 // page, dtype=torch.int32) if page else None
         lengths = meta(batch, dtype=torch.int32)
-        decode.triton_decode_attention(meta(batch, q_len, 32, head_dim, dtype=dtype), cache, cache, lengths, block_table=table, **options)
+        decode.triton_decode_attention(
+            meta(batch, q_len, 32, head_dim, dtype=dtype), cache, cache, lengths, block_table=table, **options
+        )
         if head_dim == 128 and not options and dtype == torch.bfloat16:
             new = meta(batch, q_len, 8, head_dim, dtype=dtype)
             decode.triton_append_to_cache_(cache, cache, new, new, lengths, block_table=table)
@@ -102,11 +115,15 @@ def _decode() -> None:
         call(head_dim, batch=128, dtype=torch.float32)
 
 
-def _attend(head_dim: int, dtype: torch.dtype, *, deterministic: bool = True, packed: bool = False, extras: bool = False) -> None:
+def _attend(
+    head_dim: int, dtype: torch.dtype, *, deterministic: bool = True, packed: bool = False, extras: bool = False
+) -> None:
     """Attention forward and backward: causal alone; with all that a plain configuration serves; with dropout and soft cap too."""
     q = meta(2, 4096, 16, head_dim, dtype=dtype)
     k, v = (meta(2, 4096, 4, head_dim, dtype=dtype) for _ in range(2))
-    options = AttentionOptions(window=1000 if packed else None, softcap=30.0 if extras else None, deterministic=deterministic)
+    options = AttentionOptions(
+        window=1000 if packed else None, softcap=30.0 if extras else None, deterministic=deterministic
+    )
     slopes = torch.empty(16, device="meta") if packed else None
     documents = Documents(torch.empty(9, dtype=torch.int32, device="meta"), longest=4096) if packed else None
     drop = AttentionDropout(0.1, (1, 2), first_sample=0, first_head=0, total_heads=16) if extras else None
@@ -202,7 +219,10 @@ def main() -> int:
     parser.add_argument("--op", choices=CASES, action="append", help="only this op; may be repeated")
     parser.add_argument("--markdown", type=Path, help="write the table there too")
     args = parser.parse_args()
-    lines = ["| chip | kernel | configuration | registers | stack bytes | shared bytes | matrix instructions |", "|" + "---|" * 7]
+    lines = [
+        "| chip | kernel | configuration | registers | stack bytes | shared bytes | matrix instructions |",
+        "|" + "---|" * 7,
+    ]
     print("\n".join(lines), flush=True)
     wrong = 0
     for chip in args.chip or CHIPS:

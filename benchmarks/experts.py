@@ -2,10 +2,11 @@
 
     python benchmarks/experts.py [--threads 1] [--rounds 15] [--dtype float32] [HIDDEN,FFN,EXPERTS,PER_TOKEN,TOKENS ...]
 
-Prints, for each shape, the tokens a second of CPU time of a training step of the layer, and of its forward pass alone: ours, and transformers' with a loop
-over the experts (eager) and with its grouped matrix products. They are measured in turns and the best of the rounds counts. CPU time and not the clock's:
-other work on the same cores stretches the latter at random; with one thread the two are the same on an idle machine. Ours adds the gradients to the
-float32 buffers of the optimizer, theirs to `.grad`.
+Prints, for each shape, the tokens a second of CPU time of a training step of the layer, and of its forward pass alone:
+ours, and transformers' with a loop over the experts (eager) and with its grouped matrix products. They are measured in
+turns and the best of the rounds counts. CPU time and not the clock's: other work on the same cores stretches the latter
+at random; with one thread the two are the same on an idle machine. Ours adds the gradients to the float32 buffers of
+the optimizer, theirs to `.grad`.
 """
 
 import argparse
@@ -57,7 +58,11 @@ def best_tokens_per_second(shape: str, dtype: torch.dtype, rounds: int) -> dict[
     """Return (training step, forward pass) in tokens a second of CPU time by name. Raises RuntimeError where the layers do not agree."""
     hidden, ffn, experts, per_token, tokens = map(int, shape.split(","))
     layer = ours(hidden, ffn, experts, per_token, dtype)
-    layers: dict[str, Layer] = {"ours": layer, "eager": theirs(layer, "eager"), "grouped_mm": theirs(layer, "grouped_mm")}
+    layers: dict[str, Layer] = {
+        "ours": layer,
+        "eager": theirs(layer, "eager"),
+        "grouped_mm": theirs(layer, "grouped_mm"),
+    }
     x, dy = (torch.randn(1, tokens, hidden).to(dtype) for _ in range(2))
     outputs = [run(x).detach() for run in layers.values()]
     if any(not torch.allclose(outputs[0], other, rtol=0.05, atol=0.05 * float(other.abs().max())) for other in outputs):
@@ -98,7 +103,8 @@ def main() -> None:
         for index, words in enumerate(("training", "forward")):
             mine, eager, grouped = (rates[name][index] for name in ("ours", "eager", "grouped_mm"))
             print(
-                f"| {shape} | {words} | {mine:.0f} | {eager:.0f} | {grouped:.0f} | {mine / eager:.2f} | {mine / grouped:.2f} |", flush=True
+                f"| {shape} | {words} | {mine:.0f} | {eager:.0f} | {grouped:.0f} | {mine / eager:.2f} | {mine / grouped:.2f} |",
+                flush=True,
             )
 
 

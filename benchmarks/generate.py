@@ -2,10 +2,11 @@
 
     python benchmarks/generate.py [--model llama-small ...] [--threads 2] [--repeats 5] [--smoke]
 
-Both continue the same prompts by the same number of tokens; that the tokens are the same is checked first. The two take turns, so that a slow moment meets
-both, and medians are printed: of the whole call, and of a pass that makes the next token of each prompt (the difference between a whole call and one
-that ends with the first token, divided by the passes between). A ratio above 1 says that trimaran is faster; that of CPU time is less disturbed by what
-else the machine does. "ragged" prompts have different lengths.
+Both continue the same prompts by the same number of tokens; that the tokens are the same is checked first. The two take
+turns, so that a slow moment meets both, and medians are printed: of the whole call, and of a pass that makes the next
+token of each prompt (the difference between a whole call and one that ends with the first token, divided by the passes
+between). A ratio above 1 says that trimaran is faster; that of CPU time is less disturbed by what else the machine
+does. "ragged" prompts have different lengths.
 """
 
 import argparse
@@ -108,7 +109,9 @@ def our_model(theirs: Any) -> tuple[RunSpec, Stage]:
     stored, units, weights = theirs.state_dict(), resolve(family, config), {}
     names = locate(family, units, stored).names
     for unit in units:
-        weights |= dict(zip(unit.ours, unit.to_ours([stored[names[name]] for name in unit.theirs], config), strict=True))
+        weights |= dict(
+            zip(unit.ours, unit.to_ours([stored[names[name]] for name in unit.theirs], config), strict=True)
+        )
     stage.load_state_dict(weights)
     return spec, stage
 
@@ -118,14 +121,18 @@ def make_both(theirs: Any, mesh: Mesh) -> dict[str, Continue]:
     spec, stage = our_model(theirs)
 
     def ours(prompts: Prompts, new_tokens: int) -> list[list[int]]:
-        return [each.tokens for each in generate({0: stage}, mesh, spec, prompts, Sampling(new_tokens, temperature=0.0))]
+        return [
+            each.tokens for each in generate({0: stage}, mesh, spec, prompts, Sampling(new_tokens, temperature=0.0))
+        ]
 
     def transformers_(prompts: Prompts, new_tokens: int) -> list[list[int]]:
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         # No token ends a text: both must make as many.
-        out = theirs.generate(ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, eos_token_id=None)
+        out = theirs.generate(
+            ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, eos_token_id=None
+        )
         found: list[list[int]] = out[:, longest:].tolist()
         return found
 
@@ -145,28 +152,44 @@ class Figures:
 def check_same(model: Any, prompts: Prompts, ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> None:
     """Exit where the tokens differ, but for two that are equally likely within float32's rounding, after which the texts are not compared."""
     for prompt, our_tokens, their_tokens in zip(prompts, ours, theirs, strict=True):
-        first = next((index for index, (our, their) in enumerate(zip(our_tokens, their_tokens, strict=True)) if our != their), None)
+        first = next(
+            (index for index, (our, their) in enumerate(zip(our_tokens, their_tokens, strict=True)) if our != their),
+            None,
+        )
         if first is None:
             continue
         logits = model(torch.tensor([[*prompt, *our_tokens[:first]]])).logits[0, -1]
         gap = float((logits[our_tokens[first]] - logits[their_tokens[first]]).abs() / logits.abs().max())
         if gap > TIE:
-            raise SystemExit(f"different tokens for the same prompt, {gap:.1e} of the largest logit apart:\n{our_tokens}\n{their_tokens}")
+            raise SystemExit(
+                f"different tokens for the same prompt, {gap:.1e} of the largest logit apart:\n{our_tokens}\n{their_tokens}"
+            )
 
 
-def measure(ways: Mapping[str, Continue], model: Any, prompts: Prompts, new_tokens: int, repeats: int) -> dict[str, Figures]:
+def measure(
+    ways: Mapping[str, Continue], model: Any, prompts: Prompts, new_tokens: int, repeats: int
+) -> dict[str, Figures]:
     """Return the figures of each way; exit where their tokens differ."""
     tokens = {name: way(prompts, new_tokens) for name, way in ways.items()}
     check_same(model, prompts, tokens["ours"], tokens["theirs"])
-    times: dict[tuple[str, int], list[tuple[float, float]]] = {(name, count): [] for count in (new_tokens, 1) for name in ways}
+    times: dict[tuple[str, int], list[tuple[float, float]]] = {
+        (name, count): [] for count in (new_tokens, 1) for name in ways
+    }
     for _ in range(repeats):
         for (name, count), measured in times.items():
             start = time.perf_counter(), time.process_time()
             ways[name](prompts, count)
             measured.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    wall, cpu = ({key: statistics.median(each[which] for each in measured) for key, measured in times.items()} for which in (0, 1))
+    wall, cpu = (
+        {key: statistics.median(each[which] for each in measured) for key, measured in times.items()}
+        for which in (0, 1)
+    )
     return {
-        name: Figures(wall[name, new_tokens], cpu[name, new_tokens], (wall[name, new_tokens] - wall[name, 1]) / max(1, new_tokens - 1))
+        name: Figures(
+            wall[name, new_tokens],
+            cpu[name, new_tokens],
+            (wall[name, new_tokens] - wall[name, 1]) / max(1, new_tokens - 1),
+        )
         for name in ways
     }
 
@@ -176,7 +199,8 @@ def prompts_of(kind: str, length: int, vocab_size: int) -> Prompts:
     generator = torch.Generator().manual_seed(2)
     count = int(kind.split()[0])
     lengths = [
-        max(1, length // 4 + (length - length // 4) * row // max(1, count - 1)) if "ragged" in kind else length for row in range(count)
+        max(1, length // 4 + (length - length // 4) * row // max(1, count - 1)) if "ragged" in kind else length
+        for row in range(count)
     ]
     return [torch.randint(vocab_size, (each,), generator=generator).tolist() for each in lengths]
 
@@ -184,12 +208,16 @@ def prompts_of(kind: str, length: int, vocab_size: int) -> Prompts:
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", choices=list(MODELS), help="may be repeated; all of them unless told")
+    parser.add_argument(
+        "--model", action="append", choices=list(MODELS), help="may be repeated; all of them unless told"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of both")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--smoke", action="store_true", help="tiny models, to see that the benchmark runs; its figures mean nothing")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny models, to see that the benchmark runs; its figures mean nothing"
+    )
     options = parser.parse_args()
     if options.smoke:
         models, options.repeats, options.prompt_tokens, options.new_tokens = SMOKE, 1, 8, 4

@@ -2,8 +2,8 @@
 
     python benchmarks/head.py [--threads 2] [--rounds 20] [TOKENS,HIDDEN,VOCABULARY ...]
 
-Prints, for each shape, the median times of both (measured in turns, so that a slow moment meets both), their ratio, and the most memory that each holds
-at once above what was held before, by torch's own count of its allocations.
+Prints, for each shape, the median times of both (measured in turns, so that a slow moment meets both), their ratio, and
+the most memory that each holds at once above what was held before, by torch's own count of its allocations.
 """
 
 import argparse
@@ -82,7 +82,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(1)
     torch.set_num_threads(args.threads)
-    print("| tokens, hidden, vocabulary | torch ms | ours ms | torch / ours | torch peak MiB | ours peak MiB |\n|---|---|---|---|---|---|")
+    print(
+        "| tokens, hidden, vocabulary | torch ms | ours ms | torch / ours | torch peak MiB | ours peak MiB |\n|---|---|---|---|---|---|"
+    )
     for shape in args.shapes:
         times = median_ms(shape, args.rounds)
         peaks = {name: peak_mib(shape, name) for name in times}

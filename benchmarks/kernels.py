@@ -1,13 +1,15 @@
 """What the Triton kernels give and how fast they are, on this machine's NVIDIA GPU.
 
-    python benchmarks/kernels.py                             every op: compared with its twin, then timed; then the training step of a whole model
-    python benchmarks/kernels.py --op attention --op decode  some of them
-    python benchmarks/kernels.py --tune --op attention_forward   choose configurations, written to kernels/tuned/CHIP.json
+    python benchmarks/kernels.py                             every op: compared with its twin, then timed; then the
+    training step of a whole model python benchmarks/kernels.py --op attention --op decode  some of them
+    python benchmarks/kernels.py --tune --op attention_forward   choose configurations, written to
+    kernels/tuned/CHIP.json
 
-Every op (for a model: all of them) is first compared with its torch twin in float64, and a second run of it must give the same bits; one that differs
-is not timed, and the exit status is 1. Speed is that of the device alone
-(CUDA events, cold second-level cache, median of 25). The tables go to kernels.md, the plot of attention to attention.png in the folder --out.
-Without a GPU the exit status is 2, but for TRITON_INTERPRET=1 with --smoke, which only shows that this benchmark's own code works.
+Every op (for a model: all of them) is first compared with its torch twin in float64, and a second run of it must give
+the same bits; one that differs is not timed, and the exit status is 1. Speed is that of the device alone
+(CUDA events, cold second-level cache, median of 25). The tables go to kernels.md, the plot of attention to
+attention.png in the folder --out. Without a GPU the exit status is 2, but for TRITON_INTERPRET=1 with --smoke, which
+only shows that this benchmark's own code works.
 """
 
 import argparse
@@ -44,7 +46,11 @@ def sections_of(ops: Sequence[str]) -> dict[str, Callable[[Bench], None]]:
         "decode": decode_section,
         **{name: partial(model_section, name=name) for name in MODELS},
     }
-    return {title: section for title, section in sections.items() if title in ops or (memory and title == "memory-bound ops")}
+    return {
+        title: section
+        for title, section in sections.items()
+        if title in ops or (memory and title == "memory-bound ops")
+    }
 
 
 def nvidia_smi(field: str, *options: str) -> str:
@@ -84,15 +90,27 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command line's arguments; exits with 2 where they make no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--op", action="append", metavar="NAME", help=f"only this; may be repeated: {', '.join(OPS)}; to tune: {', '.join(TUNABLES)}"
+        "--op",
+        action="append",
+        metavar="NAME",
+        help=f"only this; may be repeated: {', '.join(OPS)}; to tune: {', '.join(TUNABLES)}",
     )
     parser.add_argument("--smoke", action="store_true", help="tiny shapes; the figures mean nothing")
-    parser.add_argument("--tune", action="store_true", help="choose the configurations of this chip instead of measuring")
     parser.add_argument(
-        "--key", action="append", default=[], metavar="KEY", help="with --tune: only this key of the tables; may be repeated"
+        "--tune", action="store_true", help="choose the configurations of this chip instead of measuring"
     )
     parser.add_argument(
-        "--tuned-dir", type=Path, default=ROOT / "kernels" / "tuned", help="folder of the table that --tune reads and writes"
+        "--key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="with --tune: only this key of the tables; may be repeated",
+    )
+    parser.add_argument(
+        "--tuned-dir",
+        type=Path,
+        default=ROOT / "kernels" / "tuned",
+        help="folder of the table that --tune reads and writes",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     arguments = parser.parse_args()
@@ -109,9 +127,18 @@ def main() -> int:
     arguments = parse_arguments()
     on_cpu = arguments.smoke and interpreting()
     device = torch.device("cpu" if on_cpu else "cuda")
-    reason = None if on_cpu else "torch finds none" if not torch.cuda.is_available() else why_not_triton(device, torch.bfloat16)
+    reason = (
+        None
+        if on_cpu
+        else "torch finds none"
+        if not torch.cuda.is_available()
+        else why_not_triton(device, torch.bfloat16)
+    )
     if reason is not None:
-        print(f"benchmarks/kernels.py needs an NVIDIA GPU: {reason}. To see that it runs: TRITON_INTERPRET=1 and --smoke", file=sys.stderr)
+        print(
+            f"benchmarks/kernels.py needs an NVIDIA GPU: {reason}. To see that it runs: TRITON_INTERPRET=1 and --smoke",
+            file=sys.stderr,
+        )
         return 2
     bench = Bench(device, arguments.smoke, Report(arguments.out / ("tuning.md" if arguments.tune else "kernels.md")))
     bench.report.add(header(device))

@@ -2,8 +2,9 @@
 
     python benchmarks/slurm_start.py SPEC [--set FIELD=VALUE ...] [--repeats 3]
 
-Jobs take turns: one trains, the next has as many tasks that import what a rank imports and end. The first training job prepares the data and is not
-counted. The preflight is switched off, as it is work of another kind; `--preflight` leaves it on. Medians are printed, in seconds:
+Jobs take turns: one trains, the next has as many tasks that import what a rank imports and end. The first training job
+prepares the data and is not counted. The preflight is switched off, as it is work of another kind; `--preflight` leaves
+it on. Medians are printed, in seconds:
 
 wait      from the submission (the command has said the job's number) to the first line of the batch script: Slurm's own
 to step   from there to the first finished step in metrics.jsonl

@@ -4,9 +4,10 @@
     python benchmarks/throughput.py tp2 tp2-pp2-dp2      some of them
     python benchmarks/throughput.py --steps 20 --without-shared-memory tp2
 
-The model: LLaMA-style, 8 layers, hidden 256, 8 heads, ffn 704, vocab 8192, seq 256, float32, AdamW, global batch 32, microbatch 2. The plain loop is one
-process with as many threads as there are cores; trimaran's ranks have one thread each (its single process has all of them). Medians over the steps
-after two of warm-up. `cpu s/step` is the CPU time of all processes together: where ranks outnumber cores it is what decides.
+The model: LLaMA-style, 8 layers, hidden 256, 8 heads, ffn 704, vocab 8192, seq 256, float32, AdamW, global batch 32,
+microbatch 2. The plain loop is one process with as many threads as there are cores; trimaran's ranks have one thread
+each (its single process has all of them). Medians over the steps after two of warm-up. `cpu s/step` is the CPU time of
+all processes together: where ranks outnumber cores it is what decides.
 """
 
 import argparse
@@ -54,7 +55,16 @@ class Setting:
     micro_batch: int = 2
 
 
-SMOKE = Setting(num_layers=4, hidden_size=32, num_heads=4, ffn_hidden_size=64, vocab_size=512, seq_len=32, global_batch=8, micro_batch=1)
+SMOKE = Setting(
+    num_layers=4,
+    hidden_size=32,
+    num_heads=4,
+    ffn_hidden_size=64,
+    vocab_size=512,
+    seq_len=32,
+    global_batch=8,
+    micro_batch=1,
+)
 
 
 class PlainBlock(nn.Module):
@@ -128,7 +138,9 @@ def plain_step(setting: Setting) -> Callable[[], None]:
     return step
 
 
-def trimaran_step(setting: Setting, layout: str, shared_memory: bool) -> tuple[Callable[[], None], Callable[[float], float]]:
+def trimaran_step(
+    setting: Setting, layout: str, shared_memory: bool
+) -> tuple[Callable[[], None], Callable[[float], float]]:
     """One optimizer step of this rank, and a function that sums a number over all ranks."""
     from trimaran.launchers.place import resolve
     from trimaran.launchers.rendezvous import meet
@@ -143,7 +155,13 @@ def trimaran_step(setting: Setting, layout: str, shared_memory: bool) -> tuple[C
             "model": {name: getattr(setting, name) for name in MODEL_FIELDS},
             "parallel": {**LAYOUTS[layout], "shared_memory": shared_memory},
             "data": {"tokenizer_vocab_size": setting.vocab_size},
-            "optimizer": {"lr": LR, "beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": WEIGHT_DECAY, "max_grad_norm": MAX_NORM},
+            "optimizer": {
+                "lr": LR,
+                "beta1": BETAS[0],
+                "beta2": BETAS[1],
+                "weight_decay": WEIGHT_DECAY,
+                "max_grad_norm": MAX_NORM,
+            },
             "train": {
                 "num_steps": 1000,
                 "global_batch_size": setting.global_batch,
@@ -158,7 +176,9 @@ def trimaran_step(setting: Setting, layout: str, shared_memory: bool) -> tuple[C
     torch.manual_seed(0)
 
     def step() -> None:
-        tokens = torch.randint(setting.vocab_size, (setting.global_batch, setting.seq_len + 1)).split(per_rank)[mesh.dp.rank]
+        tokens = torch.randint(setting.vocab_size, (setting.global_batch, setting.seq_len + 1)).split(per_rank)[
+            mesh.dp.rank
+        ]
         parts = tokens.split(setting.micro_batch)
         train_step(job, [Microbatch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), 0) for part in parts], LR)
 
@@ -204,7 +224,15 @@ def run_apart(layout: str, options: argparse.Namespace) -> dict[str, float]:
     arguments += ["--without-shared-memory"] * options.without_shared_memory + ["--smoke"] * options.smoke
     command = [sys.executable, *arguments]
     if world_size > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size), *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(world_size),
+            *arguments,
+        ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=900)
     if done.returncode:
@@ -219,7 +247,9 @@ def main() -> None:
     parser.add_argument("layouts", nargs="*", help=", ".join(LAYOUTS))
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--without-shared-memory", action="store_true", help="carry every tensor through gloo")
-    parser.add_argument("--smoke", action="store_true", help="a tiny model, to see that the benchmark runs; its figures mean nothing")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a tiny model, to see that the benchmark runs; its figures mean nothing"
+    )
     parser.add_argument("--here", type=int, metavar="THREADS", help=argparse.SUPPRESS)
     options = parser.parse_args()
     setting = SMOKE if options.smoke else Setting()
@@ -233,7 +263,9 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores, {options.steps} steps, shared memory {not options.without_shared_memory}"
     )
-    print(f"{'layout':26} {'tokens/s':>9} {'ratio':>6} {'cpu s/step':>11} {'plain tokens/s':>15} {'plain cpu s/step':>17}")
+    print(
+        f"{'layout':26} {'tokens/s':>9} {'ratio':>6} {'cpu s/step':>11} {'plain tokens/s':>15} {'plain cpu s/step':>17}"
+    )
     before = run_apart("plain", options)
     for layout in options.layouts or LAYOUTS:
         figures = run_apart(layout, options)

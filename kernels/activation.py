@@ -3,8 +3,8 @@
     gelu(x) = x Phi(x)      gelu_tanh(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))      silu(x) = x sigmoid(x)
     gated: y = f(gate) * up, so that  dgate = dy * up * f'(gate),  dup = dy * f(gate)
 
-Only the input is kept for the backward pass: f is computed anew, which is cheaper than keeping a second [.., ffn] activation. The Triton kernels read
-and write each element once; they compute in float32.
+Only the input is kept for the backward pass: f is computed anew, which is cheaper than keeping a second [.., ffn]
+activation. The Triton kernels read and write each element once; they compute in float32.
 """
 
 from collections.abc import Callable, Mapping
@@ -121,7 +121,13 @@ def _activation_forward(
 
 @triton.jit
 def _activation_backward(
-    dy_ptr: tl.tensor, x_ptr: tl.tensor, dx_ptr: tl.tensor, width: tl.tensor, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr
+    dy_ptr: tl.tensor,
+    x_ptr: tl.tensor,
+    dx_ptr: tl.tensor,
+    width: tl.tensor,
+    KIND: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -171,4 +177,8 @@ def _triton(kind: Kind, gated: bool) -> Callable[[Tensor], Tensor]:
 
 
 triton_gelu, triton_gelu_tanh = _triton("gelu", False), _triton("gelu_tanh", False)
-triton_swiglu, triton_geglu, triton_geglu_tanh = _triton("silu", True), _triton("gelu", True), _triton("gelu_tanh", True)
+triton_swiglu, triton_geglu, triton_geglu_tanh = (
+    _triton("silu", True),
+    _triton("gelu", True),
+    _triton("gelu_tanh", True),
+)

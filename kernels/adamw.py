@@ -1,6 +1,7 @@
 """AdamW (Loshchilov and Hutter 2019, algorithm 2) over flat tensors, one pass over memory: torch's fused operator, or one Triton kernel.
 
-p = p - lr weight_decay p;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p = p - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+p = p - lr weight_decay p;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p = p - lr / (1 - b1^t) m / (sqrt(v) /
+sqrt(1 - b2^t) + eps)
 """
 
 import math
@@ -23,7 +24,8 @@ class AdamWState:
     Args:
         param, grad, exp_avg, exp_avg_sq: tensors of one shape and dtype.
         step: the number of steps taken [scalar float32].
-        copy: where a step writes `param` in another dtype too, such as the bfloat16 weights of the model; of param's shape.
+        copy: where a step writes `param` in another dtype too, such as the bfloat16 weights of the model; of param's
+            shape.
     """
 
     param: Tensor
@@ -35,12 +37,20 @@ class AdamWState:
 
 
 def adamw_(
-    states: Sequence[AdamWState], *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, grad_factor: float = 1.0
+    states: Sequence[AdamWState],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_factor: float = 1.0,
 ) -> None:
     """Take one step in place: `param`, `exp_avg`, `exp_avg_sq`, `step` and `copy` change.
 
     Args:
-        grad_factor: multiplies the gradients, as clipping asks for. `grad` may be multiplied in place; at 1 it stays as it is.
+        grad_factor: multiplies the gradients, as clipping asks for. `grad` may be multiplied in place; at 1 it stays as
+            it is.
     """
     if grad_factor != 1.0:
         for state in states:
@@ -98,7 +108,8 @@ def _adamw(
     grad = tl.load(grad_ptr + at, mask=inside).to(tl.float32) * grad_factor
     exp_avg = tl.load(exp_avg_ptr + at, mask=inside).to(tl.float32)
     exp_avg_sq = tl.load(exp_avg_sq_ptr + at, mask=inside).to(tl.float32)
-    # Every multiply-add is written out and every division and root is rounded right: an element then comes out the same wherever a tensor is cut.
+    # Every multiply-add is written out and every division and root is rounded right: an element then comes out the same
+    # wherever a tensor is cut.
     param = tl.fma(-decay, param, param)
     exp_avg = tl.fma(exp_avg, beta1, rest1 * grad)
     exp_avg_sq = tl.fma(exp_avg_sq, beta2, rest2 * grad * grad)
@@ -112,11 +123,19 @@ def _adamw(
 
 
 def triton_adamw_(
-    states: Sequence[AdamWState], *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, grad_factor: float = 1.0
+    states: Sequence[AdamWState],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_factor: float = 1.0,
 ) -> None:
     """`adamw_` in float32 (or less, computed in float32) with one launch for a state; `grad` stays as it is.
 
-    The step count is read on the device: the host never waits. Raises ValueError for float64 and for tensors that are not contiguous.
+    The step count is read on the device: the host never waits. Raises ValueError for float64 and for tensors that are
+    not contiguous.
     """
     if not states:
         return
@@ -133,4 +152,12 @@ def triton_adamw_(
         size = state.param.numel()
         copy = state.param if state.copy is None else state.copy
         tensors = [state.param, state.grad, state.exp_avg, state.exp_avg_sq, copy, state.step]
-        launch(_adamw, (triton.cdiv(size, config["BLOCK"]),), *tensors, size, *settings, COPY=state.copy is not None, **config)
+        launch(
+            _adamw,
+            (triton.cdiv(size, config["BLOCK"]),),
+            *tensors,
+            size,
+            *settings,
+            COPY=state.copy is not None,
+            **config,
+        )

@@ -1,7 +1,7 @@
 """Compiling kernels for a chip that is not here, and reading what the compiler made of them: registers, stack, shared memory, matrix instructions.
 
-Inside `compiling_for(arch)` every Triton launch compiles for that chip and launches nothing, so that an op called on tensors of the meta device goes
-through the very code that starts it on a GPU.
+Inside `compiling_for(arch)` every Triton launch compiles for that chip and launches nothing, so that an op called on
+tensors of the meta device goes through the very code that starts it on a GPU.
 """
 
 import re
@@ -29,7 +29,8 @@ class CompiledKernel:
         constants: for people, the dtype of its first tensor, its constexpr arguments and launch options.
         registers, stack_bytes: a thread; what does not fit the registers spills to the stack.
         shared_bytes: static and dynamic, a block.
-        matrix_instructions: in PTX, by name: wgmma (a warp group's, on Hopper), tcgen05.mma (on tensor memory, on Blackwell) or mma.
+        matrix_instructions: in PTX, by name: wgmma (a warp group's, on Hopper), tcgen05.mma (on tensor memory, on
+            Blackwell) or mma.
     """
 
     name: str
@@ -75,7 +76,9 @@ def compiling_for(arch: int) -> Iterator[list[CompiledKernel]]:
             seen.add(id(kernel))
             names = {param.name for param in self.params if param.is_constexpr} | {"num_warps", "num_stages"}
             dtypes = [str(arg.dtype).removeprefix("torch.") for arg in args if isinstance(arg, torch.Tensor)]
-            constants = " ".join([*dtypes[:1], *(_say(name, value) for name, value in options.items() if name in names)])
+            constants = " ".join(
+                [*dtypes[:1], *(_say(name, value) for name, value in options.items() if name in names)]
+            )
             found.append(_inspect(kernel, self.fn.__name__.lstrip("_"), arch, constants))
         return kernel
 

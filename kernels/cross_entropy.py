@@ -3,12 +3,13 @@
     loss = (1 - s) (lse - z_label) + s (lse - mean_v z_v) + c lse^2        lse = log(sum_v exp(z_v))
     d loss / d z_v = softmax(z)_v (1 + 2 c lse) - (1 - s) [v = label] - s / V
 
-with the label smoothing s (Szegedy et al. 2016, section 7; uniform over the V ids of the vocabulary) and the z-loss c (PaLM, Chowdhery et al. 2022,
-section 5: it keeps lse near 0). Each rank holds the columns [first, first + num_real) of the logits; the ranks exchange three or four numbers a row
-and never the logits (Megatron-LM, Shoeybi et al. 2019, section 3).
+with the label smoothing s (Szegedy et al. 2016, section 7; uniform over the V ids of the vocabulary) and the z-loss c
+(PaLM, Chowdhery et al. 2022, section 5: it keeps lse near 0). Each rank holds the columns [first, first + num_real) of
+the logits; the ranks exchange three or four numbers a row and never the logits (Megatron-LM, Shoeybi et al. 2019,
+section 3).
 
-lse itself is never the base of a difference: the sum of exponentials is kept relative to the row's maximum M, so that lse - z = log(sum) + (M - z) and
-softmax = exp(z - M) / sum keep their digits wherever the logits lie.
+lse itself is never the base of a difference: the sum of exponentials is kept relative to the row's maximum M, so that
+lse - z = log(sum) + (M - z) and softmax = exp(z - M) / sum keep their digits wherever the logits lie.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +23,9 @@ from torch import Tensor
 from trimaran.kernels.launch import launch, tuned
 
 IGNORED_LABEL = -100
-_CACHED_BYTES = 1 << 20  # of logits that a CPU handles together: with a copy they stay in a core's second-level cache over the passes
+_CACHED_BYTES = (
+    1 << 20
+)  # of logits that a CPU handles together: with a copy they stay in a core's second-level cache over the passes
 
 
 class CrossEntropyKernels(NamedTuple):
@@ -48,11 +51,13 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 def local_statistics_(logits: Tensor, labels: Tensor, first: int, num_real: int, with_sum: bool = False) -> Tensor:
     """Return what the other ranks must know of the local logits: [3, rows] float32 (float64 for float64), or [4, rows] `with_sum`.
 
-    The rows are: the maximum (-inf for no column), the sum of exp(z - maximum), the label's logit (-inf where the label is not here), the sum of z.
+    The rows are: the maximum (-inf for no column), the sum of exp(z - maximum), the label's logit (-inf where the label
+    is not here), the sum of z.
 
     Args:
-        logits: [rows, n], any float dtype, of which the first `num_real` columns are read; the others are padding and may hold anything. What is
-            left in it is between an implementation and its `logits_gradient_`: here exp(z - maximum), which is not computed twice.
+        logits: [rows, n], any float dtype, of which the first `num_real` columns are read; the others are padding and
+            may hold anything. What is left in it is between an implementation and its `logits_gradient_`: here exp(z -
+            maximum), which is not computed twice.
         labels: [rows] int64, global ids, IGNORED_LABEL for none.
         first: global id of the first local column.
     """
@@ -118,7 +123,8 @@ def logits_gradient_(
     """Turn what `local_statistics_` left in `logits` [rows, n] into the gradient of the sum of the losses, in place, and return it.
 
     Args:
-        statistics: [3 or 4, rows] of these logits; normalizer: [2, rows] from `combine`. The other arguments as in those two.
+        statistics: [3 or 4, rows] of these logits; normalizer: [2, rows] from `combine`. The other arguments as in
+            those two.
     Rows of an IGNORED_LABEL and columns from `num_real` on become 0.
     """
     logits[:, num_real:] = 0
@@ -134,7 +140,8 @@ def logits_gradient_(
     torch.mul(real, ((statistics[0] - maximum).exp_() * scale).unsqueeze(1), out=real)
     if label_smoothing:
         torch.sub(real, uniform.unsqueeze(1), out=real)
-    # The label's column anew: of a probability near one, little is left after the subtraction, and bfloat16 would have lost it before.
+    # The label's column anew: of a probability near one, little is left after the subtraction, and bfloat16 would have
+    # lost it before.
     mine, column = _local_labels(labels, first, num_real)
     at_label = (statistics[2] - maximum).exp_() * scale - uniform - (1 - label_smoothing)
     at_label = torch.where(mine, at_label.to(real.dtype), real.gather(1, column).squeeze(1))
@@ -172,7 +179,9 @@ def _cross_entropy_statistics(
             plain += tl.sum(tl.where(real, z, 0.0), 1)
         z = tl.where(real, z, float("-inf"))
         higher = tl.maximum(maximum, tl.max(z, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)  # a lane without a column yet: -inf minus -inf would be no number
+        base = tl.where(
+            higher == float("-inf"), 0.0, higher
+        )  # a lane without a column yet: -inf minus -inf would be no number
         total = total * tl.exp(maximum - base) + tl.sum(tl.exp(z - base[:, None]), 1)
         maximum = higher
     top = tl.max(maximum, 0)
@@ -216,7 +225,9 @@ def _cross_entropy_gradient(
     tl.store(at, tl.where(keep, gradient, 0.0), mask=cols < width)
 
 
-def triton_local_statistics_(logits: Tensor, labels: Tensor, first: int, num_real: int, with_sum: bool = False) -> Tensor:
+def triton_local_statistics_(
+    logits: Tensor, labels: Tensor, first: int, num_real: int, with_sum: bool = False
+) -> Tensor:
     """`local_statistics_` for float32, bfloat16 and float16, in one pass that leaves the logits as they are."""
     rows, width = logits.shape
     work = logits if logits.stride(1) == 1 else logits.contiguous()
@@ -246,7 +257,15 @@ def triton_logits_gradient_(
     sizes = (rows, work.stride(0), width, num_real, first)
     terms = (label_smoothing, label_smoothing / vocab_size, z_loss)
     launch(
-        _cross_entropy_gradient, grid, work, labels.contiguous(), normalizer.contiguous(), *sizes, *terms, IGNORED=IGNORED_LABEL, **config
+        _cross_entropy_gradient,
+        grid,
+        work,
+        labels.contiguous(),
+        normalizer.contiguous(),
+        *sizes,
+        *terms,
+        IGNORED=IGNORED_LABEL,
+        **config,
     )
     if work is not logits:
         logits.copy_(work)

@@ -110,6 +110,8 @@ def choose_kernels(backend: Backend, device: torch.device, dtype: torch.dtype, h
     if reason is None:
         return TRITON, "Triton's kernels"
     if backend == "triton":
-        raise ValueError(f"kernels.backend is triton, and the Triton kernels can't run: {reason}; set kernels.backend to auto or torch")
+        raise ValueError(
+            f"kernels.backend is triton, and the Triton kernels can't run: {reason}; set kernels.backend to auto or torch"
+        )
     # Nobody expects Triton on a CPU; on a GPU it must not be missing without a word.
     return TORCH, "torch's kernels" if device.type == "cpu" else f"torch's kernels (Triton's can't run: {reason})"

@@ -1,6 +1,7 @@
 """Dropout (Srivastava et al. 2014, section 4, scaled in training) whose mask is drawn by counter, so that it is the same at every layout.
 
-    y = keep x / (1 - rate),  dx = keep dy / (1 - rate);  with a residual stream r:  y = r + keep x / (1 - rate),  dr = dy
+    y = keep x / (1 - rate),  dx = keep dy / (1 - rate);  with a residual stream r:  y = r + keep x / (1 - rate),  dr =
+    dy
 
 The Triton kernels keep no mask: the backward pass draws it again from its key, which costs arithmetic and no memory.
 """
@@ -17,12 +18,14 @@ from trimaran.kernels.launch import launch, tuned
 from trimaran.kernels.random import keep_arguments, keep_mask, keep_tile, stream_key
 
 
-def dropout(x: Tensor, rate: float, *, seed: int, site: str, first_sample: int, first_position: int, seq_len: int) -> Tensor:
+def dropout(
+    x: Tensor, rate: float, *, seed: int, site: str, first_sample: int, first_position: int, seq_len: int
+) -> Tensor:
     """Return x with elements zeroed with probability `rate` and the rest divided by 1 - rate.
 
     Args:
-        x: [batch, local seq, hidden]; its samples are first_sample, first_sample + 1, ... of the whole run, and its positions
-            start at first_position of seq_len.
+        x: [batch, local seq, hidden]; its samples are first_sample, first_sample + 1, ... of the whole run, and its
+            positions start at first_position of seq_len.
         rate: at least 0 and below 1, or ValueError.
         site: the name of this dropout in the network, global (it holds the layer's number).
     """
@@ -36,7 +39,15 @@ def dropout(x: Tensor, rate: float, *, seed: int, site: str, first_sample: int, 
 
 
 def dropout_add(
-    x: Tensor, residual: Tensor, rate: float, *, seed: int, site: str, first_sample: int, first_position: int, seq_len: int
+    x: Tensor,
+    residual: Tensor,
+    rate: float,
+    *,
+    seed: int,
+    site: str,
+    first_sample: int,
+    first_position: int,
+    seq_len: int,
 ) -> Tensor:
     """Return residual + dropout(x); residual has x's shape and dtype, or ValueError. The rest is as in `dropout`."""
     _check_residual(x, residual)
@@ -87,7 +98,9 @@ def _dropout(
 
 class _TritonDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, residual: Tensor | None, rate: float, key: tuple[int, int], where: tuple[int, int, int]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor | None, rate: float, key: tuple[int, int], where: tuple[int, int, int]
+    ) -> Tensor:
         ctx.rate, ctx.key, ctx.where = rate, key, where
         return _drop(x, residual, rate, key, where)
 
@@ -111,7 +124,9 @@ def _drop(x: Tensor, residual: Tensor | None, rate: float, key: tuple[int, int],
     return y
 
 
-def triton_dropout(x: Tensor, rate: float, *, seed: int, site: str, first_sample: int, first_position: int, seq_len: int) -> Tensor:
+def triton_dropout(
+    x: Tensor, rate: float, *, seed: int, site: str, first_sample: int, first_position: int, seq_len: int
+) -> Tensor:
     """`dropout` in one pass over memory, forward and backward, with no mask kept."""
     if rate == 0.0:
         return x
@@ -120,7 +135,15 @@ def triton_dropout(x: Tensor, rate: float, *, seed: int, site: str, first_sample
 
 
 def triton_dropout_add(
-    x: Tensor, residual: Tensor, rate: float, *, seed: int, site: str, first_sample: int, first_position: int, seq_len: int
+    x: Tensor,
+    residual: Tensor,
+    rate: float,
+    *,
+    seed: int,
+    site: str,
+    first_sample: int,
+    first_position: int,
+    seq_len: int,
 ) -> Tensor:
     """`dropout_add` in one pass over memory, forward and backward, with no mask kept."""
     _check_residual(x, residual)

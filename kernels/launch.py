@@ -1,7 +1,7 @@
 """How Triton kernels are started: where they can run at all, with which tuned configuration, and the launch itself.
 
-Tuned configurations are data: one table a chip under `kernels/tuned/`, with the date they were measured (null: chosen from the compiler's report of
-registers and shared memory alone). No tile size stands in a code path.
+Tuned configurations are data: one table a chip under `kernels/tuned/`, with the date they were measured (null: chosen
+from the compiler's report of registers and shared memory alone). No tile size stands in a code path.
 """
 
 import json
@@ -17,7 +17,9 @@ from torch import Tensor
 
 _CHIPS = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_MULTIPROCESSORS_OFF_DEVICE = 132  # of an H100: only sizes a grid where nothing is launched (ahead-of-time compilation, interpreter)
+_MULTIPROCESSORS_OFF_DEVICE = (
+    132  # of an H100: only sizes a grid where nothing is launched (ahead-of-time compilation, interpreter)
+)
 
 
 def interpreting() -> bool:

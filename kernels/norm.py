@@ -1,17 +1,22 @@
 """Layer normalisation (Ba et al. 2016, section 3) and root-mean-square normalisation (Zhang and Sennrich 2019, equation 4), alone or after a residual sum.
 
-    layer_norm(x) = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias          rms_norm(x) = x / sqrt(mean(x^2) + eps) * weight
+    layer_norm(x) = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias          rms_norm(x) = x / sqrt(mean(x^2) + eps)
+    * weight
 
-Statistics are taken over the last dim. With n = (x - mean) rstd (n = x rstd for RMSNorm) and g = dy weight, over one row:
+Statistics are taken over the last dim. With n = (x - mean) rstd (n = x rstd for RMSNorm) and g = dy weight, over one
+row:
 
-    dx = rstd (g - n mean(g n) - mean(g))      the last term for LayerNorm alone          dweight = sum over rows of dy n          dbias = that of dy
+    dx = rstd (g - n mean(g n) - mean(g))      the last term for LayerNorm alone          dweight = sum over rows of dy
+    n          dbias = that of dy
 
-The add_ forms take a block's output x and the residual stream, and return the new stream, sum = x + residual, beside its norm: one pass over memory
-less each way than the sum and the norm apart. What is normalised is the sum as it is stored, rounded to x's dtype, so recomputing it gives the same.
-Kept for the backward pass are the norm's input and the float32 statistics of its rows, never the output.
+The add_ forms take a block's output x and the residual stream, and return the new stream, sum = x + residual, beside
+its norm: one pass over memory less each way than the sum and the norm apart. What is normalised is the sum as it is
+stored, rounded to x's dtype, so recomputing it gives the same. Kept for the backward pass are the norm's input and the
+float32 statistics of its rows, never the output.
 
-The Triton kernels hold a tile of whole rows in registers and touch each element of memory once; a row longer than the tile is gone over in pieces, and
-comes from the cache after the first time. The backward programs are few and walk over the rows, each summing its own dweight and dbias: no atomics.
+The Triton kernels hold a tile of whole rows in registers and touch each element of memory once; a row longer than the
+tile is gone over in pieces, and comes from the cache after the first time. The backward programs are few and walk over
+the rows, each summing its own dweight and dbias: no atomics.
 """
 
 from typing import Any
@@ -40,12 +45,16 @@ def _rows(x: Tensor) -> Tensor:
 
 def _rms_forward(rows: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return (rms_norm(rows) [n, hidden], rstd [n, 1] float32 at least)."""
-    wide = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows  # the statistics need float32 at least
+    wide = (
+        rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
+    )  # the statistics need float32 at least
     rstd = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(rows.shape[-1]).add_(eps).rsqrt_()
     return (wide * rstd).to(rows.dtype).mul_(weight), rstd
 
 
-def _rms_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, dsum: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _rms_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, dsum: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return (dx [n, hidden], plus dsum if given, dweight [hidden]) for rows; torch decomposes this on a CPU into some twenty operators."""
     wide = rstd.dtype
     x_wide, weight_wide, dy_wide = x.to(wide), weight.to(wide), dy.to(wide)
@@ -128,7 +137,9 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return sum_and_norm
 
 
-def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     """Return (x + residual, layer_norm of it), each of the shape and dtype of x; arguments as in `layer_norm`, residual: [..., hidden].
 
     Raises ValueError where the shapes of x and residual differ.
@@ -248,7 +259,8 @@ def _load_gradients(
 ) -> tl.tensor:
     """dy, g = dy weight and n = (x - mean) rstd, float32.
 
-    TIME is "evict_last" where they will be loaded again, "evict_first" then. It tells the cache, and keeps the compiler from making one load of two.
+    TIME is "evict_last" where they will be loaded again, "evict_first" then. It tells the cache, and keeps the compiler
+    from making one load of two.
     """
     x = tl.load(x_ptr + at, mask=inside, other=0.0, eviction_policy=TIME).to(tl.float32)
     dy = tl.load(dy_ptr + at, mask=inside, other=0.0, eviction_policy=TIME).to(tl.float32)
@@ -286,7 +298,9 @@ def _norm_backward(
         if mean_ptr is not None:
             mean = tl.load(mean_ptr + first + rows, mask=here, other=0.0)
         if RELOAD:
-            dy, g, n = _load_gradients(dy_ptr + start, x_ptr + start, weight_ptr, at, inside, cols, width, mean, rstd, "evict_last")
+            dy, g, n = _load_gradients(
+                dy_ptr + start, x_ptr + start, weight_ptr, at, inside, cols, width, mean, rstd, "evict_last"
+            )
         else:
             dy = tl.load(dy_ptr + start + at, mask=inside, other=0.0).to(tl.float32)
             n = (tl.load(x_ptr + start + at, mask=inside, other=0.0).to(tl.float32) - mean) * rstd
@@ -298,7 +312,9 @@ def _norm_backward(
         if mean_ptr is not None:
             shift = tl.sum(g, axis=1, keep_dims=True) / width
         if RELOAD:
-            dy, g, n = _load_gradients(dy_ptr + start, x_ptr + start, weight_ptr, at, inside, cols, width, mean, rstd, "evict_first")
+            dy, g, n = _load_gradients(
+                dy_ptr + start, x_ptr + start, weight_ptr, at, inside, cols, width, mean, rstd, "evict_first"
+            )
         dx = (g - n * slope - shift) * rstd
         if dsum_ptr is not None:
             dx += tl.load(dsum_ptr + start + at, mask=inside, other=0.0).to(tl.float32)
@@ -335,7 +351,9 @@ def _norm_backward_in_pieces(
         for first in range(0, width, COLS):
             cols = first + piece
             inside = cols < width
-            _, g, n = _load_gradients(dy_ptr + start, x_ptr + start, weight_ptr, cols, inside, cols, width, mean, rstd, "evict_last")
+            _, g, n = _load_gradients(
+                dy_ptr + start, x_ptr + start, weight_ptr, cols, inside, cols, width, mean, rstd, "evict_last"
+            )
             along += g * n
             level += g
         slope, shift = tl.sum(along) / width, 0.0
@@ -344,22 +362,31 @@ def _norm_backward_in_pieces(
         for first in range(0, width, COLS):
             cols = first + piece
             inside = cols < width
-            dy, g, n = _load_gradients(dy_ptr + start, x_ptr + start, weight_ptr, cols, inside, cols, width, mean, rstd, "evict_first")
+            dy, g, n = _load_gradients(
+                dy_ptr + start, x_ptr + start, weight_ptr, cols, inside, cols, width, mean, rstd, "evict_first"
+            )
             dx = (g - n * slope - shift) * rstd
             if dsum_ptr is not None:
                 dx += tl.load(dsum_ptr + start + cols, mask=inside, other=0.0).to(tl.float32)
             tl.store(dx_ptr + start + cols, dx, mask=inside)
             # The program's sums wait in memory, zeros at first: a wide row has more of them than there are registers.
-            tl.store(dweight_ptr + own + cols, tl.load(dweight_ptr + own + cols, mask=inside, other=0.0) + dy * n, mask=inside)
+            tl.store(
+                dweight_ptr + own + cols,
+                tl.load(dweight_ptr + own + cols, mask=inside, other=0.0) + dy * n,
+                mask=inside,
+            )
             if dbias_ptr is not None:
-                tl.store(dbias_ptr + own + cols, tl.load(dbias_ptr + own + cols, mask=inside, other=0.0) + dy, mask=inside)
+                tl.store(
+                    dbias_ptr + own + cols, tl.load(dbias_ptr + own + cols, mask=inside, other=0.0) + dy, mask=inside
+                )
         tl.debug_barrier()  # the next row reads the sums by other threads than those that wrote them
 
 
 def _config(direction: str, x: Tensor, kind: str) -> dict[str, int]:
     """Return the launch configuration for rows x [n, width]; ROWS stands in it where a tile holds whole rows.
 
-    The tables count in bytes, TILE and the row in the key alike: a tile then takes the same shared memory in every dtype.
+    The tables count in bytes, TILE and the row in the key alike: a tile then takes the same shared memory in every
+    dtype.
     """
     width = triton.next_power_of_2(x.shape[1])
     key = f"{direction}_{width * x.element_size()}"
@@ -372,7 +399,9 @@ def _config(direction: str, x: Tensor, kind: str) -> dict[str, int]:
 
 class _TritonNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, kind: str) -> Any:
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, kind: str
+    ) -> Any:
         rows, weight = rows_of(x), weight.contiguous()
         y = torch.empty_like(rows)
         total = rows if residual is None else torch.empty_like(rows)
@@ -390,13 +419,17 @@ class _TritonNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(
+        ctx: Any, *grads: Any
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, None, None]:
         dsum, dy = grads if len(grads) == 2 else (None, *grads)
         if dy is None:
             return dsum, dsum, None, None, None, None
         x, weight, mean, rstd = ctx.saved_tensors
         config = _config("backward", x, ctx.kind)
-        kernel, new_sums = (_norm_backward, torch.empty) if "ROWS" in config else (_norm_backward_in_pieces, torch.zeros)
+        kernel, new_sums = (
+            (_norm_backward, torch.empty) if "ROWS" in config else (_norm_backward_in_pieces, torch.zeros)
+        )
         programs = min(triton.cdiv(len(x), config.get("ROWS", 1)), config.pop("PROGRAMS") * multiprocessors(x.device))
         sums = new_sums(1 + ctx.has_bias, programs, x.shape[1], dtype=torch.float32, device=x.device)
         dbias = sums[1] if ctx.has_bias else None
@@ -437,7 +470,9 @@ def triton_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float)
     return pair
 
 
-def triton_add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+def triton_add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     """Return `add_layer_norm` of the same arguments; raises ValueError as it and `triton_layer_norm` do."""
     _check_residual(x, residual)
     pair: tuple[Tensor, Tensor] = _triton_norm(x, residual, weight, bias, eps, "layer")

@@ -1,11 +1,12 @@
 """Counter-based random numbers that depend on (seed, name, global index) and never on the layout.
 
-Generator: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), the one that Triton's `tl.rand` uses, so that a
-fused kernel and this torch code can draw the same mask. It is written in int64 tensor operations: 32-bit words in 64-bit lanes. Kernels draw their tiles
-with `keep_tile`, bit for bit the same.
+Generator: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), the one that Triton's
+`tl.rand` uses, so that a fused kernel and this torch code can draw the same mask. It is written in int64 tensor
+operations: 32-bit words in 64-bit lanes. Kernels draw their tiles with `keep_tile`, bit for bit the same.
 
-A tensor is read as a matrix [rows, cols] (cols = its last dim). Element (row, col) is word `col % 4` of the block with counter
-`row * ceil(cols / 4) + col // 4`. A rank can therefore draw any box of the tensor, at the cost of that box alone.
+A tensor is read as a matrix [rows, cols] (cols = its last dim). Element (row, col) is word `col % 4` of the block with
+counter `row * ceil(cols / 4) + col // 4`. A rank can therefore draw any box of the tensor, at the cost of that box
+alone.
 """
 
 import hashlib
@@ -37,7 +38,8 @@ def philox(counter: Tensor, key: Key) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the four 32-bit words of each 64-bit counter.
 
     Args:
-        counter: any shape, int64, non-negative; its low and high halves are the first two counter words, the others are zero.
+        counter: any shape, int64, non-negative; its low and high halves are the first two counter words, the others are
+            zero.
         key: from `stream_key`.
     Returns: four int64 tensors of `counter`'s shape with values in [0, 2**32).
     """
@@ -54,7 +56,9 @@ def philox(counter: Tensor, key: Key) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return c0, c1, c2, c3
 
 
-def _word_chunks(key: Key, rows: Tensor, num_cols: int, first_col: int, stop_col: int) -> Iterator[tuple[int, int, Tensor]]:
+def _word_chunks(
+    key: Key, rows: Tensor, num_cols: int, first_col: int, stop_col: int
+) -> Iterator[tuple[int, int, Tensor]]:
     """Yield (first row, stop row, words [those rows, stop_col - first_col]) in chunks that fit a cache."""
     first_block, stop_block = first_col // _WORDS, -(-stop_col // _WORDS)
     blocks = torch.arange(first_block, stop_block, device=rows.device)
@@ -82,7 +86,9 @@ def random_words(key: Key, rows: Tensor, num_cols: int, first_col: int = 0, stop
     return out
 
 
-def keep_mask(key: Key, rows: Tensor, num_cols: int, rate: float, first_col: int = 0, stop_col: int | None = None) -> Tensor:
+def keep_mask(
+    key: Key, rows: Tensor, num_cols: int, rate: float, first_col: int = 0, stop_col: int | None = None
+) -> Tensor:
     """Return a bool mask [n, columns] whose elements are False with probability `rate`; arguments as in `random_words`."""
     stop_col = num_cols if stop_col is None else stop_col
     out = torch.empty(len(rows), stop_col - first_col, dtype=torch.bool, device=rows.device)
@@ -101,8 +107,9 @@ def keep_threshold(rate: float) -> int:
 def keep_arguments(key: Key, rate: float) -> tuple[int, int, int]:
     """Return what `keep_tile` takes as (key0, key1, threshold): the unsigned words as signed 32-bit integers of the same bits.
 
-    So every key and rate has one type in the kernel's signature. List the three in `triton.jit(do_not_specialize=[...])`: a kernel would else be compiled
-    again for a word that is 1 or divisible by 16.
+    So every key and rate has one type in the kernel's signature. List the three in
+    `triton.jit(do_not_specialize=[...])`: a kernel would else be compiled again for a word that is 1 or divisible by
+    16.
     """
     key0, key1, threshold = (word - 2**32 if word >= 2**31 else word for word in (*key, keep_threshold(rate)))
     return key0, key1, threshold
@@ -110,7 +117,13 @@ def keep_arguments(key: Key, rate: float) -> tuple[int, int, int]:
 
 @triton.jit
 def keep_tile(
-    row: tl.tensor, first_col: tl.tensor, key0: tl.tensor, key1: tl.tensor, num_blocks: tl.tensor, threshold: tl.tensor, COLS: tl.constexpr
+    row: tl.tensor,
+    first_col: tl.tensor,
+    key0: tl.tensor,
+    key1: tl.tensor,
+    num_blocks: tl.tensor,
+    threshold: tl.tensor,
+    COLS: tl.constexpr,
 ) -> tl.tensor:
     """The tile [ROWS, COLS] of `keep_mask(key, rows, num_cols, rate)` at any rows and the columns from `first_col` on: bool, one Philox block for four.
 
@@ -151,7 +164,9 @@ def box_rows(global_shape: tuple[int, ...], dim: int | None, offset: int, length
 
 def _of_rows(stds: Sequence[float], rows: Tensor, global_shape: tuple[int, ...]) -> Tensor:
     """Return the deviation of every row [n, 1] float64, given one for each index of the first dim."""
-    return torch.tensor(stds, dtype=torch.float64, device=rows.device)[rows // math.prod(global_shape[1:-1])].unsqueeze(1)
+    return torch.tensor(stds, dtype=torch.float64, device=rows.device)[rows // math.prod(global_shape[1:-1])].unsqueeze(
+        1
+    )
 
 
 def fill_normal_(
@@ -167,8 +182,8 @@ def fill_normal_(
     """Fill `out` with its part of the global normal tensor `name`: mean 0, standard deviation `std`.
 
     Args:
-        out: local shard, any float dtype; a box of `global_shape` with `dim` narrowed to [offset, offset + out.shape[dim]). Where it
-            reaches past the global tensor (vocabulary padding) it is set to zero.
+        out: local shard, any float dtype; a box of `global_shape` with `dim` narrowed to [offset, offset +
+            out.shape[dim]). Where it reaches past the global tensor (vocabulary padding) it is set to zero.
         dim: the dim that was cut, or None.
         std: one number, or one for every index of the first dim.
     Values are drawn in float64 and rounded to float32 first, so every dtype starts from the same float32 weights.
@@ -181,16 +196,26 @@ def fill_normal_(
         return
     last = len(global_shape) - 1
     cut_rows = dim is not None and dim != last
-    rows = box_rows(global_shape, dim if cut_rows else None, offset, out.shape[dim] if dim is not None and cut_rows else 0, out.device)
+    rows = box_rows(
+        global_shape,
+        dim if cut_rows else None,
+        offset,
+        out.shape[dim] if dim is not None and cut_rows else 0,
+        out.device,
+    )
     first_col = offset if dim == last else 0
     stop_col = first_col + out.shape[-1]
     deviation = _of_rows(std, rows, global_shape) if isinstance(std, Sequence) else std
     # Pairs of the Box-Muller transform must not depend on where the cut falls: widen to whole pairs, then narrow.
     first_pair, stop_pair = first_col - first_col % 2, min(stop_col + stop_col % 2, -(-global_shape[-1] // 2) * 2)
     matrix = out.view(-1, out.shape[-1]) if out.is_contiguous() else None
-    values = torch.empty(out.shape, dtype=out.dtype, device=out.device).view(-1, out.shape[-1]) if matrix is None else matrix
+    values = (
+        torch.empty(out.shape, dtype=out.dtype, device=out.device).view(-1, out.shape[-1]) if matrix is None else matrix
+    )
     for first, stop, words in _word_chunks(stream_key(seed, name), rows, global_shape[-1], first_pair, stop_pair):
         normals = _box_muller(words)[:, first_col - first_pair : stop_col - first_pair]
-        values[first:stop] = normals.mul_(deviation[first:stop] if isinstance(deviation, Tensor) else deviation).float().to(out.dtype)
+        values[first:stop] = (
+            normals.mul_(deviation[first:stop] if isinstance(deviation, Tensor) else deviation).float().to(out.dtype)
+        )
     if matrix is None:
         out.copy_(values.view(out.shape))

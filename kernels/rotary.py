@@ -1,11 +1,13 @@
 """Rotary position embedding (Su et al., RoFormer, 2021, section 3.2.2), and its tables with the published ways to reach longer contexts.
 
-The first `rot` numbers of a head vector are read as pairs, and the pair i at position p is rotated by the angle p * base^(-2i / rot):
+The first `rot` numbers of a head vector are read as pairs, and the pair i at position p is rotated by the angle p *
+base^(-2i / rot):
 
     y1 = x1 cos - x2 sin      y2 = x2 cos + x1 sin      backward: the rotation back, sin -> -sin
 
-Pairs are (x_i, x_{i + rot/2}), "half-split", as in LLaMA checkpoints on the Hugging Face hub and in GPT-NeoX, or (x_{2i}, x_{2i+1}), "interleaved", as in
-RoFormer, GPT-J and Meta's LLaMA. Numbers past `rot` pass through (GPT-NeoX, Black et al. 2022, section 2.1.1).
+Pairs are (x_i, x_{i + rot/2}), "half-split", as in LLaMA checkpoints on the Hugging Face hub and in GPT-NeoX, or
+(x_{2i}, x_{2i+1}), "interleaved", as in RoFormer, GPT-J and Meta's LLaMA. Numbers past `rot` pass through (GPT-NeoX,
+Black et al. 2022, section 2.1.1).
 """
 
 import math
@@ -49,9 +51,10 @@ class YarnScaling:
     """YaRN (Peng et al. 2023, section 3.4): pairs that turn often stay, pairs that turn seldom are interpolated, with a ramp between.
 
     Args:
-        beta_fast, beta_slow: turns within `original_max_position` positions above which a pair stays and below which it is interpolated.
-        attention_factor: multiplies cos and sin; by default 0.1 ln(factor) + 1 (equation 15), or with both mscale and mscale_all_dim (DeepSeek-V2)
-            the quotient of 0.1 mscale ln(factor) + 1 and the same with mscale_all_dim.
+        beta_fast, beta_slow: turns within `original_max_position` positions above which a pair stays and below which it
+            is interpolated.
+        attention_factor: multiplies cos and sin; by default 0.1 ln(factor) + 1 (equation 15), or with both mscale and
+            mscale_all_dim (DeepSeek-V2) the quotient of 0.1 mscale ln(factor) + 1 and the same with mscale_all_dim.
         truncate: whether the ramp begins and ends at whole pairs.
     """
 
@@ -78,7 +81,9 @@ class Llama3Scaling:
 RotaryScaling: TypeAlias = LinearScaling | NTKScaling | DynamicNTKScaling | YarnScaling | Llama3Scaling
 
 
-def rotary_frequencies(rot: int, base: float, scaling: RotaryScaling | None, seq_len: int, device: torch.device) -> tuple[Tensor, float]:
+def rotary_frequencies(
+    rot: int, base: float, scaling: RotaryScaling | None, seq_len: int, device: torch.device
+) -> tuple[Tensor, float]:
     """Return the angle by which each pair turns per position [rot / 2] float64, and the factor of cos and sin.
 
     Args:
@@ -162,7 +167,8 @@ def rotary_tables(
 
     Args:
         head_dim: how many numbers of a head turn: fewer than the head has for a partial rotation.
-        seq_len: length of the whole sequence, which `DynamicNTKScaling` goes by; by default up to the last of these positions.
+        seq_len: length of the whole sequence, which `DynamicNTKScaling` goes by; by default up to the last of these
+            positions.
     """
     length = first_position + num_positions if seq_len is None else seq_len
     frequencies, factor = rotary_frequencies(head_dim, base, scaling, length, device)
@@ -206,7 +212,9 @@ def _turn_neighbours(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 class _RotaryFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool, turn: Callable[..., Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool, turn: Callable[..., Tensor]
+    ) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.interleaved, ctx.turn = interleaved, turn
         if in_place:
@@ -219,16 +227,22 @@ class _RotaryFunction(torch.autograd.Function):
         return ctx.turn(grads[0], *ctx.saved_tensors, ctx.interleaved, True, False), None, None, None, None, None
 
 
-def _apply(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool, turn: Callable[..., Tensor]) -> Tensor:
+def _apply(
+    x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool, turn: Callable[..., Tensor]
+) -> Tensor:
     batch, seq, _, head_dim = x.shape
     half = cos.shape[-1]
     if cos.shape not in ((seq, half), (batch, seq, half)) or sin.shape != cos.shape:
         shapes = f"{tuple(cos.shape)} and {tuple(sin.shape)}"
-        raise ValueError(f"cos and sin must be [{seq}, rot / 2] or [{batch}, {seq}, rot / 2] for x {tuple(x.shape)}, got {shapes}")
+        raise ValueError(
+            f"cos and sin must be [{seq}, rot / 2] or [{batch}, {seq}, rot / 2] for x {tuple(x.shape)}, got {shapes}"
+        )
     if not 2 <= 2 * half <= head_dim:
         raise ValueError(f"cos has {half} pairs, which must be at least 1 and fit into a head of {head_dim}")
     if in_place and any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
-        raise ValueError(f"x {tuple(x.shape)} with strides {x.stride()} holds elements several times: it can't be rotated in place")
+        raise ValueError(
+            f"x {tuple(x.shape)} with strides {x.stride()} holds elements several times: it can't be rotated in place"
+        )
     out: Tensor = run(_RotaryFunction, x, cos, sin, interleaved, in_place, turn)
     return out
 
@@ -238,8 +252,8 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Te
 
     Args:
         x: [batch, seq, heads, head_dim].
-        cos, sin: [seq, rot / 2], or [batch, seq, rot / 2] where samples have positions of their own; dtype of x or float32, rot <= head_dim.
-            They get no gradient.
+        cos, sin: [seq, rot / 2], or [batch, seq, rot / 2] where samples have positions of their own; dtype of x or
+            float32, rot <= head_dim. They get no gradient.
         interleaved: whether pairs are neighbours (2i, 2i + 1) rather than (i, i + rot / 2).
     Raises ValueError for shapes that do not fit.
     """
@@ -249,8 +263,9 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Te
 def rotary_(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """Rotate x in place and return it; arguments as in `rotary`.
 
-    Under autograd x must not be a leaf, nor what chunk, split or unbind returned: autograd refuses to change one of several views of a tensor (narrow
-    or select the part instead). A backward pass through a view copies the gradient of the tensor that it views.
+    Under autograd x must not be a leaf, nor what chunk, split or unbind returned: autograd refuses to change one of
+    several views of a tensor (narrow or select the part instead). A backward pass through a view copies the gradient of
+    the tensor that it views.
     """
     return _apply(x, cos, sin, interleaved, True, _turn)
 

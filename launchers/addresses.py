@@ -25,7 +25,8 @@ def interfaces() -> dict[str, ipaddress.IPv4Interface]:
             request = struct.pack("256s", name.encode()[:15])
             try:
                 address, mask = (
-                    socket.inet_ntoa(fcntl.ioctl(probe.fileno(), which, request)[20:24]) for which in (_SIOCGIFADDR, _SIOCGIFNETMASK)
+                    socket.inet_ntoa(fcntl.ioctl(probe.fileno(), which, request)[20:24])
+                    for which in (_SIOCGIFADDR, _SIOCGIFNETMASK)
                 )
             except OSError:  # an interface without IPv4
                 continue
@@ -50,7 +51,9 @@ def interface_address(name: str) -> str:
     """
     known = interfaces()
     if name not in known:
-        raise AddressError(f"launcher.interface {name} is none of this node's interfaces with an IPv4 address: {', '.join(known)}")
+        raise AddressError(
+            f"launcher.interface {name} is none of this node's interfaces with an IPv4 address: {', '.join(known)}"
+        )
     return str(known[name].ip)
 
 
@@ -91,7 +94,8 @@ def reachable_address(
         one_node: whether all ranks are on this node, so that loopback will do, and nothing is open to the network.
 
     Raises:
-        AddressError: the interface does not exist or has no address, or nothing but loopback addresses were found for several nodes.
+        AddressError: the interface does not exist or has no address, or nothing but loopback addresses were found for
+            several nodes.
     """
     if interface is not None:
         return interface_address(interface)
@@ -101,7 +105,9 @@ def reachable_address(
     names = [each for each in (node, socket.gethostname()) if each]
     resolved = [address for name in names for address in resolve_name(name)]
     # Debian gives a host's own name to 127.0.1.1, which means another host on each node.
-    outward = [address for address in resolved if not ipaddress.ip_address(address).is_loopback and interface_of(address)]
+    outward = [
+        address for address in resolved if not ipaddress.ip_address(address).is_loopback and interface_of(address)
+    ]
     # Slurm's own address is right even where it is a loopback one: then all nodes are this host.
     candidates = [*outward[:1], slurm_address_of(node) if node else None, _default_route()]
     found = next((address for address in candidates if address is not None), None)
@@ -143,7 +149,8 @@ def wait_until_open(host: str, port: int, timeout_s: float, what: str) -> str:
         what: what is expected there, for the message.
 
     Raises:
-        AddressError: the name does not resolve, or nothing answered in that time; the message has the address that was tried.
+        AddressError: the name does not resolve, or nothing answered in that time; the message has the address that was
+            tried.
     """
     deadline = time.monotonic() + timeout_s
     problem = ""
@@ -151,7 +158,9 @@ def wait_until_open(host: str, port: int, timeout_s: float, what: str) -> str:
         addresses = resolve_name(host)
         if addresses:
             try:
-                socket.create_connection((addresses[0], port), timeout=max(0.1, min(5.0, deadline - time.monotonic()))).close()
+                socket.create_connection(
+                    (addresses[0], port), timeout=max(0.1, min(5.0, deadline - time.monotonic()))
+                ).close()
                 return addresses[0]
             except OSError as error:
                 problem = f"{addresses[0]} port {port}: {error.strerror or error}"

@@ -36,7 +36,8 @@ app.command()(export)
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a YAML file.")]
 Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, such as parallel.tp=2; may be repeated.")
+    list[str],
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, such as parallel.tp=2; may be repeated."),
 ]
 _PICTURE_MICROBATCHES = 64  # a drawing of more has boxes too thin to read
 
@@ -45,11 +46,18 @@ _PICTURE_MICROBATCHES = 64  # a drawing of more has boxes too thin to read
 def train(
     spec_path: SpecPath,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing changes it
-    launcher: Annotated[Literal["local", "slurm", "mpi"] | None, typer.Option(help="In place of the spec's launcher.kind.")] = None,
+    launcher: Annotated[
+        Literal["local", "slurm", "mpi"] | None, typer.Option(help="In place of the spec's launcher.kind.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="slurm: print the batch script and do nothing.")] = False,
-    following: Annotated[bool, typer.Option("--follow", help="slurm: show the job until it ends; Ctrl-C leaves it alone.")] = False,
+    following: Annotated[
+        bool, typer.Option("--follow", help="slurm: show the job until it ends; Ctrl-C leaves it alone.")
+    ] = False,
     array: Annotated[
-        list[str], typer.Option(metavar="FIELD=VALUE,VALUE", help="slurm: one job array, a run for each combination; may be repeated.")
+        list[str],
+        typer.Option(
+            metavar="FIELD=VALUE,VALUE", help="slurm: one job array, a run for each combination; may be repeated."
+        ),
     ] = [],  # noqa: B006
 ) -> None:
     """Validate, prepare the data, start the ranks, train, and write the report; resumes where the run's last checkpoint stands."""
@@ -92,14 +100,18 @@ def _log_to_terminal() -> None:
     from rich.console import Console
     from rich.logging import RichHandler
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+    )
 
 
 @app.command()
 def check(
     spec_path: SpecPath,
     overrides: Overrides = [],  # noqa: B006
-    picture: Annotated[Path | None, typer.Option(help="Draw the pipeline schedule into this .svg or .png file.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the pipeline schedule into this .svg or .png file.")
+    ] = None,
 ) -> None:
     """Validate a spec and print the resolved run: layout, parameters, tokens, schedule. Starts nothing."""
     with errors_as_sentences():
@@ -133,7 +145,9 @@ def _draw_schedule(spec: RunSpec, path: Path) -> None:
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)
     flops = stage_costs(spec.transformer, spec.train.seq_len, layers)
     forward = [cost / max(flops) for cost in flops]
-    schedule = add_communication(build_schedule(parallel.schedule, parallel.pp, spec.num_microbatches, parallel.virtual_stages))
+    schedule = add_communication(
+        build_schedule(parallel.schedule, parallel.pp, spec.num_microbatches, parallel.virtual_stages)
+    )
     spans = simulate(schedule, Costs(forward=forward, backward=[2 * cost for cost in forward])).spans
     title = f"{parallel.schedule}, {parallel.pp} pipeline ranks, {spec.num_microbatches} microbatches"
     if path.suffix == ".png":

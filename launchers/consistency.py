@@ -35,7 +35,9 @@ def facts_of_rank(spec: RunSpec, data: Path | None, where: str) -> str:
 
 def versions_here() -> dict[str, str]:
     """Return what of this node's software must be the same everywhere."""
-    return {"code": _digest_of_code(), "python": platform.python_version()} | {name: _version(name) for name in _VERSIONED}
+    return {"code": _digest_of_code(), "python": platform.python_version()} | {
+        name: _version(name) for name in _VERSIONED
+    }
 
 
 def check_same_everywhere(texts: Sequence[str]) -> None:
@@ -54,7 +56,9 @@ def check_same_everywhere(texts: Sequence[str]) -> None:
             shares = [f"{value} on {_say_ranks(ranks)} ({facts[ranks[0]]['where']})" for value, ranks in values.items()]
             lines.append(f"{name}: {', '.join(shares)}")
     if lines:
-        raise InconsistentRanksError("the ranks must all have the same run and code, and differ in\n  " + "\n  ".join(lines))
+        raise InconsistentRanksError(
+            "the ranks must all have the same run and code, and differ in\n  " + "\n  ".join(lines)
+        )
 
 
 def _say_ranks(ranks: Sequence[int]) -> str:

@@ -24,14 +24,20 @@ _MOST_BAR = 30  # characters of the progress bar
 MemoryGib = Annotated[
     float,
     typer.Option(
-        "--memory-gib", min=0.01, help="Weights that transformers may hold for the comparison; more of them stay on disk, which is slower."
+        "--memory-gib",
+        min=0.01,
+        help="Weights that transformers may hold for the comparison; more of them stay on disk, which is slower.",
     ),
 ]
 
 
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="A folder with config.json and safetensors, or a .gguf file.")],
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="The run folder to make; runs/NAME by default.")] = None,
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR|FILE", help="A folder with config.json and safetensors, or a .gguf file.")
+    ],
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="The run folder to make; runs/NAME by default.")
+    ] = None,
     memory_gib: MemoryGib = 2.0,
 ) -> None:
     """Make a run of a Hugging Face model, which any layout trains on from and generates with; proven by its logits."""
@@ -47,13 +53,16 @@ def import_(
 
 def export(
     run: RunPath,
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="The folder to make; RUN/huggingface by default.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="The folder to make; RUN/huggingface by default.")
+    ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Of the weights in the files; that of the run's precision by default."),
     ] = None,
     family: Annotated[
-        str | None, typer.Option(help="Family of the architecture, such as llama; the first that expresses the model by default.")
+        str | None,
+        typer.Option(help="Family of the architecture, such as llama; the first that expresses the model by default."),
     ] = None,
     max_shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file; more than one get an index.")] = 2.0,
     memory_gib: MemoryGib = 2.0,
@@ -68,7 +77,9 @@ def export(
         with _progress() as progress:
             exported = export_model(run, target, options, progress)
         _say_agreements(exported.agreements)
-        say(f"{exported.architecture} in {exported.dtype}, {exported.num_bytes / _GIB:.2f} GiB of weights: {exported.folder}")
+        say(
+            f"{exported.architecture} in {exported.dtype}, {exported.num_bytes / _GIB:.2f} GiB of weights: {exported.folder}"
+        )
         served = f", or vllm serve {exported.folder}" if exported.is_causal else ""
         say(f"load it: transformers.{exported.architecture}.from_pretrained({str(exported.folder)!r}){served}")
 
@@ -119,7 +130,12 @@ def _progress() -> "Iterator[Progress]":
 
     from trimaran.runtime.huggingface.progress import Progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(_MOST_BAR), TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(_MOST_BAR),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeElapsedColumn(),
+    )
     console = Console(file=sys.stderr, highlight=False)  # this stream, also while another is put in its place
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         line = bars.add_task("reading", total=None)

@@ -26,12 +26,20 @@ _ATTENTION_COLOR, _LAYER_COLOR = "#2563eb", "#15803d"
 
 def coordinate_check(
     spec_path: Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a YAML file.")],
-    widths: Annotated[str, typer.Option(help="Values of hidden_size, everything else in proportion.")] = "64,128,256,512",
+    widths: Annotated[
+        str, typer.Option(help="Values of hidden_size, everything else in proportion.")
+    ] = "64,128,256,512",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at every width, all on one global batch.")] = 4,
-    grow: Annotated[Literal["heads", "head_dim"], typer.Option(help="Whether the heads grow in number, or each in width.")] = "heads",
+    grow: Annotated[
+        Literal["heads", "head_dim"], typer.Option(help="Whether the heads grow in number, or each in width.")
+    ] = "heads",
     data: Annotated[bool, typer.Option("--data", help="Train on the spec's text instead of random tokens.")] = False,
-    picture: Annotated[Path | None, typer.Option(help="Draw the sizes over the width into this .svg or .png file.")] = None,
-    overrides: Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field; may be repeated.")] = [],  # noqa: B006
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the sizes over the width into this .svg or .png file.")
+    ] = None,
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field; may be repeated.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Train a few steps at several widths and show how the width changes the size of each module's output, beside init normal."""
     with errors_as_sentences():
@@ -51,11 +59,15 @@ def _read_widths(text: str) -> list[int]:
     except ValueError:
         widths = []
     if len(widths) < 2 or widths[0] < 1:
-        raise ValueError(f"--widths must be two or more whole numbers with commas between them, such as 64,128,256; got {text!r}")
+        raise ValueError(
+            f"--widths must be two or more whole numbers with commas between them, such as 64,128,256; got {text!r}"
+        )
     return widths
 
 
-def _measure(spec: RunSpec, widths: list[int], num_steps: int, growth: "Growth", *, on_text: bool) -> "dict[str, Coordinates]":
+def _measure(
+    spec: RunSpec, widths: list[int], num_steps: int, growth: "Growth", *, on_text: bool
+) -> "dict[str, Coordinates]":
     """Return the sizes by init: the spec's, and normal where that is another."""
     import torch
     import torch.distributed as dist
@@ -74,9 +86,13 @@ def _measure(spec: RunSpec, widths: list[int], num_steps: int, growth: "Growth",
     try:
         for each in (spec, coordinates.plain_spec(spec)):
             if each.transformer.init not in found:
-                found[each.transformer.init] = coordinates.measure(each, widths, num_steps, growth, make_batches, mesh, device)
+                found[each.transformer.init] = coordinates.measure(
+                    each, widths, num_steps, growth, make_batches, mesh, device
+                )
     except TrainingDiverged as error:
-        raise ValueError(f"{error}; a check needs no better rate than one that all widths bear: --set optimizer.lr=RATE") from error
+        raise ValueError(
+            f"{error}; a check needs no better rate than one that all widths bear: --set optimizer.lr=RATE"
+        ) from error
     finally:
         mesh.close()
         dist.destroy_process_group()
@@ -94,7 +110,9 @@ def _show(found: "dict[str, Coordinates]", num_steps: int) -> None:
         known = {module: slope for module, slope in slopes.items() if math.isfinite(slope)}
         if known:
             worst = max(known, key=lambda module: abs(known[module]))
-            console.print(f"{init}: after {num_steps} steps the slope farthest from 0 is {known[worst]:+.2f}, of {worst}")
+            console.print(
+                f"{init}: after {num_steps} steps the slope farthest from 0 is {known[worst]:+.2f}, of {worst}"
+            )
 
 
 def table_of(found: "dict[str, Coordinates]", num_steps: int) -> "Table":
@@ -128,14 +146,25 @@ def draw(found: "dict[str, Coordinates]", path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_PANEL_INCHES[0] * len(found) + 1.6, _PANEL_INCHES[1]), facecolor="white", layout="constrained")
+    figure = Figure(
+        figsize=(_PANEL_INCHES[0] * len(found) + 1.6, _PANEL_INCHES[1]), facecolor="white", layout="constrained"
+    )
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for axes, (init, sizes) in zip(panels, found.items(), strict=True):
         for number, (module, by_step) in enumerate(sizes.sizes.items()):
             color, paleness = _color(module, number / len(sizes.sizes))
             axes.plot(sizes.widths, by_step[0], color=color, alpha=paleness, linestyle=":", linewidth=1)
-            axes.plot(sizes.widths, by_step[-1], color=color, alpha=paleness, marker="o", markersize=3, linewidth=1.5, label=module)
+            axes.plot(
+                sizes.widths,
+                by_step[-1],
+                color=color,
+                alpha=paleness,
+                marker="o",
+                markersize=3,
+                linewidth=1.5,
+                label=module,
+            )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes.widths, [str(width) for width in sizes.widths])

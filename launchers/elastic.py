@@ -1,6 +1,7 @@
 """torchrun's agent, through its own API: it starts the ranks of this node, watches them, and starts them anew after a failure where that is asked for.
 
-Two things differ from `torchrun` itself. Ranks are forked from a process that has imported torch already, and the stores listen at one address only.
+Two things differ from `torchrun` itself. Ranks are forked from a process that has imported torch already, and the
+stores listen at one address only.
 """
 
 import logging
@@ -62,7 +63,8 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
     """Run entry(*arguments) on every rank of this node and return when all ranks of the run have returned.
 
     Raises:
-        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a rank of this node failed, more often than launcher.max_restarts.
+        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a rank of this node failed, more often than
+        launcher.max_restarts.
         torch.distributed.elastic.multiprocessing.SignalException: a signal came; the ranks got it too and have ended.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs

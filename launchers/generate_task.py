@@ -70,7 +70,9 @@ def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.de
     return 0
 
 
-def _print_as_it_comes(task: GenerateTask, tokenizer: Tokenizer, stages: dict[int, Stage], mesh: Mesh, spec: RunSpec) -> Completion:
+def _print_as_it_comes(
+    task: GenerateTask, tokenizer: Tokenizer, stages: dict[int, Stage], mesh: Mesh, spec: RunSpec
+) -> Completion:
     """Continue the one prompt; print it, unless it is a conversation, and the continuation."""
     (prompt,) = task.prompts
     stream, shown = TextStream(tokenizer, prompt.tokens, task.stop_strings), 0
@@ -97,7 +99,13 @@ def _print_as_it_comes(task: GenerateTask, tokenizer: Tokenizer, stages: dict[in
 
 
 def _print_records(
-    task: GenerateTask, first: int, batch: Sequence[TaskPrompt], tokenizer: Tokenizer, stages: dict[int, Stage], mesh: Mesh, spec: RunSpec
+    task: GenerateTask,
+    first: int,
+    batch: Sequence[TaskPrompt],
+    tokenizer: Tokenizer,
+    stages: dict[int, Stage],
+    mesh: Mesh,
+    spec: RunSpec,
 ) -> list[Completion]:
     """Continue prompts together and print a line of JSON for each."""
     streams = [TextStream(tokenizer, prompt.tokens, task.stop_strings) for prompt in batch]
@@ -105,7 +113,9 @@ def _print_records(
     def watch(sample: int, token: int) -> bool:
         return streams[sample - first].add(token)
 
-    completions = generate(stages, mesh, spec, [prompt.tokens for prompt in batch], task.sampling, watch, first_sample=first)
+    completions = generate(
+        stages, mesh, spec, [prompt.tokens for prompt in batch], task.sampling, watch, first_sample=first
+    )
     for index, (prompt, stream, completion) in enumerate(zip(batch, streams, completions, strict=True), first):
         stream.finish()
         record: dict[str, Any] = {"index": index} | ({} if prompt.name is None else {"id": prompt.name})
@@ -130,4 +140,6 @@ def _tell_of_full_contexts(completions: Sequence[Completion], max_seq_len: int) 
             f"{slid} of {len(completions)} texts filled the model's context of {max_seq_len} tokens and went on from its newer half (--context slide)"
         )
     if stopped:
-        say(f"{stopped} of {len(completions)} texts ended because the model's context of {max_seq_len} tokens was full (--context stop)")
+        say(
+            f"{stopped} of {len(completions)} texts ended because the model's context of {max_seq_len} tokens was full (--context stop)"
+        )

@@ -29,19 +29,30 @@ def generate(
             help="File of prompts: a text a line, or in a .jsonl file a JSON value a line. Results are printed as JSON, one a line."
         ),
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put prompts to the model as a user's questions, by its chat template.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts to the model as a user's questions, by its chat template.")
+    ] = False,
     system: Annotated[str | None, typer.Option(help="With --chat: what the model is told before the question.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation.")] = 200,
     min_new_tokens: Annotated[int, typer.Option(help="No stop token before that many tokens.")] = 0,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens only; 0 for all.")] = 40,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that together have this probability; 1 for all.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Draw from tokens with this part of the likeliest one's probability; 0 for all.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens that the text has already less likely.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens that together have this probability; 1 for all.")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Draw from tokens with this part of the likeliest one's probability; 0 for all.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens that the text has already less likely.")
+    ] = 1.0,
     stop: Annotated[list[str], typer.Option("--stop", help="End before this text; may be repeated.")] = [],  # noqa: B006 - typer reads it
-    stop_token: Annotated[list[str], typer.Option("--stop-token", help="End at this token of the vocabulary; may be repeated.")] = [],  # noqa: B006
+    stop_token: Annotated[
+        list[str], typer.Option("--stop-token", help="End at this token of the vocabulary; may be repeated.")
+    ] = [],  # noqa: B006
     context: Annotated[
-        Literal["slide", "stop"], typer.Option(help="When the model's context is full: go on from its newer half, or stop.")
+        Literal["slide", "stop"],
+        typer.Option(help="When the model's context is full: go on from its newer half, or stop."),
     ] = "slide",
     batch_size: Annotated[int, typer.Option(min=1, help="With --prompts: how many are continued together.")] = 16,
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
@@ -51,12 +62,31 @@ def generate(
     """Continue a prompt, or each of a file of prompts, straight from a training checkpoint, at any layout."""
     with errors_as_sentences():
         sampling = Sampling(
-            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, min_new_tokens, seed, stop_tokens=(), context=context
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            min_new_tokens,
+            seed,
+            stop_tokens=(),
+            context=context,
         )
         if "" in stop:
             raise ValueError("--stop must have at least one character")
         asked = _read_asked(prompt, prompts, chat, system)
-        _generate(find_checkpoint(run), asked, sampling, stop, stop_token, batch_size=batch_size, as_json=prompts is not None, tp=tp, pp=pp)
+        _generate(
+            find_checkpoint(run),
+            asked,
+            sampling,
+            stop,
+            stop_token,
+            batch_size=batch_size,
+            as_json=prompts is not None,
+            tp=tp,
+            pp=pp,
+        )
 
 
 def _read_asked(prompt: str | None, prompts: Path | None, chat: bool, system: str | None) -> "list[Prompt]":
@@ -71,7 +101,8 @@ def _read_asked(prompt: str | None, prompts: Path | None, chat: bool, system: st
         raise ValueError("--chat needs a question: give --prompt or --prompts")
     asked = read_prompts(prompts) if prompts is not None else [Prompt(_DEFAULT_PROMPT if prompt is None else prompt)]
     return [
-        conversation(each.text, system, each.name) if chat and each.messages is None and each.text is not None else each for each in asked
+        conversation(each.text, system, each.name) if chat and each.messages is None and each.text is not None else each
+        for each in asked
     ]
 
 

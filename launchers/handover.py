@@ -46,10 +46,23 @@ def train_by_mpi(spec: RunSpec, spec_path: Path, overrides: list[str]) -> None:
     Raises:
         ValueError: there is no mpirun.
     """
-    mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin") or shutil.which("mpirun")
+    mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin") or shutil.which(
+        "mpirun"
+    )
     if mpirun is None:
-        raise ValueError("mpirun is not on this machine's PATH; load a module of an MPI, or pip install mpich, or use --launcher local")
+        raise ValueError(
+            "mpirun is not on this machine's PATH; load a module of an MPI, or pip install mpich, or use --launcher local"
+        )
     words = [word for override in overrides for word in ("--set", override)]
-    command = [mpirun, "-n", str(spec.world_size), sys.executable, "-m", "trimaran.launchers.worker", str(spec_path), *words]
+    command = [
+        mpirun,
+        "-n",
+        str(spec.world_size),
+        sys.executable,
+        "-m",
+        "trimaran.launchers.worker",
+        str(spec_path),
+        *words,
+    ]
     done = subprocess.run([*command, "--launcher", "mpi"], check=False)
     raise typer.Exit(done.returncode if done.returncode >= 0 else 128 - done.returncode)

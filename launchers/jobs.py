@@ -24,15 +24,23 @@ def status(run: RunFolder) -> None:
         _require(run)
         for entry in jobs_of(run)[-1:]:
             state = state_of(entry["job"])
-            print(state if state is not None else f"job {entry['job']}: Slurm no longer knows it (submitted {entry['submitted']})")
+            print(
+                state
+                if state is not None
+                else f"job {entry['job']}: Slurm no longer knows it (submitted {entry['submitted']})"
+            )
         for line in _progress(run):
             print(line)
 
 
 def logs(
     run: RunFolder,
-    rank: Annotated[int | None, typer.Option(help="The output of this rank of the newest start, in place of the job's.", min=0)] = None,
-    following: Annotated[bool, typer.Option("--follow", help="Go on until the job has ended; Ctrl-C leaves it alone.")] = False,
+    rank: Annotated[
+        int | None, typer.Option(help="The output of this rank of the newest start, in place of the job's.", min=0)
+    ] = None,
+    following: Annotated[
+        bool, typer.Option("--follow", help="Go on until the job has ended; Ctrl-C leaves it alone.")
+    ] = False,
 ) -> None:
     """Print the output of a run's newest batch job, or of one of its ranks."""
     with errors_as_sentences():
@@ -49,7 +57,9 @@ def logs(
 
 def cancel(
     run: RunFolder,
-    now: Annotated[bool, typer.Option("--now", help="Don't wait for the ranks to save; Slurm gives them its KillWait.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Don't wait for the ranks to save; Slurm gives them its KillWait.")
+    ] = False,
 ) -> None:
     """End a run's batch job; its ranks save first."""
     with errors_as_sentences():
@@ -92,7 +102,9 @@ def _progress(run: Path) -> list[str]:
     checkpoint = latest(run / "checkpoints")
     if checkpoint is not None:
         lines.append(f"saved: step {step_of(checkpoint)}")
-    starts = sorted((folder for folder in run.glob("logs/*-*") if folder.is_dir()), key=lambda folder: folder.stat().st_mtime)
+    starts = sorted(
+        (folder for folder in run.glob("logs/*-*") if folder.is_dir()), key=lambda folder: folder.stat().st_mtime
+    )
     for file in sorted(starts[-1].glob(f"rank-*/{ERROR_FILE}")) if starts else []:
         record = json.loads(file.read_text(encoding="utf-8"))
         lines.append(f"last failure: rank {record['rank']} ({record['where']}): {record['message']}")

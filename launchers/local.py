@@ -81,7 +81,10 @@ def launch(run: LocalRun) -> None:
 def _why(failures: Mapping[int, Any], log_folder: Path) -> LaunchError | Stopped:
     """Return the failure that is the cause of the others."""
     records = _read_records(log_folder)
-    cause = min((_Ended(rank, each.exitcode, records.get(rank, {})) for rank, each in failures.items()), key=lambda ended: ended.order)
+    cause = min(
+        (_Ended(rank, each.exitcode, records.get(rank, {})) for rank, each in failures.items()),
+        key=lambda ended: ended.order,
+    )
     stopped_by = signal_behind(cause.exit_code)
     if stopped_by is not None and not cause.record:
         return Stopped(stopped_by)

@@ -17,7 +17,9 @@ _WIDE = 200  # columns of the table where nothing says how wide the screen is
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A preset to show whole, or the beginning of some names.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A preset to show whole, or the beginning of some names.")
+    ] = None,
 ) -> None:
     """List the published shapes that model.preset can name; with NAME, print one whole, as it can stand in a spec."""
     from rich.console import Console

@@ -56,6 +56,8 @@ def _store_at(host: str, port: int, timeout_s: float) -> "TCPStore":
     if addresses:
         try:
             return serve_store(addresses[0], port)
-        except AddressError:  # another agent of this run on this node serves it already, or the port is taken: joining tells which
+        except (
+            AddressError
+        ):  # another agent of this run on this node serves it already, or the port is taken: joining tells which
             pass
     return connect_store(host, port, timeout_s, "the store of the nodes (launcher.rendezvous)")

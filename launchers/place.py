@@ -1,7 +1,7 @@
 """The one resolver: from the environment that a launcher gives its processes to this rank's place among them. Imports no torch.
 
-Four kinds of start are told apart: torchrun's agent (or anything else that sets RANK, WORLD_SIZE and MASTER_ADDR), MPI (mpirun, or srun with an MPI
-plugin), a Slurm step, and a single process.
+Four kinds of start are told apart: torchrun's agent (or anything else that sets RANK, WORLD_SIZE and MASTER_ADDR), MPI
+(mpirun, or srun with an MPI plugin), a Slurm step, and a single process.
 """
 
 import re
@@ -33,8 +33,8 @@ class Place:
         rank, world_size: among all processes of the start.
         local_rank, local_world_size: among those of its node.
         node: the node's name as its scheduler has it, which several "nodes" of one host may differ in.
-        start: names this start among all others that may run at the same time or came before: another job, another step of the
-            job, a requeued job, a restart of torchrun's agents.
+        start: names this start among all others that may run at the same time or came before: another job, another step
+            of the job, a requeued job, a restart of torchrun's agents.
     """
 
     launcher: Kind
@@ -60,8 +60,8 @@ def resolve(environment: Mapping[str, str], launcher: Literal["auto"] | Kind = "
     """Return this process's place.
 
     Args:
-        launcher: whose variables to read; "auto" takes torchrun's before MPI's before Slurm's, because an outer launcher's remain
-            in the environment of what an inner one starts.
+        launcher: whose variables to read; "auto" takes torchrun's before MPI's before Slurm's, because an outer
+            launcher's remain in the environment of what an inner one starts.
 
     Raises:
         PlaceError: variables are missing, are not numbers, or two launchers disagree about the number of ranks.
@@ -107,7 +107,9 @@ def _torchrun(environment: Mapping[str, str]) -> Place:
             f"RANK is set, as torchrun does, but not {', '.join(missing)}; start the ranks by torchrun, or unset RANK for a single process"
         )
     rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in _TORCHRUN[:4])
-    run = re.sub(r"[^\w-]", "_", environment.get("TORCHELASTIC_RUN_ID", "none"))  # the user's --rdzv-id; it becomes part of a path
+    run = re.sub(
+        r"[^\w-]", "_", environment.get("TORCHELASTIC_RUN_ID", "none")
+    )  # the user's --rdzv-id; it becomes part of a path
     start = f"{run}-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     return Place("torchrun", rank, world_size, local_rank, local_world_size, node_name(environment), start)
 
@@ -146,7 +148,9 @@ def _slurm(environment: Mapping[str, str]) -> Place:
     if not in_slurm_step(environment):
         raise PlaceError("this process is no task of a Slurm step (SLURM_STEP_ID is not set); start it by srun")
     rank, world_size = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_STEP_NUM_TASKS")
-    return Place("slurm", rank, world_size, *_slurm_local(environment), node_name(environment), _slurm_start(environment))
+    return Place(
+        "slurm", rank, world_size, *_slurm_local(environment), node_name(environment), _slurm_start(environment)
+    )
 
 
 def _check_mpi_size(environment: Mapping[str, str], world_size: int) -> None:
@@ -197,7 +201,9 @@ def tasks_per_node(text: str) -> list[int]:
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name)
     if text is None:
-        raise PlaceError(f"{name} is not set, though its neighbours are; the environment was changed after the launcher made it")
+        raise PlaceError(
+            f"{name} is not set, though its neighbours are; the environment was changed after the launcher made it"
+        )
     if not re.fullmatch(r"\d{1,9}", text.strip()):
         raise PlaceError(f"{name} is {text!r}, not a number")
     return int(text)

@@ -49,9 +49,13 @@ def _check_writable(folder: Path) -> None:
     """Refuse a run folder that can't be made or written, before the time that the data takes."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise ValueError(f"train.output_dir {folder} can't be made, because {existing} is a file; choose another folder")
+        raise ValueError(
+            f"train.output_dir {folder} can't be made, because {existing} is a file; choose another folder"
+        )
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"train.output_dir {folder} can't be written: no permission to write in {existing}; choose another folder")
+        raise ValueError(
+            f"train.output_dir {folder} can't be written: no permission to write in {existing}; choose another folder"
+        )
 
 
 def _check_run(spec: RunSpec, data: "PreparedData") -> None:

@@ -23,7 +23,15 @@ EXIT_FILE = "TRIMARAN_EXIT_FILE"
 # Errors whose message is a sentence for the user; the name of any other class is part of what went wrong.
 _SENTENCES = (ValueError, OSError, RuntimeError)
 # What a rank says when a peer has left: the consequence of a failure, never its cause.
-_PEER_LEFT = ("Connection reset", "Connection closed", "Connection refused", "Broken pipe", "not connected", "is gone", " lost rank ")
+_PEER_LEFT = (
+    "Connection reset",
+    "Connection closed",
+    "Connection refused",
+    "Broken pipe",
+    "not connected",
+    "is gone",
+    " lost rank ",
+)
 _TOLD_BY_OTHERS_S = 3.0  # for the tether to bring the cause of a consequence
 _OWN_WAY_S = 2.0  # for a rank to come to its own end, and clear away what it has half written, when another has failed
 
@@ -32,7 +40,8 @@ class Rank:
     """This process. Its attributes become known one after the other while it starts, and are what a failure is told with.
 
     Args:
-        announces: whether the first sentence about a failure is this process's to print; under `trimaran train` the launcher says it.
+        announces: whether the first sentence about a failure is this process's to print; under `trimaran train` the
+            launcher says it.
 
     Attributes:
         place: None until the launcher's environment has been read.
@@ -100,7 +109,9 @@ class Rank:
     def end_with(self, failure: Failure) -> None:
         """End this rank because another has failed: what the tether's thread does. Does not return."""
         self._write_record(failure, secondary=True)
-        if self.number == 0 or (self.number == 1 and failure.rank == 0):  # rank 0 has said it unless it died without a word
+        if self.number == 0 or (
+            self.number == 1 and failure.rank == 0
+        ):  # rank 0 has said it unless it died without a word
             self._announce(failure)
             self._leave_word(failure.exit_code)
         self._cause = failure  # not before it is written down and said: the main thread may leave at once

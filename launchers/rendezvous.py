@@ -1,6 +1,7 @@
 """How the ranks of a start meet: the store that rank 0 serves, how the others learn its address from each launcher, and words exchanged through it.
 
-Only rank 0 chooses a port, the one that the kernel gives it, and tells it; nobody guesses one. Its socket is bound to one address of the node.
+Only rank 0 chooses a port, the one that the kernel gives it, and tells it; nobody guesses one. Its socket is bound to
+one address of the node.
 """
 
 import json
@@ -14,7 +15,13 @@ from pathlib import Path
 
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
-from trimaran.launchers.addresses import AddressError, address_towards, interface_address, reachable_address, wait_until_open
+from trimaran.launchers.addresses import (
+    AddressError,
+    address_towards,
+    interface_address,
+    reachable_address,
+    wait_until_open,
+)
 from trimaran.launchers.mpi import MPIWorld
 from trimaran.launchers.place import Place, resolve
 from trimaran.runtime.spec import LauncherSection
@@ -33,7 +40,9 @@ class Meeting:
         notice: the file in which rank 0's address stands, for ranks that have not come yet.
     """
 
-    def __init__(self, place: Place, store: Store, address: str, served: TCPStore | None = None, notice: Path | None = None) -> None:
+    def __init__(
+        self, place: Place, store: Store, address: str, served: TCPStore | None = None, notice: Path | None = None
+    ) -> None:
         self.place, self.store, self.address, self.served = place, store, address, served
         self._notice, self._exchanges = notice, 0
 
@@ -89,7 +98,9 @@ class Meeting:
             self.store.wait([f"left/{rank}" for rank in range(1, self.place.world_size)])
 
 
-def meet(place: Place, environment: Mapping[str, str], section: LauncherSection, folder: Path, world: MPIWorld | None = None) -> Meeting:
+def meet(
+    place: Place, environment: Mapping[str, str], section: LauncherSection, folder: Path, world: MPIWorld | None = None
+) -> Meeting:
     """Join the other ranks of this start; every rank must call it.
 
     Args:
@@ -98,7 +109,8 @@ def meet(place: Place, environment: Mapping[str, str], section: LauncherSection,
         world: of mpi4py, where MPI started the ranks.
 
     Raises:
-        AddressError: rank 0 was not found within launcher.start_timeout_s seconds; the message names the address that was tried.
+        AddressError: rank 0 was not found within launcher.start_timeout_s seconds; the message names the address that
+            was tried.
     """
     if place.world_size == 1 and place.launcher != "torchrun":
         return meet_nobody()
@@ -144,7 +156,10 @@ def _told_by_file(place: Place, environment: Mapping[str, str], section: Launche
         store.set("nonce", nonce)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"address": store.host, "port": store.port, "node": place.node, "nonce": nonce}), encoding="utf-8")
+        temporary.write_text(
+            json.dumps({"address": store.host, "port": store.port, "node": place.node, "nonce": nonce}),
+            encoding="utf-8",
+        )
         temporary.chmod(0o600)
         os.replace(temporary, file)
         return store
@@ -154,13 +169,16 @@ def _told_by_file(place: Place, environment: Mapping[str, str], section: Launche
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
             patience_s = min(3.0, section.start_timeout_s)
-            store = connect_store(told["address"], told["port"], patience_s, f"the store of rank 0 on node {told['node']}")
+            store = connect_store(
+                told["address"], told["port"], patience_s, f"the store of rank 0 on node {told['node']}"
+            )
             if store.check(["nonce"]) and store.get("nonce").decode() == told["nonce"]:
                 return store
             problem = f"{told['address']}:{told['port']} serves another run"
         except FileNotFoundError:
             pass
-        # A file that a killed start of this name has left, perhaps, whose port another program has by now: rank 0 will replace it.
+        # A file that a killed start of this name has left, perhaps, whose port another program has by now: rank 0 will
+        # replace it.
         except (AddressError, RuntimeError) as error:
             problem = str(error)
         time.sleep(_POLL_S)

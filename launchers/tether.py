@@ -1,8 +1,9 @@
 """The tether: a connection from every rank to rank 0 that carries the word of a failure to all of them, whatever launcher started them. No torch.
 
-A rank that dies closes its connection, which its host's kernel does even for a process that was killed; a host that is lost stops answering TCP's
-keepalive. Either way rank 0 learns of it within seconds, tells it, and passes it on, and every rank ends: without this, ranks that wait in a collective
-notice the loss of a peer only when the collective's time is up.
+A rank that dies closes its connection, which its host's kernel does even for a process that was killed; a host that is
+lost stops answering TCP's keepalive. Either way rank 0 learns of it within seconds, tells it, and passes it on, and
+every rank ends: without this, ranks that wait in a collective notice the loss of a peer only when the collective's time
+is up.
 """
 
 import hmac
@@ -140,7 +141,9 @@ class _Spoke:
 class _Hub:
     """Rank 0's end: one thread that reads what the ranks send and notices who is gone."""
 
-    def __init__(self, listener: socket.socket, key: str, where: list[str], end: End, step: Callable[[], int | None]) -> None:
+    def __init__(
+        self, listener: socket.socket, key: str, where: list[str], end: End, step: Callable[[], int | None]
+    ) -> None:
         self._listener, self._key, self._where, self._end, self._step = listener, key, where, end, step
         self._ranks: dict[socket.socket, int] = {}
         self._unread: dict[socket.socket, bytes] = {}

@@ -112,7 +112,9 @@ def tie(rank: Rank, meeting: Meeting) -> None:
         rank.tether = Tether.join(address, port, key, place.rank, rank.end_with, wheres[0])
 
 
-def work(rank: Rank, meeting: Meeting, task: Task, spec: RunSpec, gather: Callable[[str], list[str]] | None = None) -> int:
+def work(
+    rank: Rank, meeting: Meeting, task: Task, spec: RunSpec, gather: Callable[[str], list[str]] | None = None
+) -> int:
     """Do the task with the ranks of the meeting, leave their groups together, and return the exit code.
 
     Args:
@@ -127,9 +129,13 @@ def work(rank: Rank, meeting: Meeting, task: Task, spec: RunSpec, gather: Callab
     torch.set_num_threads(threads_per_rank(spec, place.local_world_size))
     device = choose_device(spec.launcher.device, place.local_rank, place.local_world_size)
     mesh = join_world(spec, device, meeting)
-    exit_code = _train(task, spec, mesh, device, rank) if isinstance(task, TrainTask) else run_generate(task, spec, mesh, device)
-    # A rank that exits with a code makes its launcher end the others, which must not still be writing. After an error nobody comes here:
-    # leaving the groups in order would wait for peers that wait for this rank.
+    exit_code = (
+        _train(task, spec, mesh, device, rank)
+        if isinstance(task, TrainTask)
+        else run_generate(task, spec, mesh, device)
+    )
+    # A rank that exits with a code makes its launcher end the others, which must not still be writing. After an error
+    # nobody comes here: leaving the groups in order would wait for peers that wait for this rank.
     mesh.gather_text("")
     if rank.tether is not None:
         rank.tether.leave()
@@ -144,7 +150,8 @@ def _train(task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device, ran
     def at_step(step: int) -> None:
         rank.step = step
 
-    # From here on a signal lets every rank finish the step and save: a rank that died of it at once would take the others with it.
+    # From here on a signal lets every rank finish the step and save: a rank that died of it at once would take the
+    # others with it.
     with StopRequest() as stop:
         state = train(spec, mesh, device, open_prepared(task.data), stop, at_step)
     if state.step >= spec.train.num_steps:

@@ -80,10 +80,16 @@ def _leave_unless_well(rank: Rank, exit_code: int) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m trimaran.launchers.worker", description="One rank of a run, under a launcher.")
+    parser = argparse.ArgumentParser(
+        prog="python -m trimaran.launchers.worker", description="One rank of a run, under a launcher."
+    )
     parser.add_argument("spec", type=Path, metavar="SPEC", help="The run spec, a YAML file that every node can read.")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE", help="Change a field.")
-    parser.add_argument("--launcher", choices=("auto", "torchrun", "mpi", "slurm"), default="auto", help="Whose environment to read.")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE", help="Change a field."
+    )
+    parser.add_argument(
+        "--launcher", choices=("auto", "torchrun", "mpi", "slurm"), default="auto", help="Whose environment to read."
+    )
     return parser
 
 

@@ -17,7 +17,8 @@ class QueryKeyNorm(nn.Module):
     """RMSNorm of queries or keys before their rotation: over each head (Qwen 3), or over the heads of all tp ranks together (OLMo 2).
 
     Args:
-        width: numbers of all heads together, on all tp ranks; is_cut: whether this rank has only its share of them, a multiple of `unit` numbers.
+        width: numbers of all heads together, on all tp ranks; is_cut: whether this rank has only its share of them, a
+            multiple of `unit` numbers.
     """
 
     def __init__(self, config: TransformerConfig, place: Placement, *, width: int, is_cut: bool, unit: int) -> None:
@@ -27,7 +28,9 @@ class QueryKeyNorm(nn.Module):
         shape = (width if self.over_heads else config.head_dim,)
         # A scale that every tp rank holds meets only that rank's heads, so each rank's gradient is a part of the sum.
         dim = 0 if self.group is not None else None
-        self.weight = new_parameter(shape, place, dim=dim, init="ones", decay=False, partial_over_tp=dim is None, unit=unit)
+        self.weight = new_parameter(
+            shape, place, dim=dim, init="ones", decay=False, partial_over_tp=dim is None, unit=unit
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x [batch, seq, local heads, head_dim] normalised. Collective over tp where the heads of all ranks count."""
@@ -45,9 +48,10 @@ class QueryKeyNorm(nn.Module):
 class Attention(nn.Module):
     """Self-attention, causal where the objective is; this tp rank computes heads / tp query heads and kv_heads / tp key-value heads.
 
-    A key-value head and the query heads that read it stay on one rank. Where tp does not divide the key-value heads, the last rank's are fewer, and
-    heads of zeros take their place: zeros they stay, for what they read and what is made of it is zero. Where there are fewer key-value heads than tp ranks, every rank holds them all, computes with the one that its queries read, and its gradient is a
-    part of the sum over tp.
+    A key-value head and the query heads that read it stay on one rank. Where tp does not divide the key-value heads,
+    the last rank's are fewer, and heads of zeros take their place: zeros they stay, for what they read and what is made
+    of it is zero. Where there are fewer key-value heads than tp ranks, every rank holds them all, computes with the one
+    that its queries read, and its gradient is a part of the sum over tp.
     """
 
     def __init__(self, config: TransformerConfig, place: Placement, *, index: int, seed: int) -> None:
@@ -63,16 +67,27 @@ class Attention(nn.Module):
         self.dropout_rate, self.dropout_key = config.attention_dropout, stream_key(seed, f"{site}.probabilities")
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.first_kv_head = None if cuts_kv else tp.rank * config.num_kv_heads // tp.size
-        self.q = ColumnParallelLinear(config.hidden_size, width, place, bias=config.qkv_bias, initial=initial(config, "query"), unit=unit)
+        self.q = ColumnParallelLinear(
+            config.hidden_size, width, place, bias=config.qkv_bias, initial=initial(config, "query"), unit=unit
+        )
         into_kv = initial(config, "key", "value")
         self.kv = ColumnParallelLinear(
-            config.hidden_size, kv_width, place, bias=config.qkv_bias, initial=into_kv, parts=2, is_whole=not cuts_kv, unit=kv_unit
+            config.hidden_size,
+            kv_width,
+            place,
+            bias=config.qkv_bias,
+            initial=into_kv,
+            parts=2,
+            is_whole=not cuts_kv,
+            unit=kv_unit,
         )
         has_norms = config.query_key_norm != "none"
         self.q_norm = QueryKeyNorm(config, place, width=width, is_cut=True, unit=unit) if has_norms else None
         self.k_norm = QueryKeyNorm(config, place, width=kv_width, is_cut=cuts_kv, unit=kv_unit) if has_norms else None
         into_out = initial(config, "attention_output")
-        self.out = RowParallelLinear(width, config.hidden_size, place, bias=config.out_bias, initial=into_out, unit=unit)
+        self.out = RowParallelLinear(
+            width, config.hidden_size, place, bias=config.out_bias, initial=into_out, unit=unit
+        )
         self.kernels, self.interleaved = place.kernels, config.rotary_interleaved
         self.options = AttentionOptions(
             causal=config.is_causal,
@@ -97,7 +112,8 @@ class Attention(nn.Module):
         """Return what this rank's heads read [batch, seq, local heads * head_dim], the input of `out`.
 
         Args:
-            q, kv: outputs of the projections of these names, [batch, seq, local heads * head_dim] and [batch, seq, 2 * kv heads * head_dim].
+            q, kv: outputs of the projections of these names, [batch, seq, local heads * head_dim] and [batch, seq, 2 *
+                kv heads * head_dim].
         """
         batch, seq_len = q.shape[:2]
         q = q.view(batch, seq_len, -1, self.head_dim)
@@ -106,7 +122,9 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.first_kv_head is not None:
             k, v = (part.narrow(2, self.first_kv_head, self.local_kv_heads) for part in (k, v))
-        if carried.tables is not None and carried.cache is not None:  # of a few tokens, one rotation of both is the quicker way
+        if (
+            carried.tables is not None and carried.cache is not None
+        ):  # of a few tokens, one rotation of both is the quicker way
             turned = self.kernels.rotary(torch.cat((q, k), dim=2), *carried.tables, self.interleaved)
             q, k = turned.split((q.shape[2], k.shape[2]), dim=2)
         elif carried.tables is not None:
@@ -115,7 +133,9 @@ class Attention(nn.Module):
             return self._cached(q, k, v, carried.cache).flatten(2)
         dropout = None
         if self.training and self.dropout_rate > 0.0:
-            dropout = AttentionDropout(self.dropout_rate, self.dropout_key, carried.first_sample, self.first_head, self.num_heads)
+            dropout = AttentionDropout(
+                self.dropout_rate, self.dropout_key, carried.first_sample, self.first_head, self.num_heads
+            )
         return self.kernels.attention(q, k, v, self.options, slopes=self.slopes, dropout=dropout).flatten(2)
 
     def _cached(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache) -> Tensor:

@@ -39,7 +39,9 @@ class KeyValueCache:
         Raises ValueError where a length exceeds the capacity.
         """
         if max(lengths) > self.capacity:
-            raise ValueError(f"a sample of {max(lengths)} tokens does not fit into a key-value cache of {self.capacity}")
+            raise ValueError(
+                f"a sample of {max(lengths)} tokens does not fit into a key-value cache of {self.capacity}"
+            )
         self.host_lengths = list(lengths)
         with torch.inference_mode(False):  # a tensor with a version, by which the layers share what they make from it
             self.lengths = torch.tensor(self.host_lengths, dtype=torch.int32).to(self.lengths.device)
@@ -62,8 +64,10 @@ class Pass:
         first_sample: global index of the first sample, for the dropout masks.
         tables: rotary tables of the tokens' positions; None where positions enter otherwise.
         cache: keys and values of the tokens before; None where the pass has whole sequences.
-        targets: [batch, predicted] int64, the tokens that the rows of a second stream predict; None where there is no such stream.
-        sequence_weight: what the losses of one sequence's tokens count together in the gradient; a loss that a layer has of its own counts as much.
+        targets: [batch, predicted] int64, the tokens that the rows of a second stream predict; None where there is no
+            such stream.
+        sequence_weight: what the losses of one sequence's tokens count together in the gradient; a loss that a layer
+            has of its own counts as much.
     """
 
     first_sample: int

@@ -25,18 +25,32 @@ class RotaryScaling(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     kind: Literal["linear", "ntk", "dynamic_ntk", "yarn", "llama3"] = Field(description="Which formula.")
-    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(description="How many times longer the context becomes.")
-    original_max_position: Count | None = Field(default=None, description="dynamic_ntk, yarn, llama3: length the model was trained at.")
-    low_freq_factor: Positive = Field(default=1.0, description="llama3: longer wavelengths than original length / this are interpolated.")
-    high_freq_factor: Positive = Field(default=4.0, description="llama3: shorter wavelengths than original length / this stay.")
-    beta_fast: Positive = Field(default=32.0, description="yarn: pairs that turn more often within the original length stay.")
+    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        description="How many times longer the context becomes."
+    )
+    original_max_position: Count | None = Field(
+        default=None, description="dynamic_ntk, yarn, llama3: length the model was trained at."
+    )
+    low_freq_factor: Positive = Field(
+        default=1.0, description="llama3: longer wavelengths than original length / this are interpolated."
+    )
+    high_freq_factor: Positive = Field(
+        default=4.0, description="llama3: shorter wavelengths than original length / this stay."
+    )
+    beta_fast: Positive = Field(
+        default=32.0, description="yarn: pairs that turn more often within the original length stay."
+    )
     beta_slow: Positive = Field(default=1.0, description="yarn: pairs that turn less often are interpolated.")
-    attention_factor: Positive | None = Field(default=None, description="yarn: factor of cos and sin (null: 0.1 ln(factor) + 1).")
+    attention_factor: Positive | None = Field(
+        default=None, description="yarn: factor of cos and sin (null: 0.1 ln(factor) + 1)."
+    )
 
     @model_validator(mode="after")
     def _says_all_that_its_kind_needs(self) -> Self:
         if self.kind in ("dynamic_ntk", "yarn", "llama3") and self.original_max_position is None:
-            raise ValueError(f"rotary_scaling of kind {self.kind} needs original_max_position, the length the model was trained at")
+            raise ValueError(
+                f"rotary_scaling of kind {self.kind} needs original_max_position, the length the model was trained at"
+            )
         if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(
                 f"rotary_scaling's low_freq_factor ({self.low_freq_factor}) must be below its high_freq_factor ({self.high_freq_factor})"

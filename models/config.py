@@ -1,7 +1,7 @@
 """TransformerConfig: the shape of a transformer language model, checked whole and free of torch.
 
-The record is what every other room reads: it says how big each matrix is and how the blocks are put together, never how they are cut.
-Imports no torch, so that a wrong shape is refused before anything heavy is loaded.
+The record is what every other room reads: it says how big each matrix is and how the blocks are put together, never how
+they are cut. Imports no torch, so that a wrong shape is refused before anything heavy is loaded.
 """
 
 import math
@@ -47,7 +47,8 @@ from trimaran.models.fields import (
 class TransformerConfig(BaseModel):
     """The shape of a transformer language model: embedding, blocks of attention and feed-forward, projection to the vocabulary.
 
-    Raises pydantic's ValidationError (a ValueError) on construction when a rule is broken, with every broken rule in it.
+    Raises pydantic's ValidationError (a ValueError) on construction when a rule is broken, with every broken rule in
+    it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -56,18 +57,24 @@ class TransformerConfig(BaseModel):
     hidden_size: Count = Field(description="Width of the residual stream.")
     num_heads: Count = Field(description="Query heads of every attention block.")
     num_kv_heads: Count = Field(
-        default_factory=default_num_kv_heads, description="Key and value heads; fewer than num_heads is grouped-query attention."
+        default_factory=default_num_kv_heads,
+        description="Key and value heads; fewer than num_heads is grouped-query attention.",
     )
-    head_dim: Count = Field(default_factory=default_head_dim, description="Width of one head; by default hidden_size / num_heads.")
+    head_dim: Count = Field(
+        default_factory=default_head_dim, description="Width of one head; by default hidden_size / num_heads."
+    )
     ffn_hidden_size: Count = Field(
-        default_factory=default_ffn_hidden_size, description="Inner width of the feed-forward block; by default 4 * hidden_size."
+        default_factory=default_ffn_hidden_size,
+        description="Inner width of the feed-forward block; by default 4 * hidden_size.",
     )
     init: Initialization = Field(
         default="depth_scaled",
         description="How weights start: normal; depth_scaled, with smaller output projections (GPT-2); small_init (GPT-NeoX); xavier; fan_in (PaLM); "
         "tfixup, for a model without norms or warmup; deepnorm, for a deep one with post-norms; mup, whose best rates hold at every width.",
     )
-    init_std: Positive = Field(default=0.02, description="Standard deviation of the initial weights, for normal, depth_scaled and mup.")
+    init_std: Positive = Field(
+        default=0.02, description="Standard deviation of the initial weights, for normal, depth_scaled and mup."
+    )
     mup_base_width: Count | None = Field(
         default=None, description="mup: hidden_size at which it is the same as normal, where rates were found."
     )
@@ -87,12 +94,18 @@ class TransformerConfig(BaseModel):
         description="How positions enter: a learned table, rotation of queries and keys, ALiBi's penalty on distance, or relative, "
         "by a projection of the distance (XLNet).",
     )
-    rotary_base: Positive = Field(default=10000.0, description="Base of the rotary frequencies (RoFormer, section 3.4.2).")
-    rotary_dim: Count | None = Field(default=None, description="Numbers of a head that are rotated (null: all of head_dim).")
+    rotary_base: Positive = Field(
+        default=10000.0, description="Base of the rotary frequencies (RoFormer, section 3.4.2)."
+    )
+    rotary_dim: Count | None = Field(
+        default=None, description="Numbers of a head that are rotated (null: all of head_dim)."
+    )
     rotary_interleaved: bool = Field(
         default=False, description="Whether pairs are neighbours (GPT-J) instead of halves apart (LLaMA, NeoX)."
     )
-    rotary_scaling: RotaryScaling | None = Field(default=None, description="How rotary frequencies are stretched to longer contexts.")
+    rotary_scaling: RotaryScaling | None = Field(
+        default=None, description="How rotary frequencies are stretched to longer contexts."
+    )
     alibi_scale: Positive = Field(default=1.0, description="Factor of ALiBi's slopes (Falcon-RW: head_dim ** -0.5).")
     block: BlockKind = Field(
         default="sequential",
@@ -111,57 +124,84 @@ class TransformerConfig(BaseModel):
     norm_eps: Positive = Field(default=1e-5, description="Added to the variance or mean square inside the norm.")
     norm_weight: bool = Field(default=True, description="Whether norms have a learned scale (OLMo 1 has none).")
     query_key_norm: QueryKeyNorm = Field(
-        default="none", description="RMSNorm of queries and keys: over each head (Qwen 3), or over all heads together (OLMo 2)."
+        default="none",
+        description="RMSNorm of queries and keys: over each head (Qwen 3), or over all heads together (OLMo 2).",
     )
     num_token_types: NonNegativeWhole = Field(
-        default=0, description="Rows of a table of which the first is added to every token's embedding (BERT's segments: 2)."
+        default=0,
+        description="Rows of a table of which the first is added to every token's embedding (BERT's segments: 2).",
     )
     embedding_norm: bool = Field(default=False, description="Whether a norm follows the embeddings (BLOOM).")
-    embedding_scale: Positive = Field(default=1.0, description="Factor of the token embeddings (Gemma: the root of hidden_size).")
-    activation: Activation = Field(default="swiglu", description="Feed-forward nonlinearity; the ...glu ones have a third, gating matrix.")
+    embedding_scale: Positive = Field(
+        default=1.0, description="Factor of the token embeddings (Gemma: the root of hidden_size)."
+    )
+    activation: Activation = Field(
+        default="swiglu", description="Feed-forward nonlinearity; the ...glu ones have a third, gating matrix."
+    )
     num_experts: NonNegativeWhole = Field(
         default=0,
         description="Feed-forward layers side by side in every layer, of which a router picks a few for each token; 0: one for all.",
     )
     experts_per_token: Count = Field(default=2, description="Experts that each token goes through (Mixtral: 2).")
     renormalize_experts: bool = Field(
-        default=True, description="Whether the router's weights of a token's experts are divided by their sum (Mixtral)."
+        default=True,
+        description="Whether the router's weights of a token's experts are divided by their sum (Mixtral).",
     )
     router_aux_loss: NonNegative = Field(
         default=0.0,
         description="Weight of the loss that keeps the experts evenly used, over each sequence by itself (DeepSeek-V3, section 2.1.2).",
     )
     bias: bool = Field(
-        default=False, description="Whether linear layers and LayerNorm have a bias (GPT-2 yes, LLaMA no), but for those below."
+        default=False,
+        description="Whether linear layers and LayerNorm have a bias (GPT-2 yes, LLaMA no), but for those below.",
     )
-    qkv_bias: bool = Field(default_factory=like_bias, description="Whether queries, keys and values have a bias; by default as bias.")
-    out_bias: bool = Field(default_factory=like_bias, description="Whether attention's output projection has a bias; by default as bias.")
-    mlp_bias: bool = Field(default_factory=like_bias, description="Whether the feed-forward layers have a bias; by default as bias.")
+    qkv_bias: bool = Field(
+        default_factory=like_bias, description="Whether queries, keys and values have a bias; by default as bias."
+    )
+    out_bias: bool = Field(
+        default_factory=like_bias, description="Whether attention's output projection has a bias; by default as bias."
+    )
+    mlp_bias: bool = Field(
+        default_factory=like_bias, description="Whether the feed-forward layers have a bias; by default as bias."
+    )
     norm_bias: bool = Field(default_factory=like_bias, description="Whether LayerNorm has a bias; by default as bias.")
     head_transform: bool = Field(
-        default=False, description="Whether a dense layer with activation and norm stands before the output projection (BERT)."
+        default=False,
+        description="Whether a dense layer with activation and norm stands before the output projection (BERT).",
     )
     head_bias: bool = Field(default=False, description="Whether the output projection has a bias (GPT-J).")
-    tie_embeddings: bool = Field(default=False, description="Whether the output projection shares the token embedding's weights.")
+    tie_embeddings: bool = Field(
+        default=False, description="Whether the output projection shares the token embedding's weights."
+    )
     attention_window: Count | None = Field(
         default=None, description="Sliding window: a token sees itself and the window - 1 before it (null: all)."
     )
     attention_pattern: tuple[AttentionKind, ...] | None = Field(
-        default=None, strict=False, description="Which layers have the window, repeated over the layers (null: all of them)."
+        default=None,
+        strict=False,
+        description="Which layers have the window, repeated over the layers (null: all of them).",
     )
-    attention_softcap: Positive | None = Field(default=None, description="Scores become cap * tanh(score / cap) (Gemma 2).")
+    attention_softcap: Positive | None = Field(
+        default=None, description="Scores become cap * tanh(score / cap) (Gemma 2)."
+    )
     attention_scale: Positive | None = Field(
         default_factory=default_attention_scale,
         description="Factor of query-key products (null: head_dim ** -0.5); by default null, under mup by 1 / head_dim.",
     )
-    logits_softcap: Positive | None = Field(default=None, description="Logits become cap * tanh(logit / cap) (Gemma 2).")
+    logits_softcap: Positive | None = Field(
+        default=None, description="Logits become cap * tanh(logit / cap) (Gemma 2)."
+    )
     logits_scale: Positive = Field(
         default_factory=default_logits_scale,
         description="Factor of the logits (Cohere); by default 1, under mup mup_base_width / hidden_size.",
     )
-    z_loss: NonNegative = Field(default=0.0, description="Weight of the squared log-normalizer in the loss (PaLM, section 5: 1e-4).")
+    z_loss: NonNegative = Field(
+        default=0.0, description="Weight of the squared log-normalizer in the loss (PaLM, section 5: 1e-4)."
+    )
     embedding_dropout: Dropout = Field(default=0.0, description="Dropout probability after the embeddings.")
-    hidden_dropout: Dropout = Field(default=0.0, description="Dropout probability on each block's output, before the residual sum.")
+    hidden_dropout: Dropout = Field(
+        default=0.0, description="Dropout probability on each block's output, before the residual sum."
+    )
     attention_dropout: Dropout = Field(default=0.0, description="Dropout probability on the attention weights.")
 
     @model_validator(mode="after")
@@ -216,7 +256,12 @@ class TransformerConfig(BaseModel):
         embedding = self.vocab_size * self.hidden_size
         positions = self.max_seq_len * self.hidden_size if self.position == "learned" else 0
         token_types = (self.num_token_types + int(self.has_query_stream)) * self.hidden_size
-        norms = self.num_layers * self.norms_per_layer + int(self.has_final_norm) + int(self.embedding_norm) + int(self.head_transform)
+        norms = (
+            self.num_layers * self.norms_per_layer
+            + int(self.has_final_norm)
+            + int(self.embedding_norm)
+            + int(self.head_transform)
+        )
         head = (0 if self.tie_embeddings else embedding) + (self.vocab_size if self.head_bias else 0)
         if self.head_transform:
             head += self.hidden_size * self.hidden_size + (self.hidden_size if self.mlp_bias else 0)
@@ -231,10 +276,10 @@ class TransformerConfig(BaseModel):
     def flops_per_token(self, seq_len: int) -> float:
         """Return the matrix-multiplication FLOPs of training on one token, forward and backward.
 
-        6 FLOPs per matrix parameter that the token meets (one multiply-add forward, two backward) plus the attention scores and their product
-        with the values, 12 * layers * heads * head_dim * seq_len; the causal half is not taken off. PaLM paper, appendix B;
-        the same count as Megatron-LM (Narayanan et al. 2021, section 5.1) without its recomputed forward. What relative positions and a query
-        stream add is not counted.
+        6 FLOPs per matrix parameter that the token meets (one multiply-add forward, two backward) plus the attention
+        scores and their product with the values, 12 * layers * heads * head_dim * seq_len; the causal half is not taken
+        off. PaLM paper, appendix B; the same count as Megatron-LM (Narayanan et al. 2021, section 5.1) without its
+        recomputed forward. What relative positions and a query stream add is not counted.
 
         Args:
             seq_len: tokens of one sequence.
@@ -243,7 +288,9 @@ class TransformerConfig(BaseModel):
 
     def layer_forward_flops(self, seq_len: int) -> float:
         """Return the forward matrix-multiplication FLOPs of one layer for one token at `seq_len` tokens; the causal half is not taken off."""
-        return 2.0 * self._layer_matrix_parameters(self.experts_per_token) + 4.0 * self.num_heads * self.head_dim * seq_len
+        return (
+            2.0 * self._layer_matrix_parameters(self.experts_per_token) + 4.0 * self.num_heads * self.head_dim * seq_len
+        )
 
     def head_forward_flops(self) -> float:
         """Return the forward FLOPs of the output projection, and of the dense layer before it, for one token."""
@@ -287,25 +334,39 @@ def _heads_fill_hidden_size(config: TransformerConfig) -> Iterator[FieldError]:
         sizes = one_of(nearest_multiples(config.num_heads, config.hidden_size))
         heads = one_of(nearest_divisors(config.hidden_size, config.num_heads))
         rule = f"hidden_size ({config.hidden_size}) must be divisible by num_heads ({config.num_heads}) when head_dim is not given"
-        yield FieldError("hidden_size", rule, config.hidden_size, f"set hidden_size to {sizes}, or num_heads to {heads}, or give head_dim")
+        yield FieldError(
+            "hidden_size",
+            rule,
+            config.hidden_size,
+            f"set hidden_size to {sizes}, or num_heads to {heads}, or give head_dim",
+        )
 
 
 def _rotary_pairs_up(config: TransformerConfig) -> Iterator[FieldError]:
     if config.position != "rotary":
         if config.rotary_scaling is not None:
             rule = f"stretches rotary positions, and position is {config.position}"
-            yield FieldError("rotary_scaling", rule, config.rotary_scaling.kind, "set rotary_scaling to null, or position to rotary")
+            yield FieldError(
+                "rotary_scaling", rule, config.rotary_scaling.kind, "set rotary_scaling to null, or position to rotary"
+            )
         return
     kind = None if config.rotary_scaling is None else config.rotary_scaling.kind
     if kind in ("ntk", "dynamic_ntk") and (config.rotary_dim or config.head_dim) < 4:
-        yield FieldError("rotary_scaling", f"of kind {kind} needs two rotated pairs or more", kind, "set rotary_dim to 4 or more")
+        yield FieldError(
+            "rotary_scaling", f"of kind {kind} needs two rotated pairs or more", kind, "set rotary_dim to 4 or more"
+        )
     if kind in ("ntk", "dynamic_ntk", "yarn") and config.rotary_base <= 1:
-        yield FieldError("rotary_base", f"must be above 1 with rotary_scaling of kind {kind}", config.rotary_base, "set it to 10000")
+        yield FieldError(
+            "rotary_base", f"must be above 1 with rotary_scaling of kind {kind}", config.rotary_base, "set it to 10000"
+        )
     if config.rotary_dim is not None:
         if config.rotary_dim % 2 or config.rotary_dim > config.head_dim:
             rule = f"rotary_dim ({config.rotary_dim}) must be even and at most head_dim ({config.head_dim})"
             yield FieldError(
-                "rotary_dim", rule, config.rotary_dim, f"set rotary_dim to {max(2, min(config.rotary_dim, config.head_dim) // 2 * 2)}"
+                "rotary_dim",
+                rule,
+                config.rotary_dim,
+                f"set rotary_dim to {max(2, min(config.rotary_dim, config.head_dim) // 2 * 2)}",
             )
     elif config.head_dim % 2:
         sizes = one_of(size for size in (config.head_dim - 1, config.head_dim + 1) if size > 0)
@@ -316,7 +377,9 @@ def _rotary_pairs_up(config: TransformerConfig) -> Iterator[FieldError]:
 def _parallel_block_is_pre_norm(config: TransformerConfig) -> Iterator[FieldError]:
     if config.block != "sequential" and config.norm_position not in ("pre", "none"):
         rule = f"a block of kind {config.block} has its norms before the branches, got norm_position {config.norm_position}"
-        yield FieldError("norm_position", rule, config.norm_position, "set norm_position to pre, or block to sequential")
+        yield FieldError(
+            "norm_position", rule, config.norm_position, "set norm_position to pre, or block to sequential"
+        )
 
 
 def _pattern_has_a_window(config: TransformerConfig) -> Iterator[FieldError]:
@@ -338,7 +401,9 @@ def _initialization_fits_the_norms(config: TransformerConfig) -> Iterator[FieldE
         yield FieldError("init", rule, config.init, "set norm_position to post, or init to depth_scaled")
     if config.residual_scale != 1.0 and config.norm_position != "post":
         rule = f"residual_scale ({config.residual_scale:g}) needs a norm after the sum, got norm_position {config.norm_position}"
-        yield FieldError("residual_scale", rule, config.residual_scale, "set norm_position to post, or residual_scale to 1")
+        yield FieldError(
+            "residual_scale", rule, config.residual_scale, "set norm_position to post, or residual_scale to 1"
+        )
 
 
 def _mup_has_a_base(config: TransformerConfig) -> Iterator[FieldError]:
@@ -376,16 +441,25 @@ def _experts_fit(config: TransformerConfig) -> Iterator[FieldError]:
     if config.num_experts == 0:
         if config.router_aux_loss > 0:
             rule = f"router_aux_loss ({config.router_aux_loss:g}) needs experts, and num_experts is 0"
-            yield FieldError("router_aux_loss", rule, config.router_aux_loss, "set num_experts to 2 or more, or router_aux_loss to 0")
+            yield FieldError(
+                "router_aux_loss", rule, config.router_aux_loss, "set num_experts to 2 or more, or router_aux_loss to 0"
+            )
         return
     if config.experts_per_token > config.num_experts:
         rule = f"experts_per_token ({config.experts_per_token}) must be at most num_experts ({config.num_experts})"
-        yield FieldError("experts_per_token", rule, config.experts_per_token, f"set experts_per_token to {config.num_experts} or less")
+        yield FieldError(
+            "experts_per_token",
+            rule,
+            config.experts_per_token,
+            f"set experts_per_token to {config.num_experts} or less",
+        )
     if config.block != "sequential":
         rule = f"experts need a block of kind sequential, got {config.block}"
         yield FieldError("block", rule, config.block, "set block to sequential, or num_experts to 0")
     if config.mlp_bias:
-        yield FieldError("mlp_bias", "experts have no bias, and mlp_bias is true", True, "set mlp_bias to false, or num_experts to 0")
+        yield FieldError(
+            "mlp_bias", "experts have no bias, and mlp_bias is true", True, "set mlp_bias to false, or num_experts to 0"
+        )
 
 
 ShapeRule = Callable[[TransformerConfig], Iterator[FieldError]]

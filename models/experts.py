@@ -1,13 +1,15 @@
 """Mixture-of-experts feed-forward layers (Shazeer et al. 2017; Mixtral: Jiang et al. 2024, section 2.2) that drop no token.
 
-    p = softmax(W x)    over all experts, in float32        y = sum over the k largest p_e of  p_e / (their sum) * expert_e(x)
+    p = softmax(W x)    over all experts, in float32        y = sum over the k largest p_e of  p_e / (their sum) *
+    expert_e(x)
 
-A token's rows, one for each of its experts, are sorted by expert; each expert is then a few matrix products over its run of rows (Gale et al.,
-MegaBlocks, 2023, section 4, with one product an expert). How the experts lie on the ranks:
+A token's rows, one for each of its experts, are sorted by expert; each expert is then a few matrix products over its
+run of rows (Gale et al., MegaBlocks, 2023, section 4, with one product an expert). How the experts lie on the ranks:
 
     ep 1    every rank has a part of all of them, cut over tp along the inner width as a plain feed-forward layer is
-    ep > 1  every rank of the grid of ep and tp ranks has some of them whole. All tp ranks have their dp rank's tokens: rank (e, t) sends those that go
-            to an expert of (e', t) to that rank, gets the results back, and the sum over tp adds what the other columns' experts give.
+    ep > 1  every rank of the grid of ep and tp ranks has some of them whole. All tp ranks have their dp rank's tokens:
+            rank (e, t) sends those that go to an expert of (e', t) to that rank, gets the results back, and the sum
+            over tp adds what the other columns' experts give.
 
 Either way each tp rank's output is a part of the sum over tp, and so is its gradient of the router and of the input.
 """
@@ -55,10 +57,17 @@ class Experts(nn.Module):
         super().__init__()
         self.activation = place.kernels.activations[config.activation]
         over_ep = place.ep.size > 1
-        parts, count, inner, hidden = (2,) if config.is_gated else (), config.num_experts, config.ffn_hidden_size, config.hidden_size
+        parts, count, inner, hidden = (
+            (2,) if config.is_gated else (),
+            config.num_experts,
+            config.ffn_hidden_size,
+            config.hidden_size,
+        )
         into, out = initial(config, "mlp_input"), initial(config, "mlp_output")
         inner_dim = 1 + len(parts)
-        self.up = new_parameter((count, *parts, inner, hidden), place, dim=0 if over_ep else inner_dim, initial=into, over_ep=over_ep)
+        self.up = new_parameter(
+            (count, *parts, inner, hidden), place, dim=0 if over_ep else inner_dim, initial=into, over_ep=over_ep
+        )
         self.down = new_parameter((count, hidden, inner), place, dim=0 if over_ep else 2, initial=out, over_ep=over_ep)
 
     def forward(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
@@ -72,7 +81,9 @@ class ExpertMLP(nn.Module):
     def __init__(self, config: TransformerConfig, place: Placement) -> None:
         super().__init__()
         grid = place.ep.size * place.tp.size
-        assert place.ep.size == 1 or config.num_experts % grid == 0, f"{config.num_experts} experts do not divide among {grid} ranks"
+        assert place.ep.size == 1 or config.num_experts % grid == 0, (
+            f"{config.num_experts} experts do not divide among {grid} ranks"
+        )
         self.place, self.num_experts, self.aux_weight = place, config.num_experts, config.router_aux_loss
         self.router = Router(config, place)
         self.experts = Experts(config, place)
@@ -82,7 +93,8 @@ class ExpertMLP(nn.Module):
         """Return [batch, local seq, hidden] for x of that shape.
 
         Args:
-            sequence_weight: what the losses of one sequence's tokens count together in the gradient; that of the experts' balance counts as much.
+            sequence_weight: what the losses of one sequence's tokens count together in the gradient; that of the
+                experts' balance counts as much.
         Collective: all ranks of the tp and the ep group must enter, in the forward and in the backward pass.
         """
         place = self.place
@@ -109,9 +121,10 @@ class ExpertMLP(nn.Module):
     def _balanced(self, weights: Tensor, probabilities: Tensor, usage: Tensor, sequence_weight: float) -> Tensor:
         """Return `weights` with the gradient of the balance loss attached, and note the loss.
 
-        L = sum_e f_e P_e over each sequence by itself, so that neither microbatches nor ranks change it: f_e = E / k times the share of the tokens that
-        go to e, P_e the mean of p_e (DeepSeek-AI, DeepSeek-V3, 2024, equations 17 to 20; after Fedus et al., Switch Transformers, 2022, equation 4).
-        The shares have no gradient, so that of p_e is f_e over the number of tokens.
+        L = sum_e f_e P_e over each sequence by itself, so that neither microbatches nor ranks change it: f_e = E / k
+        times the share of the tokens that go to e, P_e the mean of p_e (DeepSeek-AI, DeepSeek-V3, 2024, equations 17 to
+        20; after Fedus et al., Switch Transformers, 2022, equation 4). The shares have no gradient, so that of p_e is
+        f_e over the number of tokens.
         """
         num_tokens, num_chosen = weights.shape[-2:]
         if self.place.tp.rank > 0:  # all tp ranks have the same tokens, and the router's gradients are summed over tp
@@ -157,9 +170,11 @@ class _Plan:
     """Which rows this rank sends to its ep peers, and how many come from them. A row is one token on its way to one of its experts.
 
     Args:
-        order: [rows] int64: the row's token times experts_per_token, plus which of the token's experts it goes to; sorted by expert.
+        order: [rows] int64: the row's token times experts_per_token, plus which of the token's experts it goes to;
+            sorted by expert.
         token: [rows] int64: the row's token.
-        row: [tokens, experts_per_token] int64: the inverse of `order`; the number of rows where another tp rank sends it.
+        row: [tokens, experts_per_token] int64: the inverse of `order`; the number of rows where another tp rank sends
+            it.
         sent: [ep peer][expert of that peer] -> rows. received: [ep peer][expert of this rank] -> rows.
         shape: [batch, seq] of the tokens.
     """
@@ -176,7 +191,9 @@ class _Plan:
         """Return the plan for the experts `chosen` [batch, seq, experts_per_token]."""
         row = order.new_full((chosen.numel(),), len(order))
         row[order] = torch.arange(len(order), device=order.device)
-        return _Plan(order, order // chosen.shape[-1], row.view(-1, chosen.shape[-1]), sent, received, chosen.shape[:-1])
+        return _Plan(
+            order, order // chosen.shape[-1], row.view(-1, chosen.shape[-1]), sent, received, chosen.shape[:-1]
+        )
 
     def by_choice(self, rows: Tensor) -> Iterator[Tensor]:
         """Yield [tokens, hidden], the tokens' first rows among `rows` [rows, hidden], then their second ones, and so on; zeros where it is not here."""
@@ -188,7 +205,9 @@ class _Plan:
 def _usage(chosen: Tensor, num_experts: int) -> Tensor:
     """Return how often each sequence's tokens chose each expert [batch, experts] int64, for chosen [batch, seq, experts_per_token]."""
     batch = len(chosen)
-    return chosen.new_zeros(batch, num_experts).scatter_add_(1, chosen.reshape(batch, -1), torch.ones_like(chosen).view(batch, -1))
+    return chosen.new_zeros(batch, num_experts).scatter_add_(
+        1, chosen.reshape(batch, -1), torch.ones_like(chosen).view(batch, -1)
+    )
 
 
 def _transposed_runs(rows: Tensor, table: Sequence[Sequence[int]]) -> Tensor:
@@ -300,7 +319,8 @@ def _runs(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 def grouped_linear(x: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
     """Return each row of x times the transposed matrix of its expert, [rows, out].
 
-    The weight's gradient is added to its `main_grad`, where it has one, and reported once, also where no expert has a row.
+    The weight's gradient is added to its `main_grad`, where it has one, and reported once, also where no expert has a
+    row.
 
     Args:
         x: [rows, in], the first counts[0] rows for expert 0, and so on; the counts add up to the rows.

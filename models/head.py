@@ -11,15 +11,22 @@ from trimaran.models.parallel.parameter import Placement, new_parameter
 class HeadTransform(nn.Module):
     """hidden -> hidden with the activation of the feed-forward layers.
 
-    Whole on every tp rank: next to the projection to the vocabulary it is small, and cut it would need a collective of its own before the norm.
+    Whole on every tp rank: next to the projection to the vocabulary it is small, and cut it would need a collective of
+    its own before the norm.
     """
 
     def __init__(self, config: TransformerConfig, place: Placement) -> None:
         super().__init__()
         size, partial = config.hidden_size, place.sequence_parallel
         self.activation = place.kernels.activations[config.activation]
-        self.weight = new_parameter((size, size), place, initial=initial(config, "head_transform"), partial_over_tp=partial)
-        self.bias = new_parameter((size,), place, init="zeros", decay=False, partial_over_tp=partial) if config.mlp_bias else None
+        self.weight = new_parameter(
+            (size, size), place, initial=initial(config, "head_transform"), partial_over_tp=partial
+        )
+        self.bias = (
+            new_parameter((size,), place, init="zeros", decay=False, partial_over_tp=partial)
+            if config.mlp_bias
+            else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, local seq, hidden] for x of that shape."""

@@ -16,7 +16,9 @@ class MLP(nn.Module):
         self.activation = place.kernels.activations[config.activation]
         inner, parts = config.ffn_hidden_size, 2 if config.is_gated else 1
         into, out = initial(config, "mlp_input"), initial(config, "mlp_output")
-        self.up = ColumnParallelLinear(config.hidden_size, inner, place, bias=config.mlp_bias, initial=into, parts=parts)
+        self.up = ColumnParallelLinear(
+            config.hidden_size, inner, place, bias=config.mlp_bias, initial=into, parts=parts
+        )
         self.down = RowParallelLinear(inner, config.hidden_size, place, bias=config.mlp_bias, initial=out)
 
     def forward(self, x: Tensor) -> Tensor:

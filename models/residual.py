@@ -27,7 +27,11 @@ class Dropout(nn.Module):
 
     def add(self, x: Tensor, residual: Tensor, first_sample: int) -> Tensor:
         """Return residual + dropout(x)."""
-        return self.place.kernels.dropout_add(x, residual, self.rate, **self._where(x, first_sample)) if self.is_on else residual + x
+        return (
+            self.place.kernels.dropout_add(x, residual, self.rate, **self._where(x, first_sample))
+            if self.is_on
+            else residual + x
+        )
 
     def _where(self, x: Tensor, first_sample: int) -> dict[str, Any]:
         parts = self.place.tp.size if self.place.sequence_parallel else 1
@@ -58,7 +62,9 @@ class Norm(nn.Module):
         else:
             self.register_buffer("weight", torch.ones(shape, dtype=place.dtype, device=place.device), persistent=False)
         has_bias = config.norm_bias and not self.is_rms
-        self.bias = new_parameter(shape, place, init="zeros", decay=False, partial_over_tp=partial) if has_bias else None
+        self.bias = (
+            new_parameter(shape, place, init="zeros", decay=False, partial_over_tp=partial) if has_bias else None
+        )
 
     def forward(self, x: Tensor, branch: Branch | None, first_sample: int) -> tuple[Tensor, Tensor]:
         """Return (the residual stream x with `branch` added, its normalised form), both of x's shape."""

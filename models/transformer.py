@@ -1,8 +1,8 @@
 """A transformer language model, and the stage of it that one pipeline rank holds.
 
-Blocks of attention and feed-forward on a residual stream, with the norms before the branches (Radford et al., GPT-2, 2019; Touvron et al., LLaMA, 2023),
-after the sums (Vaswani et al. 2017) or elsewhere, by the config. Shapes: `batch` sequences of a microbatch, `local seq` = seq, or seq / tp with
-sequence parallelism.
+Blocks of attention and feed-forward on a residual stream, with the norms before the branches (Radford et al., GPT-2,
+2019; Touvron et al., LLaMA, 2023), after the sums (Vaswani et al. 2017) or elsewhere, by the config. Shapes: `batch`
+sequences of a microbatch, `local seq` = seq, or seq / tp with sequence parallelism.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,8 +38,15 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, place: Placement, *, index: int, seed: int) -> None:
         super().__init__()
         site = f"layers.{index}"
-        self.kind, self.is_post_norm, self.residual_scale = config.block, config.norm_position == "post", config.residual_scale
-        has_norm, has_post_norm = config.norm_position in ("pre", "sandwich"), config.norm_position in ("post", "branch", "sandwich")
+        self.kind, self.is_post_norm, self.residual_scale = (
+            config.block,
+            config.norm_position == "post",
+            config.residual_scale,
+        )
+        has_norm, has_post_norm = (
+            config.norm_position in ("pre", "sandwich"),
+            config.norm_position in ("post", "branch", "sandwich"),
+        )
 
         def norm(is_there: bool) -> Norm | None:
             return Norm(config, place) if is_there else None
@@ -60,7 +67,9 @@ class Block(nn.Module):
         if self.kind != "sequential":
             return self._parallel(x, branch, carried)
         x, normed = self._read(self.attention_norm, x, branch, sample)
-        x, branch = self._add(x, self.attention(normed, carried), self.attention_dropout, self.attention_post_norm, sample)
+        x, branch = self._add(
+            x, self.attention(normed, carried), self.attention_dropout, self.attention_post_norm, sample
+        )
         x, normed = self._read(self.mlp_norm, x, branch, sample)
         out = self.mlp(normed, carried.sequence_weight) if isinstance(self.mlp, ExpertMLP) else self.mlp(normed)
         return self._add(x, out, self.mlp_dropout, self.mlp_post_norm, sample)
@@ -74,7 +83,9 @@ class Block(nn.Module):
         x = join(x, branch, first_sample)
         return x, x
 
-    def _add(self, x: Tensor, out: Tensor, dropout: Dropout, post_norm: Norm | None, first_sample: int) -> tuple[Tensor, Branch | None]:
+    def _add(
+        self, x: Tensor, out: Tensor, dropout: Dropout, post_norm: Norm | None, first_sample: int
+    ) -> tuple[Tensor, Branch | None]:
         """Return the stream and the branch that is still to be added to it."""
         if post_norm is None:
             return x, (out, dropout)
@@ -107,7 +118,9 @@ class Stage(nn.Module):
         seed: of the dropout masks.
     """
 
-    def __init__(self, config: TransformerConfig, layers: range, place: Placement, *, is_first: bool, is_last: bool, seed: int) -> None:
+    def __init__(
+        self, config: TransformerConfig, layers: range, place: Placement, *, is_first: bool, is_last: bool, seed: int
+    ) -> None:
         super().__init__()
         self.config, self.place, self.is_first, self.is_last = config, place, is_first, is_last
         vocab, hidden = config.vocab_size, config.hidden_size
@@ -119,7 +132,9 @@ class Stage(nn.Module):
             self.position: nn.Parameter | None = None
             if config.position == "learned":
                 start = initial(config, "position")
-                self.position = new_parameter((config.max_seq_len, hidden), place, initial=start, partial_over_tp=place.sequence_parallel)
+                self.position = new_parameter(
+                    (config.max_seq_len, hidden), place, initial=start, partial_over_tp=place.sequence_parallel
+                )
             self.token_type: nn.Parameter | None = None
             if config.num_token_types:
                 shape, start = (config.num_token_types, hidden), initial(config, "position")
@@ -127,7 +142,9 @@ class Stage(nn.Module):
             self.query_embedding: nn.Parameter | None = None
             if config.has_query_stream:
                 start = initial(config, "position")
-                self.query_embedding = new_parameter((hidden,), place, initial=start, decay=False, partial_over_tp=place.sequence_parallel)
+                self.query_embedding = new_parameter(
+                    (hidden,), place, initial=start, decay=False, partial_over_tp=place.sequence_parallel
+                )
             self.embedding_norm = Norm(config, place) if config.embedding_norm else None
             self.embedding_dropout = Dropout(config.embedding_dropout, place, site="embedding", seed=seed)
         self.layers = nn.ModuleDict({str(i): Block(config, place, index=i, seed=seed) for i in layers})
@@ -135,7 +152,9 @@ class Stage(nn.Module):
             self.final_norm = Norm(config, place) if config.has_final_norm else None
             self.head_transform = HeadTransform(config, place) if config.head_transform else None
             self.head_transform_norm = Norm(config, place) if config.head_transform else None
-            self.head_bias = new_parameter((vocab,), place, dim=0, init="zeros", decay=False) if config.head_bias else None
+            self.head_bias = (
+                new_parameter((vocab,), place, dim=0, init="zeros", decay=False) if config.head_bias else None
+            )
             if not config.tie_embeddings:
                 self.head = ColumnParallelLinear(hidden, vocab, place, bias=False, initial=initial(config, "head"))
         self._tables: RotaryTables | None = None
@@ -147,7 +166,8 @@ class Stage(nn.Module):
         Args:
             hidden: the previous stage's output; None on the first stage.
             batch: the whole microbatch, the same on every stage and tp rank.
-            loss_weight: what the caller's backward pass counts each token's loss; the losses that layers have of their own go by it.
+            loss_weight: what the caller's backward pass counts each token's loss; the losses that layers have of their
+                own go by it.
         Collective: all ranks of the tp group must enter, and those of the ep group where there are experts.
         """
         targets = batch.targets if self.config.has_query_stream else None
@@ -167,17 +187,25 @@ class Stage(nn.Module):
         )
 
     def run_layers(
-        self, hidden: Tensor | None, tokens: Tensor, first_sample: int = 0, sequence_weight: float = 0.0, targets: Tensor | None = None
+        self,
+        hidden: Tensor | None,
+        tokens: Tensor,
+        first_sample: int = 0,
+        sequence_weight: float = 0.0,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """Return the output of this stage's layers [batch, local seq, hidden]; on the last stage normalised, as the head reads it.
 
         Args:
             hidden: the previous stage's output; None on the first stage. tokens: [batch, seq].
             sequence_weight: see Pass.
-            targets: [batch, predicted], the tokens that a query stream predicts; its rows follow those of the tokens in every stage's output.
+            targets: [batch, predicted], the tokens that a query stream predicts; its rows follow those of the tokens in
+                every stage's output.
         """
         seq_len = tokens.shape[1]
-        carried = Pass(first_sample, self._rotary(slice(0, seq_len), seq_len), sequence_weight=sequence_weight, targets=targets)
+        carried = Pass(
+            first_sample, self._rotary(slice(0, seq_len), seq_len), sequence_weight=sequence_weight, targets=targets
+        )
         return self._run(hidden, tokens, slice(0, seq_len), carried)
 
     @torch.no_grad()
@@ -186,9 +214,10 @@ class Stage(nn.Module):
 
         Args:
             hidden: the previous stage's output [batch, local new, hidden]; None on the first stage.
-            tokens: [batch, new], the last ones of samples that have `cache.host_lengths` tokens with them: token i of sample b stands at position
-                lengths[b] - new + i. Positions below 0 are padding: nothing of them is kept, and their output means nothing. With sequence
-                parallelism `new` must be a multiple of tp; tokens that the cache has already may come again.
+            tokens: [batch, new], the last ones of samples that have `cache.host_lengths` tokens with them: token i of
+                sample b stands at position lengths[b] - new + i. Positions below 0 are padding: nothing of them is
+                kept, and their output means nothing. With sequence parallelism `new` must be a multiple of tp; tokens
+                that the cache has already may come again.
         No gradient flows, and nothing is dropped out. Collective: all ranks of the tp group must enter.
         """
         new, lengths = tokens.shape[1], cache.host_lengths
@@ -234,7 +263,9 @@ class Stage(nn.Module):
             return hidden, batch.labels
         rows = batch.targets
         if self.config.has_query_stream:
-            rows = torch.arange(batch.tokens.shape[1], batch.tokens.shape[1] + rows.shape[1], device=rows.device).expand_as(rows)
+            rows = torch.arange(
+                batch.tokens.shape[1], batch.tokens.shape[1] + rows.shape[1], device=rows.device
+            ).expand_as(rows)
         if self.place.sequence_parallel:  # a rank has some of the rows, so that all stay, most of them without a label
             labels = batch.labels.new_full((len(rows), hidden.shape[1] * self.place.tp.size), IGNORED_LABEL)
             return hidden, labels.scatter(1, rows, batch.labels)
@@ -250,7 +281,8 @@ class Stage(nn.Module):
         """Tables of the positions; made once for max_seq_len positions, and anew when a longer sequence comes.
 
         Args:
-            positions: of all samples, or [batch, seq] of each. seq_len: of the longest sequence; dynamic scaling goes by it.
+            positions: of all samples, or [batch, seq] of each. seq_len: of the longest sequence; dynamic scaling goes
+                by it.
         """
         config = self.config
         if config.position != "rotary":
@@ -261,9 +293,12 @@ class Stage(nn.Module):
         if self._tables is None or len(self._tables[0]) < seq_len or stretch != self._tables_stretch:
             length, rot = max(seq_len, config.max_seq_len), config.rotary_dim or config.head_dim
             where = (self.place.dtype, self.place.device)
-            # Up to its original length dynamic scaling changes nothing, so a table of more positions must not be made by more.
+            # Up to its original length dynamic scaling changes nothing, so a table of more positions must not be made
+            # by more.
             with torch.inference_mode(False):  # they are kept, and training may read them later
-                self._tables = rotary.rotary_tables(0, length, rot, config.rotary_base, *where, scaling=scaling, seq_len=stretch or 1)
+                self._tables = rotary.rotary_tables(
+                    0, length, rot, config.rotary_base, *where, scaling=scaling, seq_len=stretch or 1
+                )
             self._tables_stretch = stretch
         cos, sin = self._tables
         return cos[positions], sin[positions]
@@ -317,11 +352,15 @@ def build_stages(
         layers: the layers of every stage of the pipeline, from `pipeline.partition`.
         stage_indices: the stages that live on this rank.
         seed: of weights and dropout.
-        draws_weights: False where the weights are loaded next, and to draw them would be for nothing; they may be anything then.
+        draws_weights: False where the weights are loaded next, and to draw them would be for nothing; they may be
+            anything then.
     A tied embedding whose two ends live on the same rank is one parameter.
     """
     last = len(layers) - 1
-    stages = [Stage(config, layers[index], place, is_first=index == 0, is_last=index == last, seed=seed) for index in stage_indices]
+    stages = [
+        Stage(config, layers[index], place, is_first=index == 0, is_last=index == last, seed=seed)
+        for index in stage_indices
+    ]
     if config.tie_embeddings and len(stages) > 1 and stages[0].is_first and stages[-1].is_last:
         stages[-1].embedding = stages[0].embedding
     if draws_weights and place.device.type != "meta":

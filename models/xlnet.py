@@ -1,12 +1,14 @@
 """Attention by relative positions, for two streams (Yang et al. 2019, XLNet, sections 2.3 and 2.4; Dai et al. 2019, Transformer-XL, section 3.3).
 
-A sample's rows are those of its tokens, the content stream, and in training after them one row for each predicted token, the query stream, which knows
-where that token stands and not what it is. A score of row i and token j, a distance of d = position of i - j apart, is
+A sample's rows are those of its tokens, the content stream, and in training after them one row for each predicted
+token, the query stream, which knows where that token stands and not what it is. A score of row i and token j, a
+distance of d = position of i - j apart, is
 
     (q_i + u) k_j + (q_i + v) W_r R_d        R_d: sines, then cosines, of d / 10000^(2m / hidden)
 
-All rows go through the same weights; keys and values are those of the content stream. Tokens are predicted in an order; those that are not are known
-from the start. A token sees itself, the known ones and those predicted before it; a query row all of these but the token itself.
+All rows go through the same weights; keys and values are those of the content stream. Tokens are predicted in an order;
+those that are not are known from the start. A token sees itself, the known ones and those predicted before it; a query
+row all of these but the token itself.
 """
 
 import torch
@@ -29,7 +31,9 @@ class RelativeAttention(Attention):
     def __init__(self, config: TransformerConfig, place: Placement, *, index: int, seed: int) -> None:
         super().__init__(config, place, index=index, seed=seed)
         width, hidden = config.num_heads * config.head_dim, config.hidden_size
-        self.position = new_parameter((width, hidden), place, dim=0, initial=initial(config, "query"), unit=config.head_dim)
+        self.position = new_parameter(
+            (width, hidden), place, dim=0, initial=initial(config, "query"), unit=config.head_dim
+        )
         self.content_bias = new_parameter((width,), place, dim=0, init="zeros", decay=False, unit=config.head_dim)
         self.position_bias = new_parameter((width,), place, dim=0, init="zeros", decay=False, unit=config.head_dim)
 
@@ -42,22 +46,29 @@ class RelativeAttention(Attention):
         seq = q.shape[1] - (0 if carried.targets is None else carried.targets.shape[1])
         k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in kv[:, :seq].chunk(2, dim=-1))
         by_content, by_position = (
-            (q + bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for bias in (self.content_bias, self.position_bias)
+            (q + bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for bias in (self.content_bias, self.position_bias)
         )
         distances = F.linear(_sinusoids(seq, self.position), self.position).unflatten(-1, (-1, self.head_dim))
         rows = _row_positions(q, seq, carried.targets)
         columns = rows.unsqueeze(-1) - torch.arange(seq, device=q.device) + (seq - 1)
         position_scores = by_position @ distances.permute(1, 2, 0)  # [batch, heads, rows, 2 seq - 1]
-        scores = by_content @ k.transpose(-1, -2) + position_scores.gather(-1, columns.unsqueeze(1).expand(-1, k.shape[1], -1, -1))
+        scores = by_content @ k.transpose(-1, -2) + position_scores.gather(
+            -1, columns.unsqueeze(1).expand(-1, k.shape[1], -1, -1)
+        )
         scores = scores * self.options.scale_for(self.head_dim)
         scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
         if carried.targets is not None:
             scores = scores.masked_fill(~_visible(carried.targets, seq).unsqueeze(1), -torch.inf)
         probabilities = scores.softmax(-1)
         if self.training and self.dropout_rate > 0.0:
-            dropout = AttentionDropout(self.dropout_rate, self.dropout_key, carried.first_sample, self.first_head, self.num_heads)
+            dropout = AttentionDropout(
+                self.dropout_rate, self.dropout_key, carried.first_sample, self.first_head, self.num_heads
+            )
             sizes = Sizes(len(q), q.shape[1], seq, self.local_heads, self.local_heads, self.head_dim)
-            probabilities = probabilities * attention_keep_mask(dropout, sizes, None, q.device) / (1.0 - self.dropout_rate)
+            probabilities = (
+                probabilities * attention_keep_mask(dropout, sizes, None, q.device) / (1.0 - self.dropout_rate)
+            )
         out: Tensor = probabilities.to(v.dtype) @ v
         return out.transpose(1, 2).flatten(2)
 

@@ -24,8 +24,9 @@ class Mesh:
         coordinates: axis name -> this rank's index on it.
         ep: consecutive dp ranks, which share the experts between them.
         expert_dp: the dp ranks that hold the same experts as this one: dp / ep of them, and `dp` itself where ep is 1.
-        links: on NCCL, (source pp index, forward) -> the two-rank group of the transfers from there to the next (forward) or previous
-            stage: a link of its own keeps opposite transfers from waiting for each other. Empty on gloo, which has tags instead.
+        links: on NCCL, (source pp index, forward) -> the two-rank group of the transfers from there to the next
+            (forward) or previous stage: a link of its own keeps opposite transfers from waiting for each other. Empty
+            on gloo, which has tags instead.
     """
 
     rank: int
@@ -66,7 +67,9 @@ class Mesh:
                 group.shared.close()
 
 
-def build_mesh(*, pp: int, dp: int, cp: int, tp: int, ep: int = 1, timeout_s: float, shared_memory: bool = True) -> Mesh:
+def build_mesh(
+    *, pp: int, dp: int, cp: int, tp: int, ep: int = 1, timeout_s: float, shared_memory: bool = True
+) -> Mesh:
     """Return the mesh over the default process group, whose size must be pp * dp * cp * tp.
 
     Args:
@@ -81,7 +84,9 @@ def build_mesh(*, pp: int, dp: int, cp: int, tp: int, ep: int = 1, timeout_s: fl
     world_size, rank = dist.get_world_size(), dist.get_rank()
     if pp * dp * cp * tp != world_size:
         product = " * ".join(f"{axis}({size})" for axis, size in sizes.items())
-        raise ValueError(f"{product} = {pp * dp * cp * tp} != world size {world_size}; start that many ranks or change `parallel`")
+        raise ValueError(
+            f"{product} = {pp * dp * cp * tp} != world size {world_size}; start that many ranks or change `parallel`"
+        )
     if dp % ep:
         raise ValueError(f"dp ({dp}) must be divisible by ep ({ep}), for the ep ranks are dp ranks; change `parallel`")
     backend = dist.get_backend()
@@ -120,7 +125,10 @@ class _GroupMaker:
             memory = SharedMemory.connect(process_group, index, names, self.timeout_s)
             if memory is None and index == 0:
                 logger.warning(
-                    "ranks %s share no /dev/shm with room for %d MiB: their %s tensors go through gloo", ranks, 2 * len(ranks), axis
+                    "ranks %s share no /dev/shm with room for %d MiB: their %s tensors go through gloo",
+                    ranks,
+                    2 * len(ranks),
+                    axis,
                 )
         return Group(axis, ranks, index, process_group, memory)
 

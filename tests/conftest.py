@@ -64,7 +64,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for where, reason in sorted(skips.items()):
         terminalreporter.line(f"{'NOT ALLOWED IN CI ' if where in refused else ''}{where}: {reason}")
     if refused:
-        terminalreporter.line(f"{len(refused)} skips do not name a missing GPU or CUDA: in CI they fail the session", red=True)
+        terminalreporter.line(
+            f"{len(refused)} skips do not name a missing GPU or CUDA: in CI they fail the session", red=True
+        )
 
 
 def all_skips(config: pytest.Config) -> dict[str, str]:

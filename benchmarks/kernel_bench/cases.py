@@ -188,7 +188,9 @@ def attention_case(
         starts = torch.tensor([*documents, batch * seq], dtype=torch.int32, device=draw.device)
         return [q, k, v, torch.tensor(alibi_slopes(heads), device=draw.device), starts]
 
-    def run(kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, starts: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def run(
+        kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, starts: Tensor
+    ) -> Tensor | tuple[Tensor, ...]:
         more = {
             "slopes": slopes if alibi else None,
             "documents": Documents(starts, max(lengths)) if documents else None,
@@ -223,7 +225,15 @@ def attention_cases(smoke: bool) -> list[Case]:
         "scale": {"scale": 0.3},
         "documents": {"documents": cut},
         "dropout": {"dropout": 0.3},
-        "all": {"kv_heads": 1, "window": third, "alibi": True, "softcap": 2.5, "documents": cut, "dropout": 0.3, "lse": True},
+        "all": {
+            "kv_heads": 1,
+            "window": third,
+            "alibi": True,
+            "softcap": 2.5,
+            "documents": cut,
+            "dropout": 0.3,
+            "lse": True,
+        },
     }
     options["all, atomics"] = {**options["all"], "deterministic": False}
     return widths + [attention_case(label, **{**size, "keys": seq, **option}) for label, option in options.items()]
@@ -273,7 +283,8 @@ def decode_case(
     """Return a call of attention over a cache, or of what puts `queries` new tokens into it.
 
     Args:
-        length: of the longest sample; page: tokens of a page, 0 for a contiguous cache; equal: whether all samples are of that length.
+        length: of the longest sample; page: tokens of a page, 0 for a contiguous cache; equal: whether all samples are
+            of that length.
     """
     pages = -(-length // page) if page else 0
     shape = (batch * pages + 2, page, kv_heads, head_dim) if page else (batch, length, kv_heads, head_dim)
@@ -286,12 +297,16 @@ def decode_case(
         table = draw.permutation(shape[0])[: batch * pages].view(batch, pages)
         return [q, draw(*shape, grad=False), draw(*shape, grad=False), lengths, slopes, table]
 
-    def run(kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, slopes: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+    def run(
+        kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, slopes: Tensor, table: Tensor
+    ) -> tuple[Tensor, ...]:
         more = {"block_table": table if page else None}
         if append:
             kernels.append_to_cache_(k, v, q, q * 2, lengths, **more)
             return k, v
-        return tensors(kernels.decode_attention(q, k, v, lengths, **more, **options, **({"alibi_slopes": slopes} if alibi else {})))
+        return tensors(
+            kernels.decode_attention(q, k, v, lengths, **more, **options, **({"alibi_slopes": slopes} if alibi else {}))
+        )
 
     return Case(label, make, run)
 
@@ -313,7 +328,11 @@ def decode_cases(smoke: bool) -> list[Case]:
         "append": {"append": True, "queries": 3},
         "append to pages": {"append": True, "queries": 3, "page": page},
     }
-    widths = [] if smoke else [decode_case(f"head {dim}, {n} queries", head_dim=dim, queries=n) for dim in (64, 80, 256) for n in (1, 9)]
+    widths = (
+        []
+        if smoke
+        else [decode_case(f"head {dim}, {n} queries", head_dim=dim, queries=n) for dim in (64, 80, 256) for n in (1, 9)]
+    )
     return widths + [decode_case(label, **{**size, **option}) for label, option in options.items()]
 
 

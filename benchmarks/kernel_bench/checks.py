@@ -30,10 +30,16 @@ def compile_case(job: CompileJob) -> list[str]:
 
 def run_checks(bench: Bench, ops: Sequence[str]) -> set[str]:
     """Compare, report and return the ops that failed."""
-    cases = {op: [(case, dtype) for case in CASES[op](bench.smoke) for dtype in bench.check_dtypes if dtype in case.dtypes] for op in ops}
+    cases = {
+        op: [(case, dtype) for case in CASES[op](bench.smoke) for dtype in bench.check_dtypes if dtype in case.dtypes]
+        for op in ops
+    }
     arch = architecture(bench.device)
     if arch in SHARED_LIMIT_BYTES and not bench.smoke and len(os.sched_getaffinity(0)) > 1:
-        on_all_cores(compile_case, [(op, i, dtype, arch) for op in ops for i, case in enumerate(CASES[op](False)) for dtype in case.dtypes])
+        on_all_cores(
+            compile_case,
+            [(op, i, dtype, arch) for op in ops for i, case in enumerate(CASES[op](False)) for dtype in case.dtypes],
+        )
     rows, failures = [], []
     for op in ops:
         for dtype in bench.check_dtypes:
@@ -42,7 +48,11 @@ def run_checks(bench: Bench, ops: Sequence[str]) -> set[str]:
                 found = outcome(partial(check, case, dtype, bench.device))
                 error, tolerance = (math.inf, TOLERANCES[dtype]) if isinstance(found, Exception) else found
                 if error > tolerance:
-                    why = short(found) if isinstance(found, Exception) else f"error {error:.2e} over the tolerance {tolerance:.0e}"
+                    why = (
+                        short(found)
+                        if isinstance(found, Exception)
+                        else f"error {error:.2e} over the tolerance {tolerance:.0e}"
+                    )
                     failures.append((op, f"{op}, {case.label}, {dtype}: {why}"))
                 results.append((error / tolerance, error, tolerance, case.label))
             if results:

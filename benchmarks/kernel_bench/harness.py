@@ -107,7 +107,8 @@ def check(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[float, 
     """Return (error, tolerance) of the worst tensor of the Triton op in `dtype` against the twin in float64 on the same inputs.
 
     Raises:
-        ValueError: where a shape is wrong, or a second run gives other bits although the case is deterministic: that shows races.
+        ValueError: where a shape is wrong, or a second run gives other bits although the case is deterministic: that
+            shows races.
     """
     found = call(case, TRITON, Draw(device, dtype))
     if case.deterministic and not all(map(torch.equal, found, call(case, TRITON, Draw(device, dtype)))):
@@ -135,8 +136,8 @@ class Seconds(float):
 class Timer:
     """Median time of a run on the device alone: by CUDA events, with a cold second-level cache.
 
-    Before each run the device is made to wait until the host has queued it, so that the launches themselves are not measured. On a CPU (only to see
-    that the benchmark's own code works): one run by the wall clock.
+    Before each run the device is made to wait until the host has queued it, so that the launches themselves are not
+    measured. On a CPU (only to see that the benchmark's own code works): one run by the wall clock.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -271,7 +272,9 @@ def outcome(work: Callable[[], _Result]) -> _Result | Exception:
         return work()
     except Exception as error:  # noqa: BLE001 - of whatever kind: it stands in the results, and the rest is measured all the same
         error.add_note("".join(traceback.format_tb(error.__traceback__)))
-        error.__traceback__ = error.__context__ = error.__cause__ = None  # their frames would hold on to memory of the device
+        error.__traceback__ = error.__context__ = error.__cause__ = (
+            None  # their frames would hold on to memory of the device
+        )
         return error
 
 

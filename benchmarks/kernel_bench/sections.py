@@ -31,13 +31,21 @@ TOKENS = (16384, 64)  # batch = tokens / seq, at least 1
 SEQS = ((1024, 2048, 4096, 8192, 16384, 32768), (16, 32))
 VOCABULARIES, LOSS_TOKENS, LOSS_HIDDEN = ((32000, 128256), (64,)), (8192, 16), (4096, 16)
 BATCHES, LENGTHS = ((1, 16, 64), (2,)), ((4096, 32768), (24,))
-DECODE: tuple[dict[str, Any], ...] = ({"heads": 32, "kv_heads": 8, "head_dim": 128}, {"heads": 4, "kv_heads": 2, "head_dim": 16})
+DECODE: tuple[dict[str, Any], ...] = (
+    {"heads": 32, "kv_heads": 8, "head_dim": 128},
+    {"heads": 4, "kv_heads": 2, "head_dim": 16},
+)
 PAGE = (64, 8)
 COLD_BYTES = 512 << 20  # caches that are gone through in turn hold at least these bytes: more than a second-level cache
 
-LONG_SEQ, TO_FLASH, TO_BEST = 4096, 1.0, 0.9  # the targets of attention: of flash everywhere, of the best from LONG_SEQ on
+LONG_SEQ, TO_FLASH, TO_BEST = (
+    4096,
+    1.0,
+    0.9,
+)  # the targets of attention: of flash everywhere, of the best from LONG_SEQ on
 OF_COPY = 0.85  # of a memory-bound op, of the copy's bandwidth
-OF_MEMORY = 0.25  # of the head's loss, of the unfused one's memory; chunks of logits on a GPU have 128 MiB, or 1024 rows if that is more
+# of the head's loss, of the unfused one's memory; chunks of logits on a GPU have 128 MiB, or 1024 rows if that is more
+OF_MEMORY = 0.25
 TIE = 0.98  # of a target: from here on what misses it is called a tie
 ABOUT_TIES = f"A tie: at most {100 - 100 * TIE:.0f}% short of the target. Min/median: of our runs' times."
 
@@ -86,7 +94,9 @@ def attention_figures(bench: Bench, sizes: Sizes, causal: bool, notes: list[str]
     draw = Draw(bench.device, bench.dtype)
     inputs = [draw(sizes.batch, sizes.seq_q, sizes.heads, sizes.head_dim) for _ in range(3)]
     options = {exact: AttentionOptions(causal=causal, deterministic=exact) for exact in (False, True)}
-    ours, exact = (bench.timer.directions(partial(triton_attention, options=options[exact]), inputs) for exact in (False, True))
+    ours, exact = (
+        bench.timer.directions(partial(triton_attention, options=options[exact]), inputs) for exact in (False, True)
+    )
     theirs = {
         name: _attempt(partial(bench.timer.directions, partial(_sdpa, backend, causal=causal), inputs), notes, name)
         for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION))
@@ -94,18 +104,31 @@ def attention_figures(bench: Bench, sizes: Sizes, causal: bool, notes: list[str]
     found: dict[str, tuple[Figures, str]] = {}
     for name, index, mine in (("forward", 0, ours), ("backward", 1, ours), ("backward, deterministic", 1, exact)):
         work = flops(sizes, options[True], backward=index == 1)
-        found[name] = {key: _ratio(work, pair and pair[index]) for key, pair in {"ours": mine, **theirs}.items()}, _steady(mine[index])
+        found[name] = (
+            {key: _ratio(work, pair and pair[index]) for key, pair in {"ours": mine, **theirs}.items()},
+            _steady(mine[index]),
+        )
     return found
 
 
 def _attention_row(bench: Bench, figures: Figures, steady: str, seq: int) -> list[str]:
     name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "cpu"
     peak = peak_flops(name, str(bench.dtype).removeprefix("torch."))
-    ours, best = figures["ours"], max((value for key, value in figures.items() if key != "ours" and value is not None), default=None)
+    ours, best = (
+        figures["ours"],
+        max((value for key, value in figures.items() if key != "ours" and value is not None), default=None),
+    )
     to_flash, to_best = _ratio(ours, figures["flash"]), _ratio(ours, best)
     of_target = min((to_flash or 0.0) / TO_FLASH, (to_best or 0.0) / TO_BEST if seq >= LONG_SEQ else math.inf)
     speeds = [_text(_ratio(figures[key], 1e12)) for key in ("ours", "flash", "cudnn")]
-    return [*speeds, steady, _text(to_flash, ".2f"), _text(to_best, ".2f"), percent(_ratio(ours, peak)), _verdict(of_target)]
+    return [
+        *speeds,
+        steady,
+        _text(to_flash, ".2f"),
+        _text(to_best, ".2f"),
+        percent(_ratio(ours, peak)),
+        _verdict(of_target),
+    ]
 
 
 def attention_section(bench: Bench) -> None:
@@ -114,11 +137,26 @@ def attention_section(bench: Bench) -> None:
     for head_dim, causal, seq in itertools.product(HEAD_DIMS[bench.smoke], (True, False), SEQS[bench.smoke]):
         heads, mask = HIDDEN[bench.smoke] // head_dim, "causal" if causal else "full"
         sizes = Sizes(max(1, TOKENS[bench.smoke] // seq), seq, seq, heads, heads, head_dim)
-        found = bench.attempt(f"attention, head {head_dim}, {mask}, {seq}", partial(attention_figures, bench, sizes, causal, notes))
+        found = bench.attempt(
+            f"attention, head {head_dim}, {mask}, {seq}", partial(attention_figures, bench, sizes, causal, notes)
+        )
         for direction, (figures, steady) in (found or {}).items():
             curves[head_dim, causal, direction, seq] = figures
             rows.append([str(head_dim), mask, str(seq), direction, *_attention_row(bench, figures, steady, seq)])
-    header = ("head", "mask", "seq", "pass", "ours, TFLOP/s", "flash", "cuDNN", "min/median", "to flash", "to best", "of peak", "target")
+    header = (
+        "head",
+        "mask",
+        "seq",
+        "pass",
+        "ours, TFLOP/s",
+        "flash",
+        "cuDNN",
+        "min/median",
+        "to flash",
+        "to best",
+        "of peak",
+        "target",
+    )
     target = f"Target: {TO_FLASH} of flash, {TO_BEST} of the faster of SDPA's two from seq {LONG_SEQ} on; its backward pass is free to use atomics."
     tokens = f"{TOKENS[bench.smoke]} tokens (one sequence where it is longer)"
     shape = f"{bench.dtype}, hidden {HIDDEN[bench.smoke]}, {tokens}; FLOPs of what is seen."
@@ -135,7 +173,9 @@ def plot_attention(bench: Bench, curves: dict[tuple[int, bool, str, int], Figure
 
     head_dims = sorted({key[0] for key in curves})
     panels = [(causal, direction) for causal in (True, False) for direction in ("forward", "backward")]
-    figure, grid = pyplot.subplots(len(head_dims), len(panels), figsize=(4 * len(panels), 3.2 * len(head_dims)), squeeze=False)
+    figure, grid = pyplot.subplots(
+        len(head_dims), len(panels), figsize=(4 * len(panels), 3.2 * len(head_dims)), squeeze=False
+    )
     for axes_of_head, head_dim in zip(grid, head_dims, strict=True):
         for axes, (causal, direction) in zip(axes_of_head, panels, strict=True):
             chosen = {key[3]: figures for key, figures in curves.items() if key[:3] == (head_dim, causal, direction)}
@@ -194,7 +234,11 @@ def _unfused(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 def _loss_rows(bench: Bench, vocab: int, library: Any, notes: list[str]) -> list[list[str]]:
     case = head_loss_case("", LOSS_TOKENS[bench.smoke], vocab, LOSS_HIDDEN[bench.smoke])
     x, weight, labels = case.make(Draw(bench.device, bench.dtype))
-    flat, plain, targets = x.detach().flatten(0, 1).requires_grad_(), weight.detach().clone().requires_grad_(), labels.flatten()
+    flat, plain, targets = (
+        x.detach().flatten(0, 1).requires_grad_(),
+        weight.detach().clone().requires_grad_(),
+        labels.flatten(),
+    )
     # Gradients have a place to be added to, as in training: float32 for ours, the weight's own dtype for the others.
     info_of(weight).main_grad, plain.grad = torch.zeros_like(weight, dtype=torch.float32), torch.zeros_like(plain)
     losses: dict[str, Callable[[], Tensor]] = {

@@ -65,7 +65,9 @@ def _attention(key: str, small: bool, *, deterministic: bool = True) -> Case:
     found = re.fullmatch(r"(?:d(\d+)(_extras)?(?:_float32)?|default)", key)
     assert found is not None, f"attention has a key {key} that is not understood"
     head_dim = int(found[1] or 128)
-    size: dict[str, Any] = {"batch": 1, "seq": 40, "heads": 2} if small else {"batch": 4, "seq": 4096, "heads": 2048 // head_dim}
+    size: dict[str, Any] = (
+        {"batch": 1, "seq": 40, "heads": 2} if small else {"batch": 4, "seq": 4096, "heads": 2048 // head_dim}
+    )
     if key == "default":  # the pass over the output counts where sequences are short
         size = size if small else {"batch": 256, "seq": 64, "heads": 16}
     extras: dict[str, Any] = {"dropout": 0.1} if found[2] else {}
@@ -103,7 +105,9 @@ def _decode(key: str, small: bool) -> Case:
         if small
         else {"batch": 4, "heads": 32, "kv_heads": 8, "length": DECODE_LENGTHS[1]}
     )
-    return decode_case(key, **size, queries=queries, head_dim=int(found[2] or 128), page=8 if small else 64, append=key == "append")
+    return decode_case(
+        key, **size, queries=queries, head_dim=int(found[2] or 128), page=8 if small else 64, append=key == "append"
+    )
 
 
 def _decode_both(key: str, small: bool) -> Case:
@@ -111,7 +115,9 @@ def _decode_both(key: str, small: bool) -> Case:
     paged = _decode(key, small)
     length = DECODE_LENGTHS[0 if small else 1]
 
-    def run(kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, slopes: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+    def run(
+        kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, slopes: Tensor, table: Tensor
+    ) -> tuple[Tensor, ...]:
         if key != "append":
             flat = [x[: len(q) * table.shape[1]].view(len(q), -1, *x.shape[2:])[:, :length] for x in (k, v)]
             kernels.decode_attention(q, *flat, lengths)
@@ -123,7 +129,13 @@ def _decode_both(key: str, small: bool) -> Case:
 
 _ELEMENTS = {"BLOCK": (512, 1024, 2048, 4096, 8192), "num_warps": (2, 4, 8)}
 _TILES = {"BLOCK_M": (32, 64, 128), "BLOCK_N": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)}
-_BACKWARD_TILES = {"BLOCK_M": (32, 64, 128), "BLOCK_N": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3), "SPLIT": (False, True)}
+_BACKWARD_TILES = {
+    "BLOCK_M": (32, 64, 128),
+    "BLOCK_N": (32, 64, 128),
+    "num_warps": (4, 8),
+    "num_stages": (2, 3),
+    "SPLIT": (False, True),
+}
 TUNABLES: dict[str, Tunable] = {
     "activation": Tunable(_ELEMENTS, "both", partial(_memory, "swiglu")),
     "adamw": Tunable(_ELEMENTS, "forward", partial(_memory, "adamw")),
@@ -148,16 +160,29 @@ TUNABLES: dict[str, Tunable] = {
     "rotary": Tunable(_ELEMENTS, "both", partial(_memory, "rotary")),
 }  # fmt: skip
 """Op of the tables -> how it is tuned."""
-HEADER = ("key", "candidates", "do not compile or spill", "do not run", "wrong", "before, us", "best, us", "configuration")
+HEADER = (
+    "key",
+    "candidates",
+    "do not compile or spill",
+    "do not run",
+    "wrong",
+    "before, us",
+    "best, us",
+    "configuration",
+)
 BEST = HEADER.index("best, us")
 SMOKE_KEYS, SMOKE_CANDIDATES = 1, 2
-KEEP = 0.99  # the present configuration stays where another is faster by less than this: noise alone must not change a table
+# the present configuration stays where another is faster by less than this: noise alone must not change a table
+KEEP = 0.99
 
 
 def candidates(current: Config, ranges: dict[str, tuple[int, ...]]) -> list[Config]:
     """Return the configurations to try, the present one first."""
     names = [name for name in current if name in ranges]
-    tried = [{**current, **dict(zip(names, values, strict=True))} for values in itertools.product(*(ranges[name] for name in names))]
+    tried = [
+        {**current, **dict(zip(names, values, strict=True))}
+        for values in itertools.product(*(ranges[name] for name in names))
+    ]
     return [current, *(config for config in tried if config != current)]
 
 
@@ -171,8 +196,12 @@ def format_table(table: Table) -> str:
     """Return a table as its file has it, one line a key."""
     ops = []
     for op, entry in sorted(table["ops"].items()):
-        rows = ",\n".join(f"        {json.dumps(key)}: {json.dumps(config)}" for key, config in entry["configs"].items())
-        ops.append(f'    "{op}": {{\n      "measured": {json.dumps(entry["measured"])},\n      "configs": {{\n{rows}\n      }}\n    }}')
+        rows = ",\n".join(
+            f"        {json.dumps(key)}: {json.dumps(config)}" for key, config in entry["configs"].items()
+        )
+        ops.append(
+            f'    "{op}": {{\n      "measured": {json.dumps(entry["measured"])},\n      "configs": {{\n{rows}\n      }}\n    }}'
+        )
     return f'{{\n  "chip": "{table["chip"]}",\n  "ops": {{\n' + ",\n".join(ops) + "\n  }\n}\n"
 
 
@@ -186,7 +215,10 @@ def compile_candidate(job: CompileJob) -> str | None:
     tunable = TUNABLES[op]
     case = (tunable.timed or tunable.case)(key, False)
     with compiling_for(arch) as kernels:
-        tuned_table(chip_of(torch.device("meta")))["ops"] = {**ops, op: {**ops[op], "configs": {**ops[op]["configs"], key: config}}}
+        tuned_table(chip_of(torch.device("meta")))["ops"] = {
+            **ops,
+            op: {**ops[op], "configs": {**ops[op]["configs"], key: config}},
+        }
         error = outcome(lambda: call(case, TRITON, Draw(torch.device("meta"), dtype_of(key))))
     if isinstance(error, Exception):
         return short(error)
@@ -203,7 +235,9 @@ def seconds(bench: Bench, tunable: Tunable, key: str, inputs: Sequence[Tensor], 
     return backward if which == "backward" else forward + backward
 
 
-def best_of(bench: Bench, op: str, key: str, configs: Sequence[Config], entry: Config) -> tuple[list[tuple[float, Config]], int]:
+def best_of(
+    bench: Bench, op: str, key: str, configs: Sequence[Config], entry: Config
+) -> tuple[list[tuple[float, Config]], int]:
     """Return (seconds, configuration) of those that ran, fastest first, and how many did not run. The first of them needs not be quite the fastest.
 
     Args:
@@ -225,7 +259,9 @@ def tune_op(bench: Bench, op: str, only: Sequence[str], table: Table) -> list[li
     """Put the fastest right configuration of each key of `op` (of `only` those, unless it is empty) into the table; return the rows of the report."""
     tunable, entries, arch = TUNABLES[op], table["ops"][op]["configs"], architecture(bench.device)
     keys = [key for key in entries if not only or key in only][: SMOKE_KEYS if bench.smoke else None]
-    tried = {key: candidates(dict(entries[key]), tunable.ranges)[: SMOKE_CANDIDATES if bench.smoke else None] for key in keys}
+    tried = {
+        key: candidates(dict(entries[key]), tunable.ranges)[: SMOKE_CANDIDATES if bench.smoke else None] for key in keys
+    }
     refused: dict[str, list[int]] = {key: [] for key in keys}
     if arch in SHARED_LIMIT_BYTES:
         jobs = [(op, key, config, table["ops"], arch) for key in keys for config in tried[key][1:]]
@@ -263,7 +299,9 @@ def tune(bench: Bench, ops: Sequence[str], only: Sequence[str], folder: Path) ->
     """
     chip = chip_of(bench.device)
     if chip == "generic":
-        raise SystemExit("kernels/tuned has no table of this chip's own, and generic.json must suit every chip: it is not tuned")
+        raise SystemExit(
+            "kernels/tuned has no table of this chip's own, and generic.json must suit every chip: it is not tuned"
+        )
     file = folder / f"{chip}.json"
     table = tuned_table(chip)
     table.update(json.loads(file.read_text(encoding="utf-8")))  # the very table that the ops look into

@@ -23,13 +23,29 @@ from trimaran.runtime.train.job import build_job, train_step
 
 WARM_UP_STEPS, STEPS = 3, 10
 MODELS: dict[str, dict[str, Any]] = {
-    "llama-1.3b": {"num_layers": 24, "hidden_size": 2048, "num_heads": 16, "ffn_hidden_size": 5504, "vocab_size": 32000},
+    "llama-1.3b": {
+        "num_layers": 24,
+        "hidden_size": 2048,
+        "num_heads": 16,
+        "ffn_hidden_size": 5504,
+        "vocab_size": 32000,
+    },
     "gpt3-1.3b": {"preset": "gpt3-1.3b"},
 }
-SMOKE_MODEL = {"num_layers": 1, "hidden_size": 8, "num_heads": 1, "ffn_hidden_size": 8, "vocab_size": 257, "tie_embeddings": True}
+SMOKE_MODEL = {
+    "num_layers": 1,
+    "hidden_size": 8,
+    "num_heads": 1,
+    "ffn_hidden_size": 8,
+    "vocab_size": 257,
+    "tie_embeddings": True,
+}
 SEQ = (2048, 8)  # in a whole run, in a smoke run
 BATCHES = ((8, 4, 2, 1), (1,))  # sequences of a step: the first number that fits every variant
-LOSS_STEP, LOSS_TOLERANCE = 3, 0.005  # which step's loss is compared (in a smoke run the last), and how far apart they may be
+LOSS_STEP, LOSS_TOLERANCE = (
+    3,
+    0.005,
+)  # which step's loss is compared (in a smoke run the last), and how far apart they may be
 Step = Callable[[], float]
 """Takes an optimizer step and returns the loss of it."""
 
@@ -39,7 +55,8 @@ class Variant:
     """One way to train.
 
     Args:
-        kernels: the `kernels` section of the run spec; None for the plain PyTorch model, with autocast and float32 parameters.
+        kernels: the `kernels` section of the run spec; None for the plain PyTorch model, with autocast and float32
+            parameters.
         compiled: whether torch.compile makes the model's forward and backward pass.
     """
 
@@ -80,7 +97,13 @@ def make_spec(bench: Bench, model: dict[str, Any], kernels: dict[str, Any], seq:
             "precision": {"dtype": str(bench.dtype).removeprefix("torch.")},
             "kernels": kernels,
             "data": {"tokenizer_vocab_size": 257},
-            "optimizer": {"lr": LR, "beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": WEIGHT_DECAY, "max_grad_norm": MAX_NORM},
+            "optimizer": {
+                "lr": LR,
+                "beta1": BETAS[0],
+                "beta2": BETAS[1],
+                "weight_decay": WEIGHT_DECAY,
+                "max_grad_norm": MAX_NORM,
+            },
             "train": {"num_steps": 1000, "global_batch_size": batch, "micro_batch_size": batch, "seq_len": seq},
         }
     )
@@ -140,7 +163,9 @@ def measure(bench: Bench, spec: RunSpec, make: Callable[[], Step]) -> Figures:
     seconds.steadiness = min(counted) / seconds
     rate = spec.train.global_batch_size * spec.train.seq_len / seconds
     device_name = torch.cuda.get_device_name(bench.device) if on_gpu else "cpu"
-    share = mfu(rate, spec.transformer.flops_per_token(spec.train.seq_len), peak_flops(device_name, spec.precision.dtype), 1)
+    share = mfu(
+        rate, spec.transformer.flops_per_token(spec.train.seq_len), peak_flops(device_name, spec.precision.dtype), 1
+    )
     return Figures(seconds, losses[:LOSS_STEP][-1], peak, share)
 
 
@@ -208,9 +233,14 @@ def model_section(bench: Bench, name: str) -> None:
         verdict, wrong = ("-", False) if variant.kernels is None else agreement(figures, found[REFERENCE])
         if wrong:
             bench.failures.append(f"{title}: its loss is {verdict} from that of the {REFERENCE.label}")
-        rate, memory = batch * SEQ[bench.smoke] / figures.seconds, "-" if figures.peak is None else f"{figures.peak / 2**30:.1f}"
+        rate, memory = (
+            batch * SEQ[bench.smoke] / figures.seconds,
+            "-" if figures.peak is None else f"{figures.peak / 2**30:.1f}",
+        )
         times = [f"{1e3 * figures.seconds:.1f}", f"{figures.seconds.steadiness:.2f}"]
-        rows.append([variant.label, f"{rate:.0f}", percent(figures.mfu), *times, memory, f"{figures.loss:.5f}", verdict])
+        rows.append(
+            [variant.label, f"{rate:.0f}", percent(figures.mfu), *times, memory, f"{figures.loss:.5f}", verdict]
+        )
     header = ("training step", "tokens/s", "MFU", "ms", "min/median", "peak GiB", "loss", "agreement")
     tokens = f"{batch} sequences of {SEQ[bench.smoke]} tokens in one microbatch (of {BATCHES[bench.smoke]}, the most that fit all)"
     about = f"Forward, backward, clipping and AdamW, {bench.dtype}, no recomputation; a step takes {tokens}."

@@ -1,11 +1,13 @@
 """The backward pass of attention in Triton (FlashAttention-2: Dao 2023, algorithm 2).
 
-    p = exp(s - lse),  dv = p^T do,  dp = do v^T,  ds = p (dp - delta),  delta = sum(do * out) - dlse,  dq = scale ds k,  dk = scale ds^T q
+    p = exp(s - lse),  dv = p^T do,  dp = do v^T,  ds = p (dp - delta),  delta = sum(do * out) - dlse,  dq = scale ds k,
+    dk = scale ds^T q
 
-Two kernels: one holds BLOCK_N keys and walks over the queries that see them, for dk and dv; one holds BLOCK_M queries and walks over the keys, for dq.
-Neither needs atomics, and both give the same bits every time. Without `deterministic` the first adds dq too, with atomic additions in float32, and the
-second does not run: five matrix products instead of seven. Query heads that share a key-value head write their own dk and dv, in float32, which are
-summed afterwards: a loop over the group's heads inside the kernel costs forty registers a thread, and there are none to spare.
+Two kernels: one holds BLOCK_N keys and walks over the queries that see them, for dk and dv; one holds BLOCK_M queries
+and walks over the keys, for dq. Neither needs atomics, and both give the same bits every time. Without `deterministic`
+the first adds dq too, with atomic additions in float32, and the second does not run: five matrix products instead of
+seven. Query heads that share a key-value head write their own dk and dv, in float32, which are summed afterwards: a
+loop over the group's heads inside the kernel costs forty registers a thread, and there are none to spare.
 """
 
 from typing import Any
@@ -183,7 +185,9 @@ def _attention_backward_keys(
     bias, draw = (window, scale, softcap, slope_of(slopes_ptr, head, V)), (key0, key1, mask_blocks, threshold)
     sums = (tl.zeros([BLOCK_N, HEAD_DIM], tl.float32), tl.zeros([BLOCK_N, HEAD_DIM], tl.float32))
     start, whole, partial, stop = query_ranges(key, queries, keys - queries, window, V, BLOCK_M, BLOCK_N)
-    if FUSED:  # keys past the end need a mask in every tile: their weights could be infinite, and infinity times a zero key is no zero
+    # keys past the end need a mask in every tile: their weights could be infinite, and infinity times a zero key is no
+    # zero
+    if FUSED:
         partial = tl.where(key + BLOCK_N > keys, whole, partial)
     # fmt: off
     for m in range(whole, partial, BLOCK_M):
@@ -308,7 +312,9 @@ def _attention_backward_queries(
     tl.store(dq_ptr + at, (dq * scale).to(dq_ptr.dtype.element_ty), mask=inside)
 
 
-def attention_backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def attention_backward(
+    call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return (dq, dk, dv), each of the shape and dtype of the call's tensor.
 
     Args:
@@ -340,7 +346,9 @@ def _statistics(out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> 
     return base, delta
 
 
-def _start_keys(call: Call, grads: tuple[Tensor, Tensor, Tensor], statistics: tuple[Tensor, Tensor], dout: Tensor, fused: bool) -> None:
+def _start_keys(
+    call: Call, grads: tuple[Tensor, Tensor, Tensor], statistics: tuple[Tensor, Tensor], dout: Tensor, fused: bool
+) -> None:
     config = call.config("attention_backward_fused" if fused else "attention_backward_keys")
     q_desc, do_desc = (call.describe(x, config["BLOCK_M"]) for x in (call.q, dout))
     k_desc, v_desc = (call.describe(x, config["BLOCK_N"]) for x in (call.k, call.v))
@@ -349,8 +357,21 @@ def _start_keys(call: Call, grads: tuple[Tensor, Tensor, Tensor], statistics: tu
     arguments = call.arguments(blocks, lanes, call.section(lanes))
     tensors: tuple[Any, ...] = (q_desc, k_desc, v_desc, do_desc, *grads, *statistics)
     # Where a head is too wide for both sums to stay in registers, each has a pass of its own.
-    for part in ({"DK": True, "DV": False}, {"DK": False, "DV": True}) if config.pop("SPLIT", False) else ({"DK": True, "DV": True},):
-        launch(_attention_backward_keys, (blocks * lanes,), *tensors, *arguments, FUSED=fused, **part, **call.constants(), **config)
+    for part in (
+        ({"DK": True, "DV": False}, {"DK": False, "DV": True})
+        if config.pop("SPLIT", False)
+        else ({"DK": True, "DV": True},)
+    ):
+        launch(
+            _attention_backward_keys,
+            (blocks * lanes,),
+            *tensors,
+            *arguments,
+            FUSED=fused,
+            **part,
+            **call.constants(),
+            **config,
+        )
 
 
 def _start_queries(call: Call, dq: Tensor, statistics: tuple[Tensor, Tensor], dout: Tensor) -> None:

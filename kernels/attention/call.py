@@ -13,7 +13,9 @@ from trimaran.kernels.attention.options import AttentionDropout, AttentionOption
 from trimaran.kernels.launch import has_tuned, tuned
 from trimaran.kernels.random import keep_arguments
 
-_CACHE_BYTES = 24 * 2**20  # keys and values in flight together: half of the second-level cache of an H100 (50 MB) or an A100 (40 MB)
+_CACHE_BYTES = (
+    24 * 2**20
+)  # keys and values in flight together: half of the second-level cache of an H100 (50 MB) or an A100 (40 MB)
 _ALIGNMENT = 16  # bytes: what a tensor descriptor asks of its base and of every stride
 NOT_SPECIALIZED = (
     *("blocks", "lanes", "section", "seq_q", "seq_k", "tokens", "total_heads"),
@@ -45,8 +47,8 @@ class Call:
     """The tensors [tokens, heads, head_dim] of one call, and its variant.
 
     Args:
-        q: [batch * seq_q, heads, head_dim]; k, v: [batch * seq_k, kv_heads, head_dim]; all fit for tensor descriptors, their head dim padded to
-            a multiple of 16 bytes.
+        q: [batch * seq_q, heads, head_dim]; k, v: [batch * seq_k, kv_heads, head_dim]; all fit for tensor descriptors,
+            their head dim padded to a multiple of 16 bytes.
         sizes: of the call, before that padding.
     """
 
@@ -120,7 +122,17 @@ class Call:
         nothing = torch.empty(0, dtype=torch.int32, device=device)
         starts = nothing if self.documents is None else self.documents.starts.contiguous()
         slopes = nothing if self.slopes is None else self.slopes.contiguous()
-        shape = (blocks, lanes, section, sizes.seq_q, sizes.seq_k, len(self.q), sizes.heads, self.group, self.q.shape[2])
+        shape = (
+            blocks,
+            lanes,
+            section,
+            sizes.seq_q,
+            sizes.seq_k,
+            len(self.q),
+            sizes.heads,
+            self.group,
+            self.q.shape[2],
+        )
         # A wider window is no window; positions with one added must stay in 32 bits.
         window = 0 if options.window is None else min(options.window, sizes.seq_q + sizes.seq_k)
         variant = (window, options.scale_for(sizes.head_dim), options.softcap or 1.0)
@@ -140,7 +152,8 @@ class Call:
             alibi=self.slopes is not None,
             documents=self.documents is not None,
             dropout=self.dropout is not None,
-            # Of float32 all digits count: three products of TF32 parts give nearly all of them (Ootomo and Yokota 2022).
+            # Of float32 all digits count: three products of TF32 parts give nearly all of them (Ootomo and Yokota
+            # 2022).
             precision="tf32x3" if self.q.dtype == torch.float32 else "tf32",
             padded=self.tile_dim != self.q.shape[2],
         )

@@ -1,7 +1,8 @@
 """The forward pass of attention in Triton (FlashAttention-2: Dao 2023, algorithm 1; online softmax: Milakov and Gimelshein 2018).
 
-One program holds BLOCK_M queries of one head and walks over the keys they see, BLOCK_N at a time: first the tiles that need no mask, then the others
-(a window's edge, the diagonal, the document's end). Tiles arrive through tensor descriptors: TMA on Hopper and later, plain loads before.
+One program holds BLOCK_M queries of one head and walks over the keys they see, BLOCK_N at a time: first the tiles that
+need no mask, then the others (a window's edge, the diagonal, the document's end). Tiles arrive through tensor
+descriptors: TMA on Hopper and later, plain loads before.
 """
 
 import torch
@@ -50,7 +51,8 @@ def _step(
     acc, maximum, total = state
     scores = product(q, k_desc.load([token, column]), V)
     at = key + tl.arange(0, BLOCK_N)
-    # Without cap or bias the scale waits for the subtraction, where it costs nothing: score * factor - maximum is one instruction.
+    # Without cap or bias the scale waits for the subtraction, where it costs nothing: score * factor - maximum is one
+    # instruction.
     factor = bias[1] * LOG2E
     if V.softcap or V.alibi:
         scores, _ = bend(scores, query[:, None], at[None, :], bias, V)
@@ -125,10 +127,14 @@ def _attention_forward(
     )
     start, whole, partial, stop = key_ranges(position, keys, window, V, BLOCK_M, BLOCK_N)
     for key in range(whole, partial, BLOCK_N):
-        state = _step(state, q, k_desc, v_desc, first_k + key, column, query, key, keys, bias, row, draw, V, False, BLOCK_N)
+        state = _step(
+            state, q, k_desc, v_desc, first_k + key, column, query, key, keys, bias, row, draw, V, False, BLOCK_N
+        )
     for step in range(0, whole - start + stop - partial, BLOCK_N):
         key = masked_block(step, start, whole, partial)
-        state = _step(state, q, k_desc, v_desc, first_k + key, column, query, key, keys, bias, row, draw, V, True, BLOCK_N)
+        state = _step(
+            state, q, k_desc, v_desc, first_k + key, column, query, key, keys, bias, row, draw, V, True, BLOCK_N
+        )
     acc, maximum, total = state
     inside = m < queries
     seen = total != 0.0  # of a NaN too, which must not become a row that saw nothing
@@ -150,5 +156,16 @@ def attention_forward(call: Call) -> tuple[Tensor, Tensor]:
     blocks = triton.cdiv(call.longest_q, config["BLOCK_M"])
     lanes = call.count * heads
     arguments = call.arguments(blocks, lanes, call.section(lanes))
-    launch(_attention_forward, (blocks * lanes,), q_desc, k_desc, v_desc, out, lse, *arguments, **call.constants(), **config)
+    launch(
+        _attention_forward,
+        (blocks * lanes,),
+        q_desc,
+        k_desc,
+        v_desc,
+        out,
+        lse,
+        *arguments,
+        **call.constants(),
+        **config,
+    )
     return out, lse

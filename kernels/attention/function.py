@@ -46,7 +46,9 @@ class _Attention(torch.autograd.Function):
             dlse = dlse.permute(2, 0, 1).contiguous().view(lse.shape)
         found = attention_backward(Call(q, k, v, *ctx.variant), out, lse, dout, dlse)
         lengths = (sizes.seq_q, sizes.seq_k, sizes.seq_k)
-        dq, dk, dv = (x[..., : sizes.head_dim].unflatten(0, (sizes.batch, seq)) for x, seq in zip(found, lengths, strict=True))
+        dq, dk, dv = (
+            x[..., : sizes.head_dim].unflatten(0, (sizes.batch, seq)) for x, seq in zip(found, lengths, strict=True)
+        )
         return dq, dk, dv, None, None, None, None, None
 
 
@@ -63,7 +65,9 @@ def triton_attention_with_lse(
     """Return (attention, log-sum-exp); as the twin `attention_with_lse`. Raises ValueError for a head wider than 256 too."""
     sizes = sizes_of(q, k, v, slopes, documents)
     if sizes.head_dim > LARGEST_HEAD_DIM:
-        raise ValueError(f"Triton attention needs a head_dim ({sizes.head_dim}) of at most {LARGEST_HEAD_DIM}; use the torch backend")
+        raise ValueError(
+            f"Triton attention needs a head_dim ({sizes.head_dim}) of at most {LARGEST_HEAD_DIM}; use the torch backend"
+        )
     if slopes is not None and slopes.requires_grad:
         raise ValueError("Triton attention makes no gradient of ALiBi slopes; detach them, or use the torch backend")
     if sizes.batch * sizes.seq_q * sizes.seq_k * sizes.heads * sizes.head_dim == 0:

@@ -18,7 +18,8 @@ class AttentionDropout:
     Args:
         rate: probability of dropping, in [0, 1).
         key: from `kernels.random.stream_key`.
-        first_sample: global number of the first sample; first_head: global number of the first query head; total_heads: of the network's layer.
+        first_sample: global number of the first sample; first_head: global number of the first query head; total_heads:
+            of the network's layer.
     """
 
     rate: float
@@ -33,13 +34,15 @@ class AttentionOptions:
     """The variant of attention, fixed for a layer.
 
     Args:
-        causal: a query sees no key after its own position. Where there are more keys than queries, the queries are the last ones.
-        window: a query sees itself and the window - 1 positions before it (and after it, where not causal); None for all. Sliding window: Beltagy et
-            al. 2020, section 3.1; Jiang et al. (Mistral) 2023.
+        causal: a query sees no key after its own position. Where there are more keys than queries, the queries are the
+            last ones.
+        window: a query sees itself and the window - 1 positions before it (and after it, where not causal); None for
+            all. Sliding window: Beltagy et al. 2020, section 3.1; Jiang et al. (Mistral) 2023.
         softcap: scores become softcap * tanh(score / softcap) (Gemma 2 report, 2024, section 2); None for none.
         scale: what query-key products are multiplied by; None for head_dim ** -0.5.
-        deterministic: the backward pass gives the same bits every time. Without it the gradient of the queries is summed with atomic additions: five
-            matrix products instead of seven, in an order that changes from run to run.
+        deterministic: the backward pass gives the same bits every time. Without it the gradient of the queries is
+            summed with atomic additions: five matrix products instead of seven, in an order that changes from run to
+                run.
     Raises ValueError for a window below 1 or a softcap or scale that is not positive.
     """
 
@@ -68,8 +71,8 @@ class Documents:
     """Documents packed into the sequences of a batch; a query sees keys of its own document only.
 
     Args:
-        starts: [documents + 1] int32, first token of each document in the flattened [batch * seq] tokens, ascending, and their number at the end.
-            A sequence must not begin in the middle of a document.
+        starts: [documents + 1] int32, first token of each document in the flattened [batch * seq] tokens, ascending,
+            and their number at the end. A sequence must not begin in the middle of a document.
         longest: tokens of the longest document, at least: on the host, because the grid of a kernel is made from it.
     """
 
@@ -102,16 +105,22 @@ def sizes_of(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, documents: 
     """
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-        raise ValueError(f"attention needs q [batch, seq, heads, head_dim] and k, v [batch, keys, kv_heads, head_dim], got {shapes}")
+        raise ValueError(
+            f"attention needs q [batch, seq, heads, head_dim] and k, v [batch, keys, kv_heads, head_dim], got {shapes}"
+        )
     sizes = Sizes(q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3])
     if sizes.kv_heads == 0 or sizes.heads % sizes.kv_heads:
-        raise ValueError(f"attention's query heads ({sizes.heads}) must be a multiple of its key-value heads ({sizes.kv_heads})")
+        raise ValueError(
+            f"attention's query heads ({sizes.heads}) must be a multiple of its key-value heads ({sizes.kv_heads})"
+        )
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"attention needs q, k and v of one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
     if documents is not None and documents.starts.dtype != torch.int32:
         raise ValueError(f"the starts of packed documents must be int32, got {documents.starts.dtype}")
     if slopes is not None and slopes.shape != (sizes.heads,):
-        raise ValueError(f"attention needs one ALiBi slope a query head ({sizes.heads}), got shape {tuple(slopes.shape)}")
+        raise ValueError(
+            f"attention needs one ALiBi slope a query head ({sizes.heads}), got shape {tuple(slopes.shape)}"
+        )
     if documents is not None and sizes.seq_q != sizes.seq_k:
         raise ValueError(f"packed documents need as many queries ({sizes.seq_q}) as keys ({sizes.seq_k})")
     return sizes
@@ -120,7 +129,8 @@ def sizes_of(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, documents: 
 def alibi_slopes(num_heads: int) -> list[float]:
     """Return the slope of every head (Press et al. 2022, section 3): 2^(-8/n), 2^(-16/n), ... for n a power of two.
 
-    For other n: the slopes of the power of two below, then every other slope of the one above, as the authors' code has it.
+    For other n: the slopes of the power of two below, then every other slope of the one above, as the authors' code has
+    it.
     """
     below = 1 << (num_heads.bit_length() - 1)
     first = [2.0 ** (-8.0 * i / below) for i in range(1, below + 1)]

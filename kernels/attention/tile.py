@@ -1,7 +1,7 @@
 """What the forward and the backward kernels do to one tile of scores, and which program works on which tile. Device functions.
 
-Positions are counted in keys of the document: query m of a document stands at position m + keys - queries. Scores are in units of log2(e), so that the
-exponential is the hardware's exp2.
+Positions are counted in keys of the document: query m of a document stands at position m + keys - queries. Scores are
+in units of log2(e), so that the exponential is the hardware's exp2.
 """
 
 import triton
@@ -52,7 +52,9 @@ def narrow(tile: tl.tensor, head_dim: tl.tensor, V: tl.constexpr, HEAD_DIM: tl.c
 
 
 @triton.jit
-def mask_row(first_row: tl.tensor, total_heads: tl.tensor, first_token: tl.tensor, head: tl.tensor, seq: tl.tensor) -> tl.tensor:
+def mask_row(
+    first_row: tl.tensor, total_heads: tl.tensor, first_token: tl.tensor, head: tl.tensor, seq: tl.tensor
+) -> tl.tensor:
     """Row of the dropout mask of the document's first query; see `AttentionDropout`. A document lies within one sequence."""
     return first_row + (tl.cast(first_token // seq, tl.int64) * total_heads + head) * seq + first_token % seq
 

@@ -21,8 +21,8 @@ def attention(
     """Return attention [batch, seq, heads, head_dim].
 
     Args:
-        q: [batch, seq, heads, head_dim]; k, v: [batch, keys, kv_heads, head_dim], heads a multiple of kv_heads: query head i reads kv head
-            i // (heads / kv_heads). Keys are as many as queries, or the queries are the last ones.
+        q: [batch, seq, heads, head_dim]; k, v: [batch, keys, kv_heads, head_dim], heads a multiple of kv_heads: query
+            head i reads kv head i // (heads / kv_heads). Keys are as many as queries, or the queries are the last ones.
         slopes: [heads] float32, ALiBi: a score loses slope * distance; see `alibi_slopes`.
         documents: packed documents that must not see each other.
     A query that sees no key gets zeros. Raises ValueError where shapes do not fit together.
@@ -30,7 +30,12 @@ def attention(
     sizes = sizes_of(q, k, v, slopes, documents)
     if dropout is not None or options.softcap is not None or sizes.batch * sizes.seq_k == 0:
         return _explicit(q, k, v, sizes, options, slopes, documents, dropout)[0]
-    plain = options.window is None and slopes is None and documents is None and (not options.causal or sizes.seq_q == sizes.seq_k)
+    plain = (
+        options.window is None
+        and slopes is None
+        and documents is None
+        and (not options.causal or sizes.seq_q == sizes.seq_k)
+    )
     mask = None if plain else _additive_mask(q, sizes, options, slopes, documents)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
@@ -56,13 +61,15 @@ def attention_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """Return (attention, log-sum-exp of the scores [batch, seq, heads], float32 at least); both are differentiable. Arguments as `attention`.
 
-    Parts of the keys can be attended to one after the other and combined by their log-sum-exp (ring attention, Liu et al. 2023). A query that sees no
-    key has -inf.
+    Parts of the keys can be attended to one after the other and combined by their log-sum-exp (ring attention, Liu et
+    al. 2023). A query that sees no key has -inf.
     """
     return _explicit(q, k, v, sizes_of(q, k, v, slopes, documents), options, slopes, documents, dropout)
 
 
-def visible(sizes: Sizes, options: AttentionOptions, documents: Documents | None, device: torch.device) -> Tensor | None:
+def visible(
+    sizes: Sizes, options: AttentionOptions, documents: Documents | None, device: torch.device
+) -> Tensor | None:
     """Return a bool mask, True where a query sees a key, that broadcasts to [batch, heads, seq, keys]; None where all see all."""
     distance = _distance(sizes, device)
     mask = None
@@ -84,7 +91,9 @@ def _distance(sizes: Sizes, device: torch.device) -> Tensor:
     return query[:, None] - torch.arange(sizes.seq_k, device=device)[None, :]
 
 
-def _additive_mask(q: Tensor, sizes: Sizes, options: AttentionOptions, slopes: Tensor | None, documents: Documents | None) -> Tensor | None:
+def _additive_mask(
+    q: Tensor, sizes: Sizes, options: AttentionOptions, slopes: Tensor | None, documents: Documents | None
+) -> Tensor | None:
     """What scores get added, [.., seq, keys] in q's dtype or bool where nothing but visibility matters."""
     mask = visible(sizes, options, documents, q.device)
     if slopes is None:
@@ -126,16 +135,21 @@ def _explicit(
     return out.flatten(1, 2).transpose(1, 2), lse.squeeze(-1).transpose(1, 2)
 
 
-def attention_keep_mask(dropout: AttentionDropout, sizes: Sizes, documents: Documents | None, device: torch.device) -> Tensor:
+def attention_keep_mask(
+    dropout: AttentionDropout, sizes: Sizes, documents: Documents | None, device: torch.device
+) -> Tensor:
     """Return the dropout mask [batch, heads, seq, keys] bool, False where a probability is dropped."""
     sample = torch.arange(dropout.first_sample, dropout.first_sample + sizes.batch, device=device)[:, None, None]
     head = torch.arange(dropout.first_head, dropout.first_head + sizes.heads, device=device)[None, :, None]
     query = torch.arange(sizes.seq_q, device=device)[None, None, :]
     rows = ((sample * dropout.total_heads + head) * sizes.seq_q + query).flatten()
-    mask = keep_mask(dropout.key, rows, sizes.seq_k, dropout.rate).view(sizes.batch, sizes.heads, sizes.seq_q, sizes.seq_k)
+    mask = keep_mask(dropout.key, rows, sizes.seq_k, dropout.rate).view(
+        sizes.batch, sizes.heads, sizes.seq_q, sizes.seq_k
+    )
     if documents is None:
         return mask
-    # Columns count from the beginning of the query's document: key j of the sequence is column j - begin, and those before it are never seen.
+    # Columns count from the beginning of the query's document: key j of the sequence is column j - begin, and those
+    # before it are never seen.
     begin = documents.starts[documents.numbers].view(sizes.batch, 1, sizes.seq_q, 1) % sizes.seq_q
     column = torch.arange(sizes.seq_k, device=device) - begin
     return mask.gather(-1, column.clamp(min=0).expand_as(mask))

@@ -1,8 +1,9 @@
 """The key-value cache: what it looks like, what is checked, and how new tokens enter it.
 
 Contiguous: k_cache and v_cache [batch, max_len, kv_heads, head_dim]; token t of sample b stands in k_cache[b, t].
-Paged (Kwon et al. 2023, PagedAttention, section 4): [num_blocks, block_size, kv_heads, head_dim] and block_table [batch, max_blocks]; token t of sample b
-stands in k_cache[block_table[b, t // block_size], t % block_size]. Samples may share blocks that are full.
+Paged (Kwon et al. 2023, PagedAttention, section 4): [num_blocks, block_size, kv_heads, head_dim] and block_table
+[batch, max_blocks]; token t of sample b stands in k_cache[block_table[b, t // block_size], t % block_size]. Samples may
+share blocks that are full.
 """
 
 from collections.abc import Callable, Hashable
@@ -25,7 +26,9 @@ def cache_capacity(k_cache: Tensor, block_table: Tensor | None) -> int:
     return k_cache.shape[1] if block_table is None else block_table.shape[1] * k_cache.shape[1]
 
 
-def check_cache(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, like: Tensor, name: str) -> list[int] | None:
+def check_cache(
+    k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, like: Tensor, name: str
+) -> list[int] | None:
     """Hold a cache against `like` [batch, tokens, heads, head_dim], called `name`: what of them must agree. Return the lengths where they lie on a CPU.
 
     No check waits for a device: elsewhere the lengths are not looked at, and None is returned.
@@ -40,9 +43,13 @@ def check_cache(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: 
     if head_dim != k_cache.shape[3]:
         raise ValueError(f"{name} and the cache must have one head_dim; they have {head_dim} and {k_cache.shape[3]}")
     if not like.dtype == k_cache.dtype == v_cache.dtype:
-        raise ValueError(f"{name}, k_cache and v_cache must have one dtype; they have {like.dtype}, {k_cache.dtype} and {v_cache.dtype}")
+        raise ValueError(
+            f"{name}, k_cache and v_cache must have one dtype; they have {like.dtype}, {k_cache.dtype} and {v_cache.dtype}"
+        )
     if lengths.shape != (batch,) or lengths.dtype != torch.int32:
-        raise ValueError(f"lengths must be int32 of shape [{batch}] (batch); it is {lengths.dtype} of shape {list(lengths.shape)}")
+        raise ValueError(
+            f"lengths must be int32 of shape [{batch}] (batch); it is {lengths.dtype} of shape {list(lengths.shape)}"
+        )
     if block_table is None:
         if k_cache.shape[0] != batch:
             raise ValueError(f"a contiguous cache must have the batch of {name}, {batch}; it has {k_cache.shape[0]}")
@@ -55,7 +62,9 @@ def check_cache(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: 
         return None
     values: list[int] = lengths.tolist()
     if values and not 0 <= min(values) <= max(values) <= capacity:
-        raise ValueError(f"lengths must be in [0, {capacity}] (the cache's capacity); they are in [{min(values)}, {max(values)}]")
+        raise ValueError(
+            f"lengths must be in [0, {capacity}] (the cache's capacity); they are in [{min(values)}, {max(values)}]"
+        )
     return values
 
 
@@ -65,10 +74,14 @@ def _check_pages(block_size: int, block_table: Tensor, batch: int) -> None:
             f"block_table must be int32 of shape [{batch}, max_blocks] (batch first); it is {block_table.dtype} of shape {list(block_table.shape)}"
         )
     if block_size < _SMALLEST_BLOCK or block_size & (block_size - 1):
-        raise ValueError(f"the block size of a paged cache must be a power of two, at least {_SMALLEST_BLOCK}; it is {block_size}")
+        raise ValueError(
+            f"the block size of a paged cache must be a power of two, at least {_SMALLEST_BLOCK}; it is {block_size}"
+        )
 
 
-def _check_new(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, lengths: Tensor, block_table: Tensor | None) -> list[int] | None:
+def _check_new(
+    k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, lengths: Tensor, block_table: Tensor | None
+) -> list[int] | None:
     values = check_cache(k_cache, v_cache, lengths, block_table, k, "k")
     if k.shape != v.shape or k.dtype != v.dtype or k.shape[2] != k_cache.shape[2]:
         raise ValueError(
@@ -79,14 +92,17 @@ def _check_new(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, lengths: 
 
 
 @torch.no_grad()
-def append_to_cache_(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, lengths: Tensor, *, block_table: Tensor | None = None) -> None:
+def append_to_cache_(
+    k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, lengths: Tensor, *, block_table: Tensor | None = None
+) -> None:
     """Write k and v as the last tokens of each sample, at the positions [lengths - new, lengths), in place.
 
     Args:
-        k_cache, v_cache: [batch, max_len, kv_heads, head_dim], or with a block_table [num_blocks, block_size, kv_heads, head_dim].
+        k_cache, v_cache: [batch, max_len, kv_heads, head_dim], or with a block_table [num_blocks, block_size, kv_heads,
+            head_dim].
         k, v: [batch, new, kv_heads, head_dim], the cache's dtype.
-        lengths: [batch] int32, tokens of each sample after they are appended. A token that would stand before position 0 is dropped, so a sample of
-            length 0 takes no part.
+        lengths: [batch] int32, tokens of each sample after they are appended. A token that would stand before position
+            0 is dropped, so a sample of length 0 takes no part.
         block_table: [batch, max_blocks] int32; the blocks that are written must not be shared by two samples.
     No gradient flows. Raises ValueError for shapes, dtypes and (lengths on a CPU) lengths that do not fit.
     """
@@ -121,7 +137,8 @@ def _places(lengths: Tensor, new: int, drops: bool) -> tuple[Tensor, Tensor, Ten
 def once_for(lengths: Tensor, key: Hashable, make: Callable[[], _T]) -> _T:
     """Return make(), made once for this tensor as long as it is not changed: the layers of a network all ask for the same.
 
-    A tensor that was made in torch's inference mode does not know whether it was changed; for it everything is made anew.
+    A tensor that was made in torch's inference mode does not know whether it was changed; for it everything is made
+    anew.
     """
     if lengths.is_inference():
         return make()
@@ -167,10 +184,24 @@ def _append(
         if PAGE:
             first = tl.load(table_ptr + sample * table_strides[0] + position // PAGE * table_strides[1]).to(tl.int64)
             slot = position % PAGE
-        k = tl.load(k_ptr + sample * k_strides[0] + token * k_strides[1] + head * k_strides[2] + dim * k_strides[3], inside)
-        v = tl.load(v_ptr + sample * v_strides[0] + token * v_strides[1] + head * v_strides[2] + dim * v_strides[3], inside)
-        k_to = first * k_cache_strides[0] + slot * k_cache_strides[1] + head * k_cache_strides[2] + dim * k_cache_strides[3]
-        v_to = first * v_cache_strides[0] + slot * v_cache_strides[1] + head * v_cache_strides[2] + dim * v_cache_strides[3]
+        k = tl.load(
+            k_ptr + sample * k_strides[0] + token * k_strides[1] + head * k_strides[2] + dim * k_strides[3], inside
+        )
+        v = tl.load(
+            v_ptr + sample * v_strides[0] + token * v_strides[1] + head * v_strides[2] + dim * v_strides[3], inside
+        )
+        k_to = (
+            first * k_cache_strides[0]
+            + slot * k_cache_strides[1]
+            + head * k_cache_strides[2]
+            + dim * k_cache_strides[3]
+        )
+        v_to = (
+            first * v_cache_strides[0]
+            + slot * v_cache_strides[1]
+            + head * v_cache_strides[2]
+            + dim * v_cache_strides[3]
+        )
         tl.store(k_cache_ptr + k_to, k, inside)
         tl.store(v_cache_ptr + v_to, v, inside)
 

@@ -1,11 +1,12 @@
 """Attention over a key-value cache in Triton, split over the sequence (Dao et al. 2023, "Flash-Decoding for long-context inference").
 
-One program reads one share of the keys of one (sample, kv head): the rows of its tiles are all query heads of that kv head times the new tokens, so an
-element of the cache is read once for the whole group. With several shares each writes its own softmax-weighted mean and log-sum-exp, and a second kernel
-combines them: out = sum_s 2^(lse_s) out_s / sum_s 2^(lse_s). Scores and log-sum-exps are in units of log2(e), for the hardware's exp2.
+One program reads one share of the keys of one (sample, kv head): the rows of its tiles are all query heads of that kv
+head times the new tokens, so an element of the cache is read once for the whole group. With several shares each writes
+its own softmax-weighted mean and log-sum-exp, and a second kernel combines them: out = sum_s 2^(lse_s) out_s / sum_s
+2^(lse_s). Scores and log-sum-exps are in units of log2(e), for the hardware's exp2.
 
-The shares are equal parts of what the sample really has (and its window lets through), computed on the device; the host only chooses how many there are,
-from the capacity, and so never waits for the lengths.
+The shares are equal parts of what the sample really has (and its window lets through), computed on the device; the host
+only chooses how many there are, from the capacity, and so never waits for the lengths.
 """
 
 from functools import lru_cache
@@ -49,7 +50,9 @@ def _scores(
 
 
 @triton.jit
-def _share(length: tl.tensor, q_len: tl.tensor, WINDOW: tl.constexpr, MIN_TILES: tl.constexpr, BLOCK_N: tl.constexpr) -> tl.tensor:
+def _share(
+    length: tl.tensor, q_len: tl.tensor, WINDOW: tl.constexpr, MIN_TILES: tl.constexpr, BLOCK_N: tl.constexpr
+) -> tl.tensor:
     """(start, stop) of the keys that this program's split reads: equal shares of those that any query sees."""
     oldest = tl.maximum(length - q_len + 1 - WINDOW, 0) if WINDOW else 0
     tiles = tl.cdiv(length - oldest, BLOCK_N)
@@ -90,19 +93,10 @@ def _decode_split(
     row_tiles: tl.tensor,
     capacity: tl.tensor,
     scale: tl.tensor,
-    PAGE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
-    SPLIT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    MIN_TILES: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-) -> None:
+    PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    MIN_TILES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+) -> None:  # fmt: skip
     # Row tiles of one kv head stand side by side: they read the same keys, the second time from the cache.
     program, splits = tl.program_id(0), tl.num_programs(1)
     sample = (program // (row_tiles * kv_heads)).to(tl.int64)
@@ -118,7 +112,8 @@ def _decode_split(
     q_base = q_ptr + sample * q_strides[0] + token[:, None] * q_strides[1] + head[:, None] * q_strides[2]
     q = tl.load(q_base + dims[None, :] * q_strides[3], in_q, 0.0)
     slope = tl.load(slopes_ptr + head, live, 0.0).to(tl.float32) if ALIBI else 0.0
-    k_base, v_base = k_ptr + tl.cast(kv_head, tl.int64) * k_strides[2], v_ptr + tl.cast(kv_head, tl.int64) * v_strides[2]
+    k_base = k_ptr + tl.cast(kv_head, tl.int64) * k_strides[2]
+    v_base = v_ptr + tl.cast(kv_head, tl.int64) * v_strides[2]
     if PAGE == 0:
         k_base, v_base = k_base + sample * k_strides[0], v_base + sample * v_strides[0]
 
@@ -131,7 +126,8 @@ def _decode_split(
         in_kv = here[:, None] & (dims < HEAD_DIM)[None, :]
         if PAGE:
             page = tl.load(table_ptr + sample * table_strides[0] + key // PAGE * table_strides[1], here, 0).to(tl.int64)
-            k_row, v_row = page * k_strides[0] + key % PAGE * k_strides[1], page * v_strides[0] + key % PAGE * v_strides[1]
+            k_row = page * k_strides[0] + key % PAGE * k_strides[1]
+            v_row = page * v_strides[0] + key % PAGE * v_strides[1]
         else:
             k_row, v_row = key.to(tl.int64) * k_strides[1], key.to(tl.int64) * v_strides[1]
         k = tl.load(k_base + k_row[:, None] + dims[None, :] * k_strides[3], in_kv, 0.0)
@@ -151,7 +147,8 @@ def _decode_split(
     if SPLIT:
         tl.store(lse_ptr + to, top + tl.log2(total), live)  # -inf where no key was seen
         in_q = in_q & seen_any[:, None]  # the rest is not read
-    tl.store(out_ptr + to[:, None] * HEAD_DIM + dims[None, :], (acc / total[:, None]).to(out_ptr.dtype.element_ty), in_q)
+    out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + to[:, None] * HEAD_DIM + dims[None, :], out, in_q)
 
 
 @triton.jit
@@ -174,7 +171,9 @@ def _decode_combine(
         lse = tl.load(lse_ptr + row * splits + split, split < splits, float("-inf"))
         filled = lse != float("-inf")
         part = tl.load(
-            part_ptr + (row * splits + split)[:, None] * HEAD_DIM + dims[None, :], filled[:, None] & (dims < HEAD_DIM)[None, :], 0.0
+            part_ptr + (row * splits + split)[:, None] * HEAD_DIM + dims[None, :],
+            filled[:, None] & (dims < HEAD_DIM)[None, :],
+            0.0,
         )
         new_top = tl.maximum(top, tl.max(lse, 0))
         finite = tl.where(new_top == float("-inf"), 0.0, new_top)
@@ -191,7 +190,8 @@ def num_splits(programs: int, tiles: int, slots: int) -> int:
     """Return into how many parts the keys are split: the fewest that keep the chip nearly as busy as any number of parts would.
 
     Args:
-        programs: of one split; tiles: shortest parts the longest sequence can have; slots: programs the chip holds at once.
+        programs: of one split; tiles: shortest parts the longest sequence can have; slots: programs the chip holds at
+            once.
     The rule is FlashAttention's: busy is the share of the slots taken, over all the waves of programs that it needs.
     """
     if programs * 5 >= slots * 4:
@@ -211,7 +211,9 @@ def _configuration(q: Tensor, rows: int, paged: bool) -> dict[str, int]:
     config = tuned("decode", q.device, f"narrow_{width}{suffix}")
     if rows > config["BLOCK_M"]:  # in float32 wide tiles spill: narrow ones take turns
         config = tuned("decode", q.device, f"wide_{width}{suffix}", f"narrow_{width}{suffix}")
-    stages = config.pop("PAGED_STAGES")  # the table's entries are fetched ahead of the pages, which takes stages of its own
+    stages = config.pop(
+        "PAGED_STAGES"
+    )  # the table's entries are fetched ahead of the pages, which takes stages of its own
     return {**config, "num_stages": stages} if paged else config
 
 
@@ -237,8 +239,9 @@ def triton_decode_attention(
 ) -> Tensor:
     """Return the attention of the last tokens of each sequence over its cache [batch, q_len, heads, head_dim]; see `decode_attention`.
 
-    Raises ValueError as the twin does, and for a head_dim over 256. Lengths on a device are not looked at by the host: one over the capacity is read as
-    the capacity. max_length sizes the work alone; where a length is larger, the result is right all the same.
+    Raises ValueError as the twin does, and for a head_dim over 256. Lengths on a device are not looked at by the host:
+    one over the capacity is read as the capacity. max_length sizes the work alone; where a length is larger, the result
+    is right all the same.
     """
     check_decode(q, k_cache, v_cache, lengths, block_table, window, softcap, alibi_slopes)
     batch, q_len, heads, head_dim = q.shape
@@ -280,5 +283,15 @@ def triton_decode_attention(
     if splits > 1:
         config = tuned("decode", q.device, "combine")
         grid = (batch * q_len * heads,)
-        launch(_decode_combine, grid, part, lse, out, splits, HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim), **config)
+        launch(
+            _decode_combine,
+            grid,
+            part,
+            lse,
+            out,
+            splits,
+            HEAD_DIM=head_dim,
+            BLOCK_D=triton.next_power_of_2(head_dim),
+            **config,
+        )
     return out

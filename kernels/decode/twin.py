@@ -1,7 +1,8 @@
 """Attention over a key-value cache in plain torch: the CPU path, and the truth of the Triton kernels' tests.
 
-The query heads that read one kv head, of all new tokens, are the rows of one small matrix (row = token * group + head in its group), so that grouped-query
-heads need no copies of the cache and a single new token needs no mask where all samples are of one length.
+The query heads that read one kv head, of all new tokens, are the rows of one small matrix (row = token * group + head
+in its group), so that grouped-query heads need no copies of the cache and a single new token needs no mask where all
+samples are of one length.
 """
 
 import torch
@@ -34,7 +35,9 @@ def check_decode(
         raise ValueError(f"window must be at least 1 (the query itself), or None; it is {window}")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap must be positive, or None; it is {softcap}")
-    if alibi_slopes is not None and (alibi_slopes.shape != (heads,) or alibi_slopes.dtype not in (torch.float32, torch.float64)):
+    if alibi_slopes is not None and (
+        alibi_slopes.shape != (heads,) or alibi_slopes.dtype not in (torch.float32, torch.float64)
+    ):
         raise ValueError(
             f"alibi_slopes must be float32 of shape [{heads}] (heads); it is {alibi_slopes.dtype} of shape {list(alibi_slopes.shape)}"
         )
@@ -58,18 +61,22 @@ def decode_attention(
     """Return the attention of the last tokens of each sequence over its cache: [batch, q_len, heads, head_dim], dtype of q.
 
     Args:
-        q: [batch, q_len, heads, head_dim], the last q_len tokens of each sample, whose keys and values are in the cache already: query i of sample b
-            stands at position lengths[b] - q_len + i and sees the keys [0, that position]. A query before position 0 gives zeros.
-        k_cache, v_cache: [batch, max_len, kv_heads, head_dim], heads a multiple of kv_heads (query head i reads kv head i // (heads / kv_heads)); with
-            a block_table, pages [num_blocks, block_size, kv_heads, head_dim], block_size a power of two of 8 or more. What they hold outside of a
-            sample's tokens is of no account, not even where it is not finite.
+        q: [batch, q_len, heads, head_dim], the last q_len tokens of each sample, whose keys and values are in the cache
+            already: query i of sample b stands at position lengths[b] - q_len + i and sees the keys [0, that position].
+                A query before position 0 gives zeros.
+        k_cache, v_cache: [batch, max_len, kv_heads, head_dim], heads a multiple of kv_heads (query head i reads kv head
+            i // (heads / kv_heads)); with a block_table, pages [num_blocks, block_size, kv_heads, head_dim], block_size
+            a power of two of 8 or more. What they hold outside of a sample's tokens is of no account, not even where it
+            is not finite.
         lengths: [batch] int32, tokens of each sample in the cache, the new ones included; 0 gives zeros.
         block_table: [batch, max_blocks] int32, the pages of each sample; entries that no query needs are not read.
         window: a query sees itself and the window - 1 keys before it; None for all.
         softcap: scores become softcap * tanh(score / softcap).
-        alibi_slopes: [heads] float32: slope * (query position - key position) is taken off a score (Press et al. 2022, section 3).
+        alibi_slopes: [heads] float32: slope * (query position - key position) is taken off a score (Press et al. 2022,
+            section 3).
         scale: of the query-key products, head_dim ** -0.5 unless told.
-        max_length: no length is larger; known to the host, it spares work where the capacity is far larger and lengths lies on a device.
+        max_length: no length is larger; known to the host, it spares work where the capacity is far larger and lengths
+            lies on a device.
     No gradient flows. Raises ValueError for shapes, dtypes, options and (lengths on a CPU) lengths that do not fit.
     """
     values = check_decode(q, k_cache, v_cache, lengths, block_table, window, softcap, alibi_slopes)
@@ -79,18 +86,24 @@ def decode_attention(
         return torch.zeros_like(q)
     equal = shortest == longest
     if values is not None and block_table is None and not equal and q_len > _FEW_TOKENS:
-        return _each_alone(q, k_cache, v_cache, values, AttentionOptions(window=window, softcap=softcap, scale=scale), alibi_slopes)
+        return _each_alone(
+            q, k_cache, v_cache, values, AttentionOptions(window=window, softcap=softcap, scale=scale), alibi_slopes
+        )
     # Only keys from `first` on, the oldest that a query of the shortest sample sees.
     first = 0 if window is None else max(0, shortest - q_len + 1 - window)
-    needed = None if equal else once_for(lengths, ("needed", q_len, window), lambda: _needed(lengths, q_len, window, first, longest))
+    needed = (
+        None
+        if equal
+        else once_for(lengths, ("needed", q_len, window), lambda: _needed(lengths, q_len, window, first, longest))
+    )
     k, v = (_columns(cache, block_table, needed, first, longest) for cache in (k_cache, v_cache))
     mask = None
     if not equal or q_len > 1 or alibi_slopes is not None:
         mask = _mask(lengths, equal, q, k.shape[2], (first, longest), window, alibi_slopes)
     scale = head_dim**-0.5 if scale is None else scale
     out = _weighted(q, k, v, mask, softcap, scale, lengths if shortest < q_len else None)
-    # A weight of zero does not undo what is not finite, and outside of a sample's tokens the cache may hold anything. Looking for it there would take
-    # longer than to look at what has come out.
+    # A weight of zero does not undo what is not finite, and outside of a sample's tokens the cache may hold anything.
+    # Looking for it there would take longer than to look at what has come out.
     if needed is not None and not (lengths.device.type == "cpu" and out.sum().isfinite()):
         k, v = (x.masked_fill(~needed[:, :, None, None], 0) for x in (k, v))
         out = _weighted(q, k, v, mask, softcap, scale, lengths if shortest < q_len else None)
@@ -98,7 +111,12 @@ def decode_attention(
 
 
 def _each_alone(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: list[int], options: AttentionOptions, alibi_slopes: Tensor | None
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: list[int],
+    options: AttentionOptions,
+    alibi_slopes: Tensor | None,
 ) -> Tensor:
     """Return the attention of samples of different lengths, one after the other: a mask of all of them would be far larger than the cache."""
     out, q_len = torch.zeros_like(q), q.shape[1]
@@ -110,12 +128,15 @@ def _each_alone(
     return out
 
 
-def _weighted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float | None, scale: float, lengths: Tensor | None) -> Tensor:
+def _weighted(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float | None, scale: float, lengths: Tensor | None
+) -> Tensor:
     """Return the means of v [batch, keys, kv_heads, head_dim] by the softmax of q's scores, in q's shape.
 
     Args:
         mask: see `_mask`.
-        lengths: of the samples, where some have fewer tokens than q: their queries before position 0 give zeros. None where none has.
+        lengths: of the samples, where some have fewer tokens than q: their queries before position 0 give zeros. None
+            where none has.
     """
     batch, q_len, heads, head_dim = q.shape
     kv_heads = k.shape[2]
@@ -161,7 +182,13 @@ def _columns(cache: Tensor, block_table: Tensor | None, needed: Tensor | None, f
 
 
 def _mask(
-    lengths: Tensor, equal: bool, q: Tensor, kv_heads: int, keys: tuple[int, int], window: int | None, slopes: Tensor | None
+    lengths: Tensor,
+    equal: bool,
+    q: Tensor,
+    kv_heads: int,
+    keys: tuple[int, int],
+    window: int | None,
+    slopes: Tensor | None,
 ) -> Tensor:
     """Return what the scores of rows and keys get added, -inf where a row does not see a key: [batch or 1, 1, rows or 1, keys]; with ALiBi's slopes
     [batch or 1, kv_heads, rows, keys]."""

@@ -26,7 +26,12 @@ class Line:
 
 
 def chart(
-    name: str, label: str, lines: Sequence[Line], size: tuple[float, float], from_zero: bool = False, lost: Sequence[float] = ()
+    name: str,
+    label: str,
+    lines: Sequence[Line],
+    size: tuple[float, float],
+    from_zero: bool = False,
+    lost: Sequence[float] = (),
 ) -> str:
     """Return a line chart over the steps as an ``<svg>`` element.
 
@@ -50,7 +55,16 @@ def chart(
     if lost:
         marks = [x for x, _ in thin([(x, 0.0) for x in lost])]
         edge = axes.get_xaxis_transform()
-        axes.plot(marks, [0.02] * len(marks), transform=edge, color=RED, marker="x", linestyle="", markersize=5, label="not a number")
+        axes.plot(
+            marks,
+            [0.02] * len(marks),
+            transform=edge,
+            color=RED,
+            marker="x",
+            linestyle="",
+            markersize=5,
+            label="not a number",
+        )
     if from_zero:
         axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", scilimits=(-3, 6))  # learning rates read better as 3.0 with 1e-4 above the axis
@@ -62,7 +76,9 @@ def chart(
         axes.legend(frameon=False)
     buffer = io.StringIO()
     # metadata would add a date and addresses of vocabularies
-    figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    )
     return embed(buffer.getvalue(), name)
 
 
@@ -74,7 +90,8 @@ def embed(svg: str, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\sxmlns(?::\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    # matplotlib's one rule is for every element of the page; both of its properties are inherited, so the root can carry them
+    # matplotlib's one rule is for every element of the page; both of its properties are inherited, so the root can
+    # carry them
     found = re.search(r"<style[^>]*>\*\{([^}]*)\}</style>", svg)
     if found:
         svg = svg.replace(found.group(0), "", 1).replace("<svg", f'<svg style="{found.group(1).strip()}"', 1)
@@ -84,8 +101,8 @@ def embed(svg: str, name: str) -> str:
 def smooth(points: Sequence[Point]) -> list[Point]:
     """Return the centred moving average over about a fiftieth of the run.
 
-    Centred, because an average of the past alone lags behind a falling loss and reads as if training were slower. The window
-    shrinks towards both ends and stays symmetric there.
+    Centred, because an average of the past alone lags behind a falling loss and reads as if training were slower. The
+    window shrinks towards both ends and stays symmetric there.
     """
     reach = max(5, len(points) // 100)
     sums = [0.0, *itertools.accumulate(y for _, y in points)]

@@ -49,7 +49,9 @@ def read_run(run_dir: Path) -> Run:
     steps = [row for row in rows if "loss" in row]
     diverged = [row["step"] for row in steps if not is_finite(row["loss"])]
     if diverged:
-        notes.problems.append(f"The loss is not a number at {len(diverged):,} of {len(steps):,} steps, first at step {diverged[0]}.")
+        notes.problems.append(
+            f"The loss is not a number at {len(diverged):,} of {len(steps):,} steps, first at step {diverged[0]}."
+        )
     return Run(
         name=run_dir.resolve().name,
         spec_text=spec_text or "",
@@ -118,4 +120,8 @@ def is_finite(value: object) -> bool:
 
 def finite_points(rows: Sequence[Row], column: str) -> list[Point]:
     """Return (step, value) of the rows whose value is a finite number."""
-    return [(float(row["step"] or 0), float(value)) for row in rows if (value := row.get(column)) is not None and math.isfinite(value)]
+    return [
+        (float(row["step"] or 0), float(value))
+        for row in rows
+        if (value := row.get(column)) is not None and math.isfinite(value)
+    ]

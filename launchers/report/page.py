@@ -1,11 +1,12 @@
 """One self-contained HTML page about a run: what it learned, how fast, and where its pipeline waited.
 
-Everything a reader sees is in the file: styles, charts as SVG, no script, no address to fetch from (a content security policy
-forbids it besides). Text that comes from a run folder is escaped. Read from the folder:
+Everything a reader sees is in the file: styles, charts as SVG, no script, no address to fetch from (a content security
+policy forbids it besides). Text that comes from a run folder is escaped. Read from the folder:
 
-    spec.yaml           the resolved run spec               timeline.json       the pipeline's last step, measured and simulated
-    metrics.jsonl       one row a step                      sample.txt          text the model wrote
-    data_manifest.json  counts of the data preparation      machine.json        `describe_machine` of the machine that trained
+    spec.yaml           the resolved run spec               timeline.json       the pipeline's last step, measured and
+    simulated metrics.jsonl       one row a step                      sample.txt          text the model wrote
+    data_manifest.json  counts of the data preparation      machine.json        `describe_machine` of the machine that
+    trained
 
 Every one of them may be missing; the page says which and why it matters.
 """
@@ -115,7 +116,11 @@ def _cards(run: Run) -> str:
     if run.steps and is_finite(tokens := run.steps[-1].get("tokens_seen")):
         figures["Tokens seen"] = _short(float(tokens or 0))
     shown = ("Final loss", "Held-out loss", "Held-out perplexity", "Tokens/s, median", "Tokens seen", "Time in steps")
-    cards = "".join(f'<div class="card"><b>{escape(figures[name])}</b><span>{name}</span></div>' for name in shown if name in figures)
+    cards = "".join(
+        f'<div class="card"><b>{escape(figures[name])}</b><span>{name}</span></div>'
+        for name in shown
+        if name in figures
+    )
     return f'<div class="cards">{cards}</div>' if cards else ""
 
 
@@ -137,7 +142,11 @@ def _layout(spec: Mapping[str, Any]) -> str:
     parallel = spec.get("parallel")
     if not isinstance(parallel, dict):
         return "unknown" if not spec else "1 rank"
-    sizes = {axis: size for axis in ("tp", "pp", "dp", "cp", "ep") if isinstance(size := parallel.get(axis, 1), int) and size > 1}
+    sizes = {
+        axis: size
+        for axis in ("tp", "pp", "dp", "cp", "ep")
+        if isinstance(size := parallel.get(axis, 1), int) and size > 1
+    }
     ranks = math.prod(sizes.values())
     text = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
     text = f"{text} = {ranks} ranks" if sizes else "1 rank"
@@ -153,7 +162,10 @@ def _figures(run: Run) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if run.steps:
         last = run.steps[-1]
-        found = [("Final loss", _number(last["loss"], ".4f")), ("Tokens seen", _number(last.get("tokens_seen"), ",.0f"))]
+        found = [
+            ("Final loss", _number(last["loss"], ".4f")),
+            ("Tokens seen", _number(last.get("tokens_seen"), ",.0f")),
+        ]
         if speeds := [y for _, y in finite_points(run.steps, "tokens_per_second")]:
             found.append(("Tokens/s, median", f"{statistics.median(speeds):,.0f}"))
         if shares := [y for _, y in finite_points(run.steps, "mfu")]:
@@ -203,12 +215,20 @@ def _pipeline(run: Run) -> str:
         return ""
     title = "Pipeline timeline of the last step"
     try:
-        shares = ", ".join(f"{_number(run.timeline.get(f'bubble_{key}'), '.1%')} {key}" for key in ("measured", "simulated"))
+        shares = ", ".join(
+            f"{_number(run.timeline.get(f'bubble_{key}'), '.1%')} {key}" for key in ("measured", "simulated")
+        )
         ranks = int(run.timeline["num_ranks"])
-        pictures = [embed(timeline_svg(_spans(run.timeline[key], ranks), name), key) for key, name in _TIMELINES.items()]
+        pictures = [
+            embed(timeline_svg(_spans(run.timeline[key], ranks), name), key) for key, name in _TIMELINES.items()
+        ]
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        return _section(title, f"<p>timeline.json cannot be drawn: {escape(type(error).__name__)}, {escape(str(error))}.</p>")
-    meaning = f"{ranks} pipeline ranks. Bubble, the share of the step in which a rank waits, averaged over ranks: {shares}."
+        return _section(
+            title, f"<p>timeline.json cannot be drawn: {escape(type(error).__name__)}, {escape(str(error))}.</p>"
+        )
+    meaning = (
+        f"{ranks} pipeline ranks. Bubble, the share of the step in which a rank waits, averaged over ranks: {shares}."
+    )
     return _section(title, f'<p class="soft">{escape(meaning)}</p>', *pictures)
 
 
@@ -222,7 +242,9 @@ def _spans(records: Sequence[Sequence[Any]], num_ranks: int) -> list[Span]:
     spans = [Span(int(rank), Action.parse(str(text)), float(start), float(stop)) for rank, text, start, stop in records]
     for span in spans:
         if not 0 <= span.rank < min(num_ranks, len(spans)):
-            raise ValueError(f"rank {span.rank} of action {span.action} is not one of the {num_ranks} ranks that have actions")
+            raise ValueError(
+                f"rank {span.rank} of action {span.action} is not one of the {num_ranks} ranks that have actions"
+            )
     return spans
 
 
@@ -253,7 +275,13 @@ def _number(value: object, form: str) -> str:
 
 
 def _bytes(count: int) -> str:
-    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.2f} MiB" if count >= 2**20 else f"{count:,} bytes"
+    return (
+        f"{count / 2**30:,.2f} GiB"
+        if count >= 2**30
+        else f"{count / 2**20:,.2f} MiB"
+        if count >= 2**20
+        else f"{count:,} bytes"
+    )
 
 
 def _short(value: float) -> str:

@@ -92,7 +92,11 @@ def parse_state(line: str) -> JobState:
 
     state = fields.get("JobState", "UNKNOWN")
     # Of an array's task, the number that scancel and squeue take.
-    job = f"{fields['ArrayJobId']}_{fields['ArrayTaskId']}" if fields.get("ArrayTaskId", "").isdigit() else fields.get("JobId", "?")
+    job = (
+        f"{fields['ArrayJobId']}_{fields['ArrayTaskId']}"
+        if fields.get("ArrayTaskId", "").isdigit()
+        else fields.get("JobId", "?")
+    )
     code = known("ExitCode").partition(":")
     exit_code = (int(code[0]) or (128 + int(code[2]) if code[2] not in ("", "0") else 0)) if code[0].isdigit() else None
     return JobState(
@@ -124,7 +128,11 @@ def call(words: Sequence[str], *, text: str | None = None) -> str:
     try:
         done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"{words[0]} did not answer within {_TIMEOUT_S} s; is Slurm's controller up? (scontrol ping)") from error
+        raise SlurmError(
+            f"{words[0]} did not answer within {_TIMEOUT_S} s; is Slurm's controller up? (scontrol ping)"
+        ) from error
     if done.returncode != 0:
-        raise SlurmError(f"{words[0]} failed: {done.stderr.strip() or done.stdout.strip() or f'exit code {done.returncode}'}")
+        raise SlurmError(
+            f"{words[0]} failed: {done.stderr.strip() or done.stdout.strip() or f'exit code {done.returncode}'}"
+        )
     return done.stdout

@@ -1,7 +1,8 @@
 """What a batch script runs when some of its nodes should not be used again: put the job back into the queue without them.
 
     python -m trimaran.launchers.slurm.elsewhere SPEC            after a preflight has refused nodes
-    python -m trimaran.launchers.slurm.elsewhere --lost SPEC     after a rank died without a word: perhaps its node is lost
+    python -m trimaran.launchers.slurm.elsewhere --lost SPEC     after a rank died without a word: perhaps its node is
+    lost
 
 Exits with 0 where the job will start again elsewhere.
 """
@@ -62,7 +63,12 @@ def nodes_of_job() -> list[str]:
 def lost_nodes() -> list[str]:
     """Return the nodes of this job on which no process can be started. Slurm itself takes minutes to notice (SlurmdTimeout)."""
     probes = [
-        (node, subprocess.Popen(["srun", "--overlap", "--mpi=none", "-N1", "-n1", "-w", node, "true"], stderr=subprocess.DEVNULL))
+        (
+            node,
+            subprocess.Popen(
+                ["srun", "--overlap", "--mpi=none", "-N1", "-n1", "-w", node, "true"], stderr=subprocess.DEVNULL
+            ),
+        )
         for node in nodes_of_job()
     ]
     deadline = time.monotonic() + _ANSWER_S
@@ -85,7 +91,10 @@ def leave_out(spec: RunSpec, found: Verdict) -> int:
         SlurmError: Slurm refuses it.
     """
     if found.attempts > _MOST_ATTEMPTS:
-        print(f"error: other nodes were asked for {_MOST_ATTEMPTS} times, and the run has not got on since", file=sys.stderr)
+        print(
+            f"error: other nodes were asked for {_MOST_ATTEMPTS} times, and the run has not got on since",
+            file=sys.stderr,
+        )
         return 1
     job = os.environ["SLURM_JOB_ID"]
     excluded = ",".join([*([spec.slurm.exclude] if spec.slurm.exclude else []), *found.excluded])

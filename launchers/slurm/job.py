@@ -34,7 +34,8 @@ def plan(spec_path: Path, overrides: list[str], sweep: Sequence[str]) -> Planned
     """Return what would be submitted; nothing is written.
 
     Args:
-        sweep: FIELD=VALUE,VALUE,... for an array of runs, one for every combination; each gets a folder of its own, output_dir-0 and so on.
+        sweep: FIELD=VALUE,VALUE,... for an array of runs, one for every combination; each gets a folder of its own,
+            output_dir-0 and so on.
 
     Raises:
         SpecError: a run of them is not valid.
@@ -76,7 +77,9 @@ def submit_run(planned: Planned) -> str:
     for folder, _ in planned.runs:
         for state in states_of(folder):
             if not state.has_ended:
-                raise SlurmError(f"{state} is of this run already; `trimaran cancel {folder}` ends it, or choose another train.output_dir")
+                raise SlurmError(
+                    f"{state} is of this run already; `trimaran cancel {folder}` ends it, or choose another train.output_dir"
+                )
     script = render(planned.job)
     for folder, spec in planned.runs:
         (folder / "logs").mkdir(parents=True, exist_ok=True)

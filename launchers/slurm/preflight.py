@@ -2,7 +2,8 @@
 
     srun --ntasks-per-node=1 python -m trimaran.launchers.slurm.preflight SPEC
 
-Exits with 0, with NODES_REFUSED where nodes should not be used (they are in the run folder's logs/preflight.json), or with 1.
+Exits with 0, with NODES_REFUSED where nodes should not be used (they are in the run folder's logs/preflight.json), or
+with 1.
 """
 
 import json
@@ -79,13 +80,17 @@ def judge(spec: RunSpec, place: Place, folder: Path, facts: NodeFacts) -> int:
     except AddressError as error:
         if place.rank != 1:
             raise
-        return _end(folder, {nodes_of_job()[0]: f"it did not answer: {error}"})  # the first node, which should say so, is the silent one
+        return _end(
+            folder, {nodes_of_job()[0]: f"it did not answer: {error}"}
+        )  # the first node, which should say so, is the silent one
     absent = meeting.call_roll(spec.launcher.start_timeout_s)
     if absent:
         if place.rank:
             return NODES_REFUSED
         nodes = nodes_of_job()
-        return _end(folder, {nodes[rank]: f"it did not answer within {spec.launcher.start_timeout_s:g} s" for rank in absent})
+        return _end(
+            folder, {nodes[rank]: f"it did not answer within {spec.launcher.start_timeout_s:g} s" for rank in absent}
+        )
     meeting.close_door()
     every = _compare(meeting, facts)
     refused = refused_nodes(every, spec.slurm.preflight_min_free_gib)
@@ -93,7 +98,9 @@ def judge(spec: RunSpec, place: Place, folder: Path, facts: NodeFacts) -> int:
         slowest = ring_seconds(spec, meeting)
         links = meeting.gather(json.dumps(slowest))
         if place.rank == 0:
-            _say(f"ring of {place.world_size} nodes: {_RING_MIB} MiB in {max(map(float, links)) * 1e3:.1f} ms a hop at most")
+            _say(
+                f"ring of {place.world_size} nodes: {_RING_MIB} MiB in {max(map(float, links)) * 1e3:.1f} ms a hop at most"
+            )
     if place.rank == 0:
         for each in every:
             _say(f"{each.node}: {each.gflops:.0f} GFLOP/s, {each.free_gib:.1f} GiB free, clock {each.clock_s:+.1f} s")

@@ -1,7 +1,7 @@
 """The batch script of a run: a pure function from its spec to the text that sbatch gets.
 
-The script is what a person would write: options, modules, a look at the nodes, the ranks, and what to do when the time is up. Nothing of the spec
-reaches a shell unquoted, but for `slurm.prolog`, which is shell.
+The script is what a person would write: options, modules, a look at the nodes, the ranks, and what to do when the time
+is up. Nothing of the spec reaches a shell unquoted, but for `slurm.prolog`, which is shell.
 """
 
 import re
@@ -34,8 +34,8 @@ class Job:
 
     Args:
         spec: the run.
-        arguments: what the worker is called with, after `python -m trimaran.launchers.worker`: the spec file and its overrides; one
-            list for each run of an array.
+        arguments: what the worker is called with, after `python -m trimaran.launchers.worker`: the spec file and its
+            overrides; one list for each run of an array.
         folder: the run folder, absolute.
         directory: where the ranks run, absolute; relative paths of the spec start there.
         python: the interpreter of the environment, on every node.
@@ -107,7 +107,9 @@ def _path(path: Path, *, percent: bool = False) -> str:
     """A path as the value of an #SBATCH line; with `percent`, one in which sbatch replaces %j."""
     text = str(path)
     if re.search(r"[\"'\\\n\r#$`]", text):
-        raise ScriptError(f"the path {text!r} has characters that an #SBATCH line can't hold; use one without quotes, backslashes, # and $")
+        raise ScriptError(
+            f"the path {text!r} has characters that an #SBATCH line can't hold; use one without quotes, backslashes, # and $"
+        )
     text = text.replace("%", "%%") if percent else text
     return text if re.fullmatch(r"[\w./+:@%=,-]+", text) else f'"{text}"'
 

@@ -11,7 +11,9 @@ _FILE = "preflight.json"
 _FEWEST_TO_COMPARE = 3
 _SLOWEST = 0.5  # of the median node's speed: ranks wait for each other, so one such node halves the speed of all
 _CLEARLY_SLOW = 0.2  # of the other's speed: of two nodes that differ less, nobody can tell which is the odd one
-_CLOCK_S = 5.0  # clocks further apart make the time stamps of files and logs misleading, and certificates and tokens fail
+_CLOCK_S = (
+    5.0  # clocks further apart make the time stamps of files and logs misleading, and certificates and tokens fail
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def refused_nodes(facts: Sequence[NodeFacts], min_free_gib: float) -> dict[str, 
     for each in facts:
         found = [each.problem] if each.problem else []
         if not each.problem and each.free_gib < min_free_gib:
-            found.append(f"{each.free_gib:.1f} GiB free in the run folder, slurm.preflight_min_free_gib is {min_free_gib:g}")
+            found.append(
+                f"{each.free_gib:.1f} GiB free in the run folder, slurm.preflight_min_free_gib is {min_free_gib:g}"
+            )
         if abs(each.clock_s) > _CLOCK_S:
             found.append(f"its clock is {each.clock_s:+.0f} s off that of {facts[0].node}")
         reasons[each.node] = found

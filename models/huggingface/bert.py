@@ -1,7 +1,8 @@
 """BERT (Devlin et al. 2019): an encoder that fills in hidden tokens, with norms after the sums and a dense layer before the tied output projection.
 
-Of a file of BERT's pre-training the pooler and the head that tells whether two sentences follow each other are left out: what is imported, trained and
-exported is the masked language model. Of the token types the first is added to every token; the others are kept as they are.
+Of a file of BERT's pre-training the pooler and the head that tells whether two sentences follow each other are left
+out: what is imported, trained and exported is the masked language model. Of the token types the first is added to every
+token; the others are kept as they are.
 """
 
 from typing import Final
@@ -33,7 +34,14 @@ BERT: Final = Family(
     },
     options=(
         *SIZES,
-        fixed(objective="masked_lm", position="learned", norm="layernorm", norm_position="post", embedding_norm=True, bias=True),
+        fixed(
+            objective="masked_lm",
+            position="learned",
+            norm="layernorm",
+            norm_position="post",
+            embedding_norm=True,
+            bias=True,
+        ),
         fixed(head_transform=True, head_bias=True, tie_embeddings=True),
         value("num_token_types", "type_vocab_size"),
         choice("activation", "hidden_act", ACTIVATIONS),

@@ -6,7 +6,18 @@ from typing import Any, Final
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import ATTENTION, GROUPED, QKV, row
-from trimaran.models.huggingface.options import ACTIVATIONS, TIED, Option, Values, choice, fixed, flag, shown, unsupported, value
+from trimaran.models.huggingface.options import (
+    ACTIVATIONS,
+    TIED,
+    Option,
+    Values,
+    choice,
+    fixed,
+    flag,
+    shown,
+    unsupported,
+    value,
+)
 from trimaran.models.huggingface.rotary import rotary
 
 
@@ -15,21 +26,30 @@ def _read_architecture(hf: Mapping[str, Any]) -> Values:
     norms, heads = hf["num_ln_in_parallel_attn"], hf["num_attention_heads"]
     if hf["new_decoder_architecture"]:
         if not hf["parallel_attn"]:
-            raise ValueError("new_decoder_architecture true with parallel_attn false is not supported, nor by transformers")
+            raise ValueError(
+                "new_decoder_architecture true with parallel_attn false is not supported, nor by transformers"
+            )
         if norms not in (None, 1, 2):
             raise unsupported("num_ln_in_parallel_attn", norms, "1 or 2")
         return {"block": "parallel_one_norm" if norms == 1 else "parallel", "num_kv_heads": hf["num_kv_heads"] or heads}
     if hf["parallel_attn"] and norms == 2:
-        raise ValueError("num_ln_in_parallel_attn 2 with new_decoder_architecture false is not supported, nor by transformers")
+        raise ValueError(
+            "num_ln_in_parallel_attn 2 with new_decoder_architecture false is not supported, nor by transformers"
+        )
     if not hf["multi_query"] and hf["num_kv_heads"] not in (None, heads):
         raise ValueError(
             f"num_kv_heads {shown(hf['num_kv_heads'])} with new_decoder_architecture and multi_query false is not supported, nor by transformers"
         )
-    return {"block": "parallel_one_norm" if hf["parallel_attn"] else "sequential", "num_kv_heads": 1 if hf["multi_query"] else heads}
+    return {
+        "block": "parallel_one_norm" if hf["parallel_attn"] else "sequential",
+        "num_kv_heads": 1 if hf["multi_query"] else heads,
+    }
 
 
 def _write_architecture(config: TransformerConfig) -> Values:
-    is_old = config.block == "sequential" or (config.block == "parallel_one_norm" and config.num_kv_heads in (1, config.num_heads))
+    is_old = config.block == "sequential" or (
+        config.block == "parallel_one_norm" and config.num_kv_heads in (1, config.num_heads)
+    )
     return {
         "new_decoder_architecture": not is_old,
         "num_ln_in_parallel_attn": None if is_old else (2 if config.block == "parallel" else 1),
@@ -97,7 +117,11 @@ FALCON: Final = Family(
     weights=(
         row("embedding.weight", "transformer.word_embeddings.weight"),
         row("layers.{i}.attention_norm.{p}", "transformer.h.{i}.ln_attn.{p}", blocks=("parallel",)),
-        row("layers.{i}.attention_norm.{p}", "transformer.h.{i}.input_layernorm.{p}", blocks=("parallel_one_norm", "sequential")),
+        row(
+            "layers.{i}.attention_norm.{p}",
+            "transformer.h.{i}.input_layernorm.{p}",
+            blocks=("parallel_one_norm", "sequential"),
+        ),
         row(QKV, "transformer.h.{i}.self_attention.query_key_value.{p}", form=GROUPED),
         row(f"{ATTENTION}.out.{{p}}", "transformer.h.{i}.self_attention.dense.{p}"),
         row("layers.{i}.mlp_norm.{p}", "transformer.h.{i}.ln_mlp.{p}", blocks=("parallel",)),

@@ -46,8 +46,10 @@ class Family:
         options: the config map.
         weights: the weight-name map.
         aliases: other names of keys of config.json -> those that the options read.
-        prefix: what the names of all tensors but the head's begin with in the map; files of the network without its head lack it.
-        renamed: what other names of tensors begin with -> what those in the map do; endings: likewise, what they end with.
+        prefix: what the names of all tensors but the head's begin with in the map; files of the network without its
+            head lack it.
+        renamed: what other names of tensors begin with -> what those in the map do; endings: likewise, what they end
+            with.
         ignored: regular expressions for tensors in a file that are no weights.
     """
 
@@ -104,8 +106,13 @@ class Family:
         wanted = essence(config)
         names = [name for name in {**wanted, **read_again} if not _equal(wanted.get(name), read_again.get(name))]
         if names or notes:
-            text = ", ".join(f"{name} {shown(wanted.get(name))} (there {shown(read_again.get(name))})" for name in names) or "this model"
-            raise CannotExpress("; ".join((f"{self.architecture} can't express {text}", *notes)), max(len(names), len(notes)))
+            text = (
+                ", ".join(f"{name} {shown(wanted.get(name))} (there {shown(read_again.get(name))})" for name in names)
+                or "this model"
+            )
+            raise CannotExpress(
+                "; ".join((f"{self.architecture} can't express {text}", *notes)), max(len(names), len(notes))
+            )
         return written
 
     def _with_known_keys(self, hf: Mapping[str, Any], errors: list[str]) -> Values:
@@ -114,7 +121,9 @@ class Family:
         for key, value in hf.items():
             name = self.aliases.get(key, key)
             if renamed.get(name) is not None and value is not None and renamed[name] != value:
-                errors.append(f"{name} has two values, {shown(renamed[name])} and {shown(value)}, one of them under an older name")
+                errors.append(
+                    f"{name} has two values, {shown(renamed[name])} and {shown(value)}, one of them under an older name"
+                )
             if value is not None or name not in renamed:
                 renamed[name] = value
         return renamed

@@ -1,7 +1,8 @@
 """How the tensors of a Hugging Face file and ours make each other: a few named forms, and the rows of a weight map that use them.
 
-A row of a weight map says which tensors of a file make which of ours, with {i} for the layer, {p} for weight or bias, and {e} for the expert. A form turns
-the one into the other and back, exactly, but for two: PLUS_ONE rounds, and OPT's position table loses two rows that its network never reads.
+A row of a weight map says which tensors of a file make which of ours, with {i} for the layer, {p} for weight or bias,
+and {e} for the expert. A form turns the one into the other and back, exactly, but for two: PLUS_ONE rounds, and OPT's
+position table loses two rows that its network never reads.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +31,8 @@ class Row:
     """One line of a weight map, for every layer at once.
 
     Args:
-        ours, theirs: names with {i}, {p} and (theirs) {e}; a name with {e} stands for that of every expert, one after the other.
+        ours, theirs: names with {i}, {p} and (theirs) {e}; a name with {e} stands for that of every expert, one after
+            the other.
         blocks: kinds of block in which the row holds; empty for all.
     """
 
@@ -68,7 +70,9 @@ def _join(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
 
 
 def _split_grouped(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
-    groups = tensors[0].unflatten(0, (config.num_kv_heads, config.num_heads // config.num_kv_heads + 2, config.head_dim))
+    groups = tensors[0].unflatten(
+        0, (config.num_kv_heads, config.num_heads // config.num_kv_heads + 2, config.head_dim)
+    )
     return [groups[:, :-2].flatten(0, 2), torch.stack([groups[:, at].flatten(0, 1) for at in (-2, -1)])]
 
 
@@ -123,7 +127,8 @@ JOINED: Final = Form("queries, keys, values joined", _split_joined, _join)
 JOINED_TRANSPOSED: Final = Form(
     "queries, keys, values joined and transposed", _after(_transposed, _split_joined), _after(_join, _transposed)
 )
-# For every key-value head: the rows of its query heads, its key, its value (Falcon; with one query head each: GPT-NeoX, BLOOM; with one group: multi-query).
+# For every key-value head: the rows of its query heads, its key, its value (Falcon; with one query head each: GPT-NeoX,
+# BLOOM; with one group: multi-query).
 GROUPED: Final = Form("queries, keys, values by group", _split_grouped, _group)
 # Norms that multiply by 1 + w (Gemma); ours are float32 at least.
 PLUS_ONE: Final = Form("plus one", _add_one, _take_one)

@@ -5,7 +5,19 @@ from typing import Any, Final
 
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import GATED_MLP, PLUS_ONE, llama_rows, row
-from trimaran.models.huggingface.options import GATED_ACTIVATIONS, KV_HEADS, SIZES, TIED, Option, Values, choice, fixed, flag, only, value
+from trimaran.models.huggingface.options import (
+    GATED_ACTIVATIONS,
+    KV_HEADS,
+    SIZES,
+    TIED,
+    Option,
+    Values,
+    choice,
+    fixed,
+    flag,
+    only,
+    value,
+)
 from trimaran.models.huggingface.rotary import rotary
 
 
@@ -46,7 +58,9 @@ GEMMA: Final = Family(
         root_of_width(),
         fixed(norm="rmsnorm"),
         # The first releases say gelu and mean its tanh form; transformers reads it so.
-        choice("activation", "hidden_act", {"gelu_pytorch_tanh": "geglu_tanh", **GATED_ACTIVATIONS, "gelu": "geglu_tanh"}),
+        choice(
+            "activation", "hidden_act", {"gelu_pytorch_tanh": "geglu_tanh", **GATED_ACTIVATIONS, "gelu": "geglu_tanh"}
+        ),
         only("hidden_activation", None, "gelu_pytorch_tanh"),
         value("norm_eps", "rms_norm_eps"),
         flag("attention_bias", "qkv_bias", "out_bias"),

@@ -29,7 +29,9 @@ def _read_query_scale(hf: Mapping[str, Any]) -> Values:
 
 
 def _write_query_scale(config: TransformerConfig) -> Values:
-    return {"query_pre_attn_scalar": round((config.attention_scale or config.head_dim**-0.5) ** -2)}  # a whole number there
+    return {
+        "query_pre_attn_scalar": round((config.attention_scale or config.head_dim**-0.5) ** -2)
+    }  # a whole number there
 
 
 GEMMA2: Final = Family(

@@ -7,7 +7,18 @@ from typing import Any, Final
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import ATTENTION, JOINED_TRANSPOSED, QKV, TRANSPOSED, row
-from trimaran.models.huggingface.options import ACTIVATIONS, TIED, Option, Values, choice, fixed, harmless, only, shown, value
+from trimaran.models.huggingface.options import (
+    ACTIVATIONS,
+    TIED,
+    Option,
+    Values,
+    choice,
+    fixed,
+    harmless,
+    only,
+    shown,
+    value,
+)
 
 
 def _read_scale(hf: Mapping[str, Any]) -> Values:
@@ -20,7 +31,9 @@ def _write_scale(config: TransformerConfig) -> Values:
     for is_scaled, known in ((True, usual), (False, 1.0)):
         if math.isclose(scale, known):
             return {"scale_attn_weights": is_scaled}
-    raise ValueError(f"scale_attn_weights has no word for attention_scale {shown(scale)}; it knows {shown(usual)} and 1.0")
+    raise ValueError(
+        f"scale_attn_weights has no word for attention_scale {shown(scale)}; it knows {shown(usual)} and 1.0"
+    )
 
 
 GPT2: Final = Family(
@@ -65,7 +78,9 @@ GPT2: Final = Family(
         only("scale_attn_by_inverse_layer_idx", False),
         TIED,
         harmless("reorder_and_upcast_attn"),
-        harmless("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+        harmless(
+            "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"
+        ),
     ),
     weights=(
         row("embedding.weight", "transformer.wte.weight"),

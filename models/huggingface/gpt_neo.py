@@ -34,13 +34,20 @@ def _read_windows(hf: Mapping[str, Any]) -> Values:
         raise ValueError(f"attention_types names {len(words)} layers, and num_layers is {hf['num_layers']}")
     if "local" not in words:
         return {}
-    return {"attention_window": hf["window_size"], "attention_pattern": shortest_pattern([_KINDS[word] for word in words])}
+    return {
+        "attention_window": hf["window_size"],
+        "attention_pattern": shortest_pattern([_KINDS[word] for word in words]),
+    }
 
 
 def _write_windows(config: TransformerConfig) -> Values:
     windows = [config.window_of(layer) for layer in range(config.num_layers)]
     words = ["global" if window is None else "local" for window in windows]
-    return {"attention_types": [[words, 1]], "attention_layers": words, "window_size": next((w for w in windows if w is not None), 256)}
+    return {
+        "attention_types": [[words, 1]],
+        "attention_layers": words,
+        "window_size": next((w for w in windows if w is not None), 256),
+    }
 
 
 GPT_NEO: Final = Family(
@@ -65,7 +72,15 @@ GPT_NEO: Final = Family(
     },
     aliases={"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     options=(
-        fixed(position="learned", norm="layernorm", norm_bias=True, qkv_bias=False, out_bias=True, mlp_bias=True, attention_scale=1.0),
+        fixed(
+            position="learned",
+            norm="layernorm",
+            norm_bias=True,
+            qkv_bias=False,
+            out_bias=True,
+            mlp_bias=True,
+            attention_scale=1.0,
+        ),
         value("vocab_size", "vocab_size"),
         value("max_seq_len", "max_position_embeddings"),
         value("hidden_size", "hidden_size"),
@@ -86,7 +101,11 @@ GPT_NEO: Final = Family(
         row("position", "transformer.wpe.weight"),
         row("layers.{i}.attention_norm.{p}", "transformer.h.{i}.ln_1.{p}"),
         row(f"{ATTENTION}.q.weight", "transformer.h.{i}.attn.attention.q_proj.weight"),
-        row(f"{ATTENTION}.kv.weight", "transformer.h.{i}.attn.attention.k_proj.weight", "transformer.h.{i}.attn.attention.v_proj.weight"),
+        row(
+            f"{ATTENTION}.kv.weight",
+            "transformer.h.{i}.attn.attention.k_proj.weight",
+            "transformer.h.{i}.attn.attention.v_proj.weight",
+        ),
         row(f"{ATTENTION}.out.{{p}}", "transformer.h.{i}.attn.attention.out_proj.{p}"),
         row("layers.{i}.mlp_norm.{p}", "transformer.h.{i}.ln_2.{p}"),
         row("layers.{i}.mlp.up.{p}", "transformer.h.{i}.mlp.c_fc.{p}"),

@@ -4,7 +4,18 @@ from typing import Final
 
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import GATED_MLP, PRE_NORMS, llama_rows
-from trimaran.models.huggingface.options import GATED_ACTIVATIONS, KV_HEADS, SIZES, TIED, choice, fixed, flag, harmless, head_width, value
+from trimaran.models.huggingface.options import (
+    GATED_ACTIVATIONS,
+    KV_HEADS,
+    SIZES,
+    TIED,
+    choice,
+    fixed,
+    flag,
+    harmless,
+    head_width,
+    value,
+)
 from trimaran.models.huggingface.rotary import rotary
 
 LLAMA: Final = Family(

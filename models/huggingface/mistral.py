@@ -4,7 +4,17 @@ from typing import Final
 
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import GATED_MLP, PRE_NORMS, llama_rows
-from trimaran.models.huggingface.options import GATED_ACTIVATIONS, KV_HEADS, SIZES, TIED, attention_window, choice, fixed, head_width, value
+from trimaran.models.huggingface.options import (
+    GATED_ACTIVATIONS,
+    KV_HEADS,
+    SIZES,
+    TIED,
+    attention_window,
+    choice,
+    fixed,
+    head_width,
+    value,
+)
 from trimaran.models.huggingface.rotary import rotary
 
 MISTRAL: Final = Family(

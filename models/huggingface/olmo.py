@@ -4,7 +4,18 @@ from typing import Final
 
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import GATED_MLP, llama_rows
-from trimaran.models.huggingface.options import GATED_ACTIVATIONS, KV_HEADS, SIZES, TIED, choice, fixed, flag, head_width, only, value
+from trimaran.models.huggingface.options import (
+    GATED_ACTIVATIONS,
+    KV_HEADS,
+    SIZES,
+    TIED,
+    choice,
+    fixed,
+    flag,
+    head_width,
+    only,
+    value,
+)
 from trimaran.models.huggingface.rotary import rotary
 
 OLMO: Final = Family(

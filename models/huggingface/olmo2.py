@@ -4,7 +4,17 @@ from typing import Final
 
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import ATTENTION, GATED_MLP, llama_rows, row
-from trimaran.models.huggingface.options import GATED_ACTIVATIONS, KV_HEADS, SIZES, TIED, choice, fixed, flag, head_width, value
+from trimaran.models.huggingface.options import (
+    GATED_ACTIVATIONS,
+    KV_HEADS,
+    SIZES,
+    TIED,
+    choice,
+    fixed,
+    flag,
+    head_width,
+    value,
+)
 from trimaran.models.huggingface.rotary import rotary
 
 OLMO2: Final = Family(

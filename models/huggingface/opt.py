@@ -5,7 +5,19 @@ from typing import Any, Final
 
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import ATTENTION, TWO_ROWS_FEWER, row
-from trimaran.models.huggingface.options import ACTIVATIONS, TIED, Option, Values, choice, fixed, flag, harmless, only, shown, value
+from trimaran.models.huggingface.options import (
+    ACTIVATIONS,
+    TIED,
+    Option,
+    Values,
+    choice,
+    fixed,
+    flag,
+    harmless,
+    only,
+    shown,
+    value,
+)
 
 
 def _check_width(hf: Mapping[str, Any]) -> Values:
@@ -66,7 +78,11 @@ OPT: Final = Family(
         row("layers.{i}.mlp_norm.{p}", "model.decoder.layers.{i}.final_layer_norm.{p}"),
         row("layers.{i}.mlp_post_norm.{p}", "model.decoder.layers.{i}.final_layer_norm.{p}"),
         row(f"{ATTENTION}.q.{{p}}", "model.decoder.layers.{i}.self_attn.q_proj.{p}"),
-        row(f"{ATTENTION}.kv.{{p}}", "model.decoder.layers.{i}.self_attn.k_proj.{p}", "model.decoder.layers.{i}.self_attn.v_proj.{p}"),
+        row(
+            f"{ATTENTION}.kv.{{p}}",
+            "model.decoder.layers.{i}.self_attn.k_proj.{p}",
+            "model.decoder.layers.{i}.self_attn.v_proj.{p}",
+        ),
         row(f"{ATTENTION}.out.{{p}}", "model.decoder.layers.{i}.self_attn.out_proj.{p}"),
         row("layers.{i}.mlp.up.{p}", "model.decoder.layers.{i}.fc1.{p}"),
         row("layers.{i}.mlp.down.{p}", "model.decoder.layers.{i}.fc2.{p}"),

@@ -1,8 +1,9 @@
 """What a config.json says, option by option and in both directions: the pieces that a family's config map is put together from.
 
-An option reads some keys of a config.json, filled up with the defaults of transformers' config class, and gives values of TransformerConfig; it writes
-the same keys from a TransformerConfig. Every key of the config class that changes the network belongs to an option of the family
-(tests/models/test_families.py holds them against each other), so that none is overlooked. As in transformers, null means "none" or "derive it".
+An option reads some keys of a config.json, filled up with the defaults of transformers' config class, and gives values
+of TransformerConfig; it writes the same keys from a TransformerConfig. Every key of the config class that changes the
+network belongs to an option of the family (tests/models/test_families.py holds them against each other), so that none
+is overlooked. As in transformers, null means "none" or "derive it".
 """
 
 from collections.abc import Callable, Mapping
@@ -22,8 +23,9 @@ class Option:
     Args:
         keys: what it reads of a config.json.
         read: config.json -> values of TransformerConfig. Raises ValueError for what we do not have.
-        write: a TransformerConfig -> values of config.json. Raises ValueError where the family has no word for it. What a family cannot say and does not
-            write comes back different when it is read again, which `Family.from_config` notices.
+        write: a TransformerConfig -> values of config.json. Raises ValueError where the family has no word for it. What
+            a family cannot say and does not write comes back different when it is read again, which
+            `Family.from_config` notices.
     """
 
     keys: tuple[str, ...]
@@ -55,7 +57,9 @@ def value(ours: str, theirs: str) -> Option:
 def flag(theirs: str, *ours: str) -> Option:
     """A switch that sets several of ours together; null is false."""
     return Option(
-        (theirs,), lambda hf: dict.fromkeys(ours, bool(hf[theirs])), lambda config: {theirs: all(getattr(config, name) for name in ours)}
+        (theirs,),
+        lambda hf: dict.fromkeys(ours, bool(hf[theirs])),
+        lambda config: {theirs: all(getattr(config, name) for name in ours)},
     )
 
 
@@ -156,7 +160,11 @@ def head_width(*, is_field: bool) -> Option:
         return {} if hf.get("head_dim") is None else {"head_dim": hf["head_dim"]}
 
     def write(config: TransformerConfig) -> Values:
-        return {"head_dim": config.head_dim} if is_field or config.head_dim * config.num_heads != config.hidden_size else {}
+        return (
+            {"head_dim": config.head_dim}
+            if is_field or config.head_dim * config.num_heads != config.hidden_size
+            else {}
+        )
 
     return Option(("head_dim",), read, write)
 
@@ -173,8 +181,10 @@ def layer_windows(kind_of: Callable[[int, Mapping[str, Any]], str], *, switch: b
     """`layer_types`, one word for every layer, with `sliding_window`.
 
     Args:
-        kind_of: (layer, config.json) -> the word that the config class gives a layer that has a window, where there are no layer_types.
-        switch: whether windows count only where `use_sliding_window` is true (Qwen), and without layer_types from layer `max_window_layers` on.
+        kind_of: (layer, config.json) -> the word that the config class gives a layer that has a window, where there are
+            no layer_types.
+        switch: whether windows count only where `use_sliding_window` is true (Qwen), and without layer_types from layer
+            `max_window_layers` on.
     """
 
     def read(hf: Mapping[str, Any]) -> Values:
@@ -182,7 +192,9 @@ def layer_windows(kind_of: Callable[[int, Mapping[str, Any]], str], *, switch: b
         window = hf["sliding_window"] if is_on else None
         words = hf["layer_types"]
         if words is None:
-            words = ["full_attention" if switch and window is None else kind_of(layer, hf) for layer in range(num_layers)]
+            words = [
+                "full_attention" if switch and window is None else kind_of(layer, hf) for layer in range(num_layers)
+            ]
         for word in words:
             if word not in _KINDS:
                 raise unsupported("layer_types", word, one_of(shown(known) for known in _KINDS))
@@ -216,5 +228,7 @@ def shortest_pattern(kinds: list[str]) -> tuple[str, ...] | None:
     if "full" not in kinds:
         return None
     lengths = range(1, len(kinds) + 1)
-    length = next(length for length in lengths if all(kind == kinds[layer % length] for layer, kind in enumerate(kinds)))
+    length = next(
+        length for length in lengths if all(kind == kinds[layer % length] for layer, kind in enumerate(kinds))
+    )
     return tuple(kinds[:length])

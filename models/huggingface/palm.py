@@ -1,14 +1,26 @@
 """PaLM (Chowdhery et al. 2022): parallel blocks under one LayerNorm without bias, SwiGLU, one key-value head, tied embeddings.
 
-Transformers has no PaLM. Cohere's Command R is the same network, with as many key-value heads as one likes, a factor of the logits, and rotation of
-neighbouring pairs; a PaLM that was trained here with `rotary_interleaved` is exported as one.
+Transformers has no PaLM. Cohere's Command R is the same network, with as many key-value heads as one likes, a factor of
+the logits, and rotation of neighbouring pairs; a PaLM that was trained here with `rotary_interleaved` is exported as
+one.
 """
 
 from typing import Final
 
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import GATED_MLP, llama_rows, row
-from trimaran.models.huggingface.options import GATED_ACTIVATIONS, KV_HEADS, SIZES, TIED, choice, fixed, flag, head_width, only, value
+from trimaran.models.huggingface.options import (
+    GATED_ACTIVATIONS,
+    KV_HEADS,
+    SIZES,
+    TIED,
+    choice,
+    fixed,
+    flag,
+    head_width,
+    only,
+    value,
+)
 from trimaran.models.huggingface.rotary import rotary
 
 PALM: Final = Family(
@@ -45,5 +57,9 @@ PALM: Final = Family(
         only("use_qk_norm", False),
         TIED,
     ),
-    weights=(*llama_rows(), row("layers.{i}.attention_norm.weight", "model.layers.{i}.input_layernorm.weight"), *GATED_MLP),
+    weights=(
+        *llama_rows(),
+        row("layers.{i}.attention_norm.weight", "model.layers.{i}.input_layernorm.weight"),
+        *GATED_MLP,
+    ),
 )

@@ -4,7 +4,17 @@ from typing import Final
 
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import GATED_MLP, PRE_NORMS, llama_rows
-from trimaran.models.huggingface.options import GATED_ACTIVATIONS, KV_HEADS, SIZES, TIED, choice, fixed, head_width, layer_windows, value
+from trimaran.models.huggingface.options import (
+    GATED_ACTIVATIONS,
+    KV_HEADS,
+    SIZES,
+    TIED,
+    choice,
+    fixed,
+    head_width,
+    layer_windows,
+    value,
+)
 from trimaran.models.huggingface.rotary import rotary
 
 QWEN2: Final = Family(
@@ -35,7 +45,9 @@ QWEN2: Final = Family(
         head_width(is_field=False),
         rotary(),
         fixed(norm="rmsnorm", qkv_bias=True),
-        layer_windows(lambda layer, hf: "sliding_attention" if layer >= hf["max_window_layers"] else "full_attention", switch=True),
+        layer_windows(
+            lambda layer, hf: "sliding_attention" if layer >= hf["max_window_layers"] else "full_attention", switch=True
+        ),
         choice("activation", "hidden_act", GATED_ACTIVATIONS),
         value("norm_eps", "rms_norm_eps"),
         value("attention_dropout", "attention_dropout"),

@@ -4,7 +4,17 @@ from typing import Final
 
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import ATTENTION, GATED_MLP, PRE_NORMS, llama_rows, row
-from trimaran.models.huggingface.options import GATED_ACTIVATIONS, KV_HEADS, SIZES, TIED, choice, fixed, flag, layer_windows, value
+from trimaran.models.huggingface.options import (
+    GATED_ACTIVATIONS,
+    KV_HEADS,
+    SIZES,
+    TIED,
+    choice,
+    fixed,
+    flag,
+    layer_windows,
+    value,
+)
 from trimaran.models.huggingface.rotary import rotary
 
 QWEN3: Final = Family(
@@ -37,7 +47,9 @@ QWEN3: Final = Family(
         value("head_dim", "head_dim"),
         rotary(),
         fixed(norm="rmsnorm", query_key_norm="head"),
-        layer_windows(lambda layer, hf: "sliding_attention" if layer >= hf["max_window_layers"] else "full_attention", switch=True),
+        layer_windows(
+            lambda layer, hf: "sliding_attention" if layer >= hf["max_window_layers"] else "full_attention", switch=True
+        ),
         choice("activation", "hidden_act", GATED_ACTIVATIONS),
         value("norm_eps", "rms_norm_eps"),
         flag("attention_bias", "qkv_bias", "out_bias"),

@@ -84,7 +84,9 @@ def family_for(config: TransformerConfig) -> Family:
             fitting.append(family)
     if not fitting:
         nearest = sorted(reasons, key=lambda reason: reason.num_differences)[:2]
-        raise ValueError("no architecture of Hugging Face that this runtime knows is this model\n" + "\n".join(map(str, nearest)))
+        raise ValueError(
+            "no architecture of Hugging Face that this runtime knows is this model\n" + "\n".join(map(str, nearest))
+        )
     return min(fitting, key=lambda family: _unlikeness(family, config))
 
 

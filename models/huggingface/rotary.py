@@ -1,7 +1,8 @@
 """Rotary positions in a config.json: base, rotated part of a head, and scaling to longer contexts, as old and new files write them.
 
-Since transformers 5 all of it stands in `rope_parameters`; before, the base was `rope_theta`, the scaling `rope_scaling` (which still wins where it is
-given), and the rotated part a key of its own. We read both and write both, so that old readers find what they know.
+Since transformers 5 all of it stands in `rope_parameters`; before, the base was `rope_theta`, the scaling
+`rope_scaling` (which still wins where it is given), and the rotated part a key of its own. We read both and write both,
+so that old readers find what they know.
 """
 
 import math
@@ -21,7 +22,8 @@ def rotary(*, base: str = "rope_theta", part: str | None = None, unless: str | N
     """The rotary positions of a family; base and part are in the family's defaults.
 
     Args:
-        base, part: where older files have the base and the rotated part of a head; None for a family whose heads always turn whole.
+        base, part: where older files have the base and the rotated part of a head; None for a family whose heads always
+            turn whole.
         unless: key that switches rotary positions off (Falcon's alibi).
     """
     part_key = part or "partial_rotary_factor"
@@ -46,8 +48,13 @@ def rotary(*, base: str = "rope_theta", part: str | None = None, unless: str | N
         scaling = _read_scaling(parameters, hf)
         if scaling is None:
             return values
-        if scaling["kind"] in ("dynamic_ntk", "yarn"):  # made for sequences as much longer, whatever max_position_embeddings says
-            values["max_seq_len"] = max(hf["max_position_embeddings"], int(scaling["original_max_position"] * scaling["factor"]))
+        if scaling["kind"] in (
+            "dynamic_ntk",
+            "yarn",
+        ):  # made for sequences as much longer, whatever max_position_embeddings says
+            values["max_seq_len"] = max(
+                hf["max_position_embeddings"], int(scaling["original_max_position"] * scaling["factor"])
+            )
         return {**values, "rotary_scaling": scaling}
 
     def write(config: TransformerConfig) -> Values:
@@ -57,7 +64,9 @@ def rotary(*, base: str = "rope_theta", part: str | None = None, unless: str | N
         written: Values = {base: config.rotary_base, "rope_scaling": scaling or None}
         turned: Values = {"rope_theta": config.rotary_base}
         if part is not None:
-            turned["partial_rotary_factor"] = written[part] = _share(config.rotary_dim or config.head_dim, config.head_dim)
+            turned["partial_rotary_factor"] = written[part] = _share(
+                config.rotary_dim or config.head_dim, config.head_dim
+            )
         written["rope_parameters"] = {"rope_type": "default", **scaling, **turned}
         if config.rotary_scaling is not None and config.rotary_scaling.kind == "dynamic_ntk":
             written["max_position_embeddings"] = config.rotary_scaling.original_max_position
@@ -81,7 +90,9 @@ def _read_scaling(parameters: Mapping[str, Any], hf: Mapping[str, Any]) -> Value
         return None
     original = hf.get(_LENGTH) or parameters.get(_LENGTH) or longest
     factor = parameters.get("factor") or (longest / original if kind == "yarn" else None)
-    missing = [key for key in ("factor", *_LLAMA3) if (kind == "llama3" or key == "factor") and parameters.get(key) is None]
+    missing = [
+        key for key in ("factor", *_LLAMA3) if (kind == "llama3" or key == "factor") and parameters.get(key) is None
+    ]
     if factor is None or (missing and kind == "llama3"):
         raise ValueError(f"rope_parameters of rope_type {shown(name)} lack {one_of(missing)}")
     values: Values = {"kind": kind, "factor": float(factor)}
@@ -98,8 +109,12 @@ def _read_scaling(parameters: Mapping[str, Any], hf: Mapping[str, Any]) -> Value
 
 def _read_yarn(parameters: Mapping[str, Any], factor: float) -> Values:
     if not parameters.get("truncate", True):
-        raise ValueError("truncate false of rope_type 'yarn' is not supported; this runtime's ramp begins and ends at whole pairs")
-    values = {key: float(parameters[key]) for key in ("beta_fast", "beta_slow", "attention_factor") if parameters.get(key)}
+        raise ValueError(
+            "truncate false of rope_type 'yarn' is not supported; this runtime's ramp begins and ends at whole pairs"
+        )
+    values = {
+        key: float(parameters[key]) for key in ("beta_fast", "beta_slow", "attention_factor") if parameters.get(key)
+    }
     scale, scale_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
     if "attention_factor" not in values and scale and scale_all:  # DeepSeek-V2
         values["attention_factor"] = _grown(factor, scale) / _grown(factor, scale_all)

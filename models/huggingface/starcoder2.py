@@ -4,7 +4,18 @@ from typing import Final
 
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import PRE_NORMS, llama_rows, row
-from trimaran.models.huggingface.options import ACTIVATIONS, KV_HEADS, SIZES, TIED, attention_window, choice, fixed, flag, head_width, value
+from trimaran.models.huggingface.options import (
+    ACTIVATIONS,
+    KV_HEADS,
+    SIZES,
+    TIED,
+    attention_window,
+    choice,
+    fixed,
+    flag,
+    head_width,
+    value,
+)
 from trimaran.models.huggingface.rotary import rotary
 
 STARCODER2: Final = Family(

@@ -89,7 +89,9 @@ def _expand(row: Row, config: TransformerConfig, shapes: dict[str, Shape]) -> It
             theirs = [name.replace("{i}", str(layer)).replace("{p}", kind) for name in row.theirs]
             experts = shapes[ours[0]][0]
             names = [
-                each for name in theirs for each in ([name.replace("{e}", str(e)) for e in range(experts)] if "{e}" in name else [name])
+                each
+                for name in theirs
+                for each in ([name.replace("{e}", str(e)) for e in range(experts)] if "{e}" in name else [name])
             ]
             yield WeightMap(ours, tuple(names), row.form, tuple(shapes[name] for name in ours))
 
@@ -100,8 +102,8 @@ class Stored:
 
     Args:
         names: name in the weight map -> name in the file.
-        spare_head: name in the file of an output projection that the config ties to the embedding; None where there is none. Transformers ties the two
-            only if they are equal, so who reads the file must compare them.
+        spare_head: name in the file of an output projection that the config ties to the embedding; None where there is
+            none. Transformers ties the two only if they are equal, so who reads the file must compare them.
     """
 
     names: dict[str, str]
@@ -120,8 +122,12 @@ def locate(family: Family, units: Sequence[WeightMap], stored: Iterable[str]) ->
     if left and not any(name.startswith(family.prefix) for name in left):
         left = {name if name in wanted else family.prefix + name: at for name, at in left.items()}
     if len(left) < len(weights):
-        raise ValueError(f"the weights have {_listed(sorted(set(weights) - set(left.values())))} and the same tensor under another name")
-    heads, embeddings = ([row.theirs[0] for row in family.weights if row.ours == (name,)] for name in ("head.weight", "embedding.weight"))
+        raise ValueError(
+            f"the weights have {_listed(sorted(set(weights) - set(left.values())))} and the same tensor under another name"
+        )
+    heads, embeddings = (
+        [row.theirs[0] for row in family.weights if row.ours == (name,)] for name in ("head.weight", "embedding.weight")
+    )
     spare = next((left.pop(head) for head in heads if head in left and head not in wanted), None)
     if spare is not None and embeddings[0] not in left:  # transformers ties them either way
         left[embeddings[0]], spare = spare, None
@@ -130,7 +136,9 @@ def locate(family: Family, units: Sequence[WeightMap], stored: Iterable[str]) ->
         raise ValueError(f"the weights lack {_listed(missing)}, which a {family.name} model of this config has")
     extra = sorted(left.keys() - wanted.keys())
     if extra:
-        raise ValueError(f"the weights have {_listed(extra)}, which a {family.name} model of this config has no place for")
+        raise ValueError(
+            f"the weights have {_listed(extra)}, which a {family.name} model of this config has no place for"
+        )
     return Stored({name: left[name] for name in wanted}, spare)
 
 

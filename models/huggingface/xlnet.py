@@ -1,9 +1,10 @@
 """XLNet (Yang et al. 2019): an encoder that learns by permutations, with relative positions and norms after the sums.
 
-Not there: the memory of earlier segments, and the relative encoding of segments, which transformers uses only where it is given token types. The two
-parameters of that encoding are dropped by an import and written as zeros. Of transformers' dropouts ours has those on embeddings, on attention's
-probabilities and on what branches add, not those inside the feed-forward layer, on the encoded distances and before the head. A config.json has no longest
-sequence; `seq_length` is ours.
+Not there: the memory of earlier segments, and the relative encoding of segments, which transformers uses only where it
+is given token types. The two parameters of that encoding are dropped by an import and written as zeros. Of
+transformers' dropouts ours has those on embeddings, on attention's probabilities and on what branches add, not those
+inside the feed-forward layer, on the encoded distances and before the head. A config.json has no longest sequence;
+`seq_length` is ours.
 """
 
 from collections.abc import Sequence
@@ -75,9 +76,21 @@ XLNET: Final = Family(
         "tie_word_embeddings": True,
         "seq_length": 512,  # of the published models' training; transformers has no bound
     },
-    aliases={"n_token": "vocab_size", "hidden_size": "d_model", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
+    aliases={
+        "n_token": "vocab_size",
+        "hidden_size": "d_model",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
     options=(
-        fixed(objective="permutation_lm", position="relative", norm="layernorm", norm_position="post", tie_embeddings=True, head_bias=True),
+        fixed(
+            objective="permutation_lm",
+            position="relative",
+            norm="layernorm",
+            norm_position="post",
+            tie_embeddings=True,
+            head_bias=True,
+        ),
         fixed(bias=True, qkv_bias=False, out_bias=False),
         value("vocab_size", "vocab_size"),
         value("hidden_size", "d_model"),
@@ -98,7 +111,9 @@ XLNET: Final = Family(
         only("untie_r", True),
         only("tie_word_embeddings", True),
         harmless("mem_len", "reuse_len", "use_mems_eval", "use_mems_train"),
-        harmless("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout", "start_n_top", "end_n_top"),
+        harmless(
+            "summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout", "start_n_top", "end_n_top"
+        ),
     ),
     weights=(
         row("embedding.weight", "transformer.word_embedding.weight"),

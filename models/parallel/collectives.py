@@ -8,8 +8,8 @@ section 3; sequence parallelism: Korthikanti et al. 2022, section 4.2).
       with sequence parallel   all_gather          | reduce_scatter
     exchange_rows              all_to_all          | all_to_all
 
-What `enter_group` does is also part of `linear.column_linear`, where communication overlaps the weight gradient. The sequence is dim 1 of
-[batch, seq, hidden]. Over a group of one rank each is the identity.
+What `enter_group` does is also part of `linear.column_linear`, where communication overlaps the weight gradient. The
+sequence is dim 1 of [batch, seq, hidden]. Over a group of one rank each is the identity.
 """
 
 from collections.abc import Sequence

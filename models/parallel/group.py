@@ -1,11 +1,12 @@
 """Group: the ranks along one mesh axis, and the collectives over them. The way that carries the bytes is chosen here, by backend.
 
-On gloo the ranks of one host exchange through shared memory (`shared_memory`); ranks of several hosts exchange shards directly by isend and
-irecv, because gloo's reduce_scatter and all_gather cost five times as much. On NCCL the library's own collectives are used.
+On gloo the ranks of one host exchange through shared memory (`shared_memory`); ranks of several hosts exchange shards
+directly by isend and irecv, because gloo's reduce_scatter and all_gather cost five times as much. On NCCL the library's
+own collectives are used.
 
-Every wait is bounded by the group's time-out. Where it fails, RuntimeError says who waits for whom, in which action; on NCCL, where waiting does not
-block the host, the error comes from NCCL's own watchdog instead. Shared memory overlaps tensors of up to one slot (1 MiB); a longer one is exchanged
-in chunks before the call that starts it returns.
+Every wait is bounded by the group's time-out. Where it fails, RuntimeError says who waits for whom, in which action; on
+NCCL, where waiting does not block the host, the error comes from NCCL's own watchdog instead. Shared memory overlaps
+tensors of up to one slot (1 MiB); a longer one is exchanged in chunks before the call that starts it returns.
 """
 
 from collections.abc import Callable, Sequence
@@ -79,7 +80,9 @@ def start_all_reduce(x: Tensor, group: Group) -> Wait:
         return lambda: None
     if group.shared is not None:
         return group.shared.start_all_reduce(x)
-    return bounded(dist.all_reduce(x, group=group.process_group, async_op=True), group, f"all_reduce of {list(x.shape)}")
+    return bounded(
+        dist.all_reduce(x, group=group.process_group, async_op=True), group, f"all_reduce of {list(x.shape)}"
+    )
 
 
 def all_reduce(x: Tensor, group: Group) -> Tensor:
@@ -126,7 +129,8 @@ def reduce_scatter(x: Tensor, group: Group) -> Tensor:
 def start_reduce_scatter_into(out: Tensor, x: Tensor, group: Group) -> Wait:
     """Start filling `out` [n] with the sum over the group of row `rank` of their `x` [size, n]; `out` may be that row itself.
 
-    Both contiguous. `x` must not change, and `out` is not valid, before the returned call. All ranks of the group must enter.
+    Both contiguous. `x` must not change, and `out` is not valid, before the returned call. All ranks of the group must
+    enter.
     """
     if group.size == 1:
         if out.data_ptr() != x.data_ptr():
@@ -156,7 +160,8 @@ def all_to_all(x: Tensor, sent: Sequence[int], received: Sequence[int], group: G
 
     Args:
         x: [sum(sent), ...], contiguous: the rows for each rank, in rank order.
-        sent, received: how many rows go to and come from each rank; any may be 0, and the two sides of each pair must agree.
+        sent, received: how many rows go to and come from each rank; any may be 0, and the two sides of each pair must
+            agree.
     All ranks of the group must enter.
     """
     if group.size == 1:
@@ -197,20 +202,32 @@ def broadcast(x: Tensor, source: int, group: Group) -> Tensor:
 
 def send(x: Tensor, target: int, group: Group) -> None:
     """Send `x` to the rank of index `target`, which must call `receive`; returns when it has left."""
-    bounded(dist.isend(x.contiguous(), group=group.process_group, group_dst=target), group, f"a send to rank {group.ranks[target]}")()
+    bounded(
+        dist.isend(x.contiguous(), group=group.process_group, group_dst=target),
+        group,
+        f"a send to rank {group.ranks[target]}",
+    )()
 
 
 def receive(x: Tensor, source: int, group: Group) -> Tensor:
     """Fill `x` [contiguous] with what the rank of index `source` sends, and return it."""
-    bounded(dist.irecv(x, group=group.process_group, group_src=source), group, f"a receive from rank {group.ranks[source]}")()
+    bounded(
+        dist.irecv(x, group=group.process_group, group_src=source), group, f"a receive from rank {group.ranks[source]}"
+    )()
     return x
 
 
 def _start_exchange(sends: list[Tensor], receives: list[Tensor], group: Group) -> Wait:
     """Send `sends[peer]` to each peer and receive `receives[peer]` from it, all at once: no order of calls can deadlock."""
     peers = [peer for peer in range(group.size) if peer != group.rank]
-    works = [dist.irecv(receives[peer], group_src=peer, group=group.process_group) for peer in peers if receives[peer].numel()]
-    works += [dist.isend(sends[peer], group_dst=peer, group=group.process_group) for peer in peers if sends[peer].numel()]
+    works = [
+        dist.irecv(receives[peer], group_src=peer, group=group.process_group)
+        for peer in peers
+        if receives[peer].numel()
+    ]
+    works += [
+        dist.isend(sends[peer], group_dst=peer, group=group.process_group) for peer in peers if sends[peer].numel()
+    ]
     waits = [bounded(work, group, f"an exchange of {list(receives[0].shape)}") for work in works]
 
     def wait() -> None:

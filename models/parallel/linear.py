@@ -3,8 +3,8 @@
     column: y_r = x W_r^T      W [out, in] is cut along out; the output stays cut; dx = sum_r dy_r W_r
     row:    y = sum_r x_r W_r^T    W is cut along in; the input is cut
 
-The weight gradient is added straight into `ParameterInfo.main_grad` by the matrix product itself where the dtypes allow (no temporary, no second
-pass over memory), and while it runs the input gradient's all_reduce is under way.
+The weight gradient is added straight into `ParameterInfo.main_grad` by the matrix product itself where the dtypes allow
+(no temporary, no second pass over memory), and while it runs the input gradient's all_reduce is under way.
 """
 
 from collections.abc import Sequence
@@ -49,12 +49,16 @@ class _Linear(torch.autograd.Function):
     """Linear maps of one input by several weights. `group` is None where the input gradient needs no communication."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group | None, sequence_parallel: bool, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, group: Group | None, sequence_parallel: bool, *parameters: Tensor | None
+    ) -> tuple[Tensor, ...]:
         weights, biases = parameters[0::2], parameters[1::2]
         ctx.group, ctx.weights, ctx.sequence_parallel = group, weights, sequence_parallel and group is not None
         ctx.save_for_backward(x)
         full = gather_dim1(x, group) if group is not None and sequence_parallel else x
-        return tuple([_product(full, weight, bias) for weight, bias in zip(weights, biases, strict=True) if weight is not None])
+        return tuple(
+            [_product(full, weight, bias) for weight, bias in zip(weights, biases, strict=True) if weight is not None]
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -62,7 +66,9 @@ class _Linear(torch.autograd.Function):
         group: Group | None = ctx.group
         if ctx.sequence_parallel:
             assert group is not None
-            x = gather_dim1(x, group)  # gathered anew: keeping it would give back the memory that sequence parallelism saves
+            x = gather_dim1(
+                x, group
+            )  # gathered anew: keeping it would give back the memory that sequence parallelism saves
         rows = x.flatten(0, -2)
         dys = [dy.flatten(0, -2) for dy in grads]
         weights = [weight.view(-1, rows.shape[1]) for weight in ctx.weights]
@@ -90,10 +96,10 @@ class ColumnParallelLinear(nn.Module):
 
     Args:
         out_features: global; must be divisible by tp where `parts` > 1.
-        parts: matrices stacked in one weight [parts, out_features, in_features], each cut along its own outputs (keys and values;
-            gate and up). With 1 part the weight is [out_features, in_features].
-        is_whole: every rank holds the whole weight and computes all outputs, of which it goes on to use its own part: its gradient is a part of
-            the sum over tp.
+        parts: matrices stacked in one weight [parts, out_features, in_features], each cut along its own outputs (keys
+            and values; gate and up). With 1 part the weight is [out_features, in_features].
+        is_whole: every rank holds the whole weight and computes all outputs, of which it goes on to use its own part:
+            its gradient is a part of the sum over tp.
         unit: outputs that must stay on one rank, such as those of a head.
     """
 
@@ -135,7 +141,9 @@ class ColumnParallelWeights(Protocol):
 def column_linear(x: Tensor, layers: Sequence[ColumnParallelWeights]) -> tuple[Tensor, ...]:
     """Return each layer's output for the same input x [batch, local seq, in]: their input gradients share one collective."""
     place = layers[0].place
-    if not torch.is_grad_enabled():  # while text is generated, what autograd's bookkeeping takes is a large part of a small product
+    if (
+        not torch.is_grad_enabled()
+    ):  # while text is generated, what autograd's bookkeeping takes is a large part of a small product
         full = gather_dim1(x, place.tp) if place.sequence_parallel else x
         return tuple([_product(full, layer.weight, layer.bias) for layer in layers])
     parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
@@ -150,12 +158,16 @@ class RowParallelLinear(nn.Module):
         unit: inputs that must stay on one rank, such as those of a head.
     """
 
-    def __init__(self, in_features: int, out_features: int, place: Placement, *, bias: bool, initial: Initial, unit: int = 1) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, place: Placement, *, bias: bool, initial: Initial, unit: int = 1
+    ) -> None:
         super().__init__()
         self.place = place
         self.weight = new_parameter((out_features, in_features), place, dim=1, initial=initial, unit=unit)
         partial = place.sequence_parallel
-        self.bias = new_parameter((out_features,), place, init="zeros", decay=False, partial_over_tp=partial) if bias else None
+        self.bias = (
+            new_parameter((out_features,), place, init="zeros", decay=False, partial_over_tp=partial) if bias else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, seq, out] (with sequence parallelism [batch, seq / tp, out]) for x [batch, seq, in / tp]."""

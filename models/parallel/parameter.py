@@ -20,7 +20,8 @@ class Initial:
     """How a weight starts, from a normal distribution of mean 0, and learns.
 
     Args:
-        std: standard deviation; where several matrices are stored as [parts, out, in], one for each part or one for all.
+        std: standard deviation; where several matrices are stored as [parts, out, in], one for each part or one for
+            all.
         lr_scale: factor of its learning rate. What weight decay takes off a step stays that of the run's rate.
     """
 
@@ -44,7 +45,8 @@ class ParameterInfo:
         partial_over_tp: each tp rank's gradient is a part of the sum (what works on a sequence-parallel activation).
         tied_copy: a second stage's copy of a tied embedding: not counted, not stored.
         uses: how often one backward pass adds to the gradient (2 for an embedding tied within a stage).
-        main_grad: accumulation buffer, shape of the parameter, float32 (float64 for float64 parameters); set by the optimizer.
+        main_grad: accumulation buffer, shape of the parameter, float32 (float64 for float64 parameters); set by the
+            optimizer.
         on_grad: called whenever a backward pass has added to `main_grad`; set by the optimizer.
     """
 
@@ -134,7 +136,15 @@ def initialize(module: nn.Module, seed: int) -> None:
         info = info_of(parameter)
         if info.init == "normal":
             spec, std = info.shard, info.initial.std
-            fill_normal_(parameter, seed=seed, name=name, global_shape=spec.global_shape, dim=spec.dim, offset=spec.offset, std=std)
+            fill_normal_(
+                parameter,
+                seed=seed,
+                name=name,
+                global_shape=spec.global_shape,
+                dim=spec.dim,
+                offset=spec.offset,
+                std=std,
+            )
         else:
             parameter.fill_(1.0 if info.init == "ones" else 0.0)
             if info.shard.dim is not None:  # padding is zero whatever the init

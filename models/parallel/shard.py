@@ -24,8 +24,8 @@ class ShardSpec:
         axis: mesh axis the tensor is cut over ("tp", "ep", ...); None for a tensor that every rank holds whole.
         dim: tensor dim that is cut; None exactly when `axis` is None.
         global_shape: true shape of the whole tensor, without padding.
-        offset: global index along `dim` of the local shard's first row. Rows at or past ``global_shape[dim]`` are padding, so a
-            shard may be padded in part or altogether (a vocabulary rounded up to a multiple of tp).
+        offset: global index along `dim` of the local shard's first row. Rows at or past ``global_shape[dim]`` are
+            padding, so a shard may be padded in part or altogether (a vocabulary rounded up to a multiple of tp).
 
     Raises:
         ValueError: the fields contradict each other.
@@ -38,11 +38,15 @@ class ShardSpec:
 
     def __post_init__(self) -> None:
         if (self.axis is None) != (self.dim is None):
-            raise ValueError(f"axis ({self.axis!r}) and dim ({self.dim!r}) must both be given (a cut tensor) or both be None (a whole one)")
+            raise ValueError(
+                f"axis ({self.axis!r}) and dim ({self.dim!r}) must both be given (a cut tensor) or both be None (a whole one)"
+            )
         if self.dim is None and self.offset != 0:
             raise ValueError(f"offset ({self.offset}) must be 0 for a tensor that is not cut; give axis and dim")
         if self.dim is not None and not 0 <= self.dim < len(self.global_shape):
-            raise ValueError(f"dim ({self.dim}) must be in [0, {len(self.global_shape)}) for global_shape {self.global_shape}")
+            raise ValueError(
+                f"dim ({self.dim}) must be in [0, {len(self.global_shape)}) for global_shape {self.global_shape}"
+            )
         if self.offset < 0 or any(length < 0 for length in self.global_shape):
             raise ValueError(f"offset ({self.offset}) and global_shape {self.global_shape} must not be negative")
 
@@ -77,7 +81,9 @@ def whole(global_shape: Sequence[int]) -> ShardSpec:
     return ShardSpec(axis=None, dim=None, global_shape=tuple(global_shape))
 
 
-def cut_evenly(global_shape: Sequence[int], axis: str, dim: int, index: int, count: int, unit: int = 1) -> tuple[ShardSpec, Shape]:
+def cut_evenly(
+    global_shape: Sequence[int], axis: str, dim: int, index: int, count: int, unit: int = 1
+) -> tuple[ShardSpec, Shape]:
     """The spec and local shape of shard `index` of `count` equal shards along `dim`; the last shards are padded where it does not divide.
 
     Args:
@@ -108,7 +114,8 @@ class ShardPiece:
     Args:
         name: the parameter's global name, for example ``layers.0.attention.q.weight``.
         key: which state of it: "weight", "exp_avg" or "exp_avg_sq".
-        data: [length], float32, float64 or bfloat16, contiguous: elements [start, start + length) of the row-major local shard.
+        data: [length], float32, float64 or bfloat16, contiguous: elements [start, start + length) of the row-major
+            local shard.
         spec: how the local shard lies in the global tensor.
         local_shape: shape of the local shard, padding included.
         start: flat index in the local shard of ``data[0]``.

@@ -1,7 +1,8 @@
 """Collectives among CPU ranks of one host through shared memory: gloo carries the set-up, these slots carry the tensors.
 
-gloo moves every byte through the loopback's TCP stack. Ranks of one host can read each other's memory instead: each copies its operand into a
-slot, wakes its peers through a socket, and sums what the peers' slots hold. The sum is taken in rank order, so all ranks get the same bits.
+gloo moves every byte through the loopback's TCP stack. Ranks of one host can read each other's memory instead: each
+copies its operand into a slot, wakes its peers through a socket, and sums what the peers' slots hold. The sum is taken
+in rank order, so all ranks get the same bits.
 """
 
 import os
@@ -25,8 +26,8 @@ _WAKE = b"\1"
 class SharedMemory:
     """Two slots a rank and a socket a pair of ranks; made by `connect`. Every method is collective over the group.
 
-    Two slots are enough: a rank that fills slot `k % 2` has seen every peer start exchange `k - 1`, and a peer starts that only after
-    it has read all of exchange `k - 2`.
+    Two slots are enough: a rank that fills slot `k % 2` has seen every peer start exchange `k - 1`, and a peer starts
+    that only after it has read all of exchange `k - 2`.
     """
 
     def __init__(self, rank: int, names: list[str], memory: Tensor, sockets: list[socket.socket | None]) -> None:
@@ -37,7 +38,9 @@ class SharedMemory:
         self._views: dict[tuple[int, int, torch.dtype, int], Tensor] = {}
 
     @staticmethod
-    def connect(process_group: dist.ProcessGroup, rank: int, names: list[str], timeout_s: float) -> "SharedMemory | None":
+    def connect(
+        process_group: dist.ProcessGroup, rank: int, names: list[str], timeout_s: float
+    ) -> "SharedMemory | None":
         """Return the shared memory of a gloo group, or None where its ranks do not all share one /dev/shm with room for the slots.
 
         Args:
@@ -196,7 +199,9 @@ def _map_slots(path: Path, size: int) -> Tensor:
     return torch.from_file(str(path), shared=True, size=num_bytes, dtype=torch.uint8).view(size, 2, _SLOT_BYTES)
 
 
-def _connect_pairs(folder: Path, server: socket.socket, rank: int, names: list[str], timeout_s: float) -> list[socket.socket | None]:
+def _connect_pairs(
+    folder: Path, server: socket.socket, rank: int, names: list[str], timeout_s: float
+) -> list[socket.socket | None]:
     sockets: list[socket.socket | None] = [None] * len(names)
     for peer in range(rank):
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -219,5 +224,7 @@ def _connect_pairs(folder: Path, server: socket.socket, rank: int, names: list[s
         if socket_ is not None:
             # The kernel's own time-out: Python's would poll before every receive.
             seconds, fraction = divmod(timeout_s, 1)
-            socket_.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), int(fraction * 1e6)))
+            socket_.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), int(fraction * 1e6))
+            )
     return sockets

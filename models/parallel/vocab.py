@@ -1,7 +1,8 @@
 """The embedding and the head with its loss over a vocabulary cut over tp; logits are never gathered (Megatron-LM, Shoeybi et al. 2019, section 3).
 
-The head's logits are by far the largest activation of a model, so they never exist as a whole: `head_loss` makes them a chunk of tokens at a time,
-and as nothing but a scalar follows them, it turns each chunk into its gradient at once (Liger Kernel, Hsu et al. 2024, section 3.2, for one rank).
+The head's logits are by far the largest activation of a model, so they never exist as a whole: `head_loss` makes them a
+chunk of tokens at a time, and as nothing but a scalar follows them, it turns each chunk into its gradient at once
+(Liger Kernel, Hsu et al. 2024, section 3.2, for one rank).
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,12 @@ from torch import Tensor, nn
 
 from trimaran.kernels.autograd import run
 from trimaran.kernels.cross_entropy import TORCH_CROSS_ENTROPY, CrossEntropyKernels, combine, statistics_dtype
-from trimaran.models.parallel.collectives import gather_dim1, reduce_from_group, reduce_scatter_dim1, scatter_sum_to_sequence
+from trimaran.models.parallel.collectives import (
+    gather_dim1,
+    reduce_from_group,
+    reduce_scatter_dim1,
+    scatter_sum_to_sequence,
+)
 from trimaran.models.parallel.group import all_gather, start_all_reduce
 from trimaran.models.parallel.parameter import Initial, Placement, info_of, new_parameter
 
@@ -68,8 +74,8 @@ class VocabParallelEmbedding(nn.Module):
 _CHUNK_BYTES, _CHUNK_ROWS = {"cpu": 8 << 20, "cuda": 128 << 20}, {"cpu": 256, "cuda": 1024}
 """By device type: most bytes of logits at once, yet never fewer rows than these where there are more.
 
-Few bytes stay in a CPU's cache. But each chunk passes over the weight and its gradient once, which takes many rows to be worth it, and at the end
-of each the ranks wait for each other.
+Few bytes stay in a CPU's cache. But each chunk passes over the weight and its gradient once, which takes many rows to
+be worth it, and at the end of each the ranks wait for each other.
 """
 _ALIGNED_ROWS, _ALIGNED_COLUMNS = 128, 64  # multiples that matrix products and vector loads like
 
@@ -166,8 +172,9 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
         total.add_(a @ b)
 
 
-# An operator, into which a compiler does not look: inductor rounds a product of bfloat16 matrices to bfloat16, whatever out_dtype says. Neither
-# torch.compiler.disable nor torch.library.custom_op, which import torch._dynamo: a third of a rank's time to start.
+# An operator, into which a compiler does not look: inductor rounds a product of bfloat16 matrices to bfloat16, whatever
+# out_dtype says. Neither torch.compiler.disable nor torch.library.custom_op, which import torch._dynamo: a third of a
+# rank's time to start.
 _OPERATORS = torch.library.Library("trimaran", "FRAGMENT")
 _OPERATORS.define("add_product(Tensor(a!) total, Tensor a, Tensor b, bool is_first) -> ()")
 _OPERATORS.impl("add_product", _add_product, "CompositeExplicitAutograd")
@@ -178,7 +185,9 @@ class _HeadLoss(torch.autograd.Function):
     """The gradients for an output gradient of one are made in the forward pass; the backward pass scales them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: _Head, with_gradients: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: _Head, with_gradients: bool
+    ) -> Tensor:
         ctx.place, ctx.weight = head.place, weight
         full = gather_dim1(x, head.place.tp) if head.place.sequence_parallel else x
         rows = full.flatten(0, -2)
@@ -243,14 +252,16 @@ def head_loss(
 ) -> Tensor:
     """Return the sum of the tokens' losses under the logits x W^T + b, a scalar, float32 (float64 for float64), the same on all tp ranks.
 
-    The weight's gradient is added to its `main_grad` and reported, as by `linear.column_linear`. Where gradients are on, they are made here and held
-    until the backward pass: as much as `x`, and the weight's shard in float32, for every microbatch in flight (one under 1F1B, all under GPipe). Of the logits `chunk_rows` rows exist at a time.
+    The weight's gradient is added to its `main_grad` and reported, as by `linear.column_linear`. Where gradients are
+    on, they are made here and held until the backward pass: as much as `x`, and the weight's shard in float32, for
+    every microbatch in flight (one under 1F1B, all under GPipe). Of the logits `chunk_rows` rows exist at a time.
 
     Args:
         x: [batch, local seq, hidden], the weight's dtype; with sequence parallelism this rank's part of the sequence.
-        weight: [padded vocabulary / tp, hidden], a parameter cut along dim 0: of a head, or the embedding's that is tied to it.
-        labels: [batch, seq] int64, global ids, the same on every tp rank; kernels.cross_entropy.IGNORED_LABEL gives loss and gradient zero, and a
-            label outside the vocabulary an infinite loss.
+        weight: [padded vocabulary / tp, hidden], a parameter cut along dim 0: of a head, or the embedding's that is
+            tied to it.
+        labels: [batch, seq] int64, global ids, the same on every tp rank; kernels.cross_entropy.IGNORED_LABEL gives
+            loss and gradient zero, and a label outside the vocabulary an infinite loss.
         bias: [padded vocabulary / tp], cut as the weight.
         kernels: the passes over the logits; they must suit device and dtype.
         softcap: the logits become softcap * tanh(logit / softcap) (Gemma 2).

@@ -1,7 +1,7 @@
 """Published model shapes by name, as data: one file for each group of families.
 
-GPT-3's alternating dense and banded layers are two fields on top of any preset, `attention_pattern: [full, window]` and `attention_window: TOKENS`;
-they change what a layer reads and no parameter.
+GPT-3's alternating dense and banded layers are two fields on top of any preset, `attention_pattern: [full, window]` and
+`attention_window: TOKENS`; they change what a layer reads and no parameter.
 """
 
 import difflib
@@ -24,7 +24,12 @@ CATALOG: Final[Mapping[str, Preset]] = {
     "gpt-tiny": Preset(gpt(4, 128, 4, max_seq_len=256, vocab_size=4096), _TRIAL, "1,350,400"),
     "llama-tiny": Preset(llama(4, 128, 4, 384, vocab_size=4096, max_seq_len=256), _TRIAL, "1,901,696"),
     "tfixup-tiny": Preset(
-        {**llama(12, 128, 4, 512, vocab_size=4096, max_seq_len=256), "activation": "relu", "bias": True, "tie_embeddings": True}
+        {
+            **llama(12, 128, 4, 512, vocab_size=4096, max_seq_len=256),
+            "activation": "relu",
+            "bias": True,
+            "tie_embeddings": True,
+        }
         | {"norm_position": "none", "init": "tfixup", "embedding_scale": 128**0.5},
         "this project, after Huang et al. 2020 (T-Fixup): a model without norms that needs no warmup",
         "2,897,408",

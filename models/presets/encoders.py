@@ -5,10 +5,10 @@ from typing import Any, Final
 
 from trimaran.models.presets.record import Preset, gpt
 
-_BERT: Final = "Devlin et al. 2019 (BERT), section 3; count of bert-{size}-uncased as a masked language model in transformers"
-_BERT_NOTE: Final = (
-    "the masked language model alone: the pooler and the head for the next sentence are left out, which the paper counts to 110M and 340M"
+_BERT: Final = (
+    "Devlin et al. 2019 (BERT), section 3; count of bert-{size}-uncased as a masked language model in transformers"
 )
+_BERT_NOTE: Final = "the masked language model alone: the pooler and the head for the next sentence are left out, which the paper counts to 110M and 340M"
 
 
 def _bert(num_layers: int, hidden_size: int, num_heads: int, published: str, size: str) -> Preset:
@@ -25,7 +25,9 @@ def _bert(num_layers: int, hidden_size: int, num_heads: int, published: str, siz
         "head_bias": True,
         "init": "normal",
     }
-    return Preset(gpt(num_layers, hidden_size, num_heads, **changes), _BERT.format(size=size), published, note=_BERT_NOTE)
+    return Preset(
+        gpt(num_layers, hidden_size, num_heads, **changes), _BERT.format(size=size), published, note=_BERT_NOTE
+    )
 
 
 ENCODERS: Final[Mapping[str, Preset]] = {

@@ -24,15 +24,29 @@ def _gopher(num_layers: int, hidden_size: int, num_heads: int, source: str, publ
 
 def _palm(num_layers: int, hidden_size: int, num_heads: int, published: str) -> Preset:
     """Heads of 256 that share one key and value, swish-gated, logits by 1 / sqrt(hidden_size), z-loss of 1e-4 (sections 2 and 5)."""
-    parts = {"num_kv_heads": 1, "head_dim": 256, "norm": "layernorm", "block": "parallel_one_norm", "tie_embeddings": True}
+    parts = {
+        "num_kv_heads": 1,
+        "head_dim": 256,
+        "norm": "layernorm",
+        "block": "parallel_one_norm",
+        "tie_embeddings": True,
+    }
     shape = llama(num_layers, hidden_size, num_heads, 4 * hidden_size, vocab_size=256000, **parts)
     # RoFormer's pairs of neighbours, as in Cohere's models, whose architecture a PaLM is exported in.
     rest = {"rotary_interleaved": True, "init": "fan_in", "logits_scale": hidden_size**-0.5, "z_loss": 1e-4}
     return Preset({**shape, **rest}, _PALM, published, besides=-(num_layers + 1) * hidden_size, note=_MATRICES)
 
 
-def _gemma(num_layers: int, hidden_size: int, num_heads: int, kv_heads: int, ffn_hidden_size: int, **changes: Any) -> dict[str, Any]:
-    parts = {"num_kv_heads": kv_heads, "vocab_size": 256000, "max_seq_len": 8192, "norm_eps": 1e-6, "activation": "geglu_tanh"}
+def _gemma(
+    num_layers: int, hidden_size: int, num_heads: int, kv_heads: int, ffn_hidden_size: int, **changes: Any
+) -> dict[str, Any]:
+    parts = {
+        "num_kv_heads": kv_heads,
+        "vocab_size": 256000,
+        "max_seq_len": 8192,
+        "norm_eps": 1e-6,
+        "activation": "geglu_tanh",
+    }
     tied = {"tie_embeddings": True, "embedding_scale": hidden_size**0.5}
     return {**llama(num_layers, hidden_size, num_heads, ffn_hidden_size), "head_dim": 256, **parts, **tied, **changes}
 
@@ -58,7 +72,8 @@ GOOGLE: Final[Mapping[str, Preset]] = {
     "palm-8b": _palm(32, 4096, 16, "8.63B"),
     "palm-62b": _palm(64, 8192, 32, "62.50B"),
     "palm-540b": _palm(118, 18432, 48, "540.35B"),
-    # The papers count 256,128 rows of embeddings, padding for their hardware; the released weights have the 256,000 of the tokenizer.
+    # The papers count 256,128 rows of embeddings, padding for their hardware; the released weights have the 256,000 of
+    # the tokenizer.
     "gemma-2b": Preset(_gemma(18, 2048, 8, 1, 16384), _GEMMA, "2,506,172,416"),
     "gemma-7b": Preset(_gemma(28, 3072, 16, 16, 24576), _GEMMA, "8,537,680,896"),
     "gemma2-2b": _gemma2(26, 2304, 8, 4, 9216, published="2,614,341,888"),

@@ -42,14 +42,17 @@ def _bloom(num_layers: int, hidden_size: int, num_heads: int, published: str) ->
 
 GPT_LIKE: Final[Mapping[str, Preset]] = {
     "gpt-117m": Preset(
-        gpt(12, 768, 12, vocab_size=40478, max_seq_len=512, norm_position="post"), "Radford et al. 2018 (GPT), section 4.1", "116,534,784"
+        gpt(12, 768, 12, vocab_size=40478, max_seq_len=512, norm_position="post"),
+        "Radford et al. 2018 (GPT), section 4.1",
+        "116,534,784",
     ),
     "gpt2-124m": _gpt2(12, 768, 12, "124,439,808"),
     "gpt2-355m": _gpt2(24, 1024, 16, "354,823,168"),
     "gpt2-774m": _gpt2(36, 1280, 20, "774,030,080"),
     "gpt2-1.5b": _gpt2(48, 1600, 25, "1,557,611,200"),
-    # Two rows of table 2.1 do not multiply out (1.3B: 24 heads of 128 at width 2048; 13B: width 5140); the shapes here give the counts of table D.1.
-    # Table 2.1 prints 350M, 13.0B and 175.0B for the counts of three rows that D.1 gives as 356M, 12,850M and 174,600M.
+    # Two rows of table 2.1 do not multiply out (1.3B: 24 heads of 128 at width 2048; 13B: width 5140); the shapes here
+    # give the counts of table D.1. Table 2.1 prints 350M, 13.0B and 175.0B for the counts of three rows that D.1 gives
+    # as 356M, 12,850M and 174,600M.
     "gpt3-125m": _gpt3(12, 768, 12, "125M"),
     "gpt3-350m": _gpt3(24, 1024, 16, "356M"),
     "gpt3-760m": _gpt3(24, 1536, 16, "760M"),
@@ -68,7 +71,8 @@ GPT_LIKE: Final[Mapping[str, Preset]] = {
     "megatron-310.1b": _megatron(96, 16384, 128, "310.1B"),
     "megatron-529.6b": _megatron(105, 20480, 128, "529.6B"),
     "megatron-1008b": _megatron(128, 25600, 160, "1008.0B"),
-    # OPT-350M is left out: its norms stand after the sum, and its embeddings are 512 wide with projections to 1024, which is not ours.
+    # OPT-350M is left out: its norms stand after the sum, and its embeddings are 512 wide with projections to 1024,
+    # which is not ours.
     "opt-125m": _opt(12, 768, 12, "125,239,296"),
     "opt-1.3b": _opt(24, 2048, 32, "1,315,758,080"),
     "opt-2.7b": _opt(32, 2560, 32, "2,651,596,800"),

@@ -18,12 +18,23 @@ _OLMO2: Final = "OLMo Team 2024 (OLMo 2); the released configuration"
 _SMOLLM2: Final = "Ben Allal et al. 2025 (SmolLM2); the released configuration"
 
 
-def _llama2(num_layers: int, hidden_size: int, num_heads: int, ffn_hidden_size: int, published: str, **changes: Any) -> Preset:
-    return Preset(llama(num_layers, hidden_size, num_heads, ffn_hidden_size, max_seq_len=4096, **changes), _LLAMA2, published)
+def _llama2(
+    num_layers: int, hidden_size: int, num_heads: int, ffn_hidden_size: int, published: str, **changes: Any
+) -> Preset:
+    return Preset(
+        llama(num_layers, hidden_size, num_heads, ffn_hidden_size, max_seq_len=4096, **changes), _LLAMA2, published
+    )
 
 
 def _llama3(
-    num_layers: int, hidden_size: int, num_heads: int, ffn_hidden_size: int, published: str, *, stretch: float = 1.0, tied: bool = False
+    num_layers: int,
+    hidden_size: int,
+    num_heads: int,
+    ffn_hidden_size: int,
+    published: str,
+    *,
+    stretch: float = 1.0,
+    tied: bool = False,
 ) -> Preset:
     """stretch: factor of the rotary scaling to 131,072 tokens, which came with 3.1; 1 for the 8,192 tokens of before."""
     changes: dict[str, Any] = {
@@ -34,7 +45,13 @@ def _llama3(
         "tie_embeddings": tied,
     }
     if stretch > 1.0:
-        scaling = {"kind": "llama3", "factor": stretch, "original_max_position": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        scaling = {
+            "kind": "llama3",
+            "factor": stretch,
+            "original_max_position": 8192,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        }
         changes |= {"max_seq_len": 131072, "rotary_scaling": scaling}
     return Preset(llama(num_layers, hidden_size, num_heads, ffn_hidden_size, **changes), _LLAMA3, published)
 
@@ -44,8 +61,16 @@ def _mixtral(*shape: int, max_seq_len: int) -> dict[str, Any]:
     return {**llama(*shape), **parts, "max_seq_len": max_seq_len}
 
 
-def _qwen(num_layers: int, hidden_size: int, num_heads: int, num_kv_heads: int, ffn_hidden_size: int, **changes: Any) -> dict[str, Any]:
-    parts = {"num_kv_heads": num_kv_heads, "vocab_size": 151936, "max_seq_len": 32768, "rotary_base": 1000000.0, "norm_eps": 1e-6}
+def _qwen(
+    num_layers: int, hidden_size: int, num_heads: int, num_kv_heads: int, ffn_hidden_size: int, **changes: Any
+) -> dict[str, Any]:
+    parts = {
+        "num_kv_heads": num_kv_heads,
+        "vocab_size": 151936,
+        "max_seq_len": 32768,
+        "rotary_base": 1000000.0,
+        "norm_eps": 1e-6,
+    }
     return {**llama(num_layers, hidden_size, num_heads, ffn_hidden_size), **parts, **changes}
 
 
@@ -54,24 +79,42 @@ def _qwen2(*shape: int, source: str, published: str, vocab_size: int = 152064, t
 
 
 def _qwen3(*shape: int, published: str, tied: bool = False) -> Preset:
-    return Preset(_qwen(*shape, max_seq_len=40960, head_dim=128, query_key_norm="head", tie_embeddings=tied), _QWEN3, published)
+    return Preset(
+        _qwen(*shape, max_seq_len=40960, head_dim=128, query_key_norm="head", tie_embeddings=tied), _QWEN3, published
+    )
 
 
 def _olmo2(num_layers: int, hidden_size: int, num_heads: int, ffn_hidden_size: int, published: str) -> Preset:
     parts = {"vocab_size": 100352, "max_seq_len": 4096, "rotary_base": 500000.0, "norm_eps": 1e-6}
-    shape = llama(num_layers, hidden_size, num_heads, ffn_hidden_size, norm_position="branch", query_key_norm="width", **parts)
+    shape = llama(
+        num_layers, hidden_size, num_heads, ffn_hidden_size, norm_position="branch", query_key_norm="width", **parts
+    )
     return Preset(shape, _OLMO2, published)
 
 
-def _olmo(num_layers: int, hidden_size: int, num_heads: int, ffn_hidden_size: int, published: str, *, tied: bool) -> Preset:
+def _olmo(
+    num_layers: int, hidden_size: int, num_heads: int, ffn_hidden_size: int, published: str, *, tied: bool
+) -> Preset:
     parts = {"vocab_size": 50304, "norm": "layernorm", "norm_weight": False, "tie_embeddings": tied}
     return Preset(llama(num_layers, hidden_size, num_heads, ffn_hidden_size, **parts), _OLMO, published)
 
 
 def _smollm2(
-    num_layers: int, hidden_size: int, num_heads: int, kv_heads: int, ffn_hidden_size: int, published: str, rotary_base: float
+    num_layers: int,
+    hidden_size: int,
+    num_heads: int,
+    kv_heads: int,
+    ffn_hidden_size: int,
+    published: str,
+    rotary_base: float,
 ) -> Preset:
-    parts = {"num_kv_heads": kv_heads, "vocab_size": 49152, "max_seq_len": 8192, "rotary_base": rotary_base, "tie_embeddings": True}
+    parts = {
+        "num_kv_heads": kv_heads,
+        "vocab_size": 49152,
+        "max_seq_len": 8192,
+        "rotary_base": rotary_base,
+        "tie_embeddings": True,
+    }
     return Preset(llama(num_layers, hidden_size, num_heads, ffn_hidden_size, **parts), _SMOLLM2, published)
 
 
@@ -103,7 +146,9 @@ LLAMA_LIKE: Final[Mapping[str, Preset]] = {
     "qwen2-1.5b": _qwen2(28, 1536, 12, 2, 8960, source=_QWEN2, published="1,543,714,304", vocab_size=151936, tied=True),
     "qwen2-7b": _qwen2(28, 3584, 28, 4, 18944, source=_QWEN2, published="7,615,616,512"),
     "qwen2-72b": _qwen2(80, 8192, 64, 8, 29568, source=_QWEN2, published="72,706,203,648"),
-    "qwen2.5-3b": _qwen2(36, 2048, 16, 2, 11008, source=_QWEN25, published="3,085,938,688", vocab_size=151936, tied=True),
+    "qwen2.5-3b": _qwen2(
+        36, 2048, 16, 2, 11008, source=_QWEN25, published="3,085,938,688", vocab_size=151936, tied=True
+    ),
     "qwen2.5-14b": _qwen2(48, 5120, 40, 8, 13824, source=_QWEN25, published="14,770,033,664"),
     "qwen2.5-32b": _qwen2(64, 5120, 40, 8, 27648, source=_QWEN25, published="32,763,876,352"),
     "qwen3-0.6b": _qwen3(28, 1024, 16, 8, 3072, published="596,049,920", tied=True),

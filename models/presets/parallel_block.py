@@ -22,7 +22,14 @@ def _pythia(num_layers: int, hidden_size: int, num_heads: int, published: str, v
 
 def _falcon(num_layers: int, num_heads: int, num_kv_heads: int, block: str, published: str) -> Preset:
     hidden_size, vocab_size = 64 * num_heads, 65024
-    parts = {"num_kv_heads": num_kv_heads, "position": "rotary", "block": block, "activation": "gelu", "bias": False, "norm_bias": True}
+    parts = {
+        "num_kv_heads": num_kv_heads,
+        "position": "rotary",
+        "block": block,
+        "activation": "gelu",
+        "bias": False,
+        "norm_bias": True,
+    }
     shape = gpt(num_layers, hidden_size, num_heads, vocab_size=vocab_size, **parts)
     return Preset(shape, _FALCON, published, besides=vocab_size * hidden_size, note=_FALCON_NOTE)
 

@@ -12,8 +12,10 @@ class Preset:
     Args:
         shape: values of TransformerConfig; dropout is 0, for a preset is a shape and regularization belongs to the run.
         source: paper and table, or whose released files.
-        published: the parameter count as printed: "124,439,808" of released weights, else with the digits of the paper, "6.74B" or "356M".
-        besides: parameters that the published count has and this shape has not (negative: the other way round); `note` says which.
+        published: the parameter count as printed: "124,439,808" of released weights, else with the digits of the paper,
+            "6.74B" or "356M".
+        besides: parameters that the published count has and this shape has not (negative: the other way round); `note`
+            says which.
         note: what differs from the published model, where anything does.
     """
 

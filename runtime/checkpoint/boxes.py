@@ -1,7 +1,8 @@
 """Integer geometry of shards: flat ranges of row-major boxes, their overlap and their coverage. No torch, no files.
 
-A flat range of a row-major box of n dims is the union of at most 2n - 1 boxes (a ragged start, whole rows, a ragged end, per dim).
-Everything a checkpoint does between layouts is an intersection of such boxes, so no loop ever runs over rows or elements.
+A flat range of a row-major box of n dims is the union of at most 2n - 1 boxes (a ragged start, whole rows, a ragged
+end, per dim). Everything a checkpoint does between layouts is an intersection of such boxes, so no loop ever runs over
+rows or elements.
 """
 
 from collections.abc import Sequence
@@ -51,7 +52,9 @@ def flat_boxes(shape: Shape, start: int, stop: int) -> list[Box]:
 
 def intersect(a: Box, b: Box) -> Box | None:
     """The box that both share, or None."""
-    shared = tuple((max(low_a, low_b), min(high_a, high_b)) for (low_a, high_a), (low_b, high_b) in zip(a, b, strict=True))
+    shared = tuple(
+        (max(low_a, low_b), min(high_a, high_b)) for (low_a, high_a), (low_b, high_b) in zip(a, b, strict=True)
+    )
     return None if any(low >= high for low, high in shared) else shared
 
 
@@ -80,8 +83,8 @@ def local_start(box: Box, spec: ShardSpec, local_shape: Shape) -> int:
 def trim_padding(spec: ShardSpec, local_shape: Shape, start: int, stop: int) -> tuple[int, int]:
     """The smallest flat range inside [start, stop) that still holds every real element; (start, start) where all of it is padding.
 
-    Vocabulary padding is the tail of the shard and goes altogether. Padding on an inner dim lies between real elements: it stays
-    in the range, and whoever reads the range leaves it out by `global_boxes`.
+    Vocabulary padding is the tail of the shard and goes altogether. Padding on an inner dim lies between real elements:
+    it stays in the range, and whoever reads the range leaves it out by `global_boxes`.
     """
     boxes = global_boxes(spec, local_shape, start, stop)
     if not boxes:
@@ -109,7 +112,9 @@ def first_overlap(boxes: Sequence[Box]) -> tuple[int, int] | None:
     return None
 
 
-def missing_ranges(spec: ShardSpec, local_shape: Shape, start: int, stop: int, held: Sequence[Box]) -> list[tuple[int, int]]:
+def missing_ranges(
+    spec: ShardSpec, local_shape: Shape, start: int, stop: int, held: Sequence[Box]
+) -> list[tuple[int, int]]:
     """Flat ranges inside [start, stop) of the local shard whose real elements no box of `held` covers.
 
     Takes one byte an element of the range, so it is for the error path alone.
@@ -127,4 +132,6 @@ def missing_ranges(spec: ShardSpec, local_shape: Shape, start: int, stop: int, h
 def _box_view(flat: np.ndarray, box: Box, spec: ShardSpec, local_shape: Shape, start: int) -> np.ndarray:
     """The elements of global `box` in `flat`, which holds the local shard's flat range from `start` on; a writable view."""
     shape = tuple(high - low for low, high in box)
-    return np.lib.stride_tricks.as_strided(flat[local_start(box, spec, local_shape) - start :], shape, strides(local_shape))
+    return np.lib.stride_tricks.as_strided(
+        flat[local_start(box, spec, local_shape) - start :], shape, strides(local_shape)
+    )

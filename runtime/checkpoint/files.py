@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 16 << 20
-DTYPE_NAMES: Mapping[torch.dtype, str] = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+DTYPE_NAMES: Mapping[torch.dtype, str] = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+}
 SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
     torch.float32: "F32",
     torch.float64: "F64",
@@ -22,12 +26,14 @@ SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
 }
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> tuple[int, str]:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> tuple[int, str]:
     """Write tensors as a safetensors file, fsync it, and return its size in bytes and its sha256.
 
-    The format (github.com/huggingface/safetensors, "Format") is eight bytes of little-endian header size, a JSON header, the raw data
-    without gaps. Written here rather than by the library because the digest then costs no second read of the file, an error keeps its
-    errno, and tensors on a device are copied to the host one at a time.
+    The format (github.com/huggingface/safetensors, "Format") is eight bytes of little-endian header size, a JSON
+    header, the raw data without gaps. Written here rather than by the library because the digest then costs no second
+    read of the file, an error keeps its errno, and tensors on a device are copied to the host one at a time.
 
     Args:
         path: where; an existing file is replaced.
@@ -84,7 +90,11 @@ def _header(names: Sequence[str], tensors: Mapping[str, Tensor], metadata: Mappi
     for name in names:
         tensor = tensors[name]
         end = offset + tensor.numel() * tensor.element_size()
-        entries[name] = {"dtype": SAFETENSORS_DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        entries[name] = {
+            "dtype": SAFETENSORS_DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -1,8 +1,9 @@
 """The checkpoints folder: which checkpoints are whole, clean-up after a killed save, atomic replacement, pruning.
 
-Names: ``step-00000100`` is a checkpoint; ``step-00000100.tmp`` is being written or deleted and never counts; ``step-00000100.old``
-exists only while a checkpoint of the same step replaces it, and counts as long as its successor is not there. A name is only ever
-given to or taken from a whole folder by rename, so a kill at any point leaves nothing that merely looks whole.
+Names: ``step-00000100`` is a checkpoint; ``step-00000100.tmp`` is being written or deleted and never counts;
+``step-00000100.old`` exists only while a checkpoint of the same step replaces it, and counts as long as its successor
+is not there. A name is only ever given to or taken from a whole folder by rename, so a kill at any point leaves nothing
+that merely looks whole.
 """
 
 import logging
@@ -80,7 +81,9 @@ def check_sizes(path: Path, files: Sequence[FileRecord]) -> None:
         try:
             size = (path / record.file).stat().st_size
         except OSError as error:
-            raise CheckpointError(f"shard file {record.file} is missing or cannot be read ({error.strerror})") from error
+            raise CheckpointError(
+                f"shard file {record.file} is missing or cannot be read ({error.strerror})"
+            ) from error
         if size != record.size_bytes:
             raise CheckpointError(
                 f"shard file {record.file} has {size} bytes, the manifest says {record.size_bytes}: truncated or overwritten"
@@ -90,7 +93,9 @@ def check_sizes(path: Path, files: Sequence[FileRecord]) -> None:
 def what_to_do(path: Path) -> str:
     """Advice for the broken checkpoint at `path`: which older one to fall back to."""
     step = step_of(path)
-    older = [found for found in find_checkpoints(path.parent) if found.broken is None and (step is None or found.step < step)]
+    older = [
+        found for found in find_checkpoints(path.parent) if found.broken is None and (step is None or found.step < step)
+    ]
     if not older:
         return f"no older checkpoint in {path.parent} is whole; restore {path.name} from a copy or start the run anew"
     return (
@@ -136,8 +141,8 @@ def publish(temporary: Path, final: Path) -> None:
 def prune(folder: Path, keep_last: int, newest: Path) -> None:
     """Delete whole checkpoints beyond the `keep_last` of highest step; 0 keeps all. `newest`, the one just saved, always stays.
 
-    After a run was taken back to an earlier step the one just saved is not the one of the highest step, so both rules are needed.
-    Broken folders are neither counted nor deleted: what is left of them may be all a person has.
+    After a run was taken back to an earlier step the one just saved is not the one of the highest step, so both rules
+    are needed. Broken folders are neither counted nor deleted: what is left of them may be all a person has.
     """
     if keep_last == 0:
         return

@@ -47,13 +47,20 @@ class PieceRecord(Record):
     def _fits(self) -> "PieceRecord":
         self.spec.check(self.local_shape)
         if self.start + self.length > num_elements(self.local_shape):
-            raise ValueError(f"range [{self.start}, {self.start + self.length}) does not fit in local_shape {self.local_shape}")
+            raise ValueError(
+                f"range [{self.start}, {self.start + self.length}) does not fit in local_shape {self.local_shape}"
+            )
         return self
 
     @property
     def spec(self) -> ShardSpec:
         """The cut as a ShardSpec; the mesh axis is not stored, because no reader depends on it."""
-        return ShardSpec(axis=None if self.dim is None else "stored", dim=self.dim, global_shape=self.global_shape, offset=self.offset)
+        return ShardSpec(
+            axis=None if self.dim is None else "stored",
+            dim=self.dim,
+            global_shape=self.global_shape,
+            offset=self.offset,
+        )
 
     @property
     def tensor_key(self) -> str:
@@ -114,7 +121,8 @@ def load_manifest(folder: Path) -> Manifest:
     """Read and check ``folder/manifest.json``.
 
     Raises:
-        CheckpointError: missing, not JSON, of another format version, changed since it was written, or contradicting itself.
+        CheckpointError: missing, not JSON, of another format version, changed since it was written, or contradicting
+            itself.
     """
     path = folder / MANIFEST_NAME
     try:

@@ -40,7 +40,8 @@ class Checkpoint:
         Args:
             path: the ``step-XXXXXXXX`` folder.
             verify: also compare the sha256 of every file. A run of many ranks passes False and shares the work out:
-                ``checkpoint.verify_files(checkpoint.files[rank::world_size])``. Manifest and file sizes are checked in any case.
+                ``checkpoint.verify_files(checkpoint.files[rank::world_size])``. Manifest and file sizes are checked in
+                any case.
 
         Raises:
             CheckpointError: it is not whole; names the file, the step and the older checkpoint to fall back to.
@@ -99,7 +100,8 @@ class Checkpoint:
         """Compare size and sha256 of the named shard files with the manifest, reading each once as a stream.
 
         Raises:
-            CheckpointError: one is missing, truncated or has changed; names it, the step and the older checkpoint to fall back to.
+            CheckpointError: one is missing, truncated or has changed; names it, the step and the older checkpoint to
+                fall back to.
         """
         records = {record.file: record for record in self._manifest.files}
         for file in files:
@@ -107,7 +109,9 @@ class Checkpoint:
                 raise CheckpointError(f"{file} is not a shard file of {self.path.name}; those are {', '.join(records)}")
             self._verify(records[file])
 
-    def read(self, name: str, key: str, spec: ShardSpec, local_shape: Shape, *, dtype: torch.dtype | None = None) -> Tensor:
+    def read(
+        self, name: str, key: str, spec: ShardSpec, local_shape: Shape, *, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """The local shard that `spec` cuts out of a stored tensor, whatever layout wrote it; padded rows are zero.
 
         Args:
@@ -128,7 +132,15 @@ class Checkpoint:
         return flat.view(local_shape)
 
     def read_range(
-        self, name: str, key: str, spec: ShardSpec, local_shape: Shape, start: int, stop: int, *, dtype: torch.dtype | None = None
+        self,
+        name: str,
+        key: str,
+        spec: ShardSpec,
+        local_shape: Shape,
+        start: int,
+        stop: int,
+        *,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Elements [start, stop) of the row-major local shard: what a ZeRO shard needs, and only that is read.
 
@@ -167,7 +179,11 @@ class Checkpoint:
         if pieces:
             return pieces
         near = difflib.get_close_matches(name, self.names(), n=1)
-        known = f"it has {self.keys(name)} of it" if self.keys(name) else f"the nearest name it has is {near[0] if near else None!r}"
+        known = (
+            f"it has {self.keys(name)} of it"
+            if self.keys(name)
+            else f"the nearest name it has is {near[0] if near else None!r}"
+        )
         raise CheckpointError(f"{self.path.name} has no {key!r} of {name!r}; {known}")
 
     def _copy_piece(
@@ -175,13 +191,17 @@ class Checkpoint:
     ) -> int:
         """Copy what `piece` holds of the `wanted` global boxes into `result`; returns the number of elements copied."""
         stored_spec, copied = piece.spec, 0
-        shared_boxes = [shared for held in piece.boxes() for box in wanted if (shared := intersect(held, box)) is not None]
+        shared_boxes = [
+            shared for held in piece.boxes() for box in wanted if (shared := intersect(held, box)) is not None
+        ]
         if not shared_boxes:
             return 0
         data = self._data(piece)
         for box in shared_boxes:
             shape = tuple(high - low for low, high in box)
-            source = data[local_start(box, stored_spec, piece.local_shape) - piece.start :].as_strided(shape, strides(piece.local_shape))
+            source = data[local_start(box, stored_spec, piece.local_shape) - piece.start :].as_strided(
+                shape, strides(piece.local_shape)
+            )
             target = result[local_start(box, spec, local_shape) - start :].as_strided(shape, strides(local_shape))
             target.copy_(source)
             copied += volume(box)
@@ -196,7 +216,9 @@ class Checkpoint:
         except (OSError, SafetensorError) as error:
             raise self._broken(piece.file, f"tensor {piece.tensor_key!r} cannot be read: {error}") from error
         if not isinstance(data, Tensor) or tuple(data.shape) != (piece.length,) or data.dtype != _DTYPES[piece.dtype]:
-            raise self._broken(piece.file, f"tensor {piece.tensor_key!r} is not [{piece.length}] of {piece.dtype} as the manifest says")
+            raise self._broken(
+                piece.file, f"tensor {piece.tensor_key!r} is not [{piece.length}] of {piece.dtype} as the manifest says"
+            )
         return data
 
     def _verify(self, record: FileRecord) -> None:
@@ -208,7 +230,10 @@ class Checkpoint:
         except OSError as error:
             raise self._broken(record.file, f"cannot be read: {error.strerror or error}") from error
         if found != record.sha256:
-            raise self._broken(record.file, f"sha256 is {found}, the manifest says {record.sha256}: the data changed after it was written")
+            raise self._broken(
+                record.file,
+                f"sha256 is {found}, the manifest says {record.sha256}: the data changed after it was written",
+            )
 
     def _broken(self, file: str, why: str) -> CheckpointError:
         return CheckpointError(
@@ -216,7 +241,14 @@ class Checkpoint:
         )
 
     def _refuse_holes(
-        self, name: str, key: str, spec: ShardSpec, local_shape: Shape, start: int, stop: int, pieces: Sequence[PieceRecord]
+        self,
+        name: str,
+        key: str,
+        spec: ShardSpec,
+        local_shape: Shape,
+        start: int,
+        stop: int,
+        pieces: Sequence[PieceRecord],
     ) -> None:
         """Raise for a shard that the pieces do not cover, naming the flat ranges that are missing."""
         holes = missing_ranges(spec, local_shape, start, stop, [box for piece in pieces for box in piece.boxes()])

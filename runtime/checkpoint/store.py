@@ -14,7 +14,15 @@ from trimaran.models.parallel.shard import Box, ShardPiece, num_elements
 from trimaran.runtime.checkpoint.boxes import first_overlap, trim_padding, volume
 from trimaran.runtime.checkpoint.files import DTYPE_NAMES, fsync_folder, write_safetensors, write_text
 from trimaran.runtime.checkpoint.folder import clean_leftovers, prune, publish, step_folder
-from trimaran.runtime.checkpoint.manifest import MANIFEST_NAME, CheckpointError, FileRecord, Manifest, PieceRecord, RankIndex, dump_manifest
+from trimaran.runtime.checkpoint.manifest import (
+    MANIFEST_NAME,
+    CheckpointError,
+    FileRecord,
+    Manifest,
+    PieceRecord,
+    RankIndex,
+    dump_manifest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +45,16 @@ def save(
 ) -> Path:
     """Save the checkpoint of `step` and return its folder; it exists complete or not at all. Collective over all `world_size` ranks.
 
-    There are three phases (folder made, files written, name given), and every rank calls `gather` once after each and reads the same
-    outcomes from it. So a failure on any rank raises the same error on all of them, after the same number of calls, and nobody is left
-    waiting. An exception out of `gather` itself (a peer died) is passed on; what it leaves behind is removed by the next save.
+    There are three phases (folder made, files written, name given), and every rank calls `gather` once after each and
+    reads the same outcomes from it. So a failure on any rank raises the same error on all of them, after the same
+    number of calls, and nobody is left waiting. An exception out of `gather` itself (a peer died) is passed on; what it
+    leaves behind is removed by the next save.
 
     Args:
         folder: the run's checkpoints folder, on a file system that all ranks share; made if missing.
         step: training step; an earlier checkpoint of the same step is replaced.
-        pieces: what this rank owns. Over all ranks the pieces of each (name, key) must tile its global tensor exactly once.
+        pieces: what this rank owns. Over all ranks the pieces of each (name, key) must tile its global tensor exactly
+            once.
         state: plain JSON; that of rank 0 is stored.
         rank: this rank's global rank.
         world_size: number of ranks that call.
@@ -56,7 +66,9 @@ def save(
         CheckpointError: on every rank, naming the rank that failed and why; earlier checkpoints are untouched.
     """
     if step < 0 or keep_last < 0:
-        raise ValueError(f"step ({step}) and keep_last ({keep_last}) must not be negative; keep_last 0 keeps every checkpoint")
+        raise ValueError(
+            f"step ({step}) and keep_last ({keep_last}) must not be negative; keep_last 0 keeps every checkpoint"
+        )
     if not 0 <= rank < world_size:
         raise ValueError(f"rank ({rank}) must be in [0, world_size={world_size})")
     if gather is None and world_size > 1:
@@ -68,7 +80,12 @@ def save(
     _agree(exchange, step, world_size, _attempt(step, lambda: _prepare(temporary) if rank == 0 else ""))
     try:
         indexes = _agree(exchange, step, world_size, _attempt(step, lambda: _write_rank(temporary, rank, pieces)))
-        _agree(exchange, step, world_size, _attempt(step, lambda: _commit(temporary, final, step, indexes, state) if rank == 0 else ""))
+        _agree(
+            exchange,
+            step,
+            world_size,
+            _attempt(step, lambda: _commit(temporary, final, step, indexes, state) if rank == 0 else ""),
+        )
     except CheckpointError:
         if rank == 0:  # every rank has finished writing, for all of them have been through the same gather
             shutil.rmtree(temporary, ignore_errors=True)
@@ -81,8 +98,8 @@ def save(
 def save_in_parts(folder: Path, step: int, parts: Iterable[Iterable[ShardPiece]], state: Mapping[str, Any]) -> Path:
     """Save the checkpoint of `step` from this process alone, one shard file for each part, and return its folder; it exists complete or not at all.
 
-    For weights that don't fit into memory together: a part is asked for when the one before it lies on disk. Over all parts the pieces of each
-    (name, key) must tile its global tensor exactly once.
+    For weights that don't fit into memory together: a part is asked for when the one before it lies on disk. Over all
+    parts the pieces of each (name, key) must tile its global tensor exactly once.
 
     Raises:
         CheckpointError: the pieces do not make whole tensors, or `state` is no plain JSON.
@@ -122,7 +139,9 @@ def _agree(gather: Gather, step: int, world_size: int, outcome: str) -> list[str
     """Exchange outcomes and return every rank's result; raises the same CheckpointError on every rank where any of them failed."""
     outcomes = [json.loads(text) for text in gather(outcome)]
     if len(outcomes) != world_size:
-        raise ValueError(f"gather returned {len(outcomes)} texts for world_size {world_size}; it must gather over all ranks that save")
+        raise ValueError(
+            f"gather returned {len(outcomes)} texts for world_size {world_size}; it must gather over all ranks that save"
+        )
     failures = [f"rank {rank}: {each['error']}" for rank, each in enumerate(outcomes) if each["error"] is not None]
     steps = [each["step"] for each in outcomes]
     if len(set(steps)) > 1:
@@ -157,7 +176,9 @@ def _write_rank(temporary: Path, rank: int, pieces: Iterable[ShardPiece]) -> str
             continue
         record, data = stored
         if record.tensor_key in tensors:
-            raise CheckpointError(f"two pieces of this rank are both {record.tensor_key!r}: a (name, key, start) may be saved once a rank")
+            raise CheckpointError(
+                f"two pieces of this rank are both {record.tensor_key!r}: a (name, key, start) may be saved once a rank"
+            )
         tensors[record.tensor_key] = data
         records.append(record)
     if not tensors:
@@ -168,7 +189,9 @@ def _write_rank(temporary: Path, rank: int, pieces: Iterable[ShardPiece]) -> str
         )
     size, digest = write_safetensors(temporary / file, tensors)
     fsync_folder(temporary)
-    return RankIndex(file=FileRecord(file=file, size_bytes=size, sha256=digest), pieces=tuple(records)).model_dump_json()
+    return RankIndex(
+        file=FileRecord(file=file, size_bytes=size, sha256=digest), pieces=tuple(records)
+    ).model_dump_json()
 
 
 def stored_piece(piece: ShardPiece, file: str) -> tuple[PieceRecord, Tensor] | None:
@@ -177,7 +200,9 @@ def stored_piece(piece: ShardPiece, file: str) -> tuple[PieceRecord, Tensor] | N
     if data.dtype not in DTYPE_NAMES:
         raise CheckpointError(f"{what} has dtype {data.dtype}; a checkpoint stores {', '.join(DTYPE_NAMES.values())}")
     if data.dim() != 1 or not data.is_contiguous():
-        raise CheckpointError(f"{what} must be 1-D and contiguous, not shape {tuple(data.shape)} with strides {data.stride()}")
+        raise CheckpointError(
+            f"{what} must be 1-D and contiguous, not shape {tuple(data.shape)} with strides {data.stride()}"
+        )
     local_shape = tuple(int(length) for length in piece.local_shape)
     stop = piece.start + data.numel()
     try:
@@ -257,7 +282,11 @@ def _overlap_or_hole(what: str, group: Sequence[PieceRecord]) -> list[str]:
         first, second = (f"{owners[i].file} (start {owners[i].start}, offset {owners[i].offset})" for i in pair)
         return [f"elements of {what} are owned twice, by {first} and by {second}"]
     missing = num_elements(group[0].global_shape) - sum(volume(box) for box in boxes)
-    return [f"{missing} of {num_elements(group[0].global_shape)} elements of {what} are owned by no rank"] if missing else []
+    return (
+        [f"{missing} of {num_elements(group[0].global_shape)} elements of {what} are owned by no rank"]
+        if missing
+        else []
+    )
 
 
 def _prune(folder: Path, keep_last: int, newest: Path) -> None:

@@ -15,7 +15,8 @@ from typing import BinaryIO
 from trimaran.runtime.data.files import DataError, hash_file, unreadable
 
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
-# Documents above this are cut at blank lines, so that one book can lie partly in the training and partly in the held-out split.
+# Documents above this are cut at blank lines, so that one book can lie partly in the training and partly in the
+# held-out split.
 SECTION_CHARACTERS = 32 * 1024
 
 _BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
@@ -43,7 +44,8 @@ class CorpusCounts:
     """What reading the corpus did; written to the manifest, so that nothing disappears unseen.
 
     `bytes` and `characters` are of the text kept, in UTF-8. `replaced_bytes` were not UTF-8 and became U+FFFD, as did
-    `replaced_surrogates` (half characters that JSON can spell). `carriage_returns_removed` counts CRLF line ends made LF in .txt.
+    `replaced_surrogates` (half characters that JSON can spell). `carriage_returns_removed` counts CRLF line ends made
+    LF in .txt.
     """
 
     files: int = 0
@@ -64,8 +66,9 @@ class CorpusCounts:
 def find_files(sources: Sequence[str]) -> tuple[list[Path], Counter[str]]:
     """Return the corpus files that files, folders and globs name, in a fixed order, and how many were passed over, by reason.
 
-    A folder is searched to its leaves, hidden files and folders apart (the cache is one); names are sorted within each source, and
-    sources keep their order. A file named twice is read once. Raises DataError for a source that doesn't exist, matches nothing usable, or is a file of another kind.
+    A folder is searched to its leaves, hidden files and folders apart (the cache is one); names are sorted within each
+    source, and sources keep their order. A file named twice is read once. Raises DataError for a source that doesn't
+    exist, matches nothing usable, or is a file of another kind.
     """
     found: dict[Path, Path] = {}
     passed_over: Counter[str] = Counter()
@@ -84,7 +87,9 @@ def find_files(sources: Sequence[str]) -> tuple[list[Path], Counter[str]]:
                 passed_over["file named twice"] += 1
             found.setdefault(path.resolve(), path)
         if not usable:
-            raise DataError(f"data.source {source!r} holds no {', '.join(SUFFIXES)} file; name such files, a folder or a glob of them")
+            raise DataError(
+                f"data.source {source!r} holds no {', '.join(SUFFIXES)} file; name such files, a folder or a glob of them"
+            )
     if not found:
         raise DataError("data.source is empty; name at least one file, folder or glob, or 'quickstart'")
     return list(found.values()), passed_over
@@ -96,11 +101,15 @@ def _expand(source: str, path: Path) -> list[Path]:
         return sorted(entry for entry in path.rglob("*") if not entry.is_dir())
     if path.exists() or path.is_symlink():
         if not path.name.endswith(SUFFIXES):
-            raise DataError(f"data.source {source!r} is not a {', '.join(SUFFIXES)} file; convert it, or name another file")
+            raise DataError(
+                f"data.source {source!r} is not a {', '.join(SUFFIXES)} file; convert it, or name another file"
+            )
         return [path]
     if any(sign in source for sign in "*?["):
         return sorted(Path(match) for match in glob(str(path), recursive=True) if not Path(match).is_dir())
-    raise DataError(f"data.source {source!r} does not exist (seen from {Path.cwd()}); correct the path, or use 'quickstart'")
+    raise DataError(
+        f"data.source {source!r} does not exist (seen from {Path.cwd()}); correct the path, or use 'quickstart'"
+    )
 
 
 def hash_files(files: Sequence[SourceFile]) -> str:
@@ -115,8 +124,8 @@ def hash_files(files: Sequence[SourceFile]) -> str:
 def iter_units(files: Sequence[SourceFile], counts: CorpusCounts) -> Iterator[Unit]:
     """Yield every unit of the corpus in order, adding to `counts` on the way.
 
-    A .txt file is one document and is held in memory whole; a .jsonl file is read line by line. Documents of white space only
-    are dropped and counted. Raises DataError naming the file, and for jsonl the line, that can't be read.
+    A .txt file is one document and is held in memory whole; a .jsonl file is read line by line. Documents of white
+    space only are dropped and counted. Raises DataError naming the file, and for jsonl the line, that can't be read.
     """
     for file in files:
         counts.files += 1
@@ -136,8 +145,8 @@ def iter_units(files: Sequence[SourceFile], counts: CorpusCounts) -> Iterator[Un
 def split_sections(text: str, limit: int = SECTION_CHARACTERS) -> list[str]:
     """Return sections that join to exactly `text`, cut at blank lines, each as long as it can be within `limit` characters.
 
-    A paragraph that is longer by itself is cut at line ends (verse and one-sentence-a-line corpora may have no blank line at all);
-    a single line is never cut.
+    A paragraph that is longer by itself is cut at line ends (verse and one-sentence-a-line corpora may have no blank
+    line at all); a single line is never cut.
     """
     if len(text) <= limit:
         return [text]
@@ -205,7 +214,9 @@ def _text_of_line(line: str, file: SourceFile, number: int, counts: CorpusCounts
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}); every line of a .jsonl file must be one JSON object") from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a JSON {type(row).__name__}, not an object; write {{{json.dumps(file.text_field)}: ...}} on every line")
+        raise DataError(
+            f"{where}: a JSON {type(row).__name__}, not an object; write {{{json.dumps(file.text_field)}: ...}} on every line"
+        )
     text = row.get(file.text_field)
     if not isinstance(text, str):
         has = (
@@ -213,7 +224,9 @@ def _text_of_line(line: str, file: SourceFile, number: int, counts: CorpusCounts
             if file.text_field in row
             else f"is missing (the line has {', '.join(row) or 'no fields'})"
         )
-        raise DataError(f"{where}: the field {file.text_field!r} {has}; set data.text_field to the field that holds the text")
+        raise DataError(
+            f"{where}: the field {file.text_field!r} {has}; set data.text_field to the field that holds the text"
+        )
     try:
         text.encode()
     except UnicodeEncodeError:

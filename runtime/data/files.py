@@ -29,21 +29,25 @@ def hash_file(path: Path) -> str:
 def unreadable(path: Path, error: BaseException) -> DataError:
     """The one sentence for a file that is there by name but whose bytes can't be had."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return DataError(f"cannot read {path}: {reason}; check that it is a whole, readable file, or take it out of data.source")
+    return DataError(
+        f"cannot read {path}: {reason}; check that it is a whole, readable file, or take it out of data.source"
+    )
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `target` by one rename when the block ends, and is removed when it raises.
 
-    When two processes build the same target at once, the first to finish wins and the other's copy is discarded: both go on
-    with the same content, since targets of this room are named after everything that decides their content.
+    When two processes build the same target at once, the first to finish wins and the other's copy is discarded: both
+    go on with the same content, since targets of this room are named after everything that decides their content.
     """
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}"
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise DataError(f"cannot write under {target.parent}: {error.strerror}; point data.cache_dir at a writable folder") from error
+        raise DataError(
+            f"cannot write under {target.parent}: {error.strerror}; point data.cache_dir at a writable folder"
+        ) from error
     try:
         yield temporary
         try:

@@ -14,9 +14,10 @@ _NEXT_TOKEN = NextToken()
 class Loader:
     """Cuts a split into samples of `seq_len` tokens and deals them to the data-parallel ranks.
 
-    Sample k of the run (counted over all ranks from step 0) is window `permutation of epoch k // n` of `k % n`, with n =
-    `num_samples`; window i is tokens [i * seq_len, i * seq_len + seq_len + 1), inputs and next tokens overlapping by all but one.
-    Documents follow each other within a window, parted by the end-of-text token. What is predicted of a sample is the objective's to say.
+    Sample k of the run (counted over all ranks from step 0) is window `permutation of epoch k // n` of `k % n`, with n
+    = `num_samples`; window i is tokens [i * seq_len, i * seq_len + seq_len + 1), inputs and next tokens overlapping by
+    all but one. Documents follow each other within a window, parted by the end-of-text token. What is predicted of a
+    sample is the objective's to say.
     """
 
     def __init__(
@@ -33,14 +34,20 @@ class Loader:
         objective: Objective = _NEXT_TOKEN,
     ) -> None:
         """Check the sizes; sizes are in sequences. Raises DataError when the split is shorter than one sample, ValueError otherwise."""
-        for name, value in (("train.seq_len", seq_len), ("train.micro_batch_size", micro_batch_size), ("the dp size", dp_size)):
+        for name, value in (
+            ("train.seq_len", seq_len),
+            ("train.micro_batch_size", micro_batch_size),
+            ("the dp size", dp_size),
+        ):
             if value < 1:
                 raise ValueError(f"{name} ({value}) must be at least 1")
         if not 0 <= dp_rank < dp_size:
             raise ValueError(f"dp rank {dp_rank} must be in [0, {dp_size})")
         if global_batch_size < 1 or global_batch_size % (dp_size * micro_batch_size):
             rule = f"must be a positive multiple of dp x train.micro_batch_size ({dp_size} x {micro_batch_size})"
-            raise ValueError(f"train.global_batch_size ({global_batch_size}) {rule}; set it to a multiple of {dp_size * micro_batch_size}")
+            raise ValueError(
+                f"train.global_batch_size ({global_batch_size}) {rule}; set it to a multiple of {dp_size * micro_batch_size}"
+            )
         self.num_samples = (shards.num_tokens - 1) // seq_len if shards.num_tokens else 0
         if self.num_samples < 1:
             more = "raise data.held_out_fraction, " if shards.split == "held_out" else ""
@@ -66,7 +73,10 @@ class Loader:
         first = consumed_samples + self._dp_rank * self._samples_per_rank
         windows = self._windows(np.arange(first, first + self._samples_per_rank, dtype=np.int64))
         size = self._micro_batch_size
-        return [self._microbatch(windows[start : start + size], first + start) for start in range(0, self._samples_per_rank, size)]
+        return [
+            self._microbatch(windows[start : start + size], first + start)
+            for start in range(0, self._samples_per_rank, size)
+        ]
 
     def _windows(self, samples: Int64Array) -> Int64Array:
         """Map sample numbers of the run to window numbers: [n] int64 -> [n] int64 in [0, num_samples)."""

@@ -1,8 +1,9 @@
 """What a sample's tokens become for each objective: what the model reads, and what it must predict.
 
-Which tokens are hidden is a pure function of (seed, number of the sample in the run, position) and of where documents end, so that any layout and any
-resumed run sees the same, an epoch hides other tokens than the one before (Liu et al., RoBERTa, 2019, section 4.1), and an evaluation always the same.
-Every sample predicts the same number of tokens: the mean over a batch needs no counting.
+Which tokens are hidden is a pure function of (seed, number of the sample in the run, position) and of where documents
+end, so that any layout and any resumed run sees the same, an epoch hides other tokens than the one before (Liu et al.,
+RoBERTa, 2019, section 4.1), and an evaluation always the same. Every sample predicts the same number of tokens: the
+mean over a batch needs no counting.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from trimaran.runtime.data.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from trimaran.runtime.spec import RunSpec
 
-# Devlin et al. (BERT) 2019, section 3.1, task 1: of the chosen tokens 80% are hidden, 10% replaced by a random token, 10% left.
+# Devlin et al. (BERT) 2019, section 3.1, task 1: of the chosen tokens 80% are hidden, 10% replaced by a random token,
+# 10% left.
 _MASKED_SHARE, _RANDOM_SHARE = 0.8, 0.1
 # Numbers for the same sample and position that must not be the same.
 _CHOICE, _KIND, _REPLACEMENT = range(3)
@@ -52,7 +54,8 @@ class MaskedTokens:
 
     Args:
         num_predicted: tokens of a sample that are predicted.
-        mask_id: the token that stands in for a hidden one; eot_id: the one between documents, chosen only where there are too few others.
+        mask_id: the token that stands in for a hidden one; eot_id: the one between documents, chosen only where there
+            are too few others.
         vocab_size: a random replacement is drawn from [0, vocab_size).
     """
 
@@ -67,11 +70,18 @@ class MaskedTokens:
         tokens = np.ascontiguousarray(spans[:, :-1])
         targets = np.sort(choose_positions(tokens, samples, self.seed, self.num_predicted, self.eot_id), axis=1)
         labels = np.take_along_axis(tokens, targets, axis=1)
-        kind = np.take_along_axis(self._draws(samples, tokens.shape[1], _KIND), targets, axis=1).astype(np.float64) / 2.0**64
-        replacement = np.take_along_axis(self._draws(samples, tokens.shape[1], _REPLACEMENT), targets, axis=1) % np.uint64(self.vocab_size)
+        kind = (
+            np.take_along_axis(self._draws(samples, tokens.shape[1], _KIND), targets, axis=1).astype(np.float64)
+            / 2.0**64
+        )
+        replacement = np.take_along_axis(
+            self._draws(samples, tokens.shape[1], _REPLACEMENT), targets, axis=1
+        ) % np.uint64(self.vocab_size)
         shown = np.where(kind < _MASKED_SHARE + _RANDOM_SHARE, replacement.astype(np.int64), labels)
         np.put_along_axis(tokens, targets, np.where(kind < _MASKED_SHARE, self.mask_id, shown), axis=1)
-        return Microbatch(torch.from_numpy(tokens), torch.from_numpy(labels), int(samples[0]), torch.from_numpy(targets))
+        return Microbatch(
+            torch.from_numpy(tokens), torch.from_numpy(labels), int(samples[0]), torch.from_numpy(targets)
+        )
 
     def _draws(self, samples: Int64Array, num_positions: int, purpose: int) -> UInt64Array:
         return position_draws(samples, num_positions, self.seed, purpose)
@@ -81,7 +91,8 @@ class MaskedTokens:
 class PermutedTokens:
     """Some tokens are predicted in a random order, each from those before it in that order; the others come first (Yang et al. 2019, section 2.3).
 
-    As in the authors' code the tokens that are not predicted all see each other. Theirs chooses spans, this one single tokens.
+    As in the authors' code the tokens that are not predicted all see each other. Theirs chooses spans, this one single
+    tokens.
 
     Args:
         num_predicted, eot_id: see MaskedTokens.
@@ -96,7 +107,9 @@ class PermutedTokens:
         tokens = np.ascontiguousarray(spans[:, :-1])
         targets = np.ascontiguousarray(choose_positions(tokens, samples, self.seed, self.num_predicted, self.eot_id))
         labels = np.take_along_axis(tokens, targets, axis=1)
-        return Microbatch(torch.from_numpy(tokens), torch.from_numpy(labels), int(samples[0]), torch.from_numpy(targets))
+        return Microbatch(
+            torch.from_numpy(tokens), torch.from_numpy(labels), int(samples[0]), torch.from_numpy(targets)
+        )
 
 
 def choose_positions(tokens: Int64Array, samples: Int64Array, seed: int, count: int, eot_id: int) -> Int64Array:
@@ -117,4 +130,6 @@ def objective_of(spec: "RunSpec", tokenizer: Tokenizer) -> Objective:
         return NextToken()
     if objective == "permutation_lm":
         return PermutedTokens(spec.seed, spec.labels_per_sample, tokenizer.eot_id)
-    return MaskedTokens(spec.seed, spec.labels_per_sample, tokenizer.required_mask_id(), tokenizer.eot_id, tokenizer.vocab_size)
+    return MaskedTokens(
+        spec.seed, spec.labels_per_sample, tokenizer.required_mask_id(), tokenizer.eot_id, tokenizer.vocab_size
+    )

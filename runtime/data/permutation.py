@@ -6,12 +6,13 @@ import numpy.typing as npt
 UInt64Array = npt.NDArray[np.uint64]
 Int64Array = npt.NDArray[np.int64]
 
-# Increment and multipliers of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014, figure 17).
+# Increment and multipliers of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014,
+# figure 17).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
-# A balanced Feistel network needs four rounds to look random to someone who may query both ways (Luby, Rackoff 1988); two more
-# because our domains can be as small as a few samples, where four rounds still favour some permutations.
+# A balanced Feistel network needs four rounds to look random to someone who may query both ways (Luby, Rackoff 1988);
+# two more because our domains can be as small as a few samples, where four rounds still favour some permutations.
 _ROUNDS = 6
 # Streams of the same seed that must not share numbers.
 _STREAM_SHUFFLE = 1
@@ -37,9 +38,10 @@ def _keys(seed: int, stream: int, count: int) -> UInt64Array:
 def permute(indices: Int64Array, size: int, seed: int, epoch: int) -> Int64Array:
     """Map indices of [0, size) through the permutation of this seed and epoch, each in constant time and memory.
 
-    A Feistel network over the smallest even number of bits that holds `size`, with values outside [0, size) sent through again
-    until they fall inside (Black, Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, section 4, cycle walking). At
-    most four times `size` values are walked over, so four passes are expected at worst, and no table of the epoch is kept.
+    A Feistel network over the smallest even number of bits that holds `size`, with values outside [0, size) sent
+    through again until they fall inside (Black, Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, section
+    4, cycle walking). At most four times `size` values are walked over, so four passes are expected at worst, and no
+    table of the epoch is kept.
 
     Args:
         indices: [n] int64, each in [0, size).
@@ -74,8 +76,8 @@ def position_draws(samples: Int64Array, num_positions: int, seed: int, purpose: 
 def held_out_units(num_units: int, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
     """Return [num_units] bool: which units belong to the held-out split, by a hash of (seed, unit index) below `fraction`.
 
-    With a fraction above 0 and at least two units both splits get at least one: the unit with the smallest hash is held out when
-    none falls below, and the unit with the largest stays in training when all do.
+    With a fraction above 0 and at least two units both splits get at least one: the unit with the smallest hash is held
+    out when none falls below, and the unit with the largest stays in training when all do.
     """
     key = _keys(seed, _STREAM_HELD_OUT, 1)
     draws = mix64(np.arange(num_units, dtype=np.uint64) ^ key).astype(np.float64) / 2.0**64

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from trimaran.runtime.data.corpus import SECTION_CHARACTERS, CorpusCounts, SourceFile, Unit, find_files, hash_files, iter_units
+from trimaran.runtime.data.corpus import (
+    SECTION_CHARACTERS,
+    CorpusCounts,
+    SourceFile,
+    Unit,
+    find_files,
+    hash_files,
+    iter_units,
+)
 from trimaran.runtime.data.files import DataError, hash_file, new_folder
 from trimaran.runtime.data.permutation import held_out_units
 from trimaran.runtime.data.quickstart import ensure_quickstart
@@ -57,7 +65,8 @@ class _Settings:
 def prepare_data(spec: "RunSpec") -> PreparedData:
     """Prepare the corpus of a run spec, or open what an earlier call prepared; see `prepare`.
 
-    Raises DataError also when the tokenizer has more tokens than the model's vocabulary, or no mask token where the objective needs one.
+    Raises DataError also when the tokenizer has more tokens than the model's vocabulary, or no mask token where the
+    objective needs one.
     """
     data, shape = spec.data, spec.transformer
     prepared = prepare(
@@ -78,7 +87,9 @@ def check_vocabulary(tokenizer: Tokenizer, model_vocab_size: int) -> None:
     """Raise DataError when the tokenizer can produce ids that the model's embedding doesn't have."""
     if tokenizer.vocab_size > model_vocab_size:
         rule = f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {model_vocab_size}"
-        raise DataError(f"{rule}; set model.vocab_size (or data.tokenizer_vocab_size) to {tokenizer.vocab_size} or more")
+        raise DataError(
+            f"{rule}; set model.vocab_size (or data.tokenizer_vocab_size) to {tokenizer.vocab_size} or more"
+        )
 
 
 def prepare(
@@ -94,12 +105,12 @@ def prepare(
 ) -> PreparedData:
     """Return the token shards of the sources, making them under `cache_dir` unless the same text and settings were prepared before.
 
-    The cache is found by content, so an edited or moved corpus is noticed; every call therefore reads the corpus once to hash it.
-    Two processes may call this at once. Ranks should `open_prepared` the folder instead.
+    The cache is found by content, so an edited or moved corpus is noticed; every call therefore reads the corpus once
+    to hash it. Two processes may call this at once. Ranks should `open_prepared` the folder instead.
 
     Args:
-        sources: files, folders and globs of .txt and .jsonl (or .gz of them), read in this order; the word "quickstart" is the built-in
-            corpus and comes first wherever it stands (a folder of that name is "./quickstart").
+        sources: files, folders and globs of .txt and .jsonl (or .gz of them), read in this order; the word "quickstart"
+            is the built-in corpus and comes first wherever it stands (a folder of that name is "./quickstart").
         tokenizer_file: an existing tokenizer.json; None trains byte-level BPE of `vocab_size` on the training split.
         held_out_fraction: share of the units (documents, or sections of long ones) kept out of training, in [0, 1).
         with_mask: whether the tokenizer must have a token that stands for a hidden one.
@@ -138,7 +149,10 @@ def open_prepared(folder: Path, verify_hashes: bool = False) -> PreparedData:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         dtype, splits = manifest["dtype"], manifest["splits"]
-        opened = {name: TokenShards(folder, name, dtype, [ShardInfo(**shard) for shard in splits[name]["shards"]]) for name in SPLITS}
+        opened = {
+            name: TokenShards(folder, name, dtype, [ShardInfo(**shard) for shard in splits[name]["shards"]])
+            for name in SPLITS
+        }
         tokenizer_sha256 = manifest["tokenizer"]["sha256"]
     except DataError:
         raise
@@ -152,11 +166,15 @@ def open_prepared(folder: Path, verify_hashes: bool = False) -> PreparedData:
             shards.verify_hashes()
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file() or hash_file(tokenizer_file) != tokenizer_sha256:
-        raise DataError(f"{tokenizer_file} is missing or differs from its manifest; delete the folder and the data is prepared again")
+        raise DataError(
+            f"{tokenizer_file} is missing or differs from its manifest; delete the folder and the data is prepared again"
+        )
     return PreparedData(opened["train"], opened["held_out"], Tokenizer.load(tokenizer_file), manifest, folder)
 
 
-def _collect_source(sources: Sequence[str], cache_dir: Path, text_field: str) -> tuple[list[SourceFile], dict[str, Any]]:
+def _collect_source(
+    sources: Sequence[str], cache_dir: Path, text_field: str
+) -> tuple[list[SourceFile], dict[str, Any]]:
     """Return the files of the sources in order, and what the manifest says about them."""
     files: list[SourceFile] = []
     passed_over: dict[str, int] = {}
@@ -170,19 +188,30 @@ def _collect_source(sources: Sequence[str], cache_dir: Path, text_field: str) ->
         found, counted = find_files(named)
         files += [SourceFile(path, text_field) for path in found]
         passed_over = dict(counted)
-    return files, {"named": list(sources), "sha256": hash_files(files), "passed_over": passed_over, "quickstart": quickstart}
+    return files, {
+        "named": list(sources),
+        "sha256": hash_files(files),
+        "passed_over": passed_over,
+        "quickstart": quickstart,
+    }
 
 
-def _build(folder: Path, files: list[SourceFile], source: dict[str, Any], settings: _Settings, tokenizer: Tokenizer | None) -> None:
+def _build(
+    folder: Path, files: list[SourceFile], source: dict[str, Any], settings: _Settings, tokenizer: Tokenizer | None
+) -> None:
     """Write tokenizer.json, the shards of both splits and manifest.json into an empty folder. Reads the corpus two or three times."""
     counts = CorpusCounts()
     for _ in iter_units(files, counts):
         pass
     if not counts.units:
-        raise DataError(f"data.source {', '.join(source['named'])} holds no text: {counts.dropped or 'no documents'}; name files with text")
+        raise DataError(
+            f"data.source {', '.join(source['named'])} holds no text: {counts.dropped or 'no documents'}; name files with text"
+        )
     held_out = held_out_units(counts.units, settings.held_out_fraction, settings.seed)
     if settings.held_out_fraction > 0 and not held_out.any():
-        logger.warning("the corpus is a single document without a line end to cut it at: nothing is held out, so there is no held-out loss")
+        logger.warning(
+            "the corpus is a single document without a line end to cut it at: nothing is held out, so there is no held-out loss"
+        )
     trained = tokenizer is None
     if tokenizer is None:
         logger.info("training a tokenizer of %d tokens on %.1f MB of text", settings.vocab_size, counts.bytes / 1e6)
@@ -190,7 +219,9 @@ def _build(folder: Path, files: list[SourceFile], source: dict[str, Any], settin
         tokenizer = Tokenizer.train(texts, settings.vocab_size, with_mask=settings.with_mask)
         if tokenizer.vocab_size < settings.vocab_size:
             logger.warning(
-                "the corpus gives a tokenizer of %d tokens, fewer than the %d asked for", tokenizer.vocab_size, settings.vocab_size
+                "the corpus gives a tokenizer of %d tokens, fewer than the %d asked for",
+                tokenizer.vocab_size,
+                settings.vocab_size,
             )
     tokenizer.save(folder / "tokenizer.json")
     dtype = dtype_for(tokenizer.vocab_size)
@@ -209,7 +240,9 @@ def _build(folder: Path, files: list[SourceFile], source: dict[str, Any], settin
         "splits": splits,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    logger.info("prepared %d documents: %s tokens", counts.documents, {name: split["tokens"] for name, split in splits.items()})
+    logger.info(
+        "prepared %d documents: %s tokens", counts.documents, {name: split["tokens"] for name, split in splits.items()}
+    )
 
 
 def _tokenizer_record(folder: Path, tokenizer: Tokenizer, settings: _Settings, trained: bool) -> dict[str, Any]:
@@ -247,7 +280,11 @@ class _SplitWriter:
         if self._last_index is not None:
             self._writer.write([self._eot_id])
         shards = self._writer.close()
-        return {**self._counts, "tokens": sum(shard.tokens for shard in shards), "shards": [asdict(shard) for shard in shards]}
+        return {
+            **self._counts,
+            "tokens": sum(shard.tokens for shard in shards),
+            "shards": [asdict(shard) for shard in shards],
+        }
 
 
 def _write_splits(
@@ -255,9 +292,14 @@ def _write_splits(
 ) -> dict[str, dict[str, Any]]:
     """Encode every unit and write it to its split; return the manifest's record of each."""
     with ExitStack() as stack:
-        writers = {name: _SplitWriter(stack.enter_context(ShardWriter(folder, name, dtype)), tokenizer.eot_id) for name in SPLITS}
+        writers = {
+            name: _SplitWriter(stack.enter_context(ShardWriter(folder, name, dtype)), tokenizer.eot_id)
+            for name in SPLITS
+        }
         for batch in _batches(units):
-            for (index, unit), tokens in zip(batch, tokenizer.encode_batch([unit.text for _, unit in batch]), strict=True):
+            for (index, unit), tokens in zip(
+                batch, tokenizer.encode_batch([unit.text for _, unit in batch]), strict=True
+            ):
                 writers["held_out" if held_out[index] else "train"].add(index, unit, tokens)
         return {name: writer.close() for name, writer in writers.items()}
 

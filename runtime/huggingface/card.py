@@ -84,7 +84,9 @@ def _shape_rows(config: TransformerConfig) -> Iterator[tuple[str, str]]:
     yield "hidden size", str(config.hidden_size)
     kv = "" if config.num_kv_heads == config.num_heads else f", {config.num_kv_heads} for keys and values"
     yield "heads", f"{config.num_heads} of {config.head_dim}{kv}"
-    experts = f"{config.num_experts} experts, {config.experts_per_token} for a token, each " if config.num_experts else ""
+    experts = (
+        f"{config.num_experts} experts, {config.experts_per_token} for a token, each " if config.num_experts else ""
+    )
     yield "feed-forward", f"{experts}{config.ffn_hidden_size}, {config.activation}"
     yield "positions", f"{config.position}, up to {config.max_seq_len:,} tokens"
     yield "norm", f"{config.norm}, {config.norm_position}"

@@ -129,7 +129,9 @@ def export_model(run: Path, target: Path, options: ExportOptions, progress: Prog
             model.record,
         )
         write_text(temporary / "README.md", model_card(card))
-    return Exported(target, model.family.architecture, _name(model.dtype), sum(sizes.values()), model.config.is_causal, agreements)
+    return Exported(
+        target, model.family.architecture, _name(model.dtype), sum(sizes.values()), model.config.is_causal, agreements
+    )
 
 
 def _open(run: Path, options: ExportOptions) -> _Model:
@@ -179,7 +181,8 @@ def _expresses(family: Family, config: TransformerConfig) -> bool:
 def rounded(units: Sequence[WeightMap], config: TransformerConfig, read: ReadWeight, dtype: torch.dtype) -> ReadWeight:
     """Return a reader of the weights as they are when they have gone through files of `dtype`; what loses nothing there is read as it is.
 
-    With it our network computes from the weights that are written, and the comparison keeps the tolerance of float32 at any dtype.
+    With it our network computes from the weights that are written, and the comparison keeps the tolerance of float32 at
+    any dtype.
     """
     unit_of = {name: unit for unit in units for name in unit.ours}
 
@@ -241,7 +244,9 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _tokenizer_of(run: Path, progress: Progress) -> Tokenizer | None:
     """The run's tokenizer, None where it has none; that is told."""
     if not (run / TOKENIZER).is_file():
-        progress.say(f"{run} has no tokenizer.json, so the exported folder has none either, and only random tokens are compared")
+        progress.say(
+            f"{run} has no tokenizer.json, so the exported folder has none either, and only random tokens are compared"
+        )
         return None
     try:
         return Tokenizer.load(run / TOKENIZER)
@@ -266,8 +271,13 @@ def _write_configs(folder: Path, model: _Model, tokenizer: Tokenizer | None) -> 
         # One token ends a text, and a text may begin after one: that is how the training data was strung together.
         end = dict.fromkeys(("bos_token", "eos_token", "pad_token"), tokenizer.eot_token)
         described = {"tokenizer_class": "PreTrainedTokenizerFast", **end, "model_max_length": model.config.max_seq_len}
-        described |= {"model_input_names": ["input_ids", "attention_mask"]}  # generate() refuses the token types that come by default
-        write_text(folder / "tokenizer_config.json", json.dumps({**described, "clean_up_tokenization_spaces": False}, indent=2) + "\n")
+        described |= {
+            "model_input_names": ["input_ids", "attention_mask"]
+        }  # generate() refuses the token types that come by default
+        write_text(
+            folder / "tokenizer_config.json",
+            json.dumps({**described, "clean_up_tokenization_spaces": False}, indent=2) + "\n",
+        )
 
 
 def _token_ids(model: _Model, tokenizer: Tokenizer | None) -> dict[str, Any]:

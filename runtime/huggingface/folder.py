@@ -16,7 +16,8 @@ from trimaran.runtime.huggingface.source import ConversionError
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `target` by one rename when the block ends; whatever ends the block early, it is removed.
 
-    A process that is killed outright leaves the temporary folder behind; the next one on this machine with the same target removes it.
+    A process that is killed outright leaves the temporary folder behind; the next one on this machine with the same
+    target removes it.
 
     Raises:
         ConversionError: the target is there already, or can't be made.
@@ -28,7 +29,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         _remove_leftovers(target)
         temporary.mkdir()
     except OSError as error:
-        raise ConversionError(f"{target} can't be made: {error.strerror} ({error.filename}); choose another folder") from error
+        raise ConversionError(
+            f"{target} can't be made: {error.strerror} ({error.filename}); choose another folder"
+        ) from error
     try:
         yield temporary
         _refuse_existing(target)

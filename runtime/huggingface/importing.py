@@ -38,7 +38,8 @@ class Limits:
     """How much memory a conversion may take.
 
     Args:
-        shard_bytes: of the weights that are collected before they are written to a file; a unit that is larger goes to several files.
+        shard_bytes: of the weights that are collected before they are written to a file; a unit that is larger goes to
+            several files.
         memory_bytes: of the weights that transformers may hold for the proof; above it the rest stays on disk.
     """
 
@@ -60,8 +61,8 @@ class Imported:
 def import_model(source: Path, run: Path, limits: Limits = Limits(), progress: Progress = Progress()) -> Imported:  # noqa: B008 - both are frozen
     """Make the run folder `run` of the model in `source`, a folder with config.json and safetensors or a .gguf file.
 
-    Everything about names and shapes is checked before the first byte is written. The run appears when its logits have been compared with those of
-    transformers, or not at all.
+    Everything about names and shapes is checked before the first byte is written. The run appears when its logits have
+    been compared with those of transformers, or not at all.
 
     Raises:
         ConversionError: the model can't be imported, or (ProofError) its logits differ.
@@ -72,7 +73,9 @@ def import_model(source: Path, run: Path, limits: Limits = Limits(), progress: P
         with new_folder(run) as temporary:
             progress.say(f"{source} is dequantized to float32 by transformers, which holds all of it in memory")
             folder_of_gguf(source, temporary / "huggingface")
-            imported = _fill(temporary, make_plan(ModelFolder.open(temporary / "huggingface")), source, run, limits, progress)
+            imported = _fill(
+                temporary, make_plan(ModelFolder.open(temporary / "huggingface")), source, run, limits, progress
+            )
             shutil.rmtree(temporary / "huggingface")
         return imported
     plan = make_plan(ModelFolder.open(source))
@@ -89,7 +92,9 @@ def _check_gguf(source: Path) -> None:
     if not is_gguf:
         if any(fnmatch(source.name, pattern) for pattern in PICKLES):
             raise pickle_refused(source.parent, source.name)
-        raise ConversionError(f"{source} is not a GGUF file; give a .gguf file, or the folder with config.json and model.safetensors")
+        raise ConversionError(
+            f"{source} is not a GGUF file; give a .gguf file, or the folder with config.json and model.safetensors"
+        )
     require_transformers("gguf")
     try:
         family_of(gguf_config(source))
@@ -164,9 +169,20 @@ def imported_spec(plan: Plan, run: Path) -> RunSpec:
     )
 
 
-def write_checkpoint(plan: Plan, spec: RunSpec, folder: Path, shard_bytes: int, progress: Progress = Progress()) -> Path:  # noqa: B008 - frozen
+def write_checkpoint(
+    plan: Plan,
+    spec: RunSpec,
+    folder: Path,
+    shard_bytes: int,
+    progress: Progress = Progress(),  # noqa: B008 - frozen
+) -> Path:
     """Write the parameters of a plan as the checkpoint of step 0 in `folder`, unit by unit, and return its path. Errors as for `save_in_parts`."""
-    state = {**asdict(TrainState()), "seed": spec.seed, "layout": dict(spec.parallel.model_dump()), "spec": spec.model_dump(mode="json")}
+    state = {
+        **asdict(TrainState()),
+        "seed": spec.seed,
+        "layout": dict(spec.parallel.model_dump()),
+        "spec": spec.model_dump(mode="json"),
+    }
     return save_in_parts(folder, 0, _parts(_pieces(plan, shard_bytes, progress), shard_bytes), state)
 
 
@@ -178,7 +194,9 @@ def _pieces(plan: Plan, shard_bytes: int, progress: Progress) -> Iterator[ShardP
             data = tensor.reshape(-1).contiguous()
             most = max(1, shard_bytes // data.element_size())
             for start in range(0, data.numel(), most):
-                yield ShardPiece(name, "weight", data[start : start + most], whole(tensor.shape), tuple(tensor.shape), start)
+                yield ShardPiece(
+                    name, "weight", data[start : start + most], whole(tensor.shape), tuple(tensor.shape), start
+                )
         tensors += len(unit.theirs)
         done += plan.bytes_of(unit)
         progress.advance(f"writing weights, tensor {tensors} of {len(plan.stored)}", done, total)

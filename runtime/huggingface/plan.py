@@ -63,7 +63,9 @@ class Plan:
         ours = unit.to_ours([tensor.to(dtype) for tensor in theirs], self.config)
         found = dict(zip(unit.ours, ours, strict=True))
         for name, tensor in found.items():
-            assert tuple(tensor.shape) == self.shapes[name], f"{name} came out as {tuple(tensor.shape)}, not {self.shapes[name]}"
+            assert tuple(tensor.shape) == self.shapes[name], (
+                f"{name} came out as {tuple(tensor.shape)}, not {self.shapes[name]}"
+            )
         return found
 
     def _tensor(self, name: str) -> StoredTensor:
@@ -82,7 +84,8 @@ def make_plan(folder: ModelFolder) -> Plan:
     """Return how `folder` is imported. Reads tensors only where a tied head is stored a second time.
 
     Raises:
-        ConversionError: the architecture is unknown, an option of it is not supported, or tensors are missing, unexpected, quantized or of another shape.
+        ConversionError: the architecture is unknown, an option of it is not supported, or tensors are missing,
+            unexpected, quantized or of another shape.
     """
     described = folder.path / "config.json"
     try:
@@ -91,7 +94,9 @@ def make_plan(folder: ModelFolder) -> Plan:
         config = TransformerConfig.model_validate(family.to_config(folder.config))
         units = resolve(family, config)
     except ValidationError as error:
-        raise ConversionError(f"{described} describes no network that can be built: {'; '.join(_problems(error))}") from error
+        raise ConversionError(
+            f"{described} describes no network that can be built: {'; '.join(_problems(error))}"
+        ) from error
     except (
         ValueError,
         TypeError,
@@ -125,10 +130,16 @@ def _refuse_many_layers(folder: ModelFolder) -> None:
 
 def _refuse_problems(plan: Plan) -> None:
     """Raise ConversionError with the tensors of another shape, and those that are no weights."""
-    expected = {name: tuple(shape) for unit in plan.units for name, shape in zip(unit.theirs, unit.their_shapes(plan.config), strict=True)}
+    expected = {
+        name: tuple(shape)
+        for unit in plan.units
+        for name, shape in zip(unit.theirs, unit.their_shapes(plan.config), strict=True)
+    }
     tensors = {name: plan.folder.tensors[plan.stored[name]] for name in expected}
     shapes = [
-        f"{name} is {list(tensors[name].shape)}, not {list(shape)}" for name, shape in expected.items() if tensors[name].shape != shape
+        f"{name} is {list(tensors[name].shape)}, not {list(shape)}"
+        for name, shape in expected.items()
+        if tensors[name].shape != shape
     ]
     dtypes = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
     if shapes:

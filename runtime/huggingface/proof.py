@@ -1,7 +1,7 @@
 """The proof of a conversion: our network and transformers' compute the same logits, in float32, from the weights as they lie on disk.
 
-Ours runs layer by layer: a stage of one layer is built, filled from the checkpoint, run on every input and dropped, so that the memory it takes is that
-of one layer (or of the embedding) and not of the model.
+Ours runs layer by layer: a stage of one layer is built, filled from the checkpoint, run on every input and dropped, so
+that the memory it takes is that of one layer (or of the embedding) and not of the model.
 """
 
 import gc
@@ -84,10 +84,15 @@ def proof_inputs(config: TransformerConfig, tokenizer_folder: Path | None) -> di
     """
     wanted = max(_RANDOM_TOKENS, min(_MOST_TOKENS, (config.attention_window or 0) + _RANDOM_TOKENS // 2))
     generator = torch.Generator().manual_seed(20260101)
-    inputs = {"random tokens": [torch.randint(config.vocab_size, (1, min(wanted, config.max_seq_len)), generator=generator)]}
+    inputs = {
+        "random tokens": [torch.randint(config.vocab_size, (1, min(wanted, config.max_seq_len)), generator=generator)]
+    }
     if tokenizer_folder is not None:
         most = min(_TEXT_TOKENS, config.max_seq_len)
-        texts = [[token for token in ids if token < config.vocab_size][:most] for ids in text_tokens(tokenizer_folder, SENTENCES)]
+        texts = [
+            [token for token in ids if token < config.vocab_size][:most]
+            for ids in text_tokens(tokenizer_folder, SENTENCES)
+        ]
         inputs["real text"] = [torch.tensor([ids]) for ids in texts if ids]
     return {kind: tensors for kind, tensors in inputs.items() if tensors}
 
@@ -122,7 +127,9 @@ def our_logits(
     return [last.logits(last.run_layers(each, tokens)) for each, tokens in zip(hidden, inputs, strict=True)]
 
 
-def compare(inputs: Mapping[str, Sequence[Tensor]], ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Agreement]:
+def compare(
+    inputs: Mapping[str, Sequence[Tensor]], ours: Sequence[Tensor], theirs: Sequence[Tensor]
+) -> list[Agreement]:
     """Return how far the logits lie apart, by kind of input.
 
     Args:
@@ -133,7 +140,11 @@ def compare(inputs: Mapping[str, Sequence[Tensor]], ours: Sequence[Tensor], thei
         pairs = list(zip(ours[start : start + len(tensors)], theirs[start : start + len(tensors)], strict=True))
         start += len(tensors)
         error = max(_largest(mine - other) for mine, other in pairs)
-        agreements.append(Agreement(kind, sum(tensor.numel() for tensor in tensors), error, max(_largest(other) for _, other in pairs)))
+        agreements.append(
+            Agreement(
+                kind, sum(tensor.numel() for tensor in tensors), error, max(_largest(other) for _, other in pairs)
+            )
+        )
     return agreements
 
 
@@ -171,7 +182,9 @@ class Proof:
         """
         inputs = proof_inputs(self.config, self.tokenizer_folder)
         flat = [tensor for tensors in inputs.values() for tensor in tensors]
-        ours = our_logits(self.config, self.read, flat, lambda done, total: progress.advance("our logits, layer", done, total))
+        ours = our_logits(
+            self.config, self.read, flat, lambda done, total: progress.advance("our logits, layer", done, total)
+        )
         gc.collect()
         progress.advance("their logits, input", 0, len(flat))
         theirs = their_logits(

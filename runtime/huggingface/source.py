@@ -1,7 +1,7 @@
 """A Hugging Face model folder: its config, the names, dtypes and shapes of its tensors, and each tensor when it is asked for.
 
-Only safetensors are read. Files are read by position rather than mapped into memory, so that converting a model costs the memory of a few
-tensors and not that of every page that was ever touched.
+Only safetensors are read. Files are read by position rather than mapped into memory, so that converting a model costs
+the memory of a few tensors and not that of every page that was ever touched.
 """
 
 import json
@@ -19,8 +19,14 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _MOST_JSON_BYTES = 256 << 20  # an index of 100,000 tensors has 10 MiB; what is larger is no index
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin.index.json")
-# What a safetensors header calls the dtypes that are weights; the others (I8, F8_E4M3, ...) are quantized and mean nothing without their scales.
-DTYPES: Mapping[str, torch.dtype] = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What a safetensors header calls the dtypes that are weights; the others (I8, F8_E4M3, ...) are quantized and mean
+# nothing without their scales.
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 class ConversionError(ValueError):
@@ -54,12 +60,17 @@ class ModelFolder:
         """Open a folder; reads config.json, the index and the headers, none of the weights.
 
         Raises:
-            ConversionError: it is no folder, lacks config.json or safetensors, or one of the files is damaged or points elsewhere.
+            ConversionError: it is no folder, lacks config.json or safetensors, or one of the files is damaged or points
+                elsewhere.
         """
         if not path.exists():
-            raise ConversionError(f"{path} does not exist; give a folder with config.json and {WEIGHTS}, or a .gguf file")
+            raise ConversionError(
+                f"{path} does not exist; give a folder with config.json and {WEIGHTS}, or a .gguf file"
+            )
         if not path.is_dir():
-            raise ConversionError(f"{path} is not a folder; give the folder with config.json and {WEIGHTS}, or a .gguf file")
+            raise ConversionError(
+                f"{path} is not a folder; give the folder with config.json and {WEIGHTS}, or a .gguf file"
+            )
         config = _read_config(path)
         if (path / WEIGHTS).is_file():
             tensors = read_header(path / WEIGHTS)
@@ -82,7 +93,9 @@ class ModelFolder:
         """
         stored = self.tensors[name]
         if stored.dtype not in DTYPES:
-            raise ConversionError(f"tensor {name} is stored as {stored.dtype}; only {', '.join(DTYPES)} are weights that can be trained")
+            raise ConversionError(
+                f"tensor {name} is stored as {stored.dtype}; only {', '.join(DTYPES)} are weights that can be trained"
+            )
         data = torch.empty(stored.num_bytes, dtype=torch.uint8)
         view = data.numpy().data
         try:
@@ -91,7 +104,9 @@ class ModelFolder:
                 while view:
                     count = file.readinto(view)
                     if not count:
-                        raise ConversionError(f"{stored.file} ends inside tensor {name}: it was cut while it was read; copy it again")
+                        raise ConversionError(
+                            f"{stored.file} ends inside tensor {name}: it was cut while it was read; copy it again"
+                        )
                     view = view[count:]
         except OSError as error:
             raise ConversionError(f"{stored.file} can't be read: {error.strerror or error}") from error
@@ -106,7 +121,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > _MOST_JSON_BYTES:
-            raise ConversionError(f"{path} has more than {_MOST_JSON_BYTES >> 20} MiB, too much for what it should hold; copy it again")
+            raise ConversionError(
+                f"{path} has more than {_MOST_JSON_BYTES >> 20} MiB, too much for what it should hold; copy it again"
+            )
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise ConversionError(f"{path} can't be read: {error.strerror or error}") from error
@@ -124,7 +141,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         ConversionError: it is truncated, or its header does not describe it.
     """
     try:
-        with safe_open(path, framework="pt"):  # checks that the ranges follow each other, fit shape and dtype, and fill the file
+        with safe_open(
+            path, framework="pt"
+        ):  # checks that the ranges follow each other, fit shape and dtype, and fill the file
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -158,8 +177,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         if (path / "checkpoints").is_dir():
             raise ConversionError(f"{path} is a run of trimaran already; train on from it with checkpoint.init_from")
         if files := sorted(path.glob("*.gguf")):
-            raise ConversionError(f"{path} has no config.json; to import the GGUF file in it, give the file: {files[0]}")
-        raise ConversionError(f"{path} has no config.json, so what its weights mean is not known; give the folder of a saved model")
+            raise ConversionError(
+                f"{path} has no config.json; to import the GGUF file in it, give the file: {files[0]}"
+            )
+        raise ConversionError(
+            f"{path} has no config.json, so what its weights mean is not known; give the folder of a saved model"
+        )
     config = read_json(path / "config.json")
     quantization = config.get("quantization_config")
     if quantization:
@@ -188,15 +211,21 @@ def _read_indexed(path: Path) -> dict[str, StoredTensor]:
         files[file] = read_header(path / file)
     for name, file in names.items():
         if name not in files[file]:
-            raise ConversionError(f"{index} says that tensor {name} is in {file}, and it is not; copy the index and that shard again")
+            raise ConversionError(
+                f"{index} says that tensor {name} is in {file}, and it is not; copy the index and that shard again"
+            )
     extra = [name for file, tensors in files.items() for name in tensors if names.get(name) != file]
     if extra:
-        raise ConversionError(f"the shards hold {len(extra)} tensors that {index} does not name, such as {extra[0]}; copy the index again")
+        raise ConversionError(
+            f"the shards hold {len(extra)} tensors that {index} does not name, such as {extra[0]}; copy the index again"
+        )
     return {name: files[file][name] for name, file in names.items()}
 
 
 def _no_safetensors(path: Path) -> ConversionError:
-    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern) if not file.name.startswith("training_args"))
+    pickles = sorted(
+        file.name for pattern in PICKLES for file in path.glob(pattern) if not file.name.startswith("training_args")
+    )
     if pickles:
         return pickle_refused(path, pickles[0])
     others = sorted(file.name for file in path.glob("*.safetensors"))

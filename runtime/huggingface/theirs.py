@@ -39,7 +39,8 @@ def their_logits(
 
     Args:
         architecture: name of the class in transformers.
-        weight_bytes: of the weights in float32. More than `memory_bytes` of them stay on disk, and each module reads its own when it runs.
+        weight_bytes: of the weights in float32. More than `memory_bytes` of them stay on disk, and each module reads
+            its own when it runs.
         memory_bytes: most bytes of weights held at once.
         scratch: folder for what transformers must write to read it again; made if missing.
         on_input: called with how many inputs are done.
@@ -49,7 +50,8 @@ def their_logits(
     """
     import transformers
 
-    # The implementation of attention is the one that a user gets: of those that can be asked for, one or another of each model is wrong.
+    # The implementation of attention is the one that a user gets: of those that can be asked for, one or another of
+    # each model is wrong.
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     if weight_bytes > memory_bytes:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -57,9 +59,13 @@ def their_logits(
     with _quiet(transformers), _falcons_alibi_in_float32(architecture):
         try:
             model_class = getattr(transformers, architecture)
-            model = model_class.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options).eval()
+            model = model_class.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, **options
+            ).eval()
         except (ValueError, OSError, RuntimeError, KeyError, AttributeError, TypeError) as error:
-            raise ConversionError(f"transformers can't load {folder} as {architecture}, so nothing can be compared: {error}") from error
+            raise ConversionError(
+                f"transformers can't load {folder} as {architecture}, so nothing can be compared: {error}"
+            ) from error
         logits = []
         for tokens in inputs:
             logits.append(model(input_ids=tokens, use_cache=False).logits.float())
@@ -95,7 +101,9 @@ def folder_of_gguf(file: Path, folder: Path) -> None:
     where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
     with _silent(transformers):
         try:
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **where)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                str(file.parent), dtype=torch.float32, **where
+            )
             # Its weights are plain float32 now; the mark that they came quantized would keep them from being saved.
             model.hf_quantizer = None
             if hasattr(model.config, "quantization_config"):
@@ -135,7 +143,9 @@ def save_fast_tokenizer(source: Path, folder: Path) -> bool:
 
     with _quiet(transformers):
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(source), local_files_only=True, trust_remote_code=False
+            )
             tokenizer.save_pretrained(str(folder))
         except Exception:  # noqa: BLE001 - without sentencepiece or tiktoken installed it fails in every way; the caller tells so
             return False
@@ -156,7 +166,9 @@ def text_tokens(folder: Path, texts: Sequence[str]) -> list[list[int]]:
             tokenizer = tokenizer_class(tokenizer_file=str(folder / "tokenizer.json"))
             return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
         except Exception as error:  # the tokenizers package raises plain Exception
-            raise ConversionError(f"{folder / 'tokenizer.json'} is not a tokenizer that transformers can read: {error}") from error
+            raise ConversionError(
+                f"{folder / 'tokenizer.json'} is not a tokenizer that transformers can read: {error}"
+            ) from error
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """Chat templates: from messages to the token ids that the model continues with the assistant's turn. The only file that imports `jinja2`.
 
-A template is a Jinja program that comes with a model (chat_template.jinja, or the field chat_template of tokenizer_config.json) and writes the messages
-with the model's special tokens around them. It runs in Jinja's sandbox, with the functions that such templates expect of the `transformers` package.
+A template is a Jinja program that comes with a model (chat_template.jinja, or the field chat_template of
+tokenizer_config.json) and writes the messages with the model's special tokens around them. It runs in Jinja's sandbox,
+with the functions that such templates expect of the `transformers` package.
 
-Only the template may write special tokens: where a message spells one out, the spelling is marked before the template runs, and encoded as plain text
-after it. The marks are two code points that Unicode reserves for uses of this kind.
+Only the template may write special tokens: where a message spells one out, the spelling is marked before the template
+runs, and encoded as plain text after it. The marks are two code points that Unicode reserves for uses of this kind.
 """
 
 import json
@@ -44,7 +45,11 @@ class ChatTemplate:
     def find(cls, folder: Path) -> "ChatTemplate | None":
         """Return the template in a run folder, None where it has none; ChatError where its files can't be read."""
         config = read_json(folder / "tokenizer_config.json")
-        names = {name: text for name, value in config.items() if name.endswith("_token") and (text := token_text(value)) is not None}
+        names = {
+            name: text
+            for name, value in config.items()
+            if name.endswith("_token") and (text := token_text(value)) is not None
+        }
         path = folder / "chat_template.jinja"
         if path.exists():
             return cls(path.read_text(encoding="utf-8"), str(path), names)
@@ -66,11 +71,19 @@ class ChatTemplate:
         environment = _environment()
         import jinja2
 
-        known = {**self.names, "messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        known = {
+            **self.names,
+            "messages": list(messages),
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
             text: str = environment.from_string(self.source).render(known)
         except jinja2.TemplateSyntaxError as error:
-            raise ChatError(f"the chat template of {self.origin} is wrong at line {error.lineno}: {error.message}") from error
+            raise ChatError(
+                f"the chat template of {self.origin} is wrong at line {error.lineno}: {error.message}"
+            ) from error
         except jinja2.TemplateError as error:
             raise ChatError(f"the chat template of {self.origin} refuses these messages: {error}") from error
         except (
@@ -85,7 +98,9 @@ class ChatTemplate:
             raise ChatError(f"the chat template of {self.origin} fails on these messages: {error}") from error
         return text
 
-    def encode(self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True) -> list[int]:
+    def encode(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True
+    ) -> list[int]:
         """Return the token ids of the conversation: special tokens where the template writes them, plain text where a message does.
 
         Raises ChatError for messages that are none, and as `render` does.
@@ -94,7 +109,9 @@ class ChatTemplate:
         control = self._control_tokens(tokenizer)
         # Longer ones first: a token takes precedence over one that it contains.
         pattern = re.compile("|".join(re.escape(token) for token in sorted(control, key=len, reverse=True)) or "(?!)")
-        text = self.render([_marked(message, pattern) for message in messages], add_generation_prompt=add_generation_prompt)
+        text = self.render(
+            [_marked(message, pattern) for message in messages], add_generation_prompt=add_generation_prompt
+        )
         ids: list[int] = []
         for number, piece in enumerate(re.split(f"{_START}({pattern.pattern}){_END}|[{_START}{_END}]", text)):
             if piece:  # None stands for a mark that the template has parted from its other half
@@ -103,7 +120,11 @@ class ChatTemplate:
 
     def _control_tokens(self, tokenizer: Tokenizer) -> list[str]:
         """Special tokens, and other added ones that the template writes; blank ones are layout and stay text."""
-        return [text for text, is_special in tokenizer.added_tokens().items() if text.strip() and (is_special or text in self.source)]
+        return [
+            text
+            for text, is_special in tokenizer.added_tokens().items()
+            if text.strip() and (is_special or text in self.source)
+        ]
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -111,7 +132,9 @@ def check_messages(messages: Sequence[Message]) -> None:
     if not messages:
         raise ChatError("a conversation must have at least one message")
     for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+        if not isinstance(message, Mapping) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
             raise ChatError(
                 f"message {number} must be a record with the texts role and content; it is {json.dumps(message, default=str)[:200]}"
             )
@@ -178,10 +201,18 @@ def _environment() -> Any:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
     environment.filters["tojson"] = tojson  # jinja2's own escapes what HTML would
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)

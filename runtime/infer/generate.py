@@ -1,7 +1,8 @@
 """Generation at any layout: prompts of any lengths in one batch, with a key-value cache; every rank learns every token.
 
-A pass goes through the stages in order. With several pipeline ranks the batch is cut into as many groups of samples, so that each rank works on one group
-while the others work on theirs; the last rank draws the tokens, which travel on around the ring of ranks ahead of the next pass's hidden states.
+A pass goes through the stages in order. With several pipeline ranks the batch is cut into as many groups of samples, so
+that each rank works on one group while the others work on theirs; the last rank draws the tokens, which travel on
+around the ring of ranks ahead of the next pass's hidden states.
 """
 
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ def check_prompts(prompts: Sequence[Sequence[int]], config: TransformerConfig) -
             )
 
 
-@torch.inference_mode()  # tensors without versions and views without history: a pass of a small model takes a sixth less
+# tensors without versions and views without history: a pass of a small model takes a sixth less
+@torch.inference_mode()
 def generate(
     stages: dict[int, Stage],
     mesh: Mesh,
@@ -60,7 +62,8 @@ def generate(
 
     Args:
         prompts: token ids, at least one and at most spec.transformer.max_seq_len each.
-        watch: called with (sample, token) for each new token that is no stop token, on every rank; returns whether the sample ends with it.
+        watch: called with (sample, token) for each new token that is no stop token, on every rank; returns whether the
+            sample ends with it.
         first_sample: number of the first prompt among all that are continued with this seed.
     Raises:
         ValueError: a prompt is empty or too long.
@@ -100,7 +103,8 @@ class _Passes:
         """Go on until every sample has ended."""
         active = list(range(len(self._groups)))
         while active:
-            # Stages of one rank in order, and in each all groups: the order in which every link of the ring carries its tensors.
+            # Stages of one rank in order, and in each all groups: the order in which every link of the ring carries its
+            # tensors.
             for stage_index in self._stages:
                 for number in active:
                     if stage_index < self._mesh.pp.size:
@@ -157,6 +161,8 @@ class _Passes:
         local = stage.logits(hidden[:, -1:])[:, -1]
         logits = all_gather(local, self._place.tp).transpose(0, 1).flatten(1)[:, : self._vocab_size]
         drawn = group.choose(logits)
-        if self._place.tp.size > 1:  # a sum over a GPU's threads need not give the same bits twice: one rank's draw counts
+        if (
+            self._place.tp.size > 1
+        ):  # a sum over a GPU's threads need not give the same bits twice: one rank's draw counts
             all_reduce(drawn.mul_(self._place.tp.rank == 0), self._place.tp)
         return drawn

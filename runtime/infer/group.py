@@ -1,8 +1,9 @@
 """Samples that go through the stages together while text is generated: what each has so far, and what the model reads next.
 
-A pass feeds the same number of tokens to every sample: as many as the one with the most tokens outside of the key-value cache needs. One with fewer feeds
-tokens again that the cache has, one that has no more is padded on the left. So the prompts are one pass, each new token is one, and where a text has
-filled the model's context, the half of it that is kept is one. With sequence parallelism the number is rounded up to a multiple of tp.
+A pass feeds the same number of tokens to every sample: as many as the one with the most tokens outside of the key-value
+cache needs. One with fewer feeds tokens again that the cache has, one that has no more is padded on the left. So the
+prompts are one pass, each new token is one, and where a text has filled the model's context, the half of it that is
+kept is one. With sequence parallelism the number is rounded up to a multiple of tp.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +33,8 @@ class Completion:
 
     Args:
         tokens: the new tokens, the stop token that ended it included.
-        finish: why it ended: max_new_tokens, a stop token, `watch` (a stop string), or a full context. "length" until then.
+        finish: why it ended: max_new_tokens, a stop token, `watch` (a stop string), or a full context. "length" until
+            then.
         slides: how often the model's context was full and its older half was left behind.
     """
 
@@ -58,7 +60,13 @@ class SampleGroup:
         place: Placement,
         watch: Watch,
     ) -> None:
-        self.first_sample, self.sampling, self.config, self.place, self.watch = first_sample, sampling, config, place, watch
+        self.first_sample, self.sampling, self.config, self.place, self.watch = (
+            first_sample,
+            sampling,
+            config,
+            place,
+            watch,
+        )
         self.completions = [Completion() for _ in prompts]
         self.num_new = self.num_passes = 0
         self._prompts = prompts
@@ -87,7 +95,9 @@ class SampleGroup:
         if new == 1:
             rows = [context[-1:] for context in contexts]
         else:
-            rows = [[_PADDING] * (new - length) + context[-new:] for context, length in zip(contexts, lengths, strict=True)]
+            rows = [
+                [_PADDING] * (new - length) + context[-new:] for context, length in zip(contexts, lengths, strict=True)
+            ]
         self.cache.extend_to(lengths)
         self._num_cached = lengths
         self.num_passes += 1

@@ -54,7 +54,9 @@ class RunText:
         end = tokenizer.id_of(token_text(read_json(folder / "tokenizer_config.json").get("eos_token")) or "")
         if end is not None:
             stops.add(end)
-        return cls(folder, tokenizer, tuple(sorted(stops)), ChatTemplate.find(folder), (folder / "import.json").exists())
+        return cls(
+            folder, tokenizer, tuple(sorted(stops)), ChatTemplate.find(folder), (folder / "import.json").exists()
+        )
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the token ids that the model continues, at least one.
@@ -73,7 +75,9 @@ class RunText:
         """Return the id of a token by its name; ValueError where the vocabulary has no such token."""
         found = self.tokenizer.id_of(token)
         if found is None:
-            raise DataError(f"{token!r} is no token of {self.folder / 'tokenizer.json'}; to end before a text, give it as a stop string")
+            raise DataError(
+                f"{token!r} is no token of {self.folder / 'tokenizer.json'}; to end before a text, give it as a stop string"
+            )
         return found
 
     def _template(self) -> ChatTemplate:
@@ -88,7 +92,8 @@ class RunText:
 def read_prompts(path: Path) -> list[Prompt]:
     """Return the prompts of a file: each line of a .jsonl file is JSON, each line of any other file is a text to continue.
 
-    A JSON line is a text, or a record with `prompt` (a text) or `messages` (records with `role` and `content`), and perhaps `id` (a text or a number).
+    A JSON line is a text, or a record with `prompt` (a text) or `messages` (records with `role` and `content`), and
+    perhaps `id` (a text or a number).
 
     Raises:
         DataError: the file has no prompt, or a line is not what it must be; names the line.
@@ -98,7 +103,9 @@ def read_prompts(path: Path) -> list[Prompt]:
         content = path.read_text(encoding="utf-8")  # newlines of any system become \n
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
-    lines = content.removesuffix("\n").split("\n")  # not splitlines, which parts a JSON text at characters that are no end of a line
+    lines = content.removesuffix("\n").split(
+        "\n"
+    )  # not splitlines, which parts a JSON text at characters that are no end of a line
     if not content:
         raise DataError(f"{path} has no prompt; write one a line")
     if path.suffix != ".jsonl":
@@ -116,10 +123,18 @@ def _parse_line(line: str, where: str) -> Prompt:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise DataError(f"{where} is not JSON ({error}); write one JSON value a line, or call the file .txt for plain lines") from error
+        raise DataError(
+            f"{where} is not JSON ({error}); write one JSON value a line, or call the file .txt for plain lines"
+        ) from error
     record: dict[str, Any] = {"prompt": value} if isinstance(value, str) else value
-    if not isinstance(record, dict) or len({"prompt", "messages"} & record.keys()) != 1 or record.keys() - {"prompt", "messages", "id"}:
-        raise DataError(f"{where} must be a text, or a record with either prompt or messages, and perhaps id; it is {line[:200]}")
+    if (
+        not isinstance(record, dict)
+        or len({"prompt", "messages"} & record.keys()) != 1
+        or record.keys() - {"prompt", "messages", "id"}
+    ):
+        raise DataError(
+            f"{where} must be a text, or a record with either prompt or messages, and perhaps id; it is {line[:200]}"
+        )
     text, messages, name = record.get("prompt"), record.get("messages"), record.get("id")
     if "prompt" in record and not isinstance(text, str):
         raise DataError(f"{where}: prompt must be a text; it is {json.dumps(text)[:200]}")

@@ -10,8 +10,8 @@ from trimaran.runtime.mesh import Mesh
 class Ring:
     """Transfers from each pipeline rank to the next, the last one's to the first.
 
-    A link delivers in the order of sending. Sends do not wait; a receive waits, within the group's time-out. On NCCL each directed link has a group of
-    its own (`Mesh.links`).
+    A link delivers in the order of sending. Sends do not wait; a receive waits, within the group's time-out. On NCCL
+    each directed link has a group of its own (`Mesh.links`).
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -26,7 +26,9 @@ class Ring:
         target = self._group.ranks[(self._rank + 1) % self._size]
         x = x.contiguous()
         work = dist.isend(x, group=group.process_group, group_dst=peer)
-        self._sent.setdefault(topic, []).append((bounded(work, group, f"a send of {list(x.shape)} to rank {target}"), x))
+        self._sent.setdefault(topic, []).append(
+            (bounded(work, group, f"a send of {list(x.shape)} to rank {target}"), x)
+        )
 
     def receive(self, x: Tensor) -> Tensor:
         """Fill `x` [contiguous] with what the rank before sends, and return it; RuntimeError where nothing comes."""

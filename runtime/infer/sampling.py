@@ -1,7 +1,7 @@
 """From logits to tokens: the filters, each a function of logits [batch, vocab], and the draw.
 
-A filter gives the tokens it leaves out a logit of -inf. Formulas and order are those of the processors of the `transformers` package, so that the same
-settings mean the same there; sources in `settings.Sampling`.
+A filter gives the tokens it leaves out a logit of -inf. Formulas and order are those of the processors of the
+`transformers` package, so that the same settings mean the same there; sources in `settings.Sampling`.
 """
 
 from collections.abc import Sequence

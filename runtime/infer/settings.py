@@ -13,14 +13,17 @@ class Sampling:
         max_new_tokens: longest continuation.
         temperature: logits are divided by it; 0 takes the likeliest token, and no filter matters then.
         top_k: only the k likeliest tokens may be drawn; 0 for all.
-        top_p: only the likeliest tokens that together have this probability may be drawn; 1 for all (Holtzman et al. 2020, section 3.1).
-        min_p: only tokens that have this part of the likeliest token's probability may be drawn; 0 for all (Nguyen et al. 2024, section 3).
-        repetition_penalty: logits of tokens that the text has already are divided by it if positive, else multiplied; 1 for none
-            (Keskar et al., CTRL, 2019, section 4.1).
+        top_p: only the likeliest tokens that together have this probability may be drawn; 1 for all (Holtzman et al.
+            2020, section 3.1).
+        min_p: only tokens that have this part of the likeliest token's probability may be drawn; 0 for all (Nguyen et
+            al. 2024, section 3).
+        repetition_penalty: logits of tokens that the text has already are divided by it if positive, else multiplied; 1
+            for none (Keskar et al., CTRL, 2019, section 4.1).
         min_new_tokens: no stop token is drawn before that many tokens.
         seed: the draw of a token depends on (seed, sample, number of the new token) alone.
         stop_tokens: a continuation ends after any of them.
-        context: what happens when a text fills the model's context: "slide" goes on from its newer half, "stop" ends it.
+        context: what happens when a text fills the model's context: "slide" goes on from its newer half, "stop" ends
+            it.
     Raises ValueError for a value out of its range.
     """
 
@@ -40,7 +43,11 @@ class Sampling:
         for name in ("max_new_tokens", "temperature", "top_k", "min_new_tokens"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
-                raise ValueError(f"{name} ({value}) must not be negative" if value < 0 else f"{name} ({value}) must be a finite number")
+                raise ValueError(
+                    f"{name} ({value}) must not be negative"
+                    if value < 0
+                    else f"{name} ({value}) must be a finite number"
+                )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p ({self.top_p}) must be above 0 and at most 1; 1 leaves every token")
         if not 0 <= self.min_p <= 1:
@@ -48,7 +55,9 @@ class Sampling:
         if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty ({self.repetition_penalty}) must be above 0; 1 changes nothing")
         if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(f"min_new_tokens ({self.min_new_tokens}) must not be above max_new_tokens ({self.max_new_tokens})")
+            raise ValueError(
+                f"min_new_tokens ({self.min_new_tokens}) must not be above max_new_tokens ({self.max_new_tokens})"
+            )
         if self.context not in ("slide", "stop"):
             raise ValueError(f"context ({self.context!r}) must be 'slide' or 'stop'")
 

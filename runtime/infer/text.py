@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from trimaran.runtime.data.tokenizer import Tokenizer
 
-_CONTEXT = 8  # tokens before the new ones that are decoded with them: some decoders treat the first token of a text in a special way
+# tokens before the new ones that are decoded with them: some decoders treat the first token of a text in a special way
+_CONTEXT = 8
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -19,8 +20,8 @@ class TextStream:
 
     Args:
         prompt: token ids before the continuation.
-        stops: the text ends before the first of these strings; where two end with the same character, before the longer one. Only the continuation is
-            searched, and how its characters are cut into tokens is of no account.
+        stops: the text ends before the first of these strings; where two end with the same character, before the longer
+            one. Only the continuation is searched, and how its characters are cut into tokens is of no account.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
@@ -70,4 +71,6 @@ def _first_stop(text: str, stops: Sequence[str]) -> int | None:
 def _length_of_beginning(text: str, stops: Sequence[str]) -> int:
     """Return how many characters at the end of the text are the beginning of a stop string."""
     longest = min(len(text), max((len(stop) for stop in stops), default=1) - 1)
-    return next((length for length in range(longest, 0, -1) if any(stop.startswith(text[-length:]) for stop in stops)), 0)
+    return next(
+        (length for length in range(longest, 0, -1) if any(stop.startswith(text[-length:]) for stop in stops)), 0
+    )

@@ -22,7 +22,7 @@ class _GivenGradient(torch.autograd.Function):
 def backward(output: Tensor, grad: Tensor) -> None:
     """Run the backward pass of `output` with the gradient `grad` of its shape.
 
-    The same as `torch.autograd.backward(output, grad)`, which however imports sympy the first time it is given a gradient: a second of CPU time on
-    every rank before its first step.
+    The same as `torch.autograd.backward(output, grad)`, which however imports sympy the first time it is given a
+    gradient: a second of CPU time on every rank before its first step.
     """
     _GivenGradient.apply(output, grad).backward()  # type: ignore[no-untyped-call]

@@ -101,7 +101,9 @@ def timeline_svg(spans: Sequence[Span], title: str, *, width: float = 1100.0, ro
     return "\n".join([*parts, "</svg>"])
 
 
-def save_png(spans: Sequence[Span], path: str | Path, title: str = "", *, width: float = 1100.0, row_height: float = 34.0) -> None:
+def save_png(
+    spans: Sequence[Span], path: str | Path, title: str = "", *, width: float = 1100.0, row_height: float = 34.0
+) -> None:
     """Draw the same picture with matplotlib and write it to `path` as a PNG of 2 x `width` pixels.
 
     Raises:
@@ -116,7 +118,9 @@ def save_png(spans: Sequence[Span], path: str | Path, title: str = "", *, width:
     figure = Figure(figsize=(frame.width / 100, frame.height / 100), dpi=200, facecolor="white")
     FigureCanvasAgg(figure)
     plot_height = frame.num_ranks * frame.row_height
-    axes = figure.add_axes((_LEFT / frame.width, _BOTTOM / frame.height, frame.plot_width / frame.width, plot_height / frame.height))
+    axes = figure.add_axes(
+        (_LEFT / frame.width, _BOTTOM / frame.height, frame.plot_width / frame.width, plot_height / frame.height)
+    )
     axes.set_xlim(frame.start, frame.stop if frame.stop > frame.start else frame.start + 1)
     axes.set_ylim(frame.num_ranks - 0.5, -0.5)
     axes.set_yticks(range(frame.num_ranks), [f"rank {rank}" for rank in range(frame.num_ranks)])
@@ -133,7 +137,16 @@ def save_png(spans: Sequence[Span], path: str | Path, title: str = "", *, width:
     handles = [Patch(color=_FORWARD_SHADES[0], label="forward"), Patch(color=_BACKWARD_SHADES[0], label="backward")]
     handles += [Patch(color=_TRANSFER_COLOR, label="transfer"), Patch(facecolor=_TRACK, edgecolor=_GRID, label="idle")]
     place = (x, 1 - 36 / frame.height)
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=4, frameon=False, fontsize=8, borderpad=0, borderaxespad=0)
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=place,
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+        borderpad=0,
+        borderaxespad=0,
+    )
     figure.savefig(path, format="png")
 
 
@@ -141,18 +154,33 @@ def _draw_png_rows(axes: "Axes", spans: Sequence[Span], frame: _Frame, idle: Seq
     bar = frame.bar_height / frame.row_height
     for rank, share in enumerate(idle):
         axes.broken_barh([(frame.start, frame.stop - frame.start)], (rank - bar / 2, bar), color=_TRACK, linewidth=0)
-        axes.annotate(f"{share:.1%} idle", (1, rank), (6, 0), ("axes fraction", "data"), "offset points", size=8, color=_MUTED, va="center")
+        axes.annotate(
+            f"{share:.1%} idle",
+            (1, rank),
+            (6, 0),
+            ("axes fraction", "data"),
+            "offset points",
+            size=8,
+            color=_MUTED,
+            va="center",
+        )
     chunks = _chunk_numbers(spans)
     for span in spans:
         duration = span.stop - span.start
         if not span.action.kind.is_compute:
-            axes.broken_barh([(span.start, duration)], (span.rank + bar / 2 + 0.02, 0.07), color=_TRANSFER_COLOR, linewidth=0)
+            axes.broken_barh(
+                [(span.start, duration)], (span.rank + bar / 2 + 0.02, 0.07), color=_TRANSFER_COLOR, linewidth=0
+            )
             continue
         color, ink = _paint(span, chunks[span.rank, span.action.stage])
-        axes.broken_barh([(span.start, duration)], (span.rank - bar / 2, bar), facecolor=color, edgecolor="white", linewidth=0.6)
+        axes.broken_barh(
+            [(span.start, duration)], (span.rank - bar / 2, bar), facecolor=color, edgecolor="white", linewidth=0.6
+        )
         label = str(span.action.microbatch)
         if _label_fits(label, frame.x(span.stop) - frame.x(span.start)):
-            axes.text(span.start + duration / 2, span.rank, label, ha="center", va="center_baseline", size=7.5, color=ink)
+            axes.text(
+                span.start + duration / 2, span.rank, label, ha="center", va="center_baseline", size=7.5, color=ink
+            )
 
 
 def _summary(frame: _Frame, idle: Sequence[float]) -> str:
@@ -192,7 +220,9 @@ def _paint(span: Span, chunk: int) -> tuple[str, str]:
     return shades[shade], "#ffffff" if shade == 0 else _DARK_TEXT
 
 
-def _text(x: float, y: float, text: str, *, size: int = 12, color: str = _INK, anchor: str = "start", weight: int = 400) -> str:
+def _text(
+    x: float, y: float, text: str, *, size: int = 12, color: str = _INK, anchor: str = "start", weight: int = 400
+) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" fill="{color}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
@@ -224,7 +254,9 @@ def _axis(frame: _Frame) -> list[str]:
     parts = []
     for tick in _ticks(frame.stop - frame.start):
         x = frame.x(frame.start + tick)
-        parts.append(f'<line x1="{x:.1f}" y1="{_TOP:g}" x2="{x:.1f}" y2="{bottom + 4:.1f}" stroke="{_GRID}" stroke-width="0.75"/>')
+        parts.append(
+            f'<line x1="{x:.1f}" y1="{_TOP:g}" x2="{x:.1f}" y2="{bottom + 4:.1f}" stroke="{_GRID}" stroke-width="0.75"/>'
+        )
         parts.append(_text(x, bottom + 18, f"{tick:.6g}", size=11, color=_MUTED, anchor="middle"))
     parts.append(_text(_LEFT + frame.plot_width / 2, bottom + 36, "time (ms)", size=11, color=_MUTED, anchor="middle"))
     return parts
@@ -270,9 +302,7 @@ def _box(span: Span, chunk: int, frame: _Frame) -> str:
 def _wire(span: Span, frame: _Frame) -> str:
     x, width = frame.x(span.start), max(frame.x(span.stop) - frame.x(span.start), 0.6)
     y = frame.y(span.rank) + frame.row_height - 3
-    return (
-        f'<g>{_tooltip(span, frame)}<rect x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="2.4" rx="1.2" fill="{_TRANSFER_COLOR}"/></g>'
-    )
+    return f'<g>{_tooltip(span, frame)}<rect x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="2.4" rx="1.2" fill="{_TRANSFER_COLOR}"/></g>'
 
 
 def _tooltip(span: Span, frame: _Frame) -> str:

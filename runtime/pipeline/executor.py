@@ -25,8 +25,10 @@ class Executor:
         actions: this rank's list, with communication.
         loss_weight: what each token's loss counts in the gradient, such as 1 / tokens of the global batch.
         on_last_backward: called with the stage's index before its last backward of the step.
-        loss: after `run`, the sum of the losses of this rank's microbatches [scalar], zero on ranks without the last stage.
-        spans: after `run`, (action, start, stop) of every compute action, in seconds since `run` began; waiting for its input is left out.
+        loss: after `run`, the sum of the losses of this rank's microbatches [scalar], zero on ranks without the last
+            stage.
+        spans: after `run`, (action, start, stop) of every compute action, in seconds since `run` began; waiting for its
+            input is left out.
     """
 
     def __init__(

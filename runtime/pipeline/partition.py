@@ -25,8 +25,8 @@ def partition_layers(
 ) -> list[range]:
     """Contiguous layer ranges, one per stage, with the exact minimum of the largest stage cost.
 
-    Stage 0 also pays `embedding_cost` and the last stage `head_cost` (any one unit). Among equal maxima the layer counts
-    are as even as possible; what is left over goes to cheaper stages first, then to later ones, which hold fewer
+    Stage 0 also pays `embedding_cost` and the last stage `head_cost` (any one unit). Among equal maxima the layer
+    counts are as even as possible; what is left over goes to cheaper stages first, then to later ones, which hold fewer
     microbatches in flight.
 
     Args:
@@ -41,7 +41,9 @@ def partition_layers(
         return _ranges(layers_per_stage)
     for name, cost in (("layer_cost", layer_cost), ("embedding_cost", embedding_cost), ("head_cost", head_cost)):
         if not math.isfinite(cost) or cost < 0 or (name == "layer_cost" and cost == 0):
-            raise ValueError(f"{name} must be finite and {'above' if name == 'layer_cost' else 'at least'} 0; got {cost}")
+            raise ValueError(
+                f"{name} must be finite and {'above' if name == 'layer_cost' else 'at least'} 0; got {cost}"
+            )
     # Fractions hold floats exactly, so equal costs compare equal and the minimum is exact.
     layer = Fraction(layer_cost)
     extras = [Fraction(0)] * num_stages
@@ -51,7 +53,9 @@ def partition_layers(
     return _ranges(_even_counts(num_layers, layer, extras, limits))
 
 
-def stage_layers(config: "TransformerConfig", seq_len: int, num_stages: int, layers_per_stage: Sequence[int] | None = None) -> list[range]:
+def stage_layers(
+    config: "TransformerConfig", seq_len: int, num_stages: int, layers_per_stage: Sequence[int] | None = None
+) -> list[range]:
     """The layers of each stage of `config`: `layers_per_stage` if given, else balanced by FLOPs at `seq_len` tokens.
 
     Raises:
@@ -120,7 +124,9 @@ def _check_sizes(num_layers: int, num_stages: int) -> None:
 def _check_counts(num_layers: int, num_stages: int, counts: Sequence[int]) -> None:
     shown = list(counts)
     if len(counts) != num_stages:
-        raise ValueError(f"layers_per_stage needs one entry per stage, pp x virtual_stages ({num_stages}); got {len(counts)}: {shown}")
+        raise ValueError(
+            f"layers_per_stage needs one entry per stage, pp x virtual_stages ({num_stages}); got {len(counts)}: {shown}"
+        )
     if min(counts) < 1:
         raise ValueError(f"layers_per_stage needs at least one layer in every stage; got {shown}")
     if sum(counts) != num_layers:

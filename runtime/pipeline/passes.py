@@ -1,7 +1,7 @@
 """Passes over a schedule: add the sends and receives, then prove that the result can run.
 
-A transfer has two ends. `SEND_F(s, m)` starts sending the output of stage s; `RECV_F(s + 1, m)` posts the receive of the
-input of stage s + 1. Backward mirrors it: `SEND_B(s, m)` starts sending the gradient of stage s's input and
+A transfer has two ends. `SEND_F(s, m)` starts sending the output of stage s; `RECV_F(s + 1, m)` posts the receive of
+the input of stage s + 1. Backward mirrors it: `SEND_B(s, m)` starts sending the gradient of stage s's input and
 `RECV_B(s - 1, m)` posts the receive of the gradient of stage s - 1's output. Both ends are non-blocking; only F and B
 wait, for the input they need. Messages of one channel (sender, receiver, forward or backward) arrive in the order in
 which they were sent, and the two directions never share a channel, even where two ranks are each other's neighbour on
@@ -25,9 +25,16 @@ _PARTNERS = {
     ActionKind.SEND_B: (ActionKind.RECV_B, -1),
     ActionKind.RECV_B: (ActionKind.SEND_B, 1),
 }
-_MAKER_OF = {ActionKind.SEND_F: ActionKind.F, ActionKind.SEND_B: ActionKind.B}  # a send -> the compute that makes its data
-# A compute -> the receive of its input, the send of its result, and the step from its stage to the one its input is from.
-_ENDS_OF = {ActionKind.F: (ActionKind.RECV_F, ActionKind.SEND_F, -1), ActionKind.B: (ActionKind.RECV_B, ActionKind.SEND_B, 1)}
+_MAKER_OF = {
+    ActionKind.SEND_F: ActionKind.F,
+    ActionKind.SEND_B: ActionKind.B,
+}  # a send -> the compute that makes its data
+# A compute -> the receive of its input, the send of its result, and the step from its stage to the one its input is
+# from.
+_ENDS_OF = {
+    ActionKind.F: (ActionKind.RECV_F, ActionKind.SEND_F, -1),
+    ActionKind.B: (ActionKind.RECV_B, ActionKind.SEND_B, 1),
+}
 # Looking a member up on the class costs more than the rest of a loop over actions in Python 3.11.
 _FORWARD, _BACKWARD = ActionKind.F, ActionKind.B
 
@@ -90,7 +97,9 @@ def add_communication(schedule: Sequence[Sequence[Action]]) -> Schedule:
         ScheduleError: the schedule has communication already.
     """
     if has_communication(schedule):
-        raise ScheduleError(["add_communication takes compute actions (F and B) only, and this schedule has sends or receives already"])
+        raise ScheduleError(
+            ["add_communication takes compute actions (F and B) only, and this schedule has sends or receives already"]
+        )
     num_ranks = len(schedule)
     last_stage = max((action.stage for actions in schedule for action in actions), default=-1)
     result: Schedule = []
@@ -105,14 +114,16 @@ def add_communication(schedule: Sequence[Sequence[Action]]) -> Schedule:
     return result
 
 
-def validate(schedule: Sequence[Sequence[Action]], *, num_stages: int | None = None, num_microbatches: int | None = None) -> None:
+def validate(
+    schedule: Sequence[Sequence[Action]], *, num_stages: int | None = None, num_microbatches: int | None = None
+) -> None:
     """Prove that a schedule with communication runs to its end and computes every microbatch in every stage.
 
     Checked: every stage lives on rank `stage % num_ranks`; every stage runs every microbatch forward exactly once, and
-    backward exactly once (or never: a forward-only schedule); every transfer between ranks has one send and one receive,
-    and nothing else communicates; both ends of a channel list their messages in the same order; and playing the lists
-    through, with F and B waiting for what they need, no rank stays blocked (which also proves B after F, send after
-    compute and receive before use).
+    backward exactly once (or never: a forward-only schedule); every transfer between ranks has one send and one
+    receive, and nothing else communicates; both ends of a channel list their messages in the same order; and playing
+    the lists through, with F and B waiting for what they need, no rank stays blocked (which also proves B after F, send
+    after compute and receive before use).
 
     Args:
         num_stages: expected number of stages; None takes the highest stage in the schedule.
@@ -161,11 +172,17 @@ class _Shape:
 
     def allows(self, action: Action, rank: int) -> bool:
         on_its_rank = rank_of_stage(action.stage, self.num_ranks) == rank
-        return on_its_rank and 0 <= action.microbatch < self.num_microbatches and self.stage_allows(action.kind, action.stage)
+        return (
+            on_its_rank
+            and 0 <= action.microbatch < self.num_microbatches
+            and self.stage_allows(action.kind, action.stage)
+        )
 
     def num_actions(self) -> int:
         per_kind = [
-            self.num_stages if kind.is_compute else self.num_stages - 1 for kind in self.kinds if kind.is_compute or self.num_ranks > 1
+            self.num_stages if kind.is_compute else self.num_stages - 1
+            for kind in self.kinds
+            if kind.is_compute or self.num_ranks > 1
         ]
         return sum(per_kind) * self.num_microbatches
 
@@ -198,12 +215,19 @@ def _inventory_problems(schedule: Sequence[Sequence[Action]], shape: _Shape) -> 
         problems.append(f"{shape.num_stages} stages cannot be dealt evenly to {shape.num_ranks} ranks")
     counts = Counter(action for actions in schedule for action in actions)
     doubled = [f"{action} ({count} times)" for action, count in counts.items() if count > 1]
-    stray = [f"{action} on rank {rank}" for rank, actions in enumerate(schedule) for action in actions if not shape.allows(action, rank)]
+    stray = [
+        f"{action} on rank {rank}"
+        for rank, actions in enumerate(schedule)
+        for action in actions
+        if not shape.allows(action, rank)
+    ]
     missing: list[str] = []
     # As many different allowed actions as there must be are all of them; only else is it worth asking for each.
     if doubled or stray or len(counts) != shape.num_actions():
         # Lazily: one stray action with a huge index must not make us list millions of missing ones.
-        missing = [str(action) for action in islice((a for a in shape.actions() if a not in counts), _EXAMPLES_PER_PROBLEM + 1)]
+        missing = [
+            str(action) for action in islice((a for a in shape.actions() if a not in counts), _EXAMPLES_PER_PROBLEM + 1)
+        ]
     size = f"{shape.num_stages} stages x {shape.num_microbatches} microbatches on {shape.num_ranks} ranks"
     if shape.num_ranks > 1 and not has_communication(schedule):
         problems.append("no rank sends or receives: run add_communication first")
@@ -212,7 +236,9 @@ def _inventory_problems(schedule: Sequence[Sequence[Action]], shape: _Shape) -> 
     if doubled:
         problems.append(f"more than once: {_listing(doubled)}")
     if stray:
-        problems.append(f"does not belong there (stage s lives on rank s % {shape.num_ranks}; {size}): {_listing(stray)}")
+        problems.append(
+            f"does not belong there (stage s lives on rank s % {shape.num_ranks}; {size}): {_listing(stray)}"
+        )
     return problems
 
 
@@ -228,7 +254,9 @@ def _order_problems(schedule: Sequence[Sequence[Action]], shape: _Shape) -> list
             elif not action.kind.is_compute:
                 posted.setdefault((peer_rank(action, shape.num_ranks), rank, action.kind), []).append(action)
     problems = []
-    for (source, target, kind), receives in sorted(sent.items(), key=lambda item: (item[0][0], item[0][1], item[0][2].value)):
+    for (source, target, kind), receives in sorted(
+        sent.items(), key=lambda item: (item[0][0], item[0][1], item[0][2].value)
+    ):
         for position, (due, found) in enumerate(zip_longest(receives, posted.get((source, target, kind), []))):
             if due != found:
                 problems.append(
@@ -283,7 +311,8 @@ def _blocked_ranks(schedule: Sequence[Sequence[Action]], shape: _Shape) -> list[
     needed_by = {rank: need for need, ranks in sleepers.items() for rank in ranks}
     holders = {action: rank for rank, actions in enumerate(schedule) for action in actions} if needed_by else {}
     return [
-        _blocked_line(rank, schedule[rank], next_index[rank], needed_by[rank], holders.get(needed_by[rank])) for rank in sorted(needed_by)
+        _blocked_line(rank, schedule[rank], next_index[rank], needed_by[rank], holders.get(needed_by[rank]))
+        for rank in sorted(needed_by)
     ]
 
 

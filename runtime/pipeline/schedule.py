@@ -63,7 +63,9 @@ class Action:
         match = _ACTION_PATTERN.fullmatch(text.strip())
         if match is None:
             kinds = ", ".join(kind.value for kind in ActionKind)
-            raise ValueError(f"an action is <stage><kind><microbatch>, such as 2F0 or 2SEND_F0, with a kind of {kinds}; got {text!r}")
+            raise ValueError(
+                f"an action is <stage><kind><microbatch>, such as 2F0 or 2SEND_F0, with a kind of {kinds}; got {text!r}"
+            )
         stage, kind, microbatch = match.groups()
         return Action(ActionKind(kind), int(stage), int(microbatch))
 
@@ -92,14 +94,17 @@ def gpipe(num_ranks: int, num_microbatches: int) -> Schedule:
         ValueError: an argument is below 1.
     """
     _check_sizes(num_ranks, num_microbatches, 1)
-    return [[Action(kind, rank, m) for kind in (ActionKind.F, ActionKind.B) for m in range(num_microbatches)] for rank in range(num_ranks)]
+    return [
+        [Action(kind, rank, m) for kind in (ActionKind.F, ActionKind.B) for m in range(num_microbatches)]
+        for rank in range(num_ranks)
+    ]
 
 
 def one_f_one_b(num_ranks: int, num_microbatches: int) -> Schedule:
     """1F1B with a flush (PipeDream-flush; Narayanan et al. 2021, "Efficient Large-Scale ... Megatron-LM", section 2.2.1).
 
-    Rank r warms up with p - r - 1 forwards, then alternates one forward and one backward, then drains. The bubble equals
-    GPipe's, but rank r never holds more than min(m, p - r) microbatches.
+    Rank r warms up with p - r - 1 forwards, then alternates one forward and one backward, then drains. The bubble
+    equals GPipe's, but rank r never holds more than min(m, p - r) microbatches.
 
     Raises:
         ValueError: an argument is below 1.
@@ -134,16 +139,20 @@ def interleaved_1f1b(num_ranks: int, num_microbatches: int, virtual_stages: int)
         chunks = stages_of_rank(rank, num_ranks, virtual_stages)
         forwards = [Action(ActionKind.F, stage, m) for stage, m in _depth_first(chunks, num_ranks, num_microbatches)]
         # Backwards walk the chunks from the last one, in the same groups.
-        backwards = [Action(ActionKind.B, stage, m) for stage, m in _depth_first(chunks[::-1], num_ranks, num_microbatches)]
-        schedule.append(_warmup_steady_cooldown(forwards, backwards, 2 * (num_ranks - rank - 1) + (virtual_stages - 1) * num_ranks))
+        backwards = [
+            Action(ActionKind.B, stage, m) for stage, m in _depth_first(chunks[::-1], num_ranks, num_microbatches)
+        ]
+        schedule.append(
+            _warmup_steady_cooldown(forwards, backwards, 2 * (num_ranks - rank - 1) + (virtual_stages - 1) * num_ranks)
+        )
     return schedule
 
 
 def forward_only(num_ranks: int, num_microbatches: int, virtual_stages: int = 1) -> Schedule:
     """Forwards alone, for evaluation; any number of microbatches works with any number of chunks.
 
-    Every rank walks the same (chunk, microbatch) sequence and each input comes from an earlier rank or an earlier entry,
-    so a last group smaller than `num_ranks` cannot deadlock.
+    Every rank walks the same (chunk, microbatch) sequence and each input comes from an earlier rank or an earlier
+    entry, so a last group smaller than `num_ranks` cannot deadlock.
 
     Raises:
         ValueError: an argument is below 1.
@@ -207,7 +216,9 @@ def parse_schedule(text: str) -> Schedule:
 def _warmup_steady_cooldown(forwards: list[Action], backwards: list[Action], num_warmup: int) -> list[Action]:
     num_warmup = min(num_warmup, len(forwards))
     actions = forwards[:num_warmup]
-    for forward, backward in zip(forwards[num_warmup:], backwards, strict=False):  # the backwards left over are the cooldown
+    for forward, backward in zip(
+        forwards[num_warmup:], backwards, strict=False
+    ):  # the backwards left over are the cooldown
         actions += [forward, backward]
     return actions + backwards[len(forwards) - num_warmup :]
 
@@ -223,7 +234,11 @@ def _depth_first(chunks: list[int], group_size: int, num_microbatches: int) -> l
 
 
 def _check_sizes(num_ranks: int, num_microbatches: int, virtual_stages: int) -> None:
-    for name, value in (("num_ranks", num_ranks), ("num_microbatches", num_microbatches), ("virtual_stages", virtual_stages)):
+    for name, value in (
+        ("num_ranks", num_ranks),
+        ("num_microbatches", num_microbatches),
+        ("virtual_stages", virtual_stages),
+    ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
 

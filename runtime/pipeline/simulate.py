@@ -67,9 +67,10 @@ class Simulation:
 def simulate(schedule: Sequence[Sequence[Action]], costs: Costs) -> Simulation:
     """Play `schedule` as the executor does and time it.
 
-    A rank computes one action at a time. Sends overlap compute: a transfer starts once it is sent, its receive is posted
-    and the previous message of its channel (sender, receiver, forward or backward) is through; it then takes
-    `costs.transfer`. Channels do not slow each other down. A schedule of compute actions only gets its communication first.
+    A rank computes one action at a time. Sends overlap compute: a transfer starts once it is sent, its receive is
+    posted and the previous message of its channel (sender, receiver, forward or backward) is through; it then takes
+    `costs.transfer`. Channels do not slow each other down. A schedule of compute actions only gets its communication
+    first.
 
     Raises:
         ScheduleError: the schedule is not valid.
@@ -167,7 +168,13 @@ def _peak_in_flight(actions: Sequence[Action]) -> int:
 def _check_costs(costs: Costs, num_stages: int) -> None:
     for name, times in (("forward", costs.forward), ("backward", costs.backward)):
         if len(times) != num_stages:
-            raise ValueError(f"costs.{name} has {len(times)} entries, but the schedule has {num_stages} stages; give one time per stage")
-    for name, value in [("forward", t) for t in costs.forward] + [("backward", t) for t in costs.backward] + [("transfer", costs.transfer)]:
+            raise ValueError(
+                f"costs.{name} has {len(times)} entries, but the schedule has {num_stages} stages; give one time per stage"
+            )
+    for name, value in (
+        [("forward", t) for t in costs.forward]
+        + [("backward", t) for t in costs.backward]
+        + [("transfer", costs.transfer)]
+    ):
         if not 0.0 <= value < float("inf"):
             raise ValueError(f"costs.{name} must be finite and at least 0; got {value}")

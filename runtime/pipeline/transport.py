@@ -27,7 +27,8 @@ class Arrival:
 class Transport:
     """Sends and receives [batch, local seq, hidden] tensors of one shape and dtype along the pipeline.
 
-    On gloo the two directions are told apart by a tag; on NCCL each directed link has a group of its own (`Mesh.links`).
+    On gloo the two directions are told apart by a tag; on NCCL each directed link has a group of its own
+    (`Mesh.links`).
     """
 
     mesh: Mesh
@@ -45,7 +46,8 @@ class Transport:
     def send(self, action: Action, x: Tensor) -> None:
         """Start sending `x`, which is kept alive until it has left.
 
-        On gloo, where only a wait tells that, an activation is let go when its gradient comes back, a gradient at the end of the step.
+        On gloo, where only a wait tells that, an activation is let go when its gradient comes back, a gradient at the
+        end of the step.
         """
         peer = peer_rank(action, self.mesh.pp.size)
         group, index, tag = self._channel(action, self.mesh.pp.rank, peer)
@@ -68,7 +70,8 @@ class Transport:
         """Return the tensor once it is here.
 
         Raises:
-            RuntimeError: it did not come within the group's time-out, or its sender is gone; says who waits for whom, in which action.
+            RuntimeError: it did not come within the group's time-out, or its sender is gone; says who waits for whom,
+                in which action.
         """
         action = arrival.action
         self._wait(action, arrival.work)

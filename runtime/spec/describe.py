@@ -16,16 +16,25 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
         ("pipeline", _pipeline(spec)),
         ("layers per stage", _layers(spec)),
         ("batch", _batch(spec)),
-        ("tokens per step", f"{spec.tokens_per_step:,} ({spec.train.global_batch_size} sequences of {spec.train.seq_len})"),
+        (
+            "tokens per step",
+            f"{spec.tokens_per_step:,} ({spec.train.global_batch_size} sequences of {spec.train.seq_len})",
+        ),
         ("total tokens", _total_tokens(spec, shape)),
         ("training compute", _compute(spec, shape)),
         ("optimizer", _optimizer(spec)),
         ("learning rate", _learning_rate(spec)),
         ("precision", spec.precision.dtype),
-        ("kernels", f"{spec.kernels.backend}, {'deterministic' if spec.kernels.deterministic else 'not deterministic'}"),
+        (
+            "kernels",
+            f"{spec.kernels.backend}, {'deterministic' if spec.kernels.deterministic else 'not deterministic'}",
+        ),
         ("data", f"{', '.join(spec.data.source)}; {spec.data.held_out_fraction:.3g} of it held out"),
         ("objective", _objective(spec, shape)),
-        ("checkpoints", f"every {spec.checkpoint.interval} steps and at the end" if spec.checkpoint.interval else "at the end"),
+        (
+            "checkpoints",
+            f"every {spec.checkpoint.interval} steps and at the end" if spec.checkpoint.interval else "at the end",
+        ),
         ("output", spec.train.output_dir),
     ]
     return rows
@@ -70,9 +79,7 @@ def _vocabulary(spec: RunFields, shape: TransformerConfig) -> str:
 
 def _layout(spec: RunFields) -> str:
     parallel = spec.parallel
-    ranks = (
-        f"tp {parallel.tp} x pp {parallel.pp} x dp {parallel.dp} x cp {parallel.cp} = {spec.world_size} rank{'s' * (spec.world_size > 1)}"
-    )
+    ranks = f"tp {parallel.tp} x pp {parallel.pp} x dp {parallel.dp} x cp {parallel.cp} = {spec.world_size} rank{'s' * (spec.world_size > 1)}"
     kv_heads = spec.transformer.num_kv_heads
     if kv_heads > parallel.tp and kv_heads % parallel.tp:
         ranks += f", {kv_heads} key-value heads with their query heads as {-(-kv_heads // parallel.tp)} a tp rank, fewer on the last"
@@ -116,8 +123,12 @@ def _compute(spec: RunFields, shape: TransformerConfig) -> str:
 
 
 def _optimizer(spec: RunFields) -> str:
-    clipping = f"gradients clipped to {spec.optimizer.max_grad_norm:g}" if spec.optimizer.max_grad_norm else "no clipping"
-    return f"{spec.optimizer.name}, weight decay {spec.optimizer.weight_decay:g}, {clipping}, ZeRO stage {spec.zero.stage}"
+    clipping = (
+        f"gradients clipped to {spec.optimizer.max_grad_norm:g}" if spec.optimizer.max_grad_norm else "no clipping"
+    )
+    return (
+        f"{spec.optimizer.name}, weight decay {spec.optimizer.weight_decay:g}, {clipping}, ZeRO stage {spec.zero.stage}"
+    )
 
 
 def _learning_rate(spec: RunFields) -> str:

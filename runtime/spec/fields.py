@@ -47,7 +47,9 @@ class RunFields(BaseModel):
     zero: ZeroSection = Field(default_factory=ZeroSection, description="What the dp ranks share out between them.")
     data: DataSection = Field(default_factory=DataSection, description="The text.")
     optimizer: OptimizerSection = Field(description="The update rule.")
-    lr_schedule: LrScheduleSection = Field(default_factory=LrScheduleSection, description="The learning rate over the steps.")
+    lr_schedule: LrScheduleSection = Field(
+        default_factory=LrScheduleSection, description="The learning rate over the steps."
+    )
     precision: PrecisionSection = Field(default_factory=PrecisionSection, description="Number formats.")
     kernels: KernelsSection = Field(default_factory=KernelsSection, description="What computes.")
     train: TrainSection = Field(description="Length, batch and output folder.")
@@ -126,7 +128,10 @@ def _resolve_shape(fields: RunFields) -> tuple[dict[str, Any], set[str]]:
     unknown = {name for name in TransformerConfig.model_fields if name not in section}
     values: dict[str, Any] = dict(PRESETS[section["preset"]]) if section["preset"] else {}
     values |= {name: value for name, value in section.items() if name != "preset" and value is not None}
-    for name, source_section, source in (("vocab_size", "data", "tokenizer_vocab_size"), ("max_seq_len", "train", "seq_len")):
+    for name, source_section, source in (
+        ("vocab_size", "data", "tokenizer_vocab_size"),
+        ("max_seq_len", "train", "seq_len"),
+    ):
         held = vars(vars(fields)[source_section]) if source_section in vars(fields) else {}
         if name not in values and source in held:
             values[name] = held[source]

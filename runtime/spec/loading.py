@@ -24,7 +24,8 @@ def load_spec(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunSp
         overrides: changes on top of it, each `section.field=value` with the value in YAML, such as `parallel.tp=4`.
 
     Raises:
-        SpecError: the file is missing or not YAML, an override names no field, or the run breaks a rule; holds all errors.
+        SpecError: the file is missing or not YAML, an override names no field, or the run breaks a rule; holds all
+            errors.
     """
     source = str(path)
     document = read_yaml(_read_text(Path(path), source), source)
@@ -53,10 +54,14 @@ def _read_text(path: Path, source: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SpecError([FieldError(source, f"is not UTF-8 text (byte {error.start})", None, "save it as UTF-8")], source) from error
+        raise SpecError(
+            [FieldError(source, f"is not UTF-8 text (byte {error.start})", None, "save it as UTF-8")], source
+        ) from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise SpecError([FieldError(source, f"cannot be read: {reason}", None, "give the path of a YAML run spec")], source) from error
+        raise SpecError(
+            [FieldError(source, f"cannot be read: {reason}", None, "give the path of a YAML run spec")], source
+        ) from error
 
 
 def _override(raw: dict[str, Any], text: str, reading: Reading) -> None:

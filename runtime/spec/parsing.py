@@ -33,7 +33,9 @@ _KINDS: Final = MappingProxyType(
         "finite_number": "a finite number",
     }
 )
-_TRUTH: Final = MappingProxyType({"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"})
+_TRUTH: Final = MappingProxyType(
+    {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
+)
 
 
 @dataclass
@@ -52,7 +54,9 @@ class Reading:
 
     def add(self, errors: Sequence[FieldError]) -> None:
         """Note the errors, with the line each field stands on."""
-        self.errors += [replace(error, line=error.line or self.lines.get(error.field.partition("[")[0])) for error in errors]
+        self.errors += [
+            replace(error, line=error.line or self.lines.get(error.field.partition("[")[0])) for error in errors
+        ]
 
 
 def parse_spec(raw: Mapping[str, object]) -> RunSpec:
@@ -106,7 +110,11 @@ def _known_fields(raw: Mapping[str, object], reading: Reading) -> dict[str, Any]
                 continue
             # A misspelled section: what stands in it is checked as well, so that its errors come at once too.
             reading.unsure.discard(name)
-            reading.lines |= {f"{name}.{key}": reading.lines[f"{written}.{key}"] for key in value if f"{written}.{key}" in reading.lines}
+            reading.lines |= {
+                f"{name}.{key}": reading.lines[f"{written}.{key}"]
+                for key in value
+                if f"{written}.{key}" in reading.lines
+            }
         known[name] = _known_in_section(name, value, raw, reading)
     for name in RunFields.model_fields:
         if section_of(name):
@@ -205,7 +213,10 @@ def _words(path: str, detail: ErrorDetails) -> tuple[str, str]:
         return "must be a list with at least one item" + got, f"write it as {example}"
     if kind == "model_type":
         section = section_of(path) or RunFields
-        return "must be a section with fields" + got, f"write its fields below it, indented: {', '.join(section.model_fields)}"
+        return (
+            "must be a section with fields" + got,
+            f"write its fields below it, indented: {', '.join(section.model_fields)}",
+        )
     return _bound(path, detail, got)
 
 
@@ -233,7 +244,12 @@ def _choice(path: str, value: object) -> tuple[str, str]:
 
 
 def _bound(path: str, detail: ErrorDetails, got: str) -> tuple[str, str]:
-    for key, words, whole_number_step in (("ge", "at least", 0), ("gt", "above", 1), ("le", "at most", 0), ("lt", "below", -1)):
+    for key, words, whole_number_step in (
+        ("ge", "at least", 0),
+        ("gt", "above", 1),
+        ("le", "at most", 0),
+        ("lt", "below", -1),
+    ):
         limit = detail.get("ctx", {}).get(key)
         if limit is not None:
             side = "more" if key in ("ge", "gt") else "less"
@@ -241,7 +257,9 @@ def _bound(path: str, detail: ErrorDetails, got: str) -> tuple[str, str]:
                 return f"must be {words} {limit}{got}", f"set {path} to {limit + whole_number_step} or {side}"
             default = _default(path)
             limit = f"{limit:g}"
-            return f"must be {words} {limit}{got}", f"set {path} to a number {words} {limit}" + (f", such as {default}" if default else "")
+            return f"must be {words} {limit}{got}", f"set {path} to a number {words} {limit}" + (
+                f", such as {default}" if default else ""
+            )
     return f"{detail['msg'][0].lower()}{detail['msg'][1:]}{got}", f"see its description: {_description(path)}"
 
 

@@ -72,7 +72,9 @@ def _model_is_given(spec: RunFields, shape: TransformerConfig) -> Iterator[Field
     missing = [name for name in required if vars(spec.model).get(name, "invalid") is None]
     if missing:
         rule = f"needs num_layers, hidden_size and num_heads, or a preset; missing: {', '.join(missing)}"
-        fix = f"set model.{', model.'.join(missing)}, or model.preset to one of {len(PRESETS)} shapes such as llama-tiny"
+        fix = (
+            f"set model.{', model.'.join(missing)}, or model.preset to one of {len(PRESETS)} shapes such as llama-tiny"
+        )
         yield FieldError("model", rule, None, fix)
 
 
@@ -86,12 +88,15 @@ def _only_what_is_built(spec: RunFields, shape: TransformerConfig) -> Iterator[F
 
 
 def _triton_can_run(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
-    # What only the machine can say (no GPU, too old a GPU) is refused where the kernels are chosen: kernels/dispatch.py.
+    # What only the machine can say (no GPU, too old a GPU) is refused where the kernels are chosen:
+    # kernels/dispatch.py.
     if spec.kernels.backend != "triton":
         return
     fix = "set kernels.backend to auto or torch"
     if spec.precision.dtype == "float64":
-        yield FieldError("kernels.backend", "triton has no float64 kernels, and precision.dtype is float64", "triton", fix)
+        yield FieldError(
+            "kernels.backend", "triton has no float64 kernels, and precision.dtype is float64", "triton", fix
+        )
     if spec.launcher.device == "cpu":
         yield FieldError("kernels.backend", "triton needs a GPU, and launcher.device is cpu", "triton", fix)
     if shape.head_dim > MOST_TRITON_HEAD_DIM:
@@ -103,7 +108,9 @@ def _nodes_share_the_ranks(spec: RunFields, shape: TransformerConfig) -> Iterato
     nodes = spec.slurm.nodes
     if spec.world_size % nodes:
         rule = f"nodes ({nodes}) must divide the number of ranks ({spec.world_size} = tp * pp * dp * cp), for every node gets equally many"
-        yield FieldError("slurm.nodes", rule, nodes, f"set slurm.nodes to {one_of(nearest_divisors(spec.world_size, nodes))}")
+        yield FieldError(
+            "slurm.nodes", rule, nodes, f"set slurm.nodes to {one_of(nearest_divisors(spec.world_size, nodes))}"
+        )
 
 
 def _nodes_by_hand(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
@@ -112,10 +119,14 @@ def _nodes_by_hand(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldE
         return
     if launcher.kind != "local":
         rule = f"nodes ({launcher.nodes}) is for kind local, got kind {launcher.kind}"
-        yield FieldError("launcher.nodes", rule, launcher.nodes, "set launcher.nodes to 1; under slurm the nodes are slurm.nodes")
+        yield FieldError(
+            "launcher.nodes", rule, launcher.nodes, "set launcher.nodes to 1; under slurm the nodes are slurm.nodes"
+        )
     elif launcher.rendezvous is None:
         rule = f"nodes ({launcher.nodes}) must meet somewhere, and launcher.rendezvous is not set"
-        yield FieldError("launcher.nodes", rule, launcher.nodes, "set launcher.rendezvous to HOST:PORT, such as n1:29400")
+        yield FieldError(
+            "launcher.nodes", rule, launcher.nodes, "set launcher.rendezvous to HOST:PORT, such as n1:29400"
+        )
     if spec.world_size % launcher.nodes:
         rule = f"nodes ({launcher.nodes}) must divide the number of ranks ({spec.world_size} = tp * pp * dp * cp)"
         fix = f"set launcher.nodes to {one_of(nearest_divisors(spec.world_size, launcher.nodes))}"
@@ -152,14 +163,18 @@ def _heads_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldErr
     if heads % tp:
         yield _tp_error(spec, shape, f"num_heads ({heads}) must be divisible by tp ({tp})", uneven)
     if not _kv_heads_allow(kv_heads, tp) and kv_heads != heads:
-        yield _tp_error(spec, shape, f"num_kv_heads ({kv_heads}) must be divisible by tp ({tp}), or tp by num_kv_heads", uneven)
+        yield _tp_error(
+            spec, shape, f"num_kv_heads ({kv_heads}) must be divisible by tp ({tp}), or tp by num_kv_heads", uneven
+        )
 
 
 def _ffn_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     if vars(spec.parallel).get("ep", 1) > 1:  # experts stay whole
         return
     if shape.ffn_hidden_size % spec.parallel.tp:
-        yield _tp_error(spec, shape, f"ffn_hidden_size ({shape.ffn_hidden_size}) must be divisible by tp ({spec.parallel.tp})")
+        yield _tp_error(
+            spec, shape, f"ffn_hidden_size ({shape.ffn_hidden_size}) must be divisible by tp ({spec.parallel.tp})"
+        )
 
 
 def _experts_by_ep(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
@@ -167,13 +182,19 @@ def _experts_by_ep(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldE
     if ep == 1:
         return
     if experts == 0:
-        yield FieldError("parallel.ep", f"ep ({ep}) shares experts, and model.num_experts is 0", ep, "set parallel.ep to 1")
+        yield FieldError(
+            "parallel.ep", f"ep ({ep}) shares experts, and model.num_experts is 0", ep, "set parallel.ep to 1"
+        )
         return
     # At ep 1 the experts are cut instead, whatever their number.
-    degrees = [degree for degree in nearest_divisors(dp, ep, count=2**31) if degree == 1 or experts % (degree * tp) == 0]
+    degrees = [
+        degree for degree in nearest_divisors(dp, ep, count=2**31) if degree == 1 or experts % (degree * tp) == 0
+    ]
     fix = f"set parallel.ep to {one_of(degrees)}"
     if dp % ep:
-        yield FieldError("parallel.ep", f"ep ({ep}) must divide dp ({dp}), for the ep ranks are data-parallel ranks", ep, fix)
+        yield FieldError(
+            "parallel.ep", f"ep ({ep}) must divide dp ({dp}), for the ep ranks are data-parallel ranks", ep, fix
+        )
     elif experts % (ep * tp):
         rule = f"num_experts ({experts}) must be divisible by ep ({ep}) * tp ({tp}), for each of these ranks holds some of them whole"
         yield FieldError("parallel.ep", rule, ep, fix)
@@ -182,7 +203,9 @@ def _experts_by_ep(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldE
 def _vocabulary_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     if shape.vocab_size < spec.parallel.tp:
         rule = f"vocab_size ({shape.vocab_size}) must be at least tp ({spec.parallel.tp}), or a tp rank would hold padding only"
-        yield FieldError("model.vocab_size", rule, shape.vocab_size, f"set model.vocab_size to {spec.parallel.tp} or more")
+        yield FieldError(
+            "model.vocab_size", rule, shape.vocab_size, f"set model.vocab_size to {spec.parallel.tp} or more"
+        )
 
 
 def _tp_error(spec: RunFields, shape: TransformerConfig, rule: str, otherwise: str = "") -> FieldError:
@@ -203,9 +226,14 @@ def _vocabulary_holds_tokenizer(spec: RunFields, shape: TransformerConfig) -> It
 def _masks_need_an_objective(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     fraction = spec.data.mask_fraction
     if fraction is not None and shape.is_causal:
-        rule = f"mask_fraction ({fraction}) says something only where tokens are hidden, got objective {shape.objective}"
+        rule = (
+            f"mask_fraction ({fraction}) says something only where tokens are hidden, got objective {shape.objective}"
+        )
         yield FieldError(
-            "data.mask_fraction", rule, fraction, "set model.objective to masked_lm or permutation_lm, or data.mask_fraction to null"
+            "data.mask_fraction",
+            rule,
+            fraction,
+            "set model.objective to masked_lm or permutation_lm, or data.mask_fraction to null",
         )
 
 
@@ -213,12 +241,18 @@ def _predicted_tokens_have_a_context(spec: RunFields, shape: TransformerConfig) 
     predicted, seq_len = _predicted(spec, shape), spec.train.seq_len
     if not shape.is_causal and predicted >= seq_len:
         rule = f"the {predicted} tokens that are predicted must be fewer than the {seq_len} of a sequence"
-        yield FieldError("data.mask_fraction", rule, spec.data.mask_fraction, "lower data.mask_fraction, or raise train.seq_len")
+        yield FieldError(
+            "data.mask_fraction", rule, spec.data.mask_fraction, "lower data.mask_fraction, or raise train.seq_len"
+        )
 
 
 def _predicted(spec: RunFields, shape: TransformerConfig) -> int:
     """RunFields.labels_per_sample of a draft."""
-    return spec.train.seq_len if shape.is_causal else num_predicted(shape.objective, spec.data.mask_fraction, spec.train.seq_len)
+    return (
+        spec.train.seq_len
+        if shape.is_causal
+        else num_predicted(shape.objective, spec.data.mask_fraction, spec.train.seq_len)
+    )
 
 
 def _query_stream_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
@@ -237,7 +271,10 @@ def _tokenizer_has_room_for_a_mask(spec: RunFields, shape: TransformerConfig) ->
     if shape.objective == "masked_lm" and spec.data.tokenizer is None and tokens < SMALLEST_MASKING_TOKENIZER:
         rule = f"tokenizer_vocab_size ({tokens}) must be at least {SMALLEST_MASKING_TOKENIZER}, for masked_lm needs a mask token too"
         yield FieldError(
-            "data.tokenizer_vocab_size", rule, tokens, f"set data.tokenizer_vocab_size to {SMALLEST_MASKING_TOKENIZER} or more"
+            "data.tokenizer_vocab_size",
+            rule,
+            tokens,
+            f"set data.tokenizer_vocab_size to {SMALLEST_MASKING_TOKENIZER} or more",
         )
 
 
@@ -251,7 +288,9 @@ def _sequence_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[Field
 
 def _sequence_has_positions(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     if shape.position == "learned" and spec.train.seq_len > shape.max_seq_len:
-        rule = f"seq_len ({spec.train.seq_len}) must be at most max_seq_len ({shape.max_seq_len}) with learned positions"
+        rule = (
+            f"seq_len ({spec.train.seq_len}) must be at most max_seq_len ({shape.max_seq_len}) with learned positions"
+        )
         fix = f"set train.seq_len to {shape.max_seq_len} or less, or model.max_seq_len to {spec.train.seq_len} or more"
         yield FieldError("train.seq_len", rule, spec.train.seq_len, fix)
 
@@ -261,8 +300,16 @@ def _layers_fill_stages(spec: RunFields, shape: TransformerConfig) -> Iterator[F
     if shape.num_layers < spec.num_stages:
         stages = f"pp ({pp}) * virtual_stages ({virtual_stages}) = {spec.num_stages} stages"
         fix = f"set model.num_layers to {spec.num_stages} or more"
-        fix += f", or parallel.pp to {shape.num_layers // virtual_stages} or less" if shape.num_layers >= virtual_stages else ""
-        fix += f", or parallel.virtual_stages to {shape.num_layers // pp} or less" if virtual_stages > 1 and shape.num_layers >= pp else ""
+        fix += (
+            f", or parallel.pp to {shape.num_layers // virtual_stages} or less"
+            if shape.num_layers >= virtual_stages
+            else ""
+        )
+        fix += (
+            f", or parallel.virtual_stages to {shape.num_layers // pp} or less"
+            if virtual_stages > 1 and shape.num_layers >= pp
+            else ""
+        )
         rule = f"num_layers ({shape.num_layers}) must be at least {stages}, one layer a stage"
         yield FieldError("parallel.pp", rule, pp, fix)
 
@@ -272,7 +319,12 @@ def _layers_per_stage_length(spec: RunFields, shape: TransformerConfig) -> Itera
     if layers is not None and len(layers) != spec.num_stages:
         stages = f"pp ({spec.parallel.pp}) * virtual_stages ({spec.parallel.virtual_stages}) = {spec.num_stages}"
         rule = f"layers_per_stage must have {stages} entries, got {len(layers)}"
-        yield FieldError("parallel.layers_per_stage", rule, layers, f"write {spec.num_stages} numbers, or null to balance them by cost")
+        yield FieldError(
+            "parallel.layers_per_stage",
+            rule,
+            layers,
+            f"write {spec.num_stages} numbers, or null to balance them by cost",
+        )
 
 
 def _layers_per_stage_sum(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
@@ -296,7 +348,11 @@ def _virtual_stages_are_interleaved(spec: RunFields, shape: TransformerConfig) -
 def _interleaved_microbatches(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     parallel, train = spec.parallel, spec.train
     per_microbatch = train.micro_batch_size * parallel.dp
-    if parallel.virtual_stages == 1 or train.global_batch_size % per_microbatch or spec.num_microbatches % parallel.pp == 0:
+    if (
+        parallel.virtual_stages == 1
+        or train.global_batch_size % per_microbatch
+        or spec.num_microbatches % parallel.pp == 0
+    ):
         return
     counts = nearest_multiples(parallel.pp, spec.num_microbatches)
     rule = (
@@ -304,7 +360,9 @@ def _interleaved_microbatches(spec: RunFields, shape: TransformerConfig) -> Iter
         f"({train.micro_batch_size}) * dp ({parallel.dp})) must be divisible by pp ({parallel.pp}) with virtual_stages above 1"
     )
     sizes = one_of(count * per_microbatch for count in counts)
-    yield FieldError("train.global_batch_size", rule, train.global_batch_size, f"set train.global_batch_size to {sizes}")
+    yield FieldError(
+        "train.global_batch_size", rule, train.global_batch_size, f"set train.global_batch_size to {sizes}"
+    )
 
 
 def _batch_divides(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:

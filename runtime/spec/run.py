@@ -36,7 +36,11 @@ def diff_specs(a: RunFields, b: RunFields) -> list[str]:
     left, right = _flat(a.model_dump()), _flat(b.model_dump())
     # A record that may be absent (null) has other paths than one that is there.
     paths = dict.fromkeys([*left, *right])
-    return [f"{path}: {_scalar(left.get(path))} -> {_scalar(right.get(path))}" for path in paths if left.get(path) != right.get(path)]
+    return [
+        f"{path}: {_scalar(left.get(path))} -> {_scalar(right.get(path))}"
+        for path in paths
+        if left.get(path) != right.get(path)
+    ]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

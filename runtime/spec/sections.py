@@ -30,7 +30,9 @@ def _check_path(path: str) -> str:
     if "\0" in path:
         raise ValueError(f"must not contain a NUL character, got {path!r}; write a path such as runs/first")
     if path.startswith("~"):
-        raise ValueError(f"must be a path as it is, because ~ is not expanded, got {path!r}; write the home folder out in full")
+        raise ValueError(
+            f"must be a path as it is, because ~ is not expanded, got {path!r}; write the home folder out in full"
+        )
     return path
 
 
@@ -84,7 +86,10 @@ def _overrides() -> dict[str, Any]:
             instead.append(f"{field.default:g}" if type(field.default) is float else str(field.default).lower())
         description = re.sub(r" \(null: [^()]*\)", "", (field.description or "").rstrip("."))
         annotation: Any = field.rebuild_annotation()
-        overrides[name] = (annotation | None, Field(default=None, description=f"{description} (null: {', or '.join(instead)})."))
+        overrides[name] = (
+            annotation | None,
+            Field(default=None, description=f"{description} (null: {', or '.join(instead)})."),
+        )
     return overrides
 
 
@@ -111,18 +116,27 @@ class ParallelSection(BaseModel):
         json_schema_extra={"maximum": 1},
         description="Context-parallel degree: ranks that share a sequence (only 1 is built yet).",
     )
-    ep: Count = Field(default=1, description="Expert-parallel degree: data-parallel ranks that share the experts between them; divides dp.")
-    virtual_stages: Count = Field(default=1, description="Stages each pipeline rank holds; more than 1 needs schedule interleaved_1f1b.")
-    schedule: ScheduleName = Field(default="1f1b", description="Order of forward and backward microbatches on the pipeline ranks.")
+    ep: Count = Field(
+        default=1,
+        description="Expert-parallel degree: data-parallel ranks that share the experts between them; divides dp.",
+    )
+    virtual_stages: Count = Field(
+        default=1, description="Stages each pipeline rank holds; more than 1 needs schedule interleaved_1f1b."
+    )
+    schedule: ScheduleName = Field(
+        default="1f1b", description="Order of forward and backward microbatches on the pipeline ranks."
+    )
     uneven_heads: bool = Field(
         default=False,
         description="Whether the last tp rank may hold fewer key-value heads, with their query heads, than the others (heads of zeros fill up).",
     )
     sequence_parallel: bool = Field(
-        default=False, description="Whether norms and dropout between tensor-parallel blocks keep only seq_len / tp positions a rank."
+        default=False,
+        description="Whether norms and dropout between tensor-parallel blocks keep only seq_len / tp positions a rank.",
     )
     shared_memory: bool = Field(
-        default=True, description="Whether CPU ranks of one host exchange tensors through shared memory (false: always through gloo)."
+        default=True,
+        description="Whether CPU ranks of one host exchange tensors through shared memory (false: always through gloo).",
     )
     layers_per_stage: Annotated[list[Count], Field(min_length=1)] | None = Field(
         default=None, description="Layers of every stage, pp * virtual_stages numbers (null: balanced by cost)."
@@ -152,10 +166,18 @@ class DataSection(BaseModel):
         default_factory=lambda: ["quickstart"],
         description="Files, folders or globs of .txt, .jsonl, .txt.gz and .jsonl.gz; quickstart is a small built-in corpus.",
     )
-    text_field: Annotated[str, Field(min_length=1)] = Field(default="text", description="Key of the text in a line of a .jsonl file.")
-    cache_dir: Folder = Field(default=".cache/trimaran", description="Folder for downloaded text, tokenizers and token shards.")
-    tokenizer: FilePath | None = Field(default=None, description="Existing tokenizer.json to use (null: train one on the source).")
-    tokenizer_vocab_size: TokenizerSize = Field(default=4096, description="Tokens of the tokenizer that is trained on the source.")
+    text_field: Annotated[str, Field(min_length=1)] = Field(
+        default="text", description="Key of the text in a line of a .jsonl file."
+    )
+    cache_dir: Folder = Field(
+        default=".cache/trimaran", description="Folder for downloaded text, tokenizers and token shards."
+    )
+    tokenizer: FilePath | None = Field(
+        default=None, description="Existing tokenizer.json to use (null: train one on the source)."
+    )
+    tokenizer_vocab_size: TokenizerSize = Field(
+        default=4096, description="Tokens of the tokenizer that is trained on the source."
+    )
     held_out_fraction: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
         default=0.02, description="Share of the text kept out of training, for evaluation."
     )
@@ -163,7 +185,9 @@ class DataSection(BaseModel):
         default=None,
         description="masked_lm, permutation_lm: share of a sample's tokens that is predicted (null: 0.15, Devlin et al. 2019; 1/6, Yang et al. 2019).",
     )
-    shuffle: bool = Field(default=True, description="Whether the samples of an epoch are drawn in a seeded random order.")
+    shuffle: bool = Field(
+        default=True, description="Whether the samples of an epoch are drawn in a seeded random order."
+    )
 
 
 class OptimizerSection(BaseModel):
@@ -176,7 +200,9 @@ class OptimizerSection(BaseModel):
     beta1: Beta = Field(default=0.9, description="Decay of the running mean of the gradient.")
     beta2: Beta = Field(default=0.95, description="Decay of the running mean of the squared gradient.")
     eps: Positive = Field(default=1e-8, description="Added to the root of the second moment.")
-    weight_decay: NonNegative = Field(default=0.1, description="Decoupled weight decay of matrices; biases and norms have none.")
+    weight_decay: NonNegative = Field(
+        default=0.1, description="Decoupled weight decay of matrices; biases and norms have none."
+    )
     max_grad_norm: NonNegative = Field(default=1.0, description="Global gradient norm to clip to; 0 does not clip.")
 
 
@@ -189,12 +215,15 @@ class LrScheduleSection(BaseModel):
     warmup_steps: NonNegativeWhole = Field(default=0, description="Steps of linear warmup.")
     min_lr_ratio: Fraction = Field(default=0.1, description="Lowest learning rate, as a share of optimizer.lr.")
     decay_steps: Count | None = Field(
-        default=None, description="Step at which cosine, linear or wsd reach the lowest rate, warmup included (null: train.num_steps)."
+        default=None,
+        description="Step at which cosine, linear or wsd reach the lowest rate, warmup included (null: train.num_steps).",
     )
     step_interval: Count | None = Field(default=None, description="step: steps between two drops.")
     step_gamma: PositiveFraction = Field(default=0.1, description="step: factor of every drop.")
     decay_rate: PositiveFraction | None = Field(default=None, description="exponential: factor of every step.")
-    wsd_decay_fraction: PositiveFraction = Field(default=0.2, description="wsd: share of decay_steps that the final decay takes.")
+    wsd_decay_fraction: PositiveFraction = Field(
+        default=0.2, description="wsd: share of decay_steps that the final decay takes."
+    )
 
 
 class PrecisionSection(BaseModel):
@@ -203,7 +232,8 @@ class PrecisionSection(BaseModel):
     model_config = SECTION_CONFIG
 
     dtype: Dtype = Field(
-        default="float32", description="Format of parameters and compute; bfloat16 keeps float32 main parameters and gradients."
+        default="float32",
+        description="Format of parameters and compute; bfloat16 keeps float32 main parameters and gradients.",
     )
 
 
@@ -213,7 +243,8 @@ class KernelsSection(BaseModel):
     model_config = SECTION_CONFIG
 
     backend: Literal["auto", "triton", "torch"] = Field(
-        default="auto", description="auto takes Triton's kernels on a GPU and torch's elsewhere; triton is an error where they can't run."
+        default="auto",
+        description="auto takes Triton's kernels on a GPU and torch's elsewhere; triton is an error where they can't run.",
     )
     deterministic: bool = Field(
         default=True,
@@ -230,8 +261,12 @@ class TrainSection(BaseModel):
     global_batch_size: Count = Field(description="Sequences of one optimizer step, over all dp ranks and microbatches.")
     micro_batch_size: Count = Field(description="Sequences one rank computes at once.")
     seq_len: Count = Field(description="Tokens of one sequence.")
-    output_dir: Folder = Field(default="runs/run", description="Folder of the run; a spec file without it writes to runs/NAME-OF-THE-FILE.")
-    eval_interval: NonNegativeWhole = Field(default=0, description="Steps between evaluations on the held-out text; 0 never evaluates.")
+    output_dir: Folder = Field(
+        default="runs/run", description="Folder of the run; a spec file without it writes to runs/NAME-OF-THE-FILE."
+    )
+    eval_interval: NonNegativeWhole = Field(
+        default=0, description="Steps between evaluations on the held-out text; 0 never evaluates."
+    )
     eval_batches: Count = Field(default=4, description="Global batches of one evaluation.")
 
 
@@ -244,7 +279,8 @@ class CheckpointSection(BaseModel):
     keep_last: Count = Field(default=2, description="Checkpoints kept; older ones are deleted.")
     resume: bool = Field(default=True, description="Whether to continue when output_dir already has a checkpoint.")
     init_from: FilePath | None = Field(
-        default=None, description="Run or checkpoint folder whose weights a fresh run starts from (null: random weights)."
+        default=None,
+        description="Run or checkpoint folder whose weights a fresh run starts from (null: random weights).",
     )
 
 
@@ -254,24 +290,32 @@ class LauncherSection(BaseModel):
     model_config = SECTION_CONFIG
 
     kind: Literal["local", "slurm", "mpi"] = Field(
-        default="local", description="local starts all ranks on this machine, mpi does so by mpirun, slurm submits a batch job."
+        default="local",
+        description="local starts all ranks on this machine, mpi does so by mpirun, slurm submits a batch job.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto takes a GPU for every rank where the host has enough, else the CPU."
     )
-    threads_per_rank: Count | None = Field(default=None, description="CPU threads of every rank (null: the cores shared out evenly).")
+    threads_per_rank: Count | None = Field(
+        default=None, description="CPU threads of every rank (null: the cores shared out evenly)."
+    )
     timeout_s: Positive = Field(default=300.0, description="Longest wait of any collective or receive, in seconds.")
     max_restarts: NonNegativeWhole = Field(
         default=0, description="How often the ranks start anew after one has failed, from the last checkpoint."
     )
     nodes: Count = Field(
-        default=1, description="local: the nodes on each of which the same command is run by hand (under slurm it is slurm.nodes)."
+        default=1,
+        description="local: the nodes on each of which the same command is run by hand (under slurm it is slurm.nodes).",
     )
     rendezvous: Rendezvous | None = Field(
         default=None, description="local with several nodes: HOST:PORT of one of them, free there, at which they meet."
     )
-    start_timeout_s: Positive = Field(default=30.0, description="Longest wait for rank 0 when the ranks meet, in seconds.")
-    interface: str | None = Field(default=None, description="Network interface by which nodes reach each other, such as ib0 (null: found).")
+    start_timeout_s: Positive = Field(
+        default=30.0, description="Longest wait for rank 0 when the ranks meet, in seconds."
+    )
+    interface: str | None = Field(
+        default=None, description="Network interface by which nodes reach each other, such as ib0 (null: found)."
+    )
 
 
 class LoggingSection(BaseModel):
@@ -281,4 +325,6 @@ class LoggingSection(BaseModel):
 
     interval: Count = Field(default=1, description="Steps between printed lines; metrics.jsonl has every step.")
     tensorboard: bool = Field(default=True, description="Whether to write TensorBoard events too.")
-    timeline: bool = Field(default=True, description="Whether to record the pipeline timeline of the last step (on CPU ranks).")
+    timeline: bool = Field(
+        default=True, description="Whether to record the pipeline timeline of the last step (on CPU ranks)."
+    )

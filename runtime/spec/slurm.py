@@ -56,12 +56,15 @@ class SlurmSection(BaseModel):
 
     model_config = SECTION_CONFIG
 
-    partition: Word | None = Field(default=None, description="Partition (null: the cluster's default, as for every field here).")
+    partition: Word | None = Field(
+        default=None, description="Partition (null: the cluster's default, as for every field here)."
+    )
     account: Word | None = Field(default=None, description="Account that pays.")
     qos: Word | None = Field(default=None, description="Quality of service.")
     nodes: Count = Field(default=1, description="Nodes; each gets the same number of ranks.")
     tasks: Literal["rank", "node"] = Field(
-        default="rank", description="What a Slurm task is: one rank, or a node with torchrun's agent, which starts its ranks."
+        default="rank",
+        description="What a Slurm task is: one rank, or a node with torchrun's agent, which starts its ranks.",
     )
     gpus_per_node: NonNegativeWhole = Field(default=0, description="GPUs of a node (gres gpu).")
     cpus_per_task: Count | None = Field(default=None, description="CPUs of a task.")
@@ -71,10 +74,20 @@ class SlurmSection(BaseModel):
     exclude: Word | None = Field(default=None, description="Nodes not to use, such as n[3-5].")
     reservation: Word | None = Field(default=None, description="Reservation to run in.")
     modules: list[Line] = Field(default=[], description="Environment modules to load, in order.")
-    container: Line | None = Field(default=None, description="Image to run the ranks in: a .sif file by apptainer, else by srun's pyxis.")
-    prolog: list[Line] = Field(default=[], description="Shell lines of the script before the ranks start, such as exports.")
+    container: Line | None = Field(
+        default=None, description="Image to run the ranks in: a .sif file by apptainer, else by srun's pyxis."
+    )
+    prolog: list[Line] = Field(
+        default=[], description="Shell lines of the script before the ranks start, such as exports."
+    )
     options: list[Option] = Field(default=[], description="Further options of sbatch, such as --comment=nightly.")
-    requeue: bool = Field(default=True, description="Whether the job goes on in the queue after its time limit or a lost node.")
-    signal_lead_s: NonNegativeWhole = Field(default=120, description="Seconds before the time limit at which the ranks save and leave.")
+    requeue: bool = Field(
+        default=True, description="Whether the job goes on in the queue after its time limit or a lost node."
+    )
+    signal_lead_s: NonNegativeWhole = Field(
+        default=120, description="Seconds before the time limit at which the ranks save and leave."
+    )
     preflight: bool = Field(default=True, description="Whether every node is examined before the ranks start.")
-    preflight_min_free_gib: NonNegative = Field(default=1.0, description="Free disk of the run folder that the preflight asks for, in GiB.")
+    preflight_min_free_gib: NonNegative = Field(
+        default=1.0, description="Free disk of the run folder that the preflight asks for, in GiB."
+    )

@@ -1,7 +1,8 @@
 """The coordinate check: how large activations are at several widths while a model trains (Yang et al. 2022, appendix D.1).
 
-A parametrization is right when the mean size of what each module puts out does not depend on the width, before the first step and after the next few:
-only then does the best learning rate of a narrow model hold for a wide one. The slope of log(size) over log(width) says how far it is from that.
+A parametrization is right when the mean size of what each module puts out does not depend on the width, before the
+first step and after the next few: only then does the best learning rate of a narrow model hold for a wide one. The
+slope of log(size) over log(width) says how far it is from that.
 """
 
 import math
@@ -63,11 +64,15 @@ def spec_at_width(spec: RunSpec, width: int, growth: Growth) -> RunSpec:
         changes["head_dim"] = shape.head_dim
         changes["num_heads"] = _in_proportion("num_heads", shape.num_heads, width, shape.hidden_size)
         kv_heads = shape.num_kv_heads
-        changes["num_kv_heads"] = 1 if kv_heads == 1 else _in_proportion("num_kv_heads", kv_heads, width, shape.hidden_size)
+        changes["num_kv_heads"] = (
+            1 if kv_heads == 1 else _in_proportion("num_kv_heads", kv_heads, width, shape.hidden_size)
+        )
     else:
         changes["head_dim"] = _in_proportion("head_dim", shape.head_dim, width, shape.hidden_size)
         if shape.init == "mup" and shape.mup_base_width is not None and spec.model.mup_base_head_dim is None:
-            changes["mup_base_head_dim"] = _in_proportion("head_dim", shape.head_dim, shape.mup_base_width, shape.hidden_size)
+            changes["mup_base_head_dim"] = _in_proportion(
+                "head_dim", shape.head_dim, shape.mup_base_width, shape.hidden_size
+            )
     raw = spec.model_dump(mode="json")
     raw["model"] |= changes
     raw["parallel"] = {}
@@ -83,7 +88,13 @@ def plain_spec(spec: RunSpec) -> RunSpec:
 
 
 def measure(
-    spec: RunSpec, widths: Sequence[int], num_steps: int, growth: Growth, make_batches: MakeBatches, mesh: Mesh, device: torch.device
+    spec: RunSpec,
+    widths: Sequence[int],
+    num_steps: int,
+    growth: Growth,
+    make_batches: MakeBatches,
+    mesh: Mesh,
+    device: torch.device,
 ) -> Coordinates:
     """Train the model at every width for `num_steps` steps at the full rate, again and again on the same global batch, and return the sizes.
 
@@ -135,7 +146,9 @@ def _listening(stage: Stage) -> Iterator[dict[str, float]]:
         attention: nn.Module = layer.get_submodule("attention")
         hooks.append(attention.register_forward_hook(listen(f"layers.{number}.attention", lambda output: output)))
         hooks.append(
-            layer.register_forward_hook(listen(f"layers.{number}", lambda output: output[0] if output[1] is None else output[1][0]))
+            layer.register_forward_hook(
+                listen(f"layers.{number}", lambda output: output[0] if output[1] is None else output[1][0])
+            )
         )
     if stage.final_norm is not None:
         hooks.append(stage.final_norm.register_forward_hook(listen("final_norm", lambda output: output[1])))
@@ -175,7 +188,12 @@ def random_batches(spec: RunSpec) -> list[Microbatch]:
             f"random tokens have nothing to learn for objective {spec.transformer.objective}; give --data to train on the spec's text"
         )
     train, generator = spec.train, torch.Generator().manual_seed(spec.seed)
-    tokens = torch.randint(spec.transformer.vocab_size, (train.global_batch_size, train.seq_len + 1), generator=generator)
+    tokens = torch.randint(
+        spec.transformer.vocab_size, (train.global_batch_size, train.seq_len + 1), generator=generator
+    )
     firsts = range(0, train.global_batch_size, train.micro_batch_size)
     parts = [tokens[first : first + train.micro_batch_size] for first in firsts]
-    return [Microbatch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), first) for first, part in zip(firsts, parts, strict=True)]
+    return [
+        Microbatch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), first)
+        for first, part in zip(firsts, parts, strict=True)
+    ]

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# Dense 16-bit matrix peaks with 32-bit accumulation, in FLOP/s. Vendors print figures "with sparsity" that are twice these.
-# bfloat16 and float16 have the same peak on every one of them. First match wins, so the narrower name stands first.
+# Dense 16-bit matrix peaks with 32-bit accumulation, in FLOP/s. Vendors print figures "with sparsity" that are twice
+# these. bfloat16 and float16 have the same peak on every one of them. First match wins, so the narrower name stands
+# first.
 _PEAKS: tuple[tuple[str, float], ...] = (
     # NVIDIA A100 datasheet (2021), SXM and PCIe alike; A800 differs by NVLink only
     (r"\bA[18]00\b", 312e12),
@@ -23,7 +24,8 @@ _PEAKS: tuple[tuple[str, float], ...] = (
     (r"\bB200\b", 2250e12),
     # NVIDIA L40S datasheet (2023): 362.05 | 733 TFLOP/s
     (r"\bL40S\b", 362.05e12),
-    # NVIDIA Ada GPU architecture whitepaper, appendix A (2022): bf16 with fp32 accumulate. The 4090 D and the laptop part are slower chips
+    # NVIDIA Ada GPU architecture whitepaper, appendix A (2022): bf16 with fp32 accumulate. The 4090 D and the laptop
+    # part are slower chips
     (r"\bRTX 4090\b(?! (?:D|Laptop)\b)", 165.2e12),
     # AMD Instinct MI300X data sheet (2023): 1,307.4 TFLOP/s
     (r"\bMI300X\b", 1307.4e12),
@@ -35,8 +37,8 @@ def peak_flops(device_name: str, dtype: str) -> float | None:
 
     Args:
         device_name: as ``torch.cuda.get_device_name()`` prints it, such as "NVIDIA H100 80GB HBM3"; any CPU gives None.
-        dtype: compute type as the run spec names it. Only "bfloat16" and "float16" have a peak here: in float32 it depends on
-            whether TF32 was allowed, so an MFU would be a guess.
+        dtype: compute type as the run spec names it. Only "bfloat16" and "float16" have a peak here: in float32 it
+            depends on whether TF32 was allowed, so an MFU would be a guess.
     """
     # a MIG slice carries the name of the whole device but is a fraction of it
     if dtype not in ("bfloat16", "float16") or re.search(r"\bMIG\b", device_name):
@@ -72,7 +74,8 @@ def describe_machine(accelerators: Sequence[str] = ()) -> dict[str, str | int | 
         "cpu": _cpu_model(),
         "cpu_cores": _usable_cores(),
         "memory_bytes": _memory_bytes(),
-        "accelerators": ", ".join(f"{list(accelerators).count(name)} x {name}" for name in dict.fromkeys(accelerators)) or "none",
+        "accelerators": ", ".join(f"{list(accelerators).count(name)} x {name}" for name in dict.fromkeys(accelerators))
+        or "none",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": _torch_version(),
@@ -82,7 +85,9 @@ def describe_machine(accelerators: Sequence[str] = ()) -> dict[str, str | int | 
 def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the marketing name of the CPU where Linux gives one, else the architecture."""
     try:
-        found = re.search(r"^(?:model name|Hardware)\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        found = re.search(
+            r"^(?:model name|Hardware)\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+        )
     except OSError:
         found = None
     return found.group(1).strip() if found else platform.processor() or platform.machine()

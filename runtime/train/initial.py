@@ -22,9 +22,18 @@ TOKENIZER = "tokenizer.json"
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 """Files about the text that stand beside tokenizer.json in a run folder; training does not read them."""
 
-# What a run may choose anew beside dropout and initialization: it changes the network little, or on purpose (a longer context).
+# What a run may choose anew beside dropout and initialization: it changes the network little, or on purpose (a longer
+# context).
 _MAY_DIFFER = frozenset(
-    {"max_seq_len", "rotary_base", "rotary_scaling", "attention_window", "router_aux_loss", "mup_base_width", "mup_base_head_dim"}
+    {
+        "max_seq_len",
+        "rotary_base",
+        "rotary_scaling",
+        "attention_window",
+        "router_aux_loss",
+        "mup_base_width",
+        "mup_base_head_dim",
+    }
 )
 
 logger = logging.getLogger(__name__)
@@ -61,7 +70,9 @@ def check_initial_weights(spec: RunSpec) -> None:
     theirs, ours = spec_of(checkpoint).transformer, spec.transformer
     different = _differences(theirs, ours)
     refused = [line for name, line in different.items() if name not in _MAY_DIFFER]
-    if not refused and parameter_shapes(theirs) != parameter_shapes(ours):  # max_seq_len with a learned table of positions
+    if not refused and parameter_shapes(theirs) != parameter_shapes(
+        ours
+    ):  # max_seq_len with a learned table of positions
         refused = list(different.values())
     if refused:
         shown = "\n  ".join(refused)

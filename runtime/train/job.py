@@ -27,7 +27,8 @@ class Job:
 
     Args:
         stages: stage index -> stage, of this rank.
-        schedule: the training schedule of all pipeline ranks, with communication: validated, and the one the executor runs.
+        schedule: the training schedule of all pipeline ranks, with communication: validated, and the one the executor
+            runs.
         labels_per_step: tokens that a step predicts, over all ranks.
     """
 
@@ -46,7 +47,8 @@ class StepResult:
     """Of one step, the same on all ranks: mean loss a predicted token, the gradient norm before clipping, and whether any rank asked to stop.
 
     Args:
-        expert_balance: mean balance loss of a layer's experts over a sequence, not weighted: 1 where all are used alike; None without experts.
+        expert_balance: mean balance loss of a layer's experts over a sequence, not weighted: 1 where all are used
+            alike; None without experts.
     """
 
     loss: float
@@ -64,13 +66,17 @@ def kernels_of(spec: RunSpec, device: torch.device) -> tuple[Kernels, str]:
     return choose_kernels(spec.kernels.backend, device, model_dtype(spec.precision.dtype), spec.transformer.head_dim)
 
 
-def build_stages_of_rank(spec: RunSpec, mesh: Mesh, device: torch.device, *, draws_weights: bool = True) -> dict[int, Stage]:
+def build_stages_of_rank(
+    spec: RunSpec, mesh: Mesh, device: torch.device, *, draws_weights: bool = True
+) -> dict[int, Stage]:
     """Build this rank's stages, stage index -> stage, with their initial weights, unless they are to be loaded next. No communication."""
     parallel = spec.parallel
     dtype = model_dtype(spec.precision.dtype)
     kernels, _ = kernels_of(spec, device)
     sequence_parallel = parallel.sequence_parallel and mesh.tp.size > 1
-    place = Placement(mesh.tp, sequence_parallel, dtype, device, kernels, deterministic=spec.kernels.deterministic, ep=mesh.ep)
+    place = Placement(
+        mesh.tp, sequence_parallel, dtype, device, kernels, deterministic=spec.kernels.deterministic, ep=mesh.ep
+    )
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)
     mine = stages_of_rank(mesh.pp.rank, mesh.pp.size, parallel.virtual_stages)
     stages = build_stages(spec.transformer, layers, mine, place, seed=spec.seed, draws_weights=draws_weights)
@@ -82,11 +88,15 @@ def build_job(spec: RunSpec, mesh: Mesh, device: torch.device) -> Job:
     parallel, train = spec.parallel, spec.train
     stages = build_stages_of_rank(spec, mesh, device)
     place = next(iter(stages.values())).place
-    settings = AdamWSettings(spec.optimizer.beta1, spec.optimizer.beta2, spec.optimizer.eps, spec.optimizer.weight_decay)
+    settings = AdamWSettings(
+        spec.optimizer.beta1, spec.optimizer.beta2, spec.optimizer.eps, spec.optimizer.weight_decay
+    )
     bucket_bytes = int(spec.zero.bucket_size_mib * 2**20)
     optimizer = ShardedOptimizer(stages, mesh, settings, zero_stage=spec.zero.stage, bucket_bytes=bucket_bytes)
 
-    schedule = add_communication(build_schedule(parallel.schedule, mesh.pp.size, spec.num_microbatches, parallel.virtual_stages))
+    schedule = add_communication(
+        build_schedule(parallel.schedule, mesh.pp.size, spec.num_microbatches, parallel.virtual_stages)
+    )
     evaluation = add_communication(forward_only(mesh.pp.size, spec.num_microbatches, parallel.virtual_stages))
     for each in (schedule, evaluation):
         validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
@@ -94,7 +104,9 @@ def build_job(spec: RunSpec, mesh: Mesh, device: torch.device) -> Job:
     shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)
     transport = Transport(mesh, shape, place.dtype, device)
     weight = 1.0 / spec.labels_per_step
-    executor = Executor(stages, schedule[mesh.pp.rank], transport, loss_weight=weight, on_last_backward=optimizer.expect_last_backward)
+    executor = Executor(
+        stages, schedule[mesh.pp.rank], transport, loss_weight=weight, on_last_backward=optimizer.expect_last_backward
+    )
     evaluator = Executor(stages, evaluation[mesh.pp.rank], transport, loss_weight=weight)
     return Job(spec, mesh, stages, schedule, executor, evaluator, optimizer, spec.labels_per_step)
 
@@ -105,7 +117,8 @@ def train_step(job: Job, batches: Sequence[Microbatch], lr: float, *, stop: bool
     Args:
         stop: whether this rank wants to stop after the step; the result tells whether any rank does.
     Raises:
-        TrainingDiverged: the loss or the gradient norm is not finite; the parameters are then still those of the step before.
+        TrainingDiverged: the loss or the gradient norm is not finite; the parameters are then still those of the step
+            before.
     """
     job.optimizer.zero_grad()
     job.executor.run(batches)

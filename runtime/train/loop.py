@@ -26,7 +26,15 @@ from trimaran.runtime.train.job import Job, StepResult, build_job, evaluate, ker
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
 from trimaran.runtime.train.signals import StopRequest
-from trimaran.runtime.train.state import TrainState, changed_fields, check_same_data, fingerprint, load_state, resume_path, save_state
+from trimaran.runtime.train.state import (
+    TrainState,
+    changed_fields,
+    check_same_data,
+    fingerprint,
+    load_state,
+    resume_path,
+    save_state,
+)
 from trimaran.runtime.train.timeline import record_timeline
 
 SAMPLE_TOKENS = 150
@@ -113,7 +121,9 @@ def check_data(spec: RunSpec, data: PreparedData) -> None:
     held_out_batches(spec, data, first)
 
 
-def build_loader(spec: RunSpec, shards: TokenShards, tokenizer: Tokenizer, dp: Group, *, shuffle: bool | None = None) -> Loader:
+def build_loader(
+    spec: RunSpec, shards: TokenShards, tokenizer: Tokenizer, dp: Group, *, shuffle: bool | None = None
+) -> Loader:
     """Return this dp rank's loader over a split that the tokenizer made."""
     return Loader(
         shards,
@@ -159,12 +169,20 @@ class StepLog:
     """What is told of the run: metrics, live line, files of the run folder, all of them by rank 0 alone; and on every rank the step under way."""
 
     def __init__(
-        self, spec: RunSpec, mesh: Mesh, device: torch.device, state: TrainState, resumed: Path | None, at_step: Callable[[int], None]
+        self,
+        spec: RunSpec,
+        mesh: Mesh,
+        device: torch.device,
+        state: TrainState,
+        resumed: Path | None,
+        at_step: Callable[[int], None],
     ) -> None:
         self.begin_step = at_step
         self._spec, self._folder, self._world_size = spec, Path(spec.train.output_dir), mesh.world_size
         self._flops_per_token = spec.transformer.flops_per_token(spec.train.seq_len)
-        self._peak = peak_flops(torch.cuda.get_device_name(device), spec.precision.dtype) if device.type == "cuda" else None
+        self._peak = (
+            peak_flops(torch.cuda.get_device_name(device), spec.precision.dtype) if device.type == "cuda" else None
+        )
         self._metrics: MetricsLogger | None = None
         if mesh.rank == 0:
             self._metrics = MetricsLogger(

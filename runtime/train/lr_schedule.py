@@ -1,9 +1,9 @@
 """Learning rate schedules: pure functions of the step, so that a resumed run needs no scheduler state.
 
-Every schedule is ``base_lr * factor``. The first ``warmup_steps`` steps raise the factor linearly, ``(step + 1) / warmup_steps``
-(Goyal et al., "Accurate, Large Minibatch SGD", section 2.2, 2017), so that step 0 already learns and the last warmup step
-trains at ``base_lr``. After that one decay function takes over. With ``t`` = steps since the end of the warmup,
-``T`` = decay steps after the warmup and ``m`` = min_lr_ratio, every factor stays in [m, 1].
+Every schedule is ``base_lr * factor``. The first ``warmup_steps`` steps raise the factor linearly, ``(step + 1) /
+warmup_steps`` (Goyal et al., "Accurate, Large Minibatch SGD", section 2.2, 2017), so that step 0 already learns and the
+last warmup step trains at ``base_lr``. After that one decay function takes over. With ``t`` = steps since the end of
+the warmup, ``T`` = decay steps after the warmup and ``m`` = min_lr_ratio, every factor stays in [m, 1].
 """
 
 import math
@@ -54,22 +54,27 @@ def linear(t: int, decay_steps: int, section: LrScheduleSection) -> float:
 def step_decay(t: int, decay_steps: int, section: LrScheduleSection) -> float:
     """Return ``max(m, step_gamma ** (t // step_interval))``: a staircase (He et al., "Deep Residual Learning", section 3.4, 2016)."""
     if section.step_interval is None:
-        raise ValueError("lr_schedule.name step needs lr_schedule.step_interval (null); set it to the steps between two drops")
+        raise ValueError(
+            "lr_schedule.name step needs lr_schedule.step_interval (null); set it to the steps between two drops"
+        )
     return max(section.min_lr_ratio, section.step_gamma ** (t // section.step_interval))
 
 
 def exponential(t: int, decay_steps: int, section: LrScheduleSection) -> float:
     """Return ``max(m, decay_rate ** t)``: the rate is multiplied by ``decay_rate`` at every step."""
     if section.decay_rate is None:
-        raise ValueError("lr_schedule.name exponential needs lr_schedule.decay_rate (null); set it to the factor of every step")
+        raise ValueError(
+            "lr_schedule.name exponential needs lr_schedule.decay_rate (null); set it to the factor of every step"
+        )
     return max(section.min_lr_ratio, section.decay_rate**t)
 
 
 def warmup_stable_decay(t: int, decay_steps: int, section: LrScheduleSection) -> float:
     """Return 1 while stable, then a straight line to m over the last ``wsd_decay_fraction`` of all steps, warmup included.
 
-    Hu et al., "MiniCPM", section 4.2, equation 1, 2024: WSD = warmup, stable at ``base_lr``, decay by any f with 0 < f <= 1 that falls.
-    f is linear here (Hägele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", section 3, 2024).
+    Hu et al., "MiniCPM", section 4.2, equation 1, 2024: WSD = warmup, stable at ``base_lr``, decay by any f with 0 < f
+    <= 1 that falls. f is linear here (Hägele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training
+    Durations", section 3, 2024).
     """
     decay = min(decay_steps, round(section.wsd_decay_fraction * (section.warmup_steps + decay_steps)))
     return _between(section.min_lr_ratio, 1.0 - _progress(t - (decay_steps - decay), decay))

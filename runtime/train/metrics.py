@@ -1,9 +1,10 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard and one line on the screen. Used on the logging rank only.
 
 metrics.jsonl is one JSON object a line. A training row has step, loss, lr, grad_norm, tokens_seen, tokens_per_second,
-step_time_ms and mfu (null where unknown), of a model with experts also expert_balance; an evaluation row has step, held_out_loss and held_out_perplexity. ``step`` is the number
-of optimizer steps finished, so the first training row is step 1. Numbers that JSON lacks are the strings "NaN", "Infinity" and
-"-Infinity" (the JSON mapping of protocol buffers), so that any JSON reader takes the file and a diverged loss is still told from an unknown one.
+step_time_ms and mfu (null where unknown), of a model with experts also expert_balance; an evaluation row has step,
+held_out_loss and held_out_perplexity. ``step`` is the number of optimizer steps finished, so the first training row is
+step 1. Numbers that JSON lacks are the strings "NaN", "Infinity" and "-Infinity" (the JSON mapping of protocol
+buffers), so that any JSON reader takes the file and a diverged loss is still told from an unknown one.
 """
 
 import contextlib
@@ -24,7 +25,8 @@ Row = dict[str, int | float | None]
 """One line of metrics.jsonl: a training row has "loss", an evaluation row has "held_out_loss"."""
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_RECENT_STEPS = 50  # window of the median step time behind the ETA: long enough to outlive one slow step, short enough to follow a change
+# window of the median step time behind the ETA: long enough to outlive one slow step, short enough to follow a change
+_RECENT_STEPS = 50
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -45,7 +47,9 @@ def read_metrics(path: Path) -> list[Row]:
             # only what follows the last newline can be a write that a crash cut short
             if number == len(lines):
                 break
-            raise ValueError(f"{path.name} line {number} is not a metrics row ({error}); remove that line to use the file") from error
+            raise ValueError(
+                f"{path.name} line {number} is not a metrics row ({error}); remove that line to use the file"
+            ) from error
     return rows
 
 
@@ -67,11 +71,12 @@ class MetricsLogger:
         Args:
             folder: the run folder; metrics.jsonl and tensorboard/ are made in it.
             num_steps: length of the run, for the "step/total" and the ETA on the screen.
-            resume_step: steps finished in the checkpoint that was loaded. Rows of later steps are dropped, for they come again;
-                0 is a fresh start, which drops every row.
+            resume_step: steps finished in the checkpoint that was loaded. Rows of later steps are dropped, for they
+                come again; 0 is a fresh start, which drops every row.
             interval: steps between lines on the screen; the files get every step.
             tensorboard: also write TensorBoard scalars.
-            stream: where the screen lines go, standard output by default. A terminal gets one live line, anything else plain lines.
+            stream: where the screen lines go, standard output by default. A terminal gets one live line, anything else
+                plain lines.
 
         Raises:
             ValueError: the metrics.jsonl found there has a broken line before its last.
@@ -117,7 +122,9 @@ class MetricsLogger:
             ValueError: ``step`` is not later than the last one logged; the file holds each step once.
         """
         if step <= self._last_step:
-            raise ValueError(f"step ({step}) was logged before: the last row is step {self._last_step}, the next must be later")
+            raise ValueError(
+                f"step ({step}) was logged before: the last row is step {self._last_step}, the next must be later"
+            )
         self._last_step = step
         row: Row = {
             "step": step,
@@ -144,7 +151,9 @@ class MetricsLogger:
             ValueError: an evaluation at this step or a later one was logged before.
         """
         if step <= self._last_evaluation:
-            raise ValueError(f"step ({step}) was evaluated before: the last evaluation row is step {self._last_evaluation}")
+            raise ValueError(
+                f"step ({step}) was evaluated before: the last evaluation row is step {self._last_evaluation}"
+            )
         self._last_evaluation = step
         perplexity = perplexity_of(held_out_loss)
         self._write({"step": step, "held_out_loss": held_out_loss, "held_out_perplexity": perplexity}, prefix="")
@@ -166,13 +175,17 @@ class MetricsLogger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _write(self, row: Row, prefix: str) -> None:
         self._file.write(_encode_row(row) + "\n")
         if self._scalars is not None:
-            self._scalars.add(int(row["step"] or 0), {_tag(prefix, name): value for name, value in row.items() if name != "step"})
+            self._scalars.add(
+                int(row["step"] or 0), {_tag(prefix, name): value for name, value in row.items() if name != "step"}
+            )
 
     def _progress_line(self, row: Mapping[str, Any]) -> str:
         remaining_ms = statistics.median(self._step_times_ms) * max(0, self._num_steps - row["step"])
@@ -198,17 +211,26 @@ class _TensorBoardScalars:
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         """Open an event file whose readers forget older scalars at ``purge_step`` and later, as a resumed run writes those again."""
-        # import_module keeps protobuf and numpy out of processes that log nothing; tensorboard ships no types either way
+        # import_module keeps protobuf and numpy out of processes that log nothing; tensorboard ships no types either
+        # way
         self._events: Any = import_module("tensorboard.compat.proto.event_pb2")
         self._summaries: Any = import_module("tensorboard.compat.proto.summary_pb2")
-        self._writer: Any = import_module("tensorboard.summary.writer.event_file_writer").EventFileWriter(str(folder), flush_secs=10)
+        self._writer: Any = import_module("tensorboard.summary.writer.event_file_writer").EventFileWriter(
+            str(folder), flush_secs=10
+        )
         start = self._events.SessionLog(status=self._events.SessionLog.START)
         self._writer.add_event(self._events.Event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def add(self, step: int, scalars: Mapping[str, float | None]) -> None:
         """Write the scalars that have a value."""
-        values = [self._summaries.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items() if value is not None]
-        self._writer.add_event(self._events.Event(wall_time=time.time(), step=step, summary=self._summaries.Summary(value=values)))
+        values = [
+            self._summaries.Summary.Value(tag=tag, simple_value=value)
+            for tag, value in scalars.items()
+            if value is not None
+        ]
+        self._writer.add_event(
+            self._events.Event(wall_time=time.time(), step=step, summary=self._summaries.Summary(value=values))
+        )
 
     def close(self) -> None:
         self._writer.close()

@@ -14,8 +14,8 @@ class StopRequest:
 
     The handlers do nothing but set a flag: a checkpoint written inside a handler could interrupt a collective halfway.
     A second SIGINT raises KeyboardInterrupt, so that a person can always leave a loop that no longer reaches its check.
-    A scheduler that sends SIGTERM twice still gets its checkpoint. The flag is local to this rank: ranks that must leave at
-    the same step have to agree on it (a max all_reduce of ``requested``).
+    A scheduler that sends SIGTERM twice still gets its checkpoint. The flag is local to this rank: ranks that must
+    leave at the same step have to agree on it (a max all_reduce of ``requested``).
 
     with StopRequest() as stop:
         for step in range(num_steps):
@@ -45,17 +45,22 @@ class StopRequest:
             RuntimeError: entered outside the main thread, where Python cannot install handlers, or entered twice.
         """
         if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError(f"StopRequest must be entered in the main thread, not in {threading.current_thread().name!r}")
+            raise RuntimeError(
+                f"StopRequest must be entered in the main thread, not in {threading.current_thread().name!r}"
+            )
         if self._former:
             raise RuntimeError("StopRequest is already active; use one with block at a time")
         for number in STOPPING:
             self._former[number] = signal.signal(number, self._remember)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Put the former handlers back; the flag stays readable."""
         for number, former in self._former.items():
-            # None means the former handler was not installed from Python and cannot be named; the default is the nearest
+            # None means the former handler was not installed from Python and cannot be named; the default is the
+            # nearest
             signal.signal(number, signal.SIG_DFL if former is None else former)
         self._former.clear()
 

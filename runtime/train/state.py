@@ -1,6 +1,7 @@
 """TrainState: where a run stands. One object is saved, one is loaded, at any layout.
 
-Random numbers are drawn by counter, so (seed, consumed samples) is the whole state of the generator and of the data order.
+Random numbers are drawn by counter, so (seed, consumed samples) is the whole state of the generator and of the data
+order.
 """
 
 import hashlib
@@ -68,7 +69,12 @@ def checkpoints_of(spec: RunSpec) -> Path:
 def save_state(job: Job, state: TrainState) -> Path:
     """Write the checkpoint of `state` and return its folder. Collective over the world."""
     spec, mesh = job.spec, job.mesh
-    record = {**asdict(state), "seed": spec.seed, "layout": dict(spec.parallel.model_dump()), "spec": spec.model_dump(mode="json")}
+    record = {
+        **asdict(state),
+        "seed": spec.seed,
+        "layout": dict(spec.parallel.model_dump()),
+        "spec": spec.model_dump(mode="json"),
+    }
     keep_last = spec.checkpoint.keep_last
     return save(
         checkpoints_of(spec),
@@ -139,7 +145,9 @@ def spec_of(checkpoint: Checkpoint) -> RunSpec:
     try:
         return parse_spec(raw)
     except SpecError as error:
-        raise CheckpointError(f"the spec stored in the checkpoint of step {checkpoint.step} can't be read: {error}") from error
+        raise CheckpointError(
+            f"the spec stored in the checkpoint of step {checkpoint.step} can't be read: {error}"
+        ) from error
 
 
 def read_state(path: Path) -> TrainState:

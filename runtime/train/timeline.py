@@ -18,7 +18,9 @@ def record_timeline(job: Job) -> dict[str, Any]:
     rows = [[str(action), start * 1e3, stop * 1e3] for action, start, stop in job.executor.spans] if mine else []
     texts = job.mesh.gather_text(json.dumps([coordinates["pp"], rows]))
     spans = [
-        Span(rank, Action.parse(action), start, stop) for rank, ranks_rows in map(json.loads, texts) for action, start, stop in ranks_rows
+        Span(rank, Action.parse(action), start, stop)
+        for rank, ranks_rows in map(json.loads, texts)
+        for action, start, stop in ranks_rows
     ]
     simulation = simulate(job.schedule, _measured_costs(spans, job.spec.num_stages))
     return {
@@ -32,7 +34,9 @@ def record_timeline(job: Job) -> dict[str, Any]:
 
 def _measured_costs(spans: list[Span], num_stages: int) -> Costs:
     def median_ms(kind: ActionKind, stage: int) -> float:
-        return statistics.median(span.stop - span.start for span in spans if span.action.kind is kind and span.action.stage == stage)
+        return statistics.median(
+            span.stop - span.start for span in spans if span.action.kind is kind and span.action.stage == stage
+        )
 
     return Costs(
         forward=[median_ms(ActionKind.F, stage) for stage in range(num_stages)],

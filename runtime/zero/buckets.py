@@ -1,7 +1,8 @@
 """Flat buckets: parameters and their gradients laid end to end, so that one collective serves many tensors.
 
-A bucket is cut into `dp` equal slices; dp rank r owns slice r. For experts that only some dp ranks hold, `dp` is the group of those. Parameters are laid in the reverse of their order in the network, which is the
-order in which the backward pass finishes their gradients.
+A bucket is cut into `dp` equal slices; dp rank r owns slice r. For experts that only some dp ranks hold, `dp` is the
+group of those. Parameters are laid in the reverse of their order in the network, which is the order in which the
+backward pass finishes their gradients.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,13 @@ class Bucket:
     """
 
     def __init__(
-        self, parameters: Sequence[tuple[str, nn.Parameter]], dp: Group, tp: Group, grad_dtype: torch.dtype, *, tied: bool = False
+        self,
+        parameters: Sequence[tuple[str, nn.Parameter]],
+        dp: Group,
+        tp: Group,
+        grad_dtype: torch.dtype,
+        *,
+        tied: bool = False,
     ) -> None:
         first = parameters[0][1]
         self.dp = dp
@@ -87,7 +94,8 @@ class Bucket:
     def segments(self, within: slice) -> list[Segment]:
         """The runs of equal flags inside `within`, in order.
 
-        They are cut at the same places on every tp rank: AdamW's last bits depend on where a tensor ends, and replicas must stay equal.
+        They are cut at the same places on every tp rank: AdamW's last bits depend on where a tensor ends, and replicas
+        must stay equal.
         """
         segments: list[Segment] = []
         for (decay, lr_scale, _), run in groupby(self.slots, key=lambda slot: _likeness(slot.info)):
@@ -121,7 +129,8 @@ def build_buckets(
     Args:
         parameters: (global name, parameter) in the order of the network, of one stage.
         expert_dp: the ranks that hold the same experts, for parameters that are cut over ep.
-        tied: whether the embedding is tied to another rank's copy: it then has a bucket to itself, of the same length on both.
+        tied: whether the embedding is tied to another rank's copy: it then has a bucket to itself, of the same length
+            on both.
     """
     buckets: list[Bucket] = []
 

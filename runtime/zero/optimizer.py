@@ -1,8 +1,9 @@
 """The sharded optimizer: ZeRO stage 1 (Rajbhandari et al. 2020, section 5.1), and stage 0, plain data parallelism, as its unsharded case.
 
-Each dp rank keeps optimizer state for its slice of every bucket only. A step is: sum each bucket's gradients so that every rank has the total of
-its slice (started while the last backward pass still runs), clip by the global norm, AdamW on the slice, gather the new parameters.
-float32 parameters are their own main copy; for lower precision the slice keeps a float32 one.
+Each dp rank keeps optimizer state for its slice of every bucket only. A step is: sum each bucket's gradients so that
+every rank has the total of its slice (started while the last backward pass still runs), clip by the global norm, AdamW
+on the slice, gather the new parameters. float32 parameters are their own main copy; for lower precision the slice keeps
+a float32 one.
 """
 
 import math
@@ -61,15 +62,17 @@ class AdamWSettings:
 class ShardedOptimizer:
     """AdamW over the parameters of this rank's stages, its state sharded over dp (zero_stage 1) or not (0).
 
-    Making one moves every parameter into flat buckets and gives it a `main_grad`. Gradients are sums over microbatches and dp ranks: scale the
-    loss by the global number of tokens.
+    Making one moves every parameter into flat buckets and gives it a `main_grad`. Gradients are sums over microbatches
+    and dp ranks: scale the loss by the global number of tokens.
 
     Args:
         stages: stage index -> stage, of this rank.
         bucket_bytes: most gradient bytes in a bucket.
     """
 
-    def __init__(self, stages: dict[int, Stage], mesh: Mesh, settings: AdamWSettings, *, zero_stage: int, bucket_bytes: int) -> None:
+    def __init__(
+        self, stages: dict[int, Stage], mesh: Mesh, settings: AdamWSettings, *, zero_stage: int, bucket_bytes: int
+    ) -> None:
         self._mesh, self._settings, self._sharded = mesh, settings, zero_stage >= 1
         self._kernels = next(iter(stages.values())).place.kernels
         self._states: list[_BucketState] = []
@@ -81,7 +84,9 @@ class ShardedOptimizer:
             tied = stage.config.tie_embeddings and mesh.pp.size > 1
             grad_dtype = torch.float64 if stage.place.dtype == torch.float64 else torch.float32
             groups = (mesh.dp, mesh.expert_dp, mesh.tp)
-            for bucket in build_buckets(parameters, *groups, grad_dtype=grad_dtype, bucket_bytes=bucket_bytes, tied=tied):
+            for bucket in build_buckets(
+                parameters, *groups, grad_dtype=grad_dtype, bucket_bytes=bucket_bytes, tied=tied
+            ):
                 self._states.append(self._make_state(bucket, index))
         self._tied_peer = {0: mesh.pp.size - 1, mesh.pp.size - 1: 0}.get(mesh.pp.rank)
         self.num_steps = 0
@@ -130,12 +135,14 @@ class ShardedOptimizer:
     def finish_gradients(self) -> Tensor:
         """Finish every reduction: over dp, over tp where gradients are partial, and between tied embeddings.
 
-        Returns: this rank's part of the squared gradient norm [scalar float64]; the sum over the world is the square of the global norm.
-        Collective: all ranks of the mesh must enter.
+        Returns: this rank's part of the squared gradient norm [scalar float64]; the sum over the world is the square of
+        the global norm. Collective: all ranks of the mesh must enter.
         """
         total = torch.zeros((), dtype=torch.float64, device=self._states[0].main.device)
         for state in self._states:
-            if state.wait is None:  # a tied embedding that another stage of this rank finishes, or a parameter without a gradient
+            if (
+                state.wait is None
+            ):  # a tied embedding that another stage of this rank finishes, or a parameter without a gradient
                 self._start_reduction(state)
             assert state.wait is not None
             state.wait()
@@ -184,7 +191,9 @@ class ShardedOptimizer:
     def pieces(self) -> Iterator[ShardPiece]:
         """Yield what this rank stores: weights and moments of its slice, each element of the model from exactly one rank."""
         for state in self._states:
-            yield from self._pieces_of(state, dict(zip(STATE_KEYS, (state.main, state.exp_avg, state.exp_avg_sq), strict=True)))
+            yield from self._pieces_of(
+                state, dict(zip(STATE_KEYS, (state.main, state.exp_avg, state.exp_avg_sq), strict=True))
+            )
 
     def gradient_pieces(self) -> Iterator[ShardPiece]:
         """Yield the reduced gradients of this rank's slice (key "grad") between `finish_gradients` and `zero_grad`."""
@@ -196,7 +205,9 @@ class ShardedOptimizer:
             if state.bucket.holds(slot):
                 for key, tensor in tensors.items():
                     data = tensor[start - state.kept.start : stop - state.kept.start]
-                    yield ShardPiece(slot.name, key, data, slot.info.shard, tuple(slot.parameter.shape), start - slot.start)
+                    yield ShardPiece(
+                        slot.name, key, data, slot.info.shard, tuple(slot.parameter.shape), start - slot.start
+                    )
 
     def load(self, read: ReadRange, num_steps: int, *, weights_only: bool = False) -> None:
         """Fill weights and moments through `read` and refresh the parameters. Collective over dp.
@@ -226,7 +237,9 @@ class ShardedOptimizer:
             bucket = state.bucket
             sizes["parameters"] += bucket.params.nbytes
             sizes["gradients"] += bucket.grads.nbytes
-            copies = [state.exp_avg, state.exp_avg_sq] + ([state.main] if state.main.dtype != bucket.params.dtype else [])
+            copies = [state.exp_avg, state.exp_avg_sq] + (
+                [state.main] if state.main.dtype != bucket.params.dtype else []
+            )
             sizes["optimizer"] += sum(tensor.nbytes for tensor in copies)
         return sizes
 
@@ -234,8 +247,8 @@ class ShardedOptimizer:
 def squared_norm(x: Tensor) -> Tensor:
     """Return the sum of squares of x [n] as a float64 scalar on its device.
 
-    Rows of 4096 are summed in x's dtype and the rows in float64: torch sums float32 one after the other on a CPU, which loses four digits over ten
-    million elements, and by another amount at every layout.
+    Rows of 4096 are summed in x's dtype and the rows in float64: torch sums float32 one after the other on a CPU, which
+    loses four digits over ten million elements, and by another amount at every layout.
     """
     whole = len(x) // _NORM_ROW * _NORM_ROW
     rows = torch.linalg.vector_norm(x[:whole].view(-1, _NORM_ROW), dim=1).double()

@@ -11,19 +11,43 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "kernels.py"
-MEMORY_OPS = ("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm", "rotary", "swiglu", "geglu", "gelu", "dropout_add", "adamw")
+MEMORY_OPS = (
+    "rms_norm",
+    "layer_norm",
+    "add_rms_norm",
+    "add_layer_norm",
+    "rotary",
+    "swiglu",
+    "geglu",
+    "gelu",
+    "dropout_add",
+    "adamw",
+)
 
 
 def run(*arguments: str, interpret: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": str(int(interpret))}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=280, check=False)
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "TRITON_INTERPRET": str(int(interpret)),
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
 
 
 def tables(file: Path) -> dict[str, list[list[str]]]:
     """Return the cells of each section's rows, by title."""
     sections = file.read_text(encoding="utf-8").split("\n## ")[1:]
-    rows = {section.splitlines()[0]: [line for line in section.splitlines() if line.startswith("| ")][2:] for section in sections}
-    return {title: [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] for title, lines in rows.items()}
+    rows = {
+        section.splitlines()[0]: [line for line in section.splitlines() if line.startswith("| ")][2:]
+        for section in sections
+    }
+    return {
+        title: [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        for title, lines in rows.items()
+    }
 
 
 @pytest.mark.slow

@@ -20,6 +20,8 @@ def test_throughput_table_has_a_row_for_each_layout() -> None:
 
 
 def test_unknown_layout_is_named() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), "tp3"], capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "tp3"], capture_output=True, text=True, timeout=280, check=False
+    )
     assert done.returncode == 2
     assert "unknown layouts ['tp3']" in done.stderr

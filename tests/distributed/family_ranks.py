@@ -24,12 +24,19 @@ def make_spec(config: TransformerConfig, parallel: dict[str, Any], batch: Microb
             "data": {"tokenizer": "tokenizer.json"},
             "optimizer": {"lr": 1e-3},
             "precision": {"dtype": "float64"},
-            "train": {"num_steps": 1, "global_batch_size": len(batch.tokens), "micro_batch_size": 1, "seq_len": batch.tokens.shape[1]},
+            "train": {
+                "num_steps": 1,
+                "global_batch_size": len(batch.tokens),
+                "micro_batch_size": 1,
+                "seq_len": batch.tokens.shape[1],
+            },
         }
     )
 
 
-def steps_on_rank(parallel: dict[str, Any], models: list[tuple[TransformerConfig, Tensors]], batch: Microbatch) -> list[dict[str, Any]]:
+def steps_on_rank(
+    parallel: dict[str, Any], models: list[tuple[TransformerConfig, Tensors]], batch: Microbatch
+) -> list[dict[str, Any]]:
     """For each model this rank's logits, loss, and pieces of the gradients of the summed loss."""
     sizes = {axis: parallel.get(axis, 1) for axis in ("pp", "dp", "tp", "ep")}
     mesh = build_mesh(**sizes, cp=1, timeout_s=60)
@@ -45,7 +52,9 @@ def step(spec: RunSpec, mesh: Mesh, weights: Tensors, batch: Microbatch) -> dict
     def read(name: str, key: str, shard: ShardSpec, local_shape: tuple[int, ...]) -> Tensor:
         local = torch.zeros(local_shape, dtype=torch.float64)
         box = shard.box(local_shape)
-        local[tuple(slice(0, high - low) for low, high in box)] = weights[name][tuple(slice(low, high) for low, high in box)]
+        local[tuple(slice(0, high - low) for low, high in box)] = weights[name][
+            tuple(slice(low, high) for low, high in box)
+        ]
         return local
 
     for stage in job.stages.values():

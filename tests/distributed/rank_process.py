@@ -1,15 +1,16 @@
 """The process that forks ranks for the pool, and what one rank runs: a loop that takes a function and sends back what came of it.
 
-`tests.distributed.ranks` starts ``python -P rank_process.py CONTROL_FD PARENT_PID`` once. This process, the nursery, pays the
-seconds of importing torch once and has a single thread, so that a fork of it is a whole rank after a few milliseconds. It never
-computes. Messages are pickled dictionaries of plain values, for this file is `__main__` here and has another name in the
-parent. A task goes like this:
+`tests.distributed.ranks` starts ``python -P rank_process.py CONTROL_FD PARENT_PID`` once. This process, the nursery,
+pays the seconds of importing torch once and has a single thread, so that a fork of it is a whole rank after a few
+milliseconds. It never computes. Messages are pickled dictionaries of plain values, for this file is `__main__` here and
+has another name in the parent. A task goes like this:
 
-- the rank enters the group, says "entered" and waits for the parent's word that all have: a function that raises at once would
-  else close connections that a peer is still making, and torch cannot take back a group that was made by half;
+- the rank enters the group, says "entered" and waits for the parent's word that all have: a function that raises at
+  once would else close connections that a peer is still making, and torch cannot take back a group that was made by
+  half;
 - it runs the function and sends the outcome, "returned" or "raised";
-- a rank whose function returned keeps its group until the parent says that every rank has an outcome: closing a gloo pair while
-  the peer still reads would turn a good result into a 'connection reset';
+- a rank whose function returned keeps its group until the parent says that every rank has an outcome: closing a gloo
+  pair while the peer still reads would turn a good result into a 'connection reset';
 - it destroys the group and says "idle".
 """
 
@@ -37,7 +38,14 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # What gloo and the store say on a rank whose peer has left; such an error is seldom the cause of a failure.
-PEER_LEFT = ("Connection reset", "Connection closed", "Connection refused", "Broken pipe", "Timed out waiting", "not connected")
+PEER_LEFT = (
+    "Connection reset",
+    "Connection closed",
+    "Connection refused",
+    "Broken pipe",
+    "Timed out waiting",
+    "not connected",
+)
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -51,8 +59,8 @@ def die_with_parent(parent_pid: int) -> None:
 def load_function(module_name: str, file: str | None, qualname: str) -> Callable[..., Any]:
     """Return the function, importing its module by name if it is ours or installed, and by path if it is a test module.
 
-    A module loaded by path is kept in `sys.modules` under the name that it has in the parent, so that its classes pickle in
-    both directions.
+    A module loaded by path is kept in `sys.modules` under the name that it has in the parent, so that its classes
+    pickle in both directions.
     """
     module = sys.modules.get(module_name)
     if module is None:
@@ -157,7 +165,9 @@ def run_task(task: dict[str, Any], connection: Connection) -> dict[str, Any]:
     fit = True
     try:
         with warnings_as_in_parent(task["filters"]):
-            function = load_function(task["module"], task["file"], task["qualname"])  # before the group: all ranks fail alike
+            function = load_function(
+                task["module"], task["file"], task["qualname"]
+            )  # before the group: all ranks fail alike
             arguments = pickle.loads(task["arguments"])
             fit = False
             enter_group(task)

@@ -1,9 +1,10 @@
 """A pool of rank processes for tests: started once, reused by every test, each run inside a fresh gloo group.
 
-A test takes the session fixture `ranks` and calls ``ranks.run(function, world_size, *args)`` with a function of its own module;
-the function sees an initialised default group of exactly that size and may use all of `torch.distributed`. Importing torch costs
-seconds of CPU, so one process, the nursery, does it once and forks the ranks, and these stay from test to test; everything in
-`torch.distributed` is made anew for each run. Ranks are never forked from the test's own process: it has torch's threads.
+A test takes the session fixture `ranks` and calls ``ranks.run(function, world_size, *args)`` with a function of its own
+module; the function sees an initialised default group of exactly that size and may use all of `torch.distributed`.
+Importing torch costs seconds of CPU, so one process, the nursery, does it once and forks the ranks, and these stay from
+test to test; everything in `torch.distributed` is made anew for each run. Ranks are never forked from the test's own
+process: it has torch's threads.
 """
 
 import contextlib
@@ -80,7 +81,9 @@ class Nursery:
         environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
         # gloo asks the resolver for this host's name unless it is told an interface, and that name may not resolve.
         # numpy's and torch's libraries start their threads at import unless they are told to have one.
-        environment |= {"GLOO_SOCKET_IFNAME": "lo"} | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        environment |= {"GLOO_SOCKET_IFNAME": "lo"} | dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+        )
         script = Path(__file__).with_name("rank_process.py")
         with theirs, self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -130,7 +133,9 @@ class Nursery:
         try:
             message = self._control.recv(65536)
         except TimeoutError:
-            raise RuntimeError(f"the process that forks ranks gave no answer in {START_TIMEOUT_S:.0f} s\n{self._log.read_text()}") from None
+            raise RuntimeError(
+                f"the process that forks ranks gave no answer in {START_TIMEOUT_S:.0f} s\n{self._log.read_text()}"
+            ) from None
         if not message:
             raise RuntimeError(f"the process that forks ranks ended\n{self._log.read_text()}")
         return dict(pickle.loads(message))
@@ -152,8 +157,8 @@ class Run:
     def raised(self) -> dict[int, dict[str, Any]]:
         """Return the outcomes of the ranks that raised, the likely cause first.
 
-        An error that only says that a peer left comes after the others; then the earliest is first, for a rank destroys its
-        group, which is what its peers notice, only after its own exception was recorded.
+        An error that only says that a peer left comes after the others; then the earliest is first, for a rank destroys
+        its group, which is what its peers notice, only after its own exception was recorded.
         """
         raised = [(rank, outcome) for rank, outcome in self.outcomes.items() if outcome["status"] == "raised"]
         return dict(sorted(raised, key=lambda item: (item[1]["secondary"], item[1]["time"])))
@@ -184,8 +189,8 @@ class RankPool:
     def run(self, function: Callable[..., R], world_size: int, *args: object, timeout_s: float = 120.0) -> list[R]:
         """Run ``function(*args)`` on ranks 0 to world_size - 1 inside a fresh gloo group of that size; return the results by rank.
 
-        Before the function starts, torch has one thread, default dtype float32, gradients on and seed 0. The group's timeout is
-        `timeout_s` too. The pool's processes keep the environment and the folder they were started in.
+        Before the function starts, torch has one thread, default dtype float32, gradients on and seed 0. The group's
+        timeout is `timeout_s` too. The pool's processes keep the environment and the folder they were started in.
 
         Args:
             function: a function at the top level of a module; arguments and results are pickled.
@@ -221,10 +226,14 @@ class RankPool:
         self._close_nursery()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _task(self, function: Callable[..., Any], world_size: int, args: tuple[object, ...], timeout_s: float) -> dict[str, Any]:
+    def _task(
+        self, function: Callable[..., Any], world_size: int, args: tuple[object, ...], timeout_s: float
+    ) -> dict[str, Any]:
         module, qualname = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
         if not module or not qualname or "<" in qualname:
-            raise TypeError(f"{function!r} is not a function at the top level of a module, so a rank cannot load it by name")
+            raise TypeError(
+                f"{function!r} is not a function at the top level of a module, so a rank cannot load it by name"
+            )
         self._runs += 1
         return {
             "module": module,
@@ -240,7 +249,9 @@ class RankPool:
     def _grow(self, world_size: int) -> Nursery:
         if self._nursery is not None and not self._nursery.is_up:
             self._close_nursery()
-        if any(rank.connection.poll() for rank in self._ranks):  # an idle rank says nothing: one was ended between two runs
+        if any(
+            rank.connection.poll() for rank in self._ranks
+        ):  # an idle rank says nothing: one was ended between two runs
             self._kill_all()
         if self._nursery is None:
             self._nursery = Nursery(self._folder)
@@ -251,7 +262,8 @@ class RankPool:
     def _collect(self, run: Run, nursery: Nursery) -> None:
         """Wait until every rank has an outcome and is idle, and no longer than that is likely to happen.
 
-        Once one rank has failed its peers get a short grace: those that talk to it fail at once, and the others may never end.
+        Once one rank has failed its peers get a short grace: those that talk to it fail at once, and the others may
+        never end.
         """
         while len(run.idle) < run.world_size:
             waiting = [rank for rank in range(run.world_size) if rank not in run.idle]
@@ -302,9 +314,14 @@ class RankPool:
         """Raise if the run did not end well; the cause is told first, the rest after it."""
         raised = run.raised()
         # A rank that returned waits for the others, so while any is running it is not to blame.
-        stuck = run.missing() or [rank for rank in range(run.world_size) if rank not in run.idle and rank not in run.died]
+        stuck = run.missing() or [
+            rank for rank in range(run.world_size) if rank not in run.idle and rank not in run.died
+        ]
         died_after = [rank for rank, outcome in raised.items() if run.died and not outcome["secondary"]]
-        parts = [f"rank {rank} of {run.world_size} raised in {run.name}:\n{outcome['traceback']}" for rank, outcome in raised.items()]
+        parts = [
+            f"rank {rank} of {run.world_size} raised in {run.name}:\n{outcome['traceback']}"
+            for rank, outcome in raised.items()
+        ]
         if run.died:
             deaths = [f"rank {rank} of {run.world_size} {how} in {run.name}\n" for rank, how in run.died.items()]
             parts = parts + deaths if died_after else deaths + parts
@@ -374,7 +391,10 @@ def portable_filters() -> list[tuple[Any, ...]]:
     filters = []
     for action, message, category, module, lineno in warnings.filters:
         if isinstance(category, type) and category.__module__.split(".")[0] not in ("pytest", "_pytest"):
-            patterns = [pattern if isinstance(pattern, str) else getattr(pattern, "pattern", "") for pattern in (message, module)]
+            patterns = [
+                pattern if isinstance(pattern, str) else getattr(pattern, "pattern", "")
+                for pattern in (message, module)
+            ]
             filters.append((action, patterns[0], category, patterns[1], lineno))
     return filters
 

@@ -107,7 +107,9 @@ def check_plain_collectives(shared: bool) -> int:
             assert all_gather(reduced, group).equal(reduced.expand(group.size, length))
             rows = torch.stack([x.roll(row) for row in range(group.size)])
             before = rows.clone()
-            torch.testing.assert_close(reduce_scatter(rows, group), total.roll(group.rank), rtol=0, atol=TOLERANCE[dtype])
+            torch.testing.assert_close(
+                reduce_scatter(rows, group), total.roll(group.rank), rtol=0, atol=TOLERANCE[dtype]
+            )
             assert rows.equal(before), "the operand is left alone"
             count += 1
     mesh.close()
@@ -180,7 +182,9 @@ def check_overlapping_starts(shared: bool) -> None:
         assert_sum(tensors[order[0]], sum_over(group.size, (lengths[order[0]],), salt=order[0]), group)
     first, second = (operand(group.rank, (50, 4), salt=salt) for salt in (8, 9))
     outs = [torch.empty(200 // group.size) for _ in range(2)]
-    wide = [t.to(torch.float32).view(-1)[: 200 // group.size * group.size].view(group.size, -1) for t in (first, second)]
+    wide = [
+        t.to(torch.float32).view(-1)[: 200 // group.size * group.size].view(group.size, -1) for t in (first, second)
+    ]
     waits = [start_reduce_scatter_into(out, rows, group) for out, rows in zip(outs, wide, strict=True)]
     for wait in reversed(waits):
         wait()
@@ -206,7 +210,9 @@ def check_many_exchanges(shared: bool) -> None:
             time.sleep(0.0005)
         x = torch.full((64 + step % 3,), float(step * (group.rank + 1)))
         assert all_reduce(x, group).eq(step * group.size * (group.size + 1) / 2).all(), step
-        assert all_gather(torch.tensor([step, group.rank]), group).tolist() == [[step, rank] for rank in range(group.size)]
+        assert all_gather(torch.tensor([step, group.rank]), group).tolist() == [
+            [step, rank] for rank in range(group.size)
+        ]
     mesh.close()
 
 
@@ -414,7 +420,9 @@ def check_linear(shared: bool, sequence_parallel: bool, with_main_grad: bool) ->
 @pytest.mark.parametrize("sequence_parallel", [True, False], ids=["sequence-parallel", "replicated"])
 @WAYS
 @SIZES
-def test_column_and_row_linear(size: int, shared: bool, sequence_parallel: bool, with_main_grad: bool, ranks: RankPool) -> None:
+def test_column_and_row_linear(
+    size: int, shared: bool, sequence_parallel: bool, with_main_grad: bool, ranks: RankPool
+) -> None:
     assert ranks.run(check_linear, size, shared, sequence_parallel, with_main_grad) == [5] * size
 
 
@@ -426,7 +434,9 @@ def check_main_grad_of_bfloat16() -> None:
     main_grad = torch.zeros_like(layer.weight, dtype=torch.float32)
     info_of(layer.weight).main_grad = main_grad
     for scale in (256.0, 1.0):
-        layer(torch.ones(1, 1, 4, dtype=torch.bfloat16)).backward(torch.full((1, 1, 6 // mesh.tp.size), scale, dtype=torch.bfloat16))
+        layer(torch.ones(1, 1, 4, dtype=torch.bfloat16)).backward(
+            torch.full((1, 1, 6 // mesh.tp.size), scale, dtype=torch.bfloat16)
+        )
     assert layer.weight.grad is None
     assert main_grad.eq(257.0).all(), "257 is not a bfloat16"
     mesh.close()
@@ -466,7 +476,9 @@ def check_embedding(shared: bool, vocab: int, sequence_parallel: bool, with_main
     ids=["even", "one-padded-row", "two-padded-rows", "a-rank-of-padding", "three-padded-rows"],
 )
 @WAYS
-def test_embedding(size: int, vocab: int, sequence_parallel: bool, with_main_grad: bool, shared: bool, ranks: RankPool) -> None:
+def test_embedding(
+    size: int, vocab: int, sequence_parallel: bool, with_main_grad: bool, shared: bool, ranks: RankPool
+) -> None:
     assert ranks.run(check_embedding, size, shared, vocab, sequence_parallel, with_main_grad) == [1] * size
 
 
@@ -527,8 +539,8 @@ def test_a_peer_that_closed_its_end_is_named_at_once(ranks: RankPool) -> None:
 def exchange_with_a_killed_peer() -> tuple[str, float]:
     """Rank 1's ends of the sockets belong to a child that is killed while the others wait; return what they say and after how long.
 
-    The kernel closes a killed process's sockets: what the peers see is what they see when the rank itself is killed, but for the pool,
-    which would end the survivors before they can tell.
+    The kernel closes a killed process's sockets: what the peers see is what they see when the rank itself is killed,
+    but for the pool, which would end the survivors before they can tell.
     """
     mesh = tp_mesh(True, timeout_s=60)
     all_reduce(torch.ones(3), mesh.tp)
@@ -557,7 +569,9 @@ def test_a_killed_peer_is_named_at_once_by_every_survivor(ranks: RankPool) -> No
     results = ranks.run(exchange_with_a_killed_peer, 3)
     for survivor in (0, 2):
         message, seconds = results[survivor]
-        assert message.startswith(f"rank {survivor} (tp {survivor}) waits for rank 1 (tp 1) in a shared-memory exchange of 3 torch.float32")
+        assert message.startswith(
+            f"rank {survivor} (tp {survivor}) waits for rank 1 (tp 1) in a shared-memory exchange of 3 torch.float32"
+        )
         assert "that rank is gone" in message or "reset" in message
         assert seconds < 10, "not the time-out of 60 s"
 
@@ -588,7 +602,9 @@ def broken(where: str) -> AbstractContextManager[Any]:
     if where == "/dev/shm of rank 0 is full" and dist.get_rank() == 0:
         return mock.patch("os.posix_fallocate", side_effect=OSError(errno.ENOSPC, "No space left on device"))
     if where == "rank 1 is on another host" and dist.get_rank() == 1:
-        return mock.patch.object(shared_memory, "_map_slots", side_effect=FileNotFoundError(errno.ENOENT, "No such file"))
+        return mock.patch.object(
+            shared_memory, "_map_slots", side_effect=FileNotFoundError(errno.ENOENT, "No such file")
+        )
     if where == "the last rank cannot map the slots" and dist.get_rank() == dist.get_world_size() - 1:
         return mock.patch("torch.from_file", side_effect=OSError(errno.ENOMEM, "Cannot allocate memory"))
     return nullcontext()
@@ -609,7 +625,13 @@ def fall_back(where: str, folder: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "where", ["no /dev/shm on rank 0", "/dev/shm of rank 0 is full", "rank 1 is on another host", "the last rank cannot map the slots"]
+    "where",
+    [
+        "no /dev/shm on rank 0",
+        "/dev/shm of rank 0 is full",
+        "rank 1 is on another host",
+        "the last rank cannot map the slots",
+    ],
 )
 def test_all_ranks_fall_back_to_gloo_together(where: str, ranks: RankPool, tmp_path: Path) -> None:
     assert ranks.run(fall_back, 3, where, str(tmp_path)) == [False, False, False]

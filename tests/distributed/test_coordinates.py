@@ -54,7 +54,10 @@ def slopes(sizes: Coordinates, step: int = NUM_STEPS) -> dict[str, float]:
     [
         ("heads", {}),
         ("head_dim", {"tie_embeddings": True}),
-        ("heads", {"position": "learned", "norm": "layernorm", "bias": True, "block": "parallel", "activation": "gelu"}),
+        (
+            "heads",
+            {"position": "learned", "norm": "layernorm", "bias": True, "block": "parallel", "activation": "gelu"},
+        ),
     ],
     ids=["llama", "wider-heads-tied", "parallel-block-gpt"],
 )
@@ -63,7 +66,8 @@ def test_under_mup_sizes_do_not_depend_on_the_width(growth: Growth, changes: dic
     assert {"embedding", "layers.0", "layers.1", "final_norm", "logits"} <= sizes.sizes.keys()
     after = slopes(sizes)
     assert max(map(abs, after.values())) < 0.2, after
-    # Only the logits shrink before the first step, by the root of the width, and that passes (Yang et al. 2022, appendix D.1).
+    # Only the logits shrink before the first step, by the root of the width, and that passes (Yang et al. 2022,
+    # appendix D.1).
     start = slopes(sizes, 0)
     assert start.pop("logits") == pytest.approx(-0.5, abs=0.1)
     assert max(map(abs, start.values())) < 0.2, start

@@ -31,7 +31,9 @@ def make_spec(model: dict[str, Any], parallel: dict[str, Any]) -> RunSpec:
     )
 
 
-def step_on_rank(model: dict[str, Any], parallel: dict[str, Any], weights: dict[str, Tensor], tokens: Tensor, batch: Microbatch) -> Result:
+def step_on_rank(
+    model: dict[str, Any], parallel: dict[str, Any], weights: dict[str, Tensor], tokens: Tensor, batch: Microbatch
+) -> Result:
     """Load the global weights at the layout; return this rank's logits, and its pieces of the gradients of the summed loss."""
     spec = make_spec(model, parallel)
     mesh = build_mesh(pp=spec.parallel.pp, dp=1, cp=1, tp=spec.parallel.tp, timeout_s=60)
@@ -48,7 +50,10 @@ def step_on_rank(model: dict[str, Any], parallel: dict[str, Any], weights: dict[
     logits = logits_on_rank(job, mesh, tokens)
     job.optimizer.zero_grad()
     assert batch.targets is not None
-    parts = [Microbatch(batch.tokens[i : i + 2], batch.labels[i : i + 2], batch.first_sample + i, batch.targets[i : i + 2]) for i in (0, 2)]
+    parts = [
+        Microbatch(batch.tokens[i : i + 2], batch.labels[i : i + 2], batch.first_sample + i, batch.targets[i : i + 2])
+        for i in (0, 2)
+    ]
     job.executor.run(parts)
     job.optimizer.finish_gradients()
     pieces = [
@@ -57,7 +62,12 @@ def step_on_rank(model: dict[str, Any], parallel: dict[str, Any], weights: dict[
     ]
     loss = float(job.executor.loss)
     mesh.close()
-    return {"logits": logits, "first_column": mesh.tp.rank, "loss": loss, "pieces": [(*head, data.clone()) for *head, data in pieces]}
+    return {
+        "logits": logits,
+        "first_column": mesh.tp.rank,
+        "loss": loss,
+        "pieces": [(*head, data.clone()) for *head, data in pieces],
+    }
 
 
 @torch.no_grad()
@@ -67,7 +77,11 @@ def logits_on_rank(job: Job, mesh: Mesh, tokens: Tensor) -> Tensor | None:
     hidden = None
     if index > 0:
         parts = mesh.tp.size if stage.place.sequence_parallel else 1
-        hidden = receive(torch.empty(len(tokens), SEQ // parts, job.spec.transformer.hidden_size, dtype=torch.float64), index - 1, mesh.pp)
+        hidden = receive(
+            torch.empty(len(tokens), SEQ // parts, job.spec.transformer.hidden_size, dtype=torch.float64),
+            index - 1,
+            mesh.pp,
+        )
     hidden = stage.run_layers(hidden, tokens)
     if stage.is_last:
         return stage.logits(hidden)
@@ -77,7 +91,9 @@ def logits_on_rank(job: Job, mesh: Mesh, tokens: Tensor) -> Tensor | None:
 
 @pytest.mark.parametrize("sequence_parallel", [False, True], ids=["plain", "sequence-parallel"])
 @pytest.mark.parametrize("name", STEPS)
-def test_tp2_pp2_gives_the_logits_and_gradients_of_transformers(name: str, sequence_parallel: bool, ranks: RankPool) -> None:
+def test_tp2_pp2_gives_the_logits_and_gradients_of_transformers(
+    name: str, sequence_parallel: bool, ranks: RankPool
+) -> None:
     build, objective, their_loss = STEPS[name]
     encoder, batch = make(build, torch.float64), batch_of(objective)
     tokens = torch.randint(VOCAB, (BATCH, SEQ), generator=torch.Generator().manual_seed(1))
@@ -89,7 +105,11 @@ def test_tp2_pp2_gives_the_logits_and_gradients_of_transformers(name: str, seque
     model = encoder.config.model_dump(exclude_unset=True)
     results = ranks.run(step_on_rank, 4, model, parallel, encoder.weights(), tokens, batch)
 
-    columns = [result["logits"] for result in sorted(results, key=lambda result: result["first_column"]) if result["logits"] is not None]
+    columns = [
+        result["logits"]
+        for result in sorted(results, key=lambda result: result["first_column"])
+        if result["logits"] is not None
+    ]
     # Both sides compute in float64; sums of another order differ by 1e-13 of numbers around 10.
     torch.testing.assert_close(torch.cat(columns, dim=-1)[..., :VOCAB], expected_logits, rtol=0, atol=1e-10)
     assert max(result["loss"] for result in results) == pytest.approx(expected_loss.item(), abs=1e-10)
@@ -97,8 +117,14 @@ def test_tp2_pp2_gives_the_logits_and_gradients_of_transformers(name: str, seque
     for parameter, shard, local_shape, start, values in (piece for result in results for piece in result["pieces"]):
         box = shard.box(local_shape)
         padded = torch.zeros(local_shape, dtype=torch.float64)
-        padded[tuple(slice(0, high - low) for low, high in box)] = expected[parameter][tuple(slice(low, high) for low, high in box)]
+        padded[tuple(slice(0, high - low) for low, high in box)] = expected[parameter][
+            tuple(slice(low, high) for low, high in box)
+        ]
         wanted = padded.flatten()[start : start + len(values)]
-        torch.testing.assert_close(values, wanted, rtol=0, atol=1e-9, msg=lambda text, parameter=parameter: f"{parameter}: {text}")
+        torch.testing.assert_close(
+            values, wanted, rtol=0, atol=1e-9, msg=lambda text, parameter=parameter: f"{parameter}: {text}"
+        )
         seen[parameter] = seen.get(parameter, 0) + len(values)
-    assert all(seen[parameter] >= gradient.numel() for parameter, gradient in expected.items()), "every number's gradient was compared"
+    assert all(seen[parameter] >= gradient.numel() for parameter, gradient in expected.items()), (
+        "every number's gradient was compared"
+    )

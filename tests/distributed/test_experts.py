@@ -24,7 +24,8 @@ from trimaran.runtime.train.job import build_job, train_step
 
 MIXTRAL: dict[str, Any] = LLAMA | {"num_experts": 8, "experts_per_token": 2}
 BALANCED = MIXTRAL | {"router_aux_loss": 0.5}
-# Experts without a gate, one layer without a bias of its own, weights that do not add up to 1, and one expert that stands alone at times.
+# Experts without a gate, one layer without a bias of its own, weights that do not add up to 1, and one expert that
+# stands alone at times.
 SWITCH: dict[str, Any] = GPT | {
     "num_experts": 4, "experts_per_token": 1, "renormalize_experts": False, "mlp_bias": False, "router_aux_loss": 0.1, "hidden_dropout": 0.1,
 }  # fmt: skip
@@ -47,7 +48,15 @@ LAYOUTS = [
     Layout("tp2-pp2-dp2-ep2", {"tp": 2, "pp": 2, "dp": 2, "ep": 2}, BALANCED),
     Layout(
         "tp2-pp2-dp2-ep2-interleaved",
-        {"tp": 2, "pp": 2, "dp": 2, "ep": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b", "sequence_parallel": True},
+        {
+            "tp": 2,
+            "pp": 2,
+            "dp": 2,
+            "ep": 2,
+            "virtual_stages": 2,
+            "schedule": "interleaved_1f1b",
+            "sequence_parallel": True,
+        },
         BALANCED,
     ),
     Layout("tp2-pp2-dp2-switch", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True}, SWITCH),
@@ -90,7 +99,9 @@ def exchange_on_rank(name: str, way: str) -> None:
         assert y.equal(torch.cat([rows_between(source, rank, count) for source, count in enumerate(received)]))
         assert all_to_all(y.detach(), received, sent, group).equal(x), "there and back"
         (y * (10.0 + rank)).sum().backward()
-    targets = torch.cat([torch.full((count, 3), 10.0 + target, dtype=torch.float64) for target, count in enumerate(sent)])
+    targets = torch.cat(
+        [torch.full((count, 3), 10.0 + target, dtype=torch.float64) for target, count in enumerate(sent)]
+    )
     assert x.grad is not None
     assert x.grad.equal(targets)
 
@@ -133,14 +144,19 @@ def run_layer(grid: dict[str, int], sequence_parallel: bool, lopsided: bool) -> 
     cut = ExpertMLP(config, Placement(mesh.tp, sequence_parallel, torch.float64, cpu, ep=mesh.ep))
     for module in (whole, cut):
         initialize(module, seed=11)
-    xs = [torch.randn(2, 6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(mesh.dp.size)]
+    xs = [
+        torch.randn(2, 6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
+        for i in range(mesh.dp.size)
+    ]
     if lopsided:  # all tokens of all ranks to two of the experts, which one rank has
         for module in (whole, cut):
             with torch.no_grad():
                 module.router.weight[:2] = 5.0
                 module.router.weight[2:] = -5.0
         xs = [x.abs() for x in xs]
-    local: Callable[[Tensor], Tensor] = (lambda t: t.chunk(mesh.tp.size, dim=1)[mesh.tp.rank]) if sequence_parallel else (lambda t: t)
+    local: Callable[[Tensor], Tensor] = (
+        (lambda t: t.chunk(mesh.tp.size, dim=1)[mesh.tp.rank]) if sequence_parallel else (lambda t: t)
+    )
     inputs = [x.clone().requires_grad_() for x in xs]
     outputs = [whole(x, 0.25) for x in inputs]
     for y in outputs:
@@ -163,7 +179,9 @@ def run_layer(grid: dict[str, int], sequence_parallel: bool, lopsided: bool) -> 
             if other.size > 1:
                 dist.all_reduce(gradient, group=other.process_group)
         part = (
-            truth.grad if info.shard.dim is None else truth.grad.narrow(info.shard.dim, info.shard.offset, parameter.shape[info.shard.dim])
+            truth.grad
+            if info.shard.dim is None
+            else truth.grad.narrow(info.shard.dim, info.shard.offset, parameter.shape[info.shard.dim])
         )
         differences.append((name, float((gradient - part).abs().max())))
     mesh.close()

@@ -73,7 +73,8 @@ def test_384_ranks_own_every_weight_exactly_once(shape: TransformerConfig) -> No
     assert found["ranks"] == 384, "every rank owns a part"
     assert found["owned"] == {name: torch.Size(size).numel() for name, size in parameter_shapes(shape).items()}
     assert sum(found["owned"].values()) == shape.num_parameters()
-    # 12 bytes a parameter (float32 gradient, main copy, two moments, of which the last three are shared out over dp) and the bfloat16 weights.
+    # 12 bytes a parameter (float32 gradient, main copy, two moments, of which the last three are shared out over dp)
+    # and the bfloat16 weights.
     assert found["most_bytes"] < 12 * 2**30
     print(f"most bytes a rank: {found['most_bytes'] / 2**30:.2f} GiB")
 
@@ -93,7 +94,9 @@ def test_the_published_weights_are_the_ones_that_the_ranks_own(shape: Transforme
     )
     with torch.device("meta"):
         theirs = FalconForCausalLM(released)
-    index = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items() if name != "lm_head.weight"}  # tied
+    index = {
+        name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items() if name != "lm_head.weight"
+    }  # tied
     family = family_of(released.to_dict())
     config = TransformerConfig.model_validate(family.to_config(released.to_dict()))
     assert {**config.model_dump(), "init_std": 0.02} == {**shape.model_dump(), "init_std": 0.02}

@@ -1,6 +1,7 @@
 """Models of transformers cut over TP2 x PP2, experts over EP2 too: the same logits, and in one training step the same loss and gradients.
 
-One pool call runs all families, one after the other. Both sides compute in float64, as in tests/models/test_families.py.
+One pool call runs all families, one after the other. Both sides compute in float64, as in
+tests/models/test_families.py.
 """
 
 from dataclasses import dataclass
@@ -87,9 +88,13 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_family_gives_transformers_logits_and_gradients_when_cut(layout: str, cases: dict[str, Case], ranks: RankPool) -> None:
+def test_every_family_gives_transformers_logits_and_gradients_when_cut(
+    layout: str, cases: dict[str, Case], ranks: RankPool
+) -> None:
     parallel, names = LAYOUTS[layout]
-    results = ranks.run(steps_on_rank, 4, parallel, [(cases[name].config, cases[name].weights) for name in names], batch())
+    results = ranks.run(
+        steps_on_rank, 4, parallel, [(cases[name].config, cases[name].weights) for name in names], batch()
+    )
     for name, per_rank in zip(names, zip(*results, strict=True), strict=True):
         check(cases[name], list(per_rank))
 
@@ -106,7 +111,9 @@ def check(case: Case, results: list[dict[str, Any]]) -> None:
     for parameter, shard, local_shape, start, values in (piece for result in results for piece in result["pieces"]):
         box = shard.box(local_shape)
         padded = torch.zeros(local_shape, dtype=torch.float64)
-        padded[tuple(slice(0, high - low) for low, high in box)] = case.gradients[parameter][tuple(slice(low, high) for low, high in box)]
+        padded[tuple(slice(0, high - low) for low, high in box)] = case.gradients[parameter][
+            tuple(slice(low, high) for low, high in box)
+        ]
         compare(values, padded.flatten()[start : start + len(values)], loosened * 1e-9, f"{case.name}: {parameter}")
         seen[parameter] = seen.get(parameter, 0) + len(values)
     assert all(seen[parameter] >= gradient.numel() for parameter, gradient in case.gradients.items()), (

@@ -23,9 +23,26 @@ NEW_TOKENS = 12  # past the model's context, twice
 ROTARY: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2}
 MODELS: dict[str, dict[str, Any]] = {
     "rotary": ROTARY,
-    "learned-tied": {"position": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True, "tie_embeddings": True},
-    "alibi-window": {"position": "alibi", "attention_window": 3, "attention_pattern": ["full", "window"], "block": "parallel_one_norm"},
-    "one-kv-head-softcap": {"num_heads": 4, "num_kv_heads": 1, "attention_softcap": 2.0, "logits_softcap": 3.0, "head_bias": True},
+    "learned-tied": {
+        "position": "learned",
+        "norm": "layernorm",
+        "activation": "gelu_tanh",
+        "bias": True,
+        "tie_embeddings": True,
+    },
+    "alibi-window": {
+        "position": "alibi",
+        "attention_window": 3,
+        "attention_pattern": ["full", "window"],
+        "block": "parallel_one_norm",
+    },
+    "one-kv-head-softcap": {
+        "num_heads": 4,
+        "num_kv_heads": 1,
+        "attention_softcap": 2.0,
+        "logits_softcap": 3.0,
+        "head_bias": True,
+    },
 }
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tp": 2},
@@ -41,9 +58,13 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SAMPLINGS = {
     "greedy": Sampling(NEW_TOKENS, temperature=0.0),
-    "greedy-with-penalty": Sampling(NEW_TOKENS, temperature=0.0, repetition_penalty=1.5, min_new_tokens=2, stop_tokens=(3, 5)),
+    "greedy-with-penalty": Sampling(
+        NEW_TOKENS, temperature=0.0, repetition_penalty=1.5, min_new_tokens=2, stop_tokens=(3, 5)
+    ),
     "drawn": Sampling(NEW_TOKENS, temperature=1.0, seed=3),
-    "filtered": Sampling(NEW_TOKENS, 1.2, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=4, stop_tokens=tuple(range(20))),
+    "filtered": Sampling(
+        NEW_TOKENS, 1.2, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=4, stop_tokens=tuple(range(20))
+    ),
     "stopping-at-the-context": Sampling(NEW_TOKENS, temperature=1.0, seed=5, context="stop"),
 }
 
@@ -53,7 +74,14 @@ def ranks_of(parallel: dict[str, Any]) -> int:
 
 
 def make(parallel: dict[str, Any], model: dict[str, Any]) -> tuple[RunSpec, Mesh, dict[int, Stage]]:
-    shape = {"num_layers": 4, "hidden_size": 16, "num_heads": 2, "vocab_size": VOCAB, "max_seq_len": MAX_SEQ_LEN, "init_std": 0.3}
+    shape = {
+        "num_layers": 4,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "vocab_size": VOCAB,
+        "max_seq_len": MAX_SEQ_LEN,
+        "init_std": 0.3,
+    }
     spec = parse_spec(
         {
             "model": shape | model,
@@ -81,7 +109,10 @@ def continue_prompts(parallel: dict[str, Any], model: dict[str, Any], settings: 
             completions = generate(stages, mesh, spec, PROMPTS, SAMPLINGS[name])
         else:
             numbered = enumerate(PROMPTS)
-            completions = [generate(stages, mesh, spec, [each], SAMPLINGS["drawn"], first_sample=number)[0] for number, each in numbered]
+            completions = [
+                generate(stages, mesh, spec, [each], SAMPLINGS["drawn"], first_sample=number)[0]
+                for number, each in numbered
+            ]
         found[name] = [(each.tokens, each.finish, each.slides) for each in completions]
     assert all(stage.training for stage in stages.values()), "training mode is back"
     mesh.close()
@@ -95,7 +126,9 @@ def expected(ranks: RankPool) -> dict[str, dict[str, Answer]]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_same_tokens_at_every_layout_on_every_rank(layout: str, expected: dict[str, dict[str, Answer]], ranks: RankPool) -> None:
+def test_same_tokens_at_every_layout_on_every_rank(
+    layout: str, expected: dict[str, dict[str, Answer]], ranks: RankPool
+) -> None:
     is_small = layout in ("tp2", "pp2")  # the others try less: that they hang together is what they show
     for name in MODELS if is_small else ("rotary", "learned-tied"):
         settings = tuple(SAMPLINGS) if is_small else ("greedy-with-penalty", "filtered")
@@ -132,7 +165,8 @@ def logits_both_ways(parallel: dict[str, Any], model: dict[str, Any]) -> float:
             new = -(-new // parts) * parts
             cache.extend_to(lengths)
             rows = [
-                torch.cat((torch.zeros(max(0, new - n), dtype=torch.int64), ids[row, max(0, n - new) : n])) for row, n in enumerate(lengths)
+                torch.cat((torch.zeros(max(0, new - n), dtype=torch.int64), ids[row, max(0, n - new) : n]))
+                for row, n in enumerate(lengths)
             ]
             found: Tensor = stage.logits(stage.extend(None, torch.stack(rows), cache))
             for row, length in enumerate(lengths):
@@ -143,7 +177,9 @@ def logits_both_ways(parallel: dict[str, Any], model: dict[str, Any]) -> float:
     return worst
 
 
-@pytest.mark.parametrize("parallel", [{}, {"tp": 2}, {"tp": 2, "sequence_parallel": True}], ids=["one", "tp2", "tp2-sequence-parallel"])
+@pytest.mark.parametrize(
+    "parallel", [{}, {"tp": 2}, {"tp": 2, "sequence_parallel": True}], ids=["one", "tp2", "tp2-sequence-parallel"]
+)
 def test_logits_with_a_cache_are_those_of_whole_sequences(parallel: dict[str, Any], ranks: RankPool) -> None:
     for model in MODELS.values():
         assert max(ranks.run(logits_both_ways, ranks_of(parallel), parallel, model)) < 1e-12

@@ -145,7 +145,9 @@ def test_through_gloo(sequence_parallel: bool, ranks: RankPool) -> None:
 # ---------------------------------------------------------------- one process
 
 
-def lone(vocab: int, dtype: torch.dtype = torch.float64, main_grad: torch.dtype | None = None) -> tuple[Placement, Tensor]:
+def lone(
+    vocab: int, dtype: torch.dtype = torch.float64, main_grad: torch.dtype | None = None
+) -> tuple[Placement, Tensor]:
     """The place of one rank and a head's weight on it."""
     place = Placement(single("tp"), False, dtype, CPU)
     weight = new_parameter((vocab, HIDDEN), place, dim=0, initial=Initial(0.5))
@@ -163,7 +165,9 @@ def test_gradcheck(options: dict[str, float]) -> None:
     x, _, _, labels = inputs(7)
     x = x[:1, :6].clone().requires_grad_()
     terms = {"chunk_rows": 4, **options}
-    assert torch.autograd.gradcheck(lambda x, w: head_loss(x, weight_like(w, weight), labels[:1, :6], place, **terms), (x, weight))  # type: ignore[arg-type]
+    assert torch.autograd.gradcheck(
+        lambda x, w: head_loss(x, weight_like(w, weight), labels[:1, :6], place, **terms), (x, weight)
+    )  # type: ignore[arg-type]
 
 
 def weight_like(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -237,7 +241,9 @@ def test_bfloat16_adds_up_in_float32(chunk_rows: int) -> None:
     assert main_grad is not None
 
     wide, whole = low.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    expected = F.cross_entropy((wide @ whole.t()).flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORED_LABEL)
+    expected = F.cross_entropy(
+        (wide @ whole.t()).flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORED_LABEL
+    )
     expected.backward(factor.double())
     assert wide.grad is not None
     assert whole.grad is not None

@@ -35,13 +35,29 @@ GEMMA: dict[str, Any] = LLAMA | {
     "norm_position": "sandwich", "activation": "geglu_tanh", "attention_window": 3, "attention_pattern": ["window", "full"], "logits_softcap": 2.0,
     "attention_softcap": 1.0, "attention_scale": 0.3, "embedding_scale": 4.0, "tie_embeddings": True, "query_key_norm": "head",
 }  # fmt: skip
-OLMO: dict[str, Any] = LLAMA | {"norm_position": "branch", "query_key_norm": "width", "rotary_interleaved": True, "qkv_bias": True}
-POST_NORM: dict[str, Any] = GPT | {"norm_position": "post", "activation": "relu", "norm_weight": False, "logits_scale": 0.5}
+OLMO: dict[str, Any] = LLAMA | {
+    "norm_position": "branch",
+    "query_key_norm": "width",
+    "rotary_interleaved": True,
+    "qkv_bias": True,
+}
+POST_NORM: dict[str, Any] = GPT | {
+    "norm_position": "post",
+    "activation": "relu",
+    "norm_weight": False,
+    "logits_scale": 0.5,
+}
 TFIXUP: dict[str, Any] = GPT | {"norm_position": "none", "init": "tfixup", "embedding_scale": 4.0}
 DEEPNORM: dict[str, Any] = GPT | {"norm_position": "post", "init": "deepnorm", "embedding_scale": 4.0}
 MUP: dict[str, Any] = LLAMA | {"init": "mup", "mup_base_width": 4, "mup_base_head_dim": 2, "tie_embeddings": True}
 # As SmolLM2-135M has them; the second model's heads are not grouped.
-UNEVEN: dict[str, Any] = LLAMA | {"num_heads": 9, "num_kv_heads": 3, "head_dim": 4, "qkv_bias": True, "query_key_norm": "head"}
+UNEVEN: dict[str, Any] = LLAMA | {
+    "num_heads": 9,
+    "num_kv_heads": 3,
+    "head_dim": 4,
+    "qkv_bias": True,
+    "query_key_norm": "head",
+}
 UNEVEN_ALIBI: dict[str, Any] = BLOOM | {"num_heads": 5, "head_dim": 4} | {"attention_dropout": 0.1}
 DROPOUT = {"embedding_dropout": 0.1, "hidden_dropout": 0.1, "attention_dropout": 0.1}
 
@@ -92,8 +108,14 @@ LAYOUTS = [
     Layout("tp2-one-layer", {"tp": 2}, LLAMA | {"num_layers": 1}),
     Layout("pp4-30-layers", {"pp": 4}, GPT | {"num_layers": 30, "init_std": 0.1}),
     Layout("tp2-9-heads-over-3", {"tp": 2, "uneven_heads": True}, UNEVEN),
-    Layout("tp2-pp2-sequence-parallel-5-heads", {"tp": 2, "pp": 2, "sequence_parallel": True, "uneven_heads": True}, UNEVEN_ALIBI),
-    Layout("tp2-uneven-olmo", {"tp": 2, "uneven_heads": True}, OLMO | {"num_heads": 6, "num_kv_heads": 3, "head_dim": 4}),
+    Layout(
+        "tp2-pp2-sequence-parallel-5-heads",
+        {"tp": 2, "pp": 2, "sequence_parallel": True, "uneven_heads": True},
+        UNEVEN_ALIBI,
+    ),
+    Layout(
+        "tp2-uneven-olmo", {"tp": 2, "uneven_heads": True}, OLMO | {"num_heads": 6, "num_kv_heads": 3, "head_dim": 4}
+    ),
     Layout("tp4-falcon", {"tp": 4}, FALCON),
     Layout("tp2-pp2-sequence-parallel-falcon", {"tp": 2, "pp": 2, "sequence_parallel": True}, FALCON),
     Layout("tp2-pp2-bloom", {"tp": 2, "pp": 2}, BLOOM),
@@ -107,7 +129,11 @@ LAYOUTS = [
     Layout("tp2-pp2-sequence-parallel-deepnorm", {"tp": 2, "pp": 2, "sequence_parallel": True}, DEEPNORM),
     Layout("tp2-pp2-mup", {"tp": 2, "pp": 2}, MUP),
     Layout("tp2-dp2-mup", {"tp": 2, "dp": 2}, MUP),
-    Layout("tp2-pp2-dp2-sequence-parallel-dropout-falcon", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True}, FALCON | DROPOUT),
+    Layout(
+        "tp2-pp2-dp2-sequence-parallel-dropout-falcon",
+        {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True},
+        FALCON | DROPOUT,
+    ),
 ]
 
 
@@ -117,10 +143,18 @@ def make_spec(layout: Layout) -> RunSpec:
             "model": layout.model,
             "parallel": layout.parallel,
             "zero": {"stage": layout.zero_stage, "bucket_size_mib": 0.01},  # small: several buckets a stage
-            "data": {"tokenizer_vocab_size": 258, "mask_fraction": None if layout.model.get("objective") is None else 0.25},
+            "data": {
+                "tokenizer_vocab_size": 258,
+                "mask_fraction": None if layout.model.get("objective") is None else 0.25,
+            },
             "optimizer": {"lr": 3e-3, "max_grad_norm": 1.0},
             "precision": {"dtype": layout.dtype},
-            "train": {"num_steps": NUM_STEPS, "global_batch_size": layout.global_batch_size, "micro_batch_size": 1, "seq_len": 16},
+            "train": {
+                "num_steps": NUM_STEPS,
+                "global_batch_size": layout.global_batch_size,
+                "micro_batch_size": 1,
+                "seq_len": 16,
+            },
             "seed": 7,
         }
     )
@@ -198,7 +232,9 @@ def last_gradients(job: Any, spec: RunSpec, step: int) -> dict[str, list[Any]]:
 @cache
 def reference_of(model: str, dtype: str, global_batch_size: int, pool: RankPool) -> Result:
     """The run of one process; `model` as JSON text, which can be a key of the cache."""
-    (result,) = pool.run(train_on_rank, 1, Layout("single", {}, json.loads(model), dtype=dtype, global_batch_size=global_batch_size))
+    (result,) = pool.run(
+        train_on_rank, 1, Layout("single", {}, json.loads(model), dtype=dtype, global_batch_size=global_batch_size)
+    )
     return result  # type: ignore[no-any-return]
 
 
@@ -208,7 +244,9 @@ def assert_same_shards(name: str, whole: torch.Tensor, local: torch.Tensor, shar
         return
     length = shard.real_length(tuple(local.shape))
     expected = whole.narrow(shard.dim, min(shard.offset, whole.shape[shard.dim]), length)
-    torch.testing.assert_close(local.narrow(shard.dim, 0, length), expected, rtol=0, atol=atol, msg=lambda text: f"{name}: {text}")
+    torch.testing.assert_close(
+        local.narrow(shard.dim, 0, length), expected, rtol=0, atol=atol, msg=lambda text: f"{name}: {text}"
+    )
     assert not local.narrow(shard.dim, length, local.shape[shard.dim] - length).any(), f"{name}: padding must stay zero"
 
 
@@ -245,7 +283,9 @@ def assert_trains_like_one_process(layout: Layout, ranks: RankPool) -> None:
         for name, (local, shard) in result["parameters"].items():
             shards.setdefault(name, {})[shard.offset] = local.numel()
     for name, count in seen.items():
-        assert count == sum(shards[name].values()), f"{name}: every element's gradient, padding included, comes from exactly one rank"
+        assert count == sum(shards[name].values()), (
+            f"{name}: every element's gradient, padding included, comes from exactly one rank"
+        )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)

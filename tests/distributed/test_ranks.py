@@ -140,7 +140,8 @@ def test_an_exception_is_told_with_the_traceback_of_its_rank_first(ranks: RankPo
 
 
 def test_a_rank_that_raises_at_once_leaves_every_peer_a_whole_group(ranks: RankPool) -> None:
-    # Without the word that all ranks have entered, about one run in sixty broke a peer's half-made group and the next run hung.
+    # Without the word that all ranks have entered, about one run in sixty broke a peer's half-made group and the next
+    # run hung.
     for repetition in range(30):
         with pytest.raises(RankFailed, match="layer count"):
             ranks.run(raise_on, 3, repetition % 3, timeout_s=20)

@@ -13,8 +13,15 @@ from trimaran.runtime.train.job import build_job, train_step
 NUM_STEPS = 6
 LAYOUTS = [
     Layout("tp2-pp2", {"tp": 2, "pp": 2}, GPT, dtype="float32"),
-    Layout("tp2-pp2-dp2-sequence-parallel", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True}, GPT, dtype="bfloat16"),
-    Layout("tp2-pp2-dp2-ep2", {"tp": 2, "pp": 2, "dp": 2, "ep": 2}, GPT | {"num_experts": 4, "mlp_bias": False}, dtype="float32"),
+    Layout(
+        "tp2-pp2-dp2-sequence-parallel", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True}, GPT, dtype="bfloat16"
+    ),
+    Layout(
+        "tp2-pp2-dp2-ep2",
+        {"tp": 2, "pp": 2, "dp": 2, "ep": 2},
+        GPT | {"num_experts": 4, "mlp_bias": False},
+        dtype="float32",
+    ),
 ]
 State = dict[str, tuple[torch.Tensor, ...]]
 

@@ -58,7 +58,9 @@ DP2_ZERO0 = Layout("dp2-zero0", dp=2, zero_stage=0)
 INTERLEAVED = Layout("pp2-interleaved", pp=2, virtual_stages=2)
 TP2_PP2 = Layout("tp2-pp2", tp=2, pp=2)
 TP2_PP2_DP2 = Layout("tp2-pp2-dp2", tp=2, pp=2, dp=2)
-TP2_PP2_DP2_FULL = Layout("tp2-pp2-dp2-interleaved-sequence-parallel", tp=2, pp=2, dp=2, virtual_stages=2, sequence_parallel=True)
+TP2_PP2_DP2_FULL = Layout(
+    "tp2-pp2-dp2-interleaved-sequence-parallel", tp=2, pp=2, dp=2, virtual_stages=2, sequence_parallel=True
+)
 
 
 def make_spec(layout: Layout, model: str, dtype: str, folder: str) -> RunSpec:
@@ -80,7 +82,13 @@ def make_spec(layout: Layout, model: str, dtype: str, folder: str) -> RunSpec:
             "data": {"tokenizer_vocab_size": 257},
             "optimizer": {"lr": 3e-3},
             "precision": {"dtype": dtype},
-            "train": {"num_steps": NUM_STEPS, "global_batch_size": 8, "micro_batch_size": 1, "seq_len": 16, "output_dir": folder},
+            "train": {
+                "num_steps": NUM_STEPS,
+                "global_batch_size": 8,
+                "micro_batch_size": 1,
+                "seq_len": 16,
+                "output_dir": folder,
+            },
             "seed": 7,
         }
     )
@@ -119,7 +127,9 @@ def run_part(
     pool: RankPool, layout: Layout, model: str, dtype: str, folder: str, load: str | None, stop: int
 ) -> tuple[list[float], list[list[torch.Tensor]], str]:
     """Losses, every rank's parameters and the checkpoint of a part; the parts that several tests begin with run once."""
-    results = pool.run(train_part, make_spec(layout, model, dtype, folder).world_size, layout, model, dtype, folder, load, stop)
+    results = pool.run(
+        train_part, make_spec(layout, model, dtype, folder).world_size, layout, model, dtype, folder, load, stop
+    )
     assert all(losses == results[0][0] for losses, _, _ in results)
     return results[0][0], [parameters for _, parameters, _ in results], results[0][2]
 
@@ -153,7 +163,9 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("model", "before", "after"), CHANGES, ids=lambda value: getattr(value, "name", value))
-def test_a_checkpoint_goes_on_at_another_layout(model: str, before: Layout, after: Layout, folder: Path, ranks: RankPool) -> None:
+def test_a_checkpoint_goes_on_at_another_layout(
+    model: str, before: Layout, after: Layout, folder: Path, ranks: RankPool
+) -> None:
     unbroken, _, _ = run_part(ranks, SINGLE, model, "float64", str(folder / "unbroken" / model), None, NUM_STEPS)
     place = str(folder / f"{model}-{before.name}")
     first, _, checkpoint = run_part(ranks, before, model, "float64", place, None, STOP)
@@ -176,7 +188,9 @@ EXACT = [
 
 
 @pytest.mark.parametrize(("model", "layout", "dtype"), EXACT, ids=lambda value: getattr(value, "name", value))
-def test_resuming_on_the_same_layout_is_exact_to_the_bit(model: str, layout: Layout, dtype: str, folder: Path, ranks: RankPool) -> None:
+def test_resuming_on_the_same_layout_is_exact_to_the_bit(
+    model: str, layout: Layout, dtype: str, folder: Path, ranks: RankPool
+) -> None:
     place = str(folder / f"{model}-{layout.name}-{dtype}")
     unbroken, expected, _ = run_part(ranks, layout, model, dtype, f"{place}-unbroken", None, NUM_STEPS)
     first, _, checkpoint = run_part(ranks, layout, model, dtype, place, None, STOP)

@@ -156,7 +156,8 @@ def test_gradients_equal_those_of_torch_pipelining(case: Case, ranks: RankPool) 
     for worst, loss_difference, _ in results:
         assert worst < 1e-11
         assert loss_difference < 1e-10
-    # A layer has 7 weights, and in GPT as many biases; llama adds embedding, final norm and head, GPT positions and a bias more.
+    # A layer has 7 weights, and in GPT as many biases; llama adds embedding, final norm and head, GPT positions and a
+    # bias more.
     assert sum(result[2] for result in results) == {"llama": LAYERS * 7 + 3, "gpt": LAYERS * 14 + 5}[case.model]
 
 
@@ -183,7 +184,9 @@ def evaluate_on_rank(virtual_stages: int) -> tuple[float, float, int]:
 
 
 @pytest.mark.parametrize(("pp", "virtual_stages"), [(1, 2), (2, 1), (2, 2)])
-def test_evaluation_gives_the_training_loss_and_keeps_no_activation(pp: int, virtual_stages: int, ranks: RankPool) -> None:
+def test_evaluation_gives_the_training_loss_and_keeps_no_activation(
+    pp: int, virtual_stages: int, ranks: RankPool
+) -> None:
     results = ranks.run(evaluate_on_rank, pp, virtual_stages)
     for evaluated, trained, held in results:
         # Not to the bit: where no gradient is kept, a norm is torch's own operator, and rounds otherwise.

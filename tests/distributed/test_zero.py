@@ -69,7 +69,10 @@ def make_batches(spec: RunSpec, step: int, dp_rank: int = 0, dp_size: int = 1) -
     tokens, labels = (torch.randint(spec.transformer.vocab_size, shape, generator=generator) for _ in range(2))
     labels[:, 2] = -100
     share = 8 // dp_size
-    return [Microbatch(tokens[i : i + 1], labels[i : i + 1], step * 8 + i) for i in range(dp_rank * share, (dp_rank + 1) * share)]
+    return [
+        Microbatch(tokens[i : i + 1], labels[i : i + 1], step * 8 + i)
+        for i in range(dp_rank * share, (dp_rank + 1) * share)
+    ]
 
 
 def make_mesh(case: Case) -> Mesh:
@@ -118,7 +121,11 @@ def measure_bytes(case: Case) -> tuple[int, int, dict[str, int], int]:
 def formula(dtype: str, zero_stage: int, count: int, dp: int) -> dict[str, int]:
     """ZeRO-1 (Rajbhandari et al. 2020, section 5.1): the optimizer's part, and the main copy of bfloat16 parameters, is cut over dp."""
     parameter, optimizer = {"float32": (4, 8), "bfloat16": (2, 12)}[dtype]
-    return {"parameters": parameter * count, "gradients": 4 * count, "optimizer": optimizer * count // (dp if zero_stage else 1)}
+    return {
+        "parameters": parameter * count,
+        "gradients": 4 * count,
+        "optimizer": optimizer * count // (dp if zero_stage else 1),
+    }
 
 
 SMALL_CHANGE = 4096  # step counters, the loss, rotary tables, the batch: against some 400 KiB of state
@@ -130,7 +137,9 @@ SMALL_CHANGE = 4096  # step counters, the loss, rotary tables, the batch: agains
     ids=["dp2", "dp4", "dp2-stage0", "tp2-dp2", "pp2-dp2"],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_bytes_of_every_rank_are_those_of_the_zero_formula(dtype: str, parallel: dict[str, int], zero_stage: int, ranks: RankPool) -> None:
+def test_bytes_of_every_rank_are_those_of_the_zero_formula(
+    dtype: str, parallel: dict[str, int], zero_stage: int, ranks: RankPool
+) -> None:
     case = Case(parallel, dtype=dtype, zero_stage=zero_stage)
     results = ranks.run(measure_bytes, case.spec.world_size, case)
     for count, num_buckets, said, measured in results:
@@ -189,7 +198,9 @@ def train_with_torch(model: dict[str, Any], max_grad_norm: float, num_steps: int
 
 
 @cache
-def torch_truth(model: tuple[tuple[str, Any], ...], max_grad_norm: float, num_steps: int, pool: RankPool) -> dict[str, Any]:
+def torch_truth(
+    model: tuple[tuple[str, Any], ...], max_grad_norm: float, num_steps: int, pool: RankPool
+) -> dict[str, Any]:
     return pool.run(train_with_torch, 1, dict(model), max_grad_norm, num_steps)[0]
 
 
@@ -214,7 +225,9 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
-@pytest.mark.parametrize("case", LAYOUTS, ids=lambda case: "-".join(f"{k}{v}" for k, v in case.parallel.items()) or "one")
+@pytest.mark.parametrize(
+    "case", LAYOUTS, ids=lambda case: "-".join(f"{k}{v}" for k, v in case.parallel.items()) or "one"
+)
 def test_norm_clipping_and_steps_equal_torch(case: Case, max_grad_norm: float, ranks: RankPool) -> None:
     num_steps = 3
     truth = torch_truth(tuple(sorted(case.model.items())), max_grad_norm, num_steps, ranks)
@@ -229,7 +242,8 @@ def test_norm_clipping_and_steps_equal_torch(case: Case, max_grad_norm: float, r
                 length = shard.real_length(tuple(local.shape))
                 local = local.narrow(shard.dim, 0, length)
                 whole = whole.narrow(shard.dim, shard.offset, length)
-            # AdamW divides by sqrt(v) + 1e-8: where a gradient is near 0, its error of 1e-17 comes out 1e8 times larger, times lr.
+            # AdamW divides by sqrt(v) + 1e-8: where a gradient is near 0, its error of 1e-17 comes out 1e8 times
+            # larger, times lr.
             torch.testing.assert_close(local, whole, rtol=0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
             seen.add(name)
     assert seen == set(truth["parameters"])
@@ -268,13 +282,17 @@ def joined(results: list[Any]) -> dict[str, Tensor]:
     for found, _, _ in results:
         for name, parts in found.items():
             pieces.setdefault(name, []).extend(parts)
-    return {name: torch.cat([data for _, data in sorted(parts, key=lambda part: part[0])]) for name, parts in pieces.items()}
+    return {
+        name: torch.cat([data for _, data in sorted(parts, key=lambda part: part[0])]) for name, parts in pieces.items()
+    }
 
 
 @pytest.mark.parametrize("model", [LLAMA, ODD], ids=["llama", "gpt-odd"])
 @pytest.mark.parametrize("dp", [2, 4])
 def test_bucket_size_does_not_change_a_bit_of_the_gradients(dp: int, model: dict[str, Any], ranks: RankPool) -> None:
-    tiny, huge = (ranks.run(gradients_of_first_step, dp, Case({"dp": dp}, model, bucket_size_mib=mib)) for mib in (1e-6, 100.0))
+    tiny, huge = (
+        ranks.run(gradients_of_first_step, dp, Case({"dp": dp}, model, bucket_size_mib=mib)) for mib in (1e-6, 100.0)
+    )
     assert tiny[0][1] == len(joined(tiny)), "a bucket a parameter"
     assert huge[0][1] == 1
     first, second = joined(tiny), joined(huge)
@@ -286,7 +304,8 @@ def test_bucket_size_does_not_change_a_bit_of_the_gradients(dp: int, model: dict
 
 def test_bucket_size_does_not_change_the_training(ranks: RankPool) -> None:
     tiny, huge = (ranks.run(run_steps, 2, Case({"dp": 2}, ODD, bucket_size_mib=mib), 10)[0] for mib in (1e-6, 100.0))
-    # Not to the bit: the norm is summed by bucket, and torch's fused AdamW rounds the last few elements of a run differently.
+    # Not to the bit: the norm is summed by bucket, and torch's fused AdamW rounds the last few elements of a run
+    # differently.
     assert tiny["losses"] == pytest.approx(huge["losses"], rel=1e-12)
     for name, (parameter, _) in tiny["parameters"].items():
         torch.testing.assert_close(parameter, huge["parameters"][name][0], rtol=0, atol=1e-10)
@@ -315,7 +334,9 @@ def test_every_reduction_begins_while_the_last_backward_runs(case: Case, ranks: 
 def train_in(case: Case, num_steps: int) -> tuple[list[float], bool, float, bool]:
     """(losses, parameters are the rounded main ones, largest move of a main parameter, main parameters are float32)."""
     job, mesh = make_job(case)
-    before = {(piece.name, piece.start): piece.data.clone() for piece in job.optimizer.pieces() if piece.key == "weight"}
+    before = {
+        (piece.name, piece.start): piece.data.clone() for piece in job.optimizer.pieces() if piece.key == "weight"
+    }
     losses = [take_step(job, step % 4, case.lr).loss for step in range(num_steps)]
     pieces = [piece for piece in job.optimizer.pieces() if piece.key == "weight"]
     parameters = all_parameters(job)
@@ -336,7 +357,9 @@ def float32_losses(pool: RankPool) -> list[float]:
     return pool.run(train_in, 1, Case({}, dtype="float32"), 20)[0][0]
 
 
-@pytest.mark.parametrize("parallel", [{"dp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}], ids=["dp2", "tp2", "pp2"])
+@pytest.mark.parametrize(
+    "parallel", [{"dp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}], ids=["dp2", "tp2", "pp2"]
+)
 def test_bfloat16_with_float32_main_parameters_trains_like_float32(parallel: dict[str, Any], ranks: RankPool) -> None:
     wide = float32_losses(ranks)
     narrow = ranks.run(train_in, 2, Case(parallel, dtype="bfloat16"), 20)
@@ -350,7 +373,8 @@ def test_bfloat16_with_float32_main_parameters_trains_like_float32(parallel: dic
 
 
 def test_updates_below_a_bfloat16_step_are_not_lost(ranks: RankPool) -> None:
-    # A weight near 1 (a norm's) has bfloat16 steps of 2**-8; 20 steps of at most 1e-5 are 2e-4, and would round away one by one.
+    # A weight near 1 (a norm's) has bfloat16 steps of 2**-8; 20 steps of at most 1e-5 are 2e-4, and would round away
+    # one by one.
     for _, rounded, moved, _ in ranks.run(train_in, 2, Case({"dp": 2}, dtype="bfloat16", lr=1e-5), 20):
         assert rounded
         assert 1e-4 < moved < 3e-4
@@ -378,7 +402,9 @@ def diverge(case: Case) -> tuple[str, bool]:
 
 
 @pytest.mark.parametrize("parallel", [{"dp": 2}, {"pp": 2}], ids=["dp2", "pp2"])
-def test_a_step_that_diverges_raises_on_every_rank_and_changes_nothing(parallel: dict[str, Any], ranks: RankPool) -> None:
+def test_a_step_that_diverges_raises_on_every_rank_and_changes_nothing(
+    parallel: dict[str, Any], ranks: RankPool
+) -> None:
     for message, unchanged in ranks.run(diverge, 2, Case(parallel)):
         assert message.startswith("training diverged at step 1: loss nan")
         assert "lower optimizer.lr" in message

@@ -10,7 +10,11 @@ from trimaran.kernels.activation import gelu, gelu_tanh, swiglu
 
 
 def gate_up(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return (torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 3).to(dtype).requires_grad_()
+    return (
+        (torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 3)
+        .to(dtype)
+        .requires_grad_()
+    )
 
 
 def swiglu_reference(x: Tensor) -> Tensor:

@@ -29,7 +29,13 @@ def test_ten_steps_equal_torch_optim_adamw(size: int, dtype: torch.dtype, weight
     state = make_state(size, dtype)
     theirs = torch.nn.Parameter(state.param.clone())
     optimizer = torch.optim.AdamW(
-        [theirs], lr=HYPER["lr"], betas=(0.9, 0.95), eps=HYPER["eps"], weight_decay=weight_decay, foreach=False, fused=False
+        [theirs],
+        lr=HYPER["lr"],
+        betas=(0.9, 0.95),
+        eps=HYPER["eps"],
+        weight_decay=weight_decay,
+        foreach=False,
+        fused=False,
     )
     for step in range(10):
         state.grad.copy_(gradient(size, step, dtype))
@@ -85,14 +91,16 @@ def test_pieces_of_a_tensor_step_like_the_whole(dtype: torch.dtype) -> None:
     whole, cut = make_state(131, dtype), make_state(131, dtype)
     bounds = [0, 1, 8, 8, 77, 131]  # odd lengths, odd addresses, an empty piece
     pieces = [
-        AdamWState(cut.param[a:b], cut.grad[a:b], cut.exp_avg[a:b], cut.exp_avg_sq[a:b], torch.zeros(())) for a, b in pairwise(bounds)
+        AdamWState(cut.param[a:b], cut.grad[a:b], cut.exp_avg[a:b], cut.exp_avg_sq[a:b], torch.zeros(()))
+        for a, b in pairwise(bounds)
     ]
     for step in range(5):
         for state in (whole, cut):
             state.grad.copy_(gradient(131, step, dtype))
         adamw_([whole], **HYPER)
         adamw_(pieces, **HYPER)
-    # Not to the bit: torch's fused operator multiplies and adds in one rounding in its vector loop, in two in the scalar tail of a piece.
+    # Not to the bit: torch's fused operator multiplies and adds in one rounding in its vector loop, in two in the
+    # scalar tail of a piece.
     tolerance = 8 * torch.finfo(dtype).eps
     for got, expected in ((cut.param, whole.param), (cut.exp_avg, whole.exp_avg), (cut.exp_avg_sq, whole.exp_avg_sq)):
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
@@ -104,7 +112,9 @@ def test_steps_go_on_from_a_stored_count() -> None:
         adamw_([straight], **HYPER)
     for _ in range(3):
         adamw_([resumed], **HYPER)
-    copy = AdamWState(*(t.clone() for t in (resumed.param, resumed.grad, resumed.exp_avg, resumed.exp_avg_sq)), torch.tensor(3.0))
+    copy = AdamWState(
+        *(t.clone() for t in (resumed.param, resumed.grad, resumed.exp_avg, resumed.exp_avg_sq)), torch.tensor(3.0)
+    )
     for _ in range(3):
         adamw_([copy], **HYPER)
     assert copy.param.equal(straight.param)

@@ -57,7 +57,11 @@ def reference(
     for b, t, head in itertools.product(range(batch), range(seq), range(heads)):
         position = t + keys - seq
         near = [j for j in range(keys) if options.window is None or abs(position - j) < options.window]
-        seen = [j for j in near if (j <= position or not options.causal) and (documents is None or numbers[b, j] == numbers[b, t])]
+        seen = [
+            j
+            for j in near
+            if (j <= position or not options.causal) and (documents is None or numbers[b, j] == numbers[b, t])
+        ]
         scores = k[b, seen, head // per_group] @ q[b, t, head] * (options.scale or 1 / math.sqrt(head_dim))
         if options.softcap is not None:
             scores = options.softcap * (scores / options.softcap).tanh()
@@ -82,7 +86,9 @@ OPTIONS = {
 }
 
 
-def dropout_of(rate: float, first_sample: int = 0, first_head: int = 0, total_heads: int = 6) -> AttentionDropout | None:
+def dropout_of(
+    rate: float, first_sample: int = 0, first_head: int = 0, total_heads: int = 6
+) -> AttentionDropout | None:
     return AttentionDropout(rate, KEY, first_sample, first_head, total_heads) if rate else None
 
 
@@ -94,7 +100,9 @@ def mask_of(dropout: AttentionDropout, batch: int, heads: int, seq: int, documen
 @pytest.mark.parametrize("packed", [False, True], ids=["", "documents"])
 @pytest.mark.parametrize("alibi", [False, True], ids=["", "alibi"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_variant_and_its_gradients_equal_the_definition(name: str, alibi: bool, packed: bool, rate: float) -> None:
+def test_every_variant_and_its_gradients_equal_the_definition(
+    name: str, alibi: bool, packed: bool, rate: float
+) -> None:
     options, tensors = OPTIONS[name], qkv(2, 7, 6, 2, 4)
     slopes = torch.tensor(alibi_slopes(6)) if alibi else None
     documents = Documents(torch.tensor([0, 3, 4, 7, 14], dtype=torch.int32), longest=7) if packed else None
@@ -133,7 +141,9 @@ def test_fewer_queries_than_keys_are_the_last_ones(name: str) -> None:
 def test_parts_of_the_keys_combine_by_their_log_sum_exp() -> None:
     q, k, v = qkv(1, 6, 4, 2, 4)
     full = AttentionOptions(causal=False)
-    (left, left_lse), (right, right_lse) = (attention_with_lse(q, k[:, part], v[:, part], full) for part in (slice(0, 4), slice(4, 6)))
+    (left, left_lse), (right, right_lse) = (
+        attention_with_lse(q, k[:, part], v[:, part], full) for part in (slice(0, 4), slice(4, 6))
+    )
     lse = torch.logaddexp(left_lse, right_lse)
     combined = left * (left_lse - lse).exp().unsqueeze(-1) + right * (right_lse - lse).exp().unsqueeze(-1)
     torch.testing.assert_close(combined, attention(q, k, v, full), rtol=0, atol=1e-12)
@@ -173,7 +183,9 @@ BAD = [
 
 @pytest.mark.parametrize(("change", "message"), BAD)
 @pytest.mark.parametrize("op", [attention, attention_with_lse, triton_attention])
-def test_shapes_that_do_not_fit_are_refused(op: Callable[..., Any], change: dict[str, tuple[int, ...]], message: str) -> None:
+def test_shapes_that_do_not_fit_are_refused(
+    op: Callable[..., Any], change: dict[str, tuple[int, ...]], message: str
+) -> None:
     shapes = {"q": (2, 3, 4, 8), "k": (2, 3, 2, 8), "v": (2, 3, 2, 8)} | change
     with pytest.raises(ValueError, match=message):
         op(*(torch.zeros(shape) for shape in shapes.values()))
@@ -259,7 +271,13 @@ def test_dropout_mask_of_any_samples_and_heads_is_a_part_of_the_whole() -> None:
     batch, heads, seq, rate = 5, 6, 7, 0.3
     whole = mask_of(AttentionDropout(rate, KEY, 10, 0, heads), batch, heads, seq)
     assert whole.shape == (batch, heads, seq, seq)
-    for first_sample, samples, first_head, local in [(10, 5, 0, 3), (10, 5, 3, 3), (12, 1, 0, 6), (13, 2, 4, 2), (14, 1, 5, 1)]:
+    for first_sample, samples, first_head, local in [
+        (10, 5, 0, 3),
+        (10, 5, 3, 3),
+        (12, 1, 0, 6),
+        (13, 2, 4, 2),
+        (14, 1, 5, 1),
+    ]:
         part = mask_of(AttentionDropout(rate, KEY, first_sample, first_head, heads), samples, local, seq)
         rows = slice(first_sample - 10, first_sample - 10 + samples)
         assert part.equal(whole[rows, first_head : first_head + local])

@@ -25,10 +25,13 @@ def load_script() -> ModuleType:
 compile_kernels = load_script()
 
 
-# Compiling takes minutes. Here: what the reference runs use on their chip, and a small op for its neighbours. The rest, and the generic table, is for
-# `python benchmarks/compile_kernels.py`; that it leaves no tuned configuration out is the next test.
+# Compiling takes minutes. Here: what the reference runs use on their chip, and a small op for its neighbours. The rest,
+# and the generic table, is for `python benchmarks/compile_kernels.py`; that it leaves no tuned configuration out is the
+# next test.
 RARE = {"attention_extras", "attention_float32"}
-COMPILED = [(op, "sm_90") for op in compile_kernels.CASES if op not in RARE] + [("norm", chip) for chip in ("sm_80", "sm_100")]
+COMPILED = [(op, "sm_90") for op in compile_kernels.CASES if op not in RARE] + [
+    ("norm", chip) for chip in ("sm_80", "sm_100")
+]
 
 
 @pytest.mark.slow
@@ -36,10 +39,16 @@ COMPILED = [(op, "sm_90") for op in compile_kernels.CASES if op not in RARE] + [
 def test_kernels_of_an_op_compile_and_fit(op: str, chip: str) -> None:
     kernels = compile_kernels.compile_all(chip, [op])
     assert kernels
-    wrong = [f"{kernel.name} {kernel.constants}: {fault}" for kernel in kernels for fault in compile_kernels.faults(kernel)]
+    wrong = [
+        f"{kernel.name} {kernel.constants}: {fault}" for kernel in kernels for fault in compile_kernels.faults(kernel)
+    ]
     assert not wrong, "\n".join(wrong)
     if chip == "sm_90" and op == "attention":
-        without = [kernel.name for kernel in kernels if "wgmma" not in kernel.matrix_instructions and kernel.name != "attention_statistics"]
+        without = [
+            kernel.name
+            for kernel in kernels
+            if "wgmma" not in kernel.matrix_instructions and kernel.name != "attention_statistics"
+        ]
         assert not without, f"no warp-group matrix products in {without}"
 
 
@@ -62,8 +71,12 @@ def test_the_cases_ask_for_every_tuned_configuration(chip: str, monkeypatch: pyt
     for op, configs in noted.items():
         monkeypatch.setitem(table["ops"][op], "configs", configs)
     with compiling_for(compile_kernels.CHIPS[chip]), monkeypatch.context() as inner:
-        inner.setattr(JITFunction, "run", lambda self, *args, **options: None)  # what is asked for, without the time to compile it
+        inner.setattr(
+            JITFunction, "run", lambda self, *args, **options: None
+        )  # what is asked for, without the time to compile it
         for case in compile_kernels.CASES.values():
             case()
-    missing = {op: sorted(configs.keys() - configs.asked) for op, configs in noted.items() if configs.keys() - configs.asked}
+    missing = {
+        op: sorted(configs.keys() - configs.asked) for op, configs in noted.items() if configs.keys() - configs.asked
+    }
     assert not missing, f"benchmarks/compile_kernels.py never compiles {missing}"

@@ -13,7 +13,12 @@ from trimaran.kernels.cross_entropy import IGNORED_LABEL, combine, local_statist
 
 
 def on_ranks(
-    logits: Tensor, labels: Tensor, num_ranks: int, label_smoothing: float = 0.0, z_loss: float = 0.0, padding: float = 1e9
+    logits: Tensor,
+    labels: Tensor,
+    num_ranks: int,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    padding: float = 1e9,
 ) -> tuple[Tensor, Tensor]:
     """(loss [tokens], gradient of their sum [tokens, vocab]) as `num_ranks` ranks compute them; padded columns start as `padding`."""
     tokens, vocab = logits.shape
@@ -117,7 +122,8 @@ def test_a_label_outside_the_vocabulary_is_not_taken_for_another(label: int) -> 
 def test_float32_is_right_far_from_zero(num_ranks: int, shift: float) -> None:
     logits, labels = case(100, 50, torch.float32)
     logits = logits + shift
-    # Differences of logits are exact or nearly so, and no sum is ever held at the height of the logits: the error does not grow with the shift.
+    # Differences of logits are exact or nearly so, and no sum is ever held at the height of the logits: the error does
+    # not grow with the shift.
     assert_close(on_ranks(logits, labels, num_ranks), truth(logits, labels), 3e-6)
 
 
@@ -169,6 +175,8 @@ def test_gradient_is_the_slope_of_the_loss(num_ranks: int, smoothing: float, z_l
 def test_rows_that_do_not_fit_the_cache_together_are_all_covered(monkeypatch: pytest.MonkeyPatch) -> None:
     values = case(67, 16)
     whole = on_ranks(*values, 2, 0.1)
-    monkeypatch.setattr("trimaran.kernels.cross_entropy._CACHED_BYTES", 8 * 8 * 10)  # ten rows of a rank's eight float64
+    monkeypatch.setattr(
+        "trimaran.kernels.cross_entropy._CACHED_BYTES", 8 * 8 * 10
+    )  # ten rows of a rank's eight float64
     for a, b in zip(on_ranks(*values, 2, 0.1), whole, strict=True):
         assert a.equal(b)

@@ -100,7 +100,9 @@ def test_equals_the_definition(options: dict[str, Any], lengths: list[int], q_le
 @pytest.mark.parametrize("q_len", [1, 5, 12])
 def test_equals_causal_attention_over_the_whole_sequence(q_len: int) -> None:
     q, k, v = draw(2, 12, 6, 16), draw(2, 12, 2, 16, seed=2), draw(2, 12, 2, 16, seed=3)
-    whole = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, enable_gqa=True).transpose(1, 2)
+    whole = F.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, enable_gqa=True
+    ).transpose(1, 2)
     k_cache, v_cache = (F.pad(x, (0, 0, 0, 0, 0, 9), value=torch.nan) for x in (k, v))
     out = decode_attention(q[:, -q_len:], k_cache, v_cache, int32(12, 12))
     torch.testing.assert_close(out, whole[:, -q_len:], rtol=0, atol=1e-13)
@@ -115,7 +117,9 @@ def test_keys_before_the_window_are_of_no_account_and_their_pages_are_not_read()
     torch.testing.assert_close(decode_attention(q, k, v, lengths, window=5), expected, rtol=0, atol=1e-13)
     (k, table), (v, _) = (paged(cache, lengths, 8) for cache in (k, v))
     table = table.masked_fill(gone.view(2, 5, 8).all(-1), 10**6)
-    torch.testing.assert_close(decode_attention(q, k, v, lengths, window=5, block_table=table), expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        decode_attention(q, k, v, lengths, window=5, block_table=table), expected, rtol=0, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -169,15 +173,21 @@ def test_appended_tokens_stand_at_the_end_and_nothing_else_changes(lengths: list
         return
     (k_blocks, table), (v_blocks, _) = (paged(cache, int32(16, 16), block_size) for cache in (k, v))
     append_to_cache_(k_blocks, v_blocks, k_new, v_new, int32(*lengths), block_table=table)
-    torch.testing.assert_close(k_blocks, paged(k_expected, int32(16, 16), block_size)[0], rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(v_blocks, paged(v_expected, int32(16, 16), block_size)[0], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        k_blocks, paged(k_expected, int32(16, 16), block_size)[0], rtol=0, atol=0, equal_nan=True
+    )
+    torch.testing.assert_close(
+        v_blocks, paged(v_expected, int32(16, 16), block_size)[0], rtol=0, atol=0, equal_nan=True
+    )
 
 
 def test_generating_token_by_token_equals_the_whole_sequence() -> None:
     q, k, v = draw(2, 20, 4, 8), draw(2, 20, 2, 8, seed=2), draw(2, 20, 2, 8, seed=3)
     caches = [torch.full((6, 8, 2, 8), torch.nan, dtype=torch.float64) for _ in range(2)]
     table = torch.tensor([[4, 0, 3], [1, 5, 2]], dtype=torch.int32)
-    whole = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, enable_gqa=True).transpose(1, 2)
+    whole = F.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, enable_gqa=True
+    ).transpose(1, 2)
     stop = 0
     for new in (7, 1, 1, 4, 1, 6):
         first, stop = stop, stop + new
@@ -209,11 +219,19 @@ WRONG = [
     ({"block_table": torch.zeros(2, 3)}, r"block_table must be int32 of shape \[2, max_blocks\]"),
     ({"block_table": torch.zeros(1, 3, dtype=torch.int32)}, r"block_table must be int32 of shape \[2, max_blocks\]"),
     (
-        {"k_cache": torch.zeros(4, 4, 2, 8), "v_cache": torch.zeros(4, 4, 2, 8), "block_table": torch.zeros(2, 3, dtype=torch.int32)},
+        {
+            "k_cache": torch.zeros(4, 4, 2, 8),
+            "v_cache": torch.zeros(4, 4, 2, 8),
+            "block_table": torch.zeros(2, 3, dtype=torch.int32),
+        },
         "at least 8; it is 4",
     ),
     (
-        {"k_cache": torch.zeros(4, 12, 2, 8), "v_cache": torch.zeros(4, 12, 2, 8), "block_table": torch.zeros(2, 3, dtype=torch.int32)},
+        {
+            "k_cache": torch.zeros(4, 12, 2, 8),
+            "v_cache": torch.zeros(4, 12, 2, 8),
+            "block_table": torch.zeros(2, 3, dtype=torch.int32),
+        },
         "power of two.*12",
     ),
     ({"window": 0}, "window must be at least 1.*it is 0"),

@@ -11,7 +11,15 @@ from trimaran.kernels.dropout import dropout, dropout_add
 BATCH, SEQ, HIDDEN = 3, 8, 10
 
 
-def drop(x: Tensor, rate: float = 0.4, *, first_sample: int = 0, first_position: int = 0, seed: int = 1, site: str = "embedding") -> Tensor:
+def drop(
+    x: Tensor,
+    rate: float = 0.4,
+    *,
+    first_sample: int = 0,
+    first_position: int = 0,
+    seed: int = 1,
+    site: str = "embedding",
+) -> Tensor:
     return dropout(x, rate, seed=seed, site=site, first_sample=first_sample, first_position=first_position, seq_len=SEQ)
 
 
@@ -77,7 +85,9 @@ def test_bfloat16_drops_the_same_elements() -> None:
 
 def test_dropout_add_adds_the_same_dropped_elements_to_the_residual() -> None:
     generator = torch.Generator().manual_seed(0)
-    x, residual = (torch.randn(BATCH, SEQ, HIDDEN, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    x, residual = (
+        torch.randn(BATCH, SEQ, HIDDEN, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)
+    )
     where = {"seed": 1, "site": "embedding", "first_sample": 0, "first_position": 0, "seq_len": SEQ}
     before = residual.detach().clone()
     assert dropout_add(x, residual, 0.4, **where).equal(residual + drop(x))  # type: ignore[arg-type]

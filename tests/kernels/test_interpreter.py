@@ -17,8 +17,23 @@ def test_there_are_files() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem.removeprefix("test_"))
 def test_in_the_interpreter(file: Path) -> None:
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", str(file)]
-    command += ["-W", "ignore:overflow encountered:RuntimeWarning"]  # NumPy's: exp() may well be infinite, as it may on a GPU
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--no-header",
+        str(file),
+    ]
+    command += [
+        "-W",
+        "ignore:overflow encountered:RuntimeWarning",
+    ]  # NumPy's: exp() may well be infinite, as it may on a GPU
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

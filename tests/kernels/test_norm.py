@@ -43,7 +43,9 @@ def test_rms_norm_and_its_gradients_equal_the_definition(shape: tuple[int, ...])
 def test_layer_norm_equals_the_definition(shape: tuple[int, ...], with_bias: bool) -> None:
     x, weight, bias = inputs(shape)
     chosen = bias if with_bias else None
-    torch.testing.assert_close(layer_norm(x, weight, chosen, 1e-5), layer_reference(x, weight, chosen, 1e-5), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        layer_norm(x, weight, chosen, 1e-5), layer_reference(x, weight, chosen, 1e-5), rtol=1e-11, atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.5])
@@ -53,7 +55,9 @@ def test_gradcheck(eps: float) -> None:
     assert torch.autograd.gradcheck(lambda x, w, b: layer_norm(x, w, b, eps), (x, weight, bias))
 
 
-@pytest.mark.parametrize("view", [lambda t: t.permute(2, 1, 0), lambda t: t[::2], lambda t: t[..., ::2], lambda t: t.permute(1, 2, 0)])
+@pytest.mark.parametrize(
+    "view", [lambda t: t.permute(2, 1, 0), lambda t: t[::2], lambda t: t[..., ::2], lambda t: t.permute(1, 2, 0)]
+)
 def test_non_contiguous_input_and_gradient_give_what_contiguous_ones_give(view: Callable[[Tensor], Tensor]) -> None:
     x = inputs((6, 6, 6))[0]
     strided = view(x)
@@ -110,7 +114,13 @@ def test_add_rms_norm_and_its_gradients_equal_the_definition(shape: tuple[int, .
     grads = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)]
     for used in ([0, 1], [0], [1]):  # either output may be left unused
         found, wanted = (
-            torch.autograd.grad([y[i] for i in used], (x, residual, weight), [grads[i] for i in used], retain_graph=True, allow_unused=True)
+            torch.autograd.grad(
+                [y[i] for i in used],
+                (x, residual, weight),
+                [grads[i] for i in used],
+                retain_graph=True,
+                allow_unused=True,
+            )
             for y in (out, expected)
         )
         torch.testing.assert_close(found[:2], wanted[:2], rtol=1e-11, atol=1e-11)

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trimaran.kernels.random import fill_normal_, keep_arguments, keep_mask, keep_threshold, philox, random_words, stream_key
+from trimaran.kernels.random import (
+    fill_normal_,
+    keep_arguments,
+    keep_mask,
+    keep_threshold,
+    philox,
+    random_words,
+    stream_key,
+)
 
 Words = tuple[int, int, int, int]
 MASK = 0xFFFFFFFF
@@ -37,7 +45,9 @@ KNOWN_ANSWERS: list[tuple[Words, tuple[int, int], Words]] = [
 ]
 
 
-def draw(shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, seed: int = 1, name: str = "w", std: float = 1.0) -> Tensor:
+def draw(
+    shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, seed: int = 1, name: str = "w", std: float = 1.0
+) -> Tensor:
     """The whole tensor `name`."""
     out = torch.full(shape, torch.nan, dtype=dtype)
     fill_normal_(out, seed=seed, name=name, global_shape=shape, dim=None, offset=0, std=std)
@@ -143,7 +153,9 @@ def test_an_empty_tensor_and_a_shard_of_padding_alone_are_allowed() -> None:
     assert draw_box((5, 4), 0, 5, 0).shape == (0, 4)
 
 
-@pytest.mark.parametrize(("shape", "dim", "length"), [((1 << 20, 1 << 16), 0, 2), ((8, 1 << 40), 1, 6), ((3, 1 << 18, 1 << 14), 1, 5)])
+@pytest.mark.parametrize(
+    ("shape", "dim", "length"), [((1 << 20, 1 << 16), 0, 2), ((8, 1 << 40), 1, 6), ((3, 1 << 18, 1 << 14), 1, 5)]
+)
 def test_a_shard_costs_its_own_size_and_not_that_of_the_tensor(shape: tuple[int, ...], dim: int, length: int) -> None:
     # The whole tensors have 2**33 to 2**43 elements: drawing all of one would not come to an end.
     offset = shape[dim] - length
@@ -159,7 +171,8 @@ def test_a_shard_costs_its_own_size_and_not_that_of_the_tensor(shape: tuple[int,
 def test_moments_are_those_of_the_normal_distribution() -> None:
     n = 1_000_000
     sample = draw((1000, 1000)).double().flatten()
-    # Five standard errors each: 1, sqrt(2), sqrt(6) and sqrt(24) over sqrt(n) for mean, deviation^2, skewness and excess kurtosis.
+    # Five standard errors each: 1, sqrt(2), sqrt(6) and sqrt(24) over sqrt(n) for mean, deviation^2, skewness and
+    # excess kurtosis.
     assert abs(sample.mean()) < 5 / math.sqrt(n)
     assert abs(sample.var() - 1) < 5 * math.sqrt(2 / n)
     assert abs(sample.pow(3).mean()) < 5 * math.sqrt(15 / n)
@@ -195,7 +208,11 @@ def test_names_and_seeds_give_independent_streams(first: dict[str, object], seco
 
 def test_neighbouring_elements_are_independent() -> None:
     sample = draw((500, 1000)).double()
-    for shifted in (sample[:, 1:] * sample[:, :-1], sample[1:] * sample[:-1], sample[:, 0::2].square() * sample[:, 1::2].square() - 1):
+    for shifted in (
+        sample[:, 1:] * sample[:, :-1],
+        sample[1:] * sample[:-1],
+        sample[:, 0::2].square() * sample[:, 1::2].square() - 1,
+    ):
         assert abs(shifted.mean()) < 5 * shifted.std() / math.sqrt(shifted.numel())
 
 

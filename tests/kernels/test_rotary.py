@@ -9,22 +9,34 @@ from trimaran.kernels.rotary import rotary, rotary_, rotary_tables
 CPU = torch.device("cpu")
 
 
-def tables(seq: int, head_dim: int, dtype: torch.dtype = torch.float64, first: int = 0, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+def tables(
+    seq: int, head_dim: int, dtype: torch.dtype = torch.float64, first: int = 0, base: float = 10000.0
+) -> tuple[Tensor, Tensor]:
     return rotary_tables(first, seq, head_dim, base, dtype, CPU)
 
 
 def heads(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype).requires_grad_()
+    return (
+        torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype).requires_grad_()
+    )
 
 
-def complex_reference(x: Tensor, base: float = 10000.0, interleaved: bool = False, positions: Tensor | None = None) -> Tensor:
+def complex_reference(
+    x: Tensor, base: float = 10000.0, interleaved: bool = False, positions: Tensor | None = None
+) -> Tensor:
     """Pairs (x_i, x_{i + d/2}), or (x_2i, x_{2i+1}), as complex numbers times e^(i p base^(-2i/d)), in float64."""
     seq, half = x.shape[1], x.shape[-1] // 2
     positions = torch.arange(seq, dtype=torch.float64)[None] if positions is None else positions.double()
-    angles = positions[..., None] * torch.tensor([base ** (-2 * i / x.shape[-1]) for i in range(half)], dtype=torch.float64)
+    angles = positions[..., None] * torch.tensor(
+        [base ** (-2 * i / x.shape[-1]) for i in range(half)], dtype=torch.float64
+    )
     first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
     turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)[:, :, None, :]
-    return torch.stack((turned.real, turned.imag), dim=-1).flatten(-2) if interleaved else torch.cat((turned.real, turned.imag), dim=-1)
+    return (
+        torch.stack((turned.real, turned.imag), dim=-1).flatten(-2)
+        if interleaved
+        else torch.cat((turned.real, turned.imag), dim=-1)
+    )
 
 
 def assert_same_with_gradient(out: Tensor, expected: Tensor, x: Tensor, tolerance: float = 1e-12) -> None:
@@ -40,7 +52,9 @@ BOTH_FORMS = pytest.mark.parametrize("interleaved", [False, True])
 @BOTH_FORMS
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 9, 3, 10), (3, 5, 1, 64), (0, 4, 2, 4), (2, 0, 2, 4)])
 @pytest.mark.parametrize("base", [10000.0, 500000.0])
-def test_rotary_and_its_gradient_equal_complex_multiplication(shape: tuple[int, ...], base: float, interleaved: bool) -> None:
+def test_rotary_and_its_gradient_equal_complex_multiplication(
+    shape: tuple[int, ...], base: float, interleaved: bool
+) -> None:
     x = heads(*shape)
     cos_sin = tables(shape[1], shape[3], base=base)
     expected = complex_reference(x, base, interleaved)
@@ -52,7 +66,9 @@ def test_rotary_and_its_gradient_equal_complex_multiplication(shape: tuple[int, 
 def test_gradcheck(interleaved: bool) -> None:
     cos, sin = tables(3, 6)
     assert torch.autograd.gradcheck(lambda x: rotary(x, cos, sin, interleaved), (heads(2, 3, 2, 6),))
-    assert torch.autograd.gradcheck(lambda x: rotary_(x.clone(), cos[:, :2], sin[:, :2], interleaved), (heads(2, 3, 2, 6),))
+    assert torch.autograd.gradcheck(
+        lambda x: rotary_(x.clone(), cos[:, :2], sin[:, :2], interleaved), (heads(2, 3, 2, 6),)
+    )
 
 
 @BOTH_FORMS
@@ -108,12 +124,18 @@ def test_float32_tables_for_a_lower_precision(dtype: torch.dtype, interleaved: b
     x = heads(2, 50, 2, 32).detach().to(dtype)
     out = rotary(x, *tables(50, 32, torch.float32), interleaved)
     assert out.dtype == dtype
-    torch.testing.assert_close(out, complex_reference(x.double(), interleaved=interleaved).to(dtype), rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(
+        out, complex_reference(x.double(), interleaved=interleaved).to(dtype), rtol=2**-7, atol=1e-6
+    )
 
 
 def test_interleaved_at_an_odd_place_in_memory() -> None:
     memory = torch.randn(2 * 5 * 3 * 9 + 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    for x in (memory[1:].view(2, 5, 3, 9)[..., :8], memory[:270].view(2, 5, 3, 9)[..., 1:], memory[1:10].view(1, 1, 1, 9)[..., :8]):
+    for x in (
+        memory[1:].view(2, 5, 3, 9)[..., :8],
+        memory[:270].view(2, 5, 3, 9)[..., 1:],
+        memory[1:10].view(1, 1, 1, 9)[..., :8],
+    ):
         expected = complex_reference(x, interleaved=True)
         torch.testing.assert_close(rotary(x, *tables(x.shape[1], 8), True), expected, rtol=0, atol=1e-12)
 

@@ -22,14 +22,18 @@ CPU = torch.device("cpu")
 ORIGINAL = 2048
 
 
-def theirs(kind: str, head_dim: int, base: float, seq_len: int | None = None, **parameters: Any) -> tuple[torch.Tensor, float]:
+def theirs(
+    kind: str, head_dim: int, base: float, seq_len: int | None = None, **parameters: Any
+) -> tuple[torch.Tensor, float]:
     """transformers' inverse frequencies (float32) and attention factor."""
     rope = {"rope_type": kind, "rope_theta": base, **parameters}
     config = LlamaConfig(head_dim=head_dim, max_position_embeddings=ORIGINAL, rope_parameters=rope)
     return ROPE_INIT_FUNCTIONS[kind](config, CPU, seq_len=seq_len)
 
 
-def assert_equal(scaling: RotaryScaling, expected: tuple[torch.Tensor, float], head_dim: int, base: float, seq_len: int = 1) -> None:
+def assert_equal(
+    scaling: RotaryScaling, expected: tuple[torch.Tensor, float], head_dim: int, base: float, seq_len: int = 1
+) -> None:
     frequencies, factor = rotary_frequencies(head_dim, base, scaling, seq_len, CPU)
     assert frequencies.dtype == torch.float64
     torch.testing.assert_close(frequencies, expected[0].double(), rtol=2e-6, atol=0)  # theirs are float32
@@ -71,7 +75,9 @@ class TestAgainstTransformers:
         expected = theirs("llama3", head_dim, base, original_max_position_embeddings=ORIGINAL, **names)
         assert_equal(Llama3Scaling(*factors, ORIGINAL), expected, head_dim, base)
 
-    def test_ntk_is_their_dynamic_one_with_factor_1_at_that_many_times_the_length(self, head_dim: int, base: float) -> None:
+    def test_ntk_is_their_dynamic_one_with_factor_1_at_that_many_times_the_length(
+        self, head_dim: int, base: float
+    ) -> None:
         assert_equal(NTKScaling(6.0), theirs("dynamic", head_dim, base, 6 * ORIGINAL, factor=1.0), head_dim, base)
 
 

@@ -132,7 +132,9 @@ class Command:
     def finish(self, timeout_s: float = TIMEOUT_S) -> Outcome:
         """Wait for the end and look for what is left."""
         code = self.process.wait(timeout_s)
-        return Outcome(code, (self.folder / "out").read_text(), (self.folder / "err").read_text(), self.left_behind(20.0))
+        return Outcome(
+            code, (self.folder / "out").read_text(), (self.folder / "err").read_text(), self.left_behind(20.0)
+        )
 
     def left_behind(self, patience_s: float) -> list[str]:
         """Rank processes, and new names in /dev/shm, that are still there after some time; other tests' names come and go meanwhile."""
@@ -149,7 +151,9 @@ def shared_memory() -> set[str]:
     return {name for name in os.listdir(SHARED_MEMORY) if name.startswith("trimaran-")}
 
 
-def trimaran(folder: Path, *arguments: str, timeout_s: float = TIMEOUT_S, environment: dict[str, str] | None = None) -> Outcome:
+def trimaran(
+    folder: Path, *arguments: str, timeout_s: float = TIMEOUT_S, environment: dict[str, str] | None = None
+) -> Outcome:
     """Run any command to its end."""
     with Command.start(folder, list(arguments), environment) as command:
         return command.finish(timeout_s)
@@ -253,7 +257,9 @@ class Hold:
         folder.mkdir(parents=True, exist_ok=True)
         self._file, self._reached = folder / "hold", folder / "reached"
         self._file.touch()
-        self.environment = fault(folder, HOLD.format(step=step, hold=str(self._file), reached=str(self._reached)), rank=0)
+        self.environment = fault(
+            folder, HOLD.format(step=step, hold=str(self._file), reached=str(self._reached)), rank=0
+        )
 
     @property
     def reached(self) -> bool:

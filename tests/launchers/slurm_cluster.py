@@ -1,6 +1,7 @@
 """A real Slurm on this host for tests: munged, slurmctld and a slurmd for every node, started in about a second and ended by pid.
 
-Several nodes of one host need distinct ports and loopback addresses. It takes root and Debian's packages slurm-wlm and munge.
+Several nodes of one host need distinct ports and loopback addresses. It takes root and Debian's packages slurm-wlm and
+munge.
 """
 
 import os
@@ -18,8 +19,8 @@ import psutil
 TOOLS = ("munged", "munge", "slurmctld", "slurmd", "scontrol", "sinfo", "sbatch", "srun", "squeue")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 START_S = 120.0
-# What differs from a site's settings is there to make a test short: how long a cancelled job may take, when a silent node counts as lost, how soon
-# a requeued job may start again.
+# What differs from a site's settings is there to make a test short: how long a cancelled job may take, when a silent
+# node counts as lost, how soon a requeued job may start again.
 CONFIG = """
 ClusterName=local
 SlurmctldHost={host}(127.0.0.1)
@@ -83,7 +84,8 @@ class Cluster:
         socket_path = self.folder / "munge.sock"
         munged = ["munged", "--foreground", "--force", f"--socket={socket_path}", f"--key-file={self.folder}/munge.key"]
         munged += [
-            f"--{name}={self.folder}/munged.{suffix}" for name, suffix in (("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"))
+            f"--{name}={self.folder}/munged.{suffix}"
+            for name, suffix in (("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"))
         ]
         self._launch("munged", munged)
         self.wait_for("munged", lambda: self._answers(["munge", "-S", str(socket_path), "-n"]))
@@ -108,10 +110,14 @@ class Cluster:
         for name, state in states.items():
             if state.startswith(("down", "drain", "fail")):
                 self.call("scontrol", "update", f"nodename={name}", "state=resume")
-        return len(states) == len(self.names) and all(state in ("idle", "mixed", "allocated", "completing") for state in states.values())
+        return len(states) == len(self.names) and all(
+            state in ("idle", "mixed", "allocated", "completing") for state in states.values()
+        )
 
     def _answers(self, command: list[str]) -> bool:
-        return subprocess.run(command, env=self.environment, capture_output=True, check=False, timeout=10).returncode == 0
+        return (
+            subprocess.run(command, env=self.environment, capture_output=True, check=False, timeout=10).returncode == 0
+        )
 
     def call(self, *words: str) -> str:
         """What a command prints, whether it fails or not."""
@@ -148,7 +154,11 @@ class Cluster:
     def lose_node(self, name: str) -> None:
         """End a node as if its power failed: its daemon and all that runs on it."""
         daemon = self._daemons[name]
-        for process in [*psutil.Process(daemon.pid).children(recursive=True), psutil.Process(daemon.pid), *self.steps(name)]:
+        for process in [
+            *psutil.Process(daemon.pid).children(recursive=True),
+            psutil.Process(daemon.pid),
+            *self.steps(name),
+        ]:
             with suppress(psutil.Error):
                 process.kill()
         daemon.wait()

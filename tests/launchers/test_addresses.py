@@ -9,7 +9,13 @@ import psutil
 import pytest
 
 from trimaran.launchers import addresses
-from trimaran.launchers.addresses import AddressError, interface_address, interface_of, reachable_address, wait_until_open
+from trimaran.launchers.addresses import (
+    AddressError,
+    interface_address,
+    interface_of,
+    reachable_address,
+    wait_until_open,
+)
 from trimaran.launchers.rendezvous import connect_store, serve_store
 
 NODE = {"SLURMD_NODENAME": "n7"}
@@ -32,7 +38,9 @@ def test_a_run_on_one_node_stays_on_loopback(host: pytest.MonkeyPatch) -> None:
 
 
 def test_slurms_own_address_stands_in_for_names_that_mean_nothing_or_loopback(host: pytest.MonkeyPatch) -> None:
-    assert reachable_address(NODE, interface=None, one_node=False, slurm_address_of={"n7": "10.9.8.7"}.get) == "10.9.8.7"
+    assert (
+        reachable_address(NODE, interface=None, one_node=False, slurm_address_of={"n7": "10.9.8.7"}.get) == "10.9.8.7"
+    )
 
 
 def test_a_name_that_resolves_is_taken(host: pytest.MonkeyPatch) -> None:
@@ -47,7 +55,8 @@ def test_the_default_route_is_the_last_resort(host: pytest.MonkeyPatch) -> None:
 
 def test_no_address_for_the_others_is_told_with_the_interfaces(host: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        AddressError, match=r"n7, gpu-box resolve to 127\.0\.1\.1, and there is no default route; set launcher.interface to one of lo, ib0"
+        AddressError,
+        match=r"n7, gpu-box resolve to 127\.0\.1\.1, and there is no default route; set launcher.interface to one of lo, ib0",
     ):
         reachable_address(NODE, interface=None, one_node=False, slurm_address_of=lambda node: None)
 
@@ -56,31 +65,40 @@ def test_the_interface_of_the_spec_is_taken_or_refused_with_those_there_are(host
     assert reachable_address(NODE, interface="ib0", one_node=False) == "10.9.8.7"
     assert interface_of("10.9.8.7") == "ib0"
     assert interface_of("127.0.0.5") == "lo"
-    with pytest.raises(AddressError, match=r"launcher.interface ib1 is none of this node's interfaces with an IPv4 address: lo, ib0"):
+    with pytest.raises(
+        AddressError, match=r"launcher.interface ib1 is none of this node's interfaces with an IPv4 address: lo, ib0"
+    ):
         interface_address("ib1")
 
 
 def test_a_name_that_does_not_resolve_is_told_in_time() -> None:
     start = time.monotonic()
     with pytest.raises(
-        AddressError, match=r"the store at no-such-host.invalid:29400 did not answer within 1 s \(the name no-such-host.invalid does not"
+        AddressError,
+        match=r"the store at no-such-host.invalid:29400 did not answer within 1 s \(the name no-such-host.invalid does not",
     ):
         wait_until_open("no-such-host.invalid", 29400, 1.0, "the store")
     assert time.monotonic() - start < 20
 
 
 def test_a_port_where_nothing_listens_is_told_with_its_address() -> None:
-    with pytest.raises(AddressError, match=r"the store at localhost:1 did not answer within 1 s \(127.0.0.1 port 1: Connection refused\)"):
+    with pytest.raises(
+        AddressError,
+        match=r"the store at localhost:1 did not answer within 1 s \(127.0.0.1 port 1: Connection refused\)",
+    ):
         wait_until_open("localhost", 1, 1.0, "the store")
 
 
 def test_a_store_listens_at_one_address_and_not_on_a_port_that_is_taken() -> None:
     store = serve_store("127.0.0.1", 0)
-    mine = [each.laddr for each in psutil.Process(os.getpid()).net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    mine = [
+        each.laddr for each in psutil.Process(os.getpid()).net_connections("inet") if each.status == psutil.CONN_LISTEN
+    ]
     assert [address.ip for address in mine if address.port == store.port] == ["127.0.0.1"]
     store.set("word", "kept")
     assert connect_store("127.0.0.1", store.port, 5.0, "the store").get("word") == b"kept"
     with pytest.raises(
-        AddressError, match=f"this node can't listen at 127.0.0.1:{store.port}: Address already in use; see launcher.interface"
+        AddressError,
+        match=f"this node can't listen at 127.0.0.1:{store.port}: Address already in use; see launcher.interface",
     ):
         serve_store("127.0.0.1", store.port)

@@ -58,7 +58,10 @@ def assert_sentence(outcome: Outcome, *words: str, code: int = 2) -> None:
         (lambda folder: (folder / "corpus.txt").unlink(), ("corpus.txt", "does not exist")),
         (lambda folder: (folder / "corpus.txt").write_text(""), ("corpus.txt", "holds no text")),
         (lambda folder: (folder / "corpus.txt").write_text(" \n \n"), ("corpus.txt", "holds no text")),
-        (lambda folder: (folder / "corpus.txt").write_text("abc"), ("tokens", "one sample of train.seq_len (16) needs 17")),
+        (
+            lambda folder: (folder / "corpus.txt").write_text("abc"),
+            ("tokens", "one sample of train.seq_len (16) needs 17"),
+        ),
     ],
     ids=["missing", "empty", "blank", "shorter-than-a-sample"],
 )
@@ -72,7 +75,10 @@ def test_text_that_is_not_enough(damage: Callable[[Path], object], words: tuple[
 def test_held_out_text_shorter_than_a_batch(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path, train={"global_batch_size": 4000})
     assert_sentence(
-        workplace.train(), "the held-out text has", "fewer than one train.global_batch_size (4000)", "raise data.held_out_fraction"
+        workplace.train(),
+        "the held-out text has",
+        "fewer than one train.global_batch_size (4000)",
+        "raise data.held_out_fraction",
     )
     assert not workplace.run.exists()
 
@@ -117,12 +123,16 @@ def test_a_missing_shard_file_falls_back_to_the_older_checkpoint_and_says_so(cop
 def test_missing_shard_files_of_every_checkpoint_are_refused(copied: Workplace) -> None:
     for step in (4, 8):
         (copied.checkpoints / f"step-{step:08d}" / "rank-00000.safetensors").unlink()
-    assert_sentence(copied.train(), "no checkpoint in", "rank-00000.safetensors is missing", "step-00000004", "step-00000008")
+    assert_sentence(
+        copied.train(), "no checkpoint in", "rank-00000.safetensors is missing", "step-00000004", "step-00000008"
+    )
 
 
 def test_a_spec_that_differs_from_the_checkpoint_is_refused_with_the_differences(copied: Workplace) -> None:
     outcome = copied.train("model.ffn_hidden_size=32", "seed=5", "optimizer.lr=1e-3")
-    assert_sentence(outcome, "step 8", "model.ffn_hidden_size: 24 -> 32", "seed: 1234 -> 5", "choose another train.output_dir")
+    assert_sentence(
+        outcome, "step 8", "model.ffn_hidden_size: 24 -> 32", "seed: 1234 -> 5", "choose another train.output_dir"
+    )
     assert "optimizer.lr" not in outcome.err, "the learning rate may change"
 
 
@@ -134,7 +144,9 @@ def test_text_that_changed_since_the_checkpoint_is_refused(copied: Workplace) ->
 
 
 def test_a_checkpoint_is_not_overwritten_when_resuming_is_off(copied: Workplace) -> None:
-    assert_sentence(copied.train("checkpoint.resume=false"), "step-00000008 is there already", "checkpoint.resume is false")
+    assert_sentence(
+        copied.train("checkpoint.resume=false"), "step-00000008 is there already", "checkpoint.resume is false"
+    )
 
 
 # --- the disk
@@ -143,7 +155,9 @@ def test_a_checkpoint_is_not_overwritten_when_resuming_is_off(copied: Workplace)
 def test_an_output_folder_that_cannot_be_made(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path)
     (tmp_path / "file").write_text("")
-    assert_sentence(workplace.train("train.output_dir=file/run"), "train.output_dir file/run can't be made", "is a file")
+    assert_sentence(
+        workplace.train("train.output_dir=file/run"), "train.output_dir file/run can't be made", "is a file"
+    )
 
 
 def write_that_fails(folder: Path, name: str) -> dict[str, str]:
@@ -191,7 +205,11 @@ def assert_spared(workplace: Workplace, environment: dict[str, str]) -> None:
     """Train on to a checkpoint that finds no space: it is told, nothing of it stays, and the earlier ones are whole."""
     outcome = workplace.train("train.num_steps=16", environment=environment)
     assert_sentence(
-        outcome, "the checkpoint of step 12 was not saved", "No space left on device", "Earlier checkpoints are untouched", code=1
+        outcome,
+        "the checkpoint of step 12 was not saved",
+        "No space left on device",
+        "Earlier checkpoints are untouched",
+        code=1,
     )
     assert [(found.step, found.broken) for found in find_checkpoints(workplace.checkpoints)] == [(4, None), (8, None)]
     Checkpoint.open(workplace.checkpoints / "step-00000008", verify=True)
@@ -202,7 +220,9 @@ def test_no_space_for_a_checkpoint_spares_the_earlier_ones(copied: Workplace) ->
     assert_spared(copied, write_that_fails(copied.folder, "step-00000012"))
 
 
-def test_a_full_disk_spares_the_earlier_checkpoints(copied: Workplace, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_full_disk_spares_the_earlier_checkpoints(
+    copied: Workplace, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """The same with a disk that is really full, where this user may mount one; the test above needs no right."""
     probe = tmp_path_factory.mktemp("mount")
     if can_mount(probe):
@@ -218,7 +238,13 @@ def test_the_message_of_a_rank_that_raises_comes_first_and_the_others_end(tmp_pa
     workplace = make_workplace(tmp_path, parallel={"tp": 2, "pp": 2})
     start = time.monotonic()
     outcome = workplace.train(environment=fault(tmp_path, RAISE_AT_STEP_6, rank=2))
-    assert_sentence(outcome, "rank 2 (host ", "pp 1, dp 0, cp 0, tp 0) failed at step 6: KeyError: 'made to fail'", "traceback.txt", code=1)
+    assert_sentence(
+        outcome,
+        "rank 2 (host ",
+        "pp 1, dp 0, cp 0, tp 0) failed at step 6: KeyError: 'made to fail'",
+        "traceback.txt",
+        code=1,
+    )
     assert time.monotonic() - start < 60
     assert workplace.saved_steps() == [4]
     details = Path(outcome.last_line.rpartition(" ")[2])
@@ -227,11 +253,12 @@ def test_the_message_of_a_rank_that_raises_comes_first_and_the_others_end(tmp_pa
 
 def test_a_rank_that_fails_while_it_starts_ends_the_others(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path)
-    code = (
-        "import trimaran.launchers.work as work\ndef join_world(*_):\n    raise ValueError('no such place')\nwork.join_world = join_world"
-    )
+    code = "import trimaran.launchers.work as work\ndef join_world(*_):\n    raise ValueError('no such place')\nwork.join_world = join_world"
     assert_sentence(
-        workplace.train(environment=fault(tmp_path, code)), "rank 1 (host ", "pp 0, dp 0, cp 0, tp 1) failed: no such place", code=1
+        workplace.train(environment=fault(tmp_path, code)),
+        "rank 1 (host ",
+        "pp 0, dp 0, cp 0, tp 1) failed: no such place",
+        code=1,
     )
 
 
@@ -244,7 +271,9 @@ def test_a_rank_that_is_killed_is_named_and_the_others_end_within_seconds(tmp_pa
         command.process.wait(30)
         assert time.monotonic() - start < 15
         outcome = command.finish()
-    assert_sentence(outcome, "rank 3 (host ", "pp 1, dp 0, cp 0, tp 1) ", " at step ", "killed", "left no message", code=137)
+    assert_sentence(
+        outcome, "rank 3 (host ", "pp 1, dp 0, cp 0, tp 1) ", " at step ", "killed", "left no message", code=137
+    )
 
 
 def test_ranks_start_anew_after_a_failure_where_that_is_asked_for(short: Workplace, tmp_path: Path) -> None:

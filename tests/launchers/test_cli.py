@@ -50,8 +50,14 @@ def test_schema_is_a_json_schema_that_the_spec_obeys(tmp_path: Path) -> None:
     [
         (["train", "nowhere.yaml"], ["nowhere.yaml", "cannot be read: No such file"]),
         (["check", "nowhere.yaml"], ["nowhere.yaml", "cannot be read: No such file"]),
-        (["train", "spec.yaml", "--set", "parallel.pt=2"], ["parallel.pt: unknown field; the fields of parallel are tp, pp"]),
-        (["train", "spec.yaml", "--set", "train.num_step=2"], ["train.num_step: unknown field; did you mean train.num_steps?"]),
+        (
+            ["train", "spec.yaml", "--set", "parallel.pt=2"],
+            ["parallel.pt: unknown field; the fields of parallel are tp, pp"],
+        ),
+        (
+            ["train", "spec.yaml", "--set", "train.num_step=2"],
+            ["train.num_step: unknown field; did you mean train.num_steps?"],
+        ),
         (["train", "spec.yaml", "--set", "trian.num_steps=2"], ["trian: unknown field; did you mean train?"]),
         (["train", "spec.yaml", "--set", "train.num_steps"], ["is not FIELD=VALUE"]),
         (["train", "spec.yaml", "--set", "parallel.tp=two"], ["parallel.tp", "two"]),
@@ -74,6 +80,8 @@ def test_a_wrong_argument_gets_a_sentence(arguments: list[str], words: list[str]
 
 def test_every_error_of_a_spec_is_told_at_once(tmp_path: Path) -> None:
     make_workplace(tmp_path)
-    outcome = trimaran(tmp_path, "check", "spec.yaml", "--set", "parallel.pt=2", "--set", "optimizer.lr=-1", "--set", "train.seq_len=0")
+    outcome = trimaran(
+        tmp_path, "check", "spec.yaml", "--set", "parallel.pt=2", "--set", "optimizer.lr=-1", "--set", "train.seq_len=0"
+    )
     assert outcome.code == 2
     assert all(name in outcome.err for name in ("parallel.pt", "optimizer.lr", "train.seq_len"))

@@ -52,7 +52,9 @@ def train(folder: Path, *overrides: str) -> Outcome:
         "logging.tensorboard=false",
         *overrides,
     ]
-    return trimaran(folder, "train", "runs/small/spec.yaml", *(part for override in short for part in ("--set", override)))
+    return trimaran(
+        folder, "train", "runs/small/spec.yaml", *(part for override in short for part in ("--set", override))
+    )
 
 
 def test_import_says_what_it_did_and_what_can_be_done_next(place: Path, tmp_path: Path) -> None:
@@ -75,7 +77,9 @@ def test_import_says_what_it_did_and_what_can_be_done_next(place: Path, tmp_path
 def test_the_imported_run_generates_at_any_layout(place: Path) -> None:
     texts = []
     for layout in ((), ("--tp", "2", "--pp", "2")):
-        outcome = trimaran(place, "generate", "runs/small", "--prompt", "abc", "--temperature", "0", "--max-new-tokens", "6", *layout)
+        outcome = trimaran(
+            place, "generate", "runs/small", "--prompt", "abc", "--temperature", "0", "--max-new-tokens", "6", *layout
+        )
         assert outcome.code == 0, outcome.err
         texts.append(outcome.out)
     assert texts[0] == texts[1]
@@ -87,7 +91,10 @@ def test_training_goes_on_from_the_weights_at_another_layout(place: Path) -> Non
     layout = ("parallel.tp=2", "parallel.pp=2", "parallel.dp=2", "train.output_dir=runs/tuned")
     outcome = train(place, *layout, "train.num_steps=4", "train.eval_interval=2", "train.eval_batches=1")
     assert outcome.code == 0, outcome.err
-    assert "starting from the weights of runs/small/checkpoints/step-00000000 (step 0), with a fresh optimizer" in outcome.out
+    assert (
+        "starting from the weights of runs/small/checkpoints/step-00000000 (step 0), with a fresh optimizer"
+        in outcome.out
+    )
     rows = read_metrics(place / "runs" / "tuned" / "metrics.jsonl")
     first = next(row["loss"] for row in rows if "loss" in row)
     assert first == pytest.approx(mean_loss(place / "models" / "small", place / "runs" / "tuned"), abs=1e-4)
@@ -129,21 +136,46 @@ def mean_loss(model: Path, run: Path) -> float:
 
 
 def test_weights_of_another_shape_are_refused_before_the_data_is_prepared(place: Path) -> None:
-    outcome = train(place, "model.num_layers=4", "model.ffn_hidden_size=64", "train.output_dir=runs/other", "data.source=[missing.txt]")
-    assert_sentence(outcome, "runs/small holds weights of another model", "model.num_layers: 3 -> 4", "model.ffn_hidden_size: 48 -> 64")
+    outcome = train(
+        place,
+        "model.num_layers=4",
+        "model.ffn_hidden_size=64",
+        "train.output_dir=runs/other",
+        "data.source=[missing.txt]",
+    )
+    assert_sentence(
+        outcome,
+        "runs/small holds weights of another model",
+        "model.num_layers: 3 -> 4",
+        "model.ffn_hidden_size: 48 -> 64",
+    )
     assert not (place / "runs" / "other" / "checkpoints").exists()
-    assert_sentence(train(place, "model.activation=geglu", "train.output_dir=runs/other"), "model.activation: swiglu -> geglu")
+    assert_sentence(
+        train(place, "model.activation=geglu", "train.output_dir=runs/other"), "model.activation: swiglu -> geglu"
+    )
 
 
 def test_what_a_run_may_choose_anew_is_told_and_taken(place: Path) -> None:
-    outcome = train(place, "model.rotary_base=20000.0", "model.hidden_dropout=0.1", "train.output_dir=runs/longer", "train.num_steps=2")
+    outcome = train(
+        place,
+        "model.rotary_base=20000.0",
+        "model.hidden_dropout=0.1",
+        "train.output_dir=runs/longer",
+        "train.num_steps=2",
+    )
     assert outcome.code == 0, outcome.err
     assert "model.rotary_base: 10000.0 -> 20000.0" in outcome.err
     assert "hidden_dropout" not in outcome.err
 
 
 def test_another_tokenizer_is_told(place: Path) -> None:
-    outcome = train(place, "data.tokenizer=null", "data.tokenizer_vocab_size=280", "train.output_dir=runs/retokenized", "train.num_steps=2")
+    outcome = train(
+        place,
+        "data.tokenizer=null",
+        "data.tokenizer_vocab_size=280",
+        "train.output_dir=runs/retokenized",
+        "train.num_steps=2",
+    )
     assert outcome.code == 0, outcome.err
     assert "another tokenizer" in outcome.err
     assert "runs/small/tokenizer.json" in outcome.err.replace("\n", "")
@@ -159,13 +191,17 @@ def test_training_in_the_folder_of_an_import_is_refused(place: Path) -> None:
     assert_sentence(outcome, "holds weights alone", "checkpoint.init_from", "train.output_dir to another folder")
 
 
-def test_a_run_of_ours_is_exported_and_loaded_with_its_tokenizer(finished: tuple[Workplace, Outcome], tmp_path: Path) -> None:
+def test_a_run_of_ours_is_exported_and_loaded_with_its_tokenizer(
+    finished: tuple[Workplace, Outcome], tmp_path: Path
+) -> None:
     """Trained on 4 ranks from random weights, with its own tokenizer: transformers loads it by path alone and computes the run's held-out loss."""
     workplace, _ = finished
     outcome = trimaran(tmp_path, "export", str(workplace.run), "exported", "--max-shard-gib", "0.001")
     assert outcome.code == 0, outcome.err
     assert "LlamaForCausalLM in float32" in outcome.err
-    model, tokenizer = (loader.from_pretrained(tmp_path / "exported") for loader in (AutoModelForCausalLM, AutoTokenizer))
+    model, tokenizer = (
+        loader.from_pretrained(tmp_path / "exported") for loader in (AutoModelForCausalLM, AutoTokenizer)
+    )
     assert tokenizer.eos_token == "<|endoftext|>"
     assert model.config.eos_token_id == tokenizer.eos_token_id
     held_out = [row["held_out_loss"] for row in read_metrics(workplace.run / "metrics.jsonl") if "held_out_loss" in row]
@@ -174,7 +210,9 @@ def test_a_run_of_ours_is_exported_and_loaded_with_its_tokenizer(finished: tuple
     with torch.no_grad():
         loss = float(model(input_ids=tokens, labels=tokens).loss)
     assert held_out[-1] is not None
-    assert abs(loss - held_out[-1]) < 0.5 < abs(loss - math.log(tokenizer.vocab_size)), "it has learned what the run has learned"
+    assert abs(loss - held_out[-1]) < 0.5 < abs(loss - math.log(tokenizer.vocab_size)), (
+        "it has learned what the run has learned"
+    )
 
 
 def test_export_writes_beside_the_run_by_default(place: Path, tmp_path: Path) -> None:
@@ -195,7 +233,9 @@ def test_bad_input_ends_with_a_sentence_and_leaves_nothing(place: Path, tmp_path
     assert_sentence(trimaran(tmp_path, "import", "model"), "model.norm.weight")
     torch.save({}, tmp_path / "pytorch_model.bin")
     assert_sentence(trimaran(tmp_path, "import", "pytorch_model.bin"), "pickle (pytorch_model.bin)", "never does")
-    assert_sentence(trimaran(tmp_path, "import", "model/model.safetensors"), "is not a GGUF file", "folder with config.json")
+    assert_sentence(
+        trimaran(tmp_path, "import", "model/model.safetensors"), "is not a GGUF file", "folder with config.json"
+    )
     assert_sentence(trimaran(tmp_path, "import", "nothing"), "nothing does not exist")
     assert_sentence(trimaran(tmp_path, "export", "nothing"), "nothing does not exist")
     assert_sentence(trimaran(tmp_path, "export", "model"), "has no whole checkpoint")
@@ -217,7 +257,9 @@ proof.our_logits = wait
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("what", ["import", "export"])
-def test_nothing_is_left_of_a_conversion_that_is_stopped(place: Path, tmp_path: Path, what: str, number: signal.Signals) -> None:
+def test_nothing_is_left_of_a_conversion_that_is_stopped(
+    place: Path, tmp_path: Path, what: str, number: signal.Signals
+) -> None:
     """Stopped when all is written but the proof. A killed one can't clean up; the next one with the same target does."""
     shutil.copytree(place / "models" / "small", tmp_path / "model")
     shutil.copytree(place / "runs" / "small", tmp_path / "run")

@@ -126,7 +126,9 @@ def test_a_file_of_prompts_gives_a_record_each(generate: Callable[..., Answer], 
     assert [(each["index"], each["prompt"]) for each in found] == list(enumerate(["abba", "", "the cab", "zz", "f"]))
     assert all(set(each) == {"index", "prompt", "text", "finish", "new_tokens"} for each in found)
     assert "abba" + found[0]["text"] + "\n" == generate("--prompt", "abba", *GREEDY).out
-    assert all((each["finish"], each["new_tokens"]) == ("length", 25) for each in found if each["finish"] != "stop_token")
+    assert all(
+        (each["finish"], each["new_tokens"]) == ("length", 25) for each in found if each["finish"] != "stop_token"
+    )
 
 
 def test_draws_do_not_depend_on_the_batch(generate: Callable[..., Answer], tmp_path: Path) -> None:
@@ -190,7 +192,9 @@ def test_a_full_context_slides_or_stops_and_says_so(generate: Callable[..., Answ
     assert slid.code == stopped.code == 0
 
 
-def test_a_conversation(run: Path, generate: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversation(
+    run: Path, generate: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     question = ("--chat", "--prompt", "why<|im_end|>?", *GREEDY)
     refused = generate(*question)
     assert refused.code == 2
@@ -210,10 +214,16 @@ def test_a_conversation(run: Path, generate: Callable[..., Answer], tmp_path: Pa
     tokenizer = Tokenizer.load(run / "tokenizer.json")
     start, end = (tokenizer.id_of(name) for name in ("<|im_start|>", "<|im_end|>"))
     (alone,) = tasks[0].prompts
-    assert tokenizer.decode(alone.tokens) == "<|im_start|>system be kind<|im_end|><|im_start|>user why<|im_end|>?<|im_end|><|im_start|>"
+    assert (
+        tokenizer.decode(alone.tokens)
+        == "<|im_start|>system be kind<|im_end|><|im_start|>user why<|im_end|>?<|im_end|><|im_start|>"
+    )
     assert (alone.tokens.count(start), alone.tokens.count(end)) == (3, 2), "the user's own spelling is text"  # type: ignore[arg-type]
     assert end in tasks[0].sampling.stop_tokens
-    assert [(each.text, each.name, each.is_chat) for each in tasks[1].prompts] == [("why?", None, True), (None, 3, True)]
+    assert [(each.text, each.name, each.is_chat) for each in tasks[1].prompts] == [
+        ("why?", None, True),
+        (None, 3, True),
+    ]
     assert [tokenizer.decode(each.tokens) for each in tasks[1].prompts] == [
         "<|im_start|>system be kind<|im_end|><|im_start|>user why?<|im_end|><|im_start|>",
         "<|im_start|>poet oh<|im_end|><|im_start|>",

@@ -65,7 +65,9 @@ def interrupt_and_resume(workplace: Workplace) -> History:
 @pytest.fixture(scope="module")
 def pair(finished: tuple[Workplace, Outcome], tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, History]:
     """The run without a stop, and the same run with three; in bfloat16 tests/distributed/test_resume_layouts.py compares the bits."""
-    return finished[0], interrupt_and_resume(make_workplace(tmp_path_factory.mktemp("stopped"), parallel={"tp": 2, "pp": 2}))
+    return finished[0], interrupt_and_resume(
+        make_workplace(tmp_path_factory.mktemp("stopped"), parallel={"tp": 2, "pp": 2})
+    )
 
 
 def test_the_run_was_really_stopped_three_times(pair: tuple[Workplace, History]) -> None:
@@ -78,7 +80,8 @@ def test_resumed_losses_equal_the_unbroken_ones_bit_for_bit(pair: tuple[Workplac
     assert history.ended.code == 0, history.ended.err
     assert losses(history.workplace) == losses(unbroken)
     held_out = [
-        [row for row in read_metrics(each.run / "metrics.jsonl") if "held_out_loss" in row] for each in (unbroken, history.workplace)
+        [row for row in read_metrics(each.run / "metrics.jsonl") if "held_out_loss" in row]
+        for each in (unbroken, history.workplace)
     ]
     assert held_out[0] == held_out[1]
     assert held_out[0]

@@ -36,7 +36,9 @@ def entropy_of_tokens(workplace: Workplace) -> float:
 
 
 @pytest.mark.parametrize("model", [MASKED, PERMUTED], ids=["masked", "permuted"])
-def test_a_run_learns_resumes_at_the_same_numbers_and_writes_no_sample(model: dict[str, object], tmp_path: Path) -> None:
+def test_a_run_learns_resumes_at_the_same_numbers_and_writes_no_sample(
+    model: dict[str, object], tmp_path: Path
+) -> None:
     workplace = make_workplace(
         tmp_path / "whole",
         model=model,
@@ -67,4 +69,7 @@ def test_a_run_learns_resumes_at_the_same_numbers_and_writes_no_sample(model: di
 
     refused = trimaran(workplace.folder, "generate", str(workplace.run), "--prompt", "a")
     assert refused.code != 0
-    assert f"objective {model['objective']} predicts hidden tokens from both sides and continues no text" in refused.last_line
+    assert (
+        f"objective {model['objective']} predicts hidden tokens from both sides and continues no text"
+        in refused.last_line
+    )

@@ -55,7 +55,10 @@ def test_models_names_the_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CATALOG)
 def test_what_is_shown_is_a_model_section_of_the_same_shape(name: str) -> None:
     shown = yaml.safe_load(section_of_preset(name))
-    rest = {"optimizer": {"lr": 1e-3}, "train": {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": 8}}
+    rest = {
+        "optimizer": {"lr": 1e-3},
+        "train": {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": 8},
+    }
     spec = parse_spec({**shown, "data": {"tokenizer_vocab_size": 258}, **rest})
     assert spec.transformer == preset(name)
 
@@ -71,10 +74,18 @@ def test_counts_have_three_digits(count: int, text: str) -> None:
 def test_coordinate_check_prints_slopes_and_draws(tmp_path: Path) -> None:  # docs/initialization.md draws a .png
     make_workplace(tmp_path)
     mup = ["--set", "model.init=mup", "--set", "model.mup_base_width=32", *SMALL]
-    outcome = trimaran(tmp_path, "coordinate-check", "spec.yaml", "--widths", "32,64", "--steps", "2", "--picture", "sizes.svg", *mup)
+    outcome = trimaran(
+        tmp_path, "coordinate-check", "spec.yaml", "--widths", "32,64", "--steps", "2", "--picture", "sizes.svg", *mup
+    )
     assert outcome.code == 0, outcome.err
     assert outcome.out.split()[:3] == ["slope", "over", "the"]
-    for words in ("embedding", "layers.0.attention", "logits", "mup: after 2 steps the slope farthest from 0 is", "normal: after 2 steps"):
+    for words in (
+        "embedding",
+        "layers.0.attention",
+        "logits",
+        "mup: after 2 steps the slope farthest from 0 is",
+        "normal: after 2 steps",
+    ):
         assert words in outcome.out
     assert "<svg" in (tmp_path / "sizes.svg").read_text()
     assert not (tmp_path / "run").exists()

@@ -32,11 +32,19 @@ LONGEST_S = 200
 
 
 @contextmanager
-def running(command: list[str], folder: Path, name: str = "agent", **environment: str) -> Iterator["subprocess.Popen[str]"]:
+def running(
+    command: list[str], folder: Path, name: str = "agent", **environment: str
+) -> Iterator["subprocess.Popen[str]"]:
     """A command while the block runs; what it prints goes to NAME.out and NAME.err."""
     with (folder / f"{name}.out").open("w") as out, (folder / f"{name}.err").open("w") as err:
         process = subprocess.Popen(
-            command, cwd=folder, stdout=out, stderr=err, text=True, env={**os.environ, **environment}, stdin=subprocess.DEVNULL
+            command,
+            cwd=folder,
+            stdout=out,
+            stderr=err,
+            text=True,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
         )
     try:
         yield process
@@ -87,7 +95,9 @@ def test_losses_are_those_of_the_local_launcher(way: str, expected: list[Any], t
     assert code == 0, err
     assert losses(workplace) == expected
     assert (workplace.run / "report.html").exists()
-    assert sorted(path.name for path in next((workplace.run / "logs").glob("*-*")).iterdir()) == [f"rank-{rank}" for rank in range(4)]
+    assert sorted(path.name for path in next((workplace.run / "logs").glob("*-*")).iterdir()) == [
+        f"rank-{rank}" for rank in range(4)
+    ]
 
 
 # --- two hosts
@@ -97,7 +107,14 @@ def on_two_hosts(way: str, here: hosts.Host, first: hosts.Host) -> list[str]:
     """The command of one of the hosts; they meet at the first."""
     if way == "torchrun":
         # By itself torchrun looks for its own address among those of the host's name, which namespaces share.
-        where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{first.address}:29400", "--rdzv-conf", f"is_host={int(here == first)}"]
+        where = [
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            f"{first.address}:29400",
+            "--rdzv-conf",
+            f"is_host={int(here == first)}",
+        ]
         where += ["--local-addr", here.address]
         return [*here.prefix, *TORCHRUN, "--nnodes", "2", "--nproc-per-node", "2", *where, *WORKER]
     return [*here.prefix, *TRAIN, "--set", "launcher.nodes=2", "--set", f"launcher.rendezvous={first.address}:29400"]
@@ -191,7 +208,14 @@ def test_ranks_with_different_specs_are_refused_and_listed(tmp_path: Path) -> No
 
 def test_a_port_in_use_is_told_with_its_address(tmp_path: Path) -> None:
     make_workplace(tmp_path, **SECTIONS)
-    place = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    place = {
+        "RANK": "1",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }
     code, err = run([sys.executable, *WORKER, "--set", "launcher.start_timeout_s=1"], tmp_path, **place)
     assert code == 1
     assert "at 127.0.0.1:1 did not answer within 1 s" in err

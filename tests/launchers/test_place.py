@@ -18,7 +18,14 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
     "PMIX_RANK": "3",
 }  # fmt: skip
-BATCH = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "4", "SLURMD_NODENAME": "n1"}
+BATCH = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NTASKS": "4",
+    "SLURMD_NODENAME": "n1",
+}
 
 
 @pytest.mark.parametrize(
@@ -43,7 +50,9 @@ BATCH = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_
         "agent-in-a-step", "mpirun-in-a-job",
     ],
 )  # fmt: skip
-def test_place_in_each_launchers_environment(environment: dict[str, str], expected: tuple[str, int, int, int, int]) -> None:
+def test_place_in_each_launchers_environment(
+    environment: dict[str, str], expected: tuple[str, int, int, int, int]
+) -> None:
     place = resolve(environment)
     assert (place.launcher, place.rank, place.world_size, place.local_rank, place.local_world_size) == expected
 
@@ -67,8 +76,14 @@ def test_nodes_of_one_host_are_told_apart_by_slurms_name() -> None:
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        (STEP | {"PMI_RANK": "0", "PMI_SIZE": "1"}, "MPI says 1 ranks and this Slurm step has 4 tasks; start it with srun --mpi=pmi2"),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK is set, as torchrun does, but not LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        (
+            STEP | {"PMI_RANK": "0", "PMI_SIZE": "1"},
+            "MPI says 1 ranks and this Slurm step has 4 tasks; start it with srun --mpi=pmi2",
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "RANK is set, as torchrun does, but not LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT",
+        ),
         (TORCHRUN | {"RANK": "8"}, "says rank 8 of 8"),
         (TORCHRUN | {"LOCAL_RANK": "4"}, "says local rank 4 of 4"),
         (TORCHRUN | {"LOCAL_WORLD_SIZE": "9"}, "says 9 ranks on this node and 8 in all"),

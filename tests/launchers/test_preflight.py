@@ -116,6 +116,7 @@ def test_a_notice_that_a_killed_start_left_is_not_believed(tmp_path: Path) -> No
 
 def test_rank_0_that_never_comes_is_told_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(
-        AddressError, match=r"rank 1 on node n2 has not met rank 0 within 1 s: rank 0 has not left its address in .*meet-7-1-0"
+        AddressError,
+        match=r"rank 1 on node n2 has not met rank 0 within 1 s: rank 0 has not left its address in .*meet-7-1-0",
     ):
         meet(place(1), {}, LauncherSection(start_timeout_s=1.0), tmp_path)

@@ -87,7 +87,9 @@ def make_whole_run(folder: Path) -> Path:
     (folder / "spec.yaml").write_text(SPEC)
     (folder / "timeline.json").write_text(json.dumps(TIMELINE))
     (folder / "sample.txt").write_text("To be, or not to be")
-    (folder / "data_manifest.json").write_text(json.dumps({"tokens": 1234567, "dropped": {"empty": 3}, "shards": [{}, {}]}))
+    (folder / "data_manifest.json").write_text(
+        json.dumps({"tokens": 1234567, "dropped": {"empty": 3}, "shards": [{}, {}]})
+    )
     (folder / "machine.json").write_text(json.dumps({"cpu": "Some CPU", "memory_bytes": 8 * 2**30, "torch": None}))
     return folder
 
@@ -103,9 +105,24 @@ def outline_of(folder: Path) -> Outline:
 
 def test_a_whole_run_shows_every_section_and_figure(tmp_path: Path) -> None:
     found = outline_of(make_whole_run(tmp_path / "my-run"))
-    for text in ("my-run", "60 of 60 steps", "tp 2 × pp 2 × dp 2 = 8 ranks, 1f1b, sequence parallel", "As it ran", "Simulated"):
+    for text in (
+        "my-run",
+        "60 of 60 steps",
+        "tp 2 × pp 2 × dp 2 = 8 ranks, 1f1b, sequence parallel",
+        "As it ran",
+        "Simulated",
+    ):
         assert text in found.text
-    for text in ("2.1494", "2.5000", "12.18", "1,030", "3,000,000", "0:01:30", "52.3% measured, 50.0% simulated", "To be, or not to be"):
+    for text in (
+        "2.1494",
+        "2.5000",
+        "12.18",
+        "1,030",
+        "3,000,000",
+        "0:01:30",
+        "52.3% measured, 50.0% simulated",
+        "To be, or not to be",
+    ):
         assert text in found.text
     for text in ("1,234,567", "dropped, empty", "2 listed", "8.00 GiB", "Some CPU", "preset: gpt-tiny"):
         assert text in found.text
@@ -158,10 +175,14 @@ def test_a_run_whose_every_loss_is_nan_still_has_a_report(tmp_path: Path) -> Non
 def test_text_from_the_run_folder_is_escaped_everywhere(tmp_path: Path) -> None:
     folder = make_whole_run(tmp_path / "<b>run<b>&")
     (folder / "sample.txt").write_text(HOSTILE)
-    (folder / "spec.yaml").write_text(f"parallel: {{pp: 2, schedule: {json.dumps(HOSTILE)}, virtual_stages: {json.dumps(HOSTILE)}}}\n")
+    (folder / "spec.yaml").write_text(
+        f"parallel: {{pp: 2, schedule: {json.dumps(HOSTILE)}, virtual_stages: {json.dumps(HOSTILE)}}}\n"
+    )
     (folder / "data_manifest.json").write_text(json.dumps({HOSTILE: HOSTILE, "nested": {HOSTILE: [HOSTILE]}}))
     (folder / "machine.json").write_text(json.dumps({"cpu": HOSTILE}))
-    (folder / "timeline.json").write_text(json.dumps({**TIMELINE, "bubble_measured": HOSTILE, "measured": [[0, HOSTILE, 0, 1]]}))
+    (folder / "timeline.json").write_text(
+        json.dumps({**TIMELINE, "bubble_measured": HOSTILE, "measured": [[0, HOSTILE, 0, 1]]})
+    )
     found = outline_of(folder)
     assert not {"script", "img"} & set(found.tags)
     assert found.tags.count("b") == 6, "the cards, and nothing from the name of the folder"
@@ -246,6 +267,10 @@ def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
         "print(early, 'matplotlib.figure' in sys.modules, 'matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-W", "error", "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     assert done.stdout.split() == ["False", "True", "False", "False"]

@@ -15,10 +15,17 @@ SECRET = "hunter2-of-the-hub"
 def test_a_local_run_opens_nothing_to_others(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path, parallel={"tp": 2, "pp": 2}, train={"num_steps": 6, "eval_interval": 0})
     hold = Hold(tmp_path / "hold", 3)
-    with workplace.start_training(environment=hold.environment | {"HF_TOKEN": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET}) as command:
+    with workplace.start_training(
+        environment=hold.environment | {"HF_TOKEN": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET}
+    ) as command:
         command.wait_until(lambda: hold.reached)
         family = [psutil.Process(command.process.pid), *psutil.Process(command.process.pid).children(recursive=True)]
-        listening = {each.laddr.ip for process in family for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN}
+        listening = {
+            each.laddr.ip
+            for process in family
+            for each in process.net_connections("inet")
+            if each.status == psutil.CONN_LISTEN
+        }
         hold.release()
         outcome = command.finish()
     assert outcome.code == 0, outcome.err

@@ -1,6 +1,7 @@
 """Runs on a real Slurm of six nodes: the same losses as the local launcher, through time limits, lost nodes, cancelling and bad nodes.
 
-Nothing sleeps for a fixed time: states are waited for, and rank 0 is held at a step where something shall happen to a run that is under way.
+Nothing sleeps for a fixed time: states are waited for, and rank 0 is held at a step where something shall happen to a
+run that is under way.
 """
 
 import subprocess
@@ -18,7 +19,11 @@ from tests.launchers.slurm_runs import FOUR_RANKS, JOB_S, OFTEN, STEPS, TRAIN, T
 from trimaran.launchers.slurm.job import jobs_of
 from trimaran.runtime.checkpoint.folder import latest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+]
 SECRET = "hunter2-of-the-hub"
 
 
@@ -50,7 +55,10 @@ def expected_of_four(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     """A job that is held until Slurm's signal before its time limit, on two nodes of its own, while the other tests run."""
     run = Run(
-        cluster, tmp_path_factory.mktemp("limited"), hold=20, slurm={"nodes": 2, "time": "3", "signal_lead_s": 60, "exclude": "n[3-6]"}
+        cluster,
+        tmp_path_factory.mktemp("limited"),
+        hold=20,
+        slurm={"nodes": 2, "time": "3", "signal_lead_s": 60, "exclude": "n[3-6]"},
     )
     return run, run.submit()
 
@@ -78,10 +86,25 @@ def test_tasks_of_ranks_and_agents_give_the_losses_of_the_local_launcher(
     assert (runs[0].run / "report.html").exists()
 
 
-def test_srun_with_mpi_gives_the_losses_of_the_local_launcher(cluster: Cluster, expected_of_four: list[Any], tmp_path: Path) -> None:
+def test_srun_with_mpi_gives_the_losses_of_the_local_launcher(
+    cluster: Cluster, expected_of_four: list[Any], tmp_path: Path
+) -> None:
     run = Run(cluster, tmp_path, parallel=FOUR_RANKS)
-    command = ["srun", "--mpi=pmi2", "-N2", "-n4", "--overcommit", sys.executable, "-m", "trimaran.launchers.cli", "train", "spec.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, env=run.environment, capture_output=True, text=True, timeout=JOB_S, check=False)
+    command = [
+        "srun",
+        "--mpi=pmi2",
+        "-N2",
+        "-n4",
+        "--overcommit",
+        sys.executable,
+        "-m",
+        "trimaran.launchers.cli",
+        "train",
+        "spec.yaml",
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=run.environment, capture_output=True, text=True, timeout=JOB_S, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert losses(run.workplace) == expected_of_four
     assert list((run.run / "logs").glob("mpi-*"))
@@ -122,7 +145,11 @@ def test_cancelling_saves_and_the_run_can_go_on(cluster: Cluster, expected: list
 def test_scancel_saves_too(cluster: Cluster, tmp_path: Path) -> None:
     run = Run(cluster, tmp_path, hold=12)
     job = run.submit_and_hold()
-    mine = [process for process in cluster.steps() if process.name().startswith("trimaran-") and process.cwd() == str(tmp_path)]
+    mine = [
+        process
+        for process in cluster.steps()
+        if process.name().startswith("trimaran-") and process.cwd() == str(tmp_path)
+    ]
     assert len(mine) == 2
     cluster.call("scancel", job)
     assert run.finish(job).state == "CANCELLED"
@@ -169,7 +196,9 @@ def test_slow_and_full_nodes_are_named_left_out_and_replaced(cluster: Cluster, t
     assert not {"n1", "n3", "n4"} & set(cluster.call("scontrol", "show", "hostnames", state.nodes).split())
 
 
-def test_a_controller_that_restarts_does_not_disturb_a_run(cluster: Cluster, expected: list[Any], tmp_path: Path) -> None:
+def test_a_controller_that_restarts_does_not_disturb_a_run(
+    cluster: Cluster, expected: list[Any], tmp_path: Path
+) -> None:
     run = Run(cluster, tmp_path, hold=20)
     job = run.submit_and_hold()
     cluster.restart_controller()
@@ -179,8 +208,14 @@ def test_a_controller_that_restarts_does_not_disturb_a_run(cluster: Cluster, exp
     assert losses(run.workplace) == expected
 
 
-def test_a_rank_that_fails_ends_the_job_is_named_first_and_secrets_stay_in_the_environment(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, environment=fault(tmp_path, RAISE_AT_STEP_6, rank=1) | {"HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET})
+def test_a_rank_that_fails_ends_the_job_is_named_first_and_secrets_stay_in_the_environment(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    run = Run(
+        cluster,
+        tmp_path,
+        environment=fault(tmp_path, RAISE_AT_STEP_6, rank=1) | {"HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET},
+    )
     state = run.finish(run.submit())
     assert (state.state, state.exit_code) == ("FAILED", 1), run.log()
     said = next(line for line in run.log().splitlines() if line.startswith("error:"))
@@ -200,7 +235,9 @@ def test_names_that_a_shell_would_run_do_nothing(cluster: Cluster, tmp_path: Pat
     job = jobs_of(folder)[-1]["job"]
     assert run.finish(job).state == "COMPLETED", (folder / "logs" / f"slurm-{job}.log").read_text()
     assert not {"x", "y"} & {path.name for path in tmp_path.rglob("*")}
-    refused = run.trimaran("train", "spec.yaml", "--launcher", "slurm", "--set", "train.output_dir=$(touch x); rm -rf run")
+    refused = run.trimaran(
+        "train", "spec.yaml", "--launcher", "slurm", "--set", "train.output_dir=$(touch x); rm -rf run"
+    )
     assert refused.returncode == 2
     assert "has characters that an #SBATCH line can't hold" in refused.stderr
     assert not (tmp_path / "x").exists()
@@ -208,7 +245,12 @@ def test_names_that_a_shell_would_run_do_nothing(cluster: Cluster, tmp_path: Pat
 
 def test_the_script_is_valid_shell(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path, parallel=FOUR_RANKS)
-    settings = ["slurm.nodes=2", "slurm.modules=[cuda/12.4, 'a b; touch x']", "slurm.container=image.sif", "slurm.cpus_per_task=2"]
+    settings = [
+        "slurm.nodes=2",
+        "slurm.modules=[cuda/12.4, 'a b; touch x']",
+        "slurm.container=image.sif",
+        "slurm.cpus_per_task=2",
+    ]
     options = [word for setting in settings for word in ("--set", setting)]
     outcome = trimaran(workplace.folder, "train", "spec.yaml", "--launcher", "slurm", "--dry-run", *options)
     assert outcome.code == 0, outcome.err
@@ -232,7 +274,9 @@ def test_a_failure_is_told_within_seconds(cluster: Cluster, tmp_path: Path) -> N
     """From a rank's death to the job's end."""
     run = Run(cluster, tmp_path, hold=3)
     job = run.submit_and_hold()
-    victim = next(process for process in cluster.steps() if process.name() == "trimaran-1" and process.cwd() == str(tmp_path))
+    victim = next(
+        process for process in cluster.steps() if process.name() == "trimaran-1" and process.cwd() == str(tmp_path)
+    )
     victim.kill()
     start = time.monotonic()
     state = run.finish(job)

@@ -14,7 +14,11 @@ from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
 from tests.launchers.slurm_runs import JOB_S, Run
 from trimaran.launchers.slurm.job import jobs_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+]
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,7 +47,13 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
             shutil.rmtree(run.run, ignore_errors=True)
         shown = [words.get(word, word) for word in command]
         done = subprocess.run(
-            shown, cwd=tmp_path, env=run.environment | {"PATH": path}, capture_output=True, text=True, timeout=JOB_S, check=False
+            shown,
+            cwd=tmp_path,
+            env=run.environment | {"PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=JOB_S,
+            check=False,
         )
         assert done.returncode == 0, f"{number}: {shown}\n{done.stdout}\n{done.stderr}\n{run.log()}"
     assert len({(folder / "metrics.jsonl").read_text() for folder in tmp_path.glob("run-*")}) == 4, (
@@ -54,7 +64,9 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
 def test_the_time_to_the_first_step_is_taken_apart(cluster: Cluster, tmp_path: Path) -> None:
     run = Run(cluster, tmp_path)
     command = [sys.executable, str(ROOT / "benchmarks" / "slurm_start.py"), "spec.yaml", "--repeats", "1"]
-    done = subprocess.run(command, cwd=tmp_path, env=run.environment, capture_output=True, text=True, timeout=JOB_S, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=run.environment, capture_output=True, text=True, timeout=JOB_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     cells = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
     assert cells[:2] == ["2", "2"]

@@ -25,7 +25,9 @@ class World:
         self.port = self.listener.getsockname()[1]
         self.told: list[queue.Queue[Failure]] = [queue.Queue() for _ in PLACES]
         self.ranks = [Tether.hold(self.listener, KEY, PLACES, self.told[0].put, lambda: 12)]
-        self.ranks += [Tether.join("127.0.0.1", self.port, KEY, rank, self.told[rank].put, PLACES[0]) for rank in range(1, 4)]
+        self.ranks += [
+            Tether.join("127.0.0.1", self.port, KEY, rank, self.told[rank].put, PLACES[0]) for rank in range(1, 4)
+        ]
         time.sleep(0.3)  # the hub has read who they are
 
     def heard(self, rank: int) -> Failure:
@@ -81,7 +83,9 @@ def test_a_death_without_a_word_is_told_with_host_and_step(world: World) -> None
 
 def test_the_death_of_rank_0_is_noticed_by_all(world: World) -> None:
     world.ranks[0]._peer._closing.set()  # type: ignore[union-attr] # its connections close without a last word
-    assert [(failure.rank, failure.where) for failure in (world.heard(rank) for rank in (1, 2, 3))] == [(0, "host h0")] * 3
+    assert [(failure.rank, failure.where) for failure in (world.heard(rank) for rank in (1, 2, 3))] == [
+        (0, "host h0")
+    ] * 3
 
 
 def test_only_the_first_failure_is_passed_on(world: World) -> None:
@@ -99,7 +103,15 @@ def test_leaving_in_good_order_is_no_failure(world: World, order: tuple[int, ...
 
 
 @pytest.mark.parametrize(
-    "words", [b"GET / HTTP/1.1\r\n\r\n", b"\n", b'{"key": "another", "rank": 1}\n', b'{"failed": {}}\n', b"[]\n", b'{"key": 3}\n']
+    "words",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\n",
+        b'{"key": "another", "rank": 1}\n',
+        b'{"failed": {}}\n',
+        b"[]\n",
+        b'{"key": 3}\n',
+    ],
 )
 def test_a_stranger_ends_nobody(world: World, words: bytes) -> None:
     with socket.create_connection(("127.0.0.1", world.port)) as stranger:

@@ -50,7 +50,9 @@ def test_the_run_folder_is_complete(finished: Finished) -> None:
     timeline = json.loads((workplace.run / "timeline.json").read_text())
     assert timeline["num_ranks"] == 2
     for key in ("measured", "simulated"):  # 4 microbatches, forward and backward, on each of 2 pipeline ranks
-        assert sorted(row[1] for row in timeline[key]) == sorted(f"{stage}{kind}{m}" for stage in (0, 1) for kind in "FB" for m in range(4))
+        assert sorted(row[1] for row in timeline[key]) == sorted(
+            f"{stage}{kind}{m}" for stage in (0, 1) for kind in "FB" for m in range(4)
+        )
     assert 0 < timeline["bubble_simulated"] < 1
     assert len((workplace.run / "sample.txt").read_text()) > 100
     manifest = json.loads((workplace.run / "data_manifest.json").read_text())
@@ -103,7 +105,9 @@ def test_generate_gives_the_same_text_at_any_layout(finished: Finished) -> None:
 
 def test_generate_takes_the_likeliest_tokens_at_temperature_zero_whatever_the_seed(finished: Finished) -> None:
     workplace, _ = finished
-    assert generate(workplace, "--temperature", "0", "--seed", "1") == generate(workplace, "--temperature", "0", "--seed", "2")
+    assert generate(workplace, "--temperature", "0", "--seed", "1") == generate(
+        workplace, "--temperature", "0", "--seed", "2"
+    )
 
 
 def test_generate_reads_one_checkpoint_and_refuses_a_layout_that_cannot_be(finished: Finished) -> None:
@@ -118,7 +122,9 @@ def test_generate_reads_one_checkpoint_and_refuses_a_layout_that_cannot_be(finis
 
 def test_a_finished_run_goes_on_at_another_layout_when_it_is_lengthened(finished: Finished, tmp_path: Path) -> None:
     workplace = copy_of(finished[0], tmp_path)
-    outcome = workplace.train(f"train.output_dir={workplace.run}", "train.num_steps=62", "parallel.tp=1", "parallel.dp=1")
+    outcome = workplace.train(
+        f"train.output_dir={workplace.run}", "train.num_steps=62", "parallel.tp=1", "parallel.dp=1"
+    )
     assert outcome.code == 0, outcome.err
     assert outcome.left == []
     assert "resuming at step 60" in outcome.out

@@ -10,7 +10,9 @@ from trimaran.launchers.world import choose_device
 
 
 @pytest.mark.parametrize(("num_gpus", "wish"), [(0, "auto"), (1, "auto"), (4, "cpu")])
-def test_cpu_where_there_are_too_few_gpus_or_it_is_asked_for(num_gpus: int, wish: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_where_there_are_too_few_gpus_or_it_is_asked_for(
+    num_gpus: int, wish: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
     assert choose_device(wish, 0, 2) == torch.device("cpu")  # type: ignore[arg-type]
 
@@ -31,8 +33,6 @@ def test_a_rank_with_a_gpu_of_its_own_takes_it(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_rank_starts_without_the_compiler() -> None:
     """torch._dynamo and the sympy that it brings take as long to import as half of torch."""
-    program = (
-        "import sys, trimaran.launchers.work; print(sorted({'torch._dynamo', 'sympy', 'matplotlib', 'transformers'} & set(sys.modules)))"
-    )
+    program = "import sys, trimaran.launchers.work; print(sorted({'torch._dynamo', 'sympy', 'matplotlib', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

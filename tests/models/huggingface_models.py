@@ -1,7 +1,7 @@
 """Small random models made by transformers itself, several of every family, with the awkward options on.
 
-They are made from a config; nothing is fetched. Vocabularies are odd, windows are shorter than `SEQ`, heads share keys and values, and no parameter is
-what a fresh model has, so that a swap of two norms or biases shows.
+They are made from a config; nothing is fetched. Vocabularies are odd, windows are shorter than `SEQ`, heads share keys
+and values, and no parameter is what a fresh model has, so that a swap of two norms or biases shows.
 """
 
 import copy
@@ -117,7 +117,14 @@ def falcon(**options: Any) -> Callable[[], PreTrainedModel]:
 
 
 def bloom(**options: Any) -> Callable[[], PreTrainedModel]:
-    sizes = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "seq_length": 32, "initializer_range": 0.2}
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "seq_length": 32,
+        "initializer_range": 0.2,
+    }
     return made(BloomForCausalLM, BloomConfig, **{**sizes, **options})
 
 
@@ -140,9 +147,13 @@ def gemma2(**options: Any) -> Callable[[], PreTrainedModel]:
 SMALL_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt2": made(GPT2LMHeadModel, GPT2Config, **GPT2_SIZES),
     "gpt2-exact-gelu": made(GPT2LMHeadModel, GPT2Config, **GPT2_SIZES, n_inner=FFN, activation_function="gelu"),
-    "gpt2-untied-unscaled": made(GPT2LMHeadModel, GPT2Config, **GPT2_SIZES, tie_word_embeddings=False, scale_attn_weights=False),
+    "gpt2-untied-unscaled": made(
+        GPT2LMHeadModel, GPT2Config, **GPT2_SIZES, tie_word_embeddings=False, scale_attn_weights=False
+    ),
     "gptj": made(GPTJForCausalLM, GPTJConfig, **GPT2_SIZES, rotary_dim=4),
-    "gptj-tied-whole-heads": made(GPTJForCausalLM, GPTJConfig, **GPT2_SIZES, rotary_dim=8, n_inner=FFN, tie_word_embeddings=True),
+    "gptj-tied-whole-heads": made(
+        GPTJForCausalLM, GPTJConfig, **GPT2_SIZES, rotary_dim=8, n_inner=FFN, tie_word_embeddings=True
+    ),
     "gpt_neo": made(
         GPTNeoForCausalLM,
         GPTNeoConfig,
@@ -170,26 +181,38 @@ SMALL_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "falcon-7b": falcon(hidden_size=40, num_attention_heads=5),
     "falcon-40b": falcon(new_decoder_architecture=True, num_kv_heads=2),
     "falcon-11b": falcon(
-        new_decoder_architecture=True, num_ln_in_parallel_attn=1, num_kv_heads=2, ffn_hidden_size=FFN, tie_word_embeddings=False
+        new_decoder_architecture=True,
+        num_ln_in_parallel_attn=1,
+        num_kv_heads=2,
+        ffn_hidden_size=FFN,
+        tie_word_embeddings=False,
     ),
     "falcon-rw": falcon(alibi=True, multi_query=False, parallel_attn=False, bias=True),
     "falcon-multi-head-parallel": falcon(multi_query=False, layer_norm_epsilon=1e-3, activation="relu"),
-    "falcon-multi-query-sequential": falcon(parallel_attn=False, bias=True, rope_parameters={"rope_type": "default", "rope_theta": 99.0}),
+    "falcon-multi-query-sequential": falcon(
+        parallel_attn=False, bias=True, rope_parameters={"rope_type": "default", "rope_theta": 99.0}
+    ),
     "llama": llama(rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
     "llama-grouped-biases": llama(num_key_value_heads=2, attention_bias=True, mlp_bias=True),
     "llama-one-kv-head-tied": llama(num_key_value_heads=1, tie_word_embeddings=True, rms_norm_eps=1e-3),
     "llama-wide-heads": llama(num_key_value_heads=2, head_dim=10, hidden_act="gelu"),
     "llama-3": llama(num_key_value_heads=2, rope_parameters=LLAMA3),
     "llama-linear": llama(rope_parameters={"rope_type": "linear", "factor": 3.0, "rope_theta": 10000.0}),
-    "llama-dynamic": llama(max_position_embeddings=8, rope_parameters={"rope_type": "dynamic", "factor": 3.0, "rope_theta": 10000.0}),
+    "llama-dynamic": llama(
+        max_position_embeddings=8, rope_parameters={"rope_type": "dynamic", "factor": 3.0, "rope_theta": 10000.0}
+    ),
     "llama-yarn": llama(rope_parameters=YARN),
-    "llama-yarn-scales": llama(rope_parameters={**YARN, "beta_fast": 16.0, "beta_slow": 2.0, "mscale": 0.7, "mscale_all_dim": 0.4}),
+    "llama-yarn-scales": llama(
+        rope_parameters={**YARN, "beta_fast": 16.0, "beta_slow": 2.0, "mscale": 0.7, "mscale_all_dim": 0.4}
+    ),
     "mistral": made(MistralForCausalLM, MistralConfig, **SIZES, num_key_value_heads=2, sliding_window=5),
     "mistral-no-window-wide-heads": made(
         MistralForCausalLM, MistralConfig, **SIZES, num_key_value_heads=1, sliding_window=None, head_dim=6
     ),
     "mixtral": mixtral(num_key_value_heads=2, num_local_experts=4, sliding_window=5),
-    "mixtral-three-wide-heads": mixtral(num_key_value_heads=4, num_local_experts=3, head_dim=6, tie_word_embeddings=True),
+    "mixtral-three-wide-heads": mixtral(
+        num_key_value_heads=4, num_local_experts=3, head_dim=6, tie_word_embeddings=True
+    ),
     "qwen2": made(Qwen2ForCausalLM, Qwen2Config, **SIZES, num_key_value_heads=2, tie_word_embeddings=True),
     "qwen2-windows": made(
         Qwen2ForCausalLM,
@@ -216,14 +239,24 @@ SMALL_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "gemma": made(GemmaForCausalLM, GemmaConfig, **SIZES, num_key_value_heads=1, head_dim=12),
     "gemma-untied-biases": made(
-        GemmaForCausalLM, GemmaConfig, **SIZES, num_key_value_heads=4, head_dim=8, attention_bias=True, tie_word_embeddings=False
+        GemmaForCausalLM,
+        GemmaConfig,
+        **SIZES,
+        num_key_value_heads=4,
+        head_dim=8,
+        attention_bias=True,
+        tie_word_embeddings=False,
     ),
     "gemma2": gemma2(attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
-    "gemma2-no-caps": gemma2(attn_logit_softcapping=None, final_logit_softcapping=None, attention_bias=True, hidden_activation="silu"),
+    "gemma2-no-caps": gemma2(
+        attn_logit_softcapping=None, final_logit_softcapping=None, attention_bias=True, hidden_activation="silu"
+    ),
     "olmo": made(OlmoForCausalLM, OlmoConfig, **SIZES, tie_word_embeddings=True),
     "olmo-grouped-biases": made(OlmoForCausalLM, OlmoConfig, **SIZES, num_key_value_heads=2, attention_bias=True),
     "olmo2": made(Olmo2ForCausalLM, Olmo2Config, **SIZES, num_key_value_heads=2),
-    "olmo2-biases-tied": made(Olmo2ForCausalLM, Olmo2Config, **SIZES, attention_bias=True, tie_word_embeddings=True, rms_norm_eps=1e-3),
+    "olmo2-biases-tied": made(
+        Olmo2ForCausalLM, Olmo2Config, **SIZES, attention_bias=True, tie_word_embeddings=True, rms_norm_eps=1e-3
+    ),
     "bloom": bloom(),
     "bloom-six-heads": bloom(hidden_size=36, n_head=6, tie_word_embeddings=False, layer_norm_epsilon=1e-3),
     "opt": opt(),
@@ -315,6 +348,7 @@ def gradients_of(imported: Imported, folder: Path) -> Tensors:
     model.save_pretrained(folder)
     stored = load_file(folder / "model.safetensors")
     moved, still = (
-        to_ours(imported.family, imported.config, {name: tensor * factor for name, tensor in stored.items()}) for factor in (1, 0)
+        to_ours(imported.family, imported.config, {name: tensor * factor for name, tensor in stored.items()})
+        for factor in (1, 0)
     )
     return {name: moved[name] - still[name] for name in moved}

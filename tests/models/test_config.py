@@ -71,8 +71,8 @@ def test_explicit_head_dim_may_differ_from_hidden_over_heads() -> None:
 
 
 def test_flops_match_the_megatron_formula_without_recompute() -> None:
-    # Narayanan et al. 2021, section 5.1: 96 B s l h^2 (1 + s/(6h) + V/(16 l h)) with a recomputed forward. Of its layers' four
-    # passes one is the recomputed forward, so training proper has 72 B s l h^2 (1 + s/(6h) + V/(12 l h)).
+    # Narayanan et al. 2021, section 5.1: 96 B s l h^2 (1 + s/(6h) + V/(16 l h)) with a recomputed forward. Of its
+    # layers' four passes one is the recomputed forward, so training proper has 72 B s l h^2 (1 + s/(6h) + V/(12 l h)).
     config, seq_len = preset("gpt3-175b"), 2048
     layers, hidden, vocabulary = config.num_layers, config.hidden_size, config.vocab_size
     formula = 72 * layers * hidden**2 * (1 + seq_len / (6 * hidden) + vocabulary / (12 * layers * hidden))
@@ -87,7 +87,10 @@ def test_vocabulary_is_padded_to_a_multiple_of_tp(tp: int, padded: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"num_kv_heads": 3}, "num_kv_heads: num_heads (4) must be divisible by num_kv_heads (3); set num_kv_heads to 1, 2 or 4"),
+        (
+            {"num_kv_heads": 3},
+            "num_kv_heads: num_heads (4) must be divisible by num_kv_heads (3); set num_kv_heads to 1, 2 or 4",
+        ),
         (
             {"hidden_size": 10},
             (
@@ -112,7 +115,10 @@ def test_wrong_shape_names_rule_and_remedy(changes: dict[str, Any], sentence: st
     [
         ({"rotary_scaling": {"kind": "linear", "factor": 2.0}, "position": "learned"}, "position is learned"),
         ({"rotary_scaling": {"kind": "ntk", "factor": 2.0}, "rotary_dim": 2}, "two rotated pairs or more"),
-        ({"rotary_scaling": {"kind": "yarn", "factor": 2.0, "original_max_position": 8}, "rotary_base": 1.0}, "must be above 1"),
+        (
+            {"rotary_scaling": {"kind": "yarn", "factor": 2.0, "original_max_position": 8}, "rotary_base": 1.0},
+            "must be above 1",
+        ),
         (
             {"rotary_scaling": {"kind": "llama3", "factor": 2.0, "original_max_position": 8, "low_freq_factor": 4.0}},
             "must be below its high_freq",

@@ -44,7 +44,11 @@ def test_float64_loss_and_every_gradient_equal(name: str) -> None:
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.abs().max() > 1e-3, f"{parameter_name}: a gradient of zero would agree by itself"
         torch.testing.assert_close(
-            parameter.grad, expected[parameter_name], rtol=0, atol=1e-9, msg=lambda text, name=parameter_name: f"{name}: {text}"
+            parameter.grad,
+            expected[parameter_name],
+            rtol=0,
+            atol=1e-9,
+            msg=lambda text, name=parameter_name: f"{name}: {text}",
         )
 
 
@@ -60,7 +64,9 @@ def test_what_is_exported_is_the_model_of_transformers(name: str) -> None:
     assert not unexpected
     assert not stored & set(missing)
     with torch.no_grad():
-        torch.testing.assert_close(exported(input_ids=tokens()).logits, encoder.theirs(input_ids=tokens()).logits, rtol=0, atol=0)
+        torch.testing.assert_close(
+            exported(input_ids=tokens()).logits, encoder.theirs(input_ids=tokens()).logits, rtol=0, atol=0
+        )
 
 
 @pytest.fixture
@@ -83,7 +89,9 @@ def test_labels_of_every_position_give_the_same_loss_as_targets(masked: Encoder)
     assert batch.targets is not None
     everywhere = torch.full_like(batch.tokens, -100).scatter(1, batch.targets, batch.labels)
     with torch.no_grad():
-        torch.testing.assert_close(stage(None, batch), stage(None, Microbatch(batch.tokens, everywhere, batch.first_sample)))
+        torch.testing.assert_close(
+            stage(None, batch), stage(None, Microbatch(batch.tokens, everywhere, batch.first_sample))
+        )
 
 
 @pytest.mark.parametrize(("name", "count"), [("bert-base", 109_514_298), ("bert-large", 335_174_458)])
@@ -103,8 +111,13 @@ def test_a_file_of_the_whole_pretraining_model_is_read_without_its_other_heads(m
     found = locate(masked.family, units, names)
     assert found.spare_head == "cls.predictions.decoder.weight"
     assert set(found.names.values()) <= set(names)
-    old = [name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta") for name in names]
-    assert locate(masked.family, units, old).names["bert.embeddings.LayerNorm.weight"] == "bert.embeddings.LayerNorm.gamma"
+    old = [
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        for name in names
+    ]
+    assert (
+        locate(masked.family, units, old).names["bert.embeddings.LayerNorm.weight"] == "bert.embeddings.LayerNorm.gamma"
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +137,9 @@ def test_options_of_bert_that_we_do_not_have_are_refused(changes: dict[str, obje
 def test_a_masked_model_is_not_exported_as_another_family_nor_continues_text(masked: Encoder) -> None:
     with pytest.raises(ValueError, match="no architecture of Hugging Face"):
         family_for(masked.config.model_copy(update={"position": "rotary"}))
-    with pytest.raises(ValueError, match="objective masked_lm predicts hidden tokens from both sides and continues no text"):
+    with pytest.raises(
+        ValueError, match="objective masked_lm predicts hidden tokens from both sides and continues no text"
+    ):
         check_prompts([[1, 2]], masked.config)
 
 

@@ -47,14 +47,22 @@ def truth(module: ExpertMLP, x: Tensor, chosen: Tensor | None = None) -> Tensor:
             weights = weights / weights.sum()
         for expert, weight in zip(experts.tolist(), weights, strict=True):
             up = module.experts.up[expert]
-            inner = torch.nn.functional.silu(up[0] @ token) * (up[1] @ token) if up.ndim == 3 else torch.relu(up @ token)
+            inner = (
+                torch.nn.functional.silu(up[0] @ token) * (up[1] @ token) if up.ndim == 3 else torch.relu(up @ token)
+            )
             out[tuple(place)] += weight * (module.experts.down[expert] @ inner)
     return out
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"experts_per_token": 1}, {"experts_per_token": 5}, {"renormalize_experts": False}, {"activation": "relu", "num_experts": 3}],
+    [
+        {},
+        {"experts_per_token": 1},
+        {"experts_per_token": 5},
+        {"renormalize_experts": False},
+        {"activation": "relu", "num_experts": 3},
+    ],
     ids=["two", "one", "all", "not-renormalized", "no-gate"],
 )
 def test_outputs_and_gradients_equal_a_loop_over_the_tokens(changes: dict[str, Any]) -> None:
@@ -297,7 +305,11 @@ def test_mixtral_of_transformers_gives_the_same_logits_and_gradients() -> None:
         gradient = gradient if part is None else gradient[part]
         # float32's digits: a gradient's error goes by the largest of its tensor.
         torch.testing.assert_close(
-            gradient.reshape(parameter.shape), parameter.grad, rtol=0, atol=2e-5 * float(parameter.grad.abs().max()), msg=name
+            gradient.reshape(parameter.shape),
+            parameter.grad,
+            rtol=0,
+            atol=2e-5 * float(parameter.grad.abs().max()),
+            msg=name,
         )
 
 

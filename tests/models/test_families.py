@@ -1,11 +1,13 @@
 """Every family is the published one, in both directions: models made by transformers with random weights, several of each family.
 
-A model is saved by transformers, read from its folder, and computed by our network: logits, loss and every gradient are equal. Then its weights and config
-go the way back, and transformers loads them from a folder with nothing missing or left over.
+A model is saved by transformers, read from its folder, and computed by our network: logits, loss and every gradient are
+equal. Then its weights and config go the way back, and transformers loads them from a folder with nothing missing or
+left over.
 
-Tolerances. float32: both compute the same formulas in another order; 1e-5 of the largest logit holds with room. float64: transformers takes norms,
-softmax and rotary angles in float32 whatever the model's dtype, so it runs under `in_float64`, which makes float64 of that; 1e-10 and 1e-9 are some
-thousand roundings. ALiBi's slopes are float32 numbers here, and BLOOM's GELU has the root of 2 / pi to eight digits.
+Tolerances. float32: both compute the same formulas in another order; 1e-5 of the largest logit holds with room.
+float64: transformers takes norms, softmax and rotary angles in float32 whatever the model's dtype, so it runs under
+`in_float64`, which makes float64 of that; 1e-10 and 1e-9 are some thousand roundings. ALiBi's slopes are float32
+numbers here, and BLOOM's GELU has the root of 2 / pi to eight digits.
 """
 
 import json
@@ -21,7 +23,17 @@ from transformers import AutoModelForCausalLM
 from transformers.models.bloom import modeling_bloom
 from transformers.models.falcon import modeling_falcon
 
-from tests.models.huggingface_models import BATCH, SEQ, SMALL_MODELS, VOCAB, Imported, Tensors, falcon, gradients_of, in_float64
+from tests.models.huggingface_models import (
+    BATCH,
+    SEQ,
+    SMALL_MODELS,
+    VOCAB,
+    Imported,
+    Tensors,
+    falcon,
+    gradients_of,
+    in_float64,
+)
 from trimaran.models.batch import Microbatch
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface import FAMILIES, Family, family_of, resolve
@@ -90,11 +102,15 @@ def test_float32_logits_and_loss_equal_and_go_back_to_transformers(imported: Imp
     assert config.num_parameters() == sum(parameter.numel() for parameter in theirs.parameters()) - unread
 
     weights = to_theirs(family, config, imported.weights)
-    inexact = {name for unit in resolve(family, config) if unit.form in (PLUS_ONE, TWO_ROWS_FEWER) for name in unit.theirs}
+    inexact = {
+        name for unit in resolve(family, config) if unit.form in (PLUS_ONE, TWO_ROWS_FEWER) for name in unit.theirs
+    }
     assert weights.keys() == imported.stored.keys()
     for name, tensor in weights.items():
         if name in inexact:
-            torch.testing.assert_close(tensor[-config.max_seq_len :], imported.stored[name][-config.max_seq_len :], rtol=0, atol=1e-7)
+            torch.testing.assert_close(
+                tensor[-config.max_seq_len :], imported.stored[name][-config.max_seq_len :], rtol=0, atol=1e-7
+            )
         else:
             assert torch.equal(tensor, imported.stored[name]), name
     folder = tmp_path / "exported"
@@ -127,7 +143,9 @@ def test_float64_logits_and_every_gradient_equal(name: str, tmp_path: Path) -> N
         assert parameter.grad is not None, ours
         assert parameter.grad.abs().max() > 1e-3, f"{ours}: a gradient of zero would agree by itself"
         atol = loosened * GRADIENTS_FLOAT64
-        torch.testing.assert_close(parameter.grad, expected[ours], rtol=0, atol=atol, msg=lambda text, ours=ours: f"{ours}: {text}")
+        torch.testing.assert_close(
+            parameter.grad, expected[ours], rtol=0, atol=atol, msg=lambda text, ours=ours: f"{ours}: {text}"
+        )
 
 
 def test_falcons_alibi_is_rounded_by_transformers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +161,8 @@ def test_falcons_alibi_is_rounded_by_transformers_alone(tmp_path: Path, monkeypa
     torch.testing.assert_close(ours, exact, rtol=0, atol=1e-5 * exact.abs().max())
 
 
-# For every option that changes no shape: a model that has it, and another value, or for None the value of a model without the option.
+# For every option that changes no shape: a model that has it, and another value, or for None the value of a model
+# without the option.
 SEEN: list[tuple[str, str, Any]] = [
     ("gpt2", "activation", "gelu"),
     ("gpt2-untied-unscaled", "attention_scale", None),
@@ -201,4 +220,6 @@ def test_two_weights_that_are_swapped_are_seen(name: str, tmp_path: Path) -> Non
 
 def test_every_family_is_tried() -> None:
     tried = {family_of({"model_type": build().config.model_type}).name for build in SMALL_MODELS.values()}
-    assert tried == {family.name for family in FAMILIES if family.to_config({}).get("objective", "causal_lm") == "causal_lm"}
+    assert tried == {
+        family.name for family in FAMILIES if family.to_config({}).get("objective", "causal_lm") == "causal_lm"
+    }

@@ -54,34 +54,64 @@ def test_a_config_is_the_same_after_the_way_there_and_back(of: Family) -> None:
     written = of.from_config(config)
     assert of.from_config(TransformerConfig.model_validate(of.to_config(written))) == written
     assert (written["model_type"], written["architectures"]) == (of.model_types[0], [of.architecture])
-    assert type(config_class(of)(**{name: value for name, value in written.items() if name != "model_type"})) is config_class(of)
+    assert type(
+        config_class(of)(**{name: value for name, value in written.items() if name != "model_type"})
+    ) is config_class(of)
     json.dumps(written)
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx true is not supported; this runtime has false"),
+    (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx true is not supported; this runtime has false",
+    ),
     ("gpt2", {"add_cross_attention": True}, "add_cross_attention true is not supported; this runtime has false"),
-    ("gpt2", {"activation_function": "quick_gelu"}, "activation_function 'quick_gelu' is not supported; this runtime has 'gelu', "),
+    (
+        "gpt2",
+        {"activation_function": "quick_gelu"},
+        "activation_function 'quick_gelu' is not supported; this runtime has 'gelu', ",
+    ),
     ("gpt2", {"activation_function": ["gelu"]}, "activation_function ['gelu'] is not supported"),
     ("gpt2", {"n_embd": 64, "hidden_size": 32}, "n_embd has two values, 64 and 32, one of them under an older name"),
     ("gptj", {"rotary_dim": None}, "rotary_dim null is not supported; this runtime has a number of rotated dims"),
-    ("gpt_neo", {"attention_types": [[["flash"], 24]]}, "attention_types 'flash' is not supported; this runtime has 'global' or 'local'"),
+    (
+        "gpt_neo",
+        {"attention_types": [[["flash"], 24]]},
+        "attention_types 'flash' is not supported; this runtime has 'global' or 'local'",
+    ),
     ("gpt_neo", {"attention_types": [[["global"], 23]]}, "attention_types names 23 layers, and num_layers is 24"),
-    ("falcon", {"new_decoder_architecture": True, "parallel_attn": False}, "new_decoder_architecture true with parallel_attn false"),
+    (
+        "falcon",
+        {"new_decoder_architecture": True, "parallel_attn": False},
+        "new_decoder_architecture true with parallel_attn false",
+    ),
     (
         "falcon",
         {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 3},
         "num_ln_in_parallel_attn 3 is not supported; this runtime has 1 or 2",
     ),
-    ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn 2 with new_decoder_architecture false is not supported"),
+    (
+        "falcon",
+        {"num_ln_in_parallel_attn": 2},
+        "num_ln_in_parallel_attn 2 with new_decoder_architecture false is not supported",
+    ),
     (
         "falcon",
         {"multi_query": False, "num_kv_heads": 8},
         "num_kv_heads 8 with new_decoder_architecture and multi_query false is not supported",
     ),
-    ("llama", {"quantization_config": {"bits": 4}}, "quantization_config {'bits': 4} is not supported; this runtime has null"),
+    (
+        "llama",
+        {"quantization_config": {"bits": 4}},
+        "quantization_config {'bits': 4} is not supported; this runtime has null",
+    ),
     ("llama", {"is_causal": False}, "is_causal false is not supported; this runtime has true"),
-    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported; the heads of this family turn whole"),
+    (
+        "llama",
+        {"partial_rotary_factor": 0.5},
+        "partial_rotary_factor 0.5 is not supported; the heads of this family turn whole",
+    ),
     (
         "llama",
         {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
@@ -92,10 +122,22 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}},
         "truncate false of rope_type 'yarn' is not supported",
     ),
-    ("llama", {"rope_scaling": [2.0]}, "rope_parameters [2.0] is not supported; this runtime has an object with a rope_type"),
+    (
+        "llama",
+        {"rope_scaling": [2.0]},
+        "rope_parameters [2.0] is not supported; this runtime has an object with a rope_type",
+    ),
     ("llama", {"rope_scaling": {"type": "linear"}}, "rope_parameters of rope_type 'linear' lack factor"),
-    ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "of rope_type 'llama3' lack low_freq_factor or high_freq_factor"),
-    ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "rope_parameters for full_attention layers are not supported"),
+    (
+        "llama",
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        "of rope_type 'llama3' lack low_freq_factor or high_freq_factor",
+    ),
+    (
+        "llama",
+        {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}},
+        "rope_parameters for full_attention layers are not supported",
+    ),
     ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise 0.1 is not supported; this runtime has 0.0"),
     (
         "qwen2",
@@ -108,10 +150,18 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"layer_types": ["sliding_attention"] * 32},
         "layer_types has layers with sliding_attention, and use_sliding_window is false",
     ),
-    ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention true is not supported; this runtime has false"),
+    (
+        "gemma",
+        {"use_bidirectional_attention": True},
+        "use_bidirectional_attention true is not supported; this runtime has false",
+    ),
     ("gemma2", {"sliding_window": None}, "layer_types has layers with sliding_attention, and sliding_window is null"),
     ("olmo", {"clip_qkv": 8.0}, "clip_qkv 8.0 is not supported; this runtime has null"),
-    ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm true is not supported"),
+    (
+        "bloom",
+        {"apply_residual_connection_post_layernorm": True},
+        "apply_residual_connection_post_layernorm true is not supported",
+    ),
     (
         "opt",
         {"word_embed_proj_dim": 512, "hidden_size": 1024},
@@ -123,7 +173,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "hf", "sentence"), REFUSED, ids=[f"{name}-{next(iter(hf))}" for name, hf, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("name", "hf", "sentence"), REFUSED, ids=[f"{name}-{next(iter(hf))}" for name, hf, _ in REFUSED]
+)
 def test_an_option_that_we_do_not_have_is_refused_with_its_value(name: str, hf: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the text is compared
         family(name).to_config(hf)
@@ -136,7 +188,9 @@ def test_all_refused_options_are_named_at_once() -> None:
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"model_type 'mamba' is not known; this runtime knows .*bloom, .*gpt2, .*starcoder2"):
+    with pytest.raises(
+        ValueError, match=r"model_type 'mamba' is not known; this runtime knows .*bloom, .*gpt2, .*starcoder2"
+    ):
         family_of({"model_type": "mamba"})
     with pytest.raises(ValueError, match=r"config.json has no model_type; this runtime knows"):
         family_of({})
@@ -150,15 +204,27 @@ SPELLINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"rope_scaling": {"type": "linear", "factor": 2}},
         {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
     ),
-    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2}}, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
+    (
+        "llama",
+        {"rope_scaling": {"type": "dynamic", "factor": 2}},
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+    ),
     (
         "qwen2",
         {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", **YARN}},
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, **YARN}},
     ),
     ("qwen2", {"use_sliding_window": False, "layer_types": ["full_attention"] * 32}, {"sliding_window": None}),
-    ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 99}, {"rope_parameters": {"rope_theta": 99.0, "partial_rotary_factor": 0.5}}),
-    ("bloom", {"n_embed": 1024, "num_attention_heads": 16, "n_layer": 24}, {"hidden_size": 1024, "n_head": 16, "num_hidden_layers": 24}),
+    (
+        "gpt_neox",
+        {"rotary_pct": 0.5, "rotary_emb_base": 99},
+        {"rope_parameters": {"rope_theta": 99.0, "partial_rotary_factor": 0.5}},
+    ),
+    (
+        "bloom",
+        {"n_embed": 1024, "num_attention_heads": 16, "n_layer": 24},
+        {"hidden_size": 1024, "n_head": 16, "num_hidden_layers": 24},
+    ),
     ("gpt2", {"n_embd": 96, "n_inner": None}, {"hidden_size": 96, "n_inner": 384}),
     ("gemma", {"hidden_act": "gelu"}, {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}),
     ("falcon", {"alibi": None, "bias": None}, {"num_kv_heads": 71}),
@@ -166,8 +232,12 @@ SPELLINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "old", "new"), SPELLINGS, ids=[f"{name}-{next(iter(old))}" for name, old, _ in SPELLINGS])
-def test_old_and_new_spellings_mean_the_same_as_in_transformers(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "old", "new"), SPELLINGS, ids=[f"{name}-{next(iter(old))}" for name, old, _ in SPELLINGS]
+)
+def test_old_and_new_spellings_mean_the_same_as_in_transformers(
+    name: str, old: dict[str, Any], new: dict[str, Any]
+) -> None:
     assert config_of(name, **old) == config_of(name, **new)
     told = json.loads(config_class(family(name))(**old).to_json_string(use_diff=False))
     assert config_of(name, **told) == config_of(name, **new)
@@ -175,7 +245,10 @@ def test_old_and_new_spellings_mean_the_same_as_in_transformers(name: str, old: 
 
 def test_scaled_positions_reach_as_far_as_they_are_made_for() -> None:
     dynamic = config_of("llama", rope_scaling={"type": "dynamic", "factor": 3.0})
-    assert (dynamic.max_seq_len, dynamic.rotary_scaling and dynamic.rotary_scaling.original_max_position) == (6144, 2048)
+    assert (dynamic.max_seq_len, dynamic.rotary_scaling and dynamic.rotary_scaling.original_max_position) == (
+        6144,
+        2048,
+    )
     assert family("llama").from_config(dynamic)["max_position_embeddings"] == 2048
     yarn = config_of("qwen2", rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768})
     assert (yarn.max_seq_len, family("qwen2").from_config(yarn)["max_position_embeddings"]) == (131072, 131072)
@@ -206,11 +279,19 @@ def test_a_rotated_part_that_is_no_fraction_of_the_head_survives() -> None:
 
 
 CANNOT: list[tuple[str, dict[str, Any], str]] = [
-    ("gpt2", {"activation": "swiglu"}, "activation_function has no word for activation 'swiglu'; it knows 'gelu', 'gelu_tanh' or 'relu'"),
+    (
+        "gpt2",
+        {"activation": "swiglu"},
+        "activation_function has no word for activation 'swiglu'; it knows 'gelu', 'gelu_tanh' or 'relu'",
+    ),
     ("gpt2", {"position": "rotary"}, "GPT2LMHeadModel can't express position 'rotary' (there 'learned')"),
     ("llama", {"num_kv_heads": 4, "qkv_bias": True}, "LlamaForCausalLM can't express qkv_bias true (there false)"),
     ("llama", {"attention_window": 512}, "LlamaForCausalLM can't express attention_window 512 (there null)"),
-    ("llama", {"rotary_scaling": {"kind": "ntk", "factor": 2.0}}, "rope_type has no word for rotary_scaling of kind ntk"),
+    (
+        "llama",
+        {"rotary_scaling": {"kind": "ntk", "factor": 2.0}},
+        "rope_type has no word for rotary_scaling of kind ntk",
+    ),
     (
         "mistral",
         {"attention_window": 512, "attention_pattern": ("full", "window")},
@@ -226,7 +307,9 @@ CANNOT: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "change", "sentence"), CANNOT, ids=[f"{name}-{next(iter(change))}" for name, change, _ in CANNOT])
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"), CANNOT, ids=[f"{name}-{next(iter(change))}" for name, change, _ in CANNOT]
+)
 def test_a_model_that_a_family_cannot_express_is_refused(name: str, change: dict[str, Any], sentence: str) -> None:
     config = TransformerConfig.model_validate({**family(name).to_config({}), **change})
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the text is compared

@@ -25,7 +25,13 @@ from trimaran.models.transformer import parameter_shapes
 DECODERS = [family for family in FAMILIES if family.to_config({}).get("objective", "causal_lm") == "causal_lm"]
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN = 6, 2, 4, 20
 CONFIG = TransformerConfig(
-    num_layers=1, hidden_size=HIDDEN, num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, vocab_size=7, max_seq_len=8
+    num_layers=1,
+    hidden_size=HIDDEN,
+    num_heads=HEADS,
+    num_kv_heads=KV_HEADS,
+    head_dim=HEAD_DIM,
+    vocab_size=7,
+    max_seq_len=8,
 )
 QUERIES, KEYS = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
 FUSED = QUERIES + 2 * KEYS
@@ -99,7 +105,9 @@ def small(of: Family) -> TransformerConfig:
     }
     changes |= {"num_kv_heads": min(4, values["num_kv_heads"])} if "num_kv_heads" in values else {}
     dropped = ("head_dim", "rotary_dim", "attention_pattern", "attention_window")
-    return TransformerConfig.model_validate({name: value for name, value in {**values, **changes}.items() if name not in dropped})
+    return TransformerConfig.model_validate(
+        {name: value for name, value in {**values, **changes}.items() if name not in dropped}
+    )
 
 
 @pytest.mark.parametrize("of", DECODERS, ids=lambda of: of.name)
@@ -111,7 +119,9 @@ def test_every_parameter_is_in_one_unit_and_every_tensor_in_one(of: Family) -> N
     assert len(set(theirs)) == len(theirs)
     for unit in units:
         assert unit.our_shapes == tuple(shapes[name] for name in unit.ours)
-        sizes = [sum(torch.Size(shape).numel() for shape in side) for side in (unit.their_shapes(config), unit.our_shapes)]
+        sizes = [
+            sum(torch.Size(shape).numel() for shape in side) for side in (unit.their_shapes(config), unit.our_shapes)
+        ]
         assert sizes[0] == sizes[1] + (2 * config.hidden_size if unit.form is TWO_ROWS_FEWER else 0)
     places = {name: place for place, name in enumerate(shapes)}
     firsts = [places[unit.ours[0]] for unit in units]
@@ -120,7 +130,13 @@ def test_every_parameter_is_in_one_unit_and_every_tensor_in_one(of: Family) -> N
 
 def test_falcon_40b_streams_in_units_of_one_matrix() -> None:
     falcon = family_of({"model_type": "falcon"})
-    hf = {"hidden_size": 8192, "num_hidden_layers": 60, "num_attention_heads": 128, "num_kv_heads": 8, "new_decoder_architecture": True}
+    hf = {
+        "hidden_size": 8192,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 128,
+        "num_kv_heads": 8,
+        "new_decoder_architecture": True,
+    }
     config = TransformerConfig.model_validate(falcon.to_config(hf))
     units = resolve(falcon, config)
     assert len(units) == 60 * 8 + 3
@@ -148,7 +164,9 @@ def test_names_without_the_networks_prefix_and_buffers_that_are_no_weights() -> 
 def test_an_old_name_of_the_head() -> None:
     of, units, names = names_of("gpt_neox")
     found = locate(
-        of, units, [name.replace("embed_out", "lm_head") for name in names] + ["gpt_neox.layers.0.attention.rotary_emb.inv_freq"]
+        of,
+        units,
+        [name.replace("embed_out", "lm_head") for name in names] + ["gpt_neox.layers.0.attention.rotary_emb.inv_freq"],
     )
     assert found.names["embed_out.weight"] == "lm_head.weight"
     with pytest.raises(ValueError, match=r"the weights have embed_out.weight and the same tensor under another name"):
@@ -169,7 +187,10 @@ def test_missing_tensors_are_named() -> None:
     of, units, names = names_of("llama")
     with pytest.raises(ValueError, match=r"the weights lack lm_head.weight, which a llama model of this config has"):
         locate(of, units, [name for name in names if name != "lm_head.weight"])
-    with pytest.raises(ValueError, match=r"the weights lack model.layers.1.\S+, model.layers.1.\S+, model.layers.1.\S+ and 6 more, which"):
+    with pytest.raises(
+        ValueError,
+        match=r"the weights lack model.layers.1.\S+, model.layers.1.\S+, model.layers.1.\S+ and 6 more, which",
+    ):
         locate(of, units, [name for name in names if not name.startswith("model.layers.1.")])
 
 
@@ -177,7 +198,8 @@ def test_tensors_without_a_place_are_named() -> None:
     of, units, names = names_of("llama")
     biases = [f"model.layers.{i}.self_attn.q_proj.bias" for i in range(2)]
     with pytest.raises(
-        ValueError, match=r"the weights have model.layers.0.self_attn.q_proj.bias, .* which a llama model of this config has no place for"
+        ValueError,
+        match=r"the weights have model.layers.0.self_attn.q_proj.bias, .* which a llama model of this config has no place for",
     ):
         locate(of, units, [*names, *biases])
 
@@ -187,7 +209,8 @@ def test_a_tensor_of_another_shape_is_refused_by_name() -> None:
     config = TransformerConfig.model_validate(of.to_config({"n_embd": 48, "n_layer": 2}))
     unit = next(unit for unit in units if "c_attn.weight" in unit.theirs[0])
     with pytest.raises(
-        ValueError, match=r"tensor transformer.h.0.attn.c_attn.weight has shape \(144, 48\), and the config asks for \(48, 144\)"
+        ValueError,
+        match=r"tensor transformer.h.0.attn.c_attn.weight has shape \(144, 48\), and the config asks for \(48, 144\)",
     ):
         unit.to_ours([torch.zeros(144, 48)], config)
 
@@ -196,6 +219,7 @@ def test_a_family_without_a_tensor_for_a_parameter_says_so() -> None:
     llama = family_of({"model_type": "llama"})
     config = TransformerConfig.model_validate({**llama.to_config({"num_hidden_layers": 2}), "query_key_norm": "head"})
     with pytest.raises(
-        ValueError, match=r"LlamaForCausalLM has no tensor for layers.0.attention.q_norm.weight, layers.0.attention.k_norm.weight"
+        ValueError,
+        match=r"LlamaForCausalLM has no tensor for layers.0.attention.q_norm.weight, layers.0.attention.k_norm.weight",
     ):
         resolve(llama, config)

@@ -60,7 +60,9 @@ def expected(init: str) -> dict[str, float]:
         case "depth_scaled":
             return normal | dict.fromkeys(("attention.out", "mlp.down"), 0.03 / math.sqrt(12))
         case "small_init":
-            return dict.fromkeys(normal, math.sqrt(2 / (5 * 96))) | dict.fromkeys(("attention.out", "mlp.down"), 2 / (6 * math.sqrt(96)))
+            return dict.fromkeys(normal, math.sqrt(2 / (5 * 96))) | dict.fromkeys(
+                ("attention.out", "mlp.down"), 2 / (6 * math.sqrt(96))
+            )
         case "xavier":
             return xavier
         case "fan_in":
@@ -113,11 +115,15 @@ def test_a_rank_starts_from_its_slices_of_the_weights_of_one_process(init: str, 
                 assert torch.equal(part, whole[name]), name
                 continue
             length = shard.real_length(tuple(part.shape))
-            assert torch.equal(part.narrow(shard.dim, 0, length), whole[name].narrow(shard.dim, shard.offset, length)), name
+            assert torch.equal(
+                part.narrow(shard.dim, 0, length), whole[name].narrow(shard.dim, shard.offset, length)
+            ), name
 
 
 def test_keys_and_values_differ_only_in_scale_from_a_plain_draw() -> None:
-    plain, scaled = (build(shape_of(init)).get_parameter("layers.3.attention.kv.weight").data for init in ("normal", "tfixup"))
+    plain, scaled = (
+        build(shape_of(init)).get_parameter("layers.3.attention.kv.weight").data for init in ("normal", "tfixup")
+    )
     ratio = (scaled / plain).flatten(1)
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-5, atol=0)
     assert ratio[1, 0].item() == pytest.approx(ratio[0, 0].item() * 0.67 * 6**-0.25, rel=1e-5)
@@ -186,7 +192,9 @@ def train_without_warmup(init: str, *, num_steps: int = 40, **changes: Any) -> l
         tokens = torch.randint(vocab, (batch, seq + 1), generator=generator)
         for at in range(2, seq + 1):
             tokens[:, at] = table[(tokens[:, at - 1] + tokens[:, at - 2]) % vocab]
-        loss = stage(None, Microbatch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), step * batch)) / (batch * seq)
+        loss = stage(None, Microbatch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), step * batch)) / (
+            batch * seq
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(stage.parameters(), 1.0)

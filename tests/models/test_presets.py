@@ -4,7 +4,8 @@ import pytest
 
 from trimaran.models.presets import CATALOG, PRESETS, preset
 
-# Counts of released weights and of the papers' tables, written down a second time: a slip in a data file must not pass by agreeing with itself.
+# Counts of released weights and of the papers' tables, written down a second time: a slip in a data file must not pass
+# by agreeing with itself.
 PUBLISHED = {
     "gpt2-124m": "124,439,808",
     "gpt2-355m": "354,823,168",
@@ -72,8 +73,12 @@ def agrees(count: int, published: str) -> bool:
 @pytest.mark.parametrize("name", CATALOG)
 def test_the_count_is_the_published_one_to_its_printed_digits(name: str) -> None:
     entry = CATALOG[name]
-    assert agrees(preset(name).num_parameters() + entry.besides, entry.published), f"{preset(name).num_parameters():,}, {entry.published}"
-    assert not entry.besides or "count" in entry.note or "store" in entry.note or "rows" in entry.note, "what is not ours is told"
+    assert agrees(preset(name).num_parameters() + entry.besides, entry.published), (
+        f"{preset(name).num_parameters():,}, {entry.published}"
+    )
+    assert not entry.besides or "count" in entry.note or "store" in entry.note or "rows" in entry.note, (
+        "what is not ours is told"
+    )
 
 
 @pytest.mark.parametrize(("name", "published"), PUBLISHED.items())

@@ -75,7 +75,14 @@ def save_ranks(
     return run_ranks(
         world_size,
         lambda rank: save(
-            folder, step, pieces[rank], state or {}, rank=rank, world_size=world_size, gather=meeting.of(rank), keep_last=keep_last
+            folder,
+            step,
+            pieces[rank],
+            state or {},
+            rank=rank,
+            world_size=world_size,
+            gather=meeting.of(rank),
+            keep_last=keep_last,
         ),
     )
 
@@ -118,7 +125,11 @@ def cut(tensors: Mapping[tuple[str, str], tuple[Tensor, Layout]], world_size: in
         for spec, local_shape in layout.shards(tensor.shape):
             flat = shard_of(tensor, spec, local_shape, padding=float("nan")).reshape(-1)
             for low, high in layout.ranges(local_shape):
-                holders = [r for r in range(world_size) if not any(p.name == name and p.key == key and p.start == low for p in ranks[r])]
+                holders = [
+                    r
+                    for r in range(world_size)
+                    if not any(p.name == name and p.key == key and p.start == low for p in ranks[r])
+                ]
                 rank = holders[turn % len(holders)]
                 ranks[rank].append(ShardPiece(name, key, flat[low:high].clone(), spec, local_shape, low))
                 turn += 1

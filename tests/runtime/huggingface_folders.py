@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.tokenizer import Tokenizer
@@ -32,7 +40,15 @@ def llama(**options: Any) -> PreTrainedModel:
 
 def gpt2(**options: Any) -> PreTrainedModel:
     """A GPT-2, tied and with biases."""
-    sizes = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": 80, "bos_token_id": 0, "eos_token_id": 0}
+    sizes = {
+        "vocab_size": VOCAB,
+        "n_embd": HIDDEN,
+        "n_layer": LAYERS,
+        "n_head": 4,
+        "n_positions": 80,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     return _made(GPT2LMHeadModel, GPT2Config(**{**sizes, "initializer_range": 0.2, **options}))
 
 
@@ -86,9 +102,15 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
 
 def rewrite(folder: Path, **changes: Tensor | None) -> None:
     """Change, add or (None) take away tensors of a folder with one file; `__` stands for a dot."""
-    tensors = weights_of(folder) | {name.replace("__", "."): tensor for name, tensor in changes.items() if tensor is not None}
+    tensors = weights_of(folder) | {
+        name.replace("__", "."): tensor for name, tensor in changes.items() if tensor is not None
+    }
     gone = {name.replace("__", ".") for name, tensor in changes.items() if tensor is None}
-    save_file({name: tensor for name, tensor in tensors.items() if name not in gone}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name not in gone},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 def reconfigure(folder: Path, **changes: Any) -> None:

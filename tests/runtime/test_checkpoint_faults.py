@@ -95,7 +95,10 @@ def truncate(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing shard": (lambda path: (path / "rank-00001.safetensors").unlink(), r"shard file rank-00001.safetensors is missing"),
+    "missing shard": (
+        lambda path: (path / "rank-00001.safetensors").unlink(),
+        r"shard file rank-00001.safetensors is missing",
+    ),
     "truncated shard": (truncate, r"rank-00000.safetensors has 40 bytes, the manifest says \d+: truncated"),
     "missing manifest": (
         lambda path: (path / "manifest.json").unlink(),
@@ -103,9 +106,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "not JSON": (lambda path: (path / "manifest.json").write_bytes(b"\x80\x04}q\x00."), r"manifest.json is not JSON"),
     "half a manifest": (lambda path: os.truncate(path / "manifest.json", 100), r"manifest.json is not JSON"),
-    "JSON of another kind": (lambda path: (path / "manifest.json").write_text("[]"), r"is not a manifest of format 'trimaran-checkpoint'"),
+    "JSON of another kind": (
+        lambda path: (path / "manifest.json").write_text("[]"),
+        r"is not a manifest of format 'trimaran-checkpoint'",
+    ),
     "NaN": (lambda path: (path / "manifest.json").write_text("NaN"), r"NaN is not a JSON value"),
-    "version": (lambda path: edit_manifest(path, lambda body: body.update(version=2), sign=True), r"format version 2, .* reads version 1"),
+    "version": (
+        lambda path: edit_manifest(path, lambda body: body.update(version=2), sign=True),
+        r"format version 2, .* reads version 1",
+    ),
     "changed number": (
         lambda path: edit_manifest(path, lambda body: body["pieces"][1].update(offset=2), sign=False),
         r"manifest.json does not match its own sha256",
@@ -122,7 +131,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: edit_manifest(path, lambda body: body["files"].pop(), sign=True),
         r"files that the manifest does not list",
     ),
-    "renamed folder": (lambda path: edit_manifest(path, lambda body: body.update(step=9), sign=True), r"holds a manifest of step 9"),
+    "renamed folder": (
+        lambda path: edit_manifest(path, lambda body: body.update(step=9), sign=True),
+        r"holds a manifest of step 9",
+    ),
 }
 
 
@@ -153,7 +165,9 @@ def test_a_shard_that_contradicts_the_manifest_is_refused_even_when_all_digests_
 def test_a_file_that_vanishes_after_opening_is_named(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(save_step(tmp_path, 1))
     (tmp_path / "step-00000001" / "rank-00001.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"rank-00001.safetensors of checkpoint step-00000001 \(step 1\) is broken"):
+    with pytest.raises(
+        CheckpointError, match=r"rank-00001.safetensors of checkpoint step-00000001 \(step 1\) is broken"
+    ):
         checkpoint.read_global("w", "weight")
 
 
@@ -200,7 +214,9 @@ def test_enospc_from_write_is_reported_with_rank_and_reason(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("function", ["write_text", "publish"])
-def test_a_failure_of_the_manifest_or_the_rename_fails_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+def test_a_failure_of_the_manifest_or_the_rename_fails_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
     save_step(tmp_path, 1)
 
     def fail(*_: object) -> None:
@@ -262,7 +278,11 @@ def test_elements_with_two_owners_are_refused_by_name_and_owners(tmp_path: Path)
     gather = ThreadGather(2)
     results = save_ranks(tmp_path, 1, [[first], [second]], gather=gather)
     assert_all_failed(
-        results, gather, "elements of 'weight' of 'layers.0.w' are owned twice", "rank-00000", "rank-00001.safetensors (start 0, offset 3)"
+        results,
+        gather,
+        "elements of 'weight' of 'layers.0.w' are owned twice",
+        "rank-00000",
+        "rank-00001.safetensors (start 0, offset 3)",
     )
     assert names_in(tmp_path) == []
 
@@ -279,10 +299,22 @@ def test_elements_without_an_owner_are_refused_by_name_and_number(tmp_path: Path
             ShardPiece("w", "weight", torch.zeros(4, dtype=torch.int64), whole((4,)), (4,), 0),
             "has dtype torch.int64; a checkpoint stores float32",
         ),
-        (ShardPiece("w", "weight", torch.zeros(2, 2), whole((4,)), (4,), 0), r"must be 1-D and contiguous, not shape \(2, 2\)"),
-        (ShardPiece("w", "weight", torch.zeros(8)[::2], whole((4,)), (4,), 0), r"must be 1-D and contiguous, .* strides \(2,\)"),
-        (ShardPiece("w", "weight", torch.zeros(4), whole((4,)), (4,), 1), r"range \[1, 5\) does not fit in local_shape \(4,\)"),
-        (ShardPiece("w", "weight", torch.zeros(4), whole((4,)), (5,), 0), r"local_shape \(5,\) must equal global_shape"),
+        (
+            ShardPiece("w", "weight", torch.zeros(2, 2), whole((4,)), (4,), 0),
+            r"must be 1-D and contiguous, not shape \(2, 2\)",
+        ),
+        (
+            ShardPiece("w", "weight", torch.zeros(8)[::2], whole((4,)), (4,), 0),
+            r"must be 1-D and contiguous, .* strides \(2,\)",
+        ),
+        (
+            ShardPiece("w", "weight", torch.zeros(4), whole((4,)), (4,), 1),
+            r"range \[1, 5\) does not fit in local_shape \(4,\)",
+        ),
+        (
+            ShardPiece("w", "weight", torch.zeros(4), whole((4,)), (5,), 0),
+            r"local_shape \(5,\) must equal global_shape",
+        ),
     ],
 )
 def test_an_unusable_piece_is_refused_by_name_and_rule(tmp_path: Path, piece: ShardPiece, rule: str) -> None:
@@ -293,7 +325,12 @@ def test_an_unusable_piece_is_refused_by_name_and_rule(tmp_path: Path, piece: Sh
 def test_pieces_that_disagree_on_dtype_or_shape_are_refused(tmp_path: Path) -> None:
     low = ShardPiece("w", "weight", torch.zeros(2), whole((4,)), (4,), 0)
     with pytest.raises(CheckpointError, match=r"with different dtype: \['bfloat16', 'float32'\]"):
-        save(tmp_path, 1, [low, ShardPiece("w", "weight", torch.zeros(2, dtype=torch.bfloat16), whole((4,)), (4,), 2)], {})
+        save(
+            tmp_path,
+            1,
+            [low, ShardPiece("w", "weight", torch.zeros(2, dtype=torch.bfloat16), whole((4,)), (4,), 2)],
+            {},
+        )
     with pytest.raises(CheckpointError, match=r"with different global_shape: \[\(4,\), \(5,\)\]"):
         save(tmp_path, 1, [low, ShardPiece("w", "weight", torch.zeros(3), whole((5,)), (5,), 2)], {})
     with pytest.raises(CheckpointError, match="two pieces of this rank are both"):
@@ -354,7 +391,9 @@ def save_alone(folder: Path, step: int, value: float, keep_last: int) -> None:
 
 
 @pytest.mark.parametrize("new_step", [2, 3], ids=["replacing", "adding"])
-def test_killed_at_any_point_the_latest_checkpoint_is_whole_and_the_next_save_tidies_up(tmp_path: Path, new_step: int) -> None:
+def test_killed_at_any_point_the_latest_checkpoint_is_whole_and_the_next_save_tidies_up(
+    tmp_path: Path, new_step: int
+) -> None:
     calls, finished = 0, False
     while not finished:
         folder = tmp_path / str(calls)
@@ -466,5 +505,9 @@ def test_the_room_imports_and_calls_nothing_that_unpickles() -> None:
                 assert not forbidden_modules & {alias.name.split(".")[0] for alias in node.names}, source
             elif isinstance(node, ast.ImportFrom):
                 assert (node.module or "").split(".")[0] not in forbidden_modules, source
-            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("torch", "np"):
+            elif (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id in ("torch", "np")
+            ):
                 assert node.attr not in ("load", "save"), source

@@ -13,7 +13,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.runtime.checkpoint_ranks import Layout, cut, save_ranks, shard_of
 from trimaran.models.parallel.shard import Shape, ShardPiece, ShardSpec, num_elements, whole
-from trimaran.runtime.checkpoint.boxes import first_overlap, flat_boxes, flat_index, global_boxes, missing_ranges, trim_padding, volume
+from trimaran.runtime.checkpoint.boxes import (
+    first_overlap,
+    flat_boxes,
+    flat_index,
+    global_boxes,
+    missing_ranges,
+    trim_padding,
+    volume,
+)
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.checkpoint.store import save
@@ -33,7 +41,11 @@ def stored_tensors(draw: st.DrawFn) -> tuple[Tensor, Layout, Layout]:
     shape = draw(SHAPES)
     dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype), draw(layouts(shape)), draw(layouts(shape))
+    return (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype),
+        draw(layouts(shape)),
+        draw(layouts(shape)),
+    )
 
 
 def distinct(pieces: list[list[ShardPiece]]) -> bool:
@@ -43,7 +55,9 @@ def distinct(pieces: list[list[ShardPiece]]) -> bool:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(stored_tensors(), min_size=1, max_size=3), st.data())
-def test_saved_at_any_layout_it_loads_at_any_other_bit_for_bit(drawn: list[tuple[Tensor, Layout, Layout]], data: st.DataObject) -> None:
+def test_saved_at_any_layout_it_loads_at_any_other_bit_for_bit(
+    drawn: list[tuple[Tensor, Layout, Layout]], data: st.DataObject
+) -> None:
     tensors = {(f"layers.{i}.weight", "exp_avg"): (tensor, written) for i, (tensor, written, _) in enumerate(drawn)}
     with tempfile.TemporaryDirectory() as folder:
         pieces = cut(tensors, world_size=4)
@@ -122,7 +136,10 @@ def test_a_rank_that_owns_nothing_writes_no_file(tmp_path: Path) -> None:
 
 def test_files_are_plain_safetensors_with_readable_keys(tmp_path: Path) -> None:
     weight, moments = torch.randn(4, 3, dtype=torch.bfloat16), torch.randn(4, 3, dtype=torch.float64)
-    tensors = {("a.weight", "weight"): (weight, Layout(None, 1)), ("a.weight", "exp_avg"): (moments, Layout(None, 1, (0.5,)))}
+    tensors = {
+        ("a.weight", "weight"): (weight, Layout(None, 1)),
+        ("a.weight", "exp_avg"): (moments, Layout(None, 1, (0.5,))),
+    }
     path = save(tmp_path, 2, [piece for rank in cut(tensors, 2) for piece in rank], {})
     loaded = load_file(path / "rank-00000.safetensors")
     assert sorted(loaded) == ["exp_avg|a.weight|0", "exp_avg|a.weight|6", "weight|a.weight|0"]
@@ -138,7 +155,12 @@ def test_the_dtype_is_converted_when_asked(tmp_path: Path) -> None:
 
 
 def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    state = {"tokens_seen": 2**53 + 1, "lr": 0.1 + 0.2, "spec": {"model": {"preset": None}, "data": {"source": ["ä.txt"]}}, "done": False}
+    state = {
+        "tokens_seen": 2**53 + 1,
+        "lr": 0.1 + 0.2,
+        "spec": {"model": {"preset": None}, "data": {"source": ["ä.txt"]}},
+        "done": False,
+    }
     checkpoint = Checkpoint.open(save(tmp_path, 3, [], state))
     assert checkpoint.step == 3
     assert checkpoint.state == state
@@ -152,12 +174,16 @@ def test_reading_part_of_a_tensor_allocates_that_part_only(tmp_path: Path) -> No
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         checkpoint.read("w", "weight", spec, local_shape)
     # Operators alone: "[memory]" is the file being mapped, which takes address space and no memory.
-    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profiler.key_averages() if event.key.startswith("aten::"))
+    allocated = sum(
+        max(0, event.self_cpu_memory_usage) for event in profiler.key_averages() if event.key.startswith("aten::")
+    )
     assert 0 < allocated <= big.numel() * 4 / 8 + 4096
 
 
 def test_what_the_checkpoint_does_not_hold_is_refused_in_words(tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(save(tmp_path, 1, cut({("layers.0.w", "weight"): (torch.randn(4, 2), Layout(0, 1))}, 1)[0], {}))
+    checkpoint = Checkpoint.open(
+        save(tmp_path, 1, cut({("layers.0.w", "weight"): (torch.randn(4, 2), Layout(0, 1))}, 1)[0], {})
+    )
     with pytest.raises(CheckpointError, match=r"no 'weight' of 'layers.1.w'; the nearest name it has is 'layers.0.w'"):
         checkpoint.read_global("layers.1.w", "weight")
     with pytest.raises(CheckpointError, match=r"no 'exp_avg' of 'layers.0.w'; it has \['weight'\] of it"):
@@ -170,7 +196,10 @@ def test_what_the_checkpoint_does_not_hold_is_refused_in_words(tmp_path: Path) -
 
 def test_pieces_that_do_not_cover_the_shard_are_named_as_missing_ranges(tmp_path: Path) -> None:
     path = save(
-        tmp_path, 1, [piece for rank in cut({("w", "weight"): (torch.randn(4, 2), Layout(0, 1, (0.25, 0.5)))}, 3) for piece in rank], {}
+        tmp_path,
+        1,
+        [piece for rank in cut({("w", "weight"): (torch.randn(4, 2), Layout(0, 1, (0.25, 0.5)))}, 3) for piece in rank],
+        {},
     )
     checkpoint = Checkpoint.open(path)
     # Saving refuses holes, so one is made in the reader: the piece of elements 2 and 3 is taken away.

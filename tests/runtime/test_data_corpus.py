@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimaran.runtime.data.corpus import CorpusCounts, SourceFile, Unit, find_files, hash_files, iter_units, split_sections
+from trimaran.runtime.data.corpus import (
+    CorpusCounts,
+    SourceFile,
+    Unit,
+    find_files,
+    hash_files,
+    iter_units,
+    split_sections,
+)
 from trimaran.runtime.data.files import DataError
 
 
@@ -153,7 +161,10 @@ def test_sections_join_to_exactly_the_document(text: str, limit: int) -> None:
 
 def test_sections_are_cut_at_blank_lines_and_only_long_paragraphs_at_line_ends() -> None:
     assert split_sections("aa\naa\n\nbb\nbb\n\ncc", limit=12) == ["aa\naa\n\n", "bb\nbb\n\ncc"]
-    assert split_sections("title\n\nline one\nline two\nline three\n", limit=20) == ["title\n\nline one\n", "line two\nline three\n"]
+    assert split_sections("title\n\nline one\nline two\nline three\n", limit=20) == [
+        "title\n\nline one\n",
+        "line two\nline three\n",
+    ]
 
 
 def test_a_long_document_becomes_units_that_continue_each_other(tmp_path: Path) -> None:

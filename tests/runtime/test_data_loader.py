@@ -28,10 +28,24 @@ def make_shards(folder: Path, num_tokens: int, tokens_per_shard: int = 1 << 20, 
 
 
 def make_loader(
-    shards: TokenShards, *, gbs: int = 8, mbs: int = 2, dp_rank: int = 0, dp_size: int = 1, seed: int = 1, shuffle: bool = True
+    shards: TokenShards,
+    *,
+    gbs: int = 8,
+    mbs: int = 2,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+    seed: int = 1,
+    shuffle: bool = True,
 ) -> Loader:
     return Loader(
-        shards, seq_len=SEQ_LEN, global_batch_size=gbs, micro_batch_size=mbs, dp_rank=dp_rank, dp_size=dp_size, seed=seed, shuffle=shuffle
+        shards,
+        seq_len=SEQ_LEN,
+        global_batch_size=gbs,
+        micro_batch_size=mbs,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        seed=seed,
+        shuffle=shuffle,
     )
 
 
@@ -41,7 +55,10 @@ def windows(microbatches: list[Microbatch]) -> list[int]:
 
 def same(left: list[Microbatch], right: list[Microbatch]) -> bool:
     pairs = list(zip(left, right, strict=True))
-    return all(torch.equal(a.tokens, b.tokens) and torch.equal(a.labels, b.labels) and a.first_sample == b.first_sample for a, b in pairs)
+    return all(
+        torch.equal(a.tokens, b.tokens) and torch.equal(a.labels, b.labels) and a.first_sample == b.first_sample
+        for a, b in pairs
+    )
 
 
 @given(size=st.integers(1, 700), seed=st.integers(0, 2**64), epoch=st.integers(0, 10**9))
@@ -61,7 +78,8 @@ def test_permute_works_on_part_of_a_huge_epoch_without_a_table() -> None:
 def test_permute_looks_random() -> None:
     size = 20_000
     moved = permute(np.arange(size), size, 5, 0)
-    # Mean displacement of a uniform permutation is size / 3, with a standard error near size / (4 * sqrt(size)); five of them allowed.
+    # Mean displacement of a uniform permutation is size / 3, with a standard error near size / (4 * sqrt(size)); five
+    # of them allowed.
     assert abs(np.abs(moved - np.arange(size)).mean() - size / 3) < 5 * size / (4 * np.sqrt(size))
     # As many neighbours stay neighbours as chance allows (2 on average).
     assert (np.abs(np.diff(moved)) == 1).sum() < 15
@@ -70,7 +88,8 @@ def test_permute_looks_random() -> None:
 
 def test_small_epochs_take_every_order() -> None:
     orders = {tuple(permute(np.arange(4), 4, seed, 0).tolist()) for seed in range(600)}
-    # A Feistel network gives even permutations only when a half has two bits or more; four elements have one-bit halves.
+    # A Feistel network gives even permutations only when a half has two bits or more; four elements have one-bit
+    # halves.
     assert len(orders) >= 12
 
 
@@ -91,7 +110,9 @@ def test_windows_cross_file_borders(tmp_path: Path) -> None:
 def test_an_epoch_shows_every_sample_once_and_the_next_in_another_order(tmp_path: Path) -> None:
     loader = make_loader(make_shards(tmp_path, 24 * SEQ_LEN + 1 + 3))
     assert (loader.num_samples, loader.unused_tail_tokens) == (24, 3)
-    first, second = ([index for step in (0, 8, 16) for index in windows(loader.microbatches(epoch * 24 + step))] for epoch in (0, 1))
+    first, second = (
+        [index for step in (0, 8, 16) for index in windows(loader.microbatches(epoch * 24 + step))] for epoch in (0, 1)
+    )
     assert sorted(first) == sorted(second) == list(range(24))
     assert first != second
     assert first != list(range(24))
@@ -136,7 +157,10 @@ def test_another_seed_gives_another_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "sentence"),
     [
-        ({"gbs": 6, "mbs": 4}, r"global_batch_size \(6\) must be a positive multiple of dp x train.micro_batch_size \(1 x 4\)"),
+        (
+            {"gbs": 6, "mbs": 4},
+            r"global_batch_size \(6\) must be a positive multiple of dp x train.micro_batch_size \(1 x 4\)",
+        ),
         ({"gbs": 0}, r"global_batch_size \(0\)"),
         ({"mbs": 0}, r"micro_batch_size \(0\) must be at least 1"),
         ({"dp_rank": 2, "dp_size": 2}, r"dp rank 2 must be in \[0, 2\)"),
@@ -149,7 +173,9 @@ def test_sizes_that_do_not_divide_are_refused(tmp_path: Path, sizes: dict[str, A
 
 @pytest.mark.parametrize("num_tokens", [0, 1, SEQ_LEN])
 def test_a_split_shorter_than_one_sample_is_refused_with_the_remedy(tmp_path: Path, num_tokens: int) -> None:
-    with pytest.raises(DataError, match=rf"'train' has {num_tokens} tokens, one sample of train.seq_len \(5\) needs 6; add text"):
+    with pytest.raises(
+        DataError, match=rf"'train' has {num_tokens} tokens, one sample of train.seq_len \(5\) needs 6; add text"
+    ):
         make_loader(make_shards(tmp_path, num_tokens))
     with pytest.raises(DataError, match=r"raise data\.held_out_fraction"):
         make_loader(make_shards(tmp_path, num_tokens, split="held_out"))

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def write_corpus(folder: Path, count: int = 60) -> Path:
     rows = [
-        {"text": f"Document {index} says that the cat number {index % 7} sat on the mat.\n" * (1 + index % 3)} for index in range(count)
+        {"text": f"Document {index} says that the cat number {index % 7} sat on the mat.\n" * (1 + index % 3)}
+        for index in range(count)
     ]
     path = folder / "corpus.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -141,13 +142,17 @@ def test_a_held_out_fraction_of_zero_leaves_that_split_empty(tmp_path: Path) -> 
     assert prepared.manifest["splits"]["held_out"]["shards"] == []
 
 
-def test_one_indivisible_document_holds_nothing_out_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_indivisible_document_holds_nothing_out_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "one.txt").write_text("a single line")
     assert prepared_from(tmp_path, source=str(tmp_path / "one.txt")).held_out.num_tokens == 0
     assert "nothing is held out" in caplog.text
 
 
-def test_a_tokenizer_smaller_than_asked_for_is_recorded_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tokenizer_smaller_than_asked_for_is_recorded_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         prepared = prepared_from(tmp_path, vocab_size=5000)
     assert prepared.tokenizer.vocab_size == prepared.manifest["tokenizer"]["vocab_size"] < 1000
@@ -182,7 +187,8 @@ def test_a_damaged_cache_is_found_by_size_at_once_and_by_hash_on_demand(tmp_path
 
 
 @pytest.mark.parametrize(
-    "content", [None, "{", "{}", '{"dtype": "uint16", "splits": {"train": {"shards": [{}]}, "held_out": {"shards": []}}}', "[]"]
+    "content",
+    [None, "{", "{}", '{"dtype": "uint16", "splits": {"train": {"shards": [{}]}, "held_out": {"shards": []}}}', "[]"],
 )
 def test_a_missing_or_damaged_manifest_is_named(tmp_path: Path, content: str | None) -> None:
     folder = prepared_from(tmp_path).folder
@@ -203,7 +209,9 @@ def test_a_changed_or_missing_tokenizer_is_found_on_opening(tmp_path: Path) -> N
         open_prepared(folder)
 
 
-def spec_for(folder: Path, model_vocab_size: int, *, objective: str = "causal_lm", tokenizer: Path | None = None) -> "RunSpec":
+def spec_for(
+    folder: Path, model_vocab_size: int, *, objective: str = "causal_lm", tokenizer: Path | None = None
+) -> "RunSpec":
     data = SimpleNamespace(
         source=[str(write_corpus(folder))],
         cache_dir=str(folder / "cache"),
@@ -213,7 +221,10 @@ def spec_for(folder: Path, model_vocab_size: int, *, objective: str = "causal_lm
         held_out_fraction=0.2,
     )
     return cast(
-        "RunSpec", SimpleNamespace(data=data, seed=7, transformer=SimpleNamespace(vocab_size=model_vocab_size, objective=objective))
+        "RunSpec",
+        SimpleNamespace(
+            data=data, seed=7, transformer=SimpleNamespace(vocab_size=model_vocab_size, objective=objective)
+        ),
     )
 
 
@@ -222,12 +233,16 @@ def test_prepare_data_reads_the_fields_of_the_run_spec(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_larger_than_the_model_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the tokenizer has 300 tokens, the model's vocabulary only 280; set model\.vocab_size"):
+    with pytest.raises(
+        DataError, match=r"the tokenizer has 300 tokens, the model's vocabulary only 280; set model\.vocab_size"
+    ):
         prepare_data(spec_for(tmp_path, 280))
 
 
 def test_a_masked_model_gets_a_tokenizer_with_a_mask_token(tmp_path: Path) -> None:
-    plain, masked = (prepare_data(spec_for(tmp_path, 300, objective=objective)) for objective in ("causal_lm", "masked_lm"))
+    plain, masked = (
+        prepare_data(spec_for(tmp_path, 300, objective=objective)) for objective in ("causal_lm", "masked_lm")
+    )
     assert plain.tokenizer.mask_id is None
     assert masked.tokenizer.mask_id is not None
     assert masked.folder != plain.folder
@@ -239,5 +254,7 @@ def test_a_masked_model_gets_a_tokenizer_with_a_mask_token(tmp_path: Path) -> No
 
 def test_an_existing_tokenizer_without_a_mask_token_is_refused_for_a_masked_model(tmp_path: Path) -> None:
     tokenizer = prepared_from(tmp_path).folder / "tokenizer.json"
-    with pytest.raises(DataError, match=r"the tokenizer has no mask token, which masked_lm hides tokens with; add \[MASK\] or <mask>"):
+    with pytest.raises(
+        DataError, match=r"the tokenizer has no mask token, which masked_lm hides tokens with; add \[MASK\] or <mask>"
+    ):
         prepare_data(spec_for(tmp_path, 300, objective="masked_lm", tokenizer=tokenizer))

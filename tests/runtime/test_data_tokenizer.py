@@ -96,5 +96,7 @@ def test_a_mask_token_is_one_of_the_vocabulary_and_never_comes_from_text(tmp_pat
         assert each.mask_id == each.required_mask_id() == each.id_of(MASK) < each.vocab_size
         assert each.mask_id not in each.encode(f"a {MASK} b")
         assert each.decode(each.encode(f"a {MASK} b")) == f"a {MASK} b"
-    with pytest.raises(DataError, match=r"must be at least 258: 256 bytes and <\|endoftext\|> and \[MASK\]; set it to 258 or more"):
+    with pytest.raises(
+        DataError, match=r"must be at least 258: 256 bytes and <\|endoftext\|> and \[MASK\]; set it to 258 or more"
+    ):
         Tokenizer.train(TEXTS, 257, with_mask=True)

@@ -48,13 +48,26 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_run(folder: Path, model: dict[str, Any], *, tokenizer: bool = True, step: int = 40) -> Path:
     """A run as training leaves it, with drawn weights, metrics and a manifest of its data."""
-    shape = {"num_layers": 2, "hidden_size": HIDDEN, "num_heads": 4, "ffn_hidden_size": 48, "vocab_size": VOCAB, "max_seq_len": 64}
+    shape = {
+        "num_layers": 2,
+        "hidden_size": HIDDEN,
+        "num_heads": 4,
+        "ffn_hidden_size": 48,
+        "vocab_size": VOCAB,
+        "max_seq_len": 64,
+    }
     spec = parse_spec(
         {
             "model": {**shape, **model},
             "data": {"source": ["my-texts"], "tokenizer_vocab_size": VOCAB},
             "optimizer": {"lr": 0.003},
-            "train": {"num_steps": 60, "global_batch_size": 4, "micro_batch_size": 1, "seq_len": 16, "output_dir": str(folder)},
+            "train": {
+                "num_steps": 60,
+                "global_batch_size": 4,
+                "micro_batch_size": 1,
+                "seq_len": 16,
+                "output_dir": str(folder),
+            },
         }
     )
     write_weights(folder, spec, step)
@@ -108,8 +121,18 @@ def test_what_stood_beside_the_weights_is_there_again(imported: Path, tmp_path: 
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (imported / "model" / name).read_bytes()
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
-    before, after = (json.loads((folder / "config.json").read_text()) for folder in (imported / "model", tmp_path / "out"))
-    for name in ("bos_token_id", "eos_token_id", "model_type", "hidden_size", "num_key_value_heads", "rms_norm_eps", "architectures"):
+    before, after = (
+        json.loads((folder / "config.json").read_text()) for folder in (imported / "model", tmp_path / "out")
+    )
+    for name in (
+        "bos_token_id",
+        "eos_token_id",
+        "model_type",
+        "hidden_size",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "architectures",
+    ):
         assert before[name] == after[name]
     assert after["torch_dtype"] == "float32"
 
@@ -265,7 +288,9 @@ def test_the_card_says_what_is_known_and_no_more(tmp_path: Path) -> None:
 def test_the_code_on_the_card_runs(tmp_path: Path) -> None:
     export_model(make_run(tmp_path / "run", {}), tmp_path / "my-model", ExportOptions())
     code = (tmp_path / "my-model" / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "The " in done.stdout
 
@@ -340,7 +365,9 @@ def test_a_damaged_checkpoint_is_not_exported(imported: Path, tmp_path: Path) ->
     assert_nothing_left(tmp_path, "run")
 
 
-def test_wrong_weights_in_the_files_are_refused(imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_weights_in_the_files_are_refused(
+    imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The proof can fail: one number of one tensor is not what the checkpoint has."""
     from trimaran.runtime.huggingface import exporting
 

@@ -34,7 +34,15 @@ from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.huggingface.importing import Limits, import_model, write_checkpoint
 from trimaran.runtime.huggingface.plan import Plan, make_plan
 from trimaran.runtime.huggingface.progress import Progress
-from trimaran.runtime.huggingface.proof import TOLERANCE, Agreement, Proof, ProofError, compare, our_logits, proof_inputs
+from trimaran.runtime.huggingface.proof import (
+    TOLERANCE,
+    Agreement,
+    Proof,
+    ProofError,
+    compare,
+    our_logits,
+    proof_inputs,
+)
 from trimaran.runtime.huggingface.source import ConversionError, ModelFolder
 from trimaran.runtime.spec import load_spec
 from trimaran.runtime.train.state import read_state, spec_of
@@ -88,7 +96,11 @@ def test_the_run_has_all_that_training_and_generation_read(folder: Path, tmp_pat
     assert spec.checkpoint.init_from == str(run)
     assert spec.data.tokenizer == str(run / "tokenizer.json")
     assert spec.train.output_dir != str(run)
-    assert (spec.transformer.num_layers, spec.transformer.num_kv_heads, spec.transformer.vocab_size) == (LAYERS, 2, VOCAB)
+    assert (spec.transformer.num_layers, spec.transformer.num_kv_heads, spec.transformer.vocab_size) == (
+        LAYERS,
+        2,
+        VOCAB,
+    )
     state = read_state(run / "checkpoints" / "step-00000000")
     assert (state.step, state.tokens_seen, state.consumed_samples) == (0, 0, 0)
     record = json.loads((run / "import.json").read_text())
@@ -108,7 +120,11 @@ def test_the_proof_compares_random_tokens_and_real_text(folder: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("dtype", "kept", "precision"),
-    [(torch.float32, torch.float32, "float32"), (torch.bfloat16, torch.bfloat16, "bfloat16"), (torch.float16, torch.float32, "float32")],
+    [
+        (torch.float32, torch.float32, "float32"),
+        (torch.bfloat16, torch.bfloat16, "bfloat16"),
+        (torch.float16, torch.float32, "float32"),
+    ],
 )
 def test_dtypes_are_kept_but_float16(tmp_path: Path, dtype: torch.dtype, kept: torch.dtype, precision: str) -> None:
     said: list[str] = []
@@ -132,7 +148,9 @@ def test_tensors_of_different_dtypes_are_kept_in_their_own(folder: Path, tmp_pat
 def test_shards_with_an_index_give_the_same_checkpoint(folder: Path, tmp_path: Path) -> None:
     sharded = saved(llama(), tmp_path / "sharded", max_shard_size="20KB")
     assert len(list(sharded.glob("model-*.safetensors"))) > 3
-    one, many = (parameters_of(import_model(source, tmp_path / f"run-{source.name}").run) for source in (folder, sharded))
+    one, many = (
+        parameters_of(import_model(source, tmp_path / f"run-{source.name}").run) for source in (folder, sharded)
+    )
     assert one.keys() == many.keys()
     assert all(torch.equal(one[name], many[name]) for name in one)
 
@@ -259,7 +277,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         lambda folder: reconfigure(folder, model_type="gpt_neox", hidden_act="gelu", rotary_pct=float("inf")),
         ("config.json", "infinity"),
     ),
-    "a slip in the layers": (lambda folder: reconfigure(folder, num_hidden_layers=10**8), ("num_hidden_layers is 100000000", "tensors")),
+    "a slip in the layers": (
+        lambda folder: reconfigure(folder, num_hidden_layers=10**8),
+        ("num_hidden_layers is 100000000", "tensors"),
+    ),
     "impossible shape": (lambda folder: reconfigure(folder, num_key_value_heads=3), ("num_kv_heads",)),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ("neither model.safetensors nor",)),
     "pickle": (make_pickle, ("pickle (pytorch_model.bin)", "can run any code", "save_pretrained")),
@@ -267,16 +288,27 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "header damaged": (damage_header, ("not a whole safetensors file",)),
     "header too large": (claim_huge_header, ("not a whole safetensors file",)),
     "empty file": (set_text("model.safetensors", ""), ("not a whole safetensors file",)),
-    "tensor missing": (lambda folder: rewrite(folder, **{NORM: None}), ("model.layers.1.input_layernorm.weight", "lack")),
+    "tensor missing": (
+        lambda folder: rewrite(folder, **{NORM: None}),
+        ("model.layers.1.input_layernorm.weight", "lack"),
+    ),
     "tensor too many": (lambda folder: rewrite(folder, model__spare=torch.ones(2)), ("model.spare", "no place")),
-    "wrong shape": (lambda folder: rewrite(folder, **{NORM: torch.ones(5)}), ("model.layers.1.input_layernorm.weight is [5], not [32]",)),
+    "wrong shape": (
+        lambda folder: rewrite(folder, **{NORM: torch.ones(5)}),
+        ("model.layers.1.input_layernorm.weight is [5], not [32]",),
+    ),
     "integers": (lambda folder: rewrite(folder, **{NORM: torch.ones(HIDDEN, dtype=torch.int8)}), ("quantized", "(I8)")),
     "quantized": (quantize_config, ("quantized (gptq)",)),
-    "index outside the folder": (point_outside, ("'../model/model-00001-of-00001.safetensors'", "in the folder itself")),
+    "index outside the folder": (
+        point_outside,
+        ("'../model/model-00001-of-00001.safetensors'", "in the folder itself"),
+    ),
     "shard missing": (lose_a_shard, ("model-00002-of-00002.safetensors", "copy the missing shard")),
     "index names too many": (misplace_in_index, ("model.extra", "it is not")),
     "index is empty": (
-        lambda folder: (folder / "model.safetensors").unlink() or set_text("model.safetensors.index.json", "{}")(folder),  # type: ignore[func-returns-value]
+        lambda folder: (
+            (folder / "model.safetensors").unlink() or set_text("model.safetensors.index.json", "{}")(folder)
+        ),  # type: ignore[func-returns-value]
         ("no weight_map",),
     ),
     "adapter": (
@@ -292,7 +324,9 @@ def test_bad_input_is_refused_with_a_sentence_before_anything_is_written(
 ) -> None:
     damage, words = BAD[case]
     damage(folder)
-    monkeypatch.setattr("trimaran.runtime.huggingface.importing.new_folder", None)  # whoever calls it has not checked first
+    monkeypatch.setattr(
+        "trimaran.runtime.huggingface.importing.new_folder", None
+    )  # whoever calls it has not checked first
     with pytest.raises(ConversionError) as caught:
         import_model(folder, tmp_path / "run")
     assert all(word in str(caught.value) for word in words), caught.value
@@ -369,7 +403,9 @@ def test_nothing_is_left_of_an_import_that_ends_in_the_middle(
     assert_nothing_left(tmp_path)
 
 
-def test_transformers_that_is_not_installed_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_that_is_not_installed_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("trimaran.runtime.huggingface.theirs.find_spec", lambda name: None)
     with pytest.raises(ConversionError, match=r"transformers and accelerate.*pip install 'trimaran\[huggingface\]'"):
         import_model(folder, tmp_path / "run")
@@ -379,8 +415,12 @@ def test_transformers_that_is_not_installed_is_named(folder: Path, tmp_path: Pat
 # --- the proof
 
 
-@pytest.mark.parametrize("name", ["layers.1.attention.q.weight", "layers.2.mlp.down.weight", "final_norm.weight", "head.weight"])
-def test_one_changed_number_makes_the_import_refuse(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["layers.1.attention.q.weight", "layers.2.mlp.down.weight", "final_norm.weight", "head.weight"]
+)
+def test_one_changed_number_makes_the_import_refuse(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """The proof can fail: a single element of a single weight, wrong by one, is seen in the logits."""
     real = Plan.read
 
@@ -463,7 +503,13 @@ _MEASURE = """
 @pytest.mark.slow
 def test_importing_takes_far_less_memory_than_the_model(tmp_path: Path) -> None:
     """The weights, the checkpoint and both sides of the proof stream: above what Python and torch take, the peak is a fraction of the model."""
-    shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8, "vocab_size": 2000, "initializer_range": 0.02}
+    shape = {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_attention_heads": 8,
+        "vocab_size": 2000,
+        "initializer_range": 0.02,
+    }
     large = saved(llama(**shape, num_hidden_layers=16), tmp_path / "large", max_shard_size="100MB")
     small = saved(llama(**shape, num_hidden_layers=2), tmp_path / "small")
     size = ModelFolder.open(large).num_bytes
@@ -477,4 +523,6 @@ def test_importing_takes_far_less_memory_than_the_model(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     before, peak = (int(number) for number in done.stdout.split())
-    assert peak - before < 0.35 * size, f"{(peak - before) / 1e6:.0f} MB above {before / 1e6:.0f} MB for a model of {size / 1e6:.0f} MB"
+    assert peak - before < 0.35 * size, (
+        f"{(peak - before) / 1e6:.0f} MB above {before / 1e6:.0f} MB for a model of {size / 1e6:.0f} MB"
+    )

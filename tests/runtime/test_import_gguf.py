@@ -49,7 +49,9 @@ def write_gguf(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL if token == "<|endoftext|>" else gguf.TokenType.NORMAL for token in tokens])
+    writer.add_token_types(
+        [gguf.TokenType.CONTROL if token == "<|endoftext|>" else gguf.TokenType.NORMAL for token in tokens]
+    )
     writer.add_token_merges([" ".join(pair) for pair in content["merges"]])
     writer.add_bos_token_id(content["vocab"]["<|endoftext|>"])
     writer.add_eos_token_id(content["vocab"]["<|endoftext|>"])
@@ -160,11 +162,25 @@ def their_answer() -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", [(1, 1), (2, 2)], ids=["tp1", "tp2-pp2"])
-def test_smollm2_answers_as_in_transformers(imported_smollm2: Imported, their_answer: str, layout: tuple[int, int], tmp_path: Path) -> None:
+def test_smollm2_answers_as_in_transformers(
+    imported_smollm2: Imported, their_answer: str, layout: tuple[int, int], tmp_path: Path
+) -> None:
     """Nine heads in three groups over two tp ranks: the second one has one group, and zeros for another."""
     assert "Paris" in their_answer
     tp, pp = layout
-    options = ("--chat", "--prompt", QUESTION, "--temperature", "0", "--max-new-tokens", "20", "--tp", str(tp), "--pp", str(pp))
+    options = (
+        "--chat",
+        "--prompt",
+        QUESTION,
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "20",
+        "--tp",
+        str(tp),
+        "--pp",
+        str(pp),
+    )
     outcome = trimaran(tmp_path, "generate", str(imported_smollm2.run), *options, timeout_s=600)
     assert outcome.code == 0, outcome.err
     assert their_answer.strip() in outcome.out
@@ -213,6 +229,9 @@ def theirs_by_step(tuned: Path, steps: int) -> list[float]:
     for step in range(steps):
         batches = loader.microbatches(step * spec.train.global_batch_size)
         with torch.no_grad():
-            each = [F.cross_entropy(model(input_ids=batch.tokens).logits.flatten(0, 1), batch.labels.flatten()) for batch in batches]
+            each = [
+                F.cross_entropy(model(input_ids=batch.tokens).logits.flatten(0, 1), batch.labels.flatten())
+                for batch in batches
+            ]
         losses.append(float(torch.stack(each).mean()))
     return losses

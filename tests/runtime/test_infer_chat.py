@@ -92,7 +92,9 @@ def test_a_template_gives_what_transformers_gives(
 ) -> None:
     template = ChatTemplate(TEMPLATES[name], name, {"bos_token": "<s>", "eos_token": "</s>"})
     arguments = {"chat_template": TEMPLATES[name], "add_generation_prompt": prompted}
-    assert template.render(turns, add_generation_prompt=prompted) == theirs.apply_chat_template(turns, tokenize=False, **arguments)
+    assert template.render(turns, add_generation_prompt=prompted) == theirs.apply_chat_template(
+        turns, tokenize=False, **arguments
+    )
     found = template.encode(turns, text.tokenizer, add_generation_prompt=prompted)
     assert found == theirs.apply_chat_template(turns, tokenize=True, return_dict=False, **arguments)
     assert (text.tokenizer.id_of("<|im_end|>") in found) == (name != "inst")
@@ -135,14 +137,22 @@ def test_blanks_are_text_although_a_token_was_added_for_them(text: RunText, thei
     [
         ("{% for %}", TURNS, "the chat template of here is wrong at line 1"),
         (INST, TURNS[2:], "the chat template of here refuses these messages: roles must take turns"),
-        ("{{ messages[0].content / 2 }}", TURNS, "the chat template of here fails on these messages: unsupported operand"),
+        (
+            "{{ messages[0].content / 2 }}",
+            TURNS,
+            "the chat template of here fails on these messages: unsupported operand",
+        ),
         ("{{ messages.__class__.mro() }}", TURNS, "refuses these messages: access to attribute '__class__'"),
         ("{% for i in range(1000000000) %}{% endfor %}", TURNS, "fails on these messages: Range too big"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", TURNS, "fails on these messages: maximum recursion depth"),
         ("{{ 'a' * 10**16 }}", TURNS, "fails on these messages"),
         ("{{ messages.append(1) }}", TURNS, "refuses these messages: access to attribute 'append'"),
         (CHATML, [], "at least one message"),
-        (CHATML, [TURNS[0], {"role": "user"}], 'message 2 must be a record with the texts role and content; it is {"role": "user"}'),
+        (
+            CHATML,
+            [TURNS[0], {"role": "user"}],
+            'message 2 must be a record with the texts role and content; it is {"role": "user"}',
+        ),
         (CHATML, [{"role": "user", "content": 5}], "message 1 must be a record"),
         (CHATML, [{"role": "user", "content": "\ufdd0"}], "U[+]FDD0"),
     ],
@@ -163,7 +173,9 @@ def test_where_the_template_is_found(folder: Path, tmp_path: Path) -> None:
     assert ChatTemplate.find(tmp_path) is None
     assert find({"bos_token": None}) is None
     found = find({"chat_template": "A", "bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None})
-    assert found == ChatTemplate("A", str(tmp_path / "tokenizer_config.json"), {"bos_token": "<s>", "eos_token": "</s>"})
+    assert found == ChatTemplate(
+        "A", str(tmp_path / "tokenizer_config.json"), {"bos_token": "<s>", "eos_token": "</s>"}
+    )
     assert find({"chat_template": "A"}, "B") == ChatTemplate("B", str(tmp_path / "chat_template.jinja"))
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     assert find({"chat_template": named}) == ChatTemplate("D", str(tmp_path / "tokenizer_config.json"))
@@ -182,16 +194,22 @@ def test_where_the_template_is_found(folder: Path, tmp_path: Path) -> None:
 def test_a_run_knows_its_ends_and_its_beginning(folder: Path, text: RunText, theirs: Any, tmp_path: Path) -> None:
     ends = {text.tokenizer.id_of(name) for name in ("</s>", "<|im_end|>")}
     assert set(text.stop_tokens) == ends
-    assert text.encode(Prompt("hello")) == theirs("hello")["input_ids"], "an imported model reads what transformers feeds it"
+    assert text.encode(Prompt("hello")) == theirs("hello")["input_ids"], (
+        "an imported model reads what transformers feeds it"
+    )
     assert text.encode(Prompt("<|im_end|>")).count(text.tokenizer.id_of("<|im_end|>") or -1) == 0
     assert text.encode(Prompt("")) == [text.tokenizer.id_of("<s>")]
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     own = RunText.open(tmp_path)
     (tmp_path / "import.json").write_text("{}")
-    assert RunText.open(tmp_path).encode(Prompt("hello")) == text.encode(Prompt("hello")), "imported, without a generation_config.json"
+    assert RunText.open(tmp_path).encode(Prompt("hello")) == text.encode(Prompt("hello")), (
+        "imported, without a generation_config.json"
+    )
     (tmp_path / "import.json").unlink()
     assert own.stop_tokens == (text.tokenizer.id_of("</s>"),)
-    assert own.encode(Prompt("hello")) == text.tokenizer.encode("hello"), "a model that was trained here has seen no beginning"
+    assert own.encode(Prompt("hello")) == text.tokenizer.encode("hello"), (
+        "a model that was trained here has seen no beginning"
+    )
     assert own.encode(Prompt("")) == [own.tokenizer.eot_id]
     with pytest.raises(ChatError, match="has no chat template, which a model that was tuned for conversations brings"):
         own.encode(conversation("hello"))
@@ -214,7 +232,9 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
     assert read_prompts(path) == [Prompt("one"), Prompt(""), Prompt("two \u2028 words"), Prompt("{")]
     path = tmp_path / "prompts.jsonl"
     turn = {"role": "user", "content": "hi"}
-    path.write_text("\n".join(json.dumps(each) for each in ("a\nb", {"prompt": "c", "id": 7}, {"messages": [turn], "id": "x"})))
+    path.write_text(
+        "\n".join(json.dumps(each) for each in ("a\nb", {"prompt": "c", "id": 7}, {"messages": [turn], "id": "x"}))
+    )
     assert read_prompts(path) == [Prompt("a\nb"), Prompt("c", None, 7), Prompt(None, (turn,), "x")]
 
 

@@ -65,7 +65,8 @@ def largest_difference(stage: Stage) -> float:
         for new in (11, 1, 1, 3):
             cache.extend_to(lengths)
             rows = [
-                torch.cat((torch.zeros(max(0, new - n), dtype=torch.int64), ids[row, max(0, n - new) : n])) for row, n in enumerate(lengths)
+                torch.cat((torch.zeros(max(0, new - n), dtype=torch.int64), ids[row, max(0, n - new) : n]))
+                for row, n in enumerate(lengths)
             ]
             found: Tensor = stage.logits(stage.extend(None, torch.stack(rows), cache))
             for row, length in enumerate(lengths):
@@ -85,7 +86,9 @@ def test_a_penalty_and_stop_tokens_that_must_wait_are_those_of_transformers(name
     sampling = Sampling(NEW_TOKENS, temperature=0.0, repetition_penalty=1.7, min_new_tokens=5, stop_tokens=stops)
     found = generate({0: stage_of(imported)}, ALONE, spec, PROMPTS, sampling)
     assert {each.finish for each in found} == {"stop_token", "length"}
-    assert [each.tokens + [0] * (len(row) - len(each.tokens)) for each, row in zip(found, expected, strict=True)] == expected
+    assert [
+        each.tokens + [0] * (len(row) - len(each.tokens)) for each, row in zip(found, expected, strict=True)
+    ] == expected
 
 
 def test_training_goes_on_after_text_was_generated(tmp_path: Path) -> None:

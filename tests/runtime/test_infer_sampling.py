@@ -50,7 +50,9 @@ def test_the_penalty_is_that_of_transformers(penalty: float) -> None:
     logits = random_logits(4)
     ids = torch.randint(VOCAB, (7, 30), generator=torch.Generator().manual_seed(5))
     seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, True)
-    assert torch.equal(ours.penalize_repetition(logits, seen, penalty), RepetitionPenaltyLogitsProcessor(penalty)(ids, logits))
+    assert torch.equal(
+        ours.penalize_repetition(logits, seen, penalty), RepetitionPenaltyLogitsProcessor(penalty)(ids, logits)
+    )
 
 
 def test_stop_tokens_are_forbidden_as_by_transformers() -> None:
@@ -101,7 +103,8 @@ def test_draws_follow_the_probabilities() -> None:
         uniform = ours.uniforms(11, torch.tensor([0]), number, number + 1)[:, 0]
         drawn.append(int(ours.choose(logits, Sampling(1, top_k=2), 0, None, uniform)))
     assert set(drawn) == {1, 2}
-    # P(1) = 1 / (1 + e^-1) = 0.731; 400 draws lie within 0.1 of it with overwhelming probability, and the draws are fixed
+    # P(1) = 1 / (1 + e^-1) = 0.731; 400 draws lie within 0.1 of it with overwhelming probability, and the draws are
+    # fixed
     assert abs(drawn.count(1) / 400 - 0.731) < 0.1
 
 
@@ -131,7 +134,10 @@ def test_logits_that_are_not_finite_give_no_token() -> None:
     logits = random_logits(8)
     logits[0, 3], logits[4, 5] = torch.nan, torch.inf
     logits[6] = -torch.inf
-    for sampling, uniform in ((Sampling(1, temperature=0.0), None), (Sampling(1), torch.full((7,), 0.5, dtype=torch.float64))):
+    for sampling, uniform in (
+        (Sampling(1, temperature=0.0), None),
+        (Sampling(1), torch.full((7,), 0.5, dtype=torch.float64)),
+    ):
         found = ours.choose(logits, sampling, 0, None, uniform)
         assert (found == ours.NOT_FINITE).tolist() == [True, False, False, False, True, False, True]
 

@@ -98,7 +98,9 @@ def test_stop_strings_over_several_tokens_and_what_only_looked_like_one(tokenize
     assert taken < len(tokens)
     assert not any("\n" in part for part in shown)
     assert stream(tokenizer, tokens, ["\n\nsun", "zebra"])[0] == "the cat\n\nsat on"
-    assert stream(tokenizer, tokenizer.encode("the cat\n"), ["\n\n"])[0] == "the cat\n", "the beginning of a stop string at the end is text"
+    assert stream(tokenizer, tokenizer.encode("the cat\n"), ["\n\n"])[0] == "the cat\n", (
+        "the beginning of a stop string at the end is text"
+    )
 
 
 def test_a_stop_string_of_several_bytes(tokenizer: Tokenizer) -> None:

@@ -44,7 +44,9 @@ def test_cosine_equals_torch_cosine_annealing() -> None:
 
 
 def test_linear_equals_torch_linear_lr() -> None:
-    expected = torch_rates(lambda o: torch.optim.lr_scheduler.LinearLR(o, start_factor=1.0, end_factor=0.25, total_iters=30), 40)
+    expected = torch_rates(
+        lambda o: torch.optim.lr_scheduler.LinearLR(o, start_factor=1.0, end_factor=0.25, total_iters=30), 40
+    )
     assert rates(Section("linear", min_lr_ratio=0.25), 30, 40) == pytest.approx(expected, rel=1e-12)
 
 
@@ -69,7 +71,9 @@ def test_warmup_then_cosine_equals_torch_sequential_lr() -> None:
             o, lambda s: (s + 1) / 5 if s < 5 else 0.1 + 0.9 * (1 + math.cos(math.pi * (s - 5) / 20)) / 2
         )
 
-    assert rates(Section("cosine", warmup_steps=5, min_lr_ratio=0.1), 25, 25) == pytest.approx(torch_rates(make, 25), rel=1e-12)
+    assert rates(Section("cosine", warmup_steps=5, min_lr_ratio=0.1), 25, 25) == pytest.approx(
+        torch_rates(make, 25), rel=1e-12
+    )
 
 
 def test_wsd_is_stable_then_falls_on_a_straight_line_by_hand() -> None:

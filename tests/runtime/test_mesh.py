@@ -62,7 +62,10 @@ def test_ranks_lie_on_the_grid_with_tp_innermost(sizes: dict[str, int], mesh_ran
         assert result["rank"] == rank
         assert result["world_size"] == len(grid)
         assert result["coordinates"] == coordinates
-        assert result["text"] == f"rank {rank} (" + ", ".join(f"{axis} {index}" for axis, index in coordinates.items()) + ")"
+        assert (
+            result["text"]
+            == f"rank {rank} (" + ", ".join(f"{axis} {index}" for axis, index in coordinates.items()) + ")"
+        )
         for axis in AXES:
             others = [grid.index(tuple((coordinates | {axis: i}).values())) for i in range(sizes[axis])]
             assert list(result["ranks"][axis]) == others
@@ -80,7 +83,9 @@ def expert_groups(sizes: dict[str, int]) -> dict[str, Any]:
     """Ranks, index and shared memory of this rank's groups of experts."""
     mesh = build_mesh(**sizes, timeout_s=30)
     groups = {"ep": mesh.ep, "expert_dp": mesh.expert_dp}
-    found: dict[str, Any] = {name: (group.ranks, group.rank, group.axis, group.shared is not None) for name, group in groups.items()}
+    found: dict[str, Any] = {
+        name: (group.ranks, group.rank, group.axis, group.shared is not None) for name, group in groups.items()
+    }
     found["is_dp"] = mesh.expert_dp is mesh.dp
     mesh.close()
     return found
@@ -166,7 +171,9 @@ print(json.dumps([spec.transformer.num_parameters(), found]))
 def test_384_ranks_of_tp8_pp4_dp12_hold_every_layer_once() -> None:
     replica = [pp * 96 + 5 * 8 + tp for pp in range(4) for tp in range(8)]  # dp 5
     ranks = [*replica, 0, 383]
-    process = subprocess.run([sys.executable, "-c", BIG, json.dumps(ranks)], capture_output=True, text=True, check=False, timeout=200)
+    process = subprocess.run(
+        [sys.executable, "-c", BIG, json.dumps(ranks)], capture_output=True, text=True, check=False, timeout=200
+    )
     assert process.returncode == 0, process.stderr
     num_parameters, found = json.loads(process.stdout.splitlines()[-1])
     for rank, result in zip(ranks, found, strict=True):
@@ -179,12 +186,16 @@ def test_384_ranks_of_tp8_pp4_dp12_hold_every_layer_once() -> None:
         assert result["groups"]["world"] == list(range(384))
         assert not result["shared"], "only gloo ranks share memory"
     one_replica = found[: len(replica)]
-    assert sorted(layer for result in one_replica if result["coordinates"]["tp"] == 0 for layer in result["layers"]) == list(range(30))
+    assert sorted(
+        layer for result in one_replica if result["coordinates"]["tp"] == 0 for layer in result["layers"]
+    ) == list(range(30))
     counted = sum(
         elements
         for result in one_replica
         for name, elements in result["elements"].items()
         if not result["whole"][name] or result["coordinates"]["tp"] == 0
     )
-    assert counted == num_parameters, "30 layers over 4 stages and a vocabulary of 50257 over 8 ranks are all there, once"
+    assert counted == num_parameters, (
+        "30 layers over 4 stages and a vocabulary of 50257 over 8 ranks are all there, once"
+    )
     assert not dist.is_initialized()

@@ -28,7 +28,9 @@ def log_step(logger: MetricsLogger, step: int, **changed: Any) -> None:
 
 
 def open_logger(folder: Path, stream: io.StringIO | None = None, **options: Any) -> MetricsLogger:
-    return MetricsLogger(folder, **{"num_steps": 10, "tensorboard": False, "stream": stream or io.StringIO(), **options})
+    return MetricsLogger(
+        folder, **{"num_steps": 10, "tensorboard": False, "stream": stream or io.StringIO(), **options}
+    )
 
 
 def steps_in(folder: Path) -> list[int | float | None]:
@@ -133,14 +135,19 @@ def test_a_step_cannot_be_logged_twice(tmp_path: Path) -> None:
             log_step(logger, 4)
         with pytest.raises(ValueError, match=r"step \(4\) was evaluated before"):
             logger.log_evaluation(step=4, held_out_loss=1.0)
-    with open_logger(tmp_path, resume_step=4) as logger, pytest.raises(ValueError, match=r"step \(3\) was logged before"):
+    with (
+        open_logger(tmp_path, resume_step=4) as logger,
+        pytest.raises(ValueError, match=r"step \(3\) was logged before"),
+    ):
         log_step(logger, 3)
 
 
 def tensorboard_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     accumulator = import_module("tensorboard.backend.event_processing.event_accumulator").EventAccumulator(str(folder))
     accumulator.Reload()
-    return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+    return {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]
+    }
 
 
 def test_tensorboard_reads_the_scalars_and_forgets_the_steps_a_resume_wrote_again(tmp_path: Path) -> None:
@@ -160,7 +167,10 @@ def test_tensorboard_reads_the_scalars_and_forgets_the_steps_a_resume_wrote_agai
 def test_evaluations_reach_tensorboard_under_their_own_names(tmp_path: Path) -> None:
     with open_logger(tmp_path, tensorboard=True) as logger:
         logger.log_evaluation(step=3, held_out_loss=0.0)
-    assert tensorboard_scalars(tmp_path / "tensorboard") == {"held_out/loss": [(3, 0.0)], "held_out/perplexity": [(3, 1.0)]}
+    assert tensorboard_scalars(tmp_path / "tensorboard") == {
+        "held_out/loss": [(3, 0.0)],
+        "held_out/perplexity": [(3, 1.0)],
+    }
 
 
 def test_without_tensorboard_no_folder_is_made(tmp_path: Path) -> None:
@@ -219,7 +229,9 @@ def test_writing_tensorboard_scalars_does_not_import_torch(tmp_path: Path) -> No
         "with MetricsLogger(Path(sys.argv[1]), num_steps=1) as logger: logger.log_evaluation(step=0, held_out_loss=1.0)\n"
         "print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.splitlines()[-1] == "False"
 
 

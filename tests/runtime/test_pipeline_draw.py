@@ -40,12 +40,17 @@ def test_rows_axis_and_bubble_are_labelled() -> None:
 
 
 def test_boxes_stay_inside_the_plot_and_keep_their_proportions() -> None:
-    boxes = [box.find(f"{SVG}rect") for box in ElementTree.fromstring(timeline_svg(_spans(), "1F1B", width=800)).iter(f"{SVG}g")]
+    boxes = [
+        box.find(f"{SVG}rect")
+        for box in ElementTree.fromstring(timeline_svg(_spans(), "1F1B", width=800)).iter(f"{SVG}g")
+    ]
     widths = {round(float(box.attrib["width"]) + 0.8, 1) for box in boxes if box is not None}
     assert len(widths) <= 3  # two lengths, give or take rounding
     assert max(widths) == pytest.approx(2 * min(widths), abs=0.2)
     assert all(
-        float(box.attrib["x"]) >= 0 and float(box.attrib["x"]) + float(box.attrib["width"]) <= 800 for box in boxes if box is not None
+        float(box.attrib["x"]) >= 0 and float(box.attrib["x"]) + float(box.attrib["width"]) <= 800
+        for box in boxes
+        if box is not None
     )
 
 

@@ -49,7 +49,9 @@ def test_no_cut_has_a_smaller_maximum_and_ties_are_as_even_as_can_be() -> None:
         # Multiples of 1/8 are exact in binary, so that ties are ties in this brute force too.
         layer, embedding, head = (rng.randint(1, 16) / 8, rng.randint(0, 24) / 8, rng.randint(0, 40) / 8)
 
-        def rank(counts: tuple[int, ...], layer: float = layer, embedding: float = embedding, head: float = head) -> tuple[float, int]:
+        def rank(
+            counts: tuple[int, ...], layer: float = layer, embedding: float = embedding, head: float = head
+        ) -> tuple[float, int]:
             costs = [count * layer for count in counts]
             costs[0] += embedding
             costs[-1] += head
@@ -99,7 +101,9 @@ def test_fewer_layers_than_stages_are_refused_with_the_valid_numbers() -> None:
         partition_layers(3, 0)
 
 
-@pytest.mark.parametrize("costs", [(0.0, 0.0, 0.0), (1.0, -1.0, 0.0), (1.0, 0.0, float("inf")), (float("nan"), 0.0, 0.0)])
+@pytest.mark.parametrize(
+    "costs", [(0.0, 0.0, 0.0), (1.0, -1.0, 0.0), (1.0, 0.0, float("inf")), (float("nan"), 0.0, 0.0)]
+)
 def test_costs_that_make_no_sense_are_refused(costs: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="must be finite"):
         partition_layers(4, 2, *costs)

@@ -100,13 +100,16 @@ def _runs(schedule: Sequence[Sequence[Action]], num_stages: int, num_microbatche
         if not moved:
             break
     directions = {action.kind.value[-1] for actions in schedule for action in actions}
-    everything = Counter({(d, s, m): 1 for d in directions | {"F"} for s in range(num_stages) for m in range(num_microbatches)})
+    everything = Counter(
+        {(d, s, m): 1 for d in directions | {"F"} for s in range(num_stages) for m in range(num_microbatches)}
+    )
     receives = Counter((channel[2], *slot) for channel, slots in posted.items() for slot in slots)
     return (
         all(position[rank] == len(actions) for rank, actions in enumerate(schedule))
         and made == everything
         and receives == used
-        and {channel: len(messages) for channel, messages in sent.items()} == {channel: len(slots) for channel, slots in posted.items()}
+        and {channel: len(messages) for channel, messages in sent.items()}
+        == {channel: len(slots) for channel, slots in posted.items()}
     )
 
 
@@ -235,7 +238,10 @@ def test_two_swapped_actions_name_each_ranks_blocked_action() -> None:
     assert lines[1].startswith("  rank 0 is blocked at 0B0 (action ")
     assert lines[1].endswith("waiting for 1SEND_B0, on rank 1")
     assert lines[2].startswith("  rank 1 is blocked at 1B0 ")
-    assert lines[3] == f"  rank 2 is blocked at 2B2 (action 2 of {len(last)}), waiting for 2F2, which stands later in its own list"
+    assert (
+        lines[3]
+        == f"  rank 2 is blocked at 2B2 (action 2 of {len(last)}), waiting for 2F2, which stands later in its own list"
+    )
     assert len(caught.value.blocked) == 3
     assert caught.value.problems == []
 
@@ -253,7 +259,9 @@ def test_two_ends_of_a_channel_in_different_order_are_refused() -> None:
         """0F0 0SEND_F0 0F1 0SEND_F1
            1RECV_F1 1RECV_F0 1F0 1F1"""
     )
-    with pytest.raises(ScheduleError, match="rank 0 -> rank 1: message 0 is 0SEND_F0, but rank 1 posts 1RECV_F1 where 1RECV_F0 is due"):
+    with pytest.raises(
+        ScheduleError, match="rank 0 -> rank 1: message 0 is 0SEND_F0, but rank 1 posts 1RECV_F1 where 1RECV_F0 is due"
+    ):
         validate(schedule)
 
 

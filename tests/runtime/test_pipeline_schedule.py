@@ -81,8 +81,12 @@ def _texts(schedule: Schedule) -> list[list[str]]:
     return [[str(action) for action in actions] for actions in schedule]
 
 
-@pytest.mark.parametrize(("num_ranks", "num_microbatches"), [(1, 1), (1, 5), (2, 2), (4, 2), (4, 4), (4, 8), (8, 3), (5, 11)])
-@pytest.mark.parametrize(("ours", "theirs"), [(gpipe, torch_schedules.ScheduleGPipe), (one_f_one_b, torch_schedules.Schedule1F1B)])
+@pytest.mark.parametrize(
+    ("num_ranks", "num_microbatches"), [(1, 1), (1, 5), (2, 2), (4, 2), (4, 4), (4, 8), (8, 3), (5, 11)]
+)
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(gpipe, torch_schedules.ScheduleGPipe), (one_f_one_b, torch_schedules.Schedule1F1B)]
+)
 def test_compute_order_is_the_one_torch_runs(ours: Any, theirs: type, num_ranks: int, num_microbatches: int) -> None:
     assert _texts(ours(num_ranks, num_microbatches)) == _order_torch_runs(theirs, num_ranks, num_microbatches)
 
@@ -97,14 +101,17 @@ def test_gpipe_order_is_torchs_pipeline_order(num_ranks: int, num_microbatches: 
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "num_microbatches", "virtual_stages"), [(2, 2, 2), (2, 6, 3), (4, 4, 2), (4, 8, 2), (4, 16, 3), (8, 8, 4), (1, 5, 3)]
+    ("num_ranks", "num_microbatches", "virtual_stages"),
+    [(2, 2, 2), (2, 6, 3), (4, 4, 2), (4, 8, 2), (4, 16, 3), (8, 8, 4), (1, 5, 3)],
 )
 def test_interleaved_order_is_torchs_pipeline_order(num_ranks: int, num_microbatches: int, virtual_stages: int) -> None:
     schedule: Any = object.__new__(torch_schedules.ScheduleInterleaved1F1B)
     schedule.pp_group_size, schedule.n_local_stages = num_ranks, virtual_stages
     schedule._n_microbatches = num_microbatches
     schedule.microbatches_per_round = num_ranks
-    expected = [[str(a) for a in schedule._calculate_single_rank_operations(rank) if a is not None] for rank in range(num_ranks)]
+    expected = [
+        [str(a) for a in schedule._calculate_single_rank_operations(rank) if a is not None] for rank in range(num_ranks)
+    ]
     assert _texts(interleaved_1f1b(num_ranks, num_microbatches, virtual_stages)) == expected
 
 
@@ -119,7 +126,9 @@ def test_every_stage_runs_every_microbatch_once_each_way_in_order(
         for stage in stages:
             # The order of backwards is the order of gradient sums, so it must be the same in every schedule.
             for kind in (ActionKind.F, ActionKind.B):
-                assert [a.microbatch for a in actions if (a.stage, a.kind) == (stage, kind)] == list(range(num_microbatches))
+                assert [a.microbatch for a in actions if (a.stage, a.kind) == (stage, kind)] == list(
+                    range(num_microbatches)
+                )
 
 
 def test_one_f_one_b_of_four_ranks_reads_as_in_the_paper() -> None:
@@ -159,7 +168,9 @@ def test_a_schedule_prints_and_parses() -> None:
 
 
 def test_interleaved_refuses_microbatches_that_leave_a_partial_group() -> None:
-    with pytest.raises(ValueError, match=r"num_microbatches \(6\) must be a multiple of pp \(4\).*use 4 or 8 microbatches.*1, 2, 3, 6"):
+    with pytest.raises(
+        ValueError, match=r"num_microbatches \(6\) must be a multiple of pp \(4\).*use 4 or 8 microbatches.*1, 2, 3, 6"
+    ):
         interleaved_1f1b(4, 6, 2)
 
 

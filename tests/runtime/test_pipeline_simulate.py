@@ -71,7 +71,9 @@ def test_transfers_overlap_compute() -> None:
     # Three messages of 0.5 leave rank 0 while it computes; only the first one's time shows.
     result = simulate(forward_only(2, 3), Costs.uniform(2, 1.0, transfer=0.5))
     assert result.makespan == 1 + 0.5 + 3
-    wires = [(span.rank, str(span.action), span.start, span.stop) for span in result.spans if not span.action.kind.is_compute]
+    wires = [
+        (span.rank, str(span.action), span.start, span.stop) for span in result.spans if not span.action.kind.is_compute
+    ]
     assert wires == [(0, "0SEND_F0", 1.0, 1.5), (0, "0SEND_F1", 2.0, 2.5), (0, "0SEND_F2", 3.0, 3.5)]
 
 
@@ -140,5 +142,7 @@ def test_64_ranks_and_512_microbatches_take_seconds() -> None:
     began = time.process_time()
     schedule = add_communication(one_f_one_b(64, 512))
     result = simulate(schedule, Costs.uniform(64, transfer=0.01))  # validates first
-    assert time.process_time() - began < 20  # about 3 s on the machine this was written on; the bound catches a quadratic pass
+    assert (
+        time.process_time() - began < 20
+    )  # about 3 s on the machine this was written on; the bound catches a quadratic pass
     assert result.peak_in_flight == [64 - rank for rank in range(64)]

@@ -50,7 +50,10 @@ def errors_of(changes: dict[str, Any]) -> list[str]:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     # tensor parallelism
-    ({"parallel.tp": 8}, "parallel.tp: num_heads (12) must be divisible by tp (8); set parallel.tp to 1, 2, 3, 4, 6 or 12"),
+    (
+        {"parallel.tp": 8},
+        "parallel.tp: num_heads (12) must be divisible by tp (8); set parallel.tp to 1, 2, 3, 4, 6 or 12",
+    ),
     (
         {"parallel.tp": 4, "model.num_kv_heads": 6},
         "parallel.tp: num_kv_heads (6) must be divisible by tp (4), or tp by num_kv_heads; set parallel.tp to 1, 2, 3, 6 or 12",
@@ -108,7 +111,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
             f"set model.num_heads, or model.preset to one of {len(PRESETS)} shapes such as llama-tiny"
         ),
     ),
-    ({"model.hidden_dropout": 1.0}, "model.hidden_dropout: must be below 1, got 1.0; set model.hidden_dropout to a number below 1"),
+    (
+        {"model.hidden_dropout": 1.0},
+        "model.hidden_dropout: must be below 1, got 1.0; set model.hidden_dropout to a number below 1",
+    ),
     ({"model.num_layers": 0}, "model.num_layers: must be at least 1, got 0; set model.num_layers to 1 or more"),
     (
         {"model.num_layers": 3_000_000_000},
@@ -152,13 +158,21 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "model.attention_window: relative positions do not go with attention_window (8); leave out attention_window",
     ),
     (
-        {"model.objective": "permutation_lm", "model.position": "relative", "parallel.tp": 2, "parallel.sequence_parallel": True},
+        {
+            "model.objective": "permutation_lm",
+            "model.position": "relative",
+            "parallel.tp": 2,
+            "parallel.sequence_parallel": True,
+        },
         (
             "data.mask_fraction: the 21 tokens of a sequence that are predicted must be divisible by tp (2) with sequence_parallel; "
             "set data.mask_fraction so that it is 20 or 22 of 128, or parallel.sequence_parallel to false"
         ),
     ),
-    ({"model.position": "rotery"}, "model.position: must be learned, rotary, alibi, relative or none, got 'rotery'; did you mean rotary?"),
+    (
+        {"model.position": "rotery"},
+        "model.position: must be learned, rotary, alibi, relative or none, got 'rotery'; did you mean rotary?",
+    ),
     # pipeline
     (
         {"parallel.pp": 16},
@@ -203,7 +217,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
             "with virtual_stages above 1; set train.global_batch_size to 24 or 36"
         ),
     ),
-    ({"parallel.schedule": "1F1B"}, "parallel.schedule: must be gpipe, 1f1b or interleaved_1f1b, got '1F1B'; did you mean 1f1b?"),
+    (
+        {"parallel.schedule": "1F1B"},
+        "parallel.schedule: must be gpipe, 1f1b or interleaved_1f1b, got '1F1B'; did you mean 1f1b?",
+    ),
     # batch
     (
         {"train.global_batch_size": 30, "parallel.dp": 2},
@@ -262,7 +279,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"zero.stage": 2}, "zero.stage: must be 0 or 1, got 2 (stages 2 and 3 are not built yet); set zero.stage to 1"),
     ({"zero.stage": 4}, "zero.stage: must be 0 or 1, got 4 (stages 2 and 3 are not built yet); set zero.stage to 1"),
     ({"zero.backend": "deepspeed"}, "zero.backend: 'deepspeed' is not built yet; set zero.backend to native"),
-    ({"launcher.kind": "ray"}, "launcher.kind: must be local, slurm or mpi, got 'ray'; set launcher.kind to local, slurm or mpi"),
+    (
+        {"launcher.kind": "ray"},
+        "launcher.kind: must be local, slurm or mpi, got 'ray'; set launcher.kind to local, slurm or mpi",
+    ),
     (
         {"slurm.nodes": 3},
         "slurm.nodes: nodes (3) must divide the number of ranks (1 = tp * pp * dp * cp), for every node gets equally many; set slurm.nodes to 1",
@@ -271,7 +291,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"launcher.nodes": 1, "launcher.rendezvous": "n1"},
         "launcher.rendezvous: must be HOST:PORT, got 'n1'; write one such as n1:29400",
     ),
-    ({"launcher.rendezvous": "$(id):1"}, "launcher.rendezvous: must be HOST:PORT, got '$(id):1'; write one such as n1:29400"),
+    (
+        {"launcher.rendezvous": "$(id):1"},
+        "launcher.rendezvous: must be HOST:PORT, got '$(id):1'; write one such as n1:29400",
+    ),
     (
         {"launcher.nodes": 2, "parallel.dp": 2, "train.global_batch_size": 32},
         "launcher.nodes: nodes (2) must meet somewhere, and launcher.rendezvous is not set; set launcher.rendezvous to HOST:PORT, such as n1:29400",
@@ -288,9 +311,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"slurm.partition": "gpu; rm"},
         "slurm.partition: must be one word as sbatch takes it, without spaces, quotes and dollar signs, got 'gpu; rm'",
     ),
-    ({"slurm.time": "tomorrow"}, "slurm.time: must be a time limit such as 90 (minutes), 12:00:00 or 2-00:00:00, got 'tomorrow'"),
+    (
+        {"slurm.time": "tomorrow"},
+        "slurm.time: must be a time limit such as 90 (minutes), 12:00:00 or 2-00:00:00, got 'tomorrow'",
+    ),
     ({"slurm.memory": "64 G"}, "slurm.memory: must be an amount of memory such as 64G, got '64 G'"),
-    ({"slurm.options": ["nightly"]}, "slurm.options[0]: must be an option of sbatch such as --comment=nightly, got 'nightly'"),
+    (
+        {"slurm.options": ["nightly"]},
+        "slurm.options[0]: must be an option of sbatch such as --comment=nightly, got 'nightly'",
+    ),
     (
         {"train.output_dir": "runs/../../elsewhere"},
         "train.output_dir: must not climb by .., got 'runs/../../elsewhere'; write the folder out in full",
@@ -298,8 +327,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     # optimizer and learning rate
     ({"optimizer.lr": ...}, "optimizer.lr: is required; write lr under optimizer: peak learning rate"),
     ({"optimizer.lr": 0}, "optimizer.lr: must be above 0, got 0; set optimizer.lr to a number above 0"),
-    ({"optimizer.lr": float("nan")}, "optimizer.lr: must be a finite number, got nan; set optimizer.lr to a finite number"),
-    ({"optimizer.beta2": 1.0}, "optimizer.beta2: must be below 1, got 1.0; set optimizer.beta2 to a number below 1, such as 0.95"),
+    (
+        {"optimizer.lr": float("nan")},
+        "optimizer.lr: must be a finite number, got nan; set optimizer.lr to a finite number",
+    ),
+    (
+        {"optimizer.beta2": 1.0},
+        "optimizer.beta2: must be below 1, got 1.0; set optimizer.beta2 to a number below 1, such as 0.95",
+    ),
     ({"optimizer.name": "adam"}, "optimizer.name: must be adamw, got 'adam'; did you mean adamw?"),
     (
         {"lr_schedule.warmup_steps": 100},
@@ -335,13 +370,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "lr_schedule.name: must be constant, cosine, linear, step, exponential or wsd, got 'cos'; did you mean cosine?",
     ),
     # the rest
-    ({"precision.dtype": "fp16"}, "precision.dtype: must be float32, bfloat16 or float64, got 'fp16'; did you mean bfloat16?"),
-    ({"train.output_dir": ""}, "train.output_dir: must name a file or folder, got an empty text; write a path such as runs/first"),
+    (
+        {"precision.dtype": "fp16"},
+        "precision.dtype: must be float32, bfloat16 or float64, got 'fp16'; did you mean bfloat16?",
+    ),
+    (
+        {"train.output_dir": ""},
+        "train.output_dir: must name a file or folder, got an empty text; write a path such as runs/first",
+    ),
     (
         {"train.output_dir": "~/runs"},
         "train.output_dir: must be a path as it is, because ~ is not expanded, got '~/runs'; write the home folder out in full",
     ),
-    ({"train.output_dir": "./"}, "train.output_dir: must be a folder of its own, got './'; write a path such as runs/first"),
+    (
+        {"train.output_dir": "./"},
+        "train.output_dir: must be a folder of its own, got './'; write a path such as runs/first",
+    ),
     ({"train.output_dir": 3}, 'train.output_dir: must be text, got 3; write it in quotes: "3"'),
     (
         {"train.eval_interval": 10, "data.held_out_fraction": 0.0},
@@ -350,13 +394,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
             "set data.held_out_fraction to 0.02, or train.eval_interval to 0"
         ),
     ),
-    ({"data.source": "my.txt"}, "data.source: must be a list with at least one item, got 'my.txt'; write it as [my.txt]"),
+    (
+        {"data.source": "my.txt"},
+        "data.source: must be a list with at least one item, got 'my.txt'; write it as [my.txt]",
+    ),
     ({"data.source": []}, "data.source: must be a list with at least one item, got []; write it as [item, item]"),
     (
         {"data.tokenizer_vocab_size": 200},
         "data.tokenizer_vocab_size: must be at least 257, got 200; set data.tokenizer_vocab_size to 257 or more",
     ),
-    ({"checkpoint.resume": "yes"}, "checkpoint.resume: must be true or false, got 'yes'; set checkpoint.resume to true"),
+    (
+        {"checkpoint.resume": "yes"},
+        "checkpoint.resume: must be true or false, got 'yes'; set checkpoint.resume to true",
+    ),
     ({"seed": -1}, "seed: must be at least 0, got -1; set seed to 0 or more"),
     (
         {"launcher": "local"},
@@ -459,7 +509,13 @@ def test_building_a_run_spec_directly_checks_the_same_rules() -> None:
         {"lr_schedule.decay_steps": 1000},
         {"optimizer.max_grad_norm": 0, "model.hidden_dropout": 0},
         {"model.hidden_size": 100, "model.head_dim": 32},
-        {"model.preset": "llama2-70b", "model.num_layers": ..., "model.hidden_size": ..., "model.num_heads": ..., "parallel.tp": 8},
+        {
+            "model.preset": "llama2-70b",
+            "model.num_layers": ...,
+            "model.hidden_size": ...,
+            "model.num_heads": ...,
+            "parallel.tp": 8,
+        },
         {"zero.stage": 0, "precision.dtype": "float64"},
         {"logging": None, "parallel": None},
     ],
@@ -556,12 +612,23 @@ def test_whatever_is_written_gives_a_spec_or_readable_errors(changes: dict[str, 
 
 def test_experts_are_described_with_what_a_token_uses_and_who_shares_them() -> None:
     spec = parse_spec(
-        changed({"model.num_experts": 8, "parallel.tp": 2, "parallel.dp": 4, "parallel.ep": 2, "train.global_batch_size": 32})
+        changed(
+            {
+                "model.num_experts": 8,
+                "parallel.tp": 2,
+                "parallel.dp": 4,
+                "parallel.ep": 2,
+                "train.global_batch_size": 32,
+            }
+        )
     )
     rows = dict(describe(spec))
     assert "feed-forward 3072, 2 of 8 experts" in rows["model"]
     shape = spec.transformer
-    assert rows["parameters"] == f"{shape.num_parameters():,}, {shape.num_active_parameters():,} of them used by each token"
+    assert (
+        rows["parameters"]
+        == f"{shape.num_parameters():,}, {shape.num_active_parameters():,} of them used by each token"
+    )
     assert rows["layout"].endswith("= 8 ranks, experts shared by 2 dp ranks and 2 tp ranks")
 
 

@@ -65,7 +65,11 @@ def test_output_dir_is_named_after_the_file(tmp_path: Path) -> None:
 
 def test_errors_name_the_line(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
-        load_spec(write(tmp_path, GOOD_TEXT.replace("seq_len: 64", "seq_length: 64").replace("batch_size: 8", "batch_size: 6")))
+        load_spec(
+            write(
+                tmp_path, GOOD_TEXT.replace("seq_len: 64", "seq_length: 64").replace("batch_size: 8", "batch_size: 6")
+            )
+        )
     assert [str(error) for error in caught.value.errors] == [
         "train.seq_length (line 9): unknown field; did you mean train.seq_len?",
         (
@@ -86,7 +90,10 @@ def test_errors_name_the_line(tmp_path: Path) -> None:
             "seed: 1\nzero:\n  stage: 1\n  stage: 0\n",
             "zero.stage (line 4): is given twice in the same place, first on line 3; keep one of them",
         ),
-        ("seed: !!python/object/apply:os.getcwd []\n", "(line 1): is not valid YAML: could not determine a constructor"),
+        (
+            "seed: !!python/object/apply:os.getcwd []\n",
+            "(line 1): is not valid YAML: could not determine a constructor",
+        ),
         ("seed: 1\nzero: \x07\n", "(line 2): is not valid YAML: special characters are not allowed"),
         ("", "must be a mapping of sections, got an empty file"),
         ("- model\n", "must be a mapping of sections, got list"),
@@ -130,7 +137,14 @@ def test_aliases_and_merge_keys_work(tmp_path: Path) -> None:
 
 def test_overrides_are_parsed_as_yaml_and_win(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD_TEXT)
-    overrides = ["parallel.tp=2", "optimizer.lr=1e-3", "data.source=[a.txt, b.txt]", "model.preset=", "seed=7", "logging.timeline=false"]
+    overrides = [
+        "parallel.tp=2",
+        "optimizer.lr=1e-3",
+        "data.source=[a.txt, b.txt]",
+        "model.preset=",
+        "seed=7",
+        "logging.timeline=false",
+    ]
     spec = load_spec(path, overrides)
     assert (spec.parallel.tp, spec.optimizer.lr, spec.data.source) == (2, 1e-3, ["a.txt", "b.txt"])
     assert (spec.model.preset, spec.seed, spec.logging.timeline) == (None, 7, False)
@@ -142,9 +156,18 @@ def test_overrides_are_parsed_as_yaml_and_win(tmp_path: Path) -> None:
         ("parallel.tpp=2", "parallel.tpp: unknown field; did you mean parallel.tp?"),
         ("tp=2", "tp: unknown field; did you mean parallel.tp?"),
         ("train.lr=2", "train.lr: unknown field; did you mean optimizer.lr?"),
-        ("model.mlp.ffn_hidden_size=2", "model.mlp.ffn_hidden_size: unknown field; did you mean model.ffn_hidden_size?"),
-        ("parallel.tp", "--set: 'parallel.tp' is not FIELD=VALUE; write it like --set parallel.tp=4, without spaces around ="),
-        ("parallel={tp: 2}", "parallel: is a section, not a field; set one field at a time, such as --set parallel.tp=..."),
+        (
+            "model.mlp.ffn_hidden_size=2",
+            "model.mlp.ffn_hidden_size: unknown field; did you mean model.ffn_hidden_size?",
+        ),
+        (
+            "parallel.tp",
+            "--set: 'parallel.tp' is not FIELD=VALUE; write it like --set parallel.tp=4, without spaces around =",
+        ),
+        (
+            "parallel={tp: 2}",
+            "parallel: is a section, not a field; set one field at a time, such as --set parallel.tp=...",
+        ),
         ("optimizer.lr=fast", "optimizer.lr: must be a number, got 'fast'; set optimizer.lr to a number"),
         (
             "train.global_batch_size=6",
@@ -177,12 +200,16 @@ def test_override_that_is_not_yaml_is_an_error(tmp_path: Path) -> None:
     ),
     seed=st.integers(0, 2**63 - 1),
 )
-def test_a_written_spec_reads_back_equal(lr: float, name: str, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_written_spec_reads_back_equal(
+    lr: float, name: str, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     spec = parse_spec(changed({"optimizer.lr": lr, "data.source": [f"x{name}"], "data.text_field": name, "seed": seed}))
     assert load_spec(write(tmp_path_factory.mktemp("spec"), dump_spec(spec))) == spec
 
 
-@pytest.mark.parametrize("word", ["1e3", "yes", "null", "~", "1:30", "2024-01-01", "0x10", "010", "true", "3", "", "=", "<<"])
+@pytest.mark.parametrize(
+    "word", ["1e3", "yes", "null", "~", "1:30", "2024-01-01", "0x10", "010", "true", "3", "", "=", "<<"]
+)
 def test_text_that_looks_like_something_else_stays_text(word: str, tmp_path: Path) -> None:
     spec = parse_spec(changed({"data.text_field": word or " "}))
     assert load_spec(write(tmp_path, dump_spec(spec))) == spec
@@ -203,7 +230,11 @@ def test_differences_are_listed_by_field() -> None:
 
 
 def test_description_explains_padding_layout_batch_and_tokens() -> None:
-    spec = parse_spec(changed({"model.preset": "gpt2-124m", "parallel.tp": 2, "parallel.pp": 2, "parallel.dp": 2, "model.num_layers": 12}))
+    spec = parse_spec(
+        changed(
+            {"model.preset": "gpt2-124m", "parallel.tp": 2, "parallel.pp": 2, "parallel.dp": 2, "model.num_layers": 12}
+        )
+    )
     rows = dict(describe(spec))
     assert rows["parameters"] == "124,439,808"
     assert rows["vocabulary"] == "50,257 tokens, padded to 50,258 so that each of the 2 tp ranks holds 25,129 rows"
@@ -235,7 +266,9 @@ def test_there_are_examples_and_quickstart_has_eight_ranks() -> None:
     assert spec.train.output_dir == "runs/quickstart"
 
 
-@pytest.mark.parametrize("changes", [{"parallel.tpp": 2}, {"zero.stage": 2}, {"parallel.cp": 2}, {"train.num_steps": 0}, {"seed": "x"}])
+@pytest.mark.parametrize(
+    "changes", [{"parallel.tpp": 2}, {"zero.stage": 2}, {"parallel.cp": 2}, {"train.num_steps": 0}, {"seed": "x"}]
+)
 def test_schema_refuses_what_the_spec_refuses(changes: dict[str, Any]) -> None:
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -257,7 +290,9 @@ def test_loading_takes_under_a_second_and_imports_no_torch() -> None:
         "    print(heavy, time.process_time())\n"
     )
     quickstart = next(path for path in EXAMPLES if path.name == "quickstart.yaml")
-    done = subprocess.run([sys.executable, "-c", program, str(quickstart)], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(quickstart)], capture_output=True, text=True, check=True, timeout=60
+    )
     heavy, _, seconds = done.stdout.strip().rpartition(" ")
     assert heavy == "[]"
     assert float(seconds) < 1.0

@@ -29,7 +29,9 @@ def run(op: Op, inputs: Sequence[Tensor], seed: int) -> list[Tensor]:
     return [*(out.detach() for out in outputs), *found]
 
 
-def assert_equals_twin(op: Op, twin: Op, inputs: Sequence[Tensor], dtype: torch.dtype, tolerance: float | None = None) -> None:
+def assert_equals_twin(
+    op: Op, twin: Op, inputs: Sequence[Tensor], dtype: torch.dtype, tolerance: float | None = None
+) -> None:
     """Hold `op` in `dtype` against `twin` in float64 on the same rounded inputs: every output and every gradient, same shapes and dtypes.
 
     Args:
@@ -48,7 +50,9 @@ def assert_equals_twin(op: Op, twin: Op, inputs: Sequence[Tensor], dtype: torch.
         assert a.shape == b.shape, f"tensor {index}: {a.shape} against {b.shape}"
         scale = max(b.abs().max().item(), 1e-6) if b.numel() else 1.0
         error = (a.double() - b).abs().max().item() / scale if b.numel() else 0.0
-        assert error <= tolerance, f"tensor {index} of shape {tuple(b.shape)}: error {error:.2e} of the largest value, over {tolerance:.0e}"
+        assert error <= tolerance, (
+            f"tensor {index} of shape {tuple(b.shape)}: error {error:.2e} of the largest value, over {tolerance:.0e}"
+        )
 
 
 @pytest.fixture

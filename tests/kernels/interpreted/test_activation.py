@@ -15,7 +15,9 @@ GATED = ["swiglu", "geglu", "geglu_tanh"]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", [*PLAIN, *GATED])
-def test_equals_the_twin(name: str, shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]) -> None:
+def test_equals_the_twin(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]
+) -> None:
     x = (torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3).requires_grad_()
     equals_twin(getattr(activation, f"triton_{name}"), getattr(activation, name), [x], dtype)
 
@@ -24,7 +26,12 @@ def test_equals_the_twin(name: str, shape: tuple[int, ...], dtype: torch.dtype, 
 def test_non_contiguous_input_and_gradient(name: str, equals_twin: Callable[..., None]) -> None:
     x = torch.randn(6, 4, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
     kernel, twin = getattr(activation, f"triton_{name}"), getattr(activation, name)
-    equals_twin(lambda t: kernel(t.transpose(0, 1)).transpose(0, 1), lambda t: twin(t.transpose(0, 1)).transpose(0, 1), [x], torch.float32)
+    equals_twin(
+        lambda t: kernel(t.transpose(0, 1)).transpose(0, 1),
+        lambda t: twin(t.transpose(0, 1)).transpose(0, 1),
+        [x],
+        torch.float32,
+    )
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *GATED])

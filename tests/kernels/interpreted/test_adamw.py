@@ -40,7 +40,9 @@ def test_ten_steps_equal_the_twin(size: int, grad_factor: float) -> None:
     assert state.copy.equal(state.param.half())
 
 
-@pytest.mark.parametrize("hyper", [{"weight_decay": 0.0}, {"beta1": 0.0}, {"beta1": 0.0, "beta2": 0.0}, {"eps": 0.1, "lr": 0.0}])
+@pytest.mark.parametrize(
+    "hyper", [{"weight_decay": 0.0}, {"beta1": 0.0}, {"beta1": 0.0, "beta2": 0.0}, {"eps": 0.1, "lr": 0.0}]
+)
 def test_hyperparameters_at_their_ends(hyper: dict[str, float]) -> None:
     state, twin = make_state(20), make_state(20)
     for _ in range(3):
@@ -64,7 +66,10 @@ def test_pieces_of_a_tensor_step_like_the_whole_to_the_bit() -> None:
     whole, cut = make_state(131, copy=torch.float16), make_state(131, copy=torch.float16)
     assert cut.copy is not None
     tensors = (cut.param, cut.grad, cut.exp_avg, cut.exp_avg_sq)
-    pieces = [AdamWState(*(t[a:b] for t in tensors), torch.zeros(()), cut.copy[a:b]) for a, b in pairwise([0, 1, 8, 8, 77, 131])]
+    pieces = [
+        AdamWState(*(t[a:b] for t in tensors), torch.zeros(()), cut.copy[a:b])
+        for a, b in pairwise([0, 1, 8, 8, 77, 131])
+    ]
     for step in range(5):
         for state in (whole, cut):
             state.grad.copy_(gradient(131, step))

@@ -91,7 +91,9 @@ def test_documents_do_not_see_each_other(causal: bool, deterministic: bool, equa
 def test_dropout_draws_the_mask_of_the_twin(packed: bool, equals_twin: Callable[..., None]) -> None:
     documents = Documents(torch.tensor([0, 11, 35, 70], dtype=torch.int32), longest=35) if packed else None
     dropout = AttentionDropout(0.3, stream_key(3, "x"), first_sample=2**29, first_head=3, total_heads=8)
-    equals_twin(*both(AttentionOptions(), documents=documents, dropout=dropout), inputs(2, 35, 35, 4, 2, 16), torch.float32)
+    equals_twin(
+        *both(AttentionOptions(), documents=documents, dropout=dropout), inputs(2, 35, 35, 4, 2, 16), torch.float32
+    )
 
 
 def test_everything_at_once(equals_twin: Callable[..., None]) -> None:

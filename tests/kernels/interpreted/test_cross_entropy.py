@@ -6,14 +6,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimaran.kernels.cross_entropy import IGNORED_LABEL, TORCH_CROSS_ENTROPY, TRITON_CROSS_ENTROPY, CrossEntropyKernels, combine
+from trimaran.kernels.cross_entropy import (
+    IGNORED_LABEL,
+    TORCH_CROSS_ENTROPY,
+    TRITON_CROSS_ENTROPY,
+    CrossEntropyKernels,
+    combine,
+)
 
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3}
 """Some roundings of the dtype; a gradient is at most one or so."""
 
 
 def passes(
-    kernels: CrossEntropyKernels, logits: Tensor, labels: Tensor, num_ranks: int, label_smoothing: float, z_loss: float, padding: float
+    kernels: CrossEntropyKernels,
+    logits: Tensor,
+    labels: Tensor,
+    num_ranks: int,
+    label_smoothing: float,
+    z_loss: float,
+    padding: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss [tokens], statistics [ranks, 3 or 4, tokens], gradient [tokens, vocab]); each rank has two columns more than it needs."""
     tokens, vocab = logits.shape
@@ -41,7 +53,9 @@ def case(tokens: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
-def assert_equal_twin(logits: Tensor, labels: Tensor, num_ranks: int, label_smoothing: float, z_loss: float, padding: float = 50.0) -> None:
+def assert_equal_twin(
+    logits: Tensor, labels: Tensor, num_ranks: int, label_smoothing: float, z_loss: float, padding: float = 50.0
+) -> None:
     terms = (num_ranks, label_smoothing, z_loss, padding)
     found = passes(TRITON_CROSS_ENTROPY, logits, labels, *terms)
     expected = passes(TORCH_CROSS_ENTROPY, logits.double(), labels, *terms)
@@ -49,7 +63,9 @@ def assert_equal_twin(logits: Tensor, labels: Tensor, num_ranks: int, label_smoo
         assert a.dtype == (logits.dtype if name == "gradient" else torch.float32)
         # Losses and statistics are computed in float32 from the very same logits.
         tolerance = TOLERANCES[logits.dtype if name == "gradient" else torch.float32]
-        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            a.double(), b, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 # The interpreter's tiles are 16 columns wide.
@@ -60,7 +76,9 @@ SHAPES = [(1, 1), (5, 7), (4, 16), (3, 17), (2, 33), (6, 70), (0, 8)]
 @pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (0.2, 1e-2)])
 @pytest.mark.parametrize("num_ranks", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_the_twin(shape: tuple[int, int], num_ranks: int, smoothing: float, z_loss: float, dtype: torch.dtype) -> None:
+def test_equals_the_twin(
+    shape: tuple[int, int], num_ranks: int, smoothing: float, z_loss: float, dtype: torch.dtype
+) -> None:
     assert_equal_twin(*case(*shape, dtype), num_ranks, smoothing, z_loss)
 
 

@@ -30,7 +30,9 @@ def int32(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def caches(lengths: Tensor, capacity: int, kv_heads: int, head_dim: int, block_size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def caches(
+    lengths: Tensor, capacity: int, kv_heads: int, head_dim: int, block_size: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Caches with NaN past each sample's tokens: contiguous for a block size of 0, else shuffled pages and a table that points to NaN there too."""
     k, v = (draw(len(lengths), capacity, kv_heads, head_dim, seed=seed) for seed in (2, 3))
     past = torch.arange(capacity) >= lengths[:, None]
@@ -60,7 +62,10 @@ def hold(
     """Hold the kernel against the twin."""
     k, v, table = caches(lengths, capacity, kv_heads, q.shape[3], block_size)
     told = {**options, "block_table": table}
-    kernel, twin = (lambda q, k, v, op=op: op(q, k, v, lengths, **told) for op in (decode.triton_decode_attention, decode.decode_attention))
+    kernel, twin = (
+        lambda q, k, v, op=op: op(q, k, v, lengths, **told)
+        for op in (decode.triton_decode_attention, decode.decode_attention)
+    )
     equals_twin(kernel, twin, [q, k, v], dtype)
 
 
@@ -78,7 +83,16 @@ def test_float16_equals_the_twin(options: dict[str, Any], block_size: int, equal
 
 
 # q_len, heads, kv_heads, head_dim: one row to several tiles of rows, and widths that are no power of two
-SHAPES = [(1, 1, 1, 1), (1, 3, 3, 3), (5, 7, 1, 24), (12, 2, 1, 64), (1, 8, 2, 80), (2, 4, 4, 96), (1, 2, 1, 128), (1, 2, 2, 256)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (1, 3, 3, 3),
+    (5, 7, 1, 24),
+    (12, 2, 1, 64),
+    (1, 8, 2, 80),
+    (2, 4, 4, 96),
+    (1, 2, 1, 128),
+    (1, 2, 2, 256),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -26,7 +26,9 @@ def test_equals_the_twin(shape: tuple[int, ...], dtype: torch.dtype, equals_twin
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_with_a_residual_equals_the_twin(shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]) -> None:
+def test_with_a_residual_equals_the_twin(
+    shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]
+) -> None:
     op, twin = dropout.triton_dropout_add, dropout.dropout_add
     equals_twin(lambda x, r: op(x, r, 0.3, **WHERE), lambda x, r: twin(x, r, 0.3, **WHERE), inputs(2, *shape), dtype)
 
@@ -49,7 +51,9 @@ def test_non_contiguous_input_and_gradient(equals_twin: Callable[..., None]) -> 
     def transposed(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda x, r: op(x.transpose(0, 1), r.transpose(0, 1), 0.4, **WHERE).transpose(0, 1)
 
-    equals_twin(transposed(dropout.triton_dropout_add), transposed(dropout.dropout_add), inputs(2, 5, 3, 18), torch.float32)
+    equals_twin(
+        transposed(dropout.triton_dropout_add), transposed(dropout.dropout_add), inputs(2, 5, 3, 18), torch.float32
+    )
 
 
 def test_a_residual_alone_may_want_a_gradient() -> None:

@@ -1,7 +1,7 @@
 """LayerNorm and RMSNorm kernels in the interpreter, alone and after a residual sum.
 
-Its tiles hold 64 bytes: several rows of up to 8 float32, one of 16, a piece of a longer one; the backward pass of RMSNorm takes rows of 33 to 64 float32
-(65 to 128 float16) whole, loading them twice.
+Its tiles hold 64 bytes: several rows of up to 8 float32, one of 16, a piece of a longer one; the backward pass of
+RMSNorm takes rows of 33 to 64 float32 (65 to 128 float16) whole, loading them twice.
 """
 
 from collections.abc import Callable
@@ -44,8 +44,12 @@ def two_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_the_twin(name: str, shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]) -> None:
-    equals_twin(call(getattr(norm, f"triton_{name}"), name), call(getattr(norm, name), name), inputs(name, shape), dtype)
+def test_equals_the_twin(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]
+) -> None:
+    equals_twin(
+        call(getattr(norm, f"triton_{name}"), name), call(getattr(norm, name), name), inputs(name, shape), dtype
+    )
 
 
 @pytest.mark.parametrize("shape", [(9, 3), (5, 33)])
@@ -58,10 +62,19 @@ def test_layer_norm_without_a_bias(name: str, shape: tuple[int, ...], equals_twi
 @pytest.mark.parametrize(("shape", "num_programs"), [((1, 1), 2), ((5, 20), 1), ((5, 6), 132)])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_large_eps_and_any_number_of_programs(
-    name: str, shape: tuple[int, ...], num_programs: int, equals_twin: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    shape: tuple[int, ...],
+    num_programs: int,
+    equals_twin: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(norm, "multiprocessors", lambda device: num_programs)
-    equals_twin(call(getattr(norm, f"triton_{name}"), name, 0.5), call(getattr(norm, name), name, 0.5), inputs(name, shape), torch.float32)
+    equals_twin(
+        call(getattr(norm, f"triton_{name}"), name, 0.5),
+        call(getattr(norm, name), name, 0.5),
+        inputs(name, shape),
+        torch.float32,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,7 +99,9 @@ def test_one_output_alone_may_be_used(name: str, used: int, equals_twin: Callabl
     def one(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
         return lambda x, residual: op(x, residual, *(v.to(x.dtype) for v in vectors), EPS)[used]
 
-    equals_twin(one(getattr(norm, f"triton_{name}")), one(getattr(norm, name)), inputs(name, (5, 20))[:2], torch.float32)
+    equals_twin(
+        one(getattr(norm, f"triton_{name}")), one(getattr(norm, name)), inputs(name, (5, 20))[:2], torch.float32
+    )
 
 
 @pytest.mark.parametrize("shape", [(9, 3), (5, 33)])
@@ -101,7 +116,10 @@ def test_the_sum_is_rounded_before_it_is_normalised(name: str, shape: tuple[int,
 @pytest.mark.parametrize("width", [3, 33, 100])
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_weights_with_float16_activations(name: str, width: int) -> None:
-    chosen = [t.detach().half().to(torch.float32 if t.dim() == 1 else torch.float16).requires_grad_() for t in inputs(name, (6, width))]
+    chosen = [
+        t.detach().half().to(torch.float32 if t.dim() == 1 else torch.float16).requires_grad_()
+        for t in inputs(name, (6, width))
+    ]
     wide = [t.detach().double().requires_grad_() for t in chosen]
     results = []
     for op, arguments in ((getattr(norm, f"triton_{name}"), chosen), (getattr(norm, name), wide)):
@@ -110,7 +128,8 @@ def test_float32_weights_with_float16_activations(name: str, width: int) -> None
         results.append([last, *torch.autograd.grad(last, arguments, torch.ones_like(last))])
     assert [t.dtype for t in results[0]] == [torch.float16, *(t.dtype for t in chosen)]
     for index, (found, expected) in enumerate(zip(*results, strict=True)):
-        # A sum of float32 weights' gradients is as exact as its terms: those come from rounded activations, but are not rounded themselves.
+        # A sum of float32 weights' gradients is as exact as its terms: those come from rounded activations, but are not
+        # rounded themselves.
         limit = 1e-3 if found.dtype == torch.float16 or name.startswith("add_") else 1e-5
         assert (found - expected).abs().max() <= limit * expected.abs().max().clamp(min=1.0), index
 

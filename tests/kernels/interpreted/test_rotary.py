@@ -29,7 +29,9 @@ def in_place(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
 @BOTH_FORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_the_twin(shape: tuple[int, ...], dtype: torch.dtype, interleaved: bool, equals_twin: Callable[..., None]) -> None:
+def test_equals_the_twin(
+    shape: tuple[int, ...], dtype: torch.dtype, interleaved: bool, equals_twin: Callable[..., None]
+) -> None:
     inputs = [heads(*shape), *tables(shape[3], shape[1])]
     for op, twin in ((triton_rotary, rotary), (in_place(triton_rotary_), in_place(rotary_))):
         equals_twin(lambda *t, op=op: op(*t, interleaved), lambda *t, twin=twin: twin(*t, interleaved), inputs, dtype)
@@ -40,7 +42,9 @@ def test_equals_the_twin(shape: tuple[int, ...], dtype: torch.dtype, interleaved
 def test_partial_rotation(rot: int, interleaved: bool, equals_twin: Callable[..., None]) -> None:
     inputs = [heads(2, 3, 3, 23), *tables(rot, 3)]
     for op, twin in ((triton_rotary, rotary), (in_place(triton_rotary_), in_place(rotary_))):
-        equals_twin(lambda *t, op=op: op(*t, interleaved), lambda *t, twin=twin: twin(*t, interleaved), inputs, torch.float32)
+        equals_twin(
+            lambda *t, op=op: op(*t, interleaved), lambda *t, twin=twin: twin(*t, interleaved), inputs, torch.float32
+        )
 
 
 @BOTH_FORMS
@@ -53,7 +57,10 @@ def test_every_sample_with_positions_of_its_own(interleaved: bool, equals_twin: 
 def test_float32_tables_for_float16(interleaved: bool, equals_twin: Callable[..., None]) -> None:
     cos, sin = rotary_tables(1000, 5, 12, 10000.0, torch.float32, torch.device("cpu"))
     equals_twin(
-        lambda x: triton_rotary(x, cos, sin, interleaved), lambda x: rotary(x, cos, sin, interleaved), [heads(2, 5, 2, 12)], torch.float16
+        lambda x: triton_rotary(x, cos, sin, interleaved),
+        lambda x: rotary(x, cos, sin, interleaved),
+        [heads(2, 5, 2, 12)],
+        torch.float16,
     )
 
 
@@ -69,7 +76,9 @@ def test_any_strides_of_input_gradient_and_tables(interleaved: bool, equals_twin
 
 
 @BOTH_FORMS
-def test_in_place_on_a_part_of_a_projection_leaves_the_rest(interleaved: bool, equals_twin: Callable[..., None]) -> None:
+def test_in_place_on_a_part_of_a_projection_leaves_the_rest(
+    interleaved: bool, equals_twin: Callable[..., None]
+) -> None:
     def keys_in_place(kv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         kv = kv * 1.0
         triton_rotary_(kv.narrow(-1, 0, 16).unflatten(-1, (2, 8)), cos, sin, interleaved)
