@@ -72,7 +72,7 @@ def _train(spec: Path, overrides: list[str], folder: Path, *, preflight: bool) -
     ]
     words = [word for setting in settings for word in ("--set", setting)]
     subprocess.run(
-        [sys.executable, "-m", "trimaran.launchers.cli", "train", str(spec), "--launcher", "slurm", *words],
+        [sys.executable, "-m", "trimaran.launchers.cli.app", "train", str(spec), "--launcher", "slurm", *words],
         check=True,
         stderr=subprocess.DEVNULL,
     )
@@ -93,7 +93,7 @@ def _import(spec: RunSpec, folder: Path) -> float:
     script = f"""#!/bin/bash
 #SBATCH --nodes={spec.slurm.nodes} --ntasks-per-node={tasks} --output=/dev/null --exclude={spec.slurm.exclude or ""}
 {clock}
-srun --mpi=none {shlex.quote(sys.executable)} -c 'import trimaran.launchers.work'
+srun --mpi=none {shlex.quote(sys.executable)} -c 'import trimaran.launchers.worker.run'
 {clock}
 """
     submit(script)

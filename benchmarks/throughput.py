@@ -142,9 +142,9 @@ def trimaran_step(
     setting: Setting, layout: str, shared_memory: bool
 ) -> tuple[Callable[[], None], Callable[[float], float]]:
     """One optimizer step of this rank, and a function that sums a number over all ranks."""
-    from trimaran.launchers.place import resolve
-    from trimaran.launchers.rendezvous import meet
-    from trimaran.launchers.world import join_world
+    from trimaran.launchers.env.rank_env import resolve
+    from trimaran.launchers.rendezvous.store import meet
+    from trimaran.launchers.worker.process_group import join_world
     from trimaran.models.batch import Microbatch
     from trimaran.models.parallel.group import all_reduce
     from trimaran.runtime.spec import parse_spec

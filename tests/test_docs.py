@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-ENTRY = [sys.executable, "-m", "trimaran.launchers.cli"]
+ENTRY = [sys.executable, "-m", "trimaran.launchers.cli.app"]
 SHORT = {
     "parallel.dp": 1,
     "train.num_steps": 4,

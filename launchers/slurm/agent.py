@@ -7,11 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-from trimaran.launchers.console import say
-from trimaran.launchers.elastic import Node, get_ready
-from trimaran.launchers.node import run_node
-from trimaran.launchers.place import resolve
-from trimaran.launchers.worker import follow_parent
+from trimaran.launchers.cli.console import say
+from trimaran.launchers.env.rank_env import resolve
+from trimaran.launchers.local.node_agent import run_node
+from trimaran.launchers.local.torch_elastic import Node, get_ready
+from trimaran.launchers.worker.entry import follow_parent
 from trimaran.runtime.spec import check_world_size, load_spec
 
 
@@ -24,7 +24,7 @@ def main() -> int:
     ranks = spec.world_size // place.world_size
     check_world_size(spec, ranks * place.world_size)
     get_ready(spec, ranks)
-    from trimaran.launchers.rendezvous import meet, serve_store
+    from trimaran.launchers.rendezvous.store import meet, serve_store
 
     folder = Path(spec.train.output_dir)
     meeting = meet(place, os.environ, spec.launcher, folder)

@@ -16,17 +16,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimaran.launchers.addresses import AddressError
-from trimaran.launchers.consistency import versions_here
-from trimaran.launchers.place import Place, resolve
-from trimaran.launchers.rank import leave_word
-from trimaran.launchers.slurm.elsewhere import nodes_of_job, refuse
-from trimaran.launchers.slurm.script import NODES_REFUSED
-from trimaran.launchers.slurm.verdict import NodeFacts, refused_nodes
+from trimaran.launchers.env.rank_env import Place, resolve
+from trimaran.launchers.rendezvous.fingerprint import versions_here
+from trimaran.launchers.rendezvous.network import AddressError
+from trimaran.launchers.slurm.node_report import NodeFacts, refused_nodes
+from trimaran.launchers.slurm.requeue import nodes_of_job, refuse
+from trimaran.launchers.slurm.sbatch import NODES_REFUSED
+from trimaran.launchers.worker.process import leave_word
 from trimaran.runtime.spec import RunSpec, load_spec
 
 if TYPE_CHECKING:
-    from trimaran.launchers.rendezvous import Meeting
+    from trimaran.launchers.rendezvous.store import Meeting
 
 _GIB = 2**30
 _MATRIX = 1024
@@ -73,7 +73,7 @@ def matrix_gflops(spec: RunSpec) -> float:
 
 def judge(spec: RunSpec, place: Place, folder: Path, facts: NodeFacts) -> int:
     """Bring the nodes' facts together, try the links between them, and return the exit code; the first node says what is wrong."""
-    from trimaran.launchers.rendezvous import meet
+    from trimaran.launchers.rendezvous.store import meet
 
     try:
         meeting = meet(place, os.environ, spec.launcher, folder)
@@ -134,7 +134,7 @@ def ring_seconds(spec: RunSpec, meeting: "Meeting") -> float:
     import torch
     import torch.distributed as dist
 
-    from trimaran.launchers.world import join_group
+    from trimaran.launchers.worker.process_group import join_group
 
     join_group(spec, torch.device("cpu"), meeting)
     rank, size = meeting.place.rank, meeting.place.world_size

@@ -21,7 +21,7 @@ import yaml
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.train.metrics import Row, read_metrics
 
-TRIMARAN = [sys.executable, "-m", "trimaran.launchers.cli"]
+TRIMARAN = [sys.executable, "-m", "trimaran.launchers.cli.app"]
 TIMEOUT_S = 200.0  # of one command: ten seconds on idle cores, far more where many others want them
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -223,7 +223,7 @@ def fault(folder: Path, code: str, rank: int = 1) -> dict[str, str]:
 # Ranks are forked from a process that has run this file too.
 FAULT = """
 import os
-from trimaran.launchers.rank import Rank
+from trimaran.launchers.worker.process import Rank
 
 keep_records = Rank.keep_records
 

@@ -7,7 +7,7 @@ from typing import Any
 from tests.launchers.runs import TRIMARAN, Hold, make_workplace
 from tests.launchers.slurm_cluster import Cluster
 from trimaran.launchers.slurm.commands import parse_state
-from trimaran.launchers.slurm.job import jobs_of
+from trimaran.launchers.slurm.jobs import jobs_of
 
 TWO_RANKS, FOUR_RANKS = {"tp": 2, "pp": 1}, {"tp": 2, "pp": 2}
 STEPS = 30

@@ -8,15 +8,15 @@ import time
 import psutil
 import pytest
 
-from trimaran.launchers import addresses
-from trimaran.launchers.addresses import (
+from trimaran.launchers.rendezvous import network as addresses
+from trimaran.launchers.rendezvous.network import (
     AddressError,
     interface_address,
     interface_of,
     reachable_address,
     wait_until_open,
 )
-from trimaran.launchers.rendezvous import connect_store, serve_store
+from trimaran.launchers.rendezvous.store import connect_store, serve_store
 
 NODE = {"SLURMD_NODENAME": "n7"}
 

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from typer.testing import CliRunner
 
 from tests.launchers.runs import text_of, trimaran
-from trimaran.launchers import generate_task
-from trimaran.launchers.cli import app
-from trimaran.launchers.rendezvous import meet_nobody
-from trimaran.launchers.world import join_world
+from trimaran.launchers.cli.app import app
+from trimaran.launchers.rendezvous.store import meet_nobody
+from trimaran.launchers.worker import generate_task
+from trimaran.launchers.worker.process_group import join_world
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.spec import dump_spec, parse_spec
 from trimaran.runtime.train.job import build_job
@@ -72,7 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def generate(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
     # Threads that wait for each other are slow where other tests want the same cores.
-    monkeypatch.setattr("trimaran.launchers.work.threads_per_rank", lambda spec, size: 1)
+    monkeypatch.setattr("trimaran.launchers.worker.run.threads_per_rank", lambda spec, size: 1)
 
     def call(*options: str) -> Answer:
         threads = torch.get_num_threads()
@@ -199,7 +199,7 @@ def test_a_conversation(
     refused = generate(*question)
     assert refused.code == 2
     assert "run has no chat template, which a model that was tuned for conversations brings" in refused.err
-    monkeypatch.setattr("trimaran.launchers.work.do_alone", lambda task: tasks.append(task))
+    monkeypatch.setattr("trimaran.launchers.worker.run.do_alone", lambda task: tasks.append(task))
     tasks: list[generate_task.GenerateTask] = []
     (run / "chat_template.jinja").write_text(TEMPLATE)
     (run / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))

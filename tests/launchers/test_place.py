@@ -2,7 +2,7 @@
 
 import pytest
 
-from trimaran.launchers.place import Place, PlaceError, resolve, tasks_per_node
+from trimaran.launchers.env.rank_env import Place, PlaceError, resolve, tasks_per_node
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500",

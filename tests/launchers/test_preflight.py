@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from trimaran.launchers.addresses import AddressError
-from trimaran.launchers.place import Place
-from trimaran.launchers.rendezvous import Meeting, meet
-from trimaran.launchers.slurm.verdict import NodeFacts, Verdict, refused_nodes
+from trimaran.launchers.env.rank_env import Place
+from trimaran.launchers.rendezvous.network import AddressError
+from trimaran.launchers.rendezvous.store import Meeting, meet
+from trimaran.launchers.slurm.node_report import NodeFacts, Verdict, refused_nodes
 from trimaran.runtime.spec import LauncherSection
 
 SOUND: dict[str, Any] = {"versions": {"torch": "2"}, "gflops": 100.0, "free_gib": 50.0, "clock_s": 0.0}

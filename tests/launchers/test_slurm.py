@@ -16,7 +16,7 @@ import pytest
 from tests.launchers.runs import RAISE_AT_STEP_6, fault, losses, make_workplace, trimaran
 from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
 from tests.launchers.slurm_runs import FOUR_RANKS, JOB_S, OFTEN, STEPS, TRAIN, TWO_RANKS, Run
-from trimaran.launchers.slurm.job import jobs_of
+from trimaran.launchers.slurm.jobs import jobs_of
 from trimaran.runtime.checkpoint.folder import latest
 
 pytestmark = [
@@ -98,7 +98,7 @@ def test_srun_with_mpi_gives_the_losses_of_the_local_launcher(
         "--overcommit",
         sys.executable,
         "-m",
-        "trimaran.launchers.cli",
+        "trimaran.launchers.cli.app",
         "train",
         "spec.yaml",
     ]

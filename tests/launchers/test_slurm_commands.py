@@ -12,7 +12,7 @@ import pytest
 
 from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
 from tests.launchers.slurm_runs import JOB_S, Run
-from trimaran.launchers.slurm.job import jobs_of
+from trimaran.launchers.slurm.jobs import jobs_of
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from trimaran.launchers.tether import Failure, Tether
+from trimaran.launchers.worker.failure_relay import Failure, Tether
 
 KEY = "a secret"
 PLACES = [f"host h{rank}" for rank in range(4)]

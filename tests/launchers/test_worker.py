@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from trimaran.launchers.world import choose_device
+from trimaran.launchers.worker.process_group import choose_device
 
 
 @pytest.mark.parametrize(("num_gpus", "wish"), [(0, "auto"), (1, "auto"), (4, "cpu")])
@@ -33,6 +33,6 @@ def test_a_rank_with_a_gpu_of_its_own_takes_it(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_rank_starts_without_the_compiler() -> None:
     """torch._dynamo and the sympy that it brings take as long to import as half of torch."""
-    program = "import sys, trimaran.launchers.work; print(sorted({'torch._dynamo', 'sympy', 'matplotlib', 'transformers'} & set(sys.modules)))"
+    program = "import sys, trimaran.launchers.worker.run; print(sorted({'torch._dynamo', 'sympy', 'matplotlib', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimaran.launchers.elastic import Node, get_ready, run_ranks
-from trimaran.launchers.outcome import exit_code_after
-from trimaran.launchers.place import node_name
-from trimaran.launchers.worker import run_spec_of_agent
+from trimaran.launchers.env.exit_codes import exit_code_after
+from trimaran.launchers.env.rank_env import node_name
+from trimaran.launchers.local.torch_elastic import Node, get_ready, run_ranks
+from trimaran.launchers.worker.entry import run_spec_of_agent
 from trimaran.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run_node_by_hand(spec: RunSpec, spec_path: Path, overrides: list[str]) -> in
     assert spec.launcher.rendezvous is not None, "checked with the spec"
     ranks = spec.world_size // spec.launcher.nodes
     get_ready(spec, ranks)
-    from trimaran.launchers.addresses import address_towards, interface_address
+    from trimaran.launchers.rendezvous.network import address_towards, interface_address
 
     host, _, port = spec.launcher.rendezvous.rpartition(":")
     store = _store_at(host, int(port), spec.launcher.start_timeout_s)
@@ -49,8 +49,8 @@ def run_node_by_hand(spec: RunSpec, spec_path: Path, overrides: list[str]) -> in
 
 def _store_at(host: str, port: int, timeout_s: float) -> "TCPStore":
     """The nodes' store: served here where the address is this node's, else that of the node whose it is."""
-    from trimaran.launchers.addresses import AddressError, interface_of, resolve_name
-    from trimaran.launchers.rendezvous import connect_store, serve_store
+    from trimaran.launchers.rendezvous.network import AddressError, interface_of, resolve_name
+    from trimaran.launchers.rendezvous.store import connect_store, serve_store
 
     addresses = [address for address in resolve_name(host) if interface_of(address)]
     if addresses:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trimaran.launchers.console import errors_as_sentences, say
-from trimaran.launchers.rank import threads_per_rank
+from trimaran.launchers.cli.console import errors_as_sentences, say
+from trimaran.launchers.worker.process import threads_per_rank
 from trimaran.runtime.spec import RunSpec, load_spec
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def _measure(
     import torch
     import torch.distributed as dist
 
-    from trimaran.launchers.rendezvous import meet_nobody
-    from trimaran.launchers.world import choose_device, join_world
+    from trimaran.launchers.rendezvous.store import meet_nobody
+    from trimaran.launchers.worker.process_group import choose_device, join_world
     from trimaran.runtime.train import coordinates
     from trimaran.runtime.train.job import TrainingDiverged
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trimaran.launchers.console import RunPath, errors_as_sentences, say
-from trimaran.launchers.outcome import Stopped
+from trimaran.launchers.cli.console import RunPath, errors_as_sentences, say
+from trimaran.launchers.env.exit_codes import Stopped
 
 if TYPE_CHECKING:
     from trimaran.runtime.huggingface.importing import Imported

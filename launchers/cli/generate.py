@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trimaran.launchers.console import RunPath, errors_as_sentences, find_checkpoint
-from trimaran.launchers.local import LocalRun, launch
-from trimaran.launchers.outcome import Stopped
+from trimaran.launchers.cli.console import RunPath, errors_as_sentences, find_checkpoint
+from trimaran.launchers.env.exit_codes import Stopped
+from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.runtime.infer.settings import Sampling
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec, parse_spec
 
@@ -119,8 +119,8 @@ def _generate(
     pp: int,
 ) -> None:
     """Write the task, and do it here or on tp * pp ranks."""
-    from trimaran.launchers.generate_task import GenerateTask, TaskPrompt
-    from trimaran.launchers.work import do_alone
+    from trimaran.launchers.worker.generate_task import GenerateTask, TaskPrompt
+    from trimaran.launchers.worker.run import do_alone
     from trimaran.runtime.checkpoint.reshard import Checkpoint
     from trimaran.runtime.infer.generate import check_prompts
     from trimaran.runtime.infer.prompts import RunText

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from trimaran.launchers.addresses import interface_of
-from trimaran.launchers.rendezvous import Meeting
+from trimaran.launchers.rendezvous.network import interface_of
+from trimaran.launchers.rendezvous.store import Meeting
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, check_world_size
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from trimaran.launchers.outcome import LaunchError, Stopped
+from trimaran.launchers.env.exit_codes import LaunchError, Stopped
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint folder of it.")]
 

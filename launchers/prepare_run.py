@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimaran.launchers.console import say, sentence
+from trimaran.launchers.cli.console import say, sentence
 from trimaran.runtime.spec import RunSpec, dump_spec
 
 if TYPE_CHECKING:

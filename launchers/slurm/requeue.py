@@ -1,7 +1,7 @@
 """What a batch script runs when some of its nodes should not be used again: put the job back into the queue without them.
 
-    python -m trimaran.launchers.slurm.elsewhere SPEC            after a preflight has refused nodes
-    python -m trimaran.launchers.slurm.elsewhere --lost SPEC     after a rank died without a word: perhaps its node is
+    python -m trimaran.launchers.slurm.requeue SPEC            after a preflight has refused nodes
+    python -m trimaran.launchers.slurm.requeue --lost SPEC     after a rank died without a word: perhaps its node is
     lost
 
 Exits with 0 where the job will start again elsewhere.
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trimaran.launchers.slurm.commands import SlurmError, call
-from trimaran.launchers.slurm.verdict import Verdict
+from trimaran.launchers.slurm.node_report import Verdict
 from trimaran.runtime.checkpoint.folder import latest, step_of
 from trimaran.runtime.spec import RunSpec, load_spec
 

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.console import errors_as_sentences, say
-from trimaran.launchers.rank import ERROR_FILE
+from trimaran.launchers.cli.console import errors_as_sentences, say
 from trimaran.launchers.slurm.commands import state_of
-from trimaran.launchers.slurm.job import copy_from, end, follow, jobs_of, last_job
+from trimaran.launchers.slurm.jobs import copy_from, end, follow, jobs_of, last_job
+from trimaran.launchers.worker.process import ERROR_FILE
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 _SAVING_S = 600.0

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trimaran.launchers.place import Place, PlaceError
+from trimaran.launchers.env.rank_env import Place, PlaceError
 
 
 class MPIWorld:

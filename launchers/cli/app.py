@@ -8,20 +8,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from trimaran.launchers.console import RunPath, errors_as_sentences, say
-from trimaran.launchers.convert import export, import_
-from trimaran.launchers.coordinates import coordinate_check
-from trimaran.launchers.elastic import get_ready
-from trimaran.launchers.generation import generate
-from trimaran.launchers.handover import train_by_mpi, train_on_slurm
-from trimaran.launchers.jobs import cancel, logs, status
-from trimaran.launchers.local import LocalRun, launch
-from trimaran.launchers.models import models
-from trimaran.launchers.node import run_node_by_hand
-from trimaran.launchers.outcome import Stopped
-from trimaran.launchers.place import is_rank
-from trimaran.launchers.prepare import prepare_run, try_to_report, what_is_saved, write_report_of
-from trimaran.launchers.worker import be_rank
+from trimaran.launchers.cli.console import RunPath, errors_as_sentences, say
+from trimaran.launchers.cli.convert import export, import_
+from trimaran.launchers.cli.generate import generate
+from trimaran.launchers.cli.jobs import cancel, logs, status
+from trimaran.launchers.cli.mup_check import coordinate_check
+from trimaran.launchers.cli.presets import models
+from trimaran.launchers.env.exit_codes import Stopped
+from trimaran.launchers.env.rank_env import is_rank
+from trimaran.launchers.local.launch import LocalRun, launch
+from trimaran.launchers.local.node_agent import run_node_by_hand
+from trimaran.launchers.local.torch_elastic import get_ready
+from trimaran.launchers.prepare_run import prepare_run, try_to_report, what_is_saved, write_report_of
+from trimaran.launchers.slurm.submit import train_by_mpi, train_on_slurm
+from trimaran.launchers.worker.entry import be_rank
 from trimaran.runtime.spec import RunSpec, describe, json_schema, load_spec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trimaran.runtime.spec import RunSpec, dump_spec
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parents[2]
 _ROOMS = ("kernels", "models", "runtime", "launchers")
 _VERSIONED = ("torch", "triton", "pydantic", "numpy", "safetensors")
 

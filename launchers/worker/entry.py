@@ -1,6 +1,6 @@
 """What a launcher starts as each rank: tie the rank to its launcher, find its place, do the task, and leave word of a failure.
 
-    python -m trimaran.launchers.worker SPEC [--set FIELD=VALUE]... [--launcher KIND]     under torchrun, srun or mpirun
+    python -m trimaran.launchers.worker.entry SPEC [--set FIELD=VALUE]... [--launcher KIND]     under torchrun, srun or mpirun
 
 `trimaran` itself starts `run_task_of_launcher`, in processes that are forked from one that has imported torch already.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal, NoReturn
 
-from trimaran.launchers.place import Kind, resolve
-from trimaran.launchers.rank import Rank
+from trimaran.launchers.env.rank_env import Kind, resolve
+from trimaran.launchers.worker.process import Rank
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
 
@@ -71,7 +71,7 @@ def _end_of(rank: Rank, launcher: Literal["auto"] | Kind, do: Callable[[], int])
 
 def _work() -> ModuleType:
     """What takes torch, imported when an error of the import can be told."""
-    return importlib.import_module("trimaran.launchers.work")
+    return importlib.import_module("trimaran.launchers.worker.run")
 
 
 def _leave_unless_well(rank: Rank, exit_code: int) -> None:
@@ -81,7 +81,7 @@ def _leave_unless_well(rank: Rank, exit_code: int) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m trimaran.launchers.worker", description="One rank of a run, under a launcher."
+        prog="python -m trimaran.launchers.worker.entry", description="One rank of a run, under a launcher."
     )
     parser.add_argument("spec", type=Path, metavar="SPEC", help="The run spec, a YAML file that every node can read.")
     parser.add_argument(

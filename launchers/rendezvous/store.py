@@ -15,15 +15,15 @@ from pathlib import Path
 
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
-from trimaran.launchers.addresses import (
+from trimaran.launchers.env.rank_env import Place, resolve
+from trimaran.launchers.rendezvous.mpi import MPIWorld
+from trimaran.launchers.rendezvous.network import (
     AddressError,
     address_towards,
     interface_address,
     reachable_address,
     wait_until_open,
 )
-from trimaran.launchers.mpi import MPIWorld
-from trimaran.launchers.place import Place, resolve
 from trimaran.runtime.spec import LauncherSection
 
 _POLL_S = 0.05

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import typer
 
-from trimaran.launchers.console import say
-from trimaran.launchers.slurm.job import follow, last_job, plan, submit_run
-from trimaran.launchers.slurm.script import render
+from trimaran.launchers.cli.console import say
+from trimaran.launchers.slurm.jobs import follow, last_job, plan, submit_run
+from trimaran.launchers.slurm.sbatch import render
 from trimaran.runtime.spec import RunSpec
 
 
@@ -60,7 +60,7 @@ def train_by_mpi(spec: RunSpec, spec_path: Path, overrides: list[str]) -> None:
         str(spec.world_size),
         sys.executable,
         "-m",
-        "trimaran.launchers.worker",
+        "trimaran.launchers.worker.entry",
         str(spec_path),
         *words,
     ]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from trimaran.launchers.slurm.commands import JobState, SlurmError, cancel, state_of, submit
-from trimaran.launchers.slurm.script import Job, render
-from trimaran.launchers.slurm.verdict import Verdict
+from trimaran.launchers.slurm.node_report import Verdict
+from trimaran.launchers.slurm.sbatch import Job, render
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec
 
 RECORD = "slurm.json"

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimaran.launchers.outcome import exit_code_after
-from trimaran.launchers.rank import EXIT_FILE
-from trimaran.launchers.tether import SILENT_EXIT_CODE
+from trimaran.launchers.env.exit_codes import exit_code_after
+from trimaran.launchers.worker.failure_relay import SILENT_EXIT_CODE
+from trimaran.launchers.worker.process import EXIT_FILE
 from trimaran.runtime.spec import RunSpec
 
 STOPPED_BY_USR1 = exit_code_after(signal.SIGUSR1)
@@ -34,7 +34,7 @@ class Job:
 
     Args:
         spec: the run.
-        arguments: what the worker is called with, after `python -m trimaran.launchers.worker`: the spec file and its
+        arguments: what the worker is called with, after `python -m trimaran.launchers.worker.entry`: the spec file and its
             overrides; one list for each run of an array.
         folder: the run folder, absolute.
         directory: where the ranks run, absolute; relative paths of the spec start there.
@@ -168,7 +168,7 @@ def _preflight(job: Job) -> str:
 # One task a node looks at it and at the links between them. Nodes that should not be used are left out when the job starts again.
 step {flags} "$python" -m trimaran.launchers.slurm.preflight "${{run[@]}}"
 if [ "$code" -eq {NODES_REFUSED} ]; then
-  "$python" -m trimaran.launchers.slurm.elsewhere "${{run[@]}}" && exit 0
+  "$python" -m trimaran.launchers.slurm.requeue "${{run[@]}}" && exit 0
 fi
 [ "$code" -eq 0 ] || exit "$code"
 """
@@ -176,7 +176,11 @@ fi
 
 def _ranks(job: Job) -> str:
     section = job.spec.slurm
-    what = "trimaran.launchers.worker --launcher slurm" if section.tasks == "rank" else "trimaran.launchers.slurm.agent"
+    what = (
+        "trimaran.launchers.worker.entry --launcher slurm"
+        if section.tasks == "rank"
+        else "trimaran.launchers.slurm.agent"
+    )
     command = f'"$python" -m {what} "${{run[@]}}"'
     flags = "--kill-on-bad-exit=1"
     if section.cpus_per_task is not None:
@@ -193,7 +197,7 @@ if [ "$code" -eq {STOPPED_BY_USR1} ]; then
 fi
 # A rank died without a word. If its node is lost, the run goes on at its last checkpoint on another.
 if [ "$code" -eq {SILENT_EXIT_CODE} ]; then
-  "$python" -m trimaran.launchers.slurm.elsewhere --lost "${{run[@]}}" && exit 0
+  "$python" -m trimaran.launchers.slurm.requeue --lost "${{run[@]}}" && exit 0
 fi
 """
     return f"""

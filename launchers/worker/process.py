@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trimaran.launchers.place import Place
-from trimaran.launchers.tether import Failure, Tether
+from trimaran.launchers.env.rank_env import Place
+from trimaran.launchers.worker.failure_relay import Failure, Tether
 from trimaran.runtime.grid import coordinates, describe_coordinates
 from trimaran.runtime.spec import RunSpec
 

@@ -12,15 +12,15 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 
-from trimaran.launchers.consistency import check_same_everywhere, facts_of_rank
-from trimaran.launchers.generate_task import GenerateTask, run_generate
-from trimaran.launchers.mpi import MPIWorld
-from trimaran.launchers.outcome import exit_code_after
-from trimaran.launchers.place import resolve
-from trimaran.launchers.rank import Rank, threads_per_rank
-from trimaran.launchers.rendezvous import Meeting, meet
-from trimaran.launchers.tether import Tether
-from trimaran.launchers.world import choose_device, join_world
+from trimaran.launchers.env.exit_codes import exit_code_after
+from trimaran.launchers.env.rank_env import resolve
+from trimaran.launchers.rendezvous.fingerprint import check_same_everywhere, facts_of_rank
+from trimaran.launchers.rendezvous.mpi import MPIWorld
+from trimaran.launchers.rendezvous.store import Meeting, meet
+from trimaran.launchers.worker.failure_relay import Tether
+from trimaran.launchers.worker.generate_task import GenerateTask, run_generate
+from trimaran.launchers.worker.process import Rank, threads_per_rank
+from trimaran.launchers.worker.process_group import choose_device, join_world
 from trimaran.runtime.data.prepare import open_prepared
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
@@ -61,7 +61,7 @@ def do_task(rank: Rank, path: Path, logs: Path) -> int:
 
 def do_spec(rank: Rank, path: Path, overrides: list[str]) -> int:
     """Train a run from its spec alone, under a launcher that is not ours; return the exit code. Rank 0 prepares it, and writes the report."""
-    from trimaran.launchers.prepare import prepare_run, try_to_report
+    from trimaran.launchers.prepare_run import prepare_run, try_to_report
 
     assert rank.place is not None
     place = rank.place

@@ -16,7 +16,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimaran.launchers.rank import threads_per_rank
+from trimaran.launchers.worker.process import threads_per_rank
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.signals import STOPPING
 
@@ -55,7 +55,7 @@ def get_ready(spec: RunSpec, ranks: int) -> None:
     """
     # Read when torch is imported, so it must be right before that.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(spec, ranks)))
-    multiprocessing.set_forkserver_preload(["trimaran.launchers.work"])
+    multiprocessing.set_forkserver_preload(["trimaran.launchers.worker.run"])
     forkserver.ensure_running()
 
 
@@ -97,7 +97,7 @@ def _make_handler(parameters: "RendezvousParameters") -> "RendezvousHandler":
     from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
     from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 
-    from trimaran.launchers.rendezvous import serve_store
+    from trimaran.launchers.rendezvous.store import serve_store
 
     class Handler(DynamicRendezvousHandler):
         """Opens no store on every address of the host."""

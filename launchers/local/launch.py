@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from trimaran.launchers.elastic import Node, run_ranks
-from trimaran.launchers.outcome import LaunchError, Stopped, signal_behind
-from trimaran.launchers.rank import ERROR_FILE
-from trimaran.launchers.tether import Failure
-from trimaran.launchers.worker import run_task_of_launcher
+from trimaran.launchers.env.exit_codes import LaunchError, Stopped, signal_behind
+from trimaran.launchers.local.torch_elastic import Node, run_ranks
+from trimaran.launchers.worker.entry import run_task_of_launcher
+from trimaran.launchers.worker.failure_relay import Failure
+from trimaran.launchers.worker.process import ERROR_FILE
 from trimaran.runtime.spec import RunSpec
 
 _HERE = "127.0.0.1"  # nothing is open to the network
@@ -29,7 +29,7 @@ class LocalRun:
 
 @dataclass(frozen=True)
 class _Ended:
-    """How one rank ended, and the record that it left (`launchers/rank.py`), empty if it could not leave any."""
+    """How one rank ended, and the record that it left (`launchers/worker/process.py`), empty if it could not leave any."""
 
     rank: int
     exit_code: int
@@ -65,7 +65,7 @@ def launch(run: LocalRun) -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from trimaran.launchers.rendezvous import serve_store
+    from trimaran.launchers.rendezvous.store import serve_store
 
     log_folder = run.log_folder / time.strftime("start-%Y%m%d-%H%M%S")
     log_folder.mkdir(parents=True, exist_ok=True)

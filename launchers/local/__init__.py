@@ -1,0 +1,1 @@
+"""The ranks of this machine, started through torchrun's API."""

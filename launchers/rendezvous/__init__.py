@@ -1,0 +1,1 @@
+"""How the ranks of a start find each other, and check that they are about to do the same."""
