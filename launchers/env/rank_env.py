@@ -20,12 +20,12 @@ _MPI = (
 )
 
 
-class PlaceError(ValueError):
+class RankEnvError(ValueError):
     """The environment contradicts itself, or lacks a part of what its launcher sets; the message says which variables and what to do."""
 
 
 @dataclass(frozen=True)
-class Place:
+class RankEnv:
     """Where a process stands among those that were started with it.
 
     Args:
@@ -49,14 +49,14 @@ class Place:
         pairs = (("rank", self.rank, self.world_size), ("local rank", self.local_rank, self.local_world_size))
         for name, index, size in pairs:
             if not 0 <= index < size:
-                raise PlaceError(f"the environment of {self.launcher} says {name} {index} of {size}")
+                raise RankEnvError(f"the environment of {self.launcher} says {name} {index} of {size}")
         if self.local_world_size > self.world_size:
-            raise PlaceError(
+            raise RankEnvError(
                 f"the environment of {self.launcher} says {self.local_world_size} ranks on this node and {self.world_size} in all"
             )
 
 
-def resolve(environment: Mapping[str, str], launcher: Literal["auto"] | Kind = "auto") -> Place:
+def resolve(environment: Mapping[str, str], launcher: Literal["auto"] | Kind = "auto") -> RankEnv:
     """Return this process's place.
 
     Args:
@@ -64,7 +64,7 @@ def resolve(environment: Mapping[str, str], launcher: Literal["auto"] | Kind = "
             launcher's remain in the environment of what an inner one starts.
 
     Raises:
-        PlaceError: variables are missing, are not numbers, or two launchers disagree about the number of ranks.
+        RankEnvError: variables are missing, are not numbers, or two launchers disagree about the number of ranks.
     """
     kind = detect(environment) if launcher == "auto" else launcher
     return {"torchrun": _torchrun, "mpi": _mpi, "slurm": _slurm, "single": _single}[kind](environment)
@@ -100,10 +100,10 @@ def node_name(environment: Mapping[str, str]) -> str:
     return environment.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _torchrun(environment: Mapping[str, str]) -> Place:
+def _torchrun(environment: Mapping[str, str]) -> RankEnv:
     missing = [name for name in _TORCHRUN if name not in environment]
     if missing:
-        raise PlaceError(
+        raise RankEnvError(
             f"RANK is set, as torchrun does, but not {', '.join(missing)}; start the ranks by torchrun, or unset RANK for a single process"
         )
     rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in _TORCHRUN[:4])
@@ -111,10 +111,10 @@ def _torchrun(environment: Mapping[str, str]) -> Place:
         r"[^\w-]", "_", environment.get("TORCHELASTIC_RUN_ID", "none")
     )  # the user's --rdzv-id; it becomes part of a path
     start = f"{run}-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    return Place("torchrun", rank, world_size, local_rank, local_world_size, node_name(environment), start)
+    return RankEnv("torchrun", rank, world_size, local_rank, local_world_size, node_name(environment), start)
 
 
-def _mpi(environment: Mapping[str, str]) -> Place:
+def _mpi(environment: Mapping[str, str]) -> RankEnv:
     node = node_name(environment)
     start = _slurm_start(environment) if "SLURM_JOB_ID" in environment else "mpi"
     for names in _MPI:
@@ -124,14 +124,14 @@ def _mpi(environment: Mapping[str, str]) -> Place:
         _check_mpi_size(environment, world_size)
         if names[2] in environment:
             local_rank, local_world_size = (_number(environment, name) for name in names[2:])
-            return Place("mpi", rank, world_size, local_rank, local_world_size, node, start)
+            return RankEnv("mpi", rank, world_size, local_rank, local_world_size, node, start)
         if in_slurm_step(environment):  # srun --mpi=pmi2, whose plugin leaves the place on the node to Slurm
-            return Place("mpi", rank, world_size, *_slurm_local(environment), node, start)
-        raise PlaceError(
+            return RankEnv("mpi", rank, world_size, *_slurm_local(environment), node, start)
+        raise RankEnvError(
             f"{names[1]} is set, as mpirun does, but not {names[2]}; start the ranks by MPICH's or Open MPI's mpirun, or by srun"
         )
     if in_slurm_step(environment):  # srun --mpi=pmix
-        return Place(
+        return RankEnv(
             "mpi",
             _number(environment, "SLURM_PROCID"),
             _number(environment, "SLURM_STEP_NUM_TASKS"),
@@ -139,16 +139,16 @@ def _mpi(environment: Mapping[str, str]) -> Place:
             node,
             start,
         )
-    raise PlaceError(
+    raise RankEnvError(
         "no variable of an MPI launcher is set (PMI_SIZE, OMPI_COMM_WORLD_SIZE); start the ranks with mpirun -n N, or srun --mpi=pmi2"
     )
 
 
-def _slurm(environment: Mapping[str, str]) -> Place:
+def _slurm(environment: Mapping[str, str]) -> RankEnv:
     if not in_slurm_step(environment):
-        raise PlaceError("this process is no task of a Slurm step (SLURM_STEP_ID is not set); start it by srun")
+        raise RankEnvError("this process is no task of a Slurm step (SLURM_STEP_ID is not set); start it by srun")
     rank, world_size = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_STEP_NUM_TASKS")
-    return Place(
+    return RankEnv(
         "slurm", rank, world_size, *_slurm_local(environment), node_name(environment), _slurm_start(environment)
     )
 
@@ -156,25 +156,25 @@ def _slurm(environment: Mapping[str, str]) -> Place:
 def _check_mpi_size(environment: Mapping[str, str], world_size: int) -> None:
     tasks = _number(environment, "SLURM_STEP_NUM_TASKS") if in_slurm_step(environment) else 1
     if world_size < tasks:  # more are right: mpirun in a Slurm job starts a proxy a node, and each starts several ranks
-        raise PlaceError(
+        raise RankEnvError(
             f"MPI says {world_size} ranks and this Slurm step has {tasks} tasks; start it with srun --mpi=pmi2 (srun --mpi=list names "
             "the plugins), and an MPI library that understands it"
         )
 
 
-def _single(environment: Mapping[str, str]) -> Place:
+def _single(environment: Mapping[str, str]) -> RankEnv:
     # A rank that takes itself for the only one would train a whole model beside the others.
     tasks = _number(environment, "SLURM_STEP_NUM_TASKS") if in_slurm_step(environment) else 1
     if tasks > 1:
-        raise PlaceError(f"this Slurm step has {tasks} tasks, and each would run alone; set launcher.kind to slurm")
-    return Place("single", 0, 1, 0, 1, node_name(environment), "single")
+        raise RankEnvError(f"this Slurm step has {tasks} tasks, and each would run alone; set launcher.kind to slurm")
+    return RankEnv("single", 0, 1, 0, 1, node_name(environment), "single")
 
 
 def _slurm_local(environment: Mapping[str, str]) -> tuple[int, int]:
     tasks = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
     node = _number(environment, "SLURM_NODEID")
     if node >= len(tasks):
-        raise PlaceError(f"SLURM_NODEID is {node}, and SLURM_STEP_TASKS_PER_NODE names {len(tasks)} nodes")
+        raise RankEnvError(f"SLURM_NODEID is {node}, and SLURM_STEP_TASKS_PER_NODE names {len(tasks)} nodes")
     return _number(environment, "SLURM_LOCALID"), tasks[node]
 
 
@@ -187,13 +187,13 @@ def tasks_per_node(text: str) -> list[int]:
     """Return the tasks of each node from Slurm's short form, such as "4(x2),3".
 
     Raises:
-        PlaceError: the text has another form.
+        RankEnvError: the text has another form.
     """
     counts: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
         if found is None:
-            raise PlaceError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}, not numbers of tasks such as 4(x2),3")
+            raise RankEnvError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}, not numbers of tasks such as 4(x2),3")
         counts += [int(found[1])] * int(found[2] or 1)
     return counts
 
@@ -201,9 +201,9 @@ def tasks_per_node(text: str) -> list[int]:
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name)
     if text is None:
-        raise PlaceError(
+        raise RankEnvError(
             f"{name} is not set, though its neighbours are; the environment was changed after the launcher made it"
         )
     if not re.fullmatch(r"\d{1,9}", text.strip()):
-        raise PlaceError(f"{name} is {text!r}, not a number")
+        raise RankEnvError(f"{name} is {text!r}, not a number")
     return int(text)

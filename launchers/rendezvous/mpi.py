@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from trimaran.launchers.env.rank_env import Place, PlaceError
+from trimaran.launchers.env.rank_env import RankEnv, RankEnvError
 
 
 class MPIWorld:
     """All ranks that MPI started, by mpi4py's COMM_WORLD. Making it initialises MPI.
 
     Raises:
-        PlaceError: mpi4py finds no MPI library, or the library's rank and size are not the launcher's.
+        RankEnvError: mpi4py finds no MPI library, or the library's rank and size are not the launcher's.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, rank_env: RankEnv) -> None:
         # Finalising waits for all ranks: after a failure it would wait for one that is no more.
         import mpi4py
 
@@ -20,16 +20,16 @@ class MPIWorld:
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
-            raise PlaceError(
+            raise RankEnvError(
                 f"MPI started this process, and mpi4py can't load an MPI library: {error}; pip install mpich, or load a module"
             ) from error
         self._mpi: Any = MPI
         self._world = MPI.COMM_WORLD
         found = (self._world.Get_rank(), self._world.Get_size())
-        if found != (place.rank, place.world_size):
+        if found != (rank_env.rank, rank_env.world_size):
             library = MPI.Get_library_version().split("\n")[0]
-            raise PlaceError(
-                f"the launcher says rank {place.rank} of {place.world_size}, and MPI ({library}) says rank {found[0]} of {found[1]}: mpirun or srun "
+            raise RankEnvError(
+                f"the launcher says rank {rank_env.rank} of {rank_env.world_size}, and MPI ({library}) says rank {found[0]} of {found[1]}: mpirun or srun "
                 "belongs to another MPI than the one that mpi4py loads; use the mpirun of that library, or srun --mpi=pmi2"
             )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
-from trimaran.launchers.env.rank_env import Place, resolve
+from trimaran.launchers.env.rank_env import RankEnv, resolve
 from trimaran.launchers.rendezvous.mpi import MPIWorld
 from trimaran.launchers.rendezvous.network import (
     AddressError,
@@ -33,7 +33,7 @@ class Meeting:
     """What the ranks of a start share before there is a process group.
 
     Args:
-        place: this rank's.
+        rank_env: this rank's.
         store: of this start alone; the process group and the tether use it too.
         address: of this node, on the interface that leads to the others.
         served: what `store` is a part of; None for a process by itself.
@@ -41,40 +41,40 @@ class Meeting:
     """
 
     def __init__(
-        self, place: Place, store: Store, address: str, served: TCPStore | None = None, notice: Path | None = None
+        self, rank_env: RankEnv, store: Store, address: str, served: TCPStore | None = None, notice: Path | None = None
     ) -> None:
-        self.place, self.store, self.address, self.served = place, store, address, served
+        self.rank_env, self.store, self.address, self.served = rank_env, store, address, served
         self._notice, self._exchanges = notice, 0
 
     def call_roll(self, timeout_s: float) -> list[int]:
         """Return the ranks that have not come within that many seconds of rank 0's call. Every rank that comes must call it."""
-        self.store.set(f"here/{self.place.rank}", "")
-        if self.place.rank == 0:
+        self.store.set(f"here/{self.rank_env.rank}", "")
+        if self.rank_env.rank == 0:
             deadline = time.monotonic() + timeout_s
-            absent = list(range(1, self.place.world_size))
+            absent = list(range(1, self.rank_env.world_size))
             while absent and time.monotonic() < deadline:
                 absent = [rank for rank in absent if not self.store.check([f"here/{rank}"])]
                 time.sleep(_POLL_S)
             self.store.set("absent", json.dumps(absent))
             # Rank 0, which serves the store, may leave after this.
-            self.store.wait([f"heard/{rank}" for rank in range(1, self.place.world_size) if rank not in absent])
+            self.store.wait([f"heard/{rank}" for rank in range(1, self.rank_env.world_size) if rank not in absent])
             return absent
         absent = list(json.loads(self.wait_for("absent")))
-        self.store.set(f"heard/{self.place.rank}", "")
+        self.store.set(f"heard/{self.rank_env.rank}", "")
         return absent
 
     def close_door(self) -> None:
         """Take the notice down: nobody is expected any more, and a later start must not read it."""
-        if self._notice is not None and self.place.rank == 0:
+        if self._notice is not None and self.rank_env.rank == 0:
             self._notice.unlink(missing_ok=True)
 
     def gather(self, text: str) -> list[str]:
         """Return every rank's text, in rank order. Every rank must call it, equally often; bounded by the store's time-out."""
         self._exchanges += 1
         name = f"gather-{self._exchanges}"
-        self.store.set(f"{name}/{self.place.rank}", text)
-        if self.place.rank == 0:
-            texts = [self.store.get(f"{name}/{rank}").decode() for rank in range(self.place.world_size)]
+        self.store.set(f"{name}/{self.rank_env.rank}", text)
+        if self.rank_env.rank == 0:
+            texts = [self.store.get(f"{name}/{rank}").decode() for rank in range(self.rank_env.world_size)]
             self.store.set(name, json.dumps(texts))
         return list(json.loads(self.store.get(name).decode()))
 
@@ -92,14 +92,18 @@ class Meeting:
 
     def leave(self) -> None:
         """Part in good order: rank 0, which may serve the store, stays until the others need it no more. Every rank must call it."""
-        if self.place.rank:
-            self.store.set(f"left/{self.place.rank}", "")
+        if self.rank_env.rank:
+            self.store.set(f"left/{self.rank_env.rank}", "")
         else:
-            self.store.wait([f"left/{rank}" for rank in range(1, self.place.world_size)])
+            self.store.wait([f"left/{rank}" for rank in range(1, self.rank_env.world_size)])
 
 
 def meet(
-    place: Place, environment: Mapping[str, str], section: LauncherSection, folder: Path, world: MPIWorld | None = None
+    rank_env: RankEnv,
+    environment: Mapping[str, str],
+    section: LauncherSection,
+    folder: Path,
+    world: MPIWorld | None = None,
 ) -> Meeting:
     """Join the other ranks of this start; every rank must call it.
 
@@ -112,18 +116,18 @@ def meet(
         AddressError: rank 0 was not found within launcher.start_timeout_s seconds; the message names the address that
             was tried.
     """
-    if place.world_size == 1 and place.launcher != "torchrun":
+    if rank_env.world_size == 1 and rank_env.launcher != "torchrun":
         return meet_nobody()
-    notice = folder / f".meet-{place.start}.json"
-    if place.launcher == "torchrun":
-        store = _torchruns_store(place, environment, section)
+    notice = folder / f".meet-{rank_env.start}.json"
+    if rank_env.launcher == "torchrun":
+        store = _torchruns_store(rank_env, environment, section)
     elif world is not None:
-        store = _told_by_mpi(place, environment, section, world)
+        store = _told_by_mpi(rank_env, environment, section, world)
     else:
-        store = _told_by_file(place, environment, section, notice)
+        store = _told_by_file(rank_env, environment, section, notice)
     address = interface_address(section.interface) if section.interface else address_towards(store.host)
     store.set_timeout(timedelta(seconds=section.timeout_s))
-    return Meeting(place, PrefixStore(place.start, store), address, store, notice)
+    return Meeting(rank_env, PrefixStore(rank_env.start, store), address, store, notice)
 
 
 def meet_nobody() -> Meeting:
@@ -131,33 +135,35 @@ def meet_nobody() -> Meeting:
     return Meeting(resolve({}, "single"), HashStore(), "127.0.0.1")
 
 
-def _torchruns_store(place: Place, environment: Mapping[str, str], section: LauncherSection) -> TCPStore:
+def _torchruns_store(rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection) -> TCPStore:
     """The agent's store, or, where the ranks shall make their own, that of rank 0 at the address that all of them were told."""
     host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-    if place.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if rank_env.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return serve_store(host, port)
     return connect_store(host, port, section.start_timeout_s, "the store of torchrun (MASTER_ADDR, MASTER_PORT)")
 
 
-def _told_by_mpi(place: Place, environment: Mapping[str, str], section: LauncherSection, world: MPIWorld) -> TCPStore:
-    if place.rank == 0:
-        store = _open(place, environment, section)
+def _told_by_mpi(
+    rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection, world: MPIWorld
+) -> TCPStore:
+    if rank_env.rank == 0:
+        store = _open(rank_env, environment, section)
         world.share(json.dumps([store.host, store.port]))
         return store
     address, port = json.loads(world.share(""))
     return connect_store(address, port, section.start_timeout_s, "the store of rank 0")
 
 
-def _told_by_file(place: Place, environment: Mapping[str, str], section: LauncherSection, file: Path) -> TCPStore:
+def _told_by_file(rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection, file: Path) -> TCPStore:
     """Through a file of the run folder: Slurm gives its tasks no means to exchange a word."""
-    if place.rank == 0:
-        store = _open(place, environment, section)
+    if rank_env.rank == 0:
+        store = _open(rank_env, environment, section)
         nonce = secrets.token_hex(8)
         store.set("nonce", nonce)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
         temporary.write_text(
-            json.dumps({"address": store.host, "port": store.port, "node": place.node, "nonce": nonce}),
+            json.dumps({"address": store.host, "port": store.port, "node": rank_env.node, "nonce": nonce}),
             encoding="utf-8",
         )
         temporary.chmod(0o600)
@@ -183,14 +189,14 @@ def _told_by_file(place: Place, environment: Mapping[str, str], section: Launche
             problem = str(error)
         time.sleep(_POLL_S)
     raise AddressError(
-        f"rank {place.rank} on node {place.node} has not met rank 0 within {section.start_timeout_s:.0f} s: {problem}; train.output_dir must be "
+        f"rank {rank_env.rank} on node {rank_env.node} has not met rank 0 within {section.start_timeout_s:.0f} s: {problem}; train.output_dir must be "
         "on a file system that all nodes share, and launcher.start_timeout_s long enough for the slowest node to import torch"
     )
 
 
-def _open(place: Place, environment: Mapping[str, str], section: LauncherSection) -> TCPStore:
+def _open(rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection) -> TCPStore:
     """Serve a store at an address of this node that the others reach, on a port that the kernel chooses."""
-    one_node = place.local_world_size == place.world_size
+    one_node = rank_env.local_world_size == rank_env.world_size
     return serve_store(reachable_address(environment, interface=section.interface, one_node=one_node), 0)
 
 

@@ -20,16 +20,18 @@ def main() -> int:
     follow_parent()
     spec_path = Path(sys.argv[1])
     spec = load_spec(spec_path)
-    place = resolve(os.environ, "slurm")
-    ranks = spec.world_size // place.world_size
-    check_world_size(spec, ranks * place.world_size)
+    rank_env = resolve(os.environ, "slurm")
+    ranks = spec.world_size // rank_env.world_size
+    check_world_size(spec, ranks * rank_env.world_size)
     get_ready(spec, ranks)
     from trimaran.launchers.rendezvous.store import meet, serve_store
 
     folder = Path(spec.train.output_dir)
-    meeting = meet(place, os.environ, spec.launcher, folder)
+    meeting = meet(rank_env, os.environ, spec.launcher, folder)
     store = meeting.served or serve_store(meeting.address, 0)
-    node = Node(store, meeting.address, place.world_size, ranks, folder / "logs" / f"agent-{place.start}" / place.node)
+    node = Node(
+        store, meeting.address, rank_env.world_size, ranks, folder / "logs" / f"agent-{rank_env.start}" / rank_env.node
+    )
     meeting.call_roll(spec.launcher.start_timeout_s)
     meeting.close_door()
     return run_node(node, spec, spec_path, [])

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimaran.launchers.env.rank_env import Place, resolve
+from trimaran.launchers.env.rank_env import RankEnv, resolve
 from trimaran.launchers.rendezvous.fingerprint import versions_here
 from trimaran.launchers.rendezvous.network import AddressError
 from trimaran.launchers.slurm.node_report import NodeFacts, refused_nodes
@@ -38,22 +38,22 @@ def main() -> int:
     """Entry point of a node's task; returns the exit code."""
     spec = load_spec(Path(sys.argv[1]))
     folder = Path(spec.train.output_dir)
-    place = resolve(os.environ, "slurm")
+    rank_env = resolve(os.environ, "slurm")
     try:
-        facts = look(spec, place, folder)
+        facts = look(spec, rank_env, folder)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with this node, the others shall name it
-        facts = NodeFacts(place.node, {}, 0.0, 0.0, 0.0, f"{type(error).__name__}: {error}")
-    return judge(spec, place, folder, facts)
+        facts = NodeFacts(rank_env.node, {}, 0.0, 0.0, 0.0, f"{type(error).__name__}: {error}")
+    return judge(spec, rank_env, folder, facts)
 
 
-def look(spec: RunSpec, place: Place, folder: Path) -> NodeFacts:
+def look(spec: RunSpec, rank_env: RankEnv, folder: Path) -> NodeFacts:
     """Return what this node is like."""
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".preflight-{place.node}"
+    probe = folder / f".preflight-{rank_env.node}"
     probe.write_bytes(b"x")
     probe.unlink()
     free = shutil.disk_usage(folder).free / _GIB
-    return NodeFacts(place.node, versions_here(), matrix_gflops(spec), free, time.time())
+    return NodeFacts(rank_env.node, versions_here(), matrix_gflops(spec), free, time.time())
 
 
 def matrix_gflops(spec: RunSpec) -> float:
@@ -71,21 +71,21 @@ def matrix_gflops(spec: RunSpec) -> float:
     return 2 * _MATRIX**3 / best / 1e9
 
 
-def judge(spec: RunSpec, place: Place, folder: Path, facts: NodeFacts) -> int:
+def judge(spec: RunSpec, rank_env: RankEnv, folder: Path, facts: NodeFacts) -> int:
     """Bring the nodes' facts together, try the links between them, and return the exit code; the first node says what is wrong."""
     from trimaran.launchers.rendezvous.store import meet
 
     try:
-        meeting = meet(place, os.environ, spec.launcher, folder)
+        meeting = meet(rank_env, os.environ, spec.launcher, folder)
     except AddressError as error:
-        if place.rank != 1:
+        if rank_env.rank != 1:
             raise
         return _end(
             folder, {nodes_of_job()[0]: f"it did not answer: {error}"}
         )  # the first node, which should say so, is the silent one
     absent = meeting.call_roll(spec.launcher.start_timeout_s)
     if absent:
-        if place.rank:
+        if rank_env.rank:
             return NODES_REFUSED
         nodes = nodes_of_job()
         return _end(
@@ -94,14 +94,14 @@ def judge(spec: RunSpec, place: Place, folder: Path, facts: NodeFacts) -> int:
     meeting.close_door()
     every = _compare(meeting, facts)
     refused = refused_nodes(every, spec.slurm.preflight_min_free_gib)
-    if not refused and place.world_size > 1:
+    if not refused and rank_env.world_size > 1:
         slowest = ring_seconds(spec, meeting)
         links = meeting.gather(json.dumps(slowest))
-        if place.rank == 0:
+        if rank_env.rank == 0:
             _say(
-                f"ring of {place.world_size} nodes: {_RING_MIB} MiB in {max(map(float, links)) * 1e3:.1f} ms a hop at most"
+                f"ring of {rank_env.world_size} nodes: {_RING_MIB} MiB in {max(map(float, links)) * 1e3:.1f} ms a hop at most"
             )
-    if place.rank == 0:
+    if rank_env.rank == 0:
         for each in every:
             _say(f"{each.node}: {each.gflops:.0f} GFLOP/s, {each.free_gib:.1f} GiB free, clock {each.clock_s:+.1f} s")
         _end(folder, refused)
@@ -114,7 +114,7 @@ def _compare(meeting: "Meeting", facts: NodeFacts) -> list[NodeFacts]:
     """The facts of all nodes, with their clocks beside the first one's; collective over the nodes."""
     # All have met already, so the clocks are read as close together as a store allows.
     first, *_ = times = [float(text) for text in meeting.gather(str(time.time()))]
-    facts = replace(facts, clock_s=round(times[meeting.place.rank] - first, 1))
+    facts = replace(facts, clock_s=round(times[meeting.rank_env.rank] - first, 1))
     return [NodeFacts.parse(text) for text in meeting.gather(json.dumps(asdict(facts)))]
 
 
@@ -137,7 +137,7 @@ def ring_seconds(spec: RunSpec, meeting: "Meeting") -> float:
     from trimaran.launchers.worker.process_group import join_group
 
     join_group(spec, torch.device("cpu"), meeting)
-    rank, size = meeting.place.rank, meeting.place.world_size
+    rank, size = meeting.rank_env.rank, meeting.rank_env.world_size
     sent, received = torch.full((_RING_MIB * 2**18,), float(rank)), torch.empty(_RING_MIB * 2**18)
     seconds = 0.0
     for _ in range(2):  # the first one makes the connections
@@ -148,7 +148,7 @@ def ring_seconds(spec: RunSpec, meeting: "Meeting") -> float:
         request.wait()
         seconds = time.perf_counter() - start
     if not bool((received == (rank - 1) % size).all()):
-        raise RuntimeError(f"what node {(rank - 1) % size} sent arrived damaged at {meeting.place.node}")
+        raise RuntimeError(f"what node {(rank - 1) % size} sent arrived damaged at {meeting.rank_env.node}")
     dist.destroy_process_group()
     return seconds
 

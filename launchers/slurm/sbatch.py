@@ -34,8 +34,8 @@ class Job:
 
     Args:
         spec: the run.
-        arguments: what the worker is called with, after `python -m trimaran.launchers.worker.entry`: the spec file and its
-            overrides; one list for each run of an array.
+        arguments: what the worker is called with, after `python -m trimaran.launchers.worker.entry`: the spec file and
+            its overrides; one list for each run of an array.
         folder: the run folder, absolute.
         directory: where the ranks run, absolute; relative paths of the spec start there.
         python: the interpreter of the environment, on every node.

@@ -1,6 +1,7 @@
 """What a launcher starts as each rank: tie the rank to its launcher, find its place, do the task, and leave word of a failure.
 
-    python -m trimaran.launchers.worker.entry SPEC [--set FIELD=VALUE]... [--launcher KIND]     under torchrun, srun or mpirun
+    python -m trimaran.launchers.worker.entry SPEC [--set FIELD=VALUE]... [--launcher KIND]     under torchrun, srun or
+    mpirun
 
 `trimaran` itself starts `run_task_of_launcher`, in processes that are forked from one that has imported torch already.
 """
@@ -62,7 +63,7 @@ def _end_of(rank: Rank, launcher: Literal["auto"] | Kind, do: Callable[[], int])
     # Until the train loop takes over, nothing is worth saving: Ctrl-C ends the rank without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        rank.place = resolve(os.environ, launcher)
+        rank.rank_env = resolve(os.environ, launcher)
         _prctl(_PR_SET_NAME, f"trimaran-{rank.number}".encode()[:15])  # for `top`, and `ps -o comm`
         return do()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks and the launcher must learn of it

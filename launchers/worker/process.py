@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trimaran.launchers.env.rank_env import Place
+from trimaran.launchers.env.rank_env import RankEnv
 from trimaran.launchers.worker.failure_relay import Failure, Tether
 from trimaran.runtime.grid import coordinates, describe_coordinates
 from trimaran.runtime.spec import RunSpec
@@ -44,13 +44,13 @@ class Rank:
             launcher says it.
 
     Attributes:
-        place: None until the launcher's environment has been read.
+        rank_env: None until the launcher's environment has been read.
         step: the training step under way, None before the first.
         tether: None until the ranks have met.
     """
 
     def __init__(self, *, announces: bool) -> None:
-        self.place: Place | None = None
+        self.rank_env: RankEnv | None = None
         self.step: int | None = None
         self.tether: Tether | None = None
         self._announces = announces
@@ -63,7 +63,7 @@ class Rank:
     @property
     def number(self) -> int:
         """The rank, 0 while it is not known."""
-        return 0 if self.place is None else self.place.rank
+        return 0 if self.rank_env is None else self.rank_env.rank
 
     def take_place_in(self, spec: RunSpec) -> None:
         """Learn this rank's coordinates from the run's layout."""
@@ -72,7 +72,7 @@ class Rank:
     @property
     def where(self) -> str:
         """Node and coordinates, as far as they are known."""
-        return "of unknown place" if self.place is None else f"host {self.place.node}{self._grid}"
+        return "of unknown place" if self.rank_env is None else f"host {self.rank_env.node}{self._grid}"
 
     def keep_records(self, logs: Path) -> None:
         """Write what this rank prints (but for rank 0, which has the terminal) and how it fails under logs/rank-N."""

@@ -20,7 +20,7 @@ def join_world(spec: RunSpec, device: torch.device, meeting: Meeting) -> Mesh:
     Raises:
         SpecError: the number of ranks is not that of the spec's layout.
     """
-    check_world_size(spec, meeting.place.world_size)
+    check_world_size(spec, meeting.rank_env.world_size)
     join_group(spec, device, meeting)
     parallel = spec.parallel
     return build_mesh(
@@ -36,15 +36,15 @@ def join_world(spec: RunSpec, device: torch.device, meeting: Meeting) -> Mesh:
 
 def join_group(spec: RunSpec, device: torch.device, meeting: Meeting) -> None:
     """Join the default process group of all ranks of the meeting. Every rank must call it."""
-    place = meeting.place
-    if place.local_world_size < place.world_size:
+    rank_env = meeting.rank_env
+    if rank_env.local_world_size < rank_env.world_size:
         _choose_interface(meeting.address)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(seconds=spec.launcher.timeout_s),
         store=meeting.store,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=rank_env.rank,
+        world_size=rank_env.world_size,
     )
 
 

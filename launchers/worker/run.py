@@ -48,13 +48,13 @@ def read_task(path: Path) -> Task:
 
 def do_task(rank: Rank, path: Path, logs: Path) -> int:
     """Do a task that `trimaran` has written, with the ranks that it has started; return the exit code. Its records go under `logs`."""
-    assert rank.place is not None
+    assert rank.rank_env is not None
     rank.keep_records(logs)
     task = read_task(path)
     spec = load_spec(task.spec)
-    check_world_size(spec, rank.place.world_size)
+    check_world_size(spec, rank.rank_env.world_size)
     rank.take_place_in(spec)
-    meeting = meet(rank.place, os.environ, spec.launcher, path.parent)
+    meeting = meet(rank.rank_env, os.environ, spec.launcher, path.parent)
     tie(rank, meeting)
     return work(rank, meeting, task, spec)
 
@@ -63,21 +63,21 @@ def do_spec(rank: Rank, path: Path, overrides: list[str]) -> int:
     """Train a run from its spec alone, under a launcher that is not ours; return the exit code. Rank 0 prepares it, and writes the report."""
     from trimaran.launchers.prepare_run import prepare_run, try_to_report
 
-    assert rank.place is not None
-    place = rank.place
+    assert rank.rank_env is not None
+    rank_env = rank.rank_env
     spec = load_spec(path, overrides)
-    check_world_size(spec, place.world_size)
+    check_world_size(spec, rank_env.world_size)
     rank.take_place_in(spec)
     folder = Path(spec.train.output_dir)
-    rank.keep_records(folder / "logs" / f"{place.launcher}-{place.start}")
-    world = MPIWorld(place) if place.launcher == "mpi" else None
-    meeting = meet(place, os.environ, spec.launcher, folder, world)
+    rank.keep_records(folder / "logs" / f"{rank_env.launcher}-{rank_env.start}")
+    world = MPIWorld(rank_env) if rank_env.launcher == "mpi" else None
+    meeting = meet(rank_env, os.environ, spec.launcher, folder, world)
     tie(rank, meeting)
-    if place.rank == 0:
+    if rank_env.rank == 0:
         meeting.store.set("task", str(prepare_run(spec, folder).resolve()))
     task = read_task(Path(meeting.wait_for("task")))
     exit_code = work(rank, meeting, task, spec, gather=meeting.gather if world is None else world.gather)
-    if place.rank == 0:
+    if rank_env.rank == 0:
         try_to_report(folder)
         meeting.store.set("reported", "")
     meeting.store.get("reported")  # a launcher ends all ranks when one has left with a code
@@ -90,26 +90,26 @@ def do_alone(task: Task) -> int:
     """Do a task of one rank in this very process; return the exit code."""
     spec = load_spec(task.spec)
     rank = Rank(announces=False)
-    rank.place = resolve({}, "single")
+    rank.rank_env = resolve({}, "single")
     check_world_size(spec, 1)
-    return work(rank, meet(rank.place, {}, spec.launcher, Path()), task, spec)
+    return work(rank, meet(rank.rank_env, {}, spec.launcher, Path()), task, spec)
 
 
 def tie(rank: Rank, meeting: Meeting) -> None:
     """Tie this rank to the others, so that a failure of one ends all. Every rank must call it."""
-    place = meeting.place
-    if place.world_size == 1:
+    rank_env = meeting.rank_env
+    if rank_env.world_size == 1:
         return
     wheres = meeting.gather(rank.where)
     meeting.close_door()
-    if place.rank == 0:
+    if rank_env.rank == 0:
         key = secrets.token_hex(16)
         listener = socket.create_server((meeting.address, 0), backlog=1024)
         rank.tether = Tether.hold(listener, key, wheres, rank.end_with, lambda: rank.step)
         meeting.store.set("tether", json.dumps([meeting.address, listener.getsockname()[1], key]))
     else:
         address, port, key = json.loads(meeting.store.get("tether"))
-        rank.tether = Tether.join(address, port, key, place.rank, rank.end_with, wheres[0])
+        rank.tether = Tether.join(address, port, key, rank_env.rank, rank.end_with, wheres[0])
 
 
 def work(
@@ -123,11 +123,11 @@ def work(
     Raises:
         InconsistentRanksError: the ranks' specs, code or data differ.
     """
-    place = meeting.place
+    rank_env = meeting.rank_env
     facts = facts_of_rank(spec, task.data if isinstance(task, TrainTask) else None, rank.where)
     check_same_everywhere((gather or meeting.gather)(facts))
-    torch.set_num_threads(threads_per_rank(spec, place.local_world_size))
-    device = choose_device(spec.launcher.device, place.local_rank, place.local_world_size)
+    torch.set_num_threads(threads_per_rank(spec, rank_env.local_world_size))
+    device = choose_device(spec.launcher.device, rank_env.local_rank, rank_env.local_world_size)
     mesh = join_world(spec, device, meeting)
     exit_code = (
         _train(task, spec, mesh, device, rank)

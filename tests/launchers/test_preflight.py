@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trimaran.launchers.env.rank_env import Place
+from trimaran.launchers.env.rank_env import RankEnv
 from trimaran.launchers.rendezvous.network import AddressError
 from trimaran.launchers.rendezvous.store import Meeting, meet
 from trimaran.launchers.slurm.node_report import NodeFacts, Verdict, refused_nodes
@@ -66,12 +66,12 @@ def test_attempts_count_until_the_run_gets_on(tmp_path: Path) -> None:
     assert Verdict.read(tmp_path) == Verdict()
 
 
-def place(rank: int) -> Place:
-    return Place("slurm", rank, 3, rank, 3, f"n{rank + 1}", "7-1-0")
+def rank_env(rank: int) -> RankEnv:
+    return RankEnv("slurm", rank, 3, rank, 3, f"n{rank + 1}", "7-1-0")
 
 
 def come(rank: int, folder: Path) -> Meeting:
-    return meet(place(rank), {}, SECTION, folder)
+    return meet(rank_env(rank), {}, SECTION, folder)
 
 
 def test_those_who_do_not_come_are_named(tmp_path: Path) -> None:
@@ -119,4 +119,4 @@ def test_rank_0_that_never_comes_is_told_with_the_file(tmp_path: Path) -> None:
         AddressError,
         match=r"rank 1 on node n2 has not met rank 0 within 1 s: rank 0 has not left its address in .*meet-7-1-0",
     ):
-        meet(place(1), {}, LauncherSection(start_timeout_s=1.0), tmp_path)
+        meet(rank_env(1), {}, LauncherSection(start_timeout_s=1.0), tmp_path)

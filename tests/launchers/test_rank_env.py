@@ -2,7 +2,7 @@
 
 import pytest
 
-from trimaran.launchers.env.rank_env import Place, PlaceError, resolve, tasks_per_node
+from trimaran.launchers.env.rank_env import RankEnv, RankEnvError, resolve, tasks_per_node
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500",
@@ -53,8 +53,14 @@ BATCH = {
 def test_place_in_each_launchers_environment(
     environment: dict[str, str], expected: tuple[str, int, int, int, int]
 ) -> None:
-    place = resolve(environment)
-    assert (place.launcher, place.rank, place.world_size, place.local_rank, place.local_world_size) == expected
+    rank_env = resolve(environment)
+    assert (
+        rank_env.launcher,
+        rank_env.rank,
+        rank_env.world_size,
+        rank_env.local_rank,
+        rank_env.local_world_size,
+    ) == expected
 
 
 def test_starts_that_must_not_be_mixed_up_have_names_of_their_own() -> None:
@@ -66,7 +72,7 @@ def test_starts_that_must_not_be_mixed_up_have_names_of_their_own() -> None:
         resolve(TORCHRUN),
         resolve(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "3"}),
     ]
-    assert len({place.start for place in starts}) == len(starts)
+    assert len({rank_env.start for rank_env in starts}) == len(starts)
 
 
 def test_nodes_of_one_host_are_told_apart_by_slurms_name() -> None:
@@ -96,14 +102,14 @@ def test_nodes_of_one_host_are_told_apart_by_slurms_name() -> None:
     ],
 )
 def test_an_environment_that_contradicts_itself_is_refused(environment: dict[str, str], words: str) -> None:
-    with pytest.raises(PlaceError, match=words):
+    with pytest.raises(RankEnvError, match=words):
         resolve(environment)
 
 
 def test_a_task_that_would_run_alone_is_refused() -> None:
-    with pytest.raises(PlaceError, match="this Slurm step has 4 tasks, and each would run alone"):
+    with pytest.raises(RankEnvError, match="this Slurm step has 4 tasks, and each would run alone"):
         resolve(STEP, "single")
-    with pytest.raises(PlaceError, match="no task of a Slurm step"):
+    with pytest.raises(RankEnvError, match="no task of a Slurm step"):
         resolve(BATCH, "slurm")
 
 
@@ -113,4 +119,4 @@ def test_slurms_short_form_of_tasks(text: str, counts: list[int]) -> None:
 
 
 def test_place_is_plain_data() -> None:
-    assert Place("single", 0, 1, 0, 1, "here", "single") == resolve({"SLURMD_NODENAME": "here"})
+    assert RankEnv("single", 0, 1, 0, 1, "here", "single") == resolve({"SLURMD_NODENAME": "here"})
