@@ -21,7 +21,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from trimaran.models.config import TransformerConfig
 from trimaran.models.experts import ExpertMLP
 from trimaran.models.parallel.group import single
-from trimaran.models.parallel.parameter import Placement, info_of, initialize
+from trimaran.models.parallel.parameter import LayerContext, info_of, initialize
 
 SHAPES = ["256,512,8,2,1024", "512,1024,8,2,2048", "256,128,32,4,1024"]
 Layer = Callable[[Tensor], Tensor]
@@ -32,7 +32,7 @@ def ours(hidden: int, ffn: int, experts: int, per_token: int, dtype: torch.dtype
     config = TransformerConfig(
         num_layers=1, hidden_size=hidden, num_heads=1, ffn_hidden_size=ffn, vocab_size=1, max_seq_len=1, num_experts=experts, experts_per_token=per_token
     )  # fmt: skip
-    layer = ExpertMLP(config, Placement(single("tp"), False, dtype, torch.device("cpu")))
+    layer = ExpertMLP(config, LayerContext(single("tp"), False, dtype, torch.device("cpu")))
     initialize(layer, seed=0)
     for weight in (layer.experts.up, layer.experts.down):
         info_of(weight).main_grad = torch.zeros_like(weight, dtype=torch.float32)

@@ -25,7 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface import family_of, locate, resolve
 from trimaran.models.parallel.group import single
-from trimaran.models.parallel.parameter import Placement
+from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.settings import Sampling
@@ -104,8 +104,8 @@ def our_model(theirs: Any) -> tuple[RunSpec, Stage]:
             "train": {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": config.max_seq_len},
         }
     )
-    place = Placement(single("tp"), False, torch.float32, torch.device("cpu"))
-    (stage,) = build_stages(config, [range(config.num_layers)], [0], place, seed=0)
+    context = LayerContext(single("tp"), False, torch.float32, torch.device("cpu"))
+    (stage,) = build_stages(config, [range(config.num_layers)], [0], context, seed=0)
     stored, units, weights = theirs.state_dict(), resolve(family, config), {}
     names = locate(family, units, stored).names
     for unit in units:

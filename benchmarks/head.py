@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimaran.models.parallel.group import Group
-from trimaran.models.parallel.parameter import Initial, Placement, info_of, new_parameter
+from trimaran.models.parallel.parameter import Initial, LayerContext, info_of, new_parameter
 from trimaran.models.parallel.vocab import head_loss
 
 SHAPES = ["512,256,8192", "4096,256,8192", "4096,256,32768"]
@@ -30,8 +30,8 @@ Step = Callable[[], None]
 def make_steps(shape: str) -> dict[str, Step]:
     """Return the two ways to make the loss and add its gradients, over the same numbers."""
     tokens, hidden, vocabulary = map(int, shape.split(","))
-    place = Placement(Group("tp", (0,), 0), False, torch.float32, torch.device("cpu"))
-    weight = new_parameter((vocabulary, hidden), place, dim=0, initial=Initial(0.02))
+    context = LayerContext(Group("tp", (0,), 0), False, torch.float32, torch.device("cpu"))
+    weight = new_parameter((vocabulary, hidden), context, dim=0, initial=Initial(0.02))
     nn.init.normal_(weight, std=0.02)
     info_of(weight).main_grad = torch.zeros(vocabulary, hidden)
     plain = nn.Parameter(weight.detach().clone())
@@ -44,7 +44,7 @@ def make_steps(shape: str) -> dict[str, Step]:
 
     return {
         "torch": lambda: run(lambda x: F.cross_entropy(F.linear(x[0], plain), labels[0], reduction="sum")),
-        "ours": lambda: run(lambda x: head_loss(x, weight, labels, place)),
+        "ours": lambda: run(lambda x: head_loss(x, weight, labels, context)),
     }
 
 

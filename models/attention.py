@@ -10,7 +10,7 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.init import initial
 from trimaran.models.parallel.collectives import sum_over_group
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear, column_linear
-from trimaran.models.parallel.parameter import Placement, new_parameter
+from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 
 class QueryKeyNorm(nn.Module):
@@ -21,15 +21,17 @@ class QueryKeyNorm(nn.Module):
             multiple of `unit` numbers.
     """
 
-    def __init__(self, config: TransformerConfig, place: Placement, *, width: int, is_cut: bool, unit: int) -> None:
+    def __init__(
+        self, config: TransformerConfig, context: LayerContext, *, width: int, is_cut: bool, unit: int
+    ) -> None:
         super().__init__()
-        self.over_heads, self.eps, self.kernels = config.query_key_norm == "width", config.norm_eps, place.kernels
-        self.width, self.group = width, place.tp if is_cut and self.over_heads and place.tp.size > 1 else None
+        self.over_heads, self.eps, self.kernels = config.query_key_norm == "width", config.norm_eps, context.kernels
+        self.width, self.group = width, context.tp if is_cut and self.over_heads and context.tp.size > 1 else None
         shape = (width if self.over_heads else config.head_dim,)
         # A scale that every tp rank holds meets only that rank's heads, so each rank's gradient is a part of the sum.
         dim = 0 if self.group is not None else None
         self.weight = new_parameter(
-            shape, place, dim=dim, init="ones", decay=False, partial_over_tp=dim is None, unit=unit
+            shape, context, dim=dim, init="ones", decay=False, partial_over_tp=dim is None, unit=unit
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,9 +56,9 @@ class Attention(nn.Module):
     that its queries read, and its gradient is a part of the sum over tp.
     """
 
-    def __init__(self, config: TransformerConfig, place: Placement, *, index: int, seed: int) -> None:
+    def __init__(self, config: TransformerConfig, context: LayerContext, *, index: int, seed: int) -> None:
         super().__init__()
-        tp, site = place.tp, f"layers.{index}.attention"
+        tp, site = context.tp, f"layers.{index}.attention"
         self.index, self.head_dim, self.num_heads = index, config.head_dim, config.num_heads
         cuts_kv = config.num_kv_heads >= tp.size
         group = config.num_heads // config.num_kv_heads
@@ -68,13 +70,13 @@ class Attention(nn.Module):
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.first_kv_head = None if cuts_kv else tp.rank * config.num_kv_heads // tp.size
         self.q = ColumnParallelLinear(
-            config.hidden_size, width, place, bias=config.qkv_bias, initial=initial(config, "query"), unit=unit
+            config.hidden_size, width, context, bias=config.qkv_bias, initial=initial(config, "query"), unit=unit
         )
         into_kv = initial(config, "key", "value")
         self.kv = ColumnParallelLinear(
             config.hidden_size,
             kv_width,
-            place,
+            context,
             bias=config.qkv_bias,
             initial=into_kv,
             parts=2,
@@ -82,25 +84,25 @@ class Attention(nn.Module):
             unit=kv_unit,
         )
         has_norms = config.query_key_norm != "none"
-        self.q_norm = QueryKeyNorm(config, place, width=width, is_cut=True, unit=unit) if has_norms else None
-        self.k_norm = QueryKeyNorm(config, place, width=kv_width, is_cut=cuts_kv, unit=kv_unit) if has_norms else None
+        self.q_norm = QueryKeyNorm(config, context, width=width, is_cut=True, unit=unit) if has_norms else None
+        self.k_norm = QueryKeyNorm(config, context, width=kv_width, is_cut=cuts_kv, unit=kv_unit) if has_norms else None
         into_out = initial(config, "attention_output")
         self.out = RowParallelLinear(
-            width, config.hidden_size, place, bias=config.out_bias, initial=into_out, unit=unit
+            width, config.hidden_size, context, bias=config.out_bias, initial=into_out, unit=unit
         )
-        self.kernels, self.interleaved = place.kernels, config.rotary_interleaved
+        self.kernels, self.interleaved = context.kernels, config.rotary_interleaved
         self.options = AttentionOptions(
             causal=config.is_causal,
             window=config.window_of(index),
             softcap=config.attention_softcap,
             scale=config.attention_scale,
-            deterministic=place.deterministic,
+            deterministic=context.deterministic,
         )
         self.slopes: Tensor | None = None
         if config.position == "alibi":
             slopes = alibi_slopes(config.num_heads)[self.first_head : self.first_head + self.local_heads]
             slopes += [0.0] * (self.local_heads - len(slopes))
-            self.slopes = torch.tensor(slopes, dtype=torch.float32, device=place.device) * config.alibi_scale
+            self.slopes = torch.tensor(slopes, dtype=torch.float32, device=context.device) * config.alibi_scale
 
     def forward(self, x: Tensor, carried: Pass) -> Tensor:
         """Return [batch, local seq, hidden] for x of that shape."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trimaran.models.config import TransformerConfig
-from trimaran.models.parallel.parameter import Placement
+from trimaran.models.parallel.parameter import LayerContext
 
 RotaryTables = tuple[Tensor, Tensor]
 """(cos, sin), each [seq, rotary_dim / 2], or [batch, seq, rotary_dim / 2] where samples stand at different positions."""
@@ -25,12 +25,12 @@ class KeyValueCache:
         batch: samples; capacity: most tokens of a sample.
     """
 
-    def __init__(self, batch: int, capacity: int, config: TransformerConfig, place: Placement) -> None:
+    def __init__(self, batch: int, capacity: int, config: TransformerConfig, context: LayerContext) -> None:
         self.capacity = capacity
         self.host_lengths: list[int] = [0] * batch
-        self.lengths = torch.zeros(batch, dtype=torch.int32, device=place.device)
-        self._shape = (batch, capacity, local_kv_heads(config, place.tp.size), config.head_dim)
-        self._place = place
+        self.lengths = torch.zeros(batch, dtype=torch.int32, device=context.device)
+        self._shape = (batch, capacity, local_kv_heads(config, context.tp.size), config.head_dim)
+        self._context = context
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def extend_to(self, lengths: Sequence[int]) -> None:
@@ -53,7 +53,7 @@ class KeyValueCache:
         return self._layers[index]
 
     def _empty(self) -> Tensor:
-        return torch.zeros(self._shape, dtype=self._place.dtype, device=self._place.device)
+        return torch.zeros(self._shape, dtype=self._context.dtype, device=self._context.device)
 
 
 @dataclass(frozen=True, eq=False)

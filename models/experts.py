@@ -27,17 +27,17 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.init import initial
 from trimaran.models.parallel.collectives import enter_group, exchange_rows, reduce_from_group, scatter_sum_to_sequence
 from trimaran.models.parallel.group import all_to_all
-from trimaran.models.parallel.parameter import Placement, info_of, new_parameter
+from trimaran.models.parallel.parameter import LayerContext, info_of, new_parameter
 
 
 class Router(nn.Module):
     """Says which experts a token goes through, and with what weight."""
 
-    def __init__(self, config: TransformerConfig, place: Placement) -> None:
+    def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
         self.num_chosen, self.renormalize = config.experts_per_token, config.renormalize_experts
         shape = (config.num_experts, config.hidden_size)
-        self.weight = new_parameter(shape, place, initial=initial(config, "router"), partial_over_tp=True)
+        self.weight = new_parameter(shape, context, initial=initial(config, "router"), partial_over_tp=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the probabilities of the experts [..., experts], float32 (float64 for float64), for x [..., hidden]."""
@@ -53,10 +53,10 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """The experts of this rank, each hidden -> ffn_hidden_size -> hidden; `up` and `down` hold them all."""
 
-    def __init__(self, config: TransformerConfig, place: Placement) -> None:
+    def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
-        self.activation = place.kernels.activations[config.activation]
-        over_ep = place.ep.size > 1
+        self.activation = context.kernels.activations[config.activation]
+        over_ep = context.ep.size > 1
         parts, count, inner, hidden = (
             (2,) if config.is_gated else (),
             config.num_experts,
@@ -66,9 +66,11 @@ class Experts(nn.Module):
         into, out = initial(config, "mlp_input"), initial(config, "mlp_output")
         inner_dim = 1 + len(parts)
         self.up = new_parameter(
-            (count, *parts, inner, hidden), place, dim=0 if over_ep else inner_dim, initial=into, over_ep=over_ep
+            (count, *parts, inner, hidden), context, dim=0 if over_ep else inner_dim, initial=into, over_ep=over_ep
         )
-        self.down = new_parameter((count, hidden, inner), place, dim=0 if over_ep else 2, initial=out, over_ep=over_ep)
+        self.down = new_parameter(
+            (count, hidden, inner), context, dim=0 if over_ep else 2, initial=out, over_ep=over_ep
+        )
 
     def forward(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Return [rows, hidden] (of cut experts this tp rank's part of the sum) for rows [rows, hidden] sorted by expert, counts[e] of each."""
@@ -78,15 +80,15 @@ class Experts(nn.Module):
 class ExpertMLP(nn.Module):
     """A router and its experts in place of the one feed-forward layer of a block."""
 
-    def __init__(self, config: TransformerConfig, place: Placement) -> None:
+    def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
-        grid = place.ep.size * place.tp.size
-        assert place.ep.size == 1 or config.num_experts % grid == 0, (
+        grid = context.ep.size * context.tp.size
+        assert context.ep.size == 1 or config.num_experts % grid == 0, (
             f"{config.num_experts} experts do not divide among {grid} ranks"
         )
-        self.place, self.num_experts, self.aux_weight = place, config.num_experts, config.router_aux_loss
-        self.router = Router(config, place)
-        self.experts = Experts(config, place)
+        self.context, self.num_experts, self.aux_weight = context, config.num_experts, config.router_aux_loss
+        self.router = Router(config, context)
+        self.experts = Experts(config, context)
         self._balance: Tensor | None = None
 
     def forward(self, x: Tensor, sequence_weight: float = 0.0) -> Tensor:
@@ -97,8 +99,8 @@ class ExpertMLP(nn.Module):
                 experts' balance counts as much.
         Collective: all ranks of the tp and the ep group must enter, in the forward and in the backward pass.
         """
-        place = self.place
-        full = enter_group(x, place.tp, sequence_parallel=place.sequence_parallel)
+        context = self.context
+        full = enter_group(x, context.tp, sequence_parallel=context.sequence_parallel)
         probabilities = self.router(full)
         weights, chosen = self.router.choose(probabilities)
         usage = _usage(chosen, self.num_experts)
@@ -107,8 +109,8 @@ class ExpertMLP(nn.Module):
         plan = self._plan(chosen, usage.sum(0))
         rows = run(_SendRows, full.flatten(0, 1), plan)
         y: Tensor = run(_Combine, self._through_experts(rows, plan), weights, plan)
-        combine = scatter_sum_to_sequence if place.sequence_parallel else reduce_from_group
-        return combine(y, place.tp)
+        combine = scatter_sum_to_sequence if context.sequence_parallel else reduce_from_group
+        return combine(y, context.tp)
 
     def take_balance(self) -> Tensor | None:
         """Return the sum of the balance losses [scalar] of the sequences trained on since the last call, not weighted: 1 each where all is even.
@@ -127,7 +129,7 @@ class ExpertMLP(nn.Module):
         f_e over the number of tokens.
         """
         num_tokens, num_chosen = weights.shape[-2:]
-        if self.place.tp.rank > 0:  # all tp ranks have the same tokens, and the router's gradients are summed over tp
+        if self.context.tp.rank > 0:  # all tp ranks have the same tokens, and the router's gradients are summed over tp
             return weights
         shares = usage.unsqueeze(1).to(probabilities.dtype) / (num_chosen * num_tokens)  # [batch, 1, experts]
         slope = shares * (self.num_experts / num_tokens)
@@ -141,7 +143,7 @@ class ExpertMLP(nn.Module):
 
     def _plan(self, chosen: Tensor, usage: Tensor) -> "_Plan":
         """Sort the rows by expert and find out how many go where. Collective over ep; one wait for the device."""
-        ep, tp = self.place.ep, self.place.tp
+        ep, tp = self.context.ep, self.context.tp
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
         if ep.size == 1:
@@ -159,10 +161,10 @@ class ExpertMLP(nn.Module):
         """Return the experts' results for the rows of this rank, in their order; those of other ranks' experts go there and come back."""
         sent, received = ([sum(counts) for counts in table] for table in (plan.sent, plan.received))
         counts = [sum(column) for column in zip(*plan.received, strict=True)]
-        rows = exchange_rows(rows, sent, received, self.place.ep)
+        rows = exchange_rows(rows, sent, received, self.context.ep)
         rows = self.experts(_transposed_runs(rows, plan.received), counts)
         rows = _transposed_runs(rows, list(zip(*plan.received, strict=True)))
-        return exchange_rows(rows, received, sent, self.place.ep)
+        return exchange_rows(rows, received, sent, self.context.ep)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import initial
-from trimaran.models.parallel.parameter import Placement, new_parameter
+from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 
 class HeadTransform(nn.Module):
@@ -15,15 +15,15 @@ class HeadTransform(nn.Module):
     its own before the norm.
     """
 
-    def __init__(self, config: TransformerConfig, place: Placement) -> None:
+    def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
-        size, partial = config.hidden_size, place.sequence_parallel
-        self.activation = place.kernels.activations[config.activation]
+        size, partial = config.hidden_size, context.sequence_parallel
+        self.activation = context.kernels.activations[config.activation]
         self.weight = new_parameter(
-            (size, size), place, initial=initial(config, "head_transform"), partial_over_tp=partial
+            (size, size), context, initial=initial(config, "head_transform"), partial_over_tp=partial
         )
         self.bias = (
-            new_parameter((size,), place, init="zeros", decay=False, partial_over_tp=partial)
+            new_parameter((size,), context, init="zeros", decay=False, partial_over_tp=partial)
             if config.mlp_bias
             else None
         )

@@ -5,21 +5,21 @@ from torch import Tensor, nn
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import initial
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear
-from trimaran.models.parallel.parameter import Placement
+from trimaran.models.parallel.parameter import LayerContext
 
 
 class MLP(nn.Module):
     """hidden -> ffn_hidden_size -> hidden."""
 
-    def __init__(self, config: TransformerConfig, place: Placement) -> None:
+    def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
-        self.activation = place.kernels.activations[config.activation]
+        self.activation = context.kernels.activations[config.activation]
         inner, parts = config.ffn_hidden_size, 2 if config.is_gated else 1
         into, out = initial(config, "mlp_input"), initial(config, "mlp_output")
         self.up = ColumnParallelLinear(
-            config.hidden_size, inner, place, bias=config.mlp_bias, initial=into, parts=parts
+            config.hidden_size, inner, context, bias=config.mlp_bias, initial=into, parts=parts
         )
-        self.down = RowParallelLinear(inner, config.hidden_size, place, bias=config.mlp_bias, initial=out)
+        self.down = RowParallelLinear(inner, config.hidden_size, context, bias=config.mlp_bias, initial=out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, local seq, hidden] for x of that shape."""

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from trimaran.models.config import TransformerConfig
-from trimaran.models.parallel.parameter import Placement, new_parameter
+from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 
 class Dropout(nn.Module):
     """Dropout of a residual branch whose mask depends on (seed, site, sample, position) alone."""
 
-    def __init__(self, rate: float, place: Placement, *, site: str, seed: int) -> None:
+    def __init__(self, rate: float, context: LayerContext, *, site: str, seed: int) -> None:
         super().__init__()
-        self.rate, self.site, self.seed, self.place = rate, site, seed, place
+        self.rate, self.site, self.seed, self.context = rate, site, seed, context
 
     @property
     def is_on(self) -> bool:
@@ -23,19 +23,19 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor, first_sample: int) -> Tensor:
         """Return x [batch, local seq, hidden] with elements dropped in training mode."""
-        return self.place.kernels.dropout(x, self.rate, **self._where(x, first_sample)) if self.is_on else x
+        return self.context.kernels.dropout(x, self.rate, **self._where(x, first_sample)) if self.is_on else x
 
     def add(self, x: Tensor, residual: Tensor, first_sample: int) -> Tensor:
         """Return residual + dropout(x)."""
         return (
-            self.place.kernels.dropout_add(x, residual, self.rate, **self._where(x, first_sample))
+            self.context.kernels.dropout_add(x, residual, self.rate, **self._where(x, first_sample))
             if self.is_on
             else residual + x
         )
 
     def _where(self, x: Tensor, first_sample: int) -> dict[str, Any]:
-        parts = self.place.tp.size if self.place.sequence_parallel else 1
-        first_position = x.shape[1] * (self.place.tp.rank if parts > 1 else 0)
+        parts = self.context.tp.size if self.context.sequence_parallel else 1
+        first_position = x.shape[1] * (self.context.tp.rank if parts > 1 else 0)
         position = {"first_sample": first_sample, "first_position": first_position, "seq_len": x.shape[1] * parts}
         return {"seed": self.seed, "site": self.site, **position}
 
@@ -53,17 +53,19 @@ def join(x: Tensor, branch: Branch | None, first_sample: int) -> Tensor:
 class Norm(nn.Module):
     """LayerNorm or RMSNorm over the hidden dim, by the config; whole on every tp rank."""
 
-    def __init__(self, config: TransformerConfig, place: Placement) -> None:
+    def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
-        shape, partial = (config.hidden_size,), place.sequence_parallel
-        self.eps, self.is_rms, self.kernels = config.norm_eps, config.norm == "rmsnorm", place.kernels
+        shape, partial = (config.hidden_size,), context.sequence_parallel
+        self.eps, self.is_rms, self.kernels = config.norm_eps, config.norm == "rmsnorm", context.kernels
         if config.norm_weight:
-            self.weight: Tensor = new_parameter(shape, place, init="ones", decay=False, partial_over_tp=partial)
+            self.weight: Tensor = new_parameter(shape, context, init="ones", decay=False, partial_over_tp=partial)
         else:
-            self.register_buffer("weight", torch.ones(shape, dtype=place.dtype, device=place.device), persistent=False)
+            self.register_buffer(
+                "weight", torch.ones(shape, dtype=context.dtype, device=context.device), persistent=False
+            )
         has_bias = config.norm_bias and not self.is_rms
         self.bias = (
-            new_parameter(shape, place, init="zeros", decay=False, partial_over_tp=partial) if has_bias else None
+            new_parameter(shape, context, init="zeros", decay=False, partial_over_tp=partial) if has_bias else None
         )
 
     def forward(self, x: Tensor, branch: Branch | None, first_sample: int) -> tuple[Tensor, Tensor]:

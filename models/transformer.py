@@ -25,7 +25,7 @@ from trimaran.models.mlp import MLP
 from trimaran.models.parallel.collectives import local_dim1
 from trimaran.models.parallel.group import single
 from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallelWeights, column_linear, row_linear
-from trimaran.models.parallel.parameter import Placement, info_of, initialize, new_parameter
+from trimaran.models.parallel.parameter import LayerContext, info_of, initialize, new_parameter
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss
 from trimaran.models.residual import Branch, Dropout, Norm, join
@@ -35,7 +35,7 @@ from trimaran.models.xlnet import RelativeAttention
 class Block(nn.Module):
     """One transformer layer; `index` is its global number."""
 
-    def __init__(self, config: TransformerConfig, place: Placement, *, index: int, seed: int) -> None:
+    def __init__(self, config: TransformerConfig, context: LayerContext, *, index: int, seed: int) -> None:
         super().__init__()
         site = f"layers.{index}"
         self.kind, self.is_post_norm, self.residual_scale = (
@@ -49,16 +49,16 @@ class Block(nn.Module):
         )
 
         def norm(is_there: bool) -> Norm | None:
-            return Norm(config, place) if is_there else None
+            return Norm(config, context) if is_there else None
 
         self.attention_norm = norm(has_norm)
         attention = RelativeAttention if config.position == "relative" else Attention
-        self.attention = attention(config, place, index=index, seed=seed)
-        self.attention_dropout = Dropout(config.hidden_dropout, place, site=f"{site}.attention.output", seed=seed)
+        self.attention = attention(config, context, index=index, seed=seed)
+        self.attention_dropout = Dropout(config.hidden_dropout, context, site=f"{site}.attention.output", seed=seed)
         self.attention_post_norm = norm(has_post_norm)
         self.mlp_norm = norm(has_norm and config.block != "parallel_one_norm")
-        self.mlp = ExpertMLP(config, place) if config.num_experts else MLP(config, place)
-        self.mlp_dropout = Dropout(config.hidden_dropout, place, site=f"{site}.mlp.output", seed=seed)
+        self.mlp = ExpertMLP(config, context) if config.num_experts else MLP(config, context)
+        self.mlp_dropout = Dropout(config.hidden_dropout, context, site=f"{site}.mlp.output", seed=seed)
         self.mlp_post_norm = norm(has_post_norm)
 
     def forward(self, x: Tensor, branch: Branch | None, carried: Pass) -> tuple[Tensor, Branch | None]:
@@ -119,13 +119,20 @@ class Stage(nn.Module):
     """
 
     def __init__(
-        self, config: TransformerConfig, layers: range, place: Placement, *, is_first: bool, is_last: bool, seed: int
+        self,
+        config: TransformerConfig,
+        layers: range,
+        context: LayerContext,
+        *,
+        is_first: bool,
+        is_last: bool,
+        seed: int,
     ) -> None:
         super().__init__()
-        self.config, self.place, self.is_first, self.is_last = config, place, is_first, is_last
+        self.config, self.context, self.is_first, self.is_last = config, context, is_first, is_last
         vocab, hidden = config.vocab_size, config.hidden_size
         if is_first or (is_last and config.tie_embeddings):
-            self.embedding = VocabParallelEmbedding(vocab, hidden, place, initial=initial(config, "embedding"))
+            self.embedding = VocabParallelEmbedding(vocab, hidden, context, initial=initial(config, "embedding"))
             info_of(self.embedding.weight).tied_copy = not is_first
             info_of(self.embedding.weight).uses = 2 if is_first and is_last and config.tie_embeddings else 1
         if is_first:
@@ -133,30 +140,32 @@ class Stage(nn.Module):
             if config.position == "learned":
                 start = initial(config, "position")
                 self.position = new_parameter(
-                    (config.max_seq_len, hidden), place, initial=start, partial_over_tp=place.sequence_parallel
+                    (config.max_seq_len, hidden), context, initial=start, partial_over_tp=context.sequence_parallel
                 )
             self.token_type: nn.Parameter | None = None
             if config.num_token_types:
                 shape, start = (config.num_token_types, hidden), initial(config, "position")
-                self.token_type = new_parameter(shape, place, initial=start, partial_over_tp=place.sequence_parallel)
+                self.token_type = new_parameter(
+                    shape, context, initial=start, partial_over_tp=context.sequence_parallel
+                )
             self.query_embedding: nn.Parameter | None = None
             if config.has_query_stream:
                 start = initial(config, "position")
                 self.query_embedding = new_parameter(
-                    (hidden,), place, initial=start, decay=False, partial_over_tp=place.sequence_parallel
+                    (hidden,), context, initial=start, decay=False, partial_over_tp=context.sequence_parallel
                 )
-            self.embedding_norm = Norm(config, place) if config.embedding_norm else None
-            self.embedding_dropout = Dropout(config.embedding_dropout, place, site="embedding", seed=seed)
-        self.layers = nn.ModuleDict({str(i): Block(config, place, index=i, seed=seed) for i in layers})
+            self.embedding_norm = Norm(config, context) if config.embedding_norm else None
+            self.embedding_dropout = Dropout(config.embedding_dropout, context, site="embedding", seed=seed)
+        self.layers = nn.ModuleDict({str(i): Block(config, context, index=i, seed=seed) for i in layers})
         if is_last:
-            self.final_norm = Norm(config, place) if config.has_final_norm else None
-            self.head_transform = HeadTransform(config, place) if config.head_transform else None
-            self.head_transform_norm = Norm(config, place) if config.head_transform else None
+            self.final_norm = Norm(config, context) if config.has_final_norm else None
+            self.head_transform = HeadTransform(config, context) if config.head_transform else None
+            self.head_transform_norm = Norm(config, context) if config.head_transform else None
             self.head_bias = (
-                new_parameter((vocab,), place, dim=0, init="zeros", decay=False) if config.head_bias else None
+                new_parameter((vocab,), context, dim=0, init="zeros", decay=False) if config.head_bias else None
             )
             if not config.tie_embeddings:
-                self.head = ColumnParallelLinear(hidden, vocab, place, bias=False, initial=initial(config, "head"))
+                self.head = ColumnParallelLinear(hidden, vocab, context, bias=False, initial=initial(config, "head"))
         self._tables: RotaryTables | None = None
         self._tables_stretch = 0
 
@@ -179,9 +188,9 @@ class Stage(nn.Module):
             self._head_input(hidden),
             self._head().weight,
             labels,
-            self.place,
+            self.context,
             bias=self.head_bias,
-            kernels=self.place.kernels.cross_entropy,
+            kernels=self.context.kernels.cross_entropy,
             softcap=self.config.logits_softcap,
             z_loss=self.config.z_loss,
         )
@@ -247,7 +256,7 @@ class Stage(nn.Module):
     def take_expert_balance(self) -> Tensor:
         """Return what the layers' `ExpertMLP.take_balance` give together [scalar], 0 where they give nothing."""
         parts = [layer.mlp.take_balance() for layer in self.layers.values() if isinstance(layer.mlp, ExpertMLP)]
-        return sum((part for part in parts if part is not None), torch.zeros((), device=self.place.device))
+        return sum((part for part in parts if part is not None), torch.zeros((), device=self.context.device))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return this tp rank's columns of the logits [batch, seq, padded vocab / tp]; hidden: of `run_layers`, [batch, local seq, hidden]."""
@@ -266,8 +275,10 @@ class Stage(nn.Module):
             rows = torch.arange(
                 batch.tokens.shape[1], batch.tokens.shape[1] + rows.shape[1], device=rows.device
             ).expand_as(rows)
-        if self.place.sequence_parallel:  # a rank has some of the rows, so that all stay, most of them without a label
-            labels = batch.labels.new_full((len(rows), hidden.shape[1] * self.place.tp.size), IGNORED_LABEL)
+        if (
+            self.context.sequence_parallel
+        ):  # a rank has some of the rows, so that all stay, most of them without a label
+            labels = batch.labels.new_full((len(rows), hidden.shape[1] * self.context.tp.size), IGNORED_LABEL)
             return hidden, labels.scatter(1, rows, batch.labels)
         return hidden.gather(1, rows.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), batch.labels
 
@@ -292,7 +303,7 @@ class Stage(nn.Module):
             stretch = seq_len
         if self._tables is None or len(self._tables[0]) < seq_len or stretch != self._tables_stretch:
             length, rot = max(seq_len, config.max_seq_len), config.rotary_dim or config.head_dim
-            where = (self.place.dtype, self.place.device)
+            where = (self.context.dtype, self.context.device)
             # Up to its original length dynamic scaling changes nothing, so a table of more positions must not be made
             # by more.
             with torch.inference_mode(False):  # they are kept, and training may read them later
@@ -315,9 +326,9 @@ class Stage(nn.Module):
         if self.position is not None:
             rows = self.position[positions]
             rows = rows if rows.ndim == 3 else rows.unsqueeze(0)
-            hidden = hidden + (local_dim1(rows, self.place.tp) if self.place.sequence_parallel else rows)
+            hidden = hidden + (local_dim1(rows, self.context.tp) if self.context.sequence_parallel else rows)
         if carried.targets is not None and self.query_embedding is not None:
-            first = hidden.shape[1] * self.place.tp.rank if self.place.sequence_parallel else 0
+            first = hidden.shape[1] * self.context.tp.rank if self.context.sequence_parallel else 0
             is_query = torch.arange(first, first + hidden.shape[1], device=hidden.device) >= num_tokens
             hidden = torch.where(is_query[:, None], self.query_embedding, hidden)
         if self.embedding_norm is not None:
@@ -326,14 +337,14 @@ class Stage(nn.Module):
         return out
 
     def _head(self) -> ColumnParallelWeights:
-        return _TiedHead(self.embedding, self.place) if self.config.tie_embeddings else self.head
+        return _TiedHead(self.embedding, self.context) if self.config.tie_embeddings else self.head
 
 
 class _TiedHead:
     """The output projection that reads the embedding's weight."""
 
-    def __init__(self, embedding: VocabParallelEmbedding, place: Placement) -> None:
-        self.weight, self.place = embedding.weight, place
+    def __init__(self, embedding: VocabParallelEmbedding, context: LayerContext) -> None:
+        self.weight, self.context = embedding.weight, context
         self.bias: nn.Parameter | None = None
 
 
@@ -341,7 +352,7 @@ def build_stages(
     config: TransformerConfig,
     layers: Sequence[range],
     stage_indices: Sequence[int],
-    place: Placement,
+    context: LayerContext,
     *,
     seed: int,
     draws_weights: bool = True,
@@ -358,12 +369,12 @@ def build_stages(
     """
     last = len(layers) - 1
     stages = [
-        Stage(config, layers[index], place, is_first=index == 0, is_last=index == last, seed=seed)
+        Stage(config, layers[index], context, is_first=index == 0, is_last=index == last, seed=seed)
         for index in stage_indices
     ]
     if config.tie_embeddings and len(stages) > 1 and stages[0].is_first and stages[-1].is_last:
         stages[-1].embedding = stages[0].embedding
-    if draws_weights and place.device.type != "meta":
+    if draws_weights and context.device.type != "meta":
         for stage in stages:
             initialize(stage, seed)
     return stages
@@ -371,8 +382,8 @@ def build_stages(
 
 def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Return the global shape of every parameter of the whole network by name, in the order of the network; a tied head has none of its own."""
-    place = Placement(single("tp"), sequence_parallel=False, dtype=torch.float32, device=torch.device("meta"))
-    (stage,) = build_stages(config, [range(config.num_layers)], [0], place, seed=0)
+    context = LayerContext(single("tp"), sequence_parallel=False, dtype=torch.float32, device=torch.device("meta"))
+    (stage,) = build_stages(config, [range(config.num_layers)], [0], context, seed=0)
     return {name: info_of(parameter).shard.global_shape for name, parameter in stage.named_parameters()}
 
 

@@ -22,20 +22,20 @@ from trimaran.models.attention import Attention
 from trimaran.models.cache import Pass
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import initial
-from trimaran.models.parallel.parameter import Placement, new_parameter
+from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 
 class RelativeAttention(Attention):
     """Attention whose scores go by distance; of W_r, u and v this tp rank holds the part of its heads. Whole matrices of scores are in memory."""
 
-    def __init__(self, config: TransformerConfig, place: Placement, *, index: int, seed: int) -> None:
-        super().__init__(config, place, index=index, seed=seed)
+    def __init__(self, config: TransformerConfig, context: LayerContext, *, index: int, seed: int) -> None:
+        super().__init__(config, context, index=index, seed=seed)
         width, hidden = config.num_heads * config.head_dim, config.hidden_size
         self.position = new_parameter(
-            (width, hidden), place, dim=0, initial=initial(config, "query"), unit=config.head_dim
+            (width, hidden), context, dim=0, initial=initial(config, "query"), unit=config.head_dim
         )
-        self.content_bias = new_parameter((width,), place, dim=0, init="zeros", decay=False, unit=config.head_dim)
-        self.position_bias = new_parameter((width,), place, dim=0, init="zeros", decay=False, unit=config.head_dim)
+        self.content_bias = new_parameter((width,), context, dim=0, init="zeros", decay=False, unit=config.head_dim)
+        self.position_bias = new_parameter((width,), context, dim=0, init="zeros", decay=False, unit=config.head_dim)
 
     def heads(self, q: Tensor, kv: Tensor, carried: Pass) -> Tensor:
         """Return what this rank's heads read [batch, rows, local heads * head_dim]; see `Attention.heads`.

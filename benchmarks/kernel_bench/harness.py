@@ -21,7 +21,7 @@ from torch import Tensor
 from trimaran.kernels.dispatch import TORCH, TRITON, Kernels
 from trimaran.kernels.launch import interpreting
 from trimaran.models.parallel.group import single
-from trimaran.models.parallel.parameter import Placement, new_parameter
+from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest error over the largest value: some tens of roundings of the dtype (2^-24, 2^-11, 2^-8). As in tests/kernels/interpreted."""
@@ -67,9 +67,9 @@ class Draw:
         return parameter
 
 
-def placement(like: Tensor, kernels: Kernels) -> Placement:
+def placement(like: Tensor, kernels: Kernels) -> LayerContext:
     """Return the placement of one rank alone, for the dtype and device of `like`."""
-    return Placement(single("tp"), False, like.dtype, like.device, kernels)
+    return LayerContext(single("tp"), False, like.dtype, like.device, kernels)
 
 
 @dataclass(frozen=True)

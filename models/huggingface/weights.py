@@ -69,7 +69,7 @@ def resolve(family: Family, config: TransformerConfig) -> list[WeightMap]:
     missing = [name for name in shapes if name not in set(covered)]
     if missing:
         raise ValueError(f"{family.architecture} has no tensor for {_listed(missing)}")
-    places = {name: place for place, name in enumerate(shapes)}
+    places = {name: context for context, name in enumerate(shapes)}
     return sorted(units, key=lambda unit: places[unit.ours[0]])
 
 

@@ -21,7 +21,7 @@ from trimaran.models.parallel.collectives import (
     scatter_sum_to_sequence,
 )
 from trimaran.models.parallel.group import Group, start_all_reduce
-from trimaran.models.parallel.parameter import Initial, Placement, info_of, new_parameter
+from trimaran.models.parallel.parameter import Initial, LayerContext, info_of, new_parameter
 
 
 def _weight_gradient(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | None:
@@ -107,7 +107,7 @@ class ColumnParallelLinear(nn.Module):
         self,
         in_features: int,
         out_features: int,
-        place: Placement,
+        context: LayerContext,
         *,
         bias: bool,
         initial: Initial,
@@ -118,12 +118,12 @@ class ColumnParallelLinear(nn.Module):
         super().__init__()
         leading = (parts,) if parts > 1 else ()
         dim = None if is_whole else len(leading)
-        self.place = place
+        self.context = context
         cut: dict[str, Any] = {"dim": dim, "partial_over_tp": is_whole, "unit": unit}
-        self.weight = new_parameter((*leading, out_features, in_features), place, initial=initial, **cut)
+        self.weight = new_parameter((*leading, out_features, in_features), context, initial=initial, **cut)
         self.bias = None
         if bias:
-            self.bias = new_parameter((*leading, out_features), place, init="zeros", decay=False, **cut)
+            self.bias = new_parameter((*leading, out_features), context, init="zeros", decay=False, **cut)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, seq, parts * out_features / tp] for x [batch, seq, in] (with sequence parallelism [batch, seq / tp, in])."""
@@ -135,20 +135,20 @@ class ColumnParallelWeights(Protocol):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    place: Placement
+    context: LayerContext
 
 
 def column_linear(x: Tensor, layers: Sequence[ColumnParallelWeights]) -> tuple[Tensor, ...]:
     """Return each layer's output for the same input x [batch, local seq, in]: their input gradients share one collective."""
-    place = layers[0].place
+    context = layers[0].context
     if (
         not torch.is_grad_enabled()
     ):  # while text is generated, what autograd's bookkeeping takes is a large part of a small product
-        full = gather_dim1(x, place.tp) if place.sequence_parallel else x
+        full = gather_dim1(x, context.tp) if context.sequence_parallel else x
         return tuple([_product(full, layer.weight, layer.bias) for layer in layers])
     parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-    group = place.tp if place.tp.size > 1 else None
-    return _Linear.apply(x, group, place.sequence_parallel, *parameters)  # type: ignore[no-untyped-call, no-any-return]
+    group = context.tp if context.tp.size > 1 else None
+    return _Linear.apply(x, group, context.sequence_parallel, *parameters)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class RowParallelLinear(nn.Module):
@@ -159,14 +159,16 @@ class RowParallelLinear(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, place: Placement, *, bias: bool, initial: Initial, unit: int = 1
+        self, in_features: int, out_features: int, context: LayerContext, *, bias: bool, initial: Initial, unit: int = 1
     ) -> None:
         super().__init__()
-        self.place = place
-        self.weight = new_parameter((out_features, in_features), place, dim=1, initial=initial, unit=unit)
-        partial = place.sequence_parallel
+        self.context = context
+        self.weight = new_parameter((out_features, in_features), context, dim=1, initial=initial, unit=unit)
+        partial = context.sequence_parallel
         self.bias = (
-            new_parameter((out_features,), place, init="zeros", decay=False, partial_over_tp=partial) if bias else None
+            new_parameter((out_features,), context, init="zeros", decay=False, partial_over_tp=partial)
+            if bias
+            else None
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,15 +178,15 @@ class RowParallelLinear(nn.Module):
 
 def row_linear(inputs: Sequence[tuple[Tensor, RowParallelLinear]]) -> Tensor:
     """Return the sum of the layers' outputs, each for its own input [batch, seq, in / tp]: they share one collective."""
-    place = inputs[0][1].place
-    combine = scatter_sum_to_sequence if place.sequence_parallel else reduce_from_group
+    context = inputs[0][1].context
+    combine = scatter_sum_to_sequence if context.sequence_parallel else reduce_from_group
     if torch.is_grad_enabled():
         first, *others = [_Linear.apply(x, None, False, layer.weight, None)[0] for x, layer in inputs]  # type: ignore[no-untyped-call]
     else:
         first, *others = [F.linear(x, layer.weight) for x, layer in inputs]
     for other in others:
         first = first + other
-    y: Tensor = combine(first, place.tp)
+    y: Tensor = combine(first, context.tp)
     for _, layer in inputs:
         if layer.bias is not None:
             y = y + layer.bias

@@ -80,7 +80,7 @@ def info_of(parameter: Tensor) -> ParameterInfo:
 
 
 @dataclass(frozen=True)
-class Placement:
+class LayerContext:
     """Where a stage's parameters live, and what works on them: tensor-parallel group, dtype, device and kernels.
 
     Args:
@@ -99,7 +99,7 @@ class Placement:
 
 def new_parameter(
     global_shape: tuple[int, ...],
-    place: Placement,
+    context: LayerContext,
     *,
     dim: int | None = None,
     init: Literal["normal", "ones", "zeros"] = "normal",
@@ -120,11 +120,11 @@ def new_parameter(
     if dim is None:
         spec, local_shape = whole(global_shape), global_shape
     elif over_ep:
-        index, count = place.ep.rank * place.tp.size + place.tp.rank, place.ep.size * place.tp.size
+        index, count = context.ep.rank * context.tp.size + context.tp.rank, context.ep.size * context.tp.size
         spec, local_shape = cut_evenly(global_shape, "ep", dim, index, count)
     else:
-        spec, local_shape = cut_evenly(global_shape, "tp", dim, place.tp.rank, place.tp.size, unit)
-    parameter = nn.Parameter(torch.empty(local_shape, dtype=place.dtype, device=place.device))
+        spec, local_shape = cut_evenly(global_shape, "tp", dim, context.tp.rank, context.tp.size, unit)
+    parameter = nn.Parameter(torch.empty(local_shape, dtype=context.dtype, device=context.device))
     setattr(parameter, _ATTRIBUTE, ParameterInfo(spec, init, initial, decay, partial_over_tp))
     return parameter
 

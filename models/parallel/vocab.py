@@ -20,7 +20,7 @@ from trimaran.models.parallel.collectives import (
     scatter_sum_to_sequence,
 )
 from trimaran.models.parallel.group import all_gather, start_all_reduce
-from trimaran.models.parallel.parameter import Initial, Placement, info_of, new_parameter
+from trimaran.models.parallel.parameter import Initial, LayerContext, info_of, new_parameter
 
 
 class _LocalEmbedding(torch.autograd.Function):
@@ -59,16 +59,16 @@ class _LocalEmbedding(torch.autograd.Function):
 class VocabParallelEmbedding(nn.Module):
     """A token embedding [vocab, hidden] whose rows are cut over tp; the last ranks' shards are padded where tp does not divide vocab."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, place: Placement, *, initial: Initial) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, context: LayerContext, *, initial: Initial) -> None:
         super().__init__()
-        self.place = place
-        self.weight = new_parameter((vocab_size, hidden_size), place, dim=0, initial=initial)
+        self.context = context
+        self.weight = new_parameter((vocab_size, hidden_size), context, dim=0, initial=initial)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return [batch, seq, hidden] (with sequence parallelism [batch, seq / tp, hidden]) for tokens [batch, seq] int64, global ids."""
         rows: Tensor = run(_LocalEmbedding, self.weight, tokens, info_of(self.weight).shard.offset)
-        combine_ = scatter_sum_to_sequence if self.place.sequence_parallel else reduce_from_group
-        return combine_(rows, self.place.tp)
+        combine_ = scatter_sum_to_sequence if self.context.sequence_parallel else reduce_from_group
+        return combine_(rows, self.context.tp)
 
 
 _CHUNK_BYTES, _CHUNK_ROWS = {"cpu": 8 << 20, "cuda": 128 << 20}, {"cpu": 256, "cuda": 1024}
@@ -98,7 +98,7 @@ class _Gradients:
 class _Head:
     """What stays the same over the chunks of one call of `head_loss`."""
 
-    place: Placement
+    context: LayerContext
     kernels: CrossEntropyKernels
     label_smoothing: float
     z_loss: float
@@ -129,7 +129,7 @@ class _Head:
             where = (labels[rows], shard.offset, num_real)
             statistics = self.kernels.statistics_(logits, *where, self.label_smoothing > 0)
             terms = (vocab_size, self.label_smoothing, self.z_loss)
-            losses[rows], normalizer = combine(all_gather(statistics, self.place.tp), labels[rows], *terms)
+            losses[rows], normalizer = combine(all_gather(statistics, self.context.tp), labels[rows], *terms)
             if not grads.any:
                 continue
             self.kernels.gradient_(logits, *where, statistics, normalizer, *terms)
@@ -188,8 +188,8 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: _Head, with_gradients: bool
     ) -> Tensor:
-        ctx.place, ctx.weight = head.place, weight
-        full = gather_dim1(x, head.place.tp) if head.place.sequence_parallel else x
+        ctx.context, ctx.weight = head.context, weight
+        full = gather_dim1(x, head.context.tp) if head.context.sequence_parallel else x
         rows = full.flatten(0, -2)
         needs_dx, needs_dweight, needs_dbias = (with_gradients and needed for needed in ctx.needs_input_grad[:3])
         num_real, wide = info_of(weight).shard.real_length(tuple(weight.shape)), statistics_dtype(weight.dtype)
@@ -206,20 +206,20 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         dx, dweight, dbias = ctx.saved_tensors
         (dloss,) = grads
-        place: Placement = ctx.place
+        context: LayerContext = ctx.context
         if dx is not None:
             # The factor is small and the same for all: rounded to bfloat16 it would be wrong for all by the same part.
             dx = (dx.to(dloss.dtype) * dloss).to(dx.dtype)
-            if not place.sequence_parallel:
-                wait = start_all_reduce(dx, place.tp)
+            if not context.sequence_parallel:
+                wait = start_all_reduce(dx, context.tp)
         weight_grad = None if dweight is None else _scaled_weight_gradient(ctx.weight, dweight, dloss)
         bias_grad = None
         if dbias is not None:
             bias_grad = ctx.weight.new_zeros(len(ctx.weight))
             bias_grad[: len(dbias)] = dbias * dloss
         if dx is not None:
-            if place.sequence_parallel:
-                dx = reduce_scatter_dim1(dx, place.tp)
+            if context.sequence_parallel:
+                dx = reduce_scatter_dim1(dx, context.tp)
             else:
                 wait()
         return dx, weight_grad, bias_grad, None, None, None
@@ -241,7 +241,7 @@ def head_loss(
     x: Tensor,
     weight: Tensor,
     labels: Tensor,
-    place: Placement,
+    context: LayerContext,
     *,
     bias: Tensor | None = None,
     kernels: CrossEntropyKernels = TORCH_CROSS_ENTROPY,
@@ -276,5 +276,5 @@ def head_loss(
         raise ValueError(f"z_loss ({z_loss}) must not be negative")
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows ({chunk_rows}) must be at least 1")
-    head = _Head(place, kernels, label_smoothing, z_loss, softcap, chunk_rows)
+    head = _Head(context, kernels, label_smoothing, z_loss, softcap, chunk_rows)
     return _HeadLoss.apply(x, weight, bias, labels, head, torch.is_grad_enabled())  # type: ignore[no-untyped-call, no-any-return]

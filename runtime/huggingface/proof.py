@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.group import single
-from trimaran.models.parallel.parameter import Placement
+from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.transformer import Stage
 from trimaran.runtime.huggingface.progress import Progress
@@ -107,7 +107,7 @@ def our_logits(
         read: gives the weights, by name.
         on_layer: called after each layer.
     """
-    place = Placement(single("tp"), sequence_parallel=False, dtype=torch.float32, device=torch.device("cpu"))
+    place = LayerContext(single("tp"), sequence_parallel=False, dtype=torch.float32, device=torch.device("cpu"))
 
     def stage(layers: range, *, is_first: bool = False, is_last: bool = False) -> Stage:
         built = Stage(config, layers, place, is_first=is_first, is_last=is_last, seed=0).eval()

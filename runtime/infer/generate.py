@@ -72,13 +72,15 @@ def generate(
     check_prompts(prompts, spec.transformer)
     if sampling.max_new_tokens == 0 or not prompts:
         return [Completion() for _ in prompts]
-    place = next(iter(stages.values())).place
+    layer_context = next(iter(stages.values())).context
     scaling = spec.transformer.rotary_scaling
     # Dynamic scaling goes by the longest sample of a pass: alone, a sample does not depend on its neighbours.
     is_dynamic = scaling is not None and scaling.kind == "dynamic_ntk"
     size = 1 if is_dynamic else -(-len(prompts) // mesh.pp.size)
     groups = [
-        SampleGroup(prompts[first : first + size], first_sample + first, sampling, spec.transformer, place, watch)
+        SampleGroup(
+            prompts[first : first + size], first_sample + first, sampling, spec.transformer, layer_context, watch
+        )
         for first in range(0, len(prompts), size)
     ]
     with in_eval_mode(stages.values()):
@@ -93,8 +95,8 @@ class _Passes:
         self._stages, self._mesh, self._groups = stages, mesh, groups
         self._last, self._vocab_size = spec.num_stages - 1, spec.transformer.vocab_size
         self._ring = Ring(mesh)
-        self._place = next(iter(stages.values())).place
-        self._parts = self._place.tp.size if self._place.sequence_parallel else 1
+        self._layer_context = next(iter(stages.values())).context
+        self._parts = self._layer_context.tp.size if self._layer_context.sequence_parallel else 1
         self._draws = self._last in stages
         self._tokens: list[Tensor] = [torch.empty(0)] * len(groups)
         self._hidden: list[Tensor | None] = [None] * len(groups)
@@ -118,7 +120,7 @@ class _Passes:
         """Learn the tokens that the pass before has drawn, and prepare the next one."""
         group, ranks = self._groups[number], self._mesh.pp
         if group.num_passes and not self._draws:
-            drawn = self._ring.receive(torch.empty(len(group), dtype=torch.int64, device=self._place.device))
+            drawn = self._ring.receive(torch.empty(len(group), dtype=torch.int64, device=self._layer_context.device))
             # They have been around the ring, and all that this rank has sent for the pass before with them.
             self._ring.settle(number)
             if ranks.rank + 1 < ranks.size - 1:
@@ -134,7 +136,9 @@ class _Passes:
         hidden = self._hidden[number] if stage_index > 0 else None
         if stage_index > 0 and not is_alone:
             shape = (len(group), tokens.shape[1] // self._parts, stage.config.hidden_size)
-            hidden = self._ring.receive(torch.empty(shape, dtype=self._place.dtype, device=self._place.device))
+            hidden = self._ring.receive(
+                torch.empty(shape, dtype=self._layer_context.dtype, device=self._layer_context.device)
+            )
             if self._draws and stage_index < self._mesh.pp.size:
                 self._ring.settle(number)
         hidden = stage.extend(hidden, tokens, group.cache)
@@ -159,10 +163,10 @@ class _Passes:
         """Return the next token of each sample [samples] int64, the same on every tp rank."""
         # With sequence parallelism each tp rank gives its last position; the last rank's is the last of all.
         local = stage.logits(hidden[:, -1:])[:, -1]
-        logits = all_gather(local, self._place.tp).transpose(0, 1).flatten(1)[:, : self._vocab_size]
+        logits = all_gather(local, self._layer_context.tp).transpose(0, 1).flatten(1)[:, : self._vocab_size]
         drawn = group.choose(logits)
         if (
-            self._place.tp.size > 1
+            self._layer_context.tp.size > 1
         ):  # a sum over a GPU's threads need not give the same bits twice: one rank's draw counts
-            all_reduce(drawn.mul_(self._place.tp.rank == 0), self._place.tp)
+            all_reduce(drawn.mul_(self._layer_context.tp.rank == 0), self._layer_context.tp)
         return drawn

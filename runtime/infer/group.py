@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trimaran.models.cache import KeyValueCache
 from trimaran.models.config import TransformerConfig
-from trimaran.models.parallel.parameter import Placement
+from trimaran.models.parallel.parameter import LayerContext
 from trimaran.runtime.infer.sampling import NOT_FINITE, choose, uniforms
 from trimaran.runtime.infer.settings import Sampling
 
@@ -57,14 +57,14 @@ class SampleGroup:
         first_sample: int,
         sampling: Sampling,
         config: TransformerConfig,
-        place: Placement,
+        layer_context: LayerContext,
         watch: Watch,
     ) -> None:
-        self.first_sample, self.sampling, self.config, self.place, self.watch = (
+        self.first_sample, self.sampling, self.config, self.layer_context, self.watch = (
             first_sample,
             sampling,
             config,
-            place,
+            layer_context,
             watch,
         )
         self.completions = [Completion() for _ in prompts]
@@ -73,9 +73,9 @@ class SampleGroup:
         self._contexts = [list(prompt) for prompt in prompts]  # what the model may see
         self._num_cached = [0] * len(prompts)
         self._alive = [True] * len(prompts)
-        self._parts = place.tp.size if place.sequence_parallel else 1
+        self._parts = layer_context.tp.size if layer_context.sequence_parallel else 1
         longest = min(config.max_seq_len, max(map(len, prompts)) + sampling.max_new_tokens)
-        self.cache = KeyValueCache(len(prompts), self._round_up(longest), config, place)
+        self.cache = KeyValueCache(len(prompts), self._round_up(longest), config, layer_context)
         self._seen: Tensor | None = None
         self._uniforms: Tensor | None = None
 
@@ -101,7 +101,7 @@ class SampleGroup:
         self.cache.extend_to(lengths)
         self._num_cached = lengths
         self.num_passes += 1
-        return torch.tensor(rows, device=self.place.device)
+        return torch.tensor(rows, device=self.layer_context.device)
 
     def choose(self, logits: Tensor) -> Tensor:
         """Return the next token of each sample, int64 [samples]; logits: [samples, vocab], without padding. For the rank that draws alone."""

@@ -9,7 +9,7 @@ import torch
 from trimaran.kernels.dispatch import Kernels, choose_kernels
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import all_reduce
-from trimaran.models.parallel.parameter import Placement
+from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages, in_eval_mode, model_dtype
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.pipeline.executor import Executor
@@ -74,12 +74,12 @@ def build_stages_of_rank(
     dtype = model_dtype(spec.precision.dtype)
     kernels, _ = kernels_of(spec, device)
     sequence_parallel = parallel.sequence_parallel and mesh.tp.size > 1
-    place = Placement(
+    context = LayerContext(
         mesh.tp, sequence_parallel, dtype, device, kernels, deterministic=spec.kernels.deterministic, ep=mesh.ep
     )
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)
     mine = stages_of_rank(mesh.pp.rank, mesh.pp.size, parallel.virtual_stages)
-    stages = build_stages(spec.transformer, layers, mine, place, seed=spec.seed, draws_weights=draws_weights)
+    stages = build_stages(spec.transformer, layers, mine, context, seed=spec.seed, draws_weights=draws_weights)
     return dict(zip(mine, stages, strict=True))
 
 
@@ -87,7 +87,7 @@ def build_job(spec: RunSpec, mesh: Mesh, device: torch.device) -> Job:
     """Build stages with initial weights, the validated schedule, executors and the optimizer. No communication."""
     parallel, train = spec.parallel, spec.train
     stages = build_stages_of_rank(spec, mesh, device)
-    place = next(iter(stages.values())).place
+    context = next(iter(stages.values())).context
     settings = AdamWSettings(
         spec.optimizer.beta1, spec.optimizer.beta2, spec.optimizer.eps, spec.optimizer.weight_decay
     )
@@ -100,9 +100,9 @@ def build_job(spec: RunSpec, mesh: Mesh, device: torch.device) -> Job:
     evaluation = add_communication(forward_only(mesh.pp.size, spec.num_microbatches, parallel.virtual_stages))
     for each in (schedule, evaluation):
         validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
-    local_rows = spec.rows_per_sample // (mesh.tp.size if place.sequence_parallel else 1)
+    local_rows = spec.rows_per_sample // (mesh.tp.size if context.sequence_parallel else 1)
     shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)
-    transport = Transport(mesh, shape, place.dtype, device)
+    transport = Transport(mesh, shape, context.dtype, device)
     weight = 1.0 / spec.labels_per_step
     executor = Executor(
         stages, schedule[mesh.pp.rank], transport, loss_weight=weight, on_last_backward=optimizer.expect_last_backward

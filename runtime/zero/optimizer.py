@@ -74,7 +74,7 @@ class ShardedOptimizer:
         self, stages: dict[int, Stage], mesh: Mesh, settings: AdamWSettings, *, zero_stage: int, bucket_bytes: int
     ) -> None:
         self._mesh, self._settings, self._sharded = mesh, settings, zero_stage >= 1
-        self._kernels = next(iter(stages.values())).place.kernels
+        self._kernels = next(iter(stages.values())).context.kernels
         self._states: list[_BucketState] = []
         seen: set[int] = set()
         for index, stage in stages.items():
@@ -82,7 +82,7 @@ class ShardedOptimizer:
             parameters = [(name, p) for name, p in stage.named_parameters() if id(p) not in seen]
             seen.update(id(p) for _, p in parameters)
             tied = stage.config.tie_embeddings and mesh.pp.size > 1
-            grad_dtype = torch.float64 if stage.place.dtype == torch.float64 else torch.float32
+            grad_dtype = torch.float64 if stage.context.dtype == torch.float64 else torch.float32
             groups = (mesh.dp, mesh.expert_dp, mesh.tp)
             for bucket in build_buckets(
                 parameters, *groups, grad_dtype=grad_dtype, bucket_bytes=bucket_bytes, tied=tied

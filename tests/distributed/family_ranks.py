@@ -78,7 +78,7 @@ def logits_on_rank(job: Job, mesh: Mesh, tokens: Tensor) -> Tensor | None:
     ((index, stage),) = job.stages.items()
     hidden = None
     if index > 0:
-        parts = mesh.tp.size if stage.place.sequence_parallel else 1
+        parts = mesh.tp.size if stage.context.sequence_parallel else 1
         shape = (len(tokens), tokens.shape[1] // parts, job.spec.transformer.hidden_size)
         hidden = receive(torch.empty(shape, dtype=torch.float64), index - 1, mesh.pp)
     hidden = stage.run_layers(hidden, tokens)

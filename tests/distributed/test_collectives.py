@@ -39,7 +39,7 @@ from trimaran.models.parallel.group import (
     start_reduce_scatter_into,
 )
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear, column_linear
-from trimaran.models.parallel.parameter import Initial, Placement, info_of, initialize
+from trimaran.models.parallel.parameter import Initial, LayerContext, info_of, initialize
 from trimaran.models.parallel.vocab import VocabParallelEmbedding
 from trimaran.runtime.mesh import Mesh, build_mesh
 
@@ -321,9 +321,9 @@ def test_differentiable_pairs_and_their_gradients(size: int, shared: bool, ranks
 # ---------------------------------------------------------------- linear.py and vocab.py
 
 
-def made(build: Callable[[Placement], nn.Module], place: Placement) -> nn.Module:
+def made(build: Callable[[LayerContext], nn.Module], context: LayerContext) -> nn.Module:
     """The module with its initial weights, biases drawn too so that they are seen."""
-    module = build(place)
+    module = build(context)
     for parameter in module.parameters():
         info_of(parameter).init, info_of(parameter).std = "normal", 0.5
     initialize(module, seed=21)
@@ -380,11 +380,11 @@ def watch(module: nn.Module) -> dict[str, int]:
 class Blocks(nn.Module):
     """Two column layers on one input (one of two parts) and a row layer: the collectives of an attention block."""
 
-    def __init__(self, place: Placement) -> None:
+    def __init__(self, context: LayerContext) -> None:
         super().__init__()
-        self.q = ColumnParallelLinear(6, 12, place, bias=True, initial=Initial(0.5))
-        self.kv = ColumnParallelLinear(6, 12, place, bias=False, initial=Initial(0.5), parts=2)
-        self.out = RowParallelLinear(12, 5, place, bias=True, initial=Initial(0.5))
+        self.q = ColumnParallelLinear(6, 12, context, bias=True, initial=Initial(0.5))
+        self.kv = ColumnParallelLinear(6, 12, context, bias=False, initial=Initial(0.5), parts=2)
+        self.out = RowParallelLinear(12, 5, context, bias=True, initial=Initial(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         q, kv = column_linear(x, (self.q, self.kv))
@@ -395,8 +395,8 @@ class Blocks(nn.Module):
 def check_linear(shared: bool, sequence_parallel: bool, with_main_grad: bool) -> int:
     mesh = tp_mesh(shared)
     group, size, rank = mesh.tp, mesh.tp.size, mesh.tp.rank
-    truth = made(Blocks, Placement(single("tp"), False, torch.float64, CPU))
-    module = made(Blocks, Placement(group, sequence_parallel, torch.float64, CPU))
+    truth = made(Blocks, LayerContext(single("tp"), False, torch.float64, CPU))
+    module = made(Blocks, LayerContext(group, sequence_parallel, torch.float64, CPU))
     reports = watch(module) if with_main_grad else None
     whole = operand(50, (2, 12, 6)).requires_grad_()
     weight = operand(51, (2, 12, 5))
@@ -429,7 +429,9 @@ def test_column_and_row_linear(
 def check_main_grad_of_bfloat16() -> None:
     """Two backward passes add up in float32, beyond what bfloat16 can hold."""
     mesh = tp_mesh(True)
-    layer = ColumnParallelLinear(4, 6, Placement(mesh.tp, False, torch.bfloat16, CPU), bias=False, initial=Initial(0.5))
+    layer = ColumnParallelLinear(
+        4, 6, LayerContext(mesh.tp, False, torch.bfloat16, CPU), bias=False, initial=Initial(0.5)
+    )
     initialize(layer, seed=1)
     main_grad = torch.zeros_like(layer.weight, dtype=torch.float32)
     info_of(layer.weight).main_grad = main_grad
@@ -450,11 +452,11 @@ def check_embedding(shared: bool, vocab: int, sequence_parallel: bool, with_main
     mesh = tp_mesh(shared)
     group, size, rank = mesh.tp, mesh.tp.size, mesh.tp.rank
 
-    def build(place: Placement) -> nn.Module:
-        return VocabParallelEmbedding(vocab, 6, place, initial=Initial(0.5))
+    def build(context: LayerContext) -> nn.Module:
+        return VocabParallelEmbedding(vocab, 6, context, initial=Initial(0.5))
 
-    truth = made(build, Placement(single("tp"), False, torch.float64, CPU))
-    module = made(build, Placement(group, sequence_parallel, torch.float64, CPU))
+    truth = made(build, LayerContext(single("tp"), False, torch.float64, CPU))
+    module = made(build, LayerContext(group, sequence_parallel, torch.float64, CPU))
     reports = watch(module) if with_main_grad else None
     tokens = torch.randint(vocab, (3, 4 * size), generator=torch.Generator().manual_seed(1))  # every id several times
     weight = operand(51, (3, 4 * size, 6))

@@ -76,7 +76,7 @@ def logits_on_rank(job: Job, mesh: Mesh, tokens: Tensor) -> Tensor | None:
     ((index, stage),) = job.stages.items()
     hidden = None
     if index > 0:
-        parts = mesh.tp.size if stage.place.sequence_parallel else 1
+        parts = mesh.tp.size if stage.context.sequence_parallel else 1
         hidden = receive(
             torch.empty(len(tokens), SEQ // parts, job.spec.transformer.hidden_size, dtype=torch.float64),
             index - 1,

@@ -18,7 +18,7 @@ from tests.distributed.test_parity import GPT, LLAMA, Layout, assert_trains_like
 from trimaran.models.experts import ExpertMLP
 from trimaran.models.parallel.collectives import exchange_rows
 from trimaran.models.parallel.group import Group, all_to_all, single
-from trimaran.models.parallel.parameter import Placement, info_of, initialize
+from trimaran.models.parallel.parameter import LayerContext, info_of, initialize
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.train.job import build_job, train_step
 
@@ -140,8 +140,8 @@ def run_layer(grid: dict[str, int], sequence_parallel: bool, lopsided: bool) -> 
     mesh = build_mesh(pp=1, dp=grid["dp"], cp=1, tp=grid["tp"], ep=grid["ep"], timeout_s=60)
     config = make_spec(Layout("", {}, BALANCED)).transformer
     cpu = torch.device("cpu")
-    whole = ExpertMLP(config, Placement(single("tp"), False, torch.float64, cpu))
-    cut = ExpertMLP(config, Placement(mesh.tp, sequence_parallel, torch.float64, cpu, ep=mesh.ep))
+    whole = ExpertMLP(config, LayerContext(single("tp"), False, torch.float64, cpu))
+    cut = ExpertMLP(config, LayerContext(mesh.tp, sequence_parallel, torch.float64, cpu, ep=mesh.ep))
     for module in (whole, cut):
         initialize(module, seed=11)
     xs = [

@@ -153,10 +153,10 @@ def logits_both_ways(parallel: dict[str, Any], model: dict[str, Any]) -> float:
     """The largest difference between logits of whole sequences and those with a cache, for samples of different lengths in one batch."""
     _, mesh, stages = make(parallel, model)
     (stage,) = stages.values()
-    parts = mesh.tp.size if stage.place.sequence_parallel else 1
+    parts = mesh.tp.size if stage.context.sequence_parallel else 1
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(VOCAB, (3, MAX_SEQ_LEN), generator=generator)
-    cache = KeyValueCache(3, 8, stage.config, stage.place)
+    cache = KeyValueCache(3, 8, stage.config, stage.context)
     worst = 0.0
     with in_eval_mode([stage]), torch.no_grad():
         whole = stage.logits(stage.run_layers(None, ids[:, :8]))

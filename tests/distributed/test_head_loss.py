@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.distributed.ranks import RankPool
 from trimaran.kernels.cross_entropy import IGNORED_LABEL, TORCH_CROSS_ENTROPY, CrossEntropyKernels
 from trimaran.models.parallel.group import all_gather, single
-from trimaran.models.parallel.parameter import Initial, Placement, info_of, initialize, new_parameter
+from trimaran.models.parallel.parameter import Initial, LayerContext, info_of, initialize, new_parameter
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss
 from trimaran.runtime.mesh import build_mesh
 
@@ -65,9 +65,9 @@ def check(case: Case) -> None:
     mesh = build_mesh(pp=1, dp=1, cp=1, tp=dist.get_world_size(), timeout_s=30, shared_memory=case.shared)
     group, size, rank = mesh.tp, mesh.tp.size, mesh.tp.rank
     assert size == 1 or (group.shared is not None) == case.shared
-    place = Placement(group, case.sequence_parallel, torch.float64, CPU)
+    context = LayerContext(group, case.sequence_parallel, torch.float64, CPU)
     x, whole_weight, tokens, labels = inputs(case.vocab)
-    embedding = VocabParallelEmbedding(case.vocab, HIDDEN, place, initial=Initial(0.5))
+    embedding = VocabParallelEmbedding(case.vocab, HIDDEN, context, initial=Initial(0.5))
     weight, info = embedding.weight, info_of(embedding.weight)
     first, real = info.shard.offset, info.shard.real_length(tuple(weight.shape))
     reports: list[int] = []
@@ -81,8 +81,8 @@ def check(case: Case) -> None:
     leaf = local(x).clone().requires_grad_()
     hidden = leaf + embedding(tokens) if case.tied else leaf
     with torch.no_grad():
-        evaluated = head_loss(hidden, weight, labels, place, **case.options)  # type: ignore[arg-type]
-    loss = head_loss(hidden, weight, labels, place, **case.options)  # type: ignore[arg-type]
+        evaluated = head_loss(hidden, weight, labels, context, **case.options)  # type: ignore[arg-type]
+    loss = head_loss(hidden, weight, labels, context, **case.options)  # type: ignore[arg-type]
     assert loss.shape == ()
     assert evaluated.equal(loss.detach())
     assert not evaluated.requires_grad
@@ -147,26 +147,26 @@ def test_through_gloo(sequence_parallel: bool, ranks: RankPool) -> None:
 
 def lone(
     vocab: int, dtype: torch.dtype = torch.float64, main_grad: torch.dtype | None = None
-) -> tuple[Placement, Tensor]:
+) -> tuple[LayerContext, Tensor]:
     """The place of one rank and a head's weight on it."""
-    place = Placement(single("tp"), False, dtype, CPU)
-    weight = new_parameter((vocab, HIDDEN), place, dim=0, initial=Initial(0.5))
+    context = LayerContext(single("tp"), False, dtype, CPU)
+    weight = new_parameter((vocab, HIDDEN), context, dim=0, initial=Initial(0.5))
     module = torch.nn.Module()
     module.weight = weight
     initialize(module, seed=1)
     if main_grad is not None:
         info_of(weight).main_grad = torch.zeros_like(weight, dtype=main_grad)
-    return place, weight
+    return context, weight
 
 
 @pytest.mark.parametrize("options", [{}, TERMS], ids=["plain", "smoothing-and-z-loss"])
 def test_gradcheck(options: dict[str, float]) -> None:
-    place, weight = lone(7)
+    context, weight = lone(7)
     x, _, _, labels = inputs(7)
     x = x[:1, :6].clone().requires_grad_()
     terms = {"chunk_rows": 4, **options}
     assert torch.autograd.gradcheck(
-        lambda x, w: head_loss(x, weight_like(w, weight), labels[:1, :6], place, **terms), (x, weight)
+        lambda x, w: head_loss(x, weight_like(w, weight), labels[:1, :6], context, **terms), (x, weight)
     )  # type: ignore[arg-type]
 
 
@@ -193,13 +193,13 @@ class Watch:
 
 
 def test_no_more_logits_than_a_chunk_exist_and_evaluation_computes_no_gradient() -> None:
-    place, weight = lone(11)
+    context, weight = lone(11)
     x, _, _, labels = inputs(11)
     for evaluating in (True, False):
         watch = Watch()
         kernels = CrossEntropyKernels(watch.statistics_, watch.gradient_)
         with torch.set_grad_enabled(not evaluating):
-            head_loss(x, weight, labels, place, kernels=kernels, chunk_rows=20)
+            head_loss(x, weight, labels, context, kernels=kernels, chunk_rows=20)
         assert [shape[0] for _, shape in watch.chunks] == [20, 20, 8]
         assert len({pointer for pointer, _ in watch.chunks}) == 1, "one buffer"
         assert watch.gradients == (0 if evaluating else 3)
@@ -207,19 +207,19 @@ def test_no_more_logits_than_a_chunk_exist_and_evaluation_computes_no_gradient()
 
 @pytest.mark.parametrize("frozen", ["x", "weight"])
 def test_only_the_gradients_that_are_wanted(frozen: str) -> None:
-    place, weight = lone(11)
+    context, weight = lone(11)
     x, _, _, labels = inputs(11)
     x.requires_grad_(frozen != "x")
     weight.requires_grad_(frozen != "weight")
-    head_loss(x, weight, labels, place).backward()
+    head_loss(x, weight, labels, context).backward()
     assert (x.grad is None) == (frozen == "x")
     assert (weight.grad is None) == (frozen == "weight")
 
 
 def test_no_tokens() -> None:
-    place, weight = lone(11, main_grad=torch.float64)
+    context, weight = lone(11, main_grad=torch.float64)
     x = torch.zeros(0, 4, HIDDEN, dtype=torch.float64, requires_grad=True)
-    loss = head_loss(x, weight, torch.zeros(0, 4, dtype=torch.int64), place)
+    loss = head_loss(x, weight, torch.zeros(0, 4, dtype=torch.int64), context)
     loss.backward()
     main_grad = info_of(weight).main_grad
     assert loss.item() == 0
@@ -229,11 +229,11 @@ def test_no_tokens() -> None:
 
 @pytest.mark.parametrize("chunk_rows", [48, 13])
 def test_bfloat16_adds_up_in_float32(chunk_rows: int) -> None:
-    place, weight = lone(11, torch.bfloat16, main_grad=torch.float32)
+    context, weight = lone(11, torch.bfloat16, main_grad=torch.float32)
     x, _, _, labels = inputs(11)
     low = x.bfloat16().requires_grad_()
     factor = torch.tensor(1 / 3)  # no bfloat16: rounded to one it would be wrong by 1e-3 for all
-    loss = head_loss(low, weight, labels, place, chunk_rows=chunk_rows)
+    loss = head_loss(low, weight, labels, context, chunk_rows=chunk_rows)
     assert loss.dtype == torch.float32
     loss.backward(factor)
     main_grad = info_of(weight).main_grad
@@ -264,7 +264,7 @@ def test_bfloat16_adds_up_in_float32(chunk_rows: int) -> None:
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, float], message: str) -> None:
-    place, weight = lone(11)
+    context, weight = lone(11)
     x, _, _, labels = inputs(11)
     with pytest.raises(ValueError, match=message):
-        head_loss(x, weight, labels, place, **options)  # type: ignore[arg-type]
+        head_loss(x, weight, labels, context, **options)  # type: ignore[arg-type]

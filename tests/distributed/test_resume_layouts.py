@@ -167,10 +167,10 @@ def test_a_checkpoint_goes_on_at_another_layout(
     model: str, before: Layout, after: Layout, folder: Path, ranks: RankPool
 ) -> None:
     unbroken, _, _ = run_part(ranks, SINGLE, model, "float64", str(folder / "unbroken" / model), None, NUM_STEPS)
-    place = str(folder / f"{model}-{before.name}")
-    first, _, checkpoint = run_part(ranks, before, model, "float64", place, None, STOP)
+    context = str(folder / f"{model}-{before.name}")
+    first, _, checkpoint = run_part(ranks, before, model, "float64", context, None, STOP)
     assert Path(checkpoint).name == f"step-{STOP:08d}"
-    second, _, _ = run_part(ranks, after, model, "float64", f"{place}-{after.name}", checkpoint, NUM_STEPS)
+    second, _, _ = run_part(ranks, after, model, "float64", f"{context}-{after.name}", checkpoint, NUM_STEPS)
     # float64 keeps 1e-16 a step; sums in another order grow by some 1e-13 over these steps. 1e-9 is the promise.
     assert first + second == pytest.approx(unbroken, abs=1e-9, rel=0)
     assert unbroken[-1] != unbroken[STOP]
@@ -191,10 +191,10 @@ EXACT = [
 def test_resuming_on_the_same_layout_is_exact_to_the_bit(
     model: str, layout: Layout, dtype: str, folder: Path, ranks: RankPool
 ) -> None:
-    place = str(folder / f"{model}-{layout.name}-{dtype}")
-    unbroken, expected, _ = run_part(ranks, layout, model, dtype, f"{place}-unbroken", None, NUM_STEPS)
-    first, _, checkpoint = run_part(ranks, layout, model, dtype, place, None, STOP)
-    second, found, _ = run_part(ranks, layout, model, dtype, place, checkpoint, NUM_STEPS)
+    context = str(folder / f"{model}-{layout.name}-{dtype}")
+    unbroken, expected, _ = run_part(ranks, layout, model, dtype, f"{context}-unbroken", None, NUM_STEPS)
+    first, _, checkpoint = run_part(ranks, layout, model, dtype, context, None, STOP)
+    second, found, _ = run_part(ranks, layout, model, dtype, context, checkpoint, NUM_STEPS)
     assert first + second == unbroken
     for ours, theirs in zip(found, expected, strict=True):
         assert all(torch.equal(left, right) for left, right in zip(ours, theirs, strict=True))

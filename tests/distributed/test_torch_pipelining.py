@@ -13,7 +13,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from tests.distributed.ranks import RankPool
 from trimaran.models.batch import Microbatch
 from trimaran.models.config import TransformerConfig
-from trimaran.models.parallel.parameter import Placement
+from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.pipeline.executor import Executor
@@ -91,8 +91,8 @@ def make_stages(case: Case, mesh: Any, pp: int = PP) -> dict[int, Stage]:
     per_stage = LAYERS // num_stages
     layers = [range(i * per_stage, (i + 1) * per_stage) for i in range(num_stages)]
     mine = stages_of_rank(mesh.pp.rank, pp, case.virtual_stages)
-    place = Placement(mesh.tp, False, torch.float64, CPU)
-    return dict(zip(mine, build_stages(config, layers, mine, place, seed=9), strict=True))
+    context = LayerContext(mesh.tp, False, torch.float64, CPU)
+    return dict(zip(mine, build_stages(config, layers, mine, context, seed=9), strict=True))
 
 
 def gradients(stages: dict[int, Stage]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.distributed.ranks import RankPool
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import single
-from trimaran.models.parallel.parameter import Placement, info_of
+from trimaran.models.parallel.parameter import LayerContext, info_of
 from trimaran.models.transformer import Stage, build_stages
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
@@ -174,8 +174,8 @@ def train_with_torch(model: dict[str, Any], max_grad_norm: float, num_steps: int
     case = Case({}, model, max_grad_norm=max_grad_norm)
     spec = case.spec
     config = spec.transformer
-    place = Placement(single("tp"), False, torch.float64, CPU)
-    (stage,) = build_stages(config, [range(config.num_layers)], [0], place, seed=spec.seed)
+    context = LayerContext(single("tp"), False, torch.float64, CPU)
+    (stage,) = build_stages(config, [range(config.num_layers)], [0], context, seed=spec.seed)
     parameters = dict(stage.named_parameters())
     no_decay = {name for name in parameters if "norm" in name or name.endswith("bias")}
     # Under muP a layer's matrices learn more slowly by the width, and decay as fast as the others.

@@ -14,7 +14,7 @@ from trimaran.models.batch import Microbatch
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface import Family, family_of, resolve
 from trimaran.models.parallel.group import single
-from trimaran.models.parallel.parameter import Placement
+from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages
 from trimaran.runtime.data.objectives import MaskedTokens, Objective, PermutedTokens
 
@@ -143,8 +143,8 @@ STEPS: dict[str, Step] = {
 
 def stage_with(config: TransformerConfig, weights: Tensors, dtype: torch.dtype) -> Stage:
     """The whole network on one rank with the given weights: every one of them is used, and no other is left."""
-    place = Placement(single("tp"), False, dtype, torch.device("cpu"))
-    (stage,) = build_stages(config, [range(config.num_layers)], [0], place, seed=0)
+    context = LayerContext(single("tp"), False, dtype, torch.device("cpu"))
+    (stage,) = build_stages(config, [range(config.num_layers)], [0], context, seed=0)
     parameters = dict(stage.named_parameters())
     assert parameters.keys() == weights.keys()
     assert sum(p.numel() for p in parameters.values()) == config.num_parameters()

@@ -12,7 +12,7 @@ from trimaran.models.cache import KeyValueCache
 from trimaran.models.config import TransformerConfig
 from trimaran.models.experts import ExpertMLP, Router, grouped_linear
 from trimaran.models.parallel.group import single
-from trimaran.models.parallel.parameter import Placement, info_of, initialize
+from trimaran.models.parallel.parameter import LayerContext, info_of, initialize
 from trimaran.models.transformer import Stage, build_stages
 
 SHAPE: dict[str, Any] = {
@@ -21,8 +21,8 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def placement(dtype: torch.dtype = torch.float64) -> Placement:
-    return Placement(single("tp"), False, dtype, torch.device("cpu"))
+def placement(dtype: torch.dtype = torch.float64) -> LayerContext:
+    return LayerContext(single("tp"), False, dtype, torch.device("cpu"))
 
 
 def make(dtype: torch.dtype = torch.float64, **changes: Any) -> ExpertMLP:
@@ -38,10 +38,10 @@ def tokens_of(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) ->
 def truth(module: ExpertMLP, x: Tensor, chosen: Tensor | None = None) -> Tensor:
     """The layer as a loop over tokens and their experts; `chosen` where ties leave it open."""
     out = torch.zeros_like(x)
-    for place in torch.cartesian_prod(*(torch.arange(length) for length in x.shape[:-1])).tolist():
-        token = x[tuple(place)]
+    for context in torch.cartesian_prod(*(torch.arange(length) for length in x.shape[:-1])).tolist():
+        token = x[tuple(context)]
         probabilities = torch.softmax(module.router.weight @ token, 0)
-        experts = probabilities.topk(module.router.num_chosen).indices if chosen is None else chosen[tuple(place)]
+        experts = probabilities.topk(module.router.num_chosen).indices if chosen is None else chosen[tuple(context)]
         weights = probabilities[experts]
         if module.router.renormalize:
             weights = weights / weights.sum()
@@ -50,7 +50,7 @@ def truth(module: ExpertMLP, x: Tensor, chosen: Tensor | None = None) -> Tensor:
             inner = (
                 torch.nn.functional.silu(up[0] @ token) * (up[1] @ token) if up.ndim == 3 else torch.relu(up @ token)
             )
-            out[tuple(place)] += weight * (module.experts.down[expert] @ inner)
+            out[tuple(context)] += weight * (module.experts.down[expert] @ inner)
     return out
 
 
@@ -243,7 +243,7 @@ def test_a_stage_says_what_a_sequence_counts() -> None:
 def test_one_token_at_a_time_gives_what_the_whole_sequence_gives() -> None:
     stage = stage_of(torch.float64)
     tokens = torch.randint(31, (2, 7), generator=torch.Generator().manual_seed(2))
-    cache = KeyValueCache(2, 7, stage.config, stage.place)
+    cache = KeyValueCache(2, 7, stage.config, stage.context)
     parts = []
     for position in range(7):
         cache.extend_to([position + 1] * 2)
@@ -278,7 +278,7 @@ def theirs(stage: Stage) -> tuple[MixtralForCausalLM, dict[str, tuple[str, int |
             f"{there}mlp.experts.gate_up_proj": (f"{here}mlp.experts.up", None),
             f"{there}mlp.experts.down_proj": (f"{here}mlp.experts.down", None),
         }
-    model = MixtralForCausalLM(config).to(stage.place.dtype)
+    model = MixtralForCausalLM(config).to(stage.context.dtype)
     ours = dict(stage.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():

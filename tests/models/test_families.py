@@ -39,7 +39,7 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface import FAMILIES, Family, family_of, resolve
 from trimaran.models.huggingface.forms import PLUS_ONE, TWO_ROWS_FEWER
 from trimaran.models.parallel.group import single
-from trimaran.models.parallel.parameter import Placement
+from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages
 
 LOGITS_FLOAT64, GRADIENTS_FLOAT64, ALIBI = 1e-10, 1e-9, 100
@@ -56,8 +56,8 @@ def to_theirs(family: Family, config: TransformerConfig, ours: Tensors) -> Tenso
 
 def stage_with(config: TransformerConfig, weights: Tensors, dtype: torch.dtype = torch.float32) -> Stage:
     """The whole network on one rank with the given weights: every one of them is used, and no other is left."""
-    place = Placement(single("tp"), False, dtype, torch.device("cpu"))
-    (stage,) = build_stages(config, [range(config.num_layers)], [0], place, seed=0)
+    context = LayerContext(single("tp"), False, dtype, torch.device("cpu"))
+    (stage,) = build_stages(config, [range(config.num_layers)], [0], context, seed=0)
     parameters = dict(stage.named_parameters())
     assert parameters.keys() == weights.keys()
     with torch.no_grad():

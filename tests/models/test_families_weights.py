@@ -123,7 +123,7 @@ def test_every_parameter_is_in_one_unit_and_every_tensor_in_one(of: Family) -> N
             sum(torch.Size(shape).numel() for shape in side) for side in (unit.their_shapes(config), unit.our_shapes)
         ]
         assert sizes[0] == sizes[1] + (2 * config.hidden_size if unit.form is TWO_ROWS_FEWER else 0)
-    places = {name: place for place, name in enumerate(shapes)}
+    places = {name: context for context, name in enumerate(shapes)}
     firsts = [places[unit.ours[0]] for unit in units]
     assert firsts == sorted(firsts), "units come in the order of the network"
 

@@ -12,7 +12,7 @@ from trimaran.models.choices import Initialization
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import initial
 from trimaran.models.parallel.group import Group, single
-from trimaran.models.parallel.parameter import Placement, info_of
+from trimaran.models.parallel.parameter import LayerContext, info_of
 from trimaran.models.transformer import Stage, build_stages
 
 CPU = torch.device("cpu")
@@ -36,8 +36,8 @@ def shape_of(init: str, **changes: Any) -> TransformerConfig:
 
 def build(config: TransformerConfig, tp: Group | None = None, dtype: torch.dtype = torch.float32) -> Stage:
     """The whole network, or one tp rank's part of it; making it needs no other rank."""
-    place = Placement(tp or single("tp"), sequence_parallel=False, dtype=dtype, device=CPU)
-    (stage,) = build_stages(config, [range(config.num_layers)], [0], place, seed=5)
+    context = LayerContext(tp or single("tp"), sequence_parallel=False, dtype=dtype, device=CPU)
+    (stage,) = build_stages(config, [range(config.num_layers)], [0], context, seed=5)
     return stage
 
 

@@ -461,13 +461,13 @@ def test_logits_that_are_not_numbers_never_agree() -> None:
 
 def test_layer_by_layer_is_the_whole_network(folder: Path, tmp_path: Path) -> None:
     from trimaran.models.parallel.group import single
-    from trimaran.models.parallel.parameter import Placement
+    from trimaran.models.parallel.parameter import LayerContext
     from trimaran.models.transformer import Stage
 
     imported = import_model(folder, tmp_path / "run")
     config, parameters = imported.spec.transformer, parameters_of(imported.run)
-    place = Placement(single("tp"), False, torch.float32, torch.device("cpu"))
-    stage = Stage(config, range(LAYERS), place, is_first=True, is_last=True, seed=0).eval()
+    context = LayerContext(single("tp"), False, torch.float32, torch.device("cpu"))
+    stage = Stage(config, range(LAYERS), context, is_first=True, is_last=True, seed=0).eval()
     stage.load(lambda name, key, shard, shape: parameters[name])
     (tokens,) = proof_inputs(config, None)["random tokens"]
     with torch.no_grad():

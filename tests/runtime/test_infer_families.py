@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.models.huggingface_models import SMALL_MODELS, VOCAB, Imported
 from trimaran.models.cache import KeyValueCache
 from trimaran.models.parallel.group import single
-from trimaran.models.parallel.parameter import Placement
+from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages, in_eval_mode
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.settings import Sampling
@@ -24,8 +24,8 @@ BY_LENGTH = ("llama-dynamic",)
 
 
 def stage_of(imported: Imported, dtype: torch.dtype = torch.float32) -> Stage:
-    place = Placement(single("tp"), False, dtype, torch.device("cpu"))
-    (stage,) = build_stages(imported.config, [range(imported.config.num_layers)], [0], place, seed=0)
+    context = LayerContext(single("tp"), False, dtype, torch.device("cpu"))
+    (stage,) = build_stages(imported.config, [range(imported.config.num_layers)], [0], context, seed=0)
     stage.load_state_dict(imported.weights)
     return stage
 
@@ -58,7 +58,7 @@ def test_greedy_tokens_are_those_of_transformers(name: str, tmp_path: Path) -> N
 def largest_difference(stage: Stage) -> float:
     """Between logits of whole sequences and those with a cache, in float64, of samples of different lengths."""
     ids = torch.randint(VOCAB, (3, 14), generator=torch.Generator().manual_seed(1))
-    cache = KeyValueCache(3, 14, stage.config, stage.place)
+    cache = KeyValueCache(3, 14, stage.config, stage.context)
     worst, lengths = 0.0, [4, 1, 11]
     with in_eval_mode([stage]):
         whole = stage.logits(stage.run_layers(None, ids))

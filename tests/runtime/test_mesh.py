@@ -57,8 +57,8 @@ def test_ranks_lie_on_the_grid_with_tp_innermost(sizes: dict[str, int], mesh_ran
     grid = list(itertools.product(*(range(sizes[axis]) for axis in AXES)))  # the last axis, tp, runs fastest
     assert AXES[-1] == "tp"
     results = mesh_ranks.run(describe_mesh, len(grid), sizes)
-    for rank, (place, result) in enumerate(zip(grid, results, strict=True)):
-        coordinates = dict(zip(AXES, place, strict=True))
+    for rank, (point, result) in enumerate(zip(grid, results, strict=True)):
+        coordinates = dict(zip(AXES, point, strict=True))
         assert result["rank"] == rank
         assert result["world_size"] == len(grid)
         assert result["coordinates"] == coordinates
