@@ -16,7 +16,7 @@ from trimaran.runtime.spec import RunSpec, load_spec
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trimaran.runtime.train.coordinates import Coordinates, Growth
+    from trimaran.runtime.train.mup_check import Coordinates, Growth
 
 _PANEL_INCHES = (5.2, 4.2)
 _WIDE = 120  # columns of the table where nothing says how wide the screen is
