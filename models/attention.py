@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from trimaran.kernels.attention import AttentionDropout, AttentionOptions, alibi_slopes
 from trimaran.kernels.random import stream_key
-from trimaran.models.cache import KeyValueCache, Pass, local_kv_heads
+from trimaran.models.cache import ForwardContext, KeyValueCache, local_kv_heads
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import initial
 from trimaran.models.parallel.collectives import sum_over_group
@@ -104,13 +104,13 @@ class Attention(nn.Module):
             slopes += [0.0] * (self.local_heads - len(slopes))
             self.slopes = torch.tensor(slopes, dtype=torch.float32, device=context.device) * config.alibi_scale
 
-    def forward(self, x: Tensor, carried: Pass) -> Tensor:
+    def forward(self, x: Tensor, forward_context: ForwardContext) -> Tensor:
         """Return [batch, local seq, hidden] for x of that shape."""
         q, kv = column_linear(x, (self.q, self.kv))
-        out: Tensor = self.out(self.heads(q, kv, carried))
+        out: Tensor = self.out(self.heads(q, kv, forward_context))
         return out
 
-    def heads(self, q: Tensor, kv: Tensor, carried: Pass) -> Tensor:
+    def heads(self, q: Tensor, kv: Tensor, forward_context: ForwardContext) -> Tensor:
         """Return what this rank's heads read [batch, seq, local heads * head_dim], the input of `out`.
 
         Args:
@@ -125,18 +125,18 @@ class Attention(nn.Module):
         if self.first_kv_head is not None:
             k, v = (part.narrow(2, self.first_kv_head, self.local_kv_heads) for part in (k, v))
         if (
-            carried.tables is not None and carried.cache is not None
+            forward_context.tables is not None and forward_context.cache is not None
         ):  # of a few tokens, one rotation of both is the quicker way
-            turned = self.kernels.rotary(torch.cat((q, k), dim=2), *carried.tables, self.interleaved)
+            turned = self.kernels.rotary(torch.cat((q, k), dim=2), *forward_context.tables, self.interleaved)
             q, k = turned.split((q.shape[2], k.shape[2]), dim=2)
-        elif carried.tables is not None:
-            q, k = (self.kernels.rotary(part, *carried.tables, self.interleaved) for part in (q, k))
-        if carried.cache is not None:
-            return self._cached(q, k, v, carried.cache).flatten(2)
+        elif forward_context.tables is not None:
+            q, k = (self.kernels.rotary(part, *forward_context.tables, self.interleaved) for part in (q, k))
+        if forward_context.cache is not None:
+            return self._cached(q, k, v, forward_context.cache).flatten(2)
         dropout = None
         if self.training and self.dropout_rate > 0.0:
             dropout = AttentionDropout(
-                self.dropout_rate, self.dropout_key, carried.first_sample, self.first_head, self.num_heads
+                self.dropout_rate, self.dropout_key, forward_context.first_sample, self.first_head, self.num_heads
             )
         return self.kernels.attention(q, k, v, self.options, slopes=self.slopes, dropout=dropout).flatten(2)
 

@@ -57,7 +57,7 @@ class KeyValueCache:
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
+class ForwardContext:
     """What one pass through the layers carries along.
 
     Args:

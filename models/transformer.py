@@ -15,7 +15,7 @@ from trimaran.kernels import rotary
 from trimaran.kernels.cross_entropy import IGNORED_LABEL
 from trimaran.models.attention import Attention
 from trimaran.models.batch import Microbatch
-from trimaran.models.cache import KeyValueCache, Pass, RotaryTables
+from trimaran.models.cache import ForwardContext, KeyValueCache, RotaryTables
 from trimaran.models.choices import RotaryScaling
 from trimaran.models.config import TransformerConfig
 from trimaran.models.experts import ExpertMLP
@@ -61,17 +61,19 @@ class Block(nn.Module):
         self.mlp_dropout = Dropout(config.hidden_dropout, context, site=f"{site}.mlp.output", seed=seed)
         self.mlp_post_norm = norm(has_post_norm)
 
-    def forward(self, x: Tensor, branch: Branch | None, carried: Pass) -> tuple[Tensor, Branch | None]:
+    def forward(
+        self, x: Tensor, branch: Branch | None, forward_context: ForwardContext
+    ) -> tuple[Tensor, Branch | None]:
         """Return (the residual stream, what this layer adds to it last) for the same of the layer before; x: [batch, local seq, hidden]."""
-        sample = carried.first_sample
+        sample = forward_context.first_sample
         if self.kind != "sequential":
-            return self._parallel(x, branch, carried)
+            return self._parallel(x, branch, forward_context)
         x, normed = self._read(self.attention_norm, x, branch, sample)
         x, branch = self._add(
-            x, self.attention(normed, carried), self.attention_dropout, self.attention_post_norm, sample
+            x, self.attention(normed, forward_context), self.attention_dropout, self.attention_post_norm, sample
         )
         x, normed = self._read(self.mlp_norm, x, branch, sample)
-        out = self.mlp(normed, carried.sequence_weight) if isinstance(self.mlp, ExpertMLP) else self.mlp(normed)
+        out = self.mlp(normed, forward_context.sequence_weight) if isinstance(self.mlp, ExpertMLP) else self.mlp(normed)
         return self._add(x, out, self.mlp_dropout, self.mlp_post_norm, sample)
 
     @staticmethod
@@ -94,17 +96,17 @@ class Block(nn.Module):
             return post_norm(x, (out, dropout), first_sample)[1], None
         return x, (post_norm(out, None, first_sample)[1], dropout)
 
-    def _parallel(self, x: Tensor, branch: Branch | None, carried: Pass) -> tuple[Tensor, Branch]:
+    def _parallel(self, x: Tensor, branch: Branch | None, forward_context: ForwardContext) -> tuple[Tensor, Branch]:
         """Attention and feed-forward on the same stream (Wang and Komatsuzaki, GPT-J, 2021); their outputs share one collective."""
-        x, normed = self._read(self.attention_norm, x, branch, carried.first_sample)
+        x, normed = self._read(self.attention_norm, x, branch, forward_context.first_sample)
         attention, mlp = self.attention, self.mlp
         assert isinstance(mlp, MLP), "a parallel block has no experts"
         if self.mlp_norm is None:
             q, kv, up = column_linear(normed, (attention.q, attention.kv, mlp.up))
         else:
             q, kv = column_linear(normed, (attention.q, attention.kv))
-            up = mlp.up(self.mlp_norm(x, None, carried.first_sample)[1])
-        out = row_linear([(attention.heads(q, kv, carried), attention.out), (mlp.activation(up), mlp.down)])
+            up = mlp.up(self.mlp_norm(x, None, forward_context.first_sample)[1])
+        out = row_linear([(attention.heads(q, kv, forward_context), attention.out), (mlp.activation(up), mlp.down)])
         return x, (out, self.mlp_dropout)
 
 
@@ -207,15 +209,15 @@ class Stage(nn.Module):
 
         Args:
             hidden: the previous stage's output; None on the first stage. tokens: [batch, seq].
-            sequence_weight: see Pass.
+            sequence_weight: see ForwardContext.
             targets: [batch, predicted], the tokens that a query stream predicts; its rows follow those of the tokens in
                 every stage's output.
         """
         seq_len = tokens.shape[1]
-        carried = Pass(
+        forward_context = ForwardContext(
             first_sample, self._rotary(slice(0, seq_len), seq_len), sequence_weight=sequence_weight, targets=targets
         )
-        return self._run(hidden, tokens, slice(0, seq_len), carried)
+        return self._run(hidden, tokens, slice(0, seq_len), forward_context)
 
     @torch.no_grad()
     def extend(self, hidden: Tensor | None, tokens: Tensor, cache: KeyValueCache) -> Tensor:
@@ -233,18 +235,20 @@ class Stage(nn.Module):
         positions: slice | Tensor = slice(lengths[0] - new, lengths[0])
         if min(lengths) < max(lengths) or lengths[0] < new:
             positions = (cache.lengths[:, None].long() - new + torch.arange(new, device=tokens.device)).clamp_(min=0)
-        return self._run(hidden, tokens, positions, Pass(0, self._rotary(positions, max(lengths)), cache))
+        return self._run(hidden, tokens, positions, ForwardContext(0, self._rotary(positions, max(lengths)), cache))
 
-    def _run(self, hidden: Tensor | None, tokens: Tensor, positions: slice | Tensor, carried: Pass) -> Tensor:
+    def _run(
+        self, hidden: Tensor | None, tokens: Tensor, positions: slice | Tensor, forward_context: ForwardContext
+    ) -> Tensor:
         if hidden is None:
-            hidden = self._embed(tokens, positions, carried)
+            hidden = self._embed(tokens, positions, forward_context)
         branch: Branch | None = None
         for layer in self.layers.values():
-            hidden, branch = layer(hidden, branch, carried)
+            hidden, branch = layer(hidden, branch, forward_context)
         assert hidden is not None
         if not self.is_last or self.final_norm is None:
-            return join(hidden, branch, carried.first_sample)
-        out: Tensor = self.final_norm(hidden, branch, carried.first_sample)[1]
+            return join(hidden, branch, forward_context.first_sample)
+        out: Tensor = self.final_norm(hidden, branch, forward_context.first_sample)[1]
         return out
 
     @torch.no_grad()
@@ -314,10 +318,12 @@ class Stage(nn.Module):
         cos, sin = self._tables
         return cos[positions], sin[positions]
 
-    def _embed(self, tokens: Tensor, positions: slice | Tensor, carried: Pass) -> Tensor:
-        num_tokens, first_sample = tokens.shape[1], carried.first_sample
-        if carried.targets is not None:  # rows that are overwritten below: so they are cut over tp with the others
-            tokens = torch.cat((tokens, torch.zeros_like(carried.targets)), dim=1)
+    def _embed(self, tokens: Tensor, positions: slice | Tensor, forward_context: ForwardContext) -> Tensor:
+        num_tokens, first_sample = tokens.shape[1], forward_context.first_sample
+        if (
+            forward_context.targets is not None
+        ):  # rows that are overwritten below: so they are cut over tp with the others
+            tokens = torch.cat((tokens, torch.zeros_like(forward_context.targets)), dim=1)
         hidden: Tensor = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
             hidden = hidden * self.config.embedding_scale
@@ -327,7 +333,7 @@ class Stage(nn.Module):
             rows = self.position[positions]
             rows = rows if rows.ndim == 3 else rows.unsqueeze(0)
             hidden = hidden + (local_dim1(rows, self.context.tp) if self.context.sequence_parallel else rows)
-        if carried.targets is not None and self.query_embedding is not None:
+        if forward_context.targets is not None and self.query_embedding is not None:
             first = hidden.shape[1] * self.context.tp.rank if self.context.sequence_parallel else 0
             is_query = torch.arange(first, first + hidden.shape[1], device=hidden.device) >= num_tokens
             hidden = torch.where(is_query[:, None], self.query_embedding, hidden)

@@ -19,7 +19,7 @@ from trimaran.kernels.attention import AttentionDropout
 from trimaran.kernels.attention.options import Sizes
 from trimaran.kernels.attention.twin import attention_keep_mask
 from trimaran.models.attention import Attention
-from trimaran.models.cache import Pass
+from trimaran.models.cache import ForwardContext
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import initial
 from trimaran.models.parallel.parameter import LayerContext, new_parameter
@@ -37,20 +37,20 @@ class RelativeAttention(Attention):
         self.content_bias = new_parameter((width,), context, dim=0, init="zeros", decay=False, unit=config.head_dim)
         self.position_bias = new_parameter((width,), context, dim=0, init="zeros", decay=False, unit=config.head_dim)
 
-    def heads(self, q: Tensor, kv: Tensor, carried: Pass) -> Tensor:
+    def heads(self, q: Tensor, kv: Tensor, forward_context: ForwardContext) -> Tensor:
         """Return what this rank's heads read [batch, rows, local heads * head_dim]; see `Attention.heads`.
 
         Args:
-            q, kv: [batch, rows, ...], rows = seq, or seq + predicted where `carried` has targets.
+            q, kv: [batch, rows, ...], rows = seq, or seq + predicted where `forward_context` has targets.
         """
-        seq = q.shape[1] - (0 if carried.targets is None else carried.targets.shape[1])
+        seq = q.shape[1] - (0 if forward_context.targets is None else forward_context.targets.shape[1])
         k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in kv[:, :seq].chunk(2, dim=-1))
         by_content, by_position = (
             (q + bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for bias in (self.content_bias, self.position_bias)
         )
         distances = F.linear(_sinusoids(seq, self.position), self.position).unflatten(-1, (-1, self.head_dim))
-        rows = _row_positions(q, seq, carried.targets)
+        rows = _row_positions(q, seq, forward_context.targets)
         columns = rows.unsqueeze(-1) - torch.arange(seq, device=q.device) + (seq - 1)
         position_scores = by_position @ distances.permute(1, 2, 0)  # [batch, heads, rows, 2 seq - 1]
         scores = by_content @ k.transpose(-1, -2) + position_scores.gather(
@@ -58,12 +58,12 @@ class RelativeAttention(Attention):
         )
         scores = scores * self.options.scale_for(self.head_dim)
         scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
-        if carried.targets is not None:
-            scores = scores.masked_fill(~_visible(carried.targets, seq).unsqueeze(1), -torch.inf)
+        if forward_context.targets is not None:
+            scores = scores.masked_fill(~_visible(forward_context.targets, seq).unsqueeze(1), -torch.inf)
         probabilities = scores.softmax(-1)
         if self.training and self.dropout_rate > 0.0:
             dropout = AttentionDropout(
-                self.dropout_rate, self.dropout_key, carried.first_sample, self.first_head, self.num_heads
+                self.dropout_rate, self.dropout_key, forward_context.first_sample, self.first_head, self.num_heads
             )
             sizes = Sizes(len(q), q.shape[1], seq, self.local_heads, self.local_heads, self.head_dim)
             probabilities = (
