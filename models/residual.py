@@ -40,14 +40,14 @@ class Dropout(nn.Module):
         return {"seed": self.seed, "site": self.site, **position}
 
 
-Branch = tuple[Tensor, Dropout]
+PendingResidual = tuple[Tensor, Dropout]
 """What a sub-layer adds to the residual stream [batch, local seq, hidden], and the dropout that it goes through. It is added by whoever reads the
 stream next, because the norm that stands there can add in the same pass over memory."""
 
 
-def join(x: Tensor, branch: Branch | None, first_sample: int) -> Tensor:
-    """Return the residual stream with `branch` added."""
-    return x if branch is None else branch[1].add(branch[0], x, first_sample)
+def add_residual(x: Tensor, pending: PendingResidual | None, first_sample: int) -> Tensor:
+    """Return the residual stream with `pending` added."""
+    return x if pending is None else pending[1].add(pending[0], x, first_sample)
 
 
 class Norm(nn.Module):
@@ -68,13 +68,13 @@ class Norm(nn.Module):
             new_parameter(shape, context, init="zeros", decay=False, partial_over_tp=partial) if has_bias else None
         )
 
-    def forward(self, x: Tensor, branch: Branch | None, first_sample: int) -> tuple[Tensor, Tensor]:
-        """Return (the residual stream x with `branch` added, its normalised form), both of x's shape."""
-        if branch is None or branch[1].is_on:
-            x = join(x, branch, first_sample)
+    def forward(self, x: Tensor, pending: PendingResidual | None, first_sample: int) -> tuple[Tensor, Tensor]:
+        """Return (the residual stream x with `pending` added, its normalised form), both of x's shape."""
+        if pending is None or pending[1].is_on:
+            x = add_residual(x, pending, first_sample)
             if self.is_rms:
                 return x, self.kernels.rms_norm(x, self.weight, self.eps)
             return x, self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
         if self.is_rms:
-            return self.kernels.add_rms_norm(branch[0], x, self.weight, self.eps)
-        return self.kernels.add_layer_norm(branch[0], x, self.weight, self.bias, self.eps)
+            return self.kernels.add_rms_norm(pending[0], x, self.weight, self.eps)
+        return self.kernels.add_layer_norm(pending[0], x, self.weight, self.bias, self.eps)

@@ -28,7 +28,7 @@ from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallel
 from trimaran.models.parallel.parameter import LayerContext, info_of, initialize, new_parameter
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss
-from trimaran.models.residual import Branch, Dropout, Norm, join
+from trimaran.models.residual import Dropout, Norm, PendingResidual, add_residual
 from trimaran.models.xlnet import RelativeAttention
 
 
@@ -62,32 +62,34 @@ class Block(nn.Module):
         self.mlp_post_norm = norm(has_post_norm)
 
     def forward(
-        self, x: Tensor, branch: Branch | None, forward_context: ForwardContext
-    ) -> tuple[Tensor, Branch | None]:
+        self, x: Tensor, pending: PendingResidual | None, forward_context: ForwardContext
+    ) -> tuple[Tensor, PendingResidual | None]:
         """Return (the residual stream, what this layer adds to it last) for the same of the layer before; x: [batch, local seq, hidden]."""
         sample = forward_context.first_sample
         if self.kind != "sequential":
-            return self._parallel(x, branch, forward_context)
-        x, normed = self._read(self.attention_norm, x, branch, sample)
-        x, branch = self._add(
+            return self._parallel(x, pending, forward_context)
+        x, normed = self._read(self.attention_norm, x, pending, sample)
+        x, pending = self._add(
             x, self.attention(normed, forward_context), self.attention_dropout, self.attention_post_norm, sample
         )
-        x, normed = self._read(self.mlp_norm, x, branch, sample)
+        x, normed = self._read(self.mlp_norm, x, pending, sample)
         out = self.mlp(normed, forward_context.sequence_weight) if isinstance(self.mlp, ExpertMLP) else self.mlp(normed)
         return self._add(x, out, self.mlp_dropout, self.mlp_post_norm, sample)
 
     @staticmethod
-    def _read(norm: Norm | None, x: Tensor, branch: Branch | None, first_sample: int) -> tuple[Tensor, Tensor]:
-        """Return the stream with `branch` added, and what a sub-layer reads of it."""
+    def _read(
+        norm: Norm | None, x: Tensor, pending: PendingResidual | None, first_sample: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the stream with `pending` added, and what a sub-layer reads of it."""
         if norm is not None:
-            stream, normed = norm(x, branch, first_sample)
+            stream, normed = norm(x, pending, first_sample)
             return stream, normed
-        x = join(x, branch, first_sample)
+        x = add_residual(x, pending, first_sample)
         return x, x
 
     def _add(
         self, x: Tensor, out: Tensor, dropout: Dropout, post_norm: Norm | None, first_sample: int
-    ) -> tuple[Tensor, Branch | None]:
+    ) -> tuple[Tensor, PendingResidual | None]:
         """Return the stream and the branch that is still to be added to it."""
         if post_norm is None:
             return x, (out, dropout)
@@ -96,9 +98,11 @@ class Block(nn.Module):
             return post_norm(x, (out, dropout), first_sample)[1], None
         return x, (post_norm(out, None, first_sample)[1], dropout)
 
-    def _parallel(self, x: Tensor, branch: Branch | None, forward_context: ForwardContext) -> tuple[Tensor, Branch]:
+    def _parallel(
+        self, x: Tensor, pending: PendingResidual | None, forward_context: ForwardContext
+    ) -> tuple[Tensor, PendingResidual]:
         """Attention and feed-forward on the same stream (Wang and Komatsuzaki, GPT-J, 2021); their outputs share one collective."""
-        x, normed = self._read(self.attention_norm, x, branch, forward_context.first_sample)
+        x, normed = self._read(self.attention_norm, x, pending, forward_context.first_sample)
         attention, mlp = self.attention, self.mlp
         assert isinstance(mlp, MLP), "a parallel block has no experts"
         if self.mlp_norm is None:
@@ -242,13 +246,13 @@ class Stage(nn.Module):
     ) -> Tensor:
         if hidden is None:
             hidden = self._embed(tokens, positions, forward_context)
-        branch: Branch | None = None
+        pending: PendingResidual | None = None
         for layer in self.layers.values():
-            hidden, branch = layer(hidden, branch, forward_context)
+            hidden, pending = layer(hidden, pending, forward_context)
         assert hidden is not None
         if not self.is_last or self.final_norm is None:
-            return join(hidden, branch, forward_context.first_sample)
-        out: Tensor = self.final_norm(hidden, branch, forward_context.first_sample)[1]
+            return add_residual(hidden, pending, forward_context.first_sample)
+        out: Tensor = self.final_norm(hidden, pending, forward_context.first_sample)[1]
         return out
 
     @torch.no_grad()
