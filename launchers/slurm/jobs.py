@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from trimaran.launchers.slurm.commands import JobState, SlurmError, cancel, state_of, submit
-from trimaran.launchers.slurm.node_report import Verdict
+from trimaran.launchers.slurm.node_report import NodeReport
 from trimaran.launchers.slurm.sbatch import Job, render
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec
 
@@ -83,7 +83,7 @@ def submit_run(planned: Planned) -> str:
     script = render(planned.job)
     for folder, spec in planned.runs:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
-        Verdict.forget(folder)
+        NodeReport.forget(folder)
         # What was submitted is what runs, also after a requeue, whatever becomes of the file that it was read from.
         (folder / SUBMITTED_SPEC).write_text(dump_spec(spec), encoding="utf-8")
     (planned.job.folder / "logs").mkdir(parents=True, exist_ok=True)

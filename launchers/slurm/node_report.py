@@ -42,7 +42,7 @@ class NodeFacts:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class NodeReport:
     """Which nodes a job has been found not to be able to use, kept in the run folder while the job starts again and again.
 
     Args:
@@ -58,22 +58,22 @@ class Verdict:
     step: int = 0
 
     @staticmethod
-    def read(folder: Path) -> "Verdict":
+    def read(folder: Path) -> "NodeReport":
         """Read that of a run folder; an empty one where there is none."""
         try:
-            return Verdict(**json.loads((folder / "logs" / _FILE).read_text(encoding="utf-8")))
+            return NodeReport(**json.loads((folder / "logs" / _FILE).read_text(encoding="utf-8")))
         except FileNotFoundError:
-            return Verdict()
+            return NodeReport()
 
     @staticmethod
     def forget(folder: Path) -> None:
         """Let a new job begin with all nodes."""
         (folder / "logs" / _FILE).unlink(missing_ok=True)
 
-    def after(self, refused: Mapping[str, str], step: int) -> "Verdict":
+    def after(self, refused: Mapping[str, str], step: int) -> "NodeReport":
         """Return the verdict that follows this one, with nodes to leave out and the step of the run's last checkpoint."""
         before = self.attempts if step == self.step else 0
-        return Verdict(dict(refused), sorted({*self.excluded, *refused}), before + 1, step)
+        return NodeReport(dict(refused), sorted({*self.excluded, *refused}), before + 1, step)
 
     def write(self, folder: Path) -> None:
         """Write it into a run folder."""

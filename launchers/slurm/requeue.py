@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trimaran.launchers.slurm.commands import SlurmError, call
-from trimaran.launchers.slurm.node_report import Verdict
+from trimaran.launchers.slurm.node_report import NodeReport
 from trimaran.runtime.checkpoint.folder import latest, step_of
 from trimaran.runtime.spec import RunSpec, load_spec
 
@@ -39,7 +39,7 @@ def main() -> int:
             if not lost:  # a rank was killed on a node that is well: starting it again would end in the same way
                 return 1
             refuse(folder, dict.fromkeys(lost, "it does not answer"))
-        return leave_out(spec, Verdict.read(folder))
+        return leave_out(spec, NodeReport.read(folder))
     except SlurmError as error:
         print(f"error: the job can't be given other nodes: {error}", file=sys.stderr)
         return 1
@@ -48,7 +48,7 @@ def main() -> int:
 def refuse(folder: Path, nodes: Mapping[str, str]) -> None:
     """Write down which nodes the run in `folder` can't use, each with the reason."""
     saved = latest(folder / "checkpoints")
-    Verdict.read(folder).after(nodes, 0 if saved is None else step_of(saved) or 0).write(folder)
+    NodeReport.read(folder).after(nodes, 0 if saved is None else step_of(saved) or 0).write(folder)
 
 
 def nodes_of_job() -> list[str]:
@@ -84,7 +84,7 @@ def lost_nodes() -> list[str]:
     return lost
 
 
-def leave_out(spec: RunSpec, found: Verdict) -> int:
+def leave_out(spec: RunSpec, found: NodeReport) -> int:
     """Requeue the job without the nodes that were found unfit; return the exit code.
 
     Raises:

@@ -13,7 +13,7 @@ import pytest
 from trimaran.launchers.env.rank_env import RankEnv
 from trimaran.launchers.rendezvous.network import AddressError
 from trimaran.launchers.rendezvous.store import Meeting, meet
-from trimaran.launchers.slurm.node_report import NodeFacts, Verdict, refused_nodes
+from trimaran.launchers.slurm.node_report import NodeFacts, NodeReport, refused_nodes
 from trimaran.runtime.spec import LauncherSection
 
 SOUND: dict[str, Any] = {"versions": {"torch": "2"}, "gflops": 100.0, "free_gib": 50.0, "clock_s": 0.0}
@@ -55,15 +55,15 @@ def test_of_two_nodes_only_a_clear_difference_counts() -> None:
 
 
 def test_attempts_count_until_the_run_gets_on(tmp_path: Path) -> None:
-    first = Verdict().after({"n1": "slow"}, 0)
+    first = NodeReport().after({"n1": "slow"}, 0)
     second = first.after({"n2": "lost"}, 0)
     assert (second.attempts, second.excluded) == (2, ["n1", "n2"])
     third = second.after({"n3": "lost"}, 40)
     assert (third.attempts, third.excluded) == (1, ["n1", "n2", "n3"])
     third.write(tmp_path)
-    assert Verdict.read(tmp_path) == third
-    Verdict.forget(tmp_path)
-    assert Verdict.read(tmp_path) == Verdict()
+    assert NodeReport.read(tmp_path) == third
+    NodeReport.forget(tmp_path)
+    assert NodeReport.read(tmp_path) == NodeReport()
 
 
 def rank_env(rank: int) -> RankEnv:
