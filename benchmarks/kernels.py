@@ -1,12 +1,12 @@
 """What the Triton kernels give and how fast they are, on this machine's NVIDIA GPU.
 
-    python benchmarks/kernels.py                             every op: compared with its twin, then timed; then the
+    python benchmarks/kernels.py                             every op: compared with its reference, then timed; then the
     training step of a whole model python benchmarks/kernels.py --op attention --op decode  some of them
     python benchmarks/kernels.py --tune --op attention_forward   choose configurations, written to
     kernels/tuned/CHIP.json
 
-Every op (for a model: all of them) is first compared with its torch twin in float64, and a second run of it must give
-the same bits; one that differs is not timed, and the exit status is 1. Speed is that of the device alone
+Every op (for a model: all of them) is first compared with its torch reference in float64, and a second run of it must
+give the same bits; one that differs is not timed, and the exit status is 1. Speed is that of the device alone
 (CUDA events, cold second-level cache, median of 25). The tables go to kernels.md, the plot of attention to
 attention.png in the folder --out. Without a GPU the exit status is 2, but for TRITON_INTERPRET=1 with --smoke, which
 only shows that this benchmark's own code works.

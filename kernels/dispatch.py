@@ -19,7 +19,7 @@ Backend = Literal["auto", "triton", "torch"]
 
 @dataclass(frozen=True, eq=False)
 class Kernels:
-    """One implementation of every op; each function is documented where its torch twin stands, under the same name.
+    """One implementation of every op; each function is documented where its torch reference stands, under the same name.
 
     Args:
         name: "triton" or "torch".

@@ -178,7 +178,7 @@ def rotary_tables(
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, back: bool, in_place: bool) -> Tensor:
-    """The torch twin of one rotation, of all of x or in its place."""
+    """The torch reference of one rotation, of all of x or in its place."""
     rot, dtype = 2 * cos.shape[-1], torch.promote_types(x.dtype, cos.dtype)
     turn = _turn_neighbours if interleaved else _turn_halves
     if rot == x.shape[-1] and x.dtype == cos.dtype and not in_place:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trimaran.kernels.attention import AttentionDropout
 from trimaran.kernels.attention.options import Sizes
-from trimaran.kernels.attention.twin import attention_keep_mask
+from trimaran.kernels.attention.reference import attention_keep_mask
 from trimaran.models.attention import Attention
 from trimaran.models.cache import ForwardContext
 from trimaran.models.config import TransformerConfig

@@ -1,4 +1,4 @@
-"""The ops as data: what is called with which inputs, for the comparison with the twins and for the clock."""
+"""The ops as data: what is called with which inputs, for the comparison with the references and for the clock."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -337,7 +337,7 @@ def decode_cases(smoke: bool) -> list[Case]:
 
 
 def large_cases(smoke: bool) -> list[Case]:
-    """Return a call of more than 2^31 elements, [2, 40000, 32768]: its last rows, which the twin gets alone, show offsets that overflow."""
+    """Return a call of more than 2^31 elements, [2, 40000, 32768]: its last rows, which the reference gets alone, show offsets that overflow."""
 
     def run(kernels: Kernels, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, 40000 - 8, 0, 1, 0)) if kernels.name == "triton" else x
@@ -353,4 +353,4 @@ CASES: dict[str, Callable[[bool], list[Case]]] = {
     "decode": decode_cases,
     "large": large_cases,
 }
-"""Op -> its comparisons with the twin; the argument is whether it is a smoke run."""
+"""Op -> its comparisons with the reference; the argument is whether it is a smoke run."""

@@ -1,4 +1,4 @@
-"""The comparison of every op with its twin, which comes before any clock."""
+"""The comparison of every op with its reference, which comes before any clock."""
 
 import math
 import os
@@ -61,7 +61,7 @@ def run_checks(bench: Bench, ops: Sequence[str]) -> set[str]:
                 name = str(dtype).removeprefix("torch.")
                 rows.append([op, name, str(len(results)), f"{error:.1e}", f"{tolerance:.0e}", label, result])
     header = ("op", "dtype", "cases", "worst error", "tolerance", "of case", "result")
-    note = "Triton against the torch twin in float64 on the same inputs: outputs and gradients, error over the largest value."
+    note = "Triton against the torch reference in float64 on the same inputs: outputs and gradients, error over the largest value."
     bench.report.table("Correctness", header, rows, note, *(text for _, text in failures))
     for _, text in failures:
         print(text, file=sys.stderr)

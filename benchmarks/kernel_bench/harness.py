@@ -1,4 +1,4 @@
-"""What every part of the benchmark works with: random inputs, the comparison with the twin, the clock, the report, compiling on all cores."""
+"""What every part of the benchmark works with: random inputs, the comparison with the reference, the clock, the report, compiling on all cores."""
 
 import math
 import os
@@ -104,7 +104,7 @@ def call(case: Case, kernels: Kernels, draw: Draw) -> list[Tensor]:
 
 
 def check(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
-    """Return (error, tolerance) of the worst tensor of the Triton op in `dtype` against the twin in float64 on the same inputs.
+    """Return (error, tolerance) of the worst tensor of the Triton op in `dtype` against the reference in float64 on the same inputs.
 
     Raises:
         ValueError: where a shape is wrong, or a second run gives other bits although the case is deterministic: that
@@ -117,7 +117,7 @@ def check(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[float, 
     pairs = []
     for a, b in zip(found, expected, strict=True):
         if a.shape != b.shape:
-            raise ValueError(f"shape {tuple(a.shape)} where the twin has {tuple(b.shape)}")
+            raise ValueError(f"shape {tuple(a.shape)} where the reference has {tuple(b.shape)}")
         error = float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-6))
         pairs.append((math.inf if math.isnan(error) else error, max(TOLERANCES[dtype], TOLERANCES.get(a.dtype, 0.0))))
     return max(pairs, key=lambda pair: pair[0] / pair[1])

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trimaran.kernels.attention import AttentionOptions, triton_attention
 from trimaran.kernels.attention.options import Sizes
-from trimaran.kernels.attention.twin import flops
+from trimaran.kernels.attention.reference import flops
 from trimaran.kernels.dispatch import TORCH, TRITON
 from trimaran.models.parallel.parameter import info_of
 from trimaran.runtime.train.hardware import peak_flops
@@ -196,7 +196,7 @@ def plot_attention(bench: Bench, curves: dict[tuple[int, bool, str, int], Figure
 def _memory_rows(bench: Bench, name: str, width: int, library: Any, notes: list[str]) -> list[list[str]]:
     op = MEMORY_OPS[name]
     inputs = op.make(Draw(bench.device, op.dtype or bench.dtype), 2 if bench.smoke else ROWS // BATCH, width)
-    ours, twin = (bench.timer.directions(partial(op.run, kernels), inputs) for kernels in (TRITON, TORCH))
+    ours, reference = (bench.timer.directions(partial(op.run, kernels), inputs) for kernels in (TRITON, TORCH))
     liger = None
     if library is not None and op.liger is not None:
         prepare = op.liger
@@ -207,7 +207,7 @@ def _memory_rows(bench: Bench, name: str, width: int, library: Any, notes: list[
         if seconds is not None:
             share = moved / seconds / bench.copy_rate(moved)
             speeds = [_text(moved / seconds / 1e9), _steady(seconds), percent(share), _verdict(share / OF_COPY)]
-            others = [_text(_ratio(moved / 1e9, pair and pair[index])) for pair in (twin, liger)]
+            others = [_text(_ratio(moved / 1e9, pair and pair[index])) for pair in (reference, liger)]
             shape = " x ".join(str(size) for size in inputs[0].shape)
             rows.append([name, shape, direction, *speeds, others[0], "not installed" if library is None else others[1]])
     return rows
@@ -220,7 +220,7 @@ def memory_section(bench: Bench, names: Sequence[str]) -> None:
         for width in (24,) if bench.smoke else MEMORY_OPS[name].widths:
             found = bench.attempt(name, partial(_memory_rows, bench, name, width, library, notes))
             rows += found if found is not None else [[name, str(width), "failed", *["-"] * 6]]
-    header = ("op", "x", "pass", "ours, GB/s", "min/median", "of copy", "target", "torch twin", "Liger")
+    header = ("op", "x", "pass", "ours, GB/s", "min/median", "of copy", "target", "torch reference", "Liger")
     about = f"GB/s of what must be read and written, {bench.dtype} (AdamW: float32 state, 16-bit copy)."
     moved = 1 << (12 if bench.smoke else 29)
     copy = f"Target: {OF_COPY} of a copy that moves as many bytes; one that moves {moved} reaches {bench.copy_rate(moved) / 1e9:.0f} GB/s."

@@ -1,4 +1,4 @@
-"""Choosing launch configurations by measuring them: candidates are data, the winner is compared with the twin and written to the chip's table."""
+"""Choosing launch configurations by measuring them: candidates are data, the winner is compared with the reference and written to the chip's table."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ from trimaran.kernels.launch import chip_of, interpreting, tuned_table
 Config = dict[str, int]
 Table = dict[str, Any]
 CASE_OF_KEY = Callable[[str, bool], Case]
-"""(key of the table, whether it is small) -> a call whose kernel takes that key's configuration: large for the clock, small for the twin."""
+"""(key of the table, whether it is small) -> a call whose kernel takes that key's configuration: large for the clock, small for the reference."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _loss_pass(key: str, small: bool) -> Case:
     return Case(key, make, run)
 
 
-DECODE_LENGTHS = (600, 8192)  # for the twin, for the clock: both of several splits, which are then combined
+DECODE_LENGTHS = (600, 8192)  # for the reference, for the clock: both of several splits, which are then combined
 
 
 def _decode(key: str, small: bool) -> Case:

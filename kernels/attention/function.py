@@ -62,7 +62,7 @@ def triton_attention_with_lse(
     documents: Documents | None = None,
     dropout: AttentionDropout | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return (attention, log-sum-exp); as the twin `attention_with_lse`. Raises ValueError for a head wider than 256 too."""
+    """Return (attention, log-sum-exp); as the reference `attention_with_lse`. Raises ValueError for a head wider than 256 too."""
     sizes = sizes_of(q, k, v, slopes, documents)
     if sizes.head_dim > LARGEST_HEAD_DIM:
         raise ValueError(
@@ -89,5 +89,5 @@ def triton_attention(
     documents: Documents | None = None,
     dropout: AttentionDropout | None = None,
 ) -> Tensor:
-    """Return attention; as the twin `attention`."""
+    """Return attention; as the reference `attention`."""
     return triton_attention_with_lse(q, k, v, options, slopes=slopes, documents=documents, dropout=dropout)[0]

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trimaran.kernels.decode.cache import cache_capacity
-from trimaran.kernels.decode.twin import check_decode
+from trimaran.kernels.decode.reference import check_decode
 from trimaran.kernels.launch import launch, multiprocessors, tuned
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -239,9 +239,9 @@ def triton_decode_attention(
 ) -> Tensor:
     """Return the attention of the last tokens of each sequence over its cache [batch, q_len, heads, head_dim]; see `decode_attention`.
 
-    Raises ValueError as the twin does, and for a head_dim over 256. Lengths on a device are not looked at by the host:
-    one over the capacity is read as the capacity. max_length sizes the work alone; where a length is larger, the result
-    is right all the same.
+    Raises ValueError as the reference does, and for a head_dim over 256. Lengths on a device are not looked at by the
+    host: one over the capacity is read as the capacity. max_length sizes the work alone; where a length is larger, the
+    result is right all the same.
     """
     check_decode(q, k_cache, v_cache, lengths, block_table, window, softcap, alibi_slopes)
     batch, q_len, heads, head_dim = q.shape

@@ -1,4 +1,4 @@
-"""The attention twin against the definition in float64, in every variant, and dropout that no layout changes."""
+"""The attention reference against the definition in float64, in every variant, and dropout that no layout changes."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ from trimaran.kernels.attention import (
     triton_attention,
 )
 from trimaran.kernels.attention.options import Sizes
-from trimaran.kernels.attention.twin import attention_keep_mask
+from trimaran.kernels.attention.reference import attention_keep_mask
 from trimaran.kernels.random import keep_mask, stream_key
 
 CPU = torch.device("cpu")

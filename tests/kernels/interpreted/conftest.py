@@ -29,10 +29,10 @@ def run(op: Op, inputs: Sequence[Tensor], seed: int) -> list[Tensor]:
     return [*(out.detach() for out in outputs), *found]
 
 
-def assert_equals_twin(
-    op: Op, twin: Op, inputs: Sequence[Tensor], dtype: torch.dtype, tolerance: float | None = None
+def assert_equals_reference(
+    op: Op, reference: Op, inputs: Sequence[Tensor], dtype: torch.dtype, tolerance: float | None = None
 ) -> None:
-    """Hold `op` in `dtype` against `twin` in float64 on the same rounded inputs: every output and every gradient, same shapes and dtypes.
+    """Hold `op` in `dtype` against `reference` in float64 on the same rounded inputs: every output and every gradient, same shapes and dtypes.
 
     Args:
         inputs: floating-point ones are rounded to `dtype`, and those that require a gradient are compared by theirs.
@@ -45,7 +45,7 @@ def assert_equals_twin(
         return x.detach().to(dtype).to(to).requires_grad_(x.requires_grad)
 
     found = run(op, [cast(x, dtype) for x in inputs], seed=7)
-    expected = run(twin, [cast(x, torch.float64) for x in inputs], seed=7)
+    expected = run(reference, [cast(x, torch.float64) for x in inputs], seed=7)
     for index, (a, b) in enumerate(zip(found, expected, strict=True)):
         assert a.shape == b.shape, f"tensor {index}: {a.shape} against {b.shape}"
         scale = max(b.abs().max().item(), 1e-6) if b.numel() else 1.0
@@ -56,6 +56,6 @@ def assert_equals_twin(
 
 
 @pytest.fixture
-def equals_twin() -> Callable[..., None]:
-    """`assert_equals_twin`, for tests."""
-    return assert_equals_twin
+def equals_reference() -> Callable[..., None]:
+    """`assert_equals_reference`, for tests."""
+    return assert_equals_reference

@@ -15,20 +15,20 @@ GATED = ["swiglu", "geglu", "geglu_tanh"]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", [*PLAIN, *GATED])
-def test_equals_the_twin(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]
+def test_equals_the_reference(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, equals_reference: Callable[..., None]
 ) -> None:
     x = (torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3).requires_grad_()
-    equals_twin(getattr(activation, f"triton_{name}"), getattr(activation, name), [x], dtype)
+    equals_reference(getattr(activation, f"triton_{name}"), getattr(activation, name), [x], dtype)
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *GATED])
-def test_non_contiguous_input_and_gradient(name: str, equals_twin: Callable[..., None]) -> None:
+def test_non_contiguous_input_and_gradient(name: str, equals_reference: Callable[..., None]) -> None:
     x = torch.randn(6, 4, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
-    kernel, twin = getattr(activation, f"triton_{name}"), getattr(activation, name)
-    equals_twin(
+    kernel, reference = getattr(activation, f"triton_{name}"), getattr(activation, name)
+    equals_reference(
         lambda t: kernel(t.transpose(0, 1)).transpose(0, 1),
-        lambda t: twin(t.transpose(0, 1)).transpose(0, 1),
+        lambda t: reference(t.transpose(0, 1)).transpose(0, 1),
         [x],
         torch.float32,
     )

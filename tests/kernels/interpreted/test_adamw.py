@@ -25,16 +25,16 @@ def gradient(size: int, step: int) -> Tensor:
 
 @pytest.mark.parametrize("grad_factor", [1.0, 0.37])
 @pytest.mark.parametrize("size", [1, 16, 61])
-def test_ten_steps_equal_the_twin(size: int, grad_factor: float) -> None:
-    state, twin = make_state(size, copy=torch.float16), make_state(size, copy=torch.float16)
+def test_ten_steps_equal_the_reference(size: int, grad_factor: float) -> None:
+    state, reference = make_state(size, copy=torch.float16), make_state(size, copy=torch.float16)
     for step in range(10):
-        for each in (state, twin):
+        for each in (state, reference):
             each.grad.copy_(gradient(size, step))
         triton_adamw_([state], **HYPER, grad_factor=grad_factor)
-        adamw_([twin], **HYPER, grad_factor=grad_factor)
+        adamw_([reference], **HYPER, grad_factor=grad_factor)
         assert state.grad.equal(gradient(size, step))
     for part in PARTS:
-        torch.testing.assert_close(getattr(state, part), getattr(twin, part), rtol=2e-6, atol=1e-7)
+        torch.testing.assert_close(getattr(state, part), getattr(reference, part), rtol=2e-6, atol=1e-7)
     assert state.step == 10
     assert state.copy is not None
     assert state.copy.equal(state.param.half())
@@ -44,21 +44,21 @@ def test_ten_steps_equal_the_twin(size: int, grad_factor: float) -> None:
     "hyper", [{"weight_decay": 0.0}, {"beta1": 0.0}, {"beta1": 0.0, "beta2": 0.0}, {"eps": 0.1, "lr": 0.0}]
 )
 def test_hyperparameters_at_their_ends(hyper: dict[str, float]) -> None:
-    state, twin = make_state(20), make_state(20)
+    state, reference = make_state(20), make_state(20)
     for _ in range(3):
         triton_adamw_([state], **HYPER | hyper)
-        adamw_([twin], **HYPER | hyper)
+        adamw_([reference], **HYPER | hyper)
     for part in PARTS:
-        torch.testing.assert_close(getattr(state, part), getattr(twin, part), rtol=2e-6, atol=1e-7)
+        torch.testing.assert_close(getattr(state, part), getattr(reference, part), rtol=2e-6, atol=1e-7)
 
 
 def test_far_steps_go_on_from_a_stored_count() -> None:
-    state, twin = make_state(20), make_state(20)
-    for each in (state, twin):
+    state, reference = make_state(20), make_state(20)
+    for each in (state, reference):
         each.step.fill_(99_999)
     triton_adamw_([state], **HYPER)
-    adamw_([twin], **HYPER)
-    torch.testing.assert_close(state.param, twin.param, rtol=2e-6, atol=1e-7)
+    adamw_([reference], **HYPER)
+    torch.testing.assert_close(state.param, reference.param, rtol=2e-6, atol=1e-7)
     assert state.step == 100_000
 
 

@@ -1,4 +1,4 @@
-"""Attention kernels in the interpreter: every option, against the float64 twin."""
+"""Attention kernels in the interpreter: every option, against the float64 reference."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,14 +44,16 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_shapes(shape: tuple[int, ...], equals_twin: Callable[..., None]) -> None:
-    equals_twin(*both(AttentionOptions()), inputs(*shape), torch.float32)
+def test_shapes(shape: tuple[int, ...], equals_reference: Callable[..., None]) -> None:
+    equals_reference(*both(AttentionOptions()), inputs(*shape), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("causal", [True, False])
-def test_full_and_causal_in_both_dtypes(causal: bool, dtype: torch.dtype, equals_twin: Callable[..., None]) -> None:
-    equals_twin(*both(AttentionOptions(causal=causal)), inputs(2, 21, 37, 4, 2, 24), dtype)
+def test_full_and_causal_in_both_dtypes(
+    causal: bool, dtype: torch.dtype, equals_reference: Callable[..., None]
+) -> None:
+    equals_reference(*both(AttentionOptions(causal=causal)), inputs(2, 21, 37, 4, 2, 24), dtype)
 
 
 VARIANTS = {
@@ -68,40 +70,44 @@ VARIANTS = {
 
 @pytest.mark.parametrize("lengths", [(50, 50), (21, 50)], ids=str)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_variants(name: str, lengths: tuple[int, int], equals_twin: Callable[..., None]) -> None:
+def test_variants(name: str, lengths: tuple[int, int], equals_reference: Callable[..., None]) -> None:
     options = AttentionOptions(**VARIANTS[name])  # type: ignore[arg-type]
-    equals_twin(*both(options), inputs(1, *lengths, 2, 1, 16), torch.float32)
+    equals_reference(*both(options), inputs(1, *lengths, 2, 1, 16), torch.float32)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_alibi(causal: bool, equals_twin: Callable[..., None]) -> None:
+def test_alibi(causal: bool, equals_reference: Callable[..., None]) -> None:
     slopes = torch.tensor(alibi_slopes(6))
-    equals_twin(*both(AttentionOptions(causal=causal), slopes=slopes), inputs(1, 37, 37, 6, 3, 16), torch.float32)
+    equals_reference(*both(AttentionOptions(causal=causal), slopes=slopes), inputs(1, 37, 37, 6, 3, 16), torch.float32)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
-def test_documents_do_not_see_each_other(causal: bool, deterministic: bool, equals_twin: Callable[..., None]) -> None:
+def test_documents_do_not_see_each_other(
+    causal: bool, deterministic: bool, equals_reference: Callable[..., None]
+) -> None:
     starts = torch.tensor([0, 1, 18, 40, 57, 80], dtype=torch.int32)
     options = AttentionOptions(causal=causal, deterministic=deterministic)
-    equals_twin(*both(options, documents=Documents(starts, longest=23)), inputs(2, 40, 40, 2, 1, 16), torch.float32)
+    equals_reference(
+        *both(options, documents=Documents(starts, longest=23)), inputs(2, 40, 40, 2, 1, 16), torch.float32
+    )
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_dropout_draws_the_mask_of_the_twin(packed: bool, equals_twin: Callable[..., None]) -> None:
+def test_dropout_draws_the_mask_of_the_reference(packed: bool, equals_reference: Callable[..., None]) -> None:
     documents = Documents(torch.tensor([0, 11, 35, 70], dtype=torch.int32), longest=35) if packed else None
     dropout = AttentionDropout(0.3, stream_key(3, "x"), first_sample=2**29, first_head=3, total_heads=8)
-    equals_twin(
+    equals_reference(
         *both(AttentionOptions(), documents=documents, dropout=dropout), inputs(2, 35, 35, 4, 2, 16), torch.float32
     )
 
 
-def test_everything_at_once(equals_twin: Callable[..., None]) -> None:
+def test_everything_at_once(equals_reference: Callable[..., None]) -> None:
     documents = Documents(torch.tensor([0, 30, 45, 90], dtype=torch.int32), longest=45)
     dropout = AttentionDropout(0.2, stream_key(3, "y"), first_sample=5, first_head=0, total_heads=4)
     options = AttentionOptions(window=20, softcap=4.0, scale=0.3, deterministic=False)
     more = {"slopes": torch.tensor(alibi_slopes(4)), "documents": documents, "dropout": dropout}
-    equals_twin(*both(options, **more), inputs(2, 45, 45, 4, 2, 48), torch.float32)
+    equals_reference(*both(options, **more), inputs(2, 45, 45, 4, 2, 48), torch.float32)
 
 
 def test_queries_before_every_key_get_zeros() -> None:
@@ -125,7 +131,7 @@ def test_empty(shape: tuple[int, ...]) -> None:
     assert q.grad is not None
 
 
-def test_chunks_of_a_joint_projection_are_read_in_place(equals_twin: Callable[..., None]) -> None:
+def test_chunks_of_a_joint_projection_are_read_in_place(equals_reference: Callable[..., None]) -> None:
     joint = torch.randn(2, 20, 4 * 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
     q = inputs(2, 20, 20, 2, 2, 16)[0]
 
@@ -136,11 +142,11 @@ def test_chunks_of_a_joint_projection_are_read_in_place(equals_twin: Callable[..
 
         return attend
 
-    equals_twin(call(triton_attention), call(attention), [q, joint], torch.float32)
+    equals_reference(call(triton_attention), call(attention), [q, joint], torch.float32)
 
 
-def test_odd_head_dim_is_padded(equals_twin: Callable[..., None]) -> None:
-    equals_twin(*both(AttentionOptions()), inputs(1, 20, 20, 2, 1, 13), torch.float16)
+def test_odd_head_dim_is_padded(equals_reference: Callable[..., None]) -> None:
+    equals_reference(*both(AttentionOptions()), inputs(1, 20, 20, 2, 1, 13), torch.float16)
 
 
 def test_a_head_too_wide_is_refused() -> None:
@@ -150,8 +156,8 @@ def test_a_head_too_wide_is_refused() -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_window_without_end_is_no_window(causal: bool, equals_twin: Callable[..., None]) -> None:
-    equals_twin(
+def test_a_window_without_end_is_no_window(causal: bool, equals_reference: Callable[..., None]) -> None:
+    equals_reference(
         both(AttentionOptions(causal=causal, window=2**31 - 1))[0],
         both(AttentionOptions(causal=causal))[1],
         inputs(1, 20, 20, 2, 2, 16),
@@ -159,12 +165,12 @@ def test_a_window_without_end_is_no_window(causal: bool, equals_twin: Callable[.
     )
 
 
-def test_very_negative_scores_leave_no_trace_of_the_keys_past_the_end(equals_twin: Callable[..., None]) -> None:
+def test_very_negative_scores_leave_no_trace_of_the_keys_past_the_end(equals_reference: Callable[..., None]) -> None:
     q, k, v = inputs(1, 20, 20, 2, 2, 16)
     with torch.no_grad():
         q.copy_(q.abs())
         k.copy_(-k.abs() * 40)  # every score about -100: exp(-lse) overflows
-    equals_twin(*both(AttentionOptions(causal=False, deterministic=False)), [q, k, v], torch.float32)
+    equals_reference(*both(AttentionOptions(causal=False, deterministic=False)), [q, k, v], torch.float32)
 
 
 def test_a_gradient_of_the_lse_that_is_nan_moves_nothing_where_no_key_is_seen() -> None:
@@ -176,9 +182,9 @@ def test_a_gradient_of_the_lse_that_is_nan_moves_nothing_where_no_key_is_seen() 
         assert grad.isfinite().all()
 
 
-def test_strided_slopes_are_read_as_they_are(equals_twin: Callable[..., None]) -> None:
+def test_strided_slopes_are_read_as_they_are(equals_reference: Callable[..., None]) -> None:
     slopes = torch.tensor(alibi_slopes(8))[::2]
-    equals_twin(*both(AttentionOptions(), slopes=slopes), inputs(1, 20, 20, 4, 2, 16), torch.float32)
+    equals_reference(*both(AttentionOptions(), slopes=slopes), inputs(1, 20, 20, 4, 2, 16), torch.float32)
 
 
 def test_a_nan_score_is_not_a_row_that_saw_nothing() -> None:

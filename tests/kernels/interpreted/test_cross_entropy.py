@@ -1,4 +1,4 @@
-"""Cross-entropy kernels in the interpreter: both passes against their twins, on the cuts of simulated ranks."""
+"""Cross-entropy kernels in the interpreter: both passes against their references, on the cuts of simulated ranks."""
 
 import math
 
@@ -53,7 +53,7 @@ def case(tokens: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
-def assert_equal_twin(
+def assert_equal_reference(
     logits: Tensor, labels: Tensor, num_ranks: int, label_smoothing: float, z_loss: float, padding: float = 50.0
 ) -> None:
     terms = (num_ranks, label_smoothing, z_loss, padding)
@@ -76,33 +76,33 @@ SHAPES = [(1, 1), (5, 7), (4, 16), (3, 17), (2, 33), (6, 70), (0, 8)]
 @pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (0.2, 1e-2)])
 @pytest.mark.parametrize("num_ranks", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_the_twin(
+def test_equals_the_reference(
     shape: tuple[int, int], num_ranks: int, smoothing: float, z_loss: float, dtype: torch.dtype
 ) -> None:
-    assert_equal_twin(*case(*shape, dtype), num_ranks, smoothing, z_loss)
+    assert_equal_reference(*case(*shape, dtype), num_ranks, smoothing, z_loss)
 
 
 @pytest.mark.parametrize(("vocab", "num_ranks"), [(9, 8), (2, 8)])
 def test_ranks_of_padding_alone(vocab: int, num_ranks: int) -> None:
-    assert_equal_twin(*case(5, vocab, torch.float32), num_ranks, 0.1, 1e-2)
+    assert_equal_reference(*case(5, vocab, torch.float32), num_ranks, 0.1, 1e-2)
 
 
 @pytest.mark.parametrize("padding", [math.nan, math.inf, -math.inf])
 def test_what_stands_in_padded_columns_does_not_matter(padding: float) -> None:
-    assert_equal_twin(*case(4, 20, torch.float32), 3, 0.1, 1e-2, padding)
+    assert_equal_reference(*case(4, 20, torch.float32), 3, 0.1, 1e-2, padding)
 
 
 @pytest.mark.parametrize("shift", [-300.0, 300.0])
 def test_far_from_zero(shift: float) -> None:
     logits, labels = case(6, 40, torch.float32)
-    assert_equal_twin(logits + shift, labels, 2, 0.0, 0.0)
+    assert_equal_reference(logits + shift, labels, 2, 0.0, 0.0)
 
 
 def test_columns_of_minus_infinity_fill_whole_tiles() -> None:
     logits, labels = case(4, 64, torch.float32)
     logits[:, 0:40] = -math.inf
     labels[:] = 50
-    assert_equal_twin(logits, labels, 1, 0.0, 0.0)
+    assert_equal_reference(logits, labels, 1, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["wide-rows", "transposed"])

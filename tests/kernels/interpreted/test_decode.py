@@ -10,7 +10,7 @@ from torch import Tensor
 from trimaran.kernels import decode
 from trimaran.kernels.decode import split as split_file
 
-EqualsTwin = Callable[..., None]
+EqualsReference = Callable[..., None]
 SLOPES = torch.tensor([1.0, 0.5, 0.25, 0.125])
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -50,7 +50,7 @@ def caches(
 
 
 def hold(
-    equals_twin: EqualsTwin,
+    equals_reference: EqualsReference,
     lengths: Tensor,
     capacity: int,
     q: Tensor,
@@ -59,27 +59,31 @@ def hold(
     block_size: int = 0,
     **options: Any,
 ) -> None:
-    """Hold the kernel against the twin."""
+    """Hold the kernel against the reference."""
     k, v, table = caches(lengths, capacity, kv_heads, q.shape[3], block_size)
     told = {**options, "block_table": table}
-    kernel, twin = (
+    kernel, reference = (
         lambda q, k, v, op=op: op(q, k, v, lengths, **told)
         for op in (decode.triton_decode_attention, decode.decode_attention)
     )
-    equals_twin(kernel, twin, [q, k, v], dtype)
+    equals_reference(kernel, reference, [q, k, v], dtype)
 
 
 @pytest.mark.parametrize("block_size", [0, 8])
 @pytest.mark.parametrize("q_len", [1, 3])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) + str(options.get("window", "")))
-def test_equals_the_twin(options: dict[str, Any], q_len: int, block_size: int, equals_twin: EqualsTwin) -> None:
-    hold(equals_twin, int32(37, 1, 0), 40, draw(3, q_len, 4, 16), 2, torch.float32, block_size, **options)
+def test_equals_the_reference(
+    options: dict[str, Any], q_len: int, block_size: int, equals_reference: EqualsReference
+) -> None:
+    hold(equals_reference, int32(37, 1, 0), 40, draw(3, q_len, 4, 16), 2, torch.float32, block_size, **options)
 
 
 @pytest.mark.parametrize("block_size", [0, 16])
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]], ids=["plain", "all"])
-def test_float16_equals_the_twin(options: dict[str, Any], block_size: int, equals_twin: EqualsTwin) -> None:
-    hold(equals_twin, int32(64, 5), 64, draw(2, 3, 4, 64), 2, torch.float16, block_size, **options)
+def test_float16_equals_the_reference(
+    options: dict[str, Any], block_size: int, equals_reference: EqualsReference
+) -> None:
+    hold(equals_reference, int32(64, 5), 64, draw(2, 3, 4, 64), 2, torch.float16, block_size, **options)
 
 
 # q_len, heads, kv_heads, head_dim: one row to several tiles of rows, and widths that are no power of two
@@ -96,9 +100,9 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_heads_and_widths(shape: tuple[int, int, int, int], equals_twin: EqualsTwin) -> None:
+def test_heads_and_widths(shape: tuple[int, int, int, int], equals_reference: EqualsReference) -> None:
     q_len, heads, kv_heads, head_dim = shape
-    hold(equals_twin, int32(37, 20), 40, draw(2, q_len, heads, head_dim), kv_heads, torch.float32)
+    hold(equals_reference, int32(37, 20), 40, draw(2, q_len, heads, head_dim), kv_heads, torch.float32)
 
 
 def test_any_number_of_splits_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,15 +162,15 @@ def test_non_contiguous_tensors() -> None:
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-6)
 
 
-def test_large_scores_stay_finite(equals_twin: EqualsTwin) -> None:
+def test_large_scores_stay_finite(equals_reference: EqualsReference) -> None:
     for options in ({}, {"softcap": 30.0}):
-        hold(equals_twin, int32(40), 48, draw(1, 1, 4, 16) * 1e3, 2, torch.float32, **options)
+        hold(equals_reference, int32(40), 48, draw(1, 1, 4, 16) * 1e3, 2, torch.float32, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("block_size", [0, 8])
 @pytest.mark.parametrize("lengths", [[5, 5], [16, 3], [1, 0]], ids=str)
-def test_appending_equals_the_twin(lengths: list[int], block_size: int, dtype: torch.dtype) -> None:
+def test_appending_equals_the_reference(lengths: list[int], block_size: int, dtype: torch.dtype) -> None:
     packed = draw(2, 3, 4, 11).to(dtype)
     k, v = packed[:, :, :2, ::2], packed[:, :, 2:, 5:]  # 2 heads of 6: widths that fill no tile
     k_cache, v_cache, table = caches(int32(16, 16), 16, 2, 6, block_size)

@@ -1,4 +1,4 @@
-"""The dropout kernels in the interpreter: the very mask of the torch twin, forward and backward."""
+"""The dropout kernels in the interpreter: the very mask of the torch reference, forward and backward."""
 
 from collections.abc import Callable
 
@@ -19,18 +19,22 @@ def inputs(count: int, *shape: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_the_twin(shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]) -> None:
-    op, twin = dropout.triton_dropout, dropout.dropout
-    equals_twin(lambda x: op(x, 0.3, **WHERE), lambda x: twin(x, 0.3, **WHERE), inputs(1, *shape), dtype)
+def test_equals_the_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, equals_reference: Callable[..., None]
+) -> None:
+    op, reference = dropout.triton_dropout, dropout.dropout
+    equals_reference(lambda x: op(x, 0.3, **WHERE), lambda x: reference(x, 0.3, **WHERE), inputs(1, *shape), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_with_a_residual_equals_the_twin(
-    shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]
+def test_with_a_residual_equals_the_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, equals_reference: Callable[..., None]
 ) -> None:
-    op, twin = dropout.triton_dropout_add, dropout.dropout_add
-    equals_twin(lambda x, r: op(x, r, 0.3, **WHERE), lambda x, r: twin(x, r, 0.3, **WHERE), inputs(2, *shape), dtype)
+    op, reference = dropout.triton_dropout_add, dropout.dropout_add
+    equals_reference(
+        lambda x, r: op(x, r, 0.3, **WHERE), lambda x, r: reference(x, r, 0.3, **WHERE), inputs(2, *shape), dtype
+    )
 
 
 def test_rate_zero() -> None:
@@ -47,11 +51,11 @@ def test_the_mask_is_the_twins_at_any_sample_and_rate(first_sample: int, rate: f
     assert dropout.triton_dropout(x, rate, **where).equal(dropout.dropout(x, rate, **where))
 
 
-def test_non_contiguous_input_and_gradient(equals_twin: Callable[..., None]) -> None:
+def test_non_contiguous_input_and_gradient(equals_reference: Callable[..., None]) -> None:
     def transposed(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda x, r: op(x.transpose(0, 1), r.transpose(0, 1), 0.4, **WHERE).transpose(0, 1)
 
-    equals_twin(
+    equals_reference(
         transposed(dropout.triton_dropout_add), transposed(dropout.dropout_add), inputs(2, 5, 3, 18), torch.float32
     )
 

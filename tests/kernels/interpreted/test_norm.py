@@ -44,19 +44,21 @@ def two_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_the_twin(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, equals_twin: Callable[..., None]
+def test_equals_the_reference(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, equals_reference: Callable[..., None]
 ) -> None:
-    equals_twin(
+    equals_reference(
         call(getattr(norm, f"triton_{name}"), name), call(getattr(norm, name), name), inputs(name, shape), dtype
     )
 
 
 @pytest.mark.parametrize("shape", [(9, 3), (5, 33)])
 @pytest.mark.parametrize("name", ["layer_norm", "add_layer_norm"])
-def test_layer_norm_without_a_bias(name: str, shape: tuple[int, ...], equals_twin: Callable[..., None]) -> None:
+def test_layer_norm_without_a_bias(name: str, shape: tuple[int, ...], equals_reference: Callable[..., None]) -> None:
     chosen = inputs(name, shape, with_bias=False)
-    equals_twin(call(getattr(norm, f"triton_{name}"), name), call(getattr(norm, name), name), chosen, torch.float32)
+    equals_reference(
+        call(getattr(norm, f"triton_{name}"), name), call(getattr(norm, name), name), chosen, torch.float32
+    )
 
 
 @pytest.mark.parametrize(("shape", "num_programs"), [((1, 1), 2), ((5, 20), 1), ((5, 6), 132)])
@@ -65,11 +67,11 @@ def test_a_large_eps_and_any_number_of_programs(
     name: str,
     shape: tuple[int, ...],
     num_programs: int,
-    equals_twin: Callable[..., None],
+    equals_reference: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(norm, "multiprocessors", lambda device: num_programs)
-    equals_twin(
+    equals_reference(
         call(getattr(norm, f"triton_{name}"), name, 0.5),
         call(getattr(norm, name), name, 0.5),
         inputs(name, shape),
@@ -78,7 +80,7 @@ def test_a_large_eps_and_any_number_of_programs(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_non_contiguous_inputs_and_gradients(name: str, equals_twin: Callable[..., None]) -> None:
+def test_non_contiguous_inputs_and_gradients(name: str, equals_reference: Callable[..., None]) -> None:
     def transposed(op: Callable[..., Tensor]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
         def run(*all_inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
             out = call(op, name)(*(x.transpose(0, 1) if x.dim() == 3 else x.flip(0)[::2] for x in all_inputs))
@@ -88,18 +90,20 @@ def test_non_contiguous_inputs_and_gradients(name: str, equals_twin: Callable[..
 
     chosen = inputs(name, (4, 3, 10))
     chosen = [x if x.dim() == 3 else x.detach().repeat(2).requires_grad_() for x in chosen]
-    equals_twin(transposed(getattr(norm, f"triton_{name}")), transposed(getattr(norm, name)), chosen, torch.float32)
+    equals_reference(
+        transposed(getattr(norm, f"triton_{name}")), transposed(getattr(norm, name)), chosen, torch.float32
+    )
 
 
 @pytest.mark.parametrize("used", [0, 1])
 @pytest.mark.parametrize("name", ["add_rms_norm", "add_layer_norm"])
-def test_one_output_alone_may_be_used(name: str, used: int, equals_twin: Callable[..., None]) -> None:
+def test_one_output_alone_may_be_used(name: str, used: int, equals_reference: Callable[..., None]) -> None:
     vectors = [x.detach() for x in inputs(name, (5, 20))[2:]]
 
     def one(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
         return lambda x, residual: op(x, residual, *(v.to(x.dtype) for v in vectors), EPS)[used]
 
-    equals_twin(
+    equals_reference(
         one(getattr(norm, f"triton_{name}")), one(getattr(norm, name)), inputs(name, (5, 20))[:2], torch.float32
     )
 

@@ -29,34 +29,44 @@ def in_place(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
 @BOTH_FORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_the_twin(
-    shape: tuple[int, ...], dtype: torch.dtype, interleaved: bool, equals_twin: Callable[..., None]
+def test_equals_the_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, interleaved: bool, equals_reference: Callable[..., None]
 ) -> None:
     inputs = [heads(*shape), *tables(shape[3], shape[1])]
-    for op, twin in ((triton_rotary, rotary), (in_place(triton_rotary_), in_place(rotary_))):
-        equals_twin(lambda *t, op=op: op(*t, interleaved), lambda *t, twin=twin: twin(*t, interleaved), inputs, dtype)
-
-
-@BOTH_FORMS
-@pytest.mark.parametrize("rot", [2, 6, 16, 20])
-def test_partial_rotation(rot: int, interleaved: bool, equals_twin: Callable[..., None]) -> None:
-    inputs = [heads(2, 3, 3, 23), *tables(rot, 3)]
-    for op, twin in ((triton_rotary, rotary), (in_place(triton_rotary_), in_place(rotary_))):
-        equals_twin(
-            lambda *t, op=op: op(*t, interleaved), lambda *t, twin=twin: twin(*t, interleaved), inputs, torch.float32
+    for op, reference in ((triton_rotary, rotary), (in_place(triton_rotary_), in_place(rotary_))):
+        equals_reference(
+            lambda *t, op=op: op(*t, interleaved),
+            lambda *t, reference=reference: reference(*t, interleaved),
+            inputs,
+            dtype,
         )
 
 
 @BOTH_FORMS
-def test_every_sample_with_positions_of_its_own(interleaved: bool, equals_twin: Callable[..., None]) -> None:
-    inputs = [heads(3, 5, 2, 12), *tables(8, 3, 5)]
-    equals_twin(lambda *t: triton_rotary(*t, interleaved), lambda *t: rotary(*t, interleaved), inputs, torch.float32)
+@pytest.mark.parametrize("rot", [2, 6, 16, 20])
+def test_partial_rotation(rot: int, interleaved: bool, equals_reference: Callable[..., None]) -> None:
+    inputs = [heads(2, 3, 3, 23), *tables(rot, 3)]
+    for op, reference in ((triton_rotary, rotary), (in_place(triton_rotary_), in_place(rotary_))):
+        equals_reference(
+            lambda *t, op=op: op(*t, interleaved),
+            lambda *t, reference=reference: reference(*t, interleaved),
+            inputs,
+            torch.float32,
+        )
 
 
 @BOTH_FORMS
-def test_float32_tables_for_float16(interleaved: bool, equals_twin: Callable[..., None]) -> None:
+def test_every_sample_with_positions_of_its_own(interleaved: bool, equals_reference: Callable[..., None]) -> None:
+    inputs = [heads(3, 5, 2, 12), *tables(8, 3, 5)]
+    equals_reference(
+        lambda *t: triton_rotary(*t, interleaved), lambda *t: rotary(*t, interleaved), inputs, torch.float32
+    )
+
+
+@BOTH_FORMS
+def test_float32_tables_for_float16(interleaved: bool, equals_reference: Callable[..., None]) -> None:
     cos, sin = rotary_tables(1000, 5, 12, 10000.0, torch.float32, torch.device("cpu"))
-    equals_twin(
+    equals_reference(
         lambda x: triton_rotary(x, cos, sin, interleaved),
         lambda x: rotary(x, cos, sin, interleaved),
         [heads(2, 5, 2, 12)],
@@ -65,19 +75,19 @@ def test_float32_tables_for_float16(interleaved: bool, equals_twin: Callable[...
 
 
 @BOTH_FORMS
-def test_any_strides_of_input_gradient_and_tables(interleaved: bool, equals_twin: Callable[..., None]) -> None:
+def test_any_strides_of_input_gradient_and_tables(interleaved: bool, equals_reference: Callable[..., None]) -> None:
     def strided(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda x, cos, sin: op(x.permute(2, 0, 3, 1)[..., ::2], cos.T, sin.T, interleaved).permute(1, 3, 0, 2)
 
     cos, sin = tables(14, 4)
     inputs = [heads(4, 14, 3, 5)[:, :, :, :3].detach().requires_grad_(), cos.T.contiguous()[:3], sin.T.contiguous()[:3]]
-    equals_twin(strided(triton_rotary), strided(rotary), inputs, torch.float32)
-    equals_twin(strided(lambda x, *t: in_place(triton_rotary_)(x, *t)), strided(rotary), inputs, torch.float32)
+    equals_reference(strided(triton_rotary), strided(rotary), inputs, torch.float32)
+    equals_reference(strided(lambda x, *t: in_place(triton_rotary_)(x, *t)), strided(rotary), inputs, torch.float32)
 
 
 @BOTH_FORMS
 def test_in_place_on_a_part_of_a_projection_leaves_the_rest(
-    interleaved: bool, equals_twin: Callable[..., None]
+    interleaved: bool, equals_reference: Callable[..., None]
 ) -> None:
     def keys_in_place(kv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         kv = kv * 1.0
@@ -88,7 +98,7 @@ def test_in_place_on_a_part_of_a_projection_leaves_the_rest(
         k, v = kv.chunk(2, dim=-1)
         return torch.cat((rotary(k.unflatten(-1, (2, 8)), cos, sin, interleaved).flatten(-2), v), dim=-1)
 
-    equals_twin(keys_in_place, keys, [heads(2, 3, 32), *tables(8, 3)], torch.float32)
+    equals_reference(keys_in_place, keys, [heads(2, 3, 32), *tables(8, 3)], torch.float32)
 
 
 def test_in_place_changes_and_returns_the_input() -> None:

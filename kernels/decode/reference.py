@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimaran.kernels.attention.options import AttentionOptions
-from trimaran.kernels.attention.twin import attention
+from trimaran.kernels.attention.reference import attention
 from trimaran.kernels.decode.cache import cache_capacity, check_cache, once_for
 
 _FEW_TOKENS = 8  # with more new tokens than these, samples of different lengths are worth a call each
