@@ -18,7 +18,7 @@ Backend = Literal["auto", "triton", "torch"]
 
 
 @dataclass(frozen=True, eq=False)
-class Kernels:
+class KernelSet:
     """One implementation of every op; each function is documented where its torch reference stands, under the same name.
 
     Args:
@@ -43,7 +43,7 @@ class Kernels:
     adamw_: Callable[..., None]
     activations: Mapping[str, Callable[[Tensor], Tensor]] = field(repr=False)
 
-    def __reduce__(self) -> tuple[Callable[[str], "Kernels"], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[[str], "KernelSet"], tuple[str]]:
         """Copied and pickled by name: a model holds it."""
         return _by_name, (self.name,)
 
@@ -53,7 +53,7 @@ def _activations(prefix: str) -> Mapping[str, Callable[[Tensor], Tensor]]:
     return MappingProxyType({"relu": activation.relu} | {name: getattr(activation, prefix + name) for name in names})
 
 
-TORCH = Kernels(
+TORCH = KernelSet(
     name="torch",
     attention=attention,
     attention_with_lse=attention_with_lse,
@@ -71,7 +71,7 @@ TORCH = Kernels(
     adamw_=adamw.adamw_,
     activations=_activations(""),
 )
-TRITON = Kernels(
+TRITON = KernelSet(
     name="triton",
     attention=triton_attention,
     attention_with_lse=triton_attention_with_lse,
@@ -91,11 +91,11 @@ TRITON = Kernels(
 )
 
 
-def _by_name(name: str) -> Kernels:
+def _by_name(name: str) -> KernelSet:
     return TRITON if name == "triton" else TORCH
 
 
-def choose_kernels(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[Kernels, str]:
+def choose_kernels(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[KernelSet, str]:
     """Return the kernels for a model of this dtype and head width on `device`, and the choice in words: with "auto" Triton's wherever they can run.
 
     Raises ValueError where "triton" is asked for and can't run, with the reason, and for a backend that is not known.

@@ -13,7 +13,7 @@ from torch import Tensor
 from trimaran.kernels.adamw import AdamWState
 from trimaran.kernels.attention import AttentionDropout, AttentionOptions, Documents, alibi_slopes
 from trimaran.kernels.cross_entropy import IGNORED_LABEL
-from trimaran.kernels.dispatch import Kernels
+from trimaran.kernels.dispatch import KernelSet
 from trimaran.kernels.random import stream_key
 from trimaran.models.parallel.vocab import head_loss
 
@@ -85,17 +85,17 @@ def _state(draw: Draw, rows: int, width: int) -> list[Tensor]:
     return [param, grad, exp_avg, root.square(), torch.full((), 3.0, device=draw.device), copy]
 
 
-def _adamw(kernels: Kernels, *state: Tensor, **more: float) -> tuple[Tensor, ...]:
+def _adamw(kernels: KernelSet, *state: Tensor, **more: float) -> tuple[Tensor, ...]:
     kernels.adamw_([AdamWState(*state)], **ADAMW, **more)
     return (state[0], *state[2:])  # the gradient may change or not
 
 
-def _partly(kernels: Kernels, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _partly(kernels: KernelSet, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = cos.shape[1] // 2
     return kernels.rotary(x, cos[:, :half], sin[:, :half])
 
 
-def _dropout(kernels: Kernels, *inputs: Tensor) -> Tensor:
+def _dropout(kernels: KernelSet, *inputs: Tensor) -> Tensor:
     op = kernels.dropout if len(inputs) == 1 else kernels.dropout_add
     return op(*inputs, 0.1, **DROPOUT, seq_len=inputs[0].shape[1])
 
@@ -189,7 +189,7 @@ def attention_case(
         return [q, k, v, torch.tensor(alibi_slopes(heads), device=draw.device), starts]
 
     def run(
-        kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, starts: Tensor
+        kernels: KernelSet, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, starts: Tensor
     ) -> Tensor | tuple[Tensor, ...]:
         more = {
             "slopes": slopes if alibi else None,
@@ -248,7 +248,7 @@ def head_loss_case(label: str, rows: int, vocab: int, hidden: int, **options: An
             labels[0, 1] = IGNORED_LABEL
         return [draw(1, rows, hidden), draw.parameter(vocab, hidden, hidden**-0.5), labels]
 
-    def run(kernels: Kernels, x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def run(kernels: KernelSet, x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         return head_loss(x, weight, labels, placement(x, kernels), kernels=kernels.cross_entropy, **options)
 
     return Case(label, make, run)
@@ -298,7 +298,7 @@ def decode_case(
         return [q, draw(*shape, grad=False), draw(*shape, grad=False), lengths, slopes, table]
 
     def run(
-        kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, slopes: Tensor, table: Tensor
+        kernels: KernelSet, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, slopes: Tensor, table: Tensor
     ) -> tuple[Tensor, ...]:
         more = {"block_table": table if page else None}
         if append:
@@ -339,7 +339,7 @@ def decode_cases(smoke: bool) -> list[Case]:
 def large_cases(smoke: bool) -> list[Case]:
     """Return a call of more than 2^31 elements, [2, 40000, 32768]: its last rows, which the reference gets alone, show offsets that overflow."""
 
-    def run(kernels: Kernels, x: Tensor) -> Tensor:
+    def run(kernels: KernelSet, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, 40000 - 8, 0, 1, 0)) if kernels.name == "triton" else x
         return kernels.activations["gelu"](x)[-1:, -8:].clone()
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from trimaran.kernels.dispatch import TORCH, TRITON, Kernels
+from trimaran.kernels.dispatch import TORCH, TRITON, KernelSet
 from trimaran.kernels.launch import interpreting
 from trimaran.models.parallel.group import single
 from trimaran.models.parallel.parameter import LayerContext, new_parameter
@@ -67,7 +67,7 @@ class Draw:
         return parameter
 
 
-def placement(like: Tensor, kernels: Kernels) -> LayerContext:
+def placement(like: Tensor, kernels: KernelSet) -> LayerContext:
     """Return the placement of one rank alone, for the dtype and device of `like`."""
     return LayerContext(single("tp"), False, like.dtype, like.device, kernels)
 
@@ -93,7 +93,7 @@ def tensors(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def call(case: Case, kernels: Kernels, draw: Draw) -> list[Tensor]:
+def call(case: Case, kernels: KernelSet, draw: Draw) -> list[Tensor]:
     """Return the outputs of a case and the gradients of its inputs under random output gradients."""
     inputs = case.make(draw)
     outputs = tensors(case.run(kernels, *inputs))

@@ -18,7 +18,7 @@ from kernel_bench.harness import Bench, Case, Draw, call, check, on_all_cores, o
 from torch import Tensor
 
 from trimaran.kernels.ahead_of_time import SHARED_LIMIT_BYTES, compiling_for
-from trimaran.kernels.dispatch import TRITON, Kernels
+from trimaran.kernels.dispatch import TRITON, KernelSet
 from trimaran.kernels.launch import chip_of, interpreting, tuned_table
 
 Config = dict[str, int]
@@ -85,7 +85,7 @@ def _loss_pass(key: str, small: bool) -> Case:
         totals = torch.stack([torch.full((rows,), value, device=draw.device) for value in (4.0, 1e3)])
         return [draw(rows, vocab, grad=False), draw.ints(0, vocab, rows), totals]
 
-    def run(kernels: Kernels, logits: Tensor, labels: Tensor, totals: Tensor) -> Tensor:
+    def run(kernels: KernelSet, logits: Tensor, labels: Tensor, totals: Tensor) -> Tensor:
         if key == "statistics":
             return kernels.cross_entropy.statistics_(logits, labels, 0, vocab)
         return kernels.cross_entropy.gradient_(logits, labels, 0, vocab, totals, totals, vocab)
@@ -116,7 +116,7 @@ def _decode_both(key: str, small: bool) -> Case:
     length = DECODE_LENGTHS[0 if small else 1]
 
     def run(
-        kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, slopes: Tensor, table: Tensor
+        kernels: KernelSet, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, slopes: Tensor, table: Tensor
     ) -> tuple[Tensor, ...]:
         if key != "append":
             flat = [x[: len(q) * table.shape[1]].view(len(q), -1, *x.shape[2:])[:, :length] for x in (k, v)]

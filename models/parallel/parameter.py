@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trimaran.kernels.dispatch import TORCH, Kernels
+from trimaran.kernels.dispatch import TORCH, KernelSet
 from trimaran.kernels.random import fill_normal_
 from trimaran.models.parallel.group import Group, single
 from trimaran.models.parallel.shard import ShardSpec, cut_evenly, whole
@@ -92,7 +92,7 @@ class LayerContext:
     sequence_parallel: bool
     dtype: torch.dtype
     device: torch.device
-    kernels: Kernels = TORCH
+    kernels: KernelSet = TORCH
     deterministic: bool = True
     ep: Group = _ALONE
 

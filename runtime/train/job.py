@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trimaran.kernels.dispatch import Kernels, choose_kernels
+from trimaran.kernels.dispatch import KernelSet, choose_kernels
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import all_reduce
 from trimaran.models.parallel.parameter import LayerContext
@@ -61,7 +61,7 @@ class TrainingDiverged(RuntimeError):
     """The loss or the gradient norm of a step is not finite."""
 
 
-def kernels_of(spec: RunSpec, device: torch.device) -> tuple[Kernels, str]:
+def kernels_of(spec: RunSpec, device: torch.device) -> tuple[KernelSet, str]:
     """Return the kernels that the run computes with on `device`, and the choice in words. Raises ValueError where what the spec asks for can't run."""
     return choose_kernels(spec.kernels.backend, device, model_dtype(spec.precision.dtype), spec.transformer.head_dim)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trimaran.kernels.attention.function import LARGEST_HEAD_DIM
-from trimaran.kernels.dispatch import TORCH, TRITON, Kernels, choose_kernels
+from trimaran.kernels.dispatch import TORCH, TRITON, KernelSet, choose_kernels
 from trimaran.runtime.spec.rules import MOST_TRITON_HEAD_DIM
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -48,7 +48,7 @@ def test_an_unknown_backend_is_refused() -> None:
 
 
 def test_the_two_implementations_share_no_op() -> None:
-    for field in fields(Kernels):
+    for field in fields(KernelSet):
         ours, theirs = getattr(TRITON, field.name), getattr(TORCH, field.name)
         if field.name == "activations":
             assert ours.keys() == theirs.keys()
@@ -59,7 +59,7 @@ def test_the_two_implementations_share_no_op() -> None:
 
 
 @pytest.mark.parametrize("kernels", [TORCH, TRITON], ids=["torch", "triton"])
-def test_a_model_that_holds_kernels_can_be_copied_and_pickled(kernels: Kernels) -> None:
+def test_a_model_that_holds_kernels_can_be_copied_and_pickled(kernels: KernelSet) -> None:
     assert copy.deepcopy(kernels) is kernels
     assert pickle.loads(pickle.dumps(kernels)) is kernels
 

@@ -45,7 +45,7 @@ def test_rate_zero() -> None:
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.99])
 @pytest.mark.parametrize("first_sample", [0, 2**31 - 1, 2**33])
-def test_the_mask_is_the_twins_at_any_sample_and_rate(first_sample: int, rate: float) -> None:
+def test_the_mask_is_the_references_at_any_sample_and_rate(first_sample: int, rate: float) -> None:
     x = torch.ones(3, 4, 20)
     where = {"seed": 1, "site": "a", "first_sample": first_sample, "first_position": 0, "seq_len": 2048}
     assert dropout.triton_dropout(x, rate, **where).equal(dropout.dropout(x, rate, **where))
