@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimaran.models.parallel.group import Group
-from trimaran.models.parallel.parameter import Initial, LayerContext, info_of, new_parameter
+from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, new_parameter
 from trimaran.models.parallel.vocab import head_loss
 
 SHAPES = ["512,256,8192", "4096,256,8192", "4096,256,32768"]
@@ -31,7 +31,7 @@ def make_steps(shape: str) -> dict[str, Step]:
     """Return the two ways to make the loss and add its gradients, over the same numbers."""
     tokens, hidden, vocabulary = map(int, shape.split(","))
     context = LayerContext(Group("tp", (0,), 0), False, torch.float32, torch.device("cpu"))
-    weight = new_parameter((vocabulary, hidden), context, dim=0, initial=Initial(0.02))
+    weight = new_parameter((vocabulary, hidden), context, dim=0, init_spec=InitSpec(0.02))
     nn.init.normal_(weight, std=0.02)
     info_of(weight).main_grad = torch.zeros(vocabulary, hidden)
     plain = nn.Parameter(weight.detach().clone())

@@ -7,7 +7,7 @@ from trimaran.kernels.attention import AttentionDropout, AttentionOptions, alibi
 from trimaran.kernels.random import stream_key
 from trimaran.models.cache import ForwardContext, KeyValueCache, local_kv_heads
 from trimaran.models.config import TransformerConfig
-from trimaran.models.init import initial
+from trimaran.models.init import init_spec
 from trimaran.models.parallel.collectives import sum_over_group
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear, column_linear
 from trimaran.models.parallel.parameter import LayerContext, new_parameter
@@ -70,15 +70,15 @@ class Attention(nn.Module):
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.first_kv_head = None if cuts_kv else tp.rank * config.num_kv_heads // tp.size
         self.q = ColumnParallelLinear(
-            config.hidden_size, width, context, bias=config.qkv_bias, initial=initial(config, "query"), unit=unit
+            config.hidden_size, width, context, bias=config.qkv_bias, init_spec=init_spec(config, "query"), unit=unit
         )
-        into_kv = initial(config, "key", "value")
+        into_kv = init_spec(config, "key", "value")
         self.kv = ColumnParallelLinear(
             config.hidden_size,
             kv_width,
             context,
             bias=config.qkv_bias,
-            initial=into_kv,
+            init_spec=into_kv,
             parts=2,
             is_whole=not cuts_kv,
             unit=kv_unit,
@@ -86,9 +86,9 @@ class Attention(nn.Module):
         has_norms = config.query_key_norm != "none"
         self.q_norm = QueryKeyNorm(config, context, width=width, is_cut=True, unit=unit) if has_norms else None
         self.k_norm = QueryKeyNorm(config, context, width=kv_width, is_cut=cuts_kv, unit=kv_unit) if has_norms else None
-        into_out = initial(config, "attention_output")
+        into_out = init_spec(config, "attention_output")
         self.out = RowParallelLinear(
-            width, config.hidden_size, context, bias=config.out_bias, initial=into_out, unit=unit
+            width, config.hidden_size, context, bias=config.out_bias, init_spec=into_out, unit=unit
         )
         self.kernels, self.interleaved = context.kernels, config.rotary_interleaved
         self.options = AttentionOptions(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from trimaran.kernels.autograd import run
 from trimaran.models.config import TransformerConfig
-from trimaran.models.init import initial
+from trimaran.models.init import init_spec
 from trimaran.models.parallel.collectives import enter_group, exchange_rows, reduce_from_group, scatter_sum_to_sequence
 from trimaran.models.parallel.group import all_to_all
 from trimaran.models.parallel.parameter import LayerContext, info_of, new_parameter
@@ -37,7 +37,7 @@ class Router(nn.Module):
         super().__init__()
         self.num_chosen, self.renormalize = config.experts_per_token, config.renormalize_experts
         shape = (config.num_experts, config.hidden_size)
-        self.weight = new_parameter(shape, context, initial=initial(config, "router"), partial_over_tp=True)
+        self.weight = new_parameter(shape, context, init_spec=init_spec(config, "router"), partial_over_tp=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the probabilities of the experts [..., experts], float32 (float64 for float64), for x [..., hidden]."""
@@ -63,13 +63,13 @@ class Experts(nn.Module):
             config.ffn_hidden_size,
             config.hidden_size,
         )
-        into, out = initial(config, "mlp_input"), initial(config, "mlp_output")
+        into, out = init_spec(config, "mlp_input"), init_spec(config, "mlp_output")
         inner_dim = 1 + len(parts)
         self.up = new_parameter(
-            (count, *parts, inner, hidden), context, dim=0 if over_ep else inner_dim, initial=into, over_ep=over_ep
+            (count, *parts, inner, hidden), context, dim=0 if over_ep else inner_dim, init_spec=into, over_ep=over_ep
         )
         self.down = new_parameter(
-            (count, hidden, inner), context, dim=0 if over_ep else 2, initial=out, over_ep=over_ep
+            (count, hidden, inner), context, dim=0 if over_ep else 2, init_spec=out, over_ep=over_ep
         )
 
     def forward(self, rows: Tensor, counts: Sequence[int]) -> Tensor:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimaran.models.config import TransformerConfig
-from trimaran.models.init import initial
+from trimaran.models.init import init_spec
 from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 
@@ -20,7 +20,7 @@ class HeadTransform(nn.Module):
         size, partial = config.hidden_size, context.sequence_parallel
         self.activation = context.kernels.activations[config.activation]
         self.weight = new_parameter(
-            (size, size), context, initial=initial(config, "head_transform"), partial_over_tp=partial
+            (size, size), context, init_spec=init_spec(config, "head_transform"), partial_over_tp=partial
         )
         self.bias = (
             new_parameter((size,), context, init="zeros", decay=False, partial_over_tp=partial)

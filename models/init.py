@@ -29,7 +29,7 @@ from typing import Final, Literal
 
 from trimaran.models.choices import Initialization
 from trimaran.models.config import TransformerConfig
-from trimaran.models.parallel.parameter import Initial
+from trimaran.models.parallel.parameter import InitSpec
 
 Role = Literal[
     "embedding",
@@ -49,12 +49,12 @@ _OUTPUTS: Final = ("attention_output", "mlp_output")
 _RESCALED: Final = ("value", "attention_output", "mlp_input", "mlp_output")  # what T-Fixup and DeepNorm make smaller
 
 
-def initial(config: TransformerConfig, *roles: Role) -> Initial:
+def init_spec(config: TransformerConfig, *roles: Role) -> InitSpec:
     """Return how the weight of these roles starts and learns; more than one role for matrices that are stored as one weight."""
     stds = tuple(_RULES[config.init](config, role) for role in roles)
     vector_like = roles[0] in (*_TABLES, "head")
     lr_scale = 1.0 if vector_like else 1.0 / config.mup_width_factor
-    return Initial(stds[0] if len(set(stds)) == 1 else stds, lr_scale)
+    return InitSpec(stds[0] if len(set(stds)) == 1 else stds, lr_scale)
 
 
 def fans(config: TransformerConfig, role: Role) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from trimaran.models.config import TransformerConfig
-from trimaran.models.init import initial
+from trimaran.models.init import init_spec
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from trimaran.models.parallel.parameter import LayerContext
 
@@ -15,11 +15,11 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = context.kernels.activations[config.activation]
         inner, parts = config.ffn_hidden_size, 2 if config.is_gated else 1
-        into, out = initial(config, "mlp_input"), initial(config, "mlp_output")
+        into, out = init_spec(config, "mlp_input"), init_spec(config, "mlp_output")
         self.up = ColumnParallelLinear(
-            config.hidden_size, inner, context, bias=config.mlp_bias, initial=into, parts=parts
+            config.hidden_size, inner, context, bias=config.mlp_bias, init_spec=into, parts=parts
         )
-        self.down = RowParallelLinear(inner, config.hidden_size, context, bias=config.mlp_bias, initial=out)
+        self.down = RowParallelLinear(inner, config.hidden_size, context, bias=config.mlp_bias, init_spec=out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, local seq, hidden] for x of that shape."""

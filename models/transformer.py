@@ -20,7 +20,7 @@ from trimaran.models.choices import RotaryScaling
 from trimaran.models.config import TransformerConfig
 from trimaran.models.experts import ExpertMLP
 from trimaran.models.head import HeadTransform
-from trimaran.models.init import initial
+from trimaran.models.init import init_spec
 from trimaran.models.mlp import MLP
 from trimaran.models.parallel.collectives import local_dim1
 from trimaran.models.parallel.group import single
@@ -138,27 +138,27 @@ class Stage(nn.Module):
         self.config, self.context, self.is_first, self.is_last = config, context, is_first, is_last
         vocab, hidden = config.vocab_size, config.hidden_size
         if is_first or (is_last and config.tie_embeddings):
-            self.embedding = VocabParallelEmbedding(vocab, hidden, context, initial=initial(config, "embedding"))
+            self.embedding = VocabParallelEmbedding(vocab, hidden, context, init_spec=init_spec(config, "embedding"))
             info_of(self.embedding.weight).tied_copy = not is_first
             info_of(self.embedding.weight).uses = 2 if is_first and is_last and config.tie_embeddings else 1
         if is_first:
             self.position: nn.Parameter | None = None
             if config.position == "learned":
-                start = initial(config, "position")
+                start = init_spec(config, "position")
                 self.position = new_parameter(
-                    (config.max_seq_len, hidden), context, initial=start, partial_over_tp=context.sequence_parallel
+                    (config.max_seq_len, hidden), context, init_spec=start, partial_over_tp=context.sequence_parallel
                 )
             self.token_type: nn.Parameter | None = None
             if config.num_token_types:
-                shape, start = (config.num_token_types, hidden), initial(config, "position")
+                shape, start = (config.num_token_types, hidden), init_spec(config, "position")
                 self.token_type = new_parameter(
-                    shape, context, initial=start, partial_over_tp=context.sequence_parallel
+                    shape, context, init_spec=start, partial_over_tp=context.sequence_parallel
                 )
             self.query_embedding: nn.Parameter | None = None
             if config.has_query_stream:
-                start = initial(config, "position")
+                start = init_spec(config, "position")
                 self.query_embedding = new_parameter(
-                    (hidden,), context, initial=start, decay=False, partial_over_tp=context.sequence_parallel
+                    (hidden,), context, init_spec=start, decay=False, partial_over_tp=context.sequence_parallel
                 )
             self.embedding_norm = Norm(config, context) if config.embedding_norm else None
             self.embedding_dropout = Dropout(config.embedding_dropout, context, site="embedding", seed=seed)
@@ -171,7 +171,9 @@ class Stage(nn.Module):
                 new_parameter((vocab,), context, dim=0, init="zeros", decay=False) if config.head_bias else None
             )
             if not config.tie_embeddings:
-                self.head = ColumnParallelLinear(hidden, vocab, context, bias=False, initial=initial(config, "head"))
+                self.head = ColumnParallelLinear(
+                    hidden, vocab, context, bias=False, init_spec=init_spec(config, "head")
+                )
         self._tables: RotaryTables | None = None
         self._tables_stretch = 0
 

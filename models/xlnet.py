@@ -21,7 +21,7 @@ from trimaran.kernels.attention.reference import attention_keep_mask
 from trimaran.models.attention import Attention
 from trimaran.models.cache import ForwardContext
 from trimaran.models.config import TransformerConfig
-from trimaran.models.init import initial
+from trimaran.models.init import init_spec
 from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 
@@ -32,7 +32,7 @@ class RelativeAttention(Attention):
         super().__init__(config, context, index=index, seed=seed)
         width, hidden = config.num_heads * config.head_dim, config.hidden_size
         self.position = new_parameter(
-            (width, hidden), context, dim=0, initial=initial(config, "query"), unit=config.head_dim
+            (width, hidden), context, dim=0, init_spec=init_spec(config, "query"), unit=config.head_dim
         )
         self.content_bias = new_parameter((width,), context, dim=0, init="zeros", decay=False, unit=config.head_dim)
         self.position_bias = new_parameter((width,), context, dim=0, init="zeros", decay=False, unit=config.head_dim)

@@ -21,7 +21,7 @@ from trimaran.models.parallel.collectives import (
     scatter_sum_to_sequence,
 )
 from trimaran.models.parallel.group import Group, start_all_reduce
-from trimaran.models.parallel.parameter import Initial, LayerContext, info_of, new_parameter
+from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, new_parameter
 
 
 def _weight_gradient(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | None:
@@ -110,7 +110,7 @@ class ColumnParallelLinear(nn.Module):
         context: LayerContext,
         *,
         bias: bool,
-        initial: Initial,
+        init_spec: InitSpec,
         parts: int = 1,
         is_whole: bool = False,
         unit: int = 1,
@@ -120,7 +120,7 @@ class ColumnParallelLinear(nn.Module):
         dim = None if is_whole else len(leading)
         self.context = context
         cut: dict[str, Any] = {"dim": dim, "partial_over_tp": is_whole, "unit": unit}
-        self.weight = new_parameter((*leading, out_features, in_features), context, initial=initial, **cut)
+        self.weight = new_parameter((*leading, out_features, in_features), context, init_spec=init_spec, **cut)
         self.bias = None
         if bias:
             self.bias = new_parameter((*leading, out_features), context, init="zeros", decay=False, **cut)
@@ -159,11 +159,18 @@ class RowParallelLinear(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, context: LayerContext, *, bias: bool, initial: Initial, unit: int = 1
+        self,
+        in_features: int,
+        out_features: int,
+        context: LayerContext,
+        *,
+        bias: bool,
+        init_spec: InitSpec,
+        unit: int = 1,
     ) -> None:
         super().__init__()
         self.context = context
-        self.weight = new_parameter((out_features, in_features), context, dim=1, initial=initial, unit=unit)
+        self.weight = new_parameter((out_features, in_features), context, dim=1, init_spec=init_spec, unit=unit)
         partial = context.sequence_parallel
         self.bias = (
             new_parameter((out_features,), context, init="zeros", decay=False, partial_over_tp=partial)

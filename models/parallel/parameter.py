@@ -16,7 +16,7 @@ _ATTRIBUTE = "trimaran_info"
 
 
 @dataclass(frozen=True)
-class Initial:
+class InitSpec:
     """How a weight starts, from a normal distribution of mean 0, and learns.
 
     Args:
@@ -29,7 +29,7 @@ class Initial:
     lr_scale: float = 1.0
 
 
-_UNSCALED = Initial()
+_UNSCALED = InitSpec()
 _ALONE = single("ep")
 
 
@@ -39,8 +39,8 @@ class ParameterInfo:
 
     Args:
         shard: how the local tensor lies in the global one.
-        init: "normal" (mean 0, deviation `initial.std`), "ones" or "zeros".
-        initial: its deviation and the factor of its learning rate.
+        init: "normal" (mean 0, deviation `init_spec.std`), "ones" or "zeros".
+        init_spec: its deviation and the factor of its learning rate.
         decay: whether weight decay applies (matrices yes; biases and norms no).
         partial_over_tp: each tp rank's gradient is a part of the sum (what works on a sequence-parallel activation).
         tied_copy: a second stage's copy of a tied embedding: not counted, not stored.
@@ -52,7 +52,7 @@ class ParameterInfo:
 
     shard: ShardSpec
     init: Literal["normal", "ones", "zeros"] = "normal"
-    initial: Initial = _UNSCALED
+    init_spec: InitSpec = _UNSCALED
     decay: bool = True
     partial_over_tp: bool = False
     tied_copy: bool = False
@@ -103,7 +103,7 @@ def new_parameter(
     *,
     dim: int | None = None,
     init: Literal["normal", "ones", "zeros"] = "normal",
-    initial: Initial = _UNSCALED,
+    init_spec: InitSpec = _UNSCALED,
     decay: bool = True,
     partial_over_tp: bool = False,
     over_ep: bool = False,
@@ -125,7 +125,7 @@ def new_parameter(
     else:
         spec, local_shape = cut_evenly(global_shape, "tp", dim, context.tp.rank, context.tp.size, unit)
     parameter = nn.Parameter(torch.empty(local_shape, dtype=context.dtype, device=context.device))
-    setattr(parameter, _ATTRIBUTE, ParameterInfo(spec, init, initial, decay, partial_over_tp))
+    setattr(parameter, _ATTRIBUTE, ParameterInfo(spec, init, init_spec, decay, partial_over_tp))
     return parameter
 
 
@@ -135,7 +135,7 @@ def initialize(module: nn.Module, seed: int) -> None:
     for name, parameter in module.named_parameters():
         info = info_of(parameter)
         if info.init == "normal":
-            spec, std = info.shard, info.initial.std
+            spec, std = info.shard, info.init_spec.std
             fill_normal_(
                 parameter,
                 seed=seed,

@@ -20,7 +20,7 @@ from trimaran.models.parallel.collectives import (
     scatter_sum_to_sequence,
 )
 from trimaran.models.parallel.group import all_gather, start_all_reduce
-from trimaran.models.parallel.parameter import Initial, LayerContext, info_of, new_parameter
+from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, new_parameter
 
 
 class _LocalEmbedding(torch.autograd.Function):
@@ -59,10 +59,10 @@ class _LocalEmbedding(torch.autograd.Function):
 class VocabParallelEmbedding(nn.Module):
     """A token embedding [vocab, hidden] whose rows are cut over tp; the last ranks' shards are padded where tp does not divide vocab."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, context: LayerContext, *, initial: Initial) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, context: LayerContext, *, init_spec: InitSpec) -> None:
         super().__init__()
         self.context = context
-        self.weight = new_parameter((vocab_size, hidden_size), context, dim=0, initial=initial)
+        self.weight = new_parameter((vocab_size, hidden_size), context, dim=0, init_spec=init_spec)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return [batch, seq, hidden] (with sequence parallelism [batch, seq / tp, hidden]) for tokens [batch, seq] int64, global ids."""

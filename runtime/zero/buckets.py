@@ -33,7 +33,7 @@ class Slot:
 
 def _likeness(info: ParameterInfo) -> tuple[bool, float, bool]:
     """What the parameters of one segment share: (decay, lr_scale, whether every tp rank holds them whole)."""
-    return info.decay, info.initial.lr_scale, info.shard.axis is None
+    return info.decay, info.init_spec.lr_scale, info.shard.axis is None
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from trimaran.models.parallel.group import (
     start_reduce_scatter_into,
 )
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear, column_linear
-from trimaran.models.parallel.parameter import Initial, LayerContext, info_of, initialize
+from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, initialize
 from trimaran.models.parallel.vocab import VocabParallelEmbedding
 from trimaran.runtime.mesh import Mesh, build_mesh
 
@@ -382,9 +382,9 @@ class Blocks(nn.Module):
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()
-        self.q = ColumnParallelLinear(6, 12, context, bias=True, initial=Initial(0.5))
-        self.kv = ColumnParallelLinear(6, 12, context, bias=False, initial=Initial(0.5), parts=2)
-        self.out = RowParallelLinear(12, 5, context, bias=True, initial=Initial(0.5))
+        self.q = ColumnParallelLinear(6, 12, context, bias=True, init_spec=InitSpec(0.5))
+        self.kv = ColumnParallelLinear(6, 12, context, bias=False, init_spec=InitSpec(0.5), parts=2)
+        self.out = RowParallelLinear(12, 5, context, bias=True, init_spec=InitSpec(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         q, kv = column_linear(x, (self.q, self.kv))
@@ -430,7 +430,7 @@ def check_main_grad_of_bfloat16() -> None:
     """Two backward passes add up in float32, beyond what bfloat16 can hold."""
     mesh = tp_mesh(True)
     layer = ColumnParallelLinear(
-        4, 6, LayerContext(mesh.tp, False, torch.bfloat16, CPU), bias=False, initial=Initial(0.5)
+        4, 6, LayerContext(mesh.tp, False, torch.bfloat16, CPU), bias=False, init_spec=InitSpec(0.5)
     )
     initialize(layer, seed=1)
     main_grad = torch.zeros_like(layer.weight, dtype=torch.float32)
@@ -453,7 +453,7 @@ def check_embedding(shared: bool, vocab: int, sequence_parallel: bool, with_main
     group, size, rank = mesh.tp, mesh.tp.size, mesh.tp.rank
 
     def build(context: LayerContext) -> nn.Module:
-        return VocabParallelEmbedding(vocab, 6, context, initial=Initial(0.5))
+        return VocabParallelEmbedding(vocab, 6, context, init_spec=InitSpec(0.5))
 
     truth = made(build, LayerContext(single("tp"), False, torch.float64, CPU))
     module = made(build, LayerContext(group, sequence_parallel, torch.float64, CPU))

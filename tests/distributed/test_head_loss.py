@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.distributed.ranks import RankPool
 from trimaran.kernels.cross_entropy import IGNORED_LABEL, TORCH_CROSS_ENTROPY, CrossEntropyKernels
 from trimaran.models.parallel.group import all_gather, single
-from trimaran.models.parallel.parameter import Initial, LayerContext, info_of, initialize, new_parameter
+from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, initialize, new_parameter
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss
 from trimaran.runtime.mesh import build_mesh
 
@@ -67,7 +67,7 @@ def check(case: Case) -> None:
     assert size == 1 or (group.shared is not None) == case.shared
     context = LayerContext(group, case.sequence_parallel, torch.float64, CPU)
     x, whole_weight, tokens, labels = inputs(case.vocab)
-    embedding = VocabParallelEmbedding(case.vocab, HIDDEN, context, initial=Initial(0.5))
+    embedding = VocabParallelEmbedding(case.vocab, HIDDEN, context, init_spec=InitSpec(0.5))
     weight, info = embedding.weight, info_of(embedding.weight)
     first, real = info.shard.offset, info.shard.real_length(tuple(weight.shape))
     reports: list[int] = []
@@ -150,7 +150,7 @@ def lone(
 ) -> tuple[LayerContext, Tensor]:
     """The place of one rank and a head's weight on it."""
     context = LayerContext(single("tp"), False, dtype, CPU)
-    weight = new_parameter((vocab, HIDDEN), context, dim=0, initial=Initial(0.5))
+    weight = new_parameter((vocab, HIDDEN), context, dim=0, init_spec=InitSpec(0.5))
     module = torch.nn.Module()
     module.weight = weight
     initialize(module, seed=1)

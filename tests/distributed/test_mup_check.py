@@ -10,7 +10,7 @@ import torch
 
 from tests.distributed.ranks import RankPool
 from trimaran.models import init
-from trimaran.models.parallel.parameter import Initial
+from trimaran.models.parallel.parameter import InitSpec
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.mup_check import Coordinates, Growth, measure, plain_spec, random_batches, spec_at_width
@@ -36,12 +36,12 @@ def make_spec(**changes: Any) -> RunSpec:
 def measured(spec: RunSpec, growth: Growth = "heads", rates: str = "mup") -> Coordinates:
     """Runs on a rank of its own. rates "one": every matrix learns at the full rate."""
 
-    def one_rate(config: Any, *roles: Any) -> Initial:
-        return Initial(init.initial(config, *roles).std)
+    def one_rate(config: Any, *roles: Any) -> InitSpec:
+        return InitSpec(init.init_spec(config, *roles).std)
 
     mesh = build_mesh(pp=1, dp=1, cp=1, tp=1, timeout_s=60)
-    replacement: Callable[..., Initial] = init.initial if rates == "mup" else one_rate
-    with patch("trimaran.models.attention.initial", replacement), patch("trimaran.models.mlp.initial", replacement):
+    replacement: Callable[..., InitSpec] = init.init_spec if rates == "mup" else one_rate
+    with patch("trimaran.models.attention.init_spec", replacement), patch("trimaran.models.mlp.init_spec", replacement):
         return measure(spec, WIDTHS, NUM_STEPS, growth, random_batches, mesh, torch.device("cpu"))
 
 

@@ -1,4 +1,4 @@
-"""Initial weights: each kind's deviations by its paper's formula, the same numbers at every layout, and what they are for: training where others do not."""
+"""InitSpec weights: each kind's deviations by its paper's formula, the same numbers at every layout, and what they are for: training where others do not."""
 
 import math
 from typing import Any, get_args
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from trimaran.models.batch import Microbatch
 from trimaran.models.choices import Initialization
 from trimaran.models.config import TransformerConfig
-from trimaran.models.init import initial
+from trimaran.models.init import init_spec
 from trimaran.models.parallel.group import Group, single
 from trimaran.models.parallel.parameter import LayerContext, info_of
 from trimaran.models.transformer import Stage, build_stages
@@ -130,7 +130,7 @@ def test_keys_and_values_differ_only_in_scale_from_a_plain_draw() -> None:
 
 
 def test_gate_and_up_start_like_a_matrix_of_their_own() -> None:
-    gated = initial(shape_of("xavier", activation="swiglu"), "mlp_input")
+    gated = init_spec(shape_of("xavier", activation="swiglu"), "mlp_input")
     assert gated.std == pytest.approx(glorot(H, F))
 
 
@@ -139,12 +139,12 @@ def test_mup_is_the_plain_model_at_its_base_and_slower_in_wide_matrices() -> Non
     plain = shape_of("normal")
     for name, parameter in build(base).named_parameters():
         assert torch.equal(parameter, build(plain).get_parameter(name)), name
-        assert info_of(parameter).initial.lr_scale == 1.0
+        assert info_of(parameter).init_spec.lr_scale == 1.0
     assert base.attention_scale == pytest.approx(D**-0.5)
     assert base.logits_scale == 1.0
     for name, parameter in build(shape_of("mup")).named_parameters():
         is_matrix = name.startswith("layers.") and parameter.ndim > 1
-        assert info_of(parameter).initial.lr_scale == (0.25 if is_matrix else 1.0), name
+        assert info_of(parameter).init_spec.lr_scale == (0.25 if is_matrix else 1.0), name
 
 
 def test_mup_follows_from_the_base_unless_it_is_given() -> None:
