@@ -11,7 +11,7 @@ from trimaran.models.batch import Microbatch
 from trimaran.models.transformer import Stage
 from trimaran.runtime.pipeline.backward import backward
 from trimaran.runtime.pipeline.schedule import Action, ActionKind
-from trimaran.runtime.pipeline.transport import Arrival, Transport
+from trimaran.runtime.pipeline.transport import P2PHandle, P2PTransport
 
 Key = tuple[int, int]
 """(stage, microbatch)."""
@@ -35,7 +35,7 @@ class Executor:
         self,
         stages: dict[int, Stage],
         actions: Sequence[Action],
-        transport: Transport,
+        transport: P2PTransport,
         *,
         loss_weight: float,
         on_last_backward: Callable[[int], None] = lambda stage: None,
@@ -44,7 +44,7 @@ class Executor:
         self._loss_weight, self._on_last_backward = loss_weight, on_last_backward
         self._last_backward = {action.stage: action for action in actions if action.kind is ActionKind.B}
         self._batches: Sequence[Microbatch] = ()
-        self._arriving: dict[tuple[ActionKind, int, int], Arrival] = {}
+        self._arriving: dict[tuple[ActionKind, int, int], P2PHandle] = {}
         self._inputs: dict[Key, Tensor | None] = {}
         self._outputs: dict[Key, Tensor] = {}
         self._output_grads: dict[Key, Tensor] = {}
@@ -65,8 +65,8 @@ class Executor:
 
     def _forward(self, action: Action, key: Key) -> None:
         stage = self.stages[action.stage]
-        arrival = self._arriving.pop((ActionKind.RECV_F, *key), None)
-        hidden = self._inputs.pop(key, None) if arrival is None else self.transport.wait(arrival)
+        handle = self._arriving.pop((ActionKind.RECV_F, *key), None)
+        hidden = self._inputs.pop(key, None) if handle is None else self.transport.wait(handle)
         self._compute_start = time.perf_counter()
         if hidden is not None and torch.is_grad_enabled():
             hidden.requires_grad_()
@@ -85,9 +85,9 @@ class Executor:
         if self._last_backward[action.stage] == action:
             self._on_last_backward(action.stage)
         hidden, output = self._inputs.pop(key), self._outputs.pop(key)
-        arrival = self._arriving.pop((ActionKind.RECV_B, *key), None)
-        if arrival is not None:
-            grad = self.transport.wait(arrival)
+        handle = self._arriving.pop((ActionKind.RECV_B, *key), None)
+        if handle is not None:
+            grad = self.transport.wait(handle)
         elif self.stages[action.stage].is_last:
             grad = torch.full_like(output, self._loss_weight)
         else:

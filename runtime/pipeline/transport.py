@@ -15,7 +15,7 @@ _FORWARD = (ActionKind.SEND_F, ActionKind.RECV_F)
 
 
 @dataclass(eq=False)
-class Arrival:
+class P2PHandle:
     """A tensor on its way to this rank."""
 
     action: Action
@@ -24,7 +24,7 @@ class Arrival:
 
 
 @dataclass(eq=False)
-class Transport:
+class P2PTransport:
     """Sends and receives [batch, local seq, hidden] tensors of one shape and dtype along the pipeline.
 
     On gloo the two directions are told apart by a tag; on NCCL each directed link has a group of its own
@@ -57,27 +57,27 @@ class Transport:
         assert work is not None
         self._sends[action] = (work, x)
 
-    def post_receive(self, action: Action) -> Arrival:
+    def post_receive(self, action: Action) -> P2PHandle:
         """Post the receive of `action`'s tensor."""
         peer = peer_rank(action, self.mesh.pp.size)
         group, index, tag = self._channel(action, peer, peer)
         tensor = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         work = dist.irecv(tensor, group_src=index, group=group.process_group, tag=tag)
         assert work is not None
-        return Arrival(action, tensor, work)
+        return P2PHandle(action, tensor, work)
 
-    def wait(self, arrival: Arrival) -> Tensor:
+    def wait(self, handle: P2PHandle) -> Tensor:
         """Return the tensor once it is here.
 
         Raises:
             RuntimeError: it did not come within the group's time-out, or its sender is gone; says who waits for whom,
                 in which action.
         """
-        action = arrival.action
-        self._wait(action, arrival.work)
+        action = handle.action
+        self._wait(action, handle.work)
         if action.kind is ActionKind.RECV_B:  # so the peer has long had what this is the gradient of
             self._finish_send(Action(ActionKind.SEND_F, action.stage, action.microbatch))
-        return arrival.tensor
+        return handle.tensor
 
     def finish(self) -> None:
         """Wait until every started send has left; raises as `wait` does."""

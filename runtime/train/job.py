@@ -16,7 +16,7 @@ from trimaran.runtime.pipeline.executor import Executor
 from trimaran.runtime.pipeline.partition import stage_layers
 from trimaran.runtime.pipeline.passes import add_communication, validate
 from trimaran.runtime.pipeline.schedule import Schedule, build_schedule, forward_only, stages_of_rank
-from trimaran.runtime.pipeline.transport import Transport
+from trimaran.runtime.pipeline.transport import P2PTransport
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.zero.optimizer import AdamWSettings, ShardedOptimizer, clip_factor
 
@@ -102,7 +102,7 @@ def build_job(spec: RunSpec, mesh: Mesh, device: torch.device) -> Job:
         validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
     local_rows = spec.rows_per_sample // (mesh.tp.size if context.sequence_parallel else 1)
     shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)
-    transport = Transport(mesh, shape, context.dtype, device)
+    transport = P2PTransport(mesh, shape, context.dtype, device)
     weight = 1.0 / spec.labels_per_step
     executor = Executor(
         stages, schedule[mesh.pp.rank], transport, loss_weight=weight, on_last_backward=optimizer.expect_last_backward

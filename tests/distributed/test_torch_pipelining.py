@@ -19,7 +19,7 @@ from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.pipeline.executor import Executor
 from trimaran.runtime.pipeline.passes import add_communication, validate
 from trimaran.runtime.pipeline.schedule import build_schedule, forward_only, stages_of_rank
-from trimaran.runtime.pipeline.transport import Transport
+from trimaran.runtime.pipeline.transport import P2PTransport
 
 PP, SEQ, VOCAB, HIDDEN, LAYERS = 2, 6, 29, 8, 4
 CPU = torch.device("cpu")
@@ -127,7 +127,7 @@ def run_ours(case: Case, mesh: Any) -> tuple[dict[str, Tensor], float]:
     stages = make_stages(case, mesh)
     schedule = add_communication(build_schedule(case.schedule, PP, case.num_microbatches, case.virtual_stages))
     validate(schedule, num_stages=PP * case.virtual_stages, num_microbatches=case.num_microbatches)
-    transport = Transport(mesh, (case.micro_batch, SEQ, HIDDEN), torch.float64, CPU)
+    transport = P2PTransport(mesh, (case.micro_batch, SEQ, HIDDEN), torch.float64, CPU)
     executor = Executor(stages, schedule[mesh.pp.rank], transport, loss_weight=1.0)
     parts = zip(*(t.split(case.micro_batch) for t in make_batch(case)), strict=True)
     executor.run([Microbatch(tokens, labels, i * case.micro_batch) for i, (tokens, labels) in enumerate(parts)])
@@ -169,7 +169,7 @@ def evaluate_on_rank(virtual_stages: int) -> tuple[float, float, int]:
     stages = make_stages(case, mesh, pp)
     parts = zip(*(t.split(case.micro_batch) for t in make_batch(case)), strict=True)
     batches = [Microbatch(tokens, labels, i * case.micro_batch) for i, (tokens, labels) in enumerate(parts)]
-    transport = Transport(mesh, (case.micro_batch, SEQ, HIDDEN), torch.float64, CPU)
+    transport = P2PTransport(mesh, (case.micro_batch, SEQ, HIDDEN), torch.float64, CPU)
     losses = []
     held = 0
     for schedule in (forward_only(pp, 4, virtual_stages), build_schedule("interleaved_1f1b", pp, 4, virtual_stages)):
