@@ -24,7 +24,7 @@ class Mesh:
         coordinates: axis name -> this rank's index on it.
         ep: consecutive dp ranks, which share the experts between them.
         expert_dp: the dp ranks that hold the same experts as this one: dp / ep of them, and `dp` itself where ep is 1.
-        links: on NCCL, (source pp index, forward) -> the two-rank group of the transfers from there to the next
+        p2p_groups: on NCCL, (source pp index, forward) -> the two-rank group of the transfers from there to the next
             (forward) or previous stage: a link of its own keeps opposite transfers from waiting for each other. Empty
             on gloo, which has tags instead.
     """
@@ -39,7 +39,7 @@ class Mesh:
     ep: Group
     expert_dp: Group
     world: Group
-    links: dict[tuple[int, bool], Group]
+    p2p_groups: dict[tuple[int, bool], Group]
 
     def describe(self) -> str:
         """Return this rank's place for messages, such as `rank 5 (pp 1, dp 0, cp 0, tp 1)`."""
@@ -97,9 +97,9 @@ def build_mesh(
     if ep > 1:
         experts = grid.view(pp, dp // ep, ep, cp, tp)
         groups |= {axis: maker.along_dim(axis, experts, dim) for dim, axis in ((1, "expert_dp"), (2, "ep"))}
-    links = maker.links(grid.movedim(0, -1).reshape(-1, pp).tolist()) if backend == "nccl" and pp > 1 else {}
+    p2p_groups = maker.p2p_groups(grid.movedim(0, -1).reshape(-1, pp).tolist()) if backend == "nccl" and pp > 1 else {}
     world = Group("world", tuple(range(world_size)), rank, dist.group.WORLD if world_size > 1 else None)
-    return Mesh(rank, world_size, coordinates(rank, sizes), **groups, world=world, links=links)
+    return Mesh(rank, world_size, coordinates(rank, sizes), **groups, world=world, p2p_groups=p2p_groups)
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,14 @@ class _GroupMaker:
                 )
         return Group(axis, ranks, index, process_group, memory)
 
-    def links(self, pipelines: Sequence[Sequence[int]]) -> dict[tuple[int, bool], Group]:
-        """Make the two-rank groups of every pipeline's ring; return those of this rank's pipeline. See `Mesh.links`."""
-        links: dict[tuple[int, bool], Group] = {}
+    def p2p_groups(self, pipelines: Sequence[Sequence[int]]) -> dict[tuple[int, bool], Group]:
+        """Make the two-rank groups of every pipeline's ring; return those of this rank's pipeline. See `Mesh.p2p_groups`."""
+        p2p_groups: dict[tuple[int, bool], Group] = {}
         for ranks in pipelines:
             for source, forward in itertools.product(range(len(ranks)), (True, False)):
                 destination = (source + (1 if forward else -1)) % len(ranks)
                 pair = tuple(sorted((ranks[source], ranks[destination])))  # as new_group numbers them
                 process_group = dist.new_group(list(pair), timeout=timedelta(seconds=self.timeout_s))
                 if self.rank in pair:
-                    links[source, forward] = Group("pp", pair, pair.index(self.rank), process_group)
-        return links
+                    p2p_groups[source, forward] = Group("pp", pair, pair.index(self.rank), process_group)
+        return p2p_groups

@@ -11,13 +11,13 @@ class Ring:
     """Transfers from each pipeline rank to the next, the last one's to the first.
 
     A link delivers in the order of sending. Sends do not wait; a receive waits, within the group's time-out. On NCCL
-    each directed link has a group of its own (`Mesh.links`).
+    each directed link has a group of its own (`Mesh.p2p_groups`).
     """
 
     def __init__(self, mesh: Mesh) -> None:
         self._group, self._size = mesh.pp, mesh.pp.size
         self._rank = mesh.pp.rank
-        self._links = mesh.links
+        self._links = mesh.p2p_groups
         self._sent: dict[int, list[tuple[Wait, Tensor]]] = {}
 
     def send(self, x: Tensor, topic: int) -> None:

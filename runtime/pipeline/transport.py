@@ -28,7 +28,7 @@ class P2PTransport:
     """Sends and receives [batch, local seq, hidden] tensors of one shape and dtype along the pipeline.
 
     On gloo the two directions are told apart by a tag; on NCCL each directed link has a group of its own
-    (`Mesh.links`).
+    (`Mesh.p2p_groups`).
     """
 
     mesh: Mesh
@@ -40,7 +40,7 @@ class P2PTransport:
     def _channel(self, action: Action, source: int, peer: int) -> tuple[Group, int, int]:
         """The group that carries the transfer, the peer's index in it, and the tag."""
         forward = action.kind in _FORWARD
-        link = self.mesh.links.get((source, forward))
+        link = self.mesh.p2p_groups.get((source, forward))
         return (self.mesh.pp, peer, int(forward)) if link is None else (link, 1 - link.rank, 0)
 
     def send(self, action: Action, x: Tensor) -> None:

@@ -60,11 +60,11 @@ def test_wait_on_a_mesh_of_two_axes_is_bounded_and_names_the_peer(action: str, w
 def send_around_links() -> list[float]:
     """Send this rank's number over every link of a ring of pipeline ranks; return what came in, forward then backward."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    links = _GroupMaker(rank, 30.0, False).links([list(range(size))])
+    p2p_groups = _GroupMaker(rank, 30.0, False).p2p_groups([list(range(size))])
     received = []
     for forward in (True, False):
         source = (rank - 1 if forward else rank + 1) % size
-        out, into = links[rank, forward], links[source, forward]
+        out, into = p2p_groups[rank, forward], p2p_groups[source, forward]
         sending = dist.isend(torch.tensor([float(rank)]), group_dst=1 - out.rank, group=out.process_group)
         x = torch.empty(1)
         dist.recv(x, group_src=1 - into.rank, group=into.process_group)

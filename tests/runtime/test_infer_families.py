@@ -18,7 +18,7 @@ from trimaran.runtime.infer.settings import Sampling
 
 PROMPTS = [[5, 6, 7], [1], [9, 8, 7, 6, 5, 4, 3, 2, 1], [44, 3, 60, 12, 12]]
 NEW_TOKENS = 12
-ALONE: Any = SimpleNamespace(pp=single("pp"), links={})  # what generation needs of a mesh
+ALONE: Any = SimpleNamespace(pp=single("pp"), p2p_groups={})  # what generation needs of a mesh
 # transformers stretches their rotary tables by the length of the padded batch, which ours do not depend on.
 BY_LENGTH = ("llama-dynamic",)
 

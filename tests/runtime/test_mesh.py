@@ -36,7 +36,7 @@ def describe_mesh(sizes: dict[str, int]) -> dict[str, Any]:
         "axes": {axis: group.axis for axis, group in groups.items()},
         "has_process_group": {axis: group.process_group is not None for axis, group in groups.items()},
         "has_shared_memory": {axis: group.shared is not None for axis, group in groups.items()},
-        "links": len(mesh.links),
+        "links": len(mesh.p2p_groups),
         "texts": mesh.gather_text(f"é{'x' * mesh.rank}"),
     }
     mesh.close()
