@@ -39,7 +39,7 @@ class Outline(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.ids: list[str] = []
-        self.p2p_groups: list[str] = []
+        self.links: list[str] = []
         self.open: list[str] = []
         self.text = ""
         self.feed(page)
@@ -48,9 +48,7 @@ class Outline(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.ids += [value or "" for name, value in attrs if name == "id"]
-        self.p2p_groups += [
-            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")
-        ]
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
         if tag != "meta":
             self.open.append(tag)
 
@@ -135,7 +133,7 @@ def test_a_whole_run_shows_every_section_and_figure(tmp_path: Path) -> None:
 def test_the_page_reaches_for_nothing_outside_itself(tmp_path: Path) -> None:
     page = write_report(make_whole_run(tmp_path)).read_text()
     found = Outline(page)
-    assert all(link.startswith("#") for link in found.p2p_groups)
+    assert all(link.startswith("#") for link in found.links)
     assert not {"script", "link", "img", "iframe", "object", "image", "base"} & set(found.tags)
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", page)
     assert str(tmp_path.parent) not in page, "the report does not tell where the run folder lies"
