@@ -25,8 +25,13 @@ from torch import Tensor, nn
 from trimaran.kernels.autograd import run
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import init_spec
-from trimaran.models.parallel.collectives import enter_group, exchange_rows, reduce_from_group, scatter_sum_to_sequence
-from trimaran.models.parallel.group import all_to_all
+from trimaran.models.parallel import group
+from trimaran.models.parallel.collectives import (
+    all_to_all,
+    copy_to_tp_region,
+    reduce_from_tp_region,
+    reduce_scatter_to_sequence_region,
+)
 from trimaran.models.parallel.parameter import LayerContext, info_of, new_parameter
 
 
@@ -100,7 +105,7 @@ class ExpertMLP(nn.Module):
         Collective: all ranks of the tp and the ep group must enter, in the forward and in the backward pass.
         """
         context = self.context
-        full = enter_group(x, context.tp, sequence_parallel=context.sequence_parallel)
+        full = copy_to_tp_region(x, context.tp, sequence_parallel=context.sequence_parallel)
         probabilities = self.router(full)
         weights, chosen = self.router.choose(probabilities)
         usage = _usage(chosen, self.num_experts)
@@ -109,7 +114,7 @@ class ExpertMLP(nn.Module):
         plan = self._plan(chosen, usage.sum(0))
         rows = run(_SendRows, full.flatten(0, 1), plan)
         y: Tensor = run(_Combine, self._through_experts(rows, plan), weights, plan)
-        combine = scatter_sum_to_sequence if context.sequence_parallel else reduce_from_group
+        combine = reduce_scatter_to_sequence_region if context.sequence_parallel else reduce_from_tp_region
         return combine(y, context.tp)
 
     def take_balance(self) -> Tensor | None:
@@ -153,7 +158,7 @@ class ExpertMLP(nn.Module):
         if tp.size > 1:
             order = order[(flat // each % tp.size == tp.rank)[order]]
         mine = usage.view(ep.size, tp.size, each)[:, tp.rank].contiguous()
-        theirs = all_to_all(mine, [1] * ep.size, [1] * ep.size, ep)
+        theirs = group.all_to_all(mine, [1] * ep.size, [1] * ep.size, ep)
         sent, received = torch.stack((mine, theirs)).tolist()
         return _Plan.of(chosen, order, sent, received)
 
@@ -161,10 +166,10 @@ class ExpertMLP(nn.Module):
         """Return the experts' results for the rows of this rank, in their order; those of other ranks' experts go there and come back."""
         sent, received = ([sum(counts) for counts in table] for table in (plan.sent, plan.received))
         counts = [sum(column) for column in zip(*plan.received, strict=True)]
-        rows = exchange_rows(rows, sent, received, self.context.ep)
+        rows = all_to_all(rows, sent, received, self.context.ep)
         rows = self.experts(_transposed_runs(rows, plan.received), counts)
         rows = _transposed_runs(rows, list(zip(*plan.received, strict=True)))
-        return exchange_rows(rows, received, sent, self.context.ep)
+        return all_to_all(rows, received, sent, self.context.ep)
 
 
 @dataclass(frozen=True, eq=False)

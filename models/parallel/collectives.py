@@ -1,15 +1,15 @@
 """Differentiable collectives, in pairs: the backward pass of each is the forward pass of its partner (Megatron-LM, Shoeybi et al. 2019,
 section 3; sequence parallelism: Korthikanti et al. 2022, section 4.2).
 
-    reduce_from_group          all_reduce          | identity
-    scatter_sum_to_sequence    reduce_scatter      | all_gather
+    reduce_from_tp_region          all_reduce          | identity
+    reduce_scatter_to_sequence_region    reduce_scatter      | all_gather
     sum_over_group             all_reduce          | all_reduce (every rank goes on to use the sum in its own way)
-    enter_group                identity            | all_reduce
+    copy_to_tp_region                identity            | all_reduce
       with sequence parallel   all_gather          | reduce_scatter
-    exchange_rows              all_to_all          | all_to_all
+    all_to_all                 all_to_all          | all_to_all
 
-What `enter_group` does is also part of `linear.column_linear`, where communication overlaps the weight gradient. The
-sequence is dim 1 of [batch, seq, hidden]. Over a group of one rank each is the identity.
+What `copy_to_tp_region` does is also part of `linear.column_linear`, where communication overlaps the weight gradient.
+The sequence is dim 1 of [batch, seq, hidden]. Over a group of one rank each is the identity.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimaran.models.parallel.group import Group, all_gather, all_reduce, all_to_all, reduce_scatter
+from trimaran.models.parallel import group as plain
+from trimaran.models.parallel.group import Group, all_gather, all_reduce, reduce_scatter
 
 
 def gather_dim1(x: Tensor, group: Group) -> Tensor:
@@ -91,19 +92,19 @@ class _ExchangeRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
         ctx.sent, ctx.received, ctx.group = sent, received, group
-        return all_to_all(x.contiguous(), sent, received, group)
+        return plain.all_to_all(x.contiguous(), sent, received, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
-        return all_to_all(grads[0].contiguous(), ctx.received, ctx.sent, ctx.group), None, None, None
+        return plain.all_to_all(grads[0].contiguous(), ctx.received, ctx.sent, ctx.group), None, None, None
 
 
-def enter_group(x: Tensor, group: Group, *, sequence_parallel: bool) -> Tensor:
+def copy_to_tp_region(x: Tensor, group: Group, *, sequence_parallel: bool) -> Tensor:
     """Return x for each rank to compute its part of a sum from: x itself, or with sequence parallelism the whole sequence."""
     return x if group.size == 1 else _EnterGroup.apply(x, group, sequence_parallel)  # type: ignore[no-untyped-call]
 
 
-def exchange_rows(x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
+def all_to_all(x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
     """Return the rows that the ranks have for this one; arguments as for `group.all_to_all`."""
     return x if group.size == 1 else _ExchangeRows.apply(x, sent, received, group)  # type: ignore[no-untyped-call]
 
@@ -113,11 +114,11 @@ def sum_over_group(x: Tensor, group: Group) -> Tensor:
     return x if group.size == 1 else _SumOverGroup.apply(x, group)  # type: ignore[no-untyped-call]
 
 
-def reduce_from_group(x: Tensor, group: Group) -> Tensor:
+def reduce_from_tp_region(x: Tensor, group: Group) -> Tensor:
     """Sum partial results over the group, in place. Each rank's gradient is the gradient of the sum."""
     return x if group.size == 1 else _ReduceFromGroup.apply(x, group)  # type: ignore[no-untyped-call]
 
 
-def scatter_sum_to_sequence(x: Tensor, group: Group) -> Tensor:
+def reduce_scatter_to_sequence_region(x: Tensor, group: Group) -> Tensor:
     """Sum partial results over the group and keep this rank's part of the sequence."""
     return x if group.size == 1 else _ScatterSumToSequence.apply(x, group)  # type: ignore[no-untyped-call]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from trimaran.models.parallel.collectives import (
     gather_dim1,
-    reduce_from_group,
+    reduce_from_tp_region,
     reduce_scatter_dim1,
-    scatter_sum_to_sequence,
+    reduce_scatter_to_sequence_region,
 )
 from trimaran.models.parallel.group import Group, start_all_reduce
 from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, new_parameter
@@ -186,7 +186,7 @@ class RowParallelLinear(nn.Module):
 def row_linear(inputs: Sequence[tuple[Tensor, RowParallelLinear]]) -> Tensor:
     """Return the sum of the layers' outputs, each for its own input [batch, seq, in / tp]: they share one collective."""
     context = inputs[0][1].context
-    combine = scatter_sum_to_sequence if context.sequence_parallel else reduce_from_group
+    combine = reduce_scatter_to_sequence_region if context.sequence_parallel else reduce_from_tp_region
     if torch.is_grad_enabled():
         first, *others = [_Linear.apply(x, None, False, layer.weight, None)[0] for x, layer in inputs]  # type: ignore[no-untyped-call]
     else:

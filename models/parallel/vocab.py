@@ -15,9 +15,9 @@ from trimaran.kernels.autograd import run
 from trimaran.kernels.cross_entropy import TORCH_CROSS_ENTROPY, CrossEntropyKernels, combine, statistics_dtype
 from trimaran.models.parallel.collectives import (
     gather_dim1,
-    reduce_from_group,
+    reduce_from_tp_region,
     reduce_scatter_dim1,
-    scatter_sum_to_sequence,
+    reduce_scatter_to_sequence_region,
 )
 from trimaran.models.parallel.group import all_gather, start_all_reduce
 from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, new_parameter
@@ -67,7 +67,7 @@ class VocabParallelEmbedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return [batch, seq, hidden] (with sequence parallelism [batch, seq / tp, hidden]) for tokens [batch, seq] int64, global ids."""
         rows: Tensor = run(_LocalEmbedding, self.weight, tokens, info_of(self.weight).shard.offset)
-        combine_ = scatter_sum_to_sequence if self.context.sequence_parallel else reduce_from_group
+        combine_ = reduce_scatter_to_sequence_region if self.context.sequence_parallel else reduce_from_tp_region
         return combine_(rows, self.context.tp)
 
 

@@ -133,7 +133,7 @@ def describe_locals(trace: TracebackType | None) -> str:
     return "local variables where the assertion failed:\n" + "".join(lines) if lines else ""
 
 
-def enter_group(task: dict[str, Any]) -> None:
+def join_default_group(task: dict[str, Any]) -> None:
     """Make the default gloo group of the task and put what functions may have changed in torch back to the start."""
     import torch
     import torch.distributed as dist
@@ -170,7 +170,7 @@ def run_task(task: dict[str, Any], connection: Connection) -> dict[str, Any]:
             )  # before the group: all ranks fail alike
             arguments = pickle.loads(task["arguments"])
             fit = False
-            enter_group(task)
+            join_default_group(task)
             fit = True
             connection.send_bytes(pickle.dumps({"status": "entered"}))
             connection.recv_bytes()  # "all have entered"

@@ -23,9 +23,9 @@ from trimaran.models.parallel import shared_memory
 from trimaran.models.parallel.collectives import (
     gather_dim1,
     local_dim1,
-    reduce_from_group,
+    reduce_from_tp_region,
     reduce_scatter_dim1,
-    scatter_sum_to_sequence,
+    reduce_scatter_to_sequence_region,
 )
 from trimaran.models.parallel.group import (
     Group,
@@ -263,7 +263,7 @@ def test_a_group_of_one_is_the_identity_without_a_copy() -> None:
     before = x.clone()
     start_all_reduce(x, group)()
     assert all_reduce(x, group) is x
-    for same in (reduce_from_group, scatter_sum_to_sequence, gather_dim1, local_dim1):
+    for same in (reduce_from_tp_region, reduce_scatter_to_sequence_region, gather_dim1, local_dim1):
         assert same(x, group) is x
     assert reduce_scatter_dim1(x, group) is x
     assert all_gather(x, group).equal(x.unsqueeze(0))
@@ -291,7 +291,7 @@ def check_differentiable_pairs(shared: bool) -> None:
     weights = [operand(other, full, salt=5) for other in range(size)]
 
     x = operand(rank, full).requires_grad_()
-    y = reduce_from_group(x * 1.0, group)
+    y = reduce_from_tp_region(x * 1.0, group)
     assert_close(y, sum_over(size, full))
     (y * weights[0]).sum().backward()  # the same loss on every rank
     assert x.grad is not None
@@ -299,7 +299,7 @@ def check_differentiable_pairs(shared: bool) -> None:
 
     whole = operand(99, full)
     x = operand(rank, full).requires_grad_()
-    y = scatter_sum_to_sequence(x, group)
+    y = reduce_scatter_to_sequence_region(x, group)
     assert_close(y, sequence_parts(sum_over(size, full), size)[rank])
     local_weights = [operand(other, (2, 2, 3), salt=6) for other in range(size)]
     (y * local_weights[rank]).sum().backward()

@@ -16,8 +16,9 @@ from torch import Tensor
 from tests.distributed.ranks import RankPool
 from tests.distributed.test_parity import GPT, LLAMA, Layout, assert_trains_like_one_process, make_batches, make_spec
 from trimaran.models.experts import ExpertMLP
-from trimaran.models.parallel.collectives import exchange_rows
-from trimaran.models.parallel.group import Group, all_to_all, single
+from trimaran.models.parallel import group as group_module
+from trimaran.models.parallel.collectives import all_to_all
+from trimaran.models.parallel.group import Group, single
 from trimaran.models.parallel.parameter import LayerContext, info_of, initialize
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.train.job import build_job, train_step
@@ -95,9 +96,9 @@ def exchange_on_rank(name: str, way: str) -> None:
     x = torch.cat([rows_between(rank, target, count) for target, count in enumerate(sent)]).requires_grad_()
     # On NCCL it is torch's own collective, which gloo happens to have too.
     with mock.patch.object(Group, "on_gloo", way == "gloo"):
-        y = exchange_rows(x, sent, received, group)
+        y = all_to_all(x, sent, received, group)
         assert y.equal(torch.cat([rows_between(source, rank, count) for source, count in enumerate(received)]))
-        assert all_to_all(y.detach(), received, sent, group).equal(x), "there and back"
+        assert group_module.all_to_all(y.detach(), received, sent, group).equal(x), "there and back"
         (y * (10.0 + rank)).sum().backward()
     targets = torch.cat(
         [torch.full((count, 3), 10.0 + target, dtype=torch.float64) for target, count in enumerate(sent)]
@@ -120,7 +121,7 @@ def wait_in_vain() -> str:
         return ""
     start = time.monotonic()
     with pytest.raises(RuntimeError) as caught:
-        all_to_all(torch.zeros(3, 2), [1, 2], [1, 1], mesh.ep)
+        group_module.all_to_all(torch.zeros(3, 2), [1, 2], [1, 1], mesh.ep)
     assert time.monotonic() - start < 6.0, "the wait is bounded by timeout_s"
     return str(caught.value)
 
