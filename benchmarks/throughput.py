@@ -148,7 +148,7 @@ def trimaran_step(
     from trimaran.models.batch import Microbatch
     from trimaran.models.parallel.group import all_reduce
     from trimaran.runtime.spec import parse_spec
-    from trimaran.runtime.train.job import build_job, train_step
+    from trimaran.runtime.train.train_context import build_train_context, train_step
 
     spec = parse_spec(
         {
@@ -171,7 +171,7 @@ def trimaran_step(
         }
     )
     mesh = join_world(spec, torch.device("cpu"), meet(resolve(os.environ), os.environ, spec.launcher, Path()))
-    job = build_job(spec, mesh, torch.device("cpu"))
+    train_context = build_train_context(spec, mesh, torch.device("cpu"))
     per_rank = setting.global_batch // mesh.dp.size
     torch.manual_seed(0)
 
@@ -180,7 +180,9 @@ def trimaran_step(
             mesh.dp.rank
         ]
         parts = tokens.split(setting.micro_batch)
-        train_step(job, [Microbatch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), 0) for part in parts], LR)
+        train_step(
+            train_context, [Microbatch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), 0) for part in parts], LR
+        )
 
     def total(value: float) -> float:
         return float(all_reduce(torch.tensor([value], dtype=torch.float64), mesh.world).item())

@@ -19,7 +19,7 @@ from trimaran.models.parallel.group import single
 from trimaran.runtime.mesh import AXES, Mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.hardware import mfu, peak_flops
-from trimaran.runtime.train.job import build_job, train_step
+from trimaran.runtime.train.train_context import build_train_context, train_step
 
 WARM_UP_STEPS, STEPS = 3, 10
 MODELS: dict[str, dict[str, Any]] = {
@@ -113,12 +113,12 @@ def trimaran_step(spec: RunSpec, tokens: torch.Tensor, compiled: bool, backend: 
     """Return the step of trimaran's own job, of one rank and without a process group."""
     groups = {axis: single(axis) for axis in (*AXES, "ep", "expert_dp", "world")}
     mesh = Mesh(0, 1, dict.fromkeys(AXES, 0), **groups, links={})
-    job = build_job(spec, mesh, tokens.device)
+    train_context = build_train_context(spec, mesh, tokens.device)
     if compiled:
-        for stage in job.stages.values():
+        for stage in train_context.stages.values():
             stage.compile(backend=backend)
     batch = Microbatch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), 0)
-    return lambda: train_step(job, [batch], LR).loss
+    return lambda: train_step(train_context, [batch], LR).loss
 
 
 def plain_step(spec: RunSpec, tokens: torch.Tensor, backend: str) -> Step:

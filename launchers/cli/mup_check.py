@@ -75,7 +75,7 @@ def _measure(
     from trimaran.launchers.rendezvous.store import meet_nobody
     from trimaran.launchers.worker.process_group import choose_device, join_world
     from trimaran.runtime.train import coordinates
-    from trimaran.runtime.train.job import TrainingDiverged
+    from trimaran.runtime.train.train_context import TrainingDiverged
 
     single = coordinates.spec_at_width(spec, spec.transformer.hidden_size, growth)
     make_batches = coordinates.batches_of_text(single) if on_text else coordinates.random_batches

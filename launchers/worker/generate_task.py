@@ -18,8 +18,8 @@ from trimaran.runtime.infer.settings import Sampling
 from trimaran.runtime.infer.text import TextStream
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
-from trimaran.runtime.train.job import build_stages_of_rank
 from trimaran.runtime.train.state import verify_together
+from trimaran.runtime.train.train_context import build_stages_of_rank
 
 
 class TaskPrompt(BaseModel):

@@ -13,8 +13,8 @@ from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec
-from trimaran.runtime.train.job import Job
 from trimaran.runtime.train.state import spec_of, verify_together
+from trimaran.runtime.train.train_context import TrainContext
 
 IMPORT_RECORD = "import.json"
 """What `trimaran import` notes about where a run's weights come from."""
@@ -116,18 +116,18 @@ def take_companions(spec: RunSpec, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def load_initial_weights(job: Job) -> str:
+def load_initial_weights(train_context: TrainContext) -> str:
     """Fill the weights of a fresh job from checkpoint.init_from, whatever layout wrote it; return a sentence about it. Collective over the world.
 
     Every rank verifies the checksums of a share of the files; if one is damaged all ranks raise CheckpointError.
     """
-    place = job.spec.checkpoint.init_from
+    place = train_context.spec.checkpoint.init_from
     assert place is not None, "only a run with checkpoint.init_from loads initial weights"
     # One rank's answer for all: a run that is still training may save a newer one between two ranks' looks.
-    newest = open_weights(Path(place))[0].path if job.mesh.rank == 0 else ""
-    checkpoint = Checkpoint.open(Path(job.mesh.gather_text(str(newest))[0]), verify=False)
-    verify_together(checkpoint, job.mesh)
-    job.optimizer.load(checkpoint.read_range, 0, weights_only=True)
+    newest = open_weights(Path(place))[0].path if train_context.mesh.rank == 0 else ""
+    checkpoint = Checkpoint.open(Path(train_context.mesh.gather_text(str(newest))[0]), verify=False)
+    verify_together(checkpoint, train_context.mesh)
+    train_context.optimizer.load(checkpoint.read_range, 0, weights_only=True)
     checkpoint.close()
     return f"starting from the weights of {checkpoint.path} (step {checkpoint.step}), with a fresh optimizer"
 

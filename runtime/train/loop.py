@@ -22,7 +22,6 @@ from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.hardware import mfu, peak_flops
 from trimaran.runtime.train.initial import load_initial_weights
-from trimaran.runtime.train.job import Job, StepResult, build_job, evaluate, kernels_of, train_step
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
 from trimaran.runtime.train.signals import StopRequest
@@ -36,6 +35,14 @@ from trimaran.runtime.train.state import (
     save_state,
 )
 from trimaran.runtime.train.timeline import record_timeline
+from trimaran.runtime.train.train_context import (
+    StepResult,
+    TrainContext,
+    build_train_context,
+    evaluate,
+    kernels_of,
+    train_step,
+)
 
 SAMPLE_TOKENS = 150
 SAMPLE_PROMPT = "The "
@@ -58,11 +65,11 @@ def train(
     Returns: the state at the end.
     """
     loader, held_out = build_loader(spec, data.train, data.tokenizer, mesh.dp), held_out_batches(spec, data, mesh.dp)
-    job = build_job(spec, mesh, device)
+    train_context = build_train_context(spec, mesh, device)
     path = resume_path(spec)
-    state = TrainState(data=fingerprint(data)) if path is None else load_state(job, path)
+    state = TrainState(data=fingerprint(data)) if path is None else load_state(train_context, path)
     check_same_data(state, data)
-    started_from = load_initial_weights(job) if path is None and spec.checkpoint.init_from else ""
+    started_from = load_initial_weights(train_context) if path is None and spec.checkpoint.init_from else ""
     with StepLog(spec, mesh, device, state, path, at_step) as log:
         log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")
         if started_from:
@@ -71,11 +78,11 @@ def train(
             log.say(
                 f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens ({loader.unused_tail_tokens} tokens at the end fill none)"
             )
-        return run_steps(job, state, loader, held_out, stop, log, data)
+        return run_steps(train_context, state, loader, held_out, stop, log, data)
 
 
 def run_steps(
-    job: Job,
+    train_context: TrainContext,
     state: TrainState,
     loader: Loader,
     held_out: list[list[Microbatch]],
@@ -84,28 +91,28 @@ def run_steps(
     data: PreparedData,
 ) -> TrainState:
     """Train from `state` to the last step or to the step at which the ranks agree to stop; return the state there. Collective over the world."""
-    spec, stopped = job.spec, False
+    spec, stopped = train_context.spec, False
     saved_step = state.step
     while state.step < spec.train.num_steps and not stopped:
         log.begin_step(state.step + 1)
         batches = loader.microbatches(state.consumed_samples)
         lr = lr_at(state.step, base_lr=spec.optimizer.lr, section=spec.lr_schedule, num_steps=spec.train.num_steps)
-        result = train_step(job, batches, lr, stop=stop.requested)
+        result = train_step(train_context, batches, lr, stop=stop.requested)
         state, stopped = state.after_step(spec), result.stop
         log.step(state, result, lr)
         if held_out and (due(state.step, spec.train.eval_interval) or state.step == spec.train.num_steps):
-            log.evaluation(state, evaluate(job, held_out))
+            log.evaluation(state, evaluate(train_context, held_out))
         if due(state.step, spec.checkpoint.interval) or state.step == spec.train.num_steps or stopped:
-            save_state(job, state)
+            save_state(train_context, state)
             saved_step = state.step
         log.restart_clock()
     assert saved_step == state.step, "a run that ends has saved its last step"
     # On a GPU the host's clock around an action would measure kernel launches, not kernels.
-    if job.executor.spans and spec.logging.timeline and job.executor.transport.device.type == "cpu":
-        log.write("timeline.json", json.dumps(record_timeline(job)))
+    if train_context.executor.spans and spec.logging.timeline and train_context.executor.transport.device.type == "cpu":
+        log.write("timeline.json", json.dumps(record_timeline(train_context)))
     # Not `stop.requested`, which is this rank's own: the sample is collective, so all ranks must skip it or none.
     if not stopped and spec.transformer.is_causal:
-        log.write("sample.txt", sample(job, data))
+        log.write("sample.txt", sample(train_context, data))
     return state
 
 
@@ -157,11 +164,11 @@ def held_out_batches(spec: RunSpec, data: PreparedData, dp: Group) -> list[list[
     return [loader.microbatches(index * spec.train.global_batch_size) for index in range(count)]
 
 
-def sample(job: Job, data: PreparedData) -> str:
+def sample(train_context: TrainContext, data: PreparedData) -> str:
     """Return text that the trained model continues from a fixed prompt. Collective over the world."""
-    prompt = data.tokenizer.encode(SAMPLE_PROMPT)[: job.spec.transformer.max_seq_len]
-    sampling = Sampling(SAMPLE_TOKENS, temperature=0.8, top_k=40, seed=job.spec.seed)
-    (completion,) = generate(job.stages, job.mesh, job.spec, [prompt], sampling)
+    prompt = data.tokenizer.encode(SAMPLE_PROMPT)[: train_context.spec.transformer.max_seq_len]
+    sampling = Sampling(SAMPLE_TOKENS, temperature=0.8, top_k=40, seed=train_context.spec.seed)
+    (completion,) = generate(train_context.stages, train_context.mesh, train_context.spec, [prompt], sampling)
     return data.tokenizer.decode(prompt + completion.tokens)
 
 

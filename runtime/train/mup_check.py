@@ -20,8 +20,8 @@ from trimaran.models.transformer import Stage, in_eval_mode
 from trimaran.runtime.data.prepare import prepare_data
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.job import build_job, train_step
 from trimaran.runtime.train.loop import build_loader
+from trimaran.runtime.train.train_context import build_train_context, train_step
 
 Growth = Literal["heads", "head_dim"]
 MakeBatches = Callable[[RunSpec], list[Microbatch]]
@@ -106,14 +106,14 @@ def measure(
     specs = [spec_at_width(spec, width, growth) for width in widths]
     sizes: dict[str, list[list[float]]] = {}
     for at_width in specs:
-        job = build_job(at_width, mesh, device)
+        train_context = build_train_context(at_width, mesh, device)
         batches = [batch.to(device) for batch in make_batches(at_width)]
-        (stage,) = job.stages.values()
+        (stage,) = train_context.stages.values()
         for step in range(num_steps + 1):
             for module, size in sizes_of(stage, batches[0].tokens).items():
                 sizes.setdefault(module, [[] for _ in range(num_steps + 1)])[step].append(size)
             if step < num_steps:
-                train_step(job, batches, at_width.optimizer.lr)
+                train_step(train_context, batches, at_width.optimizer.lr)
     return Coordinates(tuple(widths), sizes)
 
 

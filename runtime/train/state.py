@@ -16,7 +16,7 @@ from trimaran.runtime.checkpoint.store import save
 from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, SpecError, diff_specs, parse_spec
-from trimaran.runtime.train.job import Job
+from trimaran.runtime.train.train_context import TrainContext
 
 # Fields that decide what the numbers in a checkpoint mean. Any other may change between two starts of a run.
 _FIXED = (
@@ -66,9 +66,9 @@ def checkpoints_of(spec: RunSpec) -> Path:
     return Path(spec.train.output_dir) / "checkpoints"
 
 
-def save_state(job: Job, state: TrainState) -> Path:
+def save_state(train_context: TrainContext, state: TrainState) -> Path:
     """Write the checkpoint of `state` and return its folder. Collective over the world."""
-    spec, mesh = job.spec, job.mesh
+    spec, mesh = train_context.spec, train_context.mesh
     record = {
         **asdict(state),
         "seed": spec.seed,
@@ -79,7 +79,7 @@ def save_state(job: Job, state: TrainState) -> Path:
     return save(
         checkpoints_of(spec),
         state.step,
-        job.optimizer.pieces(),
+        train_context.optimizer.pieces(),
         record,
         rank=mesh.rank,
         world_size=mesh.world_size,
@@ -164,14 +164,14 @@ def read_state(path: Path) -> TrainState:
         raise CheckpointError(f"{path} was not saved by `trimaran train`: its state has no {error}") from error
 
 
-def load_state(job: Job, path: Path) -> TrainState:
+def load_state(train_context: TrainContext, path: Path) -> TrainState:
     """Load weights and moments of the checkpoint at `path` into the job, whatever layout wrote it. Collective over the world.
 
     Every rank verifies the checksums of a share of the files; if one is damaged all ranks raise CheckpointError.
     """
     checkpoint = Checkpoint.open(path, verify=False)
-    verify_together(checkpoint, job.mesh)
-    job.optimizer.load(checkpoint.read_range, checkpoint.step)
+    verify_together(checkpoint, train_context.mesh)
+    train_context.optimizer.load(checkpoint.read_range, checkpoint.step)
     checkpoint.close()
     return read_state(path)
 

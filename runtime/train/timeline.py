@@ -6,28 +6,30 @@ from typing import Any
 
 from trimaran.runtime.pipeline.schedule import Action, ActionKind
 from trimaran.runtime.pipeline.simulate import Costs, Span, simulate
-from trimaran.runtime.train.job import Job
+from trimaran.runtime.train.train_context import TrainContext
 
 _DIGITS = 4  # of milliseconds
 
 
-def record_timeline(job: Job) -> dict[str, Any]:
+def record_timeline(train_context: TrainContext) -> dict[str, Any]:
     """Return timeline.json's content for the step that ran last, from the ranks with dp = cp = tp = 0. Collective over the world."""
-    coordinates = job.mesh.coordinates
+    coordinates = train_context.mesh.coordinates
     mine = not any(coordinates[axis] for axis in ("dp", "cp", "tp"))
-    rows = [[str(action), start * 1e3, stop * 1e3] for action, start, stop in job.executor.spans] if mine else []
-    texts = job.mesh.gather_text(json.dumps([coordinates["pp"], rows]))
+    rows = (
+        [[str(action), start * 1e3, stop * 1e3] for action, start, stop in train_context.executor.spans] if mine else []
+    )
+    texts = train_context.mesh.gather_text(json.dumps([coordinates["pp"], rows]))
     spans = [
         Span(rank, Action.parse(action), start, stop)
         for rank, ranks_rows in map(json.loads, texts)
         for action, start, stop in ranks_rows
     ]
-    simulation = simulate(job.schedule, _measured_costs(spans, job.spec.num_stages))
+    simulation = simulate(train_context.schedule, _measured_costs(spans, train_context.spec.num_stages))
     return {
-        "num_ranks": job.mesh.pp.size,
+        "num_ranks": train_context.mesh.pp.size,
         "measured": _rows(spans),
         "simulated": _rows(span for span in simulation.spans if span.action.kind.is_compute),
-        "bubble_measured": _bubble(spans, job.mesh.pp.size),
+        "bubble_measured": _bubble(spans, train_context.mesh.pp.size),
         "bubble_simulated": simulation.bubble,
     }
 

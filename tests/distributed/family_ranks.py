@@ -11,7 +11,7 @@ from trimaran.models.parallel.group import receive, send
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.job import Job, build_job
+from trimaran.runtime.train.train_context import TrainContext, build_train_context
 
 Tensors = dict[str, Tensor]
 
@@ -47,7 +47,7 @@ def steps_on_rank(
 
 
 def step(spec: RunSpec, mesh: Mesh, weights: Tensors, batch: Microbatch) -> dict[str, Any]:
-    job = build_job(spec, mesh, torch.device("cpu"))
+    train_context = build_train_context(spec, mesh, torch.device("cpu"))
 
     def read(name: str, key: str, shard: ShardSpec, local_shape: tuple[int, ...]) -> Tensor:
         local = torch.zeros(local_shape, dtype=torch.float64)
@@ -57,29 +57,29 @@ def step(spec: RunSpec, mesh: Mesh, weights: Tensors, batch: Microbatch) -> dict
         ]
         return local
 
-    for stage in job.stages.values():
+    for stage in train_context.stages.values():
         stage.load(read)
-    logits = logits_on_rank(job, mesh, batch.tokens)
-    job.optimizer.zero_grad()
+    logits = logits_on_rank(train_context, mesh, batch.tokens)
+    train_context.optimizer.zero_grad()
     mine = range(mesh.dp.rank, len(batch.tokens), mesh.dp.size)
-    job.executor.run([Microbatch(batch.tokens[i : i + 1], batch.labels[i : i + 1], i) for i in mine])
-    job.optimizer.finish_gradients()
+    train_context.executor.run([Microbatch(batch.tokens[i : i + 1], batch.labels[i : i + 1], i) for i in mine])
+    train_context.optimizer.finish_gradients()
     pieces = [
-        (piece.name, piece.spec, piece.local_shape, piece.start, piece.data.clone() * job.labels_per_step)
-        for piece in job.optimizer.gradient_pieces()
+        (piece.name, piece.spec, piece.local_shape, piece.start, piece.data.clone() * train_context.labels_per_step)
+        for piece in train_context.optimizer.gradient_pieces()
     ]
-    loss = float(job.executor.loss)
+    loss = float(train_context.executor.loss)
     return {"logits": logits, "dp": mesh.dp.rank, "column": mesh.tp.rank, "loss": loss, "pieces": pieces}
 
 
 @torch.no_grad()
-def logits_on_rank(job: Job, mesh: Mesh, tokens: Tensor) -> Tensor | None:
+def logits_on_rank(train_context: TrainContext, mesh: Mesh, tokens: Tensor) -> Tensor | None:
     """The last stage's columns of the logits of all samples."""
-    ((index, stage),) = job.stages.items()
+    ((index, stage),) = train_context.stages.items()
     hidden = None
     if index > 0:
         parts = mesh.tp.size if stage.context.sequence_parallel else 1
-        shape = (len(tokens), tokens.shape[1] // parts, job.spec.transformer.hidden_size)
+        shape = (len(tokens), tokens.shape[1] // parts, train_context.spec.transformer.hidden_size)
         hidden = receive(torch.empty(shape, dtype=torch.float64), index - 1, mesh.pp)
     hidden = stage.run_layers(hidden, tokens)
     if stage.is_last:

@@ -13,7 +13,7 @@ from trimaran.models.parallel.group import receive, send
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.job import Job, build_job
+from trimaran.runtime.train.train_context import TrainContext, build_train_context
 
 Result = dict[str, Any]
 
@@ -37,7 +37,7 @@ def step_on_rank(
     """Load the global weights at the layout; return this rank's logits, and its pieces of the gradients of the summed loss."""
     spec = make_spec(model, parallel)
     mesh = build_mesh(pp=spec.parallel.pp, dp=1, cp=1, tp=spec.parallel.tp, timeout_s=60)
-    job = build_job(spec, mesh, torch.device("cpu"))
+    train_context = build_train_context(spec, mesh, torch.device("cpu"))
 
     def read(name: str, key: str, shard: ShardSpec, local_shape: tuple[int, ...]) -> Tensor:
         local = torch.zeros(local_shape, dtype=torch.float64)
@@ -45,22 +45,22 @@ def step_on_rank(
         local[tuple(slice(0, high - low) for low, high in shard.box(local_shape))] = weights[name][box]
         return local
 
-    for stage in job.stages.values():
+    for stage in train_context.stages.values():
         stage.load(read)
-    logits = logits_on_rank(job, mesh, tokens)
-    job.optimizer.zero_grad()
+    logits = logits_on_rank(train_context, mesh, tokens)
+    train_context.optimizer.zero_grad()
     assert batch.targets is not None
     parts = [
         Microbatch(batch.tokens[i : i + 2], batch.labels[i : i + 2], batch.first_sample + i, batch.targets[i : i + 2])
         for i in (0, 2)
     ]
-    job.executor.run(parts)
-    job.optimizer.finish_gradients()
+    train_context.executor.run(parts)
+    train_context.optimizer.finish_gradients()
     pieces = [
-        (piece.name, piece.spec, piece.local_shape, piece.start, piece.data * job.labels_per_step)
-        for piece in job.optimizer.gradient_pieces()
+        (piece.name, piece.spec, piece.local_shape, piece.start, piece.data * train_context.labels_per_step)
+        for piece in train_context.optimizer.gradient_pieces()
     ]
-    loss = float(job.executor.loss)
+    loss = float(train_context.executor.loss)
     mesh.close()
     return {
         "logits": logits,
@@ -71,14 +71,14 @@ def step_on_rank(
 
 
 @torch.no_grad()
-def logits_on_rank(job: Job, mesh: Mesh, tokens: Tensor) -> Tensor | None:
+def logits_on_rank(train_context: TrainContext, mesh: Mesh, tokens: Tensor) -> Tensor | None:
     """The last stage's columns of the logits."""
-    ((index, stage),) = job.stages.items()
+    ((index, stage),) = train_context.stages.items()
     hidden = None
     if index > 0:
         parts = mesh.tp.size if stage.context.sequence_parallel else 1
         hidden = receive(
-            torch.empty(len(tokens), SEQ // parts, job.spec.transformer.hidden_size, dtype=torch.float64),
+            torch.empty(len(tokens), SEQ // parts, train_context.spec.transformer.hidden_size, dtype=torch.float64),
             index - 1,
             mesh.pp,
         )

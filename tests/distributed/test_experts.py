@@ -21,7 +21,7 @@ from trimaran.models.parallel.collectives import all_to_all
 from trimaran.models.parallel.group import Group, single
 from trimaran.models.parallel.parameter import LayerContext, info_of, initialize
 from trimaran.runtime.mesh import build_mesh
-from trimaran.runtime.train.job import build_job, train_step
+from trimaran.runtime.train.train_context import build_train_context, train_step
 
 MIXTRAL: dict[str, Any] = LLAMA | {"num_experts": 8, "experts_per_token": 2}
 BALANCED = MIXTRAL | {"router_aux_loss": 0.5}
@@ -216,10 +216,14 @@ def hold_and_report(layout: Layout) -> tuple[dict[str, int], float | None, float
     spec = make_spec(layout)
     parallel = spec.parallel
     mesh = build_mesh(pp=parallel.pp, dp=parallel.dp, cp=1, tp=parallel.tp, ep=parallel.ep, timeout_s=60)
-    job = build_job(spec, mesh, torch.device("cpu"))
-    held = {name: parameter.numel() for stage in job.stages.values() for name, parameter in stage.named_parameters()}
-    result = train_step(job, make_batches(spec, 0, mesh.dp.rank, mesh.dp.size), 3e-3)
-    assert any(state.bucket.dp.axis == "expert_dp" for state in job.optimizer._states) == (parallel.ep > 1)
+    train_context = build_train_context(spec, mesh, torch.device("cpu"))
+    held = {
+        name: parameter.numel()
+        for stage in train_context.stages.values()
+        for name, parameter in stage.named_parameters()
+    }
+    result = train_step(train_context, make_batches(spec, 0, mesh.dp.rank, mesh.dp.size), 3e-3)
+    assert any(state.bucket.dp.axis == "expert_dp" for state in train_context.optimizer._states) == (parallel.ep > 1)
     mesh.close()
     return held, result.expert_balance, result.grad_norm
 

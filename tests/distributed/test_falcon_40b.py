@@ -18,7 +18,7 @@ from trimaran.models.presets import preset
 from trimaran.models.transformer import parameter_shapes
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import parse_spec
-from trimaran.runtime.train.job import build_job, train_step
+from trimaran.runtime.train.train_context import build_train_context, train_step
 
 OWNERS = """
 import json, sys, warnings
@@ -31,7 +31,7 @@ from trimaran.models.transformer import parameter_shapes
 from trimaran.runtime.checkpoint.store import stored_piece, tiling_problems
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import parse_spec
-from trimaran.runtime.train.job import build_job
+from trimaran.runtime.train.train_context import build_train_context
 
 spec = parse_spec({
     "model": {"preset": "falcon-40b"},
@@ -44,7 +44,7 @@ records, most_bytes = [], 0
 for rank in range(384):
     dist.init_process_group("fake", rank=rank, world_size=384, store=FakeStore())
     mesh = build_mesh(pp=4, dp=12, cp=1, tp=8, timeout_s=30)
-    job = build_job(spec, mesh, torch.device("meta"))
+    job = build_train_context(spec, mesh, torch.device("meta"))
     stored = [stored_piece(piece, f"rank-{rank:05d}.safetensors") for piece in job.optimizer.pieces() if piece.key == "weight"]
     records += [each[0] for each in stored if each is not None]
     most_bytes = max(most_bytes, sum(job.optimizer.state_bytes().values()))
@@ -120,13 +120,13 @@ def train_one_step_at_full_width(num_layers: int) -> tuple[list[float], int]:
         }
     )
     mesh = build_mesh(pp=1, dp=1, cp=1, tp=2, timeout_s=200)
-    job = build_job(spec, mesh, torch.device("cpu"))
+    train_context = build_train_context(spec, mesh, torch.device("cpu"))
     tokens = torch.randint(512, (1, 17), generator=torch.Generator().manual_seed(1))
     batch = Microbatch(tokens[:, :-1], tokens[:, 1:], 0)
-    losses = [train_step(job, [batch], 1e-5).loss for _ in range(2)]
-    numbers = sum(parameter.numel() for stage in job.stages.values() for parameter in stage.parameters())
+    losses = [train_step(train_context, [batch], 1e-5).loss for _ in range(2)]
+    numbers = sum(parameter.numel() for stage in train_context.stages.values() for parameter in stage.parameters())
     mesh.close()
-    del job
+    del train_context
     gc.collect()  # parameters, buckets and their hooks refer to each other; the process lives on for other tests
     return losses, numbers
 

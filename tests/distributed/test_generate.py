@@ -13,7 +13,7 @@ from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.settings import Sampling
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.job import build_stages_of_rank
+from trimaran.runtime.train.train_context import build_stages_of_rank
 
 VOCAB = 263  # not a multiple of 2: the last tp rank has a padded row
 MAX_SEQ_LEN = 9

@@ -15,7 +15,7 @@ from trimaran.models.parallel.parameter import info_of
 from trimaran.runtime.data.objectives import MaskedTokens, Objective, PermutedTokens
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.job import build_job, evaluate, train_step
+from trimaran.runtime.train.train_context import build_train_context, evaluate, train_step
 
 NUM_STEPS = 20
 LLAMA: dict[str, Any] = {
@@ -199,32 +199,32 @@ def train_on_rank(layout: Layout) -> Result:
     sizes = {axis: getattr(parallel, axis) for axis in ("pp", "dp", "cp", "tp", "ep")}
     mesh = build_mesh(**sizes, timeout_s=60, shared_memory=layout.shared_memory)
     assert all((group.shared is not None) == layout.shared_memory for group in (mesh.tp, mesh.dp) if group.size > 1)
-    job = build_job(spec, mesh, torch.device("cpu"))
+    train_context = build_train_context(spec, mesh, torch.device("cpu"))
     losses, norms = [], []
     gradients: dict[str, list[Any]] = {}
     for step in range(NUM_STEPS):
         if step == NUM_STEPS - 1:
-            gradients = last_gradients(job, spec, step)
-        result = train_step(job, make_batches(spec, step, mesh.dp.rank, mesh.dp.size), 3e-3)
+            gradients = last_gradients(train_context, spec, step)
+        result = train_step(train_context, make_batches(spec, step, mesh.dp.rank, mesh.dp.size), 3e-3)
         losses.append(result.loss)
         norms.append(result.grad_norm)
-    held_out = evaluate(job, [make_batches(spec, 1000 + i, mesh.dp.rank, mesh.dp.size) for i in range(2)])
+    held_out = evaluate(train_context, [make_batches(spec, 1000 + i, mesh.dp.rank, mesh.dp.size) for i in range(2)])
     parameters = {
         name: (parameter.detach().clone(), info_of(parameter).shard)
-        for stage in job.stages.values()
+        for stage in train_context.stages.values()
         for name, parameter in stage.named_parameters()
     }
     mesh.close()
     return {"losses": losses, "norms": norms, "held_out": held_out, "parameters": parameters, "gradients": gradients}
 
 
-def last_gradients(job: Any, spec: RunSpec, step: int) -> dict[str, list[Any]]:
+def last_gradients(train_context: Any, spec: RunSpec, step: int) -> dict[str, list[Any]]:
     """The reduced gradients of the owned slices, as (local shape, shard, start, values), before the last step changes the weights."""
-    job.optimizer.zero_grad()
-    job.executor.run(make_batches(spec, step, job.mesh.dp.rank, job.mesh.dp.size))
-    job.optimizer.finish_gradients()
+    train_context.optimizer.zero_grad()
+    train_context.executor.run(make_batches(spec, step, train_context.mesh.dp.rank, train_context.mesh.dp.size))
+    train_context.optimizer.finish_gradients()
     found: dict[str, list[Any]] = {}
-    for piece in job.optimizer.gradient_pieces():
+    for piece in train_context.optimizer.gradient_pieces():
         found.setdefault(piece.name, []).append((piece.local_shape, piece.spec, piece.start, piece.data.clone()))
     return found
 

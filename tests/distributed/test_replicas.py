@@ -8,7 +8,7 @@ import torch
 from tests.distributed.ranks import RankPool
 from tests.distributed.test_parity import GPT, Layout, make_batches, make_spec
 from trimaran.runtime.mesh import build_mesh
-from trimaran.runtime.train.job import build_job, train_step
+from trimaran.runtime.train.train_context import build_train_context, train_step
 
 NUM_STEPS = 6
 LAYOUTS = [
@@ -31,12 +31,12 @@ def states_on_rank(layout: Layout) -> tuple[State, State]:
     spec = make_spec(layout)
     axes = {axis: getattr(spec.parallel, axis) for axis in ("pp", "dp", "cp", "tp", "ep")}
     mesh = build_mesh(**axes, timeout_s=60)
-    job = build_job(spec, mesh, torch.device("cpu"))
+    train_context = build_train_context(spec, mesh, torch.device("cpu"))
     for step in range(NUM_STEPS):
-        train_step(job, make_batches(spec, step, mesh.dp.rank, mesh.dp.size), 3e-3)
+        train_step(train_context, make_batches(spec, step, mesh.dp.rank, mesh.dp.size), 3e-3)
     whole: State = {}
     tied: State = {}
-    for state in job.optimizer._states:
+    for state in train_context.optimizer._states:
         for slot, start, stop in state.bucket.overlaps(state.kept):
             part = slice(start - state.kept.start, stop - state.kept.start)
             tensors = tuple(tensor[part].clone() for tensor in (state.main, state.exp_avg, state.exp_avg_sq))

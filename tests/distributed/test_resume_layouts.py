@@ -12,8 +12,8 @@ from tests.distributed.ranks import RankPool
 from trimaran.models.batch import Microbatch
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.job import build_job, train_step
 from trimaran.runtime.train.state import TrainState, load_state, save_state
+from trimaran.runtime.train.train_context import build_train_context, train_step
 
 STOP, NUM_STEPS = 4, 10
 LLAMA: dict[str, Any] = {
@@ -110,14 +110,16 @@ def train_part(
     spec = make_spec(layout, model, dtype, folder)
     parallel = spec.parallel
     mesh = build_mesh(pp=parallel.pp, dp=parallel.dp, cp=1, tp=parallel.tp, ep=parallel.ep, timeout_s=60)
-    job = build_job(spec, mesh, torch.device("cpu"))
-    state = TrainState() if load is None else load_state(job, Path(load))
+    train_context = build_train_context(spec, mesh, torch.device("cpu"))
+    state = TrainState() if load is None else load_state(train_context, Path(load))
     losses = []
     while state.step < stop:
-        losses.append(train_step(job, make_batches(state, mesh.dp.rank, mesh.dp.size), 3e-3).loss)
+        losses.append(train_step(train_context, make_batches(state, mesh.dp.rank, mesh.dp.size), 3e-3).loss)
         state = state.after_step(spec)
-    saved = save_state(job, state)
-    parameters = [parameter.detach().clone() for stage in job.stages.values() for parameter in stage.parameters()]
+    saved = save_state(train_context, state)
+    parameters = [
+        parameter.detach().clone() for stage in train_context.stages.values() for parameter in stage.parameters()
+    ]
     mesh.close()
     return losses, parameters, str(saved)
 

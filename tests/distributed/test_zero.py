@@ -17,7 +17,7 @@ from trimaran.models.parallel.parameter import LayerContext, info_of
 from trimaran.models.transformer import Stage, build_stages
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.job import Job, build_job, train_step
+from trimaran.runtime.train.train_context import TrainContext, build_train_context, train_step
 from trimaran.runtime.zero.optimizer import clip_factor
 
 CPU = torch.device("cpu")
@@ -80,18 +80,22 @@ def make_mesh(case: Case) -> Mesh:
     return build_mesh(pp=parallel.pp, dp=parallel.dp, cp=parallel.cp, tp=parallel.tp, timeout_s=60)
 
 
-def make_job(case: Case) -> tuple[Job, Mesh]:
+def make_job(case: Case) -> tuple[TrainContext, Mesh]:
     mesh = make_mesh(case)
-    return build_job(case.spec, mesh, CPU), mesh
+    return build_train_context(case.spec, mesh, CPU), mesh
 
 
-def take_step(job: Job, step: int, lr: float) -> Any:
-    return train_step(job, make_batches(job.spec, step, job.mesh.dp.rank, job.mesh.dp.size), lr)
+def take_step(train_context: TrainContext, step: int, lr: float) -> Any:
+    return train_step(
+        train_context,
+        make_batches(train_context.spec, step, train_context.mesh.dp.rank, train_context.mesh.dp.size),
+        lr,
+    )
 
 
-def all_parameters(job: Job) -> dict[str, Tensor]:
+def all_parameters(train_context: TrainContext) -> dict[str, Tensor]:
     """This rank's parameters by name, each storage once (a tied embedding may belong to two stages)."""
-    return {name: p for stage in job.stages.values() for name, p in stage.named_parameters()}
+    return {name: p for stage in train_context.stages.values() for name, p in stage.named_parameters()}
 
 
 # ---------------------------------------------------------------- memory
@@ -108,14 +112,16 @@ def measure_bytes(case: Case) -> tuple[int, int, dict[str, int], int]:
     """(parameters here, buckets, what the optimizer says it holds, bytes of the live tensors that the job made) after a step."""
     mesh = make_mesh(case)  # its shared memory is not the optimizer's: 2 MiB a rank, whatever the model
     before = live_storages()
-    job = build_job(case.spec, mesh, CPU)
-    take_step(job, 0, case.lr)
+    train_context = build_train_context(case.spec, mesh, CPU)
+    take_step(train_context, 0, case.lr)
     after = live_storages()
     measured = sum(size for address, size in after.items() if address not in before)
-    assert all(p.grad is None for p in all_parameters(job).values()), "no gradient is kept outside the buckets"
-    count = sum(p.numel() for p in all_parameters(job).values())
+    assert all(p.grad is None for p in all_parameters(train_context).values()), (
+        "no gradient is kept outside the buckets"
+    )
+    count = sum(p.numel() for p in all_parameters(train_context).values())
     mesh.close()
-    return count, len(job.optimizer._states), job.optimizer.state_bytes(), measured
+    return count, len(train_context.optimizer._states), train_context.optimizer.state_bytes(), measured
 
 
 def formula(dtype: str, zero_stage: int, count: int, dp: int) -> dict[str, int]:
@@ -206,9 +212,9 @@ def torch_truth(
 
 def run_steps(case: Case, num_steps: int) -> dict[str, Any]:
     """Train; return norms, losses, and this rank's parameters with their shards."""
-    job, mesh = make_job(case)
-    results = [take_step(job, step, case.lr) for step in range(num_steps)]
-    parameters = {name: (p.detach().clone(), info_of(p).shard) for name, p in all_parameters(job).items()}
+    train_context, mesh = make_job(case)
+    results = [take_step(train_context, step, case.lr) for step in range(num_steps)]
+    parameters = {name: (p.detach().clone(), info_of(p).shard) for name, p in all_parameters(train_context).items()}
     mesh.close()
     return {"norms": [r.grad_norm for r in results], "losses": [r.loss for r in results], "parameters": parameters}
 
@@ -264,13 +270,13 @@ def test_clip_factor_is_that_of_torch() -> None:
 
 def gradients_of_first_step(case: Case) -> tuple[dict[str, list[tuple[int, Tensor]]], int, list[bool]]:
     """(name -> [(start, reduced gradient)] of this rank's slices, number of buckets, which reductions began in the backward pass)."""
-    job, mesh = make_job(case)
-    job.optimizer.zero_grad()
-    job.executor.run(make_batches(case.spec, 0, mesh.dp.rank, mesh.dp.size))
-    started = [state.wait is not None for state in job.optimizer._states]
-    job.optimizer.finish_gradients()
+    train_context, mesh = make_job(case)
+    train_context.optimizer.zero_grad()
+    train_context.executor.run(make_batches(case.spec, 0, mesh.dp.rank, mesh.dp.size))
+    started = [state.wait is not None for state in train_context.optimizer._states]
+    train_context.optimizer.finish_gradients()
     found: dict[str, list[tuple[int, Tensor]]] = {}
-    for piece in job.optimizer.gradient_pieces():
+    for piece in train_context.optimizer.gradient_pieces():
         found.setdefault(piece.name, []).append((piece.start, piece.data.clone()))
     mesh.close()
     return found, len(started), started
@@ -333,13 +339,15 @@ def test_every_reduction_begins_while_the_last_backward_runs(case: Case, ranks: 
 
 def train_in(case: Case, num_steps: int) -> tuple[list[float], bool, float, bool]:
     """(losses, parameters are the rounded main ones, largest move of a main parameter, main parameters are float32)."""
-    job, mesh = make_job(case)
+    train_context, mesh = make_job(case)
     before = {
-        (piece.name, piece.start): piece.data.clone() for piece in job.optimizer.pieces() if piece.key == "weight"
+        (piece.name, piece.start): piece.data.clone()
+        for piece in train_context.optimizer.pieces()
+        if piece.key == "weight"
     }
-    losses = [take_step(job, step % 4, case.lr).loss for step in range(num_steps)]
-    pieces = [piece for piece in job.optimizer.pieces() if piece.key == "weight"]
-    parameters = all_parameters(job)
+    losses = [take_step(train_context, step % 4, case.lr).loss for step in range(num_steps)]
+    pieces = [piece for piece in train_context.optimizer.pieces() if piece.key == "weight"]
+    parameters = all_parameters(train_context)
     rounded = all(
         parameters[piece.name]
         .detach()
@@ -385,16 +393,16 @@ def test_updates_below_a_bfloat16_step_are_not_lost(ranks: RankPool) -> None:
 
 def diverge(case: Case) -> tuple[str, bool]:
     """(the error of a step with an infinite weight on one stage, whether the parameters stayed as they were)."""
-    job, mesh = make_job(case)
-    stage: Stage | None = job.stages.get(0)
+    train_context, mesh = make_job(case)
+    stage: Stage | None = train_context.stages.get(0)
     if stage is not None and mesh.dp.rank == 0:
         with torch.no_grad():
             stage.embedding.weight.view(-1)[0:264].fill_(math.inf)
-    before = {name: p.detach().clone() for name, p in all_parameters(job).items()}
+    before = {name: p.detach().clone() for name, p in all_parameters(train_context).items()}
     try:
-        take_step(job, 0, 1e-3)
+        take_step(train_context, 0, 1e-3)
     except RuntimeError as error:
-        unchanged = all(p.detach().equal(before[name]) for name, p in all_parameters(job).items())
+        unchanged = all(p.detach().equal(before[name]) for name, p in all_parameters(train_context).items())
         return str(error), unchanged
     finally:
         mesh.close()

@@ -241,10 +241,10 @@ import trimaran.runtime.train.loop as loop
 
 real = loop.train_step
 
-def train_step(job, *arguments, **options):
-    if job.optimizer.num_steps == 5:
+def train_step(train_context, *arguments, **options):
+    if train_context.optimizer.num_steps == 5:
         raise KeyError("made to fail")
-    return real(job, *arguments, **options)
+    return real(train_context, *arguments, **options)
 
 loop.train_step = train_step
 """

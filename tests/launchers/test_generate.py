@@ -19,8 +19,8 @@ from trimaran.launchers.worker import generate_task
 from trimaran.launchers.worker.process_group import join_world
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.spec import dump_spec, parse_spec
-from trimaran.runtime.train.job import build_job
 from trimaran.runtime.train.state import TrainState, save_state
+from trimaran.runtime.train.train_context import build_train_context
 
 CONTEXT = 40
 TEMPLATE = (
@@ -47,7 +47,7 @@ def make_run(folder: Path) -> Path:
         }
     )  # fmt: skip
     mesh = join_world(spec, torch.device("cpu"), meet_nobody())
-    save_state(build_job(spec, mesh, torch.device("cpu")), TrainState())
+    save_state(build_train_context(spec, mesh, torch.device("cpu")), TrainState())
     mesh.close()
     dist.destroy_process_group()
     (run / "spec.yaml").write_text(dump_spec(spec))

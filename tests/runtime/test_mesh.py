@@ -137,7 +137,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from trimaran.models.parallel.parameter import info_of
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import parse_spec
-from trimaran.runtime.train.job import build_stages_of_rank
+from trimaran.runtime.train.train_context import build_stages_of_rank
 
 spec = parse_spec({
     "model": {

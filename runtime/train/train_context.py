@@ -1,4 +1,4 @@
-"""Job: everything one rank holds to train, built from a run spec and a mesh; and the step it repeats."""
+"""TrainContext: everything one rank holds to train, built from a run spec and a mesh; and the step it repeats."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from trimaran.runtime.zero.optimizer import AdamWSettings, ShardedOptimizer, cli
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class TrainContext:
     """What one rank holds.
 
     Args:
@@ -83,7 +83,7 @@ def build_stages_of_rank(
     return dict(zip(mine, stages, strict=True))
 
 
-def build_job(spec: RunSpec, mesh: Mesh, device: torch.device) -> Job:
+def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device) -> TrainContext:
     """Build stages with initial weights, the validated schedule, executors and the optimizer. No communication."""
     parallel, train = spec.parallel, spec.train
     stages = build_stages_of_rank(spec, mesh, device)
@@ -108,10 +108,12 @@ def build_job(spec: RunSpec, mesh: Mesh, device: torch.device) -> Job:
         stages, schedule[mesh.pp.rank], transport, loss_weight=weight, on_last_backward=optimizer.expect_last_backward
     )
     evaluator = Executor(stages, evaluation[mesh.pp.rank], transport, loss_weight=weight)
-    return Job(spec, mesh, stages, schedule, executor, evaluator, optimizer, spec.labels_per_step)
+    return TrainContext(spec, mesh, stages, schedule, executor, evaluator, optimizer, spec.labels_per_step)
 
 
-def train_step(job: Job, batches: Sequence[Microbatch], lr: float, *, stop: bool = False) -> StepResult:
+def train_step(
+    train_context: TrainContext, batches: Sequence[Microbatch], lr: float, *, stop: bool = False
+) -> StepResult:
     """Run one optimizer step over the global batch, of which `batches` are this dp rank's microbatches. Collective over the world.
 
     Args:
@@ -120,40 +122,40 @@ def train_step(job: Job, batches: Sequence[Microbatch], lr: float, *, stop: bool
         TrainingDiverged: the loss or the gradient norm is not finite; the parameters are then still those of the step
             before.
     """
-    job.optimizer.zero_grad()
-    job.executor.run(batches)
-    squared_norm = job.optimizer.finish_gradients()
-    balance = torch.stack([stage.take_expert_balance() for stage in job.stages.values()]).sum()
-    sums = _sum_over_world(job, job.executor.loss, squared_norm, torch.tensor(float(stop)), balance)
+    train_context.optimizer.zero_grad()
+    train_context.executor.run(batches)
+    squared_norm = train_context.optimizer.finish_gradients()
+    balance = torch.stack([stage.take_expert_balance() for stage in train_context.stages.values()]).sum()
+    sums = _sum_over_world(train_context, train_context.executor.loss, squared_norm, torch.tensor(float(stop)), balance)
     loss_sum, squared_norm_sum, stops, balance_sum = sums
-    loss, grad_norm = loss_sum / job.labels_per_step, math.sqrt(squared_norm_sum)
+    loss, grad_norm = loss_sum / train_context.labels_per_step, math.sqrt(squared_norm_sum)
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise TrainingDiverged(
-            f"training diverged at step {job.optimizer.num_steps + 1}: loss {loss}, grad_norm {grad_norm}; "
+            f"training diverged at step {train_context.optimizer.num_steps + 1}: loss {loss}, grad_norm {grad_norm}; "
             "lower optimizer.lr or lengthen lr_schedule.warmup_steps, and resume from the last checkpoint"
         )
-    job.optimizer.step(lr, clip_factor(grad_norm, job.spec.optimizer.max_grad_norm))
-    shape = job.spec.transformer
-    num_balances = job.spec.train.global_batch_size * shape.num_layers
+    train_context.optimizer.step(lr, clip_factor(grad_norm, train_context.spec.optimizer.max_grad_norm))
+    shape = train_context.spec.transformer
+    num_balances = train_context.spec.train.global_batch_size * shape.num_layers
     return StepResult(loss, grad_norm, stops > 0, balance_sum / num_balances if shape.num_experts else None)
 
 
 @torch.no_grad()
-def evaluate(job: Job, global_batches: Sequence[Sequence[Microbatch]]) -> float:
+def evaluate(train_context: TrainContext, global_batches: Sequence[Sequence[Microbatch]]) -> float:
     """Return the mean loss a predicted token over the global batches, of each of which this dp rank has its microbatches. Collective over the world."""
-    total = torch.zeros((), dtype=torch.float64, device=job.executor.transport.device)
-    with in_eval_mode(job.stages.values()):
+    total = torch.zeros((), dtype=torch.float64, device=train_context.executor.transport.device)
+    with in_eval_mode(train_context.stages.values()):
         for batches in global_batches:
-            job.evaluator.run(batches)
-            total += job.evaluator.loss
-    (loss_sum,) = _sum_over_world(job, total)
-    return loss_sum / (len(global_batches) * job.labels_per_step)
+            train_context.evaluator.run(batches)
+            total += train_context.evaluator.loss
+    (loss_sum,) = _sum_over_world(train_context, total)
+    return loss_sum / (len(global_batches) * train_context.labels_per_step)
 
 
-def _sum_over_world(job: Job, loss: torch.Tensor, *others: torch.Tensor) -> list[float]:
+def _sum_over_world(train_context: TrainContext, loss: torch.Tensor, *others: torch.Tensor) -> list[float]:
     """Sum scalars over the world in one all_reduce: the one device sync of a step. The loss is counted on one rank of each tp group."""
-    counted = loss if job.mesh.tp.rank == 0 else torch.zeros_like(loss)
-    device = job.executor.transport.device
+    counted = loss if train_context.mesh.tp.rank == 0 else torch.zeros_like(loss)
+    device = train_context.executor.transport.device
     totals = torch.stack([value.to(device, torch.float64) for value in (counted, *others)])
-    values: list[float] = all_reduce(totals, job.mesh.world).tolist()
+    values: list[float] = all_reduce(totals, train_context.mesh.world).tolist()
     return values
