@@ -31,7 +31,7 @@ class QueryKeyNorm(nn.Module):
         # A scale that every tp rank holds meets only that rank's heads, so each rank's gradient is a part of the sum.
         dim = 0 if self.group is not None else None
         self.weight = new_parameter(
-            shape, context, dim=dim, init="ones", decay=False, partial_over_tp=dim is None, unit=unit
+            shape, context, dim=dim, init="ones", decay=False, needs_tp_grad_reduce=dim is None, unit=unit
         )
 
     def forward(self, x: Tensor) -> Tensor:

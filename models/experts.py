@@ -42,7 +42,7 @@ class Router(nn.Module):
         super().__init__()
         self.num_chosen, self.renormalize = config.experts_per_token, config.renormalize_experts
         shape = (config.num_experts, config.hidden_size)
-        self.weight = new_parameter(shape, context, init_spec=init_spec(config, "router"), partial_over_tp=True)
+        self.weight = new_parameter(shape, context, init_spec=init_spec(config, "router"), needs_tp_grad_reduce=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the probabilities of the experts [..., experts], float32 (float64 for float64), for x [..., hidden]."""

@@ -20,10 +20,10 @@ class HeadTransform(nn.Module):
         size, partial = config.hidden_size, context.sequence_parallel
         self.activation = context.kernels.activations[config.activation]
         self.weight = new_parameter(
-            (size, size), context, init_spec=init_spec(config, "head_transform"), partial_over_tp=partial
+            (size, size), context, init_spec=init_spec(config, "head_transform"), needs_tp_grad_reduce=partial
         )
         self.bias = (
-            new_parameter((size,), context, init="zeros", decay=False, partial_over_tp=partial)
+            new_parameter((size,), context, init="zeros", decay=False, needs_tp_grad_reduce=partial)
             if config.mlp_bias
             else None
         )

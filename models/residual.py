@@ -58,14 +58,14 @@ class Norm(nn.Module):
         shape, partial = (config.hidden_size,), context.sequence_parallel
         self.eps, self.is_rms, self.kernels = config.norm_eps, config.norm == "rmsnorm", context.kernels
         if config.norm_weight:
-            self.weight: Tensor = new_parameter(shape, context, init="ones", decay=False, partial_over_tp=partial)
+            self.weight: Tensor = new_parameter(shape, context, init="ones", decay=False, needs_tp_grad_reduce=partial)
         else:
             self.register_buffer(
                 "weight", torch.ones(shape, dtype=context.dtype, device=context.device), persistent=False
             )
         has_bias = config.norm_bias and not self.is_rms
         self.bias = (
-            new_parameter(shape, context, init="zeros", decay=False, partial_over_tp=partial) if has_bias else None
+            new_parameter(shape, context, init="zeros", decay=False, needs_tp_grad_reduce=partial) if has_bias else None
         )
 
     def forward(self, x: Tensor, pending: PendingResidual | None, first_sample: int) -> tuple[Tensor, Tensor]:

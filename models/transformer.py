@@ -146,19 +146,22 @@ class Stage(nn.Module):
             if config.position == "learned":
                 start = init_spec(config, "position")
                 self.position = new_parameter(
-                    (config.max_seq_len, hidden), context, init_spec=start, partial_over_tp=context.sequence_parallel
+                    (config.max_seq_len, hidden),
+                    context,
+                    init_spec=start,
+                    needs_tp_grad_reduce=context.sequence_parallel,
                 )
             self.token_type: nn.Parameter | None = None
             if config.num_token_types:
                 shape, start = (config.num_token_types, hidden), init_spec(config, "position")
                 self.token_type = new_parameter(
-                    shape, context, init_spec=start, partial_over_tp=context.sequence_parallel
+                    shape, context, init_spec=start, needs_tp_grad_reduce=context.sequence_parallel
                 )
             self.query_embedding: nn.Parameter | None = None
             if config.has_query_stream:
                 start = init_spec(config, "position")
                 self.query_embedding = new_parameter(
-                    (hidden,), context, init_spec=start, decay=False, partial_over_tp=context.sequence_parallel
+                    (hidden,), context, init_spec=start, decay=False, needs_tp_grad_reduce=context.sequence_parallel
                 )
             self.embedding_norm = Norm(config, context) if config.embedding_norm else None
             self.embedding_dropout = Dropout(config.embedding_dropout, context, site="embedding", seed=seed)

@@ -119,7 +119,7 @@ class ColumnParallelLinear(nn.Module):
         leading = (parts,) if parts > 1 else ()
         dim = None if is_whole else len(leading)
         self.context = context
-        cut: dict[str, Any] = {"dim": dim, "partial_over_tp": is_whole, "unit": unit}
+        cut: dict[str, Any] = {"dim": dim, "needs_tp_grad_reduce": is_whole, "unit": unit}
         self.weight = new_parameter((*leading, out_features, in_features), context, init_spec=init_spec, **cut)
         self.bias = None
         if bias:
@@ -173,7 +173,7 @@ class RowParallelLinear(nn.Module):
         self.weight = new_parameter((out_features, in_features), context, dim=1, init_spec=init_spec, unit=unit)
         partial = context.sequence_parallel
         self.bias = (
-            new_parameter((out_features,), context, init="zeros", decay=False, partial_over_tp=partial)
+            new_parameter((out_features,), context, init="zeros", decay=False, needs_tp_grad_reduce=partial)
             if bias
             else None
         )

@@ -42,7 +42,8 @@ class ParameterInfo:
         init: "normal" (mean 0, deviation `init_spec.std`), "ones" or "zeros".
         init_spec: its deviation and the factor of its learning rate.
         decay: whether weight decay applies (matrices yes; biases and norms no).
-        partial_over_tp: each tp rank's gradient is a part of the sum (what works on a sequence-parallel activation).
+        needs_tp_grad_reduce: each tp rank's gradient is a part of the sum (what works on a sequence-parallel
+            activation).
         tied_copy: a second stage's copy of a tied embedding: not counted, not stored.
         uses: how often one backward pass adds to the gradient (2 for an embedding tied within a stage).
         main_grad: accumulation buffer, shape of the parameter, float32 (float64 for float64 parameters); set by the
@@ -54,7 +55,7 @@ class ParameterInfo:
     init: Literal["normal", "ones", "zeros"] = "normal"
     init_spec: InitSpec = _UNSCALED
     decay: bool = True
-    partial_over_tp: bool = False
+    needs_tp_grad_reduce: bool = False
     tied_copy: bool = False
     uses: int = 1
     main_grad: Tensor | None = None
@@ -105,7 +106,7 @@ def new_parameter(
     init: Literal["normal", "ones", "zeros"] = "normal",
     init_spec: InitSpec = _UNSCALED,
     decay: bool = True,
-    partial_over_tp: bool = False,
+    needs_tp_grad_reduce: bool = False,
     over_ep: bool = False,
     unit: int = 1,
 ) -> nn.Parameter:
@@ -125,7 +126,7 @@ def new_parameter(
     else:
         spec, local_shape = cut_evenly(global_shape, "tp", dim, context.tp.rank, context.tp.size, unit)
     parameter = nn.Parameter(torch.empty(local_shape, dtype=context.dtype, device=context.device))
-    setattr(parameter, _ATTRIBUTE, ParameterInfo(spec, init, init_spec, decay, partial_over_tp))
+    setattr(parameter, _ATTRIBUTE, ParameterInfo(spec, init, init_spec, decay, needs_tp_grad_reduce))
     return parameter
 
 

@@ -53,7 +53,8 @@ class Bucket:
     The parameters' data become views of the flat buffer, their `main_grad` views of the gradients.
 
     Args:
-        partial_over_tp: the gradients are partial sums over tp; tied: the one parameter is tied to another stage's.
+        needs_tp_grad_reduce: the gradients are partial sums over tp; tied: the one parameter is tied to another
+            stage's.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Bucket:
     ) -> None:
         first = parameters[0][1]
         self.dp = dp
-        self.partial_over_tp, self.tied = info_of(first).partial_over_tp, tied
+        self.needs_tp_grad_reduce, self.tied = info_of(first).needs_tp_grad_reduce, tied
         # Like flags side by side: the optimizer's and the norm's work comes in few long runs.
         ordered = sorted(parameters, key=lambda item: _likeness(info_of(item[1])))
         self.slots: list[Slot] = []
@@ -140,7 +141,7 @@ def build_buckets(
             return "tied"
         if info.shard.axis == "ep":
             return "expert"
-        return "partial" if info.partial_over_tp else "plain"
+        return "partial" if info.needs_tp_grad_reduce else "plain"
 
     for wanted in ("plain", "partial", "expert", "tied"):
         replicas = expert_dp if wanted == "expert" else dp

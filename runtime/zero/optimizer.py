@@ -148,7 +148,7 @@ class ShardedOptimizer:
             state.wait()
             state.wait, state.waiting = None, 0
             kept = state.bucket.grads[state.kept]
-            if state.bucket.partial_over_tp:
+            if state.bucket.needs_tp_grad_reduce:
                 all_reduce(kept, self._mesh.tp)
             if self._is_tied(state.bucket):
                 assert self._tied_peer is not None

@@ -352,7 +352,7 @@ def assert_gradients(module: nn.Module, truth: nn.Module, group: Group, reports:
             got = parameter.grad
         elif reports is not None:
             assert reports[name] == 1, f"{name} reports each backward pass once"
-        if info.partial_over_tp:
+        if info.needs_tp_grad_reduce:
             got = all_reduce(got.clone(), group)
         part, length = shard_of(name, whole, parameter)
         dim = info.shard.dim

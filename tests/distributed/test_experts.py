@@ -176,7 +176,7 @@ def run_layer(grid: dict[str, int], sequence_parallel: bool, lopsided: bool) -> 
         assert gradient is not None
         assert truth.grad is not None
         group = mesh.expert_dp if info.shard.axis == "ep" else mesh.dp
-        for other in [group] + ([mesh.tp] if info.partial_over_tp else []):
+        for other in [group] + ([mesh.tp] if info.needs_tp_grad_reduce else []):
             if other.size > 1:
                 dist.all_reduce(gradient, group=other.process_group)
         part = (

@@ -316,4 +316,4 @@ def test_mixtral_of_transformers_gives_the_same_logits_and_gradients() -> None:
 def test_the_router_is_as_wide_as_the_experts_are_many() -> None:
     router = Router(TransformerConfig(**SHAPE), placement())
     assert tuple(router.weight.shape) == (5, 8)
-    assert info_of(router.weight).partial_over_tp
+    assert info_of(router.weight).needs_tp_grad_reduce
