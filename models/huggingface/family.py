@@ -100,10 +100,10 @@ class Family:
             except ValueError as error:  # the key keeps its default, and what comes of that is a difference
                 notes.append(str(error))
         try:
-            read_again = essence(TransformerConfig.model_validate(self.to_config(written)))
+            read_again = canonical_config(TransformerConfig.model_validate(self.to_config(written)))
         except ValueError as error:
             raise CannotExpress(f"{self.architecture} can't express this model: {error}", len(notes) + 1) from error
-        wanted = essence(config)
+        wanted = canonical_config(config)
         names = [name for name in {**wanted, **read_again} if not _equal(wanted.get(name), read_again.get(name))]
         if names or notes:
             text = (
@@ -129,7 +129,7 @@ class Family:
         return renamed
 
 
-def essence(config: TransformerConfig) -> Values:
+def canonical_config(config: TransformerConfig) -> Values:
     """Return what the network computes as values that can be compared: two configs that differ only in how they say it, or in what goes unused, are equal."""
     values = {name: getattr(config, name) for name in type(config).model_fields if name not in TRAINING_ONLY}
     del values["bias"], values["attention_pattern"]  # stands for the biases below it; is in the windows
@@ -137,7 +137,7 @@ def essence(config: TransformerConfig) -> Values:
     values["attention_window"] = windows if len(set(windows)) > 1 else windows[0]
     values["attention_scale"] = config.attention_scale or config.head_dim**-0.5
     values["rotary_dim"] = config.rotary_dim or config.head_dim
-    values["rotary_scaling"] = None if config.rotary_scaling is None else _scaling_essence(config.rotary_scaling)
+    values["rotary_scaling"] = None if config.rotary_scaling is None else _canonical_scaling(config.rotary_scaling)
     unused: list[str] = [] if config.position == "learned" else ["max_seq_len"]  # a bound, and no part of the network
     if config.position != "rotary":
         unused += [name for name in values if name.startswith("rotary_")]
@@ -152,7 +152,7 @@ def essence(config: TransformerConfig) -> Values:
     return {name: value for name, value in values.items() if name not in unused}
 
 
-def _scaling_essence(scaling: RotaryScaling) -> Values:
+def _canonical_scaling(scaling: RotaryScaling) -> Values:
     used = {
         "linear": (),
         "ntk": (),

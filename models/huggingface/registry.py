@@ -7,7 +7,7 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.bert import BERT
 from trimaran.models.huggingface.bloom import BLOOM
 from trimaran.models.huggingface.falcon import FALCON
-from trimaran.models.huggingface.family import CannotExpress, Family, essence
+from trimaran.models.huggingface.family import CannotExpress, Family, canonical_config
 from trimaran.models.huggingface.gemma import GEMMA
 from trimaran.models.huggingface.gemma2 import GEMMA2
 from trimaran.models.huggingface.gpt2 import GPT2
@@ -92,5 +92,7 @@ def family_for(config: TransformerConfig) -> Family:
 
 def _unlikeness(family: Family, config: TransformerConfig) -> int:
     """The number of words and switches in which the model differs from the family's usual one; numbers are sizes."""
-    usual = essence(TransformerConfig.model_validate(family.to_config({})))
-    return sum(value != usual.get(name) for name, value in essence(config).items() if isinstance(value, bool | str))
+    usual = canonical_config(TransformerConfig.model_validate(family.to_config({})))
+    return sum(
+        value != usual.get(name) for name, value in canonical_config(config).items() if isinstance(value, bool | str)
+    )

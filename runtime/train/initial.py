@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from trimaran.models.config import TransformerConfig
-from trimaran.models.huggingface.family import essence
+from trimaran.models.huggingface.family import canonical_config
 from trimaran.models.transformer import parameter_shapes
 from trimaran.runtime.checkpoint.folder import latest, step_of
 from trimaran.runtime.checkpoint.manifest import CheckpointError
@@ -134,7 +134,7 @@ def load_initial_weights(train_context: TrainContext) -> str:
 
 def _differences(theirs: TransformerConfig, ours: TransformerConfig) -> dict[str, str]:
     """`model.field: there -> here` of every field in which what the two compute differs, by its name."""
-    there, here = essence(theirs), essence(ours)
+    there, here = canonical_config(theirs), canonical_config(ours)
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     return {name: f"model.{name}: {_shown(getattr(theirs, name))} -> {_shown(getattr(ours, name))}" for name in names}
 

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface import FAMILIES, Family, family_for, family_of
-from trimaran.models.huggingface.family import essence
+from trimaran.models.huggingface.family import canonical_config
 from trimaran.models.huggingface.options import COMMON
 from trimaran.models.presets import PRESETS, preset
 
@@ -522,7 +522,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_config_of_a_published_model_is_its_preset(name: str) -> None:
     hf = PUBLISHED[name]
-    assert essence(TransformerConfig.model_validate(family_of(hf).to_config(hf))) == essence(preset(name))
+    assert canonical_config(TransformerConfig.model_validate(family_of(hf).to_config(hf))) == canonical_config(
+        preset(name)
+    )
 
 
 def test_a_shape_that_no_family_has_is_refused_with_the_nearest() -> None:
