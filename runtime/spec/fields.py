@@ -97,7 +97,7 @@ class RunFields(BaseModel):
         return self.train.seq_len + (self.labels_per_sample if self.transformer.has_query_stream else 0)
 
     @property
-    def labels_per_step(self) -> int:
+    def target_tokens_per_step(self) -> int:
         """Tokens that one optimizer step predicts, over all ranks: what its loss is the mean of."""
         return self.train.global_batch_size * self.labels_per_sample
 

@@ -29,7 +29,7 @@ class TrainContext:
         stages: stage index -> stage, of this rank.
         schedule: the training schedule of all pipeline ranks, with communication: validated, and the one the executor
             runs.
-        labels_per_step: tokens that a step predicts, over all ranks.
+        target_tokens_per_step: tokens that a step predicts, over all ranks.
     """
 
     spec: RunSpec
@@ -39,7 +39,7 @@ class TrainContext:
     executor: Executor
     evaluator: Executor
     optimizer: ShardedOptimizer
-    labels_per_step: int
+    target_tokens_per_step: int
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device) -> Trai
     local_rows = spec.rows_per_sample // (mesh.tp.size if context.sequence_parallel else 1)
     shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)
     transport = P2PTransport(mesh, shape, context.dtype, device)
-    weight = 1.0 / spec.labels_per_step
+    weight = 1.0 / spec.target_tokens_per_step
     executor = Executor(
         stages, schedule[mesh.pp.rank], transport, loss_weight=weight, on_last_backward=optimizer.expect_last_backward
     )
     evaluator = Executor(stages, evaluation[mesh.pp.rank], transport, loss_weight=weight)
-    return TrainContext(spec, mesh, stages, schedule, executor, evaluator, optimizer, spec.labels_per_step)
+    return TrainContext(spec, mesh, stages, schedule, executor, evaluator, optimizer, spec.target_tokens_per_step)
 
 
 def train_step(
@@ -128,7 +128,7 @@ def train_step(
     balance = torch.stack([stage.take_expert_balance() for stage in train_context.stages.values()]).sum()
     sums = _sum_over_world(train_context, train_context.executor.loss, squared_norm, torch.tensor(float(stop)), balance)
     loss_sum, squared_norm_sum, stops, balance_sum = sums
-    loss, grad_norm = loss_sum / train_context.labels_per_step, math.sqrt(squared_norm_sum)
+    loss, grad_norm = loss_sum / train_context.target_tokens_per_step, math.sqrt(squared_norm_sum)
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise TrainingDiverged(
             f"training diverged at step {train_context.optimizer.num_steps + 1}: loss {loss}, grad_norm {grad_norm}; "
@@ -149,7 +149,7 @@ def evaluate(train_context: TrainContext, global_batches: Sequence[Sequence[Micr
             train_context.evaluator.run(batches)
             total += train_context.evaluator.loss
     (loss_sum,) = _sum_over_world(train_context, total)
-    return loss_sum / (len(global_batches) * train_context.labels_per_step)
+    return loss_sum / (len(global_batches) * train_context.target_tokens_per_step)
 
 
 def _sum_over_world(train_context: TrainContext, loss: torch.Tensor, *others: torch.Tensor) -> list[float]:

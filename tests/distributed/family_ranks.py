@@ -65,7 +65,13 @@ def step(spec: RunSpec, mesh: Mesh, weights: Tensors, batch: Microbatch) -> dict
     train_context.executor.run([Microbatch(batch.tokens[i : i + 1], batch.labels[i : i + 1], i) for i in mine])
     train_context.optimizer.finish_gradients()
     pieces = [
-        (piece.name, piece.spec, piece.local_shape, piece.start, piece.data.clone() * train_context.labels_per_step)
+        (
+            piece.name,
+            piece.spec,
+            piece.local_shape,
+            piece.start,
+            piece.data.clone() * train_context.target_tokens_per_step,
+        )
         for piece in train_context.optimizer.gradient_pieces()
     ]
     loss = float(train_context.executor.loss)

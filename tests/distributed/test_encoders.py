@@ -57,7 +57,7 @@ def step_on_rank(
     train_context.executor.run(parts)
     train_context.optimizer.finish_gradients()
     pieces = [
-        (piece.name, piece.spec, piece.local_shape, piece.start, piece.data * train_context.labels_per_step)
+        (piece.name, piece.spec, piece.local_shape, piece.start, piece.data * train_context.target_tokens_per_step)
         for piece in train_context.optimizer.gradient_pieces()
     ]
     loss = float(train_context.executor.loss)
