@@ -266,7 +266,7 @@ class Stage(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.copy_(read(name, "weight", info_of(parameter).shard, tuple(parameter.shape)))
 
-    def take_expert_balance(self) -> Tensor:
+    def take_load_balancing_loss(self) -> Tensor:
         """Return what the layers' `ExpertMLP.take_balance` give together [scalar], 0 where they give nothing."""
         parts = [layer.mlp.take_balance() for layer in self.layers.values() if isinstance(layer.mlp, ExpertMLP)]
         return sum((part for part in parts if part is not None), torch.zeros((), device=self.context.device))

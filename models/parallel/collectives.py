@@ -1,12 +1,12 @@
 """Differentiable collectives, in pairs: the backward pass of each is the forward pass of its partner (Megatron-LM, Shoeybi et al. 2019,
 section 3; sequence parallelism: Korthikanti et al. 2022, section 4.2).
 
-    reduce_from_tp_region          all_reduce          | identity
-    reduce_scatter_to_sequence_region    reduce_scatter      | all_gather
-    sum_over_group             all_reduce          | all_reduce (every rank goes on to use the sum in its own way)
-    copy_to_tp_region                identity            | all_reduce
-      with sequence parallel   all_gather          | reduce_scatter
-    all_to_all                 all_to_all          | all_to_all
+    reduce_from_tp_region                all_reduce      | identity
+    reduce_scatter_to_sequence_region    reduce_scatter  | all_gather
+    sum_over_group                       all_reduce      | all_reduce (every rank uses the sum in its own way)
+    copy_to_tp_region                    identity        | all_reduce
+      with sequence parallelism          all_gather      | reduce_scatter
+    all_to_all                           all_to_all      | all_to_all
 
 What `copy_to_tp_region` does is also part of `linear.column_linear`, where communication overlaps the weight gradient.
 The sequence is dim 1 of [batch, seq, hidden]. Over a group of one rank each is the identity.

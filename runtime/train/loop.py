@@ -230,7 +230,7 @@ class StepLog:
                 tokens_per_second=tokens_per_second,
                 step_time_ms=seconds * 1e3,
                 mfu=mfu(tokens_per_second, self._flops_per_token, self._peak, self._world_size),
-                expert_balance=result.expert_balance,
+                load_balancing_loss=result.load_balancing_loss,
             )
         )
 

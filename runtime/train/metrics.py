@@ -1,7 +1,7 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard and one line on the screen. Used on the logging rank only.
 
 metrics.jsonl is one JSON object a line. A training row has step, loss, lr, grad_norm, tokens_seen, tokens_per_second,
-step_time_ms and mfu (null where unknown), of a model with experts also expert_balance; an evaluation row has step,
+step_time_ms and mfu (null where unknown), of a model with experts also load_balancing_loss; an evaluation row has step,
 held_out_loss and held_out_perplexity. ``step`` is the number of optimizer steps finished, so the first training row is
 step 1. Numbers that JSON lacks are the strings "NaN", "Infinity" and "-Infinity" (the JSON mapping of protocol
 buffers), so that any JSON reader takes the file and a diverged loss is still told from an unknown one.
@@ -24,6 +24,7 @@ from typing import Any, Protocol, Self, TextIO
 Row = dict[str, int | float | None]
 """One line of metrics.jsonl: a training row has "loss", an evaluation row has "held_out_loss"."""
 
+_RENAMED_FIELDS = {"expert_balance": "load_balancing_loss"}  # as earlier versions wrote it
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # window of the median step time behind the ETA: long enough to outlive one slow step, short enough to follow a change
 _RECENT_STEPS = 50
@@ -105,7 +106,7 @@ class MetricsLogger:
         tokens_per_second: float,
         step_time_ms: float,
         mfu: float | None = None,
-        expert_balance: float | None = None,
+        load_balancing_loss: float | None = None,
     ) -> None:
         """Write the row of one finished training step everywhere.
 
@@ -116,7 +117,7 @@ class MetricsLogger:
             tokens_seen: since the start of training, this step included.
             tokens_per_second: of the whole run, all ranks together.
             mfu: share in [0, 1] or None.
-            expert_balance: how evenly the experts are used, 1 where all are alike; None for a model without them.
+            load_balancing_loss: how evenly the experts are used, 1 where all are alike; None for a model without them.
 
         Raises:
             ValueError: ``step`` is not later than the last one logged; the file holds each step once.
@@ -136,8 +137,8 @@ class MetricsLogger:
             "step_time_ms": step_time_ms,
             "mfu": mfu,
         }
-        if expert_balance is not None:
-            row["expert_balance"] = expert_balance
+        if load_balancing_loss is not None:
+            row["load_balancing_loss"] = load_balancing_loss
         self._write(row, prefix="train/")
         self._step_times_ms.append(step_time_ms)
         due = step % self._interval == 0 or step == self._num_steps
@@ -323,7 +324,7 @@ def _decode_row(line: bytes) -> Row:
     has_step = isinstance(found, dict) and isinstance(found.get("step"), int)
     if not has_step:
         raise ValueError("no integer step")
-    return {name: _decode_number(name, value) for name, value in found.items()}
+    return {_RENAMED_FIELDS.get(name, name): _decode_number(name, value) for name, value in found.items()}
 
 
 def _decode_number(name: str, value: object) -> int | float | None:

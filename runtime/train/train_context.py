@@ -47,14 +47,14 @@ class StepResult:
     """Of one step, the same on all ranks: mean loss a predicted token, the gradient norm before clipping, and whether any rank asked to stop.
 
     Args:
-        expert_balance: mean balance loss of a layer's experts over a sequence, not weighted: 1 where all are used
+        load_balancing_loss: mean balance loss of a layer's experts over a sequence, not weighted: 1 where all are used
             alike; None without experts.
     """
 
     loss: float
     grad_norm: float
     stop: bool
-    expert_balance: float | None = None
+    load_balancing_loss: float | None = None
 
 
 class TrainingDiverged(RuntimeError):
@@ -125,7 +125,7 @@ def train_step(
     train_context.optimizer.zero_grad()
     train_context.executor.run(batches)
     squared_norm = train_context.optimizer.finish_gradients()
-    balance = torch.stack([stage.take_expert_balance() for stage in train_context.stages.values()]).sum()
+    balance = torch.stack([stage.take_load_balancing_loss() for stage in train_context.stages.values()]).sum()
     sums = _sum_over_world(train_context, train_context.executor.loss, squared_norm, torch.tensor(float(stop)), balance)
     loss_sum, squared_norm_sum, stops, balance_sum = sums
     loss, grad_norm = loss_sum / train_context.target_tokens_per_step, math.sqrt(squared_norm_sum)

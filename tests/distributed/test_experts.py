@@ -225,7 +225,7 @@ def hold_and_report(layout: Layout) -> tuple[dict[str, int], float | None, float
     result = train_step(train_context, make_batches(spec, 0, mesh.dp.rank, mesh.dp.size), 3e-3)
     assert any(state.bucket.dp.axis == "expert_dp" for state in train_context.optimizer._states) == (parallel.ep > 1)
     mesh.close()
-    return held, result.expert_balance, result.grad_norm
+    return held, result.load_balancing_loss, result.grad_norm
 
 
 def test_experts_are_shared_out_and_their_balance_is_the_same_at_every_layout(ranks: RankPool) -> None:

@@ -44,10 +44,10 @@ records, most_bytes = [], 0
 for rank in range(384):
     dist.init_process_group("fake", rank=rank, world_size=384, store=FakeStore())
     mesh = build_mesh(pp=4, dp=12, cp=1, tp=8, timeout_s=30)
-    job = build_train_context(spec, mesh, torch.device("meta"))
-    stored = [stored_piece(piece, f"rank-{rank:05d}.safetensors") for piece in job.optimizer.pieces() if piece.key == "weight"]
+    train_context = build_train_context(spec, mesh, torch.device("meta"))
+    stored = [stored_piece(piece, f"rank-{rank:05d}.safetensors") for piece in train_context.optimizer.pieces() if piece.key == "weight"]
     records += [each[0] for each in stored if each is not None]
-    most_bytes = max(most_bytes, sum(job.optimizer.state_bytes().values()))
+    most_bytes = max(most_bytes, sum(train_context.optimizer.state_bytes().values()))
     mesh.close()
     dist.destroy_process_group()
 owned = {}

@@ -236,8 +236,8 @@ def test_a_stage_says_what_a_sequence_counts() -> None:
     module, x = found[1]  # the last layer: to the router of the one before more comes through the last layer's input
     (extra,) = torch.autograd.grad(0.5 * 9 * 0.3 * balance_loss(module, x.detach()).sum(), module.router.weight)
     torch.testing.assert_close(gradients[1][1], gradients[0][1] + extra, rtol=0, atol=1e-12)
-    assert plain.take_expert_balance() > 0
-    assert plain.take_expert_balance() == 0
+    assert plain.take_load_balancing_loss() > 0
+    assert plain.take_load_balancing_loss() == 0
 
 
 def test_one_token_at_a_time_gives_what_the_whole_sequence_gives() -> None:

@@ -119,6 +119,12 @@ def test_a_last_row_that_only_lacks_its_newline_is_kept_apart_from_the_next(tmp_
     assert steps_in(tmp_path) == [1, 2]
 
 
+def test_a_row_with_an_earlier_name_of_a_field_is_read_under_todays(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.5, "expert_balance": 1.25}\n')
+    assert read_metrics(path) == [{"step": 1, "loss": 2.5, "load_balancing_loss": 1.25}]
+
+
 @pytest.mark.parametrize("line", ["{broken", "[1]", '{"loss": 1.0}', '{"step": 1, "loss": "high"}', '{"step": "NaN"}'])
 def test_a_broken_line_before_the_last_is_an_error_with_its_number(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
