@@ -20,7 +20,8 @@ from torch import Tensor
 from trimaran.kernels.attention.call import NOT_SPECIALIZED, Call
 from trimaran.kernels.attention.tile import (
     LOG2E,
-    bend,
+    apply_softcap_alibi,
+    attention_mask,
     extent,
     keep,
     key_ranges,
@@ -30,7 +31,6 @@ from trimaran.kernels.attention.tile import (
     product,
     query_ranges,
     schedule,
-    sees,
     slope_of,
 )
 from trimaran.kernels.launch import launch, tuned
@@ -104,10 +104,10 @@ def _key_step(
         base = tl.load(base_ptr + statistics)
         delta = tl.load(delta_ptr + statistics)
     query, key_at = (at + keys - queries)[None, :], (key + tl.arange(0, BLOCK_N))[:, None]
-    scores, bent = bend(product(k, q, V), query, key_at, bias, V)
+    scores, cap_slope = apply_softcap_alibi(product(k, q, V), query, key_at, bias, V)
     weights = tl.exp2(scores - base[None, :])
     if MASKED:
-        weights = tl.where(sees(query, key_at, keys, bias[0], V), weights, 0.0)
+        weights = tl.where(attention_mask(query, key_at, keys, bias[0], V), weights, 0.0)
     if V.dropout:
         kept = tl.trans(keep(row + at, key, draw, BLOCK_N))
     if DV:
@@ -119,7 +119,7 @@ def _key_step(
         dweights = product(v, do, V)
         if V.dropout:
             dweights = tl.where(kept, dweights * keep_scale, 0.0)
-        dscores = (weights * (dweights - delta[None, :]) * bent).to(q.dtype)
+        dscores = (weights * (dweights - delta[None, :]) * cap_slope).to(q.dtype)
         dk = tl.dot(dscores, q, dk, input_precision=V.precision)
         if FUSED:
             dq = tl.dot(dscores.T, k, input_precision=V.precision) * bias[1]
@@ -143,8 +143,8 @@ def _attention_backward_keys(
     starts_ptr: tl.tensor,
     slopes_ptr: tl.tensor,
     blocks: tl.tensor,
-    lanes: tl.tensor,
-    section: tl.tensor,
+    num_head_indices: tl.tensor,
+    tile_group: tl.tensor,
     seq_q: tl.tensor,
     seq_k: tl.tensor,
     tokens: tl.tensor,
@@ -169,8 +169,8 @@ def _attention_backward_keys(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    block, lane = schedule(tl.program_id(0), blocks, lanes, section)
-    index, head = lane // heads, lane % heads
+    block, head_index = schedule(tl.program_id(0), blocks, num_head_indices, tile_group)
+    index, head = head_index // heads, head_index % heads
     first_q, queries = extent(index, starts_ptr, seq_q, V)
     first_k, keys = extent(index, starts_ptr, seq_k, V)
     key = (blocks - 1 - block) * BLOCK_N  # the first keys are seen by the most queries
@@ -233,14 +233,14 @@ def _query_step(
     k = k_desc.load([token, column])
     v = v_desc.load([token, column])
     key_at = (key + tl.arange(0, BLOCK_N))[None, :]
-    scores, bent = bend(product(q, k, V), query[:, None], key_at, bias, V)
+    scores, cap_slope = apply_softcap_alibi(product(q, k, V), query[:, None], key_at, bias, V)
     weights = tl.exp2(scores - base[:, None])
     if MASKED:
-        weights = tl.where(sees(query[:, None], key_at, keys, bias[0], V), weights, 0.0)
+        weights = tl.where(attention_mask(query[:, None], key_at, keys, bias[0], V), weights, 0.0)
     dweights = product(do, v, V)
     if V.dropout:
         dweights = tl.where(keep(row, key, draw, BLOCK_N), dweights * keep_scale, 0.0)
-    dscores = weights * (dweights - delta[:, None]) * bent
+    dscores = weights * (dweights - delta[:, None]) * cap_slope
     return tl.dot(dscores.to(k.dtype), k, dq, input_precision=V.precision)
 
 
@@ -256,8 +256,8 @@ def _attention_backward_queries(
     starts_ptr: tl.tensor,
     slopes_ptr: tl.tensor,
     blocks: tl.tensor,
-    lanes: tl.tensor,
-    section: tl.tensor,
+    num_head_indices: tl.tensor,
+    tile_group: tl.tensor,
     seq_q: tl.tensor,
     seq_k: tl.tensor,
     tokens: tl.tensor,
@@ -279,8 +279,8 @@ def _attention_backward_queries(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    block, lane = schedule(tl.program_id(0), blocks, lanes, section)
-    index, head = lane // heads, lane % heads
+    block, head_index = schedule(tl.program_id(0), blocks, num_head_indices, tile_group)
+    index, head = head_index // heads, head_index % heads
     first_q, queries = extent(index, starts_ptr, seq_q, V)
     first_k, keys = extent(index, starts_ptr, seq_k, V)
     if block * BLOCK_M >= queries:
@@ -353,8 +353,8 @@ def _start_keys(
     q_desc, do_desc = (call.describe(x, config["BLOCK_M"]) for x in (call.q, dout))
     k_desc, v_desc = (call.describe(x, config["BLOCK_N"]) for x in (call.k, call.v))
     blocks = triton.cdiv(call.longest_k, config["BLOCK_N"])
-    lanes = call.count * call.sizes.heads
-    arguments = call.arguments(blocks, lanes, call.section(lanes))
+    num_head_indices = call.count * call.sizes.heads
+    arguments = call.arguments(blocks, num_head_indices, call.tile_group(num_head_indices))
     tensors: tuple[Any, ...] = (q_desc, k_desc, v_desc, do_desc, *grads, *statistics)
     # Where a head is too wide for both sums to stay in registers, each has a pass of its own.
     for part in (
@@ -364,7 +364,7 @@ def _start_keys(
     ):
         launch(
             _attention_backward_keys,
-            (blocks * lanes,),
+            (blocks * num_head_indices,),
             *tensors,
             *arguments,
             FUSED=fused,
@@ -379,7 +379,9 @@ def _start_queries(call: Call, dq: Tensor, statistics: tuple[Tensor, Tensor], do
     q_desc, do_desc = (call.describe(x, config["BLOCK_M"]) for x in (call.q, dout))
     k_desc, v_desc = (call.describe(x, config["BLOCK_N"]) for x in (call.k, call.v))
     blocks = triton.cdiv(call.longest_q, config["BLOCK_M"])
-    lanes = call.count * call.sizes.heads
-    arguments = call.arguments(blocks, lanes, call.section(lanes))
+    num_head_indices = call.count * call.sizes.heads
+    arguments = call.arguments(blocks, num_head_indices, call.tile_group(num_head_indices))
     tensors: tuple[Any, ...] = (q_desc, k_desc, v_desc, do_desc, dq, *statistics)
-    launch(_attention_backward_queries, (blocks * lanes,), *tensors, *arguments, **call.constants(), **config)
+    launch(
+        _attention_backward_queries, (blocks * num_head_indices,), *tensors, *arguments, **call.constants(), **config
+    )

@@ -18,7 +18,7 @@ _CACHE_BYTES = (
 )  # keys and values in flight together: half of the second-level cache of an H100 (50 MB) or an A100 (40 MB)
 _ALIGNMENT = 16  # bytes: what a tensor descriptor asks of its base and of every stride
 NOT_SPECIALIZED = (
-    *("blocks", "lanes", "section", "seq_q", "seq_k", "tokens", "total_heads"),
+    *("blocks", "num_head_indices", "tile_group", "seq_q", "seq_k", "tokens", "total_heads"),
     *("first_row", "key0", "key1", "mask_blocks", "threshold"),
 )
 """Arguments that change from call to call: a kernel must not be compiled again where one of them is 1 or divisible by 16."""
@@ -110,12 +110,12 @@ class Call:
         tokens, heads, head_dim = x.shape
         return TensorDescriptor(x, [tokens, heads * head_dim], [x.stride(0), 1], [rows, self.tile_dim])
 
-    def section(self, lanes: int) -> int:
-        """Return how many lanes (a query head of a sequence) run together, so that what they read stays in the cache."""
-        per_lane = 2 * self.longest_k * self.k.shape[2] * self.k.element_size() // self.group
-        return max(1, min(lanes, _CACHE_BYTES // max(1, per_lane)))
+    def tile_group(self, num_head_indices: int) -> int:
+        """Return how many head indices (query heads of a sequence) run together, so that what they read stays in the cache."""
+        per_head = 2 * self.longest_k * self.k.shape[2] * self.k.element_size() // self.group
+        return max(1, min(num_head_indices, _CACHE_BYTES // max(1, per_head)))
 
-    def arguments(self, blocks: int, lanes: int, section: int) -> tuple[Any, ...]:
+    def arguments(self, blocks: int, num_head_indices: int, tile_group: int) -> tuple[Any, ...]:
         """Return what every kernel takes after its own tensors, in order."""
         sizes, options, dropout = self.sizes, self.options, self.dropout
         device = self.q.device
@@ -124,8 +124,8 @@ class Call:
         slopes = nothing if self.slopes is None else self.slopes.contiguous()
         shape = (
             blocks,
-            lanes,
-            section,
+            num_head_indices,
+            tile_group,
             sizes.seq_q,
             sizes.seq_k,
             len(self.q),

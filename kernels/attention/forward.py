@@ -14,7 +14,8 @@ from trimaran.kernels.attention.call import NOT_SPECIALIZED, Call
 from trimaran.kernels.attention.tile import (
     LN2,
     LOG2E,
-    bend,
+    apply_softcap_alibi,
+    attention_mask,
     extent,
     keep,
     key_ranges,
@@ -23,7 +24,6 @@ from trimaran.kernels.attention.tile import (
     narrow,
     product,
     schedule,
-    sees,
     slope_of,
 )
 from trimaran.kernels.launch import launch
@@ -55,10 +55,10 @@ def _step(
     # instruction.
     factor = bias[1] * LOG2E
     if V.softcap or V.alibi:
-        scores, _ = bend(scores, query[:, None], at[None, :], bias, V)
+        scores, _ = apply_softcap_alibi(scores, query[:, None], at[None, :], bias, V)
         factor = 1.0
     if MASKED:
-        scores = tl.where(sees(query[:, None], at[None, :], keys, bias[0], V), scores, float("-inf"))
+        scores = tl.where(attention_mask(query[:, None], at[None, :], keys, bias[0], V), scores, float("-inf"))
     new_maximum = tl.maximum(maximum, tl.max(scores, 1) * factor)
     base = new_maximum
     if MASKED:
@@ -83,8 +83,8 @@ def _attention_forward(
     starts_ptr: tl.tensor,
     slopes_ptr: tl.tensor,
     blocks: tl.tensor,
-    lanes: tl.tensor,
-    section: tl.tensor,
+    num_head_indices: tl.tensor,
+    tile_group: tl.tensor,
     seq_q: tl.tensor,
     seq_k: tl.tensor,
     tokens: tl.tensor,
@@ -106,8 +106,8 @@ def _attention_forward(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    block, lane = schedule(tl.program_id(0), blocks, lanes, section)
-    index, head = lane // heads, lane % heads
+    block, head_index = schedule(tl.program_id(0), blocks, num_head_indices, tile_group)
+    index, head = head_index // heads, head_index % heads
     first_q, queries = extent(index, starts_ptr, seq_q, V)
     first_k, keys = extent(index, starts_ptr, seq_k, V)
     if block * BLOCK_M >= queries:
@@ -154,11 +154,11 @@ def attention_forward(call: Call) -> tuple[Tensor, Tensor]:
     q_desc = call.describe(call.q, config["BLOCK_M"])
     k_desc, v_desc = (call.describe(x, config["BLOCK_N"]) for x in (call.k, call.v))
     blocks = triton.cdiv(call.longest_q, config["BLOCK_M"])
-    lanes = call.count * heads
-    arguments = call.arguments(blocks, lanes, call.section(lanes))
+    num_head_indices = call.count * heads
+    arguments = call.arguments(blocks, num_head_indices, call.tile_group(num_head_indices))
     launch(
         _attention_forward,
-        (blocks * lanes,),
+        (blocks * num_head_indices,),
         q_desc,
         k_desc,
         v_desc,

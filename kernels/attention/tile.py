@@ -14,14 +14,16 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def schedule(program: tl.tensor, blocks: tl.tensor, lanes: tl.tensor, section: tl.tensor) -> tl.tensor:
-    """(block, lane) of a program: sections of `section` lanes one after the other, so that the keys and values of those in flight stay in the second-
-    level cache; within a section the last block first, which under a causal mask is the longest.
+def schedule(program: tl.tensor, blocks: tl.tensor, num_head_indices: tl.tensor, tile_group: tl.tensor) -> tl.tensor:
+    """(block, head index) of a program; a head index counts the heads of all documents or sequences.
+
+    Groups of `tile_group` head indices run one after the other, so that the keys and values of those in flight stay in
+    the second-level cache. Within a group the last block comes first: under a causal mask it is the longest.
     """
-    per_section = blocks * section
-    first = program // per_section * section
-    size = tl.minimum(lanes - first, section)
-    rest = program % per_section
+    per_group = blocks * tile_group
+    first = program // per_group * tile_group
+    size = tl.minimum(num_head_indices - first, tile_group)
+    rest = program % per_group
     return blocks - 1 - rest // size, first + rest % size
 
 
@@ -79,7 +81,9 @@ def product(a: tl.tensor, b: tl.tensor, V: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def bend(products: tl.tensor, query: tl.tensor, key: tl.tensor, bias: tl.tensor, V: tl.constexpr) -> tl.tensor:
+def apply_softcap_alibi(
+    products: tl.tensor, query: tl.tensor, key: tl.tensor, bias: tl.tensor, V: tl.constexpr
+) -> tl.tensor:
     """Scores from query-key products, and what the soft cap multiplies their gradient by (1 without one).
 
     bias: (window, scale, softcap, slope).
@@ -88,9 +92,9 @@ def bend(products: tl.tensor, query: tl.tensor, key: tl.tensor, bias: tl.tensor,
     gradient = 1.0
     if V.softcap:
         # tanh(x) = 1 - 2 / (exp(2 x) + 1), right for infinite exp(2 x) too
-        bent = 1.0 - 2.0 / (tl.exp2(products * (2.0 * LOG2E * scale / softcap)) + 1.0)
-        scores = bent * (softcap * LOG2E)
-        gradient = 1.0 - bent * bent
+        capped = 1.0 - 2.0 / (tl.exp2(products * (2.0 * LOG2E * scale / softcap)) + 1.0)
+        scores = capped * (softcap * LOG2E)
+        gradient = 1.0 - capped * capped
     else:
         scores = products * (scale * LOG2E)
     if V.alibi:
@@ -99,7 +103,7 @@ def bend(products: tl.tensor, query: tl.tensor, key: tl.tensor, bias: tl.tensor,
 
 
 @triton.jit
-def sees(query: tl.tensor, key: tl.tensor, keys: tl.tensor, window: tl.tensor, V: tl.constexpr) -> tl.tensor:
+def attention_mask(query: tl.tensor, key: tl.tensor, keys: tl.tensor, window: tl.tensor, V: tl.constexpr) -> tl.tensor:
     """Which queries see which keys; positions of any shapes that broadcast."""
     allowed = key < keys
     if V.causal:
