@@ -74,19 +74,19 @@ def _measure(
 
     from trimaran.launchers.rendezvous.store import meet_nobody
     from trimaran.launchers.worker.process_group import choose_device, join_world
-    from trimaran.runtime.train import coordinates
+    from trimaran.runtime.train import mup_check
     from trimaran.runtime.train.train_context import TrainingDiverged
 
-    single = coordinates.spec_at_width(spec, spec.transformer.hidden_size, growth)
-    make_batches = coordinates.batches_of_text(single) if on_text else coordinates.random_batches
+    single = mup_check.spec_at_width(spec, spec.transformer.hidden_size, growth)
+    make_batches = mup_check.batches_of_text(single) if on_text else mup_check.random_batches
     torch.set_num_threads(threads_per_rank(single, 1))
     device = choose_device(single.launcher.device, 0, 1)
     mesh = join_world(single, device, meet_nobody())
-    found: dict[str, coordinates.Coordinates] = {}
+    found: dict[str, mup_check.Coordinates] = {}
     try:
-        for each in (spec, coordinates.plain_spec(spec)):
+        for each in (spec, mup_check.plain_spec(spec)):
             if each.transformer.init not in found:
-                found[each.transformer.init] = coordinates.measure(
+                found[each.transformer.init] = mup_check.measure(
                     each, widths, num_steps, growth, make_batches, mesh, device
                 )
     except TrainingDiverged as error:
