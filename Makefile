@@ -1,4 +1,4 @@
-# make train: try it. make test, make check: what CI runs. All of them set up .venv first, once.
+# make train: try it. make test, make check: what CI runs. make quick: while you work. All set up .venv first, once.
 
 SPEC ?= examples/quickstart.yaml
 TEST_WORKERS ?= 2
@@ -19,11 +19,12 @@ TRITON = $$($(BIN)/python -c 'from importlib.metadata import requires; \
 PIP_INSTALL := DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quiet) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check clean
+.PHONY: help train test quick durations check clean
 
 help:
 	@echo "make train   set up and train $(SPEC) (another: make train SPEC=FILE)"
 	@echo "make test    set up and run every test ($(TEST_WORKERS) at a time: TEST_WORKERS=N)"
+	@echo "make quick   set up and run the tests that take little time each"
 	@echo "make check   set up, then lint, format, types and the rules of the house"
 	@echo "make clean   remove caches and build outputs; .venv, .cache and runs stay"
 
@@ -31,7 +32,13 @@ train: $(RUNTIME)
 	@$(BIN)/trimaran train $(SPEC)
 
 test: $(TESTS)
-	@$(BIN)/python -P -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -P -m pytest -n $(TEST_WORKERS) --durations 10 --durations-min 1
+
+quick: $(TESTS)
+	@$(BIN)/python -P -m pytest -n $(TEST_WORKERS) -m "not slow"
+
+durations: $(TESTS)
+	@$(BIN)/python -P -m pytest -n $(TEST_WORKERS) --record-durations
 
 check: $(TESTS)
 	@$(BIN)/ruff check .

@@ -1,30 +1,77 @@
-"""Rules for every test session: the order of tests, and what a skipped test means in CI."""
+"""Rules for every test session: which worker runs what, what is counted, and what a skipped test means in CI."""
 
 import os
 import re
+import resource
+import tempfile
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import counting
+from tests.durations import Durations
+from tests.scheduling import SLOW_S, ByDuration, function_of, recorded_seconds
 
 MISSING_GPU = re.compile(r"\b(GPU|CUDA)\b", re.IGNORECASE)
 COLLECTION_SKIPS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 
 
+DURATIONS: pytest.StashKey[Durations] = pytest.StashKey()
+STARTED: pytest.StashKey[float] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a session record what its tests took."""
+    parser.addoption(
+        "--record-durations", action="store_true", help="write tests/durations.json and the table of tests/README.md"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Make room for the reasons of test files that are skipped whole."""
+    """Make room for the reasons of test files that are skipped whole, for durations, and for what is counted."""
     config.stash[COLLECTION_SKIPS] = {}
+    config.stash[DURATIONS] = Durations()
+    config.stash[STARTED] = time.monotonic()
+    if (
+        not is_worker(config) and counting.FOLDER not in os.environ
+    ):  # a session inside a session counts for the outer one
+        os.environ[counting.FOLDER] = tempfile.mkdtemp(prefix="trimaran-counts-")
 
 
+def is_worker(config: pytest.Config) -> bool:
+    """Return whether this process is a worker of xdist."""
+    return hasattr(config, "workerinput")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByDuration:
+    """Give the workers the longest tests first."""
+    return ByDuration(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put slow tests first, so that no xdist worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Mark the tests of functions that took long when they were last recorded: `make quick` leaves them out."""
+    recorded = recorded_seconds()
+    for item in items:
+        if recorded.get(function_of(item.nodeid), 0.0) > SLOW_S:
+            item.add_marker("slow")
 
 
-class CollectionSkips:
-    """Keeps the reasons of test files that are skipped whole (`importorskip`): xdist workers do not report them on their own."""
+class Watch:
+    """Keeps every test's duration, and the reasons of test files that are skipped whole (`importorskip`).
+
+    Workers of xdist do not report such a file on their own.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._skips = config.stash[COLLECTION_SKIPS]
+        self._durations = config.stash[DURATIONS]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add a phase of a test to its function's seconds."""
+        self._durations.add(report.nodeid, report.duration)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Note a skipped file."""
@@ -38,24 +85,30 @@ class CollectionSkips:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Watch the collection, in this process and in the workers."""
-    session.config.pluginmanager.register(CollectionSkips(session.config))
+    """Watch tests and their collection, in this process and in the workers."""
+    session.config.pluginmanager.register(Watch(session.config))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand a worker's notes to the controller; there, fail a session in CI that skipped a test for want of anything but a GPU."""
-    worker_output = getattr(session.config, "workeroutput", None)
-    if worker_output is not None:
-        worker_output["collection_skips"] = session.config.stash[COLLECTION_SKIPS]
+    """Hand a worker's notes to the controller; there, judge the session by what it skipped and counted."""
+    config = session.config
+    if is_worker(config):
+        config.workeroutput["collection_skips"] = config.stash[COLLECTION_SKIPS]  # type: ignore[attr-defined]
         return
-    passing = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-    if passing and os.environ.get("CI") == "true" and unexcused(all_skips(session.config)):
+    if session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        return
+    skipped = os.environ.get("CI") == "true" and unexcused(all_skips(config))
+    if skipped or counting.over_bounds(counts()):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    elif config.getoption("--record-durations"):
+        config.stash[DURATIONS].write()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Count and list every skipped test with its reason."""
+    """Say what the session took and counted, and list every skipped test with its reason."""
+    if terminalreporter.verbosity >= 0:
+        report_cost(terminalreporter, time.monotonic() - config.stash[STARTED])
     skips = all_skips(config)
     if not skips:
         return
@@ -67,6 +120,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line(
             f"{len(refused)} skips do not name a missing GPU or CUDA: in CI they fail the session", red=True
         )
+
+
+def report_cost(terminalreporter: pytest.TerminalReporter, wall_s: float) -> None:
+    """Print seconds of the clock and of the processors, and what tests/counting.py bounds."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu_s = sum(usage.ru_utime + usage.ru_stime for usage in used)
+    terminalreporter.section("cost")
+    terminalreporter.line(f"{wall_s:.0f} s, {cpu_s:.0f} s of CPU time in processes that have ended")
+    found = counts()
+    for kind, details in sorted(found.items()):
+        terminalreporter.line(f"{kind}: {details.total()} of at most {counting.BOUNDS.get(kind)}")
+    for sentence in counting.over_bounds(found):
+        terminalreporter.line(sentence, red=True)
+
+
+def counts() -> dict[str, Any]:
+    """Return what the session's processes have counted."""
+    return counting.recorded(Path(os.environ[counting.FOLDER]))
 
 
 def all_skips(config: pytest.Config) -> dict[str, str]:

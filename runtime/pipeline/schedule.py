@@ -4,7 +4,7 @@ A schedule is one list of actions per pipeline rank. The generators here emit co
 `trimaran.runtime.pipeline.passes.add_communication` adds the sends and receives. Nothing here knows torch, a process
 group or a config: the list that is drawn and simulated is the list that is executed.
 
-LayerContext is one rule for every schedule: stage `s` lives on rank `s % num_ranks`, so rank `r` holds the stages
+Placement is one rule for every schedule: stage `s` lives on rank `s % num_ranks`, so rank `r` holds the stages
 `r, r + num_ranks, ...` (its chunks). In every schedule each stage runs its backwards in the order of the microbatches,
 so gradients are summed in the same order and agree to the bit between schedules.
 """

@@ -1,4 +1,4 @@
-"""InitSpec weights: each kind's deviations by its paper's formula, the same numbers at every layout, and what they are for: training where others do not."""
+"""Initial weights: each kind's deviations by its paper's formula, the same numbers at every layout, and what they are for: training where others do not."""
 
 import math
 from typing import Any, get_args

@@ -1,0 +1,65 @@
+"""The suite itself: its table names every file and promise, its units of work lose no test, and its counts add up."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests import counting
+from tests.durations import PAGE, ROOT, files_of_tests, page_with, promise, table
+from tests.scheduling import LONGEST_UNIT_S, WHOLE_FILES, recorded_seconds, seconds_by_test, units_of_work
+
+
+def test_the_table_names_every_test_file_with_its_promise() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    missing = [
+        file for file in files_of_tests() if f"| {promise(file)} | [" not in page or f"]({name(file)}) |" not in page
+    ]
+    assert not missing, f"run `python -m tests.durations`: {missing} not in tests/README.md as their docstrings say"
+    assert page.count("](") == len(files_of_tests()), (
+        "the table names a file that is gone: run `python -m tests.durations`"
+    )
+
+
+def name(file: Path) -> str:
+    return file.relative_to(ROOT / "tests").as_posix()
+
+
+def test_every_test_file_states_its_promise() -> None:
+    assert not [file for file in files_of_tests() if len(promise(file)) < 20]
+
+
+def test_writing_the_table_again_changes_nothing_else() -> None:
+    once = page_with(table(recorded_seconds()))
+    assert once.count("| promise | test file | seconds |") == 1
+    assert once.partition("<!-- table -->")[0] == PAGE.read_text(encoding="utf-8").partition("<!-- table -->")[0]
+
+
+def test_units_hold_every_test_once_and_the_longest_come_first() -> None:
+    tests = [f"tests/test_{file}.py::test_{n}[{case}]" for file in "abc" for n in range(5) for case in range(3)]
+    tests += [f"{WHOLE_FILES[0]}::test_{n}" for n in range(3)]
+    recorded = {"tests/test_b.py::test_1": 40.0, "tests/test_c.py::test_0": 3.0}
+    recorded |= {f"{WHOLE_FILES[0]}::test_{n}": 30.0 for n in range(3)}
+    units = units_of_work(tests, recorded)
+    assert Counter(test for unit in units for test in unit) == Counter(tests)
+    expected = seconds_by_test(tests, recorded)
+    lengths = [sum(expected[test] for test in unit) for unit in units]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] == pytest.approx(90.0), "a file that must stay whole is one unit"
+    assert all(length <= LONGEST_UNIT_S for length in lengths[1:])
+    assert all(len({test.partition("::")[0] for test in unit}) == 1 for unit in units)
+
+
+def test_counts_of_several_processes_add_up_and_are_held_to_their_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(counting.FOLDER, str(tmp_path))
+    monkeypatch.setattr(counting, "BOUNDS", {"cold start": 3})
+    counting.record("cold start", "check")
+    (tmp_path / "other.jsonl").write_text('{"kind": "cold start", "detail": "train", "count": 2}\n')
+    assert counting.recorded(tmp_path)["cold start"] == {"check": 1, "train": 2}
+    assert not counting.over_bounds(counting.recorded(tmp_path))
+    counting.record("cold start", "check")
+    assert counting.over_bounds(counting.recorded(tmp_path)) == [
+        "4 of cold start, over 3 (tests/counting.py): check 2, train 2"
+    ]
