@@ -86,7 +86,8 @@ def check_sizes(path: Path, files: Sequence[FileRecord]) -> None:
             ) from error
         if size != record.size_bytes:
             raise CheckpointError(
-                f"shard file {record.file} has {size} bytes, the manifest says {record.size_bytes}: truncated or overwritten"
+                f"shard file {record.file} has {size} bytes, "
+                f"the manifest says {record.size_bytes}: truncated or overwritten"
             )
 
 

@@ -137,7 +137,8 @@ def load_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{path} is not a manifest of format {FORMAT!r}")
     if body.get("version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {body.get('version')!r}, this trimaran reads version {FORMAT_VERSION}: use the version that wrote it"
+            f"{path} has format version {body.get('version')!r}, this trimaran reads version "
+            f"{FORMAT_VERSION}: use the version that wrote it"
         )
     if body.pop("manifest_sha256", None) != _digest(body):
         raise CheckpointError(f"{path} does not match its own sha256: the file was changed or damaged")

@@ -153,8 +153,8 @@ class Checkpoint:
         stored_shape = pieces[0].global_shape
         if tuple(spec.global_shape) != stored_shape:
             raise CheckpointError(
-                f"{name!r} has global shape {stored_shape} in {self.path.name} but {tuple(spec.global_shape)} in this run: "
-                "the model section of the spec must be the one the checkpoint was trained with"
+                f"{name!r} has global shape {stored_shape} in {self.path.name} but {tuple(spec.global_shape)} in this "
+                "run: the model section of the spec must be the one the checkpoint was trained with"
             )
         result = torch.zeros(stop - start, dtype=dtype or _DTYPES[pieces[0].dtype])
         wanted = global_boxes(spec, local_shape, start, stop)
@@ -237,7 +237,8 @@ class Checkpoint:
 
     def _broken(self, file: str, why: str) -> CheckpointError:
         return CheckpointError(
-            f"shard file {file} of checkpoint {self.path.name} (step {self.step}) is broken: {why}; {what_to_do(self.path)}"
+            f"shard file {file} of checkpoint {self.path.name} (step {self.step}) is broken: "
+            f"{why}; {what_to_do(self.path)}"
         )
 
     def _refuse_holes(
@@ -254,6 +255,7 @@ class Checkpoint:
         holes = missing_ranges(spec, local_shape, start, stop, [box for piece in pieces for box in piece.boxes()])
         shown = ", ".join(f"[{low}, {high})" for low, high in holes[:5]) + (", ..." if len(holes) > 5 else "")
         raise CheckpointError(
-            f"{self.path.name} does not hold all of {key!r} of {name!r}: of the local shard {tuple(local_shape)} at offset {spec.offset} "
-            f"along dim {spec.dim} these flat ranges are missing: {shown or 'none, but stored pieces overlap'}"
+            f"{self.path.name} does not hold all of {key!r} of {name!r}: of the local shard {tuple(local_shape)} at "
+            f"offset {spec.offset} along dim {spec.dim} these flat ranges are missing: "
+            f"{shown or 'none, but stored pieces overlap'}"
         )

@@ -140,7 +140,8 @@ def _agree(gather: Gather, step: int, world_size: int, outcome: str) -> list[str
     outcomes = [json.loads(text) for text in gather(outcome)]
     if len(outcomes) != world_size:
         raise ValueError(
-            f"gather returned {len(outcomes)} texts for world_size {world_size}; it must gather over all ranks that save"
+            f"gather returned {len(outcomes)} texts for world_size {world_size}; "
+            "it must gather over all ranks that save"
         )
     failures = [f"rank {rank}: {each['error']}" for rank, each in enumerate(outcomes) if each["error"] is not None]
     steps = [each["step"] for each in outcomes]
@@ -149,7 +150,8 @@ def _agree(gather: Gather, step: int, world_size: int, outcome: str) -> list[str
     if failures:
         more = f" (and {len(failures) - _MAX_PROBLEMS} more)" if len(failures) > _MAX_PROBLEMS else ""
         raise CheckpointError(
-            f"the checkpoint of step {step} was not saved: {'; '.join(failures[:_MAX_PROBLEMS])}{more}. Earlier checkpoints are untouched"
+            f"the checkpoint of step {step} was not saved: {'; '.join(failures[:_MAX_PROBLEMS])}{more}. "
+            "Earlier checkpoints are untouched"
         )
     return [each["result"] for each in outcomes]
 
@@ -185,7 +187,8 @@ def _write_rank(temporary: Path, rank: int, pieces: Iterable[ShardPiece]) -> str
         return RankIndex(file=None, pieces=()).model_dump_json()
     if not temporary.is_dir():
         raise CheckpointError(
-            f"{temporary}, made by rank 0, is not there: the checkpoints folder must be on a file system that all ranks share"
+            f"{temporary}, made by rank 0, is not there: the checkpoints folder must be on a "
+            "file system that all ranks share"
         )
     size, digest = write_safetensors(temporary / file, tensors)
     fsync_folder(temporary)

@@ -88,7 +88,8 @@ def find_files(sources: Sequence[str]) -> tuple[list[Path], Counter[str]]:
             found.setdefault(path.resolve(), path)
         if not usable:
             raise DataError(
-                f"data.source {source!r} holds no {', '.join(SUFFIXES)} file; name such files, a folder or a glob of them"
+                f"data.source {source!r} holds no {', '.join(SUFFIXES)} file; "
+                "name such files, a folder or a glob of them"
             )
     if not found:
         raise DataError("data.source is empty; name at least one file, folder or glob, or 'quickstart'")
@@ -215,7 +216,8 @@ def _text_of_line(line: str, file: SourceFile, number: int, counts: CorpusCounts
         raise DataError(f"{where}: not JSON ({error}); every line of a .jsonl file must be one JSON object") from error
     if not isinstance(row, dict):
         raise DataError(
-            f"{where}: a JSON {type(row).__name__}, not an object; write {{{json.dumps(file.text_field)}: ...}} on every line"
+            f"{where}: a JSON {type(row).__name__}, not an object; "
+            f"write {{{json.dumps(file.text_field)}: ...}} on every line"
         )
     text = row.get(file.text_field)
     if not isinstance(text, str):

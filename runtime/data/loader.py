@@ -46,14 +46,16 @@ class Loader:
         if global_batch_size < 1 or global_batch_size % (dp_size * micro_batch_size):
             rule = f"must be a positive multiple of dp x train.micro_batch_size ({dp_size} x {micro_batch_size})"
             raise ValueError(
-                f"train.global_batch_size ({global_batch_size}) {rule}; set it to a multiple of {dp_size * micro_batch_size}"
+                f"train.global_batch_size ({global_batch_size}) {rule}; "
+                f"set it to a multiple of {dp_size * micro_batch_size}"
             )
         self.num_samples = (shards.num_tokens - 1) // seq_len if shards.num_tokens else 0
         if self.num_samples < 1:
             more = "raise data.held_out_fraction, " if shards.split == "held_out" else ""
             need = f"one sample of train.seq_len ({seq_len}) needs {seq_len + 1}"
             raise DataError(
-                f"split {shards.split!r} has {shards.num_tokens} tokens, {need}; {more}add text to data.source or lower train.seq_len"
+                f"split {shards.split!r} has {shards.num_tokens} tokens, {need}; "
+                f"{more}add text to data.source or lower train.seq_len"
             )
         # The last window must be whole; these are the tokens no sample reaches, fewer than seq_len.
         self.unused_tail_tokens = shards.num_tokens - 1 - self.num_samples * seq_len

@@ -167,7 +167,8 @@ def open_prepared(folder: Path, verify_hashes: bool = False) -> PreparedData:
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file() or hash_file(tokenizer_file) != tokenizer_sha256:
         raise DataError(
-            f"{tokenizer_file} is missing or differs from its manifest; delete the folder and the data is prepared again"
+            f"{tokenizer_file} is missing or differs from its manifest; "
+            "delete the folder and the data is prepared again"
         )
     return PreparedData(opened["train"], opened["held_out"], Tokenizer.load(tokenizer_file), manifest, folder)
 
@@ -205,12 +206,14 @@ def _build(
         pass
     if not counts.units:
         raise DataError(
-            f"data.source {', '.join(source['named'])} holds no text: {counts.dropped or 'no documents'}; name files with text"
+            f"data.source {', '.join(source['named'])} holds no text: "
+            f"{counts.dropped or 'no documents'}; name files with text"
         )
     held_out = held_out_units(counts.units, settings.held_out_fraction, settings.seed)
     if settings.held_out_fraction > 0 and not held_out.any():
         logger.warning(
-            "the corpus is a single document without a line end to cut it at: nothing is held out, so there is no held-out loss"
+            "the corpus is a single document without a line end to cut it at: "
+            "nothing is held out, so there is no held-out loss"
         )
     trained = tokenizer is None
     if tokenizer is None:

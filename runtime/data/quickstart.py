@@ -181,8 +181,8 @@ def ensure_quickstart(cache_dir: Path, fetch: Callable[[Path], Path] = fetch_arc
         raise DataError(f"the cached quickstart corpus in {folder} is damaged; delete that folder and it is made again")
     if notes.get("fallback_reason"):
         logger.warning(
-            "the quickstart corpus could not be downloaded (%s): training on the standard library of Python %s instead; "
-            "delete %s to try the download again, or set data.source to your own files",
+            "the quickstart corpus could not be downloaded (%s): training on the standard library of Python %s "
+            "instead; delete %s to try the download again, or set data.source to your own files",
             *(notes["fallback_reason"], notes.get("python"), folder),
         )
     return Quickstart(path, notes)

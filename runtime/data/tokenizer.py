@@ -77,13 +77,15 @@ class Tokenizer:
             content = path.read_bytes()
         except OSError as error:
             raise DataError(
-                f"cannot read tokenizer {path}: {error.strerror}; set data.tokenizer to a tokenizer.json, or leave it out"
+                f"cannot read tokenizer {path}: {error.strerror}; "
+                "set data.tokenizer to a tokenizer.json, or leave it out"
             ) from error
         try:
             inner = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the package raises plain Exception and ValueError for a file it can't parse
             raise DataError(
-                f"{path} is not a tokenizer.json ({error}); export one with the `tokenizers` package, or leave data.tokenizer out"
+                f"{path} is not a tokenizer.json ({error}); export one with the `tokenizers` "
+                "package, or leave data.tokenizer out"
             ) from error
         return cls(inner, str(path))
 

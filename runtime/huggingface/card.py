@@ -60,15 +60,24 @@ def model_card(card: Card) -> str:
 
 def _origin(card: Card) -> Iterator[str]:
     count = f"{card.spec.transformer.num_parameters():,}"
-    yield f"A language model of {count} parameters (`{card.architecture}`, weights in {card.dtype}), exported with trimaran."
+    yield (
+        f"A language model of {count} parameters (`{card.architecture}`, "
+        f"weights in {card.dtype}), exported with trimaran."
+    )
     yield ""
     imported = f"`{PurePath(str(card.record['source'])).name}`" if "source" in card.record else ""
     if imported and card.step == 0:
-        yield f"Its weights were imported from {imported} and not trained further. Whatever holds for that model holds for this one: its training data, its licence."
+        yield (
+            f"Its weights were imported from {imported} and not trained further. Whatever holds for that model holds "
+            "for this one: its training data, its licence."
+        )
     elif imported:
         yield f"It began as {imported}, whose training data and licence are its own, and was trained further, as below."
     elif card.spec.checkpoint.init_from:
-        yield f"It began with the weights of another run (`{PurePath(card.spec.checkpoint.init_from).name}`) and was trained further, as below."
+        yield (
+            f"It began with the weights of another run (`{PurePath(card.spec.checkpoint.init_from).name}`) and "
+            "was trained further, as below."
+        )
     else:
         yield "It was trained from random weights, on the data below and on nothing else."
 
@@ -106,7 +115,10 @@ def _training(card: Card) -> Iterator[str]:
         ("tokens", f"{card.tokens_seen:,} ({train.global_batch_size} sequences of {train.seq_len} a step)"),
         (
             "optimizer",
-            f"{optimizer.name}, peak learning rate {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}, {card.spec.lr_schedule.name} schedule",
+            (
+                f"{optimizer.name}, peak learning rate {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}, "
+                f"{card.spec.lr_schedule.name} schedule"
+            ),
         ),
         ("precision", card.spec.precision.dtype),
     ]
@@ -131,7 +143,10 @@ def _data(run: Path) -> Iterator[str]:
         return
     corpus, splits = manifest.get("corpus", {}), manifest.get("splits", {})
     named = ", ".join(f"`{PurePath(str(name)).name}`" for name in manifest.get("source", {}).get("named", []))
-    yield f"Text from {named or 'files that are not named'}: {corpus.get('documents', 0):,} documents, {corpus.get('characters', 0):,} characters."
+    yield (
+        f"Text from {named or 'files that are not named'}: {corpus.get('documents', 0):,} documents, "
+        f"{corpus.get('characters', 0):,} characters."
+    )
     tokens = splits.get("train", {}).get("tokens", 0)
     yield f"{tokens:,} tokens for training, {splits.get('held_out', {}).get('tokens', 0):,} held out."
     dropped = corpus.get("dropped") or {}
@@ -157,7 +172,10 @@ def _use(card: Card) -> Iterator[str]:
     if is_causal:
         yield f"or `vllm serve {card.name}`, where vLLM has the architecture."
         yield ""
-    yield f"The export was held against the run it comes from (both in float32, from these weights; refused above {TOLERANCE:g} of the logit scale):"
+    yield (
+        "The export was held against the run it comes from (both in float32, from these weights; "
+        f"refused above {TOLERANCE:g} of the logit scale):"
+    )
     yield ""
     yield from (f"- {agreement}" for agreement in card.agreements)
 
@@ -167,8 +185,14 @@ def _limits(card: Card) -> Iterator[str]:
     yield ""
     trained = "" if card.step == 0 else " No evaluation besides the losses above was made."
     what = "continues text with" if card.spec.transformer.is_causal else "puts for hidden tokens"
-    yield f"The model {what} what is likely after its training data, which is not the same as what is true or harmless.{trained}"
-    yield "This card was written by a program from the files of a run. It grants no licence: whoever publishes the model must state one."
+    yield (
+        f"The model {what} what is likely after its training data, which is not the same as "
+        f"what is true or harmless.{trained}"
+    )
+    yield (
+        "This card was written by a program from the files of a run. It grants no licence: "
+        "whoever publishes the model must state one."
+    )
 
 
 def _table(rows: Sequence[tuple[str, str]] | Iterator[tuple[str, str]]) -> Iterator[str]:

@@ -88,7 +88,12 @@ class _Model:
         return {name: prod(shape) * self.dtype.itemsize for name, shape in pairs}
 
 
-def export_model(run: Path, target: Path, options: ExportOptions, progress: Progress = Progress()) -> Exported:  # noqa: B008 - it is frozen
+def export_model(
+    run: Path,
+    target: Path,
+    options: ExportOptions,
+    progress: Progress = Progress(),  # noqa: B008 - it is frozen
+) -> Exported:
     """Write the folder `target` from the newest checkpoint of `run`, or from the checkpoint folder itself.
 
     The folder appears when its logits have been compared with those of our network, or not at all.
@@ -236,7 +241,8 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     cast = tensor.to(dtype).contiguous()
     if dtype == torch.float16 and not bool(torch.isfinite(cast).all()):
         raise ConversionError(
-            f"{name} has values beyond float16's largest, {torch.finfo(dtype).max:g}; export with --dtype bfloat16 or float32"
+            f"{name} has values beyond float16's largest, {torch.finfo(dtype).max:g}; "
+            "export with --dtype bfloat16 or float32"
         )
     return cast
 

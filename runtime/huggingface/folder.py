@@ -46,8 +46,8 @@ def refuse_without_space(folder: Path, num_bytes: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ConversionError(
-            f"{what} takes {num_bytes / 2**30:.1f} GiB, and the disk of {folder.parent} has {free / 2**30:.1f} GiB left; make room there, "
-            "or choose a folder on another disk"
+            f"{what} takes {num_bytes / 2**30:.1f} GiB, and the disk of {folder.parent} has {free / 2**30:.1f} GiB "
+            "left; make room there, or choose a folder on another disk"
         )
 
 

@@ -58,7 +58,12 @@ class Imported:
     has_tokenizer: bool
 
 
-def import_model(source: Path, run: Path, limits: Limits = Limits(), progress: Progress = Progress()) -> Imported:  # noqa: B008 - both are frozen
+def import_model(
+    source: Path,
+    run: Path,
+    limits: Limits = Limits(),
+    progress: Progress = Progress(),  # noqa: B008 - it is frozen
+) -> Imported:
     """Make the run folder `run` of the model in `source`, a folder with config.json and safetensors or a .gguf file.
 
     Everything about names and shapes is checked before the first byte is written. The run appears when its logits have
@@ -257,5 +262,6 @@ def _tell_about_tokenizer(file: Path, config: TransformerConfig, progress: Progr
         return
     if tokenizer.vocab_size > config.vocab_size:
         progress.say(
-            f"tokenizer.json has {tokenizer.vocab_size} tokens, more than the model's {config.vocab_size}: text with the others can't be trained on"
+            f"tokenizer.json has {tokenizer.vocab_size} tokens, more than the model's {config.vocab_size}: "
+            "text with the others can't be trained on"
         )

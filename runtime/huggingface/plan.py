@@ -124,7 +124,8 @@ def _refuse_many_layers(folder: ModelFolder) -> None:
         layers, stored = folder.config.get(name), len(folder.tensors)
         if isinstance(layers, int) and layers > stored:
             raise ValueError(
-                f"{name} is {layers}, and the folder has {stored} tensors; put config.json and weights of the same model together"
+                f"{name} is {layers}, and the folder has {stored} tensors; "
+                "put config.json and weights of the same model together"
             )
 
 
@@ -144,12 +145,13 @@ def _refuse_problems(plan: Plan) -> None:
     dtypes = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
     if shapes:
         raise ConversionError(
-            f"{plan.folder.path}: tensors have another shape than config.json asks for: {_listed(shapes)}; put config.json and weights of the same "
-            "model together"
+            f"{plan.folder.path}: tensors have another shape than config.json asks for: {_listed(shapes)}; "
+            "put config.json and weights of the same model together"
         )
     if dtypes:
         raise ConversionError(
-            f"{plan.folder.path}: tensors are quantized, which can't be trained: {_listed(dtypes)}; import the model they were made from"
+            f"{plan.folder.path}: tensors are quantized, which can't be trained: {_listed(dtypes)}; "
+            "import the model they were made from"
         )
 
 
@@ -159,8 +161,9 @@ def _refuse_other_head(plan: Plan, head: str) -> None:
     first, second = plan.folder.read(embedding), plan.folder.read(head)
     if first.dtype != second.dtype or not torch.equal(first, second):
         raise ConversionError(
-            f"{plan.folder.path}: config.json ties the output projection to the embedding, but {head} and {embedding} are both stored and differ; "
-            "set tie_word_embeddings to false in config.json if the model has an output projection of its own"
+            f"{plan.folder.path}: config.json ties the output projection to the embedding, but {head} and {embedding} "
+            "are both stored and differ; set tie_word_embeddings to false in config.json if the model has "
+            "an output projection of its own"
         )
 
 

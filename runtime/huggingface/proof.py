@@ -70,7 +70,10 @@ class Agreement:
 
     def __str__(self) -> str:
         share = self.max_error / self.scale if self.scale else float("inf")
-        return f"{self.what}, {self.tokens} positions: max abs error {self.max_error:.2g} at a logit scale of {self.scale:.3g} ({share:.1g} of it)"
+        return (
+            f"{self.what}, {self.tokens} positions: max abs error {self.max_error:.2g} at a logit scale of "
+            f"{self.scale:.3g} ({share:.1g} of it)"
+        )
 
     def record(self) -> dict[str, Any]:
         """Return it as plain JSON."""
@@ -200,8 +203,9 @@ class Proof:
         if not all(agreement.holds for agreement in agreements):
             shown = "; ".join(str(agreement) for agreement in agreements)
             raise ProofError(
-                f"the logits of transformers ({self.architecture}) and of this runtime differ by more than {TOLERANCE:g} of their scale: {shown}. "
-                "Nothing was written; one of the two misreads the model, so neither its weights nor its config.json can be trusted to mean the same"
+                f"the logits of transformers ({self.architecture}) and of this runtime differ by more than "
+                f"{TOLERANCE:g} of their scale: {shown}. Nothing was written; one of the two misreads the model, "
+                "so neither its weights nor its config.json can be trusted to mean the same"
             )
         return agreements
 

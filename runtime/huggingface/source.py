@@ -163,8 +163,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def pickle_refused(folder: Path, name: str) -> ConversionError:
     """Return the error about a file of pickled weights."""
     return ConversionError(
-        f"{folder} holds its weights as pickle ({name}), and loading a pickle can run any code its maker put in, so trimaran never does; "
-        "where you trust the maker, convert it: transformers.AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
+        f"{folder} holds its weights as pickle ({name}), and loading a pickle can run any code its maker put in, "
+        "so trimaran never does; where you trust the maker, convert it: "
+        "transformers.AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
     )
 
 
@@ -172,7 +173,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
             raise ConversionError(
-                f"{path} holds an adapter, not a model; merge it into its base model (peft: merge_and_unload) and save that"
+                f"{path} holds an adapter, not a model; merge it into its base model (peft: "
+                "merge_and_unload) and save that"
             )
         if (path / "checkpoints").is_dir():
             raise ConversionError(f"{path} is a run of trimaran already; train on from it with checkpoint.init_from")
@@ -188,7 +190,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     if quantization:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
         raise ConversionError(
-            f"the weights in {path} are quantized ({method}), and quantized weights can't be trained; import the model they were made from"
+            f"the weights in {path} are quantized ({method}), and quantized weights can't be trained; "
+            "import the model they were made from"
         )
     return config
 
@@ -203,8 +206,8 @@ def _read_indexed(path: Path) -> dict[str, StoredTensor]:
     for file in sorted(set(names.values())):
         if not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
             raise ConversionError(
-                f"{index} points at {file!r}; every shard must be a .safetensors file in the folder itself, or a stranger's index could read "
-                "any file of yours"
+                f"{index} points at {file!r}; every shard must be a .safetensors file in the folder itself, "
+                "or a stranger's index could read any file of yours"
             )
         if not (path / file).is_file():
             raise ConversionError(f"{index} names {file}, which is not in {path}; copy the missing shard there")

@@ -147,7 +147,7 @@ def save_fast_tokenizer(source: Path, folder: Path) -> bool:
                 str(source), local_files_only=True, trust_remote_code=False
             )
             tokenizer.save_pretrained(str(folder))
-        except Exception:  # noqa: BLE001 - without sentencepiece or tiktoken installed it fails in every way; the caller tells so
+        except Exception:  # noqa: BLE001 - without sentencepiece or tiktoken it fails in many ways; the caller warns
             return False
     return (folder / "tokenizer.json").is_file()
 

@@ -136,7 +136,8 @@ def check_messages(messages: Sequence[Message]) -> None:
             isinstance(message.get(key), str) for key in ("role", "content")
         ):
             raise ChatError(
-                f"message {number} must be a record with the texts role and content; it is {json.dumps(message, default=str)[:200]}"
+                f"message {number} must be a record with the texts role and content; "
+                f"it is {json.dumps(message, default=str)[:200]}"
             )
 
 
@@ -163,7 +164,8 @@ def _default_of(named: Iterable[Any], origin: str) -> str:
     templates = {each.get("name"): each.get("template") for each in named if isinstance(each, dict)}
     if not isinstance(templates.get("default"), str):
         raise ChatError(
-            f"{origin} has the chat templates {', '.join(map(str, templates))} and none called default; write one to chat_template.jinja"
+            f"{origin} has the chat templates {', '.join(map(str, templates))} and none called default; "
+            "write one to chat_template.jinja"
         )
     return str(templates["default"])
 

@@ -29,7 +29,8 @@ def check_prompts(prompts: Sequence[Sequence[int]], config: TransformerConfig) -
     """Raise ValueError where a prompt has no tokens, more than the model's context holds, or some that the model has not, or it continues no text."""
     if not config.is_causal:
         raise ValueError(
-            f"a model of objective {config.objective} predicts hidden tokens from both sides and continues no text; generate with a causal_lm model"
+            f"a model of objective {config.objective} predicts hidden tokens from both sides and continues no text; "
+            "generate with a causal_lm model"
         )
     for number, prompt in enumerate(prompts, 1):
         which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
@@ -37,12 +38,14 @@ def check_prompts(prompts: Sequence[Sequence[int]], config: TransformerConfig) -
             raise ValueError(f"{which} has no tokens; give at least one character of text")
         if len(prompt) > config.max_seq_len:
             raise ValueError(
-                f"{which} has {len(prompt)} tokens, more than the {config.max_seq_len} of the model's context (model.max_seq_len); shorten it"
+                f"{which} has {len(prompt)} tokens, more than the {config.max_seq_len} of the model's context "
+                "(model.max_seq_len); shorten it"
             )
         if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
             wrong = min(prompt) if min(prompt) < 0 else max(prompt)
             raise ValueError(
-                f"{which} has the token {wrong}, and the model's vocabulary has {config.vocab_size}; its tokenizer is not this one"
+                f"{which} has the token {wrong}, and the model's vocabulary has "
+                f"{config.vocab_size}; its tokenizer is not this one"
             )
 
 

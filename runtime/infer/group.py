@@ -129,8 +129,8 @@ class SampleGroup:
             if self._alive[row]:
                 if token == NOT_FINITE:
                     raise RuntimeError(
-                        f"the model's logits for new token {self.num_new} of sample {self.first_sample + row} are not finite; the weights hold "
-                        "infinite values or NaN, or precision.dtype is too narrow for them"
+                        f"the model's logits for new token {self.num_new} of sample {self.first_sample + row} are not "
+                        "finite; the weights hold infinite values or NaN, or precision.dtype is too narrow for them"
                     )
                 self._add(row, token)
 

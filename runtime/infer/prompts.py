@@ -76,15 +76,16 @@ class RunText:
         found = self.tokenizer.id_of(token)
         if found is None:
             raise DataError(
-                f"{token!r} is no token of {self.folder / 'tokenizer.json'}; to end before a text, give it as a stop string"
+                f"{token!r} is no token of {self.folder / 'tokenizer.json'}; "
+                "to end before a text, give it as a stop string"
             )
         return found
 
     def _template(self) -> ChatTemplate:
         if self.template is None:
             raise ChatError(
-                f"{self.folder} has no chat template, which a model that was tuned for conversations brings; give a plain --prompt, "
-                "or write the template to chat_template.jinja in that folder"
+                f"{self.folder} has no chat template, which a model that was tuned for conversations brings; "
+                "give a plain --prompt, or write the template to chat_template.jinja in that folder"
             )
         return self.template
 
@@ -156,6 +157,7 @@ def _end_ids(config: dict[str, Any], path: Path, tokenizer: Tokenizer) -> list[i
     wrong = [each for each in ids if not isinstance(each, int) or not 0 <= each < tokenizer.vocab_size]
     if wrong:
         raise ChatError(
-            f"{path}: eos_token_id must be an id of the tokenizer, from 0 to {tokenizer.vocab_size - 1}, or a list of them; got {wrong[0]}"
+            f"{path}: eos_token_id must be an id of the tokenizer, from 0 to {tokenizer.vocab_size - 1}, "
+            f"or a list of them; got {wrong[0]}"
         )
     return ids

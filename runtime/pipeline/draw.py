@@ -78,8 +78,9 @@ def timeline_svg(spans: Sequence[Span], title: str, *, width: float = 1100.0, ro
     frame = _frame(spans, width, row_height)
     idle = _idle_shares(spans, frame)
     opening = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width:g} {frame.height:g}" width="{frame.width:g}" '
-        f'height="{frame.height:g}" style="max-width:100%;height:auto" role="img" font-family="system-ui, sans-serif" font-size="12">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width:g} {frame.height:g}" '
+        f'width="{frame.width:g}" height="{frame.height:g}" style="max-width:100%;height:auto" role="img" '
+        'font-family="system-ui, sans-serif" font-size="12">'
     )
     parts = [
         opening,
@@ -223,7 +224,10 @@ def _paint(span: Span, chunk: int) -> tuple[str, str]:
 def _text(
     x: float, y: float, text: str, *, size: int = 12, color: str = _INK, anchor: str = "start", weight: int = 400
 ) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" fill="{color}" text-anchor="{anchor}">{escape(text)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" fill="{color}" '
+        f'text-anchor="{anchor}">{escape(text)}</text>'
+    )
 
 
 def _legend(spans: Sequence[Span], frame: _Frame) -> list[str]:
@@ -255,7 +259,8 @@ def _axis(frame: _Frame) -> list[str]:
     for tick in _ticks(frame.stop - frame.start):
         x = frame.x(frame.start + tick)
         parts.append(
-            f'<line x1="{x:.1f}" y1="{_TOP:g}" x2="{x:.1f}" y2="{bottom + 4:.1f}" stroke="{_GRID}" stroke-width="0.75"/>'
+            f'<line x1="{x:.1f}" y1="{_TOP:g}" x2="{x:.1f}" y2="{bottom + 4:.1f}" '
+            f'stroke="{_GRID}" stroke-width="0.75"/>'
         )
         parts.append(_text(x, bottom + 18, f"{tick:.6g}", size=11, color=_MUTED, anchor="middle"))
     parts.append(_text(_LEFT + frame.plot_width / 2, bottom + 36, "time (ms)", size=11, color=_MUTED, anchor="middle"))
@@ -279,7 +284,8 @@ def _rows(frame: _Frame, idle: Sequence[float]) -> list[str]:
         middle = y + frame.row_height / 2 + 4
         parts.append(_text(_LEFT - 10, middle, f"rank {rank}", anchor="end"))
         parts.append(
-            f'<rect x="{_LEFT:g}" y="{y + 4:.1f}" width="{frame.plot_width:.1f}" height="{frame.bar_height:.1f}" rx="3" fill="{_TRACK}"/>'
+            f'<rect x="{_LEFT:g}" y="{y + 4:.1f}" width="{frame.plot_width:.1f}" '
+            f'height="{frame.bar_height:.1f}" rx="3" fill="{_TRACK}"/>'
         )
         parts.append(_text(frame.width - _RIGHT + 8, middle, f"{share:.1%} idle", size=11, color=_MUTED))
     return parts
@@ -291,7 +297,10 @@ def _box(span: Span, chunk: int, frame: _Frame) -> str:
     y = frame.y(span.rank) + 4
     # A hair of white parts neighbours, unless the box is too narrow to give any away.
     gap = 0.8 if width > 3 else 0.0
-    box = f'<rect x="{x:.2f}" y="{y:.1f}" width="{max(width - gap, 0.1):.2f}" height="{frame.bar_height:.1f}" rx="{2 if width > 6 else 0}" fill="{color}"/>'
+    box = (
+        f'<rect x="{x:.2f}" y="{y:.1f}" width="{max(width - gap, 0.1):.2f}" height="{frame.bar_height:.1f}" '
+        f'rx="{2 if width > 6 else 0}" fill="{color}"/>'
+    )
     label = str(span.action.microbatch)
     text = ""
     if _label_fits(label, width):
@@ -302,7 +311,10 @@ def _box(span: Span, chunk: int, frame: _Frame) -> str:
 def _wire(span: Span, frame: _Frame) -> str:
     x, width = frame.x(span.start), max(frame.x(span.stop) - frame.x(span.start), 0.6)
     y = frame.y(span.rank) + frame.row_height - 3
-    return f'<g>{_tooltip(span, frame)}<rect x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="2.4" rx="1.2" fill="{_TRANSFER_COLOR}"/></g>'
+    return (
+        f'<g>{_tooltip(span, frame)}<rect x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="2.4" rx="1.2" '
+        f'fill="{_TRANSFER_COLOR}"/></g>'
+    )
 
 
 def _tooltip(span: Span, frame: _Frame) -> str:

@@ -116,8 +116,8 @@ def _check_sizes(num_layers: int, num_stages: int) -> None:
         raise ValueError(f"num_stages must be at least 1; got {num_stages}")
     if num_layers < num_stages:
         raise ValueError(
-            f"num_layers ({num_layers}) must be at least the number of stages, pp x virtual_stages ({num_stages}), for every "
-            f"stage holds at least one layer; use at least {num_stages} layers or 1 to {num_layers} stages"
+            f"num_layers ({num_layers}) must be at least the number of stages, pp x virtual_stages ({num_stages}), "
+            f"for every stage holds at least one layer; use at least {num_stages} layers or 1 to {num_layers} stages"
         )
 
 
@@ -125,7 +125,8 @@ def _check_counts(num_layers: int, num_stages: int, counts: Sequence[int]) -> No
     shown = list(counts)
     if len(counts) != num_stages:
         raise ValueError(
-            f"layers_per_stage needs one entry per stage, pp x virtual_stages ({num_stages}); got {len(counts)}: {shown}"
+            "layers_per_stage needs one entry per stage, "
+            f"pp x virtual_stages ({num_stages}); got {len(counts)}: {shown}"
         )
     if min(counts) < 1:
         raise ValueError(f"layers_per_stage needs at least one layer in every stage; got {shown}")

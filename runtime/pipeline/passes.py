@@ -323,7 +323,10 @@ def _blocked_line(rank: int, actions: Sequence[Action], index: int, need: Action
         where = "which stands later in its own list"
     else:
         where = f"on rank {holder}"
-    return f"rank {rank} is blocked at {actions[index]} (action {index + 1} of {len(actions)}), waiting for {need}, {where}"
+    return (
+        f"rank {rank} is blocked at {actions[index]} (action {index + 1} of "
+        f"{len(actions)}), waiting for {need}, {where}"
+    )
 
 
 def _listing(names: list[str]) -> str:

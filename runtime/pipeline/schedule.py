@@ -249,5 +249,6 @@ def _group_rule(num_ranks: int, num_microbatches: int) -> str:
     ranks = ", ".join(str(p) for p in range(1, num_microbatches + 1) if num_microbatches % p == 0)
     return (
         f"num_microbatches ({num_microbatches}) must be a multiple of pp ({num_ranks}) for interleaved_1f1b; "
-        f"use {counts} microbatches (global_batch_size = micro_batch_size x num_microbatches x dp), or set parallel.pp to one of {ranks}"
+        f"use {counts} microbatches (global_batch_size = micro_batch_size x num_microbatches x dp), "
+        f"or set parallel.pp to one of {ranks}"
     )

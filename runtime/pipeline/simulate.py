@@ -169,7 +169,8 @@ def _check_costs(costs: Costs, num_stages: int) -> None:
     for name, times in (("forward", costs.forward), ("backward", costs.backward)):
         if len(times) != num_stages:
             raise ValueError(
-                f"costs.{name} has {len(times)} entries, but the schedule has {num_stages} stages; give one time per stage"
+                f"costs.{name} has {len(times)} entries, but the schedule has {num_stages} "
+                "stages; give one time per stage"
             )
     for name, value in (
         [("forward", t) for t in costs.forward]

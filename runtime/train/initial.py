@@ -51,7 +51,8 @@ def open_weights(place: Path) -> tuple[Checkpoint, Path]:
     if path is None:
         what = "has no whole checkpoint" if place.is_dir() else "does not exist"
         raise CheckpointError(
-            f"{place} {what}; give the folder of a run that `trimaran train` or `trimaran import` has made, or a checkpoint in it"
+            f"{place} {what}; give the folder of a run that `trimaran train` or `trimaran import` "
+            "has made, or a checkpoint in it"
         )
     return Checkpoint.open(path, verify=False), place
 
@@ -96,8 +97,8 @@ def has_their_tokenizer(spec: RunSpec, data: PreparedData) -> bool:
         return False
     if Tokenizer.load(file).definition != data.tokenizer.definition:
         logger.warning(
-            "the data was tokenized with another tokenizer than that of checkpoint.init_from, so the weights will take its tokens for others; "
-            "set data.tokenizer to %s, unless that is what you want",
+            "the data was tokenized with another tokenizer than that of checkpoint.init_from, so the weights will take "
+            "its tokens for others; set data.tokenizer to %s, unless that is what you want",
             file,
         )
         return False

@@ -76,7 +76,8 @@ def train(
             log.say(started_from)
         if path is None:
             log.say(
-                f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens ({loader.unused_tail_tokens} tokens at the end fill none)"
+                f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens "
+                f"({loader.unused_tail_tokens} tokens at the end fill none)"
             )
         return run_steps(train_context, state, loader, held_out, stop, log, data)
 
@@ -157,8 +158,9 @@ def held_out_batches(spec: RunSpec, data: PreparedData, dp: Group) -> list[list[
     whole_batches = loader.num_samples // spec.train.global_batch_size
     if whole_batches == 0:
         raise ValueError(
-            f"the held-out text has {loader.num_samples} samples of train.seq_len ({spec.train.seq_len}) tokens, fewer than one "
-            f"train.global_batch_size ({spec.train.global_batch_size}); raise data.held_out_fraction or set train.eval_interval to 0"
+            f"the held-out text has {loader.num_samples} samples of train.seq_len ({spec.train.seq_len}) tokens, "
+            f"fewer than one train.global_batch_size ({spec.train.global_batch_size}); raise data.held_out_fraction "
+            "or set train.eval_interval to 0"
         )
     count = min(spec.train.eval_batches, whole_batches)
     return [loader.microbatches(index * spec.train.global_batch_size) for index in range(count)]

@@ -168,8 +168,8 @@ def _in_proportion(name: str, size: int, width: int, hidden_size: int) -> int:
     if rest or scaled == 0:
         step = hidden_size // math.gcd(size, hidden_size)
         raise ValueError(
-            f"at width {width} the model's {name} ({size} at hidden_size {hidden_size}) would be {size * width / hidden_size:g}, no whole number; "
-            f"give --widths that are multiples of {step}"
+            f"at width {width} the model's {name} ({size} at hidden_size {hidden_size}) would be "
+            f"{size * width / hidden_size:g}, no whole number; give --widths that are multiples of {step}"
         )
     return scaled
 
@@ -185,7 +185,8 @@ def random_batches(spec: RunSpec) -> list[Microbatch]:
     """Return a global batch of random tokens, the same for every width. Raises ValueError where the model does not predict the next token."""
     if not spec.transformer.is_causal:
         raise ValueError(
-            f"random tokens have nothing to learn for objective {spec.transformer.objective}; give --data to train on the spec's text"
+            f"random tokens have nothing to learn for objective {spec.transformer.objective}; "
+            "give --data to train on the spec's text"
         )
     train, generator = spec.train, torch.Generator().manual_seed(spec.seed)
     tokens = torch.randint(

@@ -20,9 +20,17 @@ from trimaran.runtime.train.train_context import TrainContext
 
 # Fields that decide what the numbers in a checkpoint mean. Any other may change between two starts of a run.
 _FIXED = (
-    "model.", "seed", "train.seq_len", "optimizer.name", "data.source", "data.text_field", "data.tokenizer", "data.tokenizer_vocab_size",
-    "data.held_out_fraction", "data.shuffle",
-)  # fmt: skip
+    "model.",
+    "seed",
+    "train.seq_len",
+    "optimizer.name",
+    "data.source",
+    "data.text_field",
+    "data.tokenizer",
+    "data.tokenizer_vocab_size",
+    "data.held_out_fraction",
+    "data.shuffle",
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,9 @@ def check_same_data(state: TrainState, data: PreparedData) -> None:
     """
     if state.data != fingerprint(data):
         raise ValueError(
-            f"the files of data.source (or data.tokenizer) have changed since the checkpoint of step {state.step}, so its tokens mean "
-            "something else now; put the former files back, or choose another train.output_dir for a new run"
+            f"the files of data.source (or data.tokenizer) have changed since the checkpoint of step {state.step}, "
+            "so its tokens mean something else now; put the former files back, "
+            "or choose another train.output_dir for a new run"
         )
 
 
@@ -101,18 +110,20 @@ def resume_path(spec: RunSpec) -> Path | None:
         broken = [f"{found.path.name}: {found.broken}" for found in find_checkpoints(folder)]
         if broken and spec.checkpoint.resume:
             raise CheckpointError(
-                f"no checkpoint in {folder} is whole, so the run can't be resumed: {'; '.join(broken)}; remove them to start anew"
+                f"no checkpoint in {folder} is whole, so the run can't be resumed: "
+                f"{'; '.join(broken)}; remove them to start anew"
             )
         return None
     if not spec.checkpoint.resume:
         raise CheckpointError(
-            f"{path} is there already and checkpoint.resume is false; choose another train.output_dir, remove the folder, or resume"
+            f"{path} is there already and checkpoint.resume is false; "
+            "choose another train.output_dir, remove the folder, or resume"
         )
     checkpoint = Checkpoint.open(path, verify=False)
     if not any("exp_avg" in checkpoint.keys(name) for name in checkpoint.names()[:1]):
         raise CheckpointError(
-            f"{path} holds weights alone, as `trimaran import` makes them, and no training state to resume; set checkpoint.init_from to "
-            f"{spec.train.output_dir} and train.output_dir to another folder"
+            f"{path} holds weights alone, as `trimaran import` makes them, and no training state to resume; "
+            f"set checkpoint.init_from to {spec.train.output_dir} and train.output_dir to another folder"
         )
     changed_fields(checkpoint, spec)
     return path
@@ -129,8 +140,8 @@ def changed_fields(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
     if refused:
         shown = "\n  ".join(refused)
         raise ValueError(
-            f"the spec differs from that of the checkpoint of step {checkpoint.step} in fields that can't change within a run:\n  {shown}\n"
-            "undo these changes, or choose another train.output_dir for a new run"
+            f"the spec differs from that of the checkpoint of step {checkpoint.step} in fields that can't change "
+            f"within a run:\n  {shown}\nundo these changes, or choose another train.output_dir for a new run"
         )
     return differences
 
