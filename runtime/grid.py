@@ -1,4 +1,7 @@
-"""The rank grid as arithmetic: which coordinates a rank has. Imports no torch; `runtime/mesh.py` builds the groups over it."""
+"""The rank grid as arithmetic: the coordinates of a rank.
+
+Imports no torch; `runtime/mesh.py` builds the process groups.
+"""
 
 from collections.abc import Mapping
 from math import prod
@@ -8,10 +11,10 @@ AXES = ("pp", "dp", "cp", "tp")
 
 
 def coordinates(rank: int, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return the index of a rank on each axis, by the axis's name.
+    """Return the index of a rank on each axis, by axis name.
 
     Args:
-        sizes: of every axis in AXES.
+        sizes: axis name -> size, for every axis in AXES.
     """
     found = {}
     for index, axis in enumerate(AXES):
@@ -21,5 +24,5 @@ def coordinates(rank: int, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def describe_coordinates(found: Mapping[str, int]) -> str:
-    """Return coordinates for people, such as `pp 1, dp 0, cp 0, tp 1`."""
+    """Return coordinates as text, such as `pp 1, dp 0, cp 0, tp 1`."""
     return ", ".join(f"{axis} {found[axis]}" for axis in AXES)

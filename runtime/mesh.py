@@ -1,4 +1,4 @@
-"""Mesh: the grid of ranks and its groups, built once. Nobody else computes a rank from a rank."""
+"""Mesh: the grid of ranks and its process groups, built once. No other code computes a rank from a rank."""
 
 import itertools
 import logging
@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """This rank's coordinates and the groups through it, one an axis, and `world` of all ranks.
+    """This rank's coordinates, its group on each axis, and `world`, the group of all ranks.
 
     Args:
         coordinates: axis name -> this rank's index on it.
-        ep: consecutive dp ranks, which share the experts between them.
-        expert_dp: the dp ranks that hold the same experts as this one: dp / ep of them, and `dp` itself where ep is 1.
-        p2p_groups: on NCCL, (source pp index, forward) -> the two-rank group of the transfers from there to the next
-            (forward) or previous stage: a link of its own keeps opposite transfers from waiting for each other. Empty
-            on gloo, which has tags instead.
+        ep: consecutive dp ranks that share the experts between them.
+        expert_dp: the dp / ep ranks that hold the same experts as this one; `dp` itself where ep is 1.
+        p2p_groups: on NCCL, (source pp index, forward) -> the two-rank group of transfers from there to the next
+            (forward) or previous stage. A group for each direction keeps opposite transfers from waiting for each
+            other. Empty on gloo, which has tags instead.
     """
 
     rank: int
@@ -42,11 +42,11 @@ class Mesh:
     p2p_groups: dict[tuple[int, bool], Group]
 
     def describe(self) -> str:
-        """Return this rank's place for messages, such as `rank 5 (pp 1, dp 0, cp 0, tp 1)`."""
+        """Return this rank and its coordinates for messages, such as `rank 5 (pp 1, dp 0, cp 0, tp 1)`."""
         return f"rank {self.rank} ({describe_coordinates(self.coordinates)})"
 
     def gather_text(self, text: str) -> list[str]:
-        """Return every rank's text, in rank order. Collective over the world; no pickle is involved."""
+        """Return every rank's text, in rank order. Collective over the world; uses no pickle."""
         if self.world_size == 1:
             return [text]
         data = text.encode()
@@ -61,7 +61,7 @@ class Mesh:
         return [bytes(part[:size].tolist()).decode() for part, size in zip(parts, sizes, strict=True)]
 
     def close(self) -> None:
-        """Close the groups' shared memory; the process groups belong to torch.distributed."""
+        """Close the shared memory of the groups; torch.distributed closes the process groups."""
         for group in (self.pp, self.dp, self.cp, self.tp, self.ep, self.expert_dp, self.world):
             if group.shared is not None:
                 group.shared.close()
@@ -72,11 +72,13 @@ def build_mesh(
 ) -> Mesh:
     """Return the mesh over the default process group, whose size must be pp * dp * cp * tp.
 
+    Collective: every rank of the world must enter.
+
     Args:
         ep: how many consecutive dp ranks share the experts.
         timeout_s: bound of every wait, in the process groups and in shared memory.
         shared_memory: whether CPU ranks of one host exchange tensors through shared memory.
-    Collective: every rank of the world must enter.
+
     Raises:
         ValueError: the sizes do not multiply to the world size, or ep does not divide dp.
     """
@@ -104,14 +106,17 @@ def build_mesh(
 
 @dataclass(frozen=True)
 class _GroupMaker:
-    """Makes the process groups, all ranks in the same order. Not by DeviceMesh: its groups have torch's own time-out, half an hour on gloo."""
+    """Makes the process groups, in the same order on all ranks.
+
+    DeviceMesh is not used because its groups have torch's own time-out, half an hour on gloo.
+    """
 
     rank: int
     timeout_s: float
     shared_memory: bool
 
     def along_dim(self, axis: str, grid: torch.Tensor, dim: int) -> Group:
-        """Make the group of every line of the grid along `dim`, which is the mesh axis `axis`; return that of this rank."""
+        """Make a group for every line of the grid along `dim`, which is mesh axis `axis`; return this rank's."""
         lines = grid.movedim(dim, -1).reshape(-1, grid.shape[dim])
         ranks = tuple(next(line for line in lines.tolist() if self.rank in line))
         index = ranks.index(self.rank)
@@ -133,12 +138,12 @@ class _GroupMaker:
         return Group(axis, ranks, index, process_group, memory)
 
     def p2p_groups(self, pipelines: Sequence[Sequence[int]]) -> dict[tuple[int, bool], Group]:
-        """Make the two-rank groups of every pipeline's ring; return those of this rank's pipeline. See `Mesh.p2p_groups`."""
+        """Make the two-rank groups of every pipeline; return those of this rank's pipeline. See `Mesh.p2p_groups`."""
         p2p_groups: dict[tuple[int, bool], Group] = {}
         for ranks in pipelines:
             for source, forward in itertools.product(range(len(ranks)), (True, False)):
                 destination = (source + (1 if forward else -1)) % len(ranks)
-                pair = tuple(sorted((ranks[source], ranks[destination])))  # as new_group numbers them
+                pair = tuple(sorted((ranks[source], ranks[destination])))  # new_group sorts the ranks
                 process_group = dist.new_group(list(pair), timeout=timedelta(seconds=self.timeout_s))
                 if self.rank in pair:
                     p2p_groups[source, forward] = Group("pp", pair, pair.index(self.rank), process_group)

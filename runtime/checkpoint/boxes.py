@@ -1,8 +1,7 @@
 """Integer geometry of shards: flat ranges of row-major boxes, their overlap and their coverage. No torch, no files.
 
 A flat range of a row-major box of n dims is the union of at most 2n - 1 boxes (a ragged start, whole rows, a ragged
-end, per dim). Everything a checkpoint does between layouts is an intersection of such boxes, so no loop ever runs over
-rows or elements.
+end, per dim). Resharding a checkpoint only intersects such boxes, so no loop runs over rows or elements.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from trimaran.models.parallel.shard import Box, Shape, ShardSpec
 
 
 def volume(box: Box) -> int:
-    """Elements in the box; 1 for the box of a scalar."""
+    """Number of elements in the box; 1 for the box of a scalar."""
     return prod(high - low for low, high in box)
 
 
@@ -51,7 +50,7 @@ def flat_boxes(shape: Shape, start: int, stop: int) -> list[Box]:
 
 
 def intersect(a: Box, b: Box) -> Box | None:
-    """The box that both share, or None."""
+    """The intersection of two boxes, or None where they are disjoint."""
     shared = tuple(
         (max(low_a, low_b), min(high_a, high_b)) for (low_a, high_a), (low_b, high_b) in zip(a, b, strict=True)
     )
@@ -59,7 +58,7 @@ def intersect(a: Box, b: Box) -> Box | None:
 
 
 def global_boxes(spec: ShardSpec, local_shape: Shape, start: int, stop: int) -> list[Box]:
-    """Boxes of the global tensor that the flat range [start, stop) of a local shard holds, padding left out."""
+    """Boxes of the global tensor that the flat range [start, stop) of a local shard holds, without padding."""
     inside = spec.box(local_shape)
     boxes = []
     for box in flat_boxes(local_shape, start, stop):
@@ -81,10 +80,10 @@ def local_start(box: Box, spec: ShardSpec, local_shape: Shape) -> int:
 
 
 def trim_padding(spec: ShardSpec, local_shape: Shape, start: int, stop: int) -> tuple[int, int]:
-    """The smallest flat range inside [start, stop) that still holds every real element; (start, start) where all of it is padding.
+    """The smallest flat range inside [start, stop) with every real element; (start, start) where all of it is padding.
 
-    Vocabulary padding is the tail of the shard and goes altogether. Padding on an inner dim lies between real elements:
-    it stays in the range, and whoever reads the range leaves it out by `global_boxes`.
+    Vocabulary padding is the tail of the shard and is cut off whole. Padding on an inner dim lies between real
+    elements: it stays in the range, and a reader of the range skips it by `global_boxes`.
     """
     boxes = global_boxes(spec, local_shape, start, stop)
     if not boxes:
@@ -94,17 +93,17 @@ def trim_padding(spec: ShardSpec, local_shape: Shape, start: int, stop: int) -> 
 
 
 def first_overlap(boxes: Sequence[Box]) -> tuple[int, int] | None:
-    """Positions of two boxes that share an element, or None; boxes are of one tensor and not empty."""
+    """Positions of two boxes that share an element, or None. The boxes are of one tensor and not empty."""
     if len(boxes) < 2:
         return None
     if not boxes[0]:
-        return 0, 1  # a scalar has one element: two boxes both hold it
+        return 0, 1  # a scalar has one element, so two boxes overlap
     bounds = np.array(boxes, dtype=np.int64)  # [boxes, dims, 2]
     order = np.argsort(bounds[:, 0, 0], kind="stable")
     low, high = bounds[order, :, 0], bounds[order, :, 1]
     ends = np.searchsorted(low[:, 0], high[:, 0], side="left")
     for i, end in enumerate(ends.tolist()):
-        # In order of the first dim only boxes i+1 .. end can meet box i there; the other dims decide.
+        # Sorted by the first dim, box i can only overlap boxes i+1 .. end; the other dims decide.
         meets = np.all((low[i + 1 : end] < high[i]) & (high[i + 1 : end] > low[i]), axis=1)
         if meets.any():
             first, second = int(order[i]), int(order[i + 1 + int(meets.argmax())])
@@ -117,7 +116,7 @@ def missing_ranges(
 ) -> list[tuple[int, int]]:
     """Flat ranges inside [start, stop) of the local shard whose real elements no box of `held` covers.
 
-    Takes one byte an element of the range, so it is for the error path alone.
+    Allocates one byte for each element of the range, so only error paths call it.
     """
     lacks = np.zeros(stop - start, dtype=np.bool_)
     for wanted in global_boxes(spec, local_shape, start, stop):
@@ -130,7 +129,7 @@ def missing_ranges(
 
 
 def _box_view(flat: np.ndarray, box: Box, spec: ShardSpec, local_shape: Shape, start: int) -> np.ndarray:
-    """The elements of global `box` in `flat`, which holds the local shard's flat range from `start` on; a writable view."""
+    """A writable view of the elements of global `box` in `flat`, the local shard's flat range from `start` on."""
     shape = tuple(high - low for low, high in box)
     return np.lib.stride_tricks.as_strided(
         flat[local_start(box, spec, local_shape) - start :], shape, strides(local_shape)

@@ -32,13 +32,13 @@ def write_safetensors(
     """Write tensors as a safetensors file, fsync it, and return its size in bytes and its sha256.
 
     The format (github.com/huggingface/safetensors, "Format") is eight bytes of little-endian header size, a JSON
-    header, the raw data without gaps. Written here rather than by the library because the digest then costs no second
-    read of the file, an error keeps its errno, and tensors on a device are copied to the host one at a time.
+    header, and the raw data without gaps. The library is not used because this way the digest costs no second read of
+    the file, an error keeps its errno, and tensors on a device are copied to the host one at a time.
 
     Args:
-        path: where; an existing file is replaced.
-        tensors: contiguous, float32, float64, bfloat16 or float16, any shape and device, by their name in the file.
-        metadata: text about the file as a whole, which other readers may ask for.
+        path: target; an existing file is replaced.
+        tensors: name in the file -> contiguous tensor, float32, float64, bfloat16 or float16, any shape and device.
+        metadata: text about the file as a whole, stored in its header.
 
     Raises:
         OSError: the disk refused (no space, quota, read-only).
@@ -48,7 +48,7 @@ def write_safetensors(
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
         for chunk in _chunks([tensors[name] for name in names], _header(names, tensors, metadata)):
-            hashed = hasher.submit(digest.update, chunk)  # hashing and writing both release the interpreter
+            hashed = hasher.submit(digest.update, chunk)  # hashing and writing both release the GIL
             _write_all(file.fileno(), chunk)
             hashed.result()
         size = file.tell()
@@ -75,7 +75,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` (new files, renames) survive a power cut."""
+    """Make new files and renames in `folder` durable across a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -111,6 +111,6 @@ def _chunks(tensors: Sequence[Tensor], header: bytes) -> Iterator[memoryview]:
 
 
 def _write_all(descriptor: int, chunk: memoryview) -> None:
-    """Write the whole chunk: on a nearly full disk one `write` may take only a part before the next one says ENOSPC."""
+    """Write the whole chunk: on a nearly full disk one `write` may take a part before the next fails with ENOSPC."""
     while chunk:
         chunk = chunk[os.write(descriptor, chunk) :]

@@ -1,9 +1,9 @@
-"""The checkpoints folder: which checkpoints are whole, clean-up after a killed save, atomic replacement, pruning.
+"""The checkpoints folder: which checkpoints are complete, clean-up after a killed save, atomic replacement, pruning.
 
 Names: ``step-00000100`` is a checkpoint; ``step-00000100.tmp`` is being written or deleted and never counts;
 ``step-00000100.old`` exists only while a checkpoint of the same step replaces it, and counts as long as its successor
-is not there. A name is only ever given to or taken from a whole folder by rename, so a kill at any point leaves nothing
-that merely looks whole.
+is missing. Only a complete folder is given such a name, and loses it again by a rename, so a kill at any point leaves
+no incomplete checkpoint.
 """
 
 import logging
@@ -24,7 +24,10 @@ _LEFTOVER = re.compile(r"step-\d{8,}(\.pruned)?\.tmp")
 
 @dataclass(frozen=True)
 class Found:
-    """A folder with a checkpoint's name: `broken` says why it is not whole, None where manifest and file sizes are right."""
+    """A folder with a checkpoint's name.
+
+    `broken` says why it is incomplete; None where manifest and sizes are right.
+    """
 
     step: int
     path: Path
@@ -37,13 +40,16 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int | None:
-    """The step that a checkpoint folder's name promises; None for a folder under another name (a copy)."""
+    """The step in the name of a checkpoint folder; None for a folder under another name (a copy)."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def find_checkpoints(folder: Path) -> list[Found]:
-    """Everything in `folder` with a checkpoint's name, oldest step first, whole or broken; reads manifests and sizes, not the data."""
+    """Everything in `folder` with a checkpoint's name, oldest step first, complete or broken.
+
+    Reads manifests and file sizes, not the data.
+    """
     names: dict[int, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         # Sorted order puts `step-N` before `step-N.old`, which counts only where its successor is missing.
@@ -53,7 +59,7 @@ def find_checkpoints(folder: Path) -> list[Found]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of `folder`, oldest first. Broken ones are left out with a logged warning that says why."""
+    """The complete checkpoints of `folder`, oldest first. A logged warning says why a broken one is left out."""
     whole = []
     for found in find_checkpoints(folder):
         if found.broken is None:
@@ -64,19 +70,22 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of `folder`, or None; manifest and file sizes are checked, digests are not (`Checkpoint.open` does)."""
+    """The newest complete checkpoint of `folder`, or None.
+
+    Checks the manifest and the file sizes; `Checkpoint.open` checks the digests.
+    """
     whole = list_checkpoints(folder)
     return whole[-1] if whole else None
 
 
 def check_step(path: Path, step: int, manifest: Manifest) -> None:
-    """Raise CheckpointError if the folder's name promises another step than its manifest."""
+    """Raise CheckpointError if the folder's name and its manifest have different steps."""
     if manifest.step != step:
         raise CheckpointError(f"{path.name} holds a manifest of step {manifest.step}: the folder was renamed by hand")
 
 
 def check_sizes(path: Path, files: Sequence[FileRecord]) -> None:
-    """Raise CheckpointError unless every file is there at its recorded size."""
+    """Raise CheckpointError unless every file exists with its recorded size."""
     for record in files:
         try:
             size = (path / record.file).stat().st_size
@@ -92,7 +101,7 @@ def check_sizes(path: Path, files: Sequence[FileRecord]) -> None:
 
 
 def what_to_do(path: Path) -> str:
-    """Advice for the broken checkpoint at `path`: which older one to fall back to."""
+    """Advice for the broken checkpoint at `path`: which older one to use instead."""
     step = step_of(path)
     older = [
         found for found in find_checkpoints(path.parent) if found.broken is None and (step is None or found.step < step)
@@ -106,7 +115,7 @@ def what_to_do(path: Path) -> str:
 
 
 def clean_leftovers(folder: Path) -> None:
-    """Undo what a killed save left in `folder`: delete temporary folders, finish or take back a replacement."""
+    """Undo what a killed save left in `folder`: delete temporary folders, finish or revert a replacement."""
     for path in list(folder.iterdir()):
         if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path)
@@ -120,7 +129,7 @@ def clean_leftovers(folder: Path) -> None:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Give a complete, fsynced `temporary` folder its `final` name, in the place of an earlier checkpoint of that name if there is one.
+    """Rename a complete, fsynced `temporary` folder to `final`, replacing an earlier checkpoint of that name.
 
     A kill in the middle leaves the earlier one as ``.old``, which still counts as the checkpoint of that step.
     """
@@ -140,10 +149,10 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def prune(folder: Path, keep_last: int, newest: Path) -> None:
-    """Delete whole checkpoints beyond the `keep_last` of highest step; 0 keeps all. `newest`, the one just saved, always stays.
+    """Delete complete checkpoints beyond the `keep_last` of highest step; 0 keeps all. `newest` always stays.
 
-    After a run was taken back to an earlier step the one just saved is not the one of the highest step, so both rules
-    are needed. Broken folders are neither counted nor deleted: what is left of them may be all a person has.
+    `newest` is the checkpoint just saved. In a run that went back to an earlier step it does not have the highest step,
+    so both rules are needed. Broken folders are neither counted nor deleted: they may be all that is left of a run.
     """
     if keep_last == 0:
         return
@@ -153,14 +162,17 @@ def prune(folder: Path, keep_last: int, newest: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Delete a checkpoint folder; renamed first, so that a kill half-way leaves a leftover and not a checkpoint with holes."""
+    """Delete a checkpoint folder.
+
+    It is renamed first, so that a kill half-way does not leave an incomplete checkpoint.
+    """
     doomed = path.with_name(path.name.removesuffix(".old") + ".pruned.tmp")
     path.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def _why_broken(step: int, path: Path) -> str | None:
-    """Why the folder is no whole checkpoint, or None."""
+    """Why the checkpoint in the folder is not complete, or None."""
     try:
         manifest = load_manifest(path)
         check_step(path, step, manifest)

@@ -1,4 +1,7 @@
-"""The records of manifest.json: which piece of which tensor lies in which file, and the JSON state beside them. JSON only, never pickle."""
+"""The records of manifest.json: which piece of which tensor is in which file, and the JSON state.
+
+JSON only, no pickle.
+"""
 
 import hashlib
 import json
@@ -16,11 +19,11 @@ FORMAT_VERSION = 1
 
 Count = Annotated[int, Field(ge=0, strict=True)]
 FileName = Annotated[str, Field(pattern=r"^rank-\d{5,}\.safetensors$")]
-"""A bare name: a manifest from a stranger can point at no file outside its own folder."""
+"""A bare name: a manifest from a stranger can't point to a file outside its own folder."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or is not whole; the message says which file or rank, why, and what to do."""
+    """A checkpoint could not be written or is incomplete; the message says which file or rank, why, and what to do."""
 
 
 class Record(BaseModel):
@@ -30,7 +33,7 @@ class Record(BaseModel):
 
 
 class PieceRecord(Record):
-    """One stored flat range of one rank's local shard; the fields are those of `ShardPiece`, with the file in place of the data."""
+    """One stored flat range of one rank's local shard: the fields of `ShardPiece`, with a file in place of data."""
 
     name: str
     key: str
@@ -54,7 +57,7 @@ class PieceRecord(Record):
 
     @property
     def spec(self) -> ShardSpec:
-        """The cut as a ShardSpec; the mesh axis is not stored, because no reader depends on it."""
+        """The cut as a ShardSpec. The mesh axis is not stored, because no reader depends on it."""
         return ShardSpec(
             axis=None if self.dim is None else "stored",
             dim=self.dim,
@@ -88,7 +91,10 @@ class RankIndex(Record):
 
 
 class Manifest(Record):
-    """The whole manifest. `state` is the run's own JSON (tokens_seen, consumed_samples, seed, lr state, layout, spec, ...)."""
+    """The whole manifest.
+
+    `state` is the run's JSON (tokens_seen, consumed_samples, seed, lr state, layout, spec, ...).
+    """
 
     format: Literal["trimaran-checkpoint"] = "trimaran-checkpoint"
     version: Literal[1] = 1
@@ -108,7 +114,7 @@ class Manifest(Record):
 
 
 def dump_manifest(manifest: Manifest) -> str:
-    """The manifest as JSON text that carries its own sha256.
+    """The manifest as JSON text that contains its own sha256.
 
     Raises:
         ValueError, TypeError: `state` holds something JSON cannot (NaN, infinity, an object).
@@ -121,8 +127,8 @@ def load_manifest(folder: Path) -> Manifest:
     """Read and check ``folder/manifest.json``.
 
     Raises:
-        CheckpointError: missing, not JSON, of another format version, changed since it was written, or contradicting
-            itself.
+        CheckpointError: it is missing, not JSON, of another format version, changed since it was written, or
+            inconsistent.
     """
     path = folder / MANIFEST_NAME
     try:

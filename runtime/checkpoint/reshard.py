@@ -1,4 +1,4 @@
-"""Reading a checkpoint at any layout: a local box, or a flat range of it, put together from the stored pieces."""
+"""Reading a checkpoint at any layout: a local shard, or a flat range of it, assembled from the stored pieces."""
 
 import difflib
 from collections import defaultdict
@@ -20,7 +20,7 @@ _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 class Checkpoint:
-    """An open checkpoint. Files are memory mapped one by one as they are needed, and only the pages asked for are read.
+    """An open checkpoint. Files are memory mapped one by one when needed, and only the requested pages are read.
 
     Open it with `Checkpoint.open`. A read is not collective: each rank reads what its own layout needs.
     """
@@ -39,12 +39,12 @@ class Checkpoint:
 
         Args:
             path: the ``step-XXXXXXXX`` folder.
-            verify: also compare the sha256 of every file. A run of many ranks passes False and shares the work out:
-                ``checkpoint.verify_files(checkpoint.files[rank::world_size])``. Manifest and file sizes are checked in
-                any case.
+            verify: also compare the sha256 of every file. A run of many ranks passes False and divides the work:
+                ``checkpoint.verify_files(checkpoint.files[rank::world_size])``. Manifest and file sizes are always
+                checked.
 
         Raises:
-            CheckpointError: it is not whole; names the file, the step and the older checkpoint to fall back to.
+            CheckpointError: it is not complete; names the file, the step and the older checkpoint to use instead.
         """
         path = Path(path)
         step = step_of(path)
@@ -62,17 +62,17 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Training step it was saved at."""
+        """Training step of the checkpoint."""
         return self._manifest.step
 
     @property
     def state(self) -> dict[str, Any]:
-        """The JSON state it was saved with."""
+        """The JSON state saved with the checkpoint."""
         return self._manifest.state
 
     @property
     def world_size(self) -> int:
-        """Number of ranks that saved it."""
+        """Number of ranks that saved the checkpoint."""
         return self._manifest.world_size
 
     @property
@@ -97,11 +97,11 @@ class Checkpoint:
         return self._find(name, key)[0].global_shape
 
     def verify_files(self, files: Iterable[str]) -> None:
-        """Compare size and sha256 of the named shard files with the manifest, reading each once as a stream.
+        """Compare size and sha256 of the named shard files with the manifest, reading each file once.
 
         Raises:
             CheckpointError: one is missing, truncated or has changed; names it, the step and the older checkpoint to
-                fall back to.
+                use instead.
         """
         records = {record.file: record for record in self._manifest.files}
         for file in files:
@@ -112,7 +112,7 @@ class Checkpoint:
     def read(
         self, name: str, key: str, spec: ShardSpec, local_shape: Shape, *, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """The local shard that `spec` cuts out of a stored tensor, whatever layout wrote it; padded rows are zero.
+        """The local shard that `spec` cuts out of a stored tensor, whatever layout wrote it. Padded rows are zero.
 
         Args:
             name: parameter name.
@@ -142,7 +142,7 @@ class Checkpoint:
         *,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Elements [start, stop) of the row-major local shard: what a ZeRO shard needs, and only that is read.
+        """Elements [start, stop) of the row-major local shard, such as a ZeRO shard; only that range is read.
 
         Args and errors as for `read`; returns [stop - start].
         """
@@ -166,7 +166,10 @@ class Checkpoint:
         return result
 
     def read_global(self, name: str, key: str, *, dtype: torch.dtype | None = None) -> Tensor:
-        """The whole tensor, [*global_shape]; the only read whose memory grows with the global size. Errors as for `read`."""
+        """The whole tensor, [*global_shape]; the only read whose memory grows with the global size.
+
+        Errors as for `read`.
+        """
         shape = self.global_shape(name, key)
         return self.read(name, key, whole(shape), shape, dtype=dtype)
 
@@ -189,7 +192,7 @@ class Checkpoint:
     def _copy_piece(
         self, piece: PieceRecord, wanted: Sequence[Box], result: Tensor, spec: ShardSpec, local_shape: Shape, start: int
     ) -> int:
-        """Copy what `piece` holds of the `wanted` global boxes into `result`; returns the number of elements copied."""
+        """Copy the elements of `piece` in the `wanted` global boxes into `result`; return how many were copied."""
         stored_spec, copied = piece.spec, 0
         shared_boxes = [
             shared for held in piece.boxes() for box in wanted if (shared := intersect(held, box)) is not None
@@ -208,7 +211,7 @@ class Checkpoint:
         return copied
 
     def _data(self, piece: PieceRecord) -> Tensor:
-        """The stored flat range as a view of the mapped file: pages are read when they are touched, and the copy is the only one."""
+        """The stored flat range as a view of the mapped file, so that the caller's copy is the only one."""
         try:
             if piece.file not in self._open_files:
                 self._open_files[piece.file] = safe_open(self.path / piece.file, framework="pt", device="cpu")
@@ -251,7 +254,7 @@ class Checkpoint:
         stop: int,
         pieces: Sequence[PieceRecord],
     ) -> None:
-        """Raise for a shard that the pieces do not cover, naming the flat ranges that are missing."""
+        """Raise CheckpointError for a shard that the pieces do not cover, naming the missing flat ranges."""
         holes = missing_ranges(spec, local_shape, start, stop, [box for piece in pieces for box in piece.boxes()])
         shown = ", ".join(f"[{low}, {high})" for low, high in holes[:5]) + (", ..." if len(holes) > 5 else "")
         raise CheckpointError(

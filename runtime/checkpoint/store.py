@@ -1,4 +1,4 @@
-"""Writing a checkpoint: every rank its own safetensors file, rank 0 the manifest, one atomic rename at the end."""
+"""Writing a checkpoint: each rank writes a safetensors file, rank 0 the manifest, and one rename publishes it."""
 
 import json
 import logging
@@ -43,12 +43,12 @@ def save(
     gather: Gather | None = None,
     keep_last: int = 0,
 ) -> Path:
-    """Save the checkpoint of `step` and return its folder; it exists complete or not at all. Collective over all `world_size` ranks.
+    """Save the checkpoint of `step` and return its folder, atomically: complete or not at all.
 
-    There are three phases (folder made, files written, name given), and every rank calls `gather` once after each and
-    reads the same outcomes from it. So a failure on any rank raises the same error on all of them, after the same
-    number of calls, and nobody is left waiting. An exception out of `gather` itself (a peer died) is passed on; what it
-    leaves behind is removed by the next save.
+    Collective over all `world_size` ranks. There are three phases (make the folder, write the files, publish it). Every
+    rank calls `gather` once after each phase and sees the same outcomes. So a failure on any rank raises the same error
+    on all of them, after the same number of calls, and no rank is left waiting. An exception of `gather` itself (a peer
+    died) is passed on; the next save removes what that leaves behind.
 
     Args:
         folder: the run's checkpoints folder, on a file system that all ranks share; made if missing.
@@ -58,7 +58,7 @@ def save(
         state: plain JSON; that of rank 0 is stored.
         rank: this rank's global rank.
         world_size: number of ranks that call.
-        gather: see `Gather`; may be left out for a single rank.
+        gather: see `Gather`; may be omitted for a single rank.
         keep_last: how many of the newest checkpoints stay after this one is saved; 0 keeps all.
 
     Raises:
@@ -87,7 +87,7 @@ def save(
             _attempt(step, lambda: _commit(temporary, final, step, indexes, state) if rank == 0 else ""),
         )
     except CheckpointError:
-        if rank == 0:  # every rank has finished writing, for all of them have been through the same gather
+        if rank == 0:  # no rank is still writing: all of them have passed the same gather
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if rank == 0:
@@ -96,14 +96,15 @@ def save(
 
 
 def save_in_parts(folder: Path, step: int, parts: Iterable[Iterable[ShardPiece]], state: Mapping[str, Any]) -> Path:
-    """Save the checkpoint of `step` from this process alone, one shard file for each part, and return its folder; it exists complete or not at all.
+    """Save the checkpoint of `step` from this process alone, atomically, a file for each part; return its folder.
 
-    For weights that don't fit into memory together: a part is asked for when the one before it lies on disk. Over all
-    parts the pieces of each (name, key) must tile its global tensor exactly once.
+    For weights that don't fit into memory together: the next part is requested after the one before it is written. Over
+    all parts the pieces of each (name, key) must tile its global tensor exactly once.
 
     Raises:
         CheckpointError: the pieces do not make whole tensors, or `state` is no plain JSON.
-        OSError: the disk refused. What `parts` raises is passed on. In every case nothing of the checkpoint is left.
+        OSError: the disk refused. An exception of `parts` is passed on. In every case nothing of the checkpoint is
+            left.
     """
     final = step_folder(folder, step)
     temporary = final.with_name(final.name + ".tmp")
@@ -122,7 +123,7 @@ def _gather_alone(text: str) -> list[str]:
 
 
 def _attempt(step: int, work: Callable[[], str]) -> str:
-    """Run one phase and return its outcome as JSON; an error becomes an outcome, because this rank must still meet the others."""
+    """Run one phase and return its outcome as JSON. An error is returned too: this rank must still enter the gather."""
     result, failure = "", None
     try:
         result = work()
@@ -136,7 +137,10 @@ def _attempt(step: int, work: Callable[[], str]) -> str:
 
 
 def _agree(gather: Gather, step: int, world_size: int, outcome: str) -> list[str]:
-    """Exchange outcomes and return every rank's result; raises the same CheckpointError on every rank where any of them failed."""
+    """Exchange outcomes and return every rank's result.
+
+    If any rank failed, raise the same CheckpointError on every rank.
+    """
     outcomes = [json.loads(text) for text in gather(outcome)]
     if len(outcomes) != world_size:
         raise ValueError(
@@ -157,7 +161,7 @@ def _agree(gather: Gather, step: int, world_size: int, outcome: str) -> list[str
 
 
 def _prepare(temporary: Path) -> str:
-    """Make the checkpoints folder and an empty temporary folder in it; removes what killed saves left."""
+    """Make the checkpoints folder and an empty temporary folder in it; remove what killed saves left."""
     folder = temporary.parent
     if not folder.is_dir():
         folder.mkdir(parents=True)
@@ -198,7 +202,7 @@ def _write_rank(temporary: Path, rank: int, pieces: Iterable[ShardPiece]) -> str
 
 
 def stored_piece(piece: ShardPiece, file: str) -> tuple[PieceRecord, Tensor] | None:
-    """The record and the data of a piece without its vocabulary padding; None where nothing is left."""
+    """The record and the data of a piece without its vocabulary padding; None where the piece is all padding."""
     data, what = piece.data, f"piece {piece.key!r} of {piece.name!r} at {piece.start}"
     if data.dtype not in DTYPE_NAMES:
         raise CheckpointError(f"{what} has dtype {data.dtype}; a checkpoint stores {', '.join(DTYPE_NAMES.values())}")
@@ -258,7 +262,7 @@ def _commit(temporary: Path, final: Path, step: int, indexes: Sequence[str], sta
 
 
 def tiling_problems(pieces: Iterable[PieceRecord]) -> list[str]:
-    """What keeps the pieces from tiling every (name, key) exactly once: other shapes or dtypes, doubly held elements, holes."""
+    """Why the pieces do not tile every (name, key) exactly once: different shapes or dtypes, overlaps, holes."""
     tensors: dict[tuple[str, str], list[PieceRecord]] = defaultdict(list)
     for piece in pieces:
         tensors[piece.name, piece.key].append(piece)
@@ -274,7 +278,7 @@ def tiling_problems(pieces: Iterable[PieceRecord]) -> list[str]:
 
 
 def _overlap_or_hole(what: str, group: Sequence[PieceRecord]) -> list[str]:
-    """The first double owner or the number of elements without one, in words; nothing where the tensor is tiled exactly once."""
+    """One sentence on the first overlap or the number of missing elements; empty where there are none."""
     boxes: list[Box] = []
     owners: list[PieceRecord] = []
     for piece in group:
@@ -293,7 +297,7 @@ def _overlap_or_hole(what: str, group: Sequence[PieceRecord]) -> list[str]:
 
 
 def _prune(folder: Path, keep_last: int, newest: Path) -> None:
-    """Prune; the checkpoint is already safe, so a failure here must not fail the run: it is logged."""
+    """Prune. The checkpoint is saved already, so a failure here is only logged."""
     try:
         prune(folder, keep_last, newest)
     except OSError as error:
