@@ -1,4 +1,4 @@
-"""From `data.source` to text: find the files, read their documents, cut long ones into sections, and count all that happens."""
+"""From `data.source` to text: find the files, read documents, cut long ones into sections, count what was dropped."""
 
 import gzip
 import hashlib
@@ -33,7 +33,10 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A document, or one section of a long document. `continues`: it directly follows the unit before it in the same document."""
+    """A document, or one section of a long document.
+
+    `continues`: it directly follows the unit before it in the same document.
+    """
 
     text: str
     continues: bool
@@ -41,10 +44,10 @@ class Unit:
 
 @dataclass(slots=True)
 class CorpusCounts:
-    """What reading the corpus did; written to the manifest, so that nothing disappears unseen.
+    """Counts of what was read, dropped and replaced; written to the manifest.
 
     `bytes` and `characters` are of the text kept, in UTF-8. `replaced_bytes` were not UTF-8 and became U+FFFD, as did
-    `replaced_surrogates` (half characters that JSON can spell). `carriage_returns_removed` counts CRLF line ends made
+    `replaced_surrogates` (unpaired surrogates in JSON escapes). `carriage_returns_removed` counts CRLF line ends made
     LF in .txt.
     """
 
@@ -59,16 +62,16 @@ class CorpusCounts:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str) -> None:
-        """Count one thing that was left out."""
+        """Count one dropped item."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
 
 def find_files(sources: Sequence[str]) -> tuple[list[Path], Counter[str]]:
-    """Return the corpus files that files, folders and globs name, in a fixed order, and how many were passed over, by reason.
+    """Return the corpus files of the sources in a fixed order, and how many files were skipped, by reason.
 
-    A folder is searched to its leaves, hidden files and folders apart (the cache is one); names are sorted within each
+    A folder is searched recursively, without hidden files and folders (the cache is one). Names are sorted within each
     source, and sources keep their order. A file named twice is read once. Raises DataError for a source that doesn't
-    exist, matches nothing usable, or is a file of another kind.
+    exist, matches no usable file, or is a file of another kind.
     """
     found: dict[Path, Path] = {}
     passed_over: Counter[str] = Counter()
@@ -98,7 +101,7 @@ def find_files(sources: Sequence[str]) -> tuple[list[Path], Counter[str]]:
 
 def _expand(source: str, path: Path) -> list[Path]:
     if path.is_dir():
-        # Anything that isn't a folder counts as a file here: a broken link must fail when it is read, not vanish.
+        # Anything that isn't a folder counts as a file here: a broken link must fail when it is read, not be skipped.
         return sorted(entry for entry in path.rglob("*") if not entry.is_dir())
     if path.exists() or path.is_symlink():
         if not path.name.endswith(SUFFIXES):
@@ -114,7 +117,10 @@ def _expand(source: str, path: Path) -> list[Path]:
 
 
 def hash_files(files: Sequence[SourceFile]) -> str:
-    """Return one sha256 of the kinds and contents of the files in order; names and places don't enter, so a moved corpus is the same."""
+    """Return one sha256 of the kinds and contents of the files in order.
+
+    Names and paths don't enter, so a moved corpus has the same hash.
+    """
     digest = hashlib.sha256()
     for file in files:
         kind = f"jsonl {file.text_field}" if ".jsonl" in file.path.name else "txt"
@@ -123,7 +129,7 @@ def hash_files(files: Sequence[SourceFile]) -> str:
 
 
 def iter_units(files: Sequence[SourceFile], counts: CorpusCounts) -> Iterator[Unit]:
-    """Yield every unit of the corpus in order, adding to `counts` on the way.
+    """Yield every unit of the corpus in order and update `counts`.
 
     A .txt file is one document and is held in memory whole; a .jsonl file is read line by line. Documents of white
     space only are dropped and counted. Raises DataError naming the file, and for jsonl the line, that can't be read.
@@ -144,9 +150,9 @@ def iter_units(files: Sequence[SourceFile], counts: CorpusCounts) -> Iterator[Un
 
 
 def split_sections(text: str, limit: int = SECTION_CHARACTERS) -> list[str]:
-    """Return sections that join to exactly `text`, cut at blank lines, each as long as it can be within `limit` characters.
+    """Return sections that join to exactly `text`, cut at blank lines, each as long as `limit` characters allow.
 
-    A paragraph that is longer by itself is cut at line ends (verse and one-sentence-a-line corpora may have no blank
+    A paragraph that is longer than that is cut at line ends (verse and one-sentence-a-line corpora may have no blank
     line at all); a single line is never cut.
     """
     if len(text) <= limit:
@@ -161,7 +167,10 @@ def split_sections(text: str, limit: int = SECTION_CHARACTERS) -> list[str]:
 
 
 def _cuts(text: str, limit: int) -> Iterator[int]:
-    """Yield the places to cut at in order, the end of the text last: behind blank lines, and behind lines of too long paragraphs."""
+    """Yield the positions to cut at, in order.
+
+    These are ends of blank lines, line ends in paragraphs above `limit`, and the end of the text.
+    """
     start = 0
     for end in (*(match.end() for match in _BLANK_LINES.finditer(text, 0, len(text) - 1)), len(text)):
         if end - start > limit:
@@ -171,9 +180,12 @@ def _cuts(text: str, limit: int) -> Iterator[int]:
 
 
 def decode_utf8(data: bytes) -> tuple[str, int]:
-    """Return (text, number of bytes that were not UTF-8 and were replaced by U+FFFD); a leading byte order mark is taken off."""
+    """Return (text, number of bytes that were not UTF-8 and were replaced by U+FFFD).
+
+    A leading byte order mark is removed.
+    """
     text = data.decode("utf-8", errors="replace")
-    # The decoder merges up to three bad bytes into one sign, so signs can't be counted; what "ignore" leaves out can.
+    # The decoder merges up to three bad bytes into one U+FFFD, so counting those is wrong; count what "ignore" drops.
     replaced = len(data) - len(data.decode("utf-8", errors="ignore").encode()) if "\ufffd" in text else 0
     return text.removeprefix("\ufeff"), replaced
 
@@ -232,7 +244,7 @@ def _text_of_line(line: str, file: SourceFile, number: int, counts: CorpusCounts
     try:
         text.encode()
     except UnicodeEncodeError:
-        # UTF-16 joins surrogates that belong together; what is left alone becomes U+FFFD.
+        # UTF-16 joins surrogate pairs; an unpaired one becomes U+FFFD.
         repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         counts.replaced_surrogates += repaired.count("\ufffd") - text.count("\ufffd")
         return repaired

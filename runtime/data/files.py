@@ -1,4 +1,4 @@
-"""What every file of this room needs from the disk: the error users see, content hashes, folders that appear whole or not at all."""
+"""Disk access shared by `runtime/data`: DataError, content hashes, and folders that are created atomically."""
 
 import hashlib
 import shutil
@@ -11,7 +11,10 @@ _READ_BYTES = 1 << 20
 
 
 class DataError(ValueError):
-    """A corpus, tokenizer or token shard that can't be used; the sentence names the file, the rule and what to change."""
+    """A corpus, tokenizer or token shard that can't be used.
+
+    The message names the file, the rule and what to change.
+    """
 
 
 def hash_file(path: Path) -> str:
@@ -27,7 +30,7 @@ def hash_file(path: Path) -> str:
 
 
 def unreadable(path: Path, error: BaseException) -> DataError:
-    """The one sentence for a file that is there by name but whose bytes can't be had."""
+    """The error for a file that exists but can't be read."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return DataError(
         f"cannot read {path}: {reason}; check that it is a whole, readable file, or take it out of data.source"
@@ -36,10 +39,10 @@ def unreadable(path: Path, error: BaseException) -> DataError:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `target` by one rename when the block ends, and is removed when it raises.
+    """Yield a temporary folder, renamed to `target` when the block ends and removed when it raises.
 
-    When two processes build the same target at once, the first to finish wins and the other's copy is discarded: both
-    go on with the same content, since targets of this room are named after everything that decides their content.
+    When two processes build the same target at once, the first to finish wins and the other's copy is discarded. Both
+    continue with the same content, since the name of a target depends on everything that decides its content.
     """
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}"
     try:

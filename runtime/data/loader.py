@@ -1,4 +1,4 @@
-"""Microbatches as a pure function of the position in the run, so that resuming needs no state and any dp size sees the same samples."""
+"""Microbatches as a pure function of the position in the run: resuming needs no state, any dp sees the same samples."""
 
 import numpy as np
 
@@ -15,9 +15,9 @@ class Loader:
     """Cuts a split into samples of `seq_len` tokens and deals them to the data-parallel ranks.
 
     Sample k of the run (counted over all ranks from step 0) is window `permutation of epoch k // n` of `k % n`, with n
-    = `num_samples`; window i is tokens [i * seq_len, i * seq_len + seq_len + 1), inputs and next tokens overlapping by
-    all but one. Documents follow each other within a window, parted by the end-of-text token. What is predicted of a
-    sample is the objective's to say.
+    = `num_samples`. Window i is tokens [i * seq_len, i * seq_len + seq_len + 1): its inputs and its next tokens overlap
+    by all but one. Documents follow each other within a window, separated by the end-of-text token. The objective
+    decides what is predicted of a sample.
     """
 
     def __init__(
@@ -33,7 +33,10 @@ class Loader:
         shuffle: bool = True,
         objective: Objective = _NEXT_TOKEN,
     ) -> None:
-        """Check the sizes; sizes are in sequences. Raises DataError when the split is shorter than one sample, ValueError otherwise."""
+        """Check the sizes, which are in sequences.
+
+        Raises DataError when the split is shorter than one sample, ValueError for other rules.
+        """
         for name, value in (
             ("train.seq_len", seq_len),
             ("train.micro_batch_size", micro_batch_size),
@@ -57,7 +60,7 @@ class Loader:
                 f"split {shards.split!r} has {shards.num_tokens} tokens, {need}; "
                 f"{more}add text to data.source or lower train.seq_len"
             )
-        # The last window must be whole; these are the tokens no sample reaches, fewer than seq_len.
+        # The last window must be whole; no sample has these tokens, fewer than seq_len.
         self.unused_tail_tokens = shards.num_tokens - 1 - self.num_samples * seq_len
         self._shards, self._seq_len = shards, seq_len
         self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
@@ -68,7 +71,7 @@ class Loader:
         """Return this rank's microbatches of the global batch that begins at sample `consumed_samples` of the run.
 
         Microbatch m of dp rank r holds samples consumed_samples + r * (global_batch_size / dp) + m * micro_batch_size +
-        [0, micro_batch_size). Same position, same result: nothing is remembered between calls.
+        [0, micro_batch_size). The result depends on the position alone, not on earlier calls.
         """
         if consumed_samples < 0:
             raise ValueError(f"consumed_samples ({consumed_samples}) must not be negative")

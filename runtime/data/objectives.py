@@ -1,9 +1,9 @@
-"""What a sample's tokens become for each objective: what the model reads, and what it must predict.
+"""What the model reads and what it must predict of a sample, for each objective.
 
-Which tokens are hidden is a pure function of (seed, number of the sample in the run, position) and of where documents
-end, so that any layout and any resumed run sees the same, an epoch hides other tokens than the one before (Liu et al.,
-RoBERTa, 2019, section 4.1), and an evaluation always the same. Every sample predicts the same number of tokens: the
-mean over a batch needs no counting.
+The hidden tokens are a pure function of (seed, number of the sample in the run, position) and of the document
+boundaries. So they are the same at any layout and after a resume, differ between epochs (Liu et al., RoBERTa, 2019,
+section 4.1), and are fixed for evaluation. Every sample predicts the same number of tokens, so the mean over a batch
+needs no count.
 """
 
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from trimaran.runtime.spec import RunSpec
 
 # Devlin et al. (BERT) 2019, section 3.1, task 1: of the chosen tokens 80% are hidden, 10% replaced by a random token,
-# 10% left.
+# 10% kept.
 _MASKED_SHARE, _RANDOM_SHARE = 0.8, 0.1
-# Numbers for the same sample and position that must not be the same.
+# Hashes of the same sample and position for different purposes must differ.
 _CHOICE, _KIND, _REPLACEMENT = range(3)
 
 
 class Objective(Protocol):
-    """Makes a microbatch out of samples."""
+    """Makes a microbatch from samples."""
 
     def microbatch(self, spans: Int64Array, samples: Int64Array) -> Microbatch:
         """Return the microbatch of consecutive samples.
 
         Args:
-            spans: [n, seq_len + 1], the samples' tokens, each with the token after its last.
+            spans: [n, seq_len + 1], the samples' tokens, each followed by its next token.
             samples: [n], their numbers in the run, counted over all ranks from step 0.
         """
         ...
@@ -50,12 +50,14 @@ class NextToken:
 
 @dataclass(frozen=True)
 class MaskedTokens:
-    """Some tokens are hidden and predicted from all others (Devlin et al. 2019, section 3.1). Of two documents in a sample each sees the other.
+    """Some tokens are hidden and predicted from all others (Devlin et al. 2019, section 3.1).
+
+    Attention crosses document boundaries within a sample.
 
     Args:
         num_predicted: tokens of a sample that are predicted.
-        mask_id: the token that stands in for a hidden one; eot_id: the one between documents, chosen only where there
-            are too few others.
+        mask_id: the token that replaces a hidden one.
+        eot_id: the token between documents, chosen only where there are too few others.
         vocab_size: a random replacement is drawn from [0, vocab_size).
     """
 
@@ -89,10 +91,10 @@ class MaskedTokens:
 
 @dataclass(frozen=True)
 class PermutedTokens:
-    """Some tokens are predicted in a random order, each from those before it in that order; the others come first (Yang et al. 2019, section 2.3).
+    """Some tokens are predicted in a random order, each from those before it in that order.
 
-    As in the authors' code the tokens that are not predicted all see each other. Theirs chooses spans, this one single
-    tokens.
+    Yang et al. 2019, section 2.3. The tokens that are not predicted come first in the order and all see each other, as
+    in the authors' code. That code chooses spans, this one single tokens.
 
     Args:
         num_predicted, eot_id: see MaskedTokens.
@@ -113,14 +115,17 @@ class PermutedTokens:
 
 
 def choose_positions(tokens: Int64Array, samples: Int64Array, seed: int, count: int, eot_id: int) -> Int64Array:
-    """Return `count` positions of each sample [n, count] int64, drawn without replacement and in random order; those of `eot_id` last."""
+    """Return `count` positions of each sample, [n, count] int64, drawn without replacement and in random order.
+
+    Positions of `eot_id` come last.
+    """
     draws = position_draws(samples, tokens.shape[1], seed, _CHOICE)
-    # The end of a document is no word to be learned from its neighbours. Sorted by two keys: the last one counts first.
+    # An end of a document cannot be learned from its neighbours. The last key of lexsort is the primary one.
     return np.lexsort((draws, tokens == eot_id), axis=1)[:, :count]
 
 
 def objective_of(spec: "RunSpec", tokenizer: Tokenizer) -> Objective:
-    """Return what the run's samples become.
+    """Return the objective of the run's spec.
 
     Raises:
         DataError: the objective needs a mask token, and the tokenizer has none.

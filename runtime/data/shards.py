@@ -19,7 +19,7 @@ DTYPES: dict[str, np.dtype[np.unsignedinteger[Any]]] = {"uint16": np.dtype("<u2"
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """What the manifest records of one file."""
+    """The manifest's record of one file."""
 
     file: str
     tokens: int
@@ -33,9 +33,9 @@ def dtype_for(vocab_size: int) -> str:
 
 
 class ShardWriter:
-    """Appends tokens of one split to numbered files in a folder; `close` returns what was written.
+    """Appends tokens of one split to numbered files in a folder; `close` returns their records.
 
-    A context manager, so that an error on the way leaves no file open.
+    A context manager, so that an error leaves no file open.
     """
 
     def __init__(self, folder: Path, split: str, dtype: str, tokens_per_shard: int = TOKENS_PER_SHARD) -> None:
@@ -68,7 +68,10 @@ class ShardWriter:
             (self._folder / self._name).unlink()
 
     def write(self, tokens: Sequence[int] | npt.NDArray[np.integer[Any]]) -> None:
-        """Append token ids, beginning a new file wherever the present one is full. OverflowError for an id the dtype can't hold."""
+        """Append token ids, starting a new file where the current one is full.
+
+        OverflowError for an id that the dtype can't hold.
+        """
         remaining = np.asarray(tokens, dtype=self._dtype)
         while len(remaining):
             if self._tokens == self._tokens_per_shard:
@@ -82,7 +85,7 @@ class ShardWriter:
             remaining = remaining[len(part) :]
 
     def close(self) -> list[ShardInfo]:
-        """Finish the last file and return all of them in order."""
+        """Finish the last file and return the records of all files in order."""
         self._end_shard()
         return self._done
 
@@ -91,7 +94,7 @@ class TokenShards:
     """The tokens of one split as one long sequence, read from memory-mapped files."""
 
     def __init__(self, folder: Path, split: str, dtype: str, shards: Sequence[ShardInfo]) -> None:
-        """Map the files; DataError when one is missing or isn't as long as the manifest says."""
+        """Map the files; DataError when one is missing or its size differs from the manifest."""
         self.folder, self.split = folder, split
         self.dtype = DTYPES[dtype]
         self.shards = tuple(shards)

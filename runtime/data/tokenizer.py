@@ -1,4 +1,4 @@
-"""Byte-level BPE: train it, save it, load it, and use one somebody else trained. The only file that imports `tokenizers`."""
+"""Byte-level BPE: train, save and load tokenizers, also published ones. The only file that imports `tokenizers`."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,25 +10,31 @@ from trimaran.runtime.data.files import DataError
 
 END_OF_TEXT = "<|endoftext|>"
 MASK = "[MASK]"
-# How published tokenizers call the token that separates documents: GPT-2, Llama 3, Llama 1 and 2, Gemma, BERT.
+# Names of the token that separates documents in published tokenizers: GPT-2, Llama 3, Llama 1 and 2, Gemma, BERT.
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-# And the one that stands for a hidden token: BERT, RoBERTa and XLNet.
+# Names of the mask token: BERT, RoBERTa and XLNet.
 _MASK_NAMES = (MASK, "<mask>")
-# Every byte has a token, so that any text can be written, and one more ends a document.
+# A token for every byte, so that any text can be encoded, and one that ends a document.
 SMALLEST_VOCABULARY = 256 + 1
 
 
 class Tokenizer:
-    """Text to token ids and back. Text is only ever text: a document that spells out a special token gets the bytes of its name."""
+    """Text to token ids and back.
+
+    A document that spells out a special token is plain text and gets the tokens of its characters.
+    """
 
     def __init__(self, inner: tokenizers.Tokenizer, origin: str) -> None:
-        """Wrap a tokenizer of the `tokenizers` package; `origin` names it in errors. DataError without an end-of-text token."""
+        """Wrap a tokenizer of the `tokenizers` package; `origin` names it in errors.
+
+        DataError without an end-of-text token.
+        """
         self._inner = inner
         inner.no_truncation()
         inner.no_padding()
         inner.encode_special_tokens = True
         vocabulary = inner.get_vocab(with_added_tokens=True)
-        # Gemma's vocabulary has </s> as a plain token, HTML's: one that is marked special comes first.
+        # Gemma's vocabulary has </s> as a plain token, the HTML tag: a token marked special takes precedence.
         special = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
         found = [name for name in _END_OF_TEXT_NAMES if name in vocabulary]
         name = next((name for name in found if name in special), found[0] if found else None)
@@ -39,18 +45,18 @@ class Tokenizer:
         self.eot_token = name
         self.eot_id = vocabulary[name]
         self.mask_id: int | None = next((vocabulary[name] for name in _MASK_NAMES if name in vocabulary), None)
-        # Ids may have holes; an embedding must reach the largest.
+        # Ids may have gaps; the embedding must include the largest.
         self.vocab_size = max(vocabulary.values()) + 1
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, *, with_mask: bool = False) -> "Tokenizer":
-        """Train byte-level BPE on the texts (Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.2).
+        """Train byte-level BPE on the texts.
 
-        The same texts give the same tokenizer. A corpus too small to have `vocab_size` different pairs gives a smaller
-        one.
+        Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.2. The same texts give
+        the same tokenizer. A corpus with too few different pairs for `vocab_size` gives a smaller one.
 
         Args:
-            with_mask: whether one of its tokens stands for a hidden one.
+            with_mask: whether the vocabulary includes a mask token.
         """
         special = [END_OF_TEXT, MASK] if with_mask else [END_OF_TEXT]
         smallest = SMALLEST_VOCABULARY + int(with_mask)
@@ -90,7 +96,7 @@ class Tokenizer:
         return cls(inner, str(path))
 
     def required_mask_id(self) -> int:
-        """Return the id of the token that stands for a hidden one.
+        """Return the id of the mask token.
 
         Raises:
             DataError: there is none.
@@ -108,7 +114,7 @@ class Tokenizer:
 
     @property
     def definition(self) -> str:
-        """All of it as one text: two tokenizers with the same definition give the same tokens."""
+        """The whole tokenizer as text: two tokenizers with the same definition give the same tokens."""
         return self._inner.to_str()
 
     def encode(self, text: str) -> list[int]:
@@ -120,7 +126,10 @@ class Tokenizer:
         return [encoding.ids for encoding in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_with_special(self, text: str) -> list[int]:
-        """Return the token ids of a text whose special tokens, where it spells them, are meant: of a chat template, never of a user."""
+        """Return the token ids of a text in which special tokens are encoded as such.
+
+        For chat templates, never for users' text.
+        """
         self._inner.encode_special_tokens = False
         try:
             ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
@@ -129,25 +138,25 @@ class Tokenizer:
         return ids
 
     def encode_as_prompt(self, text: str) -> list[int]:
-        """Return the token ids of one text with the tokens around it that the tokenizer's author adds, such as a beginning-of-text token."""
+        """Return the token ids of one text with the tokens that the tokenizer adds around it, such as beginning-of-text."""
         ids: list[int] = self._inner.encode(text, add_special_tokens=True).ids
         return ids
 
     def encode_spelled(self, token: str) -> list[int]:
-        """Return the ids of plain text that spells an added token, none of which is that token."""
+        """Return the ids of plain text that spells an added token; none of them is that token's id."""
         ids = self.encode(token)
-        # A token that was added without being special is found in plain text too; cut in two it isn't.
+        # An added token that isn't special matches in plain text too; encoding the name in two parts prevents that.
         return ids if self.id_of(token) not in ids else self.encode(token[:1]) + self.encode(token[1:])
 
     def added_tokens(self) -> dict[str, bool]:
-        """Return the tokens that stand beside the trained vocabulary, and which of them are special."""
+        """Return the added tokens, which are not part of the trained vocabulary -> whether each is special."""
         return {token.content: bool(token.special) for token in self._inner.get_added_tokens_decoder().values()}
 
     def id_of(self, token: str) -> int | None:
-        """Return the id of a token by its name in the vocabulary, None for no token."""
+        """Return the id of a token by its name in the vocabulary; None where there is none."""
         found: int | None = self._inner.token_to_id(token)
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of the ids; end-of-text tokens are shown by name, bytes that aren't UTF-8 yet as U+FFFD."""
+        """Return the text of the ids. End-of-text tokens appear by name, incomplete UTF-8 as U+FFFD."""
         return self._inner.decode(list(ids), skip_special_tokens=False)
