@@ -138,7 +138,7 @@ class Tokenizer:
         return ids
 
     def encode_as_prompt(self, text: str) -> list[int]:
-        """Return the token ids of one text with the tokens that the tokenizer adds around it, such as beginning-of-text."""
+        """Return the token ids of one text with the tokens that the tokenizer adds, such as beginning-of-text."""
         ids: list[int] = self._inner.encode(text, add_special_tokens=True).ids
         return ids
 

@@ -1,4 +1,7 @@
-"""The README.md of an exported model: what it is, what it was trained on and how far, how to load it. Says only what the run folder can show."""
+"""The README.md of an exported model: what it is, how it was trained, how to load it.
+
+Uses only what the run folder has.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,18 +14,22 @@ from trimaran.runtime.huggingface.proof import TOLERANCE, Agreement
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.metrics import Row, read_metrics
 
-_RECENT_STEPS = 50  # over which the loss is averaged
-_TASKS = {"causal_lm": "text-generation", "masked_lm": "fill-mask"}  # names of the hub; it has none for the others
+_RECENT_STEPS = 50  # steps over which the loss is averaged
+_TASKS = {
+    "causal_lm": "text-generation",
+    "masked_lm": "fill-mask",
+}  # the hub has no others
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card is about.
+    """The content of a model card.
 
     Args:
-        run: the run folder, whose metrics.jsonl and data_manifest.json are read where they are there.
-        step: of the exported checkpoint; tokens_seen: how many tokens it was trained on by then.
-        record: what an import noted, {} where there was none.
+        run: the run folder; metrics.jsonl and data_manifest.json are read where they exist.
+        step: of the exported checkpoint.
+        tokens_seen: tokens it was trained on by then.
+        record: import.json of an imported run, {} otherwise.
     """
 
     name: str
@@ -37,7 +44,7 @@ class Card:
 
 
 def model_card(card: Card) -> str:
-    """Return the card as Markdown with the front matter of a model page."""
+    """Return the card as Markdown with the front matter of a model page on the hub."""
     task = [f"pipeline_tag: {_TASKS[objective]}"] if (objective := card.spec.transformer.objective) in _TASKS else []
     front = ["---", "library_name: transformers", *task, "tags:", "- trimaran", "---", ""]
     parts = [
@@ -103,7 +110,7 @@ def _shape_rows(config: TransformerConfig) -> Iterator[tuple[str, str]]:
 
 
 def _training(card: Card) -> Iterator[str]:
-    """What this run did; nothing where it only imported."""
+    """The training section; empty where the run only imported weights."""
     if card.step == 0:
         return
     train, optimizer = card.spec.train, card.spec.optimizer
@@ -202,7 +209,10 @@ def _table(rows: Sequence[tuple[str, str]] | Iterator[tuple[str, str]]) -> Itera
 
 
 def _rows(run: Path) -> list[Row]:
-    """The run's metrics, none where there are none; a broken file is no reason to refuse an export, and the card then shows no loss."""
+    """The run's metrics; [] where the file is missing or broken.
+
+    The card then shows no loss, and the export continues.
+    """
     try:
         return read_metrics(run / "metrics.jsonl")
     except (OSError, ValueError):

@@ -1,4 +1,7 @@
-"""From a checkpoint to a folder that transformers and vLLM load: safetensors under standard names, configs, tokenizer and a card; the logits are compared."""
+"""From a checkpoint to a folder that transformers and vLLM load, with a comparison of logits.
+
+The folder has safetensors under standard names, configs, tokenizer and a card.
+"""
 
 import json
 import shutil
@@ -36,13 +39,13 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an export may choose.
+    """Options of an export.
 
     Args:
-        dtype: of the weights in the files; None for that of the run's precision.
-        family: of the architecture; None for that of the import, or else the first that expresses the model.
-        shard_bytes: most bytes of a file; more than one file get an index.
-        memory_bytes: of weights that transformers may hold for the proof; above it the rest stays on disk.
+        dtype: of the exported weights; None for the dtype of the run's precision.
+        family: of the architecture; None for the family of the import, or else the first that can express the model.
+        shard_bytes: maximum size of a file; several files get an index.
+        memory_bytes: bytes of weights that transformers may hold for the comparison; the rest stays on disk.
     """
 
     dtype: ExportDtype | None = None
@@ -53,7 +56,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has made."""
+    """The result of an export."""
 
     folder: Path
     architecture: str
@@ -77,13 +80,16 @@ class _Model:
     record: dict[str, Any]
 
     def read(self, name: str) -> Tensor:
-        """A parameter as it is stored, [*global shape]; its file is unmapped again, because pages that were read would count as memory."""
+        """A parameter as stored, [*global shape].
+
+        Its file is unmapped again: read pages would count as this process's memory.
+        """
         tensor = self.checkpoint.read_global(name, "weight")
         self.checkpoint.close()
         return tensor
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every tensor that is written, by their name, in order."""
+        """Name -> bytes of every tensor to write, in order."""
         pairs = [pair for unit in self.units for pair in zip(unit.theirs, unit.their_shapes(self.config), strict=True)]
         return {name: prod(shape) * self.dtype.itemsize for name, shape in pairs}
 
@@ -94,13 +100,13 @@ def export_model(
     options: ExportOptions,
     progress: Progress = Progress(),  # noqa: B008 - it is frozen
 ) -> Exported:
-    """Write the folder `target` from the newest checkpoint of `run`, or from the checkpoint folder itself.
+    """Write the folder `target` from the newest checkpoint of `run`, or from a checkpoint folder.
 
-    The folder appears when its logits have been compared with those of our network, or not at all.
+    The folder appears only after its logits were compared with those of our network.
 
     Raises:
         ConversionError: no architecture expresses the model, or (ProofError) the logits differ.
-        CheckpointError, OSError: the checkpoint can't be read, or the folder not be written.
+        CheckpointError, OSError: the checkpoint can't be read, or the folder can't be written.
     """
     model = _open(run, options)
     require_transformers()
@@ -150,16 +156,16 @@ def _open(run: Path, options: ExportOptions) -> _Model:
         units = resolve(family, config)
     except ValueError as error:
         raise ConversionError(str(error)) from error
-    # Float64 is for comparisons; what reads the folder computes in float32 at most.
+    # float64 is for comparisons; the programs that read the folder compute in float32 at most.
     dtype = options.dtype or ("float32" if spec.precision.dtype == "float64" else spec.precision.dtype)
     return _Model(checkpoint, folder, spec, config, family, units, model_dtype(dtype), record)
 
 
 def choose_family(config: TransformerConfig, wanted: str | None, imported_as: str | None) -> Family:
-    """Return the family whose architecture the model is exported as: the wanted one, that of the import if it still fits, or the first that does.
+    """Return the family to export as: the requested one, that of the import if it still fits, or the first that fits.
 
     Raises:
-        ConversionError: the wanted one is unknown or can't express the model, or none can; tells why.
+        ConversionError: the requested family is unknown or can't express the model, or no family can; says why.
     """
     families = {family.name: family for family in FAMILIES}
     if wanted is not None and wanted not in families:
@@ -184,10 +190,10 @@ def _expresses(family: Family, config: TransformerConfig) -> bool:
 
 
 def rounded(units: Sequence[WeightMap], config: TransformerConfig, read: ReadWeight, dtype: torch.dtype) -> ReadWeight:
-    """Return a reader of the weights as they are when they have gone through files of `dtype`; what loses nothing there is read as it is.
+    """Return a reader of the weights rounded to `dtype`, as they are in the exported files.
 
-    With it our network computes from the weights that are written, and the comparison keeps the tolerance of float32 at
-    any dtype.
+    Our network then computes from the exported weights, so the comparison keeps the tolerance of float32 at any dtype.
+    Where `dtype` loses nothing, the weights are read unchanged.
     """
     unit_of = {name: unit for unit in units for name in unit.ours}
 
@@ -203,7 +209,7 @@ def rounded(units: Sequence[WeightMap], config: TransformerConfig, read: ReadWei
 
 
 def _write_weights(folder: Path, model: _Model, sizes: dict[str, int], shard_bytes: int, progress: Progress) -> None:
-    """Write one file, or several with an index, in the order of the network; holds one file's tensors."""
+    """Write one file, or several with an index, in the order of the network; holds one file's tensors in memory."""
     shards = shards_of(sizes, shard_bytes)
     place = {name: shard for shard, names in shards.items() for name in names}
     held: dict[str, Tensor] = {}
@@ -223,7 +229,7 @@ def _write_weights(folder: Path, model: _Model, sizes: dict[str, int], shard_byt
 
 
 def shards_of(sizes: dict[str, int], shard_bytes: int) -> dict[str, list[str]]:
-    """Return the names of the tensors in each file, in order, with at most `shard_bytes` a file unless one tensor alone has more."""
+    """Return the tensor names of each file, in order, at most `shard_bytes` a file unless one tensor is larger."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, num_bytes in sizes.items():
@@ -248,7 +254,7 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _tokenizer_of(run: Path, progress: Progress) -> Tokenizer | None:
-    """The run's tokenizer, None where it has none; that is told."""
+    """The run's tokenizer; None, with a message, where it has none."""
     if not (run / TOKENIZER).is_file():
         progress.say(
             f"{run} has no tokenizer.json, so the exported folder has none either, and only random tokens are compared"
@@ -261,7 +267,7 @@ def _tokenizer_of(run: Path, progress: Progress) -> Tokenizer | None:
 
 
 def _write_configs(folder: Path, model: _Model, tokenizer: Tokenizer | None) -> None:
-    """Write config.json, and tokenizer, chat template and generation config: those that stand in the run, or else plain ones."""
+    """Write config.json, tokenizer, chat template and generation config: the run's own files, or else plain ones."""
     ids = _token_ids(model, tokenizer)
     config = {**model.family.from_config(model.config), **ids, "torch_dtype": _name(model.dtype)}
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
@@ -274,12 +280,12 @@ def _write_configs(folder: Path, model: _Model, tokenizer: Tokenizer | None) -> 
             json.dumps({name: value for name, value in ids.items() if value is not None}, indent=2) + "\n",
         )
     if tokenizer and not (folder / "tokenizer_config.json").exists():
-        # One token ends a text, and a text may begin after one: that is how the training data was strung together.
+        # Training texts are separated by one token, so it can both end and begin a text.
         end = dict.fromkeys(("bos_token", "eos_token", "pad_token"), tokenizer.eot_token)
         described = {"tokenizer_class": "PreTrainedTokenizerFast", **end, "model_max_length": model.config.max_seq_len}
         described |= {
             "model_input_names": ["input_ids", "attention_mask"]
-        }  # generate() refuses the token types that come by default
+        }  # generate() rejects the token types that are added by default
         write_text(
             folder / "tokenizer_config.json",
             json.dumps({**described, "clean_up_tokenization_spaces": False}, indent=2) + "\n",

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: filled under a hidden name beside its target and renamed at the end."""
+"""A folder that appears complete or not at all: filled under a hidden name beside its target, then renamed."""
 
 import os
 import re
@@ -14,13 +14,13 @@ from trimaran.runtime.huggingface.source import ConversionError
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder that becomes `target` by one rename when the block ends; whatever ends the block early, it is removed.
+    """Yield an empty temporary folder, renamed to `target` when the block ends and removed if it fails.
 
-    A process that is killed outright leaves the temporary folder behind; the next one on this machine with the same
-    target removes it.
+    A process that is killed leaves the temporary folder behind; the next one on this machine with the same target
+    removes it.
 
     Raises:
-        ConversionError: the target is there already, or can't be made.
+        ConversionError: the target exists already, or can't be made.
     """
     _refuse_existing(target)
     temporary = target.parent / f".{target.name}.{socket.gethostname()}-{os.getpid()}.tmp"
@@ -42,7 +42,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def refuse_without_space(folder: Path, num_bytes: int, what: str) -> None:
-    """Raise ConversionError where the disk of `folder` has less room than `num_bytes`, before the time it takes to fill it."""
+    """Raise ConversionError where the disk of `folder` has less free space than `num_bytes`."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ConversionError(
@@ -52,14 +52,14 @@ def refuse_without_space(folder: Path, num_bytes: int, what: str) -> None:
 
 
 def _refuse_existing(target: Path) -> None:
-    """Refuse a target that is there, but for an empty folder: a rename replaces that."""
+    """Raise ConversionError where the target exists, unless it is an empty folder: a rename replaces that."""
     is_empty_folder = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
     if not target.name or ((target.exists() or target.is_symlink()) and not is_empty_folder):
         raise ConversionError(f"{target} is there already; choose another folder, or remove it first")
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove the temporary folders of processes of this machine that are no more."""
+    """Remove the temporary folders of processes that ran on this machine and have ended."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.{re.escape(socket.gethostname())}-(\d+)\.tmp")
     for path in list(target.parent.iterdir()):
         if (match := pattern.fullmatch(path.name)) and not _is_alive(int(match[1])):

@@ -1,4 +1,4 @@
-"""From a Hugging Face model to a run: the weights stream unit by unit into a checkpoint that any layout loads, and the logits are compared at the end."""
+"""From a Hugging Face model to a run: weights stream into a checkpoint for any layout, then the logits are compared."""
 
 import json
 import shutil
@@ -28,19 +28,19 @@ from trimaran.runtime.train.state import TrainState
 
 _OLD_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
 _GGUF = b"GGUF"
-# Of a run that trains on: what a person will change first, small enough to start anywhere.
+# Defaults of a run that continues training: small enough to start anywhere, and the fields a person changes first.
 _SEQ_LEN, _STEPS, _BATCH, _LR = 1024, 100, 8, 1e-5
 _PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much memory a conversion may take.
+    """Memory limits of a conversion.
 
     Args:
-        shard_bytes: of the weights that are collected before they are written to a file; a unit that is larger goes to
-            several files.
-        memory_bytes: of the weights that transformers may hold for the proof; above it the rest stays on disk.
+        shard_bytes: bytes of weights collected before they are written to a file; a larger unit is divided over several
+            files.
+        memory_bytes: bytes of weights that transformers may hold for the comparison; the rest stays on disk.
     """
 
     shard_bytes: int = 256 << 20
@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import has made."""
+    """The result of an import."""
 
     run: Path
     spec: RunSpec
@@ -64,10 +64,10 @@ def import_model(
     limits: Limits = Limits(),
     progress: Progress = Progress(),  # noqa: B008 - it is frozen
 ) -> Imported:
-    """Make the run folder `run` of the model in `source`, a folder with config.json and safetensors or a .gguf file.
+    """Make the run folder `run` from the model in `source`, a folder with config.json and safetensors or a .gguf file.
 
-    Everything about names and shapes is checked before the first byte is written. The run appears when its logits have
-    been compared with those of transformers, or not at all.
+    All names and shapes are checked before the first byte is written. The run appears only after its logits were
+    compared with those of transformers.
 
     Raises:
         ConversionError: the model can't be imported, or (ProofError) its logits differ.
@@ -91,7 +91,7 @@ def import_model(
 
 
 def _check_gguf(source: Path) -> None:
-    """Refuse what is no GGUF file, and a network that we don't have, before the weights are read."""
+    """Raise ConversionError for a file that is not GGUF or an unsupported network, before the weights are read."""
     with source.open("rb") as file:
         is_gguf = file.read(len(_GGUF)) == _GGUF
     if not is_gguf:
@@ -110,7 +110,7 @@ def _check_gguf(source: Path) -> None:
 
 
 def _fill(temporary: Path, plan: Plan, source: Path, run: Path, limits: Limits, progress: Progress) -> Imported:
-    """Write everything of the run into `temporary` and compare the logits."""
+    """Write the run into `temporary` and compare the logits."""
     spec = imported_spec(plan, run)
     refuse_without_space(temporary, plan.checkpoint_bytes, "the checkpoint")
     stored = ", ".join(f"{dtype} ({count:,} numbers)" for dtype, count in plan.dtypes.items())
@@ -143,14 +143,16 @@ def _fill(temporary: Path, plan: Plan, source: Path, run: Path, limits: Limits, 
 
 
 def _read_and_unmap(checkpoint: Checkpoint, name: str) -> Tensor:
-    """A parameter; its file is unmapped again, because pages that were read would count as this process's memory."""
+    """A parameter. Its file is unmapped again: read pages would count as this process's memory."""
     tensor = checkpoint.read_global(name, "weight")
     checkpoint.close()
     return tensor
 
 
 def imported_spec(plan: Plan, run: Path) -> RunSpec:
-    """Return the spec of a run that trains on from the imported weights; it is also what generation reads the network from.
+    """Return the spec of a run that continues training from the imported weights.
+
+    Generation reads the network from it too.
 
     Raises:
         SpecError: the network breaks a rule of the spec.
@@ -181,7 +183,10 @@ def write_checkpoint(
     shard_bytes: int,
     progress: Progress = Progress(),  # noqa: B008 - frozen
 ) -> Path:
-    """Write the parameters of a plan as the checkpoint of step 0 in `folder`, unit by unit, and return its path. Errors as for `save_in_parts`."""
+    """Write the parameters of a plan, unit by unit, as the checkpoint of step 0 in `folder`, and return its path.
+
+    Errors as for `save_in_parts`.
+    """
     state = {
         **asdict(TrainState()),
         "seed": spec.seed,
@@ -208,13 +213,13 @@ def _pieces(plan: Plan, shard_bytes: int, progress: Progress) -> Iterator[ShardP
 
 
 def _parts(pieces: Iterator[ShardPiece], shard_bytes: int) -> Iterator[list[ShardPiece]]:
-    """The pieces in lists of at most `shard_bytes`, the content of one file each."""
+    """The pieces in lists of at most `shard_bytes`, one list for each file."""
     part: list[ShardPiece] = []
     size = 0
     for piece in pieces:
         if part and size + piece.data.nbytes > shard_bytes:
             yield part
-            part.clear()  # the same list: whoever wrote it still holds it
+            part.clear()  # clear the list itself: the consumer still holds a reference to it
             size = 0
         part.append(piece)
         size += piece.data.nbytes
@@ -223,9 +228,10 @@ def _parts(pieces: Iterator[ShardPiece], shard_bytes: int) -> Iterator[list[Shar
 
 
 def _refuse_foreign(file: Path) -> None:
-    """Refuse a link out of the folder: a stranger's archive could have any file of yours copied, and published by the next export.
+    """Raise ConversionError for a link out of the folder.
 
-    A hub's cache links to the `blobs` beside its `snapshots`.
+    Such a link in a stranger's archive could copy any file of the user into the run, and the next export would publish
+    it. Links of a hub's cache lead to the `blobs` beside its `snapshots` and are allowed.
     """
     place, target = file.parent.resolve(), file.resolve()
     if target.is_relative_to(place) or target.parent == place.parent.parent / "blobs":
@@ -234,7 +240,10 @@ def _refuse_foreign(file: Path) -> None:
 
 
 def _take_companions(plan: Plan, temporary: Path, progress: Progress) -> bool:
-    """Copy tokenizer, chat template and generation config; return whether there is a tokenizer. What is amiss with it is told."""
+    """Copy tokenizer, chat template and generation config; return whether there is a tokenizer.
+
+    Problems are reported through `progress`.
+    """
     source = plan.folder.path
     for name in (TOKENIZER, *COMPANIONS):
         if (source / name).is_file():

@@ -1,4 +1,4 @@
-"""Which stored tensors become which parameters: a folder held against a family's weight map, checked whole before anything is written."""
+"""Which stored tensors become which parameters: a folder checked against a family's weight map before any write."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ _MOST_SHOWN = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """How a folder is imported: every unit of the family's weight map, and the stored name of every tensor that it reads.
+    """How a folder is imported: every unit of the family's weight map, and the stored names of the tensors it reads.
 
     Attributes:
-        shapes: global shape of every parameter by our name.
+        shapes: our parameter name -> global shape.
         stored: name in the family's map -> name in the folder.
     """
 
@@ -35,12 +35,12 @@ class Plan:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensors that will be read."""
+        """Bytes of the tensors to read."""
         return sum(self.bytes_of(unit) for unit in self.units)
 
     @property
     def dtypes(self) -> dict[str, int]:
-        """How many numbers are stored in each dtype, the dtype of most of them first."""
+        """dtype -> number of elements stored in it, the most common dtype first."""
         counts: dict[str, int] = {}
         for name in self.stored:
             tensor = self._tensor(name)
@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes of the parameters as the checkpoint keeps them, about."""
+        """Approximate bytes of the parameters in the checkpoint."""
         return sum(count * stored_dtype([DTYPES[dtype]]).itemsize for dtype, count in self.dtypes.items())
 
     def bytes_of(self, unit: WeightMap) -> int:
@@ -57,7 +57,7 @@ class Plan:
         return sum(self._tensor(name).num_bytes for name in unit.theirs)
 
     def read(self, unit: WeightMap) -> dict[str, Tensor]:
-        """Return the parameters of a unit by our name, [*global shape] each, in the dtype in which they are kept."""
+        """Return the parameters of a unit, name -> [*global shape], in the dtype in which they are stored."""
         theirs = [self.folder.read(self.stored[name]) for name in unit.theirs]
         dtype = stored_dtype([tensor.dtype for tensor in theirs])
         ours = unit.to_ours([tensor.to(dtype) for tensor in theirs], self.config)
@@ -73,7 +73,10 @@ class Plan:
 
 
 def stored_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """Return the dtype in which tensors that become one parameter are kept: the widest of theirs, and float32 for float16, which a checkpoint has not."""
+    """Return the dtype in which tensors that become one parameter are stored: their widest.
+
+    float16 becomes float32, because checkpoints have no float16.
+    """
     widest = torch.bfloat16
     for dtype in dtypes:
         widest = torch.promote_types(widest, torch.float32 if dtype == torch.float16 else dtype)
@@ -103,7 +106,7 @@ def make_plan(folder: ModelFolder) -> Plan:
         KeyError,
         ArithmeticError,
         AttributeError,
-    ) as error:  # a config.json may hold anything under a known name
+    ) as error:  # a config.json may hold any type under a known name
         raise ConversionError(f"{described}: {error}") from error
     try:
         found = locate(family, units, folder.tensors)
@@ -119,7 +122,10 @@ def make_plan(folder: ModelFolder) -> Plan:
 
 
 def _refuse_many_layers(folder: ModelFolder) -> None:
-    """Refuse a number of layers that the stored tensors can't be: a slip would take all memory long before a name is missed."""
+    """Raise ConversionError for a number of layers that the stored tensors can't have.
+
+    A typo would otherwise use all memory before a missing name is found.
+    """
     for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
         layers, stored = folder.config.get(name), len(folder.tensors)
         if isinstance(layers, int) and layers > stored:
@@ -130,7 +136,7 @@ def _refuse_many_layers(folder: ModelFolder) -> None:
 
 
 def _refuse_problems(plan: Plan) -> None:
-    """Raise ConversionError with the tensors of another shape, and those that are no weights."""
+    """Raise ConversionError naming the tensors of another shape, and those that are not weights."""
     expected = {
         name: tuple(shape)
         for unit in plan.units
@@ -168,7 +174,7 @@ def _refuse_other_head(plan: Plan, head: str) -> None:
 
 
 def _problems(error: ValidationError) -> list[str]:
-    """What pydantic found, each with its field; not that fields which follow from wrong ones could not be derived."""
+    """pydantic's errors, each with its field, without those of fields derived from wrong ones."""
     found = []
     for problem in error.errors(include_url=False):
         if problem["type"] != "default_factory_not_called":

@@ -1,4 +1,4 @@
-"""How a conversion tells where it stands, without knowing what it is shown on."""
+"""How a conversion reports its progress, independent of how that is displayed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ def _unseen(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where words and numbers go.
+    """Receivers of messages and progress.
 
     Args:
-        say: called with a sentence that the user should read.
-        advance: called with (what is under way, how much is done, of how much).
+        say: called with a sentence for the user.
+        advance: called with (what is being done, amount done, total amount).
     """
 
     say: Callable[[str], None] = _silent

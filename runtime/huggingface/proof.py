@@ -1,7 +1,7 @@
-"""The proof of a conversion: our network and transformers' compute the same logits, in float32, from the weights as they lie on disk.
+"""The proof of a conversion: our network and transformers' compute the same logits in float32 from the weights on disk.
 
 Ours runs layer by layer: a stage of one layer is built, filled from the checkpoint, run on every input and dropped, so
-that the memory it takes is that of one layer (or of the embedding) and not of the model.
+that it takes the memory of one layer (or of the embedding) and not of the model.
 """
 
 import gc
@@ -24,12 +24,15 @@ from trimaran.runtime.huggingface.source import ConversionError
 from trimaran.runtime.huggingface.theirs import text_tokens, their_logits
 
 TOLERANCE = 1e-4
-"""Largest difference, as a share of the largest logit. Both sides compute in float32, so it holds for weights of any dtype; sums of another order
-differ by some 1e-6 in a few layers and by some 1e-5 in a hundred."""
+"""Largest difference allowed, as a share of the largest logit.
+
+Both sides compute in float32, so it holds for weights of any dtype. Another order of sums gives differences of about
+1e-6 in a few layers and of about 1e-5 in a hundred.
+"""
 _RANDOM_TOKENS = 64
-_MOST_TOKENS = 256  # of one input, where a sliding window asks for more
+_MOST_TOKENS = 256  # maximum of one input, even where a sliding window needs more
 _TEXT_TOKENS = 48  # of one sentence
-# Prose, numbers, code, another alphabet and signs: what a tokenizer cuts in different ways.
+# Prose, numbers, code, another alphabet and symbols: texts that tokenizers cut in different ways.
 SENTENCES = (
     "The harbour was quiet in the morning, and three boats lay side by side at the pier.",
     "In 1931 the bridge carried 12,480 people a day; by 1958 it was 40% more.",
@@ -40,20 +43,20 @@ SENTENCES = (
 ReadWeight = Callable[[str], Tensor]
 """Parameter name -> the whole tensor, [*global shape], any float dtype."""
 OnLayer = Callable[[int, int], None]
-"""(layers done, layers in all)."""
+"""Called with (layers done, total layers)."""
 
 
 class ProofError(ConversionError):
-    """The logits differ: what was converted is not the same model."""
+    """The logits differ: the converted model is not the same."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the logits of one kind of input lie apart.
+    """The difference between the logits of one kind of input.
 
     Attributes:
         what: the kind of input.
-        tokens: how many positions were compared, each over the whole vocabulary.
+        tokens: number of positions compared, each over the whole vocabulary.
         max_error: largest absolute difference of two logits.
         scale: largest absolute logit of transformers.
     """
@@ -65,7 +68,10 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is within TOLERANCE of the scale; not where a logit is not finite, and not where all are zero, which proves nothing."""
+        """Whether the difference is within TOLERANCE of the scale.
+
+        False where a logit is not finite, or where all are zero, which proves nothing.
+        """
         return 0 < self.scale < math.inf and self.max_error <= TOLERANCE * self.scale
 
     def __str__(self) -> str:
@@ -76,12 +82,12 @@ class Agreement:
         )
 
     def record(self) -> dict[str, Any]:
-        """Return it as plain JSON."""
+        """Return the comparison as plain JSON."""
         return asdict(self)
 
 
 def proof_inputs(config: TransformerConfig, tokenizer_folder: Path | None) -> dict[str, list[Tensor]]:
-    """Return the inputs [1, seq] int64 of the proof by kind: random tokens, and real text where `tokenizer_folder` has a tokenizer.json.
+    """Return the inputs [1, seq] int64 of the proof by kind: random tokens, and text where there is a tokenizer.
 
     Tokens that the model's vocabulary lacks are left out of the text.
     """
@@ -104,10 +110,10 @@ def proof_inputs(config: TransformerConfig, tokenizer_folder: Path | None) -> di
 def our_logits(
     config: TransformerConfig, read: ReadWeight, inputs: Sequence[Tensor], on_layer: OnLayer = lambda done, total: None
 ) -> list[Tensor]:
-    """Return the logits [batch, seq, vocab] float32 of our network for each input [batch, seq], holding one layer's weights at a time.
+    """Return our logits [batch, seq, vocab] float32 for each input [batch, seq], with one layer in memory at a time.
 
     Args:
-        read: gives the weights, by name.
+        read: parameter name -> weights.
         on_layer: called after each layer.
     """
     place = LayerContext(single("tp"), sequence_parallel=False, dtype=torch.float32, device=torch.device("cpu"))
@@ -124,7 +130,7 @@ def our_logits(
         built = stage(range(layer, layer + 1))
         hidden = [built.run_layers(each, tokens) for each, tokens in zip(hidden, inputs, strict=True)]
         del built
-        gc.collect()  # a module refers to itself, so its weights would stay until the collector comes by
+        gc.collect()  # a module has a reference cycle, so its weights would stay in memory until the next collection
         on_layer(layer + 1, config.num_layers)
     last = stage(range(0), is_last=True)
     return [last.logits(last.run_layers(each, tokens)) for each, tokens in zip(hidden, inputs, strict=True)]
@@ -133,7 +139,7 @@ def our_logits(
 def compare(
     inputs: Mapping[str, Sequence[Tensor]], ours: Sequence[Tensor], theirs: Sequence[Tensor]
 ) -> list[Agreement]:
-    """Return how far the logits lie apart, by kind of input.
+    """Return the difference of the logits, by kind of input.
 
     Args:
         ours, theirs: logits [batch, seq, vocab] of the inputs in their order.
@@ -152,21 +158,21 @@ def compare(
 
 
 def _largest(x: Tensor) -> float:
-    """The largest absolute value; infinity where one is not finite, so that no comparison takes it for small."""
+    """The largest absolute value; infinity where a value is not finite, so that every comparison fails."""
     value = float(x.abs().max())
     return value if math.isfinite(value) else math.inf
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What is compared: our network with weights from `read`, and transformers' from `folder`.
+    """The two sides compared: our network with weights from `read`, and transformers' from `folder`.
 
     Args:
-        read: gives our weights.
+        read: parameter name -> our weights.
         folder: config.json and safetensors.
         architecture: name of the class in transformers.
-        tokenizer_folder: where tokenizer.json lies; None for random tokens alone.
-        memory_bytes: most bytes of weights that transformers may hold; the rest stays on disk, or goes to `scratch`.
+        tokenizer_folder: folder of tokenizer.json; None compares random tokens alone.
+        memory_bytes: bytes of weights that transformers may hold; the rest stays on disk, or goes to `scratch`.
     """
 
     config: TransformerConfig
@@ -178,10 +184,10 @@ class Proof:
     scratch: Path
 
     def run(self, progress: Progress = Progress()) -> list[Agreement]:  # noqa: B008 - it is frozen
-        """Compute both sides and return how far they lie apart.
+        """Compute both sides and return their differences.
 
         Raises:
-            ProofError: further than TOLERANCE of the logit scale, on any kind of input.
+            ProofError: a difference is above TOLERANCE of the logit scale, on any kind of input.
         """
         inputs = proof_inputs(self.config, self.tokenizer_folder)
         flat = [tensor for tensors in inputs.values() for tensor in tensors]

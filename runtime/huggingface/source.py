@@ -1,7 +1,7 @@
-"""A Hugging Face model folder: its config, the names, dtypes and shapes of its tensors, and each tensor when it is asked for.
+"""A Hugging Face model folder: its config, the names, dtypes and shapes of its tensors, and each tensor on request.
 
-Only safetensors are read. Files are read by position rather than mapped into memory, so that converting a model costs
-the memory of a few tensors and not that of every page that was ever touched.
+Only safetensors are read. Files are read by position instead of being memory mapped, so that a conversion takes the
+memory of a few tensors and not of all pages touched so far.
 """
 
 import json
@@ -17,10 +17,10 @@ from torch import Tensor
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_MOST_JSON_BYTES = 256 << 20  # an index of 100,000 tensors has 10 MiB; what is larger is no index
+_MOST_JSON_BYTES = 256 << 20  # an index of 100,000 tensors has 10 MiB; a larger file is no index
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin.index.json")
-# What a safetensors header calls the dtypes that are weights; the others (I8, F8_E4M3, ...) are quantized and mean
-# nothing without their scales.
+# Names of weight dtypes in a safetensors header. The others (I8, F8_E4M3, ...) are quantized and meaningless without
+# their scales.
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -30,12 +30,12 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 class ConversionError(ValueError):
-    """A model that can't be imported or exported; the sentence names the file or tensor, the rule and what to do."""
+    """A model that can't be imported or exported. The message names the file or tensor, the rule and what to do."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its file, its dtype as the header names it, its shape, and its bytes."""
+    """The location of a tensor: file, dtype as the header names it, shape, and byte range."""
 
     file: Path
     dtype: str
@@ -45,7 +45,9 @@ class StoredTensor:
 
 
 class ModelFolder:
-    """An open folder with config.json and safetensors, one file or many with an index. Every header has been checked against its file's size.
+    """An open folder with config.json and safetensors, one file or many with an index.
+
+    Every header has been checked against its file's size.
 
     Attributes:
         config: config.json.
@@ -57,7 +59,7 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: Path) -> "ModelFolder":
-        """Open a folder; reads config.json, the index and the headers, none of the weights.
+        """Open a folder: reads config.json, the index and the headers, no weights.
 
         Raises:
             ConversionError: it is no folder, lacks config.json or safetensors, or one of the files is damaged or points
@@ -89,7 +91,7 @@ class ModelFolder:
         """Return a tensor, on the CPU, in its stored dtype.
 
         Raises:
-            ConversionError: it can't be read, or is of a dtype that is not one of weights.
+            ConversionError: it can't be read, or its dtype is not one of weights.
         """
         stored = self.tensors[name]
         if stored.dtype not in DTYPES:
@@ -143,7 +145,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(
             path, framework="pt"
-        ):  # checks that the ranges follow each other, fit shape and dtype, and fill the file
+        ):  # safe_open checks that the ranges are contiguous, fit shape and dtype, and fill the file
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -161,7 +163,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def pickle_refused(folder: Path, name: str) -> ConversionError:
-    """Return the error about a file of pickled weights."""
+    """Return the error for a file of pickled weights."""
     return ConversionError(
         f"{folder} holds its weights as pickle ({name}), and loading a pickle can run any code its maker put in, "
         "so trimaran never does; where you trust the maker, convert it: "
@@ -197,7 +199,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_indexed(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of all shards that the index names, each where the index says it is."""
+    """The tensors of all shards in the index; each must be in the file that the index names."""
     index = path / INDEX
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):

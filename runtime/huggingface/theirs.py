@@ -1,4 +1,7 @@
-"""Everything that asks transformers: the logits of its model, a GGUF file as a model folder, a fast tokenizer. The only file that imports it."""
+"""All use of transformers: logits of its model, GGUF to a model folder, fast tokenizers.
+
+The only file that imports it.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +21,7 @@ _INSTALL = "pip install 'trimaran[huggingface]'"
 
 
 def require_transformers(*more: str) -> None:
-    """Raise ConversionError where transformers or one of `more` is not installed, before any work is done."""
+    """Raise ConversionError where transformers or one of `more` is not installed; call before any work."""
     missing = [name for name in (*_NEEDED, *more) if find_spec(name) is None]
     if missing:
         raise ConversionError(f"this needs {' and '.join(missing)}, which is not installed: {_INSTALL}")
@@ -35,23 +38,23 @@ def their_logits(
     scratch: Path,
     on_input: Callable[[int], None] = lambda done: None,
 ) -> list[Tensor]:
-    """Return the logits [batch, seq, vocab] float32 that transformers computes for each input [batch, seq] from a model folder, in float32.
+    """Return the logits [batch, seq, vocab] float32 that transformers computes for each input [batch, seq].
 
     Args:
+        folder: the model folder; computed in float32.
         architecture: name of the class in transformers.
-        weight_bytes: of the weights in float32. More than `memory_bytes` of them stay on disk, and each module reads
-            its own when it runs.
-        memory_bytes: most bytes of weights held at once.
-        scratch: folder for what transformers must write to read it again; made if missing.
-        on_input: called with how many inputs are done.
+        weight_bytes: bytes of the weights in float32. Above `memory_bytes` the rest stays on disk, and each module
+            reads its weights when it runs.
+        memory_bytes: maximum bytes of weights held at once.
+        scratch: folder for the weights that transformers offloads to disk; made if missing.
+        on_input: called with the number of inputs done.
 
     Raises:
         ConversionError: transformers can't load the folder.
     """
     import transformers
 
-    # The implementation of attention is the one that a user gets: of those that can be asked for, one or another of
-    # each model is wrong.
+    # Use transformers' default attention: of the implementations that can be selected, each is wrong for some model.
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     if weight_bytes > memory_bytes:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,7 @@ def their_logits(
 
 @contextmanager
 def _falcons_alibi_in_float32(architecture: str) -> Iterator[None]:
-    """Compute Falcon's ALiBi by BLOOM's function, which is the same but for not rounding to bfloat16: that would show in the logits."""
+    """Compute Falcon's ALiBi by BLOOM's function, which does not round to bfloat16: rounding would show in the logits."""
     if architecture != "FalconForCausalLM":
         yield
         return
@@ -91,7 +94,9 @@ def _falcons_alibi_in_float32(architecture: str) -> Iterator[None]:
 
 
 def folder_of_gguf(file: Path, folder: Path) -> None:
-    """Write the model of a GGUF file as a folder: config.json, float32 safetensors, generation_config.json, tokenizer. Holds all of it in memory.
+    """Write the model of a GGUF file as a folder: config.json, float32 safetensors, generation_config.json, tokenizer.
+
+    Holds the whole model in memory.
 
     Raises:
         ConversionError: transformers can't read the file.
@@ -104,13 +109,13 @@ def folder_of_gguf(file: Path, folder: Path) -> None:
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 str(file.parent), dtype=torch.float32, **where
             )
-            # Its weights are plain float32 now; the mark that they came quantized would keep them from being saved.
+            # The weights are plain float32 now; save_pretrained would refuse a model marked as quantized.
             model.hf_quantizer = None
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             model.save_pretrained(str(folder), max_shard_size="1GB")
             transformers.AutoTokenizer.from_pretrained(str(file.parent), **where).save_pretrained(str(folder))
-        except Exception as error:  # a damaged file fails in every way that numpy, gguf and transformers have
+        except Exception as error:  # a damaged file raises all kinds of errors in numpy, gguf and transformers
             raise ConversionError(
                 f"{file} can't be read by transformers ({type(error).__name__}: {error}); see that it is whole"
             ) from error
@@ -138,7 +143,7 @@ def gguf_config(file: Path) -> dict[str, Any]:
 
 
 def save_fast_tokenizer(source: Path, folder: Path) -> bool:
-    """Write tokenizer.json and its configuration into `folder`, of a tokenizer that `source` has in older files; False where transformers can't."""
+    """Convert older tokenizer files of `source` to tokenizer.json and its config in `folder`; False where that fails."""
     import transformers
 
     with _quiet(transformers):
@@ -173,14 +178,17 @@ def text_tokens(folder: Path, texts: Sequence[str]) -> list[list[int]]:
 
 @contextmanager
 def _silent(transformers: Any) -> Iterator[None]:
-    """As _quiet, and swallow what else is printed: reading GGUF draws a bar of its own, and saving a model imports whatever accelerate finds."""
+    """Like `_quiet`, and discard all other output.
+
+    Reading GGUF prints a progress bar, and saving a model imports the packages that accelerate finds.
+    """
     with _quiet(transformers), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         yield
 
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Keep the progress bars and the advice of transformers and accelerate off the terminal inside the block."""
+    """Suppress progress bars and advice of transformers and accelerate inside the block."""
     settings, accelerate = transformers.utils.logging, logging.getLogger("accelerate")
     verbosity, has_bars, level = settings.get_verbosity(), settings.is_progress_bar_enabled(), accelerate.level
     settings.set_verbosity_error()
