@@ -35,8 +35,8 @@ def mix64(values: UInt64Array) -> UInt64Array:
 def _keys(seed: int, stream: int, count: int) -> UInt64Array:
     """Return `count` round keys of (seed, stream), each mixed twice so that nearby seeds give unrelated keys."""
     root = mix64(np.array([seed % 2**64], dtype=np.uint64))
-    branch = mix64(root ^ np.array([stream % 2**64], dtype=np.uint64))
-    return mix64(branch ^ np.arange(count, dtype=np.uint64))
+    stream_key = mix64(root ^ np.array([stream % 2**64], dtype=np.uint64))
+    return mix64(stream_key ^ np.arange(count, dtype=np.uint64))
 
 
 def permute(indices: Int64Array, size: int, seed: int, epoch: int) -> Int64Array:

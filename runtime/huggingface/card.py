@@ -15,10 +15,7 @@ from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.metrics import Row, read_metrics
 
 _RECENT_STEPS = 50  # steps over which the loss is averaged
-_TASKS = {
-    "causal_lm": "text-generation",
-    "masked_lm": "fill-mask",
-}  # the hub has no others
+_TASKS = {"causal_lm": "text-generation", "masked_lm": "fill-mask"}  # of the hub; it has none for other objectives
 
 
 @dataclass(frozen=True)

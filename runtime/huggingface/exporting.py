@@ -211,7 +211,7 @@ def rounded(units: Sequence[WeightMap], config: TransformerConfig, read: ReadWei
 def _write_weights(folder: Path, model: _Model, sizes: dict[str, int], shard_bytes: int, progress: Progress) -> None:
     """Write one file, or several with an index, in the order of the network; holds one file's tensors in memory."""
     shards = shards_of(sizes, shard_bytes)
-    place = {name: shard for shard, names in shards.items() for name in names}
+    file_of = {name: shard for shard, names in shards.items() for name in names}
     held: dict[str, Tensor] = {}
     done = 0
     for unit in model.units:
@@ -220,11 +220,11 @@ def _write_weights(folder: Path, model: _Model, sizes: dict[str, int], shard_byt
             held[name] = _cast(name, tensor, model.dtype)
             done += 1
             progress.advance(f"writing weights, tensor {done} of", done, len(sizes))
-            if name == shards[place[name]][-1]:
-                write_safetensors(folder / place[name], held, {"format": "pt"})
+            if name == shards[file_of[name]][-1]:
+                write_safetensors(folder / file_of[name], held, {"format": "pt"})
                 held = {}
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": place}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": file_of}
         write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 

@@ -233,8 +233,8 @@ def _refuse_foreign(file: Path) -> None:
     Such a link in a stranger's archive could copy any file of the user into the run, and the next export would publish
     it. Links of a hub's cache lead to the `blobs` beside its `snapshots` and are allowed.
     """
-    place, target = file.parent.resolve(), file.resolve()
-    if target.is_relative_to(place) or target.parent == place.parent.parent / "blobs":
+    folder, target = file.parent.resolve(), file.resolve()
+    if target.is_relative_to(folder) or target.parent == folder.parent.parent / "blobs":
         return
     raise ConversionError(f"{file} is a link to {target}, outside of the model's folder; put the file itself there")
 

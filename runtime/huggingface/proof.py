@@ -116,10 +116,10 @@ def our_logits(
         read: parameter name -> weights.
         on_layer: called after each layer.
     """
-    place = LayerContext(single("tp"), sequence_parallel=False, dtype=torch.float32, device=torch.device("cpu"))
+    context = LayerContext(single("tp"), sequence_parallel=False, dtype=torch.float32, device=torch.device("cpu"))
 
     def stage(layers: range, *, is_first: bool = False, is_last: bool = False) -> Stage:
-        built = Stage(config, layers, place, is_first=is_first, is_last=is_last, seed=0).eval()
+        built = Stage(config, layers, context, is_first=is_first, is_last=is_last, seed=0).eval()
         built.load(_as_reader(read))
         return built
 

@@ -78,7 +78,7 @@ def their_logits(
 
 @contextmanager
 def _falcons_alibi_in_float32(architecture: str) -> Iterator[None]:
-    """Compute Falcon's ALiBi by BLOOM's function, which does not round to bfloat16: rounding would show in the logits."""
+    """Compute Falcon's ALiBi by BLOOM's function, which does not round to bfloat16: that would show in the logits."""
     if architecture != "FalconForCausalLM":
         yield
         return
@@ -143,7 +143,7 @@ def gguf_config(file: Path) -> dict[str, Any]:
 
 
 def save_fast_tokenizer(source: Path, folder: Path) -> bool:
-    """Convert older tokenizer files of `source` to tokenizer.json and its config in `folder`; False where that fails."""
+    """Convert older tokenizer files of `source` to tokenizer.json and its config in `folder`; False if that fails."""
     import transformers
 
     with _quiet(transformers):

@@ -1,11 +1,12 @@
-"""Chat templates: from messages to the token ids that the model continues with the assistant's turn. The only file that imports `jinja2`.
+"""Chat templates: from messages to token ids, ready for the assistant's turn. The only file that imports `jinja2`.
 
 A template is a Jinja program that comes with a model (chat_template.jinja, or the field chat_template of
 tokenizer_config.json) and writes the messages with the model's special tokens around them. It runs in Jinja's sandbox,
-with the functions that such templates expect of the `transformers` package.
+with the functions that templates expect from the `transformers` package.
 
-Only the template may write special tokens: where a message spells one out, the spelling is marked before the template
-runs, and encoded as plain text after it. The marks are two code points that Unicode reserves for uses of this kind.
+Only the template may write special tokens. Where a message spells one out, the spelling is marked before the template
+runs, and encoded as plain text after it. The marks are two noncharacter code points of Unicode, reserved for internal
+use.
 """
 
 import json
@@ -20,11 +21,11 @@ from trimaran.runtime.data.tokenizer import Tokenizer
 
 _START, _END = "\ufdd0", "\ufdd1"
 Message = Mapping[str, Any]
-"""One turn: `role`, such as system, user or assistant, `content`, a text, and what else the template knows."""
+"""One turn: `role` (system, user, assistant, ...), `content` (text), and any other fields that the template reads."""
 
 
 class ChatError(ValueError):
-    """A chat template that can't be used, or messages that it refuses; the message is a sentence."""
+    """A chat template that can't be used, or messages that it rejects; the message is a sentence."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ChatTemplate:
 
     Args:
         source: the Jinja text.
-        origin: where it comes from, for errors.
+        origin: the file it was read from, for errors.
         names: special tokens that the template may name, such as bos_token -> "<s>".
     """
 
@@ -43,7 +44,7 @@ class ChatTemplate:
 
     @classmethod
     def find(cls, folder: Path) -> "ChatTemplate | None":
-        """Return the template in a run folder, None where it has none; ChatError where its files can't be read."""
+        """Return the template in a run folder; None where it has none. ChatError where its files can't be read."""
         config = read_json(folder / "tokenizer_config.json")
         names = {
             name: text
@@ -63,7 +64,7 @@ class ChatTemplate:
         return cls(source, origin, names)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """Return the text of the conversation; ChatError where the template is wrong or refuses the messages.
+        """Return the text of the conversation; ChatError where the template is wrong or rejects the messages.
 
         Args:
             add_generation_prompt: whether the beginning of an assistant's turn follows.
@@ -94,16 +95,18 @@ class ChatTemplate:
             AttributeError,
             RecursionError,
             MemoryError,
-        ) as error:  # what a template's own expressions raise
+        ) as error:  # errors of a template's own expressions
             raise ChatError(f"the chat template of {self.origin} fails on these messages: {error}") from error
         return text
 
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Return the token ids of the conversation: special tokens where the template writes them, plain text where a message does.
+        """Return the token ids of the conversation.
 
-        Raises ChatError for messages that are none, and as `render` does.
+        Special tokens written by the template are encoded as such, those in messages as plain text.
+
+        Raises ChatError for invalid messages, and as `render` does.
         """
         check_messages(messages)
         control = self._control_tokens(tokenizer)
@@ -114,12 +117,12 @@ class ChatTemplate:
         )
         ids: list[int] = []
         for number, piece in enumerate(re.split(f"{_START}({pattern.pattern}){_END}|[{_START}{_END}]", text)):
-            if piece:  # None stands for a mark that the template has parted from its other half
+            if piece:  # None stands for a mark that the template separated from its other half
                 ids += tokenizer.encode_spelled(piece) if number % 2 else tokenizer.encode_with_special(piece)
         return ids
 
     def _control_tokens(self, tokenizer: Tokenizer) -> list[str]:
-        """Special tokens, and other added ones that the template writes; blank ones are layout and stay text."""
+        """Special tokens, and other added tokens that the template writes. Blank ones are layout and stay text."""
         return [
             text
             for text, is_special in tokenizer.added_tokens().items()
@@ -142,7 +145,7 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the record in a JSON file, an empty one where there is no file; ChatError where it isn't a record."""
+    """Return the object in a JSON file, {} where there is no file; ChatError where it isn't an object."""
     if not path.exists():
         return {}
     try:
@@ -155,7 +158,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def token_text(value: object) -> str | None:
-    """Return the text of a special token in tokenizer_config.json, which is a text or a record with `content`; None for anything else."""
+    """Return the text of a special token in tokenizer_config.json: a string, or an object with `content`.
+
+    None otherwise.
+    """
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
 
@@ -171,7 +177,7 @@ def _default_of(named: Iterable[Any], origin: str) -> str:
 
 
 def _marked(value: Any, pattern: re.Pattern[str]) -> Any:
-    """Return the same with marks around every spelling of a control token in its texts."""
+    """Return the value with marks around every control token that its texts spell."""
     if isinstance(value, str):
         if _START in value or _END in value:
             raise ChatError("a message has the code points U+FDD0 or U+FDD1, which are no characters; remove them")
@@ -191,12 +197,12 @@ def _environment() -> Any:
         raise ChatError("chat templates need the package jinja2: pip install jinja2") from error
 
     class Generation(Extension):
-        """The block tag `generation`, by which templates mark the assistant's words for training: here it changes nothing."""
+        """The block tag `generation`, which marks the assistant's words for training. Here it has no effect."""
 
         tags = {"generation"}  # noqa: RUF012 - jinja2's own attribute
 
         def parse(self, parser: Any) -> Any:
-            """Return what stands in the block."""
+            """Return the content of the block."""
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -215,7 +221,7 @@ def _environment() -> Any:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    environment.filters["tojson"] = tojson  # jinja2's own escapes what HTML would
+    environment.filters["tojson"] = tojson  # jinja2's own filter escapes HTML characters
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
     return environment

@@ -1,7 +1,7 @@
-"""Generation at any layout: prompts of any lengths in one batch, with a key-value cache; every rank learns every token.
+"""Generation at any layout: prompts of any lengths in one batch, with a key-value cache. Every rank gets every token.
 
-A pass goes through the stages in order. With several pipeline ranks the batch is cut into as many groups of samples, so
-that each rank works on one group while the others work on theirs; the last rank draws the tokens, which travel on
+A forward pass goes through the stages in order. With several pipeline ranks the batch is divided into as many groups of
+samples, so that the ranks work on different groups at the same time. The last rank draws the tokens, which travel
 around the ring of ranks ahead of the next pass's hidden states.
 """
 
@@ -21,12 +21,12 @@ from trimaran.runtime.spec import RunSpec
 
 
 def never(sample: int, token: int) -> bool:
-    """The `watch` that ends no sample."""
+    """The default `watch`, which ends no sample."""
     return False
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], config: TransformerConfig) -> None:
-    """Raise ValueError where a prompt has no tokens, more than the model's context holds, or some that the model has not, or it continues no text."""
+    """Raise ValueError for a prompt that is empty, too long or outside the vocabulary, and for a non-causal model."""
     if not config.is_causal:
         raise ValueError(
             f"a model of objective {config.objective} predicts hidden tokens from both sides and continues no text; "
@@ -49,7 +49,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], config: TransformerConfig) -
             )
 
 
-# tensors without versions and views without history: a pass of a small model takes a sixth less
+# Inference mode has no version counters and no view tracking: a pass of a small model takes a sixth less time.
 @torch.inference_mode()
 def generate(
     stages: dict[int, Stage],
@@ -61,13 +61,16 @@ def generate(
     *,
     first_sample: int = 0,
 ) -> list[Completion]:
-    """Return the continuation of each prompt, the same on every rank. Collective over the pipeline and the tp group; dp replicas draw the same tokens.
+    """Return the continuation of each prompt, the same on every rank.
+
+    Collective over the pipeline and the tp group; dp replicas draw the same tokens.
 
     Args:
         prompts: token ids, at least one and at most spec.transformer.max_seq_len each.
         watch: called with (sample, token) for each new token that is no stop token, on every rank; returns whether the
             sample ends with it.
         first_sample: number of the first prompt among all that are continued with this seed.
+
     Raises:
         ValueError: a prompt is empty or too long.
         RuntimeError: the logits are not finite, or a peer is gone or did not answer within the time-out.
@@ -77,7 +80,7 @@ def generate(
         return [Completion() for _ in prompts]
     layer_context = next(iter(stages.values())).context
     scaling = spec.transformer.rotary_scaling
-    # Dynamic scaling goes by the longest sample of a pass: alone, a sample does not depend on its neighbours.
+    # Dynamic scaling depends on the longest sample of a pass: with one sample a pass, samples do not affect each other.
     is_dynamic = scaling is not None and scaling.kind == "dynamic_ntk"
     size = 1 if is_dynamic else -(-len(prompts) // mesh.pp.size)
     groups = [
@@ -92,7 +95,7 @@ def generate(
 
 
 class _Passes:
-    """The passes of all groups through this rank's stages."""
+    """The forward passes of all groups through this rank's stages."""
 
     def __init__(self, stages: dict[int, Stage], mesh: Mesh, spec: RunSpec, groups: Sequence[SampleGroup]) -> None:
         self._stages, self._mesh, self._groups = stages, mesh, groups
@@ -105,11 +108,10 @@ class _Passes:
         self._hidden: list[Tensor | None] = [None] * len(groups)
 
     def run(self) -> None:
-        """Go on until every sample has ended."""
+        """Run until every sample has ended."""
         active = list(range(len(self._groups)))
         while active:
-            # Stages of one rank in order, and in each all groups: the order in which every link of the ring carries its
-            # tensors.
+            # All groups for each stage in turn: the order in which every link of the ring carries its tensors.
             for stage_index in self._stages:
                 for number in active:
                     if stage_index < self._mesh.pp.size:
@@ -120,11 +122,11 @@ class _Passes:
         self._ring.finish()
 
     def _begin(self, number: int) -> None:
-        """Learn the tokens that the pass before has drawn, and prepare the next one."""
+        """Receive the tokens that the previous pass has drawn, and prepare the next pass."""
         group, ranks = self._groups[number], self._mesh.pp
         if group.num_passes and not self._draws:
             drawn = self._ring.receive(torch.empty(len(group), dtype=torch.int64, device=self._layer_context.device))
-            # They have been around the ring, and all that this rank has sent for the pass before with them.
+            # The tokens have been around the ring, so everything this rank sent for the previous pass has arrived too.
             self._ring.settle(number)
             if ranks.rank + 1 < ranks.size - 1:
                 self._ring.send(drawn, number)
@@ -133,7 +135,7 @@ class _Passes:
             self._tokens[number] = group.next_tokens()
 
     def _pass(self, number: int, stage_index: int) -> None:
-        """Run one stage on one group, and hand on what comes out."""
+        """Run one stage on one group, and send its output."""
         group, tokens, stage = self._groups[number], self._tokens[number], self._stages[stage_index]
         is_alone = self._mesh.pp.size == 1
         hidden = self._hidden[number] if stage_index > 0 else None
@@ -159,17 +161,17 @@ class _Passes:
         try:
             self._groups[number].take(drawn.tolist())
         except RuntimeError:
-            self._ring.settle(number)  # so that every rank learns of it
+            self._ring.settle(number)  # so that every rank receives the tokens
             raise
 
     def _draw(self, group: SampleGroup, stage: Stage, hidden: Tensor) -> Tensor:
-        """Return the next token of each sample [samples] int64, the same on every tp rank."""
-        # With sequence parallelism each tp rank gives its last position; the last rank's is the last of all.
+        """Return the next token of each sample, [samples] int64, the same on every tp rank."""
+        # With sequence parallelism each tp rank returns its last position; that of the last rank is the last of all.
         local = stage.logits(hidden[:, -1:])[:, -1]
         logits = all_gather(local, self._layer_context.tp).transpose(0, 1).flatten(1)[:, : self._vocab_size]
         drawn = group.choose(logits)
         if (
             self._layer_context.tp.size > 1
-        ):  # a sum over a GPU's threads need not give the same bits twice: one rank's draw counts
+        ):  # a GPU's sums may differ in the last bit between ranks: all use one rank's draw
             all_reduce(drawn.mul_(self._layer_context.tp.rank == 0), self._layer_context.tp)
         return drawn

@@ -1,9 +1,9 @@
-"""Samples that go through the stages together while text is generated: what each has so far, and what the model reads next.
+"""Samples that go through the stages together during generation: the text of each, and what the model reads next.
 
-A pass feeds the same number of tokens to every sample: as many as the one with the most tokens outside of the key-value
-cache needs. One with fewer feeds tokens again that the cache has, one that has no more is padded on the left. So the
-prompts are one pass, each new token is one, and where a text has filled the model's context, the half of it that is
-kept is one. With sequence parallelism the number is rounded up to a multiple of tp.
+A pass feeds the same number of tokens to every sample: as many as the sample with the most tokens outside the key-value
+cache needs. A sample with fewer feeds cached tokens again; one that has no more is padded on the left. So the prompts
+are one pass, each new token is one, and each slide of a full context to its newer half is one. With sequence
+parallelism the number is rounded up to a multiple of tp.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +21,13 @@ from trimaran.runtime.infer.settings import Sampling
 
 Finish = Literal["length", "stop_token", "stop_string", "context"]
 Watch = Callable[[int, int], bool]
-"""Called with (sample, new token), stop tokens aside; whether the sample ends with it. Must give the same answer on every rank."""
+"""Called with (sample, new token), except for stop tokens; returns whether the sample ends with it.
+
+Must agree on all ranks.
+"""
 
 _PADDING = 0
-_DRAWS = 64  # random numbers are drawn for that many tokens at once
+_DRAWS = 64  # new tokens for which random numbers are drawn at once
 
 
 @dataclass
@@ -32,10 +35,10 @@ class Completion:
     """One continuation.
 
     Args:
-        tokens: the new tokens, the stop token that ended it included.
+        tokens: the new tokens, including the stop token that ended it.
         finish: why it ended: max_new_tokens, a stop token, `watch` (a stop string), or a full context. "length" until
             then.
-        slides: how often the model's context was full and its older half was left behind.
+        slides: how often the model's context was full and its older half was dropped.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -70,7 +73,7 @@ class SampleGroup:
         self.completions = [Completion() for _ in prompts]
         self.num_new = self.num_passes = 0
         self._prompts = prompts
-        self._contexts = [list(prompt) for prompt in prompts]  # what the model may see
+        self._contexts = [list(prompt) for prompt in prompts]  # what the model may attend to
         self._num_cached = [0] * len(prompts)
         self._alive = [True] * len(prompts)
         self._parts = layer_context.tp.size if layer_context.sequence_parallel else 1
@@ -88,7 +91,7 @@ class SampleGroup:
         return not any(self._alive)
 
     def next_tokens(self) -> Tensor:
-        """Return what the model reads next, [samples, new] int64 on the rank's device, and tell the cache."""
+        """Return the model's next input, [samples, new] int64 on the rank's device, and prepare the cache for it."""
         contexts, cached = self._contexts, self._num_cached
         lengths = list(map(len, contexts))
         new = self._round_up(max(1, *(length - has for length, has in zip(lengths, cached, strict=True))))
@@ -104,7 +107,11 @@ class SampleGroup:
         return torch.tensor(rows, device=self.layer_context.device)
 
     def choose(self, logits: Tensor) -> Tensor:
-        """Return the next token of each sample, int64 [samples]; logits: [samples, vocab], without padding. For the rank that draws alone."""
+        """Return the next token of each sample, int64 [samples], on the rank that draws.
+
+        Args:
+            logits: [samples, vocab], without padding.
+        """
         sampling, uniform = self.sampling, None
         if sampling.repetition_penalty != 1.0 and self._seen is None:
             self._seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
@@ -123,7 +130,7 @@ class SampleGroup:
         return tokens
 
     def take(self, tokens: Sequence[int]) -> None:
-        """Add the next token of each sample that has not ended; RuntimeError where the model gave none."""
+        """Add the next token of each sample that has not ended; RuntimeError where the logits were not finite."""
         self.num_new += 1
         for row, token in enumerate(tokens):
             if self._alive[row]:
@@ -146,7 +153,7 @@ class SampleGroup:
                 context.append(token)
                 return
             if sampling.context == "slide":
-                # The positions of what is kept change, so the cache has none of it.
+                # The positions of the kept tokens change, so their cached keys and values are invalid.
                 kept = self.config.max_seq_len // 2
                 self._contexts[row], self._num_cached[row] = [*context[len(context) - kept :], token], 0
                 completion.slides += 1

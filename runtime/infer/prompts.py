@@ -1,4 +1,4 @@
-"""What stands between a user's texts and the model's token ids: a run's tokenizer, its stop tokens, its chat template, and files of prompts."""
+"""From a user's texts to token ids: a run's tokenizer, stop tokens and chat template, and files of prompts."""
 
 import json
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from trimaran.runtime.infer.chat import ChatError, ChatTemplate, Message, check_
 
 @dataclass(frozen=True)
 class Prompt:
-    """One thing to continue: the messages of a conversation, or where there are none, a text.
+    """One prompt: the messages of a conversation, or else a text.
 
     Args:
-        text: what the user gave, in a conversation the question; None where the user gave messages.
-        name: what the file of prompts calls it under `id`, handed back with the result.
+        text: the user's text, in a conversation the question; None where the user gave messages.
+        name: the prompt's `id` in the file, returned with the result.
     """
 
     text: str | None
@@ -27,12 +27,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class RunText:
-    """How the model of a run reads and writes.
+    """How the model of a run reads and writes text.
 
     Args:
         stop_tokens: ids that end a continuation: end of text, and the ends of a turn that the model's own files name.
         template: None where the run has no chat template.
-        is_imported: whether the model came with files of its own, which say what stands before a text.
+        is_imported: whether the model came with files of its own, which say which tokens precede a text.
     """
 
     folder: Path
@@ -46,7 +46,8 @@ class RunText:
         """Read tokenizer.json, tokenizer_config.json, generation_config.json and the chat template of a run folder.
 
         Raises:
-            ValueError: a file is not what its name says (DataError for the tokenizer, ChatError for the others).
+            ValueError: a file has other content than its name says (DataError for the tokenizer, ChatError for the
+                others).
         """
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         path = folder / "generation_config.json"
@@ -62,12 +63,12 @@ class RunText:
         """Return the token ids that the model continues, at least one.
 
         Raises:
-            ChatError: the prompt has messages and the run no chat template, or the template refuses them.
+            ChatError: the prompt has messages and the run no chat template, or the template rejects them.
         """
         if prompt.messages is not None:
             return self._template().encode(prompt.messages, self.tokenizer)
         text = prompt.text or ""
-        # A model that was trained here saw texts with nothing before them.
+        # A model trained here saw texts with no token before them.
         ids = self.tokenizer.encode_as_prompt(text) if self.is_imported else self.tokenizer.encode(text)
         return ids or [self.tokenizer.eot_id]
 
@@ -91,22 +92,22 @@ class RunText:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Return the prompts of a file: each line of a .jsonl file is JSON, each line of any other file is a text to continue.
+    """Return the prompts of a file: each line is JSON in a .jsonl file, and a text to continue in any other.
 
     A JSON line is a text, or a record with `prompt` (a text) or `messages` (records with `role` and `content`), and
-    perhaps `id` (a text or a number).
+    optionally `id` (a text or a number).
 
     Raises:
-        DataError: the file has no prompt, or a line is not what it must be; names the line.
+        DataError: the file has no prompt, or a line is invalid; names the line.
         OSError: it can't be read.
     """
     try:
-        content = path.read_text(encoding="utf-8")  # newlines of any system become \n
+        content = path.read_text(encoding="utf-8")  # line ends of any system become \n
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
     lines = content.removesuffix("\n").split(
         "\n"
-    )  # not splitlines, which parts a JSON text at characters that are no end of a line
+    )  # not splitlines, which splits at characters that JSON text may contain
     if not content:
         raise DataError(f"{path} has no prompt; write one a line")
     if path.suffix != ".jsonl":
@@ -115,7 +116,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def conversation(question: str, system: str | None = None, name: str | int | None = None) -> Prompt:
-    """Return the conversation of one question, after what the system is told."""
+    """Return the conversation of one question, with the system message first."""
     start: Sequence[Message] = () if system is None else ({"role": "system", "content": system},)
     return Prompt(question, (*start, {"role": "user", "content": question}), name)
 
@@ -151,7 +152,7 @@ def _parse_line(line: str, where: str) -> Prompt:
 
 
 def _end_ids(config: dict[str, Any], path: Path, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of eos_token_id, which is one, a list, or missing."""
+    """Return the ids in eos_token_id, which is one id, a list, or missing."""
     value = config.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
     wrong = [each for each in ids if not isinstance(each, int) or not 0 <= each < tokenizer.vocab_size]

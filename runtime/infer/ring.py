@@ -1,4 +1,4 @@
-"""The ring of pipeline ranks while text is generated: hidden states go to the next rank, and drawn tokens from the last rank on to the first."""
+"""The ring of pipeline ranks during generation: each rank sends hidden states and drawn tokens to the next."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -8,10 +8,10 @@ from trimaran.runtime.mesh import Mesh
 
 
 class Ring:
-    """Transfers from each pipeline rank to the next, the last one's to the first.
+    """Transfers from each pipeline rank to the next, and from the last to the first.
 
-    A link delivers in the order of sending. Sends do not wait; a receive waits, within the group's time-out. On NCCL
-    each directed link has a group of its own (`Mesh.p2p_groups`).
+    A link delivers in the order of sending. Sends do not block; a receive blocks up to the group's time-out. On NCCL
+    each directed link has its own group (`Mesh.p2p_groups`).
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -21,7 +21,7 @@ class Ring:
         self._sent: dict[int, list[tuple[Wait, Tensor]]] = {}
 
     def send(self, x: Tensor, topic: int) -> None:
-        """Start sending `x` to the next rank; it must not change before `settle` of the topic, which any number will do for."""
+        """Start sending `x` to the next rank. It must not change before `settle` of the topic, which is any number."""
         group, peer = self._link(self._rank)
         target = self._group.ranks[(self._rank + 1) % self._size]
         x = x.contiguous()
@@ -31,7 +31,7 @@ class Ring:
         )
 
     def receive(self, x: Tensor) -> Tensor:
-        """Fill `x` [contiguous] with what the rank before sends, and return it; RuntimeError where nothing comes."""
+        """Fill `x` [contiguous] with what the previous rank sends, and return it; RuntimeError after the time-out."""
         source = (self._rank - 1) % self._size
         group, peer = self._link(source)
         work = dist.irecv(x, group=group.process_group, group_src=peer)
@@ -39,7 +39,7 @@ class Ring:
         return x
 
     def settle(self, topic: int) -> None:
-        """Wait until what was sent under the topic has left, and let go of its tensors; RuntimeError where a peer does not take it."""
+        """Wait for the topic's sends and release their tensors; RuntimeError if a peer does not receive."""
         for wait, _ in self._sent.pop(topic, ()):
             wait()
 
@@ -49,7 +49,7 @@ class Ring:
             self.settle(topic)
 
     def _link(self, source: int) -> tuple[Group, int]:
-        """The group of the link that starts at `source`, and the index of its other end in it."""
+        """The group of the link that starts at `source`, and the index of its other end in the group."""
         other = (source + 1) % self._size if source == self._rank else source
         link = self._links.get((source, True))
         return (self._group, other) if link is None else (link, 1 - link.rank)

@@ -1,7 +1,7 @@
 """From logits to tokens: the filters, each a function of logits [batch, vocab], and the draw.
 
-A filter gives the tokens it leaves out a logit of -inf. Formulas and order are those of the processors of the
-`transformers` package, so that the same settings mean the same there; sources in `settings.Sampling`.
+A filter sets the logits of removed tokens to -inf. Formulas and order are those of the logits processors of the
+`transformers` package, so the same settings mean the same there; sources in `settings.Sampling`.
 """
 
 from collections.abc import Sequence
@@ -13,29 +13,33 @@ from trimaran.kernels.random import random_words, stream_key
 from trimaran.runtime.infer.settings import Sampling
 
 NOT_FINITE = -1
-"""What `choose` gives for a sample whose logits have no finite maximum."""
+"""Result of `choose` for a sample whose logits have no finite maximum."""
 
 _TOKENS = 1 << 31  # columns of the matrix of random numbers: more tokens than any continuation has
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Return the logits with those of tokens that were seen divided by the penalty where positive, else multiplied. seen: bool [batch, vocab]."""
+    """Return the logits with those of seen tokens divided by the penalty if positive, else multiplied.
+
+    Args:
+        seen: bool [batch, vocab].
+    """
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def forbid(logits: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Return the logits without the tokens of these ids."""
+    """Return the logits with the tokens of these ids removed."""
     return logits.index_fill(1, torch.tensor(tokens, dtype=torch.int64, device=logits.device), -torch.inf)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Return the logits with the k largest of each sample kept; those equal to the k-th are kept too."""
+    """Return the logits with the k largest of each sample kept, and those equal to the k-th."""
     smallest = logits.topk(min(k, logits.shape[1])).values[:, -1:]
     return logits.masked_fill(logits < smallest, -torch.inf)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Return the logits with the fewest kept whose probabilities sum to p or more; at least one."""
+    """Return the logits with the fewest tokens kept whose probabilities sum to p or more; at least one."""
     ascending, order = logits.sort()
     below = ascending.softmax(-1).cumsum(-1) <= 1.0 - p
     below[:, -1] = False
@@ -49,8 +53,8 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Return the logits after temperature, which is not 0, and the filters that are on."""
-    # The largest becomes 0 first: a small temperature must not make it infinite.
+    """Return the logits after temperature, which is not 0, and the enabled filters."""
+    # Shift the largest to 0 first: division by a small temperature must not make it infinite.
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
     if 0 < sampling.top_k < logits.shape[1]:
         logits = keep_top_k(logits, sampling.top_k)
@@ -62,20 +66,25 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def uniforms(seed: int, samples: Tensor, first: int, stop: int) -> Tensor:
-    """Return the random numbers of the new tokens [first, stop) of each sample, float64 in (0, 1): [len(samples), stop - first].
+    """Return the random numbers of new tokens [first, stop): float64 in (0, 1), [len(samples), stop - first].
 
     Args:
-        samples: [n] int64, numbers of the samples among all of the command.
+        samples: [n] int64, numbers of the samples among all samples of the command.
     """
     words = random_words(stream_key(seed, "generate"), samples, _TOKENS, first, stop)
     return (words.double() + 0.5) * 2.0**-32
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Return a token id [batch] drawn from the softmax of each sample's logits, by its number in (0, 1); uniform: float64 [batch]."""
+    """Return token ids [batch] drawn from the softmax of each sample's logits.
+
+    Args:
+        uniform: float64 [batch] in (0, 1), one number for each sample.
+    """
     cumulative = logits.double().softmax(-1).cumsum(-1)
     target = uniform[:, None] * cumulative[:, -1:]
-    # The first token that reaches the target: it is above 0, so a token that was left out is never it.
+    # The first token whose cumulative probability reaches the target. The target is above 0, so a removed token is
+    # never chosen.
     return torch.searchsorted(cumulative, target).squeeze(1).clamp_(max=logits.shape[1] - 1)
 
 
@@ -83,10 +92,10 @@ def choose(logits: Tensor, sampling: Sampling, num_new: int, seen: Tensor | None
     """Return the next token of each sample: int64 [batch], NOT_FINITE where the largest logit is not finite.
 
     Args:
-        logits: [batch, vocab] without padding; computed with in float32, or float64 where they are that.
-        num_new: new tokens that each sample has already.
+        logits: [batch, vocab] without padding; computed in float32, or float64 where they are float64.
+        num_new: number of new tokens that each sample has already.
         seen: bool [batch, vocab], the tokens of the text so far; None where the penalty is 1.
-        uniform: float64 [batch], from `uniforms`; None where the likeliest token is taken.
+        uniform: float64 [batch], from `uniforms`; None for greedy decoding.
     """
     if seen is not None:
         logits = penalize_repetition(_wide(logits), seen, sampling.repetition_penalty)

@@ -1,4 +1,4 @@
-"""How a continuation is drawn and when it ends, checked whole and free of torch."""
+"""Settings of sampling and of the end of a continuation, validated without torch."""
 
 import math
 from dataclasses import dataclass
@@ -7,23 +7,26 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn and when a continuation ends by itself. The filters work in this order: penalty, temperature, top_k, top_p, min_p.
+    """How tokens are drawn and when a continuation ends.
+
+    The filters work in this order: penalty, temperature, top_k, top_p, min_p.
 
     Args:
         max_new_tokens: longest continuation.
-        temperature: logits are divided by it; 0 takes the likeliest token, and no filter matters then.
+        temperature: logits are divided by it; 0 takes the likeliest token, and then no filter has an effect.
         top_k: only the k likeliest tokens may be drawn; 0 for all.
         top_p: only the likeliest tokens that together have this probability may be drawn; 1 for all (Holtzman et al.
             2020, section 3.1).
-        min_p: only tokens that have this part of the likeliest token's probability may be drawn; 0 for all (Nguyen et
-            al. 2024, section 3).
-        repetition_penalty: logits of tokens that the text has already are divided by it if positive, else multiplied; 1
-            for none (Keskar et al., CTRL, 2019, section 4.1).
+        min_p: only tokens with at least this share of the likeliest token's probability may be drawn; 0 for all (Nguyen
+            et al. 2024, section 3).
+        repetition_penalty: logits of tokens already in the text are divided by it if positive, else multiplied; 1 for
+            none (Keskar et al., CTRL, 2019, section 4.1).
         min_new_tokens: no stop token is drawn before that many tokens.
         seed: the draw of a token depends on (seed, sample, number of the new token) alone.
         stop_tokens: a continuation ends after any of them.
-        context: what happens when a text fills the model's context: "slide" goes on from its newer half, "stop" ends
+        context: what happens when a text fills the model's context: "slide" continues from its newer half, "stop" ends
             it.
+
     Raises ValueError for a value out of its range.
     """
 
@@ -39,7 +42,7 @@ class Sampling:
     context: Literal["slide", "stop"] = "slide"
 
     def __post_init__(self) -> None:
-        # Written so that NaN is refused too.
+        # Written so that NaN is rejected too.
         for name in ("max_new_tokens", "temperature", "top_k", "min_new_tokens"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
@@ -63,5 +66,5 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
+        """Whether the likeliest token is always taken."""
         return self.temperature == 0.0

@@ -1,27 +1,30 @@
-"""From tokens to text while they come: bytes that make no character yet wait, and so does what may become a stop string."""
+"""From tokens to text while they are generated.
+
+Incomplete characters and possible beginnings of stop strings are held back.
+"""
 
 from collections.abc import Sequence
 
 from trimaran.runtime.data.tokenizer import Tokenizer
 
-# tokens before the new ones that are decoded with them: some decoders treat the first token of a text in a special way
+# Tokens before the new ones that are decoded with them: some decoders treat the first token of a text specially.
 _CONTEXT = 8
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 def check_stop_strings(stops: Sequence[str]) -> None:
-    """Raise ValueError where one is empty: it would end every text at once."""
+    """Raise ValueError where a stop string is empty: it would end every text at once."""
     if "" in stops:
         raise ValueError("a stop string must have at least one character")
 
 
 class TextStream:
-    """The text of one continuation. What `text` shows stays: it never holds half a character or the beginning of a stop string.
+    """The text of one continuation. `text` only grows: it never has half a character or the beginning of a stop string.
 
     Args:
         prompt: token ids before the continuation.
         stops: the text ends before the first of these strings; where two end with the same character, before the longer
-            one. Only the continuation is searched, and how its characters are cut into tokens is of no account.
+            one. Only the continuation is searched; token boundaries don't matter.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
@@ -31,11 +34,11 @@ class TextStream:
         self._tokenizer, self._stops = tokenizer, tuple(stops)
         self._context = list(prompt[-_CONTEXT:])
         self._context_text = tokenizer.decode(self._context)
-        self._waiting: list[int] = []  # tokens whose text is not settled
+        self._waiting: list[int] = []  # tokens whose text is not final
         self._held = ""  # text that may be the beginning of a stop string
 
     def add(self, token: int) -> bool:
-        """Take the next token; return whether a stop string is complete, after which nothing more is taken."""
+        """Add the next token; return whether a stop string is complete, after which no token is added."""
         self._waiting.append(token)
         text = self._tokenizer.decode(self._context + self._waiting)
         if not text.endswith(_UNFINISHED):
@@ -43,7 +46,7 @@ class TextStream:
         return self.is_stopped
 
     def finish(self) -> None:
-        """Say that no token follows: what was waiting is text now."""
+        """End the continuation: text that was held back becomes final."""
         if self._waiting and not self.is_stopped:
             self._settle(self._tokenizer.decode(self._context + self._waiting))
         self.text += self._held
@@ -63,7 +66,7 @@ class TextStream:
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Return where the stop string begins that is complete first, None where there is none."""
+    """Return the start of the stop string that is complete first; None where there is none."""
     found = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
     return min(found)[1] if found else None
 

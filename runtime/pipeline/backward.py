@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class _GivenGradient(torch.autograd.Function):
-    """Zero, whose backward pass hands `grad` to `output` as it is."""
+    """A zero whose backward pass gives `grad` to `output` unchanged."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, grad: Tensor) -> Tensor:
@@ -20,9 +20,9 @@ class _GivenGradient(torch.autograd.Function):
 
 
 def backward(output: Tensor, grad: Tensor) -> None:
-    """Run the backward pass of `output` with the gradient `grad` of its shape.
+    """Run the backward pass of `output` from the gradient `grad`, which has its shape.
 
-    The same as `torch.autograd.backward(output, grad)`, which however imports sympy the first time it is given a
-    gradient: a second of CPU time on every rank before its first step.
+    Equivalent to `torch.autograd.backward(output, grad)`, which imports sympy on its first call with a gradient: a
+    second of CPU time on every rank before its first step.
     """
     _GivenGradient.apply(output, grad).backward()  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""Timelines as pictures: what every rank did when, from simulated or measured spans.
+"""Timelines as pictures: the actions of every rank over time, from simulated or measured spans.
 
-Forwards are blue, backwards green, the chunks of a rank (its virtual stages) go from dark to light, and the pale track
-behind them is idle time. A thin line under a row is a transfer on the wire, or a wait for one.
+Forwards are blue, backwards green, the chunks of a rank (its virtual stages) go from dark to light, and the pale
+background is idle time. A thin line under a row is a transfer on the wire, or a wait for one.
 """
 
 import math
@@ -31,12 +31,12 @@ _KIND_WORDS = {
     ActionKind.RECV_B: "receive of the output gradient",
 }
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 76.0, 64.0, 46.0  # margins of the plot, px
-_DIGIT_WIDTH = 6.6  # px of one digit at the 11 px the microbatch numbers have, with air
+_DIGIT_WIDTH = 6.6  # px of one digit of the microbatch numbers (11 px) with its margin
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """The plot's measures: times are ms, the rest px."""
+    """The plot's dimensions: times in ms, the rest in px."""
 
     start: float
     stop: float
@@ -208,7 +208,7 @@ def _idle_shares(spans: Sequence[Span], frame: _Frame) -> list[float]:
 
 
 def _chunk_numbers(spans: Sequence[Span]) -> dict[tuple[int, int], int]:
-    """(rank, stage) -> the place of that stage among the rank's own, which chooses its shade."""
+    """(rank, stage) -> index of the stage among the rank's stages, which chooses its shade."""
     held = sorted({(span.rank, span.action.stage) for span in spans if span.action.kind.is_compute})
     first = {rank: index for index, (rank, _) in reversed(list(enumerate(held)))}
     return {(rank, stage): index - first[rank] for index, (rank, stage) in enumerate(held)}
@@ -295,7 +295,7 @@ def _box(span: Span, chunk: int, frame: _Frame) -> str:
     color, ink = _paint(span, chunk)
     x, width = frame.x(span.start), frame.x(span.stop) - frame.x(span.start)
     y = frame.y(span.rank) + 4
-    # A hair of white parts neighbours, unless the box is too narrow to give any away.
+    # A narrow gap separates neighbours, unless the box is too narrow for one.
     gap = 0.8 if width > 3 else 0.0
     box = (
         f'<rect x="{x:.2f}" y="{y:.1f}" width="{max(width - gap, 0.1):.2f}" height="{frame.bar_height:.1f}" '

@@ -1,4 +1,7 @@
-"""The executor: runs one rank's list of actions, the very list that was validated, drawn and simulated. It knows no schedule by name."""
+"""The executor: runs one rank's list of actions, the same list that was validated, drawn and simulated.
+
+It knows no schedule by name.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -23,12 +26,14 @@ class Executor:
     Args:
         stages: stage index -> stage, of this rank.
         actions: this rank's list, with communication.
-        loss_weight: what each token's loss counts in the gradient, such as 1 / tokens of the global batch.
+        loss_weight: weight of each token's loss in the gradient, such as 1 / tokens of the global batch.
         on_last_backward: called with the stage's index before its last backward of the step.
+
+    Attributes:
         loss: after `run`, the sum of the losses of this rank's microbatches [scalar], zero on ranks without the last
             stage.
-        spans: after `run`, (action, start, stop) of every compute action, in seconds since `run` began; waiting for its
-            input is left out.
+        spans: after `run`, (action, start, stop) of every compute action, in seconds since `run` began, without the
+            wait for its input.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Executor:
         self.spans: list[tuple[Action, float, float]] = []
 
     def run(self, batches: Sequence[Microbatch]) -> None:
-        """Run the whole list. batches: one a microbatch. Collective over the pipeline and the tp group."""
+        """Run the whole list, with one batch for each microbatch. Collective over the pipeline and the tp group."""
         self._batches, self.spans = [batch.to(self.transport.device) for batch in batches], []
         self.loss = torch.zeros((), dtype=torch.float64, device=self.transport.device)
         begin = time.perf_counter()
@@ -76,9 +81,9 @@ class Executor:
         if torch.is_grad_enabled():
             self._inputs[key] = hidden
         next_is_here = action.stage + 1 in self.stages
-        if torch.is_grad_enabled() or not (stage.is_last or next_is_here):  # else nobody would take it out again
+        if torch.is_grad_enabled() or not (stage.is_last or next_is_here):  # an output without a consumer is not kept
             self._outputs[key] = output
-        if next_is_here:  # the next stage is on this rank: hand over without a transfer
+        if next_is_here:  # pass the tensor without a transfer
             self._inputs[action.stage + 1, action.microbatch] = output.detach()
 
     def _backward(self, action: Action, key: Key) -> None:

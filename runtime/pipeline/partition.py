@@ -1,8 +1,8 @@
-"""Which layers each pipeline stage holds: contiguous, every layer once, the slowest stage as fast as it can be.
+"""The layers of each pipeline stage: contiguous, every layer once, with the least possible cost of the slowest stage.
 
-A pipeline runs at the pace of its slowest stage, so the largest stage cost is what counts. The language-model head
-(`2 * hidden_size * vocab_size` FLOPs a token) weighs as much as several layers of a small model, which is why the last
-stage gets fewer of them. The embedding lookup has no matmul and costs next to nothing.
+A pipeline runs at the pace of its slowest stage, so the largest stage cost is minimized. The language-model head (`2 *
+hidden_size * vocab_size` FLOPs a token) costs as much as several layers of a small model, so the last stage gets fewer
+layers. The embedding lookup has no matmul and costs almost nothing.
 """
 
 import math
@@ -25,12 +25,12 @@ def partition_layers(
 ) -> list[range]:
     """Contiguous layer ranges, one per stage, with the exact minimum of the largest stage cost.
 
-    Stage 0 also pays `embedding_cost` and the last stage `head_cost` (any one unit). Among equal maxima the layer
-    counts are as even as possible; what is left over goes to cheaper stages first, then to later ones, which hold fewer
+    Stage 0 also has `embedding_cost` and the last stage `head_cost` (in any one unit). Among equal maxima the layer
+    counts are as even as possible; the remainder goes to cheaper stages first, then to later ones, which hold fewer
     microbatches in flight.
 
     Args:
-        layers_per_stage: explicit counts, one per stage; checked and used as they are.
+        layers_per_stage: explicit counts, one per stage; checked and used unchanged.
 
     Raises:
         ValueError: fewer layers than stages, a bad cost, or counts that do not add up.
@@ -44,7 +44,7 @@ def partition_layers(
             raise ValueError(
                 f"{name} must be finite and {'above' if name == 'layer_cost' else 'at least'} 0; got {cost}"
             )
-    # Fractions hold floats exactly, so equal costs compare equal and the minimum is exact.
+    # Fractions represent floats exactly, so equal costs compare equal and the minimum is exact.
     layer = Fraction(layer_cost)
     extras = [Fraction(0)] * num_stages
     extras[0] += Fraction(embedding_cost)
@@ -71,14 +71,14 @@ def stage_layers(
 
 
 def stage_costs(config: "TransformerConfig", seq_len: int, layers: Sequence[range]) -> list[float]:
-    """Forward FLOPs a token of each stage, for stages that hold `layers`; the last one also has the head."""
+    """Forward FLOPs a token of each stage, for stages with these `layers`; the last stage also has the head."""
     costs = [len(held) * config.layer_forward_flops(seq_len) for held in layers]
     costs[-1] += config.head_forward_flops()
     return costs
 
 
 def _count_limits(num_layers: int, layer: Fraction, extras: list[Fraction]) -> list[int]:
-    """The most layers each stage may hold under the smallest largest-cost that lets all layers fit."""
+    """The maximum number of layers of each stage under the minimum of the largest stage cost."""
 
     def limits(largest: Fraction) -> list[int]:
         return [int((largest - extra) // layer) for extra in extras]
@@ -87,7 +87,7 @@ def _count_limits(num_layers: int, layer: Fraction, extras: list[Fraction]) -> l
         counts = limits(largest)
         return min(counts) >= 1 and sum(counts) >= num_layers
 
-    # The answer is the cost of some stage with some count, so searching those costs finds it exactly.
+    # The minimum is the cost of some stage with some count, so a search over those costs is exact.
     candidates = sorted({extra + count * layer for extra in set(extras) for count in range(1, num_layers + 1)})
     return limits(candidates[bisect_left(candidates, True, key=fits)])
 

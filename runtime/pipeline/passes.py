@@ -4,7 +4,7 @@ A transfer has two ends. `SEND_F(s, m)` starts sending the output of stage s; `R
 the input of stage s + 1. Backward mirrors it: `SEND_B(s, m)` starts sending the gradient of stage s's input and
 `RECV_B(s - 1, m)` posts the receive of the gradient of stage s - 1's output. Both ends are non-blocking; only F and B
 wait, for the input they need. Messages of one channel (sender, receiver, forward or backward) arrive in the order in
-which they were sent, and the two directions never share a channel, even where two ranks are each other's neighbour on
+which they were sent. The two directions never share a channel, even where two ranks are neighbours of each other on
 both sides (pp = 2 with chunks).
 """
 
@@ -14,11 +14,11 @@ from itertools import islice, zip_longest
 
 from trimaran.runtime.pipeline.schedule import Action, ActionKind, Schedule, rank_of_stage
 
-_EXAMPLES_PER_PROBLEM = 5  # how many actions an error lists by name before it only counts
+_EXAMPLES_PER_PROBLEM = 5  # how many actions an error names before it only counts
 
 _BACKWARD_KINDS = frozenset({ActionKind.B, ActionKind.SEND_B, ActionKind.RECV_B})
 
-# The tables below say all there is to know about who talks to whom: forwards flow up the stages, backwards down.
+# The tables below define who communicates with whom: forwards go up the stages, backwards down.
 _PARTNERS = {
     ActionKind.SEND_F: (ActionKind.RECV_F, 1),
     ActionKind.RECV_F: (ActionKind.SEND_F, -1),
@@ -28,14 +28,14 @@ _PARTNERS = {
 _MAKER_OF = {
     ActionKind.SEND_F: ActionKind.F,
     ActionKind.SEND_B: ActionKind.B,
-}  # a send -> the compute that makes its data
-# A compute -> the receive of its input, the send of its result, and the step from its stage to the one its input is
-# from.
+}  # a send -> the compute action that makes its data
+# A compute action -> the receive of its input, the send of its result, and the step from its stage to the one its input
+# is from.
 _ENDS_OF = {
     ActionKind.F: (ActionKind.RECV_F, ActionKind.SEND_F, -1),
     ActionKind.B: (ActionKind.RECV_B, ActionKind.SEND_B, 1),
 }
-# Looking a member up on the class costs more than the rest of a loop over actions in Python 3.11.
+# In Python 3.11 an enum member lookup costs more than the rest of a loop over actions.
 _FORWARD, _BACKWARD = ActionKind.F, ActionKind.B
 
 
@@ -89,9 +89,9 @@ def has_communication(schedule: Sequence[Sequence[Action]]) -> bool:
 def add_communication(schedule: Sequence[Sequence[Action]]) -> Schedule:
     """The schedule with its sends and receives; compute actions keep their order.
 
-    A send stands directly after the action that made its data. A receive is posted one compute action ahead of the one
-    that needs it, so that the transfer overlaps that compute; the first action's receive stands directly before it.
-    Stages on the same rank hand over their tensors without a transfer.
+    A send is directly after the action that made its data. A receive is posted one compute action before the one that
+    needs it, so that the transfer overlaps that compute; the first action's receive is directly before it. Stages on
+    the same rank pass their tensors without a transfer.
 
     Raises:
         ScheduleError: the schedule has communication already.
@@ -119,11 +119,11 @@ def validate(
 ) -> None:
     """Prove that a schedule with communication runs to its end and computes every microbatch in every stage.
 
-    Checked: every stage lives on rank `stage % num_ranks`; every stage runs every microbatch forward exactly once, and
+    Checked: every stage is on rank `stage % num_ranks`; every stage runs every microbatch forward exactly once, and
     backward exactly once (or never: a forward-only schedule); every transfer between ranks has one send and one
-    receive, and nothing else communicates; both ends of a channel list their messages in the same order; and playing
-    the lists through, with F and B waiting for what they need, no rank stays blocked (which also proves B after F, send
-    after compute and receive before use).
+    receive, and there is no other communication; both ends of a channel list their messages in the same order; and when
+    the lists are played, with F and B waiting for their inputs, no rank stays blocked (which also proves B after F,
+    send after compute and receive before use).
 
     Args:
         num_stages: expected number of stages; None takes the highest stage in the schedule.
@@ -152,7 +152,7 @@ def validate(
 
 
 class _Shape:
-    """The numbers a schedule must agree with, and the set of actions they imply."""
+    """The sizes that a schedule must match, and the set of actions they imply."""
 
     def __init__(self, num_ranks: int, num_stages: int, num_microbatches: int, backward: bool) -> None:
         self.num_ranks = num_ranks
@@ -161,7 +161,7 @@ class _Shape:
         self.kinds = [kind for kind in ActionKind if backward or kind not in _BACKWARD_KINDS]
 
     def stage_allows(self, kind: ActionKind, stage: int) -> bool:
-        """Whether `stage` takes part in actions of `kind`; kind-independent bounds are included."""
+        """Whether `stage` has actions of `kind`; includes the bounds that do not depend on the kind."""
         if kind not in self.kinds or not 0 <= stage < self.num_stages:
             return False
         if kind.is_compute:
@@ -187,7 +187,7 @@ class _Shape:
         return sum(per_kind) * self.num_microbatches
 
     def actions(self) -> Iterator[Action]:
-        """Every action the schedule must hold, exactly once each."""
+        """Every action the schedule must contain, exactly once each."""
         for kind in self.kinds:
             for stage in range(self.num_stages):
                 if self.stage_allows(kind, stage):
@@ -209,7 +209,7 @@ def _send_after(action: Action, num_ranks: int, last_stage: int) -> list[Action]
 
 
 def _inventory_problems(schedule: Sequence[Sequence[Action]], shape: _Shape) -> list[str]:
-    """Sentences on what is missing, doubled, or has no business where it stands."""
+    """Sentences on missing, repeated and misplaced actions."""
     problems = []
     if shape.num_stages % shape.num_ranks:
         problems.append(f"{shape.num_stages} stages cannot be dealt evenly to {shape.num_ranks} ranks")
@@ -222,9 +222,9 @@ def _inventory_problems(schedule: Sequence[Sequence[Action]], shape: _Shape) -> 
         if not shape.allows(action, rank)
     ]
     missing: list[str] = []
-    # As many different allowed actions as there must be are all of them; only else is it worth asking for each.
+    # If there are as many different allowed actions as required, none is missing; check each only otherwise.
     if doubled or stray or len(counts) != shape.num_actions():
-        # Lazily: one stray action with a huge index must not make us list millions of missing ones.
+        # Lazily: one stray action with a huge index must not build a list of millions of missing ones.
         missing = [
             str(action) for action in islice((a for a in shape.actions() if a not in counts), _EXAMPLES_PER_PROBLEM + 1)
         ]
@@ -243,7 +243,7 @@ def _inventory_problems(schedule: Sequence[Sequence[Action]], shape: _Shape) -> 
 
 
 def _order_problems(schedule: Sequence[Sequence[Action]], shape: _Shape) -> list[str]:
-    """Channels whose two ends list their messages in different orders; needs a clean inventory."""
+    """Channels whose two ends list their messages in different orders; no action may be missing or repeated."""
     sent: dict[tuple[int, int, ActionKind], list[Action]] = {}
     posted: dict[tuple[int, int, ActionKind], list[Action]] = {}
     for rank, actions in enumerate(schedule):
@@ -268,7 +268,7 @@ def _order_problems(schedule: Sequence[Sequence[Action]], shape: _Shape) -> list
 
 
 def _needs(action: Action, shape: _Shape) -> list[Action]:
-    """What must have run before `action` can: the whole meaning of waiting, for any schedule."""
+    """The action that must run before `action`: all waiting, in any schedule, is defined here."""
     kind, stage, microbatch = action.kind, action.stage, action.microbatch
     if kind in _MAKER_OF:
         return [Action(_MAKER_OF[kind], stage, microbatch)]
@@ -286,11 +286,11 @@ def _needs(action: Action, shape: _Shape) -> list[Action]:
 
 
 def _blocked_ranks(schedule: Sequence[Sequence[Action]], shape: _Shape) -> list[str]:
-    """Plays all lists through; a sentence for each rank that cannot finish.
+    """Plays all lists; returns a sentence for each rank that cannot finish.
 
-    Each rank runs until an action lacks something, sleeps under that need and is woken by whoever provides it, so the
-    time is linear in the number of actions. Which rank moves first cannot change who gets stuck: an action once
-    runnable stays runnable.
+    Each rank runs until an action misses its input, sleeps until another rank provides it, and is then woken, so the
+    time is linear in the number of actions. The order in which ranks move does not change which get stuck: a runnable
+    action stays runnable.
     """
     done: set[Action] = set()
     next_index = [0] * len(schedule)

@@ -1,10 +1,10 @@
 """Pipeline schedules as data: who computes which stage of which microbatch, in which order.
 
 A schedule is one list of actions per pipeline rank. The generators here emit compute actions only (`F` and `B`);
-`trimaran.runtime.pipeline.passes.add_communication` adds the sends and receives. Nothing here knows torch, a process
+`trimaran.runtime.pipeline.passes.add_communication` adds the sends and receives. Nothing here uses torch, a process
 group or a config: the list that is drawn and simulated is the list that is executed.
 
-Placement is one rule for every schedule: stage `s` lives on rank `s % num_ranks`, so rank `r` holds the stages
+Placement has one rule for every schedule: stage `s` is on rank `s % num_ranks`, so rank `r` holds the stages
 `r, r + num_ranks, ...` (its chunks). In every schedule each stage runs its backwards in the order of the microbatches,
 so gradients are summed in the same order and agree to the bit between schedules.
 """
@@ -27,7 +27,7 @@ class ActionKind(Enum):
     SEND_B = "SEND_B"  # start sending the gradient of the stage's input to the previous stage
     RECV_B = "RECV_B"  # post the receive of the gradient of the stage's output
 
-    # Members are singletons, so identity is a valid hash. Enum's own hashes the name in Python, which is most of
+    # Members are singletons, so identity is a valid hash. Enum's own hash hashes the name in Python, which is most of
     # the cost of looking up an Action in a set.
     __hash__ = object.__hash__
 
@@ -41,9 +41,9 @@ _ACTION_PATTERN = re.compile(r"([0-9]+)(F|B|SEND_F|RECV_F|SEND_B|RECV_B)([0-9]+)
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One step of one rank: `kind` on pipeline stage `stage` (global index) for microbatch `microbatch`.
+    """One action of one rank: `kind` on pipeline stage `stage` (global index) for microbatch `microbatch`.
 
-    `str` gives `2F0` (stage 2, forward, microbatch 0) or `2SEND_F0`; `Action.parse` takes it back.
+    `str` gives `2F0` (stage 2, forward, microbatch 0) or `2SEND_F0`; `Action.parse` is its inverse.
     """
 
     kind: ActionKind
@@ -55,7 +55,7 @@ class Action:
 
     @staticmethod
     def parse(text: str) -> "Action":
-        """The action that `str` wrote as `text`.
+        """Return the action of the text that `str` wrote.
 
         Raises:
             ValueError: `text` is not `<stage><kind><microbatch>`.
@@ -74,7 +74,7 @@ Schedule: TypeAlias = list[list[Action]]
 
 
 def rank_of_stage(stage: int, num_ranks: int) -> int:
-    """The pipeline rank that holds `stage`: stages are dealt to the ranks in turn (Narayanan et al. 2021, section 2.2)."""
+    """The pipeline rank that holds `stage`: stages are assigned round-robin (Narayanan et al. 2021, section 2.2)."""
     return stage % num_ranks
 
 
@@ -86,7 +86,7 @@ def stages_of_rank(rank: int, num_ranks: int, virtual_stages: int = 1) -> list[i
 def gpipe(num_ranks: int, num_microbatches: int) -> Schedule:
     """GPipe: every forward, then every backward (Huang et al. 2019, "GPipe", section 2.3).
 
-    The paper's figure runs the backwards last microbatch first; here they run first to last, as in torch, which costs
+    The paper's figure runs the backwards last microbatch first; here they run first to last, as in torch. That costs
     the same and keeps the order of gradient sums equal to that of the other schedules. Every rank holds the activations
     of all `num_microbatches`; the bubble is (p - 1) / (m + p - 1) with equal stages.
 
@@ -101,10 +101,11 @@ def gpipe(num_ranks: int, num_microbatches: int) -> Schedule:
 
 
 def one_f_one_b(num_ranks: int, num_microbatches: int) -> Schedule:
-    """1F1B with a flush (PipeDream-flush; Narayanan et al. 2021, "Efficient Large-Scale ... Megatron-LM", section 2.2.1).
+    """1F1B with a flush (Narayanan et al. 2021, "Efficient Large-Scale ...
 
-    Rank r warms up with p - r - 1 forwards, then alternates one forward and one backward, then drains. The bubble
-    equals GPipe's, but rank r never holds more than min(m, p - r) microbatches.
+    Megatron-LM", section 2.2.1: PipeDream-flush). Rank r warms up with p - r - 1 forwards, then alternates one forward
+    and one backward, then drains. The bubble equals GPipe's, but rank r never holds more than min(m, p - r)
+    microbatches.
 
     Raises:
         ValueError: an argument is below 1.
@@ -122,9 +123,9 @@ def interleaved_1f1b(num_ranks: int, num_microbatches: int, virtual_stages: int)
     """Interleaved 1F1B: `virtual_stages` chunks a rank (Narayanan et al. 2021, section 2.2.2).
 
     Microbatches run in groups of `num_ranks`, each group through all chunks of a rank before the next group starts.
-    Rank r warms up with 2 (p - r - 1) + (v - 1) p forwards (the count of Megatron-LM, one step more a hop than 1F1B so
-    that a rank alternates chunks without waiting). The bubble time falls by v: (p - 1) / (v m + p - 1) of the makespan.
-    With one virtual stage this is plain 1F1B.
+    Rank r warms up with 2 (p - r - 1) + (v - 1) p forwards (the count of Megatron-LM, one step more per hop than 1F1B,
+    so that a rank alternates chunks without waiting). The bubble time falls by v: (p - 1) / (v m + p - 1) of the
+    makespan. With one virtual stage this is plain 1F1B.
 
     Raises:
         ValueError: an argument is below 1, or virtual_stages > 1 and num_microbatches is not a multiple of num_ranks.
@@ -138,7 +139,7 @@ def interleaved_1f1b(num_ranks: int, num_microbatches: int, virtual_stages: int)
     for rank in range(num_ranks):
         chunks = stages_of_rank(rank, num_ranks, virtual_stages)
         forwards = [Action(ActionKind.F, stage, m) for stage, m in _depth_first(chunks, num_ranks, num_microbatches)]
-        # Backwards walk the chunks from the last one, in the same groups.
+        # Backwards visit the chunks from the last one, in the same groups.
         backwards = [
             Action(ActionKind.B, stage, m) for stage, m in _depth_first(chunks[::-1], num_ranks, num_microbatches)
         ]
@@ -149,9 +150,9 @@ def interleaved_1f1b(num_ranks: int, num_microbatches: int, virtual_stages: int)
 
 
 def forward_only(num_ranks: int, num_microbatches: int, virtual_stages: int = 1) -> Schedule:
-    """Forwards alone, for evaluation; any number of microbatches works with any number of chunks.
+    """Forwards alone, for evaluation, with any number of microbatches and chunks.
 
-    Every rank walks the same (chunk, microbatch) sequence and each input comes from an earlier rank or an earlier
+    Every rank runs the same (chunk, microbatch) sequence, and each input comes from an earlier rank or an earlier
     entry, so a last group smaller than `num_ranks` cannot deadlock.
 
     Raises:
@@ -200,12 +201,12 @@ SCHEDULES: dict[str, Callable[[int, int, int], Schedule]] = {
 
 
 def format_schedule(schedule: Sequence[Sequence[Action]]) -> str:
-    """One line a rank, actions apart by a space; `parse_schedule` takes it back."""
+    """One line a rank, actions separated by a space; `parse_schedule` is its inverse."""
     return "\n".join(" ".join(str(action) for action in actions) for actions in schedule)
 
 
 def parse_schedule(text: str) -> Schedule:
-    """The schedule that `format_schedule` wrote: one rank per line, blank lines skipped.
+    """Return the schedule that `format_schedule` wrote: one rank per line, blank lines skipped.
 
     Raises:
         ValueError: a word is not an action.
@@ -218,7 +219,7 @@ def _warmup_steady_cooldown(forwards: list[Action], backwards: list[Action], num
     actions = forwards[:num_warmup]
     for forward, backward in zip(
         forwards[num_warmup:], backwards, strict=False
-    ):  # the backwards left over are the cooldown
+    ):  # the remaining backwards are the cooldown
         actions += [forward, backward]
     return actions + backwards[len(forwards) - num_warmup :]
 

@@ -1,6 +1,6 @@
 """What a schedule costs, without running it: makespan, bubble, microbatches in flight, and the spans to draw.
 
-The clock has the unit of the costs; give milliseconds, for that is what `draw` writes on its axis.
+Times have the unit of the costs; give milliseconds, because `draw` labels its axis so.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from trimaran.runtime.pipeline.passes import add_communication, has_communication, partner, validate
 from trimaran.runtime.pipeline.schedule import Action, ActionKind
 
-# Looking a member up on the class costs more than the rest of a loop over actions in Python 3.11.
+# In Python 3.11 an enum member lookup costs more than the rest of a loop over actions.
 _F, _B, _SEND_F, _RECV_F, _SEND_B, _RECV_B = ActionKind
 
 
@@ -29,15 +29,15 @@ class Costs:
 
     @staticmethod
     def uniform(num_stages: int, forward: float = 1.0, backward: float = 2.0, transfer: float = 0.0) -> "Costs":
-        """Equal stages; a backward computes two products for every one of the forward, hence twice the time."""
+        """Equal stages. A backward has two matrix products for each one of the forward, so it takes twice the time."""
         return Costs([forward] * num_stages, [backward] * num_stages, transfer)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`action` of pipeline rank `rank` took from `start` to `stop`, in milliseconds from the start of the step.
+    """`action` of pipeline rank `rank`, from `start` to `stop` in milliseconds from the start of the step.
 
-    The span of a send is the transfer on the wire, which runs beside the rank's compute.
+    The span of a send is the transfer on the wire, which overlaps the rank's compute.
     """
 
     rank: int
@@ -48,13 +48,13 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """A played schedule.
+    """A simulated schedule.
 
     Attributes:
         makespan: milliseconds from the first start to the last stop.
         bubble: share of makespan in which a rank does not compute, averaged over ranks, in [0, 1).
-        peak_in_flight: for each rank, the most (stage, microbatch) forwards started whose backward had not finished;
-            in a forward-only schedule nothing waits for a backward, so only the running one counts.
+        peak_in_flight: for each rank, the most (stage, microbatch) forwards started whose backward had not finished; in
+            a forward-only schedule only the running one counts, since none waits for a backward.
         spans: of compute, and of transfers where they take time; ordered by rank, then start.
     """
 
@@ -67,10 +67,10 @@ class Simulation:
 def simulate(schedule: Sequence[Sequence[Action]], costs: Costs) -> Simulation:
     """Play `schedule` as the executor does and time it.
 
-    A rank computes one action at a time. Sends overlap compute: a transfer starts once it is sent, its receive is
-    posted and the previous message of its channel (sender, receiver, forward or backward) is through; it then takes
-    `costs.transfer`. Channels do not slow each other down. A schedule of compute actions only gets its communication
-    first.
+    A rank computes one action at a time. Sends overlap compute: a transfer starts when it is sent, its receive is
+    posted and the previous message of its channel (sender, receiver, forward or backward) is complete; it then takes
+    `costs.transfer`. Channels do not slow each other down. Communication is added to a schedule that has only compute
+    actions.
 
     Raises:
         ScheduleError: the schedule is not valid.
@@ -90,7 +90,7 @@ def simulate(schedule: Sequence[Sequence[Action]], costs: Costs) -> Simulation:
 
 
 class _Clock:
-    """The state of the play: one clock a rank, one a channel, and who sleeps until which receive arrives."""
+    """The state of the simulation: a clock for each rank and channel, and the ranks that wait for a receive."""
 
     def __init__(self, schedule: Sequence[Sequence[Action]], costs: Costs) -> None:
         self.schedule = schedule
@@ -99,10 +99,10 @@ class _Clock:
         self.busy = [0.0] * len(schedule)
         self.spans: list[Span] = []
         self.next_index = [0] * len(schedule)
-        self.half_open: dict[Action, tuple[float, int]] = {}  # receive -> when and by whom its first end was started
-        self.arrivals: dict[Action, float] = {}  # receive -> when its data is there
+        self.half_open: dict[Action, tuple[float, int]] = {}  # receive -> (time, rank) of its first end started
+        self.arrivals: dict[Action, float] = {}  # receive -> arrival time of its data
         self.channel_free: dict[tuple[int, int, ActionKind], float] = {}
-        self.sleepers: dict[Action, int] = {}  # receive -> the rank that cannot go on without it
+        self.sleepers: dict[Action, int] = {}  # receive -> the rank that waits for it
         last_stage = max(action.stage for actions in schedule for action in actions)
         self.first_and_last = (0, last_stage)
 
@@ -120,10 +120,10 @@ class _Clock:
                 self.next_index[rank] += 1
 
     def compute(self, rank: int, action: Action) -> bool:
-        """Runs F or B; False when its input has no arrival time yet, and the rank then sleeps until it has."""
+        """Runs F or B; returns False when the arrival time of its input is not known yet, and the rank then sleeps."""
         forward = action.kind is _F
         start = self.now[rank]
-        # Between stages of one rank the order of the list is enough, which validate has proved.
+        # Between stages of one rank the order of the list is sufficient, as validate has proved.
         if len(self.schedule) > 1 and action.stage != self.first_and_last[0 if forward else 1]:
             receive = Action(_RECV_F if forward else _RECV_B, action.stage, action.microbatch)
             if receive not in self.arrivals:
@@ -137,7 +137,10 @@ class _Clock:
         return True
 
     def start_transfer(self, rank: int, action: Action) -> list[int]:
-        """Starts one end of a transfer now; when both ends are, sets its arrival and returns the rank to wake, if any."""
+        """Starts one end of a transfer.
+
+        When both ends are started, sets its arrival and returns the rank to wake, if any.
+        """
         is_send = action.kind is _SEND_F or action.kind is _SEND_B
         receive = partner(action) if is_send else action
         if receive not in self.half_open:

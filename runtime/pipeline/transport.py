@@ -1,4 +1,4 @@
-"""Transfers of activations and their gradients between neighbouring pipeline ranks: non-blocking starts and bounded waits."""
+"""Transfers of activations and gradients between neighbouring pipeline ranks: non-blocking, with bounded waits."""
 
 from dataclasses import dataclass, field
 
@@ -27,8 +27,7 @@ class P2PHandle:
 class P2PTransport:
     """Sends and receives [batch, local seq, hidden] tensors of one shape and dtype along the pipeline.
 
-    On gloo the two directions are told apart by a tag; on NCCL each directed link has a group of its own
-    (`Mesh.p2p_groups`).
+    On gloo a tag distinguishes the two directions; on NCCL each directed link has its own group (`Mesh.p2p_groups`).
     """
 
     mesh: Mesh
@@ -38,15 +37,15 @@ class P2PTransport:
     _sends: dict[Action, tuple[dist.Work, Tensor]] = field(default_factory=dict)
 
     def _channel(self, action: Action, source: int, peer: int) -> tuple[Group, int, int]:
-        """The group that carries the transfer, the peer's index in it, and the tag."""
+        """The group of the transfer, the peer's index in it, and the tag."""
         forward = action.kind in _FORWARD
         link = self.mesh.p2p_groups.get((source, forward))
         return (self.mesh.pp, peer, int(forward)) if link is None else (link, 1 - link.rank, 0)
 
     def send(self, action: Action, x: Tensor) -> None:
-        """Start sending `x`, which is kept alive until it has left.
+        """Start sending `x`, which is kept alive until the send is complete.
 
-        On gloo, where only a wait tells that, an activation is let go when its gradient comes back, a gradient at the
+        gloo reports that only to a wait, so an activation is released when its gradient arrives, and a gradient at the
         end of the step.
         """
         peer = peer_rank(action, self.mesh.pp.size)
@@ -67,20 +66,20 @@ class P2PTransport:
         return P2PHandle(action, tensor, work)
 
     def wait(self, handle: P2PHandle) -> Tensor:
-        """Return the tensor once it is here.
+        """Return the tensor when it has arrived.
 
         Raises:
-            RuntimeError: it did not come within the group's time-out, or its sender is gone; says who waits for whom,
+            RuntimeError: it did not arrive within the group's time-out, or its sender is gone; says who waits for whom,
                 in which action.
         """
         action = handle.action
         self._wait(action, handle.work)
-        if action.kind is ActionKind.RECV_B:  # so the peer has long had what this is the gradient of
+        if action.kind is ActionKind.RECV_B:  # the peer has received the activation of this gradient
             self._finish_send(Action(ActionKind.SEND_F, action.stage, action.microbatch))
         return handle.tensor
 
     def finish(self) -> None:
-        """Wait until every started send has left; raises as `wait` does."""
+        """Wait until every started send is complete; raises as `wait` does."""
         for action in list(self._sends):
             self._finish_send(action)
 

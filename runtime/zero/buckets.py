@@ -1,8 +1,8 @@
 """Flat buckets: parameters and their gradients laid end to end, so that one collective serves many tensors.
 
 A bucket is cut into `dp` equal slices; dp rank r owns slice r. For experts that only some dp ranks hold, `dp` is the
-group of those. Parameters are laid in the reverse of their order in the network, which is the order in which the
-backward pass finishes their gradients.
+group of those. Parameters are in the reverse of their order in the network, which is the order in which the backward
+pass finishes their gradients.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from trimaran.models.parallel.parameter import ParameterInfo, info_of
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """One parameter's place in a bucket: elements [start, stop) of the flat buffers."""
+    """One parameter in a bucket: elements [start, stop) of the flat buffers."""
 
     name: str
     parameter: nn.Parameter
@@ -32,13 +32,16 @@ class Slot:
 
 
 def _likeness(info: ParameterInfo) -> tuple[bool, float, bool]:
-    """What the parameters of one segment share: (decay, lr_scale, whether every tp rank holds them whole)."""
+    """Key of a segment: (decay, lr_scale, whether every tp rank holds the parameter whole)."""
     return info.decay, info.init_spec.lr_scale, info.shard.axis is None
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run [start, stop) of a bucket whose parameters share what follows. counted: this rank adds it to the gradient norm."""
+    """A range [start, stop) of a bucket whose parameters share `decay` and `lr_scale`.
+
+    `counted`: this rank adds it to the gradient norm.
+    """
 
     start: int
     stop: int
@@ -48,13 +51,13 @@ class Segment:
 
 
 class Bucket:
-    """Flat parameters [length] in the parameters' dtype and flat gradients [length] in `grad_dtype`; length is a multiple of dp.
+    """Flat parameters [length] in their dtype and flat gradients [length] in `grad_dtype`; length is a multiple of dp.
 
     The parameters' data become views of the flat buffer, their `main_grad` views of the gradients.
 
-    Args:
-        needs_tp_grad_reduce: the gradients are partial sums over tp; tied: the one parameter is tied to another
-            stage's.
+    Attributes:
+        needs_tp_grad_reduce: the gradients are partial sums over tp.
+        tied: the bucket's only parameter is tied to another stage's.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Bucket:
         first = parameters[0][1]
         self.dp = dp
         self.needs_tp_grad_reduce, self.tied = info_of(first).needs_tp_grad_reduce, tied
-        # Like flags side by side: the optimizer's and the norm's work comes in few long runs.
+        # Parameters with equal keys are adjacent, so that the optimizer and the norm work on few long ranges.
         ordered = sorted(parameters, key=lambda item: _likeness(info_of(item[1])))
         self.slots: list[Slot] = []
         length = 0
@@ -88,14 +91,14 @@ class Bucket:
         self._tp_rank = tp.rank
 
     def holds(self, slot: Slot) -> bool:
-        """Whether this rank answers for the slot: counts it and stores it. Copies of it on other tp ranks or stages do not."""
+        """Whether this rank counts and stores the slot, as its copies on other tp ranks or stages do not."""
         replica = slot.info.shard.axis is None and self._tp_rank > 0
         return not replica and not slot.info.tied_copy
 
     def segments(self, within: slice) -> list[Segment]:
-        """The runs of equal flags inside `within`, in order.
+        """The ranges of equal keys inside `within`, in order.
 
-        They are cut at the same places on every tp rank: AdamW's last bits depend on where a tensor ends, and replicas
+        They have the same bounds on every tp rank: the last bits of AdamW depend on where a tensor ends, and replicas
         must stay equal.
         """
         segments: list[Segment] = []
@@ -108,7 +111,7 @@ class Bucket:
         return segments
 
     def overlaps(self, within: slice) -> Iterator[tuple[Slot, int, int]]:
-        """Yield (slot, start, stop) for every slot that reaches into `within`, the range in elements of the bucket."""
+        """Yield (slot, start, stop) of every slot's overlap with `within`; start and stop are elements of the bucket."""
         for slot in self.slots:
             start, stop = max(slot.start, within.start), min(slot.stop, within.stop)
             if start < stop:
@@ -125,13 +128,13 @@ def build_buckets(
     bucket_bytes: int,
     tied: bool,
 ) -> list[Bucket]:
-    """Return buckets of at most `bucket_bytes` of gradients each (a larger parameter has one of its own), in backward order.
+    """Return buckets of at most `bucket_bytes` of gradients each, in backward order; a larger parameter has its own.
 
     Args:
         parameters: (global name, parameter) in the order of the network, of one stage.
         expert_dp: the ranks that hold the same experts, for parameters that are cut over ep.
-        tied: whether the embedding is tied to another rank's copy: it then has a bucket to itself, of the same length
-            on both.
+        tied: whether the embedding is tied to another rank's copy: it then has its own bucket, of the same length on
+            both.
     """
     buckets: list[Bucket] = []
 

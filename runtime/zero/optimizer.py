@@ -1,9 +1,9 @@
-"""The sharded optimizer: ZeRO stage 1 (Rajbhandari et al. 2020, section 5.1), and stage 0, plain data parallelism, as its unsharded case.
+"""The sharded optimizer: ZeRO stage 1, and plain data parallelism as stage 0.
 
-Each dp rank keeps optimizer state for its slice of every bucket only. A step is: sum each bucket's gradients so that
-every rank has the total of its slice (started while the last backward pass still runs), clip by the global norm, AdamW
-on the slice, gather the new parameters. float32 parameters are their own main copy; for lower precision the slice keeps
-a float32 one.
+Rajbhandari et al. 2020, section 5.1. Each dp rank keeps optimizer state for its slice of every bucket only. A step sums
+each bucket's gradients so that every rank has the total of its slice (started while the last backward pass still runs),
+clips by the global norm, runs AdamW on the slice, and gathers the new parameters. float32 parameters are their own main
+copy; for lower precision the slice has a float32 copy.
 """
 
 import math
@@ -36,7 +36,7 @@ ReadRange = Callable[[str, str, ShardSpec, tuple[int, ...], int, int], Tensor]
 
 @dataclass(eq=False)
 class _BucketState:
-    """A bucket with the optimizer state of the range `kept` that this rank updates, and its reduction under way."""
+    """A bucket with the optimizer state of `kept`, the range that this rank updates, and its pending reduction."""
 
     bucket: Bucket
     stage_index: int
@@ -60,14 +60,14 @@ class AdamWSettings:
 
 
 class ShardedOptimizer:
-    """AdamW over the parameters of this rank's stages, its state sharded over dp (zero_stage 1) or not (0).
+    """AdamW over the parameters of this rank's stages, with state sharded over dp (zero_stage 1) or not (0).
 
-    Making one moves every parameter into flat buckets and gives it a `main_grad`. Gradients are sums over microbatches
-    and dp ranks: scale the loss by the global number of tokens.
+    The constructor moves every parameter into flat buckets and gives it a `main_grad`. Gradients are sums over
+    microbatches and dp ranks: scale the loss by the global number of tokens.
 
     Args:
         stages: stage index -> stage, of this rank.
-        bucket_bytes: most gradient bytes in a bucket.
+        bucket_bytes: maximum bytes of gradients in a bucket.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class ShardedOptimizer:
             state.bucket.grads.zero_()
 
     def expect_last_backward(self, stage_index: int) -> None:
-        """Say that the next backward pass of this stage is its last of the step: its buckets may start to reduce as they fill."""
+        """Announce that the stage's next backward pass is the step's last, so complete buckets may start to reduce."""
         for state in self._states:
             if state.stage_index == stage_index:
                 state.waiting = sum(slot.info.uses for slot in state.bucket.slots)
@@ -135,14 +135,15 @@ class ShardedOptimizer:
     def finish_gradients(self) -> Tensor:
         """Finish every reduction: over dp, over tp where gradients are partial, and between tied embeddings.
 
-        Returns: this rank's part of the squared gradient norm [scalar float64]; the sum over the world is the square of
-        the global norm. Collective: all ranks of the mesh must enter.
+        Collective: all ranks of the mesh must enter.
+
+        Returns:
+            This rank's part of the squared gradient norm, scalar float64. The sum over the world is the square of the
+                global norm.
         """
         total = torch.zeros((), dtype=torch.float64, device=self._states[0].main.device)
         for state in self._states:
-            if (
-                state.wait is None
-            ):  # a tied embedding that another stage of this rank finishes, or a parameter without a gradient
+            if state.wait is None:  # a tied embedding that another stage finishes, or a parameter without gradient
                 self._start_reduction(state)
             assert state.wait is not None
             state.wait()
@@ -160,7 +161,10 @@ class ShardedOptimizer:
         return bucket.tied and self._mesh.pp.size > 1
 
     def _squared_norm(self, state: _BucketState) -> Tensor:
-        """The squares of the owned slice, each element of the model counted by exactly one rank of the world."""
+        """The squared norm of the owned slice.
+
+        Each element of the model is counted by exactly one rank of the world.
+        """
         total = torch.zeros((), dtype=torch.float64, device=state.main.device)
         for segment in state.bucket.segments(state.bucket.owned):
             if segment.counted:
@@ -168,7 +172,10 @@ class ShardedOptimizer:
         return total
 
     def step(self, lr: float, grad_factor: float = 1.0) -> None:
-        """Take an AdamW step on the kept slices, with the gradients times `grad_factor`, and gather the new parameters. Collective over dp."""
+        """Take an AdamW step on the kept slices with gradients times `grad_factor`, and gather the new parameters.
+
+        Collective over dp.
+        """
         self.num_steps += 1
         settings = self._settings
         shared = {"beta1": settings.beta1, "beta2": settings.beta2, "eps": settings.eps, "grad_factor": grad_factor}
@@ -177,7 +184,7 @@ class ShardedOptimizer:
             for segment, adam in state.steps:
                 alike.setdefault((segment.decay, segment.lr_scale), []).append(adam)
         for (decay, lr_scale), states in alike.items():
-            # AdamW takes lr * weight_decay off: with the rate's factor undone that is the same at every width.
+            # AdamW subtracts lr * weight_decay: divided by lr_scale, that is the same at every width.
             weight_decay = settings.weight_decay / lr_scale if decay else 0.0
             self._kernels.adamw_(states, lr=lr * lr_scale, weight_decay=weight_decay, **shared)
         self._gather_parameters()
@@ -189,7 +196,7 @@ class ShardedOptimizer:
                 all_gather_into(params.view(dp.size, -1), params[state.kept], dp)
 
     def pieces(self) -> Iterator[ShardPiece]:
-        """Yield what this rank stores: weights and moments of its slice, each element of the model from exactly one rank."""
+        """Yield the weights and moments of this rank's slice, each element of the model from exactly one rank."""
         for state in self._states:
             yield from self._pieces_of(
                 state, dict(zip(STATE_KEYS, (state.main, state.exp_avg, state.exp_avg_sq), strict=True))
@@ -210,11 +217,11 @@ class ShardedOptimizer:
                     )
 
     def load(self, read: ReadRange, num_steps: int, *, weights_only: bool = False) -> None:
-        """Fill weights and moments through `read` and refresh the parameters. Collective over dp.
+        """Read weights and moments through `read` and refresh the parameters. Collective over dp.
 
         Args:
             num_steps: optimizer steps taken when the state was stored, for AdamW's bias correction.
-            weights_only: leave the moments as they are, zero in a fresh optimizer.
+            weights_only: leave the moments unchanged, which are zero in a fresh optimizer.
         """
         for state in self._states:
             tensors = dict(zip(STATE_KEYS, (state.main, state.exp_avg, state.exp_avg_sq), strict=True))
@@ -231,7 +238,7 @@ class ShardedOptimizer:
         self._gather_parameters()
 
     def state_bytes(self) -> dict[str, int]:
-        """Bytes this rank holds: `parameters`, `gradients`, `optimizer` (moments, and main parameters where they are a copy)."""
+        """Bytes on this rank: `parameters`, `gradients`, and `optimizer` (moments, and copies that are main parameters)."""
         sizes = {"parameters": 0, "gradients": 0, "optimizer": 0}
         for state in self._states:
             bucket = state.bucket
@@ -247,8 +254,8 @@ class ShardedOptimizer:
 def squared_norm(x: Tensor) -> Tensor:
     """Return the sum of squares of x [n] as a float64 scalar on its device.
 
-    Rows of 4096 are summed in x's dtype and the rows in float64: torch sums float32 one after the other on a CPU, which
-    loses four digits over ten million elements, and by another amount at every layout.
+    Rows of 4096 are summed in x's dtype and the row sums in float64. torch sums float32 sequentially on a CPU, which
+    loses four digits over ten million elements, and a different amount at every layout.
     """
     whole = len(x) // _NORM_ROW * _NORM_ROW
     rows = torch.linalg.vector_norm(x[:whole].view(-1, _NORM_ROW), dim=1).double()
@@ -257,14 +264,14 @@ def squared_norm(x: Tensor) -> Tensor:
 
 
 def clip_factor(grad_norm: float, max_grad_norm: float) -> float:
-    """Return what the gradients must be multiplied by so that their norm is at most `max_grad_norm` (0: no clipping)."""
+    """Return the factor that reduces the gradients to a norm of at most `max_grad_norm` (0: no clipping)."""
     if max_grad_norm == 0.0 or not math.isfinite(grad_norm):
         return 1.0
     return min(1.0, max_grad_norm / (grad_norm + 1e-6))
 
 
 def _move_to_main_grad(parameter: Tensor) -> None:
-    """Move what autograd has accumulated into `.grad` to the flat buffer; nothing is there when the layer has added to it itself."""
+    """Add the gradient that autograd left in `.grad` to the flat buffer; it is None where the layer added it."""
     grad, parameter.grad = parameter.grad, None
     if grad is not None:
         info_of(parameter).add_grad(grad)
