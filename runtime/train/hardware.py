@@ -1,4 +1,4 @@
-"""What the machine can do: peak FLOP/s of known accelerators, MFU, and a description that is safe to publish."""
+"""Hardware facts: peak FLOP/s of known accelerators, MFU, and a description of the machine that is safe to publish."""
 
 import os
 import platform
@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # Dense 16-bit matrix peaks with 32-bit accumulation, in FLOP/s. Vendors print figures "with sparsity" that are twice
-# these. bfloat16 and float16 have the same peak on every one of them. First match wins, so the narrower name stands
-# first.
+# these. bfloat16 and float16 have the same peak on every one of them. The first match wins, so a narrower name is
+# before a wider one.
 _PEAKS: tuple[tuple[str, float], ...] = (
     # NVIDIA A100 datasheet (2021), SXM and PCIe alike; A800 differs by NVLink only
     (r"\bA[18]00\b", 312e12),
@@ -40,7 +40,7 @@ def peak_flops(device_name: str, dtype: str) -> float | None:
         dtype: compute type as the run spec names it. Only "bfloat16" and "float16" have a peak here: in float32 it
             depends on whether TF32 was allowed, so an MFU would be a guess.
     """
-    # a MIG slice carries the name of the whole device but is a fraction of it
+    # a MIG slice has the name of the whole device but is a fraction of it
     if dtype not in ("bfloat16", "float16") or re.search(r"\bMIG\b", device_name):
         return None
     return next((peak for pattern, peak in _PEAKS if re.search(pattern, device_name, re.IGNORECASE)), None)
@@ -61,14 +61,14 @@ def mfu(tokens_per_second: float, flops_per_token: float, peak: float | None, wo
 
 
 def describe_machine(accelerators: Sequence[str] = ()) -> dict[str, str | int | None]:
-    """Return what a reader of a report needs to judge its speed, and nothing that names a person, a host or a path.
+    """Return the facts by which a report's reader can judge its speed, without names of persons, hosts or paths.
 
     Args:
         accelerators: device names of this machine; counted by name, none means a CPU run.
 
     Returns:
-        cpu, cpu_cores (those this process may use), memory_bytes (None where the system does not say), accelerators,
-        system, python, torch (None when not installed).
+        cpu, cpu_cores (those this process may use), memory_bytes (None where unknown), accelerators, system, python,
+            torch (None when not installed).
     """
     return {
         "cpu": _cpu_model(),
@@ -106,7 +106,7 @@ def _memory_bytes() -> int | None:
 
 
 def _torch_version() -> str | None:
-    # the package metadata answers without importing torch, which takes seconds
+    # the package metadata gives it without importing torch, which takes seconds
     try:
         return version("torch")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""checkpoint.init_from: a fresh run that starts from the weights of another, with an optimizer of its own and at a layout of its own."""
+"""checkpoint.init_from: a new run starts from the weights of another, at any layout, with a fresh optimizer."""
 
 import logging
 import shutil
@@ -17,13 +17,13 @@ from trimaran.runtime.train.state import spec_of, verify_together
 from trimaran.runtime.train.train_context import TrainContext
 
 IMPORT_RECORD = "import.json"
-"""What `trimaran import` notes about where a run's weights come from."""
+"""The record of a run's imported weights, written by `trimaran import`."""
 TOKENIZER = "tokenizer.json"
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
-"""Files about the text that stand beside tokenizer.json in a run folder; training does not read them."""
+"""Files beside tokenizer.json in a run folder that concern text; training does not read them."""
 
-# What a run may choose anew beside dropout and initialization: it changes the network little, or on purpose (a longer
-# context).
+# Fields in which a run may differ from its initial weights, beside dropout and initialization: they change the network
+# little, or on purpose (a longer context).
 _MAY_DIFFER = frozenset(
     {
         "max_seq_len",
@@ -40,7 +40,9 @@ logger = logging.getLogger(__name__)
 
 
 def open_weights(place: Path) -> tuple[Checkpoint, Path]:
-    """Return the newest whole checkpoint of a run folder, or the checkpoint folder itself, and the folder of its run. Reads no weights.
+    """Return the newest complete checkpoint of a run folder, or a checkpoint folder itself, and the folder of its run.
+
+    Reads no weights.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -58,7 +60,9 @@ def open_weights(place: Path) -> tuple[Checkpoint, Path]:
 
 
 def check_initial_weights(spec: RunSpec) -> None:
-    """Refuse checkpoint.init_from where its weights don't fit the model of `spec`; tell other differences through the log. Does nothing without it.
+    """Raise where the weights of checkpoint.init_from don't fit the model of `spec`; log other differences as warnings.
+
+    Does nothing without checkpoint.init_from.
 
     Raises:
         CheckpointError: there are no such weights.
@@ -86,7 +90,10 @@ def check_initial_weights(spec: RunSpec) -> None:
 
 
 def has_their_tokenizer(spec: RunSpec, data: PreparedData) -> bool:
-    """Return whether the data's tokens are those that the initial weights know; tell it through the log where they are not. Needs checkpoint.init_from."""
+    """Return whether the data was tokenized with the tokenizer of the initial weights; log a warning where it was not.
+
+    Needs checkpoint.init_from.
+    """
     assert spec.checkpoint.init_from is not None, "only a run with checkpoint.init_from has initial weights"
     file = open_weights(Path(spec.checkpoint.init_from))[1] / TOKENIZER
     if not file.is_file():
@@ -106,7 +113,7 @@ def has_their_tokenizer(spec: RunSpec, data: PreparedData) -> bool:
 
 
 def take_companions(spec: RunSpec, folder: Path) -> None:
-    """Copy what stands beside the tokenizer of the initial weights (chat template, ...) to the run `folder`, unless it has some already.
+    """Copy the files that come with the initial weights' tokenizer (chat template, ...) to `folder`, where missing.
 
     Only for a run with the same tokenizer: these files name tokens. Needs checkpoint.init_from.
     """
@@ -118,13 +125,15 @@ def take_companions(spec: RunSpec, folder: Path) -> None:
 
 
 def load_initial_weights(train_context: TrainContext) -> str:
-    """Fill the weights of a fresh job from checkpoint.init_from, whatever layout wrote it; return a sentence about it. Collective over the world.
+    """Load the weights of checkpoint.init_from into a new run, whatever layout wrote them; return a sentence about it.
 
-    Every rank verifies the checksums of a share of the files; if one is damaged all ranks raise CheckpointError.
+    Collective over the world. Every rank verifies the checksums of a share of the files; if one is damaged all ranks
+    raise CheckpointError.
     """
     place = train_context.spec.checkpoint.init_from
     assert place is not None, "only a run with checkpoint.init_from loads initial weights"
-    # One rank's answer for all: a run that is still training may save a newer one between two ranks' looks.
+    # One rank chooses the checkpoint for all: a run that is still training may save a newer one between two ranks'
+    # looks.
     newest = open_weights(Path(place))[0].path if train_context.mesh.rank == 0 else ""
     checkpoint = Checkpoint.open(Path(train_context.mesh.gather_text(str(newest))[0]), verify=False)
     verify_together(checkpoint, train_context.mesh)
@@ -134,7 +143,7 @@ def load_initial_weights(train_context: TrainContext) -> str:
 
 
 def _differences(theirs: TransformerConfig, ours: TransformerConfig) -> dict[str, str]:
-    """`model.field: there -> here` of every field in which what the two compute differs, by its name."""
+    """Name -> `model.field: there -> here` of every field in which the two networks differ."""
     there, here = canonical_config(theirs), canonical_config(ours)
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     return {name: f"model.{name}: {_shown(getattr(theirs, name))} -> {_shown(getattr(ours, name))}" for name in names}

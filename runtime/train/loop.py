@@ -1,4 +1,4 @@
-"""The train loop: one verb a line, the same for one rank and for 384. Axes of size 1 are the general case with nothing to do."""
+"""The train loop, the same for one rank and for hundreds. Axes of size 1 are the general case."""
 
 import json
 import time
@@ -56,13 +56,16 @@ def train(
     stop: StopRequest,
     at_step: Callable[[int], None] = lambda step: None,
 ) -> TrainState:
-    """Train to spec.train.num_steps, or until any rank is asked to stop; then the state is saved. Collective over the world.
+    """Train to spec.train.num_steps, or until any rank has a stop request; then save the state.
+
+    Collective over the world.
 
     Args:
-        stop: in force already: from here on a signal lets every rank finish the step and save.
+        stop: already installed: a signal lets every rank finish the step and save.
         at_step: called at the start of every step with its number, from 1.
 
-    Returns: the state at the end.
+    Returns:
+        The state at the end.
     """
     loader, held_out = build_loader(spec, data.train, data.tokenizer, mesh.dp), held_out_batches(spec, data, mesh.dp)
     train_context = build_train_context(spec, mesh, device)
@@ -91,7 +94,10 @@ def run_steps(
     log: "StepLog",
     data: PreparedData,
 ) -> TrainState:
-    """Train from `state` to the last step or to the step at which the ranks agree to stop; return the state there. Collective over the world."""
+    """Train from `state` to the last step, or until the ranks agree to stop; return the state there.
+
+    Collective over the world.
+    """
     spec, stopped = train_context.spec, False
     saved_step = state.step
     while state.step < spec.train.num_steps and not stopped:
@@ -111,19 +117,19 @@ def run_steps(
     # On a GPU the host's clock around an action would measure kernel launches, not kernels.
     if train_context.executor.spans and spec.logging.timeline and train_context.executor.transport.device.type == "cpu":
         log.write("timeline.json", json.dumps(record_timeline(train_context)))
-    # Not `stop.requested`, which is this rank's own: the sample is collective, so all ranks must skip it or none.
+    # Not `stop.requested`, which is local to this rank: the sample is collective, so all ranks must skip it or none.
     if not stopped and spec.transformer.is_causal:
         log.write("sample.txt", sample(train_context, data))
     return state
 
 
 def due(step: int, interval: int) -> bool:
-    """Whether something that happens every `interval` steps (0: never) happens after `step`."""
+    """Whether an action with an interval of `interval` steps (0: never) is due after `step`."""
     return interval > 0 and step % interval == 0
 
 
 def check_data(spec: RunSpec, data: PreparedData) -> None:
-    """Raise DataError or ValueError where the text is too short for the run, before any rank starts."""
+    """Raise DataError or ValueError where the text is too short for the run. Called before any rank starts."""
     first = Group("dp", tuple(range(spec.parallel.dp)), 0)
     build_loader(spec, data.train, data.tokenizer, first)
     held_out_batches(spec, data, first)
@@ -132,7 +138,7 @@ def check_data(spec: RunSpec, data: PreparedData) -> None:
 def build_loader(
     spec: RunSpec, shards: TokenShards, tokenizer: Tokenizer, dp: Group, *, shuffle: bool | None = None
 ) -> Loader:
-    """Return this dp rank's loader over a split that the tokenizer made."""
+    """Return this dp rank's loader over a split tokenized with `tokenizer`."""
     return Loader(
         shards,
         seq_len=spec.train.seq_len,
@@ -147,7 +153,7 @@ def build_loader(
 
 
 def held_out_batches(spec: RunSpec, data: PreparedData, dp: Group) -> list[list[Microbatch]]:
-    """Return this dp rank's microbatches of the evaluation's global batches, always the same; none where evaluation is off.
+    """Return this dp rank's microbatches of the evaluation's fixed global batches; [] where evaluation is off.
 
     Raises:
         ValueError: the held-out text is shorter than one global batch.
@@ -167,7 +173,7 @@ def held_out_batches(spec: RunSpec, data: PreparedData, dp: Group) -> list[list[
 
 
 def sample(train_context: TrainContext, data: PreparedData) -> str:
-    """Return text that the trained model continues from a fixed prompt. Collective over the world."""
+    """Return the trained model's continuation of a fixed prompt. Collective over the world."""
     prompt = data.tokenizer.encode(SAMPLE_PROMPT)[: train_context.spec.transformer.max_seq_len]
     sampling = Sampling(SAMPLE_TOKENS, temperature=0.8, top_k=40, seed=train_context.spec.seed)
     (completion,) = generate(train_context.stages, train_context.mesh, train_context.spec, [prompt], sampling)
@@ -175,7 +181,7 @@ def sample(train_context: TrainContext, data: PreparedData) -> str:
 
 
 class StepLog:
-    """What is told of the run: metrics, live line, files of the run folder, all of them by rank 0 alone; and on every rank the step under way."""
+    """Reports the run. On rank 0: metrics, the live line, files of the run folder. On every rank: the current step."""
 
     def __init__(
         self,
@@ -215,7 +221,7 @@ class StepLog:
             self._metrics.close()
 
     def restart_clock(self) -> None:
-        """Start timing the next step here, so that evaluations and checkpoints don't count as step time."""
+        """Restart the timing of the next step, so that evaluations and checkpoints don't count as step time."""
         self._start = time.perf_counter()
 
     def step(self, state: TrainState, result: StepResult, lr: float) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 
 class LrScheduleSection(Protocol):
-    """What a schedule reads of the ``lr_schedule`` section of the run spec."""
+    """The fields of the ``lr_schedule`` section of the run spec that a schedule reads."""
 
     @property
     def name(self) -> str: ...
@@ -47,12 +47,15 @@ def cosine(t: int, decay_steps: int, section: LrScheduleSection) -> float:
 
 
 def linear(t: int, decay_steps: int, section: LrScheduleSection) -> float:
-    """Return ``m + (1 - m) * (1 - t / T)``: a straight line from 1 to m (as in Devlin et al., "BERT", appendix A.2, 2019)."""
+    """Return ``m + (1 - m) * (1 - t / T)``: linear from 1 to m (as in Devlin et al., "BERT", appendix A.2, 2019)."""
     return _between(section.min_lr_ratio, 1.0 - _progress(t, decay_steps))
 
 
 def step_decay(t: int, decay_steps: int, section: LrScheduleSection) -> float:
-    """Return ``max(m, step_gamma ** (t // step_interval))``: a staircase (He et al., "Deep Residual Learning", section 3.4, 2016)."""
+    """Return ``max(m, step_gamma ** (t // step_interval))``: a staircase.
+
+    He et al., "Deep Residual Learning", section 3.4, 2016.
+    """
     if section.step_interval is None:
         raise ValueError(
             "lr_schedule.name step needs lr_schedule.step_interval (null); set it to the steps between two drops"
@@ -70,11 +73,11 @@ def exponential(t: int, decay_steps: int, section: LrScheduleSection) -> float:
 
 
 def warmup_stable_decay(t: int, decay_steps: int, section: LrScheduleSection) -> float:
-    """Return 1 while stable, then a straight line to m over the last ``wsd_decay_fraction`` of all steps, warmup included.
+    """Return 1 in the stable phase, then a straight line to m over the last ``wsd_decay_fraction`` of all steps.
 
-    Hu et al., "MiniCPM", section 4.2, equation 1, 2024: WSD = warmup, stable at ``base_lr``, decay by any f with 0 < f
-    <= 1 that falls. f is linear here (Hägele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training
-    Durations", section 3, 2024).
+    The fraction includes the warmup. Hu et al., "MiniCPM", section 4.2, equation 1, 2024: WSD = warmup, stable at
+    ``base_lr``, decay by any decreasing f with 0 < f <= 1. f is linear here (Hägele et al., "Scaling Laws and
+    Compute-Optimal Training Beyond Fixed Training Durations", section 3, 2024).
     """
     decay = min(decay_steps, round(section.wsd_decay_fraction * (section.warmup_steps + decay_steps)))
     return _between(section.min_lr_ratio, 1.0 - _progress(t - (decay_steps - decay), decay))
@@ -119,12 +122,12 @@ def lr_at(step: int, *, base_lr: float, section: LrScheduleSection, num_steps: i
 
 
 def _progress(t: int, length: int) -> float:
-    """Return t / length cut to [0, 1]; a decay of no length is over at once."""
+    """Return t / length clipped to [0, 1]; 1 for a decay of length 0."""
     if t <= 0 < length:
         return 0.0
     return min(1.0, t / length) if length > 0 else float(t >= 0)
 
 
 def _between(low: float, share: float) -> float:
-    """Return the point ``share`` of the way from ``low`` up to 1."""
+    """Interpolate linearly from ``low`` (share 0) to 1 (share 1)."""
     return low + (1.0 - low) * share

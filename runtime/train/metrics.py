@@ -1,10 +1,10 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard and one line on the screen. Used on the logging rank only.
+"""The numbers of a run: metrics.jsonl, TensorBoard and one line on the screen. Used on the logging rank only.
 
 metrics.jsonl is one JSON object a line. A training row has step, loss, lr, grad_norm, tokens_seen, tokens_per_second,
-step_time_ms and mfu (null where unknown), of a model with experts also load_balancing_loss; an evaluation row has step,
+step_time_ms and mfu (null where unknown), with experts also load_balancing_loss; an evaluation row has step,
 held_out_loss and held_out_perplexity. ``step`` is the number of optimizer steps finished, so the first training row is
 step 1. Numbers that JSON lacks are the strings "NaN", "Infinity" and "-Infinity" (the JSON mapping of protocol
-buffers), so that any JSON reader takes the file and a diverged loss is still told from an unknown one.
+buffers), so that any JSON reader can read the file and a diverged loss differs from an unknown one.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from typing import Any, Protocol, Self, TextIO
 Row = dict[str, int | float | None]
 """One line of metrics.jsonl: a training row has "loss", an evaluation row has "held_out_loss"."""
 
-_RENAMED_FIELDS = {"expert_balance": "load_balancing_loss"}  # as earlier versions wrote it
+_RENAMED_FIELDS = {"expert_balance": "load_balancing_loss"}  # old name -> name; in files of earlier versions
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-# window of the median step time behind the ETA: long enough to outlive one slow step, short enough to follow a change
+# window of the median step time for the ETA: long enough to outlive one slow step, short enough to follow a change
 _RECENT_STEPS = 50
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Return the rows of a metrics.jsonl in file order; a last line that was cut while being written is left out.
+    """Return the rows of a metrics.jsonl in file order, without a last line that was cut while being written.
 
     Raises:
         ValueError: another line is not a row, naming the line number.
@@ -55,7 +55,10 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 class MetricsLogger:
-    """Writes the rows of one run; ``log`` once per step, ``log_evaluation`` after an evaluation, ``close`` (or a with block) at the end."""
+    """Writes the rows of one run.
+
+    Call ``log`` once per step, ``log_evaluation`` after an evaluation, ``close`` (or a with block) at the end.
+    """
 
     def __init__(
         self,
@@ -67,13 +70,13 @@ class MetricsLogger:
         tensorboard: bool = True,
         stream: TextIO | None = None,
     ) -> None:
-        """Open the files below ``folder`` and forget what an earlier run wrote after ``resume_step``.
+        """Open the files in ``folder`` and drop what an earlier run wrote after ``resume_step``.
 
         Args:
             folder: the run folder; metrics.jsonl and tensorboard/ are made in it.
             num_steps: length of the run, for the "step/total" and the ETA on the screen.
-            resume_step: steps finished in the checkpoint that was loaded. Rows of later steps are dropped, for they
-                come again; 0 is a fresh start, which drops every row.
+            resume_step: steps finished in the loaded checkpoint. Rows of later steps are dropped, because they are
+                written again; 0 is a fresh start, which drops every row.
             interval: steps between lines on the screen; the files get every step.
             tensorboard: also write TensorBoard scalars.
             stream: where the screen lines go, standard output by default. A terminal gets one live line, anything else
@@ -90,7 +93,7 @@ class MetricsLogger:
         self._num_steps = num_steps
         self._interval = max(1, interval)
         self._step_times_ms: deque[float] = deque(maxlen=_RECENT_STEPS)
-        # line buffering hands every finished row to the system: a killed process loses at most the row it was writing
+        # line buffering passes every finished row to the system: a killed process loses at most the row it was writing
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._scalars = _TensorBoardScalars(folder / "tensorboard", purge_step=resume_step + 1) if tensorboard else None
         self._screen = _make_screen(sys.stdout if stream is None else stream)
@@ -108,7 +111,7 @@ class MetricsLogger:
         mfu: float | None = None,
         load_balancing_loss: float | None = None,
     ) -> None:
-        """Write the row of one finished training step everywhere.
+        """Write the row of one finished training step to the files and the screen.
 
         Args:
             step: optimizer steps finished, this one included: 1 for the first.
@@ -117,7 +120,7 @@ class MetricsLogger:
             tokens_seen: since the start of training, this step included.
             tokens_per_second: of the whole run, all ranks together.
             mfu: share in [0, 1] or None.
-            load_balancing_loss: how evenly the experts are used, 1 where all are alike; None for a model without them.
+            load_balancing_loss: 1 where all experts are used equally; None for a model without experts.
 
         Raises:
             ValueError: ``step`` is not later than the last one logged; the file holds each step once.
@@ -161,12 +164,15 @@ class MetricsLogger:
         self.say(f"step {step}/{self._num_steps}  held-out loss {held_out_loss:.4f}  perplexity {perplexity:.2f}")
 
     def say(self, text: str) -> None:
-        """Print one line of text above the live line. A terminal or pipe that is gone doesn't end the run: the files have it all."""
+        """Print one line of text above the live line.
+
+        A closed terminal or pipe does not end the run: the files have all rows.
+        """
         with contextlib.suppress(OSError):
             self._screen.say(text)
 
     def close(self) -> None:
-        """Flush and close everything; harmless when called again."""
+        """Flush and close everything; may be called again."""
         with contextlib.suppress(OSError):
             self._screen.close()
         if self._scalars is not None:
@@ -208,12 +214,11 @@ def perplexity_of(loss: float) -> float:
 
 
 class _TensorBoardScalars:
-    """Scalars in one event file, by tensorboard's own writer: torch.utils.tensorboard costs seconds of import for the same file."""
+    """Scalars in one event file, with tensorboard's own writer: torch.utils.tensorboard takes seconds to import."""
 
     def __init__(self, folder: Path, purge_step: int) -> None:
-        """Open an event file whose readers forget older scalars at ``purge_step`` and later, as a resumed run writes those again."""
-        # import_module keeps protobuf and numpy out of processes that log nothing; tensorboard ships no types either
-        # way
+        """Open an event file; readers drop older scalars from ``purge_step`` on, which a resumed run writes again."""
+        # import_module keeps protobuf and numpy out of processes that log nothing; tensorboard has no types either way
         self._events: Any = import_module("tensorboard.compat.proto.event_pb2")
         self._summaries: Any = import_module("tensorboard.compat.proto.summary_pb2")
         self._writer: Any = import_module("tensorboard.summary.writer.event_file_writer").EventFileWriter(
@@ -238,7 +243,7 @@ class _TensorBoardScalars:
 
 
 class _Screen(Protocol):
-    """Where progress is shown."""
+    """Display of progress."""
 
     def show(self, line: str, due: bool) -> None: ...
 
@@ -265,7 +270,7 @@ class _PlainScreen:
 
 
 class _LiveScreen:
-    """One line that is redrawn in place, for terminals."""
+    """One line, redrawn in place, for terminals."""
 
     def __init__(self, stream: TextIO) -> None:
         self._text: Any = import_module("rich.text").Text
@@ -276,7 +281,7 @@ class _LiveScreen:
 
     def show(self, line: str, due: bool) -> None:
         now_s = time.monotonic()
-        # ten redraws a second are all an eye can use; more would take time from short steps
+        # more than ten redraws a second are not visible and would take time from short steps
         refresh = now_s - self._drawn_at_s >= 0.1
         self._drawn_at_s = now_s if refresh else self._drawn_at_s
         self._live.update(self._text(line, no_wrap=True, overflow="ellipsis"), refresh=refresh)
@@ -295,7 +300,7 @@ def _make_screen(stream: TextIO) -> _Screen:
 def _drop_rows_after(path: Path, step: int) -> list[Row]:
     """Rewrite the file at ``path`` without rows after ``step`` and without a half-written line; return the rows kept.
 
-    The new file replaces the old one in one rename, so a crash here leaves either of them whole.
+    The new file replaces the old one by one rename, so a crash leaves one of them complete.
     """
     if not path.exists():
         return []
@@ -341,7 +346,7 @@ def _tag(prefix: str, name: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Return h:mm:ss, with days in front where there are some."""
+    """Return h:mm:ss, with days in front where there are any."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

@@ -1,8 +1,8 @@
-"""The coordinate check: how large activations are at several widths while a model trains (Yang et al. 2022, appendix D.1).
+"""The coordinate check: activation sizes at several widths during training (Yang et al. 2022, appendix D.1).
 
-A parametrization is right when the mean size of what each module puts out does not depend on the width, before the
-first step and after the next few: only then does the best learning rate of a narrow model hold for a wide one. The
-slope of log(size) over log(width) says how far it is from that.
+A parametrization is right when the mean size of each module's output does not depend on the width, before the first
+step and after the next few: only then does the best learning rate of a narrow model hold for a wide one. The slope of
+log(size) over log(width) measures the dependence.
 """
 
 import math
@@ -30,15 +30,19 @@ MakeBatches = Callable[[RunSpec], list[Microbatch]]
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Sizes by module: `sizes[module][step][i]` is the mean absolute output at `widths[i]` after `step` steps, 0 before the first."""
+    """Activation sizes by module.
+
+    `sizes[module][step][i]` is the mean absolute output at `widths[i]` after `step` steps, 0 before the first.
+    """
 
     widths: tuple[int, ...]
     sizes: dict[str, list[list[float]]]
 
     def slope(self, module: str, step: int) -> float:
-        """Return the slope of log(size) over log(width): 0 where the width does not matter, 0.5 where the size grows with its root.
+        """Return the slope of log(size) over log(width).
 
-        NaN where a size is 0 or not finite.
+        0 where the width has no effect, 0.5 where the size grows with its square root, NaN where a size is 0 or not
+        finite.
         """
         x, sizes = [math.log(width) for width in self.widths], self.sizes[module][step]
         if not all(size > 0 and math.isfinite(size) for size in sizes):
@@ -52,8 +56,9 @@ def spec_at_width(spec: RunSpec, width: int, growth: Growth) -> RunSpec:
     """Return the spec with hidden_size `width`, everything else in proportion, for one process.
 
     Args:
-        growth: whether the heads grow in number, or each in width; of key-value heads one stays one.
-    Raises ValueError where the proportion gives no whole heads.
+        growth: whether the number of heads grows, or their width; a single key-value head stays single.
+
+    Raises ValueError where the proportion gives no whole number of heads.
     """
     shape = spec.transformer
     changes: dict[str, Any] = {
@@ -81,7 +86,7 @@ def spec_at_width(spec: RunSpec, width: int, growth: Growth) -> RunSpec:
 
 
 def plain_spec(spec: RunSpec) -> RunSpec:
-    """Return the spec with weights of one deviation at every width, which is what a parametrization for all widths is compared with."""
+    """Return the spec with the same initial deviation at every width, the baseline of the comparison."""
     raw = spec.model_dump(mode="json")
     raw["model"] |= {"init": "normal", "mup_base_width": None, "mup_base_head_dim": None}
     return parse_spec(raw)
@@ -96,11 +101,12 @@ def measure(
     mesh: Mesh,
     device: torch.device,
 ) -> Coordinates:
-    """Train the model at every width for `num_steps` steps at the full rate, again and again on the same global batch, and return the sizes.
+    """Train the model at every width for `num_steps` steps on one global batch and return the activation sizes.
 
     Args:
         spec: its optimizer's lr is used from the first step on; there is no warmup.
         mesh: of one process.
+
     Raises ValueError where a width does not fit the model, and TrainingDiverged.
     """
     specs = [spec_at_width(spec, width, growth) for width in widths]
@@ -119,11 +125,13 @@ def measure(
 
 @torch.no_grad()
 def sizes_of(stage: Stage, tokens: Tensor) -> dict[str, float]:
-    """Return the mean absolute output of the modules of a whole network: embedding, attention and layer of every block, final norm, logits.
+    """Return the mean absolute output of each module of a whole network.
+
+    The modules are the embedding, attention and layer of every block, the final norm and the logits. A layer's output
+    is what it adds to the residual stream last; where a norm follows the sum, it is the stream.
 
     Args:
         tokens: [batch, seq].
-    A layer's is what it adds to the stream last; where a norm follows the sum, the stream.
     """
     with in_eval_mode([stage]), _listening(stage) as sizes:
         logits = stage.logits(stage.run_layers(None, tokens))
@@ -132,7 +140,7 @@ def sizes_of(stage: Stage, tokens: Tensor) -> dict[str, float]:
 
 @contextmanager
 def _listening(stage: Stage) -> Iterator[dict[str, float]]:
-    """Note the sizes of what modules put out inside the block."""
+    """Record the sizes of the modules' outputs inside the block."""
     sizes: dict[str, float] = {}
 
     def listen(name: str, part: Callable[[Any], Tensor]) -> Callable[[nn.Module, Any, Any], None]:
@@ -175,14 +183,20 @@ def _in_proportion(name: str, size: int, width: int, hidden_size: int) -> int:
 
 
 def batches_of_text(spec: RunSpec) -> MakeBatches:
-    """Return what makes the first global batch of the spec's text, which is prepared here. Raises DataError or ValueError where it is too short."""
+    """Return a function that gives the first global batch of the spec's text; prepares the text now.
+
+    Raises DataError or ValueError where it is too short.
+    """
     data = prepare_data(spec)
     batches = build_loader(spec, data.train, data.tokenizer, Group("dp", (0,), 0)).microbatches(0)
     return lambda at_width: batches
 
 
 def random_batches(spec: RunSpec) -> list[Microbatch]:
-    """Return a global batch of random tokens, the same for every width. Raises ValueError where the model does not predict the next token."""
+    """Return a global batch of random tokens, the same for every width.
+
+    Raises ValueError where the model does not predict the next token.
+    """
     if not spec.transformer.is_causal:
         raise ValueError(
             f"random tokens have nothing to learn for objective {spec.transformer.objective}; "

@@ -1,4 +1,4 @@
-"""Stopping a run between two steps: a signal only sets a flag, the train loop saves and leaves when it sees it."""
+"""Stopping a run between two steps: a signal only sets a flag; the train loop checks it, saves and exits."""
 
 import signal
 import threading
@@ -6,16 +6,19 @@ from types import FrameType, TracebackType
 from typing import Self
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""The signals that ask a run to stop: to end it, to leave before a time limit (Slurm's --signal), or by hand. The first here counts where several came."""
+"""The signals that request a stop: to end the run, to exit before a time limit (Slurm's --signal), or by hand.
+
+Where several came, the first in this list is reported.
+"""
 
 
 class StopRequest:
-    """Remembers the signals in STOPPING while the ``with`` block runs, and puts the former handlers back at its end.
+    """Catches the signals in STOPPING inside the ``with`` block, and restores the former handlers at its end.
 
-    The handlers do nothing but set a flag: a checkpoint written inside a handler could interrupt a collective halfway.
-    A second SIGINT raises KeyboardInterrupt, so that a person can always leave a loop that no longer reaches its check.
-    A scheduler that sends SIGTERM twice still gets its checkpoint. The flag is local to this rank: ranks that must
-    leave at the same step have to agree on it (a max all_reduce of ``requested``).
+    The handlers only set a flag: a checkpoint written inside a handler could interrupt a collective halfway. A second
+    SIGINT raises KeyboardInterrupt, so that a person can always leave a loop that no longer reaches its check. A
+    scheduler that sends SIGTERM twice still gets its checkpoint. The flag is local to this rank: ranks that must exit
+    at the same step have to agree on it (a max all_reduce of ``requested``).
 
     with StopRequest() as stop:
         for step in range(num_steps):
@@ -30,12 +33,12 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has asked this rank to stop."""
+        """Whether a signal has requested a stop of this rank."""
         return self._signal_name is not None
 
     @property
     def signal_name(self) -> str | None:
-        """Name of the first signal that came, such as "SIGTERM"; None before one comes."""
+        """Name of the first signal received, such as "SIGTERM"; None before."""
         return self._signal_name
 
     def __enter__(self) -> Self:
@@ -57,10 +60,10 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Put the former handlers back; the flag stays readable."""
+        """Restore the former handlers; the flag stays readable."""
         for number, former in self._former.items():
-            # None means the former handler was not installed from Python and cannot be named; the default is the
-            # nearest
+            # None means that the former handler was not installed from Python and cannot be restored; the default is
+            # the nearest
             signal.signal(number, signal.SIG_DFL if former is None else former)
         self._former.clear()
 

@@ -1,4 +1,4 @@
-"""TrainState: where a run stands. One object is saved, one is loaded, at any layout.
+"""TrainState: the progress of a run. One object is saved, one is loaded, at any layout.
 
 Random numbers are drawn by counter, so (seed, consumed samples) is the whole state of the generator and of the data
 order.
@@ -18,7 +18,7 @@ from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, SpecError, diff_specs, parse_spec
 from trimaran.runtime.train.train_context import TrainContext
 
-# Fields that decide what the numbers in a checkpoint mean. Any other may change between two starts of a run.
+# Fields that decide what the numbers in a checkpoint mean. All others may change between two starts of a run.
 _FIXED = (
     "model.",
     "seed",
@@ -35,7 +35,10 @@ _FIXED = (
 
 @dataclass(frozen=True)
 class TrainState:
-    """Steps finished, tokens and samples consumed by them, and of what data; weights and moments are in the job's optimizer."""
+    """Steps finished, tokens and samples consumed, and the digest of the data.
+
+    Weights and moments are in the optimizer.
+    """
 
     step: int = 0
     tokens_seen: int = 0
@@ -50,17 +53,17 @@ class TrainState:
 
 
 def fingerprint(data: PreparedData) -> str:
-    """Return what tells prepared data from any other: a digest of the training tokens and of the tokenizer."""
+    """Return a digest that identifies prepared data: of the training tokens and of the tokenizer."""
     manifest = data.manifest
     parts = [manifest["tokenizer"]["sha256"], *(shard["sha256"] for shard in manifest["splits"]["train"]["shards"])]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def check_same_data(state: TrainState, data: PreparedData) -> None:
-    """Refuse to go on from `state` with other data.
+    """Raise where a run would continue from `state` with other data.
 
     Raises:
-        ValueError: the training text or the tokenizer is not what the checkpoint was trained on.
+        ValueError: the training text or the tokenizer is not the one of the checkpoint.
     """
     if state.data != fingerprint(data):
         raise ValueError(
@@ -101,8 +104,8 @@ def resume_path(spec: RunSpec) -> Path | None:
     """Return the checkpoint to continue from, None for a fresh start.
 
     Raises:
-        CheckpointError: every checkpoint of the run is damaged, or one is there and checkpoint.resume is off.
-        ValueError: the checkpoint was written by a spec that this one may not continue; shows the differences.
+        CheckpointError: every checkpoint of the run is damaged, or one exists and checkpoint.resume is off.
+        ValueError: this spec may not continue the checkpoint; shows the differences.
     """
     folder = checkpoints_of(spec)
     path = latest(folder)
@@ -130,7 +133,7 @@ def resume_path(spec: RunSpec) -> Path | None:
 
 
 def changed_fields(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
-    """Return the differences `field: old -> new` between the checkpoint's spec and this one, all of them allowed.
+    """Return the differences `field: old -> new` between the checkpoint's spec and this one, all of which are allowed.
 
     Raises:
         ValueError: one of them changes what the checkpoint's numbers mean.
@@ -162,10 +165,10 @@ def spec_of(checkpoint: Checkpoint) -> RunSpec:
 
 
 def read_state(path: Path) -> TrainState:
-    """Return where the run of the checkpoint at `path` stands, without its weights.
+    """Return the TrainState of the checkpoint at `path`, without its weights.
 
     Raises:
-        CheckpointError: the checkpoint is not whole, or not one of a training run.
+        CheckpointError: the checkpoint is not complete, or not one of a training run.
     """
     checkpoint = Checkpoint.open(path, verify=False)
     stored = checkpoint.state
@@ -176,7 +179,7 @@ def read_state(path: Path) -> TrainState:
 
 
 def load_state(train_context: TrainContext, path: Path) -> TrainState:
-    """Load weights and moments of the checkpoint at `path` into the job, whatever layout wrote it. Collective over the world.
+    """Load weights and moments of the checkpoint at `path`, whatever layout wrote it. Collective over the world.
 
     Every rank verifies the checksums of a share of the files; if one is damaged all ranks raise CheckpointError.
     """
@@ -188,7 +191,10 @@ def load_state(train_context: TrainContext, path: Path) -> TrainState:
 
 
 def verify_together(checkpoint: Checkpoint, mesh: Mesh) -> None:
-    """Check every file's checksum, each file on one rank; all ranks raise what any rank finds. Collective over the world."""
+    """Check every file's checksum, each file on one rank; all ranks raise any rank's error.
+
+    Collective over the world.
+    """
     problem = ""
     try:
         checkpoint.verify_files(checkpoint.files[mesh.rank :: mesh.world_size])

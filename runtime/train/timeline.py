@@ -1,4 +1,4 @@
-"""The pipeline timeline of a step: as it ran, beside what the simulator makes of the same schedule with the measured costs."""
+"""The pipeline timeline of a step as measured, with the simulation of the same schedule at the measured costs."""
 
 import json
 import statistics
@@ -8,11 +8,14 @@ from trimaran.runtime.pipeline.schedule import Action, ActionKind
 from trimaran.runtime.pipeline.simulate import Costs, Span, simulate
 from trimaran.runtime.train.train_context import TrainContext
 
-_DIGITS = 4  # of milliseconds
+_DIGITS = 4  # decimal places of milliseconds
 
 
 def record_timeline(train_context: TrainContext) -> dict[str, Any]:
-    """Return timeline.json's content for the step that ran last, from the ranks with dp = cp = tp = 0. Collective over the world."""
+    """Return timeline.json's content for the last step, from the ranks with dp = cp = tp = 0.
+
+    Collective over the world.
+    """
     coordinates = train_context.mesh.coordinates
     mine = not any(coordinates[axis] for axis in ("dp", "cp", "tp"))
     rows = (

@@ -23,12 +23,11 @@ from trimaran.runtime.zero.optimizer import AdamWSettings, ShardedOptimizer, cli
 
 @dataclass(frozen=True, eq=False)
 class TrainContext:
-    """What one rank holds.
+    """Everything one rank holds to train.
 
     Args:
         stages: stage index -> stage, of this rank.
-        schedule: the training schedule of all pipeline ranks, with communication: validated, and the one the executor
-            runs.
+        schedule: the validated training schedule of all pipeline ranks, with communication; the executor runs this one.
         target_tokens_per_step: tokens that a step predicts, over all ranks.
     """
 
@@ -44,11 +43,14 @@ class TrainContext:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one step, the same on all ranks: mean loss a predicted token, the gradient norm before clipping, and whether any rank asked to stop.
+    """Result of one step, the same on all ranks.
 
     Args:
-        load_balancing_loss: mean balance loss of a layer's experts over a sequence, not weighted: 1 where all are used
-            alike; None without experts.
+        loss: mean over the predicted tokens.
+        grad_norm: before clipping.
+        stop: whether any rank requested a stop.
+        load_balancing_loss: unweighted mean over layers and sequences: 1 where all experts are used equally; None
+            without experts.
     """
 
     loss: float
@@ -62,14 +64,21 @@ class TrainingDiverged(RuntimeError):
 
 
 def kernels_of(spec: RunSpec, device: torch.device) -> tuple[KernelSet, str]:
-    """Return the kernels that the run computes with on `device`, and the choice in words. Raises ValueError where what the spec asks for can't run."""
+    """Return the kernels that the run uses on `device`, and a description of the choice.
+
+    Raises ValueError where the spec's choice can't run.
+    """
     return choose_kernels(spec.kernels.backend, device, model_dtype(spec.precision.dtype), spec.transformer.head_dim)
 
 
 def build_stages_of_rank(
     spec: RunSpec, mesh: Mesh, device: torch.device, *, draws_weights: bool = True
 ) -> dict[int, Stage]:
-    """Build this rank's stages, stage index -> stage, with their initial weights, unless they are to be loaded next. No communication."""
+    """Build this rank's stages, stage index -> stage. No communication.
+
+    Args:
+        draws_weights: whether to draw initial weights; False where weights are loaded next.
+    """
     parallel = spec.parallel
     dtype = model_dtype(spec.precision.dtype)
     kernels, _ = kernels_of(spec, device)
@@ -114,13 +123,15 @@ def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device) -> Trai
 def train_step(
     train_context: TrainContext, batches: Sequence[Microbatch], lr: float, *, stop: bool = False
 ) -> StepResult:
-    """Run one optimizer step over the global batch, of which `batches` are this dp rank's microbatches. Collective over the world.
+    """Run one optimizer step over the global batch. Collective over the world.
 
     Args:
-        stop: whether this rank wants to stop after the step; the result tells whether any rank does.
+        batches: this dp rank's microbatches of the global batch.
+        stop: whether this rank requests a stop after the step; the result says whether any rank does.
+
     Raises:
-        TrainingDiverged: the loss or the gradient norm is not finite; the parameters are then still those of the step
-            before.
+        TrainingDiverged: the loss or the gradient norm is not finite; the parameters are then still those of the
+            previous step.
     """
     train_context.optimizer.zero_grad()
     train_context.executor.run(batches)
@@ -142,7 +153,11 @@ def train_step(
 
 @torch.no_grad()
 def evaluate(train_context: TrainContext, global_batches: Sequence[Sequence[Microbatch]]) -> float:
-    """Return the mean loss a predicted token over the global batches, of each of which this dp rank has its microbatches. Collective over the world."""
+    """Return the mean loss a predicted token over the global batches. Collective over the world.
+
+    Args:
+        global_batches: for each global batch, this dp rank's microbatches.
+    """
     total = torch.zeros((), dtype=torch.float64, device=train_context.executor.transport.device)
     with in_eval_mode(train_context.stages.values()):
         for batches in global_batches:
@@ -153,7 +168,10 @@ def evaluate(train_context: TrainContext, global_batches: Sequence[Sequence[Micr
 
 
 def _sum_over_world(train_context: TrainContext, loss: torch.Tensor, *others: torch.Tensor) -> list[float]:
-    """Sum scalars over the world in one all_reduce: the one device sync of a step. The loss is counted on one rank of each tp group."""
+    """Sum scalars over the world in one all_reduce: the one device sync of a step.
+
+    The loss is counted on one rank of each tp group.
+    """
     counted = loss if train_context.mesh.tp.rank == 0 else torch.zeros_like(loss)
     device = train_context.executor.transport.device
     totals = torch.stack([value.to(device, torch.float64) for value in (counted, *others)])

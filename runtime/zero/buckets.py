@@ -111,7 +111,7 @@ class Bucket:
         return segments
 
     def overlaps(self, within: slice) -> Iterator[tuple[Slot, int, int]]:
-        """Yield (slot, start, stop) of every slot's overlap with `within`; start and stop are elements of the bucket."""
+        """Yield (slot, start, stop) of every slot's overlap with `within`, in elements of the bucket."""
         for slot in self.slots:
             start, stop = max(slot.start, within.start), min(slot.stop, within.stop)
             if start < stop:

@@ -238,7 +238,7 @@ class ShardedOptimizer:
         self._gather_parameters()
 
     def state_bytes(self) -> dict[str, int]:
-        """Bytes on this rank: `parameters`, `gradients`, and `optimizer` (moments, and copies that are main parameters)."""
+        """Bytes on this rank: `parameters`, `gradients`, and `optimizer` (moments, and copied main parameters)."""
         sizes = {"parameters": 0, "gradients": 0, "optimizer": 0}
         for state in self._states:
             bucket = state.bucket
