@@ -8,7 +8,7 @@ from typing import Self
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """The signals that request a stop: to end the run, to exit before a time limit (Slurm's --signal), or by hand.
 
-Where several came, the first in this list is reported.
+If the ranks received different ones, the first in this list decides the exit code.
 """
 
 
