@@ -15,8 +15,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 # A CUDA build of torch brings the one triton that fits it; the CPU build brings none, so there triton is pinned by us.
 TRITON = $$($(BIN)/python -c 'from importlib.metadata import requires; \
 	print("" if any(line.startswith("triton") for line in requires("torch")) else "-c constraints-cpu.txt")')
-# No operator of DeepSpeed is compiled at installation: setting up needs no compiler. A person sees pip's progress, a log does not.
-PIP_INSTALL := DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quiet) -c constraints.txt
+# DeepSpeed compiles no operator at installation, so no compiler is needed. pip shows progress on a terminal only.
+PIP_INSTALL := DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check \
+	$(if $(MAKE_TERMOUT),,--quiet) -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help train test quick durations check clean
@@ -48,14 +49,17 @@ check: $(TESTS)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -path ./.git -prune -o -path ./runs -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+	find . -path ./$(VENV) -prune -o -path ./.git -prune -o -path ./runs -prune -o \
+		-name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 $(RUNTIME): pyproject.toml $(CONSTRAINTS)
 	@[ -x $(BIN)/python ] && $(BIN)/python -m pip --version >/dev/null 2>&1 || { \
-		[ -n "$(PYTHON)" ] || { echo "trimaran needs Python 3.11 or newer, and none of python3, python3.13, python3.12 and python3.11 is;" \
+		[ -n "$(PYTHON)" ] || { echo "trimaran needs Python 3.11 or newer," \
+			"and none of python3, python3.13, python3.12 and python3.11 is;" \
 			"install one, or name one: make PYTHON=/path/to/python" >&2; exit 1; }; \
 		echo "making $(VENV) with $(PYTHON)"; \
-		$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) -m venv failed: on Debian and Ubuntu the module is a package of its own," \
+		$(PYTHON) -m venv $(VENV) || { \
+			echo "$(PYTHON) -m venv failed: on Debian and Ubuntu the module is a package of its own," \
 			"so run 'apt install python3-venv' and try again" >&2; exit 1; }; }
 	@echo "installing trimaran and what it needs (a few minutes the first time)"
 	@$(PIP_INSTALL) "$(TORCH)"

@@ -231,7 +231,7 @@ def main() -> None:
         f"{options.prompt_tokens} prompt tokens, {options.new_tokens} new tokens, medians of {options.repeats}"
     )
     print(
-        "| model | batch | transformers tokens/s | ours tokens/s | ratio | transformers ms a pass | ours ms a pass | ratio | ratio of CPU time |"
+        "| model | batch | transformers tokens/s | ours tokens/s | ratio | theirs ms/pass | ours ms/pass | ratio | cpu ratio |"
     )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for name, shape in models.items():
