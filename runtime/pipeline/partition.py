@@ -1,8 +1,8 @@
 """The layers of each pipeline stage: contiguous, every layer once, with the least possible cost of the slowest stage.
 
-A pipeline runs at the pace of its slowest stage, so the largest stage cost is minimized. The language-model head (`2 *
-hidden_size * vocab_size` FLOPs a token) costs as much as several layers of a small model, so the last stage gets fewer
-layers. The embedding lookup has no matmul and costs almost nothing.
+A pipeline runs at the pace of its slowest stage, so the largest stage cost is minimized. The language-model head
+(`2 * hidden_size * vocab_size` FLOPs a token) costs as much as several layers of a small model, so the last stage gets
+fewer layers. The embedding lookup has no matmul and costs almost nothing.
 """
 
 import math

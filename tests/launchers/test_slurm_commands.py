@@ -31,6 +31,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path: Path) -> None:
     """The lines of docs/clusters.md that start a program, in their order, with a spec of four steps and its run."""
     text = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    text = re.sub(r"\\\n\s*", "", text)  # a command may continue on the next line
     blocks = re.findall(r"^```text\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = [re.split(r"\s{2,}", line)[0] for block in blocks for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith(("trimaran ", "torchrun ", "mpirun ", "srun "))]
