@@ -26,7 +26,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
         resumed = resume_path(spec)  # before the data, which may take long
     starts_from = resumed is None and spec.checkpoint.init_from is not None
     if starts_from:
-        from trimaran.runtime.train.initial import check_initial_weights, has_their_tokenizer, take_companions
+        from trimaran.runtime.train.init_from import check_initial_weights, has_their_tokenizer, take_companions
 
         check_initial_weights(spec)
     data = prepare_data(spec)

@@ -70,7 +70,7 @@ def export(
     """Write a folder that transformers and vLLM load, from a run's newest checkpoint; proven by its logits."""
     with errors_as_sentences(), _stoppable():
         from trimaran.runtime.huggingface.exporting import ExportOptions, export_model
-        from trimaran.runtime.train.initial import open_weights
+        from trimaran.runtime.train.init_from import open_weights
 
         target = folder if folder is not None else open_weights(run)[1] / "huggingface"
         options = ExportOptions(dtype, family, int(max_shard_gib * _GIB), int(memory_gib * _GIB))

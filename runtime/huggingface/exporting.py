@@ -30,7 +30,7 @@ from trimaran.runtime.huggingface.proof import Agreement, Proof, ReadWeight
 from trimaran.runtime.huggingface.source import INDEX, WEIGHTS, ConversionError, read_json
 from trimaran.runtime.huggingface.theirs import require_transformers
 from trimaran.runtime.spec import RunSpec
-from trimaran.runtime.train.initial import COMPANIONS, IMPORT_RECORD, TOKENIZER, open_weights
+from trimaran.runtime.train.init_from import COMPANIONS, IMPORT_RECORD, TOKENIZER, open_weights
 from trimaran.runtime.train.state import spec_of
 
 ExportDtype = Literal["float32", "bfloat16", "float16"]

@@ -21,7 +21,7 @@ from trimaran.runtime.infer.settings import Sampling
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.hardware import mfu, peak_flops
-from trimaran.runtime.train.initial import load_initial_weights
+from trimaran.runtime.train.init_from import load_initial_weights
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
 from trimaran.runtime.train.signals import StopRequest

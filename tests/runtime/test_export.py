@@ -166,7 +166,7 @@ def test_values_that_float16_lacks_are_refused(tmp_path: Path) -> None:
 
 
 def parse_spec_of(run: Path) -> RunSpec:
-    from trimaran.runtime.train.initial import open_weights
+    from trimaran.runtime.train.init_from import open_weights
     from trimaran.runtime.train.state import spec_of
 
     return spec_of(open_weights(run)[0])
