@@ -28,7 +28,7 @@ from trimaran.runtime.huggingface.folder import new_folder, refuse_without_space
 from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.proof import Agreement, Proof, ReadWeight
 from trimaran.runtime.huggingface.source import INDEX, WEIGHTS, ConversionError, read_json
-from trimaran.runtime.huggingface.theirs import require_transformers
+from trimaran.runtime.huggingface.transformers_adapter import require_transformers
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.init_from import COMPANIONS, IMPORT_RECORD, TOKENIZER, open_weights
 from trimaran.runtime.train.state import spec_of

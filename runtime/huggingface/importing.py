@@ -21,7 +21,12 @@ from trimaran.runtime.huggingface.plan import Plan, make_plan
 from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.proof import Agreement, Proof
 from trimaran.runtime.huggingface.source import PICKLES, ConversionError, ModelFolder, pickle_refused
-from trimaran.runtime.huggingface.theirs import folder_of_gguf, gguf_config, require_transformers, save_fast_tokenizer
+from trimaran.runtime.huggingface.transformers_adapter import (
+    folder_of_gguf,
+    gguf_config,
+    require_transformers,
+    save_fast_tokenizer,
+)
 from trimaran.runtime.spec import RunSpec, dump_spec, parse_spec
 from trimaran.runtime.train.init_from import COMPANIONS, IMPORT_RECORD, TOKENIZER
 from trimaran.runtime.train.state import TrainState

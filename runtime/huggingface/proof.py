@@ -21,7 +21,7 @@ from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.transformer import Stage
 from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.source import ConversionError
-from trimaran.runtime.huggingface.theirs import text_tokens, their_logits
+from trimaran.runtime.huggingface.transformers_adapter import text_tokens, their_logits
 
 TOLERANCE = 1e-4
 """Largest difference allowed, as a share of the largest logit.

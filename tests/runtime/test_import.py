@@ -406,7 +406,7 @@ def test_nothing_is_left_of_an_import_that_ends_in_the_middle(
 def test_transformers_that_is_not_installed_is_named(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimaran.runtime.huggingface.theirs.find_spec", lambda name: None)
+    monkeypatch.setattr("trimaran.runtime.huggingface.transformers_adapter.find_spec", lambda name: None)
     with pytest.raises(ConversionError, match=r"transformers and accelerate.*pip install 'trimaran\[huggingface\]'"):
         import_model(folder, tmp_path / "run")
     assert_nothing_left(tmp_path)
