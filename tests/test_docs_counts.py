@@ -11,7 +11,7 @@ from trimaran.models.choices import Initialization
 from trimaran.models.huggingface.registry import FAMILIES
 from trimaran.models.presets import PRESETS
 from trimaran.runtime.huggingface.proof import TOLERANCE
-from trimaran.runtime.infer.group import Finish
+from trimaran.runtime.infer.sample_group import Finish
 from trimaran.runtime.pipeline.schedule import SCHEDULES
 from trimaran.runtime.spec.fields import MASK_FRACTIONS
 from trimaran.runtime.spec.sections import LauncherSection

@@ -13,7 +13,7 @@ from trimaran.models.transformer import Stage
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.infer.generate import generate
-from trimaran.runtime.infer.group import Completion
+from trimaran.runtime.infer.sample_group import Completion
 from trimaran.runtime.infer.settings import Sampling
 from trimaran.runtime.infer.text import TextStream
 from trimaran.runtime.mesh import Mesh

@@ -13,8 +13,8 @@ from torch import Tensor
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.group import all_gather, all_reduce
 from trimaran.models.transformer import Stage, in_eval_mode
-from trimaran.runtime.infer.group import Completion, SampleGroup, Watch
 from trimaran.runtime.infer.ring import Ring
+from trimaran.runtime.infer.sample_group import Completion, SampleGroup, Watch
 from trimaran.runtime.infer.settings import Sampling
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
