@@ -16,7 +16,7 @@ from trimaran.runtime.spec import RunSpec, load_spec
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trimaran.runtime.train.mup_check import Coordinates, Growth
+    from trimaran.runtime.train.mup_check import ActivationSizes, Growth
 
 _PANEL_INCHES = (5.2, 4.2)
 _WIDE = 120  # columns of the table where nothing says how wide the screen is
@@ -67,7 +67,7 @@ def _read_widths(text: str) -> list[int]:
 
 def _measure(
     spec: RunSpec, widths: list[int], num_steps: int, growth: "Growth", *, on_text: bool
-) -> "dict[str, Coordinates]":
+) -> "dict[str, ActivationSizes]":
     """Return the sizes by init: the spec's, and normal where that is another."""
     import torch
     import torch.distributed as dist
@@ -82,7 +82,7 @@ def _measure(
     torch.set_num_threads(threads_per_rank(single, 1))
     device = choose_device(single.launcher.device, 0, 1)
     mesh = join_world(single, device, meet_nobody())
-    found: dict[str, mup_check.Coordinates] = {}
+    found: dict[str, mup_check.ActivationSizes] = {}
     try:
         for each in (spec, mup_check.plain_spec(spec)):
             if each.transformer.init not in found:
@@ -99,7 +99,7 @@ def _measure(
     return found
 
 
-def _show(found: "dict[str, Coordinates]", num_steps: int) -> None:
+def _show(found: "dict[str, ActivationSizes]", num_steps: int) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -115,7 +115,7 @@ def _show(found: "dict[str, Coordinates]", num_steps: int) -> None:
             )
 
 
-def table_of(found: "dict[str, Coordinates]", num_steps: int) -> "Table":
+def table_of(found: "dict[str, ActivationSizes]", num_steps: int) -> "Table":
     """Return the table of the slopes of log(size) over log(width), before the first step and after the last, a row a module."""
     from rich.table import Table
 
@@ -137,7 +137,7 @@ def _color(module: str, depth: float) -> tuple[str, float]:
     return _ATTENTION_COLOR if module.endswith("attention") else _LAYER_COLOR, 0.35 + 0.65 * depth
 
 
-def draw(found: "dict[str, Coordinates]", path: Path) -> None:
+def draw(found: "dict[str, ActivationSizes]", path: Path) -> None:
     """Draw mean absolute output over width, one panel an init, one line a module: dotted at the start, full after the last step.
 
     Raises:

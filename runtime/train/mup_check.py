@@ -29,7 +29,7 @@ MakeBatches = Callable[[RunSpec], list[Microbatch]]
 
 
 @dataclass(frozen=True)
-class Coordinates:
+class ActivationSizes:
     """Activation sizes by module.
 
     `sizes[module][step][i]` is the mean absolute output at `widths[i]` after `step` steps, 0 before the first.
@@ -100,7 +100,7 @@ def measure(
     make_batches: MakeBatches,
     mesh: Mesh,
     device: torch.device,
-) -> Coordinates:
+) -> ActivationSizes:
     """Train the model at every width for `num_steps` steps on one global batch and return the activation sizes.
 
     Args:
@@ -120,7 +120,7 @@ def measure(
                 sizes.setdefault(module, [[] for _ in range(num_steps + 1)])[step].append(size)
             if step < num_steps:
                 train_step(train_context, batches, at_width.optimizer.lr)
-    return Coordinates(tuple(widths), sizes)
+    return ActivationSizes(tuple(widths), sizes)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from trimaran.models import init
 from trimaran.models.parallel.parameter import InitSpec
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.mup_check import Coordinates, Growth, measure, plain_spec, random_batches, spec_at_width
+from trimaran.runtime.train.mup_check import ActivationSizes, Growth, measure, plain_spec, random_batches, spec_at_width
 
 WIDTHS, NUM_STEPS = (32, 64, 128, 256), 6
 MUP: dict[str, Any] = {
@@ -33,7 +33,7 @@ def make_spec(**changes: Any) -> RunSpec:
     )
 
 
-def measured(spec: RunSpec, growth: Growth = "heads", rates: str = "mup") -> Coordinates:
+def measured(spec: RunSpec, growth: Growth = "heads", rates: str = "mup") -> ActivationSizes:
     """Runs on a rank of its own. rates "one": every matrix learns at the full rate."""
 
     def one_rate(config: Any, *roles: Any) -> InitSpec:
@@ -45,7 +45,7 @@ def measured(spec: RunSpec, growth: Growth = "heads", rates: str = "mup") -> Coo
         return measure(spec, WIDTHS, NUM_STEPS, growth, random_batches, mesh, torch.device("cpu"))
 
 
-def slopes(sizes: Coordinates, step: int = NUM_STEPS) -> dict[str, float]:
+def slopes(sizes: ActivationSizes, step: int = NUM_STEPS) -> dict[str, float]:
     return {module: sizes.slope(module, step) for module in sizes.sizes}
 
 
@@ -89,7 +89,9 @@ def test_the_check_sees_a_part_of_mup_missing(changes: dict[str, Any], rates: st
 
 
 def test_slope_is_that_of_a_power_of_the_width() -> None:
-    sizes = Coordinates((10, 100, 1000), {"a": [[1.0, 1.0, 1.0]], "b": [[2.0, 20.0, 200.0]], "c": [[0.0, 1.0, 1.0]]})
+    sizes = ActivationSizes(
+        (10, 100, 1000), {"a": [[1.0, 1.0, 1.0]], "b": [[2.0, 20.0, 200.0]], "c": [[0.0, 1.0, 1.0]]}
+    )
     assert sizes.slope("a", 0) == pytest.approx(0.0)
     assert sizes.slope("b", 0) == pytest.approx(1.0)
     assert math.isnan(sizes.slope("c", 0))
