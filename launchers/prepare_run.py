@@ -26,7 +26,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
         resumed = resume_path(spec)  # before the data, which may take long
     starts_from = resumed is None and spec.checkpoint.init_from is not None
     if starts_from:
-        from trimaran.runtime.train.init_from import check_initial_weights, has_their_tokenizer, take_companions
+        from trimaran.runtime.train.init_from import check_initial_weights, copy_tokenizer_configs, has_their_tokenizer
 
         check_initial_weights(spec)
     data = prepare_data(spec)
@@ -38,7 +38,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     (folder / "data_manifest.json").write_text(json.dumps(data.manifest, indent=1), encoding="utf-8")
     shutil.copyfile(data.folder / "tokenizer.json", folder / "tokenizer.json")
     if takes_companions:
-        take_companions(spec, folder)
+        copy_tokenizer_configs(spec, folder)
     task = folder / "logs" / "task.json"
     content = {"kind": "train", "spec": str((folder / "spec.yaml").resolve()), "data": str(data.folder.resolve())}
     task.write_text(json.dumps(content), encoding="utf-8")

@@ -30,7 +30,7 @@ from trimaran.runtime.huggingface.proof import Agreement, Proof, ReadWeight
 from trimaran.runtime.huggingface.source import INDEX, WEIGHTS, ConversionError, read_json
 from trimaran.runtime.huggingface.transformers_adapter import require_transformers
 from trimaran.runtime.spec import RunSpec
-from trimaran.runtime.train.init_from import COMPANIONS, IMPORT_RECORD, TOKENIZER, open_weights
+from trimaran.runtime.train.init_from import IMPORT_RECORD, TOKENIZER, TOKENIZER_CONFIGS, open_weights
 from trimaran.runtime.train.state import spec_of
 
 ExportDtype = Literal["float32", "bfloat16", "float16"]
@@ -271,7 +271,7 @@ def _write_configs(folder: Path, model: _Model, tokenizer: Tokenizer | None) -> 
     ids = _token_ids(model, tokenizer)
     config = {**model.family.from_config(model.config), **ids, "torch_dtype": _name(model.dtype)}
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    for name in (TOKENIZER, *COMPANIONS) if tokenizer else ():
+    for name in (TOKENIZER, *TOKENIZER_CONFIGS) if tokenizer else ():
         if (model.run / name).is_file():
             shutil.copyfile(model.run / name, folder / name)
     if not (folder / "generation_config.json").exists():

@@ -28,7 +28,7 @@ from trimaran.runtime.huggingface.transformers_adapter import (
     save_fast_tokenizer,
 )
 from trimaran.runtime.spec import RunSpec, dump_spec, parse_spec
-from trimaran.runtime.train.init_from import COMPANIONS, IMPORT_RECORD, TOKENIZER
+from trimaran.runtime.train.init_from import IMPORT_RECORD, TOKENIZER, TOKENIZER_CONFIGS
 from trimaran.runtime.train.state import TrainState
 
 _OLD_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
@@ -122,7 +122,7 @@ def _fill(temporary: Path, plan: Plan, source: Path, run: Path, limits: Limits, 
     kept = "; float16 is kept as float32, which holds all its values" if "F16" in plan.dtypes else ""
     progress.say(f"{plan.family.name} model of {plan.config.num_parameters():,} parameters, stored as {stored}{kept}")
     checkpoint = write_checkpoint(plan, spec, temporary / "checkpoints", limits.shard_bytes, progress)
-    has_tokenizer = _take_companions(plan, temporary, progress)
+    has_tokenizer = _copy_tokenizer(plan, temporary, progress)
     opened = Checkpoint.open(checkpoint)
     proof = Proof(
         plan.config,
@@ -244,20 +244,20 @@ def _refuse_foreign(file: Path) -> None:
     raise ConversionError(f"{file} is a link to {target}, outside of the model's folder; put the file itself there")
 
 
-def _take_companions(plan: Plan, temporary: Path, progress: Progress) -> bool:
+def _copy_tokenizer(plan: Plan, temporary: Path, progress: Progress) -> bool:
     """Copy tokenizer, chat template and generation config; return whether there is a tokenizer.
 
     Problems are reported through `progress`.
     """
     source = plan.folder.path
-    for name in (TOKENIZER, *COMPANIONS):
+    for name in (TOKENIZER, *TOKENIZER_CONFIGS):
         if (source / name).is_file():
             _refuse_foreign(source / name)
             shutil.copyfile(source / name, temporary / name)
     if not (temporary / TOKENIZER).exists() and any((source / name).is_file() for name in _OLD_TOKENIZERS):
         with_tokenizer = temporary / "tokenizer"
         if save_fast_tokenizer(source, with_tokenizer):
-            for name in (TOKENIZER, *COMPANIONS):
+            for name in (TOKENIZER, *TOKENIZER_CONFIGS):
                 if (with_tokenizer / name).is_file() and not (temporary / name).exists():
                     (with_tokenizer / name).rename(temporary / name)
         shutil.rmtree(with_tokenizer, ignore_errors=True)

@@ -19,7 +19,12 @@ from trimaran.runtime.train.train_context import TrainContext
 IMPORT_RECORD = "import.json"
 """The record of a run's imported weights, written by `trimaran import`."""
 TOKENIZER = "tokenizer.json"
-COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+TOKENIZER_CONFIGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 """Files beside tokenizer.json in a run folder that concern text; training does not read them."""
 
 # Fields in which a run may differ from its initial weights, beside dropout and initialization: they change the network
@@ -112,14 +117,14 @@ def has_their_tokenizer(spec: RunSpec, data: PreparedData) -> bool:
     return True
 
 
-def take_companions(spec: RunSpec, folder: Path) -> None:
+def copy_tokenizer_configs(spec: RunSpec, folder: Path) -> None:
     """Copy the files that come with the initial weights' tokenizer (chat template, ...) to `folder`, where missing.
 
     Only for a run with the same tokenizer: these files name tokens. Needs checkpoint.init_from.
     """
     assert spec.checkpoint.init_from is not None, "only a run with checkpoint.init_from has initial weights"
     source = open_weights(Path(spec.checkpoint.init_from))[1]
-    for name in (*COMPANIONS, IMPORT_RECORD):
+    for name in (*TOKENIZER_CONFIGS, IMPORT_RECORD):
         if (source / name).is_file() and not (folder / name).exists():
             shutil.copyfile(source / name, folder / name)
 
