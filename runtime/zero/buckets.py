@@ -31,7 +31,7 @@ class Slot:
         return info_of(self.parameter)
 
 
-def _likeness(info: ParameterInfo) -> tuple[bool, float, bool]:
+def _segment_key(info: ParameterInfo) -> tuple[bool, float, bool]:
     """Key of a segment: (decay, lr_scale, whether every tp rank holds the parameter whole)."""
     return info.decay, info.init_spec.lr_scale, info.shard.axis is None
 
@@ -73,7 +73,7 @@ class Bucket:
         self.dp = dp
         self.needs_tp_grad_reduce, self.tied = info_of(first).needs_tp_grad_reduce, tied
         # Parameters with equal keys are adjacent, so that the optimizer and the norm work on few long ranges.
-        ordered = sorted(parameters, key=lambda item: _likeness(info_of(item[1])))
+        ordered = sorted(parameters, key=lambda item: _segment_key(info_of(item[1])))
         self.slots: list[Slot] = []
         length = 0
         for name, parameter in ordered:
@@ -102,7 +102,7 @@ class Bucket:
         must stay equal.
         """
         segments: list[Segment] = []
-        for (decay, lr_scale, _), run in groupby(self.slots, key=lambda slot: _likeness(slot.info)):
+        for (decay, lr_scale, _), run in groupby(self.slots, key=lambda slot: _segment_key(slot.info)):
             slots = list(run)
             counted = self.holds(slots[0])
             start, stop = max(slots[0].start, within.start), min(slots[-1].stop, within.stop)
