@@ -26,12 +26,12 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
         resumed = resume_path(spec)  # before the data, which may take long
     starts_from = resumed is None and spec.checkpoint.init_from is not None
     if starts_from:
-        from trimaran.runtime.train.init_from import check_initial_weights, copy_tokenizer_configs, has_their_tokenizer
+        from trimaran.runtime.train.init_from import check_initial_weights, copy_tokenizer_configs, has_same_tokenizer
 
         check_initial_weights(spec)
     data = prepare_data(spec)
     _check_run(spec, data)
-    takes_companions = bool(starts_from) and has_their_tokenizer(spec, data)
+    takes_companions = bool(starts_from) and has_same_tokenizer(spec, data)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     (folder / "machine.json").write_text(json.dumps(describe_machine()), encoding="utf-8")
     (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")

@@ -94,7 +94,7 @@ def check_initial_weights(spec: RunSpec) -> None:
         logger.warning("the weights of checkpoint.init_from were trained otherwise: %s", line)
 
 
-def has_their_tokenizer(spec: RunSpec, data: PreparedData) -> bool:
+def has_same_tokenizer(spec: RunSpec, data: PreparedData) -> bool:
     """Return whether the data was tokenized with the tokenizer of the initial weights; log a warning where it was not.
 
     Needs checkpoint.init_from.
