@@ -24,7 +24,7 @@ from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.huggingface.card import Card, model_card
-from trimaran.runtime.huggingface.folder import new_folder, refuse_without_space
+from trimaran.runtime.huggingface.folder import check_disk_space, new_folder
 from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.proof import Agreement, Proof, ReadWeight
 from trimaran.runtime.huggingface.source import INDEX, WEIGHTS, ConversionError, read_json
@@ -112,7 +112,7 @@ def export_model(
     require_transformers()
     sizes = model.sizes()
     with new_folder(target) as temporary:
-        refuse_without_space(temporary, sum(sizes.values()), "the exported model")
+        check_disk_space(temporary, sum(sizes.values()), "the exported model")
         model.checkpoint.verify_files(model.checkpoint.files)
         _write_weights(temporary, model, sizes, options.shard_bytes, progress)
         tokenizer = _tokenizer_of(model.run, progress)

@@ -41,7 +41,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refuse_without_space(folder: Path, num_bytes: int, what: str) -> None:
+def check_disk_space(folder: Path, num_bytes: int, what: str) -> None:
     """Raise ConversionError where the disk of `folder` has less free space than `num_bytes`."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes:

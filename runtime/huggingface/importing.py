@@ -16,7 +16,7 @@ from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.checkpoint.store import save_in_parts
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokenizer import Tokenizer
-from trimaran.runtime.huggingface.folder import new_folder, refuse_without_space
+from trimaran.runtime.huggingface.folder import check_disk_space, new_folder
 from trimaran.runtime.huggingface.plan import Plan, make_plan
 from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.proof import Agreement, Proof
@@ -117,7 +117,7 @@ def _check_gguf(source: Path) -> None:
 def _fill(temporary: Path, plan: Plan, source: Path, run: Path, limits: Limits, progress: Progress) -> Imported:
     """Write the run into `temporary` and compare the logits."""
     spec = imported_spec(plan, run)
-    refuse_without_space(temporary, plan.checkpoint_bytes, "the checkpoint")
+    check_disk_space(temporary, plan.checkpoint_bytes, "the checkpoint")
     stored = ", ".join(f"{dtype} ({count:,} numbers)" for dtype, count in plan.dtypes.items())
     kept = "; float16 is kept as float32, which holds all its values" if "F16" in plan.dtypes else ""
     progress.say(f"{plan.family.name} model of {plan.config.num_parameters():,} parameters, stored as {stored}{kept}")
