@@ -33,7 +33,7 @@ _NOT_LIBRARY_TEXT = {"site-packages", "dist-packages", "test", "tests", "idle_te
 # pip asks a source distribution for its metadata before it returns the file, which would run the distribution's
 # setup.py. With --no-build-isolation it imports `setuptools` for that; this stub, first on the path, answers without
 # running any code of the distribution.
-_IDLE_BACKEND = """
+_STUB_BACKEND = """
 import pathlib, sys
 __legacy__ = sys.modules[__name__]
 def get_requires_for_build_wheel(config_settings=None):
@@ -70,7 +70,7 @@ def fetch_archive(folder: Path, sha256: str = ARCHIVE_SHA256, pip_options: Seque
         backend = Path(scratch, "setuptools")
         backend.mkdir()
         (backend / "__init__.py").touch()
-        (backend / "build_meta.py").write_text(_IDLE_BACKEND.replace("NAME", name).replace("VERSION", version))
+        (backend / "build_meta.py").write_text(_STUB_BACKEND.replace("NAME", name).replace("VERSION", version))
         requirements = Path(scratch, "requirements.txt")
         requirements.write_text(f"{REQUIREMENT} --hash=sha256:{sha256}\n")
         # `env` adds to the inherited environment, which has pip's settings and proxies. PIP_USE_PEP517 makes older pips
