@@ -28,7 +28,7 @@ from trimaran.models.parallel.group import single
 from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages
 from trimaran.runtime.infer.generate import generate
-from trimaran.runtime.infer.settings import Sampling
+from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 
@@ -122,7 +122,8 @@ def make_both(theirs: Any, mesh: Mesh) -> dict[str, Continue]:
 
     def ours(prompts: Prompts, new_tokens: int) -> list[list[int]]:
         return [
-            each.tokens for each in generate({0: stage}, mesh, spec, prompts, Sampling(new_tokens, temperature=0.0))
+            each.tokens
+            for each in generate({0: stage}, mesh, spec, prompts, SamplingParams(new_tokens, temperature=0.0))
         ]
 
     def transformers_(prompts: Prompts, new_tokens: int) -> list[list[int]]:

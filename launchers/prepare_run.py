@@ -31,13 +31,13 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
         check_initial_weights(spec)
     data = prepare_data(spec)
     _check_run(spec, data)
-    takes_companions = bool(starts_from) and has_same_tokenizer(spec, data)
+    same_tokenizer = bool(starts_from) and has_same_tokenizer(spec, data)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     (folder / "machine.json").write_text(json.dumps(describe_machine()), encoding="utf-8")
     (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
     (folder / "data_manifest.json").write_text(json.dumps(data.manifest, indent=1), encoding="utf-8")
     shutil.copyfile(data.folder / "tokenizer.json", folder / "tokenizer.json")
-    if takes_companions:
+    if same_tokenizer:
         copy_tokenizer_configs(spec, folder)
     task = folder / "logs" / "task.json"
     content = {"kind": "train", "spec": str((folder / "spec.yaml").resolve()), "data": str(data.folder.resolve())}

@@ -11,7 +11,7 @@ import typer
 from trimaran.launchers.cli.console import RunPath, errors_as_sentences, find_checkpoint
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.local.launch import LocalRun, launch
-from trimaran.runtime.infer.settings import Sampling
+from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec, parse_spec
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def generate(
 ) -> None:
     """Continue a prompt, or each of a file of prompts, straight from a training checkpoint, at any layout."""
     with errors_as_sentences():
-        sampling = Sampling(
+        sampling = SamplingParams(
             max_new_tokens,
             temperature,
             top_k,
@@ -109,7 +109,7 @@ def _read_asked(prompt: str | None, prompts: Path | None, chat: bool, system: st
 def _generate(
     checkpoint: Path,
     asked: "list[Prompt]",
-    sampling: Sampling,
+    sampling: SamplingParams,
     stop_strings: list[str],
     stop_tokens: list[str],
     *,

@@ -14,7 +14,7 @@ from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sample_group import Completion
-from trimaran.runtime.infer.settings import Sampling
+from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.infer.text import TextStream
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
@@ -45,7 +45,7 @@ class GenerateTask(BaseModel):
     checkpoint: Path
     tokenizer: Path
     prompts: tuple[TaskPrompt, ...]
-    sampling: Sampling
+    sampling: SamplingParams
     stop_strings: tuple[str, ...]
     batch_size: int
     as_json: bool

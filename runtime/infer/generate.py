@@ -15,7 +15,7 @@ from trimaran.models.parallel.group import all_gather, all_reduce
 from trimaran.models.transformer import Stage, in_eval_mode
 from trimaran.runtime.infer.ring import Ring
 from trimaran.runtime.infer.sample_group import Completion, SampleGroup, Watch
-from trimaran.runtime.infer.settings import Sampling
+from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 
@@ -56,7 +56,7 @@ def generate(
     mesh: Mesh,
     spec: RunSpec,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: SamplingParams,
     watch: Watch = never,
     *,
     first_sample: int = 0,

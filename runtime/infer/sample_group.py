@@ -17,7 +17,7 @@ from trimaran.models.cache import KeyValueCache
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.parameter import LayerContext
 from trimaran.runtime.infer.sampling import NOT_FINITE, choose, uniforms
-from trimaran.runtime.infer.settings import Sampling
+from trimaran.runtime.infer.sampling_params import SamplingParams
 
 Finish = Literal["length", "stop_token", "stop_string", "context"]
 Watch = Callable[[int, int], bool]
@@ -58,7 +58,7 @@ class SampleGroup:
         self,
         prompts: Sequence[Sequence[int]],
         first_sample: int,
-        sampling: Sampling,
+        sampling: SamplingParams,
         config: TransformerConfig,
         layer_context: LayerContext,
         watch: Watch,

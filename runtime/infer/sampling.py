@@ -1,7 +1,7 @@
 """From logits to tokens: the filters, each a function of logits [batch, vocab], and the draw.
 
 A filter sets the logits of removed tokens to -inf. Formulas and order are those of the logits processors of the
-`transformers` package, so the same settings mean the same there; sources in `settings.Sampling`.
+`transformers` package, so the same settings mean the same there; sources in `sampling_params.SamplingParams`.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimaran.kernels.random import random_words, stream_key
-from trimaran.runtime.infer.settings import Sampling
+from trimaran.runtime.infer.sampling_params import SamplingParams
 
 NOT_FINITE = -1
 """Result of `choose` for a sample whose logits have no finite maximum."""
@@ -52,7 +52,7 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
 
 
-def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+def filtered(logits: Tensor, sampling: SamplingParams) -> Tensor:
     """Return the logits after temperature, which is not 0, and the enabled filters."""
     # Shift the largest to 0 first: division by a small temperature must not make it infinite.
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
@@ -88,7 +88,9 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, target).squeeze(1).clamp_(max=logits.shape[1] - 1)
 
 
-def choose(logits: Tensor, sampling: Sampling, num_new: int, seen: Tensor | None, uniform: Tensor | None) -> Tensor:
+def choose(
+    logits: Tensor, sampling: SamplingParams, num_new: int, seen: Tensor | None, uniform: Tensor | None
+) -> Tensor:
     """Return the next token of each sample: int64 [batch], NOT_FINITE where the largest logit is not finite.
 
     Args:

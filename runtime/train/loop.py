@@ -17,7 +17,7 @@ from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.data.shards import TokenShards
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.infer.generate import generate
-from trimaran.runtime.infer.settings import Sampling
+from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.hardware import mfu, peak_flops
@@ -175,7 +175,7 @@ def held_out_batches(spec: RunSpec, data: PreparedData, dp: Group) -> list[list[
 def sample(train_context: TrainContext, data: PreparedData) -> str:
     """Return the trained model's continuation of a fixed prompt. Collective over the world."""
     prompt = data.tokenizer.encode(SAMPLE_PROMPT)[: train_context.spec.transformer.max_seq_len]
-    sampling = Sampling(SAMPLE_TOKENS, temperature=0.8, top_k=40, seed=train_context.spec.seed)
+    sampling = SamplingParams(SAMPLE_TOKENS, temperature=0.8, top_k=40, seed=train_context.spec.seed)
     (completion,) = generate(train_context.stages, train_context.mesh, train_context.spec, [prompt], sampling)
     return data.tokenizer.decode(prompt + completion.tokens)
 

@@ -10,7 +10,7 @@ from tests.distributed.ranks import RankPool
 from trimaran.models.cache import KeyValueCache
 from trimaran.models.transformer import Stage, in_eval_mode
 from trimaran.runtime.infer.generate import generate
-from trimaran.runtime.infer.settings import Sampling
+from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.train_context import build_stages_of_rank
@@ -57,15 +57,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SAMPLINGS = {
-    "greedy": Sampling(NEW_TOKENS, temperature=0.0),
-    "greedy-with-penalty": Sampling(
+    "greedy": SamplingParams(NEW_TOKENS, temperature=0.0),
+    "greedy-with-penalty": SamplingParams(
         NEW_TOKENS, temperature=0.0, repetition_penalty=1.5, min_new_tokens=2, stop_tokens=(3, 5)
     ),
-    "drawn": Sampling(NEW_TOKENS, temperature=1.0, seed=3),
-    "filtered": Sampling(
+    "drawn": SamplingParams(NEW_TOKENS, temperature=1.0, seed=3),
+    "filtered": SamplingParams(
         NEW_TOKENS, 1.2, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=4, stop_tokens=tuple(range(20))
     ),
-    "stopping-at-the-context": Sampling(NEW_TOKENS, temperature=1.0, seed=5, context="stop"),
+    "stopping-at-the-context": SamplingParams(NEW_TOKENS, temperature=1.0, seed=5, context="stop"),
 }
 
 
@@ -215,7 +215,7 @@ def bad_prompts() -> None:
         with pytest.raises(ValueError, match=words):
             generate(stages, mesh, spec, prompts, SAMPLINGS["greedy"])
     assert generate(stages, mesh, spec, [], SAMPLINGS["greedy"]) == []
-    assert [each.tokens for each in generate(stages, mesh, spec, PROMPTS, Sampling(0))] == [[]] * len(PROMPTS)
+    assert [each.tokens for each in generate(stages, mesh, spec, PROMPTS, SamplingParams(0))] == [[]] * len(PROMPTS)
     mesh.close()
 
 

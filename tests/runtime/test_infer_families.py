@@ -14,7 +14,7 @@ from trimaran.models.parallel.group import single
 from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages, in_eval_mode
 from trimaran.runtime.infer.generate import generate
-from trimaran.runtime.infer.settings import Sampling
+from trimaran.runtime.infer.sampling_params import SamplingParams
 
 PROMPTS = [[5, 6, 7], [1], [9, 8, 7, 6, 5, 4, 3, 2, 1], [44, 3, 60, 12, 12]]
 NEW_TOKENS = 12
@@ -48,7 +48,7 @@ def test_greedy_tokens_are_those_of_transformers(name: str, tmp_path: Path) -> N
     spec: Any = SimpleNamespace(num_stages=1, transformer=imported.config)
     prompts = PROMPTS[:1] if name in BY_LENGTH else PROMPTS
     expected = their_tokens(theirs, prompts)
-    found = generate({0: stage}, ALONE, spec, prompts, Sampling(NEW_TOKENS, temperature=0.0))
+    found = generate({0: stage}, ALONE, spec, prompts, SamplingParams(NEW_TOKENS, temperature=0.0))
     assert [each.tokens for each in found] == expected
     if name not in BY_LENGTH:  # whose keys in the cache were rotated by the tables of a shorter text
         assert largest_difference(stage_of(imported, torch.float64)) < 1e-10
@@ -83,7 +83,7 @@ def test_a_penalty_and_stop_tokens_that_must_wait_are_those_of_transformers(name
     spec: Any = SimpleNamespace(num_stages=1, transformer=imported.config)
     stops = (3, 11, 24, 37, 40, 58)
     expected = their_tokens(theirs, PROMPTS, repetition_penalty=1.7, min_new_tokens=5, eos_token_id=list(stops))
-    sampling = Sampling(NEW_TOKENS, temperature=0.0, repetition_penalty=1.7, min_new_tokens=5, stop_tokens=stops)
+    sampling = SamplingParams(NEW_TOKENS, temperature=0.0, repetition_penalty=1.7, min_new_tokens=5, stop_tokens=stops)
     found = generate({0: stage_of(imported)}, ALONE, spec, PROMPTS, sampling)
     assert {each.finish for each in found} == {"stop_token", "length"}
     assert [
@@ -96,7 +96,7 @@ def test_training_goes_on_after_text_was_generated(tmp_path: Path) -> None:
     imported = Imported(SMALL_MODELS["llama"](), tmp_path)
     stage = stage_of(imported)
     spec: Any = SimpleNamespace(num_stages=1, transformer=imported.config)
-    generate({0: stage}, ALONE, spec, PROMPTS, Sampling(2))
+    generate({0: stage}, ALONE, spec, PROMPTS, SamplingParams(2))
     assert stage.training
     tokens = torch.tensor(PROMPTS[2:3])
     stage.logits(stage.run_layers(None, tokens)).square().sum().backward()

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from trimaran.runtime.infer import sampling as ours
-from trimaran.runtime.infer.settings import Sampling
+from trimaran.runtime.infer.sampling_params import SamplingParams
 
 VOCAB = 301
 
@@ -83,7 +83,7 @@ def test_all_filters_together_keep_what_transformers_keeps(settings: dict[str, A
         if name in settings:
             processors.append(processor(settings[name]))
     theirs = LogitsProcessorList(processors)(ids, logits)
-    sampling = Sampling(1, repetition_penalty=1.2, **settings)
+    sampling = SamplingParams(1, repetition_penalty=1.2, **settings)
     found = ours.filtered(ours.penalize_repetition(logits, seen, 1.2), sampling)
     assert torch.equal(kept(found), kept(theirs))
     torch.testing.assert_close(found.softmax(-1), theirs.softmax(-1), rtol=1e-5, atol=1e-9)
@@ -91,7 +91,9 @@ def test_all_filters_together_keep_what_transformers_keeps(settings: dict[str, A
 
 def test_a_tiny_temperature_is_no_overflow() -> None:
     logits = random_logits(7)
-    found = ours.choose(logits, Sampling(1, temperature=1e-30), 0, None, torch.full((7,), 0.999, dtype=torch.float64))
+    found = ours.choose(
+        logits, SamplingParams(1, temperature=1e-30), 0, None, torch.full((7,), 0.999, dtype=torch.float64)
+    )
     unique = torch.tensor([0, 2, 3, 4, 5, 6])
     assert torch.equal(found[unique], logits.argmax(-1)[unique])
 
@@ -101,7 +103,7 @@ def test_draws_follow_the_probabilities() -> None:
     drawn = []
     for number in range(400):
         uniform = ours.uniforms(11, torch.tensor([0]), number, number + 1)[:, 0]
-        drawn.append(int(ours.choose(logits, Sampling(1, top_k=2), 0, None, uniform)))
+        drawn.append(int(ours.choose(logits, SamplingParams(1, top_k=2), 0, None, uniform)))
     assert set(drawn) == {1, 2}
     # P(1) = 1 / (1 + e^-1) = 0.731; 400 draws lie within 0.1 of it with overwhelming probability, and the draws are
     # fixed
@@ -116,7 +118,7 @@ def test_what_is_left_out_is_never_drawn(edge: float) -> None:
         logits[:, 0] = logits[:, -1] = -torch.inf
         logits[2] = random_logits(9)[3]
         for settings in ({"top_k": 3}, {"top_p": 0.2}, {"min_p": 0.5}, {}):
-            sampling = Sampling(1, **settings)  # type: ignore[arg-type]
+            sampling = SamplingParams(1, **settings)  # type: ignore[arg-type]
             drawn = ours.choose(logits, sampling, 0, None, torch.full((7,), edge, dtype=torch.float64))
             assert kept(ours.filtered(logits, sampling)).gather(1, drawn[:, None]).all()
 
@@ -135,8 +137,8 @@ def test_logits_that_are_not_finite_give_no_token() -> None:
     logits[0, 3], logits[4, 5] = torch.nan, torch.inf
     logits[6] = -torch.inf
     for sampling, uniform in (
-        (Sampling(1, temperature=0.0), None),
-        (Sampling(1), torch.full((7,), 0.5, dtype=torch.float64)),
+        (SamplingParams(1, temperature=0.0), None),
+        (SamplingParams(1), torch.full((7,), 0.5, dtype=torch.float64)),
     ):
         found = ours.choose(logits, sampling, 0, None, uniform)
         assert (found == ours.NOT_FINITE).tolist() == [True, False, False, False, True, False, True]
@@ -144,7 +146,7 @@ def test_logits_that_are_not_finite_give_no_token() -> None:
 
 def test_stop_tokens_wait_for_min_new_tokens() -> None:
     logits = torch.tensor([[0.0, 5.0, 3.0]])
-    sampling = Sampling(9, temperature=0.0, min_new_tokens=2, stop_tokens=(1,))
+    sampling = SamplingParams(9, temperature=0.0, min_new_tokens=2, stop_tokens=(1,))
     assert [int(ours.choose(logits, sampling, num_new, None, None)) for num_new in range(4)] == [2, 2, 1, 1]
 
 
@@ -167,4 +169,4 @@ def test_stop_tokens_wait_for_min_new_tokens() -> None:
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Sampling(3, **settings)
+        SamplingParams(3, **settings)

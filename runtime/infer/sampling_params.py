@@ -6,7 +6,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How tokens are drawn and when a continuation ends.
 
     The filters work in this order: penalty, temperature, top_k, top_p, min_p.
