@@ -137,11 +137,11 @@ def save_png(
         figure.text(1 - _RIGHT / frame.width, y, _summary(frame, idle), size=8, color=_MUTED, ha="right")
     handles = [Patch(color=_FORWARD_SHADES[0], label="forward"), Patch(color=_BACKWARD_SHADES[0], label="backward")]
     handles += [Patch(color=_TRANSFER_COLOR, label="transfer"), Patch(facecolor=_TRACK, edgecolor=_GRID, label="idle")]
-    place = (x, 1 - 36 / frame.height)
+    anchor = (x, 1 - 36 / frame.height)
     figure.legend(
         handles=handles,
         loc="upper left",
-        bbox_to_anchor=place,
+        bbox_to_anchor=anchor,
         ncols=4,
         frameon=False,
         fontsize=8,

@@ -44,7 +44,7 @@ _MAY_DIFFER = frozenset(
 logger = logging.getLogger(__name__)
 
 
-def open_weights(place: Path) -> tuple[Checkpoint, Path]:
+def open_weights(source: Path) -> tuple[Checkpoint, Path]:
     """Return the newest complete checkpoint of a run folder, or a checkpoint folder itself, and the folder of its run.
 
     Reads no weights.
@@ -52,16 +52,16 @@ def open_weights(place: Path) -> tuple[Checkpoint, Path]:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    if step_of(place) is not None:
-        return Checkpoint.open(place, verify=False), place.resolve().parent.parent
-    path = latest(place / "checkpoints")
+    if step_of(source) is not None:
+        return Checkpoint.open(source, verify=False), source.resolve().parent.parent
+    path = latest(source / "checkpoints")
     if path is None:
-        what = "has no whole checkpoint" if place.is_dir() else "does not exist"
+        what = "has no whole checkpoint" if source.is_dir() else "does not exist"
         raise CheckpointError(
-            f"{place} {what}; give the folder of a run that `trimaran train` or `trimaran import` "
+            f"{source} {what}; give the folder of a run that `trimaran train` or `trimaran import` "
             "has made, or a checkpoint in it"
         )
-    return Checkpoint.open(path, verify=False), place
+    return Checkpoint.open(path, verify=False), source
 
 
 def check_initial_weights(spec: RunSpec) -> None:
@@ -75,8 +75,8 @@ def check_initial_weights(spec: RunSpec) -> None:
     """
     if spec.checkpoint.init_from is None:
         return
-    place = spec.checkpoint.init_from
-    checkpoint, _ = open_weights(Path(place))
+    source = spec.checkpoint.init_from
+    checkpoint, _ = open_weights(Path(source))
     theirs, ours = spec_of(checkpoint).transformer, spec.transformer
     different = _differences(theirs, ours)
     refused = [line for name, line in different.items() if name not in _MAY_DIFFER]
@@ -87,7 +87,7 @@ def check_initial_weights(spec: RunSpec) -> None:
     if refused:
         shown = "\n  ".join(refused)
         raise ValueError(
-            f"checkpoint.init_from {place} holds weights of another model:\n  {shown}\n"
+            f"checkpoint.init_from {source} holds weights of another model:\n  {shown}\n"
             "set these fields as they are there (its spec.yaml has them all), or checkpoint.init_from to null"
         )
     for line in different.values():
@@ -135,11 +135,11 @@ def load_initial_weights(train_context: TrainContext) -> str:
     Collective over the world. Every rank verifies the checksums of a share of the files; if one is damaged all ranks
     raise CheckpointError.
     """
-    place = train_context.spec.checkpoint.init_from
-    assert place is not None, "only a run with checkpoint.init_from loads initial weights"
+    source = train_context.spec.checkpoint.init_from
+    assert source is not None, "only a run with checkpoint.init_from loads initial weights"
     # One rank chooses the checkpoint for all: a run that is still training may save a newer one between two ranks'
     # looks.
-    newest = open_weights(Path(place))[0].path if train_context.mesh.rank == 0 else ""
+    newest = open_weights(Path(source))[0].path if train_context.mesh.rank == 0 else ""
     checkpoint = Checkpoint.open(Path(train_context.mesh.gather_text(str(newest))[0]), verify=False)
     verify_together(checkpoint, train_context.mesh)
     train_context.optimizer.load(checkpoint.read_range, 0, weights_only=True)
