@@ -45,6 +45,7 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByDuration:
     """Give the workers the longest tests first."""
     return ByDuration(config, log)

@@ -1,13 +1,19 @@
 """benchmarks/kernels.py in Triton's interpreter: its own code works, writes its tables and finds a wrong kernel; its figures are not looked at."""
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
+
+from tests import counting
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "kernels.py"
@@ -25,16 +31,53 @@ MEMORY_OPS = (
 )
 
 
-def run(*arguments: str, interpret: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "TRITON_INTERPRET": str(int(interpret)),
-    }
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
+class InInterpreter:
+    """Runs the benchmark with Triton's interpreter: see interpreter_process.py."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def __call__(self, folder: Path, *arguments: str, wrong: str = "") -> tuple[int, str]:
+        """Run it into `folder`; return the exit status and what it printed.
+
+        Args:
+            wrong: an op whose kernel is falsified before.
+        """
+        output = folder / "output.txt"
+        request = {"arguments": [*arguments, "--out", str(folder)], "wrong": wrong, "output": str(output)}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        status = self._process.stdout.readline()
+        assert status, "the process in the interpreter died"
+        return int(status), output.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def in_interpreter() -> Iterator[InInterpreter]:
+    """What runs the benchmark in the interpreter."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("interpreter_process.py"))]
+    counting.record("cold start", "benchmarks/kernels.py in the interpreter")
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield InInterpreter(process)
+        process.communicate()
+
+
+@pytest.fixture
+def benchmark_here(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/kernels.py in this process, which sees no GPU."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    spec = importlib.util.spec_from_file_location("benchmarks_kernels", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return module
 
 
 def tables(file: Path) -> dict[str, list[list[str]]]:
@@ -51,9 +94,9 @@ def tables(file: Path) -> dict[str, list[list[str]]]:
 
 
 @pytest.mark.slow
-def test_a_smoke_run_writes_every_table_and_the_plot(tmp_path: Path) -> None:
-    done = run(str(SCRIPT), "--smoke", "--out", str(tmp_path))
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+def test_a_smoke_run_writes_every_table_and_the_plot(tmp_path: Path, in_interpreter: InInterpreter) -> None:
+    status, printed = in_interpreter(tmp_path, "--smoke")
+    assert status == 0, printed[-8000:]
     found = tables(tmp_path / "kernels.md")
     checked = {row[0]: row[-1] for row in found["Correctness"]}
     assert {*MEMORY_OPS, "attention", "cross_entropy", "decode"} <= checked.keys()
@@ -68,17 +111,17 @@ def test_a_smoke_run_writes_every_table_and_the_plot(tmp_path: Path) -> None:
     assert losses["Triton kernels"] == losses["torch kernels"] == losses["torch kernels, torch.compile"]
     assert float(losses["plain PyTorch, torch.compile"]) > 0
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "kernels.md").read_text(encoding="utf-8") in done.stdout + "\n"
+    assert (tmp_path / "kernels.md").read_text(encoding="utf-8") in printed + "\n"
 
 
 @pytest.mark.slow
-def test_tuning_writes_the_keys_it_measured_and_nothing_else(tmp_path: Path) -> None:
+def test_tuning_writes_the_keys_it_measured_and_nothing_else(tmp_path: Path, in_interpreter: InInterpreter) -> None:
     table = tmp_path / "interpreter.json"
     shutil.copy(ROOT / "kernels" / "tuned" / "interpreter.json", table)
     before = table.read_text(encoding="utf-8")
-    folders = ("--tuned-dir", str(tmp_path), "--out", str(tmp_path))
-    done = run(str(SCRIPT), "--smoke", "--tune", "--op", "rotary", "--op", "attention_statistics", *folders)
-    assert done.returncode == 0, done.stderr
+    options = ("--smoke", "--tune", "--op", "rotary", "--op", "attention_statistics", "--tuned-dir", str(tmp_path))
+    status, printed = in_interpreter(tmp_path, *options)
+    assert status == 0, printed
     after = table.read_text(encoding="utf-8")
     ops, ops_before = json.loads(after)["ops"], json.loads(before)["ops"]
     changed = {op for op in ops if ops[op] != ops_before[op]}
@@ -93,34 +136,36 @@ def test_tuning_writes_the_keys_it_measured_and_nothing_else(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_wrong_op_is_not_timed_and_fails_the_run(tmp_path: Path) -> None:
-    script = f"""
-import sys
-sys.path.insert(0, {str(SCRIPT.parent)!r})
-import dataclasses, kernels
-from kernel_bench import cases
-right = cases.MEMORY_OPS["swiglu"]
-wrong = lambda kernels, x: right.run(kernels, x) * (1.01 if kernels.name == "triton" else 1.0)
-cases.MEMORY_OPS["swiglu"] = dataclasses.replace(right, run=wrong)
-sys.exit(kernels.main())
-"""
-    done = run("-c", script, "--smoke", "--op", "swiglu", "--op", "geglu", "--out", str(tmp_path))
-    assert done.returncode == 1, done.stderr
-    assert "swiglu, 5 x 24, torch.float32: error 1.00e-02 over the tolerance 2e-05" in done.stderr
+def test_a_wrong_op_is_not_timed_and_fails_the_run(tmp_path: Path, in_interpreter: InInterpreter) -> None:
+    options = ("--smoke", "--op", "swiglu", "--op", "geglu")
+    status, printed = in_interpreter(tmp_path, *options, wrong="swiglu")
+    assert status == 1, printed
+    assert "swiglu, 5 x 24, torch.float32: error 1.00e-02 over the tolerance 2e-05" in printed
     found = tables(tmp_path / "kernels.md")
     assert {row[0]: row[-1] for row in found["Correctness"]} == {"swiglu": "**wrong**", "geglu": "equal"}
     assert {row[0] for row in found["Memory-bound ops"]} == {"geglu"}
 
 
 @pytest.mark.parametrize(("arguments", "interpret"), [(("--smoke",), False), ((), True)], ids=str)
-def test_without_a_gpu_it_says_so(arguments: tuple[str, ...], interpret: bool) -> None:
-    done = run(str(SCRIPT), *arguments, interpret=interpret)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "needs an NVIDIA GPU" in done.stderr
+def test_without_a_gpu_it_says_so(
+    arguments: tuple[str, ...],
+    interpret: bool,
+    benchmark_here: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(benchmark_here, "interpreting", lambda: interpret)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    assert benchmark_here.main() == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "needs an NVIDIA GPU" in message
 
 
-def test_an_unknown_op_is_named() -> None:
-    done = run(str(SCRIPT), "--op", "atention")
-    assert done.returncode == 2
-    assert "unknown --op atention" in done.stderr
+def test_an_unknown_op_is_named(
+    benchmark_here: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--op", "atention"])
+    with pytest.raises(SystemExit, match="2"):
+        benchmark_here.main()
+    assert "unknown --op atention" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def reference(
     keep: Tensor | None = None,
     rate: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Sample by sample, head by head and query by query, as equation 1 of Vaswani et al. says it; with the log-sum-exp."""
+    """Return equation 1 of Vaswani et al., one sample, head and query at a time, and its log-sum-exp."""
     (batch, seq, heads, head_dim), keys = q.shape, k.shape[1]
     per_group = heads // k.shape[2]
     numbers = torch.zeros(batch, seq) if documents is None else documents.numbers.view(batch, seq)

@@ -1,4 +1,4 @@
-"""The parts of a cross entropy that is cut over the vocabulary, put together on simulated ranks, against torch's own."""
+"""Cross entropy cut over the vocabulary, combined from simulated ranks, against torch's own."""
 
 import math
 
@@ -20,7 +20,7 @@ def on_ranks(
     z_loss: float = 0.0,
     padding: float = 1e9,
 ) -> tuple[Tensor, Tensor]:
-    """(loss [tokens], gradient of their sum [tokens, vocab]) as `num_ranks` ranks compute them; padded columns start as `padding`."""
+    """Return (loss [tokens], gradient of their sum [tokens, vocab]) of all ranks; padded columns hold `padding`."""
     tokens, vocab = logits.shape
     width = -(-vocab // num_ranks)
     padded = torch.full((tokens, width * num_ranks + 3), padding, dtype=logits.dtype)

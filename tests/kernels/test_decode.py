@@ -1,4 +1,4 @@
-"""Attention over a key-value cache against an explicit loop in float64 and torch's causal attention; writing to the cache; how keys are split."""
+"""Attention over a key-value cache against a loop in float64 and torch's causal attention; cache writes; key splits."""
 
 import itertools
 import math

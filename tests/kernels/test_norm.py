@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm, alone and after a residual sum, against their definitions in float64; the hand-written backward of RMSNorm."""
+"""LayerNorm and RMSNorm, alone and after a residual sum, against their definitions in float64, forward and backward."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: Random123's own vectors, any cut the same numbers, and the distribution they promise."""
+"""Counter-based random numbers: Random123's test vectors, the same numbers at every cut, the promised distribution."""
 
 import math
 

@@ -1,5 +1,7 @@
-"""Tests of the Triton kernels in Triton's interpreter, on CPU tensors. tests/kernels/test_interpreter.py runs them, each file in a process of its own
-with TRITON_INTERPRET=1: the mode is fixed when a kernel is decorated. Elsewhere they are not collected.
+"""Tests of the Triton kernels in Triton's interpreter, on CPU tensors.
+
+tests/kernels/test_interpreter.py runs them in processes with TRITON_INTERPRET=1, since the mode is fixed when a kernel
+is decorated. Elsewhere they are not collected.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +11,10 @@ import torch
 import triton
 from torch import Tensor
 
+from tests.kernels import interpreter
+
+if triton.knobs.runtime.interpret:
+    interpreter.speed_up()
 collect_ignore_glob = [] if triton.knobs.runtime.interpret else ["test_*.py"]
 
 Op = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -32,7 +38,7 @@ def run(op: Op, inputs: Sequence[Tensor], seed: int) -> list[Tensor]:
 def assert_equals_reference(
     op: Op, reference: Op, inputs: Sequence[Tensor], dtype: torch.dtype, tolerance: float | None = None
 ) -> None:
-    """Hold `op` in `dtype` against `reference` in float64 on the same rounded inputs: every output and every gradient, same shapes and dtypes.
+    """Compare every output and gradient of `op` in `dtype` with `reference` in float64 on the same rounded inputs.
 
     Args:
         inputs: floating-point ones are rounded to `dtype`, and those that require a gradient are compared by theirs.

@@ -1,10 +1,12 @@
 """GELU, SwiGLU and GeGLU kernels in the interpreter."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from tests.kernels.covering import covering_array, label
 from trimaran.kernels import activation
 
 SHAPES = [(1, 2), (3, 5, 34), (2, 2, 3, 64), (0, 8), (2, 0, 8)]
@@ -12,19 +14,19 @@ PLAIN = ["gelu", "gelu_tanh"]
 GATED = ["swiglu", "geglu", "geglu_tanh"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", [*PLAIN, *GATED])
-def test_equals_the_reference(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, equals_reference: Callable[..., None]
-) -> None:
-    x = (torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3).requires_grad_()
-    equals_reference(getattr(activation, f"triton_{name}"), getattr(activation, name), [x], dtype)
+LEVELS = {"name": [*PLAIN, *GATED], "shape": SHAPES, "dtype": [torch.float32, torch.float16]}
+
+
+@pytest.mark.parametrize("case", covering_array(LEVELS), ids=label)
+def test_equals_the_reference(case: dict[str, Any], equals_reference: Callable[..., None]) -> None:
+    draw = torch.randn(case["shape"], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    kernel, reference = (getattr(activation, prefix + case["name"]) for prefix in ("triton_", ""))
+    equals_reference(kernel, reference, [(draw * 3).requires_grad_()], case["dtype"])
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *GATED])
 def test_non_contiguous_input_and_gradient(name: str, equals_reference: Callable[..., None]) -> None:
-    x = torch.randn(6, 4, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
+    x = torch.randn(3, 2, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
     kernel, reference = getattr(activation, f"triton_{name}"), getattr(activation, name)
     equals_reference(
         lambda t: kernel(t.transpose(0, 1)).transpose(0, 1),

@@ -1,12 +1,13 @@
 """Attention kernels in the interpreter: every option, against the float64 reference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.covering import covered, covering_array, label, pairs_of
 from trimaran.kernels.attention import (
     AttentionDropout,
     AttentionOptions,
@@ -34,7 +35,7 @@ def both(options: AttentionOptions, **more: Any) -> tuple[Callable[..., Any], Ca
 
 
 SHAPES = [
-    (2, 35, 35, 2, 2, 64),
+    (2, 18, 18, 2, 2, 64),
     (1, 1, 1, 1, 1, 16),
     (1, 19, 19, 4, 2, 80),
     (2, 17, 17, 3, 1, 32),
@@ -48,66 +49,55 @@ def test_shapes(shape: tuple[int, ...], equals_reference: Callable[..., None]) -
     equals_reference(*both(AttentionOptions()), inputs(*shape), torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("causal", [True, False])
-def test_full_and_causal_in_both_dtypes(
-    causal: bool, dtype: torch.dtype, equals_reference: Callable[..., None]
-) -> None:
-    equals_reference(*both(AttentionOptions(causal=causal)), inputs(2, 21, 37, 4, 2, 24), dtype)
-
-
-VARIANTS = {
-    "window": {"window": 7},
-    "wide window": {"window": 40},
-    "window of one": {"window": 1},
-    "two-sided window": {"causal": False, "window": 18},
-    "softcap": {"softcap": 2.5},
-    "scale": {"scale": 0.7},
-    "atomics": {"deterministic": False},
-    "atomics, two-sided window": {"causal": False, "window": 18, "deterministic": False},
+# Tiles are 16 by 16: 37 keys are three tiles, the last of them cut. Windows see one key, part of a tile or all keys.
+KEYS, HEADS = 37, 2
+LEVELS: dict[str, Sequence[Any]] = {
+    "window": (None, 1, 7, 40),
+    "causal": (True, False),
+    "softcap": (None, 2.5),
+    "scale": (None, 0.7),
+    "deterministic": (True, False),
+    "alibi": (False, True),
+    "documents": (False, True),
+    "dropout": (0.0, 0.3),
+    "dtype": (torch.float32, torch.float16),
+    "kv_heads": (1, 2),
+    "queries": (KEYS, 21),
 }
 
 
-@pytest.mark.parametrize("lengths", [(50, 50), (21, 50)], ids=str)
-@pytest.mark.parametrize("name", VARIANTS)
-def test_variants(name: str, lengths: tuple[int, int], equals_reference: Callable[..., None]) -> None:
-    options = AttentionOptions(**VARIANTS[name])  # type: ignore[arg-type]
-    equals_reference(*both(options), inputs(1, *lengths, 2, 1, 16), torch.float32)
+def impossible(levels: Mapping[str, Any]) -> bool:
+    """Packed documents are whole sequences: as many queries as keys."""
+    return bool(levels.get("documents")) and levels.get("queries", KEYS) != KEYS
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_alibi(causal: bool, equals_reference: Callable[..., None]) -> None:
-    slopes = torch.tensor(alibi_slopes(6))
-    equals_reference(*both(AttentionOptions(causal=causal), slopes=slopes), inputs(1, 37, 37, 6, 3, 16), torch.float32)
+CASES = covering_array(LEVELS, impossible)
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("causal", [True, False])
-def test_documents_do_not_see_each_other(
-    causal: bool, deterministic: bool, equals_reference: Callable[..., None]
-) -> None:
-    starts = torch.tensor([0, 1, 18, 40, 57, 80], dtype=torch.int32)
-    options = AttentionOptions(causal=causal, deterministic=deterministic)
-    equals_reference(
-        *both(options, documents=Documents(starts, longest=23)), inputs(2, 40, 40, 2, 1, 16), torch.float32
+def test_the_cases_cover_every_pair_of_options() -> None:
+    assert pairs_of(LEVELS, impossible) == covered(CASES, LEVELS)
+    assert len(CASES) <= 12
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_options(case: dict[str, Any], equals_reference: Callable[..., None]) -> None:
+    batch = 2 if case["documents"] else 1
+    starts = torch.tensor([0, 1, 18, KEYS, 57, batch * KEYS], dtype=torch.int32)
+    more = {
+        "slopes": torch.tensor(alibi_slopes(HEADS)) if case["alibi"] else None,
+        "documents": Documents(starts, longest=20) if case["documents"] else None,
+        # The samples' numbers pass 2^32 / heads, and the heads are those of a rank that is not the first.
+        "dropout": AttentionDropout(
+            case["dropout"], stream_key(3, "x"), first_sample=2**29, first_head=3, total_heads=8
+        )
+        if case["dropout"]
+        else None,
+    }
+    options = AttentionOptions(
+        **{name: case[name] for name in ("window", "causal", "softcap", "scale", "deterministic")}
     )
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_dropout_draws_the_mask_of_the_reference(packed: bool, equals_reference: Callable[..., None]) -> None:
-    documents = Documents(torch.tensor([0, 11, 35, 70], dtype=torch.int32), longest=35) if packed else None
-    dropout = AttentionDropout(0.3, stream_key(3, "x"), first_sample=2**29, first_head=3, total_heads=8)
-    equals_reference(
-        *both(AttentionOptions(), documents=documents, dropout=dropout), inputs(2, 35, 35, 4, 2, 16), torch.float32
-    )
-
-
-def test_everything_at_once(equals_reference: Callable[..., None]) -> None:
-    documents = Documents(torch.tensor([0, 30, 45, 90], dtype=torch.int32), longest=45)
-    dropout = AttentionDropout(0.2, stream_key(3, "y"), first_sample=5, first_head=0, total_heads=4)
-    options = AttentionOptions(window=20, softcap=4.0, scale=0.3, deterministic=False)
-    more = {"slopes": torch.tensor(alibi_slopes(4)), "documents": documents, "dropout": dropout}
-    equals_reference(*both(options, **more), inputs(2, 45, 45, 4, 2, 48), torch.float32)
+    tensors = inputs(batch, case["queries"], KEYS, HEADS, case["kv_heads"], 16)
+    equals_reference(*both(options, **more), tensors, case["dtype"])
 
 
 def test_queries_before_every_key_get_zeros() -> None:

@@ -1,11 +1,13 @@
 """Cross-entropy kernels in the interpreter: both passes against their references, on the cuts of simulated ranks."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.covering import covering_array, label
 from trimaran.kernels.cross_entropy import (
     IGNORED_LABEL,
     TORCH_CROSS_ENTROPY,
@@ -27,7 +29,10 @@ def passes(
     z_loss: float,
     padding: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss [tokens], statistics [ranks, 3 or 4, tokens], gradient [tokens, vocab]); each rank has two columns more than it needs."""
+    """Return (loss [tokens], statistics [ranks, 3 or 4, tokens], gradient [tokens, vocab]).
+
+    Each rank has two columns more than it needs.
+    """
     tokens, vocab = logits.shape
     width = -(-vocab // num_ranks)
     padded = torch.full((tokens, width * num_ranks + 2), padding, dtype=logits.dtype)
@@ -72,14 +77,18 @@ def assert_equal_reference(
 SHAPES = [(1, 1), (5, 7), (4, 16), (3, 17), (2, 33), (6, 70), (0, 8)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (0.2, 1e-2)])
-@pytest.mark.parametrize("num_ranks", [1, 3])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_equals_the_reference(
-    shape: tuple[int, int], num_ranks: int, smoothing: float, z_loss: float, dtype: torch.dtype
-) -> None:
-    assert_equal_reference(*case(*shape, dtype), num_ranks, smoothing, z_loss)
+LEVELS = {
+    "shape": SHAPES,
+    "num_ranks": [1, 3],
+    "smoothing_and_z_loss": [(0.0, 0.0), (0.1, 0.0), (0.2, 1e-2)],
+    "dtype": [torch.float32, torch.float16],
+}
+
+
+@pytest.mark.parametrize("levels", covering_array(LEVELS), ids=label)
+def test_equals_the_reference(levels: dict[str, Any]) -> None:
+    logits, labels = case(*levels["shape"], levels["dtype"])
+    assert_equal_reference(logits, labels, levels["num_ranks"], *levels["smoothing_and_z_loss"])
 
 
 @pytest.mark.parametrize(("vocab", "num_ranks"), [(9, 8), (2, 8)])

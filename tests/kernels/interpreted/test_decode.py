@@ -1,25 +1,30 @@
 """The kernels of attention over a key-value cache, and of writing to it, in the interpreter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.covering import covered, covering_array, label, pairs_of
 from trimaran.kernels import decode
 from trimaran.kernels.decode import split as split_file
 
 EqualsReference = Callable[..., None]
 SLOPES = torch.tensor([1.0, 0.5, 0.25, 0.125])
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"window": 1},
-    {"window": 19},
-    {"softcap": 2.0},
-    {"alibi_slopes": SLOPES},
-    {"window": 21, "softcap": 1.5, "alibi_slopes": SLOPES, "scale": 0.2},
-]
+# Tiles are 16 keys long: the longest sample has three, the last of them cut.
+LEVELS: dict[str, Sequence[Any]] = {
+    "window": (None, 1, 19),
+    "softcap": (None, 2.0),
+    "alibi": (False, True),
+    "scale": (None, 0.2),
+    "queries": (1, 3),
+    "block_size": (0, 8),
+    "head_dim": (16, 64),
+    "dtype": (torch.float32, torch.float16),
+}
+CASES = covering_array(LEVELS)
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
@@ -33,7 +38,10 @@ def int32(*values: int) -> Tensor:
 def caches(
     lengths: Tensor, capacity: int, kv_heads: int, head_dim: int, block_size: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Caches with NaN past each sample's tokens: contiguous for a block size of 0, else shuffled pages and a table that points to NaN there too."""
+    """Return caches with NaN past each sample's tokens: contiguous for a block size of 0, else shuffled pages.
+
+    The table of the pages points to NaN past the tokens too.
+    """
     k, v = (draw(len(lengths), capacity, kv_heads, head_dim, seed=seed) for seed in (2, 3))
     past = torch.arange(capacity) >= lengths[:, None]
     k, v = (x.masked_fill(past[:, :, None, None], torch.nan) for x in (k, v))
@@ -69,21 +77,17 @@ def hold(
     equals_reference(kernel, reference, [q, k, v], dtype)
 
 
-@pytest.mark.parametrize("block_size", [0, 8])
-@pytest.mark.parametrize("q_len", [1, 3])
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) + str(options.get("window", "")))
-def test_equals_the_reference(
-    options: dict[str, Any], q_len: int, block_size: int, equals_reference: EqualsReference
-) -> None:
-    hold(equals_reference, int32(37, 1, 0), 40, draw(3, q_len, 4, 16), 2, torch.float32, block_size, **options)
+def test_the_cases_cover_every_pair_of_options() -> None:
+    assert pairs_of(LEVELS, lambda levels: False) == covered(CASES, LEVELS)
+    assert len(CASES) <= 10
 
 
-@pytest.mark.parametrize("block_size", [0, 16])
-@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]], ids=["plain", "all"])
-def test_float16_equals_the_reference(
-    options: dict[str, Any], block_size: int, equals_reference: EqualsReference
-) -> None:
-    hold(equals_reference, int32(64, 5), 64, draw(2, 3, 4, 64), 2, torch.float16, block_size, **options)
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_options(case: dict[str, Any], equals_reference: EqualsReference) -> None:
+    options = {name: case[name] for name in ("window", "softcap", "scale")}
+    q, slopes = draw(3, case["queries"], 4, case["head_dim"]), SLOPES if case["alibi"] else None
+    lengths, block_size = int32(37, 1, 0), case["block_size"]
+    hold(equals_reference, lengths, 40, q, 2, case["dtype"], block_size, alibi_slopes=slopes, **options)
 
 
 # q_len, heads, kv_heads, head_dim: one row to several tiles of rows, and widths that are no power of two
@@ -167,10 +171,16 @@ def test_large_scores_stay_finite(equals_reference: EqualsReference) -> None:
         hold(equals_reference, int32(40), 48, draw(1, 1, 4, 16) * 1e3, 2, torch.float32, **options)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("block_size", [0, 8])
-@pytest.mark.parametrize("lengths", [[5, 5], [16, 3], [1, 0]], ids=str)
-def test_appending_equals_the_reference(lengths: list[int], block_size: int, dtype: torch.dtype) -> None:
+APPENDING = {
+    "lengths": ((5, 5), (16, 3), (1, 0)),
+    "block_size": (0, 8),
+    "dtype": (torch.float32, torch.float16),
+}
+
+
+@pytest.mark.parametrize("case", covering_array(APPENDING), ids=label)
+def test_appending_equals_the_reference(case: dict[str, Any]) -> None:
+    lengths, block_size, dtype = case["lengths"], case["block_size"], case["dtype"]
     packed = draw(2, 3, 4, 11).to(dtype)
     k, v = packed[:, :, :2, ::2], packed[:, :, 2:, 5:]  # 2 heads of 6: widths that fill no tile
     k_cache, v_cache, table = caches(int32(16, 16), 16, 2, 6, block_size)
@@ -192,7 +202,7 @@ def test_appending_to_a_part_of_a_cache() -> None:
     assert pool.equal(expected)
 
 
-@pytest.mark.parametrize("capacity", [64, 1024])
+@pytest.mark.parametrize("capacity", [64, 320])
 def test_nan_in_a_key_that_is_seen_is_not_hidden_by_the_split(capacity: int) -> None:
     q, k, v = torch.ones(1, 1, 2, 16), torch.ones(1, capacity, 1, 16), torch.ones(1, capacity, 1, 16)
     k[0, 3, 0, 0] = torch.nan

@@ -1,11 +1,13 @@
 """The rotary kernels in the interpreter."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.covering import covering_array, label
 from trimaran.kernels.rotary import rotary, rotary_, rotary_tables, triton_rotary, triton_rotary_
 
 SHAPES = [(1, 1, 1, 2), (2, 3, 3, 10), (1, 2, 40, 4), (2, 5, 2, 34), (0, 2, 2, 4), (2, 0, 2, 4), (2, 3, 0, 4)]
@@ -26,33 +28,25 @@ def in_place(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda x, *args: op(x.clone(memory_format=torch.preserve_format), *args)
 
 
-@BOTH_FORMS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_equals_the_reference(
-    shape: tuple[int, ...], dtype: torch.dtype, interleaved: bool, equals_reference: Callable[..., None]
-) -> None:
-    inputs = [heads(*shape), *tables(shape[3], shape[1])]
-    for op, reference in ((triton_rotary, rotary), (in_place(triton_rotary_), in_place(rotary_))):
-        equals_reference(
-            lambda *t, op=op: op(*t, interleaved),
-            lambda *t, reference=reference: reference(*t, interleaved),
-            inputs,
-            dtype,
-        )
+def hold(shape: tuple[int, ...], rot: int, case: dict[str, Any], equals_reference: Callable[..., None]) -> None:
+    """Hold the kernel that the case names against its reference, on heads of that shape of which `rot` are rotated."""
+    ops = (in_place(triton_rotary_), in_place(rotary_)) if case["in_place"] else (triton_rotary, rotary)
+    kernel, reference = (lambda *tensors, op=op: op(*tensors, case["interleaved"]) for op in ops)
+    equals_reference(kernel, reference, [heads(*shape), *tables(rot, shape[1])], case["dtype"])
 
 
-@BOTH_FORMS
-@pytest.mark.parametrize("rot", [2, 6, 16, 20])
-def test_partial_rotation(rot: int, interleaved: bool, equals_reference: Callable[..., None]) -> None:
-    inputs = [heads(2, 3, 3, 23), *tables(rot, 3)]
-    for op, reference in ((triton_rotary, rotary), (in_place(triton_rotary_), in_place(rotary_))):
-        equals_reference(
-            lambda *t, op=op: op(*t, interleaved),
-            lambda *t, reference=reference: reference(*t, interleaved),
-            inputs,
-            torch.float32,
-        )
+FORMS = {"interleaved": [False, True], "in_place": [False, True]}
+DTYPES = [torch.float32, torch.float16]
+
+
+@pytest.mark.parametrize("case", covering_array({"shape": SHAPES, "dtype": DTYPES, **FORMS}), ids=label)
+def test_equals_the_reference(case: dict[str, Any], equals_reference: Callable[..., None]) -> None:
+    hold(case["shape"], case["shape"][3], case, equals_reference)
+
+
+@pytest.mark.parametrize("case", covering_array({"rot": [2, 6, 16, 20], "dtype": DTYPES[:1], **FORMS}), ids=label)
+def test_partial_rotation(case: dict[str, Any], equals_reference: Callable[..., None]) -> None:
+    hold((2, 3, 2, 23), case["rot"], case, equals_reference)
 
 
 @BOTH_FORMS

