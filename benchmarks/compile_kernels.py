@@ -22,7 +22,8 @@ from trimaran.kernels.ahead_of_time import SHARED_LIMIT_BYTES, CompiledKernel, c
 from trimaran.kernels.attention import AttentionDropout, AttentionOptions, Documents, triton_attention
 
 CHIPS = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "generic": 86}
-"""Tuned table -> the architecture to compile it for; the generic one serves every other chip, of which those of 8.6 have the least shared memory."""
+"""Tuned table -> the architecture that it is compiled for. The generic table serves all other chips: 8.6 has the least
+shared memory of them."""
 
 
 def meta(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -118,7 +119,7 @@ def _decode() -> None:
 def _attend(
     head_dim: int, dtype: torch.dtype, *, deterministic: bool = True, packed: bool = False, extras: bool = False
 ) -> None:
-    """Attention forward and backward: causal alone; with all that a plain configuration serves; with dropout and soft cap too."""
+    """Compile attention, both passes: causal, with all that plain configurations serve, or with every extra."""
     q = meta(2, 4096, 16, head_dim, dtype=dtype)
     k, v = (meta(2, 4096, 4, head_dim, dtype=dtype) for _ in range(2))
     options = AttentionOptions(
@@ -208,7 +209,10 @@ def row(kernel: CompiledKernel) -> str:
 def header() -> list[str]:
     """Return the lines above the table: what was compiled, by what and when."""
     command = f"python benchmarks/compile_kernels.py {' '.join(sys.argv[1:])}".strip()
-    made_by = f"Triton {triton.__version__} and the ptxas in it, {date.today().isoformat()}. No GPU was there: this says what fits, not how fast it is."
+    made_by = (
+        f"Triton {triton.__version__} and the ptxas in it, {date.today().isoformat()}. "
+        "No GPU was there: this says what fits, not how fast it is."
+    )
     return ["# What the kernels take", "", "```bash", command, "```", "", made_by, ""]
 
 

@@ -1,4 +1,4 @@
-"""A mixture-of-experts layer on a CPU: ours against transformers' Mixtral block with the same weights, forward and backward.
+"""A mixture-of-experts layer on a CPU, forward and backward: ours against transformers' Mixtral with the same weights.
 
     python benchmarks/experts.py [--threads 1] [--rounds 15] [--dtype float32] [HIDDEN,FFN,EXPERTS,PER_TOKEN,TOKENS ...]
 
@@ -30,7 +30,8 @@ Layer = Callable[[Tensor], Tensor]
 def ours(hidden: int, ffn: int, experts: int, per_token: int, dtype: torch.dtype) -> ExpertMLP:
     """Return our layer, with the buffers that the optimizer would give it."""
     config = TransformerConfig(
-        num_layers=1, hidden_size=hidden, num_heads=1, ffn_hidden_size=ffn, vocab_size=1, max_seq_len=1, num_experts=experts, experts_per_token=per_token
+        num_layers=1, hidden_size=hidden, num_heads=1, ffn_hidden_size=ffn, vocab_size=1, max_seq_len=1,
+        num_experts=experts, experts_per_token=per_token
     )  # fmt: skip
     layer = ExpertMLP(config, LayerContext(single("tp"), False, dtype, torch.device("cpu")))
     initialize(layer, seed=0)
@@ -43,7 +44,8 @@ def theirs(layer: ExpertMLP, kind: str) -> nn.Module:
     """Return transformers' block with the weights of `layer` and its experts computed the given way."""
     up, down = layer.experts.up, layer.experts.down
     config = MixtralConfig(
-        hidden_size=down.shape[1], intermediate_size=down.shape[2], num_local_experts=len(down), num_experts_per_tok=layer.router.num_chosen
+        hidden_size=down.shape[1], intermediate_size=down.shape[2],
+        num_local_experts=len(down), num_experts_per_tok=layer.router.num_chosen
     )  # fmt: skip
     config._experts_implementation = kind
     block = MixtralSparseMoeBlock(config).to(down.dtype)
@@ -55,7 +57,11 @@ def theirs(layer: ExpertMLP, kind: str) -> nn.Module:
 
 
 def best_tokens_per_second(shape: str, dtype: torch.dtype, rounds: int) -> dict[str, tuple[float, float]]:
-    """Return (training step, forward pass) in tokens a second of CPU time by name. Raises RuntimeError where the layers do not agree."""
+    """Return (training step, forward pass) by name, in tokens a CPU second.
+
+    Raises:
+        RuntimeError: the layers do not agree.
+    """
     hidden, ffn, experts, per_token, tokens = map(int, shape.split(","))
     layer = ours(hidden, ffn, experts, per_token, dtype)
     layers: dict[str, Layer] = {
@@ -96,14 +102,17 @@ def main() -> None:
     torch.manual_seed(1)
     torch.set_num_threads(args.threads)
     print(
-        "| hidden, ffn, experts, per token, tokens | pass | ours | eager | grouped_mm | ours / eager | ours / grouped_mm |\n|---|---|---|---|---|---|---|"
+        "| hidden, ffn, experts, per token, tokens | pass | ours | eager "
+        "| grouped_mm | ours / eager | ours / grouped_mm |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for shape in args.shapes:
         rates = best_tokens_per_second(shape, getattr(torch, args.dtype), args.rounds)
         for index, words in enumerate(("training", "forward")):
             mine, eager, grouped = (rates[name][index] for name in ("ours", "eager", "grouped_mm"))
             print(
-                f"| {shape} | {words} | {mine:.0f} | {eager:.0f} | {grouped:.0f} | {mine / eager:.2f} | {mine / grouped:.2f} |",
+                f"| {shape} | {words} | {mine:.0f} | {eager:.0f} | {grouped:.0f} "
+                f"| {mine / eager:.2f} | {mine / grouped:.2f} |",
                 flush=True,
             )
 

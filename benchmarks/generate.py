@@ -1,4 +1,4 @@
-"""Generation on a CPU: trimaran's against transformers' `generate`, on the same random weights and prompts, greedy, in one process.
+"""Greedy generation on a CPU in one process: trimaran's against transformers', same random weights and prompts.
 
     python benchmarks/generate.py [--model llama-small ...] [--threads 2] [--repeats 5] [--smoke]
 
@@ -151,7 +151,7 @@ class Figures:
 
 @torch.no_grad()
 def check_same(model: Any, prompts: Prompts, ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> None:
-    """Exit where the tokens differ, but for two that are equally likely within float32's rounding, after which the texts are not compared."""
+    """Exit where the tokens differ; ends the comparison where both are equally likely within float32's rounding."""
     for prompt, our_tokens, their_tokens in zip(prompts, ours, theirs, strict=True):
         first = next(
             (index for index, (our, their) in enumerate(zip(our_tokens, their_tokens, strict=True)) if our != their),
@@ -163,7 +163,8 @@ def check_same(model: Any, prompts: Prompts, ours: Sequence[Sequence[int]], thei
         gap = float((logits[our_tokens[first]] - logits[their_tokens[first]]).abs() / logits.abs().max())
         if gap > TIE:
             raise SystemExit(
-                f"different tokens for the same prompt, {gap:.1e} of the largest logit apart:\n{our_tokens}\n{their_tokens}"
+                f"different tokens for the same prompt, {gap:.1e} of the largest logit apart:\n"
+                f"{our_tokens}\n{their_tokens}"
             )
 
 
@@ -232,7 +233,8 @@ def main() -> None:
         f"{options.prompt_tokens} prompt tokens, {options.new_tokens} new tokens, medians of {options.repeats}"
     )
     print(
-        "| model | batch | transformers tokens/s | ours tokens/s | ratio | theirs ms/pass | ours ms/pass | ratio | cpu ratio |"
+        "| model | batch | transformers tokens/s | ours tokens/s | ratio "
+        "| theirs ms/pass | ours ms/pass | ratio | cpu ratio |"
     )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for name, shape in models.items():
@@ -244,7 +246,8 @@ def main() -> None:
             found = measure(ways, model, prompts, options.new_tokens, options.repeats)
             ours, theirs, count = found["ours"], found["theirs"], len(prompts) * options.new_tokens
             rates = f"{count / theirs.seconds:.1f} | {count / ours.seconds:.1f} | {theirs.seconds / ours.seconds:.2f}"
-            passes = f"{theirs.pass_seconds * 1e3:.2f} | {ours.pass_seconds * 1e3:.2f} | {theirs.pass_seconds / ours.pass_seconds:.2f}"
+            their_ms, our_ms = theirs.pass_seconds * 1e3, ours.pass_seconds * 1e3
+            passes = f"{their_ms:.2f} | {our_ms:.2f} | {their_ms / our_ms:.2f}"
             print(f"| {name} | {kind} | {rates} | {passes} | {theirs.cpu_seconds / ours.cpu_seconds:.2f} |", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The language-model head on a CPU: our chunked product and cross entropy against torch's F.linear and F.cross_entropy, forward and backward.
+"""The language-model head on a CPU, forward and backward: ours, in chunks, against F.linear with F.cross_entropy.
 
     python benchmarks/head.py [--threads 2] [--rounds 20] [TOKENS,HIDDEN,VOCABULARY ...]
 
@@ -83,14 +83,16 @@ def main() -> None:
     torch.manual_seed(1)
     torch.set_num_threads(args.threads)
     print(
-        "| tokens, hidden, vocabulary | torch ms | ours ms | torch / ours | torch peak MiB | ours peak MiB |\n|---|---|---|---|---|---|"
+        "| tokens, hidden, vocabulary | torch ms | ours ms | torch / ours | torch peak MiB | ours peak MiB |\n"
+        "|---|---|---|---|---|---|"
     )
     for shape in args.shapes:
         times = median_ms(shape, args.rounds)
         peaks = {name: peak_mib(shape, name) for name in times}
         ratio = times["torch"] / times["ours"]
         print(
-            f"| {shape} | {times['torch']:.1f} | {times['ours']:.1f} | {ratio:.2f} | {peaks['torch']:.0f} | {peaks['ours']:.0f} |",
+            f"| {shape} | {times['torch']:.1f} | {times['ours']:.1f} | {ratio:.2f} "
+            f"| {peaks['torch']:.0f} | {peaks['ours']:.0f} |",
             flush=True,
         )
 

@@ -1,4 +1,4 @@
-"""A batch job's way to its first step, on a Slurm that this machine can submit to: what of it is Slurm's, what is importing, what is trimaran's.
+"""Seconds of a batch job until its first step: those of Slurm, of imports and of trimaran. Needs a Slurm to submit to.
 
     python benchmarks/slurm_start.py SPEC [--set FIELD=VALUE ...] [--repeats 3]
 

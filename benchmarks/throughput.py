@@ -1,4 +1,4 @@
-"""Training throughput of trimaran's layouts on this machine's CPU, as a ratio to a plain PyTorch loop run right before and after each.
+"""Training throughput of trimaran's layouts on this machine's CPU, as a ratio to a plain PyTorch loop run around each.
 
     python benchmarks/throughput.py                      all layouts of the table
     python benchmarks/throughput.py tp2 tp2-pp2-dp2      some of them
@@ -221,7 +221,7 @@ def run_apart(layout: str, options: argparse.Namespace) -> dict[str, float]:
     cores = len(os.sched_getaffinity(0))
     sizes = LAYOUTS.get(layout, {})
     world_size = sizes.get("tp", 1) * sizes.get("pp", 1) * sizes.get("dp", 1)
-    threads = cores if world_size == 1 else 1
+    threads = cores if world_size == 1 and not options.smoke else 1
     arguments = [__file__, layout, "--steps", str(options.steps), "--here", str(threads)]
     arguments += ["--without-shared-memory"] * options.without_shared_memory + ["--smoke"] * options.smoke
     command = [sys.executable, *arguments]

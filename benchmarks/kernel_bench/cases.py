@@ -109,7 +109,10 @@ def _liger_gated(name: str, library: Any, gate_up: Tensor) -> tuple[Run, list[Te
 
 
 def _liger_rope(library: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Run, list[Tensor]]:
-    """Half of the heads are its queries and half its keys; its layout is [batch, heads, seq, head_dim], its tables those of both halves of a head."""
+    """Return Liger's rotary call: half of the heads are its queries, half its keys, [batch, heads, seq, head_dim].
+
+    Its tables have the columns of both halves of a head.
+    """
     parts = [part.detach().contiguous().requires_grad_().transpose(1, 2) for part in x.chunk(2, dim=2)]
     tables = [torch.cat((table, table), dim=-1)[None] for table in (cos, sin)]
     return library.liger_rope, [*parts, *tables]
@@ -125,8 +128,12 @@ MEMORY_OPS: dict[str, MemoryOp] = {
         {"without a bias": lambda kernels, x, w, b: kernels.layer_norm(x, w, None, EPS) + 0 * b},
         liger=lambda library, x, w, b: (lambda x, w, b: library.liger_layer_norm(x, w, b, EPS), [x, w, b]),
     ),
-    "add_rms_norm": MemoryOp(_add_rms, lambda kernels, x, r, w: kernels.add_rms_norm(x, r, w, EPS), (4, 4), (4096, 8192)),
-    "add_layer_norm": MemoryOp(_add_layer, lambda kernels, x, r, w, b: kernels.add_layer_norm(x, r, w, b, EPS), (4, 4), (4096, 8192)),
+    "add_rms_norm": MemoryOp(
+        _add_rms, lambda kernels, x, r, w: kernels.add_rms_norm(x, r, w, EPS), (4, 4), (4096, 8192)
+    ),
+    "add_layer_norm": MemoryOp(
+        _add_layer, lambda kernels, x, r, w, b: kernels.add_layer_norm(x, r, w, b, EPS), (4, 4), (4096, 8192)
+    ),
     "rotary": MemoryOp(
         _heads, lambda kernels, x, cos, sin: kernels.rotary(x, cos, sin), (2, 2),
         variants={
@@ -136,14 +143,20 @@ MEMORY_OPS: dict[str, MemoryOp] = {
         },
         liger=_liger_rope,
     ),
-    "swiglu": MemoryOp(_x, _activation("swiglu"), (1.5, 2.5), (2 * 11008,), liger=partial(_liger_gated, "liger_swiglu")),
+    "swiglu": MemoryOp(
+        _x, _activation("swiglu"), (1.5, 2.5), (2 * 11008,), liger=partial(_liger_gated, "liger_swiglu")
+    ),
     "geglu": MemoryOp(_x, _activation("geglu"), (1.5, 2.5), (2 * 11008,)),
-    "geglu_tanh": MemoryOp(_x, _activation("geglu_tanh"), (1.5, 2.5), (2 * 11008,), liger=partial(_liger_gated, "liger_geglu")),
+    "geglu_tanh": MemoryOp(
+        _x, _activation("geglu_tanh"), (1.5, 2.5), (2 * 11008,), liger=partial(_liger_gated, "liger_geglu")
+    ),
     "gelu": MemoryOp(_x, _activation("gelu"), (2, 3), (16384,), {"tanh": _activation("gelu_tanh")}),
     "dropout": MemoryOp(_x, _dropout, (2, 2)),
     "dropout_add": MemoryOp(_pair, _dropout, (3, 2)),
     # Parameter and both moments read and written, gradient read, a 16-bit copy written: 30 bytes for the parameter's 4.
-    "adamw": MemoryOp(_state, _adamw, (7.5, 0), variants={"clipped": partial(_adamw, grad_factor=0.5)}, dtype=torch.float32),
+    "adamw": MemoryOp(
+        _state, _adamw, (7.5, 0), variants={"clipped": partial(_adamw, grad_factor=0.5)}, dtype=torch.float32
+    ),
 }  # fmt: skip
 ROWS = 32768
 
@@ -175,10 +188,12 @@ def attention_case(
     lse: bool = False,
     **options: Any,
 ) -> Case:
-    """Return a call of attention: the sizes, what goes beside the options, whether the log-sum-exp is used, and the options themselves.
+    """Return a call of attention.
 
     Args:
-        documents: where they start in the batch's tokens.
+        alibi, documents (where they start in the batch's tokens), dropout: what goes beside the options.
+        lse: whether the log-sum-exp is used.
+        options: the fields of `AttentionOptions`.
     """
     keys, kv_heads = keys or seq, kv_heads or heads
     lengths = [stop - start for start, stop in zip(documents, [*documents[1:], batch * seq], strict=False)]
@@ -211,7 +226,8 @@ def attention_cases(smoke: bool) -> list[Case]:
             f"head {dim}, {'causal' if causal else 'full'}{', atomics' if not deterministic else ''}",
             **{**size, "head_dim": dim}, causal=causal, deterministic=deterministic,
         )
-        for dim in ((24,) if smoke else (64, 80, 96, 128, 256)) for causal in (True, False) for deterministic in (True, False)
+        for dim in ((24,) if smoke else (64, 80, 96, 128, 256))
+        for causal in (True, False) for deterministic in (True, False)
     ]  # fmt: skip
     cut = (0, third, batch * seq - third) if batch == 1 else (0, third, seq, seq + 1, batch * seq - third)
     options: dict[str, dict[str, Any]] = {
@@ -337,7 +353,10 @@ def decode_cases(smoke: bool) -> list[Case]:
 
 
 def large_cases(smoke: bool) -> list[Case]:
-    """Return a call of more than 2^31 elements, [2, 40000, 32768]: its last rows, which the reference gets alone, show offsets that overflow."""
+    """Return a call of more than 2^31 elements, [2, 40000, 32768]: offsets that overflow show in its last rows.
+
+    The reference gets these rows alone.
+    """
 
     def run(kernels: KernelSet, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, 40000 - 8, 0, 1, 0)) if kernels.name == "triton" else x

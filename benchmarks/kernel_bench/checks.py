@@ -61,7 +61,10 @@ def run_checks(bench: Bench, ops: Sequence[str]) -> set[str]:
                 name = str(dtype).removeprefix("torch.")
                 rows.append([op, name, str(len(results)), f"{error:.1e}", f"{tolerance:.0e}", label, result])
     header = ("op", "dtype", "cases", "worst error", "tolerance", "of case", "result")
-    note = "Triton against the torch reference in float64 on the same inputs: outputs and gradients, error over the largest value."
+    note = (
+        "Triton against the torch reference in float64 on the same inputs: outputs and gradients, "
+        "error over the largest value."
+    )
     bench.report.table("Correctness", header, rows, note, *(text for _, text in failures))
     for _, text in failures:
         print(text, file=sys.stderr)

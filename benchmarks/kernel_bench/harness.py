@@ -1,4 +1,4 @@
-"""What every part of the benchmark works with: random inputs, the comparison with the reference, the clock, the report, compiling on all cores."""
+"""What every part of the benchmark uses: random inputs, comparison, clock, report, a process a core."""
 
 import math
 import os
@@ -24,7 +24,10 @@ from trimaran.models.parallel.group import single
 from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest error over the largest value: some tens of roundings of the dtype (2^-24, 2^-11, 2^-8). As in tests/kernels/interpreted."""
+"""Largest error over the largest value: some tens of roundings of the dtype (2^-24, 2^-11, 2^-8).
+
+The tests in tests/kernels/interpreted have the same.
+"""
 WARM_UP_SECONDS, RUNS = 0.1, 25
 _SLEEP_HERTZ = 2e9  # about the clock that torch.cuda._sleep counts
 _MOST_DELAY_SECONDS = 0.02
@@ -34,7 +37,7 @@ _Result = TypeVar("_Result")
 
 
 class Draw:
-    """Random tensors of one call, the same numbers whatever the dtype: they are rounded to `rounded` before they become `dtype`."""
+    """Random tensors of one call: the same numbers in every dtype, rounded to `rounded` before they become `dtype`."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, rounded: torch.dtype | None = None) -> None:
         self.device, self.dtype, self._rounded = device, dtype, rounded or dtype
@@ -104,7 +107,7 @@ def call(case: Case, kernels: KernelSet, draw: Draw) -> list[Tensor]:
 
 
 def check(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
-    """Return (error, tolerance) of the worst tensor of the Triton op in `dtype` against the reference in float64 on the same inputs.
+    """Return (error, tolerance) of the worst tensor: the Triton op in `dtype` against the reference in float64.
 
     Raises:
         ValueError: where a shape is wrong, or a second run gives other bits although the case is deterministic: that
@@ -237,7 +240,7 @@ class Bench:
         return Timer(self.device)
 
     def copy_rate(self, moved: float) -> float:
-        """Return the bytes read and written a second by a copy that reads and writes `moved` bytes in all: what an op that moves them could reach."""
+        """Return the bytes a second of a copy that reads and writes `moved` bytes in all: what an op can reach."""
         size = max(1, int(moved) // 2)
         if size not in self._copy_rates:
             source = torch.zeros(size, dtype=torch.int8, device=self.device)
@@ -270,7 +273,7 @@ def outcome(work: Callable[[], _Result]) -> _Result | Exception:
     """Return what `work` gives, or the error that it raises, with its traceback as a note."""
     try:
         return work()
-    except Exception as error:  # noqa: BLE001 - of whatever kind: it stands in the results, and the rest is measured all the same
+    except Exception as error:  # noqa: BLE001 - any error goes into the results; the rest is still measured
         error.add_note("".join(traceback.format_tb(error.__traceback__)))
         error.__traceback__ = error.__context__ = error.__cause__ = (
             None  # their frames would hold on to memory of the device

@@ -1,4 +1,4 @@
-"""The tables of speed: attention, the memory-bound ops, the head's loss and decoding, each beside what else does the same in the same run."""
+"""The tables of speed: attention, memory-bound ops, the head's loss and decoding, each beside other implementations."""
 
 import importlib
 import itertools
@@ -90,7 +90,7 @@ def _sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, causal: bool) ->
 
 
 def attention_figures(bench: Bench, sizes: Sizes, causal: bool, notes: list[str]) -> dict[str, tuple[Figures, str]]:
-    """Return FLOP/s of each implementation, of the forward and the backward pass (torch's for both of ours), and how steady ours was."""
+    """Return FLOP/s of each implementation by pass, and how steady ours was; both our backward passes get torch's."""
     draw = Draw(bench.device, bench.dtype)
     inputs = [draw(sizes.batch, sizes.seq_q, sizes.heads, sizes.head_dim) for _ in range(3)]
     options = {exact: AttentionOptions(causal=causal, deterministic=exact) for exact in (False, True)}
@@ -157,7 +157,10 @@ def attention_section(bench: Bench) -> None:
         "of peak",
         "target",
     )
-    target = f"Target: {TO_FLASH} of flash, {TO_BEST} of the faster of SDPA's two from seq {LONG_SEQ} on; its backward pass is free to use atomics."
+    target = (
+        f"Target: {TO_FLASH} of flash, {TO_BEST} of the faster of SDPA's two from seq {LONG_SEQ} on; "
+        "its backward pass is free to use atomics."
+    )
     tokens = f"{TOKENS[bench.smoke]} tokens (one sequence where it is longer)"
     shape = f"{bench.dtype}, hidden {HIDDEN[bench.smoke]}, {tokens}; FLOPs of what is seen."
     bench.report.table("Attention", header, rows, f"{shape} {target} {ABOUT_TIES}", *notes)
@@ -223,7 +226,10 @@ def memory_section(bench: Bench, names: Sequence[str]) -> None:
     header = ("op", "x", "pass", "ours, GB/s", "min/median", "of copy", "target", "torch reference", "Liger")
     about = f"GB/s of what must be read and written, {bench.dtype} (AdamW: float32 state, 16-bit copy)."
     moved = 1 << (12 if bench.smoke else 29)
-    copy = f"Target: {OF_COPY} of a copy that moves as many bytes; one that moves {moved} reaches {bench.copy_rate(moved) / 1e9:.0f} GB/s."
+    copy = (
+        f"Target: {OF_COPY} of a copy that moves as many bytes; "
+        f"one that moves {moved} reaches {bench.copy_rate(moved) / 1e9:.0f} GB/s."
+    )
     bench.report.table("Memory-bound ops", header, rows, f"{about} {copy} {ABOUT_TIES}", *notes)
 
 
@@ -277,8 +283,14 @@ def cross_entropy_section(bench: Bench) -> None:
     for vocab in VOCABULARIES[bench.smoke]:
         rows += bench.attempt(f"cross entropy, {vocab}", partial(_loss_rows, bench, vocab, library, notes)) or []
     header = ("vocabulary", "head and loss", "ms", "min/median", "speed-up", "peak GiB", "of unfused", "target")
-    sizes = f"{LOSS_TOKENS[bench.smoke]} tokens, hidden {LOSS_HIDDEN[bench.smoke]}, {bench.dtype}, forward and backward pass."
-    target = f"Target: faster, in under {percent(OF_MEMORY)} of the memory (ours holds 128 MiB of logits at a time, or 1024 rows if more)."
+    sizes = (
+        f"{LOSS_TOKENS[bench.smoke]} tokens, hidden {LOSS_HIDDEN[bench.smoke]}, {bench.dtype}, "
+        "forward and backward pass."
+    )
+    target = (
+        f"Target: faster, in under {percent(OF_MEMORY)} of the memory "
+        "(ours holds 128 MiB of logits at a time, or 1024 rows if more)."
+    )
     bench.report.table("Cross entropy", header, rows, f"{sizes} {target} {ABOUT_TIES}", *notes)
 
 
@@ -315,5 +327,8 @@ def decode_section(bench: Bench) -> None:
         row = bench.attempt(name, partial(_decode_row, bench, batch, length, page, notes))
         rows += [] if row is None else [row]
     header = ("batch", "length", "cache", "ours, GB/s", "min/median", "of copy", "ours, us", "SDPA, us", "speed-up")
-    about = f"{DECODE[bench.smoke]}, {bench.dtype}, one new token a sample; GB/s of the keys and values read, beside a copy that moves as many bytes."
+    about = (
+        f"{DECODE[bench.smoke]}, {bench.dtype}, one new token a sample; GB/s of the keys and values read, "
+        "beside a copy that moves as many bytes."
+    )
     bench.report.table("Decode attention", header, rows, about, *notes)

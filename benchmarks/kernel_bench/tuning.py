@@ -1,4 +1,4 @@
-"""Choosing launch configurations by measuring them: candidates are data, the winner is compared with the reference and written to the chip's table."""
+"""Chooses launch configurations by measuring: candidates are data; the best right one goes into the chip's table."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ from trimaran.kernels.launch import chip_of, interpreting, tuned_table
 Config = dict[str, int]
 Table = dict[str, Any]
 CASE_OF_KEY = Callable[[str, bool], Case]
-"""(key of the table, whether it is small) -> a call whose kernel takes that key's configuration: large for the clock, small for the reference."""
+"""(key of the table, whether small) -> a call that uses that configuration: large to be timed, small to be compared."""
 
 
 @dataclass(frozen=True)
@@ -145,16 +145,25 @@ TUNABLES: dict[str, Tunable] = {
     "attention_backward_fused": Tunable(_BACKWARD_TILES, "backward", partial(_attention, deterministic=False)),
     "attention_statistics": Tunable({"ROWS": (8, 16, 32, 64, 128), "num_warps": (2, 4, 8)}, "backward", _attention),
     "cross_entropy": Tunable(
-        {"LANES": (128, 256, 512, 1024), "VECTOR": (4, 8, 16), "BLOCK": (1024, 2048, 4096, 8192), "num_warps": (4, 8, 16)},
+        {
+            "LANES": (128, 256, 512, 1024), "VECTOR": (4, 8, 16), "BLOCK": (1024, 2048, 4096, 8192),
+            "num_warps": (4, 8, 16),
+        },
         "forward", _head_loss, _loss_pass,
     ),
     "decode": Tunable(
-        {"BLOCK_N": (32, 64, 128), "PROGRAMS": (1, 2), "num_stages": (2, 3), "PAGED_STAGES": (3, 5), "BLOCK": (8, 16, 1024, 2048), "num_warps": (4, 8)},
+        {
+            "BLOCK_N": (32, 64, 128), "PROGRAMS": (1, 2), "num_stages": (2, 3), "PAGED_STAGES": (3, 5),
+            "BLOCK": (8, 16, 1024, 2048), "num_warps": (4, 8),
+        },
         "forward", _decode, _decode_both,
     ),
     "dropout": Tunable(_ELEMENTS, "both", partial(_memory, "dropout_add")),
     "norm": Tunable(
-        {"TILE": (4096, 8192, 16384, 32768), "PROGRAMS": (1, 2, 4), "STAGES": (1, 3), "RELOAD": (0, 1), "num_warps": (4, 8, 16, 32)},
+        {
+            "TILE": (4096, 8192, 16384, 32768), "PROGRAMS": (1, 2, 4), "STAGES": (1, 3), "RELOAD": (0, 1),
+            "num_warps": (4, 8, 16, 32),
+        },
         None, _norm,
     ),
     "rotary": Tunable(_ELEMENTS, "both", partial(_memory, "rotary")),
@@ -200,7 +209,8 @@ def format_table(table: Table) -> str:
             f"        {json.dumps(key)}: {json.dumps(config)}" for key, config in entry["configs"].items()
         )
         ops.append(
-            f'    "{op}": {{\n      "measured": {json.dumps(entry["measured"])},\n      "configs": {{\n{rows}\n      }}\n    }}'
+            f'    "{op}": {{\n      "measured": {json.dumps(entry["measured"])},\n'
+            f'      "configs": {{\n{rows}\n      }}\n    }}'
         )
     return f'{{\n  "chip": "{table["chip"]}",\n  "ops": {{\n' + ",\n".join(ops) + "\n  }\n}\n"
 
@@ -238,7 +248,9 @@ def seconds(bench: Bench, tunable: Tunable, key: str, inputs: Sequence[Tensor], 
 def best_of(
     bench: Bench, op: str, key: str, configs: Sequence[Config], entry: Config
 ) -> tuple[list[tuple[float, Config]], int]:
-    """Return (seconds, configuration) of those that ran, fastest first, and how many did not run. The first of them needs not be quite the fastest.
+    """Return (seconds, configuration) of those that ran, fastest first, and how many did not run.
+
+    The table's own configuration stays first unless another is clearly faster.
 
     Args:
         entry: what the table hands out for the key: it is made into each configuration in turn.
@@ -256,7 +268,11 @@ def best_of(
 
 
 def tune_op(bench: Bench, op: str, only: Sequence[str], table: Table) -> list[list[str]]:
-    """Put the fastest right configuration of each key of `op` (of `only` those, unless it is empty) into the table; return the rows of the report."""
+    """Put the fastest right configuration of each key of `op` into the table; return the rows of the report.
+
+    Args:
+        only: the keys to tune; empty for all.
+    """
     tunable, entries, arch = TUNABLES[op], table["ops"][op]["configs"], architecture(bench.device)
     keys = [key for key in entries if not only or key in only][: SMOKE_KEYS if bench.smoke else None]
     tried = {

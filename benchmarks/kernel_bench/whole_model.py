@@ -1,4 +1,4 @@
-"""The training step of a whole model of about 1.3 billion parameters, in one process: trimaran's, with either kernels, and a plain PyTorch one."""
+"""A training step of a 1.3-billion-parameter model in one process: trimaran's, with either kernels, and PyTorch's."""
 
 import gc
 import statistics
@@ -178,7 +178,10 @@ def free() -> None:
 
 
 def variant_figures(bench: Bench, name: str, variant: Variant, batch: int) -> Figures:
-    """Return the figures of one variant at this batch size; raises where torch.compile fails or the memory is too small."""
+    """Return the figures of one variant at this batch size.
+
+    Raises what torch.compile raises, and torch.OutOfMemoryError.
+    """
     model, seq = SMOKE_MODEL if bench.smoke else MODELS[name], SEQ[bench.smoke]
     backend = "eager" if bench.smoke else "inductor"  # in a smoke run nothing is handed to a C++ compiler
     spec = make_spec(bench, model, variant.kernels or {"backend": "torch"}, seq, batch)
@@ -190,7 +193,7 @@ def variant_figures(bench: Bench, name: str, variant: Variant, batch: int) -> Fi
 
 
 def all_figures(bench: Bench, name: str, variants: Sequence[Variant]) -> tuple[int, dict[Variant, Figures | Exception]]:
-    """Return the largest batch that fits every variant (the smallest, where none does), and what each of them gave at it."""
+    """Return the largest batch that fits every variant (else the smallest), and the figures or error of each."""
     found: dict[Variant, Figures | Exception] = {}
     for batch in BATCHES[bench.smoke]:
         found.clear()
@@ -242,14 +245,17 @@ def model_section(bench: Bench, name: str) -> None:
             [variant.label, f"{rate:.0f}", percent(figures.mfu), *times, memory, f"{figures.loss:.5f}", verdict]
         )
     header = ("training step", "tokens/s", "MFU", "ms", "min/median", "peak GiB", "loss", "agreement")
-    tokens = f"{batch} sequences of {SEQ[bench.smoke]} tokens in one microbatch (of {BATCHES[bench.smoke]}, the most that fit all)"
+    most = f"(of {BATCHES[bench.smoke]}, the most that fit all)"
+    tokens = f"{batch} sequences of {SEQ[bench.smoke]} tokens in one microbatch {most}"
     about = f"Forward, backward, clipping and AdamW, {bench.dtype}, no recomputation; a step takes {tokens}."
     losses = (
-        f"Trimaran's variants train the same model on the same tokens: their losses (of step {LOSS_STEP}, after whole steps but before rounding errors "
-        f"grow) must agree with those of the {REFERENCE.label} within {100 * LOSS_TOLERANCE:g}%."
+        f"Trimaran's variants train the same model on the same tokens: their losses (of step {LOSS_STEP}, "
+        "after whole steps but before rounding errors grow) "
+        f"must agree with those of the {REFERENCE.label} within {100 * LOSS_TOLERANCE:g}%."
     )
     plain = (
-        "Plain PyTorch keeps float32 parameters and runs under bfloat16 autocast, so that its residual stream is float32; Trimaran's variants are bfloat16 "
-        "throughout, with float32 main copies of the parameters in the optimizer. They do not do the same work to the last bit."
+        "Plain PyTorch keeps float32 parameters and runs under bfloat16 autocast: its residual stream is float32. "
+        "Trimaran's variants are bfloat16 throughout, with float32 main copies of the parameters in the optimizer. "
+        "They do not do the same work to the last bit."
     )
     bench.report.table(f"Whole model: {name}", header, rows, f"{about} {losses}", *([plain] if is_llama else []))

@@ -1,4 +1,4 @@
-"""A process in Triton's interpreter that has benchmarks/kernels.py loaded and runs it in a fork of itself, once a request.
+"""A process in Triton's interpreter with benchmarks/kernels.py loaded: a fork of it runs that once a request.
 
 A request is a line of standard input, JSON: {"arguments": [...], "output": file, "wrong": an op to falsify or ""}; the
 answer is the exit status. Loading torch and the kernels takes longer than most of these runs.

@@ -1,4 +1,4 @@
-"""benchmarks/experts.py runs, its layers agree with each other, and it prints its table; its figures are not looked at."""
+"""benchmarks/experts.py runs, its layers agree and it prints its table; the figures are not tested."""
 
 import subprocess
 import sys

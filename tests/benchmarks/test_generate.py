@@ -1,4 +1,4 @@
-"""benchmarks/generate.py runs, finds the same tokens on both sides and prints its table; its figures are not looked at."""
+"""benchmarks/generate.py runs, both sides give the same tokens and it prints its table; the figures are not tested."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""benchmarks/head.py runs and prints its table; its figures are not looked at, but for the memory, which is no matter of chance."""
+"""benchmarks/head.py runs and prints its table; of its figures only the memory is tested, which never varies."""
 
 import subprocess
 import sys
