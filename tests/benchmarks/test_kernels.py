@@ -49,7 +49,11 @@ class InInterpreter:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        status = self._process.stdout.readline()
+        try:
+            status = self._process.stdout.readline()
+        except BaseException:  # a later test must not read the answer of this one
+            self._process.kill()
+            raise
         assert status, "the process in the interpreter died"
         return int(status), output.read_text(encoding="utf-8")
 
