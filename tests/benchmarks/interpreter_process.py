@@ -1,7 +1,7 @@
 """A process in Triton's interpreter with benchmarks/kernels.py loaded: a fork of it runs that once a request.
 
-A request is a line of standard input, JSON: {"arguments": [...], "output": file, "wrong": an op to falsify or ""}; the
-answer is the exit status. Loading torch and the kernels takes longer than most of these runs.
+A request is a line of standard input, JSON: {"arguments": [...], "output": file, "errors": file, "wrong": an op to
+falsify or ""}; the answer is the exit status. Loading torch and the kernels takes longer than most of these runs.
 """
 
 import dataclasses
@@ -50,9 +50,8 @@ def serve() -> None:
         request = json.loads(line)
         child = os.fork()
         if not child:
-            output = os.open(request["output"], os.O_WRONLY | os.O_CREAT)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
+            for stream, file in ((1, "output"), (2, "errors")):
+                os.dup2(os.open(request[file], os.O_WRONLY | os.O_CREAT), stream)
             if request["wrong"]:
                 falsify(request["wrong"])
             sys.argv = ["benchmarks/kernels.py", *request["arguments"]]

@@ -37,14 +37,19 @@ class InInterpreter:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def __call__(self, folder: Path, *arguments: str, wrong: str = "") -> tuple[int, str]:
-        """Run it into `folder`; return the exit status and what it printed.
+    def __call__(self, folder: Path, *arguments: str, wrong: str = "") -> tuple[int, str, str]:
+        """Run it into `folder`; return the exit status, its standard output and its errors.
 
         Args:
             wrong: an op whose kernel is falsified before.
         """
-        output = folder / "output.txt"
-        request = {"arguments": [*arguments, "--out", str(folder)], "wrong": wrong, "output": str(output)}
+        output, errors = folder / "output.txt", folder / "errors.txt"
+        request = {
+            "arguments": [*arguments, "--out", str(folder)],
+            "wrong": wrong,
+            "output": str(output),
+            "errors": str(errors),
+        }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -55,7 +60,7 @@ class InInterpreter:
             self._process.kill()
             raise
         assert status, "the process in the interpreter died"
-        return int(status), output.read_text(encoding="utf-8")
+        return int(status), output.read_text(encoding="utf-8"), errors.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +105,8 @@ def tables(file: Path) -> dict[str, list[list[str]]]:
 @pytest.mark.slow
 @pytest.mark.timeout(620)
 def test_a_smoke_run_writes_every_table_and_the_plot(tmp_path: Path, in_interpreter: InInterpreter) -> None:
-    status, printed = in_interpreter(tmp_path, "--smoke")
-    assert status == 0, printed[-8000:]
+    status, printed, errors = in_interpreter(tmp_path, "--smoke")
+    assert status == 0, printed[-4000:] + errors[-4000:]
     found = tables(tmp_path / "kernels.md")
     checked = {row[0]: row[-1] for row in found["Correctness"]}
     assert {*MEMORY_OPS, "attention", "cross_entropy", "decode"} <= checked.keys()
@@ -125,8 +130,8 @@ def test_tuning_writes_the_keys_it_measured_and_nothing_else(tmp_path: Path, in_
     shutil.copy(ROOT / "kernels" / "tuned" / "interpreter.json", table)
     before = table.read_text(encoding="utf-8")
     options = ("--smoke", "--tune", "--op", "rotary", "--op", "attention_statistics", "--tuned-dir", str(tmp_path))
-    status, printed = in_interpreter(tmp_path, *options)
-    assert status == 0, printed
+    status, _, errors = in_interpreter(tmp_path, *options)
+    assert status == 0, errors
     after = table.read_text(encoding="utf-8")
     ops, ops_before = json.loads(after)["ops"], json.loads(before)["ops"]
     changed = {op for op in ops if ops[op] != ops_before[op]}
@@ -143,9 +148,9 @@ def test_tuning_writes_the_keys_it_measured_and_nothing_else(tmp_path: Path, in_
 @pytest.mark.slow
 def test_a_wrong_op_is_not_timed_and_fails_the_run(tmp_path: Path, in_interpreter: InInterpreter) -> None:
     options = ("--smoke", "--op", "swiglu", "--op", "geglu")
-    status, printed = in_interpreter(tmp_path, *options, wrong="swiglu")
-    assert status == 1, printed
-    assert "swiglu, 5 x 24, torch.float32: error 1.00e-02 over the tolerance 2e-05" in printed
+    status, _, errors = in_interpreter(tmp_path, *options, wrong="swiglu")
+    assert status == 1, errors
+    assert "swiglu, 5 x 24, torch.float32: error 1.00e-02 over the tolerance 2e-05" in errors
     found = tables(tmp_path / "kernels.md")
     assert {row[0]: row[-1] for row in found["Correctness"]} == {"swiglu": "**wrong**", "geglu": "equal"}
     assert {row[0] for row in found["Memory-bound ops"]} == {"geglu"}
