@@ -1,4 +1,4 @@
-"""Around the ranks: what is checked and written before they start, and the report and the last sentence after them. Imports no torch at first."""
+"""Before the ranks: check and prepare a run and fill its folder. After them: the report. Imports no torch at first."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimaran.launchers.cli.console import say, sentence
+from trimaran.launchers.terminal import say, sentence
 from trimaran.runtime.spec import RunSpec, dump_spec
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def prepare_run(spec: RunSpec, folder: Path) -> Path:
-    """Check that the run may start or resume, prepare the data, fill the run folder, and return the ranks' task file."""
+    """Check that the run may start or resume, prepare the data, fill the run folder; return the ranks' task file."""
     from trimaran.runtime.data.prepare import prepare_data
     from trimaran.runtime.train.hardware import describe_machine
 
@@ -46,7 +46,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
 
 
 def _check_writable(folder: Path) -> None:
-    """Refuse a run folder that can't be made or written, before the time that the data takes."""
+    """Refuse a run folder that can't be made or written, before the data is prepared, which may take long."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(
@@ -59,7 +59,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _check_run(spec: RunSpec, data: "PreparedData") -> None:
-    """Refuse what the ranks would refuse, while nothing is started yet."""
+    """Refuse what the ranks would refuse, before any rank is started."""
     from trimaran.runtime.train.loop import check_data
     from trimaran.runtime.train.state import check_same_data, read_state, resume_path
 
@@ -80,7 +80,7 @@ def what_is_saved(folder: Path) -> str:
 
 
 def try_to_report(folder: Path) -> None:
-    """Write the report; a disk that is full must not hide how the run ended."""
+    """Write the report; if that fails (on a full disk, say) only warn, because how the run ended matters more."""
     try:
         write_report_of(folder)
     except OSError as error:
@@ -88,7 +88,7 @@ def try_to_report(folder: Path) -> None:
 
 
 def write_report_of(folder: Path) -> None:
-    """Write the report of a run folder; imports what that takes."""
-    from trimaran.launchers.report import write_report
+    """Write the report of a run folder; imports the report's packages."""
+    from trimaran.launchers.report.page import write_report
 
     write_report(folder)

@@ -1,4 +1,7 @@
-"""What every command shares: its arguments' types, words to the terminal, errors as sentences with an exit code, and finding a checkpoint. No torch."""
+"""Shared by the commands: the types of their arguments, errors as sentences with an exit code, finding a checkpoint.
+
+Imports no torch.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -8,16 +11,21 @@ from signal import SIGINT
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped
+from trimaran.launchers.terminal import say, say_error
 
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a YAML file.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, such as parallel.tp=2; may be repeated."),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint folder of it.")]
 
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """End the program with one sentence and a code for what a user can cause; anything else is a bug and shows its traceback."""
+    """Turn errors that a user can cause into a sentence and an exit code; others are bugs and keep their traceback."""
     try:
         yield
     except Stopped as stopped:
@@ -27,27 +35,19 @@ def errors_as_sentences() -> Iterator[None]:
         say("stopped by SIGINT before any rank was started", style="yellow")
         raise typer.Exit(128 + SIGINT) from None
     except LaunchError as error:
-        _complain(error)
+        say_error(error)
         raise typer.Exit(error.exit_code if 0 < error.exit_code < 256 else 1) from None
     except (ValueError, OSError, _checkpoint_error()) as error:
-        _complain(error)
+        say_error(error)
         raise typer.Exit(2) from None
 
 
-def say(text: str, style: str | None = None) -> None:
-    """Print to the terminal's error stream; never wrapped: a path that is broken in two can't be copied."""
-    Console(stderr=True, highlight=False).print(text, style=style, markup=False, soft_wrap=True)
-
-
-def sentence(error: Exception) -> str:
-    """Return what an error says to a user."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
 def find_checkpoint(run: Path) -> Path:
-    """Return the newest whole checkpoint of a run folder, or the checkpoint folder itself; ValueError where there is none."""
+    """Return the newest complete checkpoint of a run folder, or `run` itself if it is a checkpoint folder.
+
+    Raises:
+        ValueError: the run has no complete checkpoint.
+    """
     from trimaran.runtime.checkpoint.folder import latest, step_of
 
     if step_of(run) is not None:
@@ -59,12 +59,6 @@ def find_checkpoint(run: Path) -> Path:
 
 
 def _checkpoint_error() -> type[Exception]:
-    """CheckpointError, where its room (and torch) has been imported; a class that nothing raises where it hasn't."""
+    """Return CheckpointError if its module (and torch) is imported, otherwise a class that nothing raises by then."""
     module = sys.modules.get("trimaran.runtime.checkpoint.manifest")
     return getattr(module, "CheckpointError", LaunchError)
-
-
-def _complain(error: Exception) -> None:
-    console = Console(stderr=True, highlight=False)
-    console.print("error:", style="bold red", end=" ")
-    console.print(sentence(error), markup=False, soft_wrap=True)

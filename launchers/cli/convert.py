@@ -1,4 +1,7 @@
-"""`trimaran import` and `trimaran export`: Hugging Face models in and out, each proven by its logits. Imports no torch before it is needed."""
+"""`trimaran import` and `trimaran export`: Hugging Face models in and out, each proven by its logits.
+
+Imports no torch before a command runs.
+"""
 
 import signal
 import sys
@@ -10,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trimaran.launchers.cli.console import RunPath, errors_as_sentences, say
+from trimaran.launchers.cli.console import RunPath, errors_as_sentences
 from trimaran.launchers.env.exit_codes import Stopped
+from trimaran.launchers.terminal import say
 
 if TYPE_CHECKING:
     from trimaran.runtime.huggingface.importing import Imported
@@ -78,7 +82,8 @@ def export(
             exported = export_model(run, target, options, progress)
         _say_agreements(exported.agreements)
         say(
-            f"{exported.architecture} in {exported.dtype}, {exported.num_bytes / _GIB:.2f} GiB of weights: {exported.folder}"
+            f"{exported.architecture} in {exported.dtype}, {exported.num_bytes / _GIB:.2f} GiB of weights: "
+            f"{exported.folder}"
         )
         served = f", or vllm serve {exported.folder}" if exported.is_causal else ""
         say(f"load it: transformers.{exported.architecture}.from_pretrained({str(exported.folder)!r}){served}")
@@ -90,7 +95,7 @@ def _name_of(source: Path) -> str:
 
 
 class _Interrupted(KeyboardInterrupt):
-    """A signal as an exception that no handler of errors takes for one."""
+    """A signal as an exception that `except Exception` does not catch."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -99,14 +104,14 @@ class _Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the block like an error, so that what is half written is removed on the way out.
+    """Make Ctrl-C and SIGTERM end the block like an error, so that half-written files are removed.
 
     Raises:
         Stopped: one of them came.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # A second signal while the first one cleans up would leave the half behind that is not yet removed.
+        # A second signal during the clean-up would leave the rest of the half-written files.
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_IGN)
         raise _Interrupted(number)
@@ -123,7 +128,7 @@ def _stoppable() -> Iterator[None]:
 
 @contextmanager
 def _progress() -> "Iterator[Progress]":
-    """Show what is under way on one line of a terminal; where there is no terminal, sentences alone."""
+    """Show the progress on one line of a terminal; without a terminal, print sentences only."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
@@ -136,7 +141,7 @@ def _progress() -> "Iterator[Progress]":
         TextColumn("{task.percentage:3.0f}%"),
         TimeElapsedColumn(),
     )
-    console = Console(file=sys.stderr, highlight=False)  # this stream, also while another is put in its place
+    console = Console(file=sys.stderr, highlight=False)  # today's stderr, even if it is replaced meanwhile
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         line = bars.add_task("reading", total=None)
 
@@ -164,5 +169,6 @@ def _say_what_next(imported: "Imported") -> None:
     if imported.has_tokenizer and imported.spec.transformer.is_causal:
         say(f"text: trimaran generate {run} --prompt 'To be'")
     say(
-        f'train on from it, at any layout, into {output}: trimaran train {run}/spec.yaml --set "data.source=[my-texts]" --set parallel.pp=2'
+        f"train on from it, at any layout, into {output}: "
+        f'trimaran train {run}/spec.yaml --set "data.source=[my-texts]" --set parallel.pp=2'
     )

@@ -1,4 +1,4 @@
-"""The command `trimaran generate`: what the user asks for, as a task for the ranks. Imports no torch before the options are valid."""
+"""`trimaran generate`: turn the options into a task for the ranks. Imports no torch before the options are valid."""
 
 import signal
 import tempfile
@@ -26,7 +26,8 @@ def generate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="File of prompts: a text a line, or in a .jsonl file a JSON value a line. Results are printed as JSON, one a line."
+            help="File of prompts: a text a line, or in a .jsonl file a JSON value a line. "
+            "Results are printed as JSON, one a line."
         ),
     ] = None,
     chat: Annotated[
@@ -75,10 +76,10 @@ def generate(
         )
         if "" in stop:
             raise ValueError("--stop must have at least one character")
-        asked = _read_asked(prompt, prompts, chat, system)
+        inputs = _read_prompts(prompt, prompts, chat, system)
         _generate(
             find_checkpoint(run),
-            asked,
+            inputs,
             sampling,
             stop,
             stop_token,
@@ -89,8 +90,8 @@ def generate(
         )
 
 
-def _read_asked(prompt: str | None, prompts: Path | None, chat: bool, system: str | None) -> "list[Prompt]":
-    """What is to be continued; ValueError for options that don't go together."""
+def _read_prompts(prompt: str | None, prompts: Path | None, chat: bool, system: str | None) -> "list[Prompt]":
+    """Return the prompts to continue; ValueError for options that exclude each other."""
     from trimaran.runtime.infer.prompts import Prompt, conversation, read_prompts
 
     if prompt is not None and prompts is not None:
@@ -99,16 +100,16 @@ def _read_asked(prompt: str | None, prompts: Path | None, chat: bool, system: st
         raise ValueError("--system is for --chat: give --chat too, or put the text into the prompt")
     if chat and prompt is None and prompts is None:
         raise ValueError("--chat needs a question: give --prompt or --prompts")
-    asked = read_prompts(prompts) if prompts is not None else [Prompt(_DEFAULT_PROMPT if prompt is None else prompt)]
+    inputs = read_prompts(prompts) if prompts is not None else [Prompt(_DEFAULT_PROMPT if prompt is None else prompt)]
     return [
         conversation(each.text, system, each.name) if chat and each.messages is None and each.text is not None else each
-        for each in asked
+        for each in inputs
     ]
 
 
 def _generate(
     checkpoint: Path,
-    asked: "list[Prompt]",
+    inputs: "list[Prompt]",
     sampling: SamplingParams,
     stop_strings: list[str],
     stop_tokens: list[str],
@@ -118,9 +119,9 @@ def _generate(
     tp: int,
     pp: int,
 ) -> None:
-    """Write the task, and do it here or on tp * pp ranks."""
-    from trimaran.launchers.worker.generate_task import GenerateTask, TaskPrompt
-    from trimaran.launchers.worker.run import do_alone
+    """Write the task, and run it in this process or on tp * pp ranks."""
+    from trimaran.launchers.worker.run import run_alone
+    from trimaran.launchers.worker.tasks import GenerateTask, TaskPrompt
     from trimaran.runtime.checkpoint.reshard import Checkpoint
     from trimaran.runtime.infer.generate import check_prompts
     from trimaran.runtime.infer.prompts import RunText
@@ -129,7 +130,7 @@ def _generate(
     spec = _at_layout(spec_of(Checkpoint.open(checkpoint, verify=False)), tp, pp)
     text, vocab_size = RunText.open(checkpoint.parent.parent), spec.transformer.vocab_size
     stops = {*text.stop_tokens, *(text.id_of(name) for name in stop_tokens)}
-    encoded = [text.encode(each) for each in asked]
+    encoded = [text.encode(each) for each in inputs]
     check_prompts(encoded, spec.transformer)
     with tempfile.TemporaryDirectory(prefix="trimaran-generate-") as scratch:
         folder = Path(scratch)
@@ -140,7 +141,7 @@ def _generate(
             tokenizer=(text.folder / "tokenizer.json").resolve(),
             prompts=tuple(
                 TaskPrompt(tokens=tokens, text=each.text, is_chat=each.messages is not None, name=each.name)
-                for tokens, each in zip(encoded, asked, strict=True)
+                for tokens, each in zip(encoded, inputs, strict=True)
             ),
             sampling=replace(sampling, stop_tokens=tuple(sorted(token for token in stops if token < vocab_size))),
             stop_strings=tuple(stop_strings),
@@ -150,7 +151,7 @@ def _generate(
         (folder / "task.json").write_text(task.model_dump_json(), encoding="utf-8")
         try:
             if tp * pp == 1:
-                do_alone(task)
+                run_alone(task)
             else:
                 launch(LocalRun(load_spec(task.spec), folder / "task.json", folder / "logs"))
         except KeyboardInterrupt:
@@ -158,7 +159,7 @@ def _generate(
 
 
 def _at_layout(spec: RunSpec, tp: int, pp: int) -> RunSpec:
-    """The spec with a plain tp x pp layout."""
+    """Return the spec with the layout tp x pp."""
     raw = spec.model_dump(mode="json")
     raw["parallel"] = {"tp": tp, "pp": pp, "shared_memory": spec.parallel.shared_memory, "uneven_heads": True}
     raw["launcher"]["threads_per_rank"] = None

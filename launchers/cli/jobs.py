@@ -1,4 +1,4 @@
-"""`trimaran status | logs | cancel RUN`: a run on a cluster, by Slurm's own answers and the run folder. No torch."""
+"""`trimaran status | logs | cancel RUN`: a run's batch job, as Slurm and the run folder describe it. No torch."""
 
 import json
 import sys
@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import errors_as_sentences, say
+from trimaran.launchers.cli.console import errors_as_sentences
 from trimaran.launchers.slurm.commands import state_of
 from trimaran.launchers.slurm.jobs import copy_from, end, follow, jobs_of, last_job
+from trimaran.launchers.terminal import say
 from trimaran.launchers.worker.process import ERROR_FILE
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -81,7 +82,7 @@ def _print_rank(run: Path, rank: int) -> None:
 
 
 def _progress(run: Path) -> list[str]:
-    """Lines about the last step, the last checkpoint and how the newest start failed."""
+    """Return lines about the last step, the last checkpoint and the failure of the newest start."""
     from trimaran.runtime.checkpoint.folder import latest, step_of
     from trimaran.runtime.spec import load_spec
     from trimaran.runtime.train.metrics import read_metrics
@@ -95,7 +96,8 @@ def _progress(run: Path) -> list[str]:
         row, num_steps = rows[-1], load_spec(run / "spec.yaml").train.num_steps
         age = time.time() - (run / "metrics.jsonl").stat().st_mtime
         lines.append(
-            f"step {row['step']} of {num_steps}, loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s, {age:.0f} s ago"
+            f"step {row['step']} of {num_steps}, loss {row['loss']:.4f}, "
+            f"{row['tokens_per_second']:,.0f} tokens/s, {age:.0f} s ago"
         )
     else:
         lines.append("no step has been finished yet")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trimaran.launchers.cli.console import errors_as_sentences, say
+from trimaran.launchers.cli.console import SpecPath, errors_as_sentences
+from trimaran.launchers.terminal import say
 from trimaran.launchers.worker.process import threads_per_rank
 from trimaran.runtime.spec import RunSpec, load_spec
 
@@ -25,7 +26,7 @@ _ATTENTION_COLOR, _LAYER_COLOR = "#2563eb", "#15803d"
 
 
 def coordinate_check(
-    spec_path: Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a YAML file.")],
+    spec_path: SpecPath,
     widths: Annotated[
         str, typer.Option(help="Values of hidden_size, everything else in proportion.")
     ] = "64,128,256,512",
@@ -41,7 +42,8 @@ def coordinate_check(
         list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field; may be repeated.")
     ] = [],  # noqa: B006
 ) -> None:
-    """Train a few steps at several widths and show how the width changes the size of each module's output, beside init normal."""
+    """Train a few steps at several widths and show how the width changes the size of each module's output, beside init
+    normal."""
     with errors_as_sentences():
         numbers = _read_widths(widths)
         if picture is not None and picture.suffix not in (".svg", ".png"):
@@ -68,12 +70,11 @@ def _read_widths(text: str) -> list[int]:
 def _measure(
     spec: RunSpec, widths: list[int], num_steps: int, growth: "Growth", *, on_text: bool
 ) -> "dict[str, ActivationSizes]":
-    """Return the sizes by init: the spec's, and normal where that is another."""
+    """Return the sizes by init: the spec's, and normal too if the spec's is another."""
     import torch
-    import torch.distributed as dist
 
-    from trimaran.launchers.rendezvous.store import meet_nobody
-    from trimaran.launchers.worker.process_group import choose_device, join_world
+    from trimaran.launchers.rendezvous.store import single_process
+    from trimaran.launchers.worker.process_group import choose_device, join_world, leave_world
     from trimaran.runtime.train import mup_check
     from trimaran.runtime.train.train_context import TrainingDiverged
 
@@ -81,7 +82,7 @@ def _measure(
     make_batches = mup_check.batches_of_text(single) if on_text else mup_check.random_batches
     torch.set_num_threads(threads_per_rank(single, 1))
     device = choose_device(single.launcher.device, 0, 1)
-    mesh = join_world(single, device, meet_nobody())
+    mesh = join_world(single, device, single_process())
     found: dict[str, mup_check.ActivationSizes] = {}
     try:
         for each in (spec, mup_check.plain_spec(spec)):
@@ -94,8 +95,7 @@ def _measure(
             f"{error}; a check needs no better rate than one that all widths bear: --set optimizer.lr=RATE"
         ) from error
     finally:
-        mesh.close()
-        dist.destroy_process_group()
+        leave_world(mesh)
     return found
 
 
@@ -116,7 +116,10 @@ def _show(found: "dict[str, ActivationSizes]", num_steps: int) -> None:
 
 
 def table_of(found: "dict[str, ActivationSizes]", num_steps: int) -> "Table":
-    """Return the table of the slopes of log(size) over log(width), before the first step and after the last, a row a module."""
+    """Return the table of the slopes of log(size) over log(width), before the first step and after the last.
+
+    It has one row for each module.
+    """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -131,14 +134,16 @@ def table_of(found: "dict[str, ActivationSizes]", num_steps: int) -> "Table":
 
 
 def _color(module: str, depth: float) -> tuple[str, float]:
-    """(color, opacity) of a module's lines; blocks get darker with their depth in [0, 1]."""
+    """Return (color, opacity) of a module's lines; blocks get darker with their depth in [0, 1]."""
     if module in _COLORS:
         return _COLORS[module], 1.0
     return _ATTENTION_COLOR if module.endswith("attention") else _LAYER_COLOR, 0.35 + 0.65 * depth
 
 
 def draw(found: "dict[str, ActivationSizes]", path: Path) -> None:
-    """Draw mean absolute output over width, one panel an init, one line a module: dotted at the start, full after the last step.
+    """Draw the mean absolute output over the width: a panel for each init, a line for each module.
+
+    Lines are dotted at the start and solid after the last step.
 
     Raises:
         OSError: `path` cannot be written.

@@ -1,4 +1,4 @@
-"""`trimaran models`: the published shapes that a spec can name, as a table; one of them as a spec's model section. No torch."""
+"""`trimaran models`: the table of published shapes; one of them as the model section of a spec. No torch."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +37,7 @@ def models(
 
 
 def section_of_preset(name: str) -> str:
-    """Return the shape `name` as the YAML of a spec's model section, every field written out, below what is known of it as comments."""
+    """Return the shape `name` as YAML of a spec's model section, with every field, below comments about its source."""
     entry, shape = CATALOG[name], preset(name)
     words = [f"{name}: {shape.num_parameters():,} parameters; published {entry.published}", entry.source]
     comments = [f"# {line}\n" for line in (*words, entry.note) if line]
@@ -45,7 +45,7 @@ def section_of_preset(name: str) -> str:
 
 
 def table_of(names: list[str]) -> "Table":
-    """Return the table of these presets, a row each."""
+    """Return the table of these presets, one row each."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

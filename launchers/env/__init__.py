@@ -1,1 +1,1 @@
-"""What the environment tells a process: its rank among the others, and the exit codes that tell how it ended."""
+"""A process and its environment: its rank, from the environment variables, and its exit code."""

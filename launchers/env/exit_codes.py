@@ -1,18 +1,40 @@
-"""How a start can end other than well: by a failure of a rank, or by a signal."""
+"""Everything about exit codes: their meaning, the exit file that a batch script reads, and errors that carry one."""
 
+import contextlib
+import os
 import signal
+from pathlib import Path
 
 from trimaran.runtime.train.signals import STOPPING
 
+EXIT_FILE = "TRIMARAN_EXIT_FILE"
+"""The environment variable that names a file for the exit code of the run."""
+SILENT_EXIT_CODE = 137
+"""Exit code of the ranks when one died without a message: 128 + SIGKILL, after which no process can leave one."""
+NODES_REFUSED = 75
+"""Exit code of a preflight that has found nodes that should not be used."""
+
 
 def exit_code_after(number: signal.Signals) -> int:
-    """Return what every rank exits with when a signal stopped the run, so that it isn't taken for finished."""
+    """Return the exit code of every rank when a signal stopped the run: not 0, because the run is not finished."""
     return 128 + number
 
 
+STOPPED_BY_USR1 = exit_code_after(signal.SIGUSR1)
+"""Exit code of the ranks when Slurm's signal before the time limit has stopped them."""
+
+
 def signal_behind(exit_code: int) -> signal.Signals | None:
-    """Return the signal that an exit code tells of, None for any other end."""
+    """Return the signal that an exit code stands for, None for any other end."""
     return next((number for number in STOPPING if exit_code == exit_code_after(number)), None)
+
+
+def write_exit_file(exit_code: int) -> None:
+    """Write the exit code for the batch script: srun's own code may be that of a task that srun has ended itself."""
+    file = os.environ.get(EXIT_FILE)
+    if file:
+        with contextlib.suppress(OSError):
+            Path(file).write_text(f"{exit_code}\n", encoding="utf-8")
 
 
 class LaunchError(RuntimeError):
@@ -24,7 +46,7 @@ class LaunchError(RuntimeError):
 
 
 class Stopped(RuntimeError):
-    """A signal stopped the run and the ranks have left.
+    """A signal stopped the run and the ranks have exited.
 
     Args:
         signal_number: which.

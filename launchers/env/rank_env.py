@@ -1,6 +1,6 @@
-"""The one resolver: from the environment that a launcher gives its processes to this rank's place among them. Imports no torch.
+"""`read_env`: this process's rank and its start, from the environment variables of its launcher. Imports no torch.
 
-Four kinds of start are told apart: torchrun's agent (or anything else that sets RANK, WORLD_SIZE and MASTER_ADDR), MPI
+There are four kinds of start: torchrun's agent (or anything else that sets RANK, WORLD_SIZE and MASTER_ADDR), MPI
 (mpirun, or srun with an MPI plugin), a Slurm step, and a single process.
 """
 
@@ -21,20 +21,20 @@ _MPI = (
 
 
 class RankEnvError(ValueError):
-    """The environment contradicts itself, or lacks a part of what its launcher sets; the message says which variables and what to do."""
+    """The environment contradicts itself or is incomplete; the message says which variables and what to do."""
 
 
 @dataclass(frozen=True)
 class RankEnv:
-    """Where a process stands among those that were started with it.
+    """The rank of a process among those that were started with it.
 
     Args:
-        launcher: who started it.
+        launcher: the program that started it.
         rank, world_size: among all processes of the start.
         local_rank, local_world_size: among those of its node.
-        node: the node's name as its scheduler has it, which several "nodes" of one host may differ in.
-        start: names this start among all others that may run at the same time or came before: another job, another step
-            of the job, a requeued job, a restart of torchrun's agents.
+        node: the node's name in its scheduler, where one host may be several nodes.
+        start: a name that no other start has, neither an earlier one nor one at the same time: another job, another
+            step of the job, a requeued job, a restart of torchrun's agents.
     """
 
     launcher: Kind
@@ -52,16 +52,17 @@ class RankEnv:
                 raise RankEnvError(f"the environment of {self.launcher} says {name} {index} of {size}")
         if self.local_world_size > self.world_size:
             raise RankEnvError(
-                f"the environment of {self.launcher} says {self.local_world_size} ranks on this node and {self.world_size} in all"
+                f"the environment of {self.launcher} says {self.local_world_size} ranks on this node "
+                f"and {self.world_size} in all"
             )
 
 
-def resolve(environment: Mapping[str, str], launcher: Literal["auto"] | Kind = "auto") -> RankEnv:
-    """Return this process's place.
+def read_env(environment: Mapping[str, str], launcher: Literal["auto"] | Kind = "auto") -> RankEnv:
+    """Return the rank of this process.
 
     Args:
-        launcher: whose variables to read; "auto" takes torchrun's before MPI's before Slurm's, because an outer
-            launcher's remain in the environment of what an inner one starts.
+        launcher: whose variables to read; "auto" takes torchrun's before MPI's before Slurm's, because the variables of
+            an outer launcher remain in the environment of the processes that an inner one starts.
 
     Raises:
         RankEnvError: variables are missing, are not numbers, or two launchers disagree about the number of ranks.
@@ -81,7 +82,7 @@ def detect(environment: Mapping[str, str]) -> Kind:
 
 
 def is_rank(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher has started this process as one of several ranks, so that it must not start ranks itself."""
+    """Return whether a launcher has started this process as one of several ranks; if so, it must start none itself."""
     kind = detect(environment)
     if kind == "slurm":
         return _number(environment, "SLURM_STEP_NUM_TASKS") > 1
@@ -89,7 +90,10 @@ def is_rank(environment: Mapping[str, str]) -> bool:
 
 
 def in_slurm_step(environment: Mapping[str, str]) -> bool:
-    """Whether srun started this process as one of a step's tasks; a batch script, and the shell of `salloc`, have SLURM_PROCID too and are none."""
+    """Return whether srun started this process as one of a step's tasks.
+
+    A batch script, and the shell of `salloc`, have SLURM_PROCID too and are no such task.
+    """
     step = environment.get("SLURM_STEP_ID", "")
     # Steps that Slurm makes by itself (batch, extern, interactive) have numbers at the end of 32 bits.
     return step.isdigit() and int(step) < 0xFFFFFF00 and "SLURM_PROCID" in environment
@@ -104,7 +108,8 @@ def _torchrun(environment: Mapping[str, str]) -> RankEnv:
     missing = [name for name in _TORCHRUN if name not in environment]
     if missing:
         raise RankEnvError(
-            f"RANK is set, as torchrun does, but not {', '.join(missing)}; start the ranks by torchrun, or unset RANK for a single process"
+            f"RANK is set, as torchrun does, but not {', '.join(missing)}; start the ranks by torchrun, or unset RANK "
+            "for a single process"
         )
     rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in _TORCHRUN[:4])
     run = re.sub(
@@ -125,10 +130,11 @@ def _mpi(environment: Mapping[str, str]) -> RankEnv:
         if names[2] in environment:
             local_rank, local_world_size = (_number(environment, name) for name in names[2:])
             return RankEnv("mpi", rank, world_size, local_rank, local_world_size, node, start)
-        if in_slurm_step(environment):  # srun --mpi=pmi2, whose plugin leaves the place on the node to Slurm
+        if in_slurm_step(environment):  # srun --mpi=pmi2, whose plugin leaves the rank on the node to Slurm
             return RankEnv("mpi", rank, world_size, *_slurm_local(environment), node, start)
         raise RankEnvError(
-            f"{names[1]} is set, as mpirun does, but not {names[2]}; start the ranks by MPICH's or Open MPI's mpirun, or by srun"
+            f"{names[1]} is set, as mpirun does, but not {names[2]}; start the ranks by MPICH's or Open MPI's mpirun, "
+            "or by srun"
         )
     if in_slurm_step(environment):  # srun --mpi=pmix
         return RankEnv(
@@ -140,7 +146,8 @@ def _mpi(environment: Mapping[str, str]) -> RankEnv:
             start,
         )
     raise RankEnvError(
-        "no variable of an MPI launcher is set (PMI_SIZE, OMPI_COMM_WORLD_SIZE); start the ranks with mpirun -n N, or srun --mpi=pmi2"
+        "no variable of an MPI launcher is set (PMI_SIZE, OMPI_COMM_WORLD_SIZE); start the ranks with mpirun -n N, "
+        "or srun --mpi=pmi2"
     )
 
 
@@ -157,13 +164,13 @@ def _check_mpi_size(environment: Mapping[str, str], world_size: int) -> None:
     tasks = _number(environment, "SLURM_STEP_NUM_TASKS") if in_slurm_step(environment) else 1
     if world_size < tasks:  # more are right: mpirun in a Slurm job starts a proxy a node, and each starts several ranks
         raise RankEnvError(
-            f"MPI says {world_size} ranks and this Slurm step has {tasks} tasks; start it with srun --mpi=pmi2 (srun --mpi=list names "
-            "the plugins), and an MPI library that understands it"
+            f"MPI says {world_size} ranks and this Slurm step has {tasks} tasks; start it with srun --mpi=pmi2 "
+            "(srun --mpi=list names the plugins), and an MPI library that understands it"
         )
 
 
 def _single(environment: Mapping[str, str]) -> RankEnv:
-    # A rank that takes itself for the only one would train a whole model beside the others.
+    # A rank that wrongly believes to be the only one would train a whole model beside the others.
     tasks = _number(environment, "SLURM_STEP_NUM_TASKS") if in_slurm_step(environment) else 1
     if tasks > 1:
         raise RankEnvError(f"this Slurm step has {tasks} tasks, and each would run alone; set launcher.kind to slurm")

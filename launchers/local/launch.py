@@ -1,4 +1,4 @@
-"""Start all ranks on this machine through torchrun's own API (torch.distributed.launcher): one agent, one worker process a rank."""
+"""Start all ranks on this machine through torchrun's own API: one agent, and one worker process for each rank."""
 
 import json
 import signal
@@ -20,7 +20,10 @@ _HERE = "127.0.0.1"  # nothing is open to the network
 
 @dataclass(frozen=True)
 class LocalRun:
-    """How many ranks to start, the task file they read, and where their output goes. Rank 0 writes to this terminal."""
+    """The spec (which has the number of ranks), the ranks' task file, and the folder of their output.
+
+    Rank 0 writes to this terminal.
+    """
 
     spec: RunSpec
     task: Path
@@ -29,7 +32,7 @@ class LocalRun:
 
 @dataclass(frozen=True)
 class _Ended:
-    """How one rank ended, and the record that it left (`launchers/worker/process.py`), empty if it could not leave any."""
+    """How one rank ended, and its failure record (`launchers/worker/process.py`), empty if it has written none."""
 
     rank: int
     exit_code: int
@@ -37,21 +40,24 @@ class _Ended:
 
     @property
     def order(self) -> tuple[int, float]:
-        """Sorts the cause first: an error, then a death without a word, then ranks that lost a peer, then those that the agent ended."""
+        """Sort key that puts the cause first.
+
+        An error comes before a death without a message, then ranks that lost a peer, then those that the agent ended.
+        """
         secondary = bool(self.record.get("secondary"))
         kind = 0 if self.record and not secondary else 2 if secondary else 3 if self.exit_code == -signal.SIGTERM else 1
         return kind, float(self.record.get("seconds", 0.0))
 
-    def describe(self, told: Failure | None, log_folder: Path) -> str:
-        """Return the sentence about it; `told` is what another rank wrote down about it."""
+    def describe(self, reported: Failure | None, log_folder: Path) -> str:
+        """Return the sentence about this rank; `reported` is another rank's record of its failure."""
         if self.record:
             return str(_failure_in(self.record))
         how = f"exited with code {self.exit_code}"
         if self.exit_code < 0:
             how = f"was killed by {signal.Signals(-self.exit_code).name}"
             how += " (out of memory, perhaps)" if self.exit_code == -signal.SIGKILL else ""
-        where = "" if told is None else f" ({told.where})"
-        step = "" if told is None or told.step is None else f" at step {told.step}"
+        where = "" if reported is None else f" ({reported.where})"
+        step = "" if reported is None or reported.step is None else f" at step {reported.step}"
         return f"rank {self.rank}{where} {how}{step} and left no message; the output of the ranks is in {log_folder}"
 
 
@@ -60,7 +66,7 @@ def launch(run: LocalRun) -> None:
 
     Raises:
         LaunchError: a rank failed; the others have been ended.
-        Stopped: a signal came; the ranks got it too and have ended by themselves or after the time to save.
+        Stopped: a signal came; it was passed on to the ranks, and they have ended.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -88,20 +94,20 @@ def _why(failures: Mapping[int, Any], log_folder: Path) -> LaunchError | Stopped
     stopped_by = signal_behind(cause.exit_code)
     if stopped_by is not None and not cause.record:
         return Stopped(stopped_by)
-    told = next((failure for failure in map(_failure_in, records.values()) if failure.rank == cause.rank), None)
+    reported = next((failure for failure in map(_failure_in, records.values()) if failure.rank == cause.rank), None)
     exit_code = 128 - cause.exit_code if cause.exit_code < 0 else cause.exit_code
-    return LaunchError(cause.describe(told, log_folder), exit_code)
+    return LaunchError(cause.describe(reported, log_folder), exit_code)
 
 
 def _problem_of(log_folder: Path) -> str:
-    """Return the sentence about the first failure among ranks that were told to stop, "" where none failed by itself."""
+    """Return the sentence about the first failure among ranks that a signal stopped, "" where none failed."""
     records = [record for record in _read_records(log_folder).values() if not record.get("secondary")]
     causes = sorted((_failure_in(record) for record in records), key=lambda failure: failure.seconds)
     return str(causes[0]) if causes else ""
 
 
 def _read_records(log_folder: Path) -> dict[int, Mapping[str, Any]]:
-    """Return what the ranks wrote down about failures, by rank."""
+    """Return the ranks' failure records, by rank."""
     found = {}
     for file in log_folder.glob(f"rank-*/{ERROR_FILE}"):
         try:

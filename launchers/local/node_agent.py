@@ -1,4 +1,7 @@
-"""One node of several: the agent that starts its ranks. Under Slurm with slurm.tasks node it is a task; by hand, `trimaran train` on every node."""
+"""The agent of one node among several, which starts the node's ranks.
+
+Under Slurm with `slurm.tasks: node` it is a task of the job; without Slurm it is `trimaran train` on every node.
+"""
 
 import time
 from pathlib import Path
@@ -15,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def run_node(node: Node, spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
-    """Run this node's ranks and return when those of all nodes have ended, with the exit code of the one here that failed first, or 0."""
+    """Run this node's ranks until those of all nodes have ended.
+
+    Returns the exit code of the rank of this node that failed first, or 0.
+    """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -30,7 +36,7 @@ def run_node(node: Node, spec: RunSpec, spec_path: Path, overrides: list[str]) -
 
 
 def run_node_by_hand(spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
-    """Be one of launcher.nodes nodes, which meet at launcher.rendezvous; return the exit code.
+    """Run this node's ranks as one of launcher.nodes nodes, which connect at launcher.rendezvous; return the exit code.
 
     Raises:
         AddressError: nothing answers there within launcher.start_timeout_s.
@@ -48,7 +54,7 @@ def run_node_by_hand(spec: RunSpec, spec_path: Path, overrides: list[str]) -> in
 
 
 def _store_at(host: str, port: int, timeout_s: float) -> "TCPStore":
-    """The nodes' store: served here where the address is this node's, else that of the node whose it is."""
+    """Return the nodes' store: served here if the address is this node's, otherwise the one at that address."""
     from trimaran.launchers.rendezvous.network import AddressError, interface_of, resolve_name
     from trimaran.launchers.rendezvous.store import connect_store, serve_store
 
@@ -56,8 +62,6 @@ def _store_at(host: str, port: int, timeout_s: float) -> "TCPStore":
     if addresses:
         try:
             return serve_store(addresses[0], port)
-        except (
-            AddressError
-        ):  # another agent of this run on this node serves it already, or the port is taken: joining tells which
-            pass
+        except AddressError:
+            pass  # another agent of this run on this node serves it, or the port is taken: connecting will tell
     return connect_store(host, port, timeout_s, "the store of the nodes (launcher.rendezvous)")

@@ -1,7 +1,7 @@
-"""torchrun's agent, through its own API: it starts the ranks of this node, watches them, and starts them anew after a failure where that is asked for.
+"""torchrun's agent through its own API: it starts this node's ranks, watches them, and restarts them after a failure.
 
-Two things differ from `torchrun` itself. Ranks are forked from a process that has imported torch already, and the
-stores listen at one address only.
+It restarts them launcher.max_restarts times. Two things differ from `torchrun` itself: ranks are forked from a process
+that has imported torch already, and the stores listen at one address only.
 """
 
 import logging
@@ -34,8 +34,8 @@ class Node:
     """This node among those of the run.
 
     Args:
-        store: the nodes' own, which one of them serves.
-        address: of this node, where the others reach its ranks.
+        store: shared by the nodes; one of them serves it.
+        address: of this node, at which other nodes reach its ranks.
         nodes: of the run.
         ranks: of this node.
         logs: a folder for the agent's own files.
@@ -49,11 +49,11 @@ class Node:
 
 
 def get_ready(spec: RunSpec, ranks: int) -> None:
-    """Start the process that the ranks of this node are forked from, which meanwhile imports what all of them need, so that none has to.
+    """Start the process from which the ranks of this node are forked; it imports torch once for all of them.
 
-    It has no second thread and touches no GPU, so that a fork of it is as good as a process of its own.
+    It has a single thread and uses no GPU, so a fork of it works like a new process.
     """
-    # Read when torch is imported, so it must be right before that.
+    # torch reads it when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(spec, ranks)))
     multiprocessing.set_forkserver_preload(["trimaran.launchers.worker.run"])
     forkserver.ensure_running()
@@ -64,8 +64,9 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
 
     Raises:
         torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a rank of this node failed, more often than
-        launcher.max_restarts.
-        torch.distributed.elastic.multiprocessing.SignalException: a signal came; the ranks got it too and have ended.
+            launcher.max_restarts.
+        torch.distributed.elastic.multiprocessing.SignalException: a signal came; it was passed on to the ranks, and
+            they have ended.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
@@ -80,7 +81,7 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
         run_id=_BACKEND,
         rdzv_backend=_BACKEND,
         rdzv_configs={"store": node.store, "join_timeout": int(spec.launcher.start_timeout_s)},
-        local_addr=node.address,  # else the ranks meet at this host's full name, which need not resolve
+        local_addr=node.address,  # the default, this host's full name, need not resolve
         max_restarts=spec.launcher.max_restarts,
         monitor_interval=0.1,
         start_method="forkserver",
@@ -93,20 +94,20 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
 
 
 def _make_handler(parameters: "RendezvousParameters") -> "RendezvousHandler":
-    """torch's own rendezvous over a store that is there already, with the ranks' store at one address only."""
+    """Return torch's rendezvous handler over a store that exists already; the ranks' store listens at one address."""
     from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
     from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 
     from trimaran.launchers.rendezvous.store import serve_store
 
     class Handler(DynamicRendezvousHandler):
-        """Opens no store on every address of the host."""
+        """Serves the ranks' store at one address, not at every address of the host."""
 
         def _create_tcp_store_server(self, master_addr: str, master_port: int) -> "TCPStore":
             return serve_store(master_addr, master_port)
 
     class Backend(C10dRendezvousBackend):
-        """Has the name that the handler is asked for by."""
+        """Has the name under which the handler is registered."""
 
         @property
         def name(self) -> str:
@@ -127,7 +128,7 @@ def _make_handler(parameters: "RendezvousParameters") -> "RendezvousHandler":
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the agent's own log, which repeats at length what our last sentence says; put the signal handlers back that it replaces."""
+    """Silence the agent's log, which repeats our last sentence at length; restore the signal handlers it replaces."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,1 +1,1 @@
-"""How the ranks of a start find each other, and check that they are about to do the same."""
+"""How the ranks of a start find each other, and check that they all have the same run."""

@@ -1,4 +1,4 @@
-"""Whether all ranks are about to do the same: their spec, their code and packages, and their data. Imports no torch."""
+"""The check that all ranks have the same spec, code, packages and data. Imports no torch."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ _VERSIONED = ("torch", "triton", "pydantic", "numpy", "safetensors")
 
 
 class InconsistentRanksError(ValueError):
-    """Ranks differ in what must be the same; the message lists what, by rank."""
+    """Ranks differ in something that must be the same; the message lists the differences by rank."""
 
 
 def facts_of_rank(spec: RunSpec, data: Path | None, where: str) -> str:
-    """Return, as JSON, what must be the same on every rank, and `where` this one stands.
+    """Return, as JSON, what must be the same on every rank, and `where` this rank is.
 
     Args:
-        data: the prepared data's folder, as this node sees it; None for a task without.
+        data: the folder of the prepared data, read on this node; None for a task without data.
     """
     facts = {"where": where, "spec": _digest(dump_spec(spec).encode()), **versions_here()}
     if data is not None:
@@ -34,7 +34,7 @@ def facts_of_rank(spec: RunSpec, data: Path | None, where: str) -> str:
 
 
 def versions_here() -> dict[str, str]:
-    """Return what of this node's software must be the same everywhere."""
+    """Return the versions of this node's software that must be the same on every node."""
     return {"code": _digest_of_code(), "python": platform.python_version()} | {
         name: _version(name) for name in _VERSIONED
     }
@@ -44,7 +44,7 @@ def check_same_everywhere(texts: Sequence[str]) -> None:
     """Compare the facts of all ranks, given in rank order.
 
     Raises:
-        InconsistentRanksError: they differ; for each fact the ranks that have each value.
+        InconsistentRanksError: they differ; the message has, for each fact, the ranks with each value.
     """
     facts = [json.loads(text) for text in texts]
     lines = []
@@ -62,7 +62,7 @@ def check_same_everywhere(texts: Sequence[str]) -> None:
 
 
 def _say_ranks(ranks: Sequence[int]) -> str:
-    """Ranks for people, neighbours as a range."""
+    """Return ranks as text, neighbours as a range."""
     runs: list[list[int]] = []
     for rank in ranks:
         if runs and runs[-1][-1] == rank - 1:
@@ -81,7 +81,7 @@ def _version(package: str) -> str:
 
 
 def _digest_of_code() -> str:
-    """The digest of every source file of the package, with its name."""
+    """Return a digest of the package's source files and their names."""
     digest = hashlib.sha256()
     for room in _ROOMS:
         for file in sorted((_PACKAGE / room).rglob("*.py")):

@@ -1,4 +1,4 @@
-"""The MPI start: mpi4py tells rank and size and carries rank 0's address, then steps aside. MPI is asked for nothing while the run trains."""
+"""Starts by MPI: mpi4py knows rank and size and broadcasts rank 0's address; training itself makes no MPI call."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from trimaran.launchers.env.rank_env import RankEnv, RankEnvError
 
 
 class MPIWorld:
-    """All ranks that MPI started, by mpi4py's COMM_WORLD. Making it initialises MPI.
+    """The COMM_WORLD of mpi4py: all ranks that MPI started. The constructor initialises MPI.
 
     Raises:
         RankEnvError: mpi4py finds no MPI library, or the library's rank and size are not the launcher's.
     """
 
     def __init__(self, rank_env: RankEnv) -> None:
-        # Finalising waits for all ranks: after a failure it would wait for one that is no more.
+        # MPI_Finalize waits for all ranks: after a failure it would wait for a dead one.
         import mpi4py
 
         mpi4py.rc.finalize = False
@@ -21,7 +21,8 @@ class MPIWorld:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
             raise RankEnvError(
-                f"MPI started this process, and mpi4py can't load an MPI library: {error}; pip install mpich, or load a module"
+                f"MPI started this process, and mpi4py can't load an MPI library: {error}; pip install mpich, "
+                "or load a module"
             ) from error
         self._mpi: Any = MPI
         self._world = MPI.COMM_WORLD
@@ -29,18 +30,22 @@ class MPIWorld:
         if found != (rank_env.rank, rank_env.world_size):
             library = MPI.Get_library_version().split("\n")[0]
             raise RankEnvError(
-                f"the launcher says rank {rank_env.rank} of {rank_env.world_size}, and MPI ({library}) says rank {found[0]} of {found[1]}: mpirun or srun "
-                "belongs to another MPI than the one that mpi4py loads; use the mpirun of that library, or srun --mpi=pmi2"
+                f"the launcher says rank {rank_env.rank} of {rank_env.world_size}, and MPI ({library}) says rank "
+                f"{found[0]} of {found[1]}: mpirun or srun belongs to another MPI than the one that mpi4py loads; use "
+                "the mpirun of that library, or srun --mpi=pmi2"
             )
 
-    def share(self, text: str) -> str:
+    def broadcast(self, text: str) -> str:
         """Return rank 0's text. Every rank must call it."""
         return str(self._world.bcast(text, root=0))
 
-    def gather(self, text: str) -> list[str]:
+    def all_gather(self, text: str) -> list[str]:
         """Return every rank's text, in rank order. Every rank must call it."""
         return list(self._world.allgather(text))
 
-    def finish(self) -> None:
-        """Take leave of MPI, after which exiting is no failure. Every rank must call it, when the run has ended well on all of them."""
+    def finalize(self) -> None:
+        """Finalize MPI, so that mpirun takes the exit of this process for a success.
+
+        Every rank must call it, once the run has succeeded on all of them.
+        """
         self._mpi.Finalize()

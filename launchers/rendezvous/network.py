@@ -1,4 +1,7 @@
-"""Network addresses: by which one other nodes reach this one, on which interface it lies, and whether an address answers. Imports no torch."""
+"""Network addresses: the one at which other nodes reach this one, its interface, and whether an address answers.
+
+Imports no torch.
+"""
 
 import fcntl
 import ipaddress
@@ -14,11 +17,11 @@ _RETRY_S = 0.1
 
 
 class AddressError(ValueError):
-    """A name that does not resolve, an interface without an address, or an address that does not answer; the message names it."""
+    """A name does not resolve, an interface has no address, or an address does not answer; the message names it."""
 
 
 def interfaces() -> dict[str, ipaddress.IPv4Interface]:
-    """Return the IPv4 address and network of every interface of this host that has one, by the interface's name (Linux)."""
+    """Return interface name -> IPv4 address and network, for every interface of this host that has one (Linux)."""
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
@@ -35,7 +38,10 @@ def interfaces() -> dict[str, ipaddress.IPv4Interface]:
 
 
 def interface_of(address: str) -> str | None:
-    """Return the name of the interface that has `address`, or whose network of loopback addresses it lies in; None where none has."""
+    """Return the name of the interface that has `address`, None where there is none.
+
+    A loopback address belongs to the interface whose network contains it.
+    """
     wanted = ipaddress.ip_address(address)
     known = interfaces()
     exact = [name for name, each in known.items() if each.ip == wanted]
@@ -67,7 +73,10 @@ def resolve_name(name: str) -> list[str]:
 
 
 def slurm_address(node: str) -> str | None:
-    """Return the address by which Slurm reaches a node (NodeAddr), which may be known where the node's name does not resolve; None without Slurm."""
+    """Return the address by which Slurm reaches a node (NodeAddr), None without Slurm.
+
+    Slurm may know it even where the node's name does not resolve.
+    """
     try:
         shown = subprocess.run(
             ["scontrol", "show", "node", node, "--oneliner"], capture_output=True, text=True, timeout=10, check=True
@@ -91,11 +100,11 @@ def reachable_address(
     Args:
         environment: for the node's name under Slurm.
         interface: the one to use, such as ib0; None finds one.
-        one_node: whether all ranks are on this node, so that loopback will do, and nothing is open to the network.
+        one_node: whether all ranks are on this node; loopback is used then, so that nothing is open to the network.
 
     Raises:
-        AddressError: the interface does not exist or has no address, or nothing but loopback addresses were found for
-            several nodes.
+        AddressError: the interface does not exist or has no address, or there are several nodes and only loopback
+            addresses were found.
     """
     if interface is not None:
         return interface_address(interface)
@@ -108,13 +117,14 @@ def reachable_address(
     outward = [
         address for address in resolved if not ipaddress.ip_address(address).is_loopback and interface_of(address)
     ]
-    # Slurm's own address is right even where it is a loopback one: then all nodes are this host.
+    # Slurm's own address is right even if it is a loopback address: then all nodes are this host.
     candidates = [*outward[:1], slurm_address_of(node) if node else None, _default_route()]
     found = next((address for address in candidates if address is not None), None)
     if found is None:
         raise AddressError(
-            f"no address of this node that others could reach: {', '.join(names)} resolve to {', '.join(resolved) or 'nothing'}, and there is "
-            f"no default route; set launcher.interface to one of {', '.join(interfaces())}"
+            f"no address of this node that others could reach: {', '.join(names)} resolve to "
+            f"{', '.join(resolved) or 'nothing'}, and there is no default route; set "
+            f"launcher.interface to one of {', '.join(interfaces())}"
         )
     return found
 
@@ -146,11 +156,10 @@ def wait_until_open(host: str, port: int, timeout_s: float, what: str) -> str:
 
     Args:
         timeout_s: the longest wait, in seconds.
-        what: what is expected there, for the message.
+        what: the name of what is expected there, for the message.
 
     Raises:
-        AddressError: the name does not resolve, or nothing answered in that time; the message has the address that was
-            tried.
+        AddressError: the name does not resolve, or nothing answered in time; the message has the address.
     """
     deadline = time.monotonic() + timeout_s
     problem = ""

@@ -1,7 +1,7 @@
-"""How the ranks of a start meet: the store that rank 0 serves, how the others learn its address from each launcher, and words exchanged through it.
+"""The rendezvous of a start's ranks: rank 0 serves a store, and the others learn its address from their launcher.
 
-Only rank 0 chooses a port, the one that the kernel gives it, and tells it; nobody guesses one. Its socket is bound to
-one address of the node.
+The kernel chooses the port of the store, and rank 0 publishes it; no rank guesses a port. The socket is bound to one
+address of the node.
 """
 
 import json
@@ -9,14 +9,13 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
-from trimaran.launchers.env.rank_env import RankEnv, resolve
-from trimaran.launchers.rendezvous.mpi import MPIWorld
+from trimaran.launchers.env.rank_env import RankEnv, read_env
 from trimaran.launchers.rendezvous.network import (
     AddressError,
     address_towards,
@@ -29,25 +28,33 @@ from trimaran.runtime.spec import LauncherSection
 _POLL_S = 0.05
 
 
-class Meeting:
+class Rendezvous:
     """What the ranks of a start share before there is a process group.
 
     Args:
         rank_env: this rank's.
-        store: of this start alone; the process group and the tether use it too.
-        address: of this node, on the interface that leads to the others.
-        served: what `store` is a part of; None for a process by itself.
-        notice: the file in which rank 0's address stands, for ranks that have not come yet.
+        store: of this start alone; the process group and the failure relay use it too.
+        address: of this node, on the interface that leads to the other nodes.
+        served: the store that `store` is a part of; None for a single process.
+        address_file: the file in which ranks that are still starting find rank 0's address.
     """
 
     def __init__(
-        self, rank_env: RankEnv, store: Store, address: str, served: TCPStore | None = None, notice: Path | None = None
+        self,
+        rank_env: RankEnv,
+        store: Store,
+        address: str,
+        served: TCPStore | None = None,
+        address_file: Path | None = None,
     ) -> None:
         self.rank_env, self.store, self.address, self.served = rank_env, store, address, served
-        self._notice, self._exchanges = notice, 0
+        self._address_file, self._exchanges = address_file, 0
 
-    def call_roll(self, timeout_s: float) -> list[int]:
-        """Return the ranks that have not come within that many seconds of rank 0's call. Every rank that comes must call it."""
+    def barrier(self, timeout_s: float) -> list[int]:
+        """Wait for all ranks, and return those that are absent `timeout_s` seconds after rank 0's call.
+
+        Every rank that has not failed must call it.
+        """
         self.store.set(f"here/{self.rank_env.rank}", "")
         if self.rank_env.rank == 0:
             deadline = time.monotonic() + timeout_s
@@ -56,20 +63,23 @@ class Meeting:
                 absent = [rank for rank in absent if not self.store.check([f"here/{rank}"])]
                 time.sleep(_POLL_S)
             self.store.set("absent", json.dumps(absent))
-            # Rank 0, which serves the store, may leave after this.
+            # Rank 0, which serves the store, may exit after this.
             self.store.wait([f"heard/{rank}" for rank in range(1, self.rank_env.world_size) if rank not in absent])
             return absent
         absent = list(json.loads(self.wait_for("absent")))
         self.store.set(f"heard/{self.rank_env.rank}", "")
         return absent
 
-    def close_door(self) -> None:
-        """Take the notice down: nobody is expected any more, and a later start must not read it."""
-        if self._notice is not None and self.rank_env.rank == 0:
-            self._notice.unlink(missing_ok=True)
+    def remove_address_file(self) -> None:
+        """Remove the file with rank 0's address once all ranks are here: a later start must not read it."""
+        if self._address_file is not None and self.rank_env.rank == 0:
+            self._address_file.unlink(missing_ok=True)
 
-    def gather(self, text: str) -> list[str]:
-        """Return every rank's text, in rank order. Every rank must call it, equally often; bounded by the store's time-out."""
+    def all_gather(self, text: str) -> list[str]:
+        """Return every rank's text, in rank order; the store's time-out bounds the wait.
+
+        Every rank must call it, and all of them equally often.
+        """
         self._exchanges += 1
         name = f"gather-{self._exchanges}"
         self.store.set(f"{name}/{self.rank_env.rank}", text)
@@ -79,7 +89,7 @@ class Meeting:
         return list(json.loads(self.store.get(name).decode()))
 
     def wait_for(self, name: str) -> str:
-        """Return what rank 0 sets under `name`, however long that takes it; its death ends the wait with an error.
+        """Return what rank 0 sets under `name`, without a time limit; the wait ends with an error if rank 0 dies.
 
         Raises:
             torch.distributed.DistError: rank 0 is gone.
@@ -90,72 +100,72 @@ class Meeting:
             pause_s = min(1.0, 1.2 * pause_s)  # hundreds of ranks may ask
         return self.store.get(name).decode()
 
-    def leave(self) -> None:
-        """Part in good order: rank 0, which may serve the store, stays until the others need it no more. Every rank must call it."""
+    def close(self) -> None:
+        """End the use of the store: rank 0, which may serve it, waits for the others. Every rank must call it."""
         if self.rank_env.rank:
             self.store.set(f"left/{self.rank_env.rank}", "")
         else:
             self.store.wait([f"left/{rank}" for rank in range(1, self.rank_env.world_size)])
 
 
-def meet(
+def join_rendezvous(
     rank_env: RankEnv,
     environment: Mapping[str, str],
     section: LauncherSection,
     folder: Path,
-    world: MPIWorld | None = None,
-) -> Meeting:
-    """Join the other ranks of this start; every rank must call it.
+    broadcast: Callable[[str], str] | None = None,
+) -> Rendezvous:
+    """Connect this rank to the store of its start. Every rank must call it.
 
     Args:
-        environment: the launcher's; torchrun names its store in it.
-        folder: shared by all nodes; in a Slurm step rank 0 leaves its address there.
-        world: of mpi4py, where MPI started the ranks.
+        environment: the launcher's variables; torchrun's name its store.
+        folder: shared by all nodes; in a Slurm step rank 0 writes its address there.
+        broadcast: returns rank 0's text on every rank, where MPI started the ranks.
 
     Raises:
         AddressError: rank 0 was not found within launcher.start_timeout_s seconds; the message names the address that
             was tried.
     """
     if rank_env.world_size == 1 and rank_env.launcher != "torchrun":
-        return meet_nobody()
-    notice = folder / f".meet-{rank_env.start}.json"
+        return single_process()
+    address_file = folder / f".meet-{rank_env.start}.json"
     if rank_env.launcher == "torchrun":
-        store = _torchruns_store(rank_env, environment, section)
-    elif world is not None:
-        store = _told_by_mpi(rank_env, environment, section, world)
+        store = _store_of_torchrun(rank_env, environment, section)
+    elif broadcast is not None:
+        store = _store_by_mpi(rank_env, environment, section, broadcast)
     else:
-        store = _told_by_file(rank_env, environment, section, notice)
+        store = _store_by_file(rank_env, environment, section, address_file)
     address = interface_address(section.interface) if section.interface else address_towards(store.host)
     store.set_timeout(timedelta(seconds=section.timeout_s))
-    return Meeting(rank_env, PrefixStore(rank_env.start, store), address, store, notice)
+    return Rendezvous(rank_env, PrefixStore(rank_env.start, store), address, store, address_file)
 
 
-def meet_nobody() -> Meeting:
-    """Return the meeting of a process that is a rank by itself."""
-    return Meeting(resolve({}, "single"), HashStore(), "127.0.0.1")
+def single_process() -> Rendezvous:
+    """Return the rendezvous of a process that is the only rank."""
+    return Rendezvous(read_env({}, "single"), HashStore(), "127.0.0.1")
 
 
-def _torchruns_store(rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection) -> TCPStore:
-    """The agent's store, or, where the ranks shall make their own, that of rank 0 at the address that all of them were told."""
+def _store_of_torchrun(rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection) -> TCPStore:
+    """Return the agent's store; where the agent shares none, rank 0 serves one at MASTER_ADDR and MASTER_PORT."""
     host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     if rank_env.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return serve_store(host, port)
     return connect_store(host, port, section.start_timeout_s, "the store of torchrun (MASTER_ADDR, MASTER_PORT)")
 
 
-def _told_by_mpi(
-    rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection, world: MPIWorld
+def _store_by_mpi(
+    rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection, broadcast: Callable[[str], str]
 ) -> TCPStore:
     if rank_env.rank == 0:
         store = _open(rank_env, environment, section)
-        world.share(json.dumps([store.host, store.port]))
+        broadcast(json.dumps([store.host, store.port]))
         return store
-    address, port = json.loads(world.share(""))
+    address, port = json.loads(broadcast(""))
     return connect_store(address, port, section.start_timeout_s, "the store of rank 0")
 
 
-def _told_by_file(rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection, file: Path) -> TCPStore:
-    """Through a file of the run folder: Slurm gives its tasks no means to exchange a word."""
+def _store_by_file(rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection, file: Path) -> TCPStore:
+    """Return the store whose address is in a file of the run folder: Slurm's tasks have no other way to exchange it."""
     if rank_env.rank == 0:
         store = _open(rank_env, environment, section)
         nonce = secrets.token_hex(8)
@@ -173,35 +183,39 @@ def _told_by_file(rank_env: RankEnv, environment: Mapping[str, str], section: La
     problem = f"rank 0 has not left its address in {file}"
     while time.monotonic() < deadline:
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            patience_s = min(3.0, section.start_timeout_s)
+            found = json.loads(file.read_text(encoding="utf-8"))
+            timeout_s = min(3.0, section.start_timeout_s)
             store = connect_store(
-                told["address"], told["port"], patience_s, f"the store of rank 0 on node {told['node']}"
+                found["address"], found["port"], timeout_s, f"the store of rank 0 on node {found['node']}"
             )
-            if store.check(["nonce"]) and store.get("nonce").decode() == told["nonce"]:
+            if store.check(["nonce"]) and store.get("nonce").decode() == found["nonce"]:
                 return store
-            problem = f"{told['address']}:{told['port']} serves another run"
+            problem = f"{found['address']}:{found['port']} serves another run"
         except FileNotFoundError:
             pass
-        # A file that a killed start of this name has left, perhaps, whose port another program has by now: rank 0 will
-        # replace it.
+        # A killed start of the same name may have left this file, and another program may use the port by now. Rank 0
+        # will replace the file.
         except (AddressError, RuntimeError) as error:
             problem = str(error)
         time.sleep(_POLL_S)
     raise AddressError(
-        f"rank {rank_env.rank} on node {rank_env.node} has not met rank 0 within {section.start_timeout_s:.0f} s: {problem}; train.output_dir must be "
-        "on a file system that all nodes share, and launcher.start_timeout_s long enough for the slowest node to import torch"
+        f"rank {rank_env.rank} on node {rank_env.node} has not met rank 0 within {section.start_timeout_s:.0f} s: "
+        f"{problem}; train.output_dir must be on a file system that all nodes share, and launcher.start_timeout_s long "
+        "enough for the slowest node to import torch"
     )
 
 
 def _open(rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection) -> TCPStore:
-    """Serve a store at an address of this node that the others reach, on a port that the kernel chooses."""
+    """Serve a store at an address that the other ranks reach, on a port that the kernel chooses."""
     one_node = rank_env.local_world_size == rank_env.world_size
     return serve_store(reachable_address(environment, interface=section.interface, one_node=one_node), 0)
 
 
 def serve_store(address: str, port: int) -> TCPStore:
-    """Serve a store at one address of this node, where torch's own would listen on all of them; port 0 lets the kernel choose one.
+    """Serve a store at one address of this node; torch's own would listen on all of them.
+
+    Args:
+        port: 0 lets the kernel choose one.
 
     Raises:
         AddressError: the address is not this node's, or the port is taken.
@@ -217,10 +231,13 @@ def serve_store(address: str, port: int) -> TCPStore:
 
 
 def connect_store(host: str, port: int, timeout_s: float, what: str) -> TCPStore:
-    """Connect to a store, `what` in words, once something listens there.
+    """Connect to a store once something listens there.
+
+    Args:
+        what: the store's name in the message of the error.
 
     Raises:
-        AddressError: nothing did in that many seconds.
+        AddressError: nothing listened there for `timeout_s` seconds.
     """
     address = wait_until_open(host, port, timeout_s, what)
     return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))

@@ -1,4 +1,4 @@
-"""What a run folder holds, read without trusting it: a missing or broken file becomes a sentence, never an exception."""
+"""Reading a run folder without trusting it: a missing or broken file becomes a sentence, never an exception."""
 
 import json
 import math
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trimaran.launchers.report.charts import Point
 from trimaran.runtime.train.metrics import Row, read_metrics
 
 
@@ -118,7 +117,7 @@ def is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def finite_points(rows: Sequence[Row], column: str) -> list[Point]:
+def finite_points(rows: Sequence[Row], column: str) -> list[tuple[float, float]]:
     """Return (step, value) of the rows whose value is a finite number."""
     return [
         (float(row["step"] or 0), float(value))

@@ -1,14 +1,16 @@
 """One self-contained HTML page about a run: what it learned, how fast, and where its pipeline waited.
 
-Everything a reader sees is in the file: styles, charts as SVG, no script, no address to fetch from (a content security
-policy forbids it besides). Text that comes from a run folder is escaped. Read from the folder:
+The file is complete: styles, charts as SVG, no script and no address to fetch from, which a content security policy
+forbids too. Text from the run folder is escaped. The page is made from these files of the folder:
 
-    spec.yaml           the resolved run spec               timeline.json       the pipeline's last step, measured and
-    simulated metrics.jsonl       one row a step                      sample.txt          text the model wrote
-    data_manifest.json  counts of the data preparation      machine.json        `describe_machine` of the machine that
-    trained
+    spec.yaml           the resolved run spec
+    metrics.jsonl       one row for each step
+    data_manifest.json  counts of the data preparation
+    timeline.json       the pipeline's last step, measured and simulated
+    sample.txt          text the model wrote
+    machine.json        `describe_machine` of the machine that trained
 
-Every one of them may be missing; the page says which and why it matters.
+Each of them may be missing; the page says which one and why it matters.
 """
 
 import math
@@ -29,9 +31,11 @@ _MOST_SAMPLE_CHARACTERS = 20_000
 _TIMELINES = {"measured": "As it ran", "simulated": "Simulated"}  # key in timeline.json -> title of the picture
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1b2333; --soft: #5b6577; --line: #e3e7ee; --paper: #ffffff; --wash: #f5f7fa; --accent: #1d4ed8 }
+:root { color-scheme: light; --ink: #1b2333; --soft: #5b6577; --line: #e3e7ee; --paper: #ffffff; --wash: #f5f7fa;
+        --accent: #1d4ed8 }
 * { box-sizing: border-box }
-body { margin: 0; background: var(--wash); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
+body { margin: 0; background: var(--wash); color: var(--ink);
+       font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
 main { max-width: 1120px; margin: 0 auto; padding: 32px 24px 56px }
 h1 { margin: 0; font-size: 27px; line-height: 1.25; overflow-wrap: anywhere }
 h2 { margin: 0 0 10px; font-size: 17px }
@@ -40,18 +44,21 @@ p { margin: 0 0 10px }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px; margin: 20px 0 }
 .card, section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px }
 .card { padding: 12px 16px }
-.card b { display: block; font-size: 22px; line-height: 1.3; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+.card b { display: block; font-size: 22px; line-height: 1.3; font-variant-numeric: tabular-nums;
+          overflow-wrap: anywhere }
 .card span { display: block; color: var(--soft); font-size: 13px }
 section { padding: 18px 20px; margin-top: 16px }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 0 16px }
 svg { display: block; max-width: 100%; height: auto; margin: 0 auto }
 svg + svg { margin-top: 14px }
 table { border-collapse: collapse; width: 100% }
-th, td { padding: 5px 8px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; overflow-wrap: anywhere }
+th, td { padding: 5px 8px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
+         overflow-wrap: anywhere }
 th { width: 34%; font-weight: 500; color: var(--soft) }
 tr:last-child > * { border-bottom: 0 }
 pre { margin: 0; padding: 14px 16px; background: var(--wash); border-radius: 8px; overflow: auto; max-height: 560px;
-      font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
+      font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; white-space: pre-wrap;
+      overflow-wrap: anywhere }
 .notice { margin-top: 14px; padding: 10px 16px; border: 1px solid var(--line); border-radius: 8px; color: var(--soft) }
 .problem { border-color: #f5c7a9; border-left: 4px solid #ea580c; background: #fff7f0; color: var(--ink) }
 .notice p { margin: 2px 0 }
@@ -64,7 +71,7 @@ details[open] summary { margin-bottom: 10px }
 def write_report(run_dir: Path) -> Path:
     """Write ``run_dir/report.html`` from what the run folder holds and return its path.
 
-    A report that was there is replaced in one rename. The only thing required of the folder is that it exists.
+    An older report is replaced in one rename. The folder must exist; any file of it may be missing.
 
     Raises:
         ValueError: ``run_dir`` is not a folder.
@@ -79,7 +86,8 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _render(run: Run) -> str:
-    """Return the page; the sections come in the order in which a reader asks."""
+    """Return the page; what most readers want first comes first."""
+    headline = f"{escape(_progress(run))} · layout {escape(_layout(run.spec))} · trimaran report"
     sections = [_loss(run), _speed(run), _pipeline(run), _sample(run), _summary(run), _facts(run), _spec(run)]
     return "\n".join(
         [
@@ -87,7 +95,7 @@ def _render(run: Run) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
             f"<title>{escape(run.name)} - trimaran report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>",
-            f'<h1>{escape(run.name)}</h1>\n<p class="soft">{escape(_progress(run))} · layout {escape(_layout(run.spec))} · trimaran report</p>',
+            f'<h1>{escape(run.name)}</h1>\n<p class="soft">{headline}</p>',
             _notice("problem", run.notes.problems),
             _cards(run),
             *(section for section in sections if section),
@@ -236,8 +244,8 @@ def _spans(records: Sequence[Sequence[Any]], num_ranks: int) -> list[Span]:
     """Return the spans of [rank, "2F0", start_ms, stop_ms] records.
 
     Raises:
-        ValueError: a record is none, or its rank cannot be; the picture has a row for every rank up to the last, so a
-            rank out of nowhere would fill the memory.
+        ValueError: a record is malformed, or its rank is impossible: the picture has a row for every rank up to the
+            highest, so a huge one would fill the memory.
     """
     spans = [Span(int(rank), Action.parse(str(text)), float(start), float(stop)) for rank, text, start, stop in records]
     for span in spans:
@@ -265,7 +273,8 @@ def _facts(run: Run) -> str:
 def _spec(run: Run) -> str:
     if not run.spec_text:
         return ""
-    return f"<section><details><summary>Resolved run spec</summary>\n<pre>{escape(run.spec_text)}</pre></details></section>"
+    title = "<summary>Resolved run spec</summary>"
+    return f"<section><details>{title}\n<pre>{escape(run.spec_text)}</pre></details></section>"
 
 
 def _number(value: object, form: str) -> str:

@@ -1,1 +1,1 @@
-"""Batch jobs: the script of a run, submitting and following it, and what happens to it on the cluster."""
+"""Batch jobs: the script of a run, submitting and following it, checking and replacing nodes."""

@@ -1,4 +1,7 @@
-"""Slurm's own commands, called and read: sbatch, squeue, scontrol, scancel. sacct is not among them, for many clusters keep no accounts."""
+"""Calls of Slurm's commands sbatch, scontrol and scancel, and reading their output.
+
+sacct is not used, because many clusters keep no accounts.
+"""
 
 import re
 import shutil
@@ -8,12 +11,13 @@ from dataclasses import dataclass
 
 _TIMEOUT_S = 60
 _ENDED = {
-    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED",
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
+    "REVOKED",
 }  # fmt: skip
 
 
 class SlurmError(RuntimeError):
-    """A command of Slurm is missing, failed or does not answer; the message has its words."""
+    """A command of Slurm is missing, failed or does not answer; the message has its output."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class JobState:
     """What Slurm says of a job.
 
     Args:
-        state: in its words, such as PENDING, RUNNING or COMPLETED.
+        state: Slurm's name of it, such as PENDING, RUNNING or COMPLETED.
         reason: why it is pending, or why it ended; "" for none.
         nodes: the list in Slurm's short form, "" while there is none.
         restarts: how often it was requeued.
@@ -91,7 +95,7 @@ def parse_state(line: str) -> JobState:
         return "" if value in ("(null)", "None", "Unknown", "N/A") else value
 
     state = fields.get("JobState", "UNKNOWN")
-    # Of an array's task, the number that scancel and squeue take.
+    # For a task of an array, the form that scancel and squeue take.
     job = (
         f"{fields['ArrayJobId']}_{fields['ArrayTaskId']}"
         if fields.get("ArrayTaskId", "").isdigit()
@@ -111,7 +115,7 @@ def parse_state(line: str) -> JobState:
 
 
 def cancel(jobs: Sequence[str], signal: str | None = None) -> None:
-    """Cancel jobs; with `signal`, only send it to their steps, which leave by themselves."""
+    """Cancel jobs; with `signal`, only send that signal to their steps, which then exit by themselves."""
     call(["scancel", *([f"--signal={signal}"] if signal else []), *jobs])
 
 
@@ -123,7 +127,8 @@ def call(words: Sequence[str], *, text: str | None = None) -> str:
     """
     if shutil.which(words[0]) is None:
         raise SlurmError(
-            f"{words[0]} is not on this machine's PATH; run this where jobs are submitted (a login node), or load Slurm's module"
+            f"{words[0]} is not on this machine's PATH; run this where jobs are submitted (a login node), "
+            "or load Slurm's module"
         )
     try:
         done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)

@@ -1,4 +1,4 @@
-"""A run's jobs: submitting it, the record of its jobs in the run folder, following one, and ending it."""
+"""A run's batch jobs: submit one, record it in the run folder, follow it, end it."""
 
 import itertools
 import json
@@ -24,14 +24,14 @@ _LONGEST_SWEEP = 1000
 
 @dataclass(frozen=True)
 class Planned:
-    """Runs that one script starts: the job, and for every run its folder and spec."""
+    """The runs that one batch script starts: the job, and the folder and spec of every run."""
 
     job: Job
     runs: Sequence[tuple[Path, RunSpec]]
 
 
 def plan(spec_path: Path, overrides: list[str], sweep: Sequence[str]) -> Planned:
-    """Return what would be submitted; nothing is written.
+    """Return the job to submit, without writing anything.
 
     Args:
         sweep: FIELD=VALUE,VALUE,... for an array of runs, one for every combination; each gets a folder of its own,
@@ -78,13 +78,14 @@ def submit_run(planned: Planned) -> str:
         for state in states_of(folder):
             if not state.has_ended:
                 raise SlurmError(
-                    f"{state} is of this run already; `trimaran cancel {folder}` ends it, or choose another train.output_dir"
+                    f"{state} is of this run already; `trimaran cancel {folder}` ends it, or choose another "
+                    "train.output_dir"
                 )
     script = render(planned.job)
     for folder, spec in planned.runs:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         NodeReport.forget(folder)
-        # What was submitted is what runs, also after a requeue, whatever becomes of the file that it was read from.
+        # The submitted spec is what runs, also after a requeue, even if the user's file has changed by then.
         (folder / SUBMITTED_SPEC).write_text(dump_spec(spec), encoding="utf-8")
     (planned.job.folder / "logs").mkdir(parents=True, exist_ok=True)
     (planned.job.folder / SCRIPT).write_text(script, encoding="utf-8")
@@ -166,9 +167,10 @@ def copy_from(file: Path, position: int, out: IO[bytes]) -> int:
 
 
 def end(folder: Path, *, now: bool, patience_s: float, say: Callable[[str], None]) -> None:
-    """End the run's newest job: the ranks save and leave, or with `now` they are given only Slurm's own KillWait for that.
+    """End the run's newest job after its ranks have saved.
 
     Args:
+        now: cancel at once; the ranks then have only Slurm's KillWait to save.
         patience_s: how long the ranks may take to save before the job is cancelled.
 
     Raises:

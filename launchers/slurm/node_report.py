@@ -1,4 +1,4 @@
-"""What a preflight finds: the facts of every node, and which nodes should not be used. Imports no torch."""
+"""The result of a preflight: facts about every node, and the nodes that should not be used. Imports no torch."""
 
 import json
 import os
@@ -9,16 +9,14 @@ from pathlib import Path
 
 _FILE = "preflight.json"
 _FEWEST_TO_COMPARE = 3
-_SLOWEST = 0.5  # of the median node's speed: ranks wait for each other, so one such node halves the speed of all
-_CLEARLY_SLOW = 0.2  # of the other's speed: of two nodes that differ less, nobody can tell which is the odd one
-_CLOCK_S = (
-    5.0  # clocks further apart make the time stamps of files and logs misleading, and certificates and tokens fail
-)
+_SLOWEST = 0.5  # of the median speed: ranks wait for each other, so one such node halves the speed of all
+_CLEARLY_SLOW = 0.2  # of the other node's speed: if two nodes differ less, either may be the unusual one
+_CLOCK_S = 5.0  # a larger difference makes time stamps of files and logs misleading, and certificates fail
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a task found on its node.
+    """Facts that a preflight task found on its node.
 
     Args:
         versions: of Python and the packages.
@@ -43,13 +41,13 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """Which nodes a job has been found not to be able to use, kept in the run folder while the job starts again and again.
+    """The nodes that a job can't use; kept in the run folder over the job's restarts.
 
     Args:
-        refused: node -> the reason, the last time that nodes were refused or lost.
+        refused: node -> the reason, of the last time that nodes were refused or lost.
         excluded: all nodes refused or lost so far.
-        attempts: how often that was since the run last got on.
-        step: of the run's last checkpoint then.
+        attempts: how often nodes were refused or lost since the run's last new checkpoint.
+        step: of the run's last checkpoint at that time.
     """
 
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +57,7 @@ class NodeReport:
 
     @staticmethod
     def read(folder: Path) -> "NodeReport":
-        """Read that of a run folder; an empty one where there is none."""
+        """Read the report of a run folder; an empty one where there is none."""
         try:
             return NodeReport(**json.loads((folder / "logs" / _FILE).read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -67,16 +65,16 @@ class NodeReport:
 
     @staticmethod
     def forget(folder: Path) -> None:
-        """Let a new job begin with all nodes."""
+        """Delete the report, so that a new job begins with all nodes."""
         (folder / "logs" / _FILE).unlink(missing_ok=True)
 
     def after(self, refused: Mapping[str, str], step: int) -> "NodeReport":
-        """Return the verdict that follows this one, with nodes to leave out and the step of the run's last checkpoint."""
+        """Return the report after more nodes were refused, with the step of the run's last checkpoint."""
         before = self.attempts if step == self.step else 0
         return NodeReport(dict(refused), sorted({*self.excluded, *refused}), before + 1, step)
 
     def write(self, folder: Path) -> None:
-        """Write it into a run folder."""
+        """Write the report into a run folder."""
         file = folder / "logs" / _FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
@@ -120,7 +118,7 @@ def _slow(facts: Sequence[NodeFacts]) -> list[tuple[str, str]]:
 
 
 def _odd_versions(facts: Sequence[NodeFacts]) -> list[tuple[str, str]]:
-    """Nodes whose packages are not those of most nodes."""
+    """Return the nodes whose packages differ from those of most nodes, with the difference."""
     if not facts:
         return []
     kinds: dict[str, list[NodeFacts]] = {}

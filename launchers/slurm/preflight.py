@@ -1,4 +1,6 @@
-"""A look at every node before a run: packages, disk, clock, speed, and the links between the nodes. One Slurm task a node runs it.
+"""The check of every node before a run: packages, disk, clock, speed, and the links between the nodes.
+
+One Slurm task a node runs it:
 
     srun --ntasks-per-node=1 python -m trimaran.launchers.slurm.preflight SPEC
 
@@ -16,38 +18,38 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimaran.launchers.env.rank_env import RankEnv, resolve
+from trimaran.launchers.env.exit_codes import NODES_REFUSED, write_exit_file
+from trimaran.launchers.env.rank_env import RankEnv, read_env
 from trimaran.launchers.rendezvous.fingerprint import versions_here
 from trimaran.launchers.rendezvous.network import AddressError
 from trimaran.launchers.slurm.node_report import NodeFacts, refused_nodes
 from trimaran.launchers.slurm.requeue import nodes_of_job, refuse
-from trimaran.launchers.slurm.sbatch import NODES_REFUSED
-from trimaran.launchers.worker.process import leave_word
+from trimaran.launchers.worker.process import exit_process
 from trimaran.runtime.spec import RunSpec, load_spec
 
 if TYPE_CHECKING:
-    from trimaran.launchers.rendezvous.store import Meeting
+    from trimaran.launchers.rendezvous.store import Rendezvous
 
 _GIB = 2**30
 _MATRIX = 1024
-_PRODUCTS = 20  # the best of them counts: others may use the node meanwhile
+_PRODUCTS = 20  # the best of them counts: other programs may use the node meanwhile
 _RING_MIB = 4
 
 
 def main() -> int:
-    """Entry point of a node's task; returns the exit code."""
+    """Check this node as one task of the preflight; return the exit code."""
     spec = load_spec(Path(sys.argv[1]))
     folder = Path(spec.train.output_dir)
-    rank_env = resolve(os.environ, "slurm")
+    rank_env = read_env(os.environ, "slurm")
     try:
         facts = look(spec, rank_env, folder)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with this node, the others shall name it
+    except Exception as error:  # noqa: BLE001 - any problem of this node must reach the first node, which prints it
         facts = NodeFacts(rank_env.node, {}, 0.0, 0.0, 0.0, f"{type(error).__name__}: {error}")
     return judge(spec, rank_env, folder, facts)
 
 
 def look(spec: RunSpec, rank_env: RankEnv, folder: Path) -> NodeFacts:
-    """Return what this node is like."""
+    """Return the facts about this node."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".preflight-{rank_env.node}"
     probe.write_bytes(b"x")
@@ -57,7 +59,7 @@ def look(spec: RunSpec, rank_env: RankEnv, folder: Path) -> NodeFacts:
 
 
 def matrix_gflops(spec: RunSpec) -> float:
-    """Return the speed of a float32 matrix product on this node's device, the best of a few."""
+    """Return the speed of a float32 matrix product on this node's device, the best of several."""
     import torch
 
     device = "cuda" if spec.launcher.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -72,18 +74,17 @@ def matrix_gflops(spec: RunSpec) -> float:
 
 
 def judge(spec: RunSpec, rank_env: RankEnv, folder: Path, facts: NodeFacts) -> int:
-    """Bring the nodes' facts together, try the links between them, and return the exit code; the first node says what is wrong."""
-    from trimaran.launchers.rendezvous.store import meet
+    """Compare the nodes' facts, test the links between them, print the result on the first; return the exit code."""
+    from trimaran.launchers.rendezvous.store import join_rendezvous
 
     try:
-        meeting = meet(rank_env, os.environ, spec.launcher, folder)
+        rendezvous = join_rendezvous(rank_env, os.environ, spec.launcher, folder)
     except AddressError as error:
         if rank_env.rank != 1:
             raise
-        return _end(
-            folder, {nodes_of_job()[0]: f"it did not answer: {error}"}
-        )  # the first node, which should say so, is the silent one
-    absent = meeting.call_roll(spec.launcher.start_timeout_s)
+        # The first node would report this, but it is the one that does not answer.
+        return _end(folder, {nodes_of_job()[0]: f"it did not answer: {error}"})
+    absent = rendezvous.barrier(spec.launcher.start_timeout_s)
     if absent:
         if rank_env.rank:
             return NODES_REFUSED
@@ -91,53 +92,54 @@ def judge(spec: RunSpec, rank_env: RankEnv, folder: Path, facts: NodeFacts) -> i
         return _end(
             folder, {nodes[rank]: f"it did not answer within {spec.launcher.start_timeout_s:g} s" for rank in absent}
         )
-    meeting.close_door()
-    every = _compare(meeting, facts)
+    rendezvous.remove_address_file()
+    every = _compare(rendezvous, facts)
     refused = refused_nodes(every, spec.slurm.preflight_min_free_gib)
     if not refused and rank_env.world_size > 1:
-        slowest = ring_seconds(spec, meeting)
-        links = meeting.gather(json.dumps(slowest))
+        slowest = ring_seconds(spec, rendezvous)
+        links = rendezvous.all_gather(json.dumps(slowest))
         if rank_env.rank == 0:
             _say(
-                f"ring of {rank_env.world_size} nodes: {_RING_MIB} MiB in {max(map(float, links)) * 1e3:.1f} ms a hop at most"
+                f"ring of {rank_env.world_size} nodes: {_RING_MIB} MiB in {max(map(float, links)) * 1e3:.1f} ms a hop "
+                "at most"
             )
     if rank_env.rank == 0:
         for each in every:
             _say(f"{each.node}: {each.gflops:.0f} GFLOP/s, {each.free_gib:.1f} GiB free, clock {each.clock_s:+.1f} s")
         _end(folder, refused)
-    meeting.gather("judged")  # the verdict is written before anybody's exit ends the step
-    meeting.leave()
+    rendezvous.all_gather("judged")  # a barrier: the report is written before the exit of a task ends the step
+    rendezvous.close()
     return NODES_REFUSED if refused else 0
 
 
-def _compare(meeting: "Meeting", facts: NodeFacts) -> list[NodeFacts]:
-    """The facts of all nodes, with their clocks beside the first one's; collective over the nodes."""
-    # All have met already, so the clocks are read as close together as a store allows.
-    first, *_ = times = [float(text) for text in meeting.gather(str(time.time()))]
-    facts = replace(facts, clock_s=round(times[meeting.rank_env.rank] - first, 1))
-    return [NodeFacts.parse(text) for text in meeting.gather(json.dumps(asdict(facts)))]
+def _compare(rendezvous: "Rendezvous", facts: NodeFacts) -> list[NodeFacts]:
+    """Return the facts of all nodes, with clocks relative to the first node's. Collective over the nodes."""
+    # After the rendezvous the clocks are read as close together as the store allows.
+    first, *_ = times = [float(text) for text in rendezvous.all_gather(str(time.time()))]
+    facts = replace(facts, clock_s=round(times[rendezvous.rank_env.rank] - first, 1))
+    return [NodeFacts.parse(text) for text in rendezvous.all_gather(json.dumps(asdict(facts)))]
 
 
 def _end(folder: Path, refused: Mapping[str, str]) -> int:
-    """Say which nodes are refused, write that down for the batch script, and return the exit code."""
+    """Print the refused nodes, write them down for the batch script, and return the exit code."""
     for node, reason in refused.items():
         _say(f"node {node} is not used: {reason}")
     if refused:
         refuse(folder, refused)
     code = NODES_REFUSED if refused else 0
-    leave_word(code)
+    write_exit_file(code)
     return code
 
 
-def ring_seconds(spec: RunSpec, meeting: "Meeting") -> float:
-    """Send a buffer from every node to the next, and return the seconds that took this node's neighbour; collective over the nodes."""
+def ring_seconds(spec: RunSpec, rendezvous: "Rendezvous") -> float:
+    """Send a buffer from every node to the next, and return the seconds it took. Collective over the nodes."""
     import torch
     import torch.distributed as dist
 
     from trimaran.launchers.worker.process_group import join_group
 
-    join_group(spec, torch.device("cpu"), meeting)
-    rank, size = meeting.rank_env.rank, meeting.rank_env.world_size
+    join_group(spec, torch.device("cpu"), rendezvous)
+    rank, size = rendezvous.rank_env.rank, rendezvous.rank_env.world_size
     sent, received = torch.full((_RING_MIB * 2**18,), float(rank)), torch.empty(_RING_MIB * 2**18)
     seconds = 0.0
     for _ in range(2):  # the first one makes the connections
@@ -148,7 +150,7 @@ def ring_seconds(spec: RunSpec, meeting: "Meeting") -> float:
         request.wait()
         seconds = time.perf_counter() - start
     if not bool((received == (rank - 1) % size).all()):
-        raise RuntimeError(f"what node {(rank - 1) % size} sent arrived damaged at {meeting.rank_env.node}")
+        raise RuntimeError(f"what node {(rank - 1) % size} sent arrived damaged at {rendezvous.rank_env.node}")
     dist.destroy_process_group()
     return seconds
 
@@ -159,7 +161,8 @@ def _say(text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        code = main()
     except (ValueError, OSError) as error:
         _say(f"error: {error}")
-        sys.exit(1)
+        code = 1
+    exit_process(code)

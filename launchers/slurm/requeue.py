@@ -1,10 +1,9 @@
-"""What a batch script runs when some of its nodes should not be used again: put the job back into the queue without them.
+"""Put a job back into the queue without the nodes that it should not use again. The batch script runs this:
 
     python -m trimaran.launchers.slurm.requeue SPEC            after a preflight has refused nodes
-    python -m trimaran.launchers.slurm.requeue --lost SPEC     after a rank died without a word: perhaps its node is
-    lost
+    python -m trimaran.launchers.slurm.requeue --lost SPEC     after a rank died without a message: its node may be lost
 
-Exits with 0 where the job will start again elsewhere.
+The exit code is 0 if the job will start again on other nodes.
 """
 
 import argparse
@@ -20,13 +19,13 @@ from trimaran.launchers.slurm.node_report import NodeReport
 from trimaran.runtime.checkpoint.folder import latest, step_of
 from trimaran.runtime.spec import RunSpec, load_spec
 
-_MOST_ATTEMPTS = 2  # without another checkpoint between them: then the nodes are not what is wrong
+_MOST_ATTEMPTS = 2  # without another checkpoint between them: after that the nodes are not the problem
 _REQUEUED_S = 20.0
 _ANSWER_S = 20.0
 
 
 def main() -> int:
-    """Entry point."""
+    """Requeue the job of this process; return the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--lost", action="store_true")
     parser.add_argument("spec", type=Path)
@@ -36,7 +35,7 @@ def main() -> int:
     try:
         if options.lost:
             lost = lost_nodes()
-            if not lost:  # a rank was killed on a node that is well: starting it again would end in the same way
+            if not lost:  # a rank was killed on a healthy node: another start would end in the same way
                 return 1
             refuse(folder, dict.fromkeys(lost, "it does not answer"))
         return leave_out(spec, NodeReport.read(folder))
@@ -46,7 +45,7 @@ def main() -> int:
 
 
 def refuse(folder: Path, nodes: Mapping[str, str]) -> None:
-    """Write down which nodes the run in `folder` can't use, each with the reason."""
+    """Add nodes that the run can't use, each with the reason, to the node report of its folder."""
     saved = latest(folder / "checkpoints")
     NodeReport.read(folder).after(nodes, 0 if saved is None else step_of(saved) or 0).write(folder)
 
@@ -61,7 +60,7 @@ def nodes_of_job() -> list[str]:
 
 
 def lost_nodes() -> list[str]:
-    """Return the nodes of this job on which no process can be started. Slurm itself takes minutes to notice (SlurmdTimeout)."""
+    """Return the nodes of this job on which no process can be started; Slurm itself takes minutes (SlurmdTimeout)."""
     probes = [
         (
             node,

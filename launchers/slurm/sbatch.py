@@ -1,43 +1,36 @@
-"""The batch script of a run: a pure function from its spec to the text that sbatch gets.
+"""The batch script of a run: a pure function from its spec to the text for sbatch.
 
-The script is what a person would write: options, modules, a look at the nodes, the ranks, and what to do when the time
-is up. Nothing of the spec reaches a shell unquoted, but for `slurm.prolog`, which is shell.
+The script is what a person would write: options, modules, a check of the nodes, the ranks, and what to do at the time
+limit. Everything of the spec is quoted for the shell, except `slurm.prolog`, which is shell code.
 """
 
 import re
 import shlex
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimaran.launchers.env.exit_codes import exit_code_after
-from trimaran.launchers.worker.failure_relay import SILENT_EXIT_CODE
-from trimaran.launchers.worker.process import EXIT_FILE
+from trimaran.launchers.env.exit_codes import EXIT_FILE, NODES_REFUSED, SILENT_EXIT_CODE, STOPPED_BY_USR1
 from trimaran.runtime.spec import RunSpec
 
-STOPPED_BY_USR1 = exit_code_after(signal.SIGUSR1)
-"""What the ranks exit with when Slurm's signal before the time limit has stopped them."""
-NODES_REFUSED = 75
-"""What the preflight exits with when it has found nodes that should not be used."""
 _JOB_NAME_LENGTH = 64
 _STRAGGLERS_S = 10
 
 
 class ScriptError(ValueError):
-    """The run can't be written as a batch script; the message says why."""
+    """The run can't be expressed as a batch script; the message says why."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a script is made from.
+    """The input of a batch script.
 
     Args:
         spec: the run.
-        arguments: what the worker is called with, after `python -m trimaran.launchers.worker.entry`: the spec file and
-            its overrides; one list for each run of an array.
+        arguments: of `python -m trimaran.launchers.worker`: the spec file and its overrides; one list for each
+            run of an array.
         folder: the run folder, absolute.
-        directory: where the ranks run, absolute; relative paths of the spec start there.
+        directory: where the ranks run, absolute; the spec's relative paths start there.
         python: the interpreter of the environment, on every node.
     """
 
@@ -49,7 +42,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The job's name: that of the run folder, as far as Slurm's own tools can show it."""
+        """The job's name: that of the run folder, without characters that Slurm's tools don't show."""
         return re.sub(r"[^A-Za-z0-9_.+-]+", "_", self.folder.name)[:_JOB_NAME_LENGTH].strip("_") or "trimaran"
 
 
@@ -97,7 +90,7 @@ def _options(job: Job) -> list[str]:
         "--open-mode=append",
         *([f"--array=0-{len(job.arguments) - 1}"] if len(job.arguments) > 1 else []),
         "--requeue" if section.requeue else "--no-requeue",
-        # To the ranks, not to this shell: they save, and their exit code says that they have.
+        # Slurm signals the ranks, not the shell: they save, and their exit code shows it.
         *([f"--signal=USR1@{lead}"] if lead else []),
         *(_quoted_option(option) for option in section.options),
     ]
@@ -108,7 +101,8 @@ def _path(path: Path, *, percent: bool = False) -> str:
     text = str(path)
     if re.search(r"[\"'\\\n\r#$`]", text):
         raise ScriptError(
-            f"the path {text!r} has characters that an #SBATCH line can't hold; use one without quotes, backslashes, # and $"
+            f"the path {text!r} has characters that an #SBATCH line can't hold; use one without quotes, backslashes, "
+            "# and $"
         )
     text = text.replace("%", "%%") if percent else text
     return text if re.fullmatch(r"[\w./+:@%=,-]+", text) else f'"{text}"'
@@ -122,7 +116,8 @@ def _quoted_option(option: str) -> str:
 def _double_quoted(value: str) -> str:
     if re.search(r"[\"\\]", value):
         raise ScriptError(
-            f"the value {value!r} of slurm.options has characters that an #SBATCH line can't hold; write it without \" and \\"
+            f"the value {value!r} of slurm.options has characters that an #SBATCH line can't hold; write it without \" "
+            "and \\"
         )
     return f'"{value}"'
 
@@ -138,7 +133,8 @@ def _settings(job: Job) -> str:
 python={shlex.quote(job.python)}
 {arguments}
 
-# scancel, preemption and the time limit send SIGTERM to the ranks, which save and leave, and to this shell, which waits for them.
+# scancel, preemption and the time limit send SIGTERM to the ranks, which save and leave, and to this shell, which waits
+# for them.
 trap '' TERM
 export PYTHONUNBUFFERED=1
 """
@@ -151,7 +147,8 @@ def _environment(job: Job) -> str:
 
 def _step(job: Job) -> str:
     return f"""
-# Runs a step. Its exit code is the one that rank 0 leaves word of: srun's own may be that of a task that srun ended itself.
+# Runs a step. Its exit code is the one that rank 0 writes into a file: srun's own may be that of a task that srun ended
+# itself.
 export {EXIT_FILE}={shlex.quote(str(job.folder / "logs"))}"/exit-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
 step() {{
   srun --mpi=none "$@"
@@ -162,10 +159,11 @@ step() {{
 
 
 def _preflight(job: Job) -> str:
-    # A task that hangs on its node must not hold up the others, which have judged without it.
+    # A task that hangs on its node must not delay the others, which have finished without it.
     flags = f'--ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=0 --wait={_STRAGGLERS_S}'
     return f"""
-# One task a node looks at it and at the links between them. Nodes that should not be used are left out when the job starts again.
+# One task a node checks it and the links between the nodes. Nodes that should not be used are left out when the job
+# starts again.
 step {flags} "$python" -m trimaran.launchers.slurm.preflight "${{run[@]}}"
 if [ "$code" -eq {NODES_REFUSED} ]; then
   "$python" -m trimaran.launchers.slurm.requeue "${{run[@]}}" && exit 0
@@ -176,32 +174,29 @@ fi
 
 def _ranks(job: Job) -> str:
     section = job.spec.slurm
-    what = (
-        "trimaran.launchers.worker.entry --launcher slurm"
-        if section.tasks == "rank"
-        else "trimaran.launchers.slurm.agent"
-    )
+    what = "trimaran.launchers.worker --launcher slurm" if section.tasks == "rank" else "trimaran.launchers.slurm.agent"
     command = f'"$python" -m {what} "${{run[@]}}"'
     flags = "--kill-on-bad-exit=1"
     if section.cpus_per_task is not None:
-        flags += f" --cpus-per-task={section.cpus_per_task}"  # a step doesn't take it over from the job
+        flags += f" --cpus-per-task={section.cpus_per_task}"  # a step does not inherit it from the job
     if section.container is not None and section.container.endswith(".sif"):
         gpus = " --nv" if section.gpus_per_node else ""
         command = f"apptainer exec{gpus} {shlex.quote(section.container)} {command}"
     elif section.container is not None:
-        flags += f" --container-image={shlex.quote(section.container)} --container-mounts={shlex.quote(f'{job.directory}:{job.directory}')}"
+        mounts = shlex.quote(f"{job.directory}:{job.directory}")
+        flags += f" --container-image={shlex.quote(section.container)} --container-mounts={mounts}"
     requeue = f"""
-# The time is up and the ranks have saved: go on where they were when the job's turn comes again.
+# The ranks have saved before the time limit: put the job back into the queue, to resume from there.
 if [ "$code" -eq {STOPPED_BY_USR1} ]; then
   scontrol requeue "$SLURM_JOB_ID" && exit 0
 fi
-# A rank died without a word. If its node is lost, the run goes on at its last checkpoint on another.
+# A rank died without a message. If its node is lost, the run resumes from its last checkpoint on another node.
 if [ "$code" -eq {SILENT_EXIT_CODE} ]; then
   "$python" -m trimaran.launchers.slurm.requeue --lost "${{run[@]}}" && exit 0
 fi
 """
     return f"""
-# One task ends: all end, and the job's exit code is that of the rank that failed.
+# If one task fails, all end, and the job's exit code is that of the failed rank.
 step {flags} {command}
 {requeue if section.requeue else ""}
 exit "$code"

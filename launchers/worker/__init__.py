@@ -1,1 +1,1 @@
-"""One rank of a run, from its first line to its exit code."""
+"""One rank of a run, from its start to its exit code."""

@@ -1,9 +1,9 @@
-"""The tether: a connection from every rank to rank 0 that carries the word of a failure to all of them, whatever launcher started them. No torch.
+"""The failure relay: a connection from every rank to rank 0, over which a failure of one rank reaches all. No torch.
 
-A rank that dies closes its connection, which its host's kernel does even for a process that was killed; a host that is
-lost stops answering TCP's keepalive. Either way rank 0 learns of it within seconds, tells it, and passes it on, and
-every rank ends: without this, ranks that wait in a collective notice the loss of a peer only when the collective's time
-is up.
+It does not depend on the launcher. When a rank dies, its connection closes: the kernel of its host sees to that even if
+the process was killed. When a host is lost, it stops answering TCP's keepalive. In both cases rank 0 notices within
+seconds and reports it to every rank, and all of them exit. Without the relay, ranks that wait in a collective would
+notice the loss of a peer only at the collective's time-out.
 """
 
 import hmac
@@ -16,14 +16,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
+from trimaran.launchers.env.exit_codes import SILENT_EXIT_CODE
+
 _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 3, 1, 4  # 7 s for a host that is gone
 _CONNECT_S = 10.0
-_TOLD_S = 3.0  # for rank 0 to have passed a failure on, before the failing rank exits and its launcher ends the others
+_RELAYED_S = 3.0  # for rank 0 to relay a failure, before the failing rank exits and its launcher ends the others
 _POLL_S = 0.1
 _SILENT = "it was killed (out of memory, perhaps), or its host is lost: it left no message"
-SILENT_EXIT_CODE = 137
-"""What ranks exit with when one died without a word: 128 + SIGKILL, after which no process can leave one."""
 _LONGEST_LINE = 1 << 20
+THREAD_NAME = "failure-relay"
+"""Name of the relay's thread in every rank."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,11 @@ class Failure:
     """Why a rank ended before its time.
 
     Args:
-        rank: the one that failed, and `where` it stands: host and coordinates.
-        step: the training step that it was in; None before the first.
-        exit_code: what it exits with, and every other rank with it.
+        rank: the one that failed; `where` is its host and coordinates.
+        step: its training step at that moment; None before the first.
+        exit_code: of that rank, and of every other rank too.
         message: a sentence; `details` names a file with more, "" where there is none.
-        seconds: since the epoch.
+        seconds: the time, since the epoch.
     """
 
     rank: int
@@ -52,106 +54,111 @@ class Failure:
         return f"rank {self.rank} ({self.where}) failed{step}: {self.message}{details}"
 
 
-End = Callable[[Failure], None]
-"""What a rank does when another has failed; runs in the tether's thread and does not return."""
+OnFailure = Callable[[Failure], None]
+"""What a rank does when another has failed; runs in the relay's thread and does not return."""
 
 
-class Tether:
-    """This rank's end. Make it by `hold` on rank 0 and by `join` on the others; `fail` or `leave` ends it."""
+class FailureRelay:
+    """This rank's side of the relay: `serve` makes it on rank 0, `connect` on the others; `send` or `close` ends it."""
 
-    def __init__(self, peer: "_Hub | _Spoke") -> None:
-        self._peer = peer
+    def __init__(self, side: "_Server | _Client") -> None:
+        self._side = side
 
     @staticmethod
-    def hold(listener: socket.socket, key: str, where: list[str], end: End, step: Callable[[], int | None]) -> "Tether":
-        """Serve the tether on rank 0.
+    def serve(
+        listener: socket.socket, key: str, where: list[str], on_failure: OnFailure, step: Callable[[], int | None]
+    ) -> "FailureRelay":
+        """Serve the relay on rank 0.
 
         Args:
-            listener: a listening socket; it is closed at the end.
-            key: a secret that the others show, so that no stranger can end a run.
-            where: of every rank, by rank, for the message about one that dies without a word.
-            end: called when a rank has failed.
-            step: this rank's training step at the moment.
+            listener: a listening socket; the relay closes it.
+            key: a secret that every rank sends first, so that no other program can end a run.
+            where: host and coordinates of every rank, for the message about one that dies without a message.
+            on_failure: called when another rank has failed.
+            step: returns this rank's training step.
         """
-        return Tether(_Hub(listener, key, where, end, step))
+        return FailureRelay(_Server(listener, key, where, on_failure, step))
 
     @staticmethod
-    def join(address: str, port: int, key: str, rank: int, end: End, hub: str) -> "Tether":
+    def connect(
+        address: str, port: int, key: str, rank: int, on_failure: OnFailure, where_of_rank_0: str
+    ) -> "FailureRelay":
         """Connect to rank 0.
-
-        Args:
-            hub: where rank 0 stands.
 
         Raises:
             OSError: it does not answer.
         """
-        return Tether(_Spoke(socket.create_connection((address, port), timeout=_CONNECT_S), key, rank, end, hub))
+        connection = socket.create_connection((address, port), timeout=_CONNECT_S)
+        return FailureRelay(_Client(connection, key, rank, on_failure, where_of_rank_0))
 
-    def fail(self, failure: Failure) -> None:
-        """Tell all ranks of this rank's failure; returns when rank 0 has passed it on, or after seconds."""
-        self._peer.fail(failure)
+    def send(self, failure: Failure) -> None:
+        """Send this rank's failure to all ranks; returns when rank 0 has relayed it, or after seconds."""
+        self._side.send(failure)
 
-    def leave(self) -> None:
-        """End this rank's tether in good order: its end is no failure from here on."""
-        self._peer.leave()
+    def close(self) -> None:
+        """Close this rank's side: from here on the end of this process is no failure."""
+        self._side.close()
 
 
-class _Spoke:
-    """A rank's connection to rank 0, and the thread that waits for word from there."""
+class _Client:
+    """A rank's connection to rank 0, and the thread that reads from it."""
 
-    def __init__(self, connection: socket.socket, key: str, rank: int, end: End, hub: str) -> None:
+    def __init__(
+        self, connection: socket.socket, key: str, rank: int, on_failure: OnFailure, where_of_rank_0: str
+    ) -> None:
         connection.settimeout(None)
         _keep_alive(connection)
-        self._connection, self._end, self._hub = connection, end, hub
-        self._leaving, self._told = threading.Event(), threading.Event()
-        _send(connection, {"key": key, "rank": rank})
-        threading.Thread(target=self._listen, name="tether", daemon=True).start()
+        self._connection, self._on_failure, self._where_of_rank_0 = connection, on_failure, where_of_rank_0
+        self._closing, self._relayed = threading.Event(), threading.Event()
+        _write(connection, {"key": key, "rank": rank})
+        threading.Thread(target=self._listen, name=THREAD_NAME, daemon=True).start()
 
     def _listen(self) -> None:
         with self._connection, self._connection.makefile("rb") as reader, suppress(OSError, ValueError):
             while line := reader.readline(_LONGEST_LINE):
-                word = json.loads(line)
-                if "failed" in word:
-                    self._fall(Failure(**word["failed"]))
-                elif "told" in word:
-                    self._told.set()
-                elif "done" in word:
-                    self._leaving.set()
-        self._told.set()
-        self._fall(Failure(0, self._hub, None, _SILENT, SILENT_EXIT_CODE))
+                message = json.loads(line)
+                if "failed" in message:
+                    self._report(Failure(**message["failed"]))
+                elif "relayed" in message:
+                    self._relayed.set()
+                elif "done" in message:
+                    self._closing.set()
+        self._relayed.set()
+        self._report(Failure(0, self._where_of_rank_0, None, _SILENT, SILENT_EXIT_CODE))
 
-    def _fall(self, failure: Failure) -> None:
-        if not self._leaving.is_set():
-            self._leaving.set()
-            self._end(failure)
+    def _report(self, failure: Failure) -> None:
+        if not self._closing.is_set():
+            self._closing.set()
+            self._on_failure(failure)
 
-    def fail(self, failure: Failure) -> None:
-        self._leaving.set()
+    def send(self, failure: Failure) -> None:
+        self._closing.set()
         with suppress(OSError):
-            _send(self._connection, {"failed": asdict(failure)})
-            self._told.wait(_TOLD_S)
+            _write(self._connection, {"failed": asdict(failure)})
+            self._relayed.wait(_RELAYED_S)
 
-    def leave(self) -> None:
-        self._leaving.set()
+    def close(self) -> None:
+        self._closing.set()
         with suppress(OSError):
-            _send(self._connection, {"bye": True})
+            _write(self._connection, {"closed": True})
             self._connection.shutdown(socket.SHUT_WR)
 
 
-class _Hub:
-    """Rank 0's end: one thread that reads what the ranks send and notices who is gone."""
+class _Server:
+    """Rank 0's side: one thread that reads from all ranks and notices a connection that ends."""
 
     def __init__(
-        self, listener: socket.socket, key: str, where: list[str], end: End, step: Callable[[], int | None]
+        self, listener: socket.socket, key: str, where: list[str], on_failure: OnFailure, step: Callable[[], int | None]
     ) -> None:
-        self._listener, self._key, self._where, self._end, self._step = listener, key, where, end, step
+        self._listener, self._key, self._where, self._step = listener, key, where, step
+        self._on_failure = on_failure
         self._ranks: dict[socket.socket, int] = {}
         self._unread: dict[socket.socket, bytes] = {}
-        self._gone: set[int] = set()
+        self._ended: set[int] = set()  # ranks that have failed or closed their side
         self._closing, self._lock = threading.Event(), threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
-        threading.Thread(target=self._serve, name="tether", daemon=True).start()
+        threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True).start()
 
     def _serve(self) -> None:
         while not self._closing.is_set():
@@ -182,11 +189,11 @@ class _Hub:
         self._unread[connection] = rest
         for line in lines:
             if connection in self._unread:  # not dropped for the line before
-                self._take(connection, line)
+                self._handle(connection, line)
         if (not data or len(rest) > _LONGEST_LINE) and connection in self._unread:
-            self._forget(connection)
+            self._handle_end(connection)
 
-    def _take(self, connection: socket.socket, line: bytes) -> None:
+    def _handle(self, connection: socket.socket, line: bytes) -> None:
         if connection not in self._ranks:
             rank = self._rank_of(line)
             if rank is None:
@@ -194,29 +201,31 @@ class _Hub:
             else:
                 self._ranks[connection] = rank
             return
-        word = json.loads(line)
-        if "bye" in word:
-            self._gone.add(self._ranks[connection])
-        elif "failed" in word:
-            self._gone.add(self._ranks[connection])
-            self._pass_on(Failure(**word["failed"]), teller=connection)
+        message = json.loads(line)
+        if "closed" in message:
+            self._ended.add(self._ranks[connection])
+        elif "failed" in message:
+            self._ended.add(self._ranks[connection])
+            self._relay(Failure(**message["failed"]), sender=connection)
 
     def _rank_of(self, line: bytes) -> int | None:
-        """The rank that a first line names; None if some other program sent it, or a rank of another run."""
+        """Return the rank that a first line names; None if another program sent the line, or a rank of another run."""
         try:
-            word = json.loads(line)
+            message = json.loads(line)
         except ValueError:
             return None
-        known = isinstance(word, dict) and hmac.compare_digest(str(word.get("key", "")).encode(), self._key.encode())
-        return int(word["rank"]) if known else None
+        if not isinstance(message, dict):
+            return None
+        known = hmac.compare_digest(str(message.get("key", "")).encode(), self._key.encode())
+        return int(message["rank"]) if known else None
 
-    def _forget(self, connection: socket.socket) -> None:
-        """A connection has closed: in good order, or because its rank is no more."""
+    def _handle_end(self, connection: socket.socket) -> None:
+        """Drop a connection that has ended, and relay the death of its rank unless that rank has closed its side."""
         rank = self._ranks.get(connection)
         self._drop(connection)
-        if rank is not None and rank not in self._gone:
-            self._gone.add(rank)
-            self._pass_on(Failure(rank, self._where[rank], self._step(), _SILENT, SILENT_EXIT_CODE))
+        if rank is not None and rank not in self._ended:
+            self._ended.add(rank)
+            self._relay(Failure(rank, self._where[rank], self._step(), _SILENT, SILENT_EXIT_CODE))
 
     def _drop(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
@@ -224,30 +233,33 @@ class _Hub:
         del self._unread[connection]
         connection.close()
 
-    def _pass_on(self, failure: Failure, teller: socket.socket | None = None) -> None:
-        if self._close({"failed": asdict(failure)}, teller):
-            self._end(failure)
+    def _relay(self, failure: Failure, sender: socket.socket | None = None) -> None:
+        if self._finish({"failed": asdict(failure)}, sender):
+            self._on_failure(failure)
 
-    def fail(self, failure: Failure) -> None:
-        self._close({"failed": asdict(failure)})
+    def send(self, failure: Failure) -> None:
+        self._finish({"failed": asdict(failure)})
 
-    def leave(self) -> None:
-        self._close({"done": True})
+    def close(self) -> None:
+        self._finish({"done": True})
 
-    def _close(self, word: dict[str, object], teller: socket.socket | None = None) -> bool:
-        """Say a last word to every rank, once; whether this was the first call."""
+    def _finish(self, message: dict[str, object], sender: socket.socket | None = None) -> bool:
+        """Send the last message to every rank, and only `relayed` to its sender; return whether this is the first call.
+
+        Later calls do nothing.
+        """
         with self._lock:
             if self._closing.is_set():
                 return False
             for connection in list(self._ranks):
                 with suppress(OSError):
-                    _send(connection, {"told": True} if connection is teller else word)
-            self._closing.set()  # last: then the thread closes the connections
+                    _write(connection, {"relayed": True} if connection is sender else message)
+            self._closing.set()  # last: the thread closes the connections after this
         return True
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Let the kernel find out that the other host is gone, though neither side has anything to say."""
+    """Let the kernel find out that the other host is gone, although neither side sends anything."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", _KEEPALIVE_IDLE_S),
@@ -258,5 +270,5 @@ def _keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _send(connection: socket.socket, word: dict[str, object]) -> None:
-    connection.sendall(json.dumps(word).encode() + b"\n")
+def _write(connection: socket.socket, message: dict[str, object]) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")

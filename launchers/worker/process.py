@@ -1,4 +1,4 @@
-"""A process as a rank of a run: what it writes down about itself, and how it ends, by itself or with the others. Imports no torch."""
+"""One rank's process: its logs, its failure records and the way it exits. Imports no torch."""
 
 import contextlib
 import json
@@ -11,19 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trimaran.launchers.env.exit_codes import write_exit_file
 from trimaran.launchers.env.rank_env import RankEnv
-from trimaran.launchers.worker.failure_relay import Failure, Tether
+from trimaran.launchers.worker.failure_relay import Failure, FailureRelay
 from trimaran.runtime.grid import coordinates, describe_coordinates
 from trimaran.runtime.spec import RunSpec
 
 ERROR_FILE = "error.json"
 _TRACEBACK_FILE = "traceback.txt"
-EXIT_FILE = "TRIMARAN_EXIT_FILE"
-"""The environment variable that names a file for the exit code of the run."""
-# Errors whose message is a sentence for the user; the name of any other class is part of what went wrong.
+# Errors whose message is a sentence for the user; of any other class the name is reported too.
 _SENTENCES = (ValueError, OSError, RuntimeError)
-# What a rank says when a peer has left: the consequence of a failure, never its cause.
-_PEER_LEFT = (
+# Parts of the messages of a rank that has lost a peer: the consequence of a failure, never its cause.
+_PEER_LOST = (
     "Connection reset",
     "Connection closed",
     "Connection refused",
@@ -32,50 +31,50 @@ _PEER_LEFT = (
     "is gone",
     " lost rank ",
 )
-_TOLD_BY_OTHERS_S = 3.0  # for the tether to bring the cause of a consequence
-_OWN_WAY_S = 2.0  # for a rank to come to its own end, and clear away what it has half written, when another has failed
+_CAUSE_S = 3.0  # for the failure relay to report the cause of a consequence
+_CLEAN_UP_S = 2.0  # for the main thread to fail by itself and remove half-written files when another rank has failed
 
 
 class Rank:
-    """This process. Its attributes become known one after the other while it starts, and are what a failure is told with.
+    """This process as a rank. Its attributes become known one after the other; a failure is reported with those known.
 
     Args:
-        announces: whether the first sentence about a failure is this process's to print; under `trimaran train` the
-            launcher says it.
+        announces: whether this process prints the first sentence about a failure; under `trimaran train` the launcher
+            does.
 
     Attributes:
-        rank_env: None until the launcher's environment has been read.
+        env: None until the launcher's environment has been read.
         step: the training step under way, None before the first.
-        tether: None until the ranks have met.
+        relay: None until the ranks are connected.
     """
 
     def __init__(self, *, announces: bool) -> None:
-        self.rank_env: RankEnv | None = None
+        self.env: RankEnv | None = None
         self.step: int | None = None
-        self.tether: Tether | None = None
+        self.relay: FailureRelay | None = None
         self._announces = announces
         self._folder: Path | None = None
         self._grid = ""
-        self._cause: Failure | None = None  # another rank's, which this one ends because of
-        self._told = threading.Event()
-        self._terminal = os.dup(2)  # where the launcher's user looks, also after this rank's output has gone to a file
+        self._cause: Failure | None = None  # another rank's failure, because of which this rank exits
+        self._has_cause = threading.Event()
+        self._terminal = os.dup(2)  # the user's terminal, kept for when the output of this rank goes to a file
 
     @property
     def number(self) -> int:
-        """The rank, 0 while it is not known."""
-        return 0 if self.rank_env is None else self.rank_env.rank
+        """The rank, 0 while it is unknown."""
+        return 0 if self.env is None else self.env.rank
 
-    def take_place_in(self, spec: RunSpec) -> None:
-        """Learn this rank's coordinates from the run's layout."""
+    def set_coordinates(self, spec: RunSpec) -> None:
+        """Set this rank's coordinates on the mesh, from the run's layout."""
         self._grid = f", {describe_coordinates(coordinates(self.number, spec.axis_sizes))}"
 
     @property
     def where(self) -> str:
         """Node and coordinates, as far as they are known."""
-        return "of unknown place" if self.rank_env is None else f"host {self.rank_env.node}{self._grid}"
+        return "of unknown place" if self.env is None else f"host {self.env.node}{self._grid}"
 
     def keep_records(self, logs: Path) -> None:
-        """Write what this rank prints (but for rank 0, which has the terminal) and how it fails under logs/rank-N."""
+        """Send this rank's output and failure records to logs/rank-N; the output of rank 0 stays on the terminal."""
         self._folder = logs / f"rank-{self.number}"
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in (ERROR_FILE, _TRACEBACK_FILE):  # of an earlier start of the same name
@@ -87,50 +86,46 @@ class Rank:
                 os.dup2(file.fileno(), descriptor)
 
     def fail(self, error: BaseException) -> NoReturn:
-        """End this rank because of an error of its own, and the others with it."""
+        """Exit because of an error of this rank, and make the other ranks exit too."""
         text = str(error).strip()
         is_sentence = bool(text) and isinstance(error, _SENTENCES)
         message = text if is_sentence else f"{type(error).__name__}: {text}"
-        secondary = isinstance(error, RuntimeError | OSError) and any(words in text for words in _PEER_LEFT)
-        if secondary and self.tether is not None:
-            self._told.wait(_TOLD_BY_OTHERS_S)
+        secondary = isinstance(error, RuntimeError | OSError) and any(words in text for words in _PEER_LOST)
+        if secondary and self.relay is not None:
+            self._has_cause.wait(_CAUSE_S)
         if self._cause is not None:  # this error is its consequence
-            self.leave(self._cause.exit_code)
+            self.exit(self._cause.exit_code)
         details = self._write_traceback(error)
         failure = Failure(self.number, self.where, self.step, message, details="" if is_sentence else details)
         self._write_record(failure, secondary=secondary)
-        if self.tether is None or self.number == 0:
+        if self.relay is None or self.number == 0:
             self._announce(failure)
-        if self.tether is not None:
-            self.tether.fail(failure)
-        # Not sys.exit: leaving the groups in order would wait for peers that wait for this rank.
-        self.leave(failure.exit_code)
+        if self.relay is not None:
+            self.relay.send(failure)
+        # Not sys.exit: destroying the process groups would wait for peers that wait for this rank.
+        self.exit(failure.exit_code)
 
-    def end_with(self, failure: Failure) -> None:
-        """End this rank because another has failed: what the tether's thread does. Does not return."""
+    def exit_after(self, failure: Failure) -> None:
+        """Exit because another rank has failed. Runs in the relay's thread and does not return."""
         self._write_record(failure, secondary=True)
-        if self.number == 0 or (
-            self.number == 1 and failure.rank == 0
-        ):  # rank 0 has said it unless it died without a word
+        # Rank 0 announces a failure, unless it is the one that died without a message.
+        if self.number == 0 or (self.number == 1 and failure.rank == 0):
             self._announce(failure)
-            self._leave_word(failure.exit_code)
-        self._cause = failure  # not before it is written down and said: the main thread may leave at once
-        self._told.set()
-        time.sleep(_OWN_WAY_S)
-        self.leave(failure.exit_code)
+            self._write_exit_file(failure.exit_code)
+        self._cause = failure  # only after the record and the announcement: the main thread may exit at once
+        self._has_cause.set()
+        time.sleep(_CLEAN_UP_S)
+        self.exit(failure.exit_code)
 
-    def leave(self, exit_code: int) -> NoReturn:
-        """End this process now."""
+    def exit(self, exit_code: int) -> NoReturn:
+        """Exit with this code; rank 0 writes the exit file first."""
         if self.number == 0:
-            self._leave_word(exit_code)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(exit_code)
+            self._write_exit_file(exit_code)
+        exit_process(exit_code)
 
-    def _leave_word(self, exit_code: int) -> None:
+    def _write_exit_file(self, exit_code: int) -> None:
         if self._announces:
-            leave_word(exit_code)
+            write_exit_file(exit_code)
 
     def _announce(self, failure: Failure) -> None:
         if self._announces:
@@ -150,7 +145,7 @@ class Rank:
         return str(file)
 
     def _write_record(self, failure: Failure, *, secondary: bool) -> None:
-        """Leave word for the launcher, and for torchrun's agent, which names a file for it."""
+        """Write the failure for the launcher, and for torchrun's agent, which names a file for it."""
         record: dict[str, Any] = {**asdict(failure), "secondary": secondary, "timestamp": int(failure.seconds)}
         ours = [] if self._folder is None else [self._folder / ERROR_FILE]
         agents = [Path(name) for name in (os.environ.get("TORCHELASTIC_ERROR_FILE"),) if name]
@@ -159,14 +154,20 @@ class Rank:
                 file.write_text(json.dumps(record), encoding="utf-8")
 
 
-def leave_word(exit_code: int) -> None:
-    """Tell the batch script, to which srun passes on the code of any task, perhaps of one that it has ended itself."""
-    file = os.environ.get(EXIT_FILE)
-    if file:
-        with contextlib.suppress(OSError):
-            Path(file).write_text(f"{exit_code}\n", encoding="utf-8")
+def exit_process(exit_code: int) -> NoReturn:
+    """Flush the output and end this process by `os._exit`, without the interpreter's shutdown. Every rank ends so.
+
+    (A forked rank that succeeds returns instead, and multiprocessing calls `os._exit`.) Threads of gloo still run at
+    this point, even after destroy_process_group, and one may drop the tensors of a finished all_reduce, for which it
+    needs the interpreter's lock. During the shutdown Python ends a thread that asks for the lock by unwinding its
+    stack; that reaches a C++ destructor and aborts the process: "terminate called without an active exception".
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(exit_code)
 
 
 def threads_per_rank(spec: RunSpec, local_world_size: int) -> int:
-    """Return the CPU threads of a rank: what the spec says, or this host's cores shared out evenly."""
+    """Return the CPU threads of a rank: launcher.threads_per_rank, or an even share of this host's cores."""
     return spec.launcher.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // local_world_size)

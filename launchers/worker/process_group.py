@@ -1,4 +1,4 @@
-"""A rank's device and process group, and the mesh over it. The one place that calls `init_process_group`."""
+"""A rank's device, its process group and the mesh over it. The only file that calls `init_process_group`."""
 
 import os
 import sys
@@ -9,19 +9,20 @@ import torch
 import torch.distributed as dist
 
 from trimaran.launchers.rendezvous.network import interface_of
-from trimaran.launchers.rendezvous.store import Meeting
+from trimaran.launchers.rendezvous.store import Rendezvous
+from trimaran.launchers.worker.failure_relay import FailureRelay
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, check_world_size
 
 
-def join_world(spec: RunSpec, device: torch.device, meeting: Meeting) -> Mesh:
-    """Join the process group of all ranks of the meeting and build the mesh. Every rank must call it.
+def join_world(spec: RunSpec, device: torch.device, rendezvous: Rendezvous) -> Mesh:
+    """Join the process group of all ranks and return the mesh over it. Every rank must call it.
 
     Raises:
         SpecError: the number of ranks is not that of the spec's layout.
     """
-    check_world_size(spec, meeting.rank_env.world_size)
-    join_group(spec, device, meeting)
+    check_world_size(spec, rendezvous.rank_env.world_size)
+    join_group(spec, device, rendezvous)
     parallel = spec.parallel
     return build_mesh(
         pp=parallel.pp,
@@ -34,22 +35,38 @@ def join_world(spec: RunSpec, device: torch.device, meeting: Meeting) -> Mesh:
     )
 
 
-def join_group(spec: RunSpec, device: torch.device, meeting: Meeting) -> None:
-    """Join the default process group of all ranks of the meeting. Every rank must call it."""
-    rank_env = meeting.rank_env
+def join_group(spec: RunSpec, device: torch.device, rendezvous: Rendezvous) -> None:
+    """Join the default process group of all ranks. Every rank must call it."""
+    rank_env = rendezvous.rank_env
     if rank_env.local_world_size < rank_env.world_size:
-        _choose_interface(meeting.address)
+        _choose_interface(rendezvous.address)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(seconds=spec.launcher.timeout_s),
-        store=meeting.store,
+        store=rendezvous.store,
         rank=rank_env.rank,
         world_size=rank_env.world_size,
     )
 
 
+def leave_world(mesh: Mesh, relay: FailureRelay | None = None) -> None:
+    """Leave all process groups together with the other ranks, and close the failure relay. Every rank must call it.
+
+    Only after success: after an error it would wait for peers that wait for this rank.
+    """
+    # A barrier: a launcher ends all ranks when one has exited with a code, and none may still be writing then.
+    mesh.gather_text("")
+    if relay is not None:
+        relay.close()
+    mesh.close()
+    dist.destroy_process_group()
+
+
 def _choose_interface(address: str) -> None:
-    """Tell gloo and NCCL which interface leads to the other nodes: by themselves they take the one that this host's name means, which may be loopback."""
+    """Make gloo and NCCL use the interface that leads to the other nodes.
+
+    Their own choice is the interface of this host's name, which may be loopback.
+    """
     interface = interface_of(address)
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -57,17 +74,17 @@ def _choose_interface(address: str) -> None:
 
 
 def choose_device(wish: Literal["auto", "cpu", "cuda"], local_rank: int, local_world_size: int) -> torch.device:
-    """Return this rank's device: a GPU of its own where "auto" finds enough for every rank of the host, else the CPU.
+    """Return this rank's device: a GPU of its own, or the CPU where "auto" finds fewer GPUs than ranks of the host.
 
     Raises:
-        ValueError: "cuda" is asked for and the host has fewer GPUs than ranks.
+        ValueError: `wish` is "cuda" and the host has fewer GPUs than ranks.
     """
     num_gpus = torch.cuda.device_count() if wish != "cpu" else 0
     if num_gpus < local_world_size:
         if wish == "cuda":
             raise ValueError(
-                f"launcher.device is cuda, and this host has {num_gpus} GPUs for {local_world_size} ranks; lower parallel.tp, pp or dp, "
-                "or set launcher.device to auto or cpu"
+                f"launcher.device is cuda, and this host has {num_gpus} GPUs for {local_world_size} ranks; lower "
+                "parallel.tp, pp or dp, or set launcher.device to auto or cpu"
             )
         if num_gpus and local_rank == 0:
             print(f"{local_world_size} ranks on a host with {num_gpus} GPUs: training on the CPU", file=sys.stderr)

@@ -1,26 +1,26 @@
-"""What a rank does once its place is known: meet the others, see that all have the same run, join the process group, do the task, and leave together."""
+"""The second and third call of a rank's life (`entry.run_rank`): connect to the other ranks, and run the task."""
 
 import json
 import os
 import secrets
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
-import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict
 
 from trimaran.launchers.env.exit_codes import exit_code_after
-from trimaran.launchers.env.rank_env import resolve
+from trimaran.launchers.env.rank_env import RankEnv, read_env
+from trimaran.launchers.prepare_run import prepare_run, try_to_report
 from trimaran.launchers.rendezvous.fingerprint import check_same_everywhere, facts_of_rank
 from trimaran.launchers.rendezvous.mpi import MPIWorld
-from trimaran.launchers.rendezvous.store import Meeting, meet
-from trimaran.launchers.worker.failure_relay import Tether
-from trimaran.launchers.worker.generate_task import GenerateTask, run_generate
+from trimaran.launchers.rendezvous.store import Rendezvous, join_rendezvous, single_process
+from trimaran.launchers.worker.failure_relay import FailureRelay
+from trimaran.launchers.worker.generate import run_generate
 from trimaran.launchers.worker.process import Rank, threads_per_rank
-from trimaran.launchers.worker.process_group import choose_device, join_world
+from trimaran.launchers.worker.process_group import choose_device, join_world, leave_world
+from trimaran.launchers.worker.tasks import SpecFile, Task, TaskFile, TrainTask, read_task
 from trimaran.runtime.data.prepare import open_prepared
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
@@ -28,123 +28,127 @@ from trimaran.runtime.train.loop import train
 from trimaran.runtime.train.signals import STOPPING, StopRequest
 
 
-class TrainTask(BaseModel):
-    """Train the run of a spec file on data that was prepared before."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["train"] = "train"
-    spec: Path
-    data: Path
-
-
-Task = TrainTask | GenerateTask
-
-
-def read_task(path: Path) -> Task:
-    """Read the task that the launcher, or rank 0, wrote."""
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    return TrainTask.model_validate(raw) if raw["kind"] == "train" else GenerateTask.model_validate(raw)
-
-
-def do_task(rank: Rank, path: Path, logs: Path) -> int:
-    """Do a task that `trimaran` has written, with the ranks that it has started; return the exit code. Its records go under `logs`."""
-    assert rank.rank_env is not None
-    rank.keep_records(logs)
-    task = read_task(path)
-    spec = load_spec(task.spec)
-    check_world_size(spec, rank.rank_env.world_size)
-    rank.take_place_in(spec)
-    meeting = meet(rank.rank_env, os.environ, spec.launcher, path.parent)
-    tie(rank, meeting)
-    return work(rank, meeting, task, spec)
-
-
-def do_spec(rank: Rank, path: Path, overrides: list[str]) -> int:
-    """Train a run from its spec alone, under a launcher that is not ours; return the exit code. Rank 0 prepares it, and writes the report."""
-    from trimaran.launchers.prepare_run import prepare_run, try_to_report
-
-    assert rank.rank_env is not None
-    rank_env = rank.rank_env
-    spec = load_spec(path, overrides)
-    check_world_size(spec, rank_env.world_size)
-    rank.take_place_in(spec)
-    folder = Path(spec.train.output_dir)
-    rank.keep_records(folder / "logs" / f"{rank_env.launcher}-{rank_env.start}")
-    world = MPIWorld(rank_env) if rank_env.launcher == "mpi" else None
-    meeting = meet(rank_env, os.environ, spec.launcher, folder, world)
-    tie(rank, meeting)
-    if rank_env.rank == 0:
-        meeting.store.set("task", str(prepare_run(spec, folder).resolve()))
-    task = read_task(Path(meeting.wait_for("task")))
-    exit_code = work(rank, meeting, task, spec, gather=meeting.gather if world is None else world.gather)
-    if rank_env.rank == 0:
-        try_to_report(folder)
-        meeting.store.set("reported", "")
-    meeting.store.get("reported")  # a launcher ends all ranks when one has left with a code
-    if world is not None and exit_code == 0:
-        world.finish()
-    return exit_code
-
-
-def do_alone(task: Task) -> int:
-    """Do a task of one rank in this very process; return the exit code."""
-    spec = load_spec(task.spec)
-    rank = Rank(announces=False)
-    rank.rank_env = resolve({}, "single")
-    check_world_size(spec, 1)
-    return work(rank, meet(rank.rank_env, {}, spec.launcher, Path()), task, spec)
-
-
-def tie(rank: Rank, meeting: Meeting) -> None:
-    """Tie this rank to the others, so that a failure of one ends all. Every rank must call it."""
-    rank_env = meeting.rank_env
-    if rank_env.world_size == 1:
-        return
-    wheres = meeting.gather(rank.where)
-    meeting.close_door()
-    if rank_env.rank == 0:
-        key = secrets.token_hex(16)
-        listener = socket.create_server((meeting.address, 0), backlog=1024)
-        rank.tether = Tether.hold(listener, key, wheres, rank.end_with, lambda: rank.step)
-        meeting.store.set("tether", json.dumps([meeting.address, listener.getsockname()[1], key]))
-    else:
-        address, port, key = json.loads(meeting.store.get("tether"))
-        rank.tether = Tether.join(address, port, key, rank_env.rank, rank.end_with, wheres[0])
-
-
-def work(
-    rank: Rank, meeting: Meeting, task: Task, spec: RunSpec, gather: Callable[[str], list[str]] | None = None
-) -> int:
-    """Do the task with the ranks of the meeting, leave their groups together, and return the exit code.
+@dataclass(frozen=True)
+class Connection:
+    """What a rank has once it is in the process group of the run.
 
     Args:
-        gather: returns every rank's text; the meeting's own where None.
+        mpi: where MPI started the ranks.
+        report_folder: the run folder in which rank 0 writes the report; None where `trimaran` itself writes it.
+    """
+
+    rendezvous: Rendezvous
+    task: Task
+    spec: RunSpec
+    mesh: Mesh
+    device: torch.device
+    mpi: MPIWorld | None = None
+    report_folder: Path | None = None
+
+
+def connect(rank: Rank, source: TaskFile | SpecFile) -> Connection:
+    """Connect this rank to the others: rendezvous, failure relay, checks, process group. Every rank must call it.
 
     Raises:
+        AddressError: rank 0 was not found.
         InconsistentRanksError: the ranks' specs, code or data differ.
     """
-    rank_env = meeting.rank_env
-    facts = facts_of_rank(spec, task.data if isinstance(task, TrainTask) else None, rank.where)
-    check_same_everywhere((gather or meeting.gather)(facts))
-    torch.set_num_threads(threads_per_rank(spec, rank_env.local_world_size))
-    device = choose_device(spec.launcher.device, rank_env.local_rank, rank_env.local_world_size)
-    mesh = join_world(spec, device, meeting)
-    exit_code = (
-        _train(task, spec, mesh, device, rank)
-        if isinstance(task, TrainTask)
-        else run_generate(task, spec, mesh, device)
+    rank_env = rank.env
+    assert rank_env is not None, "read_env comes first"
+    task, spec, folder = _read(rank, rank_env, source)
+    mpi = MPIWorld(rank_env) if rank_env.launcher == "mpi" else None
+    rendezvous = join_rendezvous(rank_env, os.environ, spec.launcher, folder, mpi.broadcast if mpi else None)
+    connect_failure_relay(rank, rendezvous)
+    if task is None:
+        if rank.number == 0:
+            rendezvous.store.set("task", str(prepare_run(spec, folder).resolve()))
+        task = read_task(Path(rendezvous.wait_for("task")))
+    mesh, device = _join(rank, rendezvous, task, spec, mpi.all_gather if mpi else rendezvous.all_gather)
+    return Connection(
+        rendezvous, task, spec, mesh, device, mpi, report_folder=folder if isinstance(source, SpecFile) else None
     )
-    # A rank that exits with a code makes its launcher end the others, which must not still be writing. After an error
-    # nobody comes here: leaving the groups in order would wait for peers that wait for this rank.
-    mesh.gather_text("")
-    if rank.tether is not None:
-        rank.tether.leave()
-    mesh.close()
-    dist.destroy_process_group()
+
+
+def run_task(rank: Rank, connection: Connection) -> int:
+    """Run the task, leave the process group and return the exit code, equal on all ranks. Every rank must call it."""
+    task, spec, mesh, device = connection.task, connection.spec, connection.mesh, connection.device
+    if isinstance(task, TrainTask):
+        exit_code = _train(rank, task, spec, mesh, device)
+    else:
+        exit_code = run_generate(task, spec, mesh, device)
+    leave_world(mesh, rank.relay)
+    if connection.report_folder is not None:
+        store = connection.rendezvous.store
+        if rank.number == 0:
+            try_to_report(connection.report_folder)
+            store.set("reported", "")
+        store.get("reported")  # a barrier too: rank 0 writes the report before any rank exits with a code
+    if connection.mpi is not None and exit_code == 0:
+        connection.mpi.finalize()
     return exit_code
 
 
-def _train(task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device, rank: Rank) -> int:
+def run_alone(task: Task) -> int:
+    """Run the task of a single rank in this process; return the exit code."""
+    spec = load_spec(task.spec)
+    rank = Rank(announces=False)
+    rank.env = read_env({}, "single")
+    check_world_size(spec, 1)
+    rendezvous = single_process()
+    mesh, device = _join(rank, rendezvous, task, spec, rendezvous.all_gather)
+    return run_task(rank, Connection(rendezvous, task, spec, mesh, device))
+
+
+def _read(rank: Rank, rank_env: RankEnv, source: TaskFile | SpecFile) -> tuple[Task | None, RunSpec, Path]:
+    """Read the source, check the number of ranks, and open this rank's records.
+
+    Returns the task (None where rank 0 has yet to write it), the spec, and a folder that all ranks share.
+    """
+    if isinstance(source, TaskFile):
+        rank.keep_records(source.logs)
+        task = read_task(source.path)
+        spec, folder = load_spec(task.spec), source.path.parent
+    else:
+        task = None
+        spec = load_spec(source.path, list(source.overrides))
+        folder = Path(spec.train.output_dir)
+    check_world_size(spec, rank_env.world_size)
+    rank.set_coordinates(spec)
+    if isinstance(source, SpecFile):
+        rank.keep_records(folder / "logs" / f"{rank_env.launcher}-{rank_env.start}")
+    return task, spec, folder
+
+
+def connect_failure_relay(rank: Rank, rendezvous: Rendezvous) -> None:
+    """Connect this rank to the failure relay, so that all ranks exit when one fails. Every rank must call it."""
+    rank_env = rendezvous.rank_env
+    if rank_env.world_size == 1:
+        return
+    wheres = rendezvous.all_gather(rank.where)
+    rendezvous.remove_address_file()
+    if rank_env.rank == 0:
+        key = secrets.token_hex(16)
+        listener = socket.create_server((rendezvous.address, 0), backlog=1024)
+        rank.relay = FailureRelay.serve(listener, key, wheres, rank.exit_after, lambda: rank.step)
+        rendezvous.store.set("failure_relay", json.dumps([rendezvous.address, listener.getsockname()[1], key]))
+    else:
+        address, port, key = json.loads(rendezvous.store.get("failure_relay"))
+        rank.relay = FailureRelay.connect(address, port, key, rank_env.rank, rank.exit_after, wheres[0])
+
+
+def _join(
+    rank: Rank, rendezvous: Rendezvous, task: Task, spec: RunSpec, all_gather: Callable[[str], list[str]]
+) -> tuple[Mesh, torch.device]:
+    """Check that all ranks have the same run and code, join the process group, and return the mesh and the device."""
+    rank_env = rendezvous.rank_env
+    facts = facts_of_rank(spec, task.data if isinstance(task, TrainTask) else None, rank.where)
+    check_same_everywhere(all_gather(facts))
+    torch.set_num_threads(threads_per_rank(spec, rank_env.local_world_size))
+    device = choose_device(spec.launcher.device, rank_env.local_rank, rank_env.local_world_size)
+    return join_world(spec, device, rendezvous), device
+
+
+def _train(rank: Rank, task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
     """Train; return the exit code, the same on every rank. Collective over the world."""
 
     def at_step(step: int) -> None:
@@ -156,6 +160,6 @@ def _train(task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device, ran
         state = train(spec, mesh, device, open_prepared(task.data), stop, at_step)
     if state.step >= spec.train.num_steps:
         return 0
-    # Slurm's signal may have reached some ranks and not others; all must say the same of why they left.
+    # Slurm's signal may have reached only some of the ranks; all must exit with the code of the same signal.
     names = {name for name in mesh.gather_text(stop.signal_name or "") if name}
     return next(exit_code_after(number) for number in STOPPING if number.name in names)

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from tests.launchers.runs import text_of, trimaran
 from trimaran.launchers.cli.app import app
-from trimaran.launchers.rendezvous.store import meet_nobody
-from trimaran.launchers.worker import generate_task
+from trimaran.launchers.rendezvous.store import single_process
+from trimaran.launchers.worker import generate as worker_generate
 from trimaran.launchers.worker.process_group import join_world
+from trimaran.launchers.worker.tasks import GenerateTask
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.spec import dump_spec, parse_spec
 from trimaran.runtime.train.state import TrainState, save_state
@@ -46,7 +47,7 @@ def make_run(folder: Path) -> Path:
             "launcher": {"timeout_s": 60},
         }
     )  # fmt: skip
-    mesh = join_world(spec, torch.device("cpu"), meet_nobody())
+    mesh = join_world(spec, torch.device("cpu"), single_process())
     save_state(build_train_context(spec, mesh, torch.device("cpu")), TrainState())
     mesh.close()
     dist.destroy_process_group()
@@ -113,7 +114,7 @@ def test_text_is_printed_as_it_comes(generate: Callable[..., Answer], monkeypatc
         printed.append(text + end)
 
     whole = generate("--prompt", "abba", *GREEDY).out
-    monkeypatch.setattr(generate_task, "print", record, raising=False)
+    monkeypatch.setattr(worker_generate, "print", record, raising=False)
     generate("--prompt", "abba", *GREEDY)
     assert "".join(printed) == whole
     assert sum(text != "" for text in printed) > 3
@@ -199,8 +200,8 @@ def test_a_conversation(
     refused = generate(*question)
     assert refused.code == 2
     assert "run has no chat template, which a model that was tuned for conversations brings" in refused.err
-    monkeypatch.setattr("trimaran.launchers.worker.run.do_alone", lambda task: tasks.append(task))
-    tasks: list[generate_task.GenerateTask] = []
+    monkeypatch.setattr("trimaran.launchers.worker.run.run_alone", lambda task: tasks.append(task))
+    tasks: list[GenerateTask] = []
     (run / "chat_template.jinja").write_text(TEMPLATE)
     (run / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
     try:

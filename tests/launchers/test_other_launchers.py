@@ -20,7 +20,7 @@ from tests.launchers.runs import RAISE_AT_STEP_6, Hold, fault, losses, make_work
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 SECTIONS: dict[str, dict[str, Any]] = {"parallel": {"tp": 2, "pp": 2}, "train": {"num_steps": 8, "eval_interval": 0}}
-WORKER = ["-m", "trimaran.launchers.worker.entry", "spec.yaml"]
+WORKER = ["-m", "trimaran.launchers.worker", "spec.yaml"]
 TRAIN = [sys.executable, "-m", "trimaran.launchers.cli.app", "train", "spec.yaml"]
 TORCHRUN, MPIRUN = [str(BIN / "torchrun")], [str(BIN / "mpirun")]
 WAYS = {

@@ -1,4 +1,4 @@
-"""What a preflight makes of the facts of nodes, who has come to a meeting, and how often nodes are replaced."""
+"""What a preflight makes of the facts of nodes, which ranks reach a barrier, and how often nodes are replaced."""
 
 import json
 import socket
@@ -12,7 +12,7 @@ import pytest
 
 from trimaran.launchers.env.rank_env import RankEnv
 from trimaran.launchers.rendezvous.network import AddressError
-from trimaran.launchers.rendezvous.store import Meeting, meet
+from trimaran.launchers.rendezvous.store import Rendezvous, join_rendezvous
 from trimaran.launchers.slurm.node_report import NodeFacts, NodeReport, refused_nodes
 from trimaran.runtime.spec import LauncherSection
 
@@ -70,24 +70,24 @@ def rank_env(rank: int) -> RankEnv:
     return RankEnv("slurm", rank, 3, rank, 3, f"n{rank + 1}", "7-1-0")
 
 
-def come(rank: int, folder: Path) -> Meeting:
-    return meet(rank_env(rank), {}, SECTION, folder)
+def come(rank: int, folder: Path) -> Rendezvous:
+    return join_rendezvous(rank_env(rank), {}, SECTION, folder)
 
 
 def test_those_who_do_not_come_are_named(tmp_path: Path) -> None:
     def attend(rank: int) -> list[int]:
-        return come(rank, tmp_path).call_roll(1.0)
+        return come(rank, tmp_path).barrier(1.0)
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(attend, (0, 2))) == [[1], [1]]
 
 
-def test_a_notice_that_a_killed_start_left_is_not_believed(tmp_path: Path) -> None:
+def test_an_address_file_that_a_killed_start_left_is_not_believed(tmp_path: Path) -> None:
     """The port that it names is closed, then another program's, which answers in its own way; rank 0 comes later."""
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         stale = {"address": "127.0.0.1", "port": stranger.getsockname()[1], "node": "n1", "nonce": "old"}
-        notice = tmp_path / ".meet-7-1-0.json"
-        notice.write_text(json.dumps(stale))
+        address_file = tmp_path / ".meet-7-1-0.json"
+        address_file.write_text(json.dumps(stale))
 
         def answer() -> None:
             while True:
@@ -103,15 +103,15 @@ def test_a_notice_that_a_killed_start_left_is_not_believed(tmp_path: Path) -> No
         def attend(rank: int) -> list[str]:
             if rank == 0:
                 time.sleep(1.0)
-            meeting = come(rank, tmp_path)
-            texts = meeting.gather(f"rank {rank}")
-            meeting.close_door()
-            meeting.leave()
+            rendezvous = come(rank, tmp_path)
+            texts = rendezvous.all_gather(f"rank {rank}")
+            rendezvous.remove_address_file()
+            rendezvous.close()
             return texts
 
         with ThreadPoolExecutor(3) as pool:
             assert list(pool.map(attend, range(3))) == [["rank 0", "rank 1", "rank 2"]] * 3
-    assert not notice.exists()
+    assert not address_file.exists()
 
 
 def test_rank_0_that_never_comes_is_told_with_the_file(tmp_path: Path) -> None:
@@ -119,4 +119,4 @@ def test_rank_0_that_never_comes_is_told_with_the_file(tmp_path: Path) -> None:
         AddressError,
         match=r"rank 1 on node n2 has not met rank 0 within 1 s: rank 0 has not left its address in .*meet-7-1-0",
     ):
-        meet(rank_env(1), {}, LauncherSection(start_timeout_s=1.0), tmp_path)
+        join_rendezvous(rank_env(1), {}, LauncherSection(start_timeout_s=1.0), tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trimaran.launchers.env.rank_env import RankEnv, RankEnvError, resolve, tasks_per_node
+from trimaran.launchers.env.rank_env import RankEnv, RankEnvError, read_env, tasks_per_node
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500",
@@ -53,7 +53,7 @@ BATCH = {
 def test_place_in_each_launchers_environment(
     environment: dict[str, str], expected: tuple[str, int, int, int, int]
 ) -> None:
-    rank_env = resolve(environment)
+    rank_env = read_env(environment)
     assert (
         rank_env.launcher,
         rank_env.rank,
@@ -65,18 +65,18 @@ def test_place_in_each_launchers_environment(
 
 def test_starts_that_must_not_be_mixed_up_have_names_of_their_own() -> None:
     starts = [
-        resolve(STEP),
-        resolve(STEP | {"SLURM_RESTART_COUNT": "1"}),
-        resolve(STEP | {"SLURM_STEP_ID": "4"}),
-        resolve(STEP | {"SLURM_JOB_ID": "8"}),
-        resolve(TORCHRUN),
-        resolve(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "3"}),
+        read_env(STEP),
+        read_env(STEP | {"SLURM_RESTART_COUNT": "1"}),
+        read_env(STEP | {"SLURM_STEP_ID": "4"}),
+        read_env(STEP | {"SLURM_JOB_ID": "8"}),
+        read_env(TORCHRUN),
+        read_env(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "3"}),
     ]
     assert len({rank_env.start for rank_env in starts}) == len(starts)
 
 
 def test_nodes_of_one_host_are_told_apart_by_slurms_name() -> None:
-    assert resolve(STEP).node == "n2"
+    assert read_env(STEP).node == "n2"
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_nodes_of_one_host_are_told_apart_by_slurms_name() -> None:
 )
 def test_an_environment_that_contradicts_itself_is_refused(environment: dict[str, str], words: str) -> None:
     with pytest.raises(RankEnvError, match=words):
-        resolve(environment)
+        read_env(environment)
 
 
 def test_a_task_that_would_run_alone_is_refused() -> None:
     with pytest.raises(RankEnvError, match="this Slurm step has 4 tasks, and each would run alone"):
-        resolve(STEP, "single")
+        read_env(STEP, "single")
     with pytest.raises(RankEnvError, match="no task of a Slurm step"):
-        resolve(BATCH, "slurm")
+        read_env(BATCH, "slurm")
 
 
 @pytest.mark.parametrize(("text", "counts"), [("4", [4]), ("4(x2)", [4, 4]), ("4(x2),3,2(x3)", [4, 4, 3, 2, 2, 2])])
@@ -119,4 +119,4 @@ def test_slurms_short_form_of_tasks(text: str, counts: list[int]) -> None:
 
 
 def test_place_is_plain_data() -> None:
-    assert RankEnv("single", 0, 1, 0, 1, "here", "single") == resolve({"SLURMD_NODENAME": "here"})
+    assert RankEnv("single", 0, 1, 0, 1, "here", "single") == read_env({"SLURMD_NODENAME": "here"})

@@ -77,7 +77,7 @@ def test_tasks_of_ranks_and_agents_give_the_losses_of_the_local_launcher(
         state = run.finish(job)
         assert (state.state, state.exit_code) == ("COMPLETED", 0), run.log()
         assert losses(run.workplace) == expected_of_four
-        assert not list(run.run.glob(".meet-*")), "the notice with rank 0's address is taken down"
+        assert not list(run.run.glob(".meet-*")), "the file with rank 0's address is removed"
     assert "preflight: ring of 2 nodes" in runs[0].log()
     status = runs[0].trimaran("status", "run")
     assert "completed, on n" in status.stdout

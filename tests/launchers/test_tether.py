@@ -1,4 +1,7 @@
-"""The tether between ranks: a failure, or a death without a word, reaches every rank at once; leaving in good order, or a stranger's word, ends nobody."""
+"""The failure relay: a failure, or a death without a message, reaches every rank at once.
+
+A rank that closes its side, or a stranger that connects, ends nobody.
+"""
 
 import json
 import queue
@@ -10,7 +13,7 @@ from contextlib import suppress
 
 import pytest
 
-from trimaran.launchers.worker.failure_relay import Failure, Tether
+from trimaran.launchers.worker.failure_relay import THREAD_NAME, Failure, FailureRelay
 
 KEY = "a secret"
 PLACES = [f"host h{rank}" for rank in range(4)]
@@ -18,17 +21,18 @@ SOON_S = 5.0
 
 
 class World:
-    """A hub and three ranks in this process; what each is told of a failure comes into its queue."""
+    """Rank 0 and three other ranks in this process; each has a queue of the failures that reach it."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.told: list[queue.Queue[Failure]] = [queue.Queue() for _ in PLACES]
-        self.ranks = [Tether.hold(self.listener, KEY, PLACES, self.told[0].put, lambda: 12)]
+        self.ranks = [FailureRelay.serve(self.listener, KEY, PLACES, self.told[0].put, lambda: 12)]
         self.ranks += [
-            Tether.join("127.0.0.1", self.port, KEY, rank, self.told[rank].put, PLACES[0]) for rank in range(1, 4)
+            FailureRelay.connect("127.0.0.1", self.port, KEY, rank, self.told[rank].put, PLACES[0])
+            for rank in range(1, 4)
         ]
-        time.sleep(0.3)  # the hub has read who they are
+        time.sleep(0.3)  # rank 0 has read who they are
 
     def heard(self, rank: int) -> Failure:
         return self.told[rank].get(timeout=SOON_S)
@@ -38,7 +42,7 @@ class World:
         return all(self.told[rank].empty() for rank in ranks)
 
     def connection(self, rank: int) -> socket.socket:
-        connection = self.ranks[rank]._peer._connection  # type: ignore[union-attr]
+        connection = self.ranks[rank]._side._connection  # type: ignore[union-attr]
         return connection
 
 
@@ -47,17 +51,17 @@ def world() -> Iterator[World]:
     world = World()
     yield world
     for rank in (1, 2, 3, 0):
-        world.ranks[rank].leave()
+        world.ranks[rank].close()
     for thread in threading.enumerate():
-        if thread.name == "tether":
+        if thread.name == THREAD_NAME:
             thread.join(SOON_S)
-            assert not thread.is_alive(), "the tether's threads and sockets end with it"
+            assert not thread.is_alive(), "the relay's threads and sockets end with it"
 
 
 def test_a_failure_reaches_every_other_rank_with_its_exit_code(world: World) -> None:
     failure = Failure(2, PLACES[2], 7, "the loss is not a number", exit_code=5)
     start = time.monotonic()
-    world.ranks[2].fail(failure)
+    world.ranks[2].send(failure)
     assert time.monotonic() - start < 2, "the failing rank waits for rank 0 to have passed it on, and no longer"
     assert [world.heard(rank) for rank in (0, 1, 3)] == [failure] * 3
     assert world.silent(2)
@@ -66,7 +70,7 @@ def test_a_failure_reaches_every_other_rank_with_its_exit_code(world: World) -> 
 
 def test_a_failure_of_rank_0_reaches_the_others(world: World) -> None:
     failure = Failure(0, PLACES[0], None, "no space left", details="traceback.txt")
-    world.ranks[0].fail(failure)
+    world.ranks[0].send(failure)
     assert [world.heard(rank) for rank in (1, 2, 3)] == [failure] * 3
     assert world.silent(0)
     assert str(failure) == "rank 0 (host h0) failed: no space left; where: traceback.txt"
@@ -82,15 +86,15 @@ def test_a_death_without_a_word_is_told_with_host_and_step(world: World) -> None
 
 
 def test_the_death_of_rank_0_is_noticed_by_all(world: World) -> None:
-    world.ranks[0]._peer._closing.set()  # type: ignore[union-attr] # its connections close without a last word
+    world.ranks[0]._side._closing.set()  # type: ignore[union-attr] # its connections close without a last word
     assert [(failure.rank, failure.where) for failure in (world.heard(rank) for rank in (1, 2, 3))] == [
         (0, "host h0")
     ] * 3
 
 
 def test_only_the_first_failure_is_passed_on(world: World) -> None:
-    world.ranks[1].fail(Failure(1, PLACES[1], 3, "first"))
-    world.ranks[2].fail(Failure(2, PLACES[2], 3, "second"))
+    world.ranks[1].send(Failure(1, PLACES[1], 3, "first"))
+    world.ranks[2].send(Failure(2, PLACES[2], 3, "second"))
     assert world.heard(3).message == "first"
     assert world.silent(3)
 
@@ -98,7 +102,7 @@ def test_only_the_first_failure_is_passed_on(world: World) -> None:
 @pytest.mark.parametrize("order", [(1, 2, 3, 0), (0, 1, 2, 3), (2, 0, 3, 1)])
 def test_leaving_in_good_order_is_no_failure(world: World, order: tuple[int, ...]) -> None:
     for rank in order:
-        world.ranks[rank].leave()
+        world.ranks[rank].close()
     assert world.silent(0, 1, 2, 3)
 
 
@@ -120,7 +124,7 @@ def test_a_stranger_ends_nobody(world: World, words: bytes) -> None:
         with suppress(ConnectionResetError):
             assert stranger.recv(100) == b"", "it is hung up on"
     assert world.silent(0, 1, 2, 3)
-    world.ranks[1].fail(Failure(1, PLACES[1], 1, "still heard"))
+    world.ranks[1].send(Failure(1, PLACES[1], 1, "still heard"))
     assert world.heard(2).message == "still heard"
 
 

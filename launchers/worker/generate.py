@@ -1,54 +1,23 @@
-"""What each rank does for `trimaran generate`: load the weights of a checkpoint and print continuations on rank 0."""
+"""`trimaran generate` on the ranks: load the weights of a checkpoint; rank 0 prints the continuations."""
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
-from trimaran.launchers.cli.console import say
+from trimaran.launchers.terminal import say
+from trimaran.launchers.worker.tasks import GenerateTask, TaskPrompt
 from trimaran.models.transformer import Stage
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sample_group import Completion
-from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.infer.text import TextStream
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.state import verify_together
 from trimaran.runtime.train.train_context import build_stages_of_rank
-
-
-class TaskPrompt(BaseModel):
-    """One prompt as token ids; `text` as the user gave it, None where that was messages; `name` of the file of prompts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    tokens: tuple[int, ...]
-    text: str | None
-    is_chat: bool
-    name: str | int | None
-
-
-class GenerateTask(BaseModel):
-    """Continue prompts from a checkpoint; the layout is that of `spec`, whatever wrote the checkpoint.
-
-    Args:
-        as_json: print each result as a line of JSON; else there is one prompt, and its text is printed as it comes.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["generate"] = "generate"
-    spec: Path
-    checkpoint: Path
-    tokenizer: Path
-    prompts: tuple[TaskPrompt, ...]
-    sampling: SamplingParams
-    stop_strings: tuple[str, ...]
-    batch_size: int
-    as_json: bool
 
 
 def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
@@ -60,20 +29,20 @@ def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.de
     for stage in stages.values():
         stage.load(checkpoint.read)
     if not task.as_json:
-        completions = [_print_as_it_comes(task, tokenizer, stages, mesh, spec)]
+        completions = [_stream(task, tokenizer, stages, mesh, spec)]
     else:
         completions = []
         for first, batch in _batches(task):
             completions += _print_records(task, first, batch, tokenizer, stages, mesh, spec)
     if mesh.rank == 0:
-        _tell_of_full_contexts(completions, spec.transformer.max_seq_len)
+        _report_full_contexts(completions, spec.transformer.max_seq_len)
     return 0
 
 
-def _print_as_it_comes(
+def _stream(
     task: GenerateTask, tokenizer: Tokenizer, stages: dict[int, Stage], mesh: Mesh, spec: RunSpec
 ) -> Completion:
-    """Continue the one prompt; print it, unless it is a conversation, and the continuation."""
+    """Continue the one prompt and print the text token by token; a prompt that is no conversation is printed first."""
     (prompt,) = task.prompts
     stream, shown = TextStream(tokenizer, prompt.tokens, task.stop_strings), 0
 
@@ -127,19 +96,21 @@ def _print_records(
 
 
 def _batches(task: GenerateTask) -> Iterator[tuple[int, Sequence[TaskPrompt]]]:
-    """The prompts in batches, in order, each with the number of its first."""
+    """Return the prompts in batches, in order, each with the index of its first prompt."""
     for first in range(0, len(task.prompts), task.batch_size):
         yield first, task.prompts[first : first + task.batch_size]
 
 
-def _tell_of_full_contexts(completions: Sequence[Completion], max_seq_len: int) -> None:
-    """Say what was left out of the model's sight, which the text does not show."""
+def _report_full_contexts(completions: Sequence[Completion], max_seq_len: int) -> None:
+    """Report texts that filled the model's context, which the text itself does not show."""
     slid, stopped = sum(each.slides > 0 for each in completions), sum(each.finish == "context" for each in completions)
     if slid:
         say(
-            f"{slid} of {len(completions)} texts filled the model's context of {max_seq_len} tokens and went on from its newer half (--context slide)"
+            f"{slid} of {len(completions)} texts filled the model's context of {max_seq_len} tokens and went on from "
+            "its newer half (--context slide)"
         )
     if stopped:
         say(
-            f"{stopped} of {len(completions)} texts ended because the model's context of {max_seq_len} tokens was full (--context stop)"
+            f"{stopped} of {len(completions)} texts ended because the model's context of {max_seq_len} tokens was full "
+            "(--context stop)"
         )

@@ -1,0 +1,82 @@
+"""`trimaran train`: prepare a run and start its ranks, or run as one of them under another launcher."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from trimaran.launchers.cli.console import Overrides, SpecPath, errors_as_sentences
+from trimaran.launchers.env.exit_codes import Stopped
+from trimaran.launchers.env.rank_env import is_rank
+from trimaran.launchers.local.launch import LocalRun, launch
+from trimaran.launchers.local.mpirun import run_by_mpirun
+from trimaran.launchers.local.node_agent import run_node_by_hand
+from trimaran.launchers.local.torch_elastic import get_ready
+from trimaran.launchers.prepare_run import prepare_run, try_to_report, what_is_saved
+from trimaran.launchers.slurm.submit import train_on_slurm
+from trimaran.launchers.terminal import say
+from trimaran.launchers.worker.entry import serve_as_rank
+from trimaran.runtime.spec import RunSpec, describe, load_spec
+
+
+def train(
+    spec_path: SpecPath,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing changes it
+    launcher: Annotated[
+        Literal["local", "slurm", "mpi"] | None, typer.Option(help="In place of the spec's launcher.kind.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="slurm: print the batch script and do nothing.")] = False,
+    following: Annotated[
+        bool, typer.Option("--follow", help="slurm: show the job until it ends; Ctrl-C leaves it alone.")
+    ] = False,
+    array: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FIELD=VALUE,VALUE", help="slurm: one job array, a run for each combination; may be repeated."
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Validate, prepare the data, start the ranks, train, and write the report; resumes where the run's last checkpoint
+    stands."""
+    with errors_as_sentences():
+        if is_rank(os.environ):  # under mpirun, srun or torchrun, this process is one rank of the run
+            serve_as_rank(spec_path, overrides)
+        spec = load_spec(spec_path, overrides)
+        kind = launcher or spec.launcher.kind
+        if kind != "slurm" and (dry_run or following or array):
+            raise ValueError("--dry-run, --follow and --array are for --launcher slurm")
+        if kind == "slurm":
+            raise typer.Exit(train_on_slurm(spec_path, overrides, array, dry_run=dry_run, following=following))
+        if kind == "mpi":
+            raise typer.Exit(run_by_mpirun(spec, spec_path, overrides))
+        _log_to_terminal()
+        if spec.launcher.nodes > 1:
+            raise typer.Exit(run_node_by_hand(spec, spec_path, overrides))
+        _train_here(spec)
+
+
+def _train_here(spec: RunSpec) -> None:
+    """Prepare the run, start its ranks on this machine and write the report."""
+    folder = Path(spec.train.output_dir)
+    get_ready(spec, spec.world_size)
+    task = prepare_run(spec, folder)
+    say(f"starting {spec.world_size} ranks ({dict(describe(spec))['layout']}); run folder {folder}")
+    try:
+        launch(LocalRun(spec, task, folder / "logs"))
+    except Stopped as stopped:
+        raise Stopped(stopped.signal_number, stopped.problem, what_is_saved(folder)) from stopped
+    finally:
+        try_to_report(folder)
+    more = f"   more text: trimaran generate {folder} --prompt 'To be'" if spec.transformer.is_causal else ""
+    say(f"report: {folder / 'report.html'}{more}")
+
+
+def _log_to_terminal() -> None:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+    )

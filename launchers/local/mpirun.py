@@ -1,0 +1,29 @@
+"""Start all ranks on this machine by mpirun."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from trimaran.runtime.spec import RunSpec
+
+
+def run_by_mpirun(spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
+    """Run the ranks by mpirun and return its exit code.
+
+    On several machines, call `mpirun -n N --host ... trimaran train SPEC` yourself.
+
+    Raises:
+        ValueError: there is no mpirun.
+    """
+    near_python = f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin"
+    mpirun = shutil.which("mpirun", path=near_python) or shutil.which("mpirun")
+    if mpirun is None:
+        raise ValueError(
+            "mpirun is not on this machine's PATH; load a module of an MPI, or pip install mpich, "
+            "or use --launcher local"
+        )
+    words = [word for override in overrides for word in ("--set", override)]
+    rank = [sys.executable, "-m", "trimaran.launchers.worker", str(spec_path), *words, "--launcher", "mpi"]
+    done = subprocess.run([mpirun, "-n", str(spec.world_size), *rank], check=False)
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode

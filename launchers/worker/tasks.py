@@ -1,0 +1,79 @@
+"""The tasks of ranks as records, reading a task file, and the two sources from which a rank gets its task. No torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from trimaran.runtime.infer.sampling_params import SamplingParams
+
+
+class TrainTask(BaseModel):
+    """Train the run of a spec file on prepared data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["train"] = "train"
+    spec: Path
+    data: Path
+
+
+class TaskPrompt(BaseModel):
+    """One prompt as token ids.
+
+    Args:
+        text: as the user gave it, None where the user gave messages.
+        name: its name in the file of prompts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tokens: tuple[int, ...]
+    text: str | None
+    is_chat: bool
+    name: str | int | None
+
+
+class GenerateTask(BaseModel):
+    """Continue prompts from a checkpoint of any layout; `spec` has the layout of the ranks.
+
+    Args:
+        as_json: print each result as a line of JSON; otherwise there is one prompt, and its text is streamed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["generate"] = "generate"
+    spec: Path
+    checkpoint: Path
+    tokenizer: Path
+    prompts: tuple[TaskPrompt, ...]
+    sampling: SamplingParams
+    stop_strings: tuple[str, ...]
+    batch_size: int
+    as_json: bool
+
+
+Task = TrainTask | GenerateTask
+
+
+def read_task(path: Path) -> Task:
+    """Read the task file that the launcher, or rank 0, wrote."""
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return TrainTask.model_validate(raw) if raw["kind"] == "train" else GenerateTask.model_validate(raw)
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A task for ranks that `trimaran` starts. logs: the folder of this start, in which each rank keeps its records."""
+
+    path: Path
+    logs: Path
+
+
+@dataclass(frozen=True)
+class SpecFile:
+    """The spec of a run whose ranks another launcher starts: rank 0 prepares the run and writes the task."""
+
+    path: Path
+    overrides: Sequence[str]
