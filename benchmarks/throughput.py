@@ -19,8 +19,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 LR, BETAS, WEIGHT_DECAY, MAX_NORM = 3e-4, (0.9, 0.95), 0.1, 1.0
 WARMUP_STEPS = 2
+TIMEOUT_S = 900  # of one layout
 MODEL_FIELDS = ("num_layers", "hidden_size", "num_heads", "ffn_hidden_size", "vocab_size")
 LAYOUTS: dict[str, dict[str, Any]] = {
     "single": {},
@@ -138,13 +140,17 @@ def plain_step(setting: Setting) -> Callable[[], None]:
     return step
 
 
+class MeasurementError(RuntimeError):
+    """The processes of one layout failed; the message has the end of their output."""
+
+
 def trimaran_step(
     setting: Setting, layout: str, shared_memory: bool
-) -> tuple[Callable[[], None], Callable[[float], float]]:
-    """One optimizer step of this rank, and a function that sums a number over all ranks."""
-    from trimaran.launchers.env.rank_env import resolve
-    from trimaran.launchers.rendezvous.store import meet
-    from trimaran.launchers.worker.process_group import join_world
+) -> tuple[Callable[[], None], Callable[[float], float], Callable[[], None]]:
+    """One optimizer step of this rank, a function that sums a number over all ranks, and one that leaves the ranks."""
+    from trimaran.launchers.env.rank_env import read_env
+    from trimaran.launchers.rendezvous.store import join_rendezvous
+    from trimaran.launchers.worker.process_group import join_world, leave_world
     from trimaran.models.batch import Microbatch
     from trimaran.models.parallel.group import all_reduce
     from trimaran.runtime.spec import parse_spec
@@ -170,7 +176,8 @@ def trimaran_step(
             },
         }
     )
-    mesh = join_world(spec, torch.device("cpu"), meet(resolve(os.environ), os.environ, spec.launcher, Path()))
+    rendezvous = join_rendezvous(read_env(os.environ), os.environ, spec.launcher, Path())
+    mesh = join_world(spec, torch.device("cpu"), rendezvous)
     train_context = build_train_context(spec, mesh, torch.device("cpu"))
     per_rank = setting.global_batch // mesh.dp.size
     torch.manual_seed(0)
@@ -187,7 +194,7 @@ def trimaran_step(
     def total(value: float) -> float:
         return float(all_reduce(torch.tensor([value], dtype=torch.float64), mesh.world).item())
 
-    return step, total
+    return step, total, partial(leave_world, mesh)
 
 
 def measure(step: Callable[[], None], steps: int, total: Callable[[float], float]) -> dict[str, float]:
@@ -203,21 +210,28 @@ def measure(step: Callable[[], None], steps: int, total: Callable[[float], float
     return {"seconds": statistics.median(times), "cpu_seconds": cpu / steps}
 
 
-def run_here(setting: Setting, layout: str, steps: int, threads: int, shared_memory: bool) -> None:
-    """Measure in this process (one of the ranks); rank 0 prints the figures."""
+def run_here(setting: Setting, layout: str, steps: int, threads: int, shared_memory: bool) -> NoReturn:
+    """Measure in this process (one of the ranks), print the figures on rank 0, and end as every rank does."""
+    from trimaran.launchers.worker.process import exit_process
+
     torch.set_num_threads(threads)
     if layout == "plain":
         figures = measure(plain_step(setting), steps, lambda value: value)
     else:
-        step, total = trimaran_step(setting, layout, shared_memory)
+        step, total, leave = trimaran_step(setting, layout, shared_memory)
         figures = measure(step, steps, total)
-        torch.distributed.destroy_process_group()
+        leave()
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(figures))
+    exit_process(0)
 
 
 def run_apart(layout: str, options: argparse.Namespace) -> dict[str, float]:
-    """Measure in fresh processes."""
+    """Measure in fresh processes.
+
+    Raises:
+        MeasurementError: they failed, or took longer than fifteen minutes.
+    """
     cores = len(os.sched_getaffinity(0))
     sizes = LAYOUTS.get(layout, {})
     world_size = sizes.get("tp", 1) * sizes.get("pp", 1) * sizes.get("dp", 1)
@@ -236,9 +250,12 @@ def run_apart(layout: str, options: argparse.Namespace) -> dict[str, float]:
             *arguments,
         ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=900)
+    try:
+        done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise MeasurementError(f"{layout} did not end within {TIMEOUT_S} s") from error
     if done.returncode:
-        raise SystemExit(f"{layout} failed:\n{done.stderr[-4000:]}")
+        raise MeasurementError(f"{layout} failed:\n{done.stderr[-4000:]}")
     figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return figures
 
@@ -263,23 +280,33 @@ def main() -> None:
         parser.error(f"unknown layouts {sorted(unknown)}; choose from {', '.join(LAYOUTS)}")
     tokens = setting.global_batch * setting.seq_len
     print(
-        f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores, {options.steps} steps, shared memory {not options.without_shared_memory}"
+        f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores, {options.steps} steps, "
+        f"shared memory {not options.without_shared_memory}"
     )
     print(
         f"{'layout':26} {'tokens/s':>9} {'ratio':>6} {'cpu s/step':>11} {'plain tokens/s':>15} {'plain cpu s/step':>17}"
     )
     before = run_apart("plain", options)
+    failed = []
     for layout in options.layouts or LAYOUTS:
-        figures = run_apart(layout, options)
-        after = run_apart("plain", options)
+        try:
+            figures = run_apart(layout, options)
+            after = run_apart("plain", options)
+        except MeasurementError as error:  # the other layouts are measured all the same
+            print(error, file=sys.stderr)
+            failed.append(layout)
+            continue
         plain = (before["seconds"] + after["seconds"]) / 2
         plain_cpu = (before["cpu_seconds"] + after["cpu_seconds"]) / 2
         rate, plain_rate = tokens / figures["seconds"], tokens / plain
         print(
-            f"{layout:26} {rate:9.0f} {plain / figures['seconds']:6.2f} {figures['cpu_seconds']:11.2f} {plain_rate:15.0f} {plain_cpu:17.2f}",
+            f"{layout:26} {rate:9.0f} {plain / figures['seconds']:6.2f} {figures['cpu_seconds']:11.2f} "
+            f"{plain_rate:15.0f} {plain_cpu:17.2f}",
             flush=True,
         )
         before = after
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

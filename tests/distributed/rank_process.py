@@ -35,6 +35,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from trimaran.launchers.worker.process import exit_process
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # What gloo and the store say on a rank whose peer has left; such an error is seldom the cause of a failure.
@@ -201,7 +203,7 @@ def serve(connection: Connection) -> None:
         connection.send_bytes(pickle.dumps({"status": "idle", "problem": problem}))
 
 
-def be_rank(descriptor: int, output: str, stacks: str, nursery_pid: int) -> None:
+def serve_as_rank(descriptor: int, output: str, stacks: str, nursery_pid: int) -> None:
     """Turn this fork of the nursery into a rank and serve its connection."""
     die_with_parent(nursery_pid)
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -222,13 +224,12 @@ def fork_rank(control: socket.socket, descriptor: int, request: dict[str, Any]) 
         code = 1
         try:
             control.close()
-            be_rank(descriptor, request["output"], request["stacks"], nursery_pid)
+            serve_as_rank(descriptor, request["output"], request["stacks"], nursery_pid)
             code = 0
         except BaseException:  # noqa: BLE001 - nothing may return into the nursery's loop
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            os._exit(code)
+            exit_process(code)
     os.close(descriptor)  # else later ranks inherit it, and the end of this one would not be seen
     return pid
 
