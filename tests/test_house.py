@@ -7,7 +7,7 @@ import ast
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -135,6 +135,54 @@ def test_imports_run_down_only() -> None:
         if FLOORS[target.split(".")[0]] > FLOORS[path.relative_to(ROOT).parts[0]]
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def longest_path(graph: dict[str, set[str]]) -> list[str]:
+    """Return the longest path of a directed graph without circles."""
+
+    @cache
+    def longest_from(name: str) -> list[str]:
+        return [name, *max((longest_from(target) for target in sorted(graph[name])), key=len, default=[])]
+
+    return max((longest_from(name) for name in sorted(graph)), key=len)
+
+
+def launchers_by_file() -> dict[str, set[str]]:
+    """Return which files of launchers each of them imports, wherever the import stands; packages' docstrings are none."""
+    files = {
+        name: path for name, path in source_files().items() if name.startswith("launchers.") and tree(path).body[1:]
+    }
+    return {
+        name: {target for node in ast.walk(tree(path)) for target in own_modules(node)} & files.keys() - {name}
+        for name, path in files.items()
+    }
+
+
+def launchers_by_room() -> dict[str, set[str]]:
+    """Return which rooms of launchers each of them imports: its folders, and the files that stand beside them."""
+    rooms: dict[str, set[str]] = {}
+    for name, targets in launchers_by_file().items():
+        rooms.setdefault(name.split(".")[1], set()).update(target.split(".")[1] for target in targets)
+    return {room: targets - {room} for room, targets in rooms.items()}
+
+
+@pytest.mark.parametrize(
+    ("what", "graph_of", "most_floors"), [("files", launchers_by_file, 8), ("rooms", launchers_by_room, 6)]
+)
+def test_a_call_climbs_few_floors_of_launchers(
+    what: str, graph_of: Callable[[], dict[str, set[str]]], most_floors: int
+) -> None:
+    graph = graph_of()
+    assert not circles(graph), "\n".join(circles(graph))
+    path = longest_path(graph)
+    arrows, floors = sum(map(len, graph.values())), len(path)
+    print(f"launchers: {len(graph)} {what}, {arrows} arrows, {floors} floors: {' -> '.join(path)}")
+    print("launchers as flat files (24 and 2 folders) had 82 arrows and 10 floors")
+    assert floors <= most_floors, f"{floors} floors, over {most_floors}: {' -> '.join(path)}"
+
+
+def test_the_longest_path_is_found() -> None:
+    assert longest_path({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == ["a", "b", "c"]
 
 
 def test_no_circle_between_files() -> None:
