@@ -1,1 +1,1 @@
-"""The ranks of this machine, started through torchrun's API."""
+"""Starts on this machine: the ranks through torchrun's API or mpirun, and the agent of one node among several."""

@@ -92,3 +92,20 @@ def test_unknown_layout_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     with pytest.raises(SystemExit, match="2"):
         throughput.main()
     assert "unknown layouts ['tp3']" in capsys.readouterr().err
+
+
+def test_a_layout_that_fails_leaves_the_figures_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_apart(layout: str, options: Any) -> dict[str, float]:
+        if layout == "pp2":
+            raise throughput.MeasurementError("pp2 failed: aborted")
+        return {"seconds": 1.0, "cpu_seconds": 1.0}
+
+    monkeypatch.setattr(throughput, "run_apart", run_apart)
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "tp2", "pp2", "dp2"])
+    with pytest.raises(SystemExit, match="failed: pp2"):
+        throughput.main()
+    printed = capsys.readouterr()
+    assert [line.split()[0] for line in printed.out.splitlines()[2:]] == ["tp2", "dp2"]
+    assert printed.err == "pp2 failed: aborted\n"

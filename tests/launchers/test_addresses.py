@@ -23,7 +23,7 @@ NODE = {"SLURMD_NODENAME": "n7"}
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A node as Debian sets one up: its own name means 127.0.1.1, Slurm's name for it nothing, and it has one network beside loopback."""
+    """A node as Debian sets it up: its own name is 127.0.1.1, Slurm's name for it unknown, one network but loopback."""
     names = {"gpu-box": ["127.0.1.1"]}
     known = {"lo": ipaddress.IPv4Interface("127.0.0.1/8"), "ib0": ipaddress.IPv4Interface("10.9.8.7/16")}
     monkeypatch.setattr(socket, "gethostname", lambda: "gpu-box")
@@ -56,7 +56,8 @@ def test_the_default_route_is_the_last_resort(host: pytest.MonkeyPatch) -> None:
 def test_no_address_for_the_others_is_told_with_the_interfaces(host: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         AddressError,
-        match=r"n7, gpu-box resolve to 127\.0\.1\.1, and there is no default route; set launcher.interface to one of lo, ib0",
+        match=r"n7, gpu-box resolve to 127\.0\.1\.1, and there is no default route; "
+        r"set launcher.interface to one of lo, ib0",
     ):
         reachable_address(NODE, interface=None, one_node=False, slurm_address_of=lambda node: None)
 
@@ -75,7 +76,8 @@ def test_a_name_that_does_not_resolve_is_told_in_time() -> None:
     start = time.monotonic()
     with pytest.raises(
         AddressError,
-        match=r"the store at no-such-host.invalid:29400 did not answer within 1 s \(the name no-such-host.invalid does not",
+        match=r"the store at no-such-host.invalid:29400 did not answer within 1 s "
+        r"\(the name no-such-host.invalid does not",
     ):
         wait_until_open("no-such-host.invalid", 29400, 1.0, "the store")
     assert time.monotonic() - start < 20

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class History:
-    """A run that was killed, interrupted, terminated and then let go to its end: how each command ended, and at which step."""
+    """A run that was killed, interrupted, terminated and then finished: how each command ended, and at which step."""
 
     workplace: Workplace
     killed_after: int
@@ -64,7 +64,7 @@ def interrupt_and_resume(workplace: Workplace) -> History:
 
 @pytest.fixture(scope="module")
 def pair(finished: tuple[Workplace, Outcome], tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, History]:
-    """The run without a stop, and the same run with three; in bfloat16 tests/distributed/test_resume_layouts.py compares the bits."""
+    """The run without a stop, and the same run with three; test_resume_layouts.py compares the bits in bfloat16."""
     return finished[0], interrupt_and_resume(
         make_workplace(tmp_path_factory.mktemp("stopped"), parallel={"tp": 2, "pp": 2})
     )

@@ -65,7 +65,8 @@ def test_what_is_shown_is_a_model_section_of_the_same_shape(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(950, "950"), (124_439_808, "124M"), (999_600_000, "1.00B"), (6_738_415_616, "6.74B"), (41_303_293_952, "41.3B"), (1_008_038_707_200, "1.01T")],
+    [(950, "950"), (124_439_808, "124M"), (999_600_000, "1.00B"), (6_738_415_616, "6.74B"), (41_303_293_952, "41.3B"),
+     (1_008_038_707_200, "1.01T")],
 )  # fmt: skip
 def test_counts_have_three_digits(count: int, text: str) -> None:
     assert short_count(count) == text
@@ -94,7 +95,10 @@ def test_coordinate_check_prints_slopes_and_draws(tmp_path: Path) -> None:  # do
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--widths", "64"], "--widths must be two or more whole numbers with commas between them, such as 64,128,256; got '64'"),
+        (
+            ["--widths", "64"],
+            "--widths must be two or more whole numbers with commas between them, such as 64,128,256; got '64'",
+        ),
         (["--widths", "64,wide"], "--widths must be two or more whole numbers"),
         (["--picture", "sizes.gif"], "--picture must end in .svg or .png; got sizes.gif"),
         (["--widths", "32,33", *SMALL], "no whole number; give --widths that are multiples of"),

@@ -5,17 +5,20 @@ import pytest
 from trimaran.launchers.env.rank_env import RankEnv, RankEnvError, read_env, tasks_per_node
 
 TORCHRUN = {
-    "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500",
+    "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n1",
+    "MASTER_PORT": "29500",
     "TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": "2",
 }  # fmt: skip
 # As srun -N2 -n4 set them on a real cluster, and hydra and Open MPI theirs.
 STEP = {
-    "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "3", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NTASKS": "4",
+    "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "3", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "4",
     "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURMD_NODENAME": "n2",
 }  # fmt: skip
 HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "PMI_HOSTNAME": "n2"}
 OPEN_MPI = {
-    "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
     "PMIX_RANK": "3",
 }  # fmt: skip
 BATCH = {
@@ -43,11 +46,12 @@ BATCH = {
         ({"WORLD_SIZE": "8", "MASTER_ADDR": "x"}, ("single", 0, 1, 0, 1)),
         # an agent a node, started by srun; mpirun inside a job, whose hydra proxies are the tasks of a step
         (STEP | TORCHRUN, ("torchrun", 5, 8, 1, 4)),
-        (STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_PROCID": "0"} | HYDRA, ("mpi", 3, 4, 1, 2)),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_PROCID": "0"} | HYDRA,
+         ("mpi", 3, 4, 1, 2)),
     ],
     ids=[
-        "torchrun", "slurm", "hydra", "open-mpi", "srun-pmi2", "srun-pmix", "single", "batch-script", "interactive-step", "left-over",
-        "agent-in-a-step", "mpirun-in-a-job",
+        "torchrun", "slurm", "hydra", "open-mpi", "srun-pmi2", "srun-pmix", "single", "batch-script",
+        "interactive-step", "left-over", "agent-in-a-step", "mpirun-in-a-job",
     ],
 )  # fmt: skip
 def test_place_in_each_launchers_environment(

@@ -1,4 +1,4 @@
-"""What a run opens to others: no port but on loopback, no file that others may write, no secret of the environment in its folder."""
+"""A run opens no port but on loopback, no file that others may write, and keeps no secret of the environment."""
 
 import stat
 from pathlib import Path
