@@ -10,11 +10,9 @@ from torch import Tensor
 
 from trimaran.kernels import activation, adamw, cross_entropy, decode, dropout, norm, rotary
 from trimaran.kernels.attention import attention, attention_with_lse, triton_attention, triton_attention_with_lse
-from trimaran.kernels.attention.function import LARGEST_HEAD_DIM
 from trimaran.kernels.cross_entropy import CrossEntropyKernels
 from trimaran.kernels.launch import why_not_triton
-
-Backend = Literal["auto", "triton", "torch"]
+from trimaran.kernels.limits import LARGEST_HEAD_DIM, Backend
 
 
 @dataclass(frozen=True, eq=False)

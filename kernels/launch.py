@@ -15,8 +15,10 @@ import torch
 import triton
 from torch import Tensor
 
+from trimaran.kernels.limits import TRITON_DTYPES
+
 _CHIPS = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_DTYPES = tuple(getattr(torch, name) for name in TRITON_DTYPES)
 _MULTIPROCESSORS_OFF_DEVICE = (
     132  # of an H100: only sizes a grid where nothing is launched (ahead-of-time compilation, interpreter)
 )

@@ -15,7 +15,7 @@ RotaryTables = tuple[Tensor, Tensor]
 
 def local_kv_heads(config: TransformerConfig, tp_size: int) -> int:
     """Return how many key-value heads a tp rank computes with: its share, rounded up, or one where there are fewer heads than ranks."""
-    return -(-config.num_kv_heads // tp_size)
+    return config.kv_heads_per_rank(tp_size)
 
 
 class KeyValueCache:

@@ -1,7 +1,7 @@
-"""What the fields of TransformerConfig can be, and what stands in for those that are not given. No torch."""
+"""The values that fields of TransformerConfig can have, and the formulas of derived defaults. No torch."""
 
 import math
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,7 +20,7 @@ GATED_ACTIVATIONS: Final = ("swiglu", "geglu", "geglu_tanh")
 
 
 class RotaryScaling(BaseModel):
-    """How rotary frequencies are stretched to longer contexts; the formulas stand in kernels/rotary.py under the same names."""
+    """How rotary frequencies are stretched to longer contexts; kernels/rotary.py has the formulas by the same names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -52,66 +52,22 @@ class RotaryScaling(BaseModel):
                 f"rotary_scaling of kind {self.kind} needs original_max_position, the length the model was trained at"
             )
         if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
-            raise ValueError(
-                f"rotary_scaling's low_freq_factor ({self.low_freq_factor}) must be below its high_freq_factor ({self.high_freq_factor})"
-            )
+            low, high = self.low_freq_factor, self.high_freq_factor
+            raise ValueError(f"rotary_scaling's low_freq_factor ({low}) must be below its high_freq_factor ({high})")
         return self
 
 
-def default_num_kv_heads(data: dict[str, Any]) -> int:
-    """Return `num_kv_heads` where it is not given, from the fields before it."""
-    return int(data.get("num_heads", 1))
-
-
-def default_head_dim(data: dict[str, Any]) -> int:
-    """Return `head_dim` where it is not given, from the fields before it."""
-    return int(data.get("hidden_size", 1)) // int(data.get("num_heads", 1))
-
-
-def default_ffn_hidden_size(data: dict[str, Any]) -> int:
-    """Return `ffn_hidden_size` where it is not given, from the fields before it."""
-    return 4 * int(data.get("hidden_size", 1))
-
-
-def like_bias(data: dict[str, Any]) -> bool:
-    """Return whether `bias` is on."""
-    return bool(data.get("bias", False))
-
-
-def default_residual_scale(data: dict[str, Any]) -> float:
+def default_residual_scale(init: str, num_layers: int) -> float:
     """DeepNorm's alpha of a decoder (Wang et al. 2022, table 1)."""
-    return float((2 * int(data.get("num_layers", 1))) ** 0.25) if data.get("init") == "deepnorm" else 1.0
+    return float((2 * num_layers) ** 0.25) if init == "deepnorm" else 1.0
 
 
-def default_mup_base_head_dim(data: dict[str, Any]) -> int:
-    """Return `mup_base_head_dim` where it is not given, from the fields before it."""
-    return int(data.get("head_dim", 1))
-
-
-def default_attention_scale(data: dict[str, Any]) -> float | None:
+def default_attention_scale(init: str, mup_base_head_dim: int, head_dim: int) -> float | None:
     """Under muP 1 / head_dim, times what makes it head_dim ** -0.5 at the base (Yang et al. 2022, definition 4.1)."""
-    if data.get("init") != "mup":
-        return None
-    return float(math.sqrt(data.get("mup_base_head_dim", 1)) / data.get("head_dim", 1))
+    # A head_dim of 0 follows from fewer numbers than heads, which a rule reports.
+    return float(math.sqrt(mup_base_head_dim) / max(head_dim, 1)) if init == "mup" else None
 
 
-def default_logits_scale(data: dict[str, Any]) -> float:
-    """Under muP the inverse of how many times wider the model is than its base (Yang et al. 2022, table 8, output weights)."""
-    base = data.get("mup_base_width") if data.get("init") == "mup" else None
-    return 1.0 if base is None else float(base / data.get("hidden_size", 1))
-
-
-# Which fields a derived default reads, in TransformerConfig; whoever lacks one of them lacks the derived field too.
-DERIVED_FROM: Final[dict[str, tuple[str, ...]]] = {
-    "num_kv_heads": ("num_heads",),
-    "head_dim": ("hidden_size", "num_heads"),
-    "ffn_hidden_size": ("hidden_size",),
-    "qkv_bias": ("bias",),
-    "out_bias": ("bias",),
-    "mlp_bias": ("bias",),
-    "norm_bias": ("bias",),
-    "residual_scale": ("init", "num_layers"),
-    "mup_base_head_dim": ("head_dim",),
-    "attention_scale": ("init", "mup_base_head_dim", "head_dim"),
-    "logits_scale": ("init", "mup_base_width", "hidden_size"),
-}
+def default_logits_scale(init: str, mup_base_width: int | None, hidden_size: int) -> float:
+    """Under muP base width / width (Yang et al. 2022, table 8, output weights)."""
+    return 1.0 if init != "mup" or mup_base_width is None else float(mup_base_width / hidden_size)

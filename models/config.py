@@ -5,7 +5,7 @@ they are cut. Imports no torch, so that a wrong shape is refused before anything
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,29 +23,28 @@ from trimaran.models.choices import (
     QueryKeyNorm,
     RotaryScaling,
     default_attention_scale,
-    default_ffn_hidden_size,
-    default_head_dim,
     default_logits_scale,
-    default_mup_base_head_dim,
-    default_num_kv_heads,
     default_residual_scale,
-    like_bias,
 )
 from trimaran.models.fields import (
     Count,
+    Derived,
     Dropout,
     FieldError,
     NonNegative,
     NonNegativeWhole,
     Positive,
+    RuleTable,
     nearest_divisors,
     nearest_multiples,
     one_of,
 )
 
+_LIKE_BIAS: Final = Derived(lambda bias: bias, "as bias")
+
 
 class TransformerConfig(BaseModel):
-    """The shape of a transformer language model: embedding, blocks of attention and feed-forward, projection to the vocabulary.
+    """The shape of a transformer language model: embedding, blocks, projection to the vocabulary.
 
     Raises pydantic's ValidationError (a ValueError) on construction when a rule is broken, with every broken rule in
     it.
@@ -57,20 +56,22 @@ class TransformerConfig(BaseModel):
     hidden_size: Count = Field(description="Width of the residual stream.")
     num_heads: Count = Field(description="Query heads of every attention block.")
     num_kv_heads: Count = Field(
-        default_factory=default_num_kv_heads,
+        default_factory=Derived(lambda num_heads: num_heads, "num_heads"),
         description="Key and value heads; fewer than num_heads is grouped-query attention.",
     )
     head_dim: Count = Field(
-        default_factory=default_head_dim, description="Width of one head; by default hidden_size / num_heads."
+        default_factory=Derived(lambda hidden_size, num_heads: hidden_size // num_heads, "hidden_size / num_heads"),
+        description="Width of one head; by default hidden_size / num_heads.",
     )
     ffn_hidden_size: Count = Field(
-        default_factory=default_ffn_hidden_size,
+        default_factory=Derived(lambda hidden_size: 4 * hidden_size, "4 * hidden_size"),
         description="Inner width of the feed-forward block; by default 4 * hidden_size.",
     )
     init: Initialization = Field(
         default="depth_scaled",
-        description="How weights start: normal; depth_scaled, with smaller output projections (GPT-2); small_init (GPT-NeoX); xavier; fan_in (PaLM); "
-        "tfixup, for a model without norms or warmup; deepnorm, for a deep one with post-norms; mup, whose best rates hold at every width.",
+        description="How weights start: normal; depth_scaled, with smaller output projections (GPT-2); small_init "
+        "(GPT-NeoX); xavier; fan_in (PaLM); tfixup, for a model without norms or warmup; deepnorm, for a deep one with "
+        "post-norms; mup, whose best rates hold at every width.",
     )
     init_std: Positive = Field(
         default=0.02, description="Standard deviation of the initial weights, for normal, depth_scaled and mup."
@@ -79,20 +80,20 @@ class TransformerConfig(BaseModel):
         default=None, description="mup: hidden_size at which it is the same as normal, where rates were found."
     )
     mup_base_head_dim: Count = Field(
-        default_factory=default_mup_base_head_dim,
+        default_factory=Derived(lambda head_dim: head_dim, "as head_dim"),
         description="mup: head_dim of the model of mup_base_width; by default head_dim, so that heads grow in number.",
     )
     vocab_size: Count = Field(description="Tokens the model knows, before padding to a multiple of tp.")
     max_seq_len: Count = Field(description="Longest sequence in tokens; the rows of learned positions.")
     objective: Objective = Field(
         default="causal_lm",
-        description="What is learned: the next token; masked_lm, hidden tokens from those on both sides (BERT); permutation_lm, tokens in a random order, "
-        "each from those on both sides that came before it (XLNet).",
+        description="What is learned: the next token; masked_lm, hidden tokens from those on both sides (BERT); "
+        "permutation_lm, tokens in a random order, each from those on both sides that came before it (XLNet).",
     )
     position: Position = Field(
         default="rotary",
-        description="How positions enter: a learned table, rotation of queries and keys, ALiBi's penalty on distance, or relative, "
-        "by a projection of the distance (XLNet).",
+        description="How positions enter: a learned table, rotation of queries and keys, ALiBi's penalty on distance, "
+        "or relative, by a projection of the distance (XLNet).",
     )
     rotary_base: Positive = Field(
         default=10000.0, description="Base of the rotary frequencies (RoFormer, section 3.4.2)."
@@ -109,17 +110,19 @@ class TransformerConfig(BaseModel):
     alibi_scale: Positive = Field(default=1.0, description="Factor of ALiBi's slopes (Falcon-RW: head_dim ** -0.5).")
     block: BlockKind = Field(
         default="sequential",
-        description="Attention then feed-forward, or both at once on the same stream (GPT-J, PaLM), with a norm each or one for both.",
+        description="Attention then feed-forward, or both at once on the same stream (GPT-J, PaLM), with a norm each "
+        "or one for both.",
     )
     norm: Norm = Field(default="rmsnorm", description="Kind of normalization.")
     norm_position: NormPosition = Field(
         default="pre",
-        description="pre: before each branch; post: after each sum (Vaswani et al. 2017); branch: on what is added (OLMo 2); "
-        "sandwich: before a branch and on its output (Gemma 2); none: nowhere (T-Fixup).",
+        description="pre: before each branch; post: after each sum (Vaswani et al. 2017); branch: on what is added "
+        "(OLMo 2); sandwich: before a branch and on its output (Gemma 2); none: nowhere (T-Fixup).",
     )
     residual_scale: Positive = Field(
-        default_factory=default_residual_scale,
-        description="Factor of the residual stream in every sum before a post-norm; by default 1, under deepnorm (2 * num_layers) ** 0.25.",
+        default_factory=Derived(default_residual_scale, "what init asks for"),
+        description="Factor of the residual stream in every sum before a post-norm; by default 1, under deepnorm (2 * "
+        "num_layers) ** 0.25.",
     )
     norm_eps: Positive = Field(default=1e-5, description="Added to the variance or mean square inside the norm.")
     norm_weight: bool = Field(default=True, description="Whether norms have a learned scale (OLMo 1 has none).")
@@ -140,7 +143,8 @@ class TransformerConfig(BaseModel):
     )
     num_experts: NonNegativeWhole = Field(
         default=0,
-        description="Feed-forward layers side by side in every layer, of which a router picks a few for each token; 0: one for all.",
+        description="Feed-forward layers side by side in every layer, of which a router picks a few for each token; 0: "
+        "one for all.",
     )
     experts_per_token: Count = Field(default=2, description="Experts that each token goes through (Mixtral: 2).")
     renormalize_experts: bool = Field(
@@ -149,22 +153,23 @@ class TransformerConfig(BaseModel):
     )
     router_aux_loss: NonNegative = Field(
         default=0.0,
-        description="Weight of the loss that keeps the experts evenly used, over each sequence by itself (DeepSeek-V3, section 2.1.2).",
+        description="Weight of the loss that keeps the experts evenly used, over each sequence by itself (DeepSeek-V3, "
+        "section 2.1.2).",
     )
     bias: bool = Field(
         default=False,
         description="Whether linear layers and LayerNorm have a bias (GPT-2 yes, LLaMA no), but for those below.",
     )
     qkv_bias: bool = Field(
-        default_factory=like_bias, description="Whether queries, keys and values have a bias; by default as bias."
+        default_factory=_LIKE_BIAS, description="Whether queries, keys and values have a bias; by default as bias."
     )
     out_bias: bool = Field(
-        default_factory=like_bias, description="Whether attention's output projection has a bias; by default as bias."
+        default_factory=_LIKE_BIAS, description="Whether attention's output projection has a bias; by default as bias."
     )
     mlp_bias: bool = Field(
-        default_factory=like_bias, description="Whether the feed-forward layers have a bias; by default as bias."
+        default_factory=_LIKE_BIAS, description="Whether the feed-forward layers have a bias; by default as bias."
     )
-    norm_bias: bool = Field(default_factory=like_bias, description="Whether LayerNorm has a bias; by default as bias.")
+    norm_bias: bool = Field(default_factory=_LIKE_BIAS, description="Whether LayerNorm has a bias; by default as bias.")
     head_transform: bool = Field(
         default=False,
         description="Whether a dense layer with activation and norm stands before the output projection (BERT).",
@@ -185,14 +190,15 @@ class TransformerConfig(BaseModel):
         default=None, description="Scores become cap * tanh(score / cap) (Gemma 2)."
     )
     attention_scale: Positive | None = Field(
-        default_factory=default_attention_scale,
-        description="Factor of query-key products (null: head_dim ** -0.5); by default null, under mup by 1 / head_dim.",
+        default_factory=Derived(default_attention_scale, "what init asks for"),
+        description="Factor of query-key products (null: head_dim ** -0.5); by default null, under mup by 1 / "
+        "head_dim.",
     )
     logits_softcap: Positive | None = Field(
         default=None, description="Logits become cap * tanh(logit / cap) (Gemma 2)."
     )
     logits_scale: Positive = Field(
-        default_factory=default_logits_scale,
+        default_factory=Derived(default_logits_scale, "what init asks for"),
         description="Factor of the logits (Cohere); by default 1, under mup mup_base_width / hidden_size.",
     )
     z_loss: NonNegative = Field(
@@ -206,7 +212,7 @@ class TransformerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _obeys_the_shape_rules(self) -> Self:
-        errors = [error for rule in SHAPE_RULES for error in rule(self)]
+        errors = SHAPE_RULES.broken(type(self).model_fields, self)
         if errors:
             raise ValueError("\n".join(str(error) for error in errors))
         return self
@@ -223,12 +229,12 @@ class TransformerConfig(BaseModel):
 
     @property
     def has_query_stream(self) -> bool:
-        """Whether training has a second stream of rows, which know where a predicted token stands and not what it is."""
+        """Whether training has a second stream of rows, which know the position of a predicted token alone."""
         return self.objective == "permutation_lm"
 
     @property
     def has_final_norm(self) -> bool:
-        """Whether a norm stands before the output projection: not where the last block ends with one, or there are none."""
+        """Whether a norm stands before the output projection; not where the last block ends with one."""
         return self.norm_position not in ("post", "none")
 
     @property
@@ -287,7 +293,7 @@ class TransformerConfig(BaseModel):
         return 3.0 * (self.num_layers * self.layer_forward_flops(seq_len) + self.head_forward_flops())
 
     def layer_forward_flops(self, seq_len: int) -> float:
-        """Return the forward matrix-multiplication FLOPs of one layer for one token at `seq_len` tokens; the causal half is not taken off."""
+        """Return the forward matrix-multiplication FLOPs of one layer for one token, the causal half not taken off."""
         return (
             2.0 * self._layer_matrix_parameters(self.experts_per_token) + 4.0 * self.num_heads * self.head_dim * seq_len
         )
@@ -300,6 +306,10 @@ class TransformerConfig(BaseModel):
         """Return vocab_size rounded up to a multiple of tp, so that every tp rank holds the same number of rows."""
         return math.ceil(self.vocab_size / tp) * tp
 
+    def kv_heads_per_rank(self, tp: int) -> int:
+        """Return the key-value heads of a tp rank; where tp does not divide them, the last rank has fewer."""
+        return -(-self.num_kv_heads // tp)
+
     def _layer_matrix_parameters(self, experts_used: int | None = None) -> int:
         """Matrix parameters of one layer; of the experts only `experts_used`, where given."""
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -310,7 +320,7 @@ class TransformerConfig(BaseModel):
         return attention + self.num_experts * self.hidden_size + (experts_used or self.num_experts) * matrices
 
     def _layer_vectors(self) -> int:
-        """Biases, the scales of the queries' and keys' norms, and the projection of distances, which no token goes through."""
+        """Parameters of one layer that no token is multiplied by: biases, scales of norms, projection of distances."""
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         into_ffn = 2 if self.is_gated else 1
         total = (queries + 2 * keys if self.qkv_bias else 0) + (self.hidden_size if self.out_bias else 0)
@@ -322,6 +332,10 @@ class TransformerConfig(BaseModel):
         return self.hidden_size * (int(self.norm_weight) + int(self.norm == "layernorm" and self.norm_bias))
 
 
+SHAPE_RULES: Final = RuleTable[[TransformerConfig]]()
+
+
+@SHAPE_RULES.needs("num_heads", "num_kv_heads")
 def _kv_heads_divide_heads(config: TransformerConfig) -> Iterator[FieldError]:
     if config.num_heads % config.num_kv_heads:
         valid = one_of(nearest_divisors(config.num_heads, config.num_kv_heads))
@@ -329,69 +343,84 @@ def _kv_heads_divide_heads(config: TransformerConfig) -> Iterator[FieldError]:
         yield FieldError("num_kv_heads", rule, config.num_kv_heads, f"set num_kv_heads to {valid}")
 
 
+@SHAPE_RULES.needs("hidden_size", "num_heads", "head_dim")
 def _heads_fill_hidden_size(config: TransformerConfig) -> Iterator[FieldError]:
-    if "head_dim" not in config.model_fields_set and config.hidden_size % config.num_heads:
-        sizes = one_of(nearest_multiples(config.num_heads, config.hidden_size))
-        heads = one_of(nearest_divisors(config.hidden_size, config.num_heads))
-        rule = f"hidden_size ({config.hidden_size}) must be divisible by num_heads ({config.num_heads}) when head_dim is not given"
-        yield FieldError(
-            "hidden_size",
-            rule,
-            config.hidden_size,
-            f"set hidden_size to {sizes}, or num_heads to {heads}, or give head_dim",
-        )
+    hidden_size, num_heads = config.hidden_size, config.num_heads
+    if "head_dim" not in config.model_fields_set and num_heads * config.head_dim != hidden_size:
+        sizes = one_of(nearest_multiples(num_heads, hidden_size))
+        heads = one_of(nearest_divisors(hidden_size, num_heads))
+        rule = f"hidden_size ({hidden_size}) must be divisible by num_heads ({num_heads}) when head_dim is not given"
+        fix = f"set hidden_size to {sizes}, or num_heads to {heads}, or give head_dim"
+        yield FieldError("hidden_size", rule, hidden_size, fix)
 
 
-def _rotary_pairs_up(config: TransformerConfig) -> Iterator[FieldError]:
-    if config.position != "rotary":
-        if config.rotary_scaling is not None:
-            rule = f"stretches rotary positions, and position is {config.position}"
-            yield FieldError(
-                "rotary_scaling", rule, config.rotary_scaling.kind, "set rotary_scaling to null, or position to rotary"
-            )
-        return
-    kind = None if config.rotary_scaling is None else config.rotary_scaling.kind
+@SHAPE_RULES.needs("position", "rotary_scaling")
+def _only_rotary_positions_are_stretched(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.position != "rotary" and config.rotary_scaling is not None:
+        rule = f"stretches rotary positions, and position is {config.position}"
+        fix = "set rotary_scaling to null, or position to rotary"
+        yield FieldError("rotary_scaling", rule, config.rotary_scaling.kind, fix)
+
+
+@SHAPE_RULES.needs("position", "rotary_scaling", "rotary_dim", "head_dim")
+def _ntk_has_two_pairs(config: TransformerConfig) -> Iterator[FieldError]:
+    kind = _rotary_scaling_kind(config)
     if kind in ("ntk", "dynamic_ntk") and (config.rotary_dim or config.head_dim) < 4:
-        yield FieldError(
-            "rotary_scaling", f"of kind {kind} needs two rotated pairs or more", kind, "set rotary_dim to 4 or more"
-        )
+        rule = f"of kind {kind} needs two rotated pairs or more"
+        yield FieldError("rotary_scaling", rule, kind, "set rotary_dim to 4 or more")
+
+
+@SHAPE_RULES.needs("position", "rotary_scaling", "rotary_base")
+def _rotary_base_has_a_logarithm(config: TransformerConfig) -> Iterator[FieldError]:
+    kind = _rotary_scaling_kind(config)
     if kind in ("ntk", "dynamic_ntk", "yarn") and config.rotary_base <= 1:
-        yield FieldError(
-            "rotary_base", f"must be above 1 with rotary_scaling of kind {kind}", config.rotary_base, "set it to 10000"
-        )
-    if config.rotary_dim is not None:
-        if config.rotary_dim % 2 or config.rotary_dim > config.head_dim:
-            rule = f"rotary_dim ({config.rotary_dim}) must be even and at most head_dim ({config.head_dim})"
-            yield FieldError(
-                "rotary_dim",
-                rule,
-                config.rotary_dim,
-                f"set rotary_dim to {max(2, min(config.rotary_dim, config.head_dim) // 2 * 2)}",
-            )
-    elif config.head_dim % 2:
-        sizes = one_of(size for size in (config.head_dim - 1, config.head_dim + 1) if size > 0)
-        rule = f"head_dim ({config.head_dim}) must be even, because rotary positions turn pairs of numbers"
-        yield FieldError("head_dim", rule, config.head_dim, f"set head_dim to {sizes}, or position to learned")
+        rule = f"must be above 1 with rotary_scaling of kind {kind}"
+        yield FieldError("rotary_base", rule, config.rotary_base, "set it to 10000")
 
 
-def _parallel_block_is_pre_norm(config: TransformerConfig) -> Iterator[FieldError]:
-    if config.block != "sequential" and config.norm_position not in ("pre", "none"):
-        rule = f"a block of kind {config.block} has its norms before the branches, got norm_position {config.norm_position}"
-        yield FieldError(
-            "norm_position", rule, config.norm_position, "set norm_position to pre, or block to sequential"
-        )
+def _rotary_scaling_kind(config: TransformerConfig) -> str | None:
+    scaling = config.rotary_scaling if config.position == "rotary" else None
+    return None if scaling is None else scaling.kind
 
 
-def _pattern_has_a_window(config: TransformerConfig) -> Iterator[FieldError]:
-    if config.attention_pattern is None:
+@SHAPE_RULES.needs("position", "rotary_dim", "head_dim")
+def _rotary_pairs_up(config: TransformerConfig) -> Iterator[FieldError]:
+    rotary_dim, head_dim = config.rotary_dim, config.head_dim
+    if config.position != "rotary":
         return
-    if not config.attention_pattern:
+    if rotary_dim is not None:
+        if rotary_dim % 2 or rotary_dim > head_dim:
+            rule = f"rotary_dim ({rotary_dim}) must be even and at most head_dim ({head_dim})"
+            fix = f"set rotary_dim to {max(2, min(rotary_dim, head_dim) // 2 * 2)}"
+            yield FieldError("rotary_dim", rule, rotary_dim, fix)
+    elif head_dim % 2:
+        sizes = one_of(size for size in (head_dim - 1, head_dim + 1) if size > 0)
+        rule = f"head_dim ({head_dim}) must be even, because rotary positions turn pairs of numbers"
+        yield FieldError("head_dim", rule, head_dim, f"set head_dim to {sizes}, or position to learned")
+
+
+@SHAPE_RULES.needs("block", "norm_position")
+def _parallel_block_is_pre_norm(config: TransformerConfig) -> Iterator[FieldError]:
+    block, norms = config.block, config.norm_position
+    if block != "sequential" and norms not in ("pre", "none"):
+        rule = f"a block of kind {block} has its norms before the branches, got norm_position {norms}"
+        yield FieldError("norm_position", rule, norms, "set norm_position to pre, or block to sequential")
+
+
+@SHAPE_RULES.needs("attention_pattern")
+def _pattern_names_layers(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.attention_pattern == ():
         yield FieldError("attention_pattern", "must name at least one layer", (), "write full or window, or null")
-    elif "window" in config.attention_pattern and config.attention_window is None:
+
+
+@SHAPE_RULES.needs("attention_pattern", "attention_window")
+def _pattern_has_a_window(config: TransformerConfig) -> Iterator[FieldError]:
+    if "window" in (config.attention_pattern or ()) and config.attention_window is None:
         rule = "attention_pattern has layers with a window, and attention_window is not given"
         yield FieldError("attention_window", rule, None, "set attention_window to the tokens that such a layer sees")
 
 
+@SHAPE_RULES.needs("init", "norm_position")
 def _initialization_fits_the_norms(config: TransformerConfig) -> Iterator[FieldError]:
     if config.init == "tfixup" and config.norm_position != "none":
         rule = f"init tfixup is for a model without norms, got norm_position {config.norm_position}"
@@ -399,13 +428,17 @@ def _initialization_fits_the_norms(config: TransformerConfig) -> Iterator[FieldE
     if config.init == "deepnorm" and config.norm_position != "post":
         rule = f"init deepnorm is for norms after the sums, got norm_position {config.norm_position}"
         yield FieldError("init", rule, config.init, "set norm_position to post, or init to depth_scaled")
-    if config.residual_scale != 1.0 and config.norm_position != "post":
-        rule = f"residual_scale ({config.residual_scale:g}) needs a norm after the sum, got norm_position {config.norm_position}"
-        yield FieldError(
-            "residual_scale", rule, config.residual_scale, "set norm_position to post, or residual_scale to 1"
-        )
 
 
+@SHAPE_RULES.needs("residual_scale", "norm_position")
+def _scaled_residuals_are_normed(config: TransformerConfig) -> Iterator[FieldError]:
+    scale, norms = config.residual_scale, config.norm_position
+    if scale != 1.0 and norms != "post":
+        rule = f"residual_scale ({scale:g}) needs a norm after the sum, got norm_position {norms}"
+        yield FieldError("residual_scale", rule, scale, "set norm_position to post, or residual_scale to 1")
+
+
+@SHAPE_RULES.needs("init", "mup_base_width")
 def _mup_has_a_base(config: TransformerConfig) -> Iterator[FieldError]:
     if config.init == "mup" and config.mup_base_width is None:
         fix = "set it to the hidden_size at which the learning rate was found"
@@ -415,63 +448,65 @@ def _mup_has_a_base(config: TransformerConfig) -> Iterator[FieldError]:
         yield FieldError("mup_base_width", rule, config.mup_base_width, "set init to mup, or mup_base_width to null")
 
 
-def _permutations_go_by_distance(config: TransformerConfig) -> Iterator[FieldError]:
+@SHAPE_RULES.needs("objective", "position")
+def _permutations_have_relative_positions(config: TransformerConfig) -> Iterator[FieldError]:
     if (config.position == "relative") != config.has_query_stream:
-        rule = f"objective permutation_lm and position relative need each other, got {config.objective} and {config.position}"
+        got = f"{config.objective} and {config.position}"
+        rule = f"objective permutation_lm and position relative need each other, got {got}"
         yield FieldError("objective", rule, config.objective, "set both of them, or neither")
+
+
+@SHAPE_RULES.needs("position", "num_heads", "num_kv_heads")
+def _relative_heads_are_not_grouped(config: TransformerConfig) -> Iterator[FieldError]:
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    if config.position == "relative" and kv_heads != heads:
+        rule = f"relative positions need as many key-value heads ({kv_heads}) as heads ({heads})"
+        yield FieldError("num_kv_heads", rule, kv_heads, f"set num_kv_heads to {heads}")
+
+
+@SHAPE_RULES.needs("position", may_read=("attention_window", "attention_softcap", "query_key_norm"))
+def _relative_attention_is_plain(config: TransformerConfig) -> Iterator[FieldError]:
     if config.position != "relative":
         return
-    if config.num_kv_heads != config.num_heads:
-        rule = f"relative positions need as many key-value heads ({config.num_kv_heads}) as heads ({config.num_heads})"
-        yield FieldError("num_kv_heads", rule, config.num_kv_heads, f"set num_kv_heads to {config.num_heads}")
-    others = {"attention_window": None, "attention_softcap": None, "query_key_norm": "none"}
-    for name, plain in others.items():
-        if getattr(config, name) != plain:
-            rule = f"relative positions do not go with {name} ({getattr(config, name)})"
-            yield FieldError(name, rule, getattr(config, name), f"leave out {name}")
+    for name, plain in {"attention_window": None, "attention_softcap": None, "query_key_norm": "none"}.items():
+        value = getattr(config, name, plain)
+        if value != plain:
+            rule = f"relative positions do not go with {name} ({value})"
+            yield FieldError(name, rule, value, f"leave out {name}")
 
 
+@SHAPE_RULES.needs("head_transform", "activation")
 def _head_transform_has_no_gate(config: TransformerConfig) -> Iterator[FieldError]:
     if config.head_transform and config.is_gated:
         rule = f"the dense layer before the output projection has no gate, and activation is {config.activation}"
         yield FieldError("head_transform", rule, True, "set activation to gelu, or head_transform to false")
 
 
-def _experts_fit(config: TransformerConfig) -> Iterator[FieldError]:
-    if config.num_experts == 0:
-        if config.router_aux_loss > 0:
-            rule = f"router_aux_loss ({config.router_aux_loss:g}) needs experts, and num_experts is 0"
-            yield FieldError(
-                "router_aux_loss", rule, config.router_aux_loss, "set num_experts to 2 or more, or router_aux_loss to 0"
-            )
-        return
-    if config.experts_per_token > config.num_experts:
-        rule = f"experts_per_token ({config.experts_per_token}) must be at most num_experts ({config.num_experts})"
-        yield FieldError(
-            "experts_per_token",
-            rule,
-            config.experts_per_token,
-            f"set experts_per_token to {config.num_experts} or less",
-        )
-    if config.block != "sequential":
+@SHAPE_RULES.needs("num_experts", "router_aux_loss")
+def _router_loss_has_experts(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.num_experts == 0 and config.router_aux_loss > 0:
+        rule = f"router_aux_loss ({config.router_aux_loss:g}) needs experts, and num_experts is 0"
+        fix = "set num_experts to 2 or more, or router_aux_loss to 0"
+        yield FieldError("router_aux_loss", rule, config.router_aux_loss, fix)
+
+
+@SHAPE_RULES.needs("num_experts", "experts_per_token")
+def _tokens_have_experts(config: TransformerConfig) -> Iterator[FieldError]:
+    experts, used = config.num_experts, config.experts_per_token
+    if 0 < experts < used:
+        rule = f"experts_per_token ({used}) must be at most num_experts ({experts})"
+        yield FieldError("experts_per_token", rule, used, f"set experts_per_token to {experts} or less")
+
+
+@SHAPE_RULES.needs("num_experts", "block")
+def _experts_stand_in_a_sequential_block(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.num_experts and config.block != "sequential":
         rule = f"experts need a block of kind sequential, got {config.block}"
         yield FieldError("block", rule, config.block, "set block to sequential, or num_experts to 0")
-    if config.mlp_bias:
-        yield FieldError(
-            "mlp_bias", "experts have no bias, and mlp_bias is true", True, "set mlp_bias to false, or num_experts to 0"
-        )
 
 
-ShapeRule = Callable[[TransformerConfig], Iterator[FieldError]]
-SHAPE_RULES: Final[tuple[ShapeRule, ...]] = (
-    _kv_heads_divide_heads,
-    _heads_fill_hidden_size,
-    _rotary_pairs_up,
-    _parallel_block_is_pre_norm,
-    _pattern_has_a_window,
-    _initialization_fits_the_norms,
-    _mup_has_a_base,
-    _permutations_go_by_distance,
-    _head_transform_has_no_gate,
-    _experts_fit,
-)
+@SHAPE_RULES.needs("num_experts", "mlp_bias")
+def _experts_have_no_bias(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.num_experts and config.mlp_bias:
+        rule = "experts have no bias, and mlp_bias is true"
+        yield FieldError("mlp_bias", rule, True, "set mlp_bias to false, or num_experts to 0")

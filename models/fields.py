@@ -1,11 +1,14 @@
-"""What the fields of records are made of: number types with ranges, the error of one field, and words for what would do instead. No torch."""
+"""What validated records are made of: number types, derived defaults, errors and rules between fields. No torch."""
 
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Generic, ParamSpec
 
 from pydantic import BeforeValidator, Field
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,61 @@ class FieldError:
     def under(self, section: str) -> "FieldError":
         """Return the same error with its field path placed under `section`."""
         return replace(self, field=f"{section}.{self.field}")
+
+
+class Derived:
+    """A default_factory of pydantic: the default of a field that follows from fields declared before it.
+
+    Args:
+        function: returns the default; its parameters are named after the fields that it reads.
+        words: the default in words.
+    """
+
+    def __init__(self, function: Callable[..., Any], words: str) -> None:
+        self.function, self.words = function, words
+        self.sources = tuple(inspect.signature(function).parameters)
+
+    def __call__(self, values: dict[str, Any]) -> Any:
+        """Return the default for these values of the fields before it, all of them valid."""
+        return self.function(*(values[source] for source in self.sources))
+
+
+@dataclass(frozen=True)
+class Rule(Generic[P]):
+    """One rule between fields.
+
+    Args:
+        check: yields an error for everything that breaks the rule.
+        needs: the fields that `check` reads; without one of them the rule can't be judged.
+        may_read: fields that `check` reads where they are known.
+    """
+
+    check: Callable[P, Iterator[FieldError]]
+    needs: tuple[str, ...]
+    may_read: tuple[str, ...]
+
+
+class RuleTable(Generic[P]):
+    """Rules in the order in which they are reported; each is a function decorated by `needs`."""
+
+    def __init__(self) -> None:
+        self.rules: list[Rule[P]] = []
+
+    def needs(
+        self, *needs: str, may_read: tuple[str, ...] = ()
+    ) -> Callable[[Callable[P, Iterator[FieldError]]], Callable[P, Iterator[FieldError]]]:
+        """Return a decorator that adds a check to the table; see `Rule` for the arguments."""
+
+        def add(check: Callable[P, Iterator[FieldError]]) -> Callable[P, Iterator[FieldError]]:
+            self.rules.append(Rule(check, needs, may_read))
+            return check
+
+        return add
+
+    def broken(self, known: Container[str], *args: P.args, **kwargs: P.kwargs) -> list[FieldError]:
+        """Return the errors of every rule whose needs are all in `known`."""
+        rules = [rule for rule in self.rules if all(name in known for name in rule.needs)]
+        return [error for rule in rules for error in rule.check(*args, **kwargs)]
 
 
 def one_of(values: Iterable[object]) -> str:

@@ -1,4 +1,4 @@
-"""The rank grid as arithmetic: the coordinates of a rank.
+"""The rank grid as arithmetic: the coordinates of a rank, the microbatches of a step.
 
 Imports no torch; `runtime/mesh.py` builds the process groups.
 """
@@ -21,6 +21,12 @@ def coordinates(rank: int, sizes: Mapping[str, int]) -> dict[str, int]:
         inner = prod(sizes[each] for each in AXES[index + 1 :])
         found[axis] = rank // inner % sizes[axis]
     return found
+
+
+def num_microbatches(global_batch_size: int, micro_batch_size: int, dp: int) -> int | None:
+    """Return the microbatches of one step on every dp rank; None where the batch does not divide into whole ones."""
+    count, rest = divmod(global_batch_size, micro_batch_size * dp)
+    return None if rest else count
 
 
 def describe_coordinates(found: Mapping[str, int]) -> str:

@@ -10,8 +10,7 @@ from trimaran.kernels.attention.backward import attention_backward
 from trimaran.kernels.attention.call import Call, tokens_of
 from trimaran.kernels.attention.forward import attention_forward
 from trimaran.kernels.attention.options import CAUSAL, AttentionDropout, AttentionOptions, Documents, Sizes, sizes_of
-
-LARGEST_HEAD_DIM = 256
+from trimaran.kernels.limits import LARGEST_HEAD_DIM
 
 
 class _Attention(torch.autograd.Function):

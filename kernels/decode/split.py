@@ -20,10 +20,10 @@ from torch import Tensor
 from trimaran.kernels.decode.cache import cache_capacity
 from trimaran.kernels.decode.reference import check_decode
 from trimaran.kernels.launch import launch, multiprocessors, tuned
+from trimaran.kernels.limits import LARGEST_HEAD_DIM
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _MOST_SPLITS = 128  # about one a multiprocessor; more would only make the combining slower
-_WIDEST_HEAD = 256
 
 
 @triton.jit
@@ -245,8 +245,8 @@ def triton_decode_attention(
     """
     check_decode(q, k_cache, v_cache, lengths, block_table, window, softcap, alibi_slopes)
     batch, q_len, heads, head_dim = q.shape
-    if head_dim > _WIDEST_HEAD:
-        raise ValueError(f"head_dim must be at most {_WIDEST_HEAD} for the Triton kernel; it is {head_dim}")
+    if head_dim > LARGEST_HEAD_DIM:
+        raise ValueError(f"head_dim must be at most {LARGEST_HEAD_DIM} for the Triton kernel; it is {head_dim}")
     if q.numel() == 0:
         return torch.empty_like(q)
     kv_heads, capacity = k_cache.shape[2], cache_capacity(k_cache, block_table)

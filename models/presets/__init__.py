@@ -44,7 +44,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {name: entry.shape for name, e
 
 
 def nearest_presets(name: str) -> list[str]:
-    """Return the presets that `name` begins, six at most; else the nearest, two when both are one slip away; none when all are far."""
+    """Return up to six presets that begin with `name`, else the nearest one or two; none when all are far."""
     wanted = name.lower()
     begun = [known for known in PRESETS if wanted and known.startswith(wanted)]
     close = begun[:6] or difflib.get_close_matches(wanted, PRESETS, n=2, cutoff=0.85)

@@ -8,7 +8,10 @@ from trimaran.models.presets.record import Preset, gpt
 _BERT: Final = (
     "Devlin et al. 2019 (BERT), section 3; count of bert-{size}-uncased as a masked language model in transformers"
 )
-_BERT_NOTE: Final = "the masked language model alone: the pooler and the head for the next sentence are left out, which the paper counts to 110M and 340M"
+_BERT_NOTE: Final = (
+    "the masked language model alone: the pooler and the head for the next sentence are left out, "
+    "which the paper counts to 110M and 340M"
+)
 
 
 def _bert(num_layers: int, hidden_size: int, num_heads: int, published: str, size: str) -> Preset:

@@ -8,8 +8,8 @@ from trimaran.models.presets.record import Preset, gpt, llama
 _GOPHER: Final = "Rae et al. 2021 (Gopher), table 1"
 _CHINCHILLA: Final = "Hoffmann et al. 2022 (Chinchilla), table 4"
 _RELATIVE: Final = (
-    "positions are rotary here; the published models have Transformer-XL's relative positions, whose projection of hidden_size ** 2 numbers "
-    "a layer is part of the published count and of no layer here"
+    "positions are rotary here; the published models have Transformer-XL's relative positions, whose projection of "
+    "hidden_size ** 2 numbers a layer is part of the published count and of no layer here"
 )
 _PALM: Final = "Chowdhery et al. 2022 (PaLM), table 1"
 _MATRICES: Final = "the published count fits the matrices alone, without the scales of the norms"
@@ -23,7 +23,7 @@ def _gopher(num_layers: int, hidden_size: int, num_heads: int, source: str, publ
 
 
 def _palm(num_layers: int, hidden_size: int, num_heads: int, published: str) -> Preset:
-    """Heads of 256 that share one key and value, swish-gated, logits by 1 / sqrt(hidden_size), z-loss of 1e-4 (sections 2 and 5)."""
+    """Return PaLM: one key-value head, swish-gated, logits by 1 / sqrt(hidden_size), z-loss (sections 2 and 5)."""
     parts = {
         "num_kv_heads": 1,
         "head_dim": 256,

@@ -9,8 +9,8 @@ from trimaran.models.presets.record import Preset, gpt
 _GPT2: Final = "Radford et al. 2019 (GPT-2), table 2; head counts from the released weights"
 _GPT3: Final = "Brown et al. 2020 (GPT-3), table 2.1; counts from table D.1"
 _GPT3_NOTE: Final = (
-    "attends densely; the paper alternates dense and banded layers, of a band it does not give: attention_pattern: [full, window] and "
-    "attention_window: TOKENS do that, and change no parameter"
+    "attends densely; the paper alternates dense and banded layers, of a band it does not give: attention_pattern: "
+    "[full, window] and attention_window: TOKENS do that, and change no parameter"
 )
 _MEGATRON: Final = "Narayanan et al. 2021 (Megatron-LM), table 1"
 _OPT: Final = "Zhang et al. 2022 (OPT), table 1"

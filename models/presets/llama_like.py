@@ -36,7 +36,7 @@ def _llama3(
     stretch: float = 1.0,
     tied: bool = False,
 ) -> Preset:
-    """stretch: factor of the rotary scaling to 131,072 tokens, which came with 3.1; 1 for the 8,192 tokens of before."""
+    """Return a Llama 3 of 8,192 tokens, or of 131,072 by rotary scaling of factor `stretch` (3.1 and later)."""
     changes: dict[str, Any] = {
         "num_kv_heads": 8,
         "vocab_size": 128256,

@@ -7,6 +7,7 @@ from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.objectives import NextToken, Objective
 from trimaran.runtime.data.permutation import Int64Array, permute
 from trimaran.runtime.data.shards import TokenShards
+from trimaran.runtime.grid import num_microbatches
 
 _NEXT_TOKEN = NextToken()
 
@@ -46,7 +47,7 @@ class Loader:
                 raise ValueError(f"{name} ({value}) must be at least 1")
         if not 0 <= dp_rank < dp_size:
             raise ValueError(f"dp rank {dp_rank} must be in [0, {dp_size})")
-        if global_batch_size < 1 or global_batch_size % (dp_size * micro_batch_size):
+        if not num_microbatches(global_batch_size, micro_batch_size, dp_size):
             rule = f"must be a positive multiple of dp x train.micro_batch_size ({dp_size} x {micro_batch_size})"
             raise ValueError(
                 f"train.global_batch_size ({global_batch_size}) {rule}; "

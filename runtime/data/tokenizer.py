@@ -7,6 +7,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.vocabulary import SMALLEST_MASKING_VOCABULARY, SMALLEST_VOCABULARY
 
 END_OF_TEXT = "<|endoftext|>"
 MASK = "[MASK]"
@@ -14,8 +15,6 @@ MASK = "[MASK]"
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 # Names of the mask token: BERT, RoBERTa and XLNet.
 _MASK_NAMES = (MASK, "<mask>")
-# A token for every byte, so that any text can be encoded, and one that ends a document.
-SMALLEST_VOCABULARY = 256 + 1
 
 
 class Tokenizer:
@@ -59,7 +58,7 @@ class Tokenizer:
             with_mask: whether the vocabulary includes a mask token.
         """
         special = [END_OF_TEXT, MASK] if with_mask else [END_OF_TEXT]
-        smallest = SMALLEST_VOCABULARY + int(with_mask)
+        smallest = SMALLEST_MASKING_VOCABULARY if with_mask else SMALLEST_VOCABULARY
         if vocab_size < smallest:
             rule = f"must be at least {smallest}: 256 bytes and {' and '.join(special)}"
             raise DataError(f"data.tokenizer_vocab_size ({vocab_size}) {rule}; set it to {smallest} or more")

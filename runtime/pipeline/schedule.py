@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import Final, Literal, TypeAlias
 
 
 class ActionKind(Enum):
@@ -133,7 +133,7 @@ def interleaved_1f1b(num_ranks: int, num_microbatches: int, virtual_stages: int)
     _check_sizes(num_ranks, num_microbatches, virtual_stages)
     if virtual_stages == 1:
         return one_f_one_b(num_ranks, num_microbatches)
-    if num_microbatches % num_ranks:
+    if not microbatches_fill_groups(num_microbatches, num_ranks, virtual_stages):
         raise ValueError(_group_rule(num_ranks, num_microbatches))
     schedule: Schedule = []
     for rank in range(num_ranks):
@@ -174,30 +174,30 @@ def build_schedule(name: str, num_ranks: int, num_microbatches: int, virtual_sta
     Raises:
         ValueError: `name` is unknown, a size is below 1, or the schedule cannot run that shape.
     """
-    builder = SCHEDULES.get(name)
-    if builder is None:
+    if name not in SCHEDULES:
         nearest = difflib.get_close_matches(name, SCHEDULES, n=1, cutoff=0.0)[0]
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}; did you mean {nearest!r}?")
-    return builder(num_ranks, num_microbatches, virtual_stages)
+    if virtual_stages != 1 and name not in INTERLEAVED:
+        raise ValueError(
+            f"virtual_stages ({virtual_stages}) must be 1 with schedule {name}; "
+            "set parallel.virtual_stages to 1 or parallel.schedule to interleaved_1f1b"
+        )
+    return SCHEDULES[name](num_ranks, num_microbatches, virtual_stages)
 
 
-def _one_chunk_only(name: str, builder: Callable[[int, int], Schedule]) -> Callable[[int, int, int], Schedule]:
-    def build(num_ranks: int, num_microbatches: int, virtual_stages: int) -> Schedule:
-        if virtual_stages != 1:
-            raise ValueError(
-                f"virtual_stages ({virtual_stages}) must be 1 with schedule {name}; "
-                "set parallel.virtual_stages to 1 or parallel.schedule to interleaved_1f1b"
-            )
-        return builder(num_ranks, num_microbatches)
-
-    return build
+def microbatches_fill_groups(num_microbatches: int, num_ranks: int, virtual_stages: int) -> bool:
+    """Return whether the microbatches are whole groups of `num_ranks`, which more than one virtual stage needs."""
+    return virtual_stages == 1 or num_microbatches % num_ranks == 0
 
 
-SCHEDULES: dict[str, Callable[[int, int, int], Schedule]] = {
-    "gpipe": _one_chunk_only("gpipe", gpipe),
-    "1f1b": _one_chunk_only("1f1b", one_f_one_b),
+ScheduleName = Literal["gpipe", "1f1b", "interleaved_1f1b"]
+SCHEDULES: Final[dict[str, Callable[[int, int, int], Schedule]]] = {
+    "gpipe": lambda num_ranks, num_microbatches, _: gpipe(num_ranks, num_microbatches),
+    "1f1b": lambda num_ranks, num_microbatches, _: one_f_one_b(num_ranks, num_microbatches),
     "interleaved_1f1b": interleaved_1f1b,
 }
+INTERLEAVED: Final = ("interleaved_1f1b",)
+"""The schedules that take more than one virtual stage."""
 
 
 def format_schedule(schedule: Sequence[Sequence[Action]]) -> str:

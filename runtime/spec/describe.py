@@ -47,7 +47,8 @@ def _model(spec: RunFields, shape: TransformerConfig) -> str:
     name = f"{spec.model.preset}: " if spec.model.preset else ""
     kinds = f"{shape.position} positions, {shape.norm}, {shape.activation}"
     experts = f", {shape.experts_per_token} of {shape.num_experts} experts" if shape.num_experts else ""
-    return f"{name}{shape.num_layers} layers, hidden {shape.hidden_size}, {heads}, feed-forward {shape.ffn_hidden_size}{experts}, {kinds}"
+    sizes = f"{shape.num_layers} layers, hidden {shape.hidden_size}, {heads}, feed-forward {shape.ffn_hidden_size}"
+    return f"{name}{sizes}{experts}, {kinds}"
 
 
 def _parameters(shape: TransformerConfig) -> str:
@@ -74,15 +75,19 @@ def _vocabulary(spec: RunFields, shape: TransformerConfig) -> str:
     padded = shape.padded_vocab_size(tp)
     if padded == shape.vocab_size:
         return f"{shape.vocab_size:,} tokens"
-    return f"{shape.vocab_size:,} tokens, padded to {padded:,} so that each of the {tp} tp ranks holds {padded // tp:,} rows"
+    rows = f"each of the {tp} tp ranks holds {padded // tp:,} rows"
+    return f"{shape.vocab_size:,} tokens, padded to {padded:,} so that {rows}"
 
 
 def _layout(spec: RunFields) -> str:
     parallel = spec.parallel
-    ranks = f"tp {parallel.tp} x pp {parallel.pp} x dp {parallel.dp} x cp {parallel.cp} = {spec.world_size} rank{'s' * (spec.world_size > 1)}"
-    kv_heads = spec.transformer.num_kv_heads
+    grid = f"tp {parallel.tp} x pp {parallel.pp} x dp {parallel.dp} x cp {parallel.cp}"
+    ranks = f"{grid} = {spec.world_size} rank{'s' * (spec.world_size > 1)}"
+    shape = spec.transformer
+    kv_heads = shape.num_kv_heads
     if kv_heads > parallel.tp and kv_heads % parallel.tp:
-        ranks += f", {kv_heads} key-value heads with their query heads as {-(-kv_heads // parallel.tp)} a tp rank, fewer on the last"
+        each = shape.kv_heads_per_rank(parallel.tp)
+        ranks += f", {kv_heads} key-value heads with their query heads as {each} a tp rank, fewer on the last"
     if parallel.ep > 1:
         ranks += f", experts shared by {parallel.ep} dp ranks"
         ranks += f" and {parallel.tp} tp ranks" if parallel.tp > 1 else ""
@@ -98,7 +103,8 @@ def _pipeline(spec: RunFields) -> str:
         return "one stage" if virtual_stages == 1 else f"{virtual_stages} stages on one pipeline rank"
     bubble = (pp - 1) / (virtual_stages * count + pp - 1)
     each = f", {virtual_stages} a rank" if virtual_stages > 1 else ""
-    return f"{spec.parallel.schedule}, {spec.num_stages} stages{each}, {count} microbatches, bubble {bubble:.1%} for equal stages"
+    stages = f"{spec.parallel.schedule}, {spec.num_stages} stages{each}"
+    return f"{stages}, {count} microbatches, bubble {bubble:.1%} for equal stages"
 
 
 def _layers(spec: RunFields) -> str:

@@ -1,15 +1,15 @@
-"""RunFields: all sections of a run side by side, with what follows from them, before the rules that tie them together."""
+"""RunFields: all sections of a run side by side and what follows from them, before the rules that tie them together."""
 
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field
 
-from trimaran.models.choices import DERIVED_FROM
 from trimaran.models.config import TransformerConfig
-from trimaran.models.fields import INTEGRAL
+from trimaran.models.fields import INTEGRAL, Derived
 from trimaran.models.presets import PRESETS
-from trimaran.runtime.grid import AXES
+from trimaran.runtime.grid import AXES, num_microbatches
 from trimaran.runtime.spec.sections import (
+    FALLBACKS,
     SECTION_CONFIG,
     CheckpointSection,
     DataSection,
@@ -26,14 +26,16 @@ from trimaran.runtime.spec.sections import (
 )
 from trimaran.runtime.spec.slurm import SlurmSection
 
-# torch.Generator takes 64 bits; the sign bit is left out so that the number is the same in every language.
 # Devlin et al. (BERT) 2019, section 3.1; Yang et al. (XLNet) 2019, section 3.1, K = 6.
 MASK_FRACTIONS: Final = {"masked_lm": 0.15, "permutation_lm": 1 / 6}
+# torch.Generator takes 64 bits; the sign bit is left out so that the number is the same in every language.
 Seed = Annotated[int, Field(ge=0, lt=2**63), INTEGRAL]
 
 
 def num_predicted(objective: str, mask_fraction: float | None, seq_len: int) -> int:
-    """Return how many tokens of a sequence an objective that hides some predicts."""
+    """Return how many tokens of a sequence are predicted: all, or a fixed share where the objective hides some."""
+    if objective not in MASK_FRACTIONS:
+        return seq_len
     return max(1, round((MASK_FRACTIONS[objective] if mask_fraction is None else mask_fraction) * seq_len))
 
 
@@ -77,7 +79,7 @@ class RunFields(BaseModel):
     @property
     def num_microbatches(self) -> int:
         """Microbatches of one optimizer step on every dp rank."""
-        return self.train.global_batch_size // (self.train.micro_batch_size * self.parallel.dp)
+        return num_microbatches(self.train.global_batch_size, self.train.micro_batch_size, self.parallel.dp) or 0
 
     @property
     def tokens_per_step(self) -> int:
@@ -86,14 +88,12 @@ class RunFields(BaseModel):
 
     @property
     def labels_per_sample(self) -> int:
-        """Tokens of one sequence that are predicted: all, or a fixed share where the objective hides some."""
-        if self.transformer.is_causal:
-            return self.train.seq_len
+        """Tokens of one sequence that are predicted."""
         return num_predicted(self.transformer.objective, self.data.mask_fraction, self.train.seq_len)
 
     @property
     def rows_per_sample(self) -> int:
-        """Rows of the hidden states of one sequence: its tokens, and where there is a query stream its predicted ones again."""
+        """Rows of the hidden states of one sequence: its tokens, and again its predicted ones for a query stream."""
         return self.train.seq_len + (self.labels_per_sample if self.transformer.has_query_stream else 0)
 
     @property
@@ -110,32 +110,32 @@ class RunFields(BaseModel):
 def draft_transformer(fields: RunFields) -> TransformerConfig:
     """Return the resolved shape without checking it, lacking every attribute that a draft of a spec cannot know.
 
-    A draft is a RunFields with some attributes removed because they were invalid (see parsing.py). Reading a missing
-    attribute raises AttributeError, which skips the rule that reads it.
+    A draft is a RunFields without the attributes that were invalid (see parsing.py).
     """
     values, unknown = _resolve_shape(fields)
-    shape = TransformerConfig.model_construct(**values)
+    # Unknown fields get a value for a moment, so that no default is derived for them.
+    placeholders: dict[str, Any] = dict.fromkeys(unknown)
+    shape = TransformerConfig.model_construct(set(values), **values, **placeholders)
     for name in unknown:
-        shape.__dict__.pop(name, None)
+        del vars(shape)[name]
     return shape
 
 
 def _resolve_shape(fields: RunFields) -> tuple[dict[str, Any], set[str]]:
-    """Return the known TransformerConfig values, and the names of those that an invalid or missing field leaves unknown."""
+    """Return the known values of TransformerConfig, and the fields that an invalid or missing one leaves unknown."""
     section: dict[str, Any] = dict(vars(fields.model)) if "model" in vars(fields) else {}
     if "preset" not in section:
         return {}, set(TransformerConfig.model_fields)
     unknown = {name for name in TransformerConfig.model_fields if name not in section}
     values: dict[str, Any] = dict(PRESETS[section["preset"]]) if section["preset"] else {}
     values |= {name: value for name, value in section.items() if name != "preset" and value is not None}
-    for name, source_section, source in (
-        ("vocab_size", "data", "tokenizer_vocab_size"),
-        ("max_seq_len", "train", "seq_len"),
-    ):
+    for name, path in FALLBACKS.items():
+        source_section, _, source = path.partition(".")
         held = vars(vars(fields)[source_section]) if source_section in vars(fields) else {}
         if name not in values and source in held:
             values[name] = held[source]
-    required = {name for name, field in TransformerConfig.model_fields.items() if field.is_required()}
-    unknown |= required - set(values)
-    unknown |= {name for name, sources in DERIVED_FROM.items() if name not in values and unknown & set(sources)}
+    for name, field in TransformerConfig.model_fields.items():
+        derived = isinstance(field.default_factory, Derived) and unknown.intersection(field.default_factory.sources)
+        if name not in values and (field.is_required() or derived):
+            unknown.add(name)
     return {name: value for name, value in values.items() if name not in unknown}, unknown

@@ -1,13 +1,16 @@
-"""Which known field a wrong name was meant to be."""
+"""The names of fields: former ones, and which field a wrong name was meant to be."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel
 
 from trimaran.runtime.spec.fields import RunFields
+
+RENAMED: Final[Mapping[str, str]] = MappingProxyType({})
+"""Former path of a field -> its path today, both `section.field`; specs and checkpoints are read through it."""
 
 # What other trainers call these fields; nearness of spelling would not find them.
 _OTHER_NAMES: Final = MappingProxyType(
@@ -76,6 +79,26 @@ def section_of(name: str) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
+def with_new_names(raw: Mapping[str, Any], lines: dict[str, int]) -> dict[str, Any]:
+    """Return `raw` with every field of RENAMED under its name of today, unless that is given as well.
+
+    Args:
+        lines: the line of each path, to which those of the new names are added.
+    """
+    found = dict(raw)
+    for old, new in RENAMED.items():
+        (old_section, old_name), (section, name) = old.split("."), new.split(".")
+        former, target = found.get(old_section), found.get(section) or {}
+        if isinstance(former, Mapping) and old_name in former and isinstance(target, Mapping) and name not in target:
+            found[old_section] = {key: value for key, value in former.items() if key != old_name}
+            found[section] = {**(found.get(section) or {}), name: former[old_name]}
+            if not found[old_section] and section_of(old_section) is None:
+                del found[old_section]
+            if old in lines:
+                lines[new] = lines[old]
+    return found
+
+
 def known_paths() -> Iterator[str]:
     """Yield every path that a spec may hold: sections, their fields and the top-level fields, in order."""
     for name in RunFields.model_fields:
@@ -87,10 +110,12 @@ def known_paths() -> Iterator[str]:
 def nearest_path(path: str) -> str | None:
     """Return the known path that the unknown `path` was most likely meant to be, or None.
 
-    In this order: the same name in another section, another trainer's name for it, a near spelling in the same
-    section, a near spelling anywhere.
+    In this order: its name of today, the same name in another section, another trainer's name for it, a near spelling
+    in the same section, a near spelling anywhere.
     """
     section, _, name = path.rpartition(".")
+    if path in RENAMED:
+        return RENAMED[path]
     known = list(known_paths())
     same_name = [candidate for candidate in known if candidate.rpartition(".")[2] == name]
     if same_name:

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from trimaran.models.fields import one_of
 from trimaran.runtime.spec.errors import FieldError, SpecError, show
 from trimaran.runtime.spec.fields import RunFields
-from trimaran.runtime.spec.names import nearest_path, section_of
+from trimaran.runtime.spec.names import nearest_path, section_of, with_new_names
 from trimaran.runtime.spec.rules import broken_rules
 from trimaran.runtime.spec.run import RunSpec
 
@@ -74,12 +74,12 @@ def build_spec(raw: Mapping[str, object], reading: Reading, source: str) -> RunS
     Raises:
         SpecError: anything is wrong.
     """
-    known = _known_fields(raw, reading)
+    known = _known_fields(with_new_names(raw, reading.lines), reading)
     try:
         spec = RunSpec.model_validate(known)
     except ValidationError as error:
         _collect(error, reading)
-        reading.add(broken_rules(_draft(known, reading), draft=True))
+        reading.add(broken_rules(_draft(known, reading)))
     else:
         if not reading.errors:
             return spec
@@ -99,7 +99,7 @@ def unknown_field(path: str, value: object) -> FieldError:
 
 
 def _known_fields(raw: Mapping[str, object], reading: Reading) -> dict[str, Any]:
-    """Return `raw` without unknown names, which are reported; every section is there, an empty one as an empty mapping."""
+    """Return `raw` with every section, absent ones as empty mappings, and without unknown names, which are reported."""
     known: dict[str, Any] = {}
     for written, value in raw.items():
         name = written

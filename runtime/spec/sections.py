@@ -10,15 +10,16 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
-from trimaran.models.choices import DERIVED_FROM
+from trimaran.kernels.limits import Backend
 from trimaran.models.config import TransformerConfig
-from trimaran.models.fields import INTEGRAL, Count, NonNegative, NonNegativeWhole, Positive
+from trimaran.models.fields import INTEGRAL, Count, Derived, NonNegative, NonNegativeWhole, Positive
 from trimaran.models.presets import check_preset_name
+from trimaran.runtime.data.vocabulary import SMALLEST_VOCABULARY
+from trimaran.runtime.pipeline.schedule import ScheduleName
+from trimaran.runtime.train.lr_schedule import LrScheduleName
 
 SECTION_CONFIG: Final = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-ScheduleName = Literal["gpipe", "1f1b", "interleaved_1f1b"]
-LrScheduleName = Literal["constant", "cosine", "linear", "step", "exponential", "wsd"]
 Dtype = Literal["float32", "bfloat16", "float64"]
 
 
@@ -57,20 +58,11 @@ FilePath = Annotated[str, AfterValidator(_check_path)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-# The 256 bytes and the end-of-text token.
-TokenizerSize = Annotated[int, Field(ge=257, le=2**31 - 1), INTEGRAL]
+TokenizerSize = Annotated[int, Field(ge=SMALLEST_VOCABULARY, le=2**31 - 1), INTEGRAL]
 
 
-_FALLBACKS: Final = {
-    "vocab_size": "data.tokenizer_vocab_size",
-    "max_seq_len": "train.seq_len",
-    "num_kv_heads": "num_heads",
-    "head_dim": "hidden_size / num_heads",
-    "ffn_hidden_size": "4 * hidden_size",
-    "residual_scale": "what init asks for",
-    "attention_scale": "what init asks for",
-    "logits_scale": "what init asks for",
-}
+# Where the rest of a run knows a number of the model that it does not give.
+FALLBACKS: Final = {"vocab_size": "data.tokenizer_vocab_size", "max_seq_len": "train.seq_len"}
 
 
 def _overrides() -> dict[str, Any]:
@@ -78,10 +70,10 @@ def _overrides() -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for name, field in TransformerConfig.model_fields.items():
         instead = ["the preset's"]
-        if name in _FALLBACKS:
-            instead.append(_FALLBACKS[name])
-        elif name in DERIVED_FROM:
-            instead.append(f"as {DERIVED_FROM[name][0]}")
+        if name in FALLBACKS:
+            instead.append(FALLBACKS[name])
+        elif isinstance(field.default_factory, Derived):
+            instead.append(field.default_factory.words)
         elif not field.is_required() and field.default is not None:
             instead.append(f"{field.default:g}" if type(field.default) is float else str(field.default).lower())
         description = re.sub(r" \(null: [^()]*\)", "", (field.description or "").rstrip("."))
@@ -128,7 +120,8 @@ class ParallelSection(BaseModel):
     )
     uneven_heads: bool = Field(
         default=False,
-        description="Whether the last tp rank may hold fewer key-value heads, with their query heads, than the others (heads of zeros fill up).",
+        description="Whether the last tp rank may hold fewer key-value heads, with their query heads, than the others "
+        "(heads of zeros fill up).",
     )
     sequence_parallel: bool = Field(
         default=False,
@@ -136,7 +129,8 @@ class ParallelSection(BaseModel):
     )
     shared_memory: bool = Field(
         default=True,
-        description="Whether CPU ranks of one host exchange tensors through shared memory (false: always through gloo).",
+        description="Whether CPU ranks of one host exchange tensors through shared memory (false: always through "
+        "gloo).",
     )
     layers_per_stage: Annotated[list[Count], Field(min_length=1)] | None = Field(
         default=None, description="Layers of every stage, pp * virtual_stages numbers (null: balanced by cost)."
@@ -164,7 +158,8 @@ class DataSection(BaseModel):
 
     source: Annotated[list[FilePath], Field(min_length=1)] = Field(
         default_factory=lambda: ["quickstart"],
-        description="Files, folders or globs of .txt, .jsonl, .txt.gz and .jsonl.gz; quickstart is a small built-in corpus.",
+        description="Files, folders or globs of .txt, .jsonl, .txt.gz and .jsonl.gz; quickstart is a small built-in "
+        "corpus.",
     )
     text_field: Annotated[str, Field(min_length=1)] = Field(
         default="text", description="Key of the text in a line of a .jsonl file."
@@ -183,7 +178,8 @@ class DataSection(BaseModel):
     )
     mask_fraction: PositiveFraction | None = Field(
         default=None,
-        description="masked_lm, permutation_lm: share of a sample's tokens that is predicted (null: 0.15, Devlin et al. 2019; 1/6, Yang et al. 2019).",
+        description="masked_lm, permutation_lm: share of a sample's tokens that is predicted (null: 0.15, Devlin et "
+        "al. 2019; 1/6, Yang et al. 2019).",
     )
     shuffle: bool = Field(
         default=True, description="Whether the samples of an epoch are drawn in a seeded random order."
@@ -216,7 +212,8 @@ class LrScheduleSection(BaseModel):
     min_lr_ratio: Fraction = Field(default=0.1, description="Lowest learning rate, as a share of optimizer.lr.")
     decay_steps: Count | None = Field(
         default=None,
-        description="Step at which cosine, linear or wsd reach the lowest rate, warmup included (null: train.num_steps).",
+        description="Step at which cosine, linear or wsd reach the lowest rate, warmup included (null: "
+        "train.num_steps).",
     )
     step_interval: Count | None = Field(default=None, description="step: steps between two drops.")
     step_gamma: PositiveFraction = Field(default=0.1, description="step: factor of every drop.")
@@ -242,13 +239,15 @@ class KernelsSection(BaseModel):
 
     model_config = SECTION_CONFIG
 
-    backend: Literal["auto", "triton", "torch"] = Field(
+    backend: Backend = Field(
         default="auto",
-        description="auto takes Triton's kernels on a GPU and torch's elsewhere; triton is an error where they can't run.",
+        description="auto takes Triton's kernels on a GPU and torch's elsewhere; triton is an error where they can't "
+        "run.",
     )
     deterministic: bool = Field(
         default=True,
-        description="Whether Triton's kernels give the same bits every time; false lets attention's backward pass use atomics.",
+        description="Whether Triton's kernels give the same bits every time; false lets attention's backward pass use "
+        "atomics.",
     )
 
 
@@ -305,7 +304,8 @@ class LauncherSection(BaseModel):
     )
     nodes: Count = Field(
         default=1,
-        description="local: the nodes on each of which the same command is run by hand (under slurm it is slurm.nodes).",
+        description="local: the nodes on each of which the same command is run by hand (under slurm it is "
+        "slurm.nodes).",
     )
     rendezvous: Rendezvous | None = Field(
         default=None, description="local with several nodes: HOST:PORT of one of them, free there, at which they meet."

@@ -9,7 +9,7 @@ the warmup, ``T`` = decay steps after the warmup and ``m`` = min_lr_ratio, every
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
 
 class LrScheduleSection(Protocol):
@@ -56,19 +56,13 @@ def step_decay(t: int, decay_steps: int, section: LrScheduleSection) -> float:
 
     He et al., "Deep Residual Learning", section 3.4, 2016.
     """
-    if section.step_interval is None:
-        raise ValueError(
-            "lr_schedule.name step needs lr_schedule.step_interval (null); set it to the steps between two drops"
-        )
+    assert section.step_interval is not None, "lr_at has checked it"
     return max(section.min_lr_ratio, section.step_gamma ** (t // section.step_interval))
 
 
 def exponential(t: int, decay_steps: int, section: LrScheduleSection) -> float:
     """Return ``max(m, decay_rate ** t)``: the rate is multiplied by ``decay_rate`` at every step."""
-    if section.decay_rate is None:
-        raise ValueError(
-            "lr_schedule.name exponential needs lr_schedule.decay_rate (null); set it to the factor of every step"
-        )
+    assert section.decay_rate is not None, "lr_at has checked it"
     return max(section.min_lr_ratio, section.decay_rate**t)
 
 
@@ -79,13 +73,19 @@ def warmup_stable_decay(t: int, decay_steps: int, section: LrScheduleSection) ->
     ``base_lr``, decay by any decreasing f with 0 < f <= 1. f is linear here (Hägele et al., "Scaling Laws and
     Compute-Optimal Training Beyond Fixed Training Durations", section 3, 2024).
     """
-    decay = min(decay_steps, round(section.wsd_decay_fraction * (section.warmup_steps + decay_steps)))
+    decay = min(decay_steps, wsd_decay_steps(section.wsd_decay_fraction, section.warmup_steps + decay_steps))
     return _between(section.min_lr_ratio, 1.0 - _progress(t - (decay_steps - decay), decay))
+
+
+def wsd_decay_steps(fraction: float, num_steps: int) -> int:
+    """Return the steps of the final decay of wsd, of `num_steps` with the warmup."""
+    return round(fraction * num_steps)
 
 
 Decay = Callable[[int, int, LrScheduleSection], float]
 """(steps since the warmup, decay steps after the warmup, section) -> factor in [min_lr_ratio, 1]."""
 
+LrScheduleName = Literal["constant", "cosine", "linear", "step", "exponential", "wsd"]
 DECAYS: Mapping[str, Decay] = MappingProxyType(
     {
         "constant": constant,
@@ -96,6 +96,16 @@ DECAYS: Mapping[str, Decay] = MappingProxyType(
         "wsd": warmup_stable_decay,
     }
 )
+
+ENDING: Final = ("cosine", "linear", "wsd")
+"""The schedules that end at decay_steps; the others do not read it."""
+REQUIRED_FIELDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {
+        "step": ("step_interval", "the steps between two drops"),
+        "exponential": ("decay_rate", "the factor of every step"),
+    }
+)
+"""The field, null by default, that a schedule can't do without, and what it is."""
 
 
 def lr_at(step: int, *, base_lr: float, section: LrScheduleSection, num_steps: int) -> float:
@@ -115,6 +125,9 @@ def lr_at(step: int, *, base_lr: float, section: LrScheduleSection, num_steps: i
         raise ValueError(f"step ({step}) must be 0 or more; the first optimizer step is step 0")
     if section.name not in DECAYS:
         raise ValueError(f"lr_schedule.name ({section.name!r}) is not known; set it to one of {', '.join(DECAYS)}")
+    required, meaning = REQUIRED_FIELDS.get(section.name, (None, ""))
+    if required and getattr(section, required) is None:
+        raise ValueError(f"lr_schedule.name {section.name} needs lr_schedule.{required} (null); set it to {meaning}")
     if step < section.warmup_steps:
         return base_lr * (step + 1) / section.warmup_steps
     end = num_steps if section.decay_steps is None else section.decay_steps

@@ -7,9 +7,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from trimaran.kernels.attention.function import LARGEST_HEAD_DIM
 from trimaran.kernels.dispatch import TORCH, TRITON, KernelSet, choose_kernels
-from trimaran.runtime.spec.rules import MOST_TRITON_HEAD_DIM
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -62,7 +60,3 @@ def test_the_two_implementations_share_no_op() -> None:
 def test_a_model_that_holds_kernels_can_be_copied_and_pickled(kernels: KernelSet) -> None:
     assert copy.deepcopy(kernels) is kernels
     assert pickle.loads(pickle.dumps(kernels)) is kernels
-
-
-def test_the_spec_knows_the_widest_head() -> None:
-    assert MOST_TRITON_HEAD_DIM == LARGEST_HEAD_DIM

@@ -100,7 +100,10 @@ def test_vocabulary_is_padded_to_a_multiple_of_tp(tp: int, padded: int) -> None:
         ),
         (
             {"head_dim": 3},
-            "head_dim: head_dim (3) must be even, because rotary positions turn pairs of numbers; set head_dim to 2 or 4, or position to learned",
+            (
+                "head_dim: head_dim (3) must be even, because rotary positions turn pairs of numbers; "
+                "set head_dim to 2 or 4, or position to learned"
+            ),
         ),
     ],
 )

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import models
 
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.tokenizer import END_OF_TEXT, MASK, SMALLEST_VOCABULARY, Tokenizer
+from trimaran.runtime.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
+from trimaran.runtime.data.vocabulary import SMALLEST_VOCABULARY
 
 TEXTS = ["the cat sat on the mat\n", "the dog sat on the log\n"] * 20
 

@@ -73,7 +73,8 @@ def test_errors_name_the_line(tmp_path: Path) -> None:
     assert [str(error) for error in caught.value.errors] == [
         "train.seq_length (line 9): unknown field; did you mean train.seq_len?",
         (
-            "train.global_batch_size (line 7): global_batch_size (6) must be micro_batch_size (4) * num_microbatches * dp (1), "
+            "train.global_batch_size (line 7): global_batch_size (6) must be micro_batch_size (4) * "
+            "num_microbatches * dp (1), "
             "a multiple of 4 * 1 = 4; set train.global_batch_size to 4 or 8"
         ),
     ]
@@ -172,7 +173,8 @@ def test_overrides_are_parsed_as_yaml_and_win(tmp_path: Path) -> None:
         (
             "train.global_batch_size=6",
             (
-                "train.global_batch_size: global_batch_size (6) must be micro_batch_size (4) * num_microbatches * dp (1), "
+                "train.global_batch_size: global_batch_size (6) must be micro_batch_size (4) * num_microbatches "
+                "* dp (1), "
                 "a multiple of 4 * 1 = 4; set train.global_batch_size to 4 or 8"
             ),
         ),
