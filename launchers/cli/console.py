@@ -48,11 +48,9 @@ def find_checkpoint(run: Path) -> Path:
     Raises:
         ValueError: the run has no complete checkpoint.
     """
-    from trimaran.runtime.checkpoint.folder import latest, step_of
+    from trimaran.runtime.checkpoint.folder import newest_checkpoint
 
-    if step_of(run) is not None:
-        return run
-    found = latest(run / "checkpoints")
+    found = newest_checkpoint(run)
     if found is None:
         raise ValueError(f"{run} has no whole checkpoint; give the folder of a run that `trimaran train` has made")
     return found

@@ -78,6 +78,11 @@ def latest(folder: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
+def newest_checkpoint(place: Path) -> Path | None:
+    """Return the newest whole checkpoint of the run folder `place`, or `place` itself where it is a checkpoint's folder."""
+    return place if step_of(place) is not None else latest(place / "checkpoints")
+
+
 def check_step(path: Path, step: int, manifest: Manifest) -> None:
     """Raise CheckpointError if the folder's name and its manifest have different steps."""
     if manifest.step != step:

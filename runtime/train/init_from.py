@@ -7,7 +7,7 @@ from pathlib import Path
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.family import canonical_config
 from trimaran.models.transformer import parameter_shapes
-from trimaran.runtime.checkpoint.folder import latest, step_of
+from trimaran.runtime.checkpoint.folder import newest_checkpoint
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.prepare import PreparedData
@@ -52,16 +52,14 @@ def open_weights(source: Path) -> tuple[Checkpoint, Path]:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    if step_of(source) is not None:
-        return Checkpoint.open(source, verify=False), source.resolve().parent.parent
-    path = latest(source / "checkpoints")
+    path = newest_checkpoint(source)
     if path is None:
         what = "has no whole checkpoint" if source.is_dir() else "does not exist"
         raise CheckpointError(
             f"{source} {what}; give the folder of a run that `trimaran train` or `trimaran import` "
             "has made, or a checkpoint in it"
         )
-    return Checkpoint.open(path, verify=False), source
+    return Checkpoint.open(path, verify=False), source.resolve().parent.parent if path == source else source
 
 
 def check_initial_weights(spec: RunSpec) -> None:
