@@ -1,7 +1,7 @@
 """TransformerConfig: the shape of a transformer language model, checked whole and free of torch.
 
-The record is what every other room reads: it says how big each matrix is and how the blocks are put together, never how
-they are cut. Imports no torch, so that a wrong shape is refused before anything heavy is loaded.
+It holds the size of every matrix and the structure of the blocks, not how they are cut over ranks. It imports no torch,
+so that a wrong shape is refused before torch is loaded.
 """
 
 import math

@@ -13,7 +13,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class FieldError:
-    """One broken rule: which field, what the rule says, the value that broke it, and what would do instead."""
+    """One broken rule: the field, the rule, the value that broke it, and the values that obey it."""
 
     field: str
     rule: str

@@ -1,4 +1,4 @@
-"""What a preset is: a shape, where it was published, and how many parameters were printed there. No torch."""
+"""Preset: a published shape, its source and its printed parameter count. No torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class Preset:
         source: paper and table, or whose released files.
         published: the parameter count as printed: "124,439,808" of released weights, else with the digits of the paper,
             "6.74B" or "356M".
-        besides: parameters that the published count has and this shape has not (negative: the other way round); `note`
-            says which.
+        besides: parameters that the published count has and this shape has not (negative: the other way round),
+            named in `note`.
         note: what differs from the published model, where anything does.
     """
 

@@ -1,4 +1,4 @@
-"""What a run amounts to, as rows of a table."""
+"""A valid run as rows of a table: its shape, layout, batch and length."""
 
 from trimaran.models.config import TransformerConfig
 from trimaran.runtime.spec.fields import RunFields

@@ -1,4 +1,4 @@
-"""What a wrong run spec says to the person who wrote it."""
+"""SpecError: every error of a run spec, in sentences for the person who wrote it."""
 
 from collections.abc import Sequence
 from typing import Final

@@ -98,7 +98,7 @@ class RunFields(BaseModel):
 
     @property
     def target_tokens_per_step(self) -> int:
-        """Tokens that one optimizer step predicts, over all ranks: what its loss is the mean of."""
+        """Tokens that one optimizer step predicts, over all ranks; its loss is their mean."""
         return self.train.global_batch_size * self.labels_per_sample
 
     @property

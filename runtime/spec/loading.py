@@ -65,7 +65,7 @@ def _read_text(path: Path, source: str) -> str:
 
 
 def _override(raw: dict[str, Any], text: str, reading: Reading) -> None:
-    """Put one `section.field=value` into `raw`, or note what is wrong with it."""
+    """Put one `section.field=value` into `raw`, or add its error to `reading`."""
     path, equals, value_text = text.partition("=")
     path = path.strip()
     if not equals or not path:

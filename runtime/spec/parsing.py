@@ -69,7 +69,7 @@ def parse_spec(raw: Mapping[str, object]) -> RunSpec:
 
 
 def build_spec(raw: Mapping[str, object], reading: Reading, source: str) -> RunSpec:
-    """Return the run that `raw` describes, reporting what `reading` already holds together with what is found here.
+    """Return the run that `raw` describes; errors that `reading` already holds are reported with those found here.
 
     Raises:
         SpecError: anything is wrong.

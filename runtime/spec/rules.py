@@ -1,7 +1,7 @@
 """The rules that tie the fields of a run spec together.
 
-A rule states which fields it needs, reads them and yields FieldErrors; it never raises. On a draft (a spec without its
-invalid fields) the rules whose needs are all there still speak, the others are skipped.
+A rule states the fields that it needs, reads them and yields FieldErrors; it never raises. On a draft (a spec without
+its invalid fields) exactly those rules are skipped that need a missing field.
 """
 
 import math
@@ -22,7 +22,7 @@ from trimaran.runtime.spec.fields import RunFields, draft_transformer, num_predi
 from trimaran.runtime.train.lr_schedule import ENDING, REQUIRED_FIELDS, wsd_decay_steps
 
 RULES: Final = RuleTable[[RunFields, TransformerConfig]]()
-"""The rules beside those of the model's shape. In their needs `model.` is the resolved shape, and model.preset."""
+"""All rules but those of the shape alone. A need `model.x` is field x of the resolved shape, except model.preset."""
 
 _RANKS: Final = ("parallel.tp", "parallel.pp", "parallel.dp", "parallel.cp")
 

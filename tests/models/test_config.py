@@ -1,4 +1,4 @@
-"""The model's shape: published parameter counts, derived defaults, and what a wrong shape is told."""
+"""The model's shape: published parameter counts, derived defaults, and errors of a wrong shape."""
 
 from typing import Any
 

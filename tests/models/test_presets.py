@@ -1,4 +1,4 @@
-"""Presets: every published parameter count to its printed digits, and what a wrong name is told."""
+"""Presets: every published parameter count to its printed digits, and the error of a wrong name."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The rules of the run spec read what they say that they need, and are skipped where it is not known.
+"""The rules of the run spec read the fields that they name, and are skipped where one that they need is unknown.
 
 Every rule is run on the good and the bad specs of test_spec.py, with records that note which fields are read.
 """
