@@ -12,7 +12,7 @@ lse itself is never the base of a difference: the sum of exponentials is kept re
 lse - z = log(sum) + (M - z) and softmax = exp(z - M) / sum keep their digits wherever the logits lie.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trimaran.kernels.launch import launch, tuned
+from trimaran.kernels.signatures import CrossEntropyGradient, CrossEntropyStatistics
 
 IGNORED_LABEL = -100
 _CACHED_BYTES = (
@@ -31,8 +32,8 @@ _CACHED_BYTES = (
 class CrossEntropyKernels(NamedTuple):
     """One implementation of the two passes over the logits, which belong together: `local_statistics_` and `logits_gradient_`, or their likes."""
 
-    statistics_: Callable[..., Tensor]
-    gradient_: Callable[..., Tensor]
+    statistics_: CrossEntropyStatistics
+    gradient_: CrossEntropyGradient
 
 
 def _cached_rows(logits: Tensor) -> Iterator[slice]:

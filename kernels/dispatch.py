@@ -6,9 +6,8 @@ from types import MappingProxyType
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from trimaran.kernels import activation, adamw, cross_entropy, decode, dropout, norm, rotary
+from trimaran.kernels import activation, adamw, cross_entropy, decode, dropout, norm, rotary, signatures
 from trimaran.kernels.attention import attention, attention_with_lse, triton_attention, triton_attention_with_lse
 from trimaran.kernels.cross_entropy import CrossEntropyKernels
 from trimaran.kernels.launch import why_not_triton
@@ -25,30 +24,25 @@ class KernelSet:
     """
 
     name: Literal["triton", "torch"]
-    attention: Callable[..., Tensor]
-    attention_with_lse: Callable[..., tuple[Tensor, Tensor]]
-    decode_attention: Callable[..., Tensor]
-    append_to_cache_: Callable[..., None]
-    rms_norm: Callable[..., Tensor]
-    layer_norm: Callable[..., Tensor]
-    add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
-    add_layer_norm: Callable[..., tuple[Tensor, Tensor]]
-    rotary: Callable[..., Tensor]
-    rotary_: Callable[..., Tensor]
-    dropout: Callable[..., Tensor]
-    dropout_add: Callable[..., Tensor]
+    attention: signatures.Attention
+    attention_with_lse: signatures.AttentionWithLse
+    decode_attention: signatures.DecodeAttention
+    append_to_cache_: signatures.AppendToCache
+    rms_norm: signatures.RMSNorm
+    layer_norm: signatures.LayerNorm
+    add_rms_norm: signatures.AddRMSNorm
+    add_layer_norm: signatures.AddLayerNorm
+    rotary: signatures.Rotary
+    rotary_: signatures.Rotary
+    dropout: signatures.Dropout
+    dropout_add: signatures.DropoutAdd
     cross_entropy: CrossEntropyKernels
-    adamw_: Callable[..., None]
-    activations: Mapping[str, Callable[[Tensor], Tensor]] = field(repr=False)
+    adamw_: signatures.AdamW
+    activations: Mapping[str, signatures.Activation] = field(repr=False)
 
     def __reduce__(self) -> tuple[Callable[[str], "KernelSet"], tuple[str]]:
         """Copied and pickled by name: a model holds it."""
         return _by_name, (self.name,)
-
-
-def _activations(prefix: str) -> Mapping[str, Callable[[Tensor], Tensor]]:
-    names = ("gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh")
-    return MappingProxyType({"relu": activation.relu} | {name: getattr(activation, prefix + name) for name in names})
 
 
 TORCH = KernelSet(
@@ -67,7 +61,16 @@ TORCH = KernelSet(
     dropout_add=dropout.dropout_add,
     cross_entropy=cross_entropy.TORCH_CROSS_ENTROPY,
     adamw_=adamw.adamw_,
-    activations=_activations(""),
+    activations=MappingProxyType(
+        {
+            "relu": activation.relu,
+            "gelu": activation.gelu,
+            "gelu_tanh": activation.gelu_tanh,
+            "swiglu": activation.swiglu,
+            "geglu": activation.geglu,
+            "geglu_tanh": activation.geglu_tanh,
+        }
+    ),
 )
 TRITON = KernelSet(
     name="triton",
@@ -85,7 +88,16 @@ TRITON = KernelSet(
     dropout_add=dropout.triton_dropout_add,
     cross_entropy=cross_entropy.TRITON_CROSS_ENTROPY,
     adamw_=adamw.triton_adamw_,
-    activations=_activations("triton_"),
+    activations=MappingProxyType(
+        {
+            "relu": activation.relu,
+            "gelu": activation.triton_gelu,
+            "gelu_tanh": activation.triton_gelu_tanh,
+            "swiglu": activation.triton_swiglu,
+            "geglu": activation.triton_geglu,
+            "geglu_tanh": activation.triton_geglu_tanh,
+        }
+    ),
 )
 
 

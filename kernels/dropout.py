@@ -6,7 +6,7 @@
 The Triton kernels keep no mask: the backward pass draws it again from its key, which costs arithmetic and no memory.
 """
 
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import triton
@@ -16,6 +16,16 @@ from torch.autograd.function import once_differentiable
 
 from trimaran.kernels.launch import launch, tuned
 from trimaran.kernels.random import keep_arguments, keep_mask, keep_tile, stream_key
+
+
+class DropoutPosition(TypedDict):
+    """Which numbers of the run's random stream a call draws: the keyword arguments of `dropout`, described there."""
+
+    seed: int
+    site: str
+    first_sample: int
+    first_position: int
+    seq_len: int
 
 
 def dropout(

@@ -23,6 +23,9 @@ from torch import Tensor
 from trimaran.kernels.autograd import run
 from trimaran.kernels.launch import launch, tuned
 
+_Turn: TypeAlias = Callable[[Tensor, Tensor, Tensor, bool, bool, bool], Tensor]
+"""(x, cos, sin, interleaved, back, in_place) -> x rotated."""
+
 
 @dataclass(frozen=True)
 class LinearScaling:
@@ -213,7 +216,7 @@ def _turn_neighbours(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 class _RotaryFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool, turn: Callable[..., Tensor]
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool, turn: _Turn
     ) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.interleaved, ctx.turn = interleaved, turn
@@ -227,9 +230,7 @@ class _RotaryFunction(torch.autograd.Function):
         return ctx.turn(grads[0], *ctx.saved_tensors, ctx.interleaved, True, False), None, None, None, None, None
 
 
-def _apply(
-    x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool, turn: Callable[..., Tensor]
-) -> Tensor:
+def _apply(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool, turn: _Turn) -> Tensor:
     batch, seq, _, head_dim = x.shape
     half = cos.shape[-1]
     if cos.shape not in ((seq, half), (batch, seq, half)) or sin.shape != cos.shape:

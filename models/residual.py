@@ -1,10 +1,9 @@
 """The residual stream: what is added to it, the dropout that goes through, and the norms that read it."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from trimaran.kernels.dropout import DropoutPosition
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
@@ -33,11 +32,15 @@ class Dropout(nn.Module):
             else residual + x
         )
 
-    def _where(self, x: Tensor, first_sample: int) -> dict[str, Any]:
+    def _where(self, x: Tensor, first_sample: int) -> DropoutPosition:
         parts = self.context.tp.size if self.context.sequence_parallel else 1
-        first_position = x.shape[1] * (self.context.tp.rank if parts > 1 else 0)
-        position = {"first_sample": first_sample, "first_position": first_position, "seq_len": x.shape[1] * parts}
-        return {"seed": self.seed, "site": self.site, **position}
+        return {
+            "seed": self.seed,
+            "site": self.site,
+            "first_sample": first_sample,
+            "first_position": x.shape[1] * (self.context.tp.rank if parts > 1 else 0),
+            "seq_len": x.shape[1] * parts,
+        }
 
 
 PendingResidual = tuple[Tensor, Dropout]

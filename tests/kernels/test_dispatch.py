@@ -1,8 +1,10 @@
 """Which kernels are chosen: by device, dtype and head width, or as asked for, with the reason where that can't be."""
 
 import copy
+import inspect
 import pickle
 from dataclasses import fields
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -54,6 +56,17 @@ def test_the_two_implementations_share_no_op() -> None:
             assert {name for name in ours if ours[name] is theirs[name]} == {"relu"}
         else:
             assert ours != theirs, field.name
+
+
+def test_the_two_implementations_have_the_signature_of_their_protocol() -> None:
+    """mypy compares names and types; defaults it does not compare."""
+    hints = get_type_hints(KernelSet)
+    for field in fields(KernelSet):
+        if field.name in ("name", "cross_entropy", "activations"):
+            continue
+        ours, theirs = (inspect.signature(getattr(kernels, field.name)) for kernels in (TRITON, TORCH))
+        assert ours == theirs, field.name
+        assert list(ours.parameters) == list(inspect.signature(hints[field.name].__call__).parameters)[1:], field.name
 
 
 @pytest.mark.parametrize("kernels", [TORCH, TRITON], ids=["torch", "triton"])
