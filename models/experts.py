@@ -32,7 +32,8 @@ from trimaran.models.parallel.collectives import (
     reduce_from_tp_region,
     reduce_scatter_to_sequence_region,
 )
-from trimaran.models.parallel.parameter import LayerContext, info_of, new_parameter
+from trimaran.models.parallel.gradient import GradAccumulator, add_product_
+from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 
 class Router(nn.Module):
@@ -300,18 +301,11 @@ class _GroupedLinear(torch.autograd.Function):
         dx = torch.empty_like(x)
         for expert, rows in _runs(ctx.counts):
             torch.mm(dy[rows], matrices[expert], out=dx[rows])
-        info = info_of(weight)
-        target = torch.zeros_like(weight) if info.main_grad is None else info.main_grad
+        gradient = GradAccumulator(weight)
+        total = gradient.total().view(len(weight), dy.shape[1], x.shape[1])
         for expert, rows in _runs(ctx.counts):
-            total = target[expert].view(dy.shape[1], x.shape[1])
-            if total.dtype == x.dtype:
-                total.addmm_(dy[rows].t(), x[rows])
-            else:
-                total.add_(dy[rows].t() @ x[rows])
-        if info.main_grad is None:
-            return dx, target, None
-        info.report()
-        return dx, None, None
+            add_product_(total[expert], dy[rows].t(), x[rows])
+        return dx, gradient.finish(), None
 
 
 def _runs(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:

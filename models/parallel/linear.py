@@ -20,22 +20,16 @@ from trimaran.models.parallel.collectives import (
     reduce_scatter_dim1,
     reduce_scatter_to_sequence_region,
 )
+from trimaran.models.parallel.gradient import GradAccumulator
 from trimaran.models.parallel.group import Group, start_all_reduce
-from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, new_parameter
+from trimaran.models.parallel.parameter import InitSpec, LayerContext, new_parameter
 
 
 def _weight_gradient(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | None:
-    """Return dy^T x in the weight's shape, or None after adding it to the weight's main_grad. dy: [rows, out], x: [rows, in]."""
-    info = info_of(weight)
-    if info.main_grad is None:
-        return (dy.t() @ x).view_as(weight)
-    main_grad = info.main_grad.view(dy.shape[1], x.shape[1])
-    if main_grad.dtype == dy.dtype:
-        main_grad.addmm_(dy.t(), x)
-        info.report()
-    else:
-        info.add_grad(dy.t() @ x)
-    return None
+    """Return the gradient dy^T x as `GradAccumulator.finish` does. dy: [rows, out], x: [rows, in]."""
+    gradient = GradAccumulator(weight)
+    gradient.add_product(dy.t(), x)
+    return gradient.finish()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -61,17 +61,6 @@ class ParameterInfo:
     main_grad: Tensor | None = None
     on_grad: Callable[[], None] | None = None
 
-    def add_grad(self, grad: Tensor) -> None:
-        """Add `grad` (any shape with the parameter's elements in order) to `main_grad` and report it."""
-        assert self.main_grad is not None, "the optimizer must set main_grad before a backward pass adds to it"
-        self.main_grad.view(grad.shape).add_(grad)
-        self.report()
-
-    def report(self) -> None:
-        """Say that a backward pass has added to `main_grad`."""
-        if self.on_grad is not None:
-            self.on_grad()
-
 
 def info_of(parameter: Tensor) -> ParameterInfo:
     """Return the record that `new_parameter` attached."""

@@ -19,6 +19,7 @@ from trimaran.models.parallel.collectives import (
     reduce_scatter_dim1,
     reduce_scatter_to_sequence_region,
 )
+from trimaran.models.parallel.gradient import GradAccumulator
 from trimaran.models.parallel.group import all_gather, start_all_reduce
 from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, new_parameter
 
@@ -40,20 +41,19 @@ class _LocalEmbedding(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None]:
         local, mine = ctx.saved_tensors
         (dy,) = grads
-        info = info_of(ctx.weight)
-        target = torch.zeros_like(ctx.weight) if info.main_grad is None else info.main_grad
+        gradient = GradAccumulator(ctx.weight)
+        total = gradient.total()
         if dy.device.type == "cpu":
             if not ctx.whole:
                 local, dy = local[mine], dy[mine]
-            target.index_add_(0, local.flatten(), dy.flatten(0, -2).to(target.dtype))
-        else:  # there index_add_ is atomic, in an order that changes from run to run, and picking out rows waits for the device; this sorts
+            total.index_add_(0, local.flatten(), dy.flatten(0, -2).to(total.dtype))
+        else:
+            # On a GPU index_add_ is atomic, in an order that changes from run to run, and selecting rows by a mask waits
+            # for the device. index_put_ sorts.
             if not ctx.whole:
                 local, dy = torch.where(mine, local, 0), dy * mine.unsqueeze(-1)
-            target.index_put_((local.flatten(),), dy.flatten(0, -2).to(target.dtype), accumulate=True)
-        if info.main_grad is None:
-            return target, None, None
-        info.report()
-        return None, None, None
+            total.index_put_((local.flatten(),), dy.flatten(0, -2).to(total.dtype), accumulate=True)
+        return gradient.finish(), None, None
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -226,15 +226,10 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _scaled_weight_gradient(weight: Tensor, dweight: Tensor, factor: Tensor) -> Tensor | None:
-    """Return dweight * factor in the weight's shape and dtype, or None after adding it to the weight's main_grad. Padded rows get nothing."""
-    info = info_of(weight)
-    if info.main_grad is None:
-        grad = torch.zeros_like(weight)
-        grad[: len(dweight)] = dweight * factor
-        return grad
-    info.main_grad[: len(dweight)].addcmul_(dweight, factor)
-    info.report()
-    return None
+    """Return the gradient dweight * factor as `GradAccumulator.finish` does. Padded rows get nothing."""
+    gradient = GradAccumulator(weight)
+    gradient.total()[: len(dweight)].addcmul_(dweight, factor)
+    return gradient.finish()
 
 
 def head_loss(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trimaran.kernels.adamw import AdamWState
+from trimaran.models.parallel.gradient import GradAccumulator
 from trimaran.models.parallel.group import (
     Wait,
     add_from_peer,
@@ -22,7 +23,6 @@ from trimaran.models.parallel.group import (
     start_all_reduce,
     start_reduce_scatter_into,
 )
-from trimaran.models.parallel.parameter import info_of
 from trimaran.models.parallel.shard import ShardPiece, ShardSpec
 from trimaran.models.transformer import Stage
 from trimaran.runtime.mesh import Mesh
@@ -274,4 +274,6 @@ def _move_to_main_grad(parameter: Tensor) -> None:
     """Add the gradient that autograd left in `.grad` to the flat buffer; it is None where the layer added it."""
     grad, parameter.grad = parameter.grad, None
     if grad is not None:
-        info_of(parameter).add_grad(grad)
+        gradient = GradAccumulator(parameter)
+        gradient.total().add_(grad)
+        gradient.finish()
