@@ -1,4 +1,4 @@
-"""Initial weights: each kind's deviations by its paper's formula, the same numbers at every layout, and what they are for: training where others do not."""
+"""Initial weights: each kind's deviations by its paper's formula, at every layout, and training where others fail."""
 
 import math
 from typing import Any, get_args
