@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trimaran.kernels.autograd import run
+from trimaran.kernels.autograd import apply
 from trimaran.kernels.launch import launch, rows_of, tuned
 
 Kind = Literal["gelu", "gelu_tanh", "silu"]
@@ -74,19 +74,19 @@ class _Gated(torch.autograd.Function):
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up [..., ffn] for gate_up [..., 2 * ffn] with the gate in the first half of the last dim."""
-    out: Tensor = run(_Gated, gate_up, "silu")
+    out: Tensor = apply(_Gated, gate_up, "silu")
     return out
 
 
 def geglu(gate_up: Tensor) -> Tensor:
     """Return gelu(gate) * up [..., ffn] for gate_up [..., 2 * ffn] with the gate in the first half of the last dim."""
-    out: Tensor = run(_Gated, gate_up, "gelu")
+    out: Tensor = apply(_Gated, gate_up, "gelu")
     return out
 
 
 def geglu_tanh(gate_up: Tensor) -> Tensor:
     """Return gelu_tanh(gate) * up [..., ffn]; gate_up as in `geglu` (Gemma's form)."""
-    out: Tensor = run(_Gated, gate_up, "gelu_tanh")
+    out: Tensor = apply(_Gated, gate_up, "gelu_tanh")
     return out
 
 

@@ -18,7 +18,7 @@ class _NoContext:
         pass
 
 
-def run(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """Return what `function.apply` returns; where gradients are off, by its forward pass alone: what apply does besides takes longer than a small operation."""
     if torch.is_grad_enabled():
         return function.apply(*arguments)

@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trimaran.kernels.autograd import run
+from trimaran.kernels.autograd import apply
 from trimaran.kernels.launch import launch, multiprocessors, rows_of, tuned
 
 _WIDEST = 65536  # the widest row of which the tuned tables tell how to read it
@@ -88,7 +88,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return rms_norm(x), shape and dtype of x: [..., hidden]; weight: [hidden]. Statistics are float32 at least."""
     if _is_plain(x, weight):
         return F.rms_norm(x, weight.shape, weight, eps)
-    out: Tensor = run(_RMSNorm, x, weight, eps)
+    out: Tensor = apply(_RMSNorm, x, weight, eps)
     return out
 
 
@@ -133,7 +133,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         total = x + residual
         total = total if total.dtype == x.dtype else total.to(x.dtype)
         return total, F.rms_norm(total, weight.shape, weight, eps)
-    sum_and_norm: tuple[Tensor, Tensor] = run(_AddRMSNorm, x, residual, weight, eps)
+    sum_and_norm: tuple[Tensor, Tensor] = apply(_AddRMSNorm, x, residual, weight, eps)
     return sum_and_norm
 
 

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trimaran.kernels.autograd import run
+from trimaran.kernels.autograd import apply
 from trimaran.kernels.launch import launch, tuned
 
 _Turn: TypeAlias = Callable[[Tensor, Tensor, Tensor, bool, bool, bool], Tensor]
@@ -244,7 +244,7 @@ def _apply(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: boo
         raise ValueError(
             f"x {tuple(x.shape)} with strides {x.stride()} holds elements several times: it can't be rotated in place"
         )
-    out: Tensor = run(_RotaryFunction, x, cos, sin, interleaved, in_place, turn)
+    out: Tensor = apply(_RotaryFunction, x, cos, sin, interleaved, in_place, turn)
     return out
 
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimaran.kernels.autograd import run
+from trimaran.kernels.autograd import apply
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import init_spec
 from trimaran.models.parallel import group
@@ -113,8 +113,8 @@ class ExpertMLP(nn.Module):
         if torch.is_grad_enabled():
             weights = self._balanced(weights, probabilities, usage, sequence_weight)
         plan = self._plan(chosen, usage.sum(0))
-        rows = run(_SendRows, full.flatten(0, 1), plan)
-        y: Tensor = run(_Combine, self._through_experts(rows, plan), weights, plan)
+        rows = apply(_SendRows, full.flatten(0, 1), plan)
+        y: Tensor = apply(_Combine, self._through_experts(rows, plan), weights, plan)
         combine = reduce_scatter_to_sequence_region if context.sequence_parallel else reduce_from_tp_region
         return combine(y, context.tp)
 
@@ -327,5 +327,5 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
         x: [rows, in], the first counts[0] rows for expert 0, and so on; the counts add up to the rows.
         weight: parameter [experts, ..., in]; the dims between are the outputs.
     """
-    out: Tensor = run(_GroupedLinear, x, weight, counts)
+    out: Tensor = apply(_GroupedLinear, x, weight, counts)
     return out

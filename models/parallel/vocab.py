@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimaran.kernels.autograd import run
+from trimaran.kernels.autograd import apply
 from trimaran.kernels.cross_entropy import TORCH_CROSS_ENTROPY, CrossEntropyKernels, combine, statistics_dtype
 from trimaran.models.parallel.collectives import (
     gather_dim1,
@@ -66,7 +66,7 @@ class VocabParallelEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return [batch, seq, hidden] (with sequence parallelism [batch, seq / tp, hidden]) for tokens [batch, seq] int64, global ids."""
-        rows: Tensor = run(_LocalEmbedding, self.weight, tokens, info_of(self.weight).shard.offset)
+        rows: Tensor = apply(_LocalEmbedding, self.weight, tokens, info_of(self.weight).shard.offset)
         combine_ = reduce_scatter_to_sequence_region if self.context.sequence_parallel else reduce_from_tp_region
         return combine_(rows, self.context.tp)
 
