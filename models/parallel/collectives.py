@@ -42,7 +42,7 @@ def local_dim1(x: Tensor, group: Group) -> Tensor:
     return x if group.size == 1 else x.chunk(group.size, dim=1)[group.rank]
 
 
-class _ReduceFromGroup(torch.autograd.Function):
+class _ReduceFromTPRegion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.mark_dirty(x)
@@ -53,7 +53,7 @@ class _ReduceFromGroup(torch.autograd.Function):
         return grads[0], None
 
 
-class _ScatterSumToSequence(torch.autograd.Function):
+class _ReduceScatterToSequenceRegion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
@@ -75,7 +75,7 @@ class _SumOverGroup(torch.autograd.Function):
         return all_reduce(grads[0].contiguous().clone(), ctx.group), None
 
 
-class _EnterGroup(torch.autograd.Function):
+class _CopyToTPRegion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group, sequence_parallel: bool) -> Tensor:
         ctx.group, ctx.sequence_parallel = group, sequence_parallel
@@ -88,7 +88,7 @@ class _EnterGroup(torch.autograd.Function):
         return all_reduce(grads[0].contiguous().clone(), ctx.group), None, None
 
 
-class _ExchangeRows(torch.autograd.Function):
+class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
         ctx.sent, ctx.received, ctx.group = sent, received, group
@@ -101,12 +101,12 @@ class _ExchangeRows(torch.autograd.Function):
 
 def copy_to_tp_region(x: Tensor, group: Group, *, sequence_parallel: bool) -> Tensor:
     """Return x for each rank to compute its part of a sum from: x itself, or with sequence parallelism the whole sequence."""
-    return x if group.size == 1 else _EnterGroup.apply(x, group, sequence_parallel)  # type: ignore[no-untyped-call]
+    return x if group.size == 1 else _CopyToTPRegion.apply(x, group, sequence_parallel)  # type: ignore[no-untyped-call]
 
 
 def all_to_all(x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
     """Return the rows that the ranks have for this one; arguments as for `group.all_to_all`."""
-    return x if group.size == 1 else _ExchangeRows.apply(x, sent, received, group)  # type: ignore[no-untyped-call]
+    return x if group.size == 1 else _AllToAll.apply(x, sent, received, group)  # type: ignore[no-untyped-call]
 
 
 def sum_over_group(x: Tensor, group: Group) -> Tensor:
@@ -116,9 +116,9 @@ def sum_over_group(x: Tensor, group: Group) -> Tensor:
 
 def reduce_from_tp_region(x: Tensor, group: Group) -> Tensor:
     """Sum partial results over the group, in place. Each rank's gradient is the gradient of the sum."""
-    return x if group.size == 1 else _ReduceFromGroup.apply(x, group)  # type: ignore[no-untyped-call]
+    return x if group.size == 1 else _ReduceFromTPRegion.apply(x, group)  # type: ignore[no-untyped-call]
 
 
 def reduce_scatter_to_sequence_region(x: Tensor, group: Group) -> Tensor:
     """Sum partial results over the group and keep this rank's part of the sequence."""
-    return x if group.size == 1 else _ScatterSumToSequence.apply(x, group)  # type: ignore[no-untyped-call]
+    return x if group.size == 1 else _ReduceScatterToSequenceRegion.apply(x, group)  # type: ignore[no-untyped-call]
