@@ -95,7 +95,7 @@ class ExpertMLP(nn.Module):
         self.context, self.num_experts, self.aux_weight = context, config.num_experts, config.router_aux_loss
         self.router = Router(config, context)
         self.experts = Experts(config, context)
-        self._balance: Tensor | None = None
+        self._load_balancing_loss: Tensor | None = None
 
     def forward(self, x: Tensor, sequence_weight: float = 0.0) -> Tensor:
         """Return [batch, local seq, hidden] for x of that shape.
@@ -109,24 +109,26 @@ class ExpertMLP(nn.Module):
         full = copy_to_tp_region(x, context.tp, sequence_parallel=context.sequence_parallel)
         probabilities = self.router(full)
         weights, chosen = self.router.choose(probabilities)
-        usage = _usage(chosen, self.num_experts)
+        tokens_per_expert = _tokens_per_expert(chosen, self.num_experts)
         if torch.is_grad_enabled():
-            weights = self._balanced(weights, probabilities, usage, sequence_weight)
-        plan = self._plan(chosen, usage.sum(0))
-        rows = apply(_SendRows, full.flatten(0, 1), plan)
+            weights = self._attach_load_balancing_gradient(weights, probabilities, tokens_per_expert, sequence_weight)
+        plan = self._plan(chosen, tokens_per_expert.sum(0))
+        rows = apply(_Dispatch, full.flatten(0, 1), plan)
         y: Tensor = apply(_Combine, self._through_experts(rows, plan), weights, plan)
         combine = reduce_scatter_to_sequence_region if context.sequence_parallel else reduce_from_tp_region
         return combine(y, context.tp)
 
-    def take_balance(self) -> Tensor | None:
+    def take_load_balancing_loss(self) -> Tensor | None:
         """Return the sum of the balance losses [scalar] of the sequences trained on since the last call, not weighted: 1 each where all is even.
 
         None on all but the first tp rank, and where there were none.
         """
-        total, self._balance = self._balance, None
+        total, self._load_balancing_loss = self._load_balancing_loss, None
         return total
 
-    def _balanced(self, weights: Tensor, probabilities: Tensor, usage: Tensor, sequence_weight: float) -> Tensor:
+    def _attach_load_balancing_gradient(
+        self, weights: Tensor, probabilities: Tensor, tokens_per_expert: Tensor, sequence_weight: float
+    ) -> Tensor:
         """Return `weights` with the gradient of the balance loss attached, and note the loss.
 
         L = sum_e f_e P_e over each sequence by itself, so that neither microbatches nor ranks change it: f_e = E / k
@@ -137,33 +139,35 @@ class ExpertMLP(nn.Module):
         num_tokens, num_chosen = weights.shape[-2:]
         if self.context.tp.rank > 0:  # all tp ranks have the same tokens, and the router's gradients are summed over tp
             return weights
-        shares = usage.unsqueeze(1).to(probabilities.dtype) / (num_chosen * num_tokens)  # [batch, 1, experts]
+        shares = tokens_per_expert.unsqueeze(1).to(probabilities.dtype) / (
+            num_chosen * num_tokens
+        )  # [batch, 1, experts]
         slope = shares * (self.num_experts / num_tokens)
         if self.training:
             loss = (slope * probabilities.detach()).sum()
-            self._balance = loss if self._balance is None else self._balance + loss
+            self._load_balancing_loss = loss if self._load_balancing_loss is None else self._load_balancing_loss + loss
         weight = self.aux_weight * sequence_weight
         if weight == 0.0:
             return weights
-        return _WithGradient.apply(weights, probabilities, slope * weight)  # type: ignore[no-untyped-call, no-any-return]
+        return _AttachGradient.apply(weights, probabilities, slope * weight)  # type: ignore[no-untyped-call, no-any-return]
 
-    def _plan(self, chosen: Tensor, usage: Tensor) -> "_Plan":
+    def _plan(self, chosen: Tensor, tokens_per_expert: Tensor) -> "_DispatchPlan":
         """Sort the rows by expert and find out how many go where. Collective over ep; one wait for the device."""
         ep, tp = self.context.ep, self.context.tp
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
         if ep.size == 1:
-            counts = usage.tolist()
-            return _Plan.of(chosen, order, [counts], [counts])
+            counts = tokens_per_expert.tolist()
+            return _DispatchPlan.of(chosen, order, [counts], [counts])
         each = self.num_experts // (ep.size * tp.size)
         if tp.size > 1:
             order = order[(flat // each % tp.size == tp.rank)[order]]
-        mine = usage.view(ep.size, tp.size, each)[:, tp.rank].contiguous()
+        mine = tokens_per_expert.view(ep.size, tp.size, each)[:, tp.rank].contiguous()
         theirs = group.all_to_all(mine, [1] * ep.size, [1] * ep.size, ep)
         sent, received = torch.stack((mine, theirs)).tolist()
-        return _Plan.of(chosen, order, sent, received)
+        return _DispatchPlan.of(chosen, order, sent, received)
 
-    def _through_experts(self, rows: Tensor, plan: "_Plan") -> Tensor:
+    def _through_experts(self, rows: Tensor, plan: "_DispatchPlan") -> Tensor:
         """Return the experts' results for the rows of this rank, in their order; those of other ranks' experts go there and come back."""
         sent, received = ([sum(counts) for counts in table] for table in (plan.sent, plan.received))
         counts = [sum(column) for column in zip(*plan.received, strict=True)]
@@ -174,7 +178,7 @@ class ExpertMLP(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
+class _DispatchPlan:
     """Which rows this rank sends to its ep peers, and how many come from them. A row is one token on its way to one of its experts.
 
     Args:
@@ -195,11 +199,13 @@ class _Plan:
     shape: torch.Size
 
     @staticmethod
-    def of(chosen: Tensor, order: Tensor, sent: Sequence[Sequence[int]], received: Sequence[Sequence[int]]) -> "_Plan":
+    def of(
+        chosen: Tensor, order: Tensor, sent: Sequence[Sequence[int]], received: Sequence[Sequence[int]]
+    ) -> "_DispatchPlan":
         """Return the plan for the experts `chosen` [batch, seq, experts_per_token]."""
         row = order.new_full((chosen.numel(),), len(order))
         row[order] = torch.arange(len(order), device=order.device)
-        return _Plan(
+        return _DispatchPlan(
             order, order // chosen.shape[-1], row.view(-1, chosen.shape[-1]), sent, received, chosen.shape[:-1]
         )
 
@@ -210,7 +216,7 @@ class _Plan:
             yield table.index_select(0, choice)
 
 
-def _usage(chosen: Tensor, num_experts: int) -> Tensor:
+def _tokens_per_expert(chosen: Tensor, num_experts: int) -> Tensor:
     """Return how often each sequence's tokens chose each expert [batch, experts] int64, for chosen [batch, seq, experts_per_token]."""
     batch = len(chosen)
     return chosen.new_zeros(batch, num_experts).scatter_add_(
@@ -227,17 +233,17 @@ def _transposed_runs(rows: Tensor, table: Sequence[Sequence[int]]) -> Tensor:
     return torch.cat([runs[i * width + j] for j in range(width) for i in range(len(table))])
 
 
-class _SendRows(torch.autograd.Function):
+class _Dispatch(torch.autograd.Function):
     """The rows of a plan, copied from their tokens [tokens, hidden]. A token's gradient is summed by looking its rows up, in the same order every time."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: _Plan) -> Tensor:
+    def forward(ctx: Any, x: Tensor, plan: _DispatchPlan) -> Tensor:
         ctx.plan = plan
         return x.index_select(0, plan.token)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        plan: _Plan = ctx.plan
+        plan: _DispatchPlan = ctx.plan
         first, *others = plan.by_choice(grads[0])
         for other in others:
             first += other
@@ -248,7 +254,7 @@ class _Combine(torch.autograd.Function):
     """y [batch, seq, hidden]: the sum of each token's rows times their weights [batch, seq, experts_per_token], taken in the weights' dtype."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weights: Tensor, plan: _Plan) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, plan: _DispatchPlan) -> Tensor:
         ctx.plan = plan
         ctx.save_for_backward(rows, weights)
         y = weights.new_zeros(*plan.shape, rows.shape[1])  # not a view of the sum: the reduction over tp works in place
@@ -260,7 +266,7 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
         rows, weights = ctx.saved_tensors
-        plan: _Plan = ctx.plan
+        plan: _DispatchPlan = ctx.plan
         dy = grads[0].flatten(0, 1).index_select(0, plan.token)  # [rows, hidden]
         dweights = torch.zeros_like(weights).view(-1)
         dweights[plan.order] = (rows * dy).sum(-1, dtype=weights.dtype)
@@ -268,7 +274,7 @@ class _Combine(torch.autograd.Function):
         return drows, dweights.view_as(weights), None
 
 
-class _WithGradient(torch.autograd.Function):
+class _AttachGradient(torch.autograd.Function):
     """x as it is; the backward pass also gives `like` the gradient `grad`, whatever x gets."""
 
     @staticmethod

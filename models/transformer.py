@@ -267,8 +267,10 @@ class Stage(nn.Module):
             parameter.copy_(read(name, "weight", info_of(parameter).shard, tuple(parameter.shape)))
 
     def take_load_balancing_loss(self) -> Tensor:
-        """Return what the layers' `ExpertMLP.take_balance` give together [scalar], 0 where they give nothing."""
-        parts = [layer.mlp.take_balance() for layer in self.layers.values() if isinstance(layer.mlp, ExpertMLP)]
+        """Return what the layers' `ExpertMLP.take_load_balancing_loss` give together [scalar], 0 where they give nothing."""
+        parts = [
+            layer.mlp.take_load_balancing_loss() for layer in self.layers.values() if isinstance(layer.mlp, ExpertMLP)
+        ]
         return sum((part for part in parts if part is not None), torch.zeros((), device=self.context.device))
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -195,20 +195,20 @@ def test_the_balance_of_a_sequence_does_not_depend_on_the_batch_and_is_1_where_e
     module = make(num_experts=4)
     x = tokens_of(3, 8, 8)
     module(x.requires_grad_())
-    together = module.take_balance()
+    together = module.take_load_balancing_loss()
     for sequence in x:
         module(sequence.unsqueeze(0))
     assert together is not None
-    torch.testing.assert_close(module.take_balance(), together, rtol=1e-12, atol=0)
+    torch.testing.assert_close(module.take_load_balancing_loss(), together, rtol=1e-12, atol=0)
     torch.testing.assert_close(together, balance_loss(module, x).sum().detach(), rtol=1e-12, atol=0)
-    assert module.take_balance() is None, "taken"
+    assert module.take_load_balancing_loss() is None, "taken"
     with torch.no_grad():
         module(x)
-    assert module.take_balance() is None, "nothing was trained"
+    assert module.take_load_balancing_loss() is None, "nothing was trained"
     with torch.no_grad():
         module.router.weight.zero_()
     module(x)
-    even = module.take_balance()
+    even = module.take_load_balancing_loss()
     assert even is not None
     assert even.item() == pytest.approx(3.0), "equal probabilities give 1 a sequence, whatever the choice"
 
