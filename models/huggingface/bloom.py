@@ -3,7 +3,7 @@
 from typing import Final
 
 from trimaran.models.huggingface.family import Family
-from trimaran.models.huggingface.forms import ATTENTION, GROUPED, QKV, row
+from trimaran.models.huggingface.forms import ATTENTION, FUSED_QKV_BY_GROUP, QKV, row
 from trimaran.models.huggingface.options import TIED, fixed, harmless, only, value
 
 BLOOM: Final = Family(
@@ -40,7 +40,7 @@ BLOOM: Final = Family(
         row("embedding.weight", "transformer.word_embeddings.weight"),
         row("embedding_norm.{p}", "transformer.word_embeddings_layernorm.{p}"),
         row("layers.{i}.attention_norm.{p}", "transformer.h.{i}.input_layernorm.{p}"),
-        row(QKV, "transformer.h.{i}.self_attention.query_key_value.{p}", form=GROUPED),
+        row(QKV, "transformer.h.{i}.self_attention.query_key_value.{p}", form=FUSED_QKV_BY_GROUP),
         row(f"{ATTENTION}.out.{{p}}", "transformer.h.{i}.self_attention.dense.{p}"),
         row("layers.{i}.mlp_norm.{p}", "transformer.h.{i}.post_attention_layernorm.{p}"),
         row("layers.{i}.mlp.up.{p}", "transformer.h.{i}.mlp.dense_h_to_4h.{p}"),

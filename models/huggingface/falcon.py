@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.family import Family
-from trimaran.models.huggingface.forms import ATTENTION, GROUPED, QKV, row
+from trimaran.models.huggingface.forms import ATTENTION, FUSED_QKV_BY_GROUP, QKV, row
 from trimaran.models.huggingface.options import (
     ACTIVATIONS,
     TIED,
@@ -122,7 +122,7 @@ FALCON: Final = Family(
             "transformer.h.{i}.input_layernorm.{p}",
             blocks=("parallel_one_norm", "sequential"),
         ),
-        row(QKV, "transformer.h.{i}.self_attention.query_key_value.{p}", form=GROUPED),
+        row(QKV, "transformer.h.{i}.self_attention.query_key_value.{p}", form=FUSED_QKV_BY_GROUP),
         row(f"{ATTENTION}.out.{{p}}", "transformer.h.{i}.self_attention.dense.{p}"),
         row("layers.{i}.mlp_norm.{p}", "transformer.h.{i}.ln_mlp.{p}", blocks=("parallel",)),
         row("layers.{i}.mlp_norm.{p}", "transformer.h.{i}.post_attention_layernorm.{p}", blocks=("sequential",)),

@@ -58,25 +58,25 @@ def _unstack(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tenso
     return list(tensors[0].unbind(0))
 
 
-def _split_joined(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
+def _split_fused(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     q, k, v = tensors[0].split((queries, keys, keys))
     return [q, torch.stack((k, v))]
 
 
-def _join(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
+def _fuse(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
     q, kv = tensors
     return [torch.cat((q, *kv.unbind(0)))]
 
 
-def _split_grouped(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
+def _split_fused_groups(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
     groups = tensors[0].unflatten(
         0, (config.num_kv_heads, config.num_heads // config.num_kv_heads + 2, config.head_dim)
     )
     return [groups[:, :-2].flatten(0, 2), torch.stack([groups[:, at].flatten(0, 1) for at in (-2, -1)])]
 
 
-def _group(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
+def _fuse_groups(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
     q, kv = tensors
     queries = q.unflatten(0, (config.num_kv_heads, -1, config.head_dim))
     keys_values = kv.unflatten(1, (config.num_kv_heads, config.head_dim)).transpose(0, 1)
@@ -123,13 +123,13 @@ TRANSPOSED: Final = Form("transposed", _transposed, _transposed)
 # Keys and values, or gate and up, or the experts: tensors of one shape become [number, ...].
 STACKED: Final = Form("stacked", _stack, _unstack)
 # Rows of all queries, then all keys, then all values.
-JOINED: Final = Form("queries, keys, values joined", _split_joined, _join)
-JOINED_TRANSPOSED: Final = Form(
-    "queries, keys, values joined and transposed", _after(_transposed, _split_joined), _after(_join, _transposed)
+FUSED_QKV: Final = Form("queries, keys, values fused", _split_fused, _fuse)
+FUSED_QKV_TRANSPOSED: Final = Form(
+    "queries, keys, values fused and transposed", _after(_transposed, _split_fused), _after(_fuse, _transposed)
 )
 # For every key-value head: the rows of its query heads, its key, its value (Falcon; with one query head each: GPT-NeoX,
 # BLOOM; with one group: multi-query).
-GROUPED: Final = Form("queries, keys, values by group", _split_grouped, _group)
+FUSED_QKV_BY_GROUP: Final = Form("queries, keys, values fused by group", _split_fused_groups, _fuse_groups)
 # Norms that multiply by 1 + w (Gemma); ours are float32 at least.
 PLUS_ONE: Final = Form("plus one", _add_one, _take_one)
 # A position table that begins with two rows that no position reads (OPT); they are written as zeros.

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.family import Family
-from trimaran.models.huggingface.forms import ATTENTION, JOINED_TRANSPOSED, QKV, TRANSPOSED, row
+from trimaran.models.huggingface.forms import ATTENTION, FUSED_QKV_TRANSPOSED, QKV, TRANSPOSED, row
 from trimaran.models.huggingface.options import (
     ACTIVATIONS,
     TIED,
@@ -86,7 +86,7 @@ GPT2: Final = Family(
         row("embedding.weight", "transformer.wte.weight"),
         row("position", "transformer.wpe.weight"),
         row("layers.{i}.attention_norm.{p}", "transformer.h.{i}.ln_1.{p}"),
-        row(QKV, "transformer.h.{i}.attn.c_attn.{p}", form=JOINED_TRANSPOSED),
+        row(QKV, "transformer.h.{i}.attn.c_attn.{p}", form=FUSED_QKV_TRANSPOSED),
         row(f"{ATTENTION}.out.{{p}}", "transformer.h.{i}.attn.c_proj.{p}", form=TRANSPOSED),
         row("layers.{i}.mlp_norm.{p}", "transformer.h.{i}.ln_2.{p}"),
         row("layers.{i}.mlp.up.{p}", "transformer.h.{i}.mlp.c_fc.{p}", form=TRANSPOSED),

@@ -3,7 +3,7 @@
 from typing import Final
 
 from trimaran.models.huggingface.family import Family
-from trimaran.models.huggingface.forms import ATTENTION, GROUPED, QKV, row
+from trimaran.models.huggingface.forms import ATTENTION, FUSED_QKV_BY_GROUP, QKV, row
 from trimaran.models.huggingface.options import ACTIVATIONS, SIZES, TIED, choice, fixed, flag, harmless, value
 from trimaran.models.huggingface.rotary import rotary
 
@@ -45,7 +45,7 @@ GPT_NEOX: Final = Family(
     weights=(
         row("embedding.weight", "gpt_neox.embed_in.weight"),
         row("layers.{i}.attention_norm.{p}", "gpt_neox.layers.{i}.input_layernorm.{p}"),
-        row(QKV, "gpt_neox.layers.{i}.attention.query_key_value.{p}", form=GROUPED),
+        row(QKV, "gpt_neox.layers.{i}.attention.query_key_value.{p}", form=FUSED_QKV_BY_GROUP),
         row(f"{ATTENTION}.out.{{p}}", "gpt_neox.layers.{i}.attention.dense.{p}"),
         row("layers.{i}.mlp_norm.{p}", "gpt_neox.layers.{i}.post_attention_layernorm.{p}"),
         row("layers.{i}.mlp.up.{p}", "gpt_neox.layers.{i}.mlp.dense_h_to_4h.{p}"),

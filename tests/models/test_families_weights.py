@@ -9,10 +9,10 @@ from torch import Tensor
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface import FAMILIES, Family, family_of, locate, resolve
 from trimaran.models.huggingface.forms import (
+    FUSED_QKV,
+    FUSED_QKV_BY_GROUP,
+    FUSED_QKV_TRANSPOSED,
     GATED_EXPERTS,
-    GROUPED,
-    JOINED,
-    JOINED_TRANSPOSED,
     PLUS_ONE,
     SAME,
     STACKED,
@@ -47,11 +47,11 @@ FORMS: list[tuple[Form, list[tuple[int, ...]], list[tuple[int, ...]]]] = [
     (TRANSPOSED, [(5,)], [(5,)]),
     (STACKED, [(5, 3), (5, 3)], [(2, 5, 3)]),
     (STACKED, [(5, 3)] * 4, [(4, 5, 3)]),
-    (JOINED, [(FUSED, HIDDEN)], [(QUERIES, HIDDEN), (2, KEYS, HIDDEN)]),
-    (JOINED_TRANSPOSED, [(HIDDEN, FUSED)], [(QUERIES, HIDDEN), (2, KEYS, HIDDEN)]),
-    (JOINED_TRANSPOSED, [(FUSED,)], [(QUERIES,), (2, KEYS)]),
-    (GROUPED, [(FUSED, HIDDEN)], [(QUERIES, HIDDEN), (2, KEYS, HIDDEN)]),
-    (GROUPED, [(FUSED,)], [(QUERIES,), (2, KEYS)]),
+    (FUSED_QKV, [(FUSED, HIDDEN)], [(QUERIES, HIDDEN), (2, KEYS, HIDDEN)]),
+    (FUSED_QKV_TRANSPOSED, [(HIDDEN, FUSED)], [(QUERIES, HIDDEN), (2, KEYS, HIDDEN)]),
+    (FUSED_QKV_TRANSPOSED, [(FUSED,)], [(QUERIES,), (2, KEYS)]),
+    (FUSED_QKV_BY_GROUP, [(FUSED, HIDDEN)], [(QUERIES, HIDDEN), (2, KEYS, HIDDEN)]),
+    (FUSED_QKV_BY_GROUP, [(FUSED,)], [(QUERIES,), (2, KEYS)]),
     (PLUS_ONE, [(5,)], [(5,)]),
     (TWO_ROWS_FEWER, [(10, HIDDEN)], [(8, HIDDEN)]),
     (GATED_EXPERTS, [(5, 3)] * 6, [(3, 2, 5, 3)]),
@@ -75,7 +75,7 @@ def test_a_form_and_its_inverse(form: Form, theirs: list[tuple[int, ...]], ours:
 
 
 def test_grouped_rows_are_each_groups_queries_then_its_key_then_its_value() -> None:
-    (q, kv) = GROUPED.to_ours([numbered(FUSED)], CONFIG)
+    (q, kv) = FUSED_QKV_BY_GROUP.to_ours([numbered(FUSED)], CONFIG)
     rows = numbered(FUSED).view(KV_HEADS, HEADS // KV_HEADS + 2, HEAD_DIM)
     for head in range(HEADS):
         assert torch.equal(q.view(HEADS, HEAD_DIM)[head], rows[head // 3, head % 3])
