@@ -17,7 +17,7 @@ from torch import Tensor
 from trimaran.kernels.launch import launch, tuned
 
 _T = TypeVar("_T")
-_MADE = "trimaran_made"  # attribute of lengths: (version of the tensor, key -> what was made from it)
+_CACHE = "trimaran_cache"  # attribute of lengths: (version of the tensor, key -> what was made from it)
 _SMALLEST_BLOCK = 8  # tokens: below it the table would be read nearly as often as the cache
 
 
@@ -115,7 +115,7 @@ def append_to_cache_(
         v_cache.narrow(1, values[0] - new, new).copy_(v)
         return
     drops = values is None or min(values) < new
-    sample, position, real = once_for(lengths, ("places", new), lambda: _places(lengths, new, drops))
+    sample, position, real = cached_on(lengths, ("places", new), lambda: _places(lengths, new, drops))
     if real is not None:
         k, v = k[real], v[real]
     if block_table is not None:
@@ -134,7 +134,7 @@ def _places(lengths: Tensor, new: int, drops: bool) -> tuple[Tensor, Tensor, Ten
     return sample[real], position[real], real
 
 
-def once_for(lengths: Tensor, key: Hashable, make: Callable[[], _T]) -> _T:
+def cached_on(lengths: Tensor, key: Hashable, make: Callable[[], _T]) -> _T:
     """Return make(), made once for this tensor as long as it is not changed: the layers of a network all ask for the same.
 
     A tensor that was made in torch's inference mode does not know whether it was changed; for it everything is made
@@ -144,10 +144,10 @@ def once_for(lengths: Tensor, key: Hashable, make: Callable[[], _T]) -> _T:
         return make()
     version: int
     made: dict[Hashable, _T]
-    version, made = getattr(lengths, _MADE, (-1, {}))
+    version, made = getattr(lengths, _CACHE, (-1, {}))
     if version != lengths._version:
         made = {}
-        setattr(lengths, _MADE, (lengths._version, made))
+        setattr(lengths, _CACHE, (lengths._version, made))
     if key not in made:
         made[key] = make()
     return made[key]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trimaran.kernels.attention.options import AttentionOptions
 from trimaran.kernels.attention.reference import attention
-from trimaran.kernels.decode.cache import cache_capacity, check_cache, once_for
+from trimaran.kernels.decode.cache import cache_capacity, cached_on, check_cache
 
 _FEW_TOKENS = 8  # with more new tokens than these, samples of different lengths are worth a call each
 
@@ -94,7 +94,7 @@ def decode_attention(
     needed = (
         None
         if equal
-        else once_for(lengths, ("needed", q_len, window), lambda: _needed(lengths, q_len, window, first, longest))
+        else cached_on(lengths, ("needed", q_len, window), lambda: _needed(lengths, q_len, window, first, longest))
     )
     k, v = (_columns(cache, block_table, needed, first, longest) for cache in (k_cache, v_cache))
     mask = None
@@ -209,7 +209,7 @@ def _mask(
         return torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -torch.inf)[:, None]
 
     if slopes is None:
-        return once_for(lengths, ("mask", equal, q_len, group, keys, window, q.dtype), additive)
+        return cached_on(lengths, ("mask", equal, q_len, group, keys, window, q.dtype), additive)
     distance = distances()
     bias = distance[:, None, :, None, :] * -slopes.to(wide).view(kv_heads, 1, -1, 1)
     return bias.masked_fill_(~visible(distance)[:, None, :, None, :], -torch.inf).flatten(2, 3)
