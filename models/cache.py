@@ -33,7 +33,7 @@ class KeyValueCache:
         self._context = context
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def extend_to(self, lengths: Sequence[int]) -> None:
+    def set_lengths(self, lengths: Sequence[int]) -> None:
         """Say how many tokens each sample has once the next pass has run, those of the pass included; fewer than before take tokens back.
 
         Raises ValueError where a length exceeds the capacity.

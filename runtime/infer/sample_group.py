@@ -101,7 +101,7 @@ class SampleGroup:
             rows = [
                 [_PADDING] * (new - length) + context[-new:] for context, length in zip(contexts, lengths, strict=True)
             ]
-        self.cache.extend_to(lengths)
+        self.cache.set_lengths(lengths)
         self._num_cached = lengths
         self.num_passes += 1
         return torch.tensor(rows, device=self.layer_context.device)

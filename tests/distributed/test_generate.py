@@ -163,7 +163,7 @@ def logits_both_ways(parallel: dict[str, Any], model: dict[str, Any]) -> float:
         lengths = [4, 1, 6]
         for new in (6, 1, 1, 2):
             new = -(-new // parts) * parts
-            cache.extend_to(lengths)
+            cache.set_lengths(lengths)
             rows = [
                 torch.cat((torch.zeros(max(0, new - n), dtype=torch.int64), ids[row, max(0, n - new) : n]))
                 for row, n in enumerate(lengths)

@@ -246,7 +246,7 @@ def test_one_token_at_a_time_gives_what_the_whole_sequence_gives() -> None:
     cache = KeyValueCache(2, 7, stage.config, stage.context)
     parts = []
     for position in range(7):
-        cache.extend_to([position + 1] * 2)
+        cache.set_lengths([position + 1] * 2)
         parts.append(stage.extend(None, tokens[:, position : position + 1], cache))
     with torch.no_grad():
         torch.testing.assert_close(torch.cat(parts, 1), stage.run_layers(None, tokens), rtol=0, atol=1e-12)

@@ -63,7 +63,7 @@ def largest_difference(stage: Stage) -> float:
     with in_eval_mode([stage]):
         whole = stage.logits(stage.run_layers(None, ids))
         for new in (11, 1, 1, 3):
-            cache.extend_to(lengths)
+            cache.set_lengths(lengths)
             rows = [
                 torch.cat((torch.zeros(max(0, new - n), dtype=torch.int64), ids[row, max(0, n - new) : n]))
                 for row, n in enumerate(lengths)
