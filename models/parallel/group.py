@@ -50,13 +50,13 @@ class Group:
         """True where tensors travel through gloo (or shared memory), which has no stream and no fused collectives."""
         return self.process_group is not None and dist.get_backend(self.process_group) == "gloo"
 
-    def waits_in(self, action: str, error: BaseException) -> RuntimeError:
+    def wait_error(self, action: str, error: BaseException) -> RuntimeError:
         """Return the error of a wait that failed: who waited for whom, in which action."""
         others = ", ".join(str(rank) for rank in self.ranks if rank != self.ranks[self.rank])
         return RuntimeError(f"rank {self.ranks[self.rank]} waits for {self.axis} peers {others} in {action}: {error}")
 
 
-def bounded(work: dist.Work | None, group: Group, action: str) -> Wait:
+def bounded_wait(work: dist.Work | None, group: Group, action: str) -> Wait:
     """Return the wait for `work`, whose failure or time-out raises RuntimeError that says who waits for whom, in which action."""
     assert work is not None
 
@@ -64,7 +64,7 @@ def bounded(work: dist.Work | None, group: Group, action: str) -> Wait:
         try:
             work.wait()
         except RuntimeError as error:
-            raise group.waits_in(action, error) from error
+            raise group.wait_error(action, error) from error
 
     return wait
 
@@ -80,7 +80,7 @@ def start_all_reduce(x: Tensor, group: Group) -> Wait:
         return lambda: None
     if group.shared is not None:
         return group.shared.start_all_reduce(x)
-    return bounded(
+    return bounded_wait(
         dist.all_reduce(x, group=group.process_group, async_op=True), group, f"all_reduce of {list(x.shape)}"
     )
 
@@ -141,7 +141,7 @@ def start_reduce_scatter_into(out: Tensor, x: Tensor, group: Group) -> Wait:
         return lambda: None
     if not group.on_gloo:
         work = dist.reduce_scatter_tensor(out, x.view(-1), group=group.process_group, async_op=True)
-        return bounded(work, group, f"reduce_scatter of {list(x.shape)}")
+        return bounded_wait(work, group, f"reduce_scatter of {list(x.shape)}")
     parts = [x[group.rank] if peer == group.rank else torch.empty_like(out) for peer in range(group.size)]
     wait_exchange = _start_exchange(list(x), parts, group)
 
@@ -169,7 +169,7 @@ def all_to_all(x: Tensor, sent: Sequence[int], received: Sequence[int], group: G
     out = x.new_empty(sum(received), *x.shape[1:])
     if not group.on_gloo:
         work = dist.all_to_all_single(out, x, list(received), list(sent), group=group.process_group, async_op=True)
-        bounded(work, group, f"all_to_all of {list(x.shape)}")()
+        bounded_wait(work, group, f"all_to_all of {list(x.shape)}")()
         return out
     parts, theirs = list(x.split(list(sent))), list(out.split(list(received)))
     theirs[group.rank].copy_(parts[group.rank])
@@ -189,20 +189,22 @@ def add_from_peer(x: Tensor, peer: int, group: Group) -> None:
         dist.P2POp(dist.irecv, theirs, group=group.process_group, group_peer=peer),
     ]
     for work in dist.batch_isend_irecv(operations):
-        bounded(work, group, f"the exchange with rank {group.ranks[peer]}")()
+        bounded_wait(work, group, f"the exchange with rank {group.ranks[peer]}")()
     x.add_(theirs)
 
 
 def broadcast(x: Tensor, source: int, group: Group) -> Tensor:
     """Overwrite `x` [contiguous] with that of the rank of index `source`, and return it. All ranks of the group must enter."""
     if group.size > 1:
-        bounded(dist.broadcast(x, group=group.process_group, group_src=source, async_op=True), group, "broadcast")()
+        bounded_wait(
+            dist.broadcast(x, group=group.process_group, group_src=source, async_op=True), group, "broadcast"
+        )()
     return x
 
 
 def send(x: Tensor, target: int, group: Group) -> None:
     """Send `x` to the rank of index `target`, which must call `receive`; returns when it has left."""
-    bounded(
+    bounded_wait(
         dist.isend(x.contiguous(), group=group.process_group, group_dst=target),
         group,
         f"a send to rank {group.ranks[target]}",
@@ -211,7 +213,7 @@ def send(x: Tensor, target: int, group: Group) -> None:
 
 def receive(x: Tensor, source: int, group: Group) -> Tensor:
     """Fill `x` [contiguous] with what the rank of index `source` sends, and return it."""
-    bounded(
+    bounded_wait(
         dist.irecv(x, group=group.process_group, group_src=source), group, f"a receive from rank {group.ranks[source]}"
     )()
     return x
@@ -228,7 +230,7 @@ def _start_exchange(sends: list[Tensor], receives: list[Tensor], group: Group) -
     works += [
         dist.isend(sends[peer], group_dst=peer, group=group.process_group) for peer in peers if sends[peer].numel()
     ]
-    waits = [bounded(work, group, f"an exchange of {list(receives[0].shape)}") for work in works]
+    waits = [bounded_wait(work, group, f"an exchange of {list(receives[0].shape)}") for work in works]
 
     def wait() -> None:
         for each in waits:

@@ -3,7 +3,7 @@
 import torch.distributed as dist
 from torch import Tensor
 
-from trimaran.models.parallel.group import Group, Wait, bounded
+from trimaran.models.parallel.group import Group, Wait, bounded_wait
 from trimaran.runtime.mesh import Mesh
 
 
@@ -27,7 +27,7 @@ class Ring:
         x = x.contiguous()
         work = dist.isend(x, group=group.process_group, group_dst=peer)
         self._sent.setdefault(topic, []).append(
-            (bounded(work, group, f"a send of {list(x.shape)} to rank {target}"), x)
+            (bounded_wait(work, group, f"a send of {list(x.shape)} to rank {target}"), x)
         )
 
     def receive(self, x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class Ring:
         source = (self._rank - 1) % self._size
         group, peer = self._link(source)
         work = dist.irecv(x, group=group.process_group, group_src=peer)
-        bounded(work, group, f"a receive of {list(x.shape)} from rank {self._group.ranks[source]}")()
+        bounded_wait(work, group, f"a receive of {list(x.shape)} from rank {self._group.ranks[source]}")()
         return x
 
     def settle(self, topic: int) -> None:
