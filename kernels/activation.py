@@ -1,10 +1,10 @@
-"""The feed-forward nonlinearities: GELU (Hendrycks and Gimpel 2016), its tanh form (GPT-2), and the gated SwiGLU and GeGLU (Shazeer 2020, equation 6).
+"""Activations: GELU (Hendrycks and Gimpel 2016), its tanh form (GPT-2), gated SwiGLU and GeGLU (Shazeer 2020, eq. 6).
 
     gelu(x) = x Phi(x)      gelu_tanh(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))      silu(x) = x sigmoid(x)
     gated: y = f(gate) * up, so that  dgate = dy * up * f'(gate),  dup = dy * f(gate)
 
-Only the input is kept for the backward pass: f is computed anew, which is cheaper than keeping a second [.., ffn]
-activation. The Triton kernels read and write each element once; they compute in float32.
+The backward pass keeps only the input and computes f again, which costs less than a second [.., ffn] activation. The
+Triton kernels read and write each element once and compute in float32.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ Kind = Literal["gelu", "gelu_tanh", "silu"]
 
 
 def relu(x: Tensor) -> Tensor:
-    """Return max(x, 0), elementwise; torch's own on every device, as it is one pass over memory already."""
+    """Return max(x, 0), elementwise. Both kernel sets use torch's, which is one pass over memory already."""
     return F.relu(x)
 
 
@@ -47,7 +47,7 @@ _FUNCTIONS: Mapping[Kind, tuple[Callable[..., Tensor], Callable[..., Tensor], di
         "gelu_tanh": (F.gelu, _aten.gelu_backward.grad_input, {"approximate": "tanh"}),
     }
 )
-"""kind -> (f, its backward pass into a given tensor, what both take besides)."""
+"""kind -> (f, its backward pass into a given tensor, further arguments of both)."""
 
 
 class _Gated(torch.autograd.Function):

@@ -1,7 +1,9 @@
-"""AdamW (Loshchilov and Hutter 2019, algorithm 2) over flat tensors, one pass over memory: torch's fused operator, or one Triton kernel.
+"""AdamW (Loshchilov and Hutter 2019, algorithm 2) over flat tensors, in one pass over memory.
 
-p = p - lr weight_decay p;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p = p - lr / (1 - b1^t) m / (sqrt(v) /
-sqrt(1 - b2^t) + eps)
+p = p - lr weight_decay p
+m = b1 m + (1 - b1) g
+v = b2 v + (1 - b2) g^2
+p = p - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 """
 
 import math
@@ -19,12 +21,12 @@ from trimaran.kernels.launch import launch, tuned
 
 @dataclass(frozen=True, eq=False)
 class AdamWState:
-    """What AdamW works on.
+    """The tensors of one AdamW update.
 
     Args:
         param, grad, exp_avg, exp_avg_sq: tensors of one shape and dtype.
-        step: the number of steps taken [scalar float32].
-        copy: where a step writes `param` in another dtype too, such as the bfloat16 weights of the model; of param's
+        step: number of steps taken [scalar float32].
+        copy: a second copy of `param` in another dtype that each step writes too (the model's bfloat16 weights); same
             shape.
     """
 
@@ -49,8 +51,7 @@ def adamw_(
     """Take one step in place: `param`, `exp_avg`, `exp_avg_sq`, `step` and `copy` change.
 
     Args:
-        grad_factor: multiplies the gradients, as clipping asks for. `grad` may be multiplied in place; at 1 it stays as
-            it is.
+        grad_factor: multiplies the gradients (clipping). `grad` may be multiplied in place; at 1 it does not change.
     """
     if grad_factor != 1.0:
         for state in states:
@@ -108,8 +109,7 @@ def _adamw(
     grad = tl.load(grad_ptr + at, mask=inside).to(tl.float32) * grad_factor
     exp_avg = tl.load(exp_avg_ptr + at, mask=inside).to(tl.float32)
     exp_avg_sq = tl.load(exp_avg_sq_ptr + at, mask=inside).to(tl.float32)
-    # Every multiply-add is written out and every division and root is rounded right: an element then comes out the same
-    # wherever a tensor is cut.
+    # Explicit fma and correctly rounded division and root: an element gets the same bits wherever the tensor is cut.
     param = tl.fma(-decay, param, param)
     exp_avg = tl.fma(exp_avg, beta1, rest1 * grad)
     exp_avg_sq = tl.fma(exp_avg_sq, beta2, rest2 * grad * grad)
@@ -132,10 +132,10 @@ def triton_adamw_(
     weight_decay: float,
     grad_factor: float = 1.0,
 ) -> None:
-    """`adamw_` in float32 (or less, computed in float32) with one launch for a state; `grad` stays as it is.
+    """`adamw_` with one launch per state, for float32 or less, computed in float32; `grad` does not change.
 
-    The step count is read on the device: the host never waits. Raises ValueError for float64 and for tensors that are
-    not contiguous.
+    The kernel reads the step count on the device, so the host never waits. Raises ValueError for float64 and for
+    non-contiguous tensors.
     """
     if not states:
         return

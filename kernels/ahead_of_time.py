@@ -1,7 +1,7 @@
-"""Compiling kernels for a chip that is not here, and reading what the compiler made of them: registers, stack, shared memory, matrix instructions.
+"""Compiles kernels for an absent chip and reports registers, stack, shared memory and matrix instructions.
 
-Inside `compiling_for(arch)` every Triton launch compiles for that chip and launches nothing, so that an op called on
-tensors of the meta device goes through the very code that starts it on a GPU.
+Inside `compiling_for(arch)` every Triton launch compiles for that chip and runs nothing. An op called on meta tensors
+then takes the same code path as on a GPU.
 """
 
 import re
@@ -18,19 +18,19 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 SHARED_LIMIT_BYTES = {80: 166_912, 86: 101_376, 90: 232_448, 100: 232_448}
-"""Shared memory one block may have (CUDA programming guide, compute capabilities): 163 KiB, 99 KiB and 227 KiB."""
+"""Most shared memory of one block (CUDA programming guide, compute capabilities): 163 KiB, 99 KiB and 227 KiB."""
 
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """One kernel as ptxas made it.
+    """The resources of one kernel that ptxas compiled.
 
     Args:
-        constants: for people, the dtype of its first tensor, its constexpr arguments and launch options.
-        registers, stack_bytes: a thread; what does not fit the registers spills to the stack.
-        shared_bytes: static and dynamic, a block.
-        matrix_instructions: in PTX, by name: wgmma (a warp group's, on Hopper), tcgen05.mma (on tensor memory, on
-            Blackwell) or mma.
+        constants: readable text: dtype of the first tensor, constexpr arguments, launch options.
+        registers, stack_bytes: per thread; what does not fit the registers spills to the stack.
+        shared_bytes: per block, static and dynamic.
+        matrix_instructions: how many the PTX has, by name: wgmma (of a warp group, Hopper), tcgen05.mma (on tensor
+            memory, Blackwell) or mma.
     """
 
     name: str
@@ -43,7 +43,7 @@ class CompiledKernel:
 
 
 class _AbsentGPU:
-    """What Triton asks of its driver before a launch."""
+    """Stands in for Triton's driver: answers what Triton asks before a launch."""
 
     def __init__(self, arch: int) -> None:
         self.target = GPUTarget("cuda", arch, 32)
@@ -60,11 +60,11 @@ class _AbsentGPU:
 
 @contextmanager
 def compiling_for(arch: int) -> Iterator[list[CompiledKernel]]:
-    """Compile, and do not launch, every Triton kernel that is started inside; yields the list that fills with them, each once.
+    """Compile every Triton kernel launched inside instead of running it; yield the growing list, each kernel once.
 
     Args:
         arch: compute capability times ten, such as 90.
-    Raises what Triton raises for a kernel that does not compile. Not for the interpreter's process.
+    Raises Triton's error for a kernel that does not compile. Must not be used in the interpreter's process.
     """
     found: list[CompiledKernel] = []
     seen: set[int] = set()
@@ -93,7 +93,7 @@ def compiling_for(arch: int) -> Iterator[list[CompiledKernel]]:
 
 
 def _say(name: str, value: Any) -> str:
-    """A constant for people; of a record of flags those that are set."""
+    """Return a constant as readable text; of a record of flags, the names of those that are set."""
     if not hasattr(value, "_asdict"):
         return f"{name}={value}"
     return "+".join(field for field, flag in value._asdict().items() if flag is True) or "plain"
@@ -106,7 +106,7 @@ def _inspect(kernel: Any, name: str, arch: int, constants: str) -> CompiledKerne
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
-    # `cuobjdump -sass` would show the instructions themselves, and take as long as compiling.
+    # PTX, not SASS: `cuobjdump -sass` takes as long as the compilation.
     found = re.findall(r"\s(wgmma|tcgen05\.mma|mma)\.", kernel.asm["ptx"])
     return CompiledKernel(
         name=name,

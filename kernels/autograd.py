@@ -1,4 +1,4 @@
-"""Calling an autograd function where perhaps no gradient is wanted."""
+"""Calls an autograd function, and skips autograd where gradients are off."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 
 
 class _NoContext:
-    """Stands for the context of a forward pass that no backward pass follows: it keeps nothing longer than the pass."""
+    """The `ctx` of a forward pass without a backward pass: it keeps nothing."""
 
     def save_for_backward(self, *tensors: torch.Tensor | None) -> None:
         pass
@@ -19,7 +19,10 @@ class _NoContext:
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """Return what `function.apply` returns; where gradients are off, by its forward pass alone: what apply does besides takes longer than a small operation."""
+    """Return `function.apply(*arguments)`; where gradients are off, call the forward pass directly.
+
+    The bookkeeping of torch's apply takes longer than a small operation.
+    """
     if torch.is_grad_enabled():
         return function.apply(*arguments)
     return function.forward(_NoContext(), *arguments)

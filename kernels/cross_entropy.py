@@ -1,15 +1,15 @@
-"""Cross entropy over a vocabulary that is cut over ranks, and its gradient: the parts that need no communication.
+"""Cross entropy over a vocabulary cut over ranks, and its gradient, without the communication.
 
     loss = (1 - s) (lse - z_label) + s (lse - mean_v z_v) + c lse^2        lse = log(sum_v exp(z_v))
     d loss / d z_v = softmax(z)_v (1 + 2 c lse) - (1 - s) [v = label] - s / V
 
 with the label smoothing s (Szegedy et al. 2016, section 7; uniform over the V ids of the vocabulary) and the z-loss c
 (PaLM, Chowdhery et al. 2022, section 5: it keeps lse near 0). Each rank holds the columns [first, first + num_real) of
-the logits; the ranks exchange three or four numbers a row and never the logits (Megatron-LM, Shoeybi et al. 2019,
+the logits; the ranks exchange three or four numbers per row, never the logits (Megatron-LM, Shoeybi et al. 2019,
 section 3).
 
-lse itself is never the base of a difference: the sum of exponentials is kept relative to the row's maximum M, so that
-lse - z = log(sum) + (M - z) and softmax = exp(z - M) / sum keep their digits wherever the logits lie.
+The sum of exponentials is relative to the row's maximum M: lse - z = log(sum) + (M - z) and softmax = exp(z - M) / sum
+then lose no digits, however large the logits are.
 """
 
 from collections.abc import Iterator
@@ -24,20 +24,19 @@ from trimaran.kernels.launch import launch, tuned
 from trimaran.kernels.signatures import CrossEntropyGradient, CrossEntropyStatistics
 
 IGNORED_LABEL = -100
-_CACHED_BYTES = (
-    1 << 20
-)  # of logits that a CPU handles together: with a copy they stay in a core's second-level cache over the passes
+# Logits that a CPU processes at once: with a copy of them they stay in a core's second-level cache between the passes.
+_CACHED_BYTES = 1 << 20
 
 
 class CrossEntropyKernels(NamedTuple):
-    """One implementation of the two passes over the logits, which belong together: `local_statistics_` and `logits_gradient_`, or their likes."""
+    """One implementation of the two passes over the logits: the second reads what the first left in them."""
 
     statistics_: CrossEntropyStatistics
     gradient_: CrossEntropyGradient
 
 
 def _cached_rows(logits: Tensor) -> Iterator[slice]:
-    """The rows in pieces that fit a CPU's cache; all of them on another device."""
+    """Yield slices of the rows that fit a CPU's cache; on another device one slice of all rows."""
     row_bytes = max(1, logits.shape[1] * logits.element_size())
     step = max(1, _CACHED_BYTES // row_bytes) if logits.device.type == "cpu" else max(1, len(logits))
     for start in range(0, len(logits), step):
@@ -50,16 +49,15 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def local_statistics_(logits: Tensor, labels: Tensor, first: int, num_real: int, with_sum: bool = False) -> Tensor:
-    """Return what the other ranks must know of the local logits: [3, rows] float32 (float64 for float64), or [4, rows] `with_sum`.
+    """Return the statistics of the local logits that other ranks need: [3, rows], or [4, rows] `with_sum`.
 
-    The rows are: the maximum (-inf for no column), the sum of exp(z - maximum), the label's logit (-inf where the label
-    is not here), the sum of z.
+    They are float32 (float64 for float64 logits): the maximum (-inf without columns), the sum of exp(z - maximum), the
+    label's logit (-inf where another rank has the label), the sum of z.
 
     Args:
-        logits: [rows, n], any float dtype, of which the first `num_real` columns are read; the others are padding and
-            may hold anything. What is left in it is between an implementation and its `logits_gradient_`: here exp(z -
-            maximum), which is not computed twice.
-        labels: [rows] int64, global ids, IGNORED_LABEL for none.
+        logits: [rows, n], any float dtype; the first `num_real` columns are read, the others are padding. Overwritten
+            with what the same implementation's `logits_gradient_` reads: here exp(z - maximum), to compute it once.
+        labels: [rows] int64, global ids; IGNORED_LABEL for none.
         first: global id of the first local column.
     """
     real = logits[:, :num_real]
@@ -70,7 +68,7 @@ def local_statistics_(logits: Tensor, labels: Tensor, first: int, num_real: int,
     mine, column = _local_labels(labels, first, num_real)
     out[2] = real.gather(1, column).squeeze(1).masked_fill(~mine, -torch.inf)
     for rows in _cached_rows(real):
-        z = real[rows].to(out.dtype)  # of a wide dtype: the logits themselves
+        z = real[rows].to(out.dtype)  # a view of the logits where they have this dtype already
         if with_sum:
             torch.sum(z, -1, out=out[3, rows])
         maximum = torch.amax(z, -1, out=out[0, rows])
@@ -82,7 +80,7 @@ def local_statistics_(logits: Tensor, labels: Tensor, first: int, num_real: int,
 
 
 def _local_labels(labels: Tensor, first: int, num_real: int) -> tuple[Tensor, Tensor]:
-    """(whether the label is a local column [rows], that column [rows, 1], 0 where it is not)."""
+    """Return (whether the label is a local column [rows], that column or else 0 [rows, 1])."""
     local = labels - first
     mine = (local >= 0) & (local < num_real)
     return mine, torch.where(mine, local, 0).unsqueeze(1)
@@ -91,11 +89,13 @@ def _local_labels(labels: Tensor, first: int, num_real: int) -> tuple[Tensor, Te
 def combine(
     statistics: Tensor, labels: Tensor, vocab_size: int, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Return (loss [rows], normalizer [2, rows]): the normalizer is the row's maximum M over the vocabulary and the sum of exp(z - M).
+    """Return (loss [rows], normalizer [2, rows]).
+
+    The normalizer is each row's maximum M over the whole vocabulary, and the sum of exp(z - M).
 
     Args:
         statistics: [ranks, 3 or 4, rows], of every rank; 4 where `label_smoothing` is not 0.
-        labels: [rows] int64; the loss of an IGNORED_LABEL is 0, that of a label which no rank holds is infinite.
+        labels: [rows] int64; IGNORED_LABEL has loss 0, a label that no rank holds infinite loss.
         vocab_size: ids in the whole vocabulary.
     """
     maximum = statistics[:, 0].amax(0)
@@ -121,12 +121,12 @@ def logits_gradient_(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Tensor:
-    """Turn what `local_statistics_` left in `logits` [rows, n] into the gradient of the sum of the losses, in place, and return it.
+    """Turn `logits` [rows, n], as `local_statistics_` left them, into the gradient of the summed losses, in place.
+
+    Rows with IGNORED_LABEL and columns from `num_real` on become 0. Returns `logits`.
 
     Args:
-        statistics: [3 or 4, rows] of these logits; normalizer: [2, rows] from `combine`. The other arguments as in
-            those two.
-    Rows of an IGNORED_LABEL and columns from `num_real` on become 0.
+        statistics: [3 or 4, rows] of these logits; normalizer: [2, rows] from `combine`. The other arguments as there.
     """
     logits[:, num_real:] = 0
     real = logits[:, :num_real]
@@ -141,8 +141,8 @@ def logits_gradient_(
     torch.mul(real, ((statistics[0] - maximum).exp_() * scale).unsqueeze(1), out=real)
     if label_smoothing:
         torch.sub(real, uniform.unsqueeze(1), out=real)
-    # The label's column anew: of a probability near one, little is left after the subtraction, and bfloat16 would have
-    # lost it before.
+    # Computes the label's column again from the statistics: in bfloat16 the difference of a probability near 1 and 1
+    # would have lost its digits.
     mine, column = _local_labels(labels, first, num_real)
     at_label = (statistics[2] - maximum).exp_() * scale - uniform - (1 - label_smoothing)
     at_label = torch.where(mine, at_label.to(real.dtype), real.gather(1, column).squeeze(1))
@@ -164,7 +164,7 @@ def _cross_entropy_statistics(
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ) -> None:
-    """One row: every lane keeps the maximum and the sum of its own columns, a short vector at a time, and the lanes meet at the end."""
+    """One program per row. Each lane reduces its own columns, one short vector at a time; the end reduces the lanes."""
     row = tl.program_id(0).to(tl.int64)
     logits_row = logits_ptr + row * stride
     maximum = tl.full([LANES], float("-inf"), tl.float32)
@@ -173,16 +173,14 @@ def _cross_entropy_statistics(
     offsets = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
     for start in range(0, num_real, LANES * VECTOR):
         cols = start + offsets
-        # Reads up to `width`, which keeps whole vectors whole, and drops what lies past the real columns.
+        # Loads up to `width`, so that vectors stay whole, and masks the columns past the real ones.
         z = tl.load(logits_row + cols, mask=cols < width, other=0.0).to(tl.float32)
         real = cols < num_real
         if WITH_SUM:
             plain += tl.sum(tl.where(real, z, 0.0), 1)
         z = tl.where(real, z, float("-inf"))
         higher = tl.maximum(maximum, tl.max(z, 1))
-        base = tl.where(
-            higher == float("-inf"), 0.0, higher
-        )  # a lane without a column yet: -inf minus -inf would be no number
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # a lane without a column yet: -inf - -inf is NaN
         total = total * tl.exp(maximum - base) + tl.sum(tl.exp(z - base[:, None]), 1)
         maximum = higher
     top = tl.max(maximum, 0)
@@ -229,7 +227,7 @@ def _cross_entropy_gradient(
 def triton_local_statistics_(
     logits: Tensor, labels: Tensor, first: int, num_real: int, with_sum: bool = False
 ) -> Tensor:
-    """`local_statistics_` for float32, bfloat16 and float16, in one pass that leaves the logits as they are."""
+    """`local_statistics_` for float32, bfloat16 and float16, in one pass that does not change the logits."""
     rows, width = logits.shape
     work = logits if logits.stride(1) == 1 else logits.contiguous()
     out = torch.empty(3 + with_sum, rows, dtype=torch.float32, device=logits.device)
@@ -250,7 +248,7 @@ def triton_logits_gradient_(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Tensor:
-    """`logits_gradient_` for float32, bfloat16 and float16, in one pass over the logits themselves; it needs no `statistics`."""
+    """`logits_gradient_` for float32, bfloat16 and float16, in one pass over the logits; does not read `statistics`."""
     rows, width = logits.shape
     work = logits if logits.stride(1) == 1 else logits.contiguous()
     config = tuned("cross_entropy", logits.device, "gradient")

@@ -1,4 +1,4 @@
-"""The one place that chooses an implementation of the ops: Triton's on a GPU, plain torch's elsewhere, or as the run spec says."""
+"""Chooses the implementation of the ops: Triton on a GPU, plain torch elsewhere, or what the run spec says."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ from trimaran.kernels.limits import LARGEST_HEAD_DIM, Backend
 
 @dataclass(frozen=True, eq=False)
 class KernelSet:
-    """One implementation of every op; each function is documented where its torch reference stands, under the same name.
+    """One implementation of every op, each documented at its torch reference, which has the same name.
 
     Args:
         name: "triton" or "torch".
-        activations: by the name that a model's config has for them.
+        activations: by their names in a model's config.
     """
 
     name: Literal["triton", "torch"]
@@ -41,7 +41,7 @@ class KernelSet:
     activations: Mapping[str, signatures.Activation] = field(repr=False)
 
     def __reduce__(self) -> tuple[Callable[[str], "KernelSet"], tuple[str]]:
-        """Copied and pickled by name: a model holds it."""
+        """Copy and pickle by name, because models hold kernels and are copied and pickled."""
         return _by_name, (self.name,)
 
 
@@ -106,9 +106,10 @@ def _by_name(name: str) -> KernelSet:
 
 
 def choose_kernels(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[KernelSet, str]:
-    """Return the kernels for a model of this dtype and head width on `device`, and the choice in words: with "auto" Triton's wherever they can run.
+    """Return the kernels for a model of this dtype and head width on `device`, and a phrase that names the choice.
 
-    Raises ValueError where "triton" is asked for and can't run, with the reason, and for a backend that is not known.
+    "auto" chooses Triton wherever it can run. Raises ValueError where `backend` is "triton" and Triton can't run, with
+    the reason, and for an unknown backend.
     """
     if backend not in ("auto", "triton", "torch"):
         raise ValueError(f"kernels.backend ({backend!r}) must be 'auto', 'triton' or 'torch'")
@@ -120,8 +121,7 @@ def choose_kernels(backend: Backend, device: torch.device, dtype: torch.dtype, h
     if reason is None:
         return TRITON, "Triton's kernels"
     if backend == "triton":
-        raise ValueError(
-            f"kernels.backend is triton, and the Triton kernels can't run: {reason}; set kernels.backend to auto or torch"
-        )
-    # Nobody expects Triton on a CPU; on a GPU it must not be missing without a word.
+        rule = f"kernels.backend is triton, and the Triton kernels can't run: {reason}"
+        raise ValueError(f"{rule}; set kernels.backend to auto or torch")
+    # On a CPU nobody expects Triton; on a GPU the user must learn why it is not used.
     return TORCH, "torch's kernels" if device.type == "cpu" else f"torch's kernels (Triton's can't run: {reason})"

@@ -1,9 +1,9 @@
-"""Dropout (Srivastava et al. 2014, section 4, scaled in training) whose mask is drawn by counter, so that it is the same at every layout.
+"""Dropout (Srivastava et al. 2014, section 4, scaled in training) with a counter-based mask, the same at every layout.
 
-    y = keep x / (1 - rate),  dx = keep dy / (1 - rate);  with a residual stream r:  y = r + keep x / (1 - rate),  dr =
-    dy
+    y = keep x / (1 - rate)           dx = keep dy / (1 - rate)
+    y = r + keep x / (1 - rate)       dr = dy                       with a residual stream r
 
-The Triton kernels keep no mask: the backward pass draws it again from its key, which costs arithmetic and no memory.
+The Triton kernels store no mask: the backward pass draws it again from the key, which costs arithmetic but no memory.
 """
 
 from typing import Any, TypedDict
@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from trimaran.kernels.checks import check_residual
 from trimaran.kernels.launch import launch, tuned
 from trimaran.kernels.random import keep_arguments, keep_mask, keep_tile, stream_key
 
@@ -34,10 +35,10 @@ def dropout(
     """Return x with elements zeroed with probability `rate` and the rest divided by 1 - rate.
 
     Args:
-        x: [batch, local seq, hidden]; its samples are first_sample, first_sample + 1, ... of the whole run, and its
-            positions start at first_position of seq_len.
-        rate: at least 0 and below 1, or ValueError.
-        site: the name of this dropout in the network, global (it holds the layer's number).
+        x: [batch, local seq, hidden]; its samples are first_sample, first_sample + 1, ... of the whole run, its
+            positions first_position, first_position + 1, ... of seq_len.
+        rate: in [0, 1), else ValueError.
+        site: global name of this dropout in the network; it contains the layer's number.
     """
     if rate == 0.0:
         return x
@@ -59,18 +60,15 @@ def dropout_add(
     first_position: int,
     seq_len: int,
 ) -> Tensor:
-    """Return residual + dropout(x); residual has x's shape and dtype, or ValueError. The rest is as in `dropout`."""
-    _check_residual(x, residual)
+    """Return residual + dropout(x) in x's dtype; residual: of x's shape. Other arguments as in `dropout`.
+
+    Raises ValueError where the shapes of x and residual differ.
+    """
+    check_residual(x, residual)
     if rate == 0.0:
-        return residual + x
+        return (residual + x).to(x.dtype)
     where = {"first_sample": first_sample, "first_position": first_position, "seq_len": seq_len}
     return dropout(x, rate, seed=seed, site=site, **where).add_(residual)
-
-
-def _check_residual(x: Tensor, residual: Tensor) -> None:
-    if residual.shape != x.shape or residual.dtype != x.dtype:
-        found = f"{tuple(residual.shape)} {residual.dtype} and {tuple(x.shape)} {x.dtype}"
-        raise ValueError(f"the residual and x must have one shape and dtype, got {found}")
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "threshold", "first_sample", "first_position"])
@@ -95,7 +93,7 @@ def _dropout(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first_col = tl.program_id(1) * COLS
     cols = first_col + tl.arange(0, COLS)
-    sample = row // local_seq  # in 32 bits: dividing in 64 would cost a third of the kernel's arithmetic
+    sample = row // local_seq  # in 32 bits: a 64-bit division would be a third of the kernel's arithmetic
     global_row = (first_sample + sample.to(tl.int64)) * seq_len + first_position + (row - sample * local_seq)
     keep = keep_tile(global_row, first_col, key0, key1, tl.cdiv(hidden, 4), threshold, COLS)
     at = row.to(tl.int64)[:, None] * hidden + cols[None, :]
@@ -137,7 +135,7 @@ def _drop(x: Tensor, residual: Tensor | None, rate: float, key: tuple[int, int],
 def triton_dropout(
     x: Tensor, rate: float, *, seed: int, site: str, first_sample: int, first_position: int, seq_len: int
 ) -> Tensor:
-    """`dropout` in one pass over memory, forward and backward, with no mask kept."""
+    """`dropout` in one pass over memory, forward and backward, without a stored mask."""
     if rate == 0.0:
         return x
     where = (first_sample, first_position, seq_len)
@@ -155,9 +153,9 @@ def triton_dropout_add(
     first_position: int,
     seq_len: int,
 ) -> Tensor:
-    """`dropout_add` in one pass over memory, forward and backward, with no mask kept."""
-    _check_residual(x, residual)
+    """`dropout_add` in one pass over memory, forward and backward, without a stored mask."""
+    check_residual(x, residual)
     if rate == 0.0:
-        return residual + x
+        return (residual + x).to(x.dtype)
     where = (first_sample, first_position, seq_len)
     return _TritonDropout.apply(x, residual, rate, stream_key(seed, site), where)  # type: ignore[no-untyped-call, no-any-return]

@@ -1,7 +1,7 @@
-"""How Triton kernels are started: where they can run at all, with which tuned configuration, and the launch itself.
+"""Launches Triton kernels: says where they can run, finds the tuned configuration, and launches.
 
-Tuned configurations are data: one table a chip under `kernels/tuned/`, with the date they were measured (null: chosen
-from the compiler's report of registers and shared memory alone). No tile size stands in a code path.
+Tuned configurations are data: one table per chip under `kernels/tuned/`, with the date of the measurement (null: chosen
+from the compiler's report of registers and shared memory). No code contains a tile size.
 """
 
 import json
@@ -19,9 +19,8 @@ from trimaran.kernels.limits import TRITON_DTYPES
 
 _CHIPS = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
 _DTYPES = tuple(getattr(torch, name) for name in TRITON_DTYPES)
-_MULTIPROCESSORS_OFF_DEVICE = (
-    132  # of an H100: only sizes a grid where nothing is launched (ahead-of-time compilation, interpreter)
-)
+# An H100's. It sizes the grid where no GPU is present: in ahead-of-time compilation and in the interpreter.
+_MULTIPROCESSORS_OFF_DEVICE = 132
 
 
 def interpreting() -> bool:
@@ -30,11 +29,11 @@ def interpreting() -> bool:
 
 
 def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why Triton kernels can't work on tensors of this device and dtype, as the end of a sentence, or None where they can."""
+    """Return why Triton kernels can't run on this device and dtype, as the end of a sentence; None where they can."""
     if dtype not in _DTYPES:
         return f"they work in bfloat16, float16 and float32, not in {str(dtype).removeprefix('torch.')}"
     if interpreting():
-        # Triton's interpreter computes in NumPy, which has no bfloat16: its results are silently wrong.
+        # Triton's interpreter computes in NumPy, which has no bfloat16: the results are wrong without an error.
         return "Triton's interpreter gets bfloat16 wrong; use float32 or float16" if dtype == torch.bfloat16 else None
     if device.type == "meta":
         return None
@@ -49,7 +48,7 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def chip_of(device: torch.device) -> str:
-    """Return the name of the table of tuned configurations that serves `device`."""
+    """Return the name of the tuned table for `device`."""
     if interpreting():
         return "interpreter"
     if device.type == "cuda":
@@ -59,14 +58,17 @@ def chip_of(device: torch.device) -> str:
 
 @cache
 def tuned_table(chip: str) -> dict[str, Any]:
-    """Return a chip's table: {"chip", "ops": {op: {"measured": date or null, "configs": {key: {constant or launch option: value}}}}}."""
+    """Return the tuned table of a chip.
+
+    Its form: {"chip", "ops": {op: {"measured": date or null, "configs": {key: {constant or launch option: value}}}}}.
+    """
     text = (resources.files("trimaran.kernels") / "tuned" / f"{chip}.json").read_text(encoding="utf-8")
     table: dict[str, Any] = json.loads(text)
     return table
 
 
 def tuned(op: str, device: torch.device, *keys: str) -> dict[str, int]:
-    """Return the tuned launch configuration of `op` on `device`'s chip: the entry of the first of `keys` that the table has."""
+    """Return the tuned configuration of `op` on `device`'s chip, under the first of `keys` that the table has."""
     chip = chip_of(device)
     entries = tuned_table(chip)["ops"][op]["configs"]
     for key in keys:
@@ -81,7 +83,7 @@ def has_tuned(op: str, device: torch.device, key: str) -> bool:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Run `kernel` (a `triton.jit` function) over `grid`; nothing happens for an empty grid.
+    """Run `kernel` (a `triton.jit` function) over `grid`; do nothing for an empty grid.
 
     Args:
         constants: the kernel's constexpr arguments and launch options (num_warps, num_stages) by name.
@@ -89,9 +91,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     if math.prod(grid) == 0:
         return
     device = next(arg.device for arg in args if isinstance(arg, Tensor))
-    # Triton launches on the current device, whichever its tensors are on.
+    # Triton launches on the current device, even if the tensors are on another one.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        # a * b + c becomes one instruction: said here because Triton's default is about to change.
+        # Fuse a * b + c into one instruction. Explicit because Triton's default is about to change.
         kernel[grid](*args, enable_fp_fusion=True, **constants)
 
 
@@ -103,5 +105,5 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """Return x [..., n] as contiguous rows [rows, n]: a view where x is contiguous."""
+    """Return x [..., n] as contiguous rows [rows, n]; a view where x is contiguous."""
     return x.reshape(-1, x.shape[-1]).contiguous()

@@ -1,22 +1,20 @@
-"""Layer normalisation (Ba et al. 2016, section 3) and root-mean-square normalisation (Zhang and Sennrich 2019, equation 4), alone or after a residual sum.
+"""LayerNorm (Ba et al. 2016, section 3) and RMSNorm (Zhang and Sennrich 2019, eq. 4), alone or with a residual sum.
 
-    layer_norm(x) = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias          rms_norm(x) = x / sqrt(mean(x^2) + eps)
-    * weight
+    layer_norm(x) = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
+    rms_norm(x) = x / sqrt(mean(x^2) + eps) * weight
 
-Statistics are taken over the last dim. With n = (x - mean) rstd (n = x rstd for RMSNorm) and g = dy weight, over one
-row:
+Statistics are over the last dim. With n = (x - mean) rstd (RMSNorm: n = x rstd) and g = dy weight, per row:
 
-    dx = rstd (g - n mean(g n) - mean(g))      the last term for LayerNorm alone          dweight = sum over rows of dy
-    n          dbias = that of dy
+    dx = rstd (g - n mean(g n) - mean(g))      the last term for LayerNorm alone
+    dweight = sum over rows of dy n            dbias = sum over rows of dy
 
-The add_ forms take a block's output x and the residual stream, and return the new stream, sum = x + residual, beside
-its norm: one pass over memory less each way than the sum and the norm apart. What is normalised is the sum as it is
-stored, rounded to x's dtype, so recomputing it gives the same. Kept for the backward pass are the norm's input and the
-float32 statistics of its rows, never the output.
+The add_ forms take a sub-layer's output x and the residual stream, and return the new stream x + residual and its norm.
+That saves one pass over memory in each direction. The norm reads the sum rounded to x's dtype, as it is stored, so that
+recomputation gives the same bits. The backward pass keeps the norm's input and float32 statistics, never the output.
 
-The Triton kernels hold a tile of whole rows in registers and touch each element of memory once; a row longer than the
-tile is gone over in pieces, and comes from the cache after the first time. The backward programs are few and walk over
-the rows, each summing its own dweight and dbias: no atomics.
+A Triton program holds a tile of whole rows in registers and touches each element of memory once. It processes a row
+longer than the tile in pieces, which come from the cache after the first pass. The backward pass runs few programs;
+each walks over many rows and sums its own dweight and dbias, without atomics.
 """
 
 from typing import Any
@@ -29,9 +27,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trimaran.kernels.autograd import apply
+from trimaran.kernels.checks import check_residual
 from trimaran.kernels.launch import launch, multiprocessors, rows_of, tuned
 
-_WIDEST = 65536  # the widest row of which the tuned tables tell how to read it
+_WIDEST = 65536  # the widest row in the tuned tables
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -45,9 +44,8 @@ def _rows(x: Tensor) -> Tensor:
 
 def _rms_forward(rows: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return (rms_norm(rows) [n, hidden], rstd [n, 1] float32 at least)."""
-    wide = (
-        rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
-    )  # the statistics need float32 at least
+    # The statistics need float32 at least.
+    wide = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
     rstd = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(rows.shape[-1]).add_(eps).rsqrt_()
     return (wide * rstd).to(rows.dtype).mul_(weight), rstd
 
@@ -55,13 +53,13 @@ def _rms_forward(rows: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tens
 def _rms_backward(
     dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, dsum: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return (dx [n, hidden], plus dsum if given, dweight [hidden]) for rows; torch decomposes this on a CPU into some twenty operators."""
+    """Return (dx [n, hidden] plus dsum if given, dweight [hidden]) for rows; autograd would run some 20 operators."""
     wide = rstd.dtype
     x_wide, weight_wide, dy_wide = x.to(wide), weight.to(wide), dy.to(wide)
     dx = dy_wide * x_wide
     dweight = torch.mv(dx.t(), rstd.squeeze(-1))
     mean = torch.mv(dx, weight_wide).unsqueeze_(-1).div_(x.shape[-1]).mul_(rstd.pow(3))
-    torch.mul(dy_wide, weight_wide, out=dx)  # a second buffer would cost more than the product itself
+    torch.mul(dy_wide, weight_wide, out=dx)  # reuses dx: allocating a buffer costs more than the product
     if dsum is None:
         dx.mul_(rstd)
     else:
@@ -93,13 +91,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _is_plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether torch's own operator will do: it is quicker forward, but slower backward, and promotes where dtypes differ."""
+    """Return whether to use torch's operator: faster forward, slower backward; with mixed dtypes it promotes."""
     return not torch.is_grad_enabled() and x.dtype == weight.dtype
-
-
-def _check_residual(x: Tensor, residual: Tensor) -> None:
-    if x.shape != residual.shape:
-        raise ValueError(f"x and residual must have one shape; they have {tuple(x.shape)} and {tuple(residual.shape)}")
 
 
 class _AddRMSNorm(torch.autograd.Function):
@@ -124,11 +117,11 @@ class _AddRMSNorm(torch.autograd.Function):
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return (x + residual, rms_norm of it), each of the shape and dtype of x; arguments as in `rms_norm`, residual: [..., hidden].
+    """Return (x + residual, rms_norm of the sum), both with the shape and dtype of x; residual: of x's shape.
 
     Raises ValueError where the shapes of x and residual differ.
     """
-    _check_residual(x, residual)
+    check_residual(x, residual)
     if _is_plain(x, weight):
         total = x + residual
         total = total if total.dtype == x.dtype else total.to(x.dtype)
@@ -140,18 +133,18 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return (x + residual, layer_norm of it), each of the shape and dtype of x; arguments as in `layer_norm`, residual: [..., hidden].
+    """Return (x + residual, layer_norm of the sum), both with the shape and dtype of x; residual: of x's shape.
 
     Raises ValueError where the shapes of x and residual differ.
     """
-    _check_residual(x, residual)
+    check_residual(x, residual)
     total = (x + residual).to(x.dtype)
     return total, layer_norm(total, weight, bias, eps)
 
 
 @triton.jit
 def _load_sum(x_ptr: tl.tensor, residual_ptr: tl.tensor, at: tl.tensor, inside: tl.tensor) -> tl.tensor:
-    """x, or x + residual rounded to x's dtype; zero where nothing is."""
+    """Load x, or x + residual rounded to x's dtype; zero outside the mask."""
     x = tl.load(x_ptr + at, mask=inside, other=0.0)
     if residual_ptr is not None:
         x = (x.to(tl.float32) + tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)).to(x.dtype)
@@ -160,7 +153,7 @@ def _load_sum(x_ptr: tl.tensor, residual_ptr: tl.tensor, at: tl.tensor, inside: 
 
 @triton.jit
 def _scale(n: tl.tensor, weight_ptr: tl.tensor, bias_ptr: tl.tensor, cols: tl.tensor, width: tl.tensor) -> tl.tensor:
-    """n weight + bias."""
+    """Return n weight + bias."""
     y = n * tl.load(weight_ptr + cols, mask=cols < width, other=0.0).to(tl.float32)
     if bias_ptr is not None:
         y += tl.load(bias_ptr + cols, mask=cols < width, other=0.0).to(tl.float32)
@@ -257,10 +250,10 @@ def _load_gradients(
     rstd: tl.tensor,
     TIME: tl.constexpr,
 ) -> tl.tensor:
-    """dy, g = dy weight and n = (x - mean) rstd, float32.
+    """Load dy, g = dy weight and n = (x - mean) rstd, float32.
 
-    TIME is "evict_last" where they will be loaded again, "evict_first" then. It tells the cache, and keeps the compiler
-    from making one load of two.
+    TIME: "evict_last" before a second load of the same, "evict_first" at that second load. It is a hint to the cache
+    and keeps the compiler from merging the two loads.
     """
     x = tl.load(x_ptr + at, mask=inside, other=0.0, eviction_policy=TIME).to(tl.float32)
     dy = tl.load(dy_ptr + at, mask=inside, other=0.0, eviction_policy=TIME).to(tl.float32)
@@ -286,7 +279,7 @@ def _norm_backward(
     STAGES: tl.constexpr,
     RELOAD: tl.constexpr,
 ) -> None:
-    program = tl.program_id(0).to(tl.int64)  # the loop counts in int64: rows x width may be more than int32 holds
+    program = tl.program_id(0).to(tl.int64)  # int64: rows x width may overflow int32
     rows, cols = tl.arange(0, ROWS)[:, None], tl.arange(0, COLS)[None, :]
     dweight, dbias = tl.zeros([ROWS, COLS], tl.float32), tl.zeros([ROWS, COLS], tl.float32)
     weight = tl.load(weight_ptr + cols, mask=cols < width, other=0.0)
@@ -369,7 +362,7 @@ def _norm_backward_in_pieces(
             if dsum_ptr is not None:
                 dx += tl.load(dsum_ptr + start + cols, mask=inside, other=0.0).to(tl.float32)
             tl.store(dx_ptr + start + cols, dx, mask=inside)
-            # The program's sums wait in memory, zeros at first: a wide row has more of them than there are registers.
+            # The program keeps its sums in memory, initially zero: a wide row has too many for the registers.
             tl.store(
                 dweight_ptr + own + cols,
                 tl.load(dweight_ptr + own + cols, mask=inside, other=0.0) + dy * n,
@@ -379,14 +372,13 @@ def _norm_backward_in_pieces(
                 tl.store(
                     dbias_ptr + own + cols, tl.load(dbias_ptr + own + cols, mask=inside, other=0.0) + dy, mask=inside
                 )
-        tl.debug_barrier()  # the next row reads the sums by other threads than those that wrote them
+        tl.debug_barrier()  # for the next row other threads read the sums than wrote them
 
 
 def _config(direction: str, x: Tensor, kind: str) -> dict[str, int]:
-    """Return the launch configuration for rows x [n, width]; ROWS stands in it where a tile holds whole rows.
+    """Return the launch configuration for rows x [n, width]; it has ROWS where a tile holds whole rows.
 
-    The tables count in bytes, TILE and the row in the key alike: a tile then takes the same shared memory in every
-    dtype.
+    The tables give TILE and the row's width in bytes, so that a tile takes the same shared memory in every dtype.
     """
     width = triton.next_power_of_2(x.shape[1])
     key = f"{direction}_{width * x.element_size()}"
@@ -452,20 +444,20 @@ def _triton_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tenso
 
 
 def triton_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return `rms_norm` of the same arguments; raises ValueError where hidden is over 65536 or weight is not [hidden]."""
+    """Return `rms_norm`; raises ValueError where hidden is over 65536 or weight is not [hidden]."""
     y: Tensor = _triton_norm(x, None, weight, None, eps, "rms")
     return y
 
 
 def triton_layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """Return `layer_norm` of the same arguments; raises ValueError where hidden is over 65536 or weight or bias is not [hidden]."""
+    """Return `layer_norm`; raises ValueError where hidden is over 65536 or weight or bias is not [hidden]."""
     y: Tensor = _triton_norm(x, None, weight, bias, eps, "layer")
     return y
 
 
 def triton_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return `add_rms_norm` of the same arguments; raises ValueError as it and `triton_rms_norm` do."""
-    _check_residual(x, residual)
+    """Return `add_rms_norm`; raises ValueError as it and `triton_rms_norm` do."""
+    check_residual(x, residual)
     pair: tuple[Tensor, Tensor] = _triton_norm(x, residual, weight, None, eps, "rms")
     return pair
 
@@ -473,7 +465,7 @@ def triton_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float)
 def triton_add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return `add_layer_norm` of the same arguments; raises ValueError as it and `triton_layer_norm` do."""
-    _check_residual(x, residual)
+    """Return `add_layer_norm`; raises ValueError as it and `triton_layer_norm` do."""
+    check_residual(x, residual)
     pair: tuple[Tensor, Tensor] = _triton_norm(x, residual, weight, bias, eps, "layer")
     return pair

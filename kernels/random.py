@@ -1,12 +1,11 @@
 """Counter-based random numbers that depend on (seed, name, global index) and never on the layout.
 
-Generator: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), the one that Triton's
-`tl.rand` uses, so that a fused kernel and this torch code can draw the same mask. It is written in int64 tensor
-operations: 32-bit words in 64-bit lanes. Kernels draw their tiles with `keep_tile`, bit for bit the same.
+Generator: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), which Triton's
+`tl.rand` uses too, so that a fused kernel and this torch code draw the same mask. The torch code computes 32-bit words
+in int64 tensors. Kernels draw their tiles with `keep_tile`, which gives the same bits.
 
-A tensor is read as a matrix [rows, cols] (cols = its last dim). Element (row, col) is word `col % 4` of the block with
-counter `row * ceil(cols / 4) + col // 4`. A rank can therefore draw any box of the tensor, at the cost of that box
-alone.
+A tensor counts as a matrix [rows, cols] (cols = its last dim). Element (row, col) is word `col % 4` of the block with
+counter `row * ceil(cols / 4) + col // 4`. So a rank can draw any box of the tensor and pays for that box alone.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
 _WORDS = 4  # 32-bit words in one Philox block
-_CHUNK_BLOCKS = 1 << 15  # blocks in flight: 32768 * 8 bytes stays inside a core's cache
+_CHUNK_BLOCKS = 1 << 15  # blocks drawn at once: 32768 * 8 bytes fit a core's cache
 
 Key = tuple[int, int]
 
@@ -47,7 +46,7 @@ def philox(counter: Tensor, key: Key) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     c2, c3 = torch.zeros_like(counter), torch.zeros_like(counter)
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # A 32 x 32 bit product wraps in int64, but its 64 bits are right; the mask undoes the arithmetic shift's sign.
+        # A 32 x 32 bit product may wrap in int64, but its 64 bits are correct; the mask removes the shift's sign bits.
         product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
         c0 = (product_1 >> 32).bitwise_and_(_MASK).bitwise_xor_(c1).bitwise_xor_(k0)
         c2 = (product_0 >> 32).bitwise_and_(_MASK).bitwise_xor_(c3).bitwise_xor_(k1)
@@ -89,7 +88,7 @@ def random_words(key: Key, rows: Tensor, num_cols: int, first_col: int = 0, stop
 def keep_mask(
     key: Key, rows: Tensor, num_cols: int, rate: float, first_col: int = 0, stop_col: int | None = None
 ) -> Tensor:
-    """Return a bool mask [n, columns] whose elements are False with probability `rate`; arguments as in `random_words`."""
+    """Return a bool mask [n, columns], False with probability `rate`; other arguments as in `random_words`."""
     stop_col = num_cols if stop_col is None else stop_col
     out = torch.empty(len(rows), stop_col - first_col, dtype=torch.bool, device=rows.device)
     for first, stop, words in _word_chunks(key, rows, num_cols, first_col, stop_col):
@@ -101,15 +100,14 @@ def keep_threshold(rate: float) -> int:
     """Return the smallest 32-bit word that keeps its element; ValueError unless 0 <= rate < 1."""
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"a dropout rate must be at least 0 and below 1, got {rate}")
-    return min(round(rate * 2**32), _MASK)  # a rate that is 1 but for rounding still fits 32 bits
+    return min(round(rate * 2**32), _MASK)  # a rate that rounds to 1 must still fit 32 bits
 
 
 def keep_arguments(key: Key, rate: float) -> tuple[int, int, int]:
-    """Return what `keep_tile` takes as (key0, key1, threshold): the unsigned words as signed 32-bit integers of the same bits.
+    """Return (key0, key1, threshold) for `keep_tile`: the unsigned words as signed 32-bit integers of the same bits.
 
-    So every key and rate has one type in the kernel's signature. List the three in
-    `triton.jit(do_not_specialize=[...])`: a kernel would else be compiled again for a word that is 1 or divisible by
-    16.
+    Every key and rate then has one type in the kernel's signature. List the three in
+    `triton.jit(do_not_specialize=[...])`, or Triton compiles the kernel again for words that are 1 or divisible by 16.
     """
     key0, key1, threshold = (word - 2**32 if word >= 2**31 else word for word in (*key, keep_threshold(rate)))
     return key0, key1, threshold
@@ -125,12 +123,12 @@ def keep_tile(
     threshold: tl.tensor,
     COLS: tl.constexpr,
 ) -> tl.tensor:
-    """The tile [ROWS, COLS] of `keep_mask(key, rows, num_cols, rate)` at any rows and the columns from `first_col` on: bool, one Philox block for four.
+    """Return a tile [ROWS, COLS] bool of `keep_mask(key, rows, num_cols, rate)`; one Philox block makes four columns.
 
     Args:
-        row: [ROWS] int64, global row indices; columns or rows past the end give values that mean nothing.
+        row: [ROWS] int64, global row indices. Rows and columns past the end give meaningless values.
         first_col: the tile's first column, a multiple of 4.
-        key0, key1, threshold: from `keep_arguments`; any integer type with the right low 32 bits will do.
+        key0, key1, threshold: from `keep_arguments`; any integer type with the right low 32 bits.
         num_blocks: ceil(num_cols / 4), of the global matrix.
         COLS: a power of two, at least 4.
     """
@@ -145,7 +143,7 @@ def keep_tile(
 
 
 def _box_muller(words: Tensor) -> Tensor:
-    """Return standard normals float64 for words [n, 2k]: neighbours (2i, 2i + 1) make one pair (Box and Muller 1958)."""
+    """Return standard normals float64 for words [n, 2k]; words 2i and 2i + 1 make a pair (Box and Muller 1958)."""
     uniform = (words.double() + 0.5) * 2.0**-32
     radius = uniform[:, 0::2].log().mul_(-2).sqrt_()
     angle = uniform[:, 1::2] * (2 * math.pi)
@@ -153,9 +151,9 @@ def _box_muller(words: Tensor) -> Tensor:
 
 
 def box_rows(global_shape: tuple[int, ...], dim: int | None, offset: int, length: int, device: torch.device) -> Tensor:
-    """Return the global row indices [n] int64 of a box cut out of all but the last dim.
+    """Return the global row indices [n] int64 of a box.
 
-    The box is the whole tensor with `dim` (not the last one; None for no cut) narrowed to [offset, offset + length).
+    The box is the tensor with `dim` (not the last; None: not cut) narrowed to [offset, offset + length).
     """
     leading = global_shape[:-1]
     rows = torch.arange(math.prod(leading), device=device).view(leading)
@@ -163,7 +161,7 @@ def box_rows(global_shape: tuple[int, ...], dim: int | None, offset: int, length
 
 
 def _of_rows(stds: Sequence[float], rows: Tensor, global_shape: tuple[int, ...]) -> Tensor:
-    """Return the deviation of every row [n, 1] float64, given one for each index of the first dim."""
+    """Return each row's standard deviation [n, 1] float64, from one for each index of the first dim."""
     return torch.tensor(stds, dtype=torch.float64, device=rows.device)[rows // math.prod(global_shape[1:-1])].unsqueeze(
         1
     )
@@ -182,11 +180,11 @@ def fill_normal_(
     """Fill `out` with its part of the global normal tensor `name`: mean 0, standard deviation `std`.
 
     Args:
-        out: local shard, any float dtype; a box of `global_shape` with `dim` narrowed to [offset, offset +
-            out.shape[dim]). Where it reaches past the global tensor (vocabulary padding) it is set to zero.
-        dim: the dim that was cut, or None.
-        std: one number, or one for every index of the first dim.
-    Values are drawn in float64 and rounded to float32 first, so every dtype starts from the same float32 weights.
+        out: local shard, any float dtype; the box of `global_shape` with `dim` narrowed to [offset, offset +
+            out.shape[dim]). Elements past the global tensor (vocabulary padding) become zero.
+        dim: the dim that is cut, or None.
+        std: one number, or one for each index of the first dim.
+    Values are drawn in float64 and rounded to float32 first, so that every dtype starts from the same float32 weights.
     """
     if dim is not None:
         length = max(0, min(out.shape[dim], global_shape[dim] - offset))
@@ -206,7 +204,7 @@ def fill_normal_(
     first_col = offset if dim == last else 0
     stop_col = first_col + out.shape[-1]
     deviation = _of_rows(std, rows, global_shape) if isinstance(std, Sequence) else std
-    # Pairs of the Box-Muller transform must not depend on where the cut falls: widen to whole pairs, then narrow.
+    # Box-Muller pairs must not depend on the cut: draw whole pairs, then drop the columns outside.
     first_pair, stop_pair = first_col - first_col % 2, min(stop_col + stop_col % 2, -(-global_shape[-1] // 2) * 2)
     matrix = out.view(-1, out.shape[-1]) if out.is_contiguous() else None
     values = (

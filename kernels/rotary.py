@@ -1,12 +1,11 @@
-"""Rotary position embedding (Su et al., RoFormer, 2021, section 3.2.2), and its tables with the published ways to reach longer contexts.
+"""Rotary position embedding (Su et al., RoFormer, 2021, section 3.2.2) and the published scalings for longer contexts.
 
-The first `rot` numbers of a head vector are read as pairs, and the pair i at position p is rotated by the angle p *
-base^(-2i / rot):
+The first `rot` elements of a head form pairs. Pair i at position p is rotated by the angle p * base^(-2i / rot):
 
-    y1 = x1 cos - x2 sin      y2 = x2 cos + x1 sin      backward: the rotation back, sin -> -sin
+    y1 = x1 cos - x2 sin      y2 = x2 cos + x1 sin      backward: the inverse rotation, sin -> -sin
 
 Pairs are (x_i, x_{i + rot/2}), "half-split", as in LLaMA checkpoints on the Hugging Face hub and in GPT-NeoX, or
-(x_{2i}, x_{2i+1}), "interleaved", as in RoFormer, GPT-J and Meta's LLaMA. Numbers past `rot` pass through (GPT-NeoX,
+(x_{2i}, x_{2i+1}), "interleaved", as in RoFormer, GPT-J and Meta's LLaMA. Elements past `rot` do not change (GPT-NeoX,
 Black et al. 2022, section 2.1.1).
 """
 
@@ -36,14 +35,17 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class NTKScaling:
-    """NTK-aware interpolation (Peng et al., YaRN, 2023, section 3.1): the lowest frequency is divided by `factor`, the highest stays."""
+    """NTK-aware interpolation (Peng et al., YaRN, 2023, section 3.1).
+
+    The lowest frequency is divided by `factor`; the highest does not change.
+    """
 
     factor: float
 
 
 @dataclass(frozen=True)
 class DynamicNTKScaling:
-    """NTK-aware interpolation by the actual length (YaRN, section 3.3): nothing changes up to `original_max_position` positions."""
+    """NTK-aware interpolation by the actual length (YaRN, section 3.3), from `original_max_position` positions on."""
 
     factor: float
     original_max_position: int
@@ -51,13 +53,13 @@ class DynamicNTKScaling:
 
 @dataclass(frozen=True)
 class YarnScaling:
-    """YaRN (Peng et al. 2023, section 3.4): pairs that turn often stay, pairs that turn seldom are interpolated, with a ramp between.
+    """YaRN (Peng et al. 2023, section 3.4): keeps high frequencies, interpolates low ones, with a ramp between.
 
     Args:
-        beta_fast, beta_slow: turns within `original_max_position` positions above which a pair stays and below which it
-            is interpolated.
-        attention_factor: multiplies cos and sin; by default 0.1 ln(factor) + 1 (equation 15), or with both mscale and
-            mscale_all_dim (DeepSeek-V2) the quotient of 0.1 mscale ln(factor) + 1 and the same with mscale_all_dim.
+        beta_fast, beta_slow: a pair with more than beta_fast turns within `original_max_position` positions keeps its
+            frequency; one with fewer than beta_slow is interpolated.
+        attention_factor: multiplies cos and sin; by default 0.1 ln(factor) + 1 (equation 15). With both mscale and
+            mscale_all_dim (DeepSeek-V2): 0.1 mscale ln(factor) + 1 over the same with mscale_all_dim.
         truncate: whether the ramp begins and ends at whole pairs.
     """
 
@@ -73,7 +75,11 @@ class YarnScaling:
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """LLaMA 3.1's: wavelengths over original_max_position / low_freq_factor are interpolated, those under ... / high_freq_factor stay."""
+    """LLaMA 3.1's scaling.
+
+    Wavelengths over original_max_position / low_freq_factor are interpolated; those under original_max_position /
+    high_freq_factor do not change.
+    """
 
     factor: float
     low_freq_factor: float
@@ -87,11 +93,11 @@ RotaryScaling: TypeAlias = LinearScaling | NTKScaling | DynamicNTKScaling | Yarn
 def rotary_frequencies(
     rot: int, base: float, scaling: RotaryScaling | None, seq_len: int, device: torch.device
 ) -> tuple[Tensor, float]:
-    """Return the angle by which each pair turns per position [rot / 2] float64, and the factor of cos and sin.
+    """Return each pair's angle per position [rot / 2] float64, and the factor of cos and sin.
 
     Args:
         seq_len: length of the sequence, for `DynamicNTKScaling`.
-    Raises ValueError for an odd `rot` or settings that no formula covers.
+    Raises ValueError for an odd `rot` or invalid settings.
     """
     if rot % 2 or rot < 2:
         raise ValueError(f"rotary positions turn pairs: rot ({rot}) must be even and at least 2")
@@ -130,7 +136,7 @@ def _yarn_frequencies(frequencies: Tensor, base: float, scaling: YarnScaling) ->
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rot - 1)
-    width = high - low or 0.001  # as transformers has it: a step instead of a ramp
+    width = high - low or 0.001  # a step instead of a ramp, as in transformers
     ramp = ((torch.arange(rot // 2, dtype=torch.float64, device=frequencies.device) - low) / width).clamp_(0, 1)
     return frequencies * (1 - ramp) + frequencies / scaling.factor * ramp
 
@@ -166,12 +172,13 @@ def rotary_tables(
     scaling: RotaryScaling | None = None,
     seq_len: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return (cos, sin), each [num_positions, head_dim / 2], of the positions from `first_position` on; angles are taken in float64.
+    """Return (cos, sin), each [num_positions, head_dim / 2], for the positions from `first_position` on.
+
+    Angles are computed in float64.
 
     Args:
-        head_dim: how many numbers of a head turn: fewer than the head has for a partial rotation.
-        seq_len: length of the whole sequence, which `DynamicNTKScaling` goes by; by default up to the last of these
-            positions.
+        head_dim: how many elements of a head are rotated; fewer than the head has for a partial rotation.
+        seq_len: length of the whole sequence, for `DynamicNTKScaling`; by default up to the last of these positions.
     """
     length = first_position + num_positions if seq_len is None else seq_len
     frequencies, factor = rotary_frequencies(head_dim, base, scaling, length, device)
@@ -181,7 +188,7 @@ def rotary_tables(
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, back: bool, in_place: bool) -> Tensor:
-    """The torch reference of one rotation, of all of x or in its place."""
+    """Rotate x: the torch reference, into a new tensor or in place."""
     rot, dtype = 2 * cos.shape[-1], torch.promote_types(x.dtype, cos.dtype)
     turn = _turn_neighbours if interleaved else _turn_halves
     if rot == x.shape[-1] and x.dtype == cos.dtype and not in_place:
@@ -204,11 +211,11 @@ def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 
 def _turn_neighbours(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    if x.dtype not in (torch.float32, torch.float64):  # torch multiplies complex numbers of these alone on every device
+    if x.dtype not in (torch.float32, torch.float64):  # only these have complex products on every device
         return _turn_neighbours(x.float(), cos.float(), sin.float(), sign).to(x.dtype)
     pairs = x.unflatten(-1, (-1, 2))
     if pairs.storage_offset() % 2 or pairs.stride(-1) != 1 or any(stride % 2 for stride in pairs.stride()[:-1]):
-        pairs = pairs.clone(memory_format=torch.contiguous_format)  # a complex number must stand at an even place
+        pairs = pairs.clone(memory_format=torch.contiguous_format)  # a complex number needs an even offset
     turns = torch.complex(cos, sin * sign)[..., None, :]
     return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2)
 
@@ -226,11 +233,11 @@ class _RotaryFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None, None, None]:
-        # A rotation's transpose is the rotation back. Never in place: autograd may use this gradient elsewhere too.
+        # A rotation's transpose is its inverse. Never in place: autograd may use this gradient elsewhere too.
         return ctx.turn(grads[0], *ctx.saved_tensors, ctx.interleaved, True, False), None, None, None, None, None
 
 
-def _apply(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool, turn: _Turn) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool, turn: _Turn) -> Tensor:
     batch, seq, _, head_dim = x.shape
     half = cos.shape[-1]
     if cos.shape not in ((seq, half), (batch, seq, half)) or sin.shape != cos.shape:
@@ -253,22 +260,21 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Te
 
     Args:
         x: [batch, seq, heads, head_dim].
-        cos, sin: [seq, rot / 2], or [batch, seq, rot / 2] where samples have positions of their own; dtype of x or
+        cos, sin: [seq, rot / 2], or [batch, seq, rot / 2] where samples have different positions; dtype of x or
             float32, rot <= head_dim. They get no gradient.
-        interleaved: whether pairs are neighbours (2i, 2i + 1) rather than (i, i + rot / 2).
-    Raises ValueError for shapes that do not fit.
+        interleaved: whether pairs are (2i, 2i + 1) rather than (i, i + rot / 2).
+    Raises ValueError for inconsistent shapes.
     """
-    return _apply(x, cos, sin, interleaved, False, _turn)
+    return _rotate(x, cos, sin, interleaved, False, _turn)
 
 
 def rotary_(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """Rotate x in place and return it; arguments as in `rotary`.
 
-    Under autograd x must not be a leaf, nor what chunk, split or unbind returned: autograd refuses to change one of
-    several views of a tensor (narrow or select the part instead). A backward pass through a view copies the gradient of
-    the tensor that it views.
+    Under autograd x must not be a leaf or a result of chunk, split or unbind: autograd refuses to change one of several
+    views (use narrow or select). A backward pass through a view copies the gradient of the viewed tensor.
     """
-    return _apply(x, cos, sin, interleaved, True, _turn)
+    return _rotate(x, cos, sin, interleaved, True, _turn)
 
 
 @triton.jit
@@ -349,7 +355,7 @@ def _triton_turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, back: b
     rest = 0 if in_place else head_dim - 2 * half
     config = tuned("rotary", x.device, "default")
     half_tile, rest_tile = triton.next_power_of_2(half), triton.next_power_of_2(rest) if rest else 0
-    rows = max(1, config.pop("BLOCK") // max(half_tile, rest_tile))  # (token, head) vectors of a program
+    rows = max(1, config.pop("BLOCK") // max(half_tile, rest_tile))  # (token, head) vectors per program
     head_tile = max(1, min(triton.next_power_of_2(heads), rows))
     tiles = {"TOKENS": rows // head_tile, "HEADS": head_tile, "HALF": half_tile, "REST": rest_tile}
     grid = (triton.cdiv(batch * seq, tiles["TOKENS"]), triton.cdiv(heads, head_tile))
@@ -361,10 +367,10 @@ def _triton_turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, back: b
 
 
 def triton_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
-    """`rotary` in one pass over memory, of x with any strides."""
-    return _apply(x, cos, sin, interleaved, False, _triton_turn)
+    """`rotary` in one pass over memory, for x with any strides."""
+    return _rotate(x, cos, sin, interleaved, False, _triton_turn)
 
 
 def triton_rotary_(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
-    """`rotary_` in one pass over memory, of x with any strides."""
-    return _apply(x, cos, sin, interleaved, True, _triton_turn)
+    """`rotary_` in one pass over memory, for x with any strides."""
+    return _rotate(x, cos, sin, interleaved, True, _triton_turn)

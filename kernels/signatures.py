@@ -1,6 +1,6 @@
 """The signature of every op as a Protocol, which both implementations satisfy: mypy checks each call against it.
 
-What the arguments mean stands once, at the torch reference of the same name.
+The torch reference that each Protocol names documents the arguments.
 """
 
 from collections.abc import Sequence

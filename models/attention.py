@@ -1,4 +1,4 @@
-"""The attention layer of a transformer block: grouped-query heads cut over tp, positions, the core through kernels/dispatch."""
+"""The attention layer: grouped-query heads cut over tp, positions, key-value cache."""
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 
 class QueryKeyNorm(nn.Module):
-    """RMSNorm of queries or keys before their rotation: over each head (Qwen 3), or over the heads of all tp ranks together (OLMo 2).
+    """RMSNorm of queries or keys before the rotation: over each head (Qwen 3), or over all heads together (OLMo 2).
 
     Args:
-        width: numbers of all heads together, on all tp ranks; is_cut: whether this rank has only its share of them, a
-            multiple of `unit` numbers.
+        width: elements of all heads, on all tp ranks.
+        is_cut: whether this rank holds only its part of the heads.
+        unit: a part's width is a multiple of it.
     """
 
     def __init__(
@@ -28,14 +29,14 @@ class QueryKeyNorm(nn.Module):
         self.over_heads, self.eps, self.kernels = config.query_key_norm == "width", config.norm_eps, context.kernels
         self.width, self.group = width, context.tp if is_cut and self.over_heads and context.tp.size > 1 else None
         shape = (width if self.over_heads else config.head_dim,)
-        # A scale that every tp rank holds meets only that rank's heads, so each rank's gradient is a part of the sum.
+        # Each tp rank applies a replicated scale to its own heads only, so its gradient is a part of the sum over tp.
         dim = 0 if self.group is not None else None
         self.weight = new_parameter(
             shape, context, dim=dim, init="ones", decay=False, needs_tp_grad_reduce=dim is None, unit=unit
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x [batch, seq, local heads, head_dim] normalised. Collective over tp where the heads of all ranks count."""
+        """Return the norm of x [batch, seq, local heads, head_dim]. Collective over tp where it spans all heads."""
         if not self.over_heads:
             return self.kernels.rms_norm(x, self.weight, self.eps)
         rows = x.flatten(2)
@@ -48,12 +49,12 @@ class QueryKeyNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention, causal where the objective is; this tp rank computes heads / tp query heads and kv_heads / tp key-value heads.
+    """Self-attention; this tp rank computes heads / tp query heads and kv_heads / tp key-value heads.
 
     A key-value head and the query heads that read it stay on one rank. Where tp does not divide the key-value heads,
-    the last rank's are fewer, and heads of zeros take their place: zeros they stay, for what they read and what is made
-    of it is zero. Where there are fewer key-value heads than tp ranks, every rank holds them all, computes with the one
-    that its queries read, and its gradient is a part of the sum over tp.
+    the last ranks have fewer and are padded with heads of zeros, whose gradients are zero. Where there are fewer
+    key-value heads than tp ranks, every rank holds them all and computes with the one that its queries read; the
+    gradient is then a part of the sum over tp.
     """
 
     def __init__(self, config: TransformerConfig, context: LayerContext, *, index: int, seed: int) -> None:
@@ -111,11 +112,11 @@ class Attention(nn.Module):
         return out
 
     def heads(self, q: Tensor, kv: Tensor, forward_context: ForwardContext) -> Tensor:
-        """Return what this rank's heads read [batch, seq, local heads * head_dim], the input of `out`.
+        """Return the output of this rank's heads [batch, seq, local heads * head_dim], the input of `out`.
 
         Args:
-            q, kv: outputs of the projections of these names, [batch, seq, local heads * head_dim] and [batch, seq, 2 *
-                kv heads * head_dim].
+            q: output of the projection `q` [batch, seq, local heads * head_dim].
+            kv: output of the projection `kv` [batch, seq, 2 * kv heads * head_dim].
         """
         batch, seq_len = q.shape[:2]
         q = q.view(batch, seq_len, -1, self.head_dim)
@@ -124,9 +125,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.first_kv_head is not None:
             k, v = (part.narrow(2, self.first_kv_head, self.local_kv_heads) for part in (k, v))
-        if (
-            forward_context.tables is not None and forward_context.cache is not None
-        ):  # of a few tokens, one rotation of both is the quicker way
+        if forward_context.tables is not None and forward_context.cache is not None:
+            # For few tokens one rotation of both is faster.
             turned = self.kernels.rotary(torch.cat((q, k), dim=2), *forward_context.tables, self.interleaved)
             q, k = turned.split((q.shape[2], k.shape[2]), dim=2)
         elif forward_context.tables is not None:
@@ -141,11 +141,11 @@ class Attention(nn.Module):
         return self.kernels.attention(q, k, v, self.options, slopes=self.slopes, dropout=dropout).flatten(2)
 
     def _cached(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache) -> Tensor:
-        """Store k and v and return the attention of q [batch, new, local heads, head_dim] over what the cache then holds."""
+        """Append k and v to the cache; return the attention of q [batch, new, local heads, head_dim] over it."""
         keys, values = cache.of_layer(self.index)
         self.kernels.append_to_cache_(keys, values, k, v, cache.lengths)
         longest = max(cache.host_lengths)
-        if longest == min(cache.host_lengths) == q.shape[1]:  # whole sequences: no need to look at the cache
+        if longest == min(cache.host_lengths) == q.shape[1]:  # whole sequences: no need to read the cache
             return self.kernels.attention(q, k, v, self.options, slopes=self.slopes)
         return self.kernels.decode_attention(
             q,

@@ -1,4 +1,4 @@
-"""The record that crosses from the data loader to the first and the last pipeline stage."""
+"""The record that the data loader hands to the first and the last pipeline stage."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ class Microbatch:
 
     Args:
         tokens: [micro_batch, seq], int64, the model's input.
-        labels: [micro_batch, seq], int64, the token to predict at every position, which is the next one of a causal
-            model; -100 marks a position without a loss. With `targets` [micro_batch, predicted].
-        first_sample: global index of the first sample among all samples consumed since step 0. Dropout is keyed by it,
-            so that any layout draws the same numbers for the same sample.
-        targets: [micro_batch, predicted], int64, the positions of which `labels` has the tokens, for permutation_lm in
-            the order in which they are predicted; None where it has one for every position.
+        labels: [micro_batch, seq], int64, the token to predict at every position (for a causal model the next token);
+            -100 marks a position without a loss. With `targets`: [micro_batch, predicted].
+        first_sample: global index of the first sample among all samples since step 0. It keys the dropout masks, so
+            that every layout draws the same mask for the same sample.
+        targets: [micro_batch, predicted], int64, the positions of the labels, for permutation_lm in the order of
+            prediction; None where every position has a label.
     """
 
     tokens: torch.Tensor
@@ -25,6 +25,6 @@ class Microbatch:
     targets: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Microbatch":
-        """Return it with its tensors on `device`."""
+        """Return the microbatch with its tensors on `device`."""
         targets = None if self.targets is None else self.targets.to(device)
         return Microbatch(self.tokens.to(device), self.labels.to(device), self.first_sample, targets)

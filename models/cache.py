@@ -1,4 +1,4 @@
-"""The keys and values of tokens seen before, and the record that one pass through the layers carries along."""
+"""The key-value cache of a rank's layers, and the record that a forward pass hands to every layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +10,20 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.parameter import LayerContext
 
 RotaryTables = tuple[Tensor, Tensor]
-"""(cos, sin), each [seq, rotary_dim / 2], or [batch, seq, rotary_dim / 2] where samples stand at different positions."""
+"""(cos, sin), each [seq, rotary_dim / 2], or [batch, seq, rotary_dim / 2] where samples have different positions."""
 
 
 def local_kv_heads(config: TransformerConfig, tp_size: int) -> int:
-    """Return how many key-value heads a tp rank computes with: its share, rounded up, or one where there are fewer heads than ranks."""
+    """Return how many key-value heads a tp rank computes with: its share of them, rounded up."""
     return config.kv_heads_per_rank(tp_size)
 
 
 class KeyValueCache:
-    """Keys and values [batch, capacity, local kv heads, head_dim] of this rank's layers, made when a layer first writes.
+    """Keys and values [batch, capacity, local kv heads, head_dim] of this rank's layers, allocated at first use.
 
     Args:
-        batch: samples; capacity: most tokens of a sample.
+        batch: number of samples.
+        capacity: most tokens of a sample.
     """
 
     def __init__(self, batch: int, capacity: int, config: TransformerConfig, context: LayerContext) -> None:
@@ -34,7 +35,7 @@ class KeyValueCache:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def set_lengths(self, lengths: Sequence[int]) -> None:
-        """Say how many tokens each sample has once the next pass has run, those of the pass included; fewer than before take tokens back.
+        """Set how many tokens each sample has after the next forward pass; a smaller number drops its last tokens.
 
         Raises ValueError where a length exceeds the capacity.
         """
@@ -43,11 +44,11 @@ class KeyValueCache:
                 f"a sample of {max(lengths)} tokens does not fit into a key-value cache of {self.capacity}"
             )
         self.host_lengths = list(lengths)
-        with torch.inference_mode(False):  # a tensor with a version, by which the layers share what they make from it
+        with torch.inference_mode(False):  # kernels cache on this tensor, which takes a version counter
             self.lengths = torch.tensor(self.host_lengths, dtype=torch.int32).to(self.lengths.device)
 
     def of_layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return (keys, values) of layer `index` (global number), zeros where nothing has been written."""
+        """Return (keys, values) of layer `index` (global number); initially zeros."""
         if index not in self._layers:
             self._layers[index] = (self._empty(), self._empty())
         return self._layers[index]
@@ -58,16 +59,15 @@ class KeyValueCache:
 
 @dataclass(frozen=True, eq=False)
 class ForwardContext:
-    """What one pass through the layers carries along.
+    """The inputs that all layers share in one forward pass.
 
     Args:
         first_sample: global index of the first sample, for the dropout masks.
-        tables: rotary tables of the tokens' positions; None where positions enter otherwise.
-        cache: keys and values of the tokens before; None where the pass has whole sequences.
-        targets: [batch, predicted] int64, the tokens that the rows of a second stream predict; None where there is no
-            such stream.
-        sequence_weight: what the losses of one sequence's tokens count together in the gradient; a loss that a layer
-            has of its own counts as much.
+        tables: rotary tables of the tokens' positions; None without rotary positions.
+        cache: keys and values of earlier tokens; None where the batch has whole sequences.
+        sequence_weight: total weight of one sequence's token losses in the gradient, which is also the weight of its
+            load-balancing loss.
+        targets: [batch, predicted] int64, the positions that the query stream predicts; None without a query stream.
     """
 
     first_sample: int

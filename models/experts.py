@@ -1,17 +1,19 @@
-"""Mixture-of-experts feed-forward layers (Shazeer et al. 2017; Mixtral: Jiang et al. 2024, section 2.2) that drop no token.
+"""Mixture-of-experts feed-forward layers without dropped tokens.
 
-    p = softmax(W x)    over all experts, in float32        y = sum over the k largest p_e of  p_e / (their sum) *
-    expert_e(x)
+Shazeer et al. 2017; Mixtral, Jiang et al. 2024, section 2.2.
 
-A token's rows, one for each of its experts, are sorted by expert; each expert is then a few matrix products over its
-run of rows (Gale et al., MegaBlocks, 2023, section 4, with one product an expert). How the experts lie on the ranks:
+    p = softmax(W x)                                            over all experts, in float32
+    y = sum over the k largest p_e of  p_e / (their sum) * expert_e(x)
 
-    ep 1    every rank has a part of all of them, cut over tp along the inner width as a plain feed-forward layer is
-    ep > 1  every rank of the grid of ep and tp ranks has some of them whole. All tp ranks have their dp rank's tokens:
-            rank (e, t) sends those that go to an expert of (e', t) to that rank, gets the results back, and the sum
-            over tp adds what the other columns' experts give.
+A token has one row for each of its experts. The rows are sorted by expert, and each expert runs a few matrix products
+over its rows (Gale et al., MegaBlocks, 2023, section 4, with one product per expert). The experts' placement:
 
-Either way each tp rank's output is a part of the sum over tp, and so is its gradient of the router and of the input.
+    ep 1    every rank holds a part of every expert, cut over tp along the inner width like a plain feed-forward layer
+    ep > 1  every rank of the grid of ep and tp ranks holds some experts whole. All tp ranks have their dp rank's
+            tokens. Rank (e, t) sends the rows of the experts of (e', t) to that rank and receives the results; the sum
+            over tp adds the results of the other tp ranks' experts.
+
+In both cases each tp rank's output, and its gradients of router and input, are parts of a sum over tp.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +39,7 @@ from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 
 class Router(nn.Module):
-    """Says which experts a token goes through, and with what weight."""
+    """Chooses each token's experts and their weights."""
 
     def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
@@ -46,29 +48,25 @@ class Router(nn.Module):
         self.weight = new_parameter(shape, context, init_spec=init_spec(config, "router"), needs_tp_grad_reduce=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the probabilities of the experts [..., experts], float32 (float64 for float64), for x [..., hidden]."""
+        """Return the experts' probabilities [..., experts], float32 (float64 for float64), for x [..., hidden]."""
         scores = F.linear(x, self.weight)
         return scores.softmax(-1, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
     def choose(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (weights, numbers int64) of each token's experts, both [..., experts_per_token], the likeliest first."""
+        """Return (weights, expert numbers int64), each [..., experts_per_token], the most probable expert first."""
         weights, chosen = probabilities.topk(self.num_chosen, dim=-1)
         return weights / weights.sum(-1, keepdim=True) if self.renormalize else weights, chosen
 
 
 class Experts(nn.Module):
-    """The experts of this rank, each hidden -> ffn_hidden_size -> hidden; `up` and `down` hold them all."""
+    """This rank's experts, each hidden -> ffn_hidden_size -> hidden, stacked in `up` and `down`."""
 
     def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
         self.activation = context.kernels.activations[config.activation]
         over_ep = context.ep.size > 1
-        parts, count, inner, hidden = (
-            (2,) if config.is_gated else (),
-            config.num_experts,
-            config.ffn_hidden_size,
-            config.hidden_size,
-        )
+        parts = (2,) if config.is_gated else ()
+        count, inner, hidden = config.num_experts, config.ffn_hidden_size, config.hidden_size
         into, out = init_spec(config, "mlp_input"), init_spec(config, "mlp_output")
         inner_dim = 1 + len(parts)
         self.up = new_parameter(
@@ -79,12 +77,17 @@ class Experts(nn.Module):
         )
 
     def forward(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        """Return [rows, hidden] (of cut experts this tp rank's part of the sum) for rows [rows, hidden] sorted by expert, counts[e] of each."""
+        """Return the experts' outputs [rows, hidden]; of experts cut over tp this rank's part of the sum.
+
+        Args:
+            rows: [rows, hidden], sorted by expert.
+            counts: rows of each expert.
+        """
         return grouped_linear(self.activation(grouped_linear(rows, self.up, counts)), self.down, counts)
 
 
 class ExpertMLP(nn.Module):
-    """A router and its experts in place of the one feed-forward layer of a block."""
+    """A router and its experts, in place of a block's feed-forward layer."""
 
     def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
@@ -101,9 +104,9 @@ class ExpertMLP(nn.Module):
         """Return [batch, local seq, hidden] for x of that shape.
 
         Args:
-            sequence_weight: what the losses of one sequence's tokens count together in the gradient; that of the
-                experts' balance counts as much.
-        Collective: all ranks of the tp and the ep group must enter, in the forward and in the backward pass.
+            sequence_weight: total weight of one sequence's token losses in the gradient, which is also the weight of
+                its load-balancing loss.
+        Collective over tp and ep, in the forward and in the backward pass.
         """
         context = self.context
         full = copy_to_tp_region(x, context.tp, sequence_parallel=context.sequence_parallel)
@@ -119,9 +122,10 @@ class ExpertMLP(nn.Module):
         return combine(y, context.tp)
 
     def take_load_balancing_loss(self) -> Tensor | None:
-        """Return the sum of the balance losses [scalar] of the sequences trained on since the last call, not weighted: 1 each where all is even.
+        """Return the sum of the load-balancing losses [scalar] of the sequences trained on since the last call.
 
-        None on all but the first tp rank, and where there were none.
+        They are not weighted: a sequence that uses all experts evenly has 1. None on all but the first tp rank, and
+        without sequences.
         """
         total, self._load_balancing_loss = self._load_balancing_loss, None
         return total
@@ -129,15 +133,15 @@ class ExpertMLP(nn.Module):
     def _attach_load_balancing_gradient(
         self, weights: Tensor, probabilities: Tensor, tokens_per_expert: Tensor, sequence_weight: float
     ) -> Tensor:
-        """Return `weights` with the gradient of the balance loss attached, and note the loss.
+        """Return `weights` with the gradient of the load-balancing loss attached; add the loss to the running sum.
 
-        L = sum_e f_e P_e over each sequence by itself, so that neither microbatches nor ranks change it: f_e = E / k
-        times the share of the tokens that go to e, P_e the mean of p_e (DeepSeek-AI, DeepSeek-V3, 2024, equations 17 to
-        20; after Fedus et al., Switch Transformers, 2022, equation 4). The shares have no gradient, so that of p_e is
-        f_e over the number of tokens.
+        For each sequence by itself, so that neither microbatches nor ranks change it, L = sum_e f_e P_e, with f_e =
+        E / k times the share of the tokens that go to e, and P_e the mean of p_e (DeepSeek-AI, DeepSeek-V3, 2024,
+        equations 17 to 20; after Fedus et al., Switch Transformers, 2022, equation 4). f_e has no gradient, so the
+        gradient of p_e is f_e over the number of tokens.
         """
         num_tokens, num_chosen = weights.shape[-2:]
-        if self.context.tp.rank > 0:  # all tp ranks have the same tokens, and the router's gradients are summed over tp
+        if self.context.tp.rank > 0:  # tp ranks have the same tokens, and their router gradients are summed
             return weights
         shares = tokens_per_expert.unsqueeze(1).to(probabilities.dtype) / (
             num_chosen * num_tokens
@@ -152,7 +156,7 @@ class ExpertMLP(nn.Module):
         return _AttachGradient.apply(weights, probabilities, slope * weight)  # type: ignore[no-untyped-call, no-any-return]
 
     def _plan(self, chosen: Tensor, tokens_per_expert: Tensor) -> "_DispatchPlan":
-        """Sort the rows by expert and find out how many go where. Collective over ep; one wait for the device."""
+        """Return the rows' order by expert and their numbers by rank. Collective over ep; waits for the device once."""
         ep, tp = self.context.ep, self.context.tp
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
@@ -168,7 +172,7 @@ class ExpertMLP(nn.Module):
         return _DispatchPlan.of(chosen, order, sent, received)
 
     def _through_experts(self, rows: Tensor, plan: "_DispatchPlan") -> Tensor:
-        """Return the experts' results for the rows of this rank, in their order; those of other ranks' experts go there and come back."""
+        """Return the experts' outputs for this rank's rows, in order; other ranks compute those of their experts."""
         sent, received = ([sum(counts) for counts in table] for table in (plan.sent, plan.received))
         counts = [sum(column) for column in zip(*plan.received, strict=True)]
         rows = all_to_all(rows, sent, received, self.context.ep)
@@ -179,14 +183,13 @@ class ExpertMLP(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class _DispatchPlan:
-    """Which rows this rank sends to its ep peers, and how many come from them. A row is one token on its way to one of its experts.
+    """The rows that this rank sends to its ep peers and receives from them. A row is one token for one of its experts.
 
     Args:
-        order: [rows] int64: the row's token times experts_per_token, plus which of the token's experts it goes to;
-            sorted by expert.
+        order: [rows] int64, sorted by expert: the row's token times experts_per_token, plus the index of the expert
+            among the token's experts.
         token: [rows] int64: the row's token.
-        row: [tokens, experts_per_token] int64: the inverse of `order`; the number of rows where another tp rank sends
-            it.
+        row: [tokens, experts_per_token] int64: the inverse of `order`; len(order) where another tp rank sends the row.
         sent: [ep peer][expert of that peer] -> rows. received: [ep peer][expert of this rank] -> rows.
         shape: [batch, seq] of the tokens.
     """
@@ -210,14 +213,17 @@ class _DispatchPlan:
         )
 
     def by_choice(self, rows: Tensor) -> Iterator[Tensor]:
-        """Yield [tokens, hidden], the tokens' first rows among `rows` [rows, hidden], then their second ones, and so on; zeros where it is not here."""
+        """Yield for each of the tokens' choices its rows [tokens, hidden] out of `rows`; zeros where another rank's."""
         table = rows if self.row.numel() == len(rows) else F.pad(rows, (0, 0, 0, 1))
         for choice in self.row.unbind(1):
             yield table.index_select(0, choice)
 
 
 def _tokens_per_expert(chosen: Tensor, num_experts: int) -> Tensor:
-    """Return how often each sequence's tokens chose each expert [batch, experts] int64, for chosen [batch, seq, experts_per_token]."""
+    """Return how many tokens of each sequence chose each expert [batch, experts] int64.
+
+    chosen: [batch, seq, experts_per_token].
+    """
     batch = len(chosen)
     return chosen.new_zeros(batch, num_experts).scatter_add_(
         1, chosen.reshape(batch, -1), torch.ones_like(chosen).view(batch, -1)
@@ -225,7 +231,7 @@ def _tokens_per_expert(chosen: Tensor, num_experts: int) -> Tensor:
 
 
 def _transposed_runs(rows: Tensor, table: Sequence[Sequence[int]]) -> Tensor:
-    """Return `rows`, which stand in runs of table[i][j] rows, i outermost, with j outermost."""
+    """Return `rows`, given in runs of table[i][j] rows with i outermost, reordered with j outermost."""
     if len(table) == 1 or len(table[0]) == 1:
         return rows
     width = len(table[0])
@@ -234,7 +240,7 @@ def _transposed_runs(rows: Tensor, table: Sequence[Sequence[int]]) -> Tensor:
 
 
 class _Dispatch(torch.autograd.Function):
-    """The rows of a plan, copied from their tokens [tokens, hidden]. A token's gradient is summed by looking its rows up, in the same order every time."""
+    """Copies the rows of a plan from their tokens [tokens, hidden]; sums a token's gradients in a fixed order."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, plan: _DispatchPlan) -> Tensor:
@@ -251,13 +257,16 @@ class _Dispatch(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """y [batch, seq, hidden]: the sum of each token's rows times their weights [batch, seq, experts_per_token], taken in the weights' dtype."""
+    """Sums each token's rows times their weights [batch, seq, experts_per_token] into y [batch, seq, hidden].
+
+    The sum is in the weights' dtype.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weights: Tensor, plan: _DispatchPlan) -> Tensor:
         ctx.plan = plan
         ctx.save_for_backward(rows, weights)
-        y = weights.new_zeros(*plan.shape, rows.shape[1])  # not a view of the sum: the reduction over tp works in place
+        y = weights.new_zeros(*plan.shape, rows.shape[1])  # y owns its memory, because the sum over tp is in place
         total = y.view(-1, rows.shape[1])
         for part, factor in zip(plan.by_choice(rows), weights.flatten(0, 1).split(1, dim=1), strict=True):
             total.addcmul_(part.to(y.dtype), factor)
@@ -275,7 +284,7 @@ class _Combine(torch.autograd.Function):
 
 
 class _AttachGradient(torch.autograd.Function):
-    """x as it is; the backward pass also gives `like` the gradient `grad`, whatever x gets."""
+    """Returns x; the backward pass also gives `like` the gradient `grad`, independent of x's gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, like: Tensor, grad: Tensor) -> Tensor:
@@ -326,8 +335,7 @@ def _runs(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 def grouped_linear(x: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
     """Return each row of x times the transposed matrix of its expert, [rows, out].
 
-    The weight's gradient is added to its `main_grad`, where it has one, and reported once, also where no expert has a
-    row.
+    The weight's gradient goes where `GradAccumulator` puts it, also where no expert has a row.
 
     Args:
         x: [rows, in], the first counts[0] rows for expert 0, and so on; the counts add up to the rows.

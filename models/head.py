@@ -1,4 +1,4 @@
-"""What stands between the last layer and the projection to the vocabulary in an encoder: a dense layer with activation (Devlin et al. 2019)."""
+"""The dense layer with activation between an encoder's last layer and its output projection (Devlin et al. 2019)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ from trimaran.models.parallel.parameter import LayerContext, new_parameter
 class HeadTransform(nn.Module):
     """hidden -> hidden with the activation of the feed-forward layers.
 
-    Whole on every tp rank: next to the projection to the vocabulary it is small, and cut it would need a collective of
-    its own before the norm.
+    Every tp rank holds all of it: it is small beside the output projection, and cutting it would take one more
+    collective before the norm.
     """
 
     def __init__(self, config: TransformerConfig, context: LayerContext) -> None:

@@ -1,26 +1,28 @@
-"""Which numbers a weight starts from, and how fast it learns, by its role in the network.
+"""The standard deviation of a weight's initial values, and its learning-rate factor, by its role in the network.
 
-Every kind draws from a normal distribution of mean 0; what differs is the deviation. `h` is hidden_size, `N`
-num_layers; the fans of a matrix are those of the whole network, whatever part of it a rank holds, and of one matrix
-where several are stored together (keys and values; gate and up).
+Every kind draws from a normal distribution of mean 0. `h` is hidden_size, `N` num_layers. The fans of a matrix are
+those of the uncut matrix, and of one matrix where several are stacked (keys and values; gate and up).
 
     normal        init_std for all
-    depth_scaled  output projections init_std / sqrt(2 N): residual branches add up over 2 N outputs (Radford et al.
-    2019, section 2.3) small_init    sqrt(2 / (5 h)) (Nguyen and Salazar 2019, section 2.2); output projections 2 / (N
-                  sqrt(h)) (Wang and Komatsuzaki 2021), as in GPT-NeoX-20B (Black et al. 2022, section 2.1.3)
-    xavier        sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010, equation 16, as a normal); embeddings h ** -0.5
-    (Vaswani et al. 2017) fan_in        fan_in ** -0.5; embeddings 1 (Chowdhery et al. 2022, section 5)
-    tfixup        xavier, times 0.67 N ** -0.25 for values, output projections and the feed-forward; embeddings h **
-                  -0.5 (9 N) ** -0.25 (Huang et al. 2020, section 4.2, the encoder's rule: see below)
-    deepnorm      xavier, times (8 N) ** -0.25 for values, output projections and the feed-forward (Wang et al. 2022,
-    table 1, decoder-only) mup           init_std for embeddings and head, init_std / sqrt(m) for the matrices between,
-                  which learn at lr / m, m = h / mup_base_width (Yang et al. 2022, table 8)
+    depth_scaled  init_std; output projections init_std / sqrt(2 N), as the residual stream sums 2 N of them
+                  (Radford et al. 2019, section 2.3)
+    small_init    sqrt(2 / (5 h)) (Nguyen and Salazar 2019, section 2.2); output projections 2 / (N sqrt(h))
+                  (Wang and Komatsuzaki 2021), as in GPT-NeoX-20B (Black et al. 2022, section 2.1.3)
+    xavier        sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010, equation 16, as a normal);
+                  embeddings h ** -0.5 (Vaswani et al. 2017)
+    fan_in        fan_in ** -0.5; embeddings 1 (Chowdhery et al. 2022, section 5)
+    tfixup        xavier, times 0.67 N ** -0.25 for values, output projections and the feed-forward;
+                  embeddings h ** -0.5 (9 N) ** -0.25 (Huang et al. 2020, section 4.2, the encoder's rule: see below)
+    deepnorm      xavier, times (8 N) ** -0.25 for values, output projections and the feed-forward
+                  (Wang et al. 2022, table 1, decoder-only)
+    mup           init_std for embeddings and head; init_std / sqrt(m) for the matrices between, with learning rate
+                  lr / m, m = h / mup_base_width (Yang et al. 2022, table 8)
 
 T-Fixup bounds the first update of a stack by keeping the sum of |v|^2 |w|^2 + |v|^2 |x|^2 + |w|^2 |x|^2 over its
-branches near 1, v and w being the scales of a branch's two matrices and x that of the embeddings. A decoder of the
-paper has 3 N branches, hence (9 N) ** -0.25 for all three. Its encoder has 2 N and takes x from there, which leaves
-0.67 N ** -0.25 for v and w. A decoder-only model has 2 N branches as well. tfixup, deepnorm and xavier expect
-embeddings that grow by the root of h on their way in, as in Vaswani et al.: set embedding_scale.
+branches near 1, where v and w are the scales of a branch's two matrices and x that of the embeddings. The paper's
+decoder has 3 N branches, hence (9 N) ** -0.25 for all three. Its encoder has 2 N and uses the decoder's x, which leaves
+0.67 N ** -0.25 for v and w. A decoder-only model has 2 N branches too. tfixup, deepnorm and xavier expect embeddings
+multiplied by the root of h, as in Vaswani et al.: set embedding_scale.
 """
 
 import math
@@ -46,11 +48,11 @@ Role = Literal[
 ]
 _TABLES: Final = ("embedding", "position")
 _OUTPUTS: Final = ("attention_output", "mlp_output")
-_RESCALED: Final = ("value", "attention_output", "mlp_input", "mlp_output")  # what T-Fixup and DeepNorm make smaller
+_RESCALED: Final = ("value", "attention_output", "mlp_input", "mlp_output")  # scaled down by T-Fixup and DeepNorm
 
 
 def init_spec(config: TransformerConfig, *roles: Role) -> InitSpec:
-    """Return how the weight of these roles starts and learns; more than one role for matrices that are stored as one weight."""
+    """Return the InitSpec of a weight; several roles for several matrices stacked in it."""
     stds = tuple(_RULES[config.init](config, role) for role in roles)
     vector_like = roles[0] in (*_TABLES, "head")
     lr_scale = 1.0 if vector_like else 1.0 / config.mup_width_factor
@@ -58,7 +60,7 @@ def init_spec(config: TransformerConfig, *roles: Role) -> InitSpec:
 
 
 def fans(config: TransformerConfig, role: Role) -> tuple[int, int]:
-    """Return (inputs, outputs) of the whole matrix of a role; those of a table are its rows and its width."""
+    """Return (inputs, outputs) of a role's uncut matrix; for a table (rows, width)."""
     hidden, queries, keys = (
         config.hidden_size,
         config.num_heads * config.head_dim,
@@ -99,7 +101,7 @@ def _small_init(config: TransformerConfig, role: Role) -> float:
 
 
 def _xavier(config: TransformerConfig, role: Role) -> float:
-    # A table's rows are looked up, not summed over: its fan-in says nothing of the size of what comes out.
+    # A table's rows are looked up, not summed, so its fan-in does not matter for the size of the output.
     return 1 / math.sqrt(config.hidden_size) if role in _TABLES else math.sqrt(2 / sum(fans(config, role)))
 
 
@@ -118,8 +120,7 @@ def _deepnorm(config: TransformerConfig, role: Role) -> float:
 
 
 def _mup(config: TransformerConfig, role: Role) -> float:
-    # The head's variance would shrink by the width too; its factor logits_scale does that instead, which a tied
-    # embedding needs.
+    # The head's deviation would shrink with the width too; logits_scale does that instead, for tied embeddings.
     return config.init_std if role in (*_TABLES, "head") else config.init_std / math.sqrt(config.mup_width_factor)
 
 

@@ -9,7 +9,7 @@ from trimaran.models.parallel.parameter import LayerContext
 
 
 class MLP(nn.Module):
-    """hidden -> ffn_hidden_size -> hidden."""
+    """Feed-forward: hidden -> ffn_hidden_size -> hidden."""
 
     def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()

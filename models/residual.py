@@ -1,4 +1,4 @@
-"""The residual stream: what is added to it, the dropout that goes through, and the norms that read it."""
+"""The residual stream: dropout of what is added to it, delayed addition, and the norms that read it."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 
 class Dropout(nn.Module):
-    """Dropout of a residual branch whose mask depends on (seed, site, sample, position) alone."""
+    """Dropout of a residual branch; its mask depends only on (seed, site, sample, position)."""
 
     def __init__(self, rate: float, context: LayerContext, *, site: str, seed: int) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class Dropout(nn.Module):
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is dropped: in training mode, with a rate above 0."""
+        """Whether dropout applies: in training mode, with a rate above 0."""
         return self.training and self.rate > 0.0
 
     def forward(self, x: Tensor, first_sample: int) -> Tensor:
@@ -44,8 +44,10 @@ class Dropout(nn.Module):
 
 
 PendingResidual = tuple[Tensor, Dropout]
-"""What a sub-layer adds to the residual stream [batch, local seq, hidden], and the dropout that it goes through. It is added by whoever reads the
-stream next, because the norm that stands there can add in the same pass over memory."""
+"""A sub-layer's output [batch, local seq, hidden] and its dropout, not yet added to the residual stream.
+
+The next reader of the stream adds it: usually a norm, which adds and normalizes in one pass over memory.
+"""
 
 
 def add_residual(x: Tensor, pending: PendingResidual | None, first_sample: int) -> Tensor:
@@ -54,7 +56,7 @@ def add_residual(x: Tensor, pending: PendingResidual | None, first_sample: int) 
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the hidden dim, by the config; whole on every tp rank."""
+    """LayerNorm or RMSNorm over the hidden dim, as the config says; every tp rank holds all of it."""
 
     def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class Norm(nn.Module):
         )
 
     def forward(self, x: Tensor, pending: PendingResidual | None, first_sample: int) -> tuple[Tensor, Tensor]:
-        """Return (the residual stream x with `pending` added, its normalised form), both of x's shape."""
+        """Return (the residual stream x with `pending` added, its norm), both of x's shape."""
         if pending is None or pending[1].is_on:
             x = add_residual(x, pending, first_sample)
             if self.is_rms:

@@ -1,8 +1,8 @@
-"""A transformer language model, and the stage of it that one pipeline rank holds.
+"""A transformer language model, and the stages of it that a pipeline rank holds.
 
-Blocks of attention and feed-forward on a residual stream, with the norms before the branches (Radford et al., GPT-2,
-2019; Touvron et al., LLaMA, 2023), after the sums (Vaswani et al. 2017) or elsewhere, by the config. Shapes: `batch`
-sequences of a microbatch, `local seq` = seq, or seq / tp with sequence parallelism.
+Blocks of attention and feed-forward on a residual stream. The config places the norms: before the branches (Radford et
+al., GPT-2, 2019; Touvron et al., LLaMA, 2023), after the sums (Vaswani et al. 2017) or elsewhere. Shapes: `batch` is
+the number of sequences in a microbatch, `local seq` is seq, or seq / tp with sequence parallelism.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,15 +38,10 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, context: LayerContext, *, index: int, seed: int) -> None:
         super().__init__()
         site = f"layers.{index}"
-        self.kind, self.is_post_norm, self.residual_scale = (
-            config.block,
-            config.norm_position == "post",
-            config.residual_scale,
-        )
-        has_norm, has_post_norm = (
-            config.norm_position in ("pre", "sandwich"),
-            config.norm_position in ("post", "branch", "sandwich"),
-        )
+        self.kind, self.residual_scale = config.block, config.residual_scale
+        self.is_post_norm = config.norm_position == "post"
+        has_norm = config.norm_position in ("pre", "sandwich")
+        has_post_norm = config.norm_position in ("post", "branch", "sandwich")
 
         def norm(is_there: bool) -> Norm | None:
             return Norm(config, context) if is_there else None
@@ -64,7 +59,11 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, pending: PendingResidual | None, forward_context: ForwardContext
     ) -> tuple[Tensor, PendingResidual | None]:
-        """Return (the residual stream, what this layer adds to it last) for the same of the layer before; x: [batch, local seq, hidden]."""
+        """Return the residual stream [batch, local seq, hidden] and the last residual, not added yet.
+
+        Args:
+            x, pending: those two from the layer before.
+        """
         sample = forward_context.first_sample
         if self.kind != "sequential":
             return self._parallel(x, pending, forward_context)
@@ -80,7 +79,7 @@ class Block(nn.Module):
     def _read(
         norm: Norm | None, x: Tensor, pending: PendingResidual | None, first_sample: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the stream with `pending` added, and what a sub-layer reads of it."""
+        """Return the stream with `pending` added, and the input of the next sub-layer."""
         if norm is not None:
             stream, normed = norm(x, pending, first_sample)
             return stream, normed
@@ -90,7 +89,7 @@ class Block(nn.Module):
     def _add(
         self, x: Tensor, out: Tensor, dropout: Dropout, post_norm: Norm | None, first_sample: int
     ) -> tuple[Tensor, PendingResidual | None]:
-        """Return the stream and the branch that is still to be added to it."""
+        """Return the stream, and the sub-layer's residual, not added yet (None where the norm has added it)."""
         if post_norm is None:
             return x, (out, dropout)
         if self.is_post_norm:
@@ -101,7 +100,7 @@ class Block(nn.Module):
     def _parallel(
         self, x: Tensor, pending: PendingResidual | None, forward_context: ForwardContext
     ) -> tuple[Tensor, PendingResidual]:
-        """Attention and feed-forward on the same stream (Wang and Komatsuzaki, GPT-J, 2021); their outputs share one collective."""
+        """Run attention and feed-forward side by side (Wang and Komatsuzaki, GPT-J, 2021), with one collective."""
         x, normed = self._read(self.attention_norm, x, pending, forward_context.first_sample)
         attention, mlp = self.attention, self.mlp
         assert isinstance(mlp, MLP), "a parallel block has no experts"
@@ -117,10 +116,10 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Consecutive layers of the network, with the embedding on the first stage and the head on the last.
 
-    Parameter names are global: `layers.7.mlp.up.weight` is layer 7 of the whole network on whichever stage holds it.
+    Parameter names are global: `layers.7.mlp.up.weight` is in layer 7 of the whole network, on any stage.
 
     Args:
-        layers: global numbers of the layers held here.
+        layers: global numbers of this stage's layers.
         seed: of the dropout masks.
     """
 
@@ -181,14 +180,13 @@ class Stage(nn.Module):
         self._tables_stretch = 0
 
     def forward(self, hidden: Tensor | None, batch: Microbatch, loss_weight: float = 1.0) -> Tensor:
-        """Return the next stage's input [batch, local seq, hidden]; on the last stage the sum of the tokens' losses, a scalar.
+        """Return the next stage's input [batch, local seq, hidden]; on the last stage the sum of the tokens' losses.
 
         Args:
             hidden: the previous stage's output; None on the first stage.
             batch: the whole microbatch, the same on every stage and tp rank.
-            loss_weight: what the caller's backward pass counts each token's loss; the losses that layers have of their
-                own go by it.
-        Collective: all ranks of the tp group must enter, and those of the ep group where there are experts.
+            loss_weight: the caller's weight of each token's loss; the layers' load-balancing losses are weighted by it.
+        Collective over tp, and with experts over ep.
         """
         targets = batch.targets if self.config.has_query_stream else None
         hidden = self.run_layers(hidden, batch.tokens, batch.first_sample, loss_weight * batch.labels.shape[1], targets)
@@ -214,13 +212,14 @@ class Stage(nn.Module):
         sequence_weight: float = 0.0,
         targets: Tensor | None = None,
     ) -> Tensor:
-        """Return the output of this stage's layers [batch, local seq, hidden]; on the last stage normalised, as the head reads it.
+        """Return the output of this stage's layers [batch, local seq, hidden]; on the last stage after the final norm.
 
         Args:
-            hidden: the previous stage's output; None on the first stage. tokens: [batch, seq].
+            hidden: the previous stage's output; None on the first stage.
+            tokens: [batch, seq].
             sequence_weight: see ForwardContext.
-            targets: [batch, predicted], the tokens that a query stream predicts; its rows follow those of the tokens in
-                every stage's output.
+            targets: [batch, predicted], the positions that a query stream predicts; in every stage's output its rows
+                follow the tokens' rows.
         """
         seq_len = tokens.shape[1]
         forward_context = ForwardContext(
@@ -230,15 +229,15 @@ class Stage(nn.Module):
 
     @torch.no_grad()
     def extend(self, hidden: Tensor | None, tokens: Tensor, cache: KeyValueCache) -> Tensor:
-        """Return what `run_layers` would for the last tokens of each sample, with the keys and values of those before from the cache; theirs enter it.
+        """Return `run_layers` of each sample's last tokens, reading earlier ones from the cache; append these to it.
 
         Args:
             hidden: the previous stage's output [batch, local new, hidden]; None on the first stage.
-            tokens: [batch, new], the last ones of samples that have `cache.host_lengths` tokens with them: token i of
-                sample b stands at position lengths[b] - new + i. Positions below 0 are padding: nothing of them is
-                kept, and their output means nothing. With sequence parallelism `new` must be a multiple of tp; tokens
-                that the cache has already may come again.
-        No gradient flows, and nothing is dropped out. Collective: all ranks of the tp group must enter.
+            tokens: [batch, new], the last ones of samples with `cache.host_lengths` tokens, these included. Token i of
+                sample b has position lengths[b] - new + i. Negative positions are padding: they are not cached, and
+                their output is meaningless. With sequence parallelism `new` must be a multiple of tp. Tokens that are
+                in the cache may be passed again.
+        No gradient flows and no dropout applies. Collective over tp.
         """
         new, lengths = tokens.shape[1], cache.host_lengths
         positions: slice | Tensor = slice(lengths[0] - new, lengths[0])
@@ -262,19 +261,19 @@ class Stage(nn.Module):
 
     @torch.no_grad()
     def load(self, read: Callable[[str, str, ShardSpec, tuple[int, ...]], Tensor]) -> None:
-        """Fill the parameters through `read`: (name, "weight", shard, local shape) -> the local tensor, from a checkpoint of any layout."""
+        """Fill the parameters by `read` (name, "weight", shard, local shape) -> local tensor."""
         for name, parameter in self.named_parameters():
             parameter.copy_(read(name, "weight", info_of(parameter).shard, tuple(parameter.shape)))
 
     def take_load_balancing_loss(self) -> Tensor:
-        """Return what the layers' `ExpertMLP.take_load_balancing_loss` give together [scalar], 0 where they give nothing."""
+        """Return the sum of the layers' `ExpertMLP.take_load_balancing_loss` [scalar], 0 without any."""
         parts = [
             layer.mlp.take_load_balancing_loss() for layer in self.layers.values() if isinstance(layer.mlp, ExpertMLP)
         ]
         return sum((part for part in parts if part is not None), torch.zeros((), device=self.context.device))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return this tp rank's columns of the logits [batch, seq, padded vocab / tp]; hidden: of `run_layers`, [batch, local seq, hidden]."""
+        """Return this tp rank's columns of the logits [batch, seq, padded vocab / tp]; hidden: from `run_layers`."""
         (out,) = column_linear(self._head_input(hidden), (self._head(),))
         if self.head_bias is not None:
             out = out + self.head_bias
@@ -282,7 +281,7 @@ class Stage(nn.Module):
         return out if cap is None else (out / cap).tanh() * cap
 
     def _predicted(self, hidden: Tensor, batch: Microbatch) -> tuple[Tensor, Tensor]:
-        """The rows of `hidden` that predict a token, and the labels of these rows: all of them, or those of the batch's targets."""
+        """Return the rows of `hidden` that predict a token, and their labels: all rows, or those of the targets."""
         if batch.targets is None:
             return hidden, batch.labels
         rows = batch.targets
@@ -290,25 +289,23 @@ class Stage(nn.Module):
             rows = torch.arange(
                 batch.tokens.shape[1], batch.tokens.shape[1] + rows.shape[1], device=rows.device
             ).expand_as(rows)
-        if (
-            self.context.sequence_parallel
-        ):  # a rank has some of the rows, so that all stay, most of them without a label
+        if self.context.sequence_parallel:  # each rank has other rows, so all rows stay, most without a label
             labels = batch.labels.new_full((len(rows), hidden.shape[1] * self.context.tp.size), IGNORED_LABEL)
             return hidden, labels.scatter(1, rows, batch.labels)
         return hidden.gather(1, rows.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), batch.labels
 
     def _head_input(self, hidden: Tensor) -> Tensor:
-        """What the head multiplies with its weight; a factor of the logits costs least here."""
+        """Return the head's input, scaled by the factor of the logits, which costs least here."""
         if self.head_transform is not None and self.head_transform_norm is not None:
             hidden = self.head_transform_norm(self.head_transform(hidden), None, 0)[1]
         return hidden if self.config.logits_scale == 1.0 else hidden * self.config.logits_scale
 
     def _rotary(self, positions: slice | Tensor, seq_len: int) -> RotaryTables | None:
-        """Tables of the positions; made once for max_seq_len positions, and anew when a longer sequence comes.
+        """Return the tables of the positions, cached for max_seq_len positions or the longest sequence so far.
 
         Args:
-            positions: of all samples, or [batch, seq] of each. seq_len: of the longest sequence; dynamic scaling goes
-                by it.
+            positions: of all samples, or [batch, seq] of each.
+            seq_len: of the longest sequence; dynamic scaling depends on it.
         """
         config = self.config
         if config.position != "rotary":
@@ -319,9 +316,8 @@ class Stage(nn.Module):
         if self._tables is None or len(self._tables[0]) < seq_len or stretch != self._tables_stretch:
             length, rot = max(seq_len, config.max_seq_len), config.rotary_dim or config.head_dim
             where = (self.context.dtype, self.context.device)
-            # Up to its original length dynamic scaling changes nothing, so a table of more positions must not be made
-            # by more.
-            with torch.inference_mode(False):  # they are kept, and training may read them later
+            # Up to its original length dynamic scaling changes nothing: the table's length must not count as seq_len.
+            with torch.inference_mode(False):  # the tables are cached, and training may read them later
                 self._tables = rotary.rotary_tables(
                     0, length, rot, config.rotary_base, *where, scaling=scaling, seq_len=stretch or 1
                 )
@@ -331,9 +327,7 @@ class Stage(nn.Module):
 
     def _embed(self, tokens: Tensor, positions: slice | Tensor, forward_context: ForwardContext) -> Tensor:
         num_tokens, first_sample = tokens.shape[1], forward_context.first_sample
-        if (
-            forward_context.targets is not None
-        ):  # rows that are overwritten below: so they are cut over tp with the others
+        if forward_context.targets is not None:  # placeholders of the query rows, so that tp cuts them with the others
             tokens = torch.cat((tokens, torch.zeros_like(forward_context.targets)), dim=1)
         hidden: Tensor = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
@@ -358,7 +352,7 @@ class Stage(nn.Module):
 
 
 class _TiedHead:
-    """The output projection that reads the embedding's weight."""
+    """An output projection with the embedding's weight."""
 
     def __init__(self, embedding: VocabParallelEmbedding, context: LayerContext) -> None:
         self.weight, self.context = embedding.weight, context
@@ -378,11 +372,10 @@ def build_stages(
 
     Args:
         layers: the layers of every stage of the pipeline, from `pipeline.partition`.
-        stage_indices: the stages that live on this rank.
+        stage_indices: the stages on this rank.
         seed: of weights and dropout.
-        draws_weights: False where the weights are loaded next, and to draw them would be for nothing; they may be
-            anything then.
-    A tied embedding whose two ends live on the same rank is one parameter.
+        draws_weights: False leaves the weights uninitialized, for a caller that loads them next.
+    A tied embedding with both ends on this rank is one parameter.
     """
     last = len(layers) - 1
     stages = [
@@ -398,7 +391,7 @@ def build_stages(
 
 
 def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Return the global shape of every parameter of the whole network by name, in the order of the network; a tied head has none of its own."""
+    """Return the global shape of every parameter by name, in the network's order; a tied head has no parameter."""
     context = LayerContext(single("tp"), sequence_parallel=False, dtype=torch.float32, device=torch.device("meta"))
     (stage,) = build_stages(config, [range(config.num_layers)], [0], context, seed=0)
     return {name: info_of(parameter).shard.global_shape for name, parameter in stage.named_parameters()}

@@ -1,14 +1,15 @@
-"""Attention by relative positions, for two streams (Yang et al. 2019, XLNet, sections 2.3 and 2.4; Dai et al. 2019, Transformer-XL, section 3.3).
+"""Attention with relative positions and two streams.
 
-A sample's rows are those of its tokens, the content stream, and in training after them one row for each predicted
-token, the query stream, which knows where that token stands and not what it is. A score of row i and token j, a
-distance of d = position of i - j apart, is
+XLNet (Yang et al. 2019, sections 2.3 and 2.4) with the positions of Transformer-XL (Dai et al. 2019, section 3.3). A
+sample has a row for each token, the content stream, and in training after them a row for each predicted token, the
+query stream, which has the token's position but not the token. The score of row i and token j, at distance d = position
+of i - j, is
 
     (q_i + u) k_j + (q_i + v) W_r R_d        R_d: sines, then cosines, of d / 10000^(2m / hidden)
 
-All rows go through the same weights; keys and values are those of the content stream. Tokens are predicted in an order;
-those that are not are known from the start. A token sees itself, the known ones and those predicted before it; a query
-row all of these but the token itself.
+All rows use the same weights; keys and values come from the content stream. Tokens are predicted in an order; the other
+tokens are known from the start. A content row attends to its own token, the known tokens and those predicted before it;
+a query row to the same tokens without its own.
 """
 
 import torch
@@ -26,7 +27,7 @@ from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 
 class RelativeAttention(Attention):
-    """Attention whose scores go by distance; of W_r, u and v this tp rank holds the part of its heads. Whole matrices of scores are in memory."""
+    """Attention with relative positions, with whole score matrices in memory; W_r, u and v are cut over tp by heads."""
 
     def __init__(self, config: TransformerConfig, context: LayerContext, *, index: int, seed: int) -> None:
         super().__init__(config, context, index=index, seed=seed)
@@ -38,7 +39,7 @@ class RelativeAttention(Attention):
         self.position_bias = new_parameter((width,), context, dim=0, init="zeros", decay=False, unit=config.head_dim)
 
     def heads(self, q: Tensor, kv: Tensor, forward_context: ForwardContext) -> Tensor:
-        """Return what this rank's heads read [batch, rows, local heads * head_dim]; see `Attention.heads`.
+        """Return the output of this rank's heads [batch, rows, local heads * head_dim]; see `Attention.heads`.
 
         Args:
             q, kv: [batch, rows, ...], rows = seq, or seq + predicted where `forward_context` has targets.
@@ -74,7 +75,7 @@ class RelativeAttention(Attention):
 
 
 def _sinusoids(seq: int, like: Tensor) -> Tensor:
-    """R_d for the distances -(seq - 1) ... seq - 1: [2 * seq - 1, hidden], computed in float64."""
+    """Return R_d for the distances -(seq - 1) ... seq - 1 [2 * seq - 1, hidden], computed in float64."""
     hidden = like.shape[1]
     frequencies = 10000.0 ** (-torch.arange(0, hidden, 2, dtype=torch.float64, device=like.device) / hidden)
     angles = torch.arange(1 - seq, seq, dtype=torch.float64, device=like.device)[:, None] * frequencies
@@ -82,13 +83,13 @@ def _sinusoids(seq: int, like: Tensor) -> Tensor:
 
 
 def _row_positions(q: Tensor, seq: int, targets: Tensor | None) -> Tensor:
-    """Where each row stands: [batch, rows] int64."""
+    """Return each row's position [batch, rows] int64."""
     positions = torch.arange(seq, device=q.device).expand(len(q), seq)
     return positions if targets is None else torch.cat((positions, targets), dim=1)
 
 
 def _visible(targets: Tensor, seq: int) -> Tensor:
-    """Which tokens each row sees: [batch, seq + predicted, seq] bool."""
+    """Return which tokens each row attends to [batch, seq + predicted, seq] bool."""
     batch, predicted = targets.shape
     turns = torch.arange(predicted, device=targets.device).expand(batch, predicted)
     order = torch.full((batch, seq), -1, device=targets.device).scatter(1, targets, turns)  # -1: known from the start

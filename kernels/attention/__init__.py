@@ -1,14 +1,13 @@
-"""Scaled dot-product attention (Vaswani et al. 2017, equation 1) and what has been added to it since.
+"""Scaled dot-product attention (Vaswani et al. 2017, equation 1) and its later variants.
 
     attention(q, k, v) = dropout(softmax(softcap(scale q k^T) - slope |i - j| + mask)) v
 
-causal or full; grouped-query heads (Ainslie et al. 2023); sliding window; ALiBi (Press et al. 2022); logit soft-cap
-(Gemma 2, 2024); packed documents; dropout by counter; the log-sum-exp as a second, differentiable output. `attention`
-is the torch reference, `triton_attention` the kernels.
+Causal or full; grouped-query heads (Ainslie et al. 2023); sliding window; ALiBi (Press et al. 2022); logit soft-cap
+(Gemma 2, 2024); packed documents; counter-based dropout; the log-sum-exp as a second, differentiable output.
+`attention` is the torch reference, `triton_attention` runs the kernels.
 
-Tiles of the kernels reach past the end of a document and, for heads narrower than a tile, into the next head; what lies
-there is weighted by zero. So an infinite or NaN value may spread to its neighbours in the batch, which it does not in
-the reference. Finite values never do.
+A tile of the kernels may reach past the end of a document and, for a head narrower than the tile, into the next head;
+those elements get weight zero. An infinite or NaN value there spreads, unlike in the reference. A finite one does not.
 """
 
 from trimaran.kernels.attention.function import triton_attention, triton_attention_with_lse

@@ -1,13 +1,14 @@
 """The backward pass of attention in Triton (FlashAttention-2: Dao 2023, algorithm 2).
 
-    p = exp(s - lse),  dv = p^T do,  dp = do v^T,  ds = p (dp - delta),  delta = sum(do * out) - dlse,  dq = scale ds k,
-    dk = scale ds^T q
+    p = exp(s - lse)      dv = p^T do      dp = do v^T      delta = sum(do * out) - dlse      ds = p (dp - delta)
+    dq = scale ds k       dk = scale ds^T q
 
-Two kernels: one holds BLOCK_N keys and walks over the queries that see them, for dk and dv; one holds BLOCK_M queries
-and walks over the keys, for dq. Neither needs atomics, and both give the same bits every time. Without `deterministic`
-the first adds dq too, with atomic additions in float32, and the second does not run: five matrix products instead of
-seven. Query heads that share a key-value head write their own dk and dv, in float32, which are summed afterwards: a
-loop over the group's heads inside the kernel costs forty registers a thread, and there are none to spare.
+Two kernels: one holds BLOCK_N keys and walks over their queries, for dk and dv; one holds BLOCK_M queries and walks
+over their keys, for dq. Neither uses atomics, and both give the same bits every time. Without `deterministic` the first
+adds dq too, with atomic additions in float32, and the second does not run: five matrix products instead of seven.
+
+Each query head of a group writes its own dk and dv in float32; a sum over the group follows. A loop over the group
+inside the kernel would take forty more registers per thread than there are.
 """
 
 from typing import Any
@@ -38,10 +39,23 @@ from trimaran.kernels.launch import launch, tuned
 
 @triton.jit(do_not_specialize=("tokens",))
 def _attention_statistics(
-    out_ptr: tl.tensor, dout_ptr: tl.tensor, lse_ptr: tl.tensor, dlse_ptr: tl.tensor, base_ptr: tl.tensor, delta_ptr: tl.tensor, tokens: tl.tensor,
-    heads: tl.tensor, head_dim: tl.tensor, HAS_DLSE: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
-) -> None:  # fmt: skip
-    """Per query: base, the log-sum-exp in units of log2(e) (infinite where no key was seen: its weights are zero), and delta."""
+    out_ptr: tl.tensor,
+    dout_ptr: tl.tensor,
+    lse_ptr: tl.tensor,
+    dlse_ptr: tl.tensor,
+    base_ptr: tl.tensor,
+    delta_ptr: tl.tensor,
+    tokens: tl.tensor,
+    heads: tl.tensor,
+    head_dim: tl.tensor,
+    HAS_DLSE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
+    """Store, per query, delta and base: the log-sum-exp in units of log2(e).
+
+    A query without keys has an infinite base, which makes its weights zero.
+    """
     head = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS).to(tl.int64)
     dim = tl.arange(0, HEAD_DIM)
@@ -53,7 +67,7 @@ def _attention_statistics(
     if HAS_DLSE:
         delta -= tl.load(dlse_ptr + row, mask=token < tokens, other=0.0)
     lse = tl.load(lse_ptr + row, mask=token < tokens, other=0.0)
-    delta = tl.where(lse == float("-inf"), 0.0, delta)  # whatever its gradient, a query that saw nothing moves nothing
+    delta = tl.where(lse == float("-inf"), 0.0, delta)  # a query without keys contributes no gradient
     tl.store(base_ptr + row, tl.where(lse == float("-inf"), float("inf"), lse * LOG2E), mask=token < tokens)
     tl.store(delta_ptr + row, delta, mask=token < tokens)
 
@@ -89,7 +103,7 @@ def _key_step(
 ) -> tl.tensor:
     """Add BLOCK_M queries to (dk / scale, dv / keep_scale) of BLOCK_N keys. place: (head, heads, head_dim, tokens).
 
-    Tiles are transposed, [keys, queries]: so they are the left factors of dk and dv as they stand in registers.
+    Tiles are [keys, queries], the form in which they are the left factors of dk and dv.
     """
     dk, dv = sums
     head, heads, head_dim, tokens = place
@@ -97,7 +111,7 @@ def _key_step(
     q = q_desc.load([first_q + m, head * head_dim])
     do = do_desc.load([first_q + m, head * head_dim])
     statistics = tl.cast(head, tl.int64) * tokens + first_q + at
-    if MASKED:  # an infinite base: queries past the end have no weight
+    if MASKED:  # an infinite base gives queries past the end weight zero
         base = tl.load(base_ptr + statistics, mask=at < queries, other=float("inf"))
         delta = tl.load(delta_ptr + statistics, mask=at < queries, other=0.0)
     else:
@@ -173,7 +187,7 @@ def _attention_backward_keys(
     index, head = head_index // heads, head_index % heads
     first_q, queries = extent(index, starts_ptr, seq_q, V)
     first_k, keys = extent(index, starts_ptr, seq_k, V)
-    key = (blocks - 1 - block) * BLOCK_N  # the first keys are seen by the most queries
+    key = (blocks - 1 - block) * BLOCK_N  # the first keys, which most queries attend to, run first
     if key >= keys:
         return
     column, key_at, dim = head // group * head_dim, key + tl.arange(0, BLOCK_N), tl.arange(0, HEAD_DIM)
@@ -185,18 +199,17 @@ def _attention_backward_keys(
     bias, draw = (window, scale, softcap, slope_of(slopes_ptr, head, V)), (key0, key1, mask_blocks, threshold)
     sums = (tl.zeros([BLOCK_N, HEAD_DIM], tl.float32), tl.zeros([BLOCK_N, HEAD_DIM], tl.float32))
     start, whole, partial, stop = query_ranges(key, queries, keys - queries, window, V, BLOCK_M, BLOCK_N)
-    # keys past the end need a mask in every tile: their weights could be infinite, and infinity times a zero key is no
-    # zero
+    # Keys past the end need a mask in every tile: their weights may be infinite, and infinity times a zero key is NaN.
     if FUSED:
         partial = tl.where(key + BLOCK_N > keys, whole, partial)
     # fmt: off
     for m in range(whole, partial, BLOCK_M):
-        sums = _key_step(sums, k, v, q_desc, do_desc, dq_ptr, base_ptr, delta_ptr, first_q, m, queries, key, keys, place, bias, row, draw,
-                         keep_scale, V, False, FUSED, DK, DV, HEAD_DIM, BLOCK_M, BLOCK_N)
+        sums = _key_step(sums, k, v, q_desc, do_desc, dq_ptr, base_ptr, delta_ptr, first_q, m, queries, key, keys,
+                         place, bias, row, draw, keep_scale, V, False, FUSED, DK, DV, HEAD_DIM, BLOCK_M, BLOCK_N)
     for step in range(0, whole - start + stop - partial, BLOCK_M):
         m = masked_block(step, start, whole, partial)
-        sums = _key_step(sums, k, v, q_desc, do_desc, dq_ptr, base_ptr, delta_ptr, first_q, m, queries, key, keys, place, bias, row, draw,
-                         keep_scale, V, True, FUSED, DK, DV, HEAD_DIM, BLOCK_M, BLOCK_N)
+        sums = _key_step(sums, k, v, q_desc, do_desc, dq_ptr, base_ptr, delta_ptr, first_q, m, queries, key, keys,
+                         place, bias, row, draw, keep_scale, V, True, FUSED, DK, DV, HEAD_DIM, BLOCK_M, BLOCK_N)
     # fmt: on
     dk, dv = sums
     at = ((first_k + key_at).to(tl.int64) * heads + head)[:, None] * head_dim + dim[None, :]
@@ -300,12 +313,12 @@ def _attention_backward_queries(
     start, whole, partial, stop = key_ranges(position, keys, window, V, BLOCK_M, BLOCK_N)
     # fmt: off
     for key in range(whole, partial, BLOCK_N):
-        dq = _query_step(dq, q, do, base, delta, k_desc, v_desc, first_k + key, column, query, key, keys, bias, row, draw, keep_scale, V, False,
-                         BLOCK_N)
+        dq = _query_step(dq, q, do, base, delta, k_desc, v_desc, first_k + key, column, query, key, keys, bias, row,
+                         draw, keep_scale, V, False, BLOCK_N)
     for step in range(0, whole - start + stop - partial, BLOCK_N):
         key = masked_block(step, start, whole, partial)
-        dq = _query_step(dq, q, do, base, delta, k_desc, v_desc, first_k + key, column, query, key, keys, bias, row, draw, keep_scale, V, True,
-                         BLOCK_N)
+        dq = _query_step(dq, q, do, base, delta, k_desc, v_desc, first_k + key, column, query, key, keys, bias, row,
+                         draw, keep_scale, V, True, BLOCK_N)
     # fmt: on
     at = ((first_q + m).to(tl.int64) * heads + head)[:, None] * head_dim + dim[None, :]
     inside = (m < queries)[:, None] & (dim < head_dim)[None, :]
@@ -315,10 +328,10 @@ def _attention_backward_queries(
 def attention_backward(
     call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (dq, dk, dv), each of the shape and dtype of the call's tensor.
+    """Return (dq, dk, dv), with the shapes and dtypes of the call's tensors.
 
     Args:
-        out, lse: from `attention_forward`; or of a larger whole that these keys are a part of (ring attention).
+        out, lse: from `attention_forward`; in ring attention the combined ones over all parts of the keys.
         dout: [tokens, heads, head_dim], contiguous; dlse: [heads, tokens] float32 contiguous, or None.
     """
     statistics = _statistics(out, lse, dout, dlse)
@@ -356,7 +369,7 @@ def _start_keys(
     num_head_indices = call.count * call.sizes.heads
     arguments = call.arguments(blocks, num_head_indices, call.tile_group(num_head_indices))
     tensors: tuple[Any, ...] = (q_desc, k_desc, v_desc, do_desc, *grads, *statistics)
-    # Where a head is too wide for both sums to stay in registers, each has a pass of its own.
+    # Where both sums of a wide head do not fit the registers, the table's SPLIT makes one pass for each.
     for part in (
         ({"DK": True, "DV": False}, {"DK": False, "DV": True})
         if config.pop("SPLIT", False)

@@ -1,4 +1,4 @@
-"""One call of the Triton attention: its tensors as the kernels want them, and the arguments that all of them take."""
+"""One call of the Triton attention: its tensors in the kernels' layout, and the arguments that the kernels share."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,19 +13,20 @@ from trimaran.kernels.attention.options import AttentionDropout, AttentionOption
 from trimaran.kernels.launch import has_tuned, tuned
 from trimaran.kernels.random import keep_arguments
 
-_CACHE_BYTES = (
-    24 * 2**20
-)  # keys and values in flight together: half of the second-level cache of an H100 (50 MB) or an A100 (40 MB)
-_ALIGNMENT = 16  # bytes: what a tensor descriptor asks of its base and of every stride
+# Keys and values in use at once: about half of the second-level cache of an H100 (50 MB) or an A100 (40 MB).
+_CACHE_BYTES = 24 * 2**20
+_ALIGNMENT = 16  # bytes: a tensor descriptor requires it of the base and of every stride
 NOT_SPECIALIZED = (
     *("blocks", "num_head_indices", "tile_group", "seq_q", "seq_k", "tokens", "total_heads"),
     *("first_row", "key0", "key1", "mask_blocks", "threshold"),
 )
-"""Arguments that change from call to call: a kernel must not be compiled again where one of them is 1 or divisible by 16."""
+"""Arguments that change between calls: Triton must not compile again where one is 1 or divisible by 16."""
 
 
 class Variant(NamedTuple):
-    """What a kernel is compiled for, besides its tile sizes. Triton tells compiled kernels apart by the text of this record: leave its `str` whole.
+    """The constants of a compiled kernel, besides its tile sizes.
+
+    Triton's cache distinguishes kernels by the text of this record, so its `str` must contain every field.
 
     Args:
         precision: of the matrix products of float32 tiles.
@@ -47,9 +48,9 @@ class Call:
     """The tensors [tokens, heads, head_dim] of one call, and its variant.
 
     Args:
-        q: [batch * seq_q, heads, head_dim]; k, v: [batch * seq_k, kv_heads, head_dim]; all fit for tensor descriptors,
-            their head dim padded to a multiple of 16 bytes.
-        sizes: of the call, before that padding.
+        q: [batch * seq_q, heads, head_dim]; k, v: [batch * seq_k, kv_heads, head_dim]; all aligned for tensor
+            descriptors, with the head dim padded to a multiple of 16 bytes.
+        sizes: before that padding.
     """
 
     q: Tensor
@@ -63,7 +64,7 @@ class Call:
 
     @property
     def count(self) -> int:
-        """Sequences, or documents: what is attended to on its own."""
+        """Number of sequences, or of packed documents."""
         return self.sizes.batch if self.documents is None else len(self.documents.starts) - 1
 
     @property
@@ -88,11 +89,11 @@ class Call:
 
     @property
     def _key(self) -> str:
-        """Of the tuned table."""
-        key = f"d{max(64, self.tile_dim)}"  # narrower heads fit wherever 64 does
+        """Key in the tuned table."""
+        key = f"d{max(64, self.tile_dim)}"  # narrower heads fit the configuration of 64
         if self.q.dtype == torch.float32:
             return f"{key}_float32"
-        # What these need takes registers.
+        # These take more registers.
         extras = self.dropout is not None or self.options.softcap is not None or self.tile_dim != self.q.shape[2]
         return f"{key}_extras" if extras else key
 
@@ -102,21 +103,21 @@ class Call:
 
     @property
     def is_fused(self) -> bool:
-        """Whether one kernel makes all three gradients, with atomic additions: where that is allowed and the chip has a configuration for it."""
+        """Whether one kernel computes all three gradients, with atomics: allowed, and tuned for the chip."""
         return not self.options.deterministic and has_tuned("attention_backward_fused", self.q.device, self._key)
 
     def describe(self, x: Tensor, rows: int) -> TensorDescriptor:
-        """Return the descriptor of tiles [rows, tile_dim], at [token, head * head_dim]; what lies outside `x` reads as zero."""
+        """Return the descriptor of tiles [rows, tile_dim] at [token, head * head_dim]; zeros are read outside `x`."""
         tokens, heads, head_dim = x.shape
         return TensorDescriptor(x, [tokens, heads * head_dim], [x.stride(0), 1], [rows, self.tile_dim])
 
     def tile_group(self, num_head_indices: int) -> int:
-        """Return how many head indices (query heads of a sequence) run together, so that what they read stays in the cache."""
+        """Return how many head indices (query heads of a sequence) run together so that their keys stay in cache."""
         per_head = 2 * self.longest_k * self.k.shape[2] * self.k.element_size() // self.group
         return max(1, min(num_head_indices, _CACHE_BYTES // max(1, per_head)))
 
     def arguments(self, blocks: int, num_head_indices: int, tile_group: int) -> tuple[Any, ...]:
-        """Return what every kernel takes after its own tensors, in order."""
+        """Return the arguments that every kernel takes after its own tensors, in order."""
         sizes, options, dropout = self.sizes, self.options, self.dropout
         device = self.q.device
         nothing = torch.empty(0, dtype=torch.int32, device=device)
@@ -133,7 +134,7 @@ class Call:
             self.group,
             self.q.shape[2],
         )
-        # A wider window is no window; positions with one added must stay in 32 bits.
+        # A window wider than the sequence is none; the bound keeps position + window in 32 bits.
         window = 0 if options.window is None else min(options.window, sizes.seq_q + sizes.seq_k)
         variant = (window, options.scale_for(sizes.head_dim), options.softcap or 1.0)
         if dropout is None:
@@ -144,7 +145,7 @@ class Call:
         return (starts, slopes, *shape, *variant, *draw, 1.0 / (1.0 - dropout.rate))
 
     def constants(self) -> dict[str, Any]:
-        """Return the constexpr arguments of every kernel, but for its tile sizes."""
+        """Return the constexpr arguments of every kernel except tile sizes."""
         variant = Variant(
             causal=self.options.causal,
             window=self.options.window is not None,
@@ -152,8 +153,7 @@ class Call:
             alibi=self.slopes is not None,
             documents=self.documents is not None,
             dropout=self.dropout is not None,
-            # Of float32 all digits count: three products of TF32 parts give nearly all of them (Ootomo and Yokota
-            # 2022).
+            # Three products of TF32 parts have nearly float32's precision (Ootomo and Yokota 2022).
             precision="tf32x3" if self.q.dtype == torch.float32 else "tf32",
             padded=self.tile_dim != self.q.shape[2],
         )
@@ -161,9 +161,9 @@ class Call:
 
 
 def tokens_of(x: Tensor) -> Tensor:
-    """Return x [batch, seq, heads, head_dim] as [batch * seq, heads, head_dim], fit for a tensor descriptor: a view of x where x is fit.
+    """Return x [batch, seq, heads, head_dim] as [batch * seq, heads, head_dim], aligned for a tensor descriptor.
 
-    The head dim is padded with zeros to a multiple of 16 bytes.
+    A view of x where x is aligned. The head dim is padded with zeros to a multiple of 16 bytes.
     """
     elements = _ALIGNMENT // x.element_size()
     if x.shape[-1] % elements:

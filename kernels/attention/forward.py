@@ -1,8 +1,9 @@
-"""The forward pass of attention in Triton (FlashAttention-2: Dao 2023, algorithm 1; online softmax: Milakov and Gimelshein 2018).
+"""The forward pass of attention in Triton.
 
-One program holds BLOCK_M queries of one head and walks over the keys they see, BLOCK_N at a time: first the tiles that
-need no mask, then the others (a window's edge, the diagonal, the document's end). Tiles arrive through tensor
-descriptors: TMA on Hopper and later, plain loads before.
+FlashAttention-2 (Dao 2023, algorithm 1) with online softmax (Milakov and Gimelshein 2018). One program holds BLOCK_M
+queries of one head and walks over their keys, BLOCK_N at a time: first the tiles that need no mask, then the others (a
+window's edge, the diagonal, the document's end). Tensor descriptors load the tiles: by TMA on Hopper and later, by
+plain loads before.
 """
 
 import torch
@@ -51,8 +52,7 @@ def _step(
     acc, maximum, total = state
     scores = product(q, k_desc.load([token, column]), V)
     at = key + tl.arange(0, BLOCK_N)
-    # Without cap or bias the scale waits for the subtraction, where it costs nothing: score * factor - maximum is one
-    # instruction.
+    # Without cap or ALiBi the subtraction applies the scale for free: score * factor - maximum is one instruction.
     factor = bias[1] * LOG2E
     if V.softcap or V.alibi:
         scores, _ = apply_softcap_alibi(scores, query[:, None], at[None, :], bias, V)
@@ -137,7 +137,7 @@ def _attention_forward(
         )
     acc, maximum, total = state
     inside = m < queries
-    seen = total != 0.0  # of a NaN too, which must not become a row that saw nothing
+    seen = total != 0.0  # true for NaN too, which must not count as a row without keys
     lse = tl.where(seen, (maximum + tl.log2(tl.where(seen, total, 1.0))) * LN2, float("-inf"))
     tl.store(lse_ptr + tl.cast(head, tl.int64) * tokens + first_q + m, lse, mask=inside)
     acc *= (keep_scale / tl.where(seen, total, 1.0))[:, None]

@@ -1,4 +1,4 @@
-"""Attention by the Triton kernels, under autograd."""
+"""The Triton attention as an autograd function."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def triton_attention_with_lse(
     documents: Documents | None = None,
     dropout: AttentionDropout | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return (attention, log-sum-exp); as the reference `attention_with_lse`. Raises ValueError for a head wider than 256 too."""
+    """Return (attention, log-sum-exp) as `attention_with_lse`; ValueError also for a head wider than 256."""
     sizes = sizes_of(q, k, v, slopes, documents)
     if sizes.head_dim > LARGEST_HEAD_DIM:
         raise ValueError(
@@ -70,7 +70,7 @@ def triton_attention_with_lse(
     if slopes is not None and slopes.requires_grad:
         raise ValueError("Triton attention makes no gradient of ALiBi slopes; detach them, or use the torch backend")
     if sizes.batch * sizes.seq_q * sizes.seq_k * sizes.heads * sizes.head_dim == 0:
-        # Nothing to look at: zeros that keep their place in the graph.
+        # Without elements: zeros that stay connected to the graph.
         nothing = (k.sum() + v.sum()) * 0.0
         lse = torch.full(q.shape[:3], -torch.inf, dtype=torch.float32, device=q.device)
         return q * 0.0 + nothing, lse
@@ -88,5 +88,5 @@ def triton_attention(
     documents: Documents | None = None,
     dropout: AttentionDropout | None = None,
 ) -> Tensor:
-    """Return attention; as the reference `attention`."""
+    """Return attention as the reference `attention`."""
     return triton_attention_with_lse(q, k, v, options, slopes=slopes, documents=documents, dropout=dropout)[0]

@@ -1,4 +1,4 @@
-"""What attention can be told: which keys a query sees, how a score is bent, how dropout draws its mask."""
+"""The options of attention: which keys a query attends to, how scores are modified, how dropout draws its mask."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,15 +11,17 @@ from trimaran.kernels.random import Key
 
 @dataclass(frozen=True)
 class AttentionDropout:
-    """Dropout of the probabilities by counter: the mask depends on (key, sample, head, query, key position) and never on the layout.
+    """Counter-based dropout of the probabilities, independent of the layout.
 
-    Row ((sample * total_heads) + head) * seq + query of the mask, column: the key's position (within its document).
+    An element's row in the mask is ((sample * total_heads) + head) * seq + query, its column the key's position (in its
+    document).
 
     Args:
         rate: probability of dropping, in [0, 1).
         key: from `kernels.random.stream_key`.
-        first_sample: global number of the first sample; first_head: global number of the first query head; total_heads:
-            of the network's layer.
+        first_sample: global number of the first sample.
+        first_head: global number of the first query head.
+        total_heads: query heads of the layer on all ranks.
     """
 
     rate: float
@@ -34,15 +36,14 @@ class AttentionOptions:
     """The variant of attention, fixed for a layer.
 
     Args:
-        causal: a query sees no key after its own position. Where there are more keys than queries, the queries are the
-            last ones.
-        window: a query sees itself and the window - 1 positions before it (and after it, where not causal); None for
+        causal: a query attends to no key after its own position. Where keys outnumber queries, the queries have the
+            last positions.
+        window: a query attends to itself and the window - 1 positions before it (not causal: and after it); None: to
             all. Sliding window: Beltagy et al. 2020, section 3.1; Jiang et al. (Mistral) 2023.
-        softcap: scores become softcap * tanh(score / softcap) (Gemma 2 report, 2024, section 2); None for none.
-        scale: what query-key products are multiplied by; None for head_dim ** -0.5.
-        deterministic: the backward pass gives the same bits every time. Without it the gradient of the queries is
-            summed with atomic additions: five matrix products instead of seven, in an order that changes from run to
-                run.
+        softcap: scores become softcap * tanh(score / softcap) (Gemma 2 report, 2024, section 2); None: no cap.
+        scale: factor of the query-key products; None: head_dim ** -0.5.
+        deterministic: the backward pass gives the same bits every time. Otherwise it may sum the queries' gradient with
+            atomic additions, whose order changes from run to run: five matrix products instead of seven.
     Raises ValueError for a window below 1 or a softcap or scale that is not positive.
     """
 
@@ -68,12 +69,12 @@ CAUSAL = AttentionOptions()
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """Documents packed into the sequences of a batch; a query sees keys of its own document only.
+    """Documents packed into the sequences of a batch; a query attends to keys of its own document only.
 
     Args:
         starts: [documents + 1] int32, first token of each document in the flattened [batch * seq] tokens, ascending,
-            and their number at the end. A sequence must not begin in the middle of a document.
-        longest: tokens of the longest document, at least: on the host, because the grid of a kernel is made from it.
+            then the number of tokens. A sequence must not begin in the middle of a document.
+        longest: tokens of the longest document, or more; on the host, because it sizes the kernels' grid.
     """
 
     starts: Tensor
@@ -88,7 +89,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of one call: checked, and named once."""
+    """The checked sizes of one call."""
 
     batch: int
     seq_q: int
@@ -101,7 +102,7 @@ class Sizes:
 def sizes_of(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, documents: Documents | None) -> Sizes:
     """Return the sizes of a call of `attention`.
 
-    Raises ValueError with rule and values where the shapes do not fit together.
+    Raises ValueError with rule and values for inconsistent shapes.
     """
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
@@ -129,8 +130,8 @@ def sizes_of(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, documents: 
 def alibi_slopes(num_heads: int) -> list[float]:
     """Return the slope of every head (Press et al. 2022, section 3): 2^(-8/n), 2^(-16/n), ... for n a power of two.
 
-    For other n: the slopes of the power of two below, then every other slope of the one above, as the authors' code has
-    it.
+    For other n: the slopes of the next lower power of two, then every other slope of the next higher one, as in the
+    authors' code.
     """
     below = 1 << (num_heads.bit_length() - 1)
     first = [2.0 ** (-8.0 * i / below) for i in range(1, below + 1)]

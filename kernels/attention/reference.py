@@ -1,4 +1,4 @@
-"""Attention in plain torch: scaled_dot_product_attention wherever it can express the variant, whole matrices of scores elsewhere."""
+"""Attention in plain torch: scaled_dot_product_attention where it has the variant, else explicit score matrices."""
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,12 @@ def attention(
     """Return attention [batch, seq, heads, head_dim].
 
     Args:
-        q: [batch, seq, heads, head_dim]; k, v: [batch, keys, kv_heads, head_dim], heads a multiple of kv_heads: query
-            head i reads kv head i // (heads / kv_heads). Keys are as many as queries, or the queries are the last ones.
-        slopes: [heads] float32, ALiBi: a score loses slope * distance; see `alibi_slopes`.
-        documents: packed documents that must not see each other.
-    A query that sees no key gets zeros. Raises ValueError where shapes do not fit together.
+        q: [batch, seq, heads, head_dim].
+        k, v: [batch, keys, kv_heads, head_dim], heads a multiple of kv_heads: query head i reads kv head
+            i // (heads / kv_heads). Where keys outnumber queries, the queries have the last positions.
+        slopes: [heads] float32, ALiBi: scores are reduced by slope * distance; see `alibi_slopes`.
+        documents: packed documents that must not attend to each other.
+    A query that attends to no key gets zeros. Raises ValueError for inconsistent shapes.
     """
     sizes = sizes_of(q, k, v, slopes, documents)
     if dropout is not None or options.softcap is not None or sizes.batch * sizes.seq_k == 0:
@@ -59,10 +60,10 @@ def attention_with_lse(
     documents: Documents | None = None,
     dropout: AttentionDropout | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return (attention, log-sum-exp of the scores [batch, seq, heads], float32 at least); both are differentiable. Arguments as `attention`.
+    """Return (attention, log-sum-exp of the scores [batch, seq, heads], float32 at least), both differentiable.
 
-    Parts of the keys can be attended to one after the other and combined by their log-sum-exp (ring attention, Liu et
-    al. 2023). A query that sees no key has -inf.
+    Arguments as in `attention`. Results over parts of the keys can be combined by their log-sum-exp (ring attention,
+    Liu et al. 2023). A query that attends to no key has -inf.
     """
     return _explicit(q, k, v, sizes_of(q, k, v, slopes, documents), options, slopes, documents, dropout)
 
@@ -70,7 +71,10 @@ def attention_with_lse(
 def visible(
     sizes: Sizes, options: AttentionOptions, documents: Documents | None, device: torch.device
 ) -> Tensor | None:
-    """Return a bool mask, True where a query sees a key, that broadcasts to [batch, heads, seq, keys]; None where all see all."""
+    """Return a bool mask, True where a query attends to a key, that broadcasts to [batch, heads, seq, keys].
+
+    None: every query attends to every key.
+    """
     distance = _distance(sizes, device)
     mask = None
     if options.causal:
@@ -86,7 +90,7 @@ def visible(
 
 
 def _distance(sizes: Sizes, device: torch.device) -> Tensor:
-    """[seq, keys] int64: how far a query's position lies after a key's."""
+    """Return query position - key position [seq, keys] int64."""
     query = torch.arange(sizes.seq_k - sizes.seq_q, sizes.seq_k, device=device)
     return query[:, None] - torch.arange(sizes.seq_k, device=device)[None, :]
 
@@ -94,7 +98,7 @@ def _distance(sizes: Sizes, device: torch.device) -> Tensor:
 def _additive_mask(
     q: Tensor, sizes: Sizes, options: AttentionOptions, slopes: Tensor | None, documents: Documents | None
 ) -> Tensor | None:
-    """What scores get added, [.., seq, keys] in q's dtype or bool where nothing but visibility matters."""
+    """Return what is added to the scores [.., seq, keys], in q's dtype; bool where it is only a mask."""
     mask = visible(sizes, options, documents, q.device)
     if slopes is None:
         return mask
@@ -112,7 +116,7 @@ def _explicit(
     documents: Documents | None,
     dropout: AttentionDropout | None,
 ) -> tuple[Tensor, Tensor]:
-    """(attention, log-sum-exp) by the definition, with the scores of all heads in memory at once."""
+    """Return (attention, log-sum-exp) by the definition, with the scores of all heads in memory at once."""
     group = sizes.heads // sizes.kv_heads
     queries = q.transpose(1, 2).unflatten(1, (sizes.kv_heads, group))  # [batch, kv_heads, group, seq, head_dim]
     keys, values = (x.transpose(1, 2).unsqueeze(2) for x in (k, v))
@@ -126,7 +130,7 @@ def _explicit(
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     lse = scores.logsumexp(-1, keepdim=True) if sizes.seq_k else scores.new_full((*scores.shape[:-1], 1), -torch.inf)
-    # A row that sees nothing has lse = -inf and would give inf - inf; its probabilities are zero.
+    # A row without a key has lse = -inf; without the mask its probabilities would be NaN instead of zero.
     probabilities = (scores - lse.masked_fill(lse == -torch.inf, 0.0)).exp()
     if dropout is not None:
         keep = attention_keep_mask(dropout, sizes, documents, q.device)
@@ -148,15 +152,18 @@ def attention_keep_mask(
     )
     if documents is None:
         return mask
-    # Columns count from the beginning of the query's document: key j of the sequence is column j - begin, and those
-    # before it are never seen.
+    # Columns count from the start of the query's document: key j of the sequence is column j - begin. Earlier keys are
+    # masked anyway.
     begin = documents.starts[documents.numbers].view(sizes.batch, 1, sizes.seq_q, 1) % sizes.seq_q
     column = torch.arange(sizes.seq_k, device=device) - begin
     return mask.gather(-1, column.clamp(min=0).expand_as(mask))
 
 
 def flops(sizes: Sizes, options: AttentionOptions, *, backward: bool = False) -> float:
-    """Return the matrix-product FLOPs of one call, of what is seen alone: 4 * batch * heads * pairs * head_dim, 2.5 times that backward."""
+    """Return the matrix-product FLOPs of one call over unmasked pairs: 4 * batch * heads * pairs * head_dim.
+
+    The backward pass has 2.5 times as many.
+    """
     if options.window is None and not options.causal:
         pairs = float(sizes.seq_q * sizes.seq_k)
     else:

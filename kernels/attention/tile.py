@@ -1,7 +1,7 @@
-"""What the forward and the backward kernels do to one tile of scores, and which program works on which tile. Device functions.
+"""Device functions on one tile of scores, for the forward and backward kernels, and the order of the tiles.
 
-Positions are counted in keys of the document: query m of a document stands at position m + keys - queries. Scores are
-in units of log2(e), so that the exponential is the hardware's exp2.
+Positions count the keys of a document: query m of a document has position m + keys - queries. Scores are in units of
+log2(e), so that the exponential is the hardware's exp2.
 """
 
 import triton
@@ -15,10 +15,10 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def schedule(program: tl.tensor, blocks: tl.tensor, num_head_indices: tl.tensor, tile_group: tl.tensor) -> tl.tensor:
-    """(block, head index) of a program; a head index counts the heads of all documents or sequences.
+    """Return (block, head index) of a program; a head index counts the heads of all documents or sequences.
 
-    Groups of `tile_group` head indices run one after the other, so that the keys and values of those in flight stay in
-    the second-level cache. Within a group the last block comes first: under a causal mask it is the longest.
+    Groups of `tile_group` head indices run one after the other, so that the keys and values in use stay in the
+    second-level cache. Within a group the last block runs first: under a causal mask it takes longest.
     """
     per_group = blocks * tile_group
     first = program // per_group * tile_group
@@ -29,7 +29,7 @@ def schedule(program: tl.tensor, blocks: tl.tensor, num_head_indices: tl.tensor,
 
 @triton.jit
 def extent(index: tl.tensor, starts_ptr: tl.tensor, seq: tl.tensor, V: tl.constexpr) -> tl.tensor:
-    """(first token, tokens) of a document, or of a sequence where documents are not told apart."""
+    """Return (first token, number of tokens) of a document, or of a sequence without packed documents."""
     if V.documents:
         first = tl.load(starts_ptr + index)
         return first, tl.load(starts_ptr + index + 1) - first
@@ -38,7 +38,7 @@ def extent(index: tl.tensor, starts_ptr: tl.tensor, seq: tl.tensor, V: tl.conste
 
 @triton.jit
 def slope_of(slopes_ptr: tl.tensor, head: tl.tensor, V: tl.constexpr) -> tl.tensor:
-    """The head's ALiBi slope, 0 without."""
+    """Return the head's ALiBi slope, 0 without ALiBi."""
     slope = 0.0
     if V.alibi:
         slope = tl.load(slopes_ptr + head)
@@ -47,7 +47,7 @@ def slope_of(slopes_ptr: tl.tensor, head: tl.tensor, V: tl.constexpr) -> tl.tens
 
 @triton.jit
 def narrow(tile: tl.tensor, head_dim: tl.tensor, V: tl.constexpr, HEAD_DIM: tl.constexpr) -> tl.tensor:
-    """A tile without what it holds past a narrow head: a part of the next one."""
+    """Return the tile with zeros past a narrow head, where it has loaded a part of the next head."""
     if V.padded:
         tile = tl.where((tl.arange(0, HEAD_DIM) < head_dim)[None, :], tile, 0.0).to(tile.dtype)
     return tile
@@ -57,20 +57,21 @@ def narrow(tile: tl.tensor, head_dim: tl.tensor, V: tl.constexpr, HEAD_DIM: tl.c
 def mask_row(
     first_row: tl.tensor, total_heads: tl.tensor, first_token: tl.tensor, head: tl.tensor, seq: tl.tensor
 ) -> tl.tensor:
-    """Row of the dropout mask of the document's first query; see `AttentionDropout`. A document lies within one sequence."""
+    """Return the dropout mask's row of the document's first query, see `AttentionDropout`."""
     return first_row + (tl.cast(first_token // seq, tl.int64) * total_heads + head) * seq + first_token % seq
 
 
 @triton.jit
 def keep(row: tl.tensor, key: tl.tensor, draw: tl.tensor, BLOCK_N: tl.constexpr) -> tl.tensor:
-    """The dropout mask of a tile [rows, BLOCK_N]; draw: (two key words, Philox blocks a row, threshold)."""
+    """Return the dropout mask of a tile [rows, BLOCK_N]; draw: (two key words, Philox blocks per row, threshold)."""
     return keep_tile(row, key, draw[0], draw[1], draw[2], draw[3], BLOCK_N)
 
 
 @triton.jit
 def product(a: tl.tensor, b: tl.tensor, V: tl.constexpr) -> tl.tensor:
-    """a b^T for tiles [rows, head_dim]. In float32 the head is cut into parts that the warps share out: a warp that held whole rows in three TF32 parts
-    would run out of registers.
+    """Return a b^T for tiles [rows, head_dim].
+
+    In float32 the warps share out parts of the head: whole rows in three TF32 parts would not fit a warp's registers.
     """
     if V.precision == "tf32":
         return tl.dot(a, b.T)
@@ -84,14 +85,14 @@ def product(a: tl.tensor, b: tl.tensor, V: tl.constexpr) -> tl.tensor:
 def apply_softcap_alibi(
     products: tl.tensor, query: tl.tensor, key: tl.tensor, bias: tl.tensor, V: tl.constexpr
 ) -> tl.tensor:
-    """Scores from query-key products, and what the soft cap multiplies their gradient by (1 without one).
+    """Return (scores of query-key products, the soft cap's factor of their gradient, 1 without a cap).
 
     bias: (window, scale, softcap, slope).
     """
     _, scale, softcap, slope = bias
     gradient = 1.0
     if V.softcap:
-        # tanh(x) = 1 - 2 / (exp(2 x) + 1), right for infinite exp(2 x) too
+        # tanh(x) = 1 - 2 / (exp(2 x) + 1), correct for infinite exp(2 x) too
         capped = 1.0 - 2.0 / (tl.exp2(products * (2.0 * LOG2E * scale / softcap)) + 1.0)
         scores = capped * (softcap * LOG2E)
         gradient = 1.0 - capped * capped
@@ -104,7 +105,7 @@ def apply_softcap_alibi(
 
 @triton.jit
 def attention_mask(query: tl.tensor, key: tl.tensor, keys: tl.tensor, window: tl.tensor, V: tl.constexpr) -> tl.tensor:
-    """Which queries see which keys; positions of any shapes that broadcast."""
+    """Return whether each query attends to each key, for positions of any shapes that broadcast."""
     allowed = key < keys
     if V.causal:
         allowed = allowed & (key <= query)
@@ -124,8 +125,9 @@ def key_ranges(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """(start, whole, partial, stop) of the keys that the queries at positions [first, first + BLOCK_M) see: masks are needed in [start, whole) and
-    [partial, stop), none in [whole, partial). All are multiples of BLOCK_N.
+    """Return (start, whole, partial, stop) of the keys of the queries at positions [first, first + BLOCK_M).
+
+    Tiles need a mask in [start, whole) and [partial, stop), none in [whole, partial). All are multiples of BLOCK_N.
     """
     stop = keys
     partial = keys // BLOCK_N * BLOCK_N
@@ -155,12 +157,15 @@ def query_ranges(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """(start, whole, partial, stop) of the queries that see the keys [first, first + BLOCK_N), as in `key_ranges`; query m stands at m + offset."""
+    """Return (start, whole, partial, stop) of the queries of the keys [first, first + BLOCK_N), as in `key_ranges`.
+
+    Query m has position m + offset.
+    """
     stop = queries
     partial = queries // BLOCK_M * BLOCK_M
     start = 0
     whole = 0
-    nearest = first - offset  # the query that stands at the first key
+    nearest = first - offset  # the query at the first key's position
     if V.causal:
         start = tl.maximum(nearest, 0) // BLOCK_M * BLOCK_M
         whole = tl.cdiv(tl.maximum(nearest + BLOCK_N - 1, 0), BLOCK_M) * BLOCK_M
@@ -177,5 +182,5 @@ def query_ranges(
 
 @triton.jit
 def masked_block(at: tl.tensor, start: tl.tensor, whole: tl.tensor, partial: tl.tensor) -> tl.tensor:
-    """The place that stands `at` steps of one into [start, whole) followed by [partial, ...): both ends of a range in one loop."""
+    """Return element `at` of [start, whole) followed by [partial, ...): one loop covers both masked ranges."""
     return tl.where(at < whole - start, start + at, partial + at - (whole - start))

@@ -1,4 +1,4 @@
-"""Attention over a key-value cache while a sequence is generated, and writing new tokens to that cache.
+"""Attention over a key-value cache during generation, and appending new tokens to the cache.
 
 decode_attention, append_to_cache_                  plain torch
 triton_decode_attention, triton_append_to_cache_    Triton, same arguments

@@ -1,9 +1,9 @@
-"""The key-value cache: what it looks like, what is checked, and how new tokens enter it.
+"""The key-value cache: its two formats, the checks of its arguments, and appending tokens.
 
-Contiguous: k_cache and v_cache [batch, max_len, kv_heads, head_dim]; token t of sample b stands in k_cache[b, t].
+Contiguous: k_cache and v_cache [batch, max_len, kv_heads, head_dim]; token t of sample b is k_cache[b, t].
 Paged (Kwon et al. 2023, PagedAttention, section 4): [num_blocks, block_size, kv_heads, head_dim] and block_table
-[batch, max_blocks]; token t of sample b stands in k_cache[block_table[b, t // block_size], t % block_size]. Samples may
-share blocks that are full.
+[batch, max_blocks]; token t of sample b is k_cache[block_table[b, t // block_size], t % block_size]. Samples may share
+full blocks.
 """
 
 from collections.abc import Callable, Hashable
@@ -17,34 +17,35 @@ from torch import Tensor
 from trimaran.kernels.launch import launch, tuned
 
 _T = TypeVar("_T")
-_CACHE = "trimaran_cache"  # attribute of lengths: (version of the tensor, key -> what was made from it)
-_SMALLEST_BLOCK = 8  # tokens: below it the table would be read nearly as often as the cache
+_CACHE = "trimaran_cache"  # attribute of a tensor: (its version, key -> what was computed from it)
+_SMALLEST_BLOCK = 8  # tokens: with fewer, kernels would read the table nearly as often as the cache
 
 
 def cache_capacity(k_cache: Tensor, block_table: Tensor | None) -> int:
-    """Return how many tokens a sample can have in the cache."""
+    """Return the most tokens of a sample that the cache holds."""
     return k_cache.shape[1] if block_table is None else block_table.shape[1] * k_cache.shape[1]
 
 
 def check_cache(
     k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, like: Tensor, name: str
 ) -> list[int] | None:
-    """Hold a cache against `like` [batch, tokens, heads, head_dim], called `name`: what of them must agree. Return the lengths where they lie on a CPU.
+    """Check a cache against `like` [batch, tokens, heads, head_dim], called `name`; return the lengths on a CPU.
 
-    No check waits for a device: elsewhere the lengths are not looked at, and None is returned.
+    On a device lengths are not read, because that would wait for the device, and the result is None.
     Raises ValueError with the rule and the values.
     """
     if like.dim() != 4 or k_cache.dim() != 4 or v_cache.shape != k_cache.shape:
         raise ValueError(
-            f"{name} must be [batch, tokens, heads, head_dim] and k_cache and v_cache of one shape [., ., kv_heads, head_dim]; "
-            f"they are {list(like.shape)}, {list(k_cache.shape)} and {list(v_cache.shape)}"
+            f"{name} must be [batch, tokens, heads, head_dim] and k_cache and v_cache of one shape "
+            f"[., ., kv_heads, head_dim]; they are {list(like.shape)}, {list(k_cache.shape)} and {list(v_cache.shape)}"
         )
     batch, tokens, _, head_dim = like.shape
     if head_dim != k_cache.shape[3]:
         raise ValueError(f"{name} and the cache must have one head_dim; they have {head_dim} and {k_cache.shape[3]}")
     if not like.dtype == k_cache.dtype == v_cache.dtype:
         raise ValueError(
-            f"{name}, k_cache and v_cache must have one dtype; they have {like.dtype}, {k_cache.dtype} and {v_cache.dtype}"
+            f"{name}, k_cache and v_cache must have one dtype; "
+            f"they have {like.dtype}, {k_cache.dtype} and {v_cache.dtype}"
         )
     if lengths.shape != (batch,) or lengths.dtype != torch.int32:
         raise ValueError(
@@ -71,7 +72,8 @@ def check_cache(
 def _check_pages(block_size: int, block_table: Tensor, batch: int) -> None:
     if block_table.dim() != 2 or block_table.shape[0] != batch or block_table.dtype != torch.int32:
         raise ValueError(
-            f"block_table must be int32 of shape [{batch}, max_blocks] (batch first); it is {block_table.dtype} of shape {list(block_table.shape)}"
+            f"block_table must be int32 of shape [{batch}, max_blocks] (batch first); "
+            f"it is {block_table.dtype} of shape {list(block_table.shape)}"
         )
     if block_size < _SMALLEST_BLOCK or block_size & (block_size - 1):
         raise ValueError(
@@ -101,10 +103,10 @@ def append_to_cache_(
         k_cache, v_cache: [batch, max_len, kv_heads, head_dim], or with a block_table [num_blocks, block_size, kv_heads,
             head_dim].
         k, v: [batch, new, kv_heads, head_dim], the cache's dtype.
-        lengths: [batch] int32, tokens of each sample after they are appended. A token that would stand before position
-            0 is dropped, so a sample of length 0 takes no part.
-        block_table: [batch, max_blocks] int32; the blocks that are written must not be shared by two samples.
-    No gradient flows. Raises ValueError for shapes, dtypes and (lengths on a CPU) lengths that do not fit.
+        lengths: [batch] int32, tokens of each sample after appending. Tokens before position 0 are dropped, so nothing
+            is written for a sample of length 0.
+        block_table: [batch, max_blocks] int32; two samples must not share a block that is written.
+    No gradient flows. Raises ValueError for inconsistent shapes and dtypes, and on a CPU for invalid lengths.
     """
     values = _check_new(k_cache, v_cache, k, v, lengths, block_table)
     new = k.shape[1]
@@ -125,7 +127,7 @@ def append_to_cache_(
 
 
 def _places(lengths: Tensor, new: int, drops: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return (sample, position) of the new tokens, and where some are dropped, a bool mask [batch, new] of those that are not."""
+    """Return (sample, position) of the new tokens, and where some are dropped a mask [batch, new] of the others."""
     position = (lengths[:, None] - new).long() + torch.arange(new, device=lengths.device)
     sample = torch.arange(len(lengths), device=lengths.device)[:, None].expand_as(position)
     if not drops:
@@ -135,10 +137,9 @@ def _places(lengths: Tensor, new: int, drops: bool) -> tuple[Tensor, Tensor, Ten
 
 
 def cached_on(lengths: Tensor, key: Hashable, make: Callable[[], _T]) -> _T:
-    """Return make(), made once for this tensor as long as it is not changed: the layers of a network all ask for the same.
+    """Return make(), cached on the tensor under `key` until the tensor changes: all layers share the result.
 
-    A tensor that was made in torch's inference mode does not know whether it was changed; for it everything is made
-    anew.
+    Tensors made in inference mode have no version counter; nothing is cached on them.
     """
     if lengths.is_inference():
         return make()
@@ -210,7 +211,7 @@ def _append(
 def triton_append_to_cache_(
     k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, lengths: Tensor, *, block_table: Tensor | None = None
 ) -> None:
-    """Write k and v to the cache by one kernel; see `append_to_cache_`. On a GPU tokens past the capacity are dropped."""
+    """`append_to_cache_` in one kernel. On a GPU tokens past the capacity are dropped."""
     _check_new(k_cache, v_cache, k, v, lengths, block_table)
     batch, new, kv_heads, head_dim = k.shape
     width = kv_heads * head_dim

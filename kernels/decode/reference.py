@@ -1,8 +1,8 @@
-"""Attention over a key-value cache in plain torch: the CPU path, and the truth of the Triton kernels' tests.
+"""Attention over a key-value cache in plain torch: the CPU path, and the reference of the Triton kernels.
 
-The query heads that read one kv head, of all new tokens, are the rows of one small matrix (row = token * group + head
-in its group), so that grouped-query heads need no copies of the cache and a single new token needs no mask where all
-samples are of one length.
+The query heads of one kv head, for all new tokens, form the rows of one matrix (row = token * group + head in its
+group). Grouped-query heads then need no copy of the cache, and one new token needs no mask where all samples have the
+same length.
 """
 
 import torch
@@ -13,7 +13,7 @@ from trimaran.kernels.attention.options import AttentionOptions
 from trimaran.kernels.attention.reference import attention
 from trimaran.kernels.decode.cache import cache_capacity, cached_on, check_cache
 
-_FEW_TOKENS = 8  # with more new tokens than these, samples of different lengths are worth a call each
+_FEW_TOKENS = 8  # above it, samples of different lengths run faster in a call each
 
 
 def check_decode(
@@ -26,7 +26,10 @@ def check_decode(
     softcap: float | None,
     alibi_slopes: Tensor | None,
 ) -> list[int] | None:
-    """Return the lengths where they lie on a CPU; ValueError, with the rule and the values, where the arguments of `decode_attention` do not go together."""
+    """Return the lengths where they are on a CPU.
+
+    Raises ValueError, with the rule and the values, for inconsistent arguments of `decode_attention`.
+    """
     values = check_cache(k_cache, v_cache, lengths, block_table, q, "q")
     heads, kv_heads = q.shape[2], k_cache.shape[2]
     if kv_heads == 0 or heads % kv_heads:
@@ -39,7 +42,8 @@ def check_decode(
         alibi_slopes.shape != (heads,) or alibi_slopes.dtype not in (torch.float32, torch.float64)
     ):
         raise ValueError(
-            f"alibi_slopes must be float32 of shape [{heads}] (heads); it is {alibi_slopes.dtype} of shape {list(alibi_slopes.shape)}"
+            f"alibi_slopes must be float32 of shape [{heads}] (heads); "
+            f"it is {alibi_slopes.dtype} of shape {list(alibi_slopes.shape)}"
         )
     return values
 
@@ -58,26 +62,24 @@ def decode_attention(
     scale: float | None = None,
     max_length: int | None = None,
 ) -> Tensor:
-    """Return the attention of the last tokens of each sequence over its cache: [batch, q_len, heads, head_dim], dtype of q.
+    """Return the attention of each sample's last tokens over its cache [batch, q_len, heads, head_dim], dtype of q.
 
     Args:
         q: [batch, q_len, heads, head_dim], the last q_len tokens of each sample, whose keys and values are in the cache
-            already: query i of sample b stands at position lengths[b] - q_len + i and sees the keys [0, that position].
-                A query before position 0 gives zeros.
+            already. Query i of sample b has position p = lengths[b] - q_len + i and attends to the keys [0, p]. Where
+            p < 0 the result is zero.
         k_cache, v_cache: [batch, max_len, kv_heads, head_dim], heads a multiple of kv_heads (query head i reads kv head
             i // (heads / kv_heads)); with a block_table, pages [num_blocks, block_size, kv_heads, head_dim], block_size
-            a power of two of 8 or more. What they hold outside of a sample's tokens is of no account, not even where it
-            is not finite.
+            a power of two of 8 or more. Values outside a sample's tokens do not matter, even if they are not finite.
         lengths: [batch] int32, tokens of each sample in the cache, the new ones included; 0 gives zeros.
         block_table: [batch, max_blocks] int32, the pages of each sample; entries that no query needs are not read.
-        window: a query sees itself and the window - 1 keys before it; None for all.
+        window: a query attends to itself and the window - 1 keys before it; None: to all.
         softcap: scores become softcap * tanh(score / softcap).
-        alibi_slopes: [heads] float32: slope * (query position - key position) is taken off a score (Press et al. 2022,
-            section 3).
-        scale: of the query-key products, head_dim ** -0.5 unless told.
-        max_length: no length is larger; known to the host, it spares work where the capacity is far larger and lengths
-            lies on a device.
-    No gradient flows. Raises ValueError for shapes, dtypes, options and (lengths on a CPU) lengths that do not fit.
+        alibi_slopes: [heads] float32: slope * (query position - key position) is subtracted from a score (Press et al.
+            2022, section 3).
+        scale: factor of the query-key products; None: head_dim ** -0.5.
+        max_length: upper bound of the lengths, on the host; reduces the work where lengths are on a device.
+    No gradient flows. Raises ValueError for inconsistent shapes, dtypes and options, and on a CPU for invalid lengths.
     """
     values = check_decode(q, k_cache, v_cache, lengths, block_table, window, softcap, alibi_slopes)
     q_len, head_dim = q.shape[1], q.shape[3]
@@ -89,7 +91,7 @@ def decode_attention(
         return _each_alone(
             q, k_cache, v_cache, values, AttentionOptions(window=window, softcap=softcap, scale=scale), alibi_slopes
         )
-    # Only keys from `first` on, the oldest that a query of the shortest sample sees.
+    # Keys before `first` are outside every query's window.
     first = 0 if window is None else max(0, shortest - q_len + 1 - window)
     needed = (
         None
@@ -102,8 +104,8 @@ def decode_attention(
         mask = _mask(lengths, equal, q, k.shape[2], (first, longest), window, alibi_slopes)
     scale = head_dim**-0.5 if scale is None else scale
     out = _weighted(q, k, v, mask, softcap, scale, lengths if shortest < q_len else None)
-    # A weight of zero does not undo what is not finite, and outside of a sample's tokens the cache may hold anything.
-    # Looking for it there would take longer than to look at what has come out.
+    # Outside a sample's tokens the cache may hold values that are not finite, and weight zero does not remove those.
+    # Checking the result is cheaper than checking the cache.
     if needed is not None and not (lengths.device.type == "cpu" and out.sum().isfinite()):
         k, v = (x.masked_fill(~needed[:, :, None, None], 0) for x in (k, v))
         out = _weighted(q, k, v, mask, softcap, scale, lengths if shortest < q_len else None)
@@ -118,7 +120,7 @@ def _each_alone(
     options: AttentionOptions,
     alibi_slopes: Tensor | None,
 ) -> Tensor:
-    """Return the attention of samples of different lengths, one after the other: a mask of all of them would be far larger than the cache."""
+    """Return the attention of samples of different lengths, one by one: their joint mask would exceed the cache."""
     out, q_len = torch.zeros_like(q), q.shape[1]
     for sample, length in enumerate(lengths):
         if length > 0:
@@ -131,16 +133,15 @@ def _each_alone(
 def _weighted(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float | None, scale: float, lengths: Tensor | None
 ) -> Tensor:
-    """Return the means of v [batch, keys, kv_heads, head_dim] by the softmax of q's scores, in q's shape.
+    """Return the means of v [batch, keys, kv_heads, head_dim] weighted by the softmax of q's scores, in q's shape.
 
     Args:
         mask: see `_mask`.
-        lengths: of the samples, where some have fewer tokens than q: their queries before position 0 give zeros. None
-            where none has.
+        lengths: of the samples, where some have fewer tokens than q (queries before position 0 give zeros), else None.
     """
     batch, q_len, heads, head_dim = q.shape
     kv_heads = k.shape[2]
-    # [batch, kv_heads, q_len * group, head_dim]; of a single token these are views.
+    # [batch, kv_heads, q_len * group, head_dim]; views for a single token.
     rows = q.view(batch, q_len, kv_heads, -1, head_dim).transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     if softcap is None:
@@ -154,27 +155,30 @@ def _weighted(
 
 
 def _range_of(values: list[int] | None, capacity: int, max_length: int | None) -> tuple[int, int]:
-    """Return bounds of the lengths: the true ones on a CPU, elsewhere what is known without waiting for the device."""
+    """Return bounds of the lengths: exact on a CPU, else those known without waiting for the device."""
     if values is not None:
         return (min(values), max(values)) if values else (0, 0)
     return 0, capacity if max_length is None else min(capacity, max_length)
 
 
 def _needed(lengths: Tensor, q_len: int, window: int | None, first: int, stop: int) -> Tensor:
-    """Return which keys [first, stop) a query of each sample sees: [batch, stop - first] bool."""
+    """Return which keys [first, stop) some query of each sample attends to [batch, stop - first] bool."""
     key, length = torch.arange(first, stop, device=lengths.device), lengths[:, None]
     needed = key < length
     return needed if window is None else needed.logical_and_(key > length - q_len - window)
 
 
 def _columns(cache: Tensor, block_table: Tensor | None, needed: Tensor | None, first: int, stop: int) -> Tensor:
-    """Return the tokens [first, stop) of every sample [batch, stop - first, kv_heads, head_dim]: a view of a contiguous cache, a copy of a paged one."""
+    """Return the tokens [first, stop) of every sample [batch, stop - first, kv_heads, head_dim].
+
+    A view of a contiguous cache, a copy of a paged one.
+    """
     if block_table is None:
         return cache[:, first:stop]
     size = cache.shape[1]
     first_block, stop_block = first // size, -(-stop // size)
     table = block_table[:, first_block:stop_block]
-    if needed is not None:  # entries outside of the sample may hold anything
+    if needed is not None:  # table entries outside the sample may be invalid
         whole = F.pad(needed, (first - first_block * size, stop_block * size - stop))
         table = table.where(whole.unflatten(1, (-1, size)).any(-1), 0)
     pages = cache.index_select(0, table.flatten()).view(len(table), -1, *cache.shape[2:])
@@ -190,8 +194,10 @@ def _mask(
     window: int | None,
     slopes: Tensor | None,
 ) -> Tensor:
-    """Return what the scores of rows and keys get added, -inf where a row does not see a key: [batch or 1, 1, rows or 1, keys]; with ALiBi's slopes
-    [batch or 1, kv_heads, rows, keys]."""
+    """Return the additive mask of the scores, -inf where a row does not attend to a key.
+
+    Its shape is [batch or 1, 1, rows or 1, keys]; with ALiBi's slopes [batch or 1, kv_heads, rows, keys].
+    """
     q_len, group = q.shape[1], q.shape[2] // kv_heads
     wide = torch.promote_types(q.dtype, torch.float32)
 
@@ -204,7 +210,7 @@ def _mask(
 
     def additive() -> Tensor:
         hidden = visible(distances()).logical_not_()
-        if q_len > 1:  # of one token all rows see the same
+        if q_len > 1:  # with one token all rows have the same mask
             hidden = hidden.repeat_interleave(group, dim=1)
         return torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -torch.inf)[:, None]
 
@@ -216,7 +222,10 @@ def _mask(
 
 
 def _capped(rows: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float, scale: float) -> Tensor:
-    """Return attention with scores softcap * tanh(score / softcap); rows [batch, kv_heads, rows, head_dim], k and v [batch, kv_heads, keys, head_dim]."""
+    """Return attention with scores softcap * tanh(score / softcap).
+
+    rows: [batch, kv_heads, rows, head_dim]; k, v: [batch, kv_heads, keys, head_dim].
+    """
     wide = torch.promote_types(rows.dtype, torch.float32)
     scores = (rows.to(wide) @ k.to(wide).transpose(-2, -1)).mul_(scale / softcap).tanh_().mul_(softcap)
     if mask is not None:

@@ -1,12 +1,14 @@
-"""Attention over a key-value cache in Triton, split over the sequence (Dao et al. 2023, "Flash-Decoding for long-context inference").
+"""Attention over a key-value cache in Triton, split over the keys ("Flash-Decoding", Dao et al. 2023).
 
-One program reads one share of the keys of one (sample, kv head): the rows of its tiles are all query heads of that kv
-head times the new tokens, so an element of the cache is read once for the whole group. With several shares each writes
-its own softmax-weighted mean and log-sum-exp, and a second kernel combines them: out = sum_s 2^(lse_s) out_s / sum_s
-2^(lse_s). Scores and log-sum-exps are in units of log2(e), for the hardware's exp2.
+One program reads one split of the keys of one (sample, kv head). The rows of its tiles are all query heads of that kv
+head times the new tokens, so it reads each element of the cache once for the whole group. With several splits each
+writes its softmax-weighted mean and log-sum-exp, and a second kernel combines them:
 
-The shares are equal parts of what the sample really has (and its window lets through), computed on the device; the host
-only chooses how many there are, from the capacity, and so never waits for the lengths.
+    out = sum_s 2^(lse_s) out_s / sum_s 2^(lse_s)
+
+Scores and log-sum-exps are in units of log2(e), for the hardware's exp2. The splits are equal parts of the sample's
+actual keys within the window, computed on the device. The host only chooses the number of splits, from the capacity, so
+that it never waits for the lengths.
 """
 
 from functools import lru_cache
@@ -23,7 +25,7 @@ from trimaran.kernels.launch import launch, multiprocessors, tuned
 from trimaran.kernels.limits import LARGEST_HEAD_DIM
 
 _LOG2E = tl.constexpr(1.4426950408889634)
-_MOST_SPLITS = 128  # about one a multiprocessor; more would only make the combining slower
+_MOST_SPLITS = 128  # about one per multiprocessor; more would only slow down the combination
 
 
 @triton.jit
@@ -37,10 +39,10 @@ def _scores(
     ALIBI: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> tl.tensor:
-    """Scores of a tile in units of log2(e), masks aside: [rows, keys] float32."""
+    """Return the scores of a tile in units of log2(e), not masked: [rows, keys] float32."""
     products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if SOFTCAP > 0:
-        # tanh(x) = 1 - 2 / (exp(2 x) + 1), right for infinite exp(2 x) too
+        # tanh(x) = 1 - 2 / (exp(2 x) + 1), correct for infinite exp(2 x) too
         scores = (1.0 - 2.0 / (tl.exp2(products * (scale * (2.0 * _LOG2E / SOFTCAP))) + 1.0)) * (SOFTCAP * _LOG2E)
     else:
         scores = products * (scale * _LOG2E)
@@ -53,7 +55,7 @@ def _scores(
 def _share(
     length: tl.tensor, q_len: tl.tensor, WINDOW: tl.constexpr, MIN_TILES: tl.constexpr, BLOCK_N: tl.constexpr
 ) -> tl.tensor:
-    """(start, stop) of the keys that this program's split reads: equal shares of those that any query sees."""
+    """Return (start, stop) of the keys of this program's split: an equal share of those that a query attends to."""
     oldest = tl.maximum(length - q_len + 1 - WINDOW, 0) if WINDOW else 0
     tiles = tl.cdiv(length - oldest, BLOCK_N)
     share = tl.maximum(tl.cdiv(tiles, tl.num_programs(1)), MIN_TILES) * BLOCK_N
@@ -65,9 +67,12 @@ def _share(
 def _online_softmax(
     scores: tl.tensor, v: tl.tensor, top: tl.tensor, total: tl.tensor, acc: tl.tensor, PRECISION: tl.constexpr
 ) -> tl.tensor:
-    """(largest score, sum of weights, weighted sum of values) with one more tile of keys (Milakov and Gimelshein 2018, algorithm 3)."""
+    """Add a tile of keys to (largest score, sum of weights, weighted sum of values); return the three.
+
+    Online softmax: Milakov and Gimelshein 2018, algorithm 3.
+    """
     new_top = tl.maximum(top, tl.max(scores, 1))
-    finite = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen no key yet
+    finite = tl.where(new_top == float("-inf"), 0.0, new_top)  # -inf: a row without a key yet
     weights = tl.exp2(scores - finite[:, None])
     decay = tl.exp2(top - finite)
     acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision=PRECISION)
@@ -97,7 +102,7 @@ def _decode_split(
     PRECISION: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     MIN_TILES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> None:  # fmt: skip
-    # Row tiles of one kv head stand side by side: they read the same keys, the second time from the cache.
+    # Row tiles of one kv head are neighbours: they read the same keys, the second time from the cache.
     program, splits = tl.program_id(0), tl.num_programs(1)
     sample = (program // (row_tiles * kv_heads)).to(tl.int64)
     kv_head = program // row_tiles % kv_heads
@@ -140,13 +145,13 @@ def _decode_split(
         v = tl.load(v_base + v_row[:, None] + dims[None, :] * v_strides[3], in_kv, 0.0)
         top, total, acc = _online_softmax(scores, v, top, total, acc, PRECISION)
 
-    # [row of out, split]: the partial results of one row lie side by side.
+    # [row of out, split]: the partial results of one row are adjacent.
     to = ((sample * q_len + token) * (kv_heads * GROUP) + head) * splits + tl.program_id(1)
-    seen_any = total != 0  # of a NaN too
+    seen_any = total != 0  # true for NaN too
     total = tl.where(seen_any, total, 1.0)
     if SPLIT:
-        tl.store(lse_ptr + to, top + tl.log2(total), live)  # -inf where no key was seen
-        in_q = in_q & seen_any[:, None]  # the rest is not read
+        tl.store(lse_ptr + to, top + tl.log2(total), live)  # -inf without a key
+        in_q = in_q & seen_any[:, None]  # _decode_combine does not read the rest
     out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + to[:, None] * HEAD_DIM + dims[None, :], out, in_q)
 
@@ -187,40 +192,40 @@ def _decode_combine(
 
 @lru_cache(maxsize=4096)
 def num_splits(programs: int, tiles: int, slots: int) -> int:
-    """Return into how many parts the keys are split: the fewest that keep the chip nearly as busy as any number of parts would.
+    """Return the number of splits: the smallest that keeps the chip at 85% of the best occupancy or more.
+
+    FlashAttention's rule; occupancy is the share of the slots in use over all waves of programs.
 
     Args:
-        programs: of one split; tiles: shortest parts the longest sequence can have; slots: programs the chip holds at
-            once.
-    The rule is FlashAttention's: busy is the share of the slots taken, over all the waves of programs that it needs.
+        programs: programs of one split.
+        tiles: most splits of the longest sequence.
+        slots: programs that the chip runs at once.
     """
     if programs * 5 >= slots * 4:
         return 1
     busy = {}
     for splits in range(1, max(1, min(tiles, slots, _MOST_SPLITS)) + 1):
-        if splits == 1 or -(-tiles // splits) < -(-tiles // (splits - 1)):  # else some would have nothing to do
+        if splits == 1 or -(-tiles // splits) < -(-tiles // (splits - 1)):  # else some splits would be empty
             waves = programs * splits / slots
             busy[splits] = waves / -(-programs * splits // slots)
     return next(splits for splits, share in busy.items() if share >= 0.85 * max(busy.values()))
 
 
 def _configuration(q: Tensor, rows: int, paged: bool) -> dict[str, int]:
-    """Return the tuned configuration for `rows` rows of a kv head: narrow tiles where they hold them, wide ones otherwise."""
+    """Return the tuned configuration for `rows` rows of a kv head: narrow tiles where the rows fit, else wide ones."""
     width = f"d{max(16, triton.next_power_of_2(q.shape[3]))}"
     suffix = "_float32" if q.dtype == torch.float32 else ""
     config = tuned("decode", q.device, f"narrow_{width}{suffix}")
-    if rows > config["BLOCK_M"]:  # in float32 wide tiles spill: narrow ones take turns
+    if rows > config["BLOCK_M"]:  # wide tiles of float32 would spill, so the table has only narrow ones
         config = tuned("decode", q.device, f"wide_{width}{suffix}", f"narrow_{width}{suffix}")
-    stages = config.pop(
-        "PAGED_STAGES"
-    )  # the table's entries are fetched ahead of the pages, which takes stages of its own
+    stages = config.pop("PAGED_STAGES")  # prefetching the block table takes further stages
     return {**config, "num_stages": stages} if paged else config
 
 
 def _precision(q: Tensor) -> str:
     if q.dtype != torch.float32:
-        return "tf32"  # read for float32 alone
-    return "tf32x3" if q.shape[3] <= 128 else "ieee"  # of a wider query the two tf32 parts would fill the registers
+        return "tf32"  # ignored in half precision
+    return "tf32x3" if q.shape[3] <= 128 else "ieee"  # the tf32 parts of wider queries do not fit the registers
 
 
 @torch.no_grad()
@@ -237,11 +242,10 @@ def triton_decode_attention(
     scale: float | None = None,
     max_length: int | None = None,
 ) -> Tensor:
-    """Return the attention of the last tokens of each sequence over its cache [batch, q_len, heads, head_dim]; see `decode_attention`.
+    """Return the attention of each sample's last tokens over its cache, as the reference `decode_attention`.
 
-    Raises ValueError as the reference does, and for a head_dim over 256. Lengths on a device are not looked at by the
-    host: one over the capacity is read as the capacity. max_length sizes the work alone; where a length is larger, the
-    result is right all the same.
+    Raises ValueError as the reference, and for a head_dim over 256. The host does not read lengths on a device; one
+    over the capacity counts as the capacity. max_length only sizes the work: a larger length gives the right result.
     """
     check_decode(q, k_cache, v_cache, lengths, block_table, window, softcap, alibi_slopes)
     batch, q_len, heads, head_dim = q.shape

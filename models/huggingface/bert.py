@@ -1,8 +1,7 @@
-"""BERT (Devlin et al. 2019): an encoder that fills in hidden tokens, with norms after the sums and a dense layer before the tied output projection.
+"""BERT (Devlin et al. 2019): an encoder for masked tokens, post-norm, with a dense layer before the tied head.
 
-Of a file of BERT's pre-training the pooler and the head that tells whether two sentences follow each other are left
-out: what is imported, trained and exported is the masked language model. Of the token types the first is added to every
-token; the others are kept as they are.
+Import, training and export cover the masked language model; the pooler and the next-sentence head of a pre-training
+file are dropped. Every token has the first token type; the embeddings of the other types are kept unchanged.
 """
 
 from typing import Final

@@ -1,4 +1,8 @@
-"""Falcon (Almazrouei et al. 2023): 7B (one key-value head, parallel, one norm), 40B and 180B (groups, two norms), 11B (groups, one norm), RW (ALiBi)."""
+"""Falcon (Almazrouei et al. 2023), with its four architectures.
+
+7B: one key-value head, parallel blocks, one norm. 40B and 180B: grouped heads, two norms. 11B: grouped heads, one norm.
+RW: ALiBi.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -22,7 +26,10 @@ from trimaran.models.huggingface.rotary import rotary
 
 
 def _read_architecture(hf: Mapping[str, Any]) -> Values:
-    """Block and key-value heads; the old decoder knows one key-value head or as many as there are heads, and takes no notice of num_kv_heads."""
+    """Return kind of block and key-value heads.
+
+    The old decoder has one key-value head or num_attention_heads, and ignores num_kv_heads.
+    """
     norms, heads = hf["num_ln_in_parallel_attn"], hf["num_attention_heads"]
     if hf["new_decoder_architecture"]:
         if not hf["parallel_attn"]:
@@ -38,7 +45,8 @@ def _read_architecture(hf: Mapping[str, Any]) -> Values:
         )
     if not hf["multi_query"] and hf["num_kv_heads"] not in (None, heads):
         raise ValueError(
-            f"num_kv_heads {shown(hf['num_kv_heads'])} with new_decoder_architecture and multi_query false is not supported, nor by transformers"
+            f"num_kv_heads {shown(hf['num_kv_heads'])} with new_decoder_architecture and multi_query false "
+            "is not supported, nor by transformers"
         )
     return {
         "block": "parallel_one_norm" if hf["parallel_attn"] else "sequential",
@@ -62,7 +70,7 @@ def _write_architecture(config: TransformerConfig) -> Values:
 def _read_alibi(hf: Mapping[str, Any]) -> Values:
     if not hf["alibi"]:
         return {}
-    # Where LLaMA's order is scale, then bias, Falcon scales the sum of both.
+    # Others scale the scores and then add the ALiBi bias; Falcon scales the sum of both.
     return {"position": "alibi", "alibi_scale": (hf["hidden_size"] // hf["num_attention_heads"]) ** -0.5}
 
 

@@ -1,4 +1,4 @@
-"""A family of models as data: what its config.json means in ours and back, and how its tensors are called."""
+"""A family of models as data: config map and weight-name map between transformers' models and ours."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.forms import Row
 from trimaran.models.huggingface.options import COMMON, Option, Values, shown
 
-# Fields that say how a model is trained or begun, not what it computes: a config.json may lack a word for them.
+# Fields of training and initialization, which do not change what a model computes; a config.json may lack them.
 TRAINING_ONLY: Final = frozenset(
     {
         "embedding_dropout",
@@ -27,7 +27,7 @@ TRAINING_ONLY: Final = frozenset(
 
 
 class CannotExpress(ValueError):
-    """A family has no model like this one; `num_differences` tells how far it is from one."""
+    """A family can't express this model; `num_differences` counts what differs."""
 
     def __init__(self, text: str, num_differences: int) -> None:
         super().__init__(text)
@@ -39,17 +39,16 @@ class Family:
     """One family of models.
 
     Args:
-        name: what we call it.
-        model_types: `model_type` of its config.json; the first is written.
-        architecture: class of transformers that holds such a model.
-        defaults: of transformers' config class, for keys that a config.json lacks.
+        name: our name of it.
+        model_types: the values of `model_type` in config.json; export writes the first.
+        architecture: transformers' class of such a model.
+        defaults: the defaults of transformers' config class, for keys that a config.json lacks.
         options: the config map.
         weights: the weight-name map.
-        aliases: other names of keys of config.json -> those that the options read.
-        prefix: what the names of all tensors but the head's begin with in the map; files of the network without its
-            head lack it.
-        renamed: what other names of tensors begin with -> what those in the map do; endings: likewise, what they end
-            with.
+        aliases: other names of config.json's keys -> the names that the options read.
+        prefix: first part of all names in the map but the head's; files of a network without head lack it.
+        renamed: other first parts of tensor names -> those in the map.
+        endings: other last parts of tensor names -> those in the map.
         ignored: regular expressions for tensors in a file that are no weights.
     """
 
@@ -69,7 +68,7 @@ class Family:
         """Return the values of a TransformerConfig for the content of a config.json.
 
         Raises:
-            ValueError: options that we do not have, all of them at once.
+            ValueError: unsupported options, all of them at once.
         """
         errors: list[str] = []
         values: Values = {}
@@ -84,9 +83,9 @@ class Family:
         return values
 
     def from_config(self, config: TransformerConfig) -> Values:
-        """Return the content of a config.json, without the dtype and the ids of special tokens (which are null), for a model of this config.
+        """Return the content of a config.json for a model of this config, without dtype and ids of special tokens.
 
-        Dropout and how the weights began are left out where the family has no word for them.
+        The ids are null. Dropout and initialization are left out where the family has no key for them.
 
         Raises:
             CannotExpress: this family can't express the model; the text names every difference.
@@ -97,7 +96,7 @@ class Family:
         for option in self.options:
             try:
                 written |= option.write(config)
-            except ValueError as error:  # the key keeps its default, and what comes of that is a difference
+            except ValueError as error:  # the key keeps its default, which shows as a difference below
                 notes.append(str(error))
         try:
             read_again = canonical_config(TransformerConfig.model_validate(self.to_config(written)))
@@ -116,7 +115,7 @@ class Family:
         return written
 
     def _with_known_keys(self, hf: Mapping[str, Any], errors: list[str]) -> Values:
-        """config.json under the names of keys that the options read; notes what contradicts itself."""
+        """Return config.json under the key names that the options read; add contradictions to `errors`."""
         renamed: Values = {}
         for key, value in hf.items():
             name = self.aliases.get(key, key)
@@ -130,15 +129,18 @@ class Family:
 
 
 def canonical_config(config: TransformerConfig) -> Values:
-    """Return what the network computes as values that can be compared: two configs that differ only in how they say it, or in what goes unused, are equal."""
+    """Return the config reduced to what the network computes.
+
+    Configs that differ only in notation or in unused fields give equal values.
+    """
     values = {name: getattr(config, name) for name in type(config).model_fields if name not in TRAINING_ONLY}
-    del values["bias"], values["attention_pattern"]  # stands for the biases below it; is in the windows
+    del values["bias"], values["attention_pattern"]  # a shorthand for the other biases; contained in the windows
     windows = tuple(config.window_of(layer) for layer in range(config.num_layers))
     values["attention_window"] = windows if len(set(windows)) > 1 else windows[0]
     values["attention_scale"] = config.attention_scale or config.head_dim**-0.5
     values["rotary_dim"] = config.rotary_dim or config.head_dim
     values["rotary_scaling"] = None if config.rotary_scaling is None else _canonical_scaling(config.rotary_scaling)
-    unused: list[str] = [] if config.position == "learned" else ["max_seq_len"]  # a bound, and no part of the network
+    unused: list[str] = [] if config.position == "learned" else ["max_seq_len"]  # only a bound
     if config.position != "rotary":
         unused += [name for name in values if name.startswith("rotary_")]
     if config.position != "alibi":

@@ -1,8 +1,8 @@
-"""How the tensors of a Hugging Face file and ours make each other: a few named forms, and the rows of a weight map that use them.
+"""Conversions between the tensors of a Hugging Face file and ours: named forms, and the rows of a weight map.
 
-A row of a weight map says which tensors of a file make which of ours, with {i} for the layer, {p} for weight or bias,
-and {e} for the expert. A form turns the one into the other and back, exactly, but for two: PLUS_ONE rounds, and OPT's
-position table loses two rows that its network never reads.
+A row maps tensors of a file to ours, with {i} for the layer, {p} for weight or bias, and {e} for the expert. A form
+converts in both directions. It is exact, but PLUS_ONE rounds, and OPT's position table loses two rows that the network
+never reads.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Turn = Callable[[Sequence[Tensor], TransformerConfig], list[Tensor]]
 
 @dataclass(frozen=True)
 class Form:
-    """A way between the tensors of a file and ours, and its inverse. All tensors are global; results may share memory with what was given."""
+    """A conversion of a file's tensors to ours and its inverse; on global tensors; results may share their memory."""
 
     name: str
     to_ours: Turn
@@ -31,9 +31,8 @@ class Row:
     """One line of a weight map, for every layer at once.
 
     Args:
-        ours, theirs: names with {i}, {p} and (theirs) {e}; a name with {e} stands for that of every expert, one after
-            the other.
-        blocks: kinds of block in which the row holds; empty for all.
+        ours, theirs: names with {i}, {p} and (theirs) {e}; a name with {e} expands to one for each expert, in order.
+        blocks: kinds of block to which the row applies; empty for all.
     """
 
     ours: tuple[str, ...]
@@ -84,7 +83,7 @@ def _fuse_groups(tensors: Sequence[Tensor], config: TransformerConfig) -> list[T
 
 
 def _add_one(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
-    # Half precision would lose what is added: w is small beside 1.
+    # In half precision 1 + w would lose w, which is small.
     return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) + 1 for tensor in tensors]
 
 
@@ -118,7 +117,7 @@ def _after(first: Turn, second: Turn) -> Turn:
 
 
 SAME: Final = Form("same", _same, _same)
-# GPT-2's Conv1D holds [in, out]; a bias is the same.
+# GPT-2's Conv1D holds [in, out]; biases do not change.
 TRANSPOSED: Final = Form("transposed", _transposed, _transposed)
 # Keys and values, or gate and up, or the experts: tensors of one shape become [number, ...].
 STACKED: Final = Form("stacked", _stack, _unstack)
@@ -127,19 +126,19 @@ FUSED_QKV: Final = Form("queries, keys, values fused", _split_fused, _fuse)
 FUSED_QKV_TRANSPOSED: Final = Form(
     "queries, keys, values fused and transposed", _after(_transposed, _split_fused), _after(_fuse, _transposed)
 )
-# For every key-value head: the rows of its query heads, its key, its value (Falcon; with one query head each: GPT-NeoX,
-# BLOOM; with one group: multi-query).
+# For each key-value head the rows of its query heads, its key, its value. Falcon; with one query head each GPT-NeoX and
+# BLOOM; with one group multi-query attention.
 FUSED_QKV_BY_GROUP: Final = Form("queries, keys, values fused by group", _split_fused_groups, _fuse_groups)
 # Norms that multiply by 1 + w (Gemma); ours are float32 at least.
 PLUS_ONE: Final = Form("plus one", _add_one, _take_one)
-# A position table that begins with two rows that no position reads (OPT); they are written as zeros.
+# OPT's position table begins with two rows that no position reads; export writes zeros.
 TWO_ROWS_FEWER: Final = Form("two rows fewer", _drop_rows, _add_rows)
 # The gates of all experts, then the ups of all experts: [experts, 2, f, h].
 GATED_EXPERTS: Final = Form("gates and ups of experts", _stack_gated_experts, _unstack_gated_experts)
 
 
 def row(ours: str | tuple[str, ...], *theirs: str, form: Form | None = None, blocks: tuple[str, ...] = ()) -> Row:
-    """Return a row; without a form one tensor is the same on both sides, and several of theirs are stacked into one of ours."""
+    """Return a row; without a form one tensor is copied, and several of theirs are stacked into one of ours."""
     names = (ours,) if isinstance(ours, str) else ours
     return Row(names, theirs, form or (SAME if len(theirs) == 1 else STACKED), blocks)
 
@@ -149,7 +148,7 @@ QKV: Final = (f"{ATTENTION}.q.{{p}}", f"{ATTENTION}.kv.{{p}}")
 
 
 def llama_rows(final_norm: Form = SAME) -> tuple[Row, ...]:
-    """Rows of embedding, attention, last norm and head under LLaMA's names, which most families have taken over."""
+    """Return the rows of embedding, attention, final norm and head under LLaMA's names, which most families use."""
     return (
         row("embedding.weight", "model.embed_tokens.weight"),
         row(f"{ATTENTION}.q.{{p}}", "model.layers.{i}.self_attn.q_proj.{p}"),

@@ -1,4 +1,4 @@
-"""Gemma (Gemma Team 2024): LLaMA's blocks with GeGLU, wide heads, embeddings times the root of their width, and norms that multiply by 1 + w."""
+"""Gemma (Gemma Team 2024): LLaMA's blocks with GeGLU, wide heads, scaled embeddings, norms that multiply by 1 + w."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -22,7 +22,7 @@ from trimaran.models.huggingface.rotary import rotary
 
 
 def root_of_width() -> Option:
-    """The factor of the embeddings, which no config.json of Gemma's names."""
+    """Return the option that scales the embeddings by sqrt(hidden_size), for which Gemma's config.json has no key."""
 
     def read(hf: Mapping[str, Any]) -> Values:
         return {"embedding_scale": hf["hidden_size"] ** 0.5}

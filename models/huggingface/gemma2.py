@@ -1,4 +1,4 @@
-"""Gemma 2 (Gemma Team 2024): norms on both sides of every branch, windows in every other layer, soft caps on scores and logits."""
+"""Gemma 2 (Gemma Team 2024): sandwich norms, windows in every other layer, soft caps on scores and logits."""
 
 from collections.abc import Mapping
 from typing import Any, Final

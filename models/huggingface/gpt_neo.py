@@ -25,7 +25,7 @@ _KINDS: Final = {"global": "full", "local": "window"}
 
 
 def _read_windows(hf: Mapping[str, Any]) -> Values:
-    """`attention_types` is a list of [kinds, how often]: [[["global", "local"], 12]] alternates over 24 layers."""
+    """Read `attention_types`, a list of [kinds, times]: [[["global", "local"], 12]] alternates over 24 layers."""
     words = [word for kinds, times in hf["attention_types"] or [[["global", "local"], 12]] for word in kinds * times]
     for word in words:
         if word not in _KINDS:

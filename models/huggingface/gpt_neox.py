@@ -1,4 +1,4 @@
-"""GPT-NeoX-20B (Black et al. 2022) and Pythia: parallel or sequential blocks, a part of each head rotated, queries, keys and values fused by head."""
+"""GPT-NeoX-20B (Black et al. 2022) and Pythia: parallel or sequential blocks, partial rotation, QKV fused by head."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""GPT-J (Wang and Komatsuzaki 2021): attention and feed-forward at once under one norm, rotation of neighbouring pairs, a biased head."""
+"""GPT-J (Wang and Komatsuzaki 2021): parallel blocks with one norm, interleaved rotary pairs, a biased head."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -9,7 +9,7 @@ from trimaran.models.huggingface.options import ACTIVATIONS, TIED, Option, Value
 
 
 def _read_rotary_dim(hf: Mapping[str, Any]) -> Values:
-    if hf["rotary_dim"] is None:  # its frequencies are then those of a head as wide as the model
+    if hf["rotary_dim"] is None:  # transformers then computes the frequencies from hidden_size
         raise unsupported("rotary_dim", None, "a number of rotated dims")
     return {"rotary_dim": hf["rotary_dim"]}
 

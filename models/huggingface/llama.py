@@ -1,4 +1,4 @@
-"""LLaMA 1, 2 and 3 (Touvron et al. 2023; Grattafiori et al. 2024), and the many models that are stored as one."""
+"""LLaMA 1, 2 and 3 (Touvron et al. 2023; Grattafiori et al. 2024), and the many models in its format."""
 
 from typing import Final
 

@@ -24,7 +24,7 @@ from trimaran.models.huggingface.rotary import rotary
 
 
 def _read_aux_loss(hf: Mapping[str, Any]) -> Values:
-    """Transformers adds the loss that keeps the experts evenly used only where the router's logits are an output."""
+    """Read the weight of the load-balancing loss; transformers adds the loss only with output_router_logits."""
     return {"router_aux_loss": hf["router_aux_loss_coef"] if hf["output_router_logits"] else 0.0}
 
 

@@ -1,4 +1,4 @@
-"""OLMo 2 (OLMo Team 2024): norms on what a branch adds, and on all queries and all keys together."""
+"""OLMo 2 (OLMo Team 2024): norms on the output of each branch, and over all queries and all keys together."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""OPT (Zhang et al. 2022): GPT-3's shape with ReLU; positions begin in the third row of their table."""
+"""OPT (Zhang et al. 2022): GPT-3's shape with ReLU; position 0 is the third row of its table."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -24,7 +24,8 @@ def _check_width(hf: Mapping[str, Any]) -> Values:
     width = hf["word_embed_proj_dim"]
     if width not in (None, hf["hidden_size"]):
         raise ValueError(
-            f"word_embed_proj_dim {shown(width)} is not supported; this runtime has embeddings of hidden_size ({hf['hidden_size']})"
+            f"word_embed_proj_dim {shown(width)} is not supported; "
+            f"this runtime has embeddings of hidden_size ({hf['hidden_size']})"
         )
     return {}
 
@@ -72,7 +73,7 @@ OPT: Final = Family(
     weights=(
         row("embedding.weight", "model.decoder.embed_tokens.weight"),
         row("position", "model.decoder.embed_positions.weight", form=TWO_ROWS_FEWER),
-        # The same two names before a branch and after a sum.
+        # The same names for pre-norm and post-norm.
         row("layers.{i}.attention_norm.{p}", "model.decoder.layers.{i}.self_attn_layer_norm.{p}"),
         row("layers.{i}.attention_post_norm.{p}", "model.decoder.layers.{i}.self_attn_layer_norm.{p}"),
         row("layers.{i}.mlp_norm.{p}", "model.decoder.layers.{i}.final_layer_norm.{p}"),

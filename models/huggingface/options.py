@@ -1,9 +1,9 @@
-"""What a config.json says, option by option and in both directions: the pieces that a family's config map is put together from.
+"""The options of which a family's config map is made: each converts some keys of config.json in both directions.
 
-An option reads some keys of a config.json, filled up with the defaults of transformers' config class, and gives values
-of TransformerConfig; it writes the same keys from a TransformerConfig. Every key of the config class that changes the
-network belongs to an option of the family (tests/models/test_families.py holds them against each other), so that none
-is overlooked. As in transformers, null means "none" or "derive it".
+An option reads keys of a config.json, completed with the defaults of transformers' config class, and returns values of
+TransformerConfig; it writes the same keys from a TransformerConfig. Every key of the config class that changes the
+network belongs to an option of the family; tests/models/test_families.py compares the two. As in transformers, null
+means "none" or "derive it".
 """
 
 from collections.abc import Callable, Mapping
@@ -21,11 +21,10 @@ class Option:
     """One piece of a config map.
 
     Args:
-        keys: what it reads of a config.json.
-        read: config.json -> values of TransformerConfig. Raises ValueError for what we do not have.
-        write: a TransformerConfig -> values of config.json. Raises ValueError where the family has no word for it. What
-            a family cannot say and does not write comes back different when it is read again, which
-            `Family.from_config` notices.
+        keys: the keys of config.json that it reads.
+        read: config.json -> values of TransformerConfig. Raises ValueError for unsupported values.
+        write: TransformerConfig -> values of config.json. Raises ValueError for values that the family can't express.
+            `Family.from_config` also reads the result again and finds what got lost.
     """
 
     keys: tuple[str, ...]
@@ -34,19 +33,19 @@ class Option:
 
 
 def shown(value: object) -> str:
-    """Return a value of a config.json about as it stands there, shortened."""
+    """Return a value of a config.json in JSON's notation, shortened."""
     words = {None: "null", True: "true", False: "false"}
     text = words[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def unsupported(key: str, found: object, known: object) -> ValueError:
-    """Return the error for a value that we do not have; `known`: those that we have, as words."""
+    """Return the error for an unsupported value; `known`: the supported ones, as text."""
     return ValueError(f"{key} {shown(found)} is not supported; this runtime has {known}")
 
 
 def value(ours: str, theirs: str) -> Option:
-    """A value that is copied; null leaves ours at what TransformerConfig derives."""
+    """Return the option that copies a value; null leaves ours to TransformerConfig's default."""
 
     def read(hf: Mapping[str, Any]) -> Values:
         return {} if hf[theirs] is None else {ours: hf[theirs]}
@@ -55,7 +54,7 @@ def value(ours: str, theirs: str) -> Option:
 
 
 def flag(theirs: str, *ours: str) -> Option:
-    """A switch that sets several of ours together; null is false."""
+    """Return the option of a switch that sets several of ours; null is false."""
     return Option(
         (theirs,),
         lambda hf: dict.fromkeys(ours, bool(hf[theirs])),
@@ -64,7 +63,7 @@ def flag(theirs: str, *ours: str) -> Option:
 
 
 def choice(ours: str, theirs: str, table: Mapping[Any, Any]) -> Option:
-    """A value that has another name on each side.
+    """Return the option of a value with different names on the two sides.
 
     Args:
         table: theirs -> ours; of several names for one of ours the first is written.
@@ -82,14 +81,15 @@ def choice(ours: str, theirs: str, table: Mapping[Any, Any]) -> Option:
             if known == wanted:
                 return {theirs: name}
         raise ValueError(
-            f"{theirs} has no word for {ours} {shown(wanted)}; it knows {one_of(shown(known) for known in dict.fromkeys(table.values()))}"
+            f"{theirs} has no word for {ours} {shown(wanted)}; "
+            f"it knows {one_of(shown(known) for known in dict.fromkeys(table.values()))}"
         )
 
     return Option((theirs,), read, write)
 
 
 def only(theirs: str, *allowed: Any) -> Option:
-    """An option of which we have the given settings alone, and these change nothing. Absent it is the first of them."""
+    """Return the option of a key that must have one of the values that change nothing; absent it has the first."""
 
     def read(hf: Mapping[str, Any]) -> Values:
         found = hf.get(theirs, allowed[0])
@@ -101,16 +101,16 @@ def only(theirs: str, *allowed: Any) -> Option:
 
 
 def fixed(**ours: Any) -> Option:
-    """What is the same in every model of the family."""
+    """Return the option of values that are the same in every model of the family."""
     return Option((), lambda hf: dict(ours), lambda config: {})
 
 
 def harmless(*theirs: str) -> Option:
-    """Keys that change nothing in the network's output."""
+    """Return the option of keys that do not change the network's output."""
     return Option(theirs, lambda hf: {}, lambda config: {})
 
 
-# Names of activations in transformers; the tanh ones differ in how they are computed, not in the function.
+# Names of activations in transformers; the tanh ones are implementations of one function.
 ACTIVATIONS: Final = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -130,7 +130,7 @@ GATED_ACTIVATIONS: Final = {
     "gelu_fast": "geglu_tanh",
 }
 
-# What transformers' base class knows of every family. The ids of special tokens are the tokenizer's affair.
+# The keys of transformers' base class. The tokenizer has the ids of special tokens.
 COMMON: Final = (
     harmless("use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"),
     only("is_encoder_decoder", False),
@@ -140,7 +140,7 @@ COMMON: Final = (
     only("per_layer_config", None),
 )
 
-# The sizes of a model of LLaMA's kind, under names that most families have taken over.
+# The sizes of a model under LLaMA's names, which most families use.
 SIZES: Final = (
     value("vocab_size", "vocab_size"),
     value("hidden_size", "hidden_size"),
@@ -154,7 +154,11 @@ TIED: Final = flag("tie_word_embeddings", "tie_embeddings")
 
 
 def head_width(*, is_field: bool) -> Option:
-    """`head_dim`, by default hidden_size / num_attention_heads. Without `is_field` the config class has none, yet its network looks for one."""
+    """Return the option of `head_dim`, by default hidden_size / num_attention_heads.
+
+    Args:
+        is_field: whether the config class has the field; some networks read it although it has not.
+    """
 
     def read(hf: Mapping[str, Any]) -> Values:
         return {} if hf.get("head_dim") is None else {"head_dim": hf["head_dim"]}
@@ -170,7 +174,7 @@ def head_width(*, is_field: bool) -> Option:
 
 
 def attention_window(theirs: str = "sliding_window") -> Option:
-    """The window of all layers; null is none."""
+    """Return the option of one window for all layers; null is none."""
     return Option((theirs,), value("attention_window", theirs).read, lambda config: {theirs: config.window_of(0)})
 
 
@@ -178,12 +182,11 @@ _KINDS: Final = {"sliding_attention": "window", "full_attention": "full"}
 
 
 def layer_windows(kind_of: Callable[[int, Mapping[str, Any]], str], *, switch: bool) -> Option:
-    """`layer_types`, one word for every layer, with `sliding_window`.
+    """Return the option of `layer_types`, one word for every layer, with `sliding_window`.
 
     Args:
-        kind_of: (layer, config.json) -> the word that the config class gives a layer that has a window, where there are
-            no layer_types.
-        switch: whether windows count only where `use_sliding_window` is true (Qwen), and without layer_types from layer
+        kind_of: (layer, config.json) -> the config class's word for the layer where layer_types is null.
+        switch: whether windows apply only if `use_sliding_window` is true (Qwen), and without layer_types from layer
             `max_window_layers` on.
     """
 
@@ -224,7 +227,7 @@ def layer_windows(kind_of: Callable[[int, Mapping[str, Any]], str], *, switch: b
 
 
 def shortest_pattern(kinds: list[str]) -> tuple[str, ...] | None:
-    """Return the shortest `attention_pattern` that gives these kinds of layers when it is repeated; None where all have a window."""
+    """Return the shortest `attention_pattern` whose repetition gives these kinds; None where all have a window."""
     if "full" not in kinds:
         return None
     lengths = range(1, len(kinds) + 1)

@@ -1,8 +1,7 @@
-"""PaLM (Chowdhery et al. 2022): parallel blocks under one LayerNorm without bias, SwiGLU, one key-value head, tied embeddings.
+"""PaLM (Chowdhery et al. 2022): parallel blocks with one LayerNorm without bias, SwiGLU, one key-value head, tied head.
 
-Transformers has no PaLM. Cohere's Command R is the same network, with as many key-value heads as one likes, a factor of
-the logits, and rotation of neighbouring pairs; a PaLM that was trained here with `rotary_interleaved` is exported as
-one.
+Transformers has no PaLM. Cohere's Command R is the same network with any number of key-value heads, a factor of the
+logits and interleaved rotary pairs. A PaLM trained here with `rotary_interleaved` is exported in that format.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5 (Yang et al. 2024): LLaMA's blocks with biased queries, keys and values, and windows in the last layers as an option."""
+"""Qwen 2 and 2.5 (Yang et al. 2024): LLaMA's blocks with QKV biases, and optional windows in the last layers."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Qwen 3 (Yang et al. 2025): Qwen 2's blocks with a norm of every head's queries and keys in place of biases."""
+"""Qwen 3 (Yang et al. 2025): Qwen 2's blocks with norms over each head's queries and keys instead of biases."""
 
 from typing import Final
 

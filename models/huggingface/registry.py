@@ -26,7 +26,7 @@ from trimaran.models.huggingface.qwen3 import QWEN3
 from trimaran.models.huggingface.starcoder2 import STARCODER2
 from trimaran.models.huggingface.xlnet import XLNET
 
-# What most programs read comes first: `family_for` takes the first of several that suit equally well.
+# The most widely readable families come first: `family_for` takes the first of several equally close ones.
 FAMILIES: Final[tuple[Family, ...]] = (
     LLAMA,
     GPT2,
@@ -55,7 +55,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     """Return the family that a config.json names.
 
     Raises:
-        ValueError: it names none that we know; lists those.
+        ValueError: the family is unknown; the text lists the known ones.
     """
     wanted = hf.get("model_type")
     for family in FAMILIES:
@@ -68,10 +68,10 @@ def family_of(hf: Mapping[str, Any]) -> Family:
 
 
 def family_for(config: TransformerConfig) -> Family:
-    """Return the family in which to export a model that was trained here: of those whose architecture it is, the one whose models it is most like.
+    """Return the family for the export of a model: of those that express it, the one whose default model is closest.
 
     Raises:
-        ValueError: there is none; tells what keeps it from the nearest two.
+        ValueError: no family expresses it; the text names the differences from the closest two.
     """
     fitting: list[Family] = []
     reasons: list[CannotExpress] = []
@@ -91,7 +91,7 @@ def family_for(config: TransformerConfig) -> Family:
 
 
 def _unlikeness(family: Family, config: TransformerConfig) -> int:
-    """The number of words and switches in which the model differs from the family's usual one; numbers are sizes."""
+    """Return how many words and switches differ from the family's default model; numbers are sizes and do not count."""
     usual = canonical_config(TransformerConfig.model_validate(family.to_config({})))
     return sum(
         value != usual.get(name) for name, value in canonical_config(config).items() if isinstance(value, bool | str)

@@ -1,8 +1,7 @@
-"""Rotary positions in a config.json: base, rotated part of a head, and scaling to longer contexts, as old and new files write them.
+"""Rotary positions in a config.json: base, rotated part of a head, and scaling to longer contexts.
 
-Since transformers 5 all of it stands in `rope_parameters`; before, the base was `rope_theta`, the scaling
-`rope_scaling` (which still wins where it is given), and the rotated part a key of its own. We read both and write both,
-so that old readers find what they know.
+Since transformers 5 `rope_parameters` has them all. Before, the base was `rope_theta`, the scaling `rope_scaling`
+(which still takes precedence), and the rotated part a key of its own. We read and write both forms, for old readers.
 """
 
 import math
@@ -19,11 +18,11 @@ _LLAMA3: Final = ("low_freq_factor", "high_freq_factor")
 
 
 def rotary(*, base: str = "rope_theta", part: str | None = None, unless: str | None = None) -> Option:
-    """The rotary positions of a family; base and part are in the family's defaults.
+    """Return the option of a family's rotary positions; `base` and `part` are in the family's defaults.
 
     Args:
-        base, part: where older files have the base and the rotated part of a head; None for a family whose heads always
-            turn whole.
+        base: key of the base in older files.
+        part: key of the rotated part of a head in older files; None for a family that always rotates whole heads.
         unless: key that switches rotary positions off (Falcon's alibi).
     """
     part_key = part or "partial_rotary_factor"
@@ -36,7 +35,8 @@ def rotary(*, base: str = "rope_theta", part: str | None = None, unless: str | N
             raise unsupported("rope_parameters", parameters, "an object with a rope_type")
         if any(isinstance(entry, Mapping) for entry in parameters.values()):
             raise ValueError(
-                f"rope_parameters for {one_of(parameters)} layers are not supported; this runtime has one rotation for all layers"
+                f"rope_parameters for {one_of(parameters)} layers are not supported; "
+                "this runtime has one rotation for all layers"
             )
         values: Values = {"position": "rotary", "rotary_base": parameters.get("rope_theta") or hf[base]}
         share = parameters.get("partial_rotary_factor", hf.get(part_key))
@@ -48,13 +48,9 @@ def rotary(*, base: str = "rope_theta", part: str | None = None, unless: str | N
         scaling = _read_scaling(parameters, hf)
         if scaling is None:
             return values
-        if scaling["kind"] in (
-            "dynamic_ntk",
-            "yarn",
-        ):  # made for sequences as much longer, whatever max_position_embeddings says
-            values["max_seq_len"] = max(
-                hf["max_position_embeddings"], int(scaling["original_max_position"] * scaling["factor"])
-            )
+        if scaling["kind"] in ("dynamic_ntk", "yarn"):  # for sequences longer than max_position_embeddings may say
+            longest = int(scaling["original_max_position"] * scaling["factor"])
+            values["max_seq_len"] = max(hf["max_position_embeddings"], longest)
         return {**values, "rotary_scaling": scaling}
 
     def write(config: TransformerConfig) -> Values:
@@ -76,7 +72,7 @@ def rotary(*, base: str = "rope_theta", part: str | None = None, unless: str | N
 
 
 def _share(rotary_dim: int, head_dim: int) -> float:
-    """A number p with int(head_dim * p) == rotary_dim."""
+    """Return a number p with int(head_dim * p) == rotary_dim."""
     share = rotary_dim / head_dim
     return share if int(head_dim * share) == rotary_dim else (rotary_dim + 0.5) / head_dim
 
@@ -96,7 +92,7 @@ def _read_scaling(parameters: Mapping[str, Any], hf: Mapping[str, Any]) -> Value
     if factor is None or (missing and kind == "llama3"):
         raise ValueError(f"rope_parameters of rope_type {shown(name)} lack {one_of(missing)}")
     values: Values = {"kind": kind, "factor": float(factor)}
-    if kind == "dynamic_ntk":  # transformers stretches it by the length that the model has now
+    if kind == "dynamic_ntk":  # transformers scales from the model's present length
         values["original_max_position"] = longest
     elif kind in ("yarn", "llama3"):
         values["original_max_position"] = original

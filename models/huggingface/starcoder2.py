@@ -1,4 +1,4 @@
-"""StarCoder 2 (Lozhkov et al. 2024): LayerNorm and biases as in GPT-2, grouped heads, rotary positions and a window as in Mistral."""
+"""StarCoder 2 (Lozhkov et al. 2024): GPT-2's LayerNorm and biases, Mistral's grouped heads, rotation and window."""
 
 from typing import Final
 

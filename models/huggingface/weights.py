@@ -1,4 +1,4 @@
-"""The weight map of one model: which tensors of a Hugging Face file make which of ours, unit by unit, so that a large model streams through."""
+"""The weight map of one model, in units that can be converted one by one, so that a large model can be streamed."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,12 +17,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class WeightMap:
-    """A unit of streaming: a few tensors of a file that make a few of ours, and need no other.
+    """A unit of conversion: a few tensors of a file that convert to a few of ours.
 
     Args:
         ours, theirs: names of parameters and of tensors.
-        form: how they make each other.
-        our_shapes: global, in the order of `ours`.
+        form: the conversion.
+        our_shapes: global shapes, in the order of `ours`.
     """
 
     ours: tuple[str, ...]
@@ -31,12 +31,12 @@ class WeightMap:
     our_shapes: tuple[Shape, ...]
 
     def to_ours(self, tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
-        """Return our global tensors for theirs, which may be changed by neither: memory may be shared.
+        """Return our global tensors for theirs; they may share memory, so neither may be changed.
 
-        Norms that multiply by 1 + w come in float32 at least, everything else in the dtype it has.
+        Norms that multiply by 1 + w become float32 at least; other dtypes do not change.
 
         Raises:
-            ValueError: a tensor has another shape than the config asks for.
+            ValueError: a tensor's shape disagrees with the config.
         """
         for name, tensor, shape in zip(self.theirs, tensors, self.their_shapes(config), strict=True):
             if tuple(tensor.shape) != shape:
@@ -56,7 +56,7 @@ class WeightMap:
 
 
 def resolve(family: Family, config: TransformerConfig) -> list[WeightMap]:
-    """Return the units of the whole model, in the order of the network: every parameter in exactly one.
+    """Return the units of the whole model, in the network's order, with every parameter in exactly one.
 
     Raises:
         ValueError: the family has no tensor for a parameter of this config.
@@ -69,12 +69,12 @@ def resolve(family: Family, config: TransformerConfig) -> list[WeightMap]:
     missing = [name for name in shapes if name not in set(covered)]
     if missing:
         raise ValueError(f"{family.architecture} has no tensor for {_listed(missing)}")
-    places = {name: context for context, name in enumerate(shapes)}
-    return sorted(units, key=lambda unit: places[unit.ours[0]])
+    order = {name: index for index, name in enumerate(shapes)}
+    return sorted(units, key=lambda unit: order[unit.ours[0]])
 
 
 def _expand(row: Row, config: TransformerConfig, shapes: dict[str, Shape]) -> Iterator[WeightMap]:
-    """The units of one row: one for every layer, weight and bias that the model has."""
+    """Yield the units of one row: one for each layer, weight and bias that the model has."""
     if row.blocks and config.block not in row.blocks:
         return
     layers = range(config.num_layers) if "{i}" in row.ours[0] else range(1)
@@ -98,12 +98,12 @@ def _expand(row: Row, config: TransformerConfig, shapes: dict[str, Shape]) -> It
 
 @dataclass(frozen=True)
 class Stored:
-    """Where the tensors of a model stand in a file.
+    """The names of a model's tensors in a file.
 
     Args:
         names: name in the weight map -> name in the file.
-        spare_head: name in the file of an output projection that the config ties to the embedding; None where there is
-            none. Transformers ties the two only if they are equal, so who reads the file must compare them.
+        spare_head: name in the file of an output projection although the config ties it to the embedding, or None.
+            Transformers ties the two only if they are equal, so the reader of the file must compare them.
     """
 
     names: dict[str, str]
@@ -111,10 +111,10 @@ class Stored:
 
 
 def locate(family: Family, units: Sequence[WeightMap], stored: Iterable[str]) -> Stored:
-    """Return where each tensor of the units stands among the `stored` names of a file.
+    """Return the names in a file, `stored`, of the units' tensors.
 
     Raises:
-        ValueError: tensors are missing, or there are some that the model has no place for.
+        ValueError: tensors are missing, or the file has further ones.
     """
     weights = [name for name in stored if not any(re.search(pattern, name) for pattern in family.ignored)]
     left = {_canonical(family, name): name for name in weights}
@@ -122,14 +122,15 @@ def locate(family: Family, units: Sequence[WeightMap], stored: Iterable[str]) ->
     if left and not any(name.startswith(family.prefix) for name in left):
         left = {name if name in wanted else family.prefix + name: at for name, at in left.items()}
     if len(left) < len(weights):
-        raise ValueError(
-            f"the weights have {_listed(sorted(set(weights) - set(left.values())))} and the same tensor under another name"
-        )
+        double = _listed(sorted(set(weights) - set(left.values())))
+        raise ValueError(f"the weights have {double} and the same tensor under another name")
     heads, embeddings = (
         [row.theirs[0] for row in family.weights if row.ours == (name,)] for name in ("head.weight", "embedding.weight")
     )
     spare = next((left.pop(head) for head in heads if head in left and head not in wanted), None)
-    if spare is not None and embeddings[0] not in left:  # transformers ties them either way
+    if (
+        spare is not None and embeddings[0] not in left
+    ):  # the head alone is enough: transformers ties in both directions
         left[embeddings[0]], spare = spare, None
     missing = [name for name in wanted if name not in left]
     if missing:
@@ -154,6 +155,6 @@ def _canonical(family: Family, name: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """A few names, and how many there are beyond them."""
+    """Return the first names, and how many more there are."""
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -1,10 +1,9 @@
-"""XLNet (Yang et al. 2019): an encoder that learns by permutations, with relative positions and norms after the sums.
+"""XLNet (Yang et al. 2019): an encoder trained on permutations, with relative positions, post-norm.
 
-Not there: the memory of earlier segments, and the relative encoding of segments, which transformers uses only where it
-is given token types. The two parameters of that encoding are dropped by an import and written as zeros. Of
-transformers' dropouts ours has those on embeddings, on attention's probabilities and on what branches add, not those
-inside the feed-forward layer, on the encoded distances and before the head. A config.json has no longest sequence;
-`seq_length` is ours.
+Not supported: the memory of earlier segments, and the relative encoding of segments, which transformers uses only with
+token types; import drops its two parameters, export writes zeros. Dropout applies to embeddings, attention's
+probabilities and the branches' outputs; transformers also has it inside the feed-forward layer, on the encoded
+distances and before the head. config.json has no longest sequence; `seq_length` is ours.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from trimaran.models.huggingface.options import ACTIVATIONS, choice, fixed, harm
 
 
 def _rows_of_heads(tensors: Sequence[Tensor], config: TransformerConfig) -> list[Tensor]:
-    """[hidden, heads, head_dim] each -> [heads * head_dim, hidden], stacked where there are several."""
+    """Convert [hidden, heads, head_dim] each to [heads * head_dim, hidden], stacked where there are several."""
     rows = [tensor.flatten(1).t() for tensor in tensors]
     return rows if len(rows) == 1 else [torch.stack(rows)]
 

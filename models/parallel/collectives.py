@@ -1,15 +1,17 @@
-"""Differentiable collectives, in pairs: the backward pass of each is the forward pass of its partner (Megatron-LM, Shoeybi et al. 2019,
-section 3; sequence parallelism: Korthikanti et al. 2022, section 4.2).
+"""Differentiable collectives: Megatron-LM's pairs of a forward and a backward communication.
 
+Shoeybi et al. 2019, section 3; sequence parallelism: Korthikanti et al. 2022, section 4.2.
+
+                                         forward         | backward
     reduce_from_tp_region                all_reduce      | identity
     reduce_scatter_to_sequence_region    reduce_scatter  | all_gather
-    sum_over_group                       all_reduce      | all_reduce (every rank uses the sum in its own way)
+    sum_over_group                       all_reduce      | all_reduce (each rank computes something else from the sum)
     copy_to_tp_region                    identity        | all_reduce
       with sequence parallelism          all_gather      | reduce_scatter
     all_to_all                           all_to_all      | all_to_all
 
-What `copy_to_tp_region` does is also part of `linear.column_linear`, where communication overlaps the weight gradient.
-The sequence is dim 1 of [batch, seq, hidden]. Over a group of one rank each is the identity.
+`linear.column_linear` contains copy_to_tp_region, to overlap its communication with the weight gradient. The sequence
+is dim 1 of [batch, seq, hidden]. Over a group of one rank each is the identity.
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from trimaran.models.parallel.group import Group, all_gather, all_reduce, reduce
 
 
 def gather_dim1(x: Tensor, group: Group) -> Tensor:
-    """Return the parts of all ranks [batch, seq / size, ...] joined along dim 1 [batch, seq, ...]. Not differentiable."""
+    """Return all ranks' parts [batch, seq / size, ...] concatenated along dim 1 [batch, seq, ...], without autograd."""
     if group.size == 1:
         return x
     parts = all_gather(x, group)  # [size, batch, seq / size, ...]
@@ -31,7 +33,10 @@ def gather_dim1(x: Tensor, group: Group) -> Tensor:
 
 
 def reduce_scatter_dim1(x: Tensor, group: Group) -> Tensor:
-    """Return this rank's part along dim 1 of the sum over ranks: [batch, seq, ...] -> [batch, seq / size, ...]. Not differentiable."""
+    """Return this rank's part along dim 1 of the sum over ranks [batch, seq / size, ...], without autograd.
+
+    x: [batch, seq, ...].
+    """
     if group.size == 1:
         return x
     return reduce_scatter(x.unflatten(1, (group.size, -1)).transpose(0, 1), group)
@@ -100,25 +105,28 @@ class _AllToAll(torch.autograd.Function):
 
 
 def copy_to_tp_region(x: Tensor, group: Group, *, sequence_parallel: bool) -> Tensor:
-    """Return x for each rank to compute its part of a sum from: x itself, or with sequence parallelism the whole sequence."""
+    """Return the input of a tp region [batch, seq, ...], in which each rank computes a part of a sum.
+
+    x: [batch, seq, ...]; with sequence parallelism this rank's part of the sequence.
+    """
     return x if group.size == 1 else _CopyToTPRegion.apply(x, group, sequence_parallel)  # type: ignore[no-untyped-call]
 
 
 def all_to_all(x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
-    """Return the rows that the ranks have for this one; arguments as for `group.all_to_all`."""
+    """Return the rows that other ranks send to this one; arguments as in `group.all_to_all`."""
     return x if group.size == 1 else _AllToAll.apply(x, sent, received, group)  # type: ignore[no-untyped-call]
 
 
 def sum_over_group(x: Tensor, group: Group) -> Tensor:
-    """Return the sum of x over the group, of which each rank makes something else: its gradient is the sum of all ranks' gradients."""
+    """Return the sum of x over the group, from which each rank computes something else; gradients are summed too."""
     return x if group.size == 1 else _SumOverGroup.apply(x, group)  # type: ignore[no-untyped-call]
 
 
 def reduce_from_tp_region(x: Tensor, group: Group) -> Tensor:
-    """Sum partial results over the group, in place. Each rank's gradient is the gradient of the sum."""
+    """Return the sum of x over the group, in place; the gradient of x is that of the sum."""
     return x if group.size == 1 else _ReduceFromTPRegion.apply(x, group)  # type: ignore[no-untyped-call]
 
 
 def reduce_scatter_to_sequence_region(x: Tensor, group: Group) -> Tensor:
-    """Sum partial results over the group and keep this rank's part of the sequence."""
+    """Return this rank's part of the sequence of the sum of x over the group."""
     return x if group.size == 1 else _ReduceScatterToSequenceRegion.apply(x, group)  # type: ignore[no-untyped-call]

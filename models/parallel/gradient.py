@@ -1,4 +1,4 @@
-"""How a weight's gradient is added up: in the optimizer's buffer where there is one, else in a tensor for autograd."""
+"""Adds up a weight's gradient: in the optimizer's buffer where there is one, else in a tensor for autograd."""
 
 import torch
 from torch import Tensor
@@ -9,8 +9,8 @@ from trimaran.models.parallel.parameter import info_of
 class GradAccumulator:
     """The gradient that one backward pass through one layer gives to one weight.
 
-    Where the optimizer has set `ParameterInfo.main_grad`, the gradient is added to that buffer and `finish` reports it.
-    Elsewhere it is a tensor of the weight's shape and dtype, which `finish` returns for autograd.
+    Where the optimizer has set `ParameterInfo.main_grad`, the gradient is added to that buffer and `finish` calls
+    `on_grad`. Elsewhere it is a tensor of the weight's shape and dtype, which `finish` returns for autograd.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -18,20 +18,20 @@ class GradAccumulator:
         self._total = self._info.main_grad
 
     def total(self) -> Tensor:
-        """Return the tensor to add to, of the weight's shape: `main_grad`, or zeros in which nothing is yet."""
+        """Return the tensor to add to, of the weight's shape: `main_grad`, or zeros at first."""
         if self._total is None:
             self._total = torch.zeros_like(self._weight)
         return self._total
 
     def add_product(self, a: Tensor, b: Tensor) -> None:
-        """Add a @ b [rows of a, columns of b], whose elements are the weight's in order."""
+        """Add a @ b, whose elements in order are those of the weight."""
         if self._total is None:
             self._total = (a @ b).view_as(self._weight)
         else:
             add_product_(self._total.view(a.shape[0], b.shape[1]), a, b)
 
     def finish(self) -> Tensor | None:
-        """Return what the backward pass returns for the weight: None where `main_grad` has it, which is then reported."""
+        """Return the gradient for autograd; None where it is in `main_grad`, after calling `on_grad`."""
         if self._info.main_grad is None:
             return self.total()
         if self._info.on_grad is not None:

@@ -1,12 +1,11 @@
-"""Group: the ranks along one mesh axis, and the collectives over them. The way that carries the bytes is chosen here, by backend.
+"""Group: the ranks along one mesh axis, and the collectives over them; the backend decides how the bytes travel.
 
 On gloo the ranks of one host exchange through shared memory (`shared_memory`); ranks of several hosts exchange shards
-directly by isend and irecv, because gloo's reduce_scatter and all_gather cost five times as much. On NCCL the library's
-own collectives are used.
+by isend and irecv, because gloo's reduce_scatter and all_gather cost five times as much. On NCCL, NCCL's collectives.
 
-Every wait is bounded by the group's time-out. Where it fails, RuntimeError says who waits for whom, in which action; on
-NCCL, where waiting does not block the host, the error comes from NCCL's own watchdog instead. Shared memory overlaps
-tensors of up to one slot (1 MiB); a longer one is exchanged in chunks before the call that starts it returns.
+Every wait ends at the group's time-out. A wait that fails raises RuntimeError with the waiting rank, its peers and the
+action; on NCCL, where waiting does not block the host, NCCL's watchdog reports instead. Shared memory overlaps
+tensors of up to one slot (1 MiB) with computation; the start of a longer one returns only after the exchange.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,19 +18,19 @@ from torch import Tensor
 from trimaran.models.parallel.shared_memory import SharedMemory
 
 Wait = Callable[[], None]
-"""What an asynchronous collective returns: call it to make the result usable."""
+"""The result of starting a collective: call it to wait until the collective's result is valid."""
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The ranks along one mesh axis that share this rank's other coordinates.
+    """The ranks along one mesh axis that have this rank's coordinates on the other axes.
 
     Args:
         axis: name of the mesh axis: "pp", "dp", "cp", "tp", "ep", "expert_dp" or "world".
         ranks: global ranks, in the order of the axis.
         rank: this rank's index in `ranks`.
         process_group: None exactly when the group has one rank.
-        shared: shared memory of the group's ranks, where they run on the CPUs of one host.
+        shared: shared memory of the group's ranks, where all run on the CPUs of one host.
     """
 
     axis: str
@@ -47,17 +46,17 @@ class Group:
 
     @property
     def on_gloo(self) -> bool:
-        """True where tensors travel through gloo (or shared memory), which has no stream and no fused collectives."""
+        """Whether tensors travel through gloo or shared memory, without streams and fused collectives."""
         return self.process_group is not None and dist.get_backend(self.process_group) == "gloo"
 
     def wait_error(self, action: str, error: BaseException) -> RuntimeError:
-        """Return the error of a wait that failed: who waited for whom, in which action."""
+        """Return the error of a failed wait: the waiting rank, its peers and the action."""
         others = ", ".join(str(rank) for rank in self.ranks if rank != self.ranks[self.rank])
         return RuntimeError(f"rank {self.ranks[self.rank]} waits for {self.axis} peers {others} in {action}: {error}")
 
 
 def bounded_wait(work: dist.Work | None, group: Group, action: str) -> Wait:
-    """Return the wait for `work`, whose failure or time-out raises RuntimeError that says who waits for whom, in which action."""
+    """Return the wait for `work`; a failure or time-out raises `Group.wait_error`."""
     assert work is not None
 
     def wait() -> None:
@@ -75,7 +74,7 @@ def single(axis: str, rank: int = 0) -> Group:
 
 
 def start_all_reduce(x: Tensor, group: Group) -> Wait:
-    """Start the sum of `x` [any shape, contiguous] over the group, in place. All ranks of the group must enter."""
+    """Start the sum of `x` [any shape, contiguous] over the group, in place. Collective."""
     if group.size == 1:
         return lambda: None
     if group.shared is not None:
@@ -86,13 +85,13 @@ def start_all_reduce(x: Tensor, group: Group) -> Wait:
 
 
 def all_reduce(x: Tensor, group: Group) -> Tensor:
-    """Sum `x` [any shape, contiguous] over the group, in place, and return it. All ranks of the group must enter."""
+    """Sum `x` [any shape, contiguous] over the group, in place, and return it. Collective."""
     start_all_reduce(x, group)()
     return x
 
 
 def all_gather(x: Tensor, group: Group) -> Tensor:
-    """Return every rank's `x` stacked on a new first dim [size, *x.shape]. All ranks of the group must enter."""
+    """Return every rank's `x` stacked on a new first dim [size, *x.shape]. Collective."""
     if group.size == 1:
         return x.unsqueeze(0)
     x = x.contiguous()
@@ -102,7 +101,7 @@ def all_gather(x: Tensor, group: Group) -> Tensor:
 
 
 def all_gather_into(out: Tensor, x: Tensor, group: Group) -> None:
-    """Fill `out` [size, n] with every rank's `x` [n], which may be row `rank` of `out` itself. Both contiguous. All ranks of the group must enter."""
+    """Fill `out` [size, n] with every rank's `x` [n]; both contiguous; `x` may be row `rank` of `out`. Collective."""
     if group.size == 1:
         if out.data_ptr() != x.data_ptr():
             out[0].copy_(x)
@@ -117,7 +116,7 @@ def all_gather_into(out: Tensor, x: Tensor, group: Group) -> None:
 
 
 def reduce_scatter(x: Tensor, group: Group) -> Tensor:
-    """Return this rank's slice of the sum over the group: x [size, ...] -> x[rank] summed. All ranks of the group must enter."""
+    """Return this rank's slice x[rank] of the sum of x [size, ...] over the group. Collective."""
     if group.size == 1:
         return x[0]
     x = x.contiguous()
@@ -127,10 +126,9 @@ def reduce_scatter(x: Tensor, group: Group) -> Tensor:
 
 
 def start_reduce_scatter_into(out: Tensor, x: Tensor, group: Group) -> Wait:
-    """Start filling `out` [n] with the sum over the group of row `rank` of their `x` [size, n]; `out` may be that row itself.
+    """Start to fill `out` [n] with row `rank` of the sum of `x` [size, n] over the group; `out` may be that row of `x`.
 
-    Both contiguous. `x` must not change, and `out` is not valid, before the returned call. All ranks of the group must
-    enter.
+    Both contiguous. Until the returned call, `x` must not change and `out` is not valid. Collective.
     """
     if group.size == 1:
         if out.data_ptr() != x.data_ptr():
@@ -147,7 +145,7 @@ def start_reduce_scatter_into(out: Tensor, x: Tensor, group: Group) -> Wait:
 
     def finish() -> None:
         wait_exchange()
-        total = parts[0] + parts[1]  # in rank order, so that the sum does not depend on who arrives first
+        total = parts[0] + parts[1]  # in rank order, so that the sum does not depend on the order of arrival
         for part in parts[2:]:
             total.add_(part)
         out.copy_(total)
@@ -156,13 +154,11 @@ def start_reduce_scatter_into(out: Tensor, x: Tensor, group: Group) -> Wait:
 
 
 def all_to_all(x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
-    """Return the rows that the ranks have for this one, in rank order [sum(received), ...].
+    """Return the rows that the ranks send to this one, in rank order [sum(received), ...]. Collective.
 
     Args:
         x: [sum(sent), ...], contiguous: the rows for each rank, in rank order.
-        sent, received: how many rows go to and come from each rank; any may be 0, and the two sides of each pair must
-            agree.
-    All ranks of the group must enter.
+        sent, received: rows to and from each rank; may be 0. Both ranks of a pair must agree.
     """
     if group.size == 1:
         return x
@@ -181,7 +177,7 @@ def add_from_peer(x: Tensor, peer: int, group: Group) -> None:
     """Add the peer's `x` [contiguous] to this rank's, in place, while the peer does the same; both get the same bits.
 
     Args:
-        peer: index in the group. Both ranks must enter.
+        peer: index in the group; that rank must call this too.
     """
     theirs = torch.empty_like(x)
     operations = [
@@ -194,7 +190,7 @@ def add_from_peer(x: Tensor, peer: int, group: Group) -> None:
 
 
 def broadcast(x: Tensor, source: int, group: Group) -> Tensor:
-    """Overwrite `x` [contiguous] with that of the rank of index `source`, and return it. All ranks of the group must enter."""
+    """Overwrite `x` [contiguous] with that of the rank of index `source`, and return it. Collective."""
     if group.size > 1:
         bounded_wait(
             dist.broadcast(x, group=group.process_group, group_src=source, async_op=True), group, "broadcast"
@@ -203,7 +199,7 @@ def broadcast(x: Tensor, source: int, group: Group) -> Tensor:
 
 
 def send(x: Tensor, target: int, group: Group) -> None:
-    """Send `x` to the rank of index `target`, which must call `receive`; returns when it has left."""
+    """Send `x` to the rank of index `target`, which must call `receive`; return once it is sent."""
     bounded_wait(
         dist.isend(x.contiguous(), group=group.process_group, group_dst=target),
         group,
@@ -212,7 +208,7 @@ def send(x: Tensor, target: int, group: Group) -> None:
 
 
 def receive(x: Tensor, source: int, group: Group) -> Tensor:
-    """Fill `x` [contiguous] with what the rank of index `source` sends, and return it."""
+    """Fill `x` [contiguous] with the tensor that the rank of index `source` sends, and return it."""
     bounded_wait(
         dist.irecv(x, group=group.process_group, group_src=source), group, f"a receive from rank {group.ranks[source]}"
     )()
@@ -220,7 +216,7 @@ def receive(x: Tensor, source: int, group: Group) -> Tensor:
 
 
 def _start_exchange(sends: list[Tensor], receives: list[Tensor], group: Group) -> Wait:
-    """Send `sends[peer]` to each peer and receive `receives[peer]` from it, all at once: no order of calls can deadlock."""
+    """Start to send `sends[peer]` to and receive `receives[peer]` from every peer at once, so that none deadlocks."""
     peers = [peer for peer in range(group.size) if peer != group.rank]
     works = [
         dist.irecv(receives[peer], group_src=peer, group=group.process_group)

@@ -1,10 +1,11 @@
-"""Column- and row-parallel linear layers (Megatron-LM, Shoeybi et al. 2019, section 3), with sequence parallelism (Korthikanti et al. 2022).
+"""Column- and row-parallel linear layers of Megatron-LM (Shoeybi et al. 2019, section 3).
 
-    column: y_r = x W_r^T      W [out, in] is cut along out; the output stays cut; dx = sum_r dy_r W_r
+    column: y_r = x W_r^T          W [out, in] is cut along out; the output is cut; dx = sum_r dy_r W_r
     row:    y = sum_r x_r W_r^T    W is cut along in; the input is cut
 
-The weight gradient is added straight into `ParameterInfo.main_grad` by the matrix product itself where the dtypes allow
-(no temporary, no second pass over memory), and while it runs the input gradient's all_reduce is under way.
+With sequence parallelism (Korthikanti et al. 2022) the column's input and the row's output are cut along the sequence.
+Where the dtypes agree, the matrix product adds the weight gradient to `main_grad` itself: no temporary, no second pass
+over memory. The all_reduce of the input gradient runs meanwhile.
 """
 
 from collections.abc import Sequence
@@ -33,14 +34,14 @@ def _weight_gradient(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | None:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b; the weight may have its parts on a leading dim."""
+    """Return x W^T + b; the weight may have a leading dim of parts."""
     if weight.ndim > 2:
         weight, bias = weight.view(-1, x.shape[-1]), None if bias is None else bias.view(-1)
     return F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
-    """Linear maps of one input by several weights. `group` is None where the input gradient needs no communication."""
+    """Several linear maps of one input. `group` is None where the input gradient needs no communication."""
 
     @staticmethod
     def forward(
@@ -60,9 +61,7 @@ class _Linear(torch.autograd.Function):
         group: Group | None = ctx.group
         if ctx.sequence_parallel:
             assert group is not None
-            x = gather_dim1(
-                x, group
-            )  # gathered anew: keeping it would give back the memory that sequence parallelism saves
+            x = gather_dim1(x, group)  # again: keeping it would cost the memory that sequence parallelism saves
         rows = x.flatten(0, -2)
         dys = [dy.flatten(0, -2) for dy in grads]
         weights = [weight.view(-1, rows.shape[1]) for weight in ctx.weights]
@@ -90,10 +89,10 @@ class ColumnParallelLinear(nn.Module):
 
     Args:
         out_features: global; must be divisible by tp where `parts` > 1.
-        parts: matrices stacked in one weight [parts, out_features, in_features], each cut along its own outputs (keys
-            and values; gate and up). With 1 part the weight is [out_features, in_features].
-        is_whole: every rank holds the whole weight and computes all outputs, of which it goes on to use its own part:
-            its gradient is a part of the sum over tp.
+        parts: matrices stacked in one weight [parts, out_features, in_features], each cut along its outputs (keys and
+            values; gate and up). With 1 part the weight is [out_features, in_features].
+        is_whole: every rank holds the whole weight and computes all outputs, but uses only its own part of them, so
+            that its gradient is a part of the sum over tp.
         unit: outputs that must stay on one rank, such as those of a head.
     """
 
@@ -120,12 +119,12 @@ class ColumnParallelLinear(nn.Module):
             self.bias = new_parameter((*leading, out_features), context, init="zeros", decay=False, **cut)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [batch, seq, parts * out_features / tp] for x [batch, seq, in] (with sequence parallelism [batch, seq / tp, in])."""
+        """Return [batch, seq, parts * out_features / tp] for x [batch, local seq, in]."""
         return column_linear(x, [self])[0]
 
 
 class ColumnParallelWeights(Protocol):
-    """What `column_linear` needs of a layer; a tied output projection has it without being one."""
+    """The part of a layer that `column_linear` reads; a tied output projection has it too."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -133,11 +132,9 @@ class ColumnParallelWeights(Protocol):
 
 
 def column_linear(x: Tensor, layers: Sequence[ColumnParallelWeights]) -> tuple[Tensor, ...]:
-    """Return each layer's output for the same input x [batch, local seq, in]: their input gradients share one collective."""
+    """Return each layer's output for one input x [batch, local seq, in]; one collective for all input gradients."""
     context = layers[0].context
-    if (
-        not torch.is_grad_enabled()
-    ):  # while text is generated, what autograd's bookkeeping takes is a large part of a small product
+    if not torch.is_grad_enabled():  # in generation autograd's bookkeeping takes as long as a small product
         full = gather_dim1(x, context.tp) if context.sequence_parallel else x
         return tuple([_product(full, layer.weight, layer.bias) for layer in layers])
     parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
@@ -173,12 +170,15 @@ class RowParallelLinear(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [batch, seq, out] (with sequence parallelism [batch, seq / tp, out]) for x [batch, seq, in / tp]."""
+        """Return [batch, local seq, out] for x [batch, seq, in / tp]."""
         return row_linear([(x, self)])
 
 
 def row_linear(inputs: Sequence[tuple[Tensor, RowParallelLinear]]) -> Tensor:
-    """Return the sum of the layers' outputs, each for its own input [batch, seq, in / tp]: they share one collective."""
+    """Return the sum of the layers' outputs [batch, local seq, out], each for its own input, in one collective.
+
+    inputs: [batch, seq, in / tp] each.
+    """
     context = inputs[0][1].context
     combine = reduce_scatter_to_sequence_region if context.sequence_parallel else reduce_from_tp_region
     if torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""Parameters that know how they were cut, how they start, and where their gradient is summed."""
+"""Parameters with a record of how they are cut, how they are initialized, and where their gradient is summed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +17,11 @@ _ATTRIBUTE = "trimaran_info"
 
 @dataclass(frozen=True)
 class InitSpec:
-    """How a weight starts, from a normal distribution of mean 0, and learns.
+    """The normal distribution (mean 0) of a weight's initial values, and the factor of its learning rate.
 
     Args:
-        std: standard deviation; where several matrices are stored as [parts, out, in], one for each part or one for
-            all.
-        lr_scale: factor of its learning rate. What weight decay takes off a step stays that of the run's rate.
+        std: standard deviation; for stacked matrices [parts, out, in] one for all parts, or one each.
+        lr_scale: factor of the learning rate. It does not change how much weight decay subtracts in a step.
     """
 
     std: float | tuple[float, ...] = 0.0
@@ -35,20 +34,20 @@ _ALONE = single("ep")
 
 @dataclass(eq=False)
 class ParameterInfo:
-    """What the rest of the runtime needs to know of a parameter; the layer that makes the parameter writes it.
+    """What the runtime must know of a parameter; the layer that creates the parameter writes it.
 
     Args:
-        shard: how the local tensor lies in the global one.
+        shard: the local tensor's place in the global one.
         init: "normal" (mean 0, deviation `init_spec.std`), "ones" or "zeros".
-        init_spec: its deviation and the factor of its learning rate.
-        decay: whether weight decay applies (matrices yes; biases and norms no).
-        needs_tp_grad_reduce: each tp rank's gradient is a part of the sum (what works on a sequence-parallel
-            activation).
-        tied_copy: a second stage's copy of a tied embedding: not counted, not stored.
+        init_spec: deviation, and factor of the learning rate.
+        decay: whether weight decay applies (to matrices; not to biases and norms).
+        needs_tp_grad_reduce: each tp rank's gradient is a part of a sum over tp (the parameters that act on
+            sequence-parallel activations).
+        tied_copy: another stage's copy of a tied embedding; not counted and not stored in checkpoints.
         uses: how often one backward pass adds to the gradient (2 for an embedding tied within a stage).
-        main_grad: accumulation buffer, shape of the parameter, float32 (float64 for float64 parameters); set by the
-            optimizer.
-        on_grad: called whenever a backward pass has added to `main_grad`; set by the optimizer.
+        main_grad: buffer that sums the gradients, shape of the parameter, float32 (float64 for float64 parameters); the
+            optimizer sets it.
+        on_grad: called after each addition to `main_grad`; the optimizer sets it.
     """
 
     shard: ShardSpec
@@ -63,7 +62,7 @@ class ParameterInfo:
 
 
 def info_of(parameter: Tensor) -> ParameterInfo:
-    """Return the record that `new_parameter` attached."""
+    """Return the record that `new_parameter` attached to the parameter."""
     info = getattr(parameter, _ATTRIBUTE)
     assert isinstance(info, ParameterInfo)
     return info
@@ -71,11 +70,11 @@ def info_of(parameter: Tensor) -> ParameterInfo:
 
 @dataclass(frozen=True)
 class LayerContext:
-    """Where a stage's parameters live, and what works on them: tensor-parallel group, dtype, device and kernels.
+    """What every layer of a stage is built with: tensor-parallel group, dtype, device and kernels.
 
     Args:
-        deterministic: whether every kernel must give the same bits every time.
-        ep: the data-parallel ranks that share the experts with this one.
+        deterministic: whether kernels must give the same bits every time.
+        ep: the data-parallel ranks among which the experts are spread.
     """
 
     tp: Group
@@ -99,12 +98,12 @@ def new_parameter(
     over_ep: bool = False,
     unit: int = 1,
 ) -> nn.Parameter:
-    """Return an uninitialised parameter holding this tp rank's shard of `global_shape` along `dim` (None: the whole tensor).
+    """Return an uninitialized parameter: this tp rank's shard of `global_shape` along `dim` (None: the whole tensor).
 
-    Along `dim` the shards are equal; where that does not divide, the last ones are padded.
+    All shards have one length along `dim`; where that does not divide, the last ones are padded.
 
     Args:
-        over_ep: whether the shards are those of the grid of ep and tp ranks, tp innermost, instead of the tp ranks.
+        over_ep: whether to cut over the grid of ep and tp ranks, tp innermost, instead of over tp.
         unit: rows along `dim` that must stay on one rank, such as those of a head.
     """
     if dim is None:
@@ -121,7 +120,7 @@ def new_parameter(
 
 @torch.no_grad()
 def initialize(module: nn.Module, seed: int) -> None:
-    """Fill every parameter of `module` with its part of the global tensor of that name; no rank draws more than its own shard."""
+    """Fill every parameter of `module` with its shard of the global tensor of that name, and draw only that shard."""
     for name, parameter in module.named_parameters():
         info = info_of(parameter)
         if info.init == "normal":
@@ -137,6 +136,6 @@ def initialize(module: nn.Module, seed: int) -> None:
             )
         else:
             parameter.fill_(1.0 if info.init == "ones" else 0.0)
-            if info.shard.dim is not None:  # padding is zero whatever the init
+            if info.shard.dim is not None:  # padding is zero for every init
                 length = info.shard.real_length(tuple(parameter.shape))
                 parameter.narrow(info.shard.dim, length, parameter.shape[info.shard.dim] - length).zero_()

@@ -1,4 +1,4 @@
-"""How a parameter was cut: the one record that tensor parallelism writes and that ZeRO, clipping, counting and checkpoint read."""
+"""How a parameter is cut: tensor parallelism writes this record; ZeRO, clipping, counting and checkpoint read it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Box = tuple[tuple[int, int], ...]
 
 
 def num_elements(shape: Sequence[int]) -> int:
-    """Elements of a tensor of this shape; 1 for a scalar."""
+    """Return the elements of a tensor of this shape; 1 for a scalar."""
     return prod(shape)
 
 
@@ -39,7 +39,8 @@ class ShardSpec:
     def __post_init__(self) -> None:
         if (self.axis is None) != (self.dim is None):
             raise ValueError(
-                f"axis ({self.axis!r}) and dim ({self.dim!r}) must both be given (a cut tensor) or both be None (a whole one)"
+                f"axis ({self.axis!r}) and dim ({self.dim!r}) must both be given (a cut tensor) "
+                "or both be None (a whole one)"
             )
         if self.dim is None and self.offset != 0:
             raise ValueError(f"offset ({self.offset}) must be 0 for a tensor that is not cut; give axis and dim")
@@ -51,7 +52,7 @@ class ShardSpec:
             raise ValueError(f"offset ({self.offset}) and global_shape {self.global_shape} must not be negative")
 
     def check(self, local_shape: Shape) -> None:
-        """Raise ValueError unless a shard of `local_shape` can be cut out of the global tensor by this spec."""
+        """Raise ValueError unless `local_shape` is a possible shard of the global tensor."""
         local, expected = list(local_shape), list(self.global_shape)
         if self.dim is not None and len(local) == len(expected):
             local[self.dim] = expected[self.dim] = 0
@@ -60,31 +61,33 @@ class ShardSpec:
             raise ValueError(f"local_shape {tuple(local_shape)} must {where} global_shape {self.global_shape}")
 
     def real_length(self, local_shape: Shape) -> int:
-        """Local rows along `dim` that lie inside the global tensor; the rest is padding. The tensor must be cut."""
+        """Return the local rows along `dim` that are no padding. The tensor must be cut."""
         assert self.dim is not None, "a tensor that is not cut has no cut dim to measure"
         return max(0, min(local_shape[self.dim], self.global_shape[self.dim] - self.offset))
 
     def box(self, local_shape: Shape) -> Box:
-        """The part of the global tensor this shard holds, one half-open range per dim, padding left out."""
+        """Return the part of the global tensor in this shard, one half-open range per dim, without padding."""
         ranges = [(0, length) for length in local_shape]
         if self.dim is not None:
             ranges[self.dim] = (self.offset, self.offset + self.real_length(local_shape))
         return tuple(ranges)
 
     def num_real_elements(self, local_shape: Shape) -> int:
-        """Elements of the local shard that are not padding."""
+        """Return the number of elements of the local shard that are no padding."""
         return prod(high - low for low, high in self.box(local_shape))
 
 
 def whole(global_shape: Sequence[int]) -> ShardSpec:
-    """The spec of a tensor that is not cut; its local shape is `global_shape`."""
+    """Return the spec of a tensor that is not cut; its local shape is `global_shape`."""
     return ShardSpec(axis=None, dim=None, global_shape=tuple(global_shape))
 
 
 def cut_evenly(
     global_shape: Sequence[int], axis: str, dim: int, index: int, count: int, unit: int = 1
 ) -> tuple[ShardSpec, Shape]:
-    """The spec and local shape of shard `index` of `count` equal shards along `dim`; the last shards are padded where it does not divide.
+    """Return spec and local shape of shard `index` of `count` equal shards along `dim`.
+
+    The last shards are padded where `count` does not divide the length.
 
     Args:
         global_shape: shape of the whole tensor, without padding.
@@ -92,7 +95,7 @@ def cut_evenly(
         dim: tensor dim that is cut.
         index: this rank's position on `axis`, in [0, count).
         count: size of `axis`.
-        unit: rows that must stay together; a shard has a multiple of them.
+        unit: rows that must stay together; a shard's length is a multiple of it.
 
     Raises:
         ValueError: `index` is not in [0, count), or `dim` is not a dim of the tensor.
@@ -109,14 +112,14 @@ def cut_evenly(
 
 @dataclass(frozen=True, eq=False)
 class ShardPiece:
-    """A flat range of one rank's local shard of one state tensor: what an owner hands to the checkpoint.
+    """A flat range of one rank's local shard of one state tensor, for the checkpoint.
 
     Args:
         name: the parameter's global name, for example ``layers.0.attention.q.weight``.
-        key: which state of it: "weight", "exp_avg" or "exp_avg_sq".
+        key: which state: "weight", "exp_avg" or "exp_avg_sq".
         data: [length], float32, float64 or bfloat16, contiguous: elements [start, start + length) of the row-major
             local shard.
-        spec: how the local shard lies in the global tensor.
+        spec: the local shard's place in the global tensor.
         local_shape: shape of the local shard, padding included.
         start: flat index in the local shard of ``data[0]``.
     """

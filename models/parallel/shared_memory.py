@@ -1,8 +1,7 @@
-"""Collectives among CPU ranks of one host through shared memory: gloo carries the set-up, these slots carry the tensors.
+"""Collectives among the CPU ranks of one host through shared memory; gloo only sets them up.
 
-gloo moves every byte through the loopback's TCP stack. Ranks of one host can read each other's memory instead: each
-copies its operand into a slot, wakes its peers through a socket, and sums what the peers' slots hold. The sum is taken
-in rank order, so all ranks get the same bits.
+gloo moves every byte through the loopback's TCP stack. Here each rank copies its operand into a slot, wakes its peers
+through a socket, and sums the peers' slots, in rank order, so that all ranks get the same bits.
 """
 
 import os
@@ -18,16 +17,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 _FOLDER = Path("/dev/shm")
-_SLOT_BYTES = 1 << 20  # a slot stays in a core's second-level cache; longer tensors go in chunks
+_SLOT_BYTES = 1 << 20  # fits a core's second-level cache; longer tensors go in chunks
 _PATH_BYTES = 256
 _WAKE = b"\1"
 
 
 class SharedMemory:
-    """Two slots a rank and a socket a pair of ranks; made by `connect`. Every method is collective over the group.
+    """Two slots per rank and a socket per pair of ranks, from `connect`. Every method is collective over the group.
 
-    Two slots are enough: a rank that fills slot `k % 2` has seen every peer start exchange `k - 1`, and a peer starts
-    that only after it has read all of exchange `k - 2`.
+    Two slots are enough: before a rank fills slot `k % 2`, every peer has started exchange `k - 1`, which it does only
+    after it has read all of exchange `k - 2`.
     """
 
     def __init__(self, rank: int, names: list[str], memory: Tensor, sockets: list[socket.socket | None]) -> None:
@@ -41,13 +40,13 @@ class SharedMemory:
     def connect(
         process_group: dist.ProcessGroup, rank: int, names: list[str], timeout_s: float
     ) -> "SharedMemory | None":
-        """Return the shared memory of a gloo group, or None where its ranks do not all share one /dev/shm with room for the slots.
+        """Return the shared memory of a gloo group; None unless all its ranks share one /dev/shm with enough room.
 
         Args:
             rank: this rank's index in the group.
-            names: one readable name a rank, for messages.
+            names: a readable name of each rank, for messages.
             timeout_s: bound of every wait for a peer.
-        Collective over the group: all ranks get shared memory, or none does.
+        Collective over the group: all ranks get shared memory, or none.
         """
         folder = _agree_on_folder(process_group, rank, len(names))
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -65,7 +64,7 @@ class SharedMemory:
             assert folder is not None
             assert memory is not None
             sockets = _connect_pairs(folder, server, rank, names, timeout_s)
-            _all_agree(process_group, True)  # a barrier: the folder may go once everyone has opened what is in it
+            _all_agree(process_group, True)  # a barrier: afterwards every rank has opened the files of the folder
             return SharedMemory(rank, names, memory, sockets)
         finally:
             server.close()
@@ -73,13 +72,13 @@ class SharedMemory:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Close the sockets; the memory goes with its last view."""
+        """Close the sockets; the memory is freed with its last view."""
         for peer in self._sockets:
             if peer is not None:
                 peer.close()
 
     def start_all_reduce(self, x: Tensor) -> Callable[[], None]:
-        """Publish `x` [contiguous]; the returned call waits for the peers and leaves the sum in `x`, in place."""
+        """Publish `x` [contiguous]; the returned call waits for the peers and writes the sum to `x`."""
         if x.numel() * x.element_size() > _SLOT_BYTES:
             self._all_reduce_chunks(x)
             return lambda: None
@@ -135,7 +134,7 @@ class SharedMemory:
     def _publish(self, x: Tensor) -> None:
         """Copy `x` into this rank's next slot and wake the peers."""
         if self._pending is not None:
-            self._pending()  # one exchange at a time: the slots of a second one would overtake its readers
+            self._pending()  # one exchange at a time: a second one would overwrite slots that peers still read
         self._count += 1
         self._view(self.rank, x.dtype, x.numel()).view(x.shape).copy_(x)
         gone: OSError | None = None
@@ -143,18 +142,19 @@ class SharedMemory:
             if peer is not None:
                 try:
                     peer.send(_WAKE)
-                except OSError as error:  # wake the others all the same: they find the lost rank themselves
+                except OSError as error:  # still wake the others, so that they find the lost rank themselves
                     gone = error
                     gone.add_note(f"{self._names[self.rank]} lost {self._names[index]} in a shared-memory exchange")
         if gone is not None:
             raise RuntimeError("; ".join(gone.__notes__)) from gone
 
     def _collect(self, dtype: torch.dtype, numel: int) -> list[Tensor]:
-        """Wait for every peer's slot of the current exchange; return all ranks' slots in rank order."""
+        """Wait for every peer's slot of this exchange; return all ranks' slots in rank order."""
         for index, peer in enumerate(self._sockets):
             if peer is None:
                 continue
-            who = f"{self._names[self.rank]} waits for {self._names[index]} in a shared-memory exchange of {numel} {dtype}"
+            pair = f"{self._names[self.rank]} waits for {self._names[index]}"
+            who = f"{pair} in a shared-memory exchange of {numel} {dtype}"
             try:
                 if not peer.recv(1):
                     raise RuntimeError(f"{who}: that rank is gone")
@@ -172,16 +172,15 @@ def _all_agree(process_group: dist.ProcessGroup, yes: bool) -> bool:
 
 
 def _agree_on_folder(process_group: dist.ProcessGroup, rank: int, size: int) -> Path | None:
-    """Rank 0 makes a private folder with the slots' file; every rank gets its path, None where it could not be made."""
+    """Return the path of a private folder with the slots' file, which rank 0 creates; None if it can't."""
     message = torch.zeros(_PATH_BYTES, dtype=torch.uint8)
     if rank == 0:
         folder = ""
         try:
             folder = tempfile.mkdtemp(prefix="trimaran-", dir=_FOLDER)
             with open(Path(folder) / "slots", "wb") as file:
-                os.posix_fallocate(
-                    file.fileno(), 0, size * 2 * _SLOT_BYTES
-                )  # reserves: a full /dev/shm is an error here, not a SIGBUS later
+                # Reserves the space, so that a full /dev/shm is an error here and not a SIGBUS later.
+                os.posix_fallocate(file.fileno(), 0, size * 2 * _SLOT_BYTES)
             message[: len(folder)] = torch.tensor(list(folder.encode()), dtype=torch.uint8)
         except OSError:
             message.zero_()
@@ -222,7 +221,7 @@ def _connect_pairs(
         link.settimeout(None)
     for socket_ in sockets:
         if socket_ is not None:
-            # The kernel's own time-out: Python's would poll before every receive.
+            # The kernel's time-out: Python's would poll before every receive.
             seconds, fraction = divmod(timeout_s, 1)
             socket_.setsockopt(
                 socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), int(fraction * 1e6))

@@ -1,8 +1,8 @@
-"""The embedding and the head with its loss over a vocabulary cut over tp; logits are never gathered (Megatron-LM, Shoeybi et al. 2019, section 3).
+"""Embedding, and head with loss, over a vocabulary cut over tp (Megatron-LM, Shoeybi et al. 2019, section 3).
 
-The head's logits are by far the largest activation of a model, so they never exist as a whole: `head_loss` makes them a
-chunk of tokens at a time, and as nothing but a scalar follows them, it turns each chunk into its gradient at once
-(Liger Kernel, Hsu et al. 2024, section 3.2, for one rank).
+The logits are by far the largest activation of a model, so they are never gathered and never exist as a whole.
+`head_loss` computes them for one chunk of tokens at a time. Only a scalar follows the logits, so it turns each chunk
+into its gradient at once (for one rank: Liger Kernel, Hsu et al. 2024, section 3.2).
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, 
 
 
 class _LocalEmbedding(torch.autograd.Function):
-    """Rows of the local shard; zeros for tokens of other ranks. The gradient is added row by row, never as a dense [vocab, hidden]."""
+    """Rows of the local shard; zeros for other ranks' tokens. The gradient is added row by row, never dense."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, tokens: Tensor, first: int) -> Tensor:
@@ -48,8 +48,8 @@ class _LocalEmbedding(torch.autograd.Function):
                 local, dy = local[mine], dy[mine]
             total.index_add_(0, local.flatten(), dy.flatten(0, -2).to(total.dtype))
         else:
-            # On a GPU index_add_ is atomic, in an order that changes from run to run, and selecting rows by a mask waits
-            # for the device. index_put_ sorts.
+            # On a GPU index_add_ adds atomically, in an order that changes from run to run, and selecting rows by a mask
+            # waits for the device. index_put_ sorts.
             if not ctx.whole:
                 local, dy = torch.where(mine, local, 0), dy * mine.unsqueeze(-1)
             total.index_put_((local.flatten(),), dy.flatten(0, -2).to(total.dtype), accumulate=True)
@@ -57,7 +57,7 @@ class _LocalEmbedding(torch.autograd.Function):
 
 
 class VocabParallelEmbedding(nn.Module):
-    """A token embedding [vocab, hidden] whose rows are cut over tp; the last ranks' shards are padded where tp does not divide vocab."""
+    """A token embedding [vocab, hidden] with rows cut over tp, the last padded where tp does not divide vocab."""
 
     def __init__(self, vocab_size: int, hidden_size: int, context: LayerContext, *, init_spec: InitSpec) -> None:
         super().__init__()
@@ -65,24 +65,27 @@ class VocabParallelEmbedding(nn.Module):
         self.weight = new_parameter((vocab_size, hidden_size), context, dim=0, init_spec=init_spec)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return [batch, seq, hidden] (with sequence parallelism [batch, seq / tp, hidden]) for tokens [batch, seq] int64, global ids."""
+        """Return [batch, local seq, hidden] for tokens [batch, seq] int64, global ids."""
         rows: Tensor = apply(_LocalEmbedding, self.weight, tokens, info_of(self.weight).shard.offset)
         combine_ = reduce_scatter_to_sequence_region if self.context.sequence_parallel else reduce_from_tp_region
         return combine_(rows, self.context.tp)
 
 
 _CHUNK_BYTES, _CHUNK_ROWS = {"cpu": 8 << 20, "cuda": 128 << 20}, {"cpu": 256, "cuda": 1024}
-"""By device type: most bytes of logits at once, yet never fewer rows than these where there are more.
+"""Bounds of a chunk by device type: most bytes of logits, but at least these rows.
 
-Few bytes stay in a CPU's cache. But each chunk passes over the weight and its gradient once, which takes many rows to
-be worth it, and at the end of each the ranks wait for each other.
+On a CPU the logits of a chunk should fit the cache. But each chunk reads the weight and its gradient once and ends with
+a wait for the other ranks, which only pays for many rows.
 """
-_ALIGNED_ROWS, _ALIGNED_COLUMNS = 128, 64  # multiples that matrix products and vector loads like
+_ALIGNED_ROWS, _ALIGNED_COLUMNS = 128, 64  # multiples that are fast in matrix products and vector loads
 
 
 @dataclass(frozen=True, eq=False)
 class _Gradients:
-    """The gradients that are wanted, to be filled: dx [rows, hidden], dweight [real vocabulary, hidden], dbias [real vocabulary] of zeros."""
+    """The needed gradients, to be filled in.
+
+    dx: [rows, hidden]; dweight: [real vocabulary, hidden]; dbias: [real vocabulary], zeros.
+    """
 
     dx: Tensor | None
     dweight: Tensor | None
@@ -90,13 +93,13 @@ class _Gradients:
 
     @property
     def any(self) -> bool:
-        """Whether there is one."""
+        """Whether any gradient is needed."""
         return self.dx is not None or self.dweight is not None or self.dbias is not None
 
 
 @dataclass(frozen=True)
 class _Head:
-    """What stays the same over the chunks of one call of `head_loss`."""
+    """The settings of one call of `head_loss`."""
 
     context: LayerContext
     kernels: CrossEntropyKernels
@@ -106,7 +109,7 @@ class _Head:
     chunk_rows: int | None
 
     def losses(self, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, grads: _Gradients) -> Tensor:
-        """The losses [rows]; fills `grads` with the gradients of their sum.
+        """Return the losses [rows] and fill `grads` with the gradients of their sum.
 
         Args:
             x: [rows, hidden]; weight: [local vocabulary, hidden]; bias: [local vocabulary]; labels: [rows].
@@ -145,7 +148,7 @@ class _Head:
 
 
 def _cap_(logits: Tensor, cap: float, *, with_slope: bool) -> Tensor | None:
-    """Make the logits cap * tanh(logits / cap) in place; return the slope there, 1 - tanh^2."""
+    """Replace the logits by cap * tanh(logits / cap), in place; return the derivative 1 - tanh^2."""
     logits.div_(cap).tanh_()
     slope = logits.square().neg_().add_(1.0) if with_slope else None
     logits.mul_(cap)
@@ -153,7 +156,7 @@ def _cap_(logits: Tensor, cap: float, *, with_slope: bool) -> Tensor | None:
 
 
 def _chunk_rows(num_rows: int, row_bytes: int, device: torch.device) -> int:
-    """Rows of a chunk, so that all chunks have about the same length."""
+    """Return the rows of a chunk, such that all chunks have about the same length."""
     kind = "cpu" if device.type == "cpu" else "cuda"
     most = max(_CHUNK_ROWS[kind], _CHUNK_BYTES[kind] // row_bytes)
     even = -(-num_rows // max(1, -(-num_rows // most)))
@@ -172,9 +175,9 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
         total.add_(a @ b)
 
 
-# An operator, into which a compiler does not look: inductor rounds a product of bfloat16 matrices to bfloat16, whatever
-# out_dtype says. Neither torch.compiler.disable nor torch.library.custom_op, which import torch._dynamo: a third of a
-# rank's time to start.
+# An operator is opaque to a compiler: inductor would round a product of bfloat16 matrices to bfloat16 and ignore
+# out_dtype. torch.compiler.disable and torch.library.custom_op would import torch._dynamo, a third of a rank's start-up
+# time.
 _OPERATORS = torch.library.Library("trimaran", "FRAGMENT")
 _OPERATORS.define("add_product(Tensor(a!) total, Tensor a, Tensor b, bool is_first) -> ()")
 _OPERATORS.impl("add_product", _add_product, "CompositeExplicitAutograd")
@@ -182,7 +185,7 @@ _OPERATORS.impl("add_product", lambda total, a, b, is_first: None, "Meta")
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The gradients for an output gradient of one are made in the forward pass; the backward pass scales them."""
+    """The forward pass computes the gradients for an output gradient of 1; the backward pass scales them."""
 
     @staticmethod
     def forward(
@@ -208,7 +211,7 @@ class _HeadLoss(torch.autograd.Function):
         (dloss,) = grads
         context: LayerContext = ctx.context
         if dx is not None:
-            # The factor is small and the same for all: rounded to bfloat16 it would be wrong for all by the same part.
+            # Scale in float32: the same factor applies to all elements, so rounding it to bfloat16 would bias them all.
             dx = (dx.to(dloss.dtype) * dloss).to(dx.dtype)
             if not context.sequence_parallel:
                 wait = start_all_reduce(dx, context.tp)
@@ -245,24 +248,23 @@ def head_loss(
     softcap: float | None = None,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """Return the sum of the tokens' losses under the logits x W^T + b, a scalar, float32 (float64 for float64), the same on all tp ranks.
+    """Return the sum of the tokens' losses under the logits x W^T + b: a scalar, the same on all tp ranks.
 
-    The weight's gradient is added to its `main_grad` and reported, as by `linear.column_linear`. Where gradients are
-    on, they are made here and held until the backward pass: as much as `x`, and the weight's shard in float32, for
-    every microbatch in flight (one under 1F1B, all under GPipe). Of the logits `chunk_rows` rows exist at a time.
+    It is float32 (float64 for float64). The weight's gradient goes where `GradAccumulator` puts it. With gradients on,
+    the forward pass computes them and holds them until the backward pass, for every microbatch in flight (one under
+    1F1B, all under GPipe): the size of `x`, and the weight's shard in float32.
 
     Args:
         x: [batch, local seq, hidden], the weight's dtype; with sequence parallelism this rank's part of the sequence.
-        weight: [padded vocabulary / tp, hidden], a parameter cut along dim 0: of a head, or the embedding's that is
-            tied to it.
+        weight: [padded vocabulary / tp, hidden], a parameter cut along dim 0: the head's, or a tied embedding's.
         labels: [batch, seq] int64, global ids, the same on every tp rank; kernels.cross_entropy.IGNORED_LABEL gives
-            loss and gradient zero, and a label outside the vocabulary an infinite loss.
-        bias: [padded vocabulary / tp], cut as the weight.
-        kernels: the passes over the logits; they must suit device and dtype.
+            loss and gradient zero, a label outside the vocabulary an infinite loss.
+        bias: [padded vocabulary / tp], cut like the weight.
+        kernels: the passes over the logits; they must support device and dtype.
         softcap: the logits become softcap * tanh(logit / softcap) (Gemma 2).
         label_smoothing, z_loss: see kernels.cross_entropy.
-        chunk_rows: tokens whose logits exist at once, the same on every tp rank; None: what suits the device.
-    Collective: all ranks of the tp group must enter, in the forward and in the backward pass.
+        chunk_rows: tokens whose logits exist at once, the same on every tp rank; None: chosen by device.
+    Collective over tp, in the forward and in the backward pass.
     Raises ValueError for a label_smoothing outside [0, 1), a negative z_loss or chunk_rows below 1.
     """
     if not 0 <= label_smoothing < 1:

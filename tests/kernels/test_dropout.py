@@ -102,8 +102,22 @@ def test_a_rate_outside_0_to_1_is_refused(rate: float) -> None:
         drop(ones(1, SEQ, 4), rate)
 
 
-def test_a_residual_of_another_shape_or_dtype_is_refused() -> None:
+def test_a_residual_of_another_shape_is_refused() -> None:
     where = {"seed": 1, "site": "embedding", "first_sample": 0, "first_position": 0, "seq_len": SEQ}
-    for residual in (ones(1, SEQ, 4), ones(2, SEQ, 4, dtype=torch.float32)):
-        with pytest.raises(ValueError, match="must have one shape and dtype"):
-            dropout_add(ones(2, SEQ, 4), residual, 0.1, **where)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"x and residual must have one shape; they have \(2, \d+, 4\) and \(1, \d+, 4\)"
+    ):
+        dropout_add(ones(2, SEQ, 4), ones(1, SEQ, 4), 0.1, **where)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_residual_of_another_dtype_gives_the_dtype_of_x_and_gets_its_own_gradient(rate: float) -> None:
+    where = {"seed": 1, "site": "embedding", "first_sample": 0, "first_position": 0, "seq_len": SEQ}
+    x = ones(2, SEQ, 4, dtype=torch.bfloat16)
+    residual = ones(2, SEQ, 4, dtype=torch.float32).requires_grad_()
+    out = dropout_add(x, residual, rate, **where)  # type: ignore[arg-type]
+    assert out.dtype == torch.bfloat16
+    assert set(out.unique().tolist()) == ({2.0} if rate == 0.0 else {1.0, 3.0})
+    out.sum().backward()
+    assert residual.grad is not None
+    assert residual.grad.equal(torch.ones_like(residual))
