@@ -1,15 +1,13 @@
 """The rank pool of a test session."""
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.distributed.ranks import RankPool
+pytest.register_assert_rewrite("tests.distributed.parity")  # its asserts show their values, as those of test files do
+
+from tests.distributed.ranks import RankPool, session_pool
 
 
 @pytest.fixture(scope="session")
-def ranks() -> Iterator[RankPool]:
-    """Rank processes shared by all tests of this pytest (or xdist worker) session: ``ranks.run(function, world_size, *args)``."""
-    pool = RankPool()
-    yield pool
-    pool.close()
+def ranks() -> RankPool:
+    """Rank processes shared by all tests of this session (or xdist worker): ``ranks.run(function, world_size, *args)``."""
+    return session_pool()

@@ -39,7 +39,7 @@ def steps_on_rank(
 ) -> list[dict[str, Any]]:
     """For each model this rank's logits, loss, and pieces of the gradients of the summed loss."""
     sizes = {axis: parallel.get(axis, 1) for axis in ("pp", "dp", "tp", "ep")}
-    mesh = build_mesh(**sizes, cp=1, timeout_s=60)
+    mesh = build_mesh(**sizes, cp=1, timeout_s=100)
     try:
         return [step(make_spec(config, parallel, batch), mesh, weights, batch) for config, weights in models]
     finally:

@@ -1,7 +1,7 @@
 """The process that forks ranks for the pool, and what one rank runs: a loop that takes a function and sends back what came of it.
 
 `tests.distributed.ranks` starts ``python -P rank_process.py CONTROL_FD PARENT_PID`` once. This process, the nursery,
-pays the seconds of importing torch once and has a single thread, so that a fork of it is a whole rank after a few
+pays the seconds of importing torch and trimaran once and has a single thread, so that a fork of it is a whole rank after a few
 milliseconds. It never computes. Messages are pickled dictionaries of plain values, for this file is `__main__` here and
 has another name in the parent. A task goes like this:
 
@@ -39,6 +39,16 @@ from trimaran.launchers.worker.process import exit_process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PRELOADED = (
+    "torch.distributed.device_mesh",
+    "torch.distributed.tensor",
+    "torch._dynamo",
+    "pytest",
+    "trimaran.runtime.data.objectives",
+    "trimaran.runtime.infer.generate",
+    "trimaran.runtime.train.state",
+    "trimaran.runtime.train.train_context",
+)
 # What gloo and the store say on a rank whose peer has left; such an error is seldom the cause of a failure.
 PEER_LEFT = (
     "Connection reset",
@@ -150,7 +160,7 @@ def join_default_group(task: dict[str, Any]) -> None:
         store=dist.FileStore(task["store"], task["world_size"]),  # type: ignore[attr-defined]
         rank=task["rank"],
         world_size=task["world_size"],
-        timeout=timedelta(seconds=task["timeout_s"]),
+        timeout=timedelta(seconds=task["group_timeout_s"]),
     )
 
 
@@ -235,15 +245,16 @@ def fork_rank(control: socket.socket, descriptor: int, request: dict[str, Any]) 
 
 
 def main() -> None:
-    """Import torch, then fork and reap ranks on request until the parent closes the control socket."""
+    """Import torch and trimaran, then fork and reap ranks on request until the parent closes the control socket."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     die_with_parent(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it ends us
     sys.path.append(str(REPOSITORY))  # last, so that only `tests.` is found by it
 
-    import torch.distributed.device_mesh
-    import torch.distributed.tensor  # noqa: F401 - imported here so that no rank has to
+    # Imported here so that no rank has to: together they take a rank some three seconds.
+    for module in PRELOADED:
+        importlib.import_module(module)
 
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:

@@ -2,11 +2,12 @@
 
 A test takes the session fixture `ranks` and calls ``ranks.run(function, world_size, *args)`` with a function of its own
 module; the function sees an initialised default group of exactly that size and may use all of `torch.distributed`.
-Importing torch costs seconds of CPU, so one process, the nursery, does it once and forks the ranks, and these stay from
+Importing torch and trimaran costs seconds of CPU, so one process, the nursery, does it once and forks the ranks, and these stay from
 test to test; everything in `torch.distributed` is made anew for each run. Ranks are never forked from the test's own
 process: it has torch's threads.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +31,7 @@ R = TypeVar("R")
 
 MAX_RANKS = 8
 START_TIMEOUT_S = 200.0  # one torch import takes 3 s, and a minute where many others want the same cores
+GROUP_MARGIN_S = 60.0  # a rank's own wait ends after the pool's, which knows the stacks of all ranks
 GRACE_S = 5.0  # after one rank failed, for its peers to notice
 IDLE_TIMEOUT_S = 30.0  # for a rank to destroy its group
 STACKS_TIMEOUT_S = 2.0  # for a signalled rank to write its stacks
@@ -147,7 +150,8 @@ class Run:
 
     name: str
     world_size: int
-    deadline: float  # on the monotonic clock
+    timeout_s: float
+    deadline: float  # on the monotonic clock; timeout_s counts from when every rank has entered
     output_starts: list[int]
     outcomes: dict[int, dict[str, Any]] = field(default_factory=dict)
     entered: set[int] = field(default_factory=set)
@@ -190,12 +194,12 @@ class RankPool:
         """Run ``function(*args)`` on ranks 0 to world_size - 1 inside a fresh gloo group of that size; return the results by rank.
 
         Before the function starts, torch has one thread, default dtype float32, gradients on and seed 0. The group's
-        timeout is `timeout_s` too. The pool's processes keep the environment and the folder they were started in.
+        timeout is longer than `timeout_s`. The pool's processes keep the environment and the folder they were started in.
 
         Args:
             function: a function at the top level of a module; arguments and results are pickled.
             world_size: 1 to 8 ranks.
-            timeout_s: seconds after which a run that is not over counts as hung.
+            timeout_s: seconds, from when every rank is in the group, after which a run that is not over counts as hung.
 
         Raises:
             RankFailed: a function raised; the first traceback in the message is that of the rank that is the cause.
@@ -209,7 +213,7 @@ class RankPool:
         try:
             nursery = self._grow(world_size)
             starts = [rank.output.stat().st_size for rank in self._ranks[:world_size]]
-            run = Run(task["qualname"], world_size, time.monotonic() + timeout_s, starts)
+            run = Run(task["qualname"], world_size, timeout_s, time.monotonic() + START_TIMEOUT_S, starts)
             for number, rank in enumerate(self._ranks[:world_size]):
                 rank.send({**task, "rank": number})
             self._collect(run, nursery)
@@ -243,7 +247,7 @@ class RankPool:
             "filters": portable_filters(),
             "world_size": world_size,
             "store": str(self._folder / f"store-{self._runs}"),
-            "timeout_s": timeout_s,
+            "group_timeout_s": timeout_s + GROUP_MARGIN_S,
         }
 
     def _grow(self, world_size: int) -> Nursery:
@@ -292,6 +296,7 @@ class RankPool:
         if message["status"] == "entered":
             run.entered.add(rank)
             if len(run.entered) == run.world_size:
+                run.deadline = time.monotonic() + run.timeout_s
                 for process in self._ranks[: run.world_size]:
                     process.send({"all": "entered"})
             return
@@ -384,6 +389,14 @@ class RankPool:
         for rank in self._ranks:
             rank.connection.close()
         self._ranks = []
+
+
+@cache
+def session_pool() -> RankPool:
+    """Return the pool that all tests of this process share; it ends with the process."""
+    pool = RankPool()
+    atexit.register(pool.close)
+    return pool
 
 
 def portable_filters() -> list[tuple[Any, ...]]:

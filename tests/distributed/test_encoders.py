@@ -36,7 +36,7 @@ def step_on_rank(
 ) -> Result:
     """Load the global weights at the layout; return this rank's logits, and its pieces of the gradients of the summed loss."""
     spec = make_spec(model, parallel)
-    mesh = build_mesh(pp=spec.parallel.pp, dp=1, cp=1, tp=spec.parallel.tp, timeout_s=60)
+    mesh = build_mesh(pp=spec.parallel.pp, dp=1, cp=1, tp=spec.parallel.tp, timeout_s=100)
     train_context = build_train_context(spec, mesh, torch.device("cpu"))
 
     def read(name: str, key: str, shard: ShardSpec, local_shape: tuple[int, ...]) -> Tensor:

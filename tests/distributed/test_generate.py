@@ -93,7 +93,7 @@ def make(parallel: dict[str, Any], model: dict[str, Any]) -> tuple[RunSpec, Mesh
         }
     )
     axes = {axis: getattr(spec.parallel, axis) for axis in ("pp", "dp", "cp", "tp")}
-    mesh = build_mesh(**axes, timeout_s=60, shared_memory=spec.parallel.shared_memory)
+    mesh = build_mesh(**axes, timeout_s=100, shared_memory=spec.parallel.shared_memory)
     return spec, mesh, build_stages_of_rank(spec, mesh, torch.device("cpu"))
 
 

@@ -62,7 +62,7 @@ def truth(case: Case) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check(case: Case) -> None:
-    mesh = build_mesh(pp=1, dp=1, cp=1, tp=dist.get_world_size(), timeout_s=30, shared_memory=case.shared)
+    mesh = build_mesh(pp=1, dp=1, cp=1, tp=dist.get_world_size(), timeout_s=100, shared_memory=case.shared)
     group, size, rank = mesh.tp, mesh.tp.size, mesh.tp.rank
     assert size == 1 or (group.shared is not None) == case.shared
     context = LayerContext(group, case.sequence_parallel, torch.float64, CPU)

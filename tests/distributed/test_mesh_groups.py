@@ -23,9 +23,8 @@ def wait_for_absent_peer(action: str) -> str:
             enter(action, mesh)
         except RuntimeError as error:
             message = str(error)
-        assert time.monotonic() - start < 3 * TIMEOUT_S, "the wait is bounded by timeout_s"
-    else:
-        time.sleep(1.5 * TIMEOUT_S)
+        assert time.monotonic() - start < 20 * TIMEOUT_S, "the wait is bounded by timeout_s"
+    dist.barrier()  # a group of its own: the others keep their groups until rank 0 has seen its error
     return message
 
 

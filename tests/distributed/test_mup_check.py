@@ -39,7 +39,7 @@ def measured(spec: RunSpec, growth: Growth = "heads", rates: str = "mup") -> Act
     def one_rate(config: Any, *roles: Any) -> InitSpec:
         return InitSpec(init.init_spec(config, *roles).std)
 
-    mesh = build_mesh(pp=1, dp=1, cp=1, tp=1, timeout_s=60)
+    mesh = build_mesh(pp=1, dp=1, cp=1, tp=1, timeout_s=100)
     replacement: Callable[..., InitSpec] = init.init_spec if rates == "mup" else one_rate
     with patch("trimaran.models.attention.init_spec", replacement), patch("trimaran.models.mlp.init_spec", replacement):
         return measure(spec, WIDTHS, NUM_STEPS, growth, random_batches, mesh, torch.device("cpu"))

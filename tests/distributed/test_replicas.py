@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.distributed.parity import GPT, Layout, make_batches, make_spec
 from tests.distributed.ranks import RankPool
-from tests.distributed.test_parity import GPT, Layout, make_batches, make_spec
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.train.train_context import build_train_context, train_step
 
@@ -30,7 +30,7 @@ def states_on_rank(layout: Layout) -> tuple[State, State]:
     """Train; return weight and moments of what every tp rank holds whole, and of the tied embedding, by name."""
     spec = make_spec(layout)
     axes = {axis: getattr(spec.parallel, axis) for axis in ("pp", "dp", "cp", "tp", "ep")}
-    mesh = build_mesh(**axes, timeout_s=60)
+    mesh = build_mesh(**axes, timeout_s=100)
     train_context = build_train_context(spec, mesh, torch.device("cpu"))
     for step in range(NUM_STEPS):
         train_step(train_context, make_batches(spec, step, mesh.dp.rank, mesh.dp.size), 3e-3)

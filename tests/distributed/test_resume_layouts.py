@@ -15,7 +15,7 @@ from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.state import TrainState, load_state, save_state
 from trimaran.runtime.train.train_context import build_train_context, train_step
 
-STOP, NUM_STEPS = 4, 10
+STOP, NUM_STEPS, BATCH = 2, 4, 4
 LLAMA: dict[str, Any] = {
     "num_layers": 4, "hidden_size": 16, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden_size": 24, "vocab_size": 263,
     "position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tie_embeddings": False, "init_std": 0.2,
@@ -84,7 +84,7 @@ def make_spec(layout: Layout, model: str, dtype: str, folder: str) -> RunSpec:
             "precision": {"dtype": dtype},
             "train": {
                 "num_steps": NUM_STEPS,
-                "global_batch_size": 8,
+                "global_batch_size": BATCH,
                 "micro_batch_size": 1,
                 "seq_len": 16,
                 "output_dir": folder,
@@ -97,8 +97,8 @@ def make_spec(layout: Layout, model: str, dtype: str, folder: str) -> RunSpec:
 def make_batches(state: TrainState, dp_rank: int, dp_size: int) -> list[Microbatch]:
     """The dp rank's microbatches after `state`: random tokens that depend on the position in the run alone."""
     generator = torch.Generator().manual_seed(state.consumed_samples)
-    tokens = torch.randint(263, (8, 17), generator=generator)
-    per_rank = 8 // dp_size
+    tokens = torch.randint(263, (BATCH, 17), generator=generator)
+    per_rank = BATCH // dp_size
     mine = range(dp_rank * per_rank, (dp_rank + 1) * per_rank)
     return [Microbatch(tokens[i : i + 1, :-1], tokens[i : i + 1, 1:], state.consumed_samples + i) for i in mine]
 
@@ -109,7 +109,7 @@ def train_part(
     """Train from the start or from the checkpoint `load` to step `stop` and save; return losses, this rank's parameters and the checkpoint."""
     spec = make_spec(layout, model, dtype, folder)
     parallel = spec.parallel
-    mesh = build_mesh(pp=parallel.pp, dp=parallel.dp, cp=1, tp=parallel.tp, ep=parallel.ep, timeout_s=60)
+    mesh = build_mesh(pp=parallel.pp, dp=parallel.dp, cp=1, tp=parallel.tp, ep=parallel.ep, timeout_s=100)
     train_context = build_train_context(spec, mesh, torch.device("cpu"))
     state = TrainState() if load is None else load_state(train_context, Path(load))
     losses = []
@@ -206,4 +206,4 @@ def test_a_checkpoint_loads_at_another_precision_and_layout(folder: Path, ranks:
     _, _, checkpoint = run_part(ranks, TP2_PP2, "llama", "float32", str(folder / "narrow"), None, STOP)
     wide, _, _ = run_part(ranks, DP2, "llama", "float64", str(folder / "wide"), checkpoint, NUM_STEPS)
     narrow, _, _ = run_part(ranks, TP2_PP2, "llama", "float32", str(folder / "narrow-on"), checkpoint, NUM_STEPS)
-    assert wide == pytest.approx(narrow, rel=1e-4)  # float32's digits over six steps
+    assert wide == pytest.approx(narrow, rel=1e-4)  # float32's digits over two steps

@@ -139,7 +139,7 @@ def run_ours(case: Case, mesh: Any) -> tuple[dict[str, Tensor], float]:
 
 def compare_on_rank(case: Case) -> tuple[float, float, int]:
     """Return the largest difference of a gradient, that of the loss, and the number of gradients."""
-    mesh = build_mesh(pp=PP, dp=1, cp=1, tp=1, timeout_s=30)
+    mesh = build_mesh(pp=PP, dp=1, cp=1, tp=1, timeout_s=100)
     expected, expected_loss = run_torch(case, mesh)
     got, loss = run_ours(case, mesh)
     dist.barrier()
@@ -164,7 +164,7 @@ def test_gradients_equal_those_of_torch_pipelining(case: Case, ranks: RankPool) 
 def evaluate_on_rank(virtual_stages: int) -> tuple[float, float, int]:
     """(loss of a forward-only list, of a training list, tensors that the forward-only executor still holds)."""
     pp = dist.get_world_size()
-    mesh = build_mesh(pp=pp, dp=1, cp=1, tp=1, timeout_s=30)
+    mesh = build_mesh(pp=pp, dp=1, cp=1, tp=1, timeout_s=100)
     case = Case("interleaved_1f1b", virtual_stages, 4, "llama")
     stages = make_stages(case, mesh, pp)
     parts = zip(*(t.split(case.micro_batch) for t in make_batch(case)), strict=True)

@@ -77,7 +77,7 @@ def make_batches(spec: RunSpec, step: int, dp_rank: int = 0, dp_size: int = 1) -
 
 def make_mesh(case: Case) -> Mesh:
     parallel = case.spec.parallel
-    return build_mesh(pp=parallel.pp, dp=parallel.dp, cp=parallel.cp, tp=parallel.tp, timeout_s=60)
+    return build_mesh(pp=parallel.pp, dp=parallel.dp, cp=parallel.cp, tp=parallel.tp, timeout_s=100)
 
 
 def make_job(case: Case) -> tuple[TrainContext, Mesh]:
