@@ -1,30 +1,29 @@
 """The rank grid: coordinates, groups and their names on 8 gloo ranks, and a layout of 384 ranks on torch's fake backend."""
 
 import itertools
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from tests.distributed.ranks import RankFailed, RankPool
+from tests.distributed.ranks import RankFailed, RankPool, session_pool
+from trimaran.models.parallel.parameter import info_of
 from trimaran.runtime.mesh import AXES, build_mesh
+from trimaran.runtime.spec import RunSpec, parse_spec
+from trimaran.runtime.train.train_context import build_stages_of_rank
 
 
 @pytest.fixture(scope="module")
-def mesh_ranks() -> Iterator[RankPool]:
+def mesh_ranks() -> RankPool:
     """Rank processes; the fixture of tests/distributed is not seen from here."""
-    pool = RankPool()
-    yield pool
-    pool.close()
+    return session_pool()
 
 
 def describe_mesh(sizes: dict[str, int]) -> dict[str, Any]:
     """What this rank's mesh says of itself."""
-    mesh = build_mesh(**sizes, timeout_s=30)
+    mesh = build_mesh(**sizes, timeout_s=100)
     groups = {axis: getattr(mesh, axis) for axis in (*AXES, "world")}
     description = {
         "rank": mesh.rank,
@@ -81,7 +80,7 @@ def test_ranks_lie_on_the_grid_with_tp_innermost(sizes: dict[str, int], mesh_ran
 
 def expert_groups(sizes: dict[str, int]) -> dict[str, Any]:
     """Ranks, index and shared memory of this rank's groups of experts."""
-    mesh = build_mesh(**sizes, timeout_s=30)
+    mesh = build_mesh(**sizes, timeout_s=100)
     groups = {"ep": mesh.ep, "expert_dp": mesh.expert_dp}
     found: dict[str, Any] = {
         name: (group.ranks, group.rank, group.axis, group.shared is not None) for name, group in groups.items()
@@ -109,7 +108,7 @@ def test_consecutive_dp_ranks_share_the_experts(mesh_ranks: RankPool) -> None:
 
 def refuse(sizes: dict[str, int]) -> str:
     with pytest.raises(ValueError, match=r"world size|divisible by ep") as caught:
-        build_mesh(**sizes, timeout_s=30)
+        build_mesh(**sizes, timeout_s=100)
     return str(caught.value)
 
 
@@ -128,54 +127,59 @@ def test_a_world_that_is_larger_than_the_mesh_is_refused_too(mesh_ranks: RankPoo
         mesh_ranks.run(describe_mesh, 2, {"pp": 1, "dp": 1, "cp": 1, "tp": 1})
 
 
-BIG = """
-import json, sys, warnings
-warnings.simplefilter("error")
-import torch
-import torch.distributed as dist
-from torch.testing._internal.distributed.fake_pg import FakeStore
-from trimaran.models.parallel.parameter import info_of
-from trimaran.runtime.mesh import build_mesh
-from trimaran.runtime.spec import parse_spec
-from trimaran.runtime.train.train_context import build_stages_of_rank
+def big_spec() -> RunSpec:
+    model = {
+        "num_layers": 30,
+        "hidden_size": 128,
+        "num_heads": 16,
+        "num_kv_heads": 8,
+        "ffn_hidden_size": 344,
+        "vocab_size": 50257,
+        "position": "rotary",
+        "norm": "rmsnorm",
+        "activation": "swiglu",
+        "bias": False,
+        "tie_embeddings": False,
+    }
+    return parse_spec(
+        {
+            "model": model,
+            "parallel": {"tp": 8, "pp": 4, "dp": 12, "sequence_parallel": True},
+            "optimizer": {"lr": 1e-3},
+            "train": {"num_steps": 1, "global_batch_size": 96, "micro_batch_size": 1, "seq_len": 64},
+        }
+    )
 
-spec = parse_spec({
-    "model": {
-        "num_layers": 30, "hidden_size": 128, "num_heads": 16, "num_kv_heads": 8, "ffn_hidden_size": 344, "vocab_size": 50257,
-        "position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tie_embeddings": False,
-    },
-    "parallel": {"tp": 8, "pp": 4, "dp": 12, "sequence_parallel": True},
-    "optimizer": {"lr": 1e-3},
-    "train": {"num_steps": 1, "global_batch_size": 96, "micro_batch_size": 1, "seq_len": 64},
-})
-found = []
-for rank in json.loads(sys.argv[1]):
+
+def describe_rank_of_384(spec: RunSpec, rank: int) -> dict[str, Any]:
+    """The rank's groups and the parameters of its stage."""
     dist.init_process_group("fake", rank=rank, world_size=384, store=FakeStore())
-    mesh = build_mesh(pp=4, dp=12, cp=1, tp=8, timeout_s=30)
-    stages = build_stages_of_rank(spec, mesh, torch.device("meta"))
-    shards = [(name, tuple(p.shape), info_of(p).shard) for stage in stages.values() for name, p in stage.named_parameters()]
-    found.append({
-        "coordinates": mesh.coordinates,
-        "groups": {axis: getattr(mesh, axis).ranks for axis in ("pp", "dp", "cp", "tp", "world")},
-        "shared": any(getattr(mesh, axis).shared for axis in ("pp", "dp", "cp", "tp", "world")),
-        "layers": sorted({int(name.split(".")[1]) for name, _, _ in shards if name.startswith("layers.")}),
-        "elements": {name: spec.num_real_elements(shape) for name, shape, spec in shards},
-        "whole": {name: spec.axis is None for name, _, spec in shards},
-    })
-    mesh.close()
-    dist.destroy_process_group()
-print(json.dumps([spec.transformer.num_parameters(), found]))
-"""
+    try:
+        mesh = build_mesh(pp=4, dp=12, cp=1, tp=8, timeout_s=100)
+        stages = build_stages_of_rank(spec, mesh, torch.device("meta"))
+        shards = [
+            (name, tuple(p.shape), info_of(p).shard)
+            for stage in stages.values()
+            for name, p in stage.named_parameters()
+        ]
+        groups = {axis: getattr(mesh, axis) for axis in ("pp", "dp", "cp", "tp", "world")}
+        return {
+            "coordinates": mesh.coordinates,
+            "groups": {axis: list(group.ranks) for axis, group in groups.items()},
+            "shared": any(group.shared for group in groups.values()),
+            "layers": sorted({int(name.split(".")[1]) for name, _, _ in shards if name.startswith("layers.")}),
+            "elements": {name: shard.num_real_elements(shape) for name, shape, shard in shards},
+            "whole": {name: shard.axis is None for name, _, shard in shards},
+        }
+    finally:
+        dist.destroy_process_group()
 
 
 def test_384_ranks_of_tp8_pp4_dp12_hold_every_layer_once() -> None:
     replica = [pp * 96 + 5 * 8 + tp for pp in range(4) for tp in range(8)]  # dp 5
     ranks = [*replica, 0, 383]
-    process = subprocess.run(
-        [sys.executable, "-c", BIG, json.dumps(ranks)], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert process.returncode == 0, process.stderr
-    num_parameters, found = json.loads(process.stdout.splitlines()[-1])
+    spec = big_spec()
+    found = [describe_rank_of_384(spec, rank) for rank in ranks]
     for rank, result in zip(ranks, found, strict=True):
         pp, dp, tp = rank // 96, rank // 8 % 12, rank % 8
         assert result["coordinates"] == {"pp": pp, "dp": dp, "cp": 0, "tp": tp}
@@ -195,7 +199,7 @@ def test_384_ranks_of_tp8_pp4_dp12_hold_every_layer_once() -> None:
         for name, elements in result["elements"].items()
         if not result["whole"][name] or result["coordinates"]["tp"] == 0
     )
-    assert counted == num_parameters, (
+    assert counted == spec.transformer.num_parameters(), (
         "30 layers over 4 stages and a vocabulary of 50257 over 8 ranks are all there, once"
     )
     assert not dist.is_initialized()
