@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -58,6 +59,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if recorded.get(function_of(item.nodeid), 0.0) > SLOW_S:
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """Give torch one thread: workers and ranks share the cores, and a second thread burns one while it waits for work."""
+    torch = sys.modules.get("torch")  # a session that collected no test of torch need not import it
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 class Watch:

@@ -14,7 +14,7 @@ FOLDER = "TRIMARAN_TEST_COUNTS"
 BOUNDS = {
     "cold start": 15,
     "kernel compiled": 123,
-    "parity step": 0,
+    "parity step": 1000,
     "slurm process": 0,
 }
 """The most of each kind that the whole suite may count."""

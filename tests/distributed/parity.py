@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import counting
 from tests.distributed.ranks import RankFailed, RankPool
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.parameter import info_of
@@ -223,14 +224,22 @@ def references_of(layouts: Sequence[Layout], pool: RankPool) -> list[Result]:
     keys = [json.dumps(vars(each), sort_keys=True) for each in alone]
     missing = {key: each for key, each in zip(keys, alone, strict=True) if key not in _REFERENCES}
     if missing:
+        record_steps(missing.values())
         (made,) = pool.run(train_all_on_rank, 1, list(missing.values()))
         _REFERENCES.update(zip(missing, made, strict=True))
     return [_REFERENCES[key] for key in keys]
 
 
+def record_steps(layouts: Iterable[Layout]) -> None:
+    """Count the steps for the bound of the whole session."""
+    for layout in layouts:
+        counting.record("parity step", layout.name, layout.num_steps)
+
+
 def results_of(layouts: Sequence[Layout], pool: RankPool) -> list[list[Result] | RankFailed]:
     """Every layout's results by rank, or how its ranks failed. The layouts have one world size."""
     (world_size,) = {layout.world_size for layout in layouts}
+    record_steps(layouts)
     try:
         by_rank = pool.run(train_all_on_rank, world_size, list(layouts))
         return [list(results) for results in zip(*by_rank, strict=True)]
