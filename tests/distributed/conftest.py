@@ -9,5 +9,5 @@ from tests.distributed.ranks import RankPool, session_pool
 
 @pytest.fixture(scope="session")
 def ranks() -> RankPool:
-    """Rank processes shared by all tests of this session (or xdist worker): ``ranks.run(function, world_size, *args)``."""
+    """Rank processes that all tests of this session or worker share: ``ranks.run(function, world_size, *args)``."""
     return session_pool()

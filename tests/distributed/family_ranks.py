@@ -1,4 +1,4 @@
-"""What a rank does with a model of transformers: apart from the tests of it, so that ranks need not import transformers."""
+"""What a rank does with a model of transformers: apart from its tests, so that ranks need not import transformers."""
 
 from typing import Any
 

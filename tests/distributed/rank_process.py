@@ -1,9 +1,9 @@
-"""The process that forks ranks for the pool, and what one rank runs: a loop that takes a function and sends back what came of it.
+"""The process that forks ranks for the pool, and the loop of one rank: take a function, send back what came of it.
 
 `tests.distributed.ranks` starts ``python -P rank_process.py CONTROL_FD PARENT_PID`` once. This process, the nursery,
-pays the seconds of importing torch and trimaran once and has a single thread, so that a fork of it is a whole rank after a few
-milliseconds. It never computes. Messages are pickled dictionaries of plain values, for this file is `__main__` here and
-has another name in the parent. A task goes like this:
+pays the seconds of importing torch and trimaran once and has a single thread, so that a fork of it is a whole rank
+after a few milliseconds. It never computes. Messages are pickled dictionaries of plain values, for this file is
+`__main__` here and has another name in the parent. A task goes like this:
 
 - the rank enters the group, says "entered" and waits for the parent's word that all have: a function that raises at
   once would else close connections that a peer is still making, and torch cannot take back a group that was made by
@@ -108,7 +108,7 @@ def warnings_as_in_parent(filters: list[tuple[str, str, type[Warning], str, int]
 
 
 def describe_exception(error: BaseException) -> dict[str, Any]:
-    """Return the outcome that tells the parent of an exception: when, what, where, and the exception itself if it pickles."""
+    """Return the outcome that tells the parent of an exception: when, what, where, and the exception if it pickles."""
     trace = error.__traceback__.tb_next if error.__traceback__ is not None else None  # the first frame is this file's
     text = "".join(traceback.format_exception(type(error), error, trace))
     if isinstance(error, AssertionError):

@@ -2,9 +2,9 @@
 
 A test takes the session fixture `ranks` and calls ``ranks.run(function, world_size, *args)`` with a function of its own
 module; the function sees an initialised default group of exactly that size and may use all of `torch.distributed`.
-Importing torch and trimaran costs seconds of CPU, so one process, the nursery, does it once and forks the ranks, and these stay from
-test to test; everything in `torch.distributed` is made anew for each run. Ranks are never forked from the test's own
-process: it has torch's threads.
+Importing torch and trimaran costs seconds of CPU, so one process, the nursery, does it once and forks the ranks, and
+these stay from test to test; everything in `torch.distributed` is made anew for each run. Ranks are never forked from
+the test's own process: it has torch's threads.
 """
 
 import atexit
@@ -168,7 +168,7 @@ class Run:
         return dict(sorted(raised, key=lambda item: (item[1]["secondary"], item[1]["time"])))
 
     def leaves_ranks_fit(self) -> bool:
-        """Return whether every process can take the next run: it answered to the end and none broke off making a group."""
+        """Return whether every process can take the next run: all answered, and none broke off making a group."""
         return len(self.idle) == self.world_size and all(outcome["fit"] for outcome in self.outcomes.values())
 
     def missing(self) -> list[int]:
@@ -177,7 +177,7 @@ class Run:
 
 
 class RankPool:
-    """Rank processes that grow in number on demand, run functions of tests, and are replaced after a hang or a death."""
+    """Rank processes: started on demand, run functions of tests, and are replaced after a hang or a death."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="trimaran-ranks-"))
@@ -191,10 +191,10 @@ class RankPool:
         return [rank.pid for rank in self._ranks]
 
     def run(self, function: Callable[..., R], world_size: int, *args: object, timeout_s: float = 120.0) -> list[R]:
-        """Run ``function(*args)`` on ranks 0 to world_size - 1 inside a fresh gloo group of that size; return the results by rank.
+        """Run ``function(*args)`` on ranks 0 to world_size - 1 in a fresh gloo group; return the results by rank.
 
         Before the function starts, torch has one thread, default dtype float32, gradients on and seed 0. The group's
-        timeout is longer than `timeout_s`. The pool's processes keep the environment and the folder they were started in.
+        timeout is longer than `timeout_s`. The pool's processes keep the environment and the folder they started in.
 
         Args:
             function: a function at the top level of a module; arguments and results are pickled.
@@ -400,7 +400,7 @@ def session_pool() -> RankPool:
 
 
 def portable_filters() -> list[tuple[Any, ...]]:
-    """Return this process's warning filters as arguments of `warnings.filterwarnings`, without pytest's own categories."""
+    """Return this process's warning filters as arguments of `filterwarnings`, without pytest's own categories."""
     filters = []
     for action, message, category, module, lineno in warnings.filters:
         if isinstance(category, type) and category.__module__.split(".")[0] not in ("pytest", "_pytest"):

@@ -1,4 +1,4 @@
-"""Every collective and every parallel layer on 2 to 4 ranks against what one rank computes, through shared memory and through gloo."""
+"""Every collective and parallel layer on 2 to 4 ranks equals one rank's result, by shared memory and by gloo."""
 
 import errno
 import os
@@ -340,7 +340,7 @@ def shard_of(name: str, whole: Tensor, parameter: Tensor) -> tuple[Tensor, int]:
 
 
 def assert_gradients(module: nn.Module, truth: nn.Module, group: Group, reports: dict[str, int] | None) -> int:
-    """Each gradient (in `.grad`, or where `reports` is given in main_grad) is this rank's part of the truth's; returns how many."""
+    """Compare every gradient (in `.grad`, or in main_grad with `reports`) with the truth's part; return how many."""
     expected = {name: p.grad for name, p in truth.named_parameters()}
     for name, parameter in module.named_parameters():
         info = info_of(parameter)
@@ -539,7 +539,7 @@ def test_a_peer_that_closed_its_end_is_named_at_once(ranks: RankPool) -> None:
 
 
 def exchange_with_a_killed_peer() -> tuple[str, float]:
-    """Rank 1's ends of the sockets belong to a child that is killed while the others wait; return what they say and after how long.
+    """A child that holds rank 1's ends of the sockets is killed while the others wait; return what they say and when.
 
     The kernel closes a killed process's sockets: what the peers see is what they see when the rank itself is killed,
     but for the pool, which would end the survivors before they can tell.

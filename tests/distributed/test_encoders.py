@@ -34,7 +34,7 @@ def make_spec(model: dict[str, Any], parallel: dict[str, Any]) -> RunSpec:
 def step_on_rank(
     model: dict[str, Any], parallel: dict[str, Any], weights: dict[str, Tensor], tokens: Tensor, batch: Microbatch
 ) -> Result:
-    """Load the global weights at the layout; return this rank's logits, and its pieces of the gradients of the summed loss."""
+    """Load the global weights at the layout; return this rank's logits and its pieces of the gradients."""
     spec = make_spec(model, parallel)
     mesh = build_mesh(pp=spec.parallel.pp, dp=1, cp=1, tp=spec.parallel.tp, timeout_s=100)
     train_context = build_train_context(spec, mesh, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Experts train like one process at every layout: whole or cut, on one rank or shared by several, with and without the loss of their balance.
+"""Experts train like one process at every layout: whole or cut, on one rank or several, with and without balance loss.
 
 And what carries them: the exchange of rows between the ranks that share experts.
 """
@@ -37,7 +37,8 @@ BALANCED = MIXTRAL | {"router_aux_loss": 0.5}
 # Experts without a gate, one layer without a bias of its own, weights that do not add up to 1, and one expert that
 # stands alone at times.
 SWITCH: dict[str, Any] = GPT | {
-    "num_experts": 4, "experts_per_token": 1, "renormalize_experts": False, "mlp_bias": False, "router_aux_loss": 0.1, "hidden_dropout": 0.1,
+    "num_experts": 4, "experts_per_token": 1, "renormalize_experts": False, "mlp_bias": False,
+    "router_aux_loss": 0.1, "hidden_dropout": 0.1,
 }  # fmt: skip
 # As many experts a token as no power of two, and an inner width that tp does not divide: shared experts stay whole.
 ODD = BALANCED | {"num_experts": 12, "experts_per_token": 5, "ffn_hidden_size": 23}
@@ -149,7 +150,7 @@ def test_a_wait_for_rows_is_bounded_and_names_the_peer(ranks: RankPool) -> None:
 
 
 def run_layer(grid: dict[str, int], sequence_parallel: bool, lopsided: bool) -> list[tuple[str, float]]:
-    """Each rank of the grid has tokens of its own (tp ranks share them): outputs and gradients against the whole layer on this rank.
+    """Each dp rank has tokens of its own: compare outputs and gradients with the whole layer on this rank.
 
     Returns: (parameter, largest difference of its gradient from that of all ranks' tokens).
     """

@@ -86,7 +86,7 @@ def test_384_ranks_own_every_weight_exactly_once(shape: TransformerConfig) -> No
 
 
 def test_the_published_weights_are_the_ones_that_the_ranks_own(shape: TransformerConfig) -> None:
-    """transformers builds the released configuration on the meta device; its tensors and ours map onto each other, one to one."""
+    """transformers builds the released configuration on the meta device; its tensors and ours map one to one."""
     released = FalconConfig(
         vocab_size=65024,
         hidden_size=8192,
@@ -115,14 +115,14 @@ def test_the_published_weights_are_the_ones_that_the_ranks_own(shape: Transforme
 
 
 def fill_with_repeated_numbers_(tensor: torch.Tensor, *, std: float, **_: object) -> None:
-    """Fill a parameter with one million random numbers again and again: the drawing of 340 million takes half a minute."""
+    """Fill a parameter with a million random numbers again and again: drawing 340 million takes half a minute."""
     numbers = torch.randn(1_000_003, generator=torch.Generator().manual_seed(1)) * std  # a prime: no two rows are equal
     for part in tensor.view(-1).split(len(numbers)):
         part.copy_(numbers[: len(part)])
 
 
 def train_one_step_at_full_width(num_layers: int) -> tuple[list[float], int]:
-    """The losses before and after a step of `num_layers` layers with all of Falcon-40B's widths but that of the vocabulary, on two tp ranks."""
+    """Losses before and after a step of layers with Falcon-40B's widths, but for the vocabulary, on two tp ranks."""
     spec = parse_spec(
         {
             "model": {"preset": "falcon-40b", "num_layers": num_layers, "vocab_size": 512, "max_seq_len": 32},
@@ -147,7 +147,7 @@ def train_one_step_at_full_width(num_layers: int) -> tuple[list[float], int]:
 
 @pytest.mark.slow
 def test_a_layer_of_full_width_trains(ranks: RankPool) -> None:
-    """16 bytes a parameter: one layer takes 11 GB, which fits where the tests run. Two take 21 GB: run by hand, they train as well (7.82 to 0.001)."""
+    """One layer takes 11 GB, 16 bytes a parameter. Two take 21 GB: run by hand, they train as well (7.82 to 0.001)."""
     (losses, numbers), _ = ranks.run(train_one_step_at_full_width, 2, 1, timeout_s=280.0)
     assert numbers > 680e6 / 2
     assert losses[1] < losses[0] < 8.0

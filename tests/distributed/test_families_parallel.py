@@ -1,4 +1,4 @@
-"""Models of transformers cut over TP2 x PP2, experts over EP2 too: the same logits, and in one training step the same loss and gradients.
+"""Models of transformers cut over TP2 x PP2, experts over EP2 too: the same logits, loss and gradients.
 
 One pool call runs all families, one after the other. Both sides compute in float64, as in
 tests/models/test_families.py.

@@ -53,7 +53,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp1-interleaved": {"virtual_stages": 2, "schedule": "interleaved_1f1b"},
     "tp2-pp2-dp2-sequence-parallel": {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True},
     "tp2-pp2-interleaved-without-shared-memory": {
-        "tp": 2, "pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b", "sequence_parallel": True, "shared_memory": False,
+        "tp": 2, "pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b", "sequence_parallel": True,
+        "shared_memory": False,
     },
 }  # fmt: skip
 SAMPLINGS = {
@@ -101,7 +102,10 @@ Answer = list[tuple[list[int], str, int]]
 
 
 def continue_prompts(parallel: dict[str, Any], model: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Answer]:
-    """The tokens, finish and slides of every prompt, by setting; "alone": of each prompt by itself, under the number it has in the batch."""
+    """The tokens, finish and slides of every prompt, by setting.
+
+    "alone": of each prompt by itself, under the number it has in the batch.
+    """
     spec, mesh, stages = make(parallel, model)
     found: dict[str, Answer] = {}
     for name in settings:
@@ -150,7 +154,7 @@ def test_a_sample_does_not_depend_on_its_batch(expected: dict[str, dict[str, Ans
 
 
 def logits_both_ways(parallel: dict[str, Any], model: dict[str, Any]) -> float:
-    """The largest difference between logits of whole sequences and those with a cache, for samples of different lengths in one batch."""
+    """The largest difference of logits with a cache from whole sequences', with samples of different lengths."""
     _, mesh, stages = make(parallel, model)
     (stage,) = stages.values()
     parts = mesh.tp.size if stage.context.sequence_parallel else 1

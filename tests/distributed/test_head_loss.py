@@ -1,4 +1,4 @@
-"""The head and its loss, fused with their gradients in chunks, on 1 to 4 tp ranks against one process's cross entropy."""
+"""The head and its loss, fused with their gradients in chunks, on 1 to 4 tp ranks equal one process's cross entropy."""
 
 from dataclasses import dataclass, field
 from functools import partial

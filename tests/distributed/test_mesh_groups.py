@@ -1,4 +1,4 @@
-"""What a mesh of several axes promises beyond its coordinates: bounded waits that name the peer, and pipeline links numbered as torch numbers them."""
+"""A mesh of several axes: bounded waits that name the peer, and pipeline links numbered as torch numbers them."""
 
 import time
 
@@ -57,7 +57,7 @@ def test_wait_on_a_mesh_of_two_axes_is_bounded_and_names_the_peer(action: str, w
 
 
 def send_around_links() -> list[float]:
-    """Send this rank's number over every link of a ring of pipeline ranks; return what came in, forward then backward."""
+    """Send this rank's number over every link of a ring of pipeline ranks; return what came, forward then backward."""
     rank, size = dist.get_rank(), dist.get_world_size()
     p2p_groups = _GroupMaker(rank, 30.0, False).p2p_groups([list(range(size))])
     received = []

@@ -1,4 +1,4 @@
-"""The coordinate check: under muP sizes stay over the width, without it they grow, and each part of muP is missed where it is missing."""
+"""The check of muP: sizes stay over the width, without muP they grow, and a missing part of it is seen."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from trimaran.runtime.train.mup_check import ActivationSizes, Growth, measure, p
 
 WIDTHS, NUM_STEPS = (32, 64, 128, 256), 6
 MUP: dict[str, Any] = {
-    "num_layers": 2, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden_size": 160, "vocab_size": 257, "init": "mup", "mup_base_width": 32,
+    "num_layers": 2, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden_size": 160, "vocab_size": 257,
+    "init": "mup", "mup_base_width": 32,
 }  # fmt: skip
 
 
@@ -81,7 +82,8 @@ def test_with_one_deviation_and_rate_for_all_widths_sizes_grow(ranks: RankPool) 
 
 
 @pytest.mark.parametrize(
-    ("changes", "rates"), [({}, "one"), ({"logits_scale": 1.0}, "mup")], ids=["without-its-rates", "without-its-factor-of-the-logits"]
+    ("changes", "rates"), [({}, "one"), ({"logits_scale": 1.0}, "mup")],
+    ids=["without-its-rates", "without-its-factor-of-the-logits"],
 )  # fmt: skip
 def test_the_check_sees_a_part_of_mup_missing(changes: dict[str, Any], rates: str, ranks: RankPool) -> None:
     (sizes,) = ranks.run(measured, 1, make_spec(**changes), "heads", rates)
@@ -111,7 +113,10 @@ def test_a_width_changes_everything_in_proportion() -> None:
 @pytest.mark.parametrize(
     ("width", "growth", "sentence"),
     [
-        (40, "heads", "at width 40 the model's num_heads (4 at hidden_size 64) would be 2.5, no whole number; give --widths that are multiples of 16"),
+        (
+            40, "heads", ("at width 40 the model's num_heads (4 at hidden_size 64) would be 2.5, no whole number; "
+            "give --widths that are multiples of 16"),
+        ),
         (40, "head_dim", None),
         (66, "head_dim", "head_dim (16 at hidden_size 64) would be 16.5"),
     ],

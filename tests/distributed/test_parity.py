@@ -24,12 +24,15 @@ from tests.distributed.ranks import RankPool
 
 # Multi-query heads that every tp rank holds, and a block whose branches read one norm and share a collective.
 FALCON: dict[str, Any] = GPT | {
-    "num_kv_heads": 1, "position": "rotary", "rotary_dim": 2, "block": "parallel_one_norm", "bias": False, "norm_bias": True, "head_bias": True,
+    "num_kv_heads": 1, "position": "rotary", "rotary_dim": 2, "block": "parallel_one_norm", "bias": False,
+    "norm_bias": True, "head_bias": True,
 }  # fmt: skip
 BLOOM: dict[str, Any] = GPT | {"position": "alibi", "embedding_norm": True, "block": "parallel", "z_loss": 1e-2}
 GEMMA: dict[str, Any] = LLAMA | {
-    "norm_position": "sandwich", "activation": "geglu_tanh", "attention_window": 3, "attention_pattern": ["window", "full"], "logits_softcap": 2.0,
-    "attention_softcap": 1.0, "attention_scale": 0.3, "embedding_scale": 4.0, "tie_embeddings": True, "query_key_norm": "head",
+    "norm_position": "sandwich", "activation": "geglu_tanh", "attention_window": 3,
+    "attention_pattern": ["window", "full"], "logits_softcap": 2.0,
+    "attention_softcap": 1.0, "attention_scale": 0.3, "embedding_scale": 4.0, "tie_embeddings": True,
+    "query_key_norm": "head",
 }  # fmt: skip
 OLMO: dict[str, Any] = LLAMA | {
     "norm_position": "branch",

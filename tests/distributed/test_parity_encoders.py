@@ -8,11 +8,13 @@ from tests.distributed.parity import DROPOUT, GPT, Layout, assert_all_train_like
 from tests.distributed.ranks import RankPool
 
 BERT: dict[str, Any] = GPT | {
-    "objective": "masked_lm", "norm_position": "post", "embedding_norm": True, "num_token_types": 2, "activation": "gelu", "head_transform": True,
+    "objective": "masked_lm", "norm_position": "post", "embedding_norm": True, "num_token_types": 2,
+    "activation": "gelu", "head_transform": True,
     "head_bias": True,
 }  # fmt: skip
 XLNET: dict[str, Any] = GPT | {
-    "objective": "permutation_lm", "position": "relative", "norm_position": "post", "qkv_bias": False, "out_bias": False, "head_bias": True,
+    "objective": "permutation_lm", "position": "relative", "norm_position": "post", "qkv_bias": False,
+    "out_bias": False, "head_bias": True,
 }  # fmt: skip
 ALL_AXES = {"tp": 2, "pp": 2, "dp": 2}
 LAYOUTS = full(

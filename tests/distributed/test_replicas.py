@@ -1,4 +1,4 @@
-"""What several ranks hold is the same to the bit on all of them, step after step: whole parameters over tp, the ends of a tied embedding over pp."""
+"""What several ranks hold stays the same to the bit: whole parameters over tp, the ends of a tied embedding over pp."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A checkpoint written at one layout goes on at any other: in float64 within 1e-9 of the run without a stop, on the same layout bit for bit."""
+"""A checkpoint goes on at any other layout: within 1e-9 of the run without a stop, on the same layout bit for bit."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -18,11 +18,13 @@ from trimaran.runtime.train.train_context import build_train_context, train_step
 STOP, NUM_STEPS, BATCH = 2, 4, 4
 LLAMA: dict[str, Any] = {
     "num_layers": 4, "hidden_size": 16, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden_size": 24, "vocab_size": 263,
-    "position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tie_embeddings": False, "init_std": 0.2,
+    "position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tie_embeddings": False,
+    "init_std": 0.2,
 }  # fmt: skip
 GPT: dict[str, Any] = {
     "num_layers": 4, "hidden_size": 16, "num_heads": 4, "ffn_hidden_size": 24, "vocab_size": 263, "position": "learned",
-    "norm": "layernorm", "activation": "gelu_tanh", "bias": True, "tie_embeddings": True, "init_std": 0.2, "hidden_dropout": 0.1,
+    "norm": "layernorm", "activation": "gelu_tanh", "bias": True, "tie_embeddings": True, "init_std": 0.2,
+    "hidden_dropout": 0.1,
 }  # fmt: skip
 MIXTRAL: dict[str, Any] = LLAMA | {"num_experts": 8, "router_aux_loss": 0.1}
 MODELS = {"llama": LLAMA, "gpt": GPT, "mixtral": MIXTRAL}
@@ -106,7 +108,7 @@ def make_batches(state: TrainState, dp_rank: int, dp_size: int) -> list[Microbat
 def train_part(
     layout: Layout, model: str, dtype: str, folder: str, load: str | None, stop: int
 ) -> tuple[list[float], list[torch.Tensor], str]:
-    """Train from the start or from the checkpoint `load` to step `stop` and save; return losses, this rank's parameters and the checkpoint."""
+    """Train from the start or a checkpoint to `stop`; return losses, this rank's parameters and the checkpoint."""
     spec = make_spec(layout, model, dtype, folder)
     parallel = spec.parallel
     mesh = build_mesh(pp=parallel.pp, dp=parallel.dp, cp=1, tp=parallel.tp, ep=parallel.ep, timeout_s=100)
@@ -128,7 +130,7 @@ def train_part(
 def run_part(
     pool: RankPool, layout: Layout, model: str, dtype: str, folder: str, load: str | None, stop: int
 ) -> tuple[list[float], list[list[torch.Tensor]], str]:
-    """Losses, every rank's parameters and the checkpoint of a part; the parts that several tests begin with run once."""
+    """Losses, every rank's parameters and the checkpoint of a part; parts that several tests begin with run once."""
     results = pool.run(
         train_part, make_spec(layout, model, dtype, folder).world_size, layout, model, dtype, folder, load, stop
     )

@@ -1,4 +1,4 @@
-"""torch.distributed.pipelining runs the same stages on the same microbatches: its gradients are the gradients of our executor."""
+"""torch.distributed.pipelining on the same stages and microbatches gives the gradients of our executor."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""The sharded optimizer: what it holds in bytes, and that its norm, clipping and step are torch's own, at any layout and bucket size."""
+"""The sharded optimizer: its bytes, and a norm, clipping and step that are torch's, at any layout and bucket size."""
 
 import gc
 import math
@@ -24,11 +24,13 @@ CPU = torch.device("cpu")
 # Every tensor's size is a multiple of 16, so that no bucket is padded for dp up to 4 (with tp 2).
 LLAMA: dict[str, Any] = {
     "num_layers": 4, "hidden_size": 32, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden_size": 48, "vocab_size": 264,
-    "position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tie_embeddings": False, "init_std": 0.2,
+    "position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tie_embeddings": False,
+    "init_std": 0.2,
 }  # fmt: skip
 GPT: dict[str, Any] = {
     "num_layers": 4, "hidden_size": 32, "num_heads": 4, "ffn_hidden_size": 64, "vocab_size": 264,
-    "position": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True, "tie_embeddings": True, "init_std": 0.2,
+    "position": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True, "tie_embeddings": True,
+    "init_std": 0.2,
 }  # fmt: skip
 MUP: dict[str, Any] = LLAMA | {"init": "mup", "mup_base_width": 8, "tie_embeddings": True}
 # Odd sizes everywhere: shards and buckets are padded.
@@ -109,7 +111,7 @@ def live_storages() -> dict[int, int]:
 
 
 def measure_bytes(case: Case) -> tuple[int, int, dict[str, int], int]:
-    """(parameters here, buckets, what the optimizer says it holds, bytes of the live tensors that the job made) after a step."""
+    """(parameters here, buckets, bytes that the optimizer reports, bytes of the job's live tensors) after a step."""
     mesh = make_mesh(case)  # its shared memory is not the optimizer's: 2 MiB a rank, whatever the model
     before = live_storages()
     train_context = build_train_context(case.spec, mesh, CPU)
@@ -125,7 +127,7 @@ def measure_bytes(case: Case) -> tuple[int, int, dict[str, int], int]:
 
 
 def formula(dtype: str, zero_stage: int, count: int, dp: int) -> dict[str, int]:
-    """ZeRO-1 (Rajbhandari et al. 2020, section 5.1): the optimizer's part, and the main copy of bfloat16 parameters, is cut over dp."""
+    """ZeRO-1 (Rajbhandari et al. 2020, section 5.1): the optimizer's part and bfloat16's main copy are cut over dp."""
     parameter, optimizer = {"float32": (4, 8), "bfloat16": (2, 12)}[dtype]
     return {
         "parameters": parameter * count,
@@ -269,7 +271,7 @@ def test_clip_factor_is_that_of_torch() -> None:
 
 
 def gradients_of_first_step(case: Case) -> tuple[dict[str, list[tuple[int, Tensor]]], int, list[bool]]:
-    """(name -> [(start, reduced gradient)] of this rank's slices, number of buckets, which reductions began in the backward pass)."""
+    """(name -> [(start, reduced gradient)] here, number of buckets, which reductions began in the backward pass)."""
     train_context, mesh = make_job(case)
     train_context.optimizer.zero_grad()
     train_context.executor.run(make_batches(case.spec, 0, mesh.dp.rank, mesh.dp.size))

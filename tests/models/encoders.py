@@ -1,4 +1,4 @@
-"""Small random encoders made by transformers, as ours, and one training step of them: what the tests of encoders hold against each other."""
+"""Small random encoders made by transformers and as ours, and one training step of both for the tests to compare."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,7 +57,10 @@ def xlnet() -> nn.Module:
 
 
 def distances_in_float64(qlen: int, klen: int, bsz: int | None = None, device: object = None) -> Tensor:
-    """XLNetModel.relative_positional_encoding, which takes its angles in float32: R of klen, klen - 1 ... 1 - qlen, [klen + qlen, bsz, hidden]."""
+    """XLNetModel.relative_positional_encoding, whose angles are float32.
+
+    Returns: R of klen, klen - 1 ... 1 - qlen, [klen + qlen, bsz, hidden].
+    """
     frequencies = 10000.0 ** (-torch.arange(0, HIDDEN, 2, dtype=torch.float64) / HIDDEN)
     angles = torch.arange(klen, -qlen, -1, dtype=torch.float64)[:, None] * frequencies
     return torch.cat((angles.sin(), angles.cos()), dim=-1)[:, None].expand(-1, bsz or 1, -1)

@@ -336,7 +336,7 @@ def to_ours(family: Family, config: TransformerConfig, stored: Tensors) -> Tenso
 
 
 def gradients_of(imported: Imported, folder: Path) -> Tensors:
-    """The gradients of transformers' parameters under our names: saved as if they were weights, so that they take the weights' way.
+    """The gradients of transformers' parameters under our names: saved as weights, to be converted like weights.
 
     A form that adds a constant to weights adds it to gradients too, hence the difference to what zeros become.
     """

@@ -1,4 +1,4 @@
-"""Encoders are the published ones: transformers' BERT and XLNet with the same random weights gives the same logits, loss and gradients, there and back."""
+"""transformers' BERT and XLNet with the same random weights give our logits, loss and gradients, there and back."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Routing and experts on one rank: against a loop over the tokens, against transformers, and in the cases where the routing is lopsided."""
+"""Routing and experts on one rank: against a loop over the tokens, against transformers, and with lopsided routing."""
 
 from typing import Any
 
@@ -16,7 +16,8 @@ from trimaran.models.parallel.parameter import LayerContext, info_of, initialize
 from trimaran.models.transformer import Stage, build_stages
 
 SHAPE: dict[str, Any] = {
-    "num_layers": 2, "hidden_size": 8, "num_heads": 2, "ffn_hidden_size": 12, "vocab_size": 31, "max_seq_len": 16, "num_experts": 5,
+    "num_layers": 2, "hidden_size": 8, "num_heads": 2, "ffn_hidden_size": 12, "vocab_size": 31, "max_seq_len": 16,
+    "num_experts": 5,
     "experts_per_token": 2, "init": "normal", "init_std": 0.5,
 }  # fmt: skip
 
@@ -253,12 +254,15 @@ def test_one_token_at_a_time_gives_what_the_whole_sequence_gives() -> None:
 
 
 def theirs(stage: Stage) -> tuple[MixtralForCausalLM, dict[str, tuple[str, int | None]]]:
-    """transformers' model with the stage's weights, and for each of its parameters ours by name, with the part of it."""
+    """transformers' model with the stage's weights, and our name and part of each of its parameters."""
     shape = stage.config
     config = MixtralConfig(
-        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.ffn_hidden_size, num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads, num_key_value_heads=shape.num_kv_heads, num_local_experts=shape.num_experts,
-        num_experts_per_tok=shape.experts_per_token, rms_norm_eps=shape.norm_eps, rope_theta=shape.rotary_base, attn_implementation="eager",
+        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.ffn_hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads, num_key_value_heads=shape.num_kv_heads,
+        num_local_experts=shape.num_experts,
+        num_experts_per_tok=shape.experts_per_token, rms_norm_eps=shape.norm_eps, rope_theta=shape.rotary_base,
+        attn_implementation="eager",
     )  # fmt: skip
     names: dict[str, tuple[str, int | None]] = {
         "model.embed_tokens.weight": ("embedding.weight", None),

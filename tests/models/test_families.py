@@ -1,4 +1,4 @@
-"""Every family is the published one, in both directions: models made by transformers with random weights, several of each family.
+"""Every family is the published one, in both directions: several random models of transformers for each family.
 
 A model is saved by transformers, read from its folder, and computed by our network: logits, loss and every gradient are
 equal. Then its weights and config go the way back, and transformers loads them from a folder with nothing missing or
@@ -149,7 +149,7 @@ def test_float64_logits_and_every_gradient_equal(name: str, tmp_path: Path) -> N
 
 
 def test_falcons_alibi_is_rounded_by_transformers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers has Falcon's ALiBi in bfloat16 whatever the dtype, which shows for slopes that are no powers of two; BLOOM's function does not round."""
+    """Transformers rounds Falcon's ALiBi to bfloat16: seen where slopes are no powers of two. BLOOM's is exact."""
     imported = Imported(falcon(alibi=True, hidden_size=48, num_attention_heads=12)(), tmp_path / "saved")
     ours = our_logits(stage_with(imported.config, imported.weights))
     tokens, _ = tokens_and_labels()

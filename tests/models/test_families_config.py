@@ -1,4 +1,4 @@
-"""Config maps: every option of transformers' config classes is read, refused or known to be harmless; old and new spellings mean the same."""
+"""Every option of transformers' config classes is read, refused or known as harmless; old and new spellings agree."""
 
 import json
 import re
@@ -530,7 +530,8 @@ def test_the_config_of_a_published_model_is_its_preset(name: str) -> None:
 def test_a_shape_that_no_family_has_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         ValueError,
-        match=r"no architecture of Hugging Face that this runtime knows is this model\nLlamaForCausalLM can't express activation",
+        match=r"no architecture of Hugging Face that this runtime knows is this model\n"
+        r"LlamaForCausalLM can't express activation",
     ):
         family_for(preset("chinchilla-70b"))
 
@@ -539,7 +540,8 @@ def test_a_model_of_no_family_is_refused_with_the_nearest() -> None:
     config = preset("gpt2-124m").model_copy(update={"norm_position": "sandwich"})
     with pytest.raises(
         ValueError,
-        match=r"no architecture of Hugging Face that this runtime knows is this model\nGPT2LMHeadModel .*norm_position 'sandwich'",
+        match=r"no architecture of Hugging Face that this runtime knows is this model\n"
+        r"GPT2LMHeadModel .*norm_position 'sandwich'",
     ):
         family_for(config)
 

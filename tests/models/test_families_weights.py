@@ -1,4 +1,4 @@
-"""Weight maps: forms and their inverses, units that cover the model once, and files that lack or have what they should not."""
+"""Weight maps: forms and their inverses, units that cover the model once, and files that lack or have too much."""
 
 from typing import Any
 
@@ -153,7 +153,7 @@ def names_of(name: str, **hf: Any) -> tuple[Family, list[Any], list[str]]:
 
 
 def test_names_without_the_networks_prefix_and_buffers_that_are_no_weights() -> None:
-    """As OpenAI's and BigScience's files have them: the network without its head, and the causal mask beside the weights."""
+    """As OpenAI's and BigScience's files are: the network without its head, and the causal mask beside the weights."""
     of, units, names = names_of("gpt2")
     bare = [name.removeprefix("transformer.") for name in names]
     found = locate(of, units, [*bare, "h.0.attn.bias", "h.1.attn.masked_bias"])
@@ -199,7 +199,8 @@ def test_tensors_without_a_place_are_named() -> None:
     biases = [f"model.layers.{i}.self_attn.q_proj.bias" for i in range(2)]
     with pytest.raises(
         ValueError,
-        match=r"the weights have model.layers.0.self_attn.q_proj.bias, .* which a llama model of this config has no place for",
+        match=r"the weights have model.layers.0.self_attn.q_proj.bias, .* "
+        r"which a llama model of this config has no place for",
     ):
         locate(of, units, [*names, *biases])
 

@@ -1,4 +1,4 @@
-"""Initial weights: each kind's deviations by its paper's formula, at every layout, and training where others fail."""
+"""Initial weights: deviations by the papers' formulas, the same numbers at every layout, no stall in training."""
 
 import math
 from typing import Any, get_args
@@ -19,7 +19,8 @@ CPU = torch.device("cpu")
 KINDS = get_args(Initialization)
 H, HEADS, KV, D, F, V, S, N = 96, 4, 2, 32, 160, 320, 128, 6
 SHAPE: dict[str, Any] = {
-    "num_layers": N, "hidden_size": H, "num_heads": HEADS, "num_kv_heads": KV, "head_dim": D, "ffn_hidden_size": F, "vocab_size": V,
+    "num_layers": N, "hidden_size": H, "num_heads": HEADS, "num_kv_heads": KV, "head_dim": D, "ffn_hidden_size": F,
+    "vocab_size": V,
     "max_seq_len": S, "position": "learned", "init_std": 0.03,
 }  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
@@ -48,7 +49,8 @@ def glorot(fan_in: int, fan_out: int) -> float:
 def expected(init: str) -> dict[str, float]:
     """The deviations of the papers, written out; names as in the network, without `layers.i.` and `.weight`."""
     matrices = {
-        "attention.q": (H, Q), "key": (H, K), "value": (H, K), "attention.out": (Q, H), "mlp.up": (H, F), "mlp.down": (F, H), "head": (H, V),
+        "attention.q": (H, Q), "key": (H, K), "value": (H, K), "attention.out": (Q, H), "mlp.up": (H, F),
+        "mlp.down": (F, H), "head": (H, V),
     }  # fmt: skip
     tables = ("embedding", "position")
     smaller = ("value", "attention.out", "mlp.up", "mlp.down")
@@ -166,11 +168,28 @@ def test_deepnorm_weighs_the_stream_by_alpha() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"init": "tfixup"}, "init: init tfixup is for a model without norms, got norm_position pre; set norm_position to none, or init to depth_scaled"),
-        ({"init": "deepnorm"}, "init: init deepnorm is for norms after the sums, got norm_position pre; set norm_position to post"),
-        ({"residual_scale": 2.0}, "residual_scale: residual_scale (2) needs a norm after the sum, got norm_position pre; set norm_position to post"),
-        ({"init": "mup"}, "mup_base_width: is required by init mup; set it to the hidden_size at which the learning rate was found"),
-        ({"mup_base_width": 32}, "mup_base_width: mup_base_width (32) says something only with init mup, got init depth_scaled; set init to mup"),
+        (
+            {"init": "tfixup"}, ("init: init tfixup is for a model without norms, got norm_position pre; "
+            "set norm_position to none, or init to depth_scaled"),
+        ),
+        (
+            {"init": "deepnorm"},
+            "init: init deepnorm is for norms after the sums, got norm_position pre; set norm_position to post",
+        ),
+        (
+            {"residual_scale": 2.0},
+            ("residual_scale: residual_scale (2) needs a norm after the sum, got norm_position pre; "
+            "set norm_position to post"),
+        ),
+        (
+            {"init": "mup"},
+            "mup_base_width: is required by init mup; set it to the hidden_size at which the learning rate was found",
+        ),
+        (
+            {"mup_base_width": 32},
+            ("mup_base_width: mup_base_width (32) says something only with init mup, got init depth_scaled; "
+            "set init to mup"),
+        ),
     ],
 )  # fmt: skip
 def test_an_initialization_that_does_not_fit_says_what_would(changes: dict[str, Any], sentence: str) -> None:
@@ -180,10 +199,11 @@ def test_an_initialization_that_does_not_fit_says_what_would(changes: dict[str, 
 
 
 def train_without_warmup(init: str, *, num_steps: int = 40, **changes: Any) -> list[float]:
-    """Losses of a model of 12 layers at the full rate from the first step; each token follows from the two before it."""
+    """Losses of 12 layers at the full rate from the first step; each token follows from the two before it."""
     vocab, seq, batch = 32, 16, 8
     config = TransformerConfig(
-        num_layers=12, hidden_size=64, num_heads=4, vocab_size=vocab, max_seq_len=seq, activation="gelu", init=init, embedding_scale=8.0, **changes
+        num_layers=12, hidden_size=64, num_heads=4, vocab_size=vocab, max_seq_len=seq, activation="gelu", init=init,
+        embedding_scale=8.0, **changes
     )  # fmt: skip
     stage, generator = build(config), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(stage.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)

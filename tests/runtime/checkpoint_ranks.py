@@ -17,7 +17,7 @@ WAIT_S = 30.0
 
 
 class ThreadGather:
-    """An all-gather between threads that counts each rank's calls; `on_call(rank, call)` runs on entry, before anyone has gone on."""
+    """An all-gather between threads that counts each rank's calls; `on_call(rank, call)` runs before any goes on."""
 
     def __init__(self, world_size: int, on_call: Callable[[int, int], None] | None = None) -> None:
         self._barrier = threading.Barrier(world_size)
@@ -89,7 +89,7 @@ def save_ranks(
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tensor is cut: along `dim` into `count` shards (None: one whole shard), each shard's flat range again at `cuts` (shares)."""
+    """How a tensor is cut: along `dim` into `count` shards (None: one), each shard's range again at `cuts` (shares)."""
 
     dim: int | None
     count: int
@@ -118,7 +118,7 @@ def shard_of(tensor: Tensor, spec: ShardSpec, local_shape: Shape, padding: float
 
 
 def cut(tensors: Mapping[tuple[str, str], tuple[Tensor, Layout]], world_size: int) -> list[list[ShardPiece]]:
-    """Pieces of every tensor, dealt out to ranks in turn. Padding holds NaN, so that a test notices if it ever comes back."""
+    """Pieces of every tensor, dealt out to ranks in turn. Padding holds NaN, which a test notices if it comes back."""
     ranks: list[list[ShardPiece]] = [[] for _ in range(world_size)]
     for (name, key), (tensor, layout) in tensors.items():
         turn = 0

@@ -1,4 +1,4 @@
-"""Small Hugging Face folders on disk, made by transformers with random weights, and what a test wants to know of them."""
+"""Small Hugging Face folders on disk, made by transformers with random weights, and what tests read from them."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What goes wrong around a checkpoint: damage, full disks, kills, disagreeing ranks. Nothing is lost and everything is named."""
+"""Faults around a checkpoint: damage, full disks, kills, ranks that disagree. Nothing is lost, everything is named."""
 
 import ast
 import errno
@@ -26,7 +26,7 @@ TENSOR = torch.arange(24, dtype=torch.float32).view(6, 4)
 
 
 def pieces_of(value: float, world_size: int = 2) -> list[list[ShardPiece]]:
-    """One tensor cut over the ranks; every element moved by `value`, so that a checkpoint tells which save it came from."""
+    """One tensor cut over the ranks, every element moved by `value`: a checkpoint shows which save it came from."""
     return cut({("w", "weight"): (TENSOR + value, Layout(0, world_size))}, world_size)
 
 
@@ -365,7 +365,7 @@ class Killed(BaseException):
 
 
 def kill_at(call: int, patch: pytest.MonkeyPatch) -> list[str]:
-    """Let every call that changes the disk count, and kill before number `call`; returns the list the calls are written to."""
+    """Count every call that changes the disk and kill before number `call`; return the list of the calls made."""
     made: list[str] = []
 
     def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:

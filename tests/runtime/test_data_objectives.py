@@ -1,4 +1,4 @@
-"""What a sample becomes: a fixed number of predicted tokens, the same at every layout and after every resume, in the published shares."""
+"""Samples: a fixed number of predicted tokens in the published shares, the same at every layout and after a resume."""
 
 from pathlib import Path
 

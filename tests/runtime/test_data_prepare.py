@@ -104,7 +104,8 @@ def test_two_processes_at_once_agree(tmp_path: Path) -> None:
     source = write_corpus(tmp_path)
     code = (
         "import sys; from pathlib import Path; from trimaran.runtime.data.prepare import prepare\n"
-        "print(prepare([sys.argv[1]], cache_dir=Path(sys.argv[2]), vocab_size=300).folder); assert 'torch' not in sys.modules"
+        "print(prepare([sys.argv[1]], cache_dir=Path(sys.argv[2]), vocab_size=300).folder)\n"
+        "assert 'torch' not in sys.modules"
     )
     command = [sys.executable, "-c", code, str(source), str(tmp_path / "cache")]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""A run becomes a folder that transformers loads: with the same weights and logits, standard names, its tokenizer, and a card that says what is known."""
+"""A run becomes a folder that transformers loads: same weights and logits, standard names, its tokenizer and a card."""
 
 import json
 import runpy

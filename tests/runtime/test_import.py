@@ -1,4 +1,4 @@
-"""A Hugging Face model becomes a run: every bit of it arrives, wrong models are refused with a sentence, and nothing half-written is left."""
+"""A Hugging Face model becomes a run bit for bit; wrong models are refused with a sentence and leave nothing behind."""
 
 import json
 import shutil
@@ -502,7 +502,7 @@ _MEASURE = """
 
 @pytest.mark.slow
 def test_importing_takes_far_less_memory_than_the_model(tmp_path: Path) -> None:
-    """The weights, the checkpoint and both sides of the proof stream: above what Python and torch take, the peak is a fraction of the model."""
+    """Weights, checkpoint and the proof stream: the peak above Python and torch is a fraction of the model."""
     shape = {
         "hidden_size": 640,
         "intermediate_size": 1760,

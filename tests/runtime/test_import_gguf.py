@@ -64,8 +64,10 @@ def write_gguf(
     }
     for layer in range(LAYERS):
         block: dict[str, tuple[int, ...]] = {
-            "attn_norm": (HIDDEN,), "ffn_norm": (HIDDEN,), "attn_q": (HIDDEN, HIDDEN), "attn_k": (kv, HIDDEN), "attn_v": (kv, HIDDEN),
-            "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (FFN, HIDDEN), "ffn_up": (FFN, HIDDEN), "ffn_down": (HIDDEN, FFN),
+            "attn_norm": (HIDDEN,), "ffn_norm": (HIDDEN,), "attn_q": (HIDDEN, HIDDEN), "attn_k": (kv, HIDDEN),
+            "attn_v": (kv, HIDDEN),
+            "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (FFN, HIDDEN), "ffn_up": (FFN, HIDDEN), "ffn_down": (HIDDEN,
+            FFN),
         }  # fmt: skip
         shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
     meant = {}
@@ -171,7 +173,7 @@ def their_answer(their_smollm2: PreTrainedModel) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_smollm2_answers_as_in_transformers(imported_smollm2: Imported, their_answer: str, tmp_path: Path) -> None:
-    """On 4 ranks, TP2 x PP2. Nine heads in three groups over two tp ranks: the second has one group, and zeros for another."""
+    """On 4 ranks, TP2 x PP2. Of nine heads in three groups the second tp rank has one group, and zeros for another."""
     assert "Paris" in their_answer
     settings = {"temperature": 0, "max-new-tokens": NEW_TOKENS, "tp": 2, "pp": 2}
     options = ["--chat", "--prompt", QUESTION]

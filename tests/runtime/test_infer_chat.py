@@ -14,7 +14,8 @@ from trimaran.runtime.infer.chat import ChatError, ChatTemplate
 from trimaran.runtime.infer.prompts import Prompt, RunText, conversation, read_prompts
 
 CHATML = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -37,8 +38,10 @@ INST = """\
     {%- endif %}
 {%- endfor %}"""
 FUNCTIONS = (
-    "{% set ns = namespace(count=0) %}{% for message in messages %}{% if message.role == 'note' %}{% continue %}{% endif %}"
-    "{% set ns.count = ns.count + 1 %}{{ message | tojson }}{{ '<|im_end|>' }}{% endfor %}{{ ns.count }}{{ strftime_now('%Y') | length }}"
+    "{% set ns = namespace(count=0) %}{% for message in messages %}"
+    "{% if message.role == 'note' %}{% continue %}{% endif %}"
+    "{% set ns.count = ns.count + 1 %}{{ message | tojson }}{{ '<|im_end|>' }}{% endfor %}"
+    "{{ ns.count }}{{ strftime_now('%Y') | length }}"
     "{% if tools is none and documents is none %}{{ missing }}none{% endif %}\n"
 )
 TEMPLATES = {"chatml": CHATML, "inst": INST, "functions": FUNCTIONS}
@@ -52,7 +55,7 @@ TURNS: list[dict[str, str]] = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with a tokenizer as published ones are: special tokens, one that was added without being special, and a beginning of text."""
+    """A run folder with a tokenizer as published ones are: special tokens, an added plain one, a beginning of text."""
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

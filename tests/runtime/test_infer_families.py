@@ -1,4 +1,4 @@
-"""Greedy continuations of a batch of prompts of different lengths are those of transformers' `generate`, for every family of models."""
+"""Greedy continuations of prompts of different lengths are those of transformers' `generate`, for every family."""
 
 from pathlib import Path
 from types import SimpleNamespace

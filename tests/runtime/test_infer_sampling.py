@@ -1,4 +1,4 @@
-"""The filters keep exactly what transformers' processors of the same name keep, and draws follow the probabilities that are left."""
+"""Filters keep what transformers' processors of the same name keep; draws follow the probabilities that are left."""
 
 from typing import Any
 
@@ -74,7 +74,7 @@ def test_stop_tokens_are_forbidden_as_by_transformers() -> None:
     ids=str,
 )
 def test_all_filters_together_keep_what_transformers_keeps(settings: dict[str, Any], seed: int) -> None:
-    """In transformers' order: penalty, temperature, top_k, top_p, min_p; the probabilities that are left are the same."""
+    """In transformers' order (penalty, temperature, top_k, top_p, min_p) the same probabilities are left."""
     logits = random_logits(10 + seed)
     ids = torch.randint(VOCAB, (7, 30), generator=torch.Generator().manual_seed(seed))
     seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, True)

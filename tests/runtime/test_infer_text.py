@@ -1,4 +1,4 @@
-"""Text that is shown never holds half a character or a part of a stop string, and is the same however it is cut into tokens."""
+"""Text on the screen never holds half a character or part of a stop string, however it is cut into tokens."""
 
 from collections.abc import Sequence
 
@@ -57,7 +57,7 @@ def test_bytes_that_make_no_character_yet_wait(tokenizer: Tokenizer) -> None:
     cuts=st.lists(st.integers(1, 4), max_size=30),
 )
 def test_a_stop_string_ends_the_text_however_it_is_cut(text: str, stops: list[str], cuts: list[int]) -> None:
-    """Against a search character by character: the first stop string to be complete, the longest of those that end together."""
+    """Against a search by character: the first stop string to be complete, the longest of those that end together."""
     expected = text
     for end in range(1, len(text) + 1):
         starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]

@@ -1,4 +1,4 @@
-"""The rank grid: coordinates, groups and their names on 8 gloo ranks, and a layout of 384 ranks on torch's fake backend."""
+"""The rank grid: coordinates, groups and their names on 8 gloo ranks, and 384 ranks on torch's fake backend."""
 
 import itertools
 from typing import Any

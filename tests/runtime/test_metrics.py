@@ -1,4 +1,4 @@
-"""The rows of a run: written once each, read back whole after a crash, shown on a screen; and the hardware numbers behind the MFU."""
+"""Rows of a run: written once, read back whole after a crash, shown on a screen; hardware numbers behind the MFU."""
 
 import io
 import json
@@ -232,7 +232,8 @@ def test_importing_the_module_brings_in_neither_torch_nor_rich_nor_tensorboard()
 def test_writing_tensorboard_scalars_does_not_import_torch(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from trimaran.runtime.train.metrics import MetricsLogger\n"
-        "with MetricsLogger(Path(sys.argv[1]), num_steps=1) as logger: logger.log_evaluation(step=0, held_out_loss=1.0)\n"
+        "with MetricsLogger(Path(sys.argv[1]), num_steps=1) as logger:\n"
+        "    logger.log_evaluation(step=0, held_out_loss=1.0)\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run(

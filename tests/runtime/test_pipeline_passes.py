@@ -42,7 +42,7 @@ def _communicated(name: str, num_ranks: int, num_microbatches: int, virtual_stag
 
 
 def _runs(schedule: Sequence[Sequence[Action]], num_stages: int, num_microbatches: int, rng: random.Random) -> bool:
-    """Executes the lists on symbolic data and says whether the whole batch came out: the independent truth for validate.
+    """Executes the lists on symbolic data and tells whether the whole batch came out: what validate is tested against.
 
     Ranks take turns at random. Channels are queues: the k-th posted receive gets the k-th message sent, whatever it is;
     computing on anything but the neighbour's tensor of the same microbatch is a failure.

@@ -36,7 +36,7 @@ ALL_SHAPES = [
 
 
 class _RecordingStage:
-    """Stands in for a torch pipeline stage: no process group, no tensors, it only writes down what it is asked to compute."""
+    """Stands in for a torch pipeline stage: it only writes down what it is asked to compute."""
 
     def __init__(self, stage_index: int) -> None:
         self.stage_index = stage_index
