@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Give torch one thread: workers and ranks share the cores, and a second thread burns one while it waits for work."""
+    """Give torch one thread: workers and ranks share the cores, and an idle second thread spins on one."""
     torch = sys.modules.get("torch")  # a session that collected no test of torch need not import it
     if torch is not None:
         torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What a whole session of tests starts and compiles, counted over all its processes: bounds that no machine's speed moves.
+"""What a session of tests starts and compiles, counted over all its processes, and the bounds of the counts.
 
 Every process of the session appends lines to files of one folder, which an environment variable names; the session's
 end adds them up. Without that variable, as when a file of tests is run by hand, nothing is written.

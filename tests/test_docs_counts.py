@@ -1,4 +1,4 @@
-"""What README, docs/ and CHANGELOG count, list or quote equals the code: layouts, shapes, families, defaults, figures."""
+"""What README, docs/ and CHANGELOG count, list or quote equals the code: layouts, shapes, defaults, figures."""
 
 import re
 import signal

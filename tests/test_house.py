@@ -44,7 +44,7 @@ FRAMEWORK_METHODS = {"forward", "backward", "setup_context", "extra_repr"}
 
 @cache
 def source_files() -> dict[str, Path]:
-    """Return every Python file of the four rooms by module name without `trimaran.`; a package stands under its own name."""
+    """Return every Python file of the four rooms by module name without `trimaran.`; a package has its own name."""
     found = {}
     for room in FLOORS:
         for path in sorted((ROOT / room).rglob("*.py")):
@@ -89,7 +89,7 @@ def own_modules(node: ast.AST) -> list[str]:
 
 
 def runs_at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """Walk the statements that run when the module is imported: not function bodies, not what only a type checker reads."""
+    """Walk the statements that run at import: not function bodies, not what only a type checker reads."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Function | ast.Lambda):
             continue
@@ -148,7 +148,7 @@ def longest_path(graph: dict[str, set[str]]) -> list[str]:
 
 
 def launchers_by_file() -> dict[str, set[str]]:
-    """Return which files of launchers each of them imports, wherever the import stands; packages' docstrings are none."""
+    """Return which files of launchers each of them imports, inside functions too; empty packages are left out."""
     files = {
         name: path for name, path in source_files().items() if name.startswith("launchers.") and tree(path).body[1:]
     }
@@ -308,7 +308,7 @@ def test_every_public_function_and_class_has_a_docstring() -> None:
     wrong = []
 
     def is_described_elsewhere(node: Function | ast.ClassDef) -> bool:
-        """Return whether the node is a setter, an overload, one of torch's methods, or an attribute of a protocol (`...`)."""
+        """Return whether the node is a setter, an overload, a method of torch's, or an attribute of a protocol."""
         decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
         is_attribute = "property" in decorators and ast.unparse(node.body[0]) == "..."
         return (

@@ -79,7 +79,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def newest_checkpoint(place: Path) -> Path | None:
-    """Return the newest whole checkpoint of the run folder `place`, or `place` itself where it is a checkpoint's folder."""
+    """Return the newest complete checkpoint of the run folder `place`, or `place` itself if it is a checkpoint."""
     return place if step_of(place) is not None else latest(place / "checkpoints")
 
 

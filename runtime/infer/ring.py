@@ -31,7 +31,7 @@ class Ring:
         )
 
     def receive(self, x: Tensor) -> Tensor:
-        """Fill `x` [contiguous] with what the previous rank sends, and return it; RuntimeError where nothing arrives."""
+        """Return contiguous `x` filled with what the previous rank sends; RuntimeError where nothing arrives."""
         source = (self._rank - 1) % self._size
         group, peer = self._link(source)
         work = dist.irecv(x, group=group.process_group, group_src=peer)

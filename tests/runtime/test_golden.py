@@ -1,6 +1,6 @@
-"""A spec and a checkpoint of an earlier version load, and the run goes on from them; fields that were renamed since are read by a table.
+"""A spec and a checkpoint of an earlier version load and the run goes on; renamed fields are read by a table.
 
-The folder `golden` was made by version 0.1.0 (commit be5701d, `trimaran train run.yaml` on a CPU, one rank): the spec has
+The folder `golden` was made by version 0.1.0 (commit be5701d, `trimaran train run.yaml`, one CPU rank): the spec has
 every section, the checkpoint is that of step 2 of 4. It is never made anew: it stands for the runs that people have.
 """
 
