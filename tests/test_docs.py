@@ -39,7 +39,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def shell_lines(page: Path) -> list[str]:
-    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
     commands = [re.sub(r"\s+#.*", "", line).strip() for line in lines]
     return [command for command in commands if command and not command.startswith("#")]
 

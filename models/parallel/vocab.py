@@ -48,8 +48,8 @@ class _LocalEmbedding(torch.autograd.Function):
                 local, dy = local[mine], dy[mine]
             total.index_add_(0, local.flatten(), dy.flatten(0, -2).to(total.dtype))
         else:
-            # On a GPU index_add_ adds atomically, in an order that changes from run to run, and selecting rows by a
-            # mask waits for the device. index_put_ sorts.
+            # On a GPU index_add_ adds atomically, in an order that changes between runs, and selecting rows by a mask
+            # waits for the device. index_put_ sorts.
             if not ctx.whole:
                 local, dy = torch.where(mine, local, 0), dy * mine.unsqueeze(-1)
             total.index_put_((local.flatten(),), dy.flatten(0, -2).to(total.dtype), accumulate=True)
