@@ -18,7 +18,11 @@ SHORTEST_RECORDED_S = 0.05
 LONGEST_UNIT_S = 15.0
 SLOW_S = 1.5
 """`make quick` leaves out the tests of a function that takes longer."""
-WHOLE_FILES = ("tests/launchers/test_slurm.py", "tests/launchers/test_slurm_commands.py")  # one cluster a file
+WHOLE_FILES = (
+    "tests/launchers/test_slurm.py",  # one cluster a file
+    "tests/launchers/test_slurm_commands.py",
+    "tests/runtime/test_import_gguf.py",  # one import of a real model
+)
 _UNKNOWN_S = 0.02
 
 

@@ -71,12 +71,13 @@ def impossible(levels: Mapping[str, Any]) -> bool:
     return bool(levels.get("documents")) and levels.get("queries", KEYS) != KEYS
 
 
-CASES = covering_array(LEVELS, impossible)
+EVERYTHING = {name: levels[-1] for name, levels in LEVELS.items()} | {"window": 7, "causal": True, "queries": KEYS}
+CASES = [*covering_array(LEVELS, impossible), EVERYTHING]
 
 
 def test_the_cases_cover_every_pair_of_options() -> None:
     assert pairs_of(LEVELS, impossible) == covered(CASES, LEVELS)
-    assert len(CASES) <= 12
+    assert len(CASES) <= 13
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)

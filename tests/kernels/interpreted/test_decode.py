@@ -24,7 +24,8 @@ LEVELS: dict[str, Sequence[Any]] = {
     "head_dim": (16, 64),
     "dtype": (torch.float32, torch.float16),
 }
-CASES = covering_array(LEVELS)
+EVERYTHING = {name: levels[-1] for name, levels in LEVELS.items()}
+CASES = [*covering_array(LEVELS), EVERYTHING]
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
@@ -79,7 +80,7 @@ def hold(
 
 def test_the_cases_cover_every_pair_of_options() -> None:
     assert pairs_of(LEVELS, lambda levels: False) == covered(CASES, LEVELS)
-    assert len(CASES) <= 10
+    assert len(CASES) <= 11
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)
