@@ -251,6 +251,19 @@ def test_no_file_is_too_long() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_lines_of_pages_and_settings_end_at_120_columns() -> None:
+    """Python files are ruff's (E501). A row of a table can't be broken."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+    others = [ROOT / name for name in ("Makefile", "pyproject.toml", ".ci/run", "tests/README.md")]
+    wrong = [
+        f"{place(path)}:{number}: {len(line)} columns"
+        for path in [*pages, *others, *(ROOT / "examples").glob("*.yaml")]
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line.expandtabs(4)) > 120 and not line.startswith("|")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_no_global_statement() -> None:
     wrong = [
         place(path, node)
