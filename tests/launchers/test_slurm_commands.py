@@ -36,7 +36,7 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
     lines = [re.split(r"\s{2,}", line)[0] for block in blocks for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith(("trimaran ", "torchrun ", "mpirun ", "srun "))]
     assert len(commands) >= 10
-    run = Run(cluster, tmp_path, train={"num_steps": 4}, slurm={"nodes": 1})
+    run = Run(cluster, tmp_path, train={"num_steps": 4}, slurm={"nodes": 1, "tasks": "node"})
     path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
     words = {"SPEC": "spec.yaml", "RUN": "run", "8": "2"}
     for number, command in enumerate(commands):
