@@ -11,21 +11,26 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import counting
+from tests.launchers.runs import trimaran
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-ENTRY = [sys.executable, "-m", "trimaran.launchers.cli.app"]
+AS_A_SHELL_WOULD = "generation.md"  # commands of the other pages are forked, see tests/launchers/fork_server.py
 SHORT = {
     "parallel.dp": 1,
     "train.num_steps": 4,
     "train.global_batch_size": 8,
     "train.micro_batch_size": 1,
+    "train.seq_len": 64,
     "train.eval_interval": 2,
     "train.eval_batches": 1,
     "checkpoint.interval": 2,
     "lr_schedule.warmup_steps": 1,
     "data.source": "[my-texts]",
     "data.tokenizer_vocab_size": 300,
+    "launcher.threads_per_rank": 1,
 }
 NOT_RUN = {
     "make train": "test_make_train runs it with a shortened spec",
@@ -52,11 +57,22 @@ def shortened(command: str) -> list[str]:
         words += [word for name, value in SHORT.items() for word in ("--set", f"{name}={value}")]
     if words[1] == "generate":
         words += ["--max-new-tokens", "5"]
-    return ENTRY + words[1:]
+    return words[1:]
 
 
-def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
+def run_in_shell(line: str, folder: Path, interpreters: int) -> subprocess.CompletedProcess[str]:
+    """Run a line in a shell where `trimaran` is on the PATH, as after `source .venv/bin/activate`."""
+    counting.record("cold start", line.partition(" --set")[0], interpreters)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "OMP_WAIT_POLICY": "passive"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -88,17 +104,31 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def commands_of(page: Path) -> list[str]:
+    """The commands that a test of the page runs; tests of benchmarks/ run those."""
+    return [line for line in shell_lines(page) if line not in NOT_RUN and not line.startswith("python benchmarks/")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_runs(page: Path, folder: Path) -> None:
-    for command in shell_lines(page):
-        if command in NOT_RUN or command.startswith("python benchmarks/"):  # tests of benchmarks/ run those
+    for command in commands_of(page):
+        line, _, target = command.partition(" > ")
+        words = shortened(line)
+        if page.name == AS_A_SHELL_WOULD:
+            has_ranks = words[0] == "train" or "--tp" in words  # they are forked from an interpreter of their own
+            done = run_in_shell(shlex.join(["trimaran", *words]), folder, interpreters=2 if has_ranks else 1)
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
             continue
-        command, _, target = command.partition(" > ")
-        done = run(shortened(command), folder)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        outcome = trimaran(folder, *words)
+        assert outcome.code == 0, f"{command}\n{outcome.out}\n{outcome.err}"
         if target:
-            assert done.stdout.strip(), f"{command} printed nothing to put into {target}"
+            assert outcome.out.strip(), f"{command} printed nothing to put into {target}"
+
+
+def test_the_page_that_a_shell_runs_trains_and_generates() -> None:
+    (page,) = (page for page in PAGES if page.name == AS_A_SHELL_WOULD)
+    assert {command.split()[1] for command in commands_of(page)} == {"train", "generate"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -106,7 +136,7 @@ def test_shown_output_is_what_the_command_prints(page: Path, folder: Path) -> No
     for block in blocks(page, ""):
         if block.startswith("$ "):
             command, _, shown = block[2:].partition("\n")
-            done = run(ENTRY + shlex.split(command)[1:], folder)
+            done = run_in_shell(command, folder, interpreters=1)
             assert (done.stdout + done.stderr).strip() == shown.strip()
 
 
@@ -127,9 +157,9 @@ def test_command_shown_in_an_example_names_the_example(example: Path) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_example_is_a_valid_spec(example: Path, folder: Path) -> None:
-    done = run([*ENTRY, "check", f"examples/{example.name}"], folder)
-    assert done.returncode == 0, done.stderr
-    assert "parameters" in done.stdout
+    outcome = trimaran(folder, "check", f"examples/{example.name}")
+    assert outcome.code == 0, outcome.err
+    assert "parameters" in outcome.out
 
 
 @pytest.mark.slow
@@ -144,9 +174,11 @@ def test_make_train(folder: Path) -> None:
         "cache_dir": str(folder / "cache"),
     }
     spec["lr_schedule"]["warmup_steps"] = 2
-    spec["train"] |= {"num_steps": 5, "eval_interval": 0, "output_dir": str(folder / "runs" / "short")}
+    spec["launcher"] = {"threads_per_rank": 1}
+    spec["train"] |= {"num_steps": 3, "seq_len": 64, "eval_interval": 0, "output_dir": str(folder / "runs" / "short")}
     (folder / "short.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
-    environment = {**os.environ, "MAKEFLAGS": ""}
+    counting.record("cold start", "make train", 2)
+    environment = {**os.environ, "MAKEFLAGS": "", "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(
         ["make", "-C", str(ROOT), "train", f"SPEC={folder}/short.yaml"],
         env=environment,

@@ -18,11 +18,14 @@ import psutil
 import torch
 import yaml
 
+from tests import counting
+from tests.launchers.forked import COMMAND_LINE, Forked, fork_server
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.train.metrics import Row, read_metrics
 
-TRIMARAN = [sys.executable, "-m", "trimaran.launchers.cli.app"]
-TIMEOUT_S = 200.0  # of one command: ten seconds on idle cores, far more where many others want them
+TRIMARAN = [sys.executable, "-m", COMMAND_LINE]
+TIMEOUT_S = 250.0  # of one command: five seconds on idle cores, far more where many others want them
+LEAVE_S = 100.0  # for the ranks of a command that has ended: they leave within a second on idle cores
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -61,10 +64,12 @@ class Workplace:
             return command.finish()
 
     @contextmanager
-    def start_training(self, *overrides: str, environment: dict[str, str] | None = None) -> Iterator["Command"]:
+    def start_training(
+        self, *overrides: str, environment: dict[str, str] | None = None, cold: str | None = None
+    ) -> Iterator["Command"]:
         """Start `trimaran train` in a process group of its own, as a shell does."""
         arguments = ["train", "spec.yaml", *(part for override in overrides for part in ("--set", override))]
-        with Command.start(self.folder, arguments, environment) as command:
+        with Command.start(self.folder, arguments, environment, cold) as command:
             yield command
 
     def rows(self) -> list[Row]:
@@ -78,23 +83,44 @@ class Workplace:
 class Command:
     """A running `trimaran`, its output in files, and what /dev/shm held before it."""
 
-    def __init__(self, folder: Path, process: "subprocess.Popen[bytes]", before: set[str]) -> None:
+    def __init__(self, folder: Path, process: "subprocess.Popen[bytes] | Forked", before: set[str]) -> None:
         self.folder, self.process, self._before = folder, process, before
 
     @staticmethod
     @contextmanager
-    def start(folder: Path, arguments: list[str], environment: dict[str, str] | None = None) -> Iterator["Command"]:
-        before = shared_memory()
-        with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
-            process = subprocess.Popen(
-                [*TRIMARAN, *arguments],
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                env={**os.environ, **(environment or {})},
-            )
+    def start(
+        folder: Path,
+        arguments: list[str],
+        environment: dict[str, str] | None = None,
+        cold: str | None = None,
+        kind: str = "-m",
+    ) -> Iterator["Command"]:
+        """Start `trimaran`, or with the kind "-c" the program text that is the first argument.
+
+        Args:
+            cold: why it starts in a new interpreter, as a user's does; else it is forked from the fork server.
+        """
+        if cold is None:
+            fork_server()
+        before, variables = shared_memory(), {**os.environ, **(environment or {})}
+        process: subprocess.Popen[bytes] | Forked
+        with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err, Path(os.devnull).open() as nothing:
+            if cold is None:
+                descriptors = {0: nothing.fileno(), 1: out.fileno(), 2: err.fileno()}
+                needs_transformers = arguments[0] in ("import", "export")
+                words = ["-m", COMMAND_LINE, *arguments] if kind == "-m" else [kind, *arguments]
+                process = Forked(words, folder, descriptors, variables, preload=needs_transformers)
+            else:
+                counting.record("cold start", cold, 2 if arguments[0] == "train" else 1)  # train forks ranks from one
+                process = subprocess.Popen(
+                    [*TRIMARAN, *arguments],
+                    cwd=folder,
+                    stdin=nothing,
+                    stdout=out,
+                    stderr=err,
+                    start_new_session=True,
+                    env=variables,
+                )
         command = Command(folder, process, before)
         try:
             yield command
@@ -106,13 +132,7 @@ class Command:
 
     def ranks(self) -> list[psutil.Process]:
         """The rank processes, by rank."""
-        found = {}
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                name, _, rank = process.name().partition("-")
-                if name == "trimaran" and process.cwd() == str(self.folder):
-                    found[int(rank)] = process
-        return [found[rank] for rank in sorted(found)]
+        return ranks_in(self.folder)
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
         """Wait for something that the run does; fail if the run ends or takes too long."""
@@ -120,7 +140,7 @@ class Command:
         while not happened():
             assert self.process.poll() is None, f"trimaran ended early\n{self.printed()}"
             assert time.monotonic() < deadline, f"still waiting after {TIMEOUT_S} s\n{self.printed()}"
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def wait_for_steps(self, count: int) -> None:
         """Wait until this command has finished some steps."""
@@ -132,11 +152,9 @@ class Command:
     def finish(self, timeout_s: float = TIMEOUT_S) -> Outcome:
         """Wait for the end and look for what is left."""
         code = self.process.wait(timeout_s)
-        return Outcome(
-            code, (self.folder / "out").read_text(), (self.folder / "err").read_text(), self.left_behind(20.0)
-        )
+        return Outcome(code, (self.folder / "out").read_text(), (self.folder / "err").read_text(), self.left_behind())
 
-    def left_behind(self, patience_s: float) -> list[str]:
+    def left_behind(self, patience_s: float = LEAVE_S) -> list[str]:
         """Rank processes, and new names in /dev/shm, that are still there after some time; other tests' names come and go meanwhile."""
         deadline = time.monotonic() + patience_s
         suspects = shared_memory() - self._before
@@ -145,6 +163,17 @@ class Command:
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.1)
+
+
+def ranks_in(folder: Path) -> list[psutil.Process]:
+    """The rank processes that work in a folder, by rank."""
+    found = {}
+    for name in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError, psutil.Error):
+            program, _, rank = name.read_text().strip().partition("-")
+            if program == "trimaran" and os.readlink(name.with_name("cwd")) == str(folder):
+                found[int(rank)] = psutil.Process(int(name.parent.name))
+    return [found[rank] for rank in sorted(found)]
 
 
 def shared_memory() -> set[str]:
@@ -157,6 +186,12 @@ def trimaran(
     """Run any command to its end."""
     with Command.start(folder, list(arguments), environment) as command:
         return command.finish(timeout_s)
+
+
+def run_code(folder: Path, code: str, *arguments: str) -> Outcome:
+    """Run a program text to its end, forked."""
+    with Command.start(folder, [code, *arguments], kind="-c") as command:
+        return command.finish()
 
 
 def text_of(num_lines: int, seed: int = 0) -> str:
@@ -234,6 +269,17 @@ def keep_records_and_run(self, logs):
 
 Rank.keep_records = keep_records_and_run
 """
+
+
+def hold_start(folder: Path) -> tuple[dict[str, str], Path]:
+    """Return the environment in which rank 1 never gets beyond its start, and the file that it makes there."""
+    reached = folder / "starting"
+    code = f"""
+        import time
+        open({str(reached)!r}, "w").close()
+        time.sleep(1000)
+        """
+    return fault(folder, code), reached
 
 
 RAISE_AT_STEP_6 = """

@@ -6,14 +6,13 @@ import shutil
 import signal
 import subprocess
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.launchers.runs import RAISE_AT_STEP_6, Outcome, Workplace, fault, losses, make_workplace, text_of
+from tests.launchers.runs import RAISE_AT_STEP_6, Hold, Outcome, Workplace, fault, losses, make_workplace, text_of
 from trimaran.runtime.checkpoint.folder import find_checkpoints
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 
@@ -236,8 +235,8 @@ def test_a_full_disk_spares_the_earlier_checkpoints(
 
 def test_the_message_of_a_rank_that_raises_comes_first_and_the_others_end(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path, parallel={"tp": 2, "pp": 2})
-    start = time.monotonic()
-    outcome = workplace.train(environment=fault(tmp_path, RAISE_AT_STEP_6, rank=2))
+    environment = fault(tmp_path, RAISE_AT_STEP_6, rank=2)
+    outcome = workplace.train("launcher.timeout_s=100000", environment=environment)  # no rank waits for it
     assert_sentence(
         outcome,
         "rank 2 (host ",
@@ -245,7 +244,6 @@ def test_the_message_of_a_rank_that_raises_comes_first_and_the_others_end(tmp_pa
         "traceback.txt",
         code=1,
     )
-    assert time.monotonic() - start < 60
     assert workplace.saved_steps() == [4]
     details = Path(outcome.last_line.rpartition(" ")[2])
     assert "in train_step" in details.read_text()
@@ -262,14 +260,12 @@ def test_a_rank_that_fails_while_it_starts_ends_the_others(tmp_path: Path) -> No
     )
 
 
-def test_a_rank_that_is_killed_is_named_and_the_others_end_within_seconds(tmp_path: Path) -> None:
-    workplace = make_workplace(tmp_path, parallel={"tp": 2, "pp": 2}, train={"num_steps": 2000, "eval_interval": 0})
-    with workplace.start_training() as command:
-        command.wait_for_steps(5)
+def test_a_rank_that_is_killed_is_named_and_the_others_end_at_once(tmp_path: Path) -> None:
+    workplace = make_workplace(tmp_path, parallel={"tp": 2, "pp": 2})
+    hold = Hold(tmp_path, 5)  # the others wait for rank 0, and would for launcher.timeout_s
+    with workplace.start_training("launcher.timeout_s=100000", environment=hold.environment) as command:
+        command.wait_until(lambda: hold.reached)
         command.ranks()[3].kill()
-        start = time.monotonic()
-        command.process.wait(30)
-        assert time.monotonic() - start < 15
         outcome = command.finish()
     assert_sentence(
         outcome, "rank 3 (host ", "pp 1, dp 0, cp 0, tp 1) ", " at step ", "killed", "left no message", code=137

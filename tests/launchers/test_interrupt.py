@@ -8,7 +8,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launchers.runs import Command, Outcome, Workplace, assert_same_bits, losses, make_workplace, trimaran
+from tests.launchers.runs import (
+    Command,
+    Hold,
+    Outcome,
+    Workplace,
+    assert_same_bits,
+    hold_start,
+    losses,
+    make_workplace,
+    trimaran,
+)
 from trimaran.runtime.checkpoint.folder import latest, step_of
 from trimaran.runtime.train.metrics import read_metrics
 
@@ -42,20 +52,24 @@ def kill_everything(command: Command) -> None:
 
 
 def interrupt_and_resume(workplace: Workplace) -> History:
-    with workplace.start_training() as command:
-        command.wait_until((workplace.checkpoints / "step-00000004").exists)
+    """Stop the run at steps 6, 10 and 14, each time while rank 0 is held there."""
+    hold = Hold(workplace.folder / "first", 6)
+    with workplace.start_training(environment=hold.environment) as command:
+        command.wait_until(lambda: hold.reached)
         kill_everything(command)
-        assert command.left_behind(10.0) == []
+        assert command.left_behind() == []
     killed_after = last_saved(workplace)
 
-    with workplace.start_training() as command:
-        command.wait_for_steps(3)
+    hold = Hold(workplace.folder / "second", 10)
+    with workplace.start_training(environment=hold.environment, cold="Ctrl-C reaches every process") as command:
+        command.wait_until(lambda: hold.reached)
         os.killpg(command.process.pid, signal.SIGINT)  # Ctrl-C: the terminal signals the whole foreground group
         interrupted = command.finish()
     interrupted_at = last_saved(workplace)
 
-    with workplace.start_training() as command:
-        command.wait_for_steps(3)
+    hold = Hold(workplace.folder / "third", 14)
+    with workplace.start_training(environment=hold.environment) as command:
+        command.wait_until(lambda: hold.reached)
         command.process.terminate()
         terminated = command.finish()
     terminated_at = last_saved(workplace)
@@ -72,7 +86,8 @@ def pair(finished: tuple[Workplace, Outcome], tmp_path_factory: pytest.TempPathF
 
 def test_the_run_was_really_stopped_three_times(pair: tuple[Workplace, History]) -> None:
     unbroken, history = pair
-    assert 4 <= history.killed_after < history.interrupted_at < history.terminated_at < unbroken.rows()[-1]["step"]  # type: ignore[operator]
+    assert [history.killed_after, history.interrupted_at, history.terminated_at] == [4, 11, 15]
+    assert unbroken.rows()[-1]["step"] > 15
 
 
 def test_resumed_losses_equal_the_unbroken_ones_bit_for_bit(pair: tuple[Workplace, History]) -> None:
@@ -119,7 +134,7 @@ def test_ranks_whose_launcher_was_killed_save_and_leave(tmp_path: Path) -> None:
         command.wait_for_steps(2)
         command.process.kill()
         command.process.wait()
-        assert command.left_behind(30.0) == []
+        assert command.left_behind() == []
     (saved,) = workplace.saved_steps()
     assert 2 <= saved < 2000
     assert workplace.rows()[-1]["step"] == saved
@@ -127,17 +142,21 @@ def test_ranks_whose_launcher_was_killed_save_and_leave(tmp_path: Path) -> None:
 
 def test_ranks_that_are_still_starting_leave_with_their_launcher(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path)
-    with workplace.start_training() as command:
-        command.wait_until(lambda: len(command.ranks()) == 2)
+    environment, reached = hold_start(tmp_path)
+    with workplace.start_training(environment=environment) as command:
+        command.wait_until(reached.exists)
+        assert len(command.ranks()) == 2
         command.process.kill()
         command.process.wait()
-        assert command.left_behind(5.0) == []
+        assert command.left_behind() == []
+    assert not workplace.checkpoints.exists()
 
 
 def test_a_signal_while_the_ranks_start_leaves_nothing_and_says_that_nothing_is_saved(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path)
-    with workplace.start_training() as command:
-        command.wait_until(lambda: len(command.ranks()) == 2)
+    environment, reached = hold_start(tmp_path)
+    with workplace.start_training(environment=environment) as command:
+        command.wait_until(reached.exists)
         command.process.terminate()
         outcome = command.finish()
     assert outcome.code == 143

@@ -4,13 +4,12 @@ import io
 import json
 import math
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from tests.launchers.runs import run_code
 from trimaran.launchers.report import write_report
 from trimaran.launchers.report.charts import Line, chart, smooth, thin
 from trimaran.runtime.train.metrics import MetricsLogger
@@ -260,17 +259,17 @@ def test_smoothing_keeps_a_straight_line_straight() -> None:
 
 
 def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
+    """Nor does it import torch; the fork of a process that has imported much imports what it draws with anew."""
     make_whole_run(tmp_path)
-    script = (
-        "import sys; from pathlib import Path; from trimaran.launchers.report import write_report\n"
+    code = (
+        "import sys; from pathlib import Path\n"
+        "for name in list(sys.modules):\n"
+        "    if name.partition('.')[0] in ('matplotlib', 'torch', 'trimaran'): del sys.modules[name]\n"
+        "from trimaran.launchers.report import write_report\n"
         "early = 'matplotlib' in sys.modules; write_report(Path(sys.argv[1]))\n"
         "print(early, 'matplotlib.figure' in sys.modules, 'matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert done.stdout.split() == ["False", "True", "False", "False"]
+    outcome = run_code(tmp_path, code, str(tmp_path))
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.split() == ["False", "True", "False", "False"]
+    assert outcome.err == ""

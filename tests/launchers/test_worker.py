@@ -1,11 +1,9 @@
 """Which device a rank takes, and what it does not import."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from tests.launchers.forked import fork_server
 from trimaran.launchers.worker.process_group import choose_device
 
 
@@ -33,7 +31,13 @@ def test_a_rank_with_a_gpu_of_its_own_takes_it(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_rank_starts_without_the_compiler() -> None:
     """torch._dynamo and the sympy that it brings take as long to import as half of torch."""
-    slow = "{'torch._dynamo', 'sympy', 'matplotlib', 'transformers'}"
-    program = f"import sys, trimaran.launchers.worker.run; print(sorted({slow} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    imported = set(fork_server().imported["rank"])
+    assert {"torch", "trimaran.launchers.worker.run"} <= imported
+    assert not {"torch._dynamo", "sympy", "matplotlib", "transformers"} & imported
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    """A spec that is wrong is refused before the seconds that torch takes to import."""
+    imported = set(fork_server().imported["command line"])
+    assert "trimaran.launchers.cli.app" in imported
+    assert not {"torch", "numpy", "matplotlib", "tokenizers", "transformers"} & imported
