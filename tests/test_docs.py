@@ -1,4 +1,4 @@
-"""Every command that README, docs/ and the examples show is run here, shortened, and every link to a file leads somewhere."""
+"""Every command that README, docs/ and the examples show runs, shortened, and every link to a file leads somewhere."""
 
 import os
 import re

@@ -1,9 +1,10 @@
-"""The process that tests fork commands from: it imports what commands need once, and a fork of it runs one within milliseconds.
+"""The process that tests fork commands from: it imports what commands need once, and its forks run them.
 
-`tests.launchers.forked` starts ``python -P fork_server.py FOLDER PID`` once and sends it requests; PID is the session's. A forked
-command has the directory, environment, arguments and files of the request, runs `sitecustomize` of its PYTHONPATH and
-then the module's `main`. Where the command itself starts this interpreter (for the ranks' fork server, or torchrun for
-its ranks), a fork of a process that was set aside before the command began takes the new interpreter's place.
+`tests.launchers.forked` starts ``python -P fork_server.py FOLDER PID`` once and sends it requests; PID is the test
+session's. A fork takes milliseconds where a cold start takes seconds. The forked command has the directory,
+environment, arguments and files of the request, runs `sitecustomize` of its PYTHONPATH and then the module's `main`.
+Where the command itself starts this interpreter (for the ranks' fork server, or torchrun for its ranks), a fork of a
+process that was set aside before the command began takes the new interpreter's place.
 """
 
 import atexit
@@ -150,7 +151,7 @@ def _take_descriptors(numbers: Sequence[int], descriptors: Sequence[int]) -> Non
 
 
 def _take_environment(request: Request) -> None:
-    """Take directory and environment; run `sitecustomize` where PYTHONPATH leads to another than before, as a new interpreter does."""
+    """Take directory and environment; run the `sitecustomize` of a new PYTHONPATH, as a new interpreter does."""
     before = os.environ.get("PYTHONPATH")
     os.chdir(request["folder"])
     os.environ.clear()
@@ -261,7 +262,7 @@ def _set_spare_aside(received: Sequence[int]) -> None:
 
 
 def main_of(words: Sequence[str]) -> list[str] | None:
-    """Return the words from `-m` or `-c` on of an interpreter's command line, None where a fork can't take its place."""
+    """Return an interpreter's command line from `-m` or `-c` on, None where a fork can't take its place."""
     position = 1
     while position < len(words) and words[position] in EXEC_FLAGS:
         position += 1

@@ -1,7 +1,7 @@
-"""Commands that are forked from a process which has imported everything: the same as a cold start but for the seconds of imports.
+"""Commands that are forked from a process which has imported everything: cold starts without the seconds of imports.
 
-As a program (`shim`) it takes the place of the interpreter where mpirun, `ip netns exec` or a page's command starts one:
-it has the command forked, passes signals on to it, and ends as it ends.
+As a program (`shim`) it takes the interpreter's place where mpirun, `ip netns exec` or another program starts one: it
+has the command forked, passes signals on to it, and ends as it ends.
 """
 
 import fcntl

@@ -1,4 +1,7 @@
-"""Two hosts in one: network namespaces with a cable between them, each with an address and a loopback of its own. It takes root and iproute2."""
+"""Two hosts in one: network namespaces with a cable between them, each with an address and a loopback of its own.
+
+It takes root and iproute2.
+"""
 
 import os
 import shutil

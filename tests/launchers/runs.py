@@ -1,9 +1,10 @@
-"""Runs through the real command line, on a corpus and a model small enough that starting the ranks is most of the time."""
+"""Runs through the real command line, with a corpus and a model so small that the start is most of the time."""
 
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -155,7 +156,10 @@ class Command:
         return Outcome(code, (self.folder / "out").read_text(), (self.folder / "err").read_text(), self.left_behind())
 
     def left_behind(self, patience_s: float = LEAVE_S) -> list[str]:
-        """Rank processes, and new names in /dev/shm, that are still there after some time; other tests' names come and go meanwhile."""
+        """Rank processes, and new names in /dev/shm, that are still there after some time.
+
+        Names of other tests come and go meanwhile.
+        """
         deadline = time.monotonic() + patience_s
         suspects = shared_memory() - self._before
         while True:
@@ -209,8 +213,8 @@ def make_workplace(folder: Path, **sections: dict[str, Any]) -> Workplace:
         "data": {"source": ["corpus.txt"], "cache_dir": "cache", "tokenizer_vocab_size": 270, "held_out_fraction": 0.2},
         "optimizer": {"lr": 3e-3},
         "train": {
-            "num_steps": 60, "global_batch_size": 4, "micro_batch_size": 1, "seq_len": 16, "output_dir": str(folder / "run"),
-            "eval_interval": 20, "eval_batches": 1,
+            "num_steps": 60, "global_batch_size": 4, "micro_batch_size": 1, "seq_len": 16,
+            "output_dir": str(folder / "run"), "eval_interval": 20, "eval_batches": 1,
         },
         "checkpoint": {"interval": 4},
         "launcher": {"threads_per_rank": 1, "timeout_s": 60},
@@ -269,6 +273,12 @@ def keep_records_and_run(self, logs):
 
 Rank.keep_records = keep_records_and_run
 """
+
+
+def torchrun_port() -> dict[str, str]:
+    """Return the environment that gives torchrun a free port; by itself it takes 29500, which another test may have."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return {"PET_MASTER_PORT": str(listener.getsockname()[1])}
 
 
 def hold_start(folder: Path) -> tuple[dict[str, str], Path]:

@@ -1,4 +1,4 @@
-"""A real Slurm on this host for tests: munged, slurmctld and a slurmd for every node, started in about a second and ended by pid.
+"""A real Slurm on this host for tests: munged, slurmctld and a slurmd for every node.
 
 Several nodes of one host need distinct ports and loopback addresses. It takes root and Debian's packages slurm-wlm and
 munge.
@@ -129,7 +129,7 @@ class Cluster:
         deadline = time.monotonic() + timeout_s
         while not happened():
             assert time.monotonic() < deadline, f"{what}: still waiting after {timeout_s} s\n{self.logs()}"
-            time.sleep(0.1)
+            time.sleep(0.3)
 
     def logs(self) -> str:
         """The last lines of every daemon."""

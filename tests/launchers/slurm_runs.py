@@ -4,16 +4,26 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.launchers.runs import TRIMARAN, Hold, make_workplace
+from tests import counting
+from tests.launchers.forked import COMMAND_LINE, Forked, fork_server
+from tests.launchers.runs import Hold, make_workplace
 from tests.launchers.slurm_cluster import Cluster
 from trimaran.launchers.slurm.commands import parse_state
 from trimaran.launchers.slurm.jobs import jobs_of
 
 TWO_RANKS, FOUR_RANKS = {"tp": 2, "pp": 1}, {"tp": 2, "pp": 2}
-STEPS = 30
+STEPS, MANY_STEPS = 8, 30
 TRAIN = {"num_steps": STEPS, "eval_interval": 0}
-OFTEN = {"interval": 10, "keep_last": 20}
-JOB_S = 300.0  # twenty seconds on idle cores
+OFTEN = {"interval": 2, "keep_last": 20}
+JOB_S = 400.0  # ten seconds on idle cores
+# What every interpreter of a job runs first; the command that submits the job runs it too and is none of them.
+COUNT = f"""
+import json, os
+if "SLURM_JOB_ID" in os.environ and "{counting.FOLDER}" in os.environ:
+    entry = {{"kind": "slurm process", "detail": os.environ.get("SLURM_JOB_NAME", ""), "count": 1}}
+    with open(f"{{os.environ['{counting.FOLDER}']}}/{{os.getpid()}}.jsonl", "a") as file:
+        file.write(json.dumps(entry) + "\\n")
+"""
 
 
 class Run:
@@ -39,21 +49,39 @@ class Run:
             defaults[name] = defaults.get(name, {}) | fields
         self.cluster, self.workplace = cluster, make_workplace(folder, **defaults)
         self.run = self.workplace.run
-        self.hold = None if hold is None else Hold(folder, hold)
-        self.environment = cluster.environment | (self.hold.environment if self.hold else {}) | (environment or {})
+        self.hold: Hold | None = None
+        self.environment = cluster.environment | (environment or {})
+        self.hold_at(hold)
+
+    def hold_at(self, step: int | None) -> None:
+        """Have jobs that are submitted from now on wait before the step after `step`."""
+        self.hold = None if step is None else Hold(self.workplace.folder / f"hold-{step}", step)
+        self.environment |= self.hold.environment if self.hold else {}
+        self._count_interpreters(self.workplace.folder)
+
+    def _count_interpreters(self, folder: Path) -> None:
+        """Have every interpreter of the run's jobs counted, beside what a fault of the test has them run."""
+        place = Path(self.environment.get("PYTHONPATH", folder / "count"))
+        place.mkdir(exist_ok=True)
+        file = place / "sitecustomize.py"
+        before = file.read_text() if file.exists() else ""
+        file.write_text(COUNT + before.removeprefix(COUNT))
+        self.environment["PYTHONPATH"] = str(place)
 
     def trimaran(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command; the job's ranks work in the same folder and are none of its own."""
-        return subprocess.run(
-            [*TRIMARAN, *arguments],
-            cwd=self.workplace.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=JOB_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
+        """Run a command, forked; the job's ranks work in the same folder and are none of its own."""
+        fork_server()
+        words = ["-m", COMMAND_LINE, *arguments]
+        folder = self.workplace.folder
+        with (
+            (folder / "out").open("w+") as out,
+            (folder / "err").open("w+") as err,
+            Path("/dev/null").open() as nothing,
+        ):
+            descriptors = {0: nothing.fileno(), 1: out.fileno(), 2: err.fileno()}
+            code = Forked(words, folder, descriptors, self.environment).wait(JOB_S)
+            texts = [Path(file.name).read_text() for file in (out, err)]
+        return subprocess.CompletedProcess(words, code, *texts)
 
     def submit(self, *options: str) -> str:
         outcome = self.trimaran("train", "spec.yaml", "--launcher", "slurm", *options)

@@ -251,7 +251,12 @@ def test_the_message_of_a_rank_that_raises_comes_first_and_the_others_end(tmp_pa
 
 def test_a_rank_that_fails_while_it_starts_ends_the_others(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path)
-    code = "import trimaran.launchers.worker.run as run\ndef join_world(*_):\n    raise ValueError('no such place')\nrun.join_world = join_world"
+    code = """
+        import trimaran.launchers.worker.run as run
+        def join_world(*_):
+            raise ValueError("no such place")
+        run.join_world = join_world
+        """
     assert_sentence(
         workplace.train(environment=fault(tmp_path, code)),
         "rank 1 (host ",

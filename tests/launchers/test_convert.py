@@ -1,4 +1,4 @@
-"""`trimaran import` and `trimaran export` as a user runs them: end to end, wrong input as a sentence, and nothing left of what was stopped."""
+"""`trimaran import` and `trimaran export` from end to end: wrong input is a sentence, a stopped one leaves nothing."""
 
 import json
 import math
@@ -87,7 +87,7 @@ def test_the_imported_run_generates_at_any_layout(place: Path) -> None:
 
 
 def test_training_goes_on_from_the_weights_at_another_layout(place: Path) -> None:
-    """The first loss is that of the imported model on the same tokens: nothing is lost on the way to TP2 x PP2 x DP2."""
+    """The first loss is that of the imported model on the same tokens: nothing is lost on the way to the layout."""
     layout = ("parallel.tp=2", "parallel.pp=2", "parallel.dp=2", "train.output_dir=runs/tuned")
     outcome = train(place, *layout, "train.num_steps=4", "train.eval_interval=2", "train.eval_batches=1")
     assert outcome.code == 0, outcome.err
@@ -194,7 +194,7 @@ def test_training_in_the_folder_of_an_import_is_refused(place: Path) -> None:
 def test_a_run_of_ours_is_exported_and_loaded_with_its_tokenizer(
     finished: tuple[Workplace, Outcome], tmp_path: Path
 ) -> None:
-    """Trained on 4 ranks from random weights, with its own tokenizer: transformers loads it by path alone and computes the run's held-out loss."""
+    """A run of 4 ranks with its own tokenizer: transformers loads it by path alone and computes its held-out loss."""
     workplace, _ = finished
     outcome = trimaran(tmp_path, "export", str(workplace.run), "exported", "--max-shard-gib", "0.001")
     assert outcome.code == 0, outcome.err
@@ -260,7 +260,7 @@ proof.our_logits = wait
 def test_nothing_is_left_of_a_conversion_that_is_stopped(
     place: Path, tmp_path: Path, what: str, number: signal.Signals
 ) -> None:
-    """Stopped when all is written but the proof. A killed one can't clean up; the next one with the same target does."""
+    """Stopped when all is written but the proof. A killed one can't clean up; the next with the same target does."""
     shutil.copytree(place / "models" / "small", tmp_path / "model")
     shutil.copytree(place / "runs" / "small", tmp_path / "run")
     (tmp_path / "fault").mkdir()

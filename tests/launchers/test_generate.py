@@ -1,4 +1,7 @@
-"""`trimaran generate` on a small run: what it prints, what each option does, and what it says to wrong ones. In this process, but for one test."""
+"""`trimaran generate` on a small run: what it prints, what each option does, and what it says to wrong ones.
+
+All but one test run it in this process.
+"""
 
 import json
 from collections.abc import Callable
@@ -25,25 +28,30 @@ from trimaran.runtime.train.train_context import build_train_context
 
 CONTEXT = 40
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + ' ' + message.content + '<|im_end|>' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + ' ' + message.content + '<|im_end|>' }}"
+    "{% endfor %}"
     "{{ '<|im_start|>' if add_generation_prompt }}"
 )
 
 
 def make_run(folder: Path) -> Path:
-    """Write a run folder with a checkpoint of random weights at step 0, whose tokenizer has the special tokens of conversations."""
+    """Write a run folder with random weights at step 0, whose tokenizer has the special tokens of conversations."""
     inner = tokenizers.Tokenizer.from_str(Tokenizer.train([text_of(300)], 300)._inner.to_str())
     inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     run = folder / "run"
     spec = parse_spec(
         {
             "model": {
-                "num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "vocab_size": inner.get_vocab_size(),
-                "max_seq_len": CONTEXT, "init_std": 0.4,
+                "num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24,
+                "vocab_size": inner.get_vocab_size(), "max_seq_len": CONTEXT, "init_std": 0.4,
             },
             "data": {"tokenizer_vocab_size": 300},
             "optimizer": {"lr": 1e-3},
-            "train": {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": CONTEXT, "output_dir": str(run)},
+            "train": {
+                "num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": CONTEXT,
+                "output_dir": str(run),
+            },
             "launcher": {"timeout_s": 60},
         }
     )  # fmt: skip

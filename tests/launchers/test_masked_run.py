@@ -1,4 +1,4 @@
-"""Models that predict hidden tokens, through the command line: they learn, resume bit for bit, and are not asked to continue a text."""
+"""Models that predict hidden tokens, through the command line: they learn, resume bit for bit and continue no text."""
 
 import shutil
 from pathlib import Path
@@ -11,15 +11,16 @@ from trimaran.runtime.data.prepare import open_prepared
 from trimaran.runtime.train.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
-MASKED = {
-    "objective": "masked_lm", "position": "learned", "norm": "layernorm", "norm_position": "post", "activation": "gelu", "bias": True, "init": "normal",
-    "embedding_norm": True, "num_token_types": 2, "head_transform": True, "head_bias": True, "tie_embeddings": True, "hidden_size": 32,
-    "init_std": 0.15,
+ENCODER = {
+    "norm": "layernorm", "norm_position": "post", "activation": "gelu", "bias": True, "init": "normal",
+    "init_std": 0.15, "head_bias": True, "tie_embeddings": True, "hidden_size": 32,
 }  # fmt: skip
-PERMUTED = {
-    "objective": "permutation_lm", "position": "relative", "norm": "layernorm", "norm_position": "post", "activation": "gelu", "bias": True,
-    "init": "normal", "qkv_bias": False, "out_bias": False, "head_bias": True, "tie_embeddings": True, "hidden_size": 32,
-    "init_std": 0.15,
+MASKED = ENCODER | {
+    "objective": "masked_lm", "position": "learned", "embedding_norm": True, "num_token_types": 2,
+    "head_transform": True,
+}  # fmt: skip
+PERMUTED = ENCODER | {
+    "objective": "permutation_lm", "position": "relative", "qkv_bias": False, "out_bias": False,
 }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
-"""Ranks that torchrun and mpirun start by themselves, and runs on two hosts: the losses of the local launcher bit for bit, failures told at once, starts
-that don't fit refused."""
+"""Ranks that torchrun and mpirun start by themselves, and runs on two hosts, give the local launcher's losses.
+
+Failures are told at once, and starts that don't fit are refused.
+"""
 
 import os
 import re
@@ -17,7 +19,7 @@ import pytest
 from tests import counting
 from tests.launchers import hosts
 from tests.launchers.forked import fork_server
-from tests.launchers.runs import LEAVE_S, RAISE_AT_STEP_6, Hold, fault, losses, make_workplace, ranks_in
+from tests.launchers.runs import LEAVE_S, RAISE_AT_STEP_6, Hold, fault, losses, make_workplace, ranks_in, torchrun_port
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -66,7 +68,7 @@ def running(
             stdout=out,
             stderr=err,
             text=True,
-            env={**os.environ, **environment},
+            env={**os.environ, **torchrun_port(), **environment},
             stdin=subprocess.DEVNULL,
         )
     try:

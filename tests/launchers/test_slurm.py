@@ -1,4 +1,4 @@
-"""Runs on a real Slurm of six nodes: the same losses as the local launcher, through time limits, lost nodes, cancelling and bad nodes.
+"""Runs on a real Slurm of six nodes give the local launcher's losses, whatever happens to nodes and jobs.
 
 Nothing sleeps for a fixed time: states are waited for, and rank 0 is held at a step where something shall happen to a
 run that is under way.
@@ -6,7 +6,6 @@ run that is under way.
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 
 from tests.launchers.runs import RAISE_AT_STEP_6, fault, losses, make_workplace, trimaran
 from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
-from tests.launchers.slurm_runs import FOUR_RANKS, JOB_S, OFTEN, STEPS, TRAIN, TWO_RANKS, Run
+from tests.launchers.slurm_runs import FOUR_RANKS, JOB_S, MANY_STEPS, OFTEN, STEPS, TRAIN, TWO_RANKS, Run
 from trimaran.launchers.slurm.jobs import jobs_of
 from trimaran.runtime.checkpoint.folder import latest
 
@@ -33,9 +32,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-def train_here(folder: Path, parallel: dict[str, int]) -> list[Any]:
+def train_here(folder: Path, parallel: dict[str, int], num_steps: int) -> list[Any]:
     """Losses and norms of the run through the local launcher."""
-    workplace = make_workplace(folder, parallel=parallel, train=TRAIN, checkpoint=OFTEN)
+    workplace = make_workplace(folder, parallel=parallel, train=TRAIN | {"num_steps": num_steps}, checkpoint=OFTEN)
     outcome = workplace.train()
     assert outcome.code == 0, outcome.err
     return losses(workplace)
@@ -43,34 +42,40 @@ def train_here(folder: Path, parallel: dict[str, int]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return train_here(tmp_path_factory.mktemp("two"), TWO_RANKS)
+    return train_here(tmp_path_factory.mktemp("two"), TWO_RANKS, STEPS)
 
 
 @pytest.fixture(scope="module")
 def expected_of_four(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return train_here(tmp_path_factory.mktemp("four"), FOUR_RANKS)
+    return train_here(tmp_path_factory.mktemp("four"), FOUR_RANKS, MANY_STEPS)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
-    """A job that is held until Slurm's signal before its time limit, on two nodes of its own, while the other tests run."""
+    """A job on its own nodes, held at a step until Slurm's signal before its time limit. Other tests run meanwhile.
+
+    The controller restarts while it is held: the job goes on, and the signal still comes.
+    """
     run = Run(
         cluster,
         tmp_path_factory.mktemp("limited"),
-        hold=20,
-        slurm={"nodes": 2, "time": "3", "signal_lead_s": 60, "exclude": "n[3-6]"},
+        hold=5,
+        slurm={"nodes": 2, "time": "2", "signal_lead_s": 60, "exclude": "n[3-6]"},
     )
-    return run, run.submit()
+    job = run.submit_and_hold()
+    cluster.restart_controller()
+    assert (run.state(job).state, run.state(job).restarts) == ("RUNNING", 0), run.log()
+    return run, job
 
 
 def test_tasks_of_ranks_and_agents_give_the_losses_of_the_local_launcher(
     cluster: Cluster, expected_of_four: list[Any], tmp_path: Path
 ) -> None:
-    """Two jobs at once on the same nodes, one of them with the preflight."""
-    where = {"exclude": "n[1-2],n[5-6]"}
+    """Two jobs at once on the same nodes."""
+    where, train = {"exclude": "n[1-2],n[5-6]"}, {"num_steps": MANY_STEPS}
     runs = [
-        Run(cluster, tmp_path / "ranks", parallel=FOUR_RANKS, slurm={"preflight": True, **where}),
-        Run(cluster, tmp_path / "agents", parallel=FOUR_RANKS, slurm={"tasks": "node", **where}),
+        Run(cluster, tmp_path / "ranks", parallel=FOUR_RANKS, train=train, slurm=where),
+        Run(cluster, tmp_path / "agents", parallel=FOUR_RANKS, train=train, slurm={"tasks": "node", **where}),
     ]
     jobs = [run.submit() for run in runs]
     for run, job in zip(runs, jobs, strict=True):
@@ -78,40 +83,34 @@ def test_tasks_of_ranks_and_agents_give_the_losses_of_the_local_launcher(
         assert (state.state, state.exit_code) == ("COMPLETED", 0), run.log()
         assert losses(run.workplace) == expected_of_four
         assert not list(run.run.glob(".meet-*")), "the file with rank 0's address is removed"
-    assert "preflight: ring of 2 nodes" in runs[0].log()
     status = runs[0].trimaran("status", "run")
     assert "completed, on n" in status.stdout
-    assert f"step {STEPS} of {STEPS}" in status.stdout
-    assert f"step {STEPS}/{STEPS}" in runs[0].trimaran("logs", "run").stdout
+    assert f"step {MANY_STEPS} of {MANY_STEPS}" in status.stdout
+    assert f"step {MANY_STEPS}/{MANY_STEPS}" in runs[0].trimaran("logs", "run").stdout
     assert (runs[0].run / "report.html").exists()
 
 
 def test_srun_with_mpi_gives_the_losses_of_the_local_launcher(
-    cluster: Cluster, expected_of_four: list[Any], tmp_path: Path
+    cluster: Cluster, expected: list[Any], tmp_path: Path
 ) -> None:
-    run = Run(cluster, tmp_path, parallel=FOUR_RANKS)
-    command = [
-        "srun",
-        "--mpi=pmi2",
-        "-N2",
-        "-n4",
-        "--overcommit",
-        sys.executable,
-        "-m",
-        "trimaran.launchers.cli.app",
-        "train",
-        "spec.yaml",
-    ]
+    run = Run(cluster, tmp_path)
+    command = [sys.executable, "-m", "trimaran.launchers.cli.app", "train", "spec.yaml"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=run.environment, capture_output=True, text=True, timeout=JOB_S, check=False
+        ["srun", "--mpi=pmi2", "-N2", "-n2", "--overcommit", *command],
+        cwd=tmp_path,
+        env=run.environment,
+        capture_output=True,
+        text=True,
+        timeout=JOB_S,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert losses(run.workplace) == expected_of_four
+    assert losses(run.workplace) == expected
     assert list((run.run / "logs").glob("mpi-*"))
 
 
 def test_a_job_whose_node_is_lost_goes_on_elsewhere(cluster: Cluster, expected: list[Any], tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, hold=25, slurm={"exclude": "n[1-2]"})
+    run = Run(cluster, tmp_path, hold=5, slurm={"exclude": "n[1-2]"})
     job = run.submit_and_hold()
     lost = cluster.call("scontrol", "show", "hostnames", run.state(job).nodes).split()[-1]
     cluster.lose_node(lost)
@@ -127,7 +126,8 @@ def test_a_job_whose_node_is_lost_goes_on_elsewhere(cluster: Cluster, expected: 
 
 
 def test_cancelling_saves_and_the_run_can_go_on(cluster: Cluster, expected: list[Any], tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, hold=14)
+    """By `trimaran cancel` first, and by scancel when the run has gone on."""
+    run = Run(cluster, tmp_path, hold=2)
     job = run.submit_and_hold()
     refused = run.trimaran("train", "spec.yaml", "--launcher", "slurm")
     assert refused.returncode != 0
@@ -136,14 +136,9 @@ def test_cancelling_saves_and_the_run_can_go_on(cluster: Cluster, expected: list
     assert outcome.returncode == 0, outcome.stderr
     assert "the ranks save and leave" in outcome.stderr
     assert run.finish(job).exit_code == 143, run.log()
-    assert (latest(run.run / "checkpoints") or Path()).name == "step-00000015"
-    state = run.finish(run.submit())
-    assert state.state == "COMPLETED", run.log()
-    assert losses(run.workplace) == expected
+    assert (latest(run.run / "checkpoints") or Path()).name == "step-00000003"
 
-
-def test_scancel_saves_too(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, hold=12)
+    run.hold_at(5)
     job = run.submit_and_hold()
     mine = [
         process
@@ -153,8 +148,10 @@ def test_scancel_saves_too(cluster: Cluster, tmp_path: Path) -> None:
     assert len(mine) == 2
     cluster.call("scancel", job)
     assert run.finish(job).state == "CANCELLED"
-    cluster.wait_for("the ranks' end", lambda: not any(process.is_running() for process in mine), 60)
-    assert (latest(run.run / "checkpoints") or Path()).name == "step-00000013", run.log()
+    cluster.wait_for("the ranks' end", lambda: not any(process.is_running() for process in mine), JOB_S)
+    assert "resuming at step 3" in run.log()
+    assert (latest(run.run / "checkpoints") or Path()).name == "step-00000006", run.log()
+    assert losses(run.workplace) == expected[:6]
 
 
 # A matrix product is slow on one node, and the disk of another is full.
@@ -191,21 +188,10 @@ def test_slow_and_full_nodes_are_named_left_out_and_replaced(cluster: Cluster, t
     )
     state = run.finish(run.submit())
     assert (state.state, state.restarts) == ("COMPLETED", 1), run.log()
+    assert "preflight: ring of 3 nodes" in run.log()
     assert "node n3 is not used: a matrix product at " in run.log()
     assert "node n4 is not used: 0.0 GiB free in the run folder" in run.log()
     assert not {"n1", "n3", "n4"} & set(cluster.call("scontrol", "show", "hostnames", state.nodes).split())
-
-
-def test_a_controller_that_restarts_does_not_disturb_a_run(
-    cluster: Cluster, expected: list[Any], tmp_path: Path
-) -> None:
-    run = Run(cluster, tmp_path, hold=20)
-    job = run.submit_and_hold()
-    cluster.restart_controller()
-    run.release()
-    state = run.finish(job)
-    assert (state.state, state.restarts) == ("COMPLETED", 0), run.log()
-    assert losses(run.workplace) == expected
 
 
 def test_a_rank_that_fails_ends_the_job_is_named_first_and_secrets_stay_in_the_environment(
@@ -267,19 +253,18 @@ def test_a_job_that_reaches_its_time_limit_saves_is_requeued_and_goes_on_as_if_n
     assert state.state == "COMPLETED", run.log()
     assert state.restarts > 0
     assert losses(run.workplace) == expected
-    assert "resuming at step 21" in run.log()
+    assert "resuming at step 6" in run.log()
 
 
-def test_a_failure_is_told_within_seconds(cluster: Cluster, tmp_path: Path) -> None:
-    """From a rank's death to the job's end."""
-    run = Run(cluster, tmp_path, hold=3)
+def test_a_rank_that_is_killed_ends_the_job_though_the_others_would_wait_for_it(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    run = Run(cluster, tmp_path, hold=3, launcher={"timeout_s": 100_000.0})
     job = run.submit_and_hold()
     victim = next(
         process for process in cluster.steps() if process.name() == "trimaran-1" and process.cwd() == str(tmp_path)
     )
     victim.kill()
-    start = time.monotonic()
     state = run.finish(job)
-    assert time.monotonic() - start < 60  # under 5 s on idle cores, plus the probe of the nodes
     assert (state.state, state.exit_code) == ("FAILED", 137), run.log()
     assert "error: rank 1 (host n" in run.log()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launchers.runs import torchrun_port
 from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
 from tests.launchers.slurm_runs import JOB_S, Run
 from trimaran.launchers.slurm.jobs import jobs_of
@@ -36,9 +37,10 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
     lines = [re.split(r"\s{2,}", line)[0] for block in blocks for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith(("trimaran ", "torchrun ", "mpirun ", "srun "))]
     assert len(commands) >= 10
-    run = Run(cluster, tmp_path, train={"num_steps": 4}, slurm={"nodes": 1, "tasks": "node"})
+    run = Run(cluster, tmp_path, train={"num_steps": 4}, parallel={"tp": 1}, slurm={"nodes": 1})
+    two_ranks = (tmp_path / "spec.yaml").read_text().replace("tp: 1", "tp: 2")
+    (tmp_path / "two.yaml").write_text(two_ranks)
     path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
-    words = {"SPEC": "spec.yaml", "RUN": "run", "8": "2"}
     for number, command in enumerate(commands):
         if "n1:29400" in command or "launcher.nodes=2" in command:  # test_other_launchers runs these, on two nodes
             continue
@@ -46,16 +48,20 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
             for folder in tmp_path.glob("run*"):
                 assert all(run.finish(job["job"]).state == "COMPLETED" for job in jobs_of(folder)), run.log()
             shutil.rmtree(run.run, ignore_errors=True)
+        words = {"SPEC": "spec.yaml" if command[0] == "trimaran" else "two.yaml", "RUN": "run", "8": "2"}
         shown = [words.get(word, word) for word in command]
-        done = subprocess.run(
-            shown,
-            cwd=tmp_path,
-            env=run.environment | {"PATH": path},
-            capture_output=True,
-            text=True,
-            timeout=JOB_S,
-            check=False,
-        )
+        if command[0] == "trimaran":
+            done = run.trimaran(*shown[1:])
+        else:
+            done = subprocess.run(
+                shown,
+                cwd=tmp_path,
+                env=run.environment | torchrun_port() | {"PATH": path},
+                capture_output=True,
+                text=True,
+                timeout=JOB_S,
+                check=False,
+            )
         assert done.returncode == 0, f"{number}: {shown}\n{done.stdout}\n{done.stderr}\n{run.log()}"
     assert len({(folder / "metrics.jsonl").read_text() for folder in tmp_path.glob("run-*")}) == 4, (
         "a run for each combination of the array"
@@ -63,12 +69,12 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
 
 
 def test_the_time_to_the_first_step_is_taken_apart(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path)
+    run = Run(cluster, tmp_path, parallel={"tp": 1}, slurm={"nodes": 1})
     command = [sys.executable, str(ROOT / "benchmarks" / "slurm_start.py"), "spec.yaml", "--repeats", "1"]
     done = subprocess.run(
         command, cwd=tmp_path, env=run.environment, capture_output=True, text=True, timeout=JOB_S, check=False
     )
     assert done.returncode == 0, done.stderr
     cells = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
-    assert cells[:2] == ["2", "2"]
+    assert cells[:2] == ["1", "1"]
     assert all(float(cell) > 0 for cell in cells[3:5])

@@ -1,4 +1,4 @@
-"""`trimaran train` from a spec to its report, and what can be done with the run afterwards, all through the command line."""
+"""`trimaran train` from a spec to its report, and what can be done with the run afterwards."""
 
 import json
 import re
