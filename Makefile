@@ -1,7 +1,7 @@
 # make train: try it. make test, make check: what CI runs. make quick: while you work. All set up .venv first, once.
 
 SPEC ?= examples/quickstart.yaml
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt constraints-cpu.txt
