@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.env.exit_codes import LaunchError, Stopped
+from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
 from trimaran.launchers.terminal import say, say_error
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a YAML file.")]
@@ -30,10 +30,10 @@ def errors_as_sentences() -> Iterator[None]:
         yield
     except Stopped as stopped:
         say(str(stopped), style="yellow")
-        raise typer.Exit(128 + stopped.signal_number) from None
+        raise typer.Exit(exit_code_after(stopped.signal_number)) from None
     except KeyboardInterrupt:
         say("stopped by SIGINT before any rank was started", style="yellow")
-        raise typer.Exit(128 + SIGINT) from None
+        raise typer.Exit(exit_code_after(SIGINT)) from None
     except LaunchError as error:
         say_error(error)
         raise typer.Exit(error.exit_code if 0 < error.exit_code < 256 else 1) from None

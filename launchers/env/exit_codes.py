@@ -15,9 +15,14 @@ NODES_REFUSED = 75
 """Exit code of a preflight that has found nodes that should not be used."""
 
 
-def exit_code_after(number: signal.Signals) -> int:
-    """Return the exit code of every rank when a signal stopped the run: not 0, because the run is not finished."""
+def exit_code_after(number: int) -> int:
+    """Return the exit code that stands for a signal, as in a shell: not 0, because the run is not finished."""
     return 128 + number
+
+
+def exit_code_of(return_code: int) -> int:
+    """Return the exit code of a process from Python's return code, which is minus the signal that ended it."""
+    return return_code if return_code >= 0 else exit_code_after(-return_code)
 
 
 STOPPED_BY_USR1 = exit_code_after(signal.SIGUSR1)

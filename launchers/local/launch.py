@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from trimaran.launchers.env.exit_codes import LaunchError, Stopped, signal_behind
+from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_of, signal_behind
 from trimaran.launchers.local.torch_elastic import Node, run_ranks
 from trimaran.launchers.worker.entry import run_task_of_launcher
 from trimaran.launchers.worker.failure_relay import Failure
@@ -95,8 +95,7 @@ def _why(failures: Mapping[int, Any], log_folder: Path) -> LaunchError | Stopped
     if stopped_by is not None and not cause.record:
         return Stopped(stopped_by)
     reported = next((failure for failure in map(_failure_in, records.values()) if failure.rank == cause.rank), None)
-    exit_code = 128 - cause.exit_code if cause.exit_code < 0 else cause.exit_code
-    return LaunchError(cause.describe(reported, log_folder), exit_code)
+    return LaunchError(cause.describe(reported, log_folder), exit_code_of(cause.exit_code))
 
 
 def _problem_of(log_folder: Path) -> str:

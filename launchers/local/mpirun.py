@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from trimaran.launchers.env.exit_codes import exit_code_of
 from trimaran.runtime.spec import RunSpec
 
 
@@ -25,5 +26,4 @@ def run_by_mpirun(spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
         )
     words = [word for override in overrides for word in ("--set", override)]
     rank = [sys.executable, "-m", "trimaran.launchers.worker", str(spec_path), *words, "--launcher", "mpi"]
-    done = subprocess.run([mpirun, "-n", str(spec.world_size), *rank], check=False)
-    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+    return exit_code_of(subprocess.run([mpirun, "-n", str(spec.world_size), *rank], check=False).returncode)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimaran.launchers.env.exit_codes import exit_code_after
+from trimaran.launchers.env.exit_codes import exit_code_after, exit_code_of
 from trimaran.launchers.env.rank_env import node_name
 from trimaran.launchers.local.torch_elastic import Node, get_ready, run_ranks
 from trimaran.launchers.worker.entry import run_spec_of_agent
@@ -28,8 +28,7 @@ def run_node(node: Node, spec: RunSpec, spec_path: Path, overrides: list[str]) -
     try:
         run_ranks(node, spec, run_spec_of_agent, str(spec_path), *overrides)
     except ChildFailedError as error:
-        code = next(iter(error.failures.values())).exitcode
-        return code if code > 0 else 128 - code
+        return exit_code_of(next(iter(error.failures.values())).exitcode)
     except SignalException as error:
         return exit_code_after(error.sigval)
     return 0
@@ -44,11 +43,11 @@ def run_node_by_hand(spec: RunSpec, spec_path: Path, overrides: list[str]) -> in
     assert spec.launcher.rendezvous is not None, "checked with the spec"
     ranks = spec.world_size // spec.launcher.nodes
     get_ready(spec, ranks)
-    from trimaran.launchers.rendezvous.network import address_towards, interface_address
+    from trimaran.launchers.rendezvous.network import own_address
 
     host, _, port = spec.launcher.rendezvous.rpartition(":")
     store = _store_at(host, int(port), spec.launcher.start_timeout_s)
-    address = interface_address(spec.launcher.interface) if spec.launcher.interface else address_towards(store.host)
+    address = own_address(spec.launcher.interface, store.host)
     logs = Path(spec.train.output_dir) / "logs" / time.strftime("agents-%Y%m%d-%H%M%S") / node_name({})
     return run_node(Node(store, address, spec.launcher.nodes, ranks, logs), spec, spec_path, overrides)
 

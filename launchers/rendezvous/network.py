@@ -137,6 +137,15 @@ def _default_route() -> str | None:
         return None
 
 
+def own_address(interface: str | None, peer: str) -> str:
+    """Return this host's address on `interface`, or without one the address from which it reaches `peer`.
+
+    Raises:
+        AddressError: the interface has no address, or there is no route to the peer.
+    """
+    return interface_address(interface) if interface else address_towards(peer)
+
+
 def address_towards(address: str) -> str:
     """Return which of this host's addresses is used to reach `address`; nothing is sent.
 

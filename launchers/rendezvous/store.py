@@ -18,8 +18,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 from trimaran.launchers.env.rank_env import RankEnv, read_env
 from trimaran.launchers.rendezvous.network import (
     AddressError,
-    address_towards,
-    interface_address,
+    own_address,
     reachable_address,
     wait_until_open,
 )
@@ -135,7 +134,7 @@ def join_rendezvous(
         store = _store_by_mpi(rank_env, environment, section, broadcast)
     else:
         store = _store_by_file(rank_env, environment, section, address_file)
-    address = interface_address(section.interface) if section.interface else address_towards(store.host)
+    address = own_address(section.interface, store.host)
     store.set_timeout(timedelta(seconds=section.timeout_s))
     return Rendezvous(rank_env, PrefixStore(rank_env.start, store), address, store, address_file)
 

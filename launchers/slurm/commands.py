@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trimaran.launchers.env.exit_codes import exit_code_after
+
 _TIMEOUT_S = 60
 _ENDED = {
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
@@ -101,8 +103,9 @@ def parse_state(line: str) -> JobState:
         if fields.get("ArrayTaskId", "").isdigit()
         else fields.get("JobId", "?")
     )
-    code = known("ExitCode").partition(":")
-    exit_code = (int(code[0]) or (128 + int(code[2]) if code[2] not in ("", "0") else 0)) if code[0].isdigit() else None
+    code, _, number = known("ExitCode").partition(":")
+    ended_by = exit_code_after(int(number)) if number not in ("", "0") else 0
+    exit_code = (int(code) or ended_by) if code.isdigit() else None
     return JobState(
         job=job,
         state=state,
