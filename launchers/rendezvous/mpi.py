@@ -1,8 +1,13 @@
 """Starts by MPI: mpi4py knows rank and size and broadcasts rank 0's address; training itself makes no MPI call."""
 
+import contextlib
+import os
+import socket
 from typing import Any
 
 from trimaran.launchers.env.rank_env import RankEnv, RankEnvError
+
+_ANSWER_S = 5.0  # for mpirun to answer a rank that is about to exit
 
 
 class MPIWorld:
@@ -49,3 +54,19 @@ class MPIWorld:
         Every rank must call it, once the run has succeeded on all of them.
         """
         self._mpi.Finalize()
+        _finalize_hydra()
+
+
+def _finalize_hydra() -> None:
+    """Say to MPICH's mpirun that this rank is about to exit.
+
+    MPICH itself says so in a handler of the C library's exit, which ranks don't run (`exit_process`). Unless a rank has
+    said so, mpirun takes its exit for a failure, kills the ranks that still run and may exit with 9.
+    """
+    if "HYDI_CONTROL_FD" not in os.environ:  # another MPI's mpirun, or srun
+        return
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(os.environ["PMI_FD"]))) as pmi:
+        if pmi.family == socket.AF_UNIX:
+            pmi.settimeout(_ANSWER_S)
+            pmi.sendall(b"cmd=finalize\n")
+            pmi.recv(1024)

@@ -117,6 +117,26 @@ def test_losses_are_those_of_the_local_launcher(way: str, tmp_path: Path) -> Non
     assert sorted(path.name for path in next((workplace.run / "logs").glob("*-*")).iterdir()) == ["rank-0", "rank-1"]
 
 
+def test_mpirun_lets_ranks_exit_one_after_the_other(tmp_path: Path) -> None:
+    """A rank that has finished is no failure to mpirun, which would kill the others."""
+    late = """
+        import time
+        import trimaran.launchers.worker.process as process
+        exit_process = process.exit_process
+        def exit_later(code):
+            time.sleep(1)
+            open("late", "w").close()
+            exit_process(code)
+        process.exit_process = exit_later
+        """
+    make_workplace(tmp_path, parallel={"tp": 2}, train={"num_steps": 1, "eval_interval": 0})
+    counting.record("cold start", "mpirun and two ranks", 2)
+    command = [str(BIN / "mpirun"), "-n", "2", sys.executable, *WORKER]
+    code, err = run(command, tmp_path, **fault(tmp_path, late, rank=0))
+    assert code == 0, err
+    assert (tmp_path / "late").exists()
+
+
 # --- two hosts
 
 
