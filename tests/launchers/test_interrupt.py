@@ -46,7 +46,10 @@ def last_saved(workplace: Workplace) -> int:
 
 def kill_everything(command: Command) -> None:
     """SIGKILL to the launcher and all that it started, as a machine that goes down."""
-    for process in [psutil.Process(command.process.pid), *command.ranks()]:
+    everything = [psutil.Process(command.process.pid), *command.ranks()]
+    for process in everything:  # stopped first, so that none notices the death of another, saves and exits
+        process.suspend()
+    for process in everything:
         process.kill()
     command.process.wait()
 
