@@ -23,6 +23,7 @@ from trimaran.runtime.train.signals import STOPPING
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
 _BACKEND = "trimaran"
 _SHUTDOWN_S = 120  # for the ranks to save after a signal, before the agent kills them
@@ -74,13 +75,18 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
 
     rendezvous_handler_registry.register(_BACKEND, _make_handler)
     get_ready(spec, node.ranks)
+    handlers: list[DynamicRendezvousHandler] = []
     config = LaunchConfig(
         min_nodes=node.nodes,
         max_nodes=node.nodes,
         nproc_per_node=node.ranks,
         run_id=_BACKEND,
         rdzv_backend=_BACKEND,
-        rdzv_configs={"store": node.store, "join_timeout": int(spec.launcher.start_timeout_s)},
+        rdzv_configs={
+            "store": node.store,
+            "join_timeout": int(spec.launcher.start_timeout_s),
+            "handlers": handlers,
+        },
         local_addr=node.address,  # the default, this host's full name, need not resolve
         max_restarts=spec.launcher.max_restarts,
         monitor_interval=0.1,
@@ -90,7 +96,13 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
         shutdown_timeout=_SHUTDOWN_S,
     )
     with _quiet():
-        elastic_launch(config, entry)(*arguments)
+        try:
+            elastic_launch(config, entry)(*arguments)
+        finally:
+            # After a signal torch leaves the heartbeat's thread running. If that thread were then the last to hold the
+            # handler, it would try to join itself and print a traceback.
+            for handler in handlers:
+                handler._stop_heartbeats()
 
 
 def _make_handler(parameters: "RendezvousParameters") -> "RendezvousHandler":
@@ -114,7 +126,7 @@ def _make_handler(parameters: "RendezvousParameters") -> "RendezvousHandler":
             return _BACKEND
 
     store = parameters.config["store"]
-    return Handler.from_backend(  # type: ignore[no-any-return]
+    handler: DynamicRendezvousHandler = Handler.from_backend(
         parameters.run_id,
         store,
         Backend(store, parameters.run_id),
@@ -124,6 +136,8 @@ def _make_handler(parameters: "RendezvousParameters") -> "RendezvousHandler":
         RendezvousTimeout(join=timedelta(seconds=parameters.config["join_timeout"])),
         keep_alive_interval=_KEEP_ALIVE_S,
     )
+    parameters.config["handlers"].append(handler)
+    return handler
 
 
 @contextmanager
