@@ -96,7 +96,7 @@ def test_srun_with_mpi_gives_the_losses_of_the_local_launcher(
     run = Run(cluster, tmp_path)
     command = [sys.executable, "-m", "trimaran.launchers.cli.app", "train", "spec.yaml"]
     done = subprocess.run(
-        ["srun", "--mpi=pmi2", "-N2", "-n2", "--overcommit", *command],
+        ["srun", "--mpi=pmi2", "--kill-on-bad-exit=1", "-N2", "-n2", "--overcommit", *command],
         cwd=tmp_path,
         env=run.environment,
         capture_output=True,
