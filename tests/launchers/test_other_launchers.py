@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,23 @@ import pytest
 from tests import counting
 from tests.launchers import hosts
 from tests.launchers.forked import fork_server
-from tests.launchers.runs import LEAVE_S, RAISE_AT_STEP_6, Hold, fault, losses, make_workplace, ranks_in, torchrun_port
+from tests.launchers.runs import (
+    LEAVE_S,
+    RAISE_AT_STEP_6,
+    Hold,
+    Workplace,
+    fault,
+    losses,
+    make_workplace,
+    ranks_in,
+    torchrun_port,
+)
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 SECTIONS: dict[str, dict[str, Any]] = {"parallel": {"tp": 2, "pp": 2}, "train": {"num_steps": 8, "eval_interval": 0}}
 WORKER = ["-m", "trimaran.launchers.worker", "spec.yaml"]
+TWO_RANKS = SECTIONS | {"parallel": {"tp": 2}}
 LONGEST_S = 250
 
 
@@ -42,18 +53,9 @@ def torchrun(*options: str) -> list[str]:
 
 
 def mpirun(ranks: int) -> list[str]:
-    return [str(BIN / "mpirun"), "-n", str(ranks), *train()]
-
-
-WAYS: dict[str, Callable[[], list[str]]] = {
-    "torchrun": lambda: torchrun("--nproc-per-node", "4"),
-    "mpirun": lambda: mpirun(4),
-}
-# As a user starts them, each with two ranks and a process that starts these.
-COLD = {
-    "torchrun": [str(BIN / "torchrun"), "--nproc-per-node", "2", *WORKER],
-    "launcher-mpi": [sys.executable, "-m", "trimaran.launchers.cli.app", "train", "spec.yaml", "--launcher", "mpi"],
-}
+    """The command that has the ranks start cold: MPI does not always initialise in a forked process."""
+    counting.record("cold start", "ranks of mpirun", ranks)
+    return [str(BIN / "mpirun"), "-n", str(ranks), sys.executable, *WORKER]
 
 
 @contextmanager
@@ -97,28 +99,37 @@ def wait_for(what: str, process: "subprocess.Popen[str]", hold: Hold) -> None:
 
 
 @pytest.fixture(scope="module")
+def expected_of_two(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    workplace = make_workplace(tmp_path_factory.mktemp("local-two"), **TWO_RANKS)
+    assert workplace.train().code == 0
+    return losses(workplace)
+
+
+@pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     workplace = make_workplace(tmp_path_factory.mktemp("local"), **SECTIONS)
     assert workplace.train().code == 0
     return losses(workplace)
 
 
-@pytest.mark.parametrize("way", COLD)
-def test_losses_are_those_of_the_local_launcher(way: str, tmp_path: Path) -> None:
-    sections = SECTIONS | {"parallel": {"tp": 2}}
-    local = make_workplace(tmp_path / "local", **sections)
-    assert local.train().code == 0
-    counting.record("cold start", f"{way} and two ranks", 3)
-    workplace = make_workplace(tmp_path / way, **sections)
-    code, err = run(COLD[way], workplace.folder)
-    assert code == 0, err
-    assert losses(workplace) == losses(local)
+def assert_same_run(workplace: Workplace, others: list[Any]) -> None:
+    assert losses(workplace) == others
     assert (workplace.run / "report.html").exists()
-    assert sorted(path.name for path in next((workplace.run / "logs").glob("*-*")).iterdir()) == ["rank-0", "rank-1"]
+    ranks = sorted(path.name for path in next((workplace.run / "logs").glob("*-*")).iterdir())
+    assert ranks == ["rank-0", "rank-1"]
 
 
-def test_mpirun_lets_ranks_exit_one_after_the_other(tmp_path: Path) -> None:
-    """A rank that has finished is no failure to mpirun, which would kill the others."""
+def test_torchrun_gives_the_losses_of_the_local_launcher(expected_of_two: list[Any], tmp_path: Path) -> None:
+    """Started as a user starts it."""
+    workplace = make_workplace(tmp_path, **TWO_RANKS)
+    counting.record("cold start", "torchrun and two ranks", 3)
+    code, err = run([str(BIN / "torchrun"), "--nproc-per-node", "2", *WORKER], tmp_path)
+    assert code == 0, err
+    assert_same_run(workplace, expected_of_two)
+
+
+def test_mpirun_gives_the_losses_of_the_local_launcher(expected_of_two: list[Any], tmp_path: Path) -> None:
+    """By `--launcher mpi`. A rank that exits before the others is no failure to mpirun, which would kill them."""
     late = """
         import time
         import trimaran.launchers.worker.process as process
@@ -129,12 +140,12 @@ def test_mpirun_lets_ranks_exit_one_after_the_other(tmp_path: Path) -> None:
             exit_process(code)
         process.exit_process = exit_later
         """
-    make_workplace(tmp_path, parallel={"tp": 2}, train={"num_steps": 1, "eval_interval": 0})
-    counting.record("cold start", "mpirun and two ranks", 2)
-    command = [str(BIN / "mpirun"), "-n", "2", sys.executable, *WORKER]
-    code, err = run(command, tmp_path, **fault(tmp_path, late, rank=0))
+    workplace = make_workplace(tmp_path, **TWO_RANKS)
+    counting.record("cold start", "two ranks of --launcher mpi", 2)
+    code, err = run([*train(), "--launcher", "mpi"], tmp_path, **fault(tmp_path, late, rank=0))
     assert code == 0, err
     assert (tmp_path / "late").exists()
+    assert_same_run(workplace, expected_of_two)
 
 
 # --- two hosts
@@ -185,11 +196,12 @@ def test_a_host_that_does_not_come_is_told_with_the_address(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("way", ["torchrun", "mpirun"])
 def test_a_rank_that_fails_is_named_and_ends_all(way: str, tmp_path: Path) -> None:
-    make_workplace(tmp_path, **SECTIONS, launcher={"timeout_s": 100_000})  # nobody waits for the one that has failed
-    code, err = run(WAYS[way](), tmp_path, **fault(tmp_path, RAISE_AT_STEP_6, rank=3))
+    make_workplace(tmp_path, **TWO_RANKS, launcher={"timeout_s": 100_000})  # nobody waits for the one that has failed
+    command = torchrun("--nproc-per-node", "2") if way == "torchrun" else mpirun(2)
+    code, err = run(command, tmp_path, **fault(tmp_path, RAISE_AT_STEP_6, rank=1))
     assert code != 0
     said = next(line for line in err.splitlines() if line.startswith("error:"))
-    assert "pp 1, dp 0, cp 0, tp 1) failed at step 6: KeyError: 'made to fail'" in said
+    assert "pp 0, dp 0, cp 0, tp 1) failed at step 6: KeyError: 'made to fail'" in said
     assert ranks_in(tmp_path) == []
 
 
@@ -212,7 +224,7 @@ def test_torchrun_starts_the_ranks_anew_after_one_was_killed(expected: list[Any]
 def test_no_rank_outlives_an_agent_that_was_killed(tmp_path: Path) -> None:
     make_workplace(tmp_path, **SECTIONS)
     hold = Hold(tmp_path, 6)
-    with running(WAYS["torchrun"](), tmp_path, **hold.environment) as process:
+    with running(torchrun("--nproc-per-node", "4"), tmp_path, **hold.environment) as process:
         wait_for("the step to be killed in", process, hold)
         ranks = ranks_in(tmp_path)
         process.kill()
@@ -226,18 +238,27 @@ def test_no_rank_outlives_an_agent_that_was_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["torchrun", "mpirun"])
 def test_a_number_of_ranks_that_is_not_the_layouts_is_refused(way: str, tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path, **SECTIONS)
-    code, err = run([word if word != "4" else "3" for word in WAYS[way]()], tmp_path)
+    forked = [str(BIN / "mpirun"), "-n", "3", *train()]  # refused before MPI is initialised
+    code, err = run(torchrun("--nproc-per-node", "3") if way == "torchrun" else forked, tmp_path)
     assert code != 0
     assert "!= WORLD_SIZE 3" in err
     assert not workplace.run.exists()
 
 
 def test_ranks_with_different_specs_are_refused_and_listed(tmp_path: Path) -> None:
-    workplace = make_workplace(tmp_path, **SECTIONS)
-    code, err = run([*mpirun(3), ":", "-n", "1", *train(), "--set", "seed=7"], tmp_path)
-    assert code != 0
+    """Two agents of one run, which give their ranks different seeds."""
+    workplace = make_workplace(tmp_path, **SECTIONS, launcher={"start_timeout_s": 90.0})
+    endpoint = ["--nnodes", "2", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--local-addr", "127.0.0.1"]
+    endpoint += ["--rdzv-endpoint", f"127.0.0.1:{torchrun_port()['PET_MASTER_PORT']}"]
+    with (
+        running([*torchrun(*endpoint, "--rdzv-conf", "is_host=0"), "--set", "seed=7"], tmp_path, "second") as other,
+        running(torchrun(*endpoint, "--rdzv-conf", "is_host=1"), tmp_path) as process,
+    ):
+        codes = process.wait(LONGEST_S), other.wait(LONGEST_S)
+    err = (tmp_path / "agent.err").read_text() + (tmp_path / "second.err").read_text()
+    assert 0 not in codes
     assert "the ranks must all have the same run and code, and differ in" in err
-    assert re.search(r"spec: \w{12} on ranks 0-2 \(host .*\), \w{12} on rank 3 \(host ", err), err
+    assert re.search(r"spec: \w{12} on ranks \d-\d \(host .*\), \w{12} on ranks \d-\d \(host ", err), err
     assert not workplace.checkpoints.exists()
 
 
