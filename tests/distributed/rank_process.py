@@ -17,6 +17,7 @@ after a few milliseconds. It never computes. Messages are pickled dictionaries o
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import importlib
 import importlib.util
 import os
@@ -170,6 +171,8 @@ def leave_group() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+        # A group in a reference cycle keeps its gloo device, whose thread wakes up a hundred times a second.
+        gc.collect()
 
 
 def run_task(task: dict[str, Any], connection: Connection) -> dict[str, Any]:
@@ -194,6 +197,7 @@ def run_task(task: dict[str, Any], connection: Connection) -> dict[str, Any]:
 
 def serve(connection: Connection) -> None:
     """Run tasks from the connection until the parent closes it."""
+    gc.freeze()  # what the nursery has imported is never garbage
     while True:
         try:
             task = pickle.loads(connection.recv_bytes())
