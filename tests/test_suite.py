@@ -1,5 +1,7 @@
 """The suite itself: its table names every file and promise, its units of work lose no test, and its counts add up."""
 
+import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from tests import counting
 from tests.durations import PAGE, ROOT, files_of_tests, page_with, promise, table
+from tests.launchers.forked import Forked, fork_server
 from tests.scheduling import LONGEST_UNIT_S, WHOLE_FILES, recorded_seconds, seconds_by_test, units_of_work
 
 
@@ -63,3 +66,14 @@ def test_counts_of_several_processes_add_up_and_are_held_to_their_bounds(
     assert counting.over_bounds(counting.recorded(tmp_path)) == [
         "4 of cold start, over 3 (tests/counting.py): check 2, train 2"
     ]
+
+
+def test_a_forked_command_that_nobody_waits_for_does_not_disturb_the_next(tmp_path: Path) -> None:
+    fork_server()
+    with Path(os.devnull).open() as nothing:
+        descriptors = dict.fromkeys((0, 1, 2), nothing.fileno())
+        first = Forked(["-c", "pass"], tmp_path, descriptors, dict(os.environ))
+        while Path(f"/proc/{first.pid}").exists():
+            time.sleep(0.01)
+        assert Forked(["-c", "pass"], tmp_path, descriptors, dict(os.environ)).wait(60) == 0
+        assert first.wait(60) == 0

@@ -92,9 +92,8 @@ def serve(listener: socket.socket, session: int) -> None:
                         importlib.import_module(name)
                 pid = os.fork()
                 if pid == 0:
-                    ours = list(selector.get_map())
-                    selector.close()
-                    run_forked(request, descriptors, ours)
+                    _close_all(selector)
+                    run_forked(request, descriptors)
                 for descriptor in descriptors:
                     os.close(descriptor)
                 pidfd = os.pidfd_open(pid)
@@ -127,10 +126,21 @@ def _hang_up(
     connection.close()
 
 
-def run_forked(request: Request, descriptors: Sequence[int], ours: Sequence[int]) -> NoReturn:
+def _close_all(selector: selectors.BaseSelector) -> None:
+    """In a fork: close what the selector watches.
+
+    Sockets close as objects: one that is collected later would close its number again, which by then is another file's.
+    """
+    for key in list(selector.get_map().values()):
+        if isinstance(key.fileobj, socket.socket):
+            key.fileobj.close()
+        else:
+            os.close(key.fd)
+    selector.close()
+
+
+def run_forked(request: Request, descriptors: Sequence[int]) -> NoReturn:
     """In the fork: be the command of the request until its end."""
-    for descriptor in ours:
-        os.close(descriptor)
     _take_descriptors(request["descriptors"], descriptors)
     os.setsid()
     if request.get("network") is not None:
