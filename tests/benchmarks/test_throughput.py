@@ -2,8 +2,10 @@
 
 import argparse
 import importlib.util
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests import counting
+from tests.launchers.forked import Forked, fork_server
 from trimaran.runtime import spec
 from trimaran.runtime.spec import RunSpec, parse_spec
 
@@ -31,6 +33,17 @@ def load_script() -> ModuleType:
 throughput = load_script()
 
 
+def run_forked(command: list[str], env: dict[str, str], timeout: float, **_: object) -> Any:
+    """As subprocess.run, for a command of this interpreter, which is forked and forks its ranks."""
+    fork_server()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, Path(os.devnull).open() as nothing:
+        descriptors = {0: nothing.fileno(), 1: out.fileno(), 2: err.fileno()}
+        code = Forked(command[1:], Path.cwd(), descriptors, env).wait(timeout)
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(command, code, out.read(), err.read())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(620)
 def test_throughput_table_has_a_row_for_each_layout(
@@ -45,11 +58,11 @@ def test_throughput_table_has_a_row_for_each_layout(
                 throughput.plain_step(throughput.SMOKE), options.steps, lambda value: value
             )
             return figures
-        counting.record("cold start", f"benchmarks/throughput.py {layout}", 2 if layout == "single" else 3)
         apart: dict[str, float] = run_apart(layout, options)
         return apart
 
     monkeypatch.setattr(throughput, "run_apart", plain_here)
+    monkeypatch.setattr(throughput.subprocess, "run", run_forked)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--smoke", "--steps", "1", "single", "tp2"])
     throughput.main()
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}

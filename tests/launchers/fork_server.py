@@ -188,8 +188,12 @@ def _enter_network(path: Path) -> None:
 
 
 def _run(words: Sequence[str]) -> None:
-    """Run `-m MODULE ARGUMENT...` or `-c CODE ARGUMENT...` as the main program."""
+    """Run `-m MODULE ARGUMENT...`, `-c CODE ARGUMENT...` or `FILE.py ARGUMENT...` as the main program."""
     sys.modules["__main__"] = ModuleType("__main__")  # else multiprocessing runs this file again in its children
+    if words[0].endswith(".py"):
+        sys.argv = list(words)
+        runpy.run_path(words[0], run_name="__main__")
+        return
     kind, what, *arguments = words
     sys.argv = ["-c" if kind == "-c" else what, *arguments]
     if kind == "-c":
@@ -272,11 +276,12 @@ def _set_spare_aside(received: Sequence[int]) -> None:
 
 
 def main_of(words: Sequence[str]) -> list[str] | None:
-    """Return an interpreter's command line from `-m` or `-c` on, None where a fork can't take its place."""
+    """Return an interpreter's command line from `-m`, `-c` or the file on, None where a fork can't take its place."""
     position = 1
     while position < len(words) and words[position] in EXEC_FLAGS:
         position += 1
-    return list(words[position:]) if words[position : position + 1] in (["-m"], ["-c"]) else None
+    first = words[position] if position < len(words) else ""
+    return list(words[position:]) if first in ("-m", "-c") or first.endswith(".py") else None
 
 
 def _serve_command(connection: socket.socket, command: int) -> NoReturn:
