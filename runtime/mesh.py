@@ -1,19 +1,22 @@
 """Mesh: the grid of ranks and its process groups, built once. No other code computes a rank from a rank."""
 
-import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from trimaran.models.parallel.group import Group, all_gather, all_reduce
+from trimaran.models.parallel.group import Group, all_gather, all_reduce, receive, send
 from trimaran.models.parallel.shared_memory import SharedMemory
 from trimaran.runtime.grid import AXES, coordinates, describe_coordinates
 
 logger = logging.getLogger(__name__)
+
+_CPU = torch.device("cpu")
+_SHARING_AXES = ("dp", "tp", "expert_dp", "embedding")
+"""Axes whose tensors may go through shared memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +27,10 @@ class Mesh:
         coordinates: axis name -> this rank's index on it.
         ep: consecutive dp ranks that share the experts between them.
         expert_dp: the dp / ep ranks that hold the same experts as this one; `dp` itself where ep is 1.
-        p2p_groups: on NCCL, (source pp index, forward) -> the two-rank group of transfers from there to the next
-            (forward) or previous stage. A group for each direction keeps opposite transfers from waiting for each
-            other. Empty on gloo, which has tags instead.
+        embedding: the first and the last pipeline rank, which hold the two ends of a tied embedding; on the ranks
+            between them, and where nothing is tied, this rank alone.
+        p2p_groups: on NCCL, (source pp index, forward) -> the group over this pipeline that carries the transfers from
+            there to the next (forward) or previous pipeline rank. Empty on gloo, which has tags instead.
     """
 
     rank: int
@@ -38,8 +42,14 @@ class Mesh:
     tp: Group
     ep: Group
     expert_dp: Group
+    embedding: Group
     world: Group
     p2p_groups: dict[tuple[int, bool], Group]
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of collectives, in the order in which every rank makes and warms them."""
+        return self.pp, self.dp, self.cp, self.tp, self.expert_dp, self.ep, self.embedding, self.world
 
     def describe(self) -> str:
         """Return this rank and its coordinates for messages, such as `rank 5 (pp 1, dp 0, cp 0, tp 1)`."""
@@ -62,22 +72,38 @@ class Mesh:
 
     def close(self) -> None:
         """Close the shared memory of the groups; torch.distributed closes the process groups."""
-        for group in (self.pp, self.dp, self.cp, self.tp, self.ep, self.expert_dp, self.world):
+        for group in self.groups:
             if group.shared is not None:
                 group.shared.close()
 
 
 def build_mesh(
-    *, pp: int, dp: int, cp: int, tp: int, ep: int = 1, timeout_s: float, shared_memory: bool = True
+    *,
+    pp: int,
+    dp: int,
+    cp: int,
+    tp: int,
+    ep: int = 1,
+    timeout_s: float,
+    device: torch.device = _CPU,
+    shared_memory: bool = True,
+    tied_embedding: bool = True,
+    has_tags: bool | None = None,
 ) -> Mesh:
     """Return the mesh over the default process group, whose size must be pp * dp * cp * tp.
 
-    Collective: every rank of the world must enter.
+    Collective: every rank of the world must enter. All groups are made here, and on NCCL used once: a group's first
+    use connects its ranks and holds the host until all of them are there, which the early receives of a pipeline
+    schedule would turn into a deadlock.
 
     Args:
         ep: how many consecutive dp ranks share the experts.
         timeout_s: bound of every wait, in the process groups and in shared memory.
+        device: of this rank's tensors.
         shared_memory: whether CPU ranks of one host exchange tensors through shared memory.
+        tied_embedding: whether to make the group of the embedding's two ends.
+        has_tags: whether a tag tells the transfers of one group apart, so that no `p2p_groups` are needed; by default
+            whether the backend is gloo.
 
     Raises:
         ValueError: the sizes do not multiply to the world size, or ep does not divide dp.
@@ -91,60 +117,123 @@ def build_mesh(
         )
     if dp % ep:
         raise ValueError(f"dp ({dp}) must be divisible by ep ({ep}), for the ep ranks are dp ranks; change `parallel`")
-    backend = dist.get_backend()
+    on_gloo = dist.get_backend() == "gloo"
+    has_tags = on_gloo if has_tags is None else has_tags
     grid = torch.arange(world_size).view(pp, dp, cp, tp)
-    maker = _GroupMaker(rank, timeout_s, shared_memory and backend == "gloo")
+    maker = _GroupMaker(rank, timeout_s, device, shared_memory and on_gloo)
     groups = {axis: maker.along_dim(axis, grid, dim) for dim, axis in enumerate(AXES)}
     groups |= {"ep": Group("ep", (rank,), 0), "expert_dp": groups["dp"]}
     if ep > 1:
         experts = grid.view(pp, dp // ep, ep, cp, tp)
         groups |= {axis: maker.along_dim(axis, experts, dim) for dim, axis in ((1, "expert_dp"), (2, "ep"))}
-    p2p_groups = maker.p2p_groups(grid.movedim(0, -1).reshape(-1, pp).tolist()) if backend == "nccl" and pp > 1 else {}
-    world = Group("world", tuple(range(world_size)), rank, dist.group.WORLD if world_size > 1 else None)
-    return Mesh(rank, world_size, coordinates(rank, sizes), **groups, world=world, p2p_groups=p2p_groups)
+    pipelines = grid.flatten(1).t().tolist()
+    groups["embedding"] = maker.ends(pipelines, groups["pp"]) if tied_embedding else Group("embedding", (rank,), 0)
+    groups["world"] = _world_group(list(groups.values()), rank, world_size)
+    p2p_groups = {} if has_tags else maker.p2p_groups(pipelines, groups["pp"])
+    mesh = Mesh(rank, world_size, coordinates(rank, sizes), **groups, p2p_groups=p2p_groups)
+    if not has_tags:
+        _warm_up(mesh, device)
+    return mesh
+
+
+def _world_group(groups: Sequence[Group], rank: int, world_size: int) -> Group:
+    """Return the group of all ranks: that of an axis where it has them all, else torch's default group."""
+    whole = next((group for group in groups if group.size == world_size), None)
+    if whole is not None:
+        return replace(whole, axis="world", shared=None)
+    return Group("world", tuple(range(world_size)), rank, dist.group.WORLD)
+
+
+def _warm_up(mesh: Mesh, device: torch.device) -> None:
+    """Use every group once, in one order on all ranks: that connects what would otherwise connect at its first use."""
+    x = torch.zeros(1, device=device)
+    for group in mesh.groups:
+        all_reduce(x, group)
+    for (source, forward), link in mesh.p2p_groups.items():
+        target = (source + (1 if forward else -1)) % link.size
+        if link.rank == source:
+            send(x, target, link)
+        elif link.rank == target:
+            receive(x, source, link)
+    x.tolist()  # waits for the device
 
 
 @dataclass(frozen=True)
 class _GroupMaker:
-    """Makes the process groups, in the same order on all ranks.
+    """Makes this rank's process groups, without the ranks outside them.
 
-    DeviceMesh is not used because its groups have torch's own time-out, half an hour on gloo.
+    torch names such a group by its ranks and by how many groups this rank has made before. The members must agree on
+    the name, so all ranks make the same number: each call divides the world into groups, and every rank makes its own.
+    (DeviceMesh is not used because its groups have torch's own time-out, half an hour on gloo.)
     """
 
     rank: int
     timeout_s: float
+    device: torch.device
     shared_memory: bool
 
     def along_dim(self, axis: str, grid: torch.Tensor, dim: int) -> Group:
-        """Make a group for every line of the grid along `dim`, which is mesh axis `axis`; return this rank's."""
-        lines = grid.movedim(dim, -1).reshape(-1, grid.shape[dim])
-        ranks = tuple(next(line for line in lines.tolist() if self.rank in line))
-        index = ranks.index(self.rank)
-        if len(ranks) == 1:
-            return Group(axis, ranks, 0)
-        process_group, _ = dist.new_subgroups_by_enumeration(lines.tolist(), timeout=timedelta(seconds=self.timeout_s))
-        assert process_group is not None, "every rank lies on one line of each axis"
-        memory = None
-        if self.shared_memory and axis in ("dp", "tp", "expert_dp"):
-            names = [f"rank {other} ({axis} {position})" for position, other in enumerate(ranks)]
-            memory = SharedMemory.connect(process_group, index, names, self.timeout_s)
-            if memory is None and index == 0:
-                logger.warning(
-                    "ranks %s share no /dev/shm with room for %d MiB: their %s tensors go through gloo",
-                    ranks,
-                    2 * len(ranks),
-                    axis,
-                )
-        return Group(axis, ranks, index, process_group, memory)
+        """Return the group of this rank's line of the grid along `dim`, which is mesh axis `axis`."""
+        if grid.shape[dim] == 1:
+            return Group(axis, (self.rank,), 0)
+        return self._make(axis, grid.movedim(dim, -1).reshape(-1, grid.shape[dim]).tolist())
 
-    def p2p_groups(self, pipelines: Sequence[Sequence[int]]) -> dict[tuple[int, bool], Group]:
-        """Make the two-rank groups of every pipeline; return those of this rank's pipeline. See `Mesh.p2p_groups`."""
-        p2p_groups: dict[tuple[int, bool], Group] = {}
-        for ranks in pipelines:
-            for source, forward in itertools.product(range(len(ranks)), (True, False)):
-                destination = (source + (1 if forward else -1)) % len(ranks)
-                pair = tuple(sorted((ranks[source], ranks[destination])))  # new_group sorts the ranks
-                process_group = dist.new_group(list(pair), timeout=timedelta(seconds=self.timeout_s))
-                if self.rank in pair:
-                    p2p_groups[source, forward] = Group("pp", pair, pair.index(self.rank), process_group)
-        return p2p_groups
+    def ends(self, pipelines: Sequence[Sequence[int]], pp: Group) -> Group:
+        """Return the group of the first and the last rank of this rank's pipeline; between them, this rank alone."""
+        if pp.size <= 2:
+            return self._with_shared_memory(replace(pp, axis="embedding"))
+        ends = [[ranks[0], ranks[-1]] for ranks in pipelines]
+        middles = [list(ranks[1:-1]) for ranks in pipelines]  # made for the number of groups alone, and never used
+        is_end = pp.rank in (0, pp.size - 1)
+        group = self._make("embedding", [*ends, *middles], is_used=is_end)
+        return group if is_end else Group("embedding", (self.rank,), 0)
+
+    def p2p_groups(self, pipelines: Sequence[Sequence[int]], pp: Group) -> dict[tuple[int, bool], Group]:
+        """Return the groups of transfers of this rank's pipeline; see `Mesh.p2p_groups`.
+
+        Transfers of one group wait for each other. So a rank sends or receives, with one neighbour, in each group: the
+        links of the ring take two groups in turn, the last of an odd number a third, and each direction has its own.
+        """
+        if pp.size == 1:
+            return {}
+        numbers = [link % 2 for link in range(pp.size - 1)]
+        numbers.append(1 if pp.size % 2 == 0 else 2)
+        found: dict[tuple[int, bool], Group] = {}
+        for forward in (True, False):
+            made = [self._make("pp", pipelines) for _ in range(max(numbers) + 1)]
+            for link, number in enumerate(numbers):
+                source = link if forward else (link + 1) % pp.size
+                found[source, forward] = made[number]
+        return found
+
+    def _make(self, axis: str, division: Sequence[Sequence[int]], *, is_used: bool = True) -> Group:
+        """Make the group of this rank among those that divide the world. Collective over that group.
+
+        Args:
+            is_used: whether NCCL connects its ranks at once, and CPU ranks may share memory.
+        """
+        ranks = tuple(next(ranks for ranks in division if self.rank in ranks))
+        process_group = dist.new_group(
+            list(ranks),
+            timeout=timedelta(seconds=self.timeout_s),
+            use_local_synchronization=True,
+            group_desc=axis,
+            device_id=self.device if is_used and self.device.type == "cuda" else None,
+        )
+        group = Group(axis, ranks, ranks.index(self.rank), process_group)
+        return self._with_shared_memory(group) if is_used else group
+
+    def _with_shared_memory(self, group: Group) -> Group:
+        """Return the group with shared memory, where its tensors may go through it and its ranks share a host."""
+        if not self.shared_memory or group.axis not in _SHARING_AXES or group.process_group is None:
+            return group
+        names = [f"rank {other} ({group.axis} {position})" for position, other in enumerate(group.ranks)]
+        memory = SharedMemory.connect(group.process_group, group.rank, names, self.timeout_s)
+        if memory is None and group.rank == 0:
+            logger.warning(
+                "ranks %s share no /dev/shm with room for %d MiB: their %s tensors go through gloo",
+                group.ranks,
+                2 * group.size,
+                group.axis,
+            )
+        return replace(group, shared=memory)

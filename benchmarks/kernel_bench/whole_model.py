@@ -111,7 +111,7 @@ def make_spec(bench: Bench, model: dict[str, Any], kernels: dict[str, Any], seq:
 
 def trimaran_step(spec: RunSpec, tokens: torch.Tensor, compiled: bool, backend: str) -> Step:
     """Return the step of trimaran's own job, of one rank and without a process group."""
-    groups = {axis: single(axis) for axis in (*AXES, "ep", "expert_dp", "world")}
+    groups = {axis: single(axis) for axis in (*AXES, "ep", "expert_dp", "embedding", "world")}
     mesh = Mesh(0, 1, dict.fromkeys(AXES, 0), **groups, p2p_groups={})
     train_context = build_train_context(spec, mesh, tokens.device)
     if compiled:

@@ -31,7 +31,9 @@ def join_world(spec: RunSpec, device: torch.device, rendezvous: Rendezvous) -> M
         tp=parallel.tp,
         ep=parallel.ep,
         timeout_s=spec.launcher.timeout_s,
+        device=device,
         shared_memory=parallel.shared_memory,
+        tied_embedding=spec.transformer.tie_embeddings,
     )
 
 
@@ -40,6 +42,8 @@ def join_group(spec: RunSpec, device: torch.device, rendezvous: Rendezvous) -> N
     rank_env = rendezvous.rank_env
     if rank_env.local_world_size < rank_env.world_size:
         _choose_interface(rendezvous.address)
+    # torch warns that transfers of one group wait for each other; those of the mesh have a group for each link.
+    os.environ.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "0")
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(seconds=spec.launcher.timeout_s),

@@ -26,7 +26,7 @@ class Group:
     """The ranks along one mesh axis that have this rank's coordinates on the other axes.
 
     Args:
-        axis: name of the mesh axis: "pp", "dp", "cp", "tp", "ep", "expert_dp" or "world".
+        axis: name of the mesh axis: "pp", "dp", "cp", "tp", "ep", "expert_dp", "embedding" or "world".
         ranks: global ranks, in the order of the axis.
         rank: this rank's index in `ranks`.
         process_group: None exactly when the group has one rank.
@@ -171,22 +171,6 @@ def all_to_all(x: Tensor, sent: Sequence[int], received: Sequence[int], group: G
     theirs[group.rank].copy_(parts[group.rank])
     _start_exchange(parts, theirs, group)()
     return out
-
-
-def add_from_peer(x: Tensor, peer: int, group: Group) -> None:
-    """Add the peer's `x` [contiguous] to this rank's, in place, while the peer does the same; both get the same bits.
-
-    Args:
-        peer: index in the group; that rank must call this too.
-    """
-    theirs = torch.empty_like(x)
-    operations = [
-        dist.P2POp(dist.isend, x, group=group.process_group, group_peer=peer),
-        dist.P2POp(dist.irecv, theirs, group=group.process_group, group_peer=peer),
-    ]
-    for work in dist.batch_isend_irecv(operations):
-        bounded_wait(work, group, f"the exchange with rank {group.ranks[peer]}")()
-    x.add_(theirs)
 
 
 def broadcast(x: Tensor, source: int, group: Group) -> Tensor:

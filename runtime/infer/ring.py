@@ -11,7 +11,7 @@ class Ring:
     """Transfers from each pipeline rank to the next, and from the last to the first.
 
     A link delivers in the order of sending. Sends do not block; a receive blocks up to the group's time-out. On NCCL
-    each directed link has its own group (`Mesh.p2p_groups`).
+    the links take different groups (`Mesh.p2p_groups`).
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -22,20 +22,18 @@ class Ring:
 
     def send(self, x: Tensor, topic: int) -> None:
         """Start sending `x` to the next rank. It must not change before `settle` of the topic, which is any number."""
-        group, peer = self._link(self._rank)
-        target = self._group.ranks[(self._rank + 1) % self._size]
+        group, target = self._link(self._rank), (self._rank + 1) % self._size
         x = x.contiguous()
-        work = dist.isend(x, group=group.process_group, group_dst=peer)
-        self._sent.setdefault(topic, []).append(
-            (bounded_wait(work, group, f"a send of {list(x.shape)} to rank {target}"), x)
-        )
+        work = dist.isend(x, group=group.process_group, group_dst=target)
+        wait = bounded_wait(work, group, f"a send of {list(x.shape)} to rank {group.ranks[target]}")
+        self._sent.setdefault(topic, []).append((wait, x))
 
     def receive(self, x: Tensor) -> Tensor:
         """Return contiguous `x` filled with what the previous rank sends; RuntimeError where nothing arrives."""
         source = (self._rank - 1) % self._size
-        group, peer = self._link(source)
-        work = dist.irecv(x, group=group.process_group, group_src=peer)
-        bounded_wait(work, group, f"a receive of {list(x.shape)} from rank {self._group.ranks[source]}")()
+        group = self._link(source)
+        work = dist.irecv(x, group=group.process_group, group_src=source)
+        bounded_wait(work, group, f"a receive of {list(x.shape)} from rank {group.ranks[source]}")()
         return x
 
     def settle(self, topic: int) -> None:
@@ -48,8 +46,6 @@ class Ring:
         for topic in list(self._sent):
             self.settle(topic)
 
-    def _link(self, source: int) -> tuple[Group, int]:
-        """The group of the link that starts at `source`, and the index of its other end in the group."""
-        other = (source + 1) % self._size if source == self._rank else source
-        link = self._links.get((source, True))
-        return (self._group, other) if link is None else (link, 1 - link.rank)
+    def _link(self, source: int) -> Group:
+        """The group of the link that starts at pipeline rank `source`."""
+        return self._links.get((source, True), self._group)

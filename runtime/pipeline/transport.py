@@ -27,7 +27,7 @@ class P2PHandle:
 class P2PTransport:
     """Sends and receives [batch, local seq, hidden] tensors of one shape and dtype along the pipeline.
 
-    On gloo a tag distinguishes the two directions; on NCCL each directed link has its own group (`Mesh.p2p_groups`).
+    On gloo a tag distinguishes the two directions; on NCCL a group does (`Mesh.p2p_groups`).
     """
 
     mesh: Mesh
@@ -36,11 +36,11 @@ class P2PTransport:
     device: torch.device
     _sends: dict[Action, tuple[dist.Work, Tensor]] = field(default_factory=dict)
 
-    def _channel(self, action: Action, source: int, peer: int) -> tuple[Group, int, int]:
-        """The group of the transfer, the peer's index in it, and the tag."""
+    def _channel(self, action: Action, source: int) -> tuple[Group, int]:
+        """The group of the transfer that starts at pipeline rank `source`, and the tag."""
         forward = action.kind in _FORWARD
         link = self.mesh.p2p_groups.get((source, forward))
-        return (self.mesh.pp, peer, int(forward)) if link is None else (link, 1 - link.rank, 0)
+        return (self.mesh.pp, int(forward)) if link is None else (link, 0)
 
     def send(self, action: Action, x: Tensor) -> None:
         """Start sending `x`, which is kept alive until the send is complete.
@@ -49,19 +49,19 @@ class P2PTransport:
         end of the step.
         """
         peer = peer_rank(action, self.mesh.pp.size)
-        group, index, tag = self._channel(action, self.mesh.pp.rank, peer)
+        group, tag = self._channel(action, self.mesh.pp.rank)
         self._sends = {sent: pair for sent, pair in self._sends.items() if not pair[0].is_completed()}
         x = x.contiguous()
-        work = dist.isend(x, group_dst=index, group=group.process_group, tag=tag)
+        work = dist.isend(x, group_dst=peer, group=group.process_group, tag=tag)
         assert work is not None
         self._sends[action] = (work, x)
 
     def post_receive(self, action: Action) -> P2PHandle:
         """Post the receive of `action`'s tensor."""
         peer = peer_rank(action, self.mesh.pp.size)
-        group, index, tag = self._channel(action, peer, peer)
+        group, tag = self._channel(action, peer)
         tensor = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        work = dist.irecv(tensor, group_src=index, group=group.process_group, tag=tag)
+        work = dist.irecv(tensor, group_src=peer, group=group.process_group, tag=tag)
         assert work is not None
         return P2PHandle(action, tensor, work)
 

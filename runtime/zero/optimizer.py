@@ -17,7 +17,6 @@ from trimaran.kernels.adamw import AdamWState
 from trimaran.models.parallel.gradient import GradAccumulator
 from trimaran.models.parallel.group import (
     Wait,
-    add_from_peer,
     all_gather_into,
     all_reduce,
     start_all_reduce,
@@ -88,7 +87,6 @@ class ShardedOptimizer:
                 parameters, *groups, grad_dtype=grad_dtype, bucket_bytes=bucket_bytes, tied=tied
             ):
                 self._states.append(self._make_state(bucket, index))
-        self._tied_peer = {0: mesh.pp.size - 1, mesh.pp.size - 1: 0}.get(mesh.pp.rank)
         self.num_steps = 0
 
     def _make_state(self, bucket: Bucket, stage_index: int) -> _BucketState:
@@ -151,14 +149,10 @@ class ShardedOptimizer:
             kept = state.bucket.grads[state.kept]
             if state.bucket.needs_tp_grad_reduce:
                 all_reduce(kept, self._mesh.tp)
-            if self._is_tied(state.bucket):
-                assert self._tied_peer is not None
-                add_from_peer(kept, self._tied_peer, self._mesh.pp)
+            if state.bucket.tied:
+                all_reduce(kept, self._mesh.embedding)
             total += self._squared_norm(state)
         return total
-
-    def _is_tied(self, bucket: Bucket) -> bool:
-        return bucket.tied and self._mesh.pp.size > 1
 
     def _squared_norm(self, state: _BucketState) -> Tensor:
         """The squared norm of the owned slice.

@@ -66,6 +66,7 @@ class Layout:
     zero_stage: int = 1
     dtype: str = "float64"
     shared_memory: bool = True
+    p2p_groups: bool = False  # as on NCCL: a group for each direction of a link instead of a tag
     global_batch_size: int = 4
     num_steps: int = SHORT_STEPS
 
@@ -96,6 +97,7 @@ class Layout:
             "uneven_layers": parallel.get("layers_per_stage") is not None,
             "zero0": self.zero_stage == 0,
             "without_shared_memory": not self.shared_memory,
+            "p2p_groups": self.p2p_groups,
             "tied": model.get("tie_embeddings", False),
             "dropout": any(model.get(name, 0) for name in DROPOUT),
             "experts": "num_experts" in model,
@@ -168,7 +170,9 @@ def train_on_rank(layout: Layout) -> Result:
     spec = make_spec(layout)
     parallel = spec.parallel
     sizes = {axis: getattr(parallel, axis) for axis in ("pp", "dp", "cp", "tp", "ep")}
-    mesh = build_mesh(**sizes, timeout_s=100, shared_memory=layout.shared_memory)
+    has_tags = not layout.p2p_groups
+    mesh = build_mesh(**sizes, timeout_s=100, shared_memory=layout.shared_memory, has_tags=has_tags)
+    assert bool(mesh.p2p_groups) == layout.p2p_groups
     assert all((group.shared is not None) == layout.shared_memory for group in (mesh.tp, mesh.dp) if group.size > 1)
     train_context = build_train_context(spec, mesh, torch.device("cpu"))
     losses, norms = [], []

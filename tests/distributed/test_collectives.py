@@ -29,7 +29,6 @@ from trimaran.models.parallel.collectives import (
 )
 from trimaran.models.parallel.group import (
     Group,
-    add_from_peer,
     all_gather,
     all_gather_into,
     all_reduce,
@@ -219,21 +218,6 @@ def check_many_exchanges(shared: bool) -> None:
 @WAYS
 def test_many_exchanges_stay_in_step(shared: bool, ranks: RankPool) -> None:
     ranks.run(check_many_exchanges, 3, shared)
-
-
-def check_add_from_peer() -> None:
-    mesh = tp_mesh(False)
-    group = mesh.tp
-    last = group.size - 1
-    if group.rank in (0, last):
-        x = operand(group.rank, (1001,))
-        add_from_peer(x, last - group.rank, group)
-        assert x.equal(operand(0, (1001,)) + operand(last, (1001,)))
-
-
-@pytest.mark.parametrize("size", [2, 4])
-def test_add_from_peer_gives_both_the_same_sum(size: int, ranks: RankPool) -> None:
-    ranks.run(check_add_from_peer, size)
 
 
 def check_axes_do_not_mix(shared: bool) -> None:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from tests.distributed.ranks import RankPool
 from trimaran.models.parallel.group import all_gather_into, all_reduce, broadcast, receive
-from trimaran.runtime.mesh import Mesh, _GroupMaker, build_mesh
+from trimaran.runtime.mesh import Mesh, build_mesh
 
 TIMEOUT_S = 3.0
 
@@ -59,21 +59,39 @@ def test_wait_on_a_mesh_of_two_axes_is_bounded_and_names_the_peer(action: str, w
 def send_around_links() -> list[float]:
     """Send this rank's number over every link of a ring of pipeline ranks; return what came, forward then backward."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    p2p_groups = _GroupMaker(rank, 30.0, False).p2p_groups([list(range(size))])
+    p2p_groups = build_mesh(pp=size, dp=1, cp=1, tp=1, timeout_s=30.0, has_tags=False).p2p_groups
     received = []
     for forward in (True, False):
-        source = (rank - 1 if forward else rank + 1) % size
+        source, target = ((rank - 1) % size, (rank + 1) % size) if forward else ((rank + 1) % size, (rank - 1) % size)
         out, into = p2p_groups[rank, forward], p2p_groups[source, forward]
-        sending = dist.isend(torch.tensor([float(rank)]), group_dst=1 - out.rank, group=out.process_group)
+        sending = dist.isend(torch.tensor([float(rank)]), group_dst=target, group=out.process_group)
         x = torch.empty(1)
-        dist.recv(x, group_src=1 - into.rank, group=into.process_group)
+        dist.recv(x, group_src=source, group=into.process_group)
         assert sending is not None
         sending.wait()
         received.append(x.item())
     return received
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_links_lead_to_the_next_and_the_previous_pipeline_rank(size: int, ranks: RankPool) -> None:
     for rank, received in enumerate(ranks.run(send_around_links, size)):
         assert received == [(rank - 1) % size, (rank + 1) % size]
+
+
+def meshes_in_turn() -> list[float]:
+    """Make meshes with different numbers of groups one after another; return sums over the ends of their pipelines."""
+    sums = []
+    for pp in (3, 6, 2, 3, 1):
+        mesh = build_mesh(pp=pp, dp=6 // pp, cp=1, tp=1, timeout_s=30.0)
+        sums.append(all_reduce(torch.tensor(float(mesh.rank)), mesh.embedding).item())
+        mesh.close()
+    return sums
+
+
+def test_the_ends_of_each_pipeline_have_a_group(ranks: RankPool) -> None:
+    """Ranks between the ends make another group in its place: all ranks must have made the same number before."""
+    for rank, found in enumerate(ranks.run(meshes_in_turn, 6)):
+        ends = {pp: (rank % (6 // pp), rank % (6 // pp) + (pp - 1) * (6 // pp)) for pp in (3, 6, 2)}
+        sums = {pp: float(sum(pair) if rank in pair else rank) for pp, pair in ends.items()}
+        assert found == [sums[3], sums[6], sums[2], sums[3], float(rank)]

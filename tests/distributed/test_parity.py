@@ -76,6 +76,18 @@ LAYOUTS = full(
         Layout("pp2-interleaved-tied", {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"}, GPT),
         Layout("pp1-interleaved-tied", {"virtual_stages": 2, "schedule": "interleaved_1f1b"}, GPT),
         Layout("pp2-uneven", {"pp": 2, "layers_per_stage": [3, 1]}),
+        # What NCCL's path does, carried by gloo.
+        Layout("pp2-p2p-groups", {"pp": 2}, p2p_groups=True, shared_memory=False),
+        Layout("pp2-interleaved-p2p-groups", {"pp": 2} | INTERLEAVED, p2p_groups=True, shared_memory=False),
+        Layout(
+            "pp3-interleaved-tied-p2p-groups",
+            {"pp": 3} | INTERLEAVED,
+            GPT | {"num_layers": 6},
+            p2p_groups=True,
+            shared_memory=False,
+            global_batch_size=3,
+        ),
+        Layout("pp4-gpipe-tied-p2p-groups", {"pp": 4, "schedule": "gpipe"}, GPT, p2p_groups=True, shared_memory=False),
         Layout("dp2", {"dp": 2}),
         Layout("dp4", {"dp": 4}, GPT),
         Layout("dp2-without-shared-memory", {"dp": 2}, GPT, shared_memory=False),
