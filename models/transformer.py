@@ -315,7 +315,8 @@ class Stage(nn.Module):
             stretch = seq_len
         if self._tables is None or len(self._tables[0]) < seq_len or stretch != self._tables_stretch:
             length, rot = max(seq_len, config.max_seq_len), config.rotary_dim or config.head_dim
-            where = (self.context.dtype, self.context.device)
+            # In bfloat16 the tables would turn by angles that are off by some thousandths.
+            where = (torch.promote_types(self.context.dtype, torch.float32), self.context.device)
             # Up to its original length dynamic scaling changes nothing: the table's length must not count as seq_len.
             with torch.inference_mode(False):  # the tables are cached, and training may read them later
                 self._tables = rotary.rotary_tables(

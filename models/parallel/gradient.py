@@ -39,9 +39,29 @@ class GradAccumulator:
         return None
 
 
-def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a @ b to `total`, within the matrix product itself where the dtypes agree: no temporary, no second pass."""
+def add_product_(total: Tensor, a: Tensor, b: Tensor, *, overwrite: bool = False) -> None:
+    """Add a @ b to `total`, or write it there, within the product itself: no temporary, no second pass over memory.
+
+    total: float32 or wider, also where a and b are narrower: their product is never rounded to their dtype.
+    """
     if total.dtype == a.dtype:
-        total.addmm_(a, b)
+        torch.addmm(total, a, b, beta=0 if overwrite else 1, out=total)
     else:
-        total.add_(a @ b)
+        torch.ops.trimaran.add_product(total, a, b, overwrite)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, overwrite: bool) -> None:
+    beta = 0 if overwrite else 1
+    if total.device.type == "cuda":
+        torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, out=total)
+    else:  # torch has no such product on a CPU
+        torch.addmm(total, a.to(total.dtype), b.to(total.dtype), beta=beta, out=total)
+
+
+# An operator is opaque to a compiler: inductor would round a product of bfloat16 matrices to bfloat16 and ignore
+# out_dtype. torch.compiler.disable and torch.library.custom_op would import torch._dynamo, a third of a rank's start-up
+# time.
+_OPERATORS = torch.library.Library("trimaran", "FRAGMENT")
+_OPERATORS.define("add_product(Tensor(a!) total, Tensor a, Tensor b, bool overwrite) -> ()")
+_OPERATORS.impl("add_product", _add_product, "CompositeExplicitAutograd")
+_OPERATORS.impl("add_product", lambda total, a, b, overwrite: None, "Meta")

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from trimaran.models.parallel.shared_memory import SharedMemory
 
+# torch 2.13 has renamed these two, and warns where the old name is used.
+ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
 Wait = Callable[[], None]
 """The result of starting a collective: call it to wait until the collective's result is valid."""
 
@@ -112,7 +115,7 @@ def all_gather_into(out: Tensor, x: Tensor, group: Group) -> None:
             out[group.rank].copy_(x)
         _start_exchange([x] * group.size, list(out), group)()
     else:
-        dist.all_gather_into_tensor(out.view(-1), x, group=group.process_group)
+        getattr(dist, ALL_GATHER)(out.view(-1), x, group=group.process_group)
 
 
 def reduce_scatter(x: Tensor, group: Group) -> Tensor:
@@ -138,7 +141,7 @@ def start_reduce_scatter_into(out: Tensor, x: Tensor, group: Group) -> Wait:
         group.shared.reduce_scatter(out, x)
         return lambda: None
     if not group.on_gloo:
-        work = dist.reduce_scatter_tensor(out, x.view(-1), group=group.process_group, async_op=True)
+        work = getattr(dist, REDUCE_SCATTER)(out, x.view(-1), group=group.process_group, async_op=True)
         return bounded_wait(work, group, f"reduce_scatter of {list(x.shape)}")
     parts = [x[group.rank] if peer == group.rank else torch.empty_like(out) for peer in range(group.size)]
     wait_exchange = _start_exchange(list(x), parts, group)

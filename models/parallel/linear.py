@@ -4,8 +4,8 @@
     row:    y = sum_r x_r W_r^T    W is cut along in; the input is cut
 
 With sequence parallelism (Korthikanti et al. 2022) the column's input and the row's output are cut along the sequence.
-Where the dtypes agree, the matrix product adds the weight gradient to `main_grad` itself: no temporary, no second pass
-over memory. The all_reduce of the input gradient runs meanwhile.
+The matrix product adds the weight gradient to `main_grad` itself, in its dtype: no rounding, no temporary, no second
+pass over memory. The all_reduce of the input gradient runs meanwhile.
 """
 
 from collections.abc import Sequence

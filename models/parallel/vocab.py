@@ -19,7 +19,7 @@ from trimaran.models.parallel.collectives import (
     reduce_scatter_dim1,
     reduce_scatter_to_sequence_region,
 )
-from trimaran.models.parallel.gradient import GradAccumulator
+from trimaran.models.parallel.gradient import GradAccumulator, add_product_
 from trimaran.models.parallel.group import all_gather, start_all_reduce
 from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, new_parameter
 
@@ -141,7 +141,7 @@ class _Head:
             if grads.dx is not None:
                 torch.mm(real, matrix, out=grads.dx[rows])
             if grads.dweight is not None:
-                torch.ops.trimaran.add_product(grads.dweight, real.t(), x[rows], start == 0)
+                add_product_(grads.dweight, real.t(), x[rows], overwrite=start == 0)
             if grads.dbias is not None:
                 grads.dbias.add_(real.sum(0, dtype=grads.dbias.dtype))
         return losses
@@ -161,27 +161,6 @@ def _chunk_rows(num_rows: int, row_bytes: int, device: torch.device) -> int:
     most = max(_CHUNK_ROWS[kind], _CHUNK_BYTES[kind] // row_bytes)
     even = -(-num_rows // max(1, -(-num_rows // most)))
     return max(1, min(most, -(-even // _ALIGNED_ROWS) * _ALIGNED_ROWS))
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
-    """Add a @ b to `total`, whose dtype may be wider; the first product overwrites it."""
-    if total.dtype == a.dtype:
-        torch.addmm(total, a, b, beta=0 if is_first else 1, out=total)
-    elif total.device.type == "cuda":
-        torch.addmm(total, a, b, out_dtype=total.dtype, beta=0 if is_first else 1, out=total)
-    elif is_first:
-        total.copy_(a @ b)
-    else:
-        total.add_(a @ b)
-
-
-# An operator is opaque to a compiler: inductor would round a product of bfloat16 matrices to bfloat16 and ignore
-# out_dtype. torch.compiler.disable and torch.library.custom_op would import torch._dynamo, a third of a rank's start-up
-# time.
-_OPERATORS = torch.library.Library("trimaran", "FRAGMENT")
-_OPERATORS.define("add_product(Tensor(a!) total, Tensor a, Tensor b, bool is_first) -> ()")
-_OPERATORS.impl("add_product", _add_product, "CompositeExplicitAutograd")
-_OPERATORS.impl("add_product", lambda total, a, b, is_first: None, "Meta")
 
 
 class _HeadLoss(torch.autograd.Function):

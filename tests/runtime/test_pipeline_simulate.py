@@ -5,9 +5,11 @@ import time
 
 import pytest
 
-from trimaran.runtime.pipeline.passes import ScheduleError, add_communication
+from trimaran.runtime.pipeline.passes import ScheduleError, add_communication, partner, peer_rank
 from trimaran.runtime.pipeline.schedule import (
+    Action,
     ActionKind,
+    Schedule,
     build_schedule,
     forward_only,
     gpipe,
@@ -146,3 +148,59 @@ def test_64_ranks_and_512_microbatches_take_seconds() -> None:
         time.process_time() - began < 20
     )  # about 3 s on the machine this was written on; the bound catches a quadratic pass
     assert result.peak_in_flight == [64 - rank for rank in range(64)]
+
+
+Link = tuple[int, int, bool]
+"""(source, target, forward)."""
+
+
+def stuck_at_first_use(schedule: Schedule, connected: set[Link]) -> list[str]:
+    """Play the lists where the first transfer over a link holds the host until the other end is there, as NCCL does.
+
+    Compute holds it until its input is there, as experts do. Return what the ranks that never end are held by.
+    """
+    schedule, connected = add_communication(schedule), set(connected)
+    size, position, sent = len(schedule), [0] * len(schedule), set[Action]()
+    top = max(action.stage for actions in schedule for action in actions)
+
+    def link(action: Action, rank: int) -> Link:
+        pair = (rank, peer_rank(action, size))
+        is_send = action.kind in (ActionKind.SEND_F, ActionKind.SEND_B)
+        return (*(pair if is_send else pair[::-1]), action.kind in (ActionKind.SEND_F, ActionKind.RECV_F))
+
+    def current(rank: int) -> Action | None:
+        return schedule[rank][position[rank]] if position[rank] < len(schedule[rank]) else None
+
+    def may_go_on(rank: int, action: Action) -> bool:
+        if not action.kind.is_compute:
+            mine, theirs = link(action, rank), current(peer_rank(action, size))
+            if theirs is not None and not theirs.kind.is_compute and link(theirs, peer_rank(action, size)) == mine:
+                connected.add(mine)
+            return mine in connected
+        receive = ActionKind.RECV_F if action.kind is ActionKind.F else ActionKind.RECV_B
+        has_input = action.stage > 0 if action.kind is ActionKind.F else action.stage < top
+        return not has_input or partner(Action(receive, action.stage, action.microbatch)) in sent
+
+    moved = True
+    while moved:
+        moved = False
+        for rank in range(size):
+            while (action := current(rank)) is not None and may_go_on(rank, action):
+                sent.add(action)
+                position[rank] += 1
+                moved = True
+    return [f"rank {rank}: {action}" for rank in range(size) if (action := current(rank)) is not None]
+
+
+@pytest.mark.parametrize("p", [2, 3, 4, 8])
+@pytest.mark.parametrize(("name", "v"), [("gpipe", 1), ("1f1b", 1), ("interleaved_1f1b", 2), ("forward_only", 2)])
+def test_no_schedule_is_held_by_links_that_are_connected_before(name: str, v: int, p: int) -> None:
+    """`build_mesh` connects every link of the ring before the first step."""
+    links = {(i, (i + 1) % p, True) for i in range(p)} | {((i + 1) % p, i, False) for i in range(p)}
+    for m in (p, 2 * p, 4 * p):
+        schedule = forward_only(p, m, v) if name == "forward_only" else build_schedule(name, p, m, v)
+        assert stuck_at_first_use(schedule, links) == []
+        if name == "gpipe":
+            assert stuck_at_first_use(schedule, set()), "links that connect at their first use hold this schedule"
+    if name == "interleaved_1f1b" and p > 2:
+        assert stuck_at_first_use(build_schedule(name, p, p, v), set())
