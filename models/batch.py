@@ -1,5 +1,6 @@
 """The record that the data loader hands to the first and the last pipeline stage."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,13 @@ class Microbatch:
     targets: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Microbatch":
-        """Return the microbatch with its tensors on `device`."""
-        targets = None if self.targets is None else self.targets.to(device)
-        return Microbatch(self.tokens.to(device), self.labels.to(device), self.first_sample, targets)
+        """Return the microbatch with its tensors on `device`; a copy from pinned memory is only queued."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> "Microbatch":
+        """Return the microbatch in pinned memory, which needs a GPU."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Microbatch":
+        targets = None if self.targets is None else change(self.targets)
+        return Microbatch(change(self.tokens), change(self.labels), self.first_sample, targets)

@@ -20,6 +20,7 @@ from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.feed import BatchFeed, pinned
 from trimaran.runtime.train.hardware import mfu, peak_flops
 from trimaran.runtime.train.init_from import load_initial_weights
 from trimaran.runtime.train.lr_schedule import lr_at
@@ -98,11 +99,13 @@ def run_steps(
 
     Collective over the world.
     """
-    spec, stopped = train_context.spec, False
+    spec, device, stopped = train_context.spec, train_context.executor.transport.device, False
+    held_out = [pinned(batches, device) for batches in held_out]
+    feed = BatchFeed(loader.microbatches, spec.train.global_batch_size, device)
     saved_step = state.step
     while state.step < spec.train.num_steps and not stopped:
         log.begin_step(state.step + 1)
-        batches = loader.microbatches(state.consumed_samples)
+        batches = feed.at(state.consumed_samples)
         lr = lr_at(state.step, base_lr=spec.optimizer.lr, section=spec.lr_schedule, num_steps=spec.train.num_steps)
         result = train_step(train_context, batches, lr, stop=stop.requested)
         state, stopped = state.after_step(spec), result.stop
@@ -113,9 +116,10 @@ def run_steps(
             save_state(train_context, state)
             saved_step = state.step
         log.restart_clock()
+    feed.close()
     assert saved_step == state.step, "a run that ends has saved its last step"
     # On a GPU the host's clock around an action would measure kernel launches, not kernels.
-    if train_context.executor.spans and spec.logging.timeline and train_context.executor.transport.device.type == "cpu":
+    if train_context.executor.spans and spec.logging.timeline and device.type == "cpu":
         log.write("timeline.json", json.dumps(record_timeline(train_context)))
     # Not `stop.requested`, which is local to this rank: the sample is collective, so all ranks must skip it or none.
     if not stopped and spec.transformer.is_causal:

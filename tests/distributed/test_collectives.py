@@ -411,7 +411,7 @@ def test_column_and_row_linear(
 
 
 def check_main_grad_of_bfloat16() -> None:
-    """Two backward passes add up in float32, beyond what bfloat16 can hold."""
+    """The rows of a backward pass, and two such passes, add up in float32, beyond what bfloat16 can hold."""
     mesh = tp_mesh(True)
     layer = ColumnParallelLinear(
         4, 6, LayerContext(mesh.tp, False, torch.bfloat16, CPU), bias=False, init_spec=InitSpec(0.5)
@@ -419,12 +419,12 @@ def check_main_grad_of_bfloat16() -> None:
     initialize(layer, seed=1)
     main_grad = torch.zeros_like(layer.weight, dtype=torch.float32)
     info_of(layer.weight).main_grad = main_grad
-    for scale in (256.0, 1.0):
-        layer(torch.ones(1, 1, 4, dtype=torch.bfloat16)).backward(
-            torch.full((1, 1, 6 // mesh.tp.size), scale, dtype=torch.bfloat16)
-        )
+    for scales in ((256.0, 1.0), (512.0,)):
+        rows = torch.tensor(scales, dtype=torch.bfloat16)[:, None].expand(-1, 6 // mesh.tp.size)
+        layer(torch.ones(1, len(rows), 4, dtype=torch.bfloat16)).backward(rows[None])
+        assert main_grad.eq(257.0).all() or scales == (512.0,), "257 is not a bfloat16"
     assert layer.weight.grad is None
-    assert main_grad.eq(257.0).all(), "257 is not a bfloat16"
+    assert main_grad.eq(769.0).all()
     mesh.close()
 
 

@@ -243,3 +243,12 @@ def test_deepnorm_trains_post_norms_without_warmup_where_plain_weights_stall() -
     deep, plain = (train_without_warmup(init, num_steps=20, **post) for init in ("deepnorm", "xavier"))
     assert late(deep) < 2.6
     assert late(plain) > late(deep) + 0.3
+
+
+@pytest.mark.parametrize(("dtype", "tables"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_rotary_tables_are_never_rounded_to_a_narrow_dtype(dtype: torch.dtype, tables: torch.dtype) -> None:
+    stage = build(shape_of("normal", position="rotary"), dtype=dtype)
+    found = stage._rotary(slice(100, 128), 128)
+    assert found is not None
+    assert {table.dtype for table in found} == {tables}
+    assert stage.run_layers(None, torch.arange(128)[None]).dtype == dtype

@@ -1,5 +1,6 @@
 """The loader is a pure function of the position: resume, dp size, epochs, and the permutation behind it."""
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.loader import Loader
 from trimaran.runtime.data.permutation import held_out_units, permute
 from trimaran.runtime.data.shards import ShardWriter, TokenShards
+from trimaran.runtime.train.feed import BatchFeed
 
 SEQ_LEN = 5
 
@@ -210,3 +212,58 @@ def test_both_splits_get_a_unit_whenever_there_are_two(num_units: int, fraction:
         assert held_out == 0
     else:
         assert 1 <= held_out < num_units
+
+
+class Reads:
+    """Stands for a loader: notes which thread reads which position, and fails where it is told to."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.threads: dict[int, threading.Thread] = {}
+        self._fails_at, self._read = fails_at, {position: threading.Event() for position in range(0, 64, 4)}
+
+    def __call__(self, position: int) -> list[Microbatch]:
+        self.threads[position] = threading.current_thread()
+        self._read[position].set()
+        if position == self._fails_at:
+            raise DataError("a shard is gone")
+        return [Microbatch(torch.tensor([[position]]), torch.zeros(1, 1), position)]
+
+    def wait_for(self, position: int) -> None:
+        assert self._read[position].wait(60)
+
+
+@pytest.fixture
+def pinned_batches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Lets a machine without a GPU take a feed for one; the devices that threads have chosen."""
+    chosen: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(Microbatch, "pin", lambda self: Microbatch(-self.tokens, self.labels, self.first_sample))
+    return chosen
+
+
+def test_a_gpu_gets_the_batches_of_each_step_pinned_and_the_next_ones_are_read_meanwhile(
+    pinned_batches: list[Any],
+) -> None:
+    read, gpu = Reads(), torch.device("cuda", 3)
+    feed = BatchFeed(read, 4, gpu)
+    for position in (0, 4, 8, 40, 44):  # 40: as after a resume
+        (batch,) = feed.at(position)
+        assert batch.tokens.item() == -position
+        read.wait_for(position + 4)  # before anything asks for it
+    feed.close()
+    assert threading.current_thread() not in read.threads.values()
+    assert pinned_batches == [gpu]
+
+
+def test_what_can_not_be_read_is_told_in_the_step_that_needs_it(pinned_batches: list[Any]) -> None:
+    feed = BatchFeed(Reads(fails_at=8), 4, torch.device("cuda", 0))
+    assert [feed.at(position)[0].first_sample for position in (0, 4)] == [0, 4]
+    with pytest.raises(DataError, match="a shard is gone"):
+        feed.at(8)
+    feed.close()
+
+
+def test_a_cpu_reads_each_batch_when_it_is_needed() -> None:
+    read = Reads()
+    assert BatchFeed(read, 4, torch.device("cpu")).at(8)[0].tokens.item() == 8
+    assert read.threads == {8: threading.current_thread()}
