@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimaran.runtime.files import open_regular
+
 CHUNK_BYTES = 16 << 20
 DTYPE_NAMES: Mapping[torch.dtype, str] = {
     torch.float32: "float32",
@@ -62,7 +64,7 @@ def sha256_of(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

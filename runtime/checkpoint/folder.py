@@ -7,9 +7,10 @@ no incomplete checkpoint.
 """
 
 import logging
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,32 +51,39 @@ def find_checkpoints(folder: Path) -> list[Found]:
 
     Reads manifests and file sizes, not the data.
     """
+    return [Found(step, path, _why_broken(step, path)) for step, path in _named(folder)]
+
+
+def _named(folder: Path) -> list[tuple[int, Path]]:
+    """Every folder with a checkpoint's name and its step, oldest first."""
     names: dict[int, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         # Sorted order puts `step-N` before `step-N.old`, which counts only where its successor is missing.
         if (match := _NAME.fullmatch(path.name)) and path.is_dir():
             names.setdefault(int(match[1]), path)
-    return [Found(step, path, _why_broken(step, path)) for step, path in sorted(names.items())]
+    return sorted(names.items())
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of `folder`, oldest first. A logged warning says why a broken one is left out."""
-    whole = []
-    for found in find_checkpoints(folder):
-        if found.broken is None:
-            whole.append(found.path)
-        else:
-            logger.warning("ignoring broken checkpoint %s: %s", found.path.name, found.broken)
-    return whole
+    return list(_whole(_named(folder)))
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint of `folder`, or None.
+    """The newest complete checkpoint of `folder`, or None; older ones are not looked at.
 
     Checks the manifest and the file sizes; `Checkpoint.open` checks the digests.
     """
-    whole = list_checkpoints(folder)
-    return whole[-1] if whole else None
+    return next(_whole(reversed(_named(folder))), None)
+
+
+def _whole(named: Iterable[tuple[int, Path]]) -> Iterator[Path]:
+    for step, path in named:
+        broken = _why_broken(step, path)
+        if broken is None:
+            yield path
+        else:
+            logger.warning("ignoring broken checkpoint %s: %s", path.name, broken)
 
 
 def newest_checkpoint(place: Path) -> Path | None:
@@ -123,11 +131,11 @@ def clean_leftovers(folder: Path) -> None:
     """Undo what a killed save left in `folder`: delete temporary folders, finish or revert a replacement."""
     for path in list(folder.iterdir()):
         if _LEFTOVER.fullmatch(path.name):
-            shutil.rmtree(path)
+            _remove(path)
     for path in list(folder.iterdir()):
         if (match := _NAME.fullmatch(path.name)) and match[2]:
             successor = path.with_suffix("")
-            if successor.exists():
+            if os.path.lexists(successor):
                 _delete(path)
             else:
                 path.rename(successor)
@@ -139,7 +147,7 @@ def publish(temporary: Path, final: Path) -> None:
     A kill in the middle leaves the earlier one as ``.old``, which still counts as the checkpoint of that step.
     """
     old = final.with_name(final.name + ".old")
-    replaces = final.exists()
+    replaces = os.path.lexists(final)  # not `exists`, which is false for a link to nowhere
     if replaces:
         final.rename(old)
     try:
@@ -173,7 +181,15 @@ def _delete(path: Path) -> None:
     """
     doomed = path.with_name(path.name.removesuffix(".old") + ".pruned.tmp")
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    _remove(doomed)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder, or what has a folder's name: of a link the link alone, not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _why_broken(step: int, path: Path) -> str | None:

@@ -1,7 +1,6 @@
 """Reading a checkpoint at any layout: a local shard, or a flat range of it, assembled from the stored pieces."""
 
 import difflib
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,15 @@ from trimaran.models.parallel.shard import Box, Shape, ShardSpec, num_elements, 
 from trimaran.runtime.checkpoint.boxes import global_boxes, intersect, local_start, missing_ranges, strides, volume
 from trimaran.runtime.checkpoint.files import DTYPE_NAMES, sha256_of
 from trimaran.runtime.checkpoint.folder import check_sizes, check_step, step_of, what_to_do
-from trimaran.runtime.checkpoint.manifest import CheckpointError, FileRecord, Manifest, PieceRecord, load_manifest
+from trimaran.runtime.checkpoint.manifest import (
+    CheckpointError,
+    FileRecord,
+    Manifest,
+    PieceRecord,
+    TensorRecord,
+    load_manifest,
+)
+from trimaran.runtime.files import check_regular
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
@@ -28,9 +35,7 @@ class Checkpoint:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self._manifest = manifest
-        self._pieces: dict[tuple[str, str], list[PieceRecord]] = defaultdict(list)
-        for piece in manifest.pieces:
-            self._pieces[piece.name, piece.key].append(piece)
+        self._tensors = {(tensor.name, tensor.key): tensor for tensor in manifest.tensors}
         self._open_files: dict[str, Any] = {}
 
     @classmethod
@@ -82,11 +87,11 @@ class Checkpoint:
 
     def names(self) -> list[str]:
         """Names of the stored parameters, sorted."""
-        return sorted({name for name, _ in self._pieces})
+        return sorted({name for name, _ in self._tensors})
 
     def keys(self, name: str) -> list[str]:
         """State keys stored for parameter `name`, sorted; empty where there are none."""
-        return sorted(key for stored, key in self._pieces if stored == name)
+        return sorted(key for stored, key in self._tensors if stored == name)
 
     def global_shape(self, name: str, key: str) -> Shape:
         """Global shape of a stored tensor.
@@ -94,7 +99,7 @@ class Checkpoint:
         Raises:
             CheckpointError: there is no such tensor.
         """
-        return self._find(name, key)[0].global_shape
+        return self._find(name, key).global_shape
 
     def verify_files(self, files: Iterable[str]) -> None:
         """Compare size and sha256 of the named shard files with the manifest, reading each file once.
@@ -146,17 +151,17 @@ class Checkpoint:
 
         Args and errors as for `read`; returns [stop - start].
         """
-        pieces = self._find(name, key)
+        tensor = self._find(name, key)
         spec.check(local_shape)
         if not 0 <= start <= stop <= num_elements(local_shape):
             raise ValueError(f"range [{start}, {stop}) does not fit in local_shape {tuple(local_shape)}")
-        stored_shape = pieces[0].global_shape
-        if tuple(spec.global_shape) != stored_shape:
+        if tuple(spec.global_shape) != tensor.global_shape:
             raise CheckpointError(
-                f"{name!r} has global shape {stored_shape} in {self.path.name} but {tuple(spec.global_shape)} in this "
-                "run: the model section of the spec must be the one the checkpoint was trained with"
+                f"{name!r} has global shape {tensor.global_shape} in {self.path.name} but {tuple(spec.global_shape)} "
+                "in this run: the model section of the spec must be the one the checkpoint was trained with"
             )
-        result = torch.zeros(stop - start, dtype=dtype or _DTYPES[pieces[0].dtype])
+        pieces = tensor.pieces(self._manifest.files)
+        result = torch.zeros(stop - start, dtype=dtype or _DTYPES[tensor.dtype])
         wanted = global_boxes(spec, local_shape, start, stop)
         lacking = sum(volume(box) for box in wanted)
         for piece in pieces:
@@ -177,10 +182,10 @@ class Checkpoint:
         """Unmap the files; reading again maps them again."""
         self._open_files.clear()
 
-    def _find(self, name: str, key: str) -> list[PieceRecord]:
-        pieces = self._pieces.get((name, key))
-        if pieces:
-            return pieces
+    def _find(self, name: str, key: str) -> TensorRecord:
+        tensor = self._tensors.get((name, key))
+        if tensor is not None:
+            return tensor
         near = difflib.get_close_matches(name, self.names(), n=1)
         known = (
             f"it has {self.keys(name)} of it"
@@ -214,7 +219,9 @@ class Checkpoint:
         """The stored flat range as a view of the mapped file, so that the caller's copy is the only one."""
         try:
             if piece.file not in self._open_files:
-                self._open_files[piece.file] = safe_open(self.path / piece.file, framework="pt", device="cpu")
+                self._open_files[piece.file] = safe_open(
+                    check_regular(self.path / piece.file), framework="pt", device="cpu"
+                )
             data = self._open_files[piece.file].get_slice(piece.tensor_key)[:]
         except (OSError, SafetensorError) as error:
             raise self._broken(piece.file, f"tensor {piece.tensor_key!r} cannot be read: {error}") from error

@@ -22,6 +22,7 @@ from trimaran.runtime.checkpoint.manifest import (
     PieceRecord,
     RankIndex,
     dump_manifest,
+    tensor_records,
 )
 
 logger = logging.getLogger(__name__)
@@ -244,12 +245,9 @@ def _commit(temporary: Path, final: Path, step: int, indexes: Sequence[str], sta
     if problems:
         more = f" (and {len(problems) - _MAX_PROBLEMS} more)" if len(problems) > _MAX_PROBLEMS else ""
         raise CheckpointError("; ".join(problems[:_MAX_PROBLEMS]) + more)
+    files = tuple(each.file for each in ranks if each.file is not None)
     manifest = Manifest(
-        step=step,
-        world_size=len(ranks),
-        state=dict(state),
-        files=tuple(each.file for each in ranks if each.file is not None),
-        pieces=tuple(pieces),
+        step=step, world_size=len(ranks), state=dict(state), files=files, tensors=tensor_records(pieces, files)
     )
     try:
         text = dump_manifest(manifest)

@@ -7,6 +7,8 @@ from trimaran.models.fields import FieldError
 
 __all__ = ["FieldError", "SpecError", "show"]
 
+MOST_SHOWN: Final = 20
+"""Errors that are printed; of further ones the count."""
 _SHOWN_CHARACTERS: Final = 60
 
 
@@ -23,7 +25,7 @@ def show(value: object) -> str:
 
 
 class SpecError(ValueError):
-    """A run spec that breaks one rule or more; `errors` has all of them and `str()` is written for a person.
+    """A run spec that breaks one rule or more; `errors` has all of them, `str()` shows the first to a person.
 
     Args:
         errors: every broken rule, at least one.
@@ -36,5 +38,8 @@ class SpecError(ValueError):
         super().__init__(self.errors, source)
 
     def __str__(self) -> str:
-        count = f"{len(self.errors)} error" + ("" if len(self.errors) == 1 else "s")
-        return "\n".join([f"{count} in {self.source}:", *(f"  {error}" for error in self.errors)])
+        count = f"{len(self.errors):,} error" + ("" if len(self.errors) == 1 else "s")
+        lines = [f"  {error}" for error in self.errors[:MOST_SHOWN]]
+        if len(self.errors) > MOST_SHOWN:
+            lines.append(f"  and {len(self.errors) - MOST_SHOWN:,} more")
+        return "\n".join([f"{count} in {self.source}:", *lines])

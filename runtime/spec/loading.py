@@ -1,17 +1,19 @@
 """Run specs on disk: reading a YAML file with overrides, and writing one back."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from trimaran.runtime.files import read_bytes
 from trimaran.runtime.spec.errors import FieldError, SpecError
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.names import section_of
 from trimaran.runtime.spec.parsing import Reading, build_spec, unknown_field
 from trimaran.runtime.spec.run import RunSpec
-from trimaran.runtime.spec.yaml_text import read_yaml, write_yaml
+from trimaran.runtime.spec.yaml_text import MOST_BYTES, SHORTER, read_yaml, write_yaml
 
 
 def load_spec(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunSpec:
@@ -52,16 +54,15 @@ def dump_spec(spec: RunFields) -> str:
 
 def _read_text(path: Path, source: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path, MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecError(
             [FieldError(source, f"is not UTF-8 text (byte {error.start})", None, "save it as UTF-8")], source
         ) from error
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise SpecError(
-            [FieldError(source, f"cannot be read: {reason}", None, "give the path of a YAML run spec")], source
-        ) from error
+        fix = SHORTER if error.errno == errno.EFBIG else "give the path of a YAML run spec"
+        rule = f"cannot be read: {error.strerror or error}"
+        raise SpecError([FieldError(source, rule, None, fix)], source) from error
 
 
 def _override(raw: dict[str, Any], text: str, reading: Reading) -> None:

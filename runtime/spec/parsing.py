@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from trimaran.models.fields import one_of
-from trimaran.runtime.spec.errors import FieldError, SpecError, show
+from trimaran.runtime.spec.errors import MOST_SHOWN, FieldError, SpecError, show
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.names import nearest_path, section_of, with_new_names
 from trimaran.runtime.spec.rules import broken_rules
@@ -104,8 +104,7 @@ def _known_fields(raw: Mapping[str, object], reading: Reading) -> dict[str, Any]
     for written, value in raw.items():
         name = written
         if name not in RunFields.model_fields:
-            _report_unknown(str(name), value, raw, reading)
-            name = nearest_path(str(name)) or ""
+            name = _report_unknown(str(name), value, raw, reading)
             if name in raw or not section_of(name) or not isinstance(value, Mapping):
                 continue
             # A misspelled section: what stands in it is checked as well, so that its errors come at once too.
@@ -133,7 +132,11 @@ def _known_in_section(name: str, value: object, raw: Mapping[str, object], readi
     return {key: item for key, item in items.items() if key in section.model_fields}
 
 
-def _report_unknown(path: str, value: object, raw: Mapping[str, object], reading: Reading) -> None:
+def _report_unknown(path: str, value: object, raw: Mapping[str, object], reading: Reading) -> str:
+    """Report an unknown name; return the path that it was meant to be, or ""."""
+    if len(reading.errors) >= MOST_SHOWN:  # a search takes half a millisecond, and nobody will see what it finds
+        reading.add([FieldError(path, "unknown field", value)])
+        return ""
     reading.add([unknown_field(path, value)])
     meant = nearest_path(path) or ""
     section, _, name = meant.partition(".")
@@ -141,6 +144,7 @@ def _report_unknown(path: str, value: object, raw: Mapping[str, object], reading
     if not (isinstance(given, Mapping) and name in given):
         # What the writer wanted there is unknown: neither "is required" nor a rule over the default would help.
         reading.unsure.add(meant)
+    return meant
 
 
 def _collect(error: ValidationError, reading: Reading) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import yaml
+from yaml.composer import ComposerError
 
 from trimaran.runtime.spec.errors import FieldError
 
@@ -29,10 +30,51 @@ _SCALARS: Final = (
 )
 
 
+# PyYAML reads some 10,000 values or 300,000 characters a second, and looks at every open bracket for each further one.
+# A spec with every field has 350 values in 8 KiB.
+MOST_BYTES: Final = 128 << 10
+_MOST_VALUES: Final = 2048
+_MOST_BRACKETS: Final = 32
+SHORTER: Final = "name folders or globs in data.source instead of single files"
+"""The remedy for a spec beyond these bounds."""
+
+
 class _SpecLoader(yaml.SafeLoader):
-    """SafeLoader with the scalars above."""
+    """SafeLoader with the scalars above, and bounds: values are counted with aliases written out."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  PyYAML's own class attribute, filled below
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._count = 0
+        self._counts: dict[yaml.Node, int] = {}  # of every value that has been read to its end
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next value; PyYAML calls this for each one and for each alias."""
+        mark, before = self.peek_event().start_mark, self._count
+        if self.check_event(yaml.AliasEvent):
+            node = super().compose_node(parent, index)
+            if node not in self._counts:
+                raise ComposerError(None, None, "an alias stands inside the value that it names", mark)
+            self._count += self._counts[node]
+        else:
+            self._count += 1
+            node = super().compose_node(parent, index)
+            self._counts[node] = self._count - before
+        if self._count > _MOST_VALUES:
+            raise _TooMuchError(f"holds more than {_MOST_VALUES:,} values, with aliases written out", mark.line + 1)
+        return node
+
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
+        """Read an opening bracket; PyYAML calls this for each one."""
+        if self.flow_level == _MOST_BRACKETS:
+            rule = f"has brackets inside each other, more than {_MOST_BRACKETS} deep"
+            raise _TooMuchError(rule, self.get_mark().line + 1)
+        super().fetch_flow_collection_start(TokenClass)
+
+
+class _TooMuchError(Exception):
+    """The text is beyond the bounds of a spec. Arguments: the rule, and the line, counted from 1."""
 
 
 class _SpecDumper(yaml.SafeDumper):
@@ -74,6 +116,9 @@ def read_yaml(text: str, name: str) -> YamlText:
             result.lines = dict(_lines(node, ""))
             result.errors = list(_repeated_keys(node, "", set()))
             result.value = loader.construct_document(node)
+    except _TooMuchError as error:
+        rule, line = error.args
+        result.errors.append(FieldError(name, rule, None, SHORTER, line))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         words = " ".join(part for part in (error.context, error.problem) if part)
@@ -99,6 +144,8 @@ def _yaml_hint(words: str) -> str:
         return "indent with spaces, not tabs"
     if "mapping values are not allowed" in words:
         return "check the indentation, and put text with a colon in quotes"
+    if "an alias stands inside" in words:
+        return "write the value out"
     if "single document" in words:
         return "keep one document a file; remove the line ---"
     return "check brackets, quotes and indentation around that line"

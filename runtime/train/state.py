@@ -5,17 +5,17 @@ order.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
-from trimaran.runtime.checkpoint.folder import find_checkpoints, latest
+from trimaran.runtime.checkpoint.folder import find_checkpoints, latest, what_to_do
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.checkpoint.store import save
 from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, SpecError, diff_specs, parse_spec
+from trimaran.runtime.spec.errors import show
 from trimaran.runtime.train.train_context import TrainContext
 
 # Fields that decide what the numbers in a checkpoint mean. All others may change between two starts of a run.
@@ -155,9 +155,9 @@ def spec_of(checkpoint: Checkpoint) -> RunSpec:
     Raises:
         CheckpointError: it has none, or one that this version can't read.
     """
-    raw: dict[str, Any] = checkpoint.state.get("spec", {})
+    raw = checkpoint.state.get("spec", {})
     try:
-        return parse_spec(raw)
+        return parse_spec(raw if isinstance(raw, dict) else {})
     except SpecError as error:
         raise CheckpointError(
             f"the spec stored in the checkpoint of step {checkpoint.step} can't be read: {error}"
@@ -172,10 +172,15 @@ def read_state(path: Path) -> TrainState:
     """
     checkpoint = Checkpoint.open(path, verify=False)
     stored = checkpoint.state
-    try:
-        return TrainState(checkpoint.step, stored["tokens_seen"], stored["consumed_samples"], stored["data"])
-    except KeyError as error:
-        raise CheckpointError(f"{path} was not saved by `trimaran train`: its state has no {error}") from error
+    missing = [each.name for each in fields(TrainState) if each.name not in stored]
+    if missing:
+        raise CheckpointError(f"{path} was not saved by `trimaran train`: its state has no {', '.join(missing)}")
+    for name in ("tokens_seen", "consumed_samples"):
+        if type(stored[name]) is not int or not 0 <= stored[name] < 2**62:
+            raise CheckpointError(
+                f"{path}: {name} must be a whole number from 0 to 2**62, got {show(stored[name])}; {what_to_do(path)}"
+            )
+    return TrainState(checkpoint.step, stored["tokens_seen"], stored["consumed_samples"], str(stored["data"]))
 
 
 def load_state(train_context: TrainContext, path: Path) -> TrainState:

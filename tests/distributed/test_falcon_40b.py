@@ -1,9 +1,11 @@
 """Falcon-40B at its reference layout: what each of its 384 ranks owns, and layers of its full width in training."""
 
 import gc
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -20,6 +22,14 @@ from trimaran.models.huggingface.weights import resolve
 from trimaran.models.presets import preset
 from trimaran.models.transformer import parameter_shapes
 from trimaran.runtime.checkpoint.boxes import volume
+from trimaran.runtime.checkpoint.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    dump_manifest,
+    load_manifest,
+    tensor_records,
+)
 from trimaran.runtime.checkpoint.store import PieceRecord, stored_piece, tiling_problems
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import parse_spec
@@ -58,13 +68,28 @@ def optimizers_of_every_rank() -> Iterator[tuple[int, ShardedOptimizer]]:
             dist.destroy_process_group()
 
 
+def check_manifest(records: list[PieceRecord], folder: Path) -> None:
+    """Write the manifest of a checkpoint that has these pieces under five keys, and read it in under a second."""
+    names = sorted({record.file for record in records})
+    files = tuple(FileRecord(file=name, size_bytes=0, sha256="0" * 64) for name in names)
+    tensors = tensor_records(records, files)
+    assert {piece for each in tensors for piece in each.pieces(files)} == set(records)
+    five = tuple(each.model_copy(update={"key": f"key{number}"}) for number in range(5) for each in tensors)
+    assert sum(len(each.file) for each in five) > 138_000
+    manifest = Manifest(step=1, world_size=len(files), state={}, files=files, tensors=five)
+    (folder / MANIFEST_NAME).write_text(dump_manifest(manifest))
+    before = time.process_time()
+    assert load_manifest(folder) == manifest
+    assert time.process_time() - before < 1.0
+
+
 @pytest.fixture(scope="module")
 def shape() -> TransformerConfig:
     return preset("falcon-40b")
 
 
 @pytest.mark.slow
-def test_384_ranks_own_every_weight_exactly_once(shape: TransformerConfig) -> None:
+def test_384_ranks_own_every_weight_exactly_once(shape: TransformerConfig, tmp_path: Path) -> None:
     records: list[PieceRecord] = []
     most_bytes = 0
     for rank, optimizer in optimizers_of_every_rank():
@@ -80,6 +105,7 @@ def test_384_ranks_own_every_weight_exactly_once(shape: TransformerConfig) -> No
         owned[record.name] = owned.get(record.name, 0) + sum(map(volume, record.boxes()))
     assert owned == {name: torch.Size(size).numel() for name, size in parameter_shapes(shape).items()}
     assert sum(owned.values()) == shape.num_parameters()
+    check_manifest(records, tmp_path)
     # 12 bytes a parameter (float32 gradient, main copy, two moments, of which the last three are shared out over dp)
     # and the bfloat16 weights.
     assert most_bytes < 12 * 2**30

@@ -21,6 +21,7 @@ from trimaran.runtime.checkpoint.folder import find_checkpoints, latest, list_ch
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.checkpoint.store import save
+from trimaran.runtime.train.state import read_state, spec_of
 
 TENSOR = torch.arange(24, dtype=torch.float32).view(6, 4)
 
@@ -90,6 +91,12 @@ def test_ranks_can_share_the_verification(tmp_path: Path) -> None:
         checkpoint.verify_files(["rank-00009.safetensors"])
 
 
+def pipe_for(path: Path) -> None:
+    """Put a pipe, which nobody writes to, in the place of a file."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 def truncate(path: Path) -> None:
     os.truncate(path / "rank-00000.safetensors", 40)
 
@@ -112,11 +119,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "NaN": (lambda path: (path / "manifest.json").write_text("NaN"), r"NaN is not a JSON value"),
     "version": (
-        lambda path: edit_manifest(path, lambda body: body.update(version=2), sign=True),
-        r"format version 2, .* reads version 1",
+        lambda path: edit_manifest(path, lambda body: body.update(version=3), sign=True),
+        r"format version 3, .* reads versions 1 to 2",
     ),
     "changed number": (
-        lambda path: edit_manifest(path, lambda body: body["pieces"][1].update(offset=2), sign=False),
+        lambda path: edit_manifest(path, lambda body: body["tensors"][0]["offset"].reverse(), sign=False),
         r"manifest.json does not match its own sha256",
     ),
     "file outside": (
@@ -124,12 +131,40 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         r"not a valid manifest: files.0.file: String should match pattern",
     ),
     "range outside": (
-        lambda path: edit_manifest(path, lambda body: body["pieces"][0].update(start=11), sign=True),
-        r"not a valid manifest: pieces.0: .*does not fit in local_shape",
+        lambda path: edit_manifest(path, lambda body: body["tensors"][0].update(start=[11, 0]), sign=True),
+        r"not a valid manifest: tensors.0: .*range \[11, 23\) does not fit in a shard of 12 elements",
     ),
     "unlisted file": (
         lambda path: edit_manifest(path, lambda body: body["files"].pop(), sign=True),
         r"files that the manifest does not list",
+    ),
+    "deep": (
+        lambda path: (path / "manifest.json").write_text('{"format": ' + "[" * 100_000),
+        r"manifest.json is not JSON \(it is nested too deep\): the file is damaged",
+    ),
+    "infinity": (
+        lambda path: (path / "manifest.json").write_text('{"format": "trimaran-checkpoint", "version": 2, "x": 1e999}'),
+        r"manifest.json is not a valid manifest: Out of range float values",
+    ),
+    "huge number": (
+        lambda path: edit_manifest(path, lambda body: body["tensors"][0].update(start=[2**70, 0]), sign=True),
+        r"not a valid manifest: tensors.0.start.0: Input should be less than",
+    ),
+    "columns": (
+        lambda path: edit_manifest(path, lambda body: body["tensors"][0].update(dim=[0]), sign=True),
+        r"the columns of 'weight' of 'w' differ in length",
+    ),
+    "no such dim": (
+        lambda path: edit_manifest(path, lambda body: body["tensors"][0].update(dim=[2, 0]), sign=True),
+        r"dim 2, offset 0, local_length 3 is no cut of global_shape \(6, 4\)",
+    ),
+    "twice": (
+        lambda path: edit_manifest(path, lambda body: body["tensors"].append(body["tensors"][0]), sign=True),
+        r"a tensor is listed twice",
+    ),
+    "pipe for the manifest": (
+        lambda path: pipe_for(path / "manifest.json"),
+        r"manifest.json cannot be read: it is a pipe, and only regular files are read",
     ),
     "renamed folder": (
         lambda path: edit_manifest(path, lambda body: body.update(step=9), sign=True),
@@ -157,9 +192,38 @@ def test_a_damaged_checkpoint_is_refused_and_the_older_one_is_the_latest(
 
 def test_a_shard_that_contradicts_the_manifest_is_refused_even_when_all_digests_are_right(tmp_path: Path) -> None:
     path = save_step(tmp_path, 1)
-    edit_manifest(path, lambda body: body["pieces"][0].update(length=11), sign=True)
+    edit_manifest(path, lambda body: body["tensors"][0].update(length=[11, 12]), sign=True)
     with pytest.raises(CheckpointError, match=r"tensor 'weight\|w\|0' is not \[11\] of float32 as the manifest says"):
         Checkpoint.open(path).read_global("w", "weight")
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_pipe_in_the_place_of_a_shard_is_refused(tmp_path: Path, verify: bool) -> None:
+    path = save_step(tmp_path, 1)
+    pipe_for(path / "rank-00000.safetensors")
+    edit_manifest(path, lambda body: body["files"][0].update(size_bytes=0), sign=True)  # the size of a pipe
+    with pytest.raises(CheckpointError, match=r"rank-00000.safetensors .*cannot be read: .*it is a pipe, and only"):
+        Checkpoint.open(path, verify=verify).read_global("w", "weight")
+
+
+@pytest.mark.parametrize("value", ["7", 2**70, -1, 1.5, True, None, [[1]]])
+def test_progress_that_is_no_number_is_refused_by_name(tmp_path: Path, value: object) -> None:
+    for name in ("tokens_seen", "consumed_samples"):
+        state = {"step": 1, "tokens_seen": 1, "consumed_samples": 1, "data": "x", name: value}
+        (path,) = save_ranks(tmp_path, 1, pieces_of(1, 1), state)
+        with pytest.raises(
+            CheckpointError, match=rf"{name} must be a whole number from 0 to 2\*\*62, got .*; no older"
+        ):
+            read_state(path)
+
+
+@pytest.mark.parametrize("state", [{}, {"spec": None}, {"spec": [1]}, {"spec": {"model": []}}])
+def test_a_state_of_another_program_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
+    (path,) = save_ranks(tmp_path, 1, pieces_of(1, 1), state)
+    with pytest.raises(CheckpointError, match="state has no step, tokens_seen, consumed_samples, data"):
+        read_state(path)
+    with pytest.raises(CheckpointError, match="the spec stored in the checkpoint of step 1 can't be read"):
+        spec_of(Checkpoint.open(path))
 
 
 def test_a_file_that_vanishes_after_opening_is_named(tmp_path: Path) -> None:
@@ -425,6 +489,35 @@ def test_a_leftover_temporary_folder_is_ignored_and_removed_by_the_next_save(tmp
     assert latest(tmp_path) == path
     save_step(tmp_path, 3)
     assert names_in(tmp_path) == ["step-00000001", "step-00000003"]
+
+
+@pytest.mark.parametrize(
+    "name", ["step-00000002", "step-00000002.tmp", "step-00000002.old", "step-00000000.pruned.tmp"]
+)
+@pytest.mark.parametrize("target", ["folder", "file", "nowhere"])
+def test_a_link_in_the_way_of_a_save_is_removed_and_what_it_leads_to_stays(
+    tmp_path: Path, name: str, target: str
+) -> None:
+    folder = tmp_path / "checkpoints"
+    save_step(folder, 1)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (folder / name).symlink_to(tmp_path / target)
+    assert held_value(save_step(folder, 2)) == 2
+    assert names_in(folder) == ["step-00000001", "step-00000002"]
+    assert names_in(tmp_path / "folder") == ["mine"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_checkpoint_that_was_moved_and_linked_is_read_and_its_link_pruned(tmp_path: Path) -> None:
+    path = save_step(tmp_path / "checkpoints", 1)
+    path.rename(tmp_path / "archive")
+    path.symlink_to(tmp_path / "archive")
+    assert held_value(path) == 1
+    save_step(tmp_path / "checkpoints", 2, keep_last=1)
+    assert names_in(tmp_path / "checkpoints") == ["step-00000002"]
+    assert held_value(tmp_path / "archive") == 1
 
 
 # --- keeping and replacing ------------------------------------------------------------------------------------------

@@ -203,7 +203,11 @@ def test_pieces_that_do_not_cover_the_shard_are_named_as_missing_ranges(tmp_path
     )
     checkpoint = Checkpoint.open(path)
     # Saving refuses holes, so one is made in the reader: the piece of elements 2 and 3 is taken away.
-    checkpoint._pieces["w", "weight"] = [piece for piece in checkpoint._pieces["w", "weight"] if piece.start != 2]
+    (tensor,) = checkpoint._tensors.values()
+    kept = [index for index, start in enumerate(tensor.start) if start != 2]
+    columns = ("file", "dim", "offset", "local_length", "start", "length")
+    fewer = {name: tuple(getattr(tensor, name)[index] for index in kept) for name in columns}
+    checkpoint._tensors["w", "weight"] = tensor.model_copy(update=fewer)
     with pytest.raises(CheckpointError, match=r"does not hold all of 'weight' of 'w'.*missing: \[2, 4\)"):
         checkpoint.read_global("w", "weight")
     assert checkpoint.read_range("w", "weight", whole((4, 2)), (4, 2), 4, 8).shape == (4,)

@@ -1,8 +1,11 @@
 """Run specs as files: lines, overrides, writing back, examples, schema, and nothing heavy imported for any of it."""
 
 import json
+import os
+import resource
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,11 +100,12 @@ NOT_A_SPEC = [
     ("seed: 1\nzero: \x07\n", "(line 2): is not valid YAML: special characters are not allowed"),
     ("", "must be a mapping of sections, got an empty file"),
     ("- model\n", "must be a mapping of sections, got list"),
-    ("seed: &a [*a]\n", "seed (line 1): must be a whole number"),
+    ("seed: &a [*a]\n", "(line 1): is not valid YAML: an alias stands inside the value that it names; write the value"),
     ("? [1, 2]\n: 3\n", "found unhashable key"),
     ("seed: !!bool maybe\n", "has a value that cannot be read (KeyError: 'maybe')"),
     ("seed: !!timestamp x\n", "without !! tags"),
-    ("seed: " + "[" * 5000, "cannot be read (RecursionError"),
+    ("seed: " + "[" * 5000, "has brackets inside each other, more than 32 deep"),
+    ("- " * 5000, "cannot be read (RecursionError"),
     ("seed: " + "9" * 5000, "cannot be read (ValueError"),
 ]
 
@@ -118,6 +122,61 @@ def refusal(path: Path, overrides: Sequence[str] = ()) -> list[str]:
 def test_text_that_is_not_a_spec_is_refused_with_its_line(tmp_path: Path) -> None:
     found = [(text[:40], sentence, refusal(write(tmp_path, text))) for text, sentence in NOT_A_SPEC]
     assert not [each for each in found if each[1] not in "\n".join(each[2])]
+
+
+LAUGHS = "a: &a0 [x, x]\n" + "".join(f"b{i}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40))
+MERGES = "a: &a0 {x: 1}\n" + "".join(f"b{i}: &a{i + 1} {{<<: [*a{i}, *a{i}]}}\n" for i in range(40))
+LAUGHS_IN_A_FIELD = "zero: {stage: [&a [x, x], &b [*a, *a], &c [*b, *b], &d [*c, *c], &e [*d, *d], *e]}\n"
+TOO_MUCH = {
+    "laughs": (LAUGHS, "(line 10): holds more than 2,048 values, with aliases written out; name folders or globs"),
+    "laughs in merges": (MERGES, "holds more than 2,048 values, with aliases written out"),
+    "small laughs in a field": (
+        GOOD_TEXT + LAUGHS_IN_A_FIELD,
+        "zero.stage (line 10): must be a whole number, got [[",
+    ),
+    "values": (GOOD_TEXT + "data: {source: [" + "a.txt, " * 3000 + "]}\n", "(line 10): holds more than 2,048 values"),
+    "bytes": (
+        GOOD_TEXT + "data: {source: [" + "a.txt, " * 400_000 + "]}\n",
+        "has more than 128 KiB, too much for what it should hold; name folders or globs in data.source",
+    ),
+    "keys": ("".join(f"key{i}: 1\n" for i in range(100_000)), "has more than 128 KiB"),
+    "fewer keys": ("".join(f"key{i}: 1\n" for i in range(1000)), "  and 986 more"),
+    "lines of text": ("seed: x\n" + "  y\n" * 30_000, "seed (line 1): must be a whole number, got 'x y y"),
+    "a long name": (f"? {'x' * 100_000}\n: 1\n", "unknown field"),
+    "a long choice": (GOOD_TEXT + f"parallel: {{schedule: {'x' * 100_000}}}\n", "must be gpipe, 1f1b or interleaved"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_a_spec_of_any_size_is_refused_in_under_a_second(name: str, tmp_path: Path) -> None:
+    text, sentence = TOO_MUCH[name]
+    path = write(tmp_path, text)
+    before, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    assert sentence in str(caught.value)
+    assert time.process_time() - before < 0.8  # and the interpreter starts in 0.2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 50 << 10
+    assert len(str(caught.value).splitlines()) <= 22
+
+
+def test_only_regular_files_are_read_as_a_spec(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "good").symlink_to(write(tmp_path, GOOD_TEXT))
+    assert load_spec(tmp_path / "good").train.seq_len == 64
+    for path, kind in ((tmp_path / "pipe", "a pipe"), (tmp_path / "link", "a pipe"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(SpecError, match=f"cannot be read: it is {kind}, and only regular files are read"):
+            load_spec(path)
+
+
+def test_twenty_errors_are_shown_and_further_ones_counted(tmp_path: Path) -> None:
+    names = [f"paralel.tp{i}" for i in range(1300)]
+    with pytest.raises(SpecError) as caught:
+        parse_spec(BASE | {"zero": dict.fromkeys(names, 1), "seed": "x"})
+    assert len(caught.value.errors) == 1301
+    lines = str(caught.value).splitlines()
+    assert (lines[0], len(lines), lines[-1]) == ("1,301 errors in the run spec:", 22, "  and 1,281 more")
 
 
 def test_every_repeated_key_is_reported(tmp_path: Path) -> None:
