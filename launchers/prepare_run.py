@@ -39,6 +39,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     shutil.copyfile(data.folder / "tokenizer.json", folder / "tokenizer.json")
     if same_tokenizer:
         copy_tokenizer_configs(spec, folder)
+    data.tokenizer.keep_end_of_text(folder)
     task = folder / "logs" / "task.json"
     content = {"kind": "train", "spec": str((folder / "spec.yaml").resolve()), "data": str(data.folder.resolve())}
     task.write_text(json.dumps(content), encoding="utf-8")

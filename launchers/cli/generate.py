@@ -1,7 +1,10 @@
 """`trimaran generate`: turn the options into a task for the ranks. Imports no torch before the options are valid."""
 
+import os
 import signal
+import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trimaran.launchers.cli.console import RunPath, errors_as_sentences, find_checkpoint
-from trimaran.launchers.env.exit_codes import Stopped
+from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
 from trimaran.launchers.local.launch import LocalRun, launch
+from trimaran.launchers.terminal import say
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec, parse_spec
 
@@ -74,6 +78,11 @@ def generate(
             stop_tokens=(),
             context=context,
         )
+        from trimaran.runtime.infer.prompts import check_typed_text
+
+        named = [("--prompt", prompt), ("--system", system), *(("--stop", each) for each in stop)]
+        for option, text in (*named, *(("--stop-token", each) for each in stop_token)):
+            check_typed_text(option, text)
         if "" in stop:
             raise ValueError("--stop must have at least one character")
         inputs = _read_prompts(prompt, prompts, chat, system)
@@ -100,7 +109,9 @@ def _read_prompts(prompt: str | None, prompts: Path | None, chat: bool, system: 
         raise ValueError("--system is for --chat: give --chat too, or put the text into the prompt")
     if chat and prompt is None and prompts is None:
         raise ValueError("--chat needs a question: give --prompt or --prompts")
-    inputs = read_prompts(prompts) if prompts is not None else [Prompt(_DEFAULT_PROMPT if prompt is None else prompt)]
+    inputs = (
+        read_prompts(prompts, say) if prompts is not None else [Prompt(_DEFAULT_PROMPT if prompt is None else prompt)]
+    )
     return [
         conversation(each.text, system, each.name) if chat and each.messages is None and each.text is not None else each
         for each in inputs
@@ -130,6 +141,8 @@ def _generate(
     spec = _at_layout(spec_of(Checkpoint.open(checkpoint, verify=False)), tp, pp)
     text, vocab_size = RunText.open(checkpoint.parent.parent), spec.transformer.vocab_size
     stops = {*text.stop_tokens, *(text.id_of(name) for name in stop_tokens)}
+    if beyond := sorted(token for token in stops if token >= vocab_size):
+        say(f"the model's vocabulary has {vocab_size} tokens, so no text ends at the stop token {beyond[0]}")
     encoded = [text.encode(each) for each in inputs]
     check_prompts(encoded, spec.transformer)
     with tempfile.TemporaryDirectory(prefix="trimaran-generate-") as scratch:
@@ -156,6 +169,20 @@ def _generate(
                 launch(LocalRun(load_spec(task.spec), folder / "task.json", folder / "logs"))
         except KeyboardInterrupt:
             raise Stopped(signal.SIGINT) from None
+        except (Stopped, LaunchError) as ended:
+            _end_quietly_without_reader(ended)
+            raise
+
+
+def _end_quietly_without_reader(ended: Stopped | LaunchError) -> None:
+    """Exit as programs do whose reader, such as `head`, has read enough; return if the command ended otherwise."""
+    code = ended.exit_code if isinstance(ended, LaunchError) else exit_code_after(ended.signal_number)
+    if code != exit_code_after(signal.SIGPIPE):
+        return
+    with suppress(OSError):  # what is still in the buffer would fail at the interpreter's end
+        descriptor = sys.stdout.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    raise typer.Exit(code)
 
 
 def _at_layout(spec: RunSpec, tp: int, pp: int) -> RunSpec:

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from trimaran.launchers.env.exit_codes import Stopped, exit_code_after
 from trimaran.launchers.env.rank_env import Kind, read_env
 from trimaran.launchers.worker.process import Rank
 from trimaran.launchers.worker.tasks import SpecFile, TaskFile
@@ -68,6 +69,8 @@ def run_rank(rank: Rank, source: TaskFile | SpecFile, launcher: _Launcher) -> in
 
         connection = connect(rank, source)
         return run_task(rank, connection)
+    except Stopped as stopped:  # the reader of the output is gone: nothing has failed
+        rank.exit(exit_code_after(stopped.signal_number))
     except BaseException as error:  # noqa: BLE001 - any error must reach the other ranks and the launcher
         rank.fail(error)
 

@@ -1,17 +1,20 @@
 """`trimaran generate` on the ranks: load the weights of a checkpoint; rank 0 prints the continuations."""
 
 import json
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.terminal import say
 from trimaran.launchers.worker.tasks import GenerateTask, TaskPrompt
 from trimaran.models.transformer import Stage
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.tokenizer import Tokenizer
-from trimaran.runtime.infer.generate import generate
+from trimaran.runtime.infer.generate import check_weights, generate
 from trimaran.runtime.infer.sample_group import Completion
 from trimaran.runtime.infer.text import TextStream
 from trimaran.runtime.mesh import Mesh
@@ -28,19 +31,64 @@ def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.de
     verify_together(checkpoint, mesh)
     for stage in stages.values():
         stage.load(checkpoint.read)
+    check_weights(stages, mesh, str(checkpoint.path))
+    output = Output(is_open=mesh.rank == 0)
     if not task.as_json:
-        completions = [_stream(task, tokenizer, stages, mesh, spec)]
+        completions = [_stream(task, tokenizer, stages, mesh, spec, output)]
     else:
         completions = []
         for first, batch in _batches(task):
-            completions += _print_records(task, first, batch, tokenizer, stages, mesh, spec)
+            completions += _print_records(task, first, batch, tokenizer, stages, mesh, spec, output)
     if mesh.rank == 0:
+        output.report()
         _report_full_contexts(completions, spec.transformer.max_seq_len)
     return 0
 
 
+class Output:
+    """Standard output in whatever encoding it has, on the rank that writes it.
+
+    Characters that the encoding lacks become "?" in plain text, and \\uXXXX in JSON.
+
+    Args:
+        is_open: whether this rank writes.
+    """
+
+    def __init__(self, *, is_open: bool) -> None:
+        self._is_open, self._replaced = is_open, 0
+        self._encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+
+    def write(self, text: str, end: str = "") -> None:
+        """Write text at once. Raises Stopped where the reader is gone."""
+        if not self._is_open:
+            return
+        shown = text.encode(self._encoding, "replace").decode(self._encoding)
+        self._replaced += sum(first != second for first, second in zip(text, shown, strict=False))
+        try:
+            print(shown, end=end, flush=True)
+        except BrokenPipeError:
+            raise Stopped(signal.SIGPIPE) from None
+
+    def write_json(self, record: dict[str, Any]) -> None:
+        """Write a record as a line. Raises Stopped where the reader is gone."""
+        line = json.dumps(record, ensure_ascii=False)
+        try:
+            line.encode(self._encoding)
+        except UnicodeEncodeError:
+            line = json.dumps(record)
+        self.write(line, end="\n")
+
+    def report(self) -> None:
+        """Say how many characters were replaced."""
+        if self._replaced:
+            say(
+                f"{self._replaced} characters are shown as ?, because standard output is in {self._encoding}, which "
+                "lacks them; set PYTHONIOENCODING=utf-8, or the locale to UTF-8"
+            )
+
+
 def _stream(
-    task: GenerateTask, tokenizer: Tokenizer, stages: dict[int, Stage], mesh: Mesh, spec: RunSpec
+    task: GenerateTask, tokenizer: Tokenizer, stages: dict[int, Stage], mesh: Mesh, spec: RunSpec, output: Output
 ) -> Completion:
     """Continue the one prompt and print the text token by token; a prompt that is no conversation is printed first."""
     (prompt,) = task.prompts
@@ -48,8 +96,7 @@ def _stream(
 
     def show() -> None:
         nonlocal shown
-        if mesh.rank == 0:
-            print(stream.text[shown:], end="", flush=True)
+        output.write(stream.text[shown:])
         shown = len(stream.text)
 
     def watch(sample: int, token: int) -> bool:
@@ -57,13 +104,11 @@ def _stream(
         show()
         return stopped
 
-    if mesh.rank == 0:
-        print("" if prompt.is_chat else prompt.text or "", end="", flush=True)
+    output.write("" if prompt.is_chat else prompt.text or "")
     (completion,) = generate(stages, mesh, spec, [prompt.tokens], task.sampling, watch)
     stream.finish()
     show()
-    if mesh.rank == 0:
-        print(flush=True)
+    output.write("", end="\n")
     return completion
 
 
@@ -75,6 +120,7 @@ def _print_records(
     stages: dict[int, Stage],
     mesh: Mesh,
     spec: RunSpec,
+    output: Output,
 ) -> list[Completion]:
     """Continue prompts together and print a line of JSON for each."""
     streams = [TextStream(tokenizer, prompt.tokens, task.stop_strings) for prompt in batch]
@@ -90,8 +136,7 @@ def _print_records(
         record: dict[str, Any] = {"index": index} | ({} if prompt.name is None else {"id": prompt.name})
         record |= {} if prompt.text is None else {"prompt": prompt.text}
         record |= {"text": stream.text, "finish": completion.finish, "new_tokens": len(completion.tokens)}
-        if mesh.rank == 0:
-            print(json.dumps(record, ensure_ascii=False), flush=True)
+        output.write_json(record)
     return completions
 
 

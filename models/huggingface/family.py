@@ -73,6 +73,7 @@ class Family:
         errors: list[str] = []
         values: Values = {}
         full = {**self.defaults, **self._with_known_keys(hf, errors)}
+        full = {key: _whole(value, self.defaults.get(key)) for key, value in full.items()}
         for option in (*COMMON, *self.options):
             try:
                 values |= option.read(full)
@@ -126,6 +127,11 @@ class Family:
             if value is not None or name not in renamed:
                 renamed[name] = value
         return renamed
+
+
+def _whole(value: Any, default: Any) -> Any:
+    """Return 64 for 64.0 where the default is no fraction: programs that know one kind of number write sizes so."""
+    return int(value) if isinstance(value, float) and value.is_integer() and not isinstance(default, float) else value
 
 
 def canonical_config(config: TransformerConfig) -> Values:

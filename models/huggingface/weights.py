@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ from trimaran.models.huggingface.forms import Form, Row
 from trimaran.models.transformer import parameter_shapes
 
 Shape = tuple[int, ...]
+
+WRAPPERS: Final = (
+    r"(?:^|(?<=\.))(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.)+"
+)
+"""Regular expression for what DDP, torch.compile, FSDP, activation checkpointing and Fabric add to a tensor's name."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +110,22 @@ class Stored:
         names: name in the weight map -> name in the file.
         spare_head: name in the file of an output projection although the config ties it to the embedding, or None.
             Transformers ties the two only if they are equal, so the reader of the file must compare them.
+        left_out: names in the file of tensors that the network has no place for, such as masks and other heads.
     """
 
     names: dict[str, str]
     spare_head: str | None
+    left_out: tuple[str, ...] = ()
+
+
+def lacks_head(family: Family, stored: Iterable[str]) -> bool:
+    """Return whether a file, `stored`, has the network's embedding under its full name and no output projection.
+
+    Such a model is tied. (Without the prefix it may be the network alone, of a model that has a head.)
+    """
+    names = {_canonical(family, name) for name in stored}
+    head, embedding = (_their_name(family, ours) for ours in ("head.weight", "embedding.weight"))
+    return embedding in names and head not in names
 
 
 def locate(family: Family, units: Sequence[WeightMap], stored: Iterable[str]) -> Stored:
@@ -116,22 +134,20 @@ def locate(family: Family, units: Sequence[WeightMap], stored: Iterable[str]) ->
     Raises:
         ValueError: tensors are missing, or the file has further ones.
     """
-    weights = [name for name in stored if not any(re.search(pattern, name) for pattern in family.ignored)]
-    left = {_canonical(family, name): name for name in weights}
+    plain = {name: _canonical(family, name) for name in stored}
+    left_out = [name for name in plain if any(re.search(pattern, plain[name]) for pattern in family.ignored)]
+    weights = [name for name in plain if name not in set(left_out)]
+    left = {plain[name]: name for name in weights}
     wanted = dict.fromkeys(name for unit in units for name in unit.theirs)
     if left and not any(name.startswith(family.prefix) for name in left):
         left = {name if name in wanted else family.prefix + name: at for name, at in left.items()}
     if len(left) < len(weights):
         double = _listed(sorted(set(weights) - set(left.values())))
         raise ValueError(f"the weights have {double} and the same tensor under another name")
-    heads, embeddings = (
-        [row.theirs[0] for row in family.weights if row.ours == (name,)] for name in ("head.weight", "embedding.weight")
-    )
-    spare = next((left.pop(head) for head in heads if head in left and head not in wanted), None)
-    if (
-        spare is not None and embeddings[0] not in left
-    ):  # the head alone is enough: transformers ties in both directions
-        left[embeddings[0]], spare = spare, None
+    head, embedding = (_their_name(family, ours) for ours in ("head.weight", "embedding.weight"))
+    spare = left.pop(head) if head in left and head not in wanted else None
+    if spare is not None and embedding not in left:  # the head alone is enough: transformers ties in both directions
+        left[embedding], spare = spare, None
     missing = [name for name in wanted if name not in left]
     if missing:
         raise ValueError(f"the weights lack {_listed(missing)}, which a {family.name} model of this config has")
@@ -140,10 +156,16 @@ def locate(family: Family, units: Sequence[WeightMap], stored: Iterable[str]) ->
         raise ValueError(
             f"the weights have {_listed(extra)}, which a {family.name} model of this config has no place for"
         )
-    return Stored({name: left[name] for name in wanted}, spare)
+    return Stored({name: left[name] for name in wanted}, spare, tuple(left_out))
+
+
+def _their_name(family: Family, ours: str) -> str:
+    return next(row.theirs[0] for row in family.weights if row.ours == (ours,))
 
 
 def _canonical(family: Family, name: str) -> str:
+    """Return a name as the weight map has it: without wrappers, the family's other spellings replaced."""
+    name = re.sub(WRAPPERS, "", name)
     for other, ours in family.renamed.items():
         if name.startswith(other):
             name = ours + name.removeprefix(other)

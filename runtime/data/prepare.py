@@ -80,6 +80,7 @@ def prepare_data(spec: "RunSpec") -> PreparedData:
         cache_dir=Path(data.cache_dir),
         text_field=data.text_field,
         tokenizer_file=Path(data.tokenizer) if data.tokenizer else None,
+        end_of_text=data.end_of_text,
         vocab_size=data.tokenizer_vocab_size,
         held_out_fraction=data.held_out_fraction,
         seed=spec.seed,
@@ -104,6 +105,7 @@ def prepare(
     cache_dir: Path,
     text_field: str = "text",
     tokenizer_file: Path | None = None,
+    end_of_text: str | None = None,
     vocab_size: int = 4096,
     held_out_fraction: float = 0.02,
     seed: int = 1234,
@@ -118,6 +120,7 @@ def prepare(
         sources: files, folders and globs of .txt and .jsonl (or .gz of them), read in this order. The word "quickstart"
             is the built-in corpus and comes first at any position (a folder of that name is "./quickstart").
         tokenizer_file: an existing tokenizer.json; None trains byte-level BPE of `vocab_size` on the training split.
+        end_of_text: the token of `tokenizer_file` that ends a document; None to find it.
         held_out_fraction: share of the units (documents, or sections of long ones) kept out of training, in [0, 1).
         with_mask: whether the tokenizer must have a mask token.
     """
@@ -125,7 +128,7 @@ def prepare(
         raise DataError(f"data.held_out_fraction ({held_out_fraction}) must be at least 0 and below 1; 0.02 is usual")
     files, source = _collect_source(sources, cache_dir, text_field)
     settings = _Settings(tokenizer_file, vocab_size, held_out_fraction, seed, with_mask)
-    tokenizer = Tokenizer.load(tokenizer_file) if tokenizer_file else None
+    tokenizer = Tokenizer.load(tokenizer_file, end_of_text) if tokenizer_file else None
     if tokenizer is not None and with_mask:
         tokenizer.required_mask_id()
     identity = {
@@ -137,6 +140,7 @@ def prepare(
         "seed": seed,
         # Left out where it has no effect, so that corpora prepared without the field are found.
         **({"with_mask": True} if with_mask and not tokenizer_file else {}),
+        **({"end_of_text": end} if tokenizer is not None and (end := tokenizer.unusual_end_of_text) else {}),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / "data" / key

@@ -6,13 +6,12 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from trimaran.runtime.data.end_of_text import END_OF_TEXT, USUAL_NAMES, find_end_of_text, keep_end_of_text
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.vocabulary import SMALLEST_MASKING_VOCABULARY, SMALLEST_VOCABULARY
 
-END_OF_TEXT = "<|endoftext|>"
 MASK = "[MASK]"
-# Names of the token that separates documents in published tokenizers: GPT-2, Llama 3, Llama 1 and 2, Gemma, BERT.
-_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+_MOST_SHOWN = 8
 # Names of the mask token: BERT, RoBERTa and XLNet.
 _MASK_NAMES = (MASK, "<mask>")
 
@@ -23,26 +22,33 @@ class Tokenizer:
     A document that spells out a special token is plain text and gets the tokens of its characters.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, origin: str) -> None:
+    def __init__(
+        self, inner: tokenizers.Tokenizer, origin: str, end_of_text: str | None = None, folder: Path | None = None
+    ) -> None:
         """Wrap a tokenizer of the `tokenizers` package; `origin` names it in errors.
 
-        DataError without an end-of-text token.
+        DataError without an end-of-text token: `end_of_text`, or as `find_end_of_text` says.
         """
         self._inner = inner
         inner.no_truncation()
         inner.no_padding()
         inner.encode_special_tokens = True
         vocabulary = inner.get_vocab(with_added_tokens=True)
-        # Gemma's vocabulary has </s> as a plain token, the HTML tag: a token marked special takes precedence.
         special = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
-        found = [name for name in _END_OF_TEXT_NAMES if name in vocabulary]
-        name = next((name for name in found if name in special), found[0] if found else None)
-        if name is None:
-            raise DataError(
-                f"{origin} has no end-of-text token; add one of {', '.join(_END_OF_TEXT_NAMES)} to its special tokens"
-            )
+        name = end_of_text or find_end_of_text(vocabulary, special, folder)
+        if name not in vocabulary:
+            shown = ", ".join(sorted(special)[:_MOST_SHOWN]) or "none"
+            fault = f"{origin} has no token {end_of_text!r}; name one of its tokens in data.end_of_text"
+            if end_of_text is None:
+                fault = (
+                    f"{origin} does not say which token ends a text: it has none of {', '.join(USUAL_NAMES)}, and the "
+                    "files beside it name no other; name the token in data.end_of_text, or as eos_token in a "
+                    "tokenizer_config.json beside it"
+                )
+            raise DataError(f"{fault} (special tokens: {shown})")
         self.eot_token = name
         self.eot_id = vocabulary[name]
+        self._tells_end_of_text = find_end_of_text(vocabulary, special) == name
         self.mask_id: int | None = next((vocabulary[name] for name in _MASK_NAMES if name in vocabulary), None)
         # Ids may have gaps; the embedding must include the largest.
         self.vocab_size = max(vocabulary.values()) + 1
@@ -76,8 +82,12 @@ class Tokenizer:
         return cls(inner, "the trained tokenizer")
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
-        """Return the tokenizer of a tokenizer.json; DataError when the file can't be read or isn't one."""
+    def load(cls, path: Path, end_of_text: str | None = None) -> "Tokenizer":
+        """Return the tokenizer of a tokenizer.json; DataError when the file can't be read or isn't one.
+
+        Args:
+            end_of_text: name of the token that ends a document; None to find it (`find_end_of_text`).
+        """
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -92,7 +102,7 @@ class Tokenizer:
                 f"{path} is not a tokenizer.json ({error}); export one with the `tokenizers` "
                 "package, or leave data.tokenizer out"
             ) from error
-        return cls(inner, str(path))
+        return cls(inner, str(path), end_of_text, path.parent)
 
     def required_mask_id(self) -> int:
         """Return the id of the mask token.
@@ -110,6 +120,17 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write a tokenizer.json that `load` and the `tokenizers` package read."""
         path.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
+        self.keep_end_of_text(path.parent)
+
+    @property
+    def unusual_end_of_text(self) -> str | None:
+        """The end-of-text token where tokenizer.json alone does not tell it, None where it does."""
+        return None if self._tells_end_of_text else self.eot_token
+
+    def keep_end_of_text(self, folder: Path) -> None:
+        """Note the end-of-text token beside the tokenizer.json in `folder`, where that does not tell it."""
+        if not self._tells_end_of_text:
+            keep_end_of_text(folder, self.eot_token)
 
     @property
     def definition(self) -> str:

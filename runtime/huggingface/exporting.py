@@ -27,14 +27,14 @@ from trimaran.runtime.huggingface.card import Card, model_card
 from trimaran.runtime.huggingface.folder import check_disk_space, new_folder
 from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.proof import Agreement, Proof, ReadWeight
-from trimaran.runtime.huggingface.source import INDEX, WEIGHTS, ConversionError, read_json
+from trimaran.runtime.huggingface.refusals import INDEX, WEIGHTS, ConversionError
+from trimaran.runtime.huggingface.source import read_json
 from trimaran.runtime.huggingface.transformers_adapter import require_transformers
 from trimaran.runtime.spec import RunSpec
-from trimaran.runtime.train.init_from import IMPORT_RECORD, TOKENIZER, TOKENIZER_CONFIGS, open_weights
+from trimaran.runtime.train.init_from import IMPORT_RECORD, TOKEN_IDS, TOKENIZER, TOKENIZER_CONFIGS, open_weights
 from trimaran.runtime.train.state import spec_of
 
 ExportDtype = Literal["float32", "bfloat16", "float16"]
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -279,25 +279,25 @@ def _write_configs(folder: Path, model: _Model, tokenizer: Tokenizer | None) -> 
             folder / "generation_config.json",
             json.dumps({name: value for name, value in ids.items() if value is not None}, indent=2) + "\n",
         )
-    if tokenizer and not (folder / "tokenizer_config.json").exists():
+    config_file = folder / "tokenizer_config.json"
+    known = read_json(config_file) if config_file.exists() else {}
+    if tokenizer and known.keys() <= {"eos_token", "end_of_text"}:  # no file, or the one of Tokenizer.save
         # Training texts are separated by one token, so it can both end and begin a text.
         end = dict.fromkeys(("bos_token", "eos_token", "pad_token"), tokenizer.eot_token)
         described = {"tokenizer_class": "PreTrainedTokenizerFast", **end, "model_max_length": model.config.max_seq_len}
         described |= {
             "model_input_names": ["input_ids", "attention_mask"]
         }  # generate() rejects the token types that are added by default
-        write_text(
-            folder / "tokenizer_config.json",
-            json.dumps({**described, "clean_up_tokenization_spaces": False}, indent=2) + "\n",
-        )
+        described |= {"clean_up_tokenization_spaces": False, **known}
+        write_text(config_file, json.dumps(described, indent=2) + "\n")
 
 
 def _token_ids(model: _Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The ids of special tokens: those of the imported config.json, or the end-of-text token for all of them."""
     imported = model.record.get("config", {})
-    if any(imported.get(name) is not None for name in _TOKEN_IDS):
-        return {name: imported.get(name) for name in _TOKEN_IDS}
-    return dict.fromkeys(_TOKEN_IDS, tokenizer.eot_id if tokenizer else None)
+    if any(imported.get(name) is not None for name in TOKEN_IDS):
+        return {name: imported.get(name) for name in TOKEN_IDS}
+    return dict.fromkeys(TOKEN_IDS, tokenizer.eot_id if tokenizer else None)
 
 
 def _name(dtype: torch.dtype) -> str:

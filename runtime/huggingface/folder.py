@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trimaran.runtime.checkpoint.files import fsync_folder
-from trimaran.runtime.huggingface.source import ConversionError
+from trimaran.runtime.huggingface.refusals import ConversionError
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.registry import family_of
 from trimaran.models.parallel.shard import ShardPiece, whole
 from trimaran.runtime.checkpoint.reshard import Checkpoint
@@ -20,15 +19,17 @@ from trimaran.runtime.huggingface.folder import check_disk_space, new_folder
 from trimaran.runtime.huggingface.plan import Plan, make_plan
 from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.proof import Agreement, Proof
-from trimaran.runtime.huggingface.source import PICKLES, ConversionError, ModelFolder, pickle_refused
+from trimaran.runtime.huggingface.refusals import PICKLES, ConversionError, pickle_refused, refuse_stand_in
+from trimaran.runtime.huggingface.source import ModelFolder
 from trimaran.runtime.huggingface.transformers_adapter import (
     folder_of_gguf,
     gguf_config,
     require_transformers,
     save_fast_tokenizer,
+    their_config,
 )
 from trimaran.runtime.spec import RunSpec, dump_spec, parse_spec
-from trimaran.runtime.train.init_from import IMPORT_RECORD, TOKENIZER, TOKENIZER_CONFIGS
+from trimaran.runtime.train.init_from import IMPORT_RECORD, TOKEN_IDS, TOKENIZER, TOKENIZER_CONFIGS
 from trimaran.runtime.train.state import TrainState
 
 _OLD_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
@@ -90,6 +91,7 @@ def import_model(
         return imported
     plan = make_plan(ModelFolder.open(source))
     require_transformers()
+    their_config(plan.folder.config, plan.family.architecture)
     imported_spec(plan, run)
     with new_folder(run) as temporary:
         return _fill(temporary, plan, source, run, limits, progress)
@@ -118,11 +120,17 @@ def _fill(temporary: Path, plan: Plan, source: Path, run: Path, limits: Limits, 
     """Write the run into `temporary` and compare the logits."""
     spec = imported_spec(plan, run)
     check_disk_space(temporary, plan.checkpoint_bytes, "the checkpoint")
+    for name in (TOKENIZER, *TOKENIZER_CONFIGS):
+        if (plan.folder.path / name).is_file():
+            _refuse_foreign(plan.folder.path / name)
+            refuse_stand_in(plan.folder.path / name)
     stored = ", ".join(f"{dtype} ({count:,} numbers)" for dtype, count in plan.dtypes.items())
     kept = "; float16 is kept as float32, which holds all its values" if "F16" in plan.dtypes else ""
     progress.say(f"{plan.family.name} model of {plan.config.num_parameters():,} parameters, stored as {stored}{kept}")
+    for note in plan.notes:
+        progress.say(note)
     checkpoint = write_checkpoint(plan, spec, temporary / "checkpoints", limits.shard_bytes, progress)
-    has_tokenizer = _copy_tokenizer(plan, temporary, progress)
+    has_tokenizer = _copy_tokenizer(plan, temporary, run, progress)
     opened = Checkpoint.open(checkpoint)
     proof = Proof(
         plan.config,
@@ -132,6 +140,7 @@ def _fill(temporary: Path, plan: Plan, source: Path, run: Path, limits: Limits, 
         temporary if has_tokenizer else None,
         limits.memory_bytes,
         temporary / "offload",
+        plan.folder.config,
     )
     agreements = proof.run(progress)
     shutil.rmtree(temporary / "offload", ignore_errors=True)
@@ -244,15 +253,14 @@ def _refuse_foreign(file: Path) -> None:
     raise ConversionError(f"{file} is a link to {target}, outside of the model's folder; put the file itself there")
 
 
-def _copy_tokenizer(plan: Plan, temporary: Path, progress: Progress) -> bool:
+def _copy_tokenizer(plan: Plan, temporary: Path, run: Path, progress: Progress) -> bool:
     """Copy tokenizer, chat template and generation config; return whether there is a tokenizer.
 
-    Problems are reported through `progress`.
+    Problems are reported through `progress`, in which `temporary` is called `run`, as it will be.
     """
     source = plan.folder.path
     for name in (TOKENIZER, *TOKENIZER_CONFIGS):
         if (source / name).is_file():
-            _refuse_foreign(source / name)
             shutil.copyfile(source / name, temporary / name)
     if not (temporary / TOKENIZER).exists() and any((source / name).is_file() for name in _OLD_TOKENIZERS):
         with_tokenizer = temporary / "tokenizer"
@@ -264,18 +272,18 @@ def _copy_tokenizer(plan: Plan, temporary: Path, progress: Progress) -> bool:
     if not (temporary / TOKENIZER).exists():
         progress.say(f"{source} has no tokenizer.json; to train or generate text, put one into the run folder")
         return False
-    _tell_about_tokenizer(temporary / TOKENIZER, plan.config, progress)
-    return True
-
-
-def _tell_about_tokenizer(file: Path, config: TransformerConfig, progress: Progress) -> None:
+    ids = {name: plan.folder.config.get(name) for name in TOKEN_IDS}
+    if ids["eos_token_id"] is not None and not (temporary / "generation_config.json").exists():
+        (temporary / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
     try:
-        tokenizer = Tokenizer.load(file)
+        tokenizer = Tokenizer.load(temporary / TOKENIZER)
     except DataError as error:
-        progress.say(f"the tokenizer can't be used for training: {error}")
-        return
-    if tokenizer.vocab_size > config.vocab_size:
+        told = str(error).replace(str(temporary), str(run))
+        progress.say(f"the tokenizer can't be used to train or to generate text: {told}")
+        return True
+    if tokenizer.vocab_size > plan.config.vocab_size:
         progress.say(
-            f"tokenizer.json has {tokenizer.vocab_size} tokens, more than the model's {config.vocab_size}: "
+            f"tokenizer.json has {tokenizer.vocab_size} tokens, more than the model's {plan.config.vocab_size}: "
             "text with the others can't be trained on"
         )
+    return True

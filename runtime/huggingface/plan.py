@@ -1,5 +1,6 @@
 """Which stored tensors become which parameters: a folder checked against a family's weight map before any write."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.family import Family
+from trimaran.models.huggingface.options import TIED
 from trimaran.models.huggingface.registry import family_of
-from trimaran.models.huggingface.weights import WeightMap, locate, resolve
+from trimaran.models.huggingface.weights import WRAPPERS, Stored, WeightMap, lacks_head, locate, resolve
 from trimaran.models.transformer import parameter_shapes
-from trimaran.runtime.huggingface.source import DTYPES, ConversionError, ModelFolder, StoredTensor
+from trimaran.runtime.huggingface.refusals import ConversionError
+from trimaran.runtime.huggingface.source import DTYPES, ModelFolder, StoredTensor
 
 _MOST_SHOWN = 5
 
@@ -22,8 +25,10 @@ class Plan:
     """How a folder is imported: every unit of the family's weight map, and the stored names of the tensors it reads.
 
     Attributes:
+        folder: the folder, with the values in config.json that were meant where it lacks them.
         shapes: our parameter name -> global shape.
         stored: name in the family's map -> name in the folder.
+        notes: sentences for the user about what was read otherwise than it stands in the folder, or not at all.
     """
 
     folder: ModelFolder
@@ -32,6 +37,7 @@ class Plan:
     units: Sequence[WeightMap]
     shapes: Mapping[str, tuple[int, ...]]
     stored: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -86,15 +92,37 @@ def stored_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
 def make_plan(folder: ModelFolder) -> Plan:
     """Return how `folder` is imported. Reads tensors only where a tied head is stored a second time.
 
+    Where config.json does not say whether the head is tied to the embedding, the stored tensors do.
+
     Raises:
         ConversionError: the architecture is unknown, an option of it is not supported, or tensors are missing,
             unexpected, quantized or of another shape.
     """
+    plan, spare_head = _plan(folder, ())
+    if spare_head is None or _is_embedding(plan, spare_head):
+        return plan
+    if _may_tie(plan.family, folder):
+        notes = (f"config.json does not say whether {spare_head} is tied to the embedding; it is not, for they differ",)
+        return _plan(folder.described_as(tie_word_embeddings=False), notes)[0]
+    raise ConversionError(
+        f"{folder.path}: config.json ties the output projection to the embedding, but {spare_head} and the embedding "
+        "are both stored and differ; set tie_word_embeddings to false in config.json if the model has "
+        "an output projection of its own"
+    )
+
+
+def _plan(folder: ModelFolder, notes: tuple[str, ...]) -> tuple[Plan, str | None]:
+    """Return the plan for the folder, and the name of a stored head that config.json ties to the embedding."""
     described = folder.path / "config.json"
     try:
         family = family_of(folder.config)
         _refuse_many_layers(folder)
-        config = TransformerConfig.model_validate(family.to_config(folder.config))
+        values = family.to_config(folder.config)
+        if _may_tie(family, folder) and not values["tie_embeddings"] and lacks_head(family, folder.tensors):
+            notes += ("config.json does not say whether the head is tied to the embedding; it is, for none is stored",)
+            folder = folder.described_as(tie_word_embeddings=True)
+            values = family.to_config(folder.config)
+        config = TransformerConfig.model_validate(values)
         units = resolve(family, config)
     except ValidationError as error:
         raise ConversionError(
@@ -111,14 +139,41 @@ def make_plan(folder: ModelFolder) -> Plan:
     try:
         found = locate(family, units, folder.tensors)
     except ValueError as error:
-        raise ConversionError(
-            f"{folder.path}: {error}; put config.json and weights of the same model together, or copy them again"
-        ) from error
-    plan = Plan(folder, family, config, units, parameter_shapes(config), found.names)
+        raise ConversionError(f"{folder.path}: {error}; {_remedy(folder, family)}") from error
+    shapes = parameter_shapes(config)
+    plan = Plan(folder, family, config, units, shapes, found.names, (*notes, *_notes_on(found)))
     _refuse_problems(plan)
-    if found.spare_head is not None:
-        _refuse_other_head(plan, found.spare_head)
-    return plan
+    return plan, found.spare_head
+
+
+def _may_tie(family: Family, folder: ModelFolder) -> bool:
+    """Whether the family has models with a tied head and with one of their own, and config.json does not choose."""
+    return TIED in family.options and folder.config.get("tie_word_embeddings") is None
+
+
+def _remedy(folder: ModelFolder, family: Family) -> str:
+    """Return what to do about tensors that are not those of the config."""
+    named = folder.config.get("architectures")
+    if isinstance(named, list) and named and family.architecture not in named:
+        return (
+            f"config.json says that the model is a {named[0]}, and of model_type {folder.config.get('model_type')} "
+            f"only {family.architecture} can be imported"
+        )
+    return "put config.json and weights of the same model together, or copy them again"
+
+
+def _notes_on(found: Stored) -> list[str]:
+    """Return sentences about names that were read without a wrapper's part, and about tensors that were not read."""
+    notes = []
+    wrapped = [name for name in found.names.values() if re.search(WRAPPERS, name)]
+    if wrapped:
+        notes.append(
+            f"the names of {len(wrapped)} tensors are read without what torch.compile, DDP or FSDP has added to them, "
+            f"such as {wrapped[0]}"
+        )
+    if found.left_out:
+        notes.append(f"not read, because the network has no place for them: {_listed(found.left_out)}")
+    return notes
 
 
 def _refuse_many_layers(folder: ModelFolder) -> None:
@@ -128,7 +183,7 @@ def _refuse_many_layers(folder: ModelFolder) -> None:
     """
     for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
         layers, stored = folder.config.get(name), len(folder.tensors)
-        if isinstance(layers, int) and layers > stored:
+        if isinstance(layers, int | float) and layers > stored:
             raise ValueError(
                 f"{name} is {layers}, and the folder has {stored} tensors; "
                 "put config.json and weights of the same model together"
@@ -161,16 +216,11 @@ def _refuse_problems(plan: Plan) -> None:
         )
 
 
-def _refuse_other_head(plan: Plan, head: str) -> None:
-    """Raise ConversionError where a head that config.json ties to the embedding is stored with other values."""
+def _is_embedding(plan: Plan, head: str) -> bool:
+    """Whether the stored head has the values of the embedding."""
     embedding = next(plan.stored[unit.theirs[0]] for unit in plan.units if "embedding.weight" in unit.ours)
     first, second = plan.folder.read(embedding), plan.folder.read(head)
-    if first.dtype != second.dtype or not torch.equal(first, second):
-        raise ConversionError(
-            f"{plan.folder.path}: config.json ties the output projection to the embedding, but {head} and {embedding} "
-            "are both stored and differ; set tie_word_embeddings to false in config.json if the model has "
-            "an output projection of its own"
-        )
+    return first.dtype == second.dtype and torch.equal(first, second)
 
 
 def _problems(error: ValidationError) -> list[str]:

@@ -20,7 +20,7 @@ from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.transformer import Stage
 from trimaran.runtime.huggingface.progress import Progress
-from trimaran.runtime.huggingface.source import ConversionError
+from trimaran.runtime.huggingface.refusals import ConversionError
 from trimaran.runtime.huggingface.transformers_adapter import text_tokens, their_logits
 
 TOLERANCE = 1e-4
@@ -173,6 +173,7 @@ class Proof:
         architecture: name of the class in transformers.
         tokenizer_folder: folder of tokenizer.json; None compares random tokens alone.
         memory_bytes: bytes of weights that transformers may hold; the rest stays on disk, or goes to `scratch`.
+        described: the content of config.json for transformers, None for that in the folder.
     """
 
     config: TransformerConfig
@@ -182,6 +183,7 @@ class Proof:
     tokenizer_folder: Path | None
     memory_bytes: int
     scratch: Path
+    described: Mapping[str, Any] | None = None
 
     def run(self, progress: Progress = Progress()) -> list[Agreement]:  # noqa: B008 - it is frozen
         """Compute both sides and return their differences.
@@ -200,6 +202,7 @@ class Proof:
             self.folder,
             self.architecture,
             flat,
+            described=self.described,
             weight_bytes=4 * self.config.num_parameters(),
             memory_bytes=self.memory_bytes,
             scratch=self.scratch,

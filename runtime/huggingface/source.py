@@ -15,10 +15,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+from trimaran.runtime.huggingface.refusals import (
+    INDEX,
+    WEIGHTS,
+    ConversionError,
+    missing_shards,
+    no_config,
+    no_safetensors,
+    refuse_quantized,
+    refuse_stand_in,
+)
+
 _MOST_JSON_BYTES = 256 << 20  # an index of 100,000 tensors has 10 MiB; a larger file is no index
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin.index.json")
 # Names of weight dtypes in a safetensors header. The others (I8, F8_E4M3, ...) are quantized and meaningless without
 # their scales.
 DTYPES: Mapping[str, torch.dtype] = {
@@ -27,10 +35,6 @@ DTYPES: Mapping[str, torch.dtype] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-
-
-class ConversionError(ValueError):
-    """A model that can't be imported or exported. The message names the file or tensor, the rule and what to do."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,19 @@ class ModelFolder:
         elif (path / INDEX).is_file():
             tensors = _read_indexed(path)
         else:
-            raise _no_safetensors(path)
+            raise no_safetensors(path)
+        refuse_quantized(path, config, tensors)
+        if (path / "adapter_config.json").is_file():
+            raise ConversionError(
+                f"{path} holds a model and an adapter to it, and which of the two is meant is not known; move "
+                "adapter_config.json out of the folder to import the model alone, or merge the adapter into it (peft: "
+                "merge_and_unload) and import what that saves"
+            )
         return cls(path, config, tensors)
+
+    def described_as(self, **changes: Any) -> "ModelFolder":
+        """Return the folder with other values in config.json; the file itself does not change."""
+        return ModelFolder(self.path, {**self.config, **changes}, self.tensors)
 
     @property
     def num_bytes(self) -> int:
@@ -121,6 +136,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ConversionError: the file is missing, too large, not JSON or not an object.
     """
+    refuse_stand_in(path)
     try:
         if path.stat().st_size > _MOST_JSON_BYTES:
             raise ConversionError(
@@ -142,6 +158,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         ConversionError: it is truncated, or its header does not describe it.
     """
+    refuse_stand_in(path)
     try:
         with safe_open(
             path, framework="pt"
@@ -162,39 +179,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def pickle_refused(folder: Path, name: str) -> ConversionError:
-    """Return the error for a file of pickled weights."""
-    return ConversionError(
-        f"{folder} holds its weights as pickle ({name}), and loading a pickle can run any code its maker put in, "
-        "so trimaran never does; where you trust the maker, convert it: "
-        "transformers.AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
-    )
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     if not (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
-            raise ConversionError(
-                f"{path} holds an adapter, not a model; merge it into its base model (peft: "
-                "merge_and_unload) and save that"
-            )
-        if (path / "checkpoints").is_dir():
-            raise ConversionError(f"{path} is a run of trimaran already; train on from it with checkpoint.init_from")
-        if files := sorted(path.glob("*.gguf")):
-            raise ConversionError(
-                f"{path} has no config.json; to import the GGUF file in it, give the file: {files[0]}"
-            )
-        raise ConversionError(
-            f"{path} has no config.json, so what its weights mean is not known; give the folder of a saved model"
-        )
+        raise no_config(path)
     config = read_json(path / "config.json")
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise ConversionError(
-            f"the weights in {path} are quantized ({method}), and quantized weights can't be trained; "
-            "import the model they were made from"
-        )
+    refuse_quantized(path, config, ())
     return config
 
 
@@ -204,16 +193,15 @@ def _read_indexed(path: Path) -> dict[str, StoredTensor]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
         raise ConversionError(f"{index} has no weight_map from tensor names to file names; copy it again")
-    files: dict[str, dict[str, StoredTensor]] = {}
-    for file in sorted(set(names.values())):
+    for file in set(names.values()):
         if not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
             raise ConversionError(
                 f"{index} points at {file!r}; every shard must be a .safetensors file in the folder itself, "
                 "or a stranger's index could read any file of yours"
             )
-        if not (path / file).is_file():
-            raise ConversionError(f"{index} names {file}, which is not in {path}; copy the missing shard there")
-        files[file] = read_header(path / file)
+    if absent := [file for file in set(names.values()) if not (path / file).is_file()]:
+        raise missing_shards(index, absent)
+    files = {file: read_header(path / file) for file in sorted(set(names.values()))}
     for name, file in names.items():
         if name not in files[file]:
             raise ConversionError(
@@ -225,14 +213,3 @@ def _read_indexed(path: Path) -> dict[str, StoredTensor]:
             f"the shards hold {len(extra)} tensors that {index} does not name, such as {extra[0]}; copy the index again"
         )
     return {name: files[file][name] for name, file in names.items()}
-
-
-def _no_safetensors(path: Path) -> ConversionError:
-    pickles = sorted(
-        file.name for pattern in PICKLES for file in path.glob(pattern) if not file.name.startswith("training_args")
-    )
-    if pickles:
-        return pickle_refused(path, pickles[0])
-    others = sorted(file.name for file in path.glob("*.safetensors"))
-    found = f"; it has {', '.join(others[:3])}" if others else ""
-    return ConversionError(f"{path} has neither {WEIGHTS} nor {INDEX}{found}; give the folder of a saved model")

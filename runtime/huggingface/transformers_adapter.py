@@ -4,7 +4,7 @@ The only file that imports it.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
@@ -14,10 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimaran.runtime.huggingface.source import ConversionError
+from trimaran.models.huggingface.weights import WRAPPERS
+from trimaran.runtime.huggingface.refusals import ConversionError
+from trimaran.runtime.huggingface.source import read_json
 
 _NEEDED = ("transformers", "accelerate")
 _INSTALL = "pip install 'trimaran[huggingface]'"
+_MOST_SHOWN = 500  # characters of an error of transformers
+# WeightRenaming replaces one match for each key; a name may have a wrapper's part in front and two inside.
+_WITHOUT_WRAPPERS = {f"{WRAPPERS}(?#{number})": "" for number in range(3)}
 
 
 def require_transformers(*more: str) -> None:
@@ -27,12 +32,70 @@ def require_transformers(*more: str) -> None:
         raise ConversionError(f"this needs {' and '.join(missing)}, which is not installed: {_INSTALL}")
 
 
+def their_config(content: Mapping[str, Any], architecture: str) -> Any:
+    """Return transformers' config object for the content of a config.json, each value in the type that it wants there.
+
+    Transformers itself refuses 0 for 0.0, 64.0 for 64 and null for false, which other programs write.
+
+    Raises:
+        ConversionError: transformers refuses a value, or has no such architecture.
+    """
+    import transformers
+
+    with _quiet(transformers):
+        try:
+            config_class: Any = getattr(transformers, architecture).config_class
+            return config_class.from_dict({**_as_meant(content, config_class), "experts_implementation": "eager"})
+        except Exception as error:  # huggingface_hub raises classes of its own, which derive from Exception alone
+            raise ConversionError(
+                f"transformers refuses the config.json ({_in_one_line(error)}); correct the value, or leave the key out"
+            ) from error
+
+
+def _as_meant(content: Mapping[str, Any], config_class: Any) -> dict[str, Any]:
+    """Return the content with each value that the class refuses replaced by the same value of another type."""
+    checks = getattr(config_class, "__validators__", {})  # of huggingface_hub's strict dataclasses
+    names = getattr(config_class, "attribute_map", {})
+    return {
+        key: next((each for each in _readings(value) if _fits(each, checks.get(names.get(key, key), ()))), value)
+        for key, value in content.items()
+    }
+
+
+def _readings(value: Any) -> Iterator[Any]:
+    """Yield the value, and then what equals it in other types."""
+    yield value
+    if value is None:
+        yield False
+    elif isinstance(value, int):
+        yield float(value)
+    elif isinstance(value, float) and value.is_integer():
+        yield int(value)
+    if value in (0, 1) and not isinstance(value, bool):
+        yield bool(value)
+
+
+def _fits(value: Any, checks: Sequence[Callable[[Any], None]]) -> bool:
+    try:
+        for check in checks:
+            check(value)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
 @torch.no_grad()
 def their_logits(
     folder: Path,
     architecture: str,
     inputs: Sequence[Tensor],
     *,
+    described: Mapping[str, Any] | None = None,
     weight_bytes: int,
     memory_bytes: int,
     scratch: Path,
@@ -43,6 +106,7 @@ def their_logits(
     Args:
         folder: the model folder; computed in float32.
         architecture: name of the class in transformers.
+        described: the content of config.json, None for that in the folder.
         weight_bytes: bytes of the weights in float32. Above `memory_bytes` the rest stays on disk, and each module
             reads its weights when it runs.
         memory_bytes: maximum bytes of weights held at once.
@@ -50,29 +114,34 @@ def their_logits(
         on_input: called with the number of inputs done.
 
     Raises:
-        ConversionError: transformers can't load the folder.
+        ConversionError: transformers can't load the folder, or can't compute with it.
     """
     import transformers
 
+    config = their_config(read_json(folder / "config.json") if described is None else described, architecture)
     # Use transformers' default attention: of the implementations that can be selected, each is wrong for some model.
-    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    # Of the experts only the eager implementation computes any width.
+    options: dict[str, Any] = {"config": config, "dtype": torch.float32, "use_safetensors": True}
+    options |= {"key_mapping": _WITHOUT_WRAPPERS}
     if weight_bytes > memory_bytes:
         scratch.mkdir(parents=True, exist_ok=True)
         options |= {"device_map": "auto", "max_memory": {"cpu": memory_bytes}, "offload_folder": str(scratch)}
     with _quiet(transformers), _falcons_alibi_in_float32(architecture):
+        doing = "load"
         try:
-            model_class = getattr(transformers, architecture)
-            model = model_class.from_pretrained(
+            model: Any = getattr(transformers, architecture).from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, **options
-            ).eval()
-        except (ValueError, OSError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+            )
+            model.eval()
+            doing, logits = "compute with", []
+            for tokens in inputs:
+                logits.append(model(input_ids=tokens, use_cache=False).logits.float())
+                on_input(len(logits))
+        except Exception as error:  # it raises errors of many classes, some of them of other packages
             raise ConversionError(
-                f"transformers can't load {folder} as {architecture}, so nothing can be compared: {error}"
+                f"transformers can't {doing} {folder} as {architecture}, so nothing can be compared: "
+                f"{_in_one_line(error)}"
             ) from error
-        logits = []
-        for tokens in inputs:
-            logits.append(model(input_ids=tokens, use_cache=False).logits.float())
-            on_input(len(logits))
         return logits
 
 
@@ -117,7 +186,7 @@ def folder_of_gguf(file: Path, folder: Path) -> None:
             transformers.AutoTokenizer.from_pretrained(str(file.parent), **where).save_pretrained(str(folder))
         except Exception as error:  # a damaged file raises all kinds of errors in numpy, gguf and transformers
             raise ConversionError(
-                f"{file} can't be read by transformers ({type(error).__name__}: {error}); see that it is whole"
+                f"{file} can't be read by transformers ({_in_one_line(error)}); see that it is whole"
             ) from error
 
 
@@ -136,7 +205,7 @@ def gguf_config(file: Path) -> dict[str, Any]:
             )
         except Exception as error:  # as above
             raise ConversionError(
-                f"{file} can't be read by transformers ({type(error).__name__}: {error}); see that it is whole"
+                f"{file} can't be read by transformers ({_in_one_line(error)}); see that it is whole"
             ) from error
         found: dict[str, Any] = config.to_dict()
         return found
@@ -172,7 +241,8 @@ def text_tokens(folder: Path, texts: Sequence[str]) -> list[list[int]]:
             return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
         except Exception as error:  # the tokenizers package raises plain Exception
             raise ConversionError(
-                f"{folder / 'tokenizer.json'} is not a tokenizer that transformers can read: {error}"
+                f"{folder / 'tokenizer.json'} is not a tokenizer that transformers can read ({_in_one_line(error)}); "
+                "take the file of the model from where it was published"
             ) from error
 
 

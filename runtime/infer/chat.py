@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trimaran.runtime.data.end_of_text import token_text
 from trimaran.runtime.data.tokenizer import Tokenizer
 
 _START, _END = "\ufdd0", "\ufdd1"
@@ -155,15 +156,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ChatError(f"{path} must hold a JSON object")
     return content
-
-
-def token_text(value: object) -> str | None:
-    """Return the text of a special token in tokenizer_config.json: a string, or an object with `content`.
-
-    None otherwise.
-    """
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None
 
 
 def _default_of(named: Iterable[Any], origin: str) -> str:

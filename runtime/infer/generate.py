@@ -14,10 +14,28 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.group import all_gather, all_reduce
 from trimaran.models.transformer import Stage, in_eval_mode
 from trimaran.runtime.infer.ring import Ring
-from trimaran.runtime.infer.sample_group import Completion, SampleGroup, Watch
+from trimaran.runtime.infer.sample_group import Completion, NotFiniteError, SampleGroup, Watch
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
+
+
+def check_weights(stages: dict[int, Stage], mesh: Mesh, origin: str) -> None:
+    """Raise NotFiniteError, on all ranks, where any rank's weights are not finite: their text would mean nothing.
+
+    Collective over the world.
+
+    Args:
+        origin: what the weights were read from.
+    """
+    parameters = (pair for stage in stages.values() for pair in stage.named_parameters())
+    wrong = next((name for name, parameter in parameters if not bool(parameter.isfinite().all())), "")
+    found = [name for name in mesh.gather_text(wrong) if name]
+    if found:
+        raise NotFiniteError(
+            f"{origin} holds infinite values or NaN in {found[0]}, so its text would mean nothing; take an earlier "
+            "checkpoint of the run, from before it diverged"
+        )
 
 
 def never(sample: int, token: int) -> bool:
@@ -73,7 +91,8 @@ def generate(
 
     Raises:
         ValueError: a prompt is empty or too long.
-        RuntimeError: the logits are not finite, or a peer is gone or did not answer within the time-out.
+        NotFiniteError: the logits are not finite.
+        RuntimeError: a peer is gone or did not answer within the time-out.
     """
     check_prompts(prompts, spec.transformer)
     if sampling.max_new_tokens == 0 or not prompts:
@@ -160,7 +179,7 @@ class _Passes:
     def _take(self, number: int, drawn: Tensor) -> None:
         try:
             self._groups[number].take(drawn.tolist())
-        except RuntimeError:
+        except NotFiniteError:
             self._ring.settle(number)  # so that every rank receives the tokens
             raise
 

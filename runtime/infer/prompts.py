@@ -1,14 +1,33 @@
 """From a user's texts to token ids: a run's tokenizer, stop tokens and chat template, and files of prompts."""
 
+import bz2
+import codecs
+import gzip
 import json
-from collections.abc import Sequence
+import lzma
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from trimaran.runtime.data.corpus import decode_utf8
+from trimaran.runtime.data.end_of_text import token_text
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokenizer import Tokenizer
-from trimaran.runtime.infer.chat import ChatError, ChatTemplate, Message, check_messages, read_json, token_text
+from trimaran.runtime.infer.chat import ChatError, ChatTemplate, Message, check_messages, read_json
+
+_DECOMPRESS: Final[dict[str, Callable[[bytes], bytes]]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+}
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_NOTES: Final = {
+    "bytes": "bytes are not UTF-8 and were replaced by U+FFFD",
+    "surrogates": "surrogates without their other half were replaced by U+FFFD",
+    "blank": "blank lines were passed over",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +49,8 @@ class RunText:
     """How the model of a run reads and writes text.
 
     Args:
-        stop_tokens: ids that end a continuation: end of text, and the ends of a turn that the model's own files name.
+        stop_tokens: ids that end a continuation: end of text, and the ends of a turn that the model's own files name,
+            which may be beyond the tokenizer.
         template: None where the run has no chat template.
         is_imported: whether the model came with files of its own, which say which tokens precede a text.
     """
@@ -51,7 +71,7 @@ class RunText:
         """
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         path = folder / "generation_config.json"
-        stops = {tokenizer.eot_id, *_end_ids(read_json(path), path, tokenizer)}
+        stops = {tokenizer.eot_id, *_end_ids(read_json(path), path)}
         end = tokenizer.id_of(token_text(read_json(folder / "tokenizer_config.json").get("eos_token")) or "")
         if end is not None:
             stops.add(end)
@@ -91,28 +111,66 @@ class RunText:
         return self.template
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path, say: Callable[[str], None] = lambda text: None) -> list[Prompt]:
     """Return the prompts of a file: each line is JSON in a .jsonl file, and a text to continue in any other.
 
     A JSON line is a text, or a record with `prompt` (a text) or `messages` (records with `role` and `content`), and
-    optionally `id` (a text or a number).
+    optionally `id` (a text or a number). What the reader of a corpus forgives is forgiven here: compression (.gz, .bz2,
+    .xz), a byte order mark, line ends of any system, blank lines of a .jsonl file, and bytes that are not UTF-8.
+
+    Args:
+        say: called with a sentence about what was replaced or passed over.
 
     Raises:
         DataError: the file has no prompt, or a line is invalid; names the line.
         OSError: it can't be read.
     """
-    try:
-        content = path.read_text(encoding="utf-8")  # line ends of any system become \n
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
-    lines = content.removesuffix("\n").split(
-        "\n"
-    )  # not splitlines, which splits at characters that JSON text may contain
-    if not content:
+    counts: Counter[str] = Counter()
+    lines = _lines_of(path, counts)
+    if path.name.removesuffix(path.suffix if path.suffix in _DECOMPRESS else "").endswith(".jsonl"):
+        numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        counts["blank"] = len(lines) - len(numbered)
+        prompts = [_parse_line(line, f"{path}, line {number}", counts) for number, line in numbered]
+    else:
+        prompts = [Prompt(line) for line in lines]
+    if not prompts:
         raise DataError(f"{path} has no prompt; write one a line")
-    if path.suffix != ".jsonl":
-        return [Prompt(line) for line in lines]
-    return [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    for what, words in _NOTES.items():
+        if counts[what]:
+            say(f"{path}: {counts[what]} {words}")
+    return prompts
+
+
+def _lines_of(path: Path, counts: Counter[str]) -> list[str]:
+    """Return the lines of a text file, without their ends; [] for an empty one."""
+    data = path.read_bytes()
+    if path.suffix in _DECOMPRESS:
+        try:
+            data = _DECOMPRESS[path.suffix](data)
+        except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+            raise DataError(f"{path} is not a whole {path.suffix} file ({error}); copy it again") from error
+    if data.startswith(_UTF16):
+        text = data.decode("utf-16", "replace")
+    else:
+        text, counts["bytes"] = decode_utf8(data)
+    # Not splitlines, which splits at characters that JSON text may contain.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+    return lines if text else []
+
+
+def check_typed_text(option: str, text: str | None) -> None:
+    """Raise DataError where a text of the command line has bytes that are not in the encoding of the locale.
+
+    Args:
+        option: its name, such as --prompt.
+    """
+    if text is None or not any("\udc80" <= character <= "\udcff" for character in text):
+        return
+    start = next(index for index, character in enumerate(text) if "\udc80" <= character <= "\udcff")
+    raise DataError(
+        f"{option} has the byte 0x{ord(text[start]) & 0xFF:02x} at character {start + 1}, which is not UTF-8; set the "
+        "terminal and the locale to UTF-8 (LC_ALL=C.UTF-8), or give the text in a file with --prompts"
+    )
 
 
 def conversation(question: str, system: str | None = None, name: str | int | None = None) -> Prompt:
@@ -121,10 +179,10 @@ def conversation(question: str, system: str | None = None, name: str | int | Non
     return Prompt(question, (*start, {"role": "user", "content": question}), name)
 
 
-def _parse_line(line: str, where: str) -> Prompt:
+def _parse_line(line: str, where: str, counts: Counter[str]) -> Prompt:
     try:
-        value = json.loads(line)
-    except ValueError as error:
+        value = _repaired(json.loads(line), counts)
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{where} is not JSON ({error}); write one JSON value a line, or call the file .txt for plain lines"
         ) from error
@@ -151,14 +209,22 @@ def _parse_line(line: str, where: str) -> Prompt:
     return Prompt(None, tuple(messages), name)
 
 
-def _end_ids(config: dict[str, Any], path: Path, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids in eos_token_id, which is one id, a list, or missing."""
+def _repaired(value: Any, counts: Counter[str]) -> Any:
+    """Return a JSON value whose texts have U+FFFD for surrogates without their other half, which no encoding has."""
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        repaired = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        counts["surrogates"] += repaired.count("\ufffd") - value.count("\ufffd")
+        return repaired
+    if isinstance(value, dict):
+        return {_repaired(key, counts): _repaired(each, counts) for key, each in value.items()}
+    return [_repaired(each, counts) for each in value] if isinstance(value, list) else value
+
+
+def _end_ids(config: dict[str, Any], path: Path) -> list[int]:
+    """Return the ids in eos_token_id, which is one id, a list, or missing. A negative one stands for none."""
     value = config.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    wrong = [each for each in ids if not isinstance(each, int) or not 0 <= each < tokenizer.vocab_size]
+    wrong = [each for each in ids if not isinstance(each, int)]
     if wrong:
-        raise ChatError(
-            f"{path}: eos_token_id must be an id of the tokenizer, from 0 to {tokenizer.vocab_size - 1}, "
-            f"or a list of them; got {wrong[0]}"
-        )
-    return ids
+        raise ChatError(f"{path}: eos_token_id must be a whole number or a list of them; got {wrong[0]!r}")
+    return [each for each in ids if each >= 0]

@@ -30,6 +30,10 @@ _PADDING = 0
 _DRAWS = 64  # new tokens for which random numbers are drawn at once
 
 
+class NotFiniteError(ValueError):
+    """The weights, or the logits computed from them, hold infinite values or NaN."""
+
+
 @dataclass
 class Completion:
     """One continuation.
@@ -130,12 +134,12 @@ class SampleGroup:
         return tokens
 
     def take(self, tokens: Sequence[int]) -> None:
-        """Add the next token of each sample that has not ended; RuntimeError where the logits were not finite."""
+        """Add the next token of each sample that has not ended; NotFiniteError where the logits were not finite."""
         self.num_new += 1
         for row, token in enumerate(tokens):
             if self._alive[row]:
                 if token == NOT_FINITE:
-                    raise RuntimeError(
+                    raise NotFiniteError(
                         f"the model's logits for new token {self.num_new} of sample {self.first_sample + row} are not "
                         "finite; the weights hold infinite values or NaN, or precision.dtype is too narrow for them"
                     )

@@ -173,6 +173,14 @@ def _vocabulary_holds_tokenizer(spec: RunFields, shape: TransformerConfig) -> It
         yield FieldError("model.vocab_size", rule, size, fix)
 
 
+@RULES.needs("data.tokenizer", "data.end_of_text")
+def _end_of_text_is_one_of_a_tokenizer(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    token = spec.data.end_of_text
+    if token is not None and spec.data.tokenizer is None:
+        rule = f"end_of_text ({token}) is for data.tokenizer, which is null; a tokenizer that is trained has its own"
+        yield FieldError("data.end_of_text", rule, token, "set data.tokenizer to a tokenizer.json, or this to null")
+
+
 @RULES.needs("data.mask_fraction", "model.objective")
 def _masks_need_an_objective(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     fraction, objective = spec.data.mask_fraction, shape.objective

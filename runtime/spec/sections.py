@@ -170,6 +170,11 @@ class DataSection(BaseModel):
     tokenizer: FilePath | None = Field(
         default=None, description="Existing tokenizer.json to use (null: train one on the source)."
     )
+    end_of_text: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="Token of data.tokenizer that ends a document (null: the one that the files beside it name, or one "
+        "with a usual name).",
+    )
     tokenizer_vocab_size: TokenizerSize = Field(
         default=4096, description="Tokens of the tokenizer that is trained on the source."
     )

@@ -25,7 +25,9 @@ TOKENIZER_CONFIGS = (
     "chat_template.jinja",
     "generation_config.json",
 )
-"""Files beside tokenizer.json in a run folder that concern text; training does not read them."""
+"""Files beside tokenizer.json in a run folder that concern text; of them training reads which token ends a text."""
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys of config.json and generation_config.json that name special tokens."""
 
 # Fields in which a run may differ from its initial weights, beside dropout and initialization: they change the network
 # little, or on purpose (a longer context).

@@ -27,6 +27,7 @@ _FIXED = (
     "data.source",
     "data.text_field",
     "data.tokenizer",
+    "data.end_of_text",
     "data.tokenizer_vocab_size",
     "data.held_out_fraction",
     "data.shuffle",

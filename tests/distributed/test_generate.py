@@ -10,6 +10,7 @@ from tests.distributed.ranks import RankPool
 from trimaran.models.cache import KeyValueCache
 from trimaran.models.transformer import Stage, in_eval_mode
 from trimaran.runtime.infer.generate import generate
+from trimaran.runtime.infer.sample_group import NotFiniteError
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
@@ -197,7 +198,7 @@ def logits_not_finite(parallel: dict[str, Any]) -> str:
                 stage.head.weight[-1] = torch.nan
     try:
         generate(stages, mesh, spec, PROMPTS, SAMPLINGS["drawn"])
-    except RuntimeError as error:
+    except NotFiniteError as error:
         return str(error)
     finally:
         mesh.close()

@@ -3,7 +3,11 @@
 All but one test run it in this process.
 """
 
+import errno
+import io
 import json
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +25,7 @@ from trimaran.launchers.rendezvous.store import single_process
 from trimaran.launchers.worker import generate as worker_generate
 from trimaran.launchers.worker.process_group import join_world
 from trimaran.launchers.worker.tasks import GenerateTask
+from trimaran.models.transformer import Stage
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.spec import dump_spec, parse_spec
 from trimaran.runtime.train.state import TrainState, save_state
@@ -89,6 +94,8 @@ def generate(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer
             result = CliRunner().invoke(app, ["generate", str(run), *options], catch_exceptions=False)
         finally:
             torch.set_num_threads(threads)
+            if dist.is_initialized():  # an error left it, and would have ended a process of its own
+                dist.destroy_process_group()
         return Answer(result.exit_code, result.stdout, result.stderr)
 
     return call
@@ -250,6 +257,62 @@ def test_the_answer_alone_is_printed(run: Path, generate: Callable[..., Answer])
     assert "<|im_start|>user" not in answer.out
 
 
+def test_text_that_the_terminal_lacks_is_replaced_or_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, said = io.TextIOWrapper(io.BytesIO(), encoding="ascii"), []
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(worker_generate, "say", said.append)
+    output = worker_generate.Output(is_open=True)
+    output.write("süß ")
+    output.write_json({"text": "🙂"})
+    output.report()
+    assert stream.buffer.getvalue() == b's?? {"text": "\\ud83d\\ude42"}\n'  # type: ignore[attr-defined]
+    assert said[0].startswith("2 characters are shown as ?, because standard output is in ascii")
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly(
+    generate: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `trimaran generate ... | head -1` does."""
+    path, printed = tmp_path / "prompts.txt", []
+    path.write_text("a\nb\nc\n")
+
+    def print_one(text: str, *, end: str, flush: bool) -> None:
+        if printed:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        printed.append(text + end)
+
+    monkeypatch.setattr(worker_generate, "print", print_one, raising=False)
+    answer = generate("--prompts", str(path), "--max-new-tokens", "2")
+    assert (answer.code, answer.err, len(printed)) == (128 + signal.SIGPIPE, "", 1)
+
+
+def test_weights_that_are_not_finite_are_an_error_wherever_they_are(
+    generate: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the embedding of a token that the text has not, NaN would change nothing."""
+    real = Stage.load
+
+    def poisoned(stage: Stage, *arguments: Any) -> None:
+        real(stage, *arguments)
+        with torch.no_grad():
+            stage.embedding.weight[7, 3] = torch.nan  # type: ignore[union-attr]
+
+    monkeypatch.setattr(Stage, "load", poisoned)
+    answer = generate("--prompt", "abba", "--max-new-tokens", "2")
+    assert (answer.code, answer.out) == (2, "")
+    assert "step-00000000 holds infinite values or NaN in embedding.weight" in answer.err
+
+
+def test_a_stop_token_beyond_the_vocabulary_is_told(run: Path, generate: Callable[..., Answer]) -> None:
+    (run / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 4000]}))
+    try:
+        answer = generate("--prompt", "abba", "--max-new-tokens", "2")
+    finally:
+        (run / "generation_config.json").unlink()
+    assert answer.code == 0
+    assert "so no text ends at the stop token 4000" in answer.err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -263,6 +326,8 @@ def test_the_answer_alone_is_printed(run: Path, generate: Callable[..., Answer])
         (("--prompt", "a", "--prompts", "b"), "give either --prompt or --prompts, not both"),
         (("--prompts", "nowhere.txt"), "nowhere.txt: No such file"),
         (("--system", "be kind"), "--system is for --chat"),
+        (("--prompt", "s\udcfcper"), "--prompt has the byte 0xfc at character 2, which is not UTF-8"),
+        (("--stop-token", "\udcfc"), "--stop-token has the byte 0xfc at character 1"),
         (("--chat",), "--chat needs a question: give --prompt or --prompts"),
         (("--prompt", "abc " * 60), "more than the 40 of the model's context (model.max_seq_len); shorten it"),
         (("--tp", "3"), "num_heads"),

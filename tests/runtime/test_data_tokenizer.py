@@ -1,5 +1,6 @@
 """The byte-level BPE tokenizer: lossless, deterministic, and clear about a file that isn't one."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models
 
+from trimaran.runtime.data.end_of_text import END_OF_TEXT
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
+from trimaran.runtime.data.tokenizer import MASK, Tokenizer
 from trimaran.runtime.data.vocabulary import SMALLEST_VOCABULARY
 
 TEXTS = ["the cat sat on the mat\n", "the dog sat on the log\n"] * 20
@@ -66,7 +68,56 @@ def test_a_tokenizer_file_that_is_missing_or_not_one_is_named(tmp_path: Path) ->
 
 def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path: Path) -> None:
     tokenizers.Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(DataError, match="no end-of-text token; add one of"):
+    with pytest.raises(DataError, match=r"does not say which token ends a text.* name the token in data.end_of_text"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+    with pytest.raises(DataError, match=r"has no token 'b'; name one of its tokens in data.end_of_text"):
+        Tokenizer.load(tmp_path / "tokenizer.json", "b")
+
+
+# Special tokens, files beside tokenizer.json, and the token that then ends a text.
+ENDS: list[tuple[list[str], dict[str, object], str]] = [
+    (["<end>"], {"tokenizer_config.json": {"eos_token": "<end>"}}, "<end>"),
+    (["<end>"], {"tokenizer_config.json": {"eos_token": {"content": "<end>"}}}, "<end>"),
+    (["<end>"], {"generation_config.json": {"eos_token_id": [3, 2]}}, "<end>"),
+    (
+        ["<x>", "<end>"],
+        {"tokenizer_config.json": {"eos_token": "<gone>"}, "generation_config.json": {"eos_token_id": 3}},
+        "<end>",
+    ),
+    (
+        ["</s>", "<turn>"],
+        {"tokenizer_config.json": {"eos_token": "<turn>"}},
+        "</s>",
+    ),  # documents end otherwise than turns
+    ([], {"generation_config.json": []}, "<eos>"),
+    (["<end>"], {"tokenizer_config.json": {"end_of_text": "a", "eos_token": "<end>"}}, "a"),
+]
+
+
+@pytest.mark.parametrize(("special", "files", "end"), ENDS)
+def test_the_files_beside_a_tokenizer_name_the_end_of_text(
+    special: list[str], files: dict[str, object], end: str, tmp_path: Path
+) -> None:
+    inner = tokenizers.Tokenizer(models.BPE({"a": 0, "<eos>": 1}, []))
+    inner.add_special_tokens(special)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert (tokenizer.eot_token, tokenizer.eot_id) == (end, inner.token_to_id(end))
+    assert Tokenizer.load(tmp_path / "tokenizer.json", "a").eot_token == "a"
+    # Wherever it is saved, the same token ends a text.
+    (tmp_path / "other").mkdir()
+    tokenizer.save(tmp_path / "other" / "tokenizer.json")
+    assert Tokenizer.load(tmp_path / "other" / "tokenizer.json").eot_token == end
+    assert (tmp_path / "other" / "tokenizer_config.json").exists() == (end not in ("</s>", "<eos>"))
+
+
+def test_a_broken_file_beside_a_tokenizer_is_named(tmp_path: Path) -> None:
+    inner = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(DataError, match=r"tokenizer_config\.json is not JSON"):
         Tokenizer.load(tmp_path / "tokenizer.json")
 
 

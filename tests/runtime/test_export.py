@@ -30,7 +30,7 @@ from trimaran.runtime.huggingface.exporting import ExportOptions, export_model, 
 from trimaran.runtime.huggingface.importing import import_model
 from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.proof import ProofError
-from trimaran.runtime.huggingface.source import ConversionError
+from trimaran.runtime.huggingface.refusals import ConversionError
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.state import TrainState
 

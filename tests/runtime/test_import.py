@@ -43,7 +43,8 @@ from trimaran.runtime.huggingface.proof import (
     our_logits,
     proof_inputs,
 )
-from trimaran.runtime.huggingface.source import ConversionError, ModelFolder
+from trimaran.runtime.huggingface.refusals import ConversionError
+from trimaran.runtime.huggingface.source import ModelFolder
 from trimaran.runtime.spec import load_spec
 from trimaran.runtime.train.state import read_state, spec_of
 

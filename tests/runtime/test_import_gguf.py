@@ -19,7 +19,7 @@ from trimaran.runtime.data.prepare import open_prepared
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.huggingface.importing import Imported, import_model
 from trimaran.runtime.huggingface.proof import TOLERANCE
-from trimaran.runtime.huggingface.source import ConversionError
+from trimaran.runtime.huggingface.refusals import ConversionError
 from trimaran.runtime.spec import load_spec
 from trimaran.runtime.train.loop import build_loader
 from trimaran.runtime.train.metrics import read_metrics

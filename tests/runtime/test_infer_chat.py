@@ -1,6 +1,8 @@
 """Chat templates give what transformers gives for the same messages, and no message can write a special token."""
 
+import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.infer.chat import ChatError, ChatTemplate
-from trimaran.runtime.infer.prompts import Prompt, RunText, conversation, read_prompts
+from trimaran.runtime.infer.prompts import Prompt, RunText, check_typed_text, conversation, read_prompts
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -218,9 +220,11 @@ def test_a_run_knows_its_ends_and_its_beginning(folder: Path, text: RunText, the
         own.encode(conversation("hello"))
     with pytest.raises(DataError, match="'nonsense' is no token of"):
         own.id_of("nonsense")
-    for value in ([5, 9999], "2", -1):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 9999, -1]}))
+    assert set(RunText.open(tmp_path).stop_tokens) == {text.tokenizer.id_of("</s>"), 5, 9999}, "a vocabulary is padded"
+    for value in ([5, 2.5], "2"):
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
-        with pytest.raises(ChatError, match="eos_token_id must be an id of the tokenizer"):
+        with pytest.raises(ChatError, match="eos_token_id must be a whole number or a list of them"):
             RunText.open(tmp_path)
 
 
@@ -241,13 +245,40 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
     assert read_prompts(path) == [Prompt("a\nb"), Prompt("c", None, 7), Prompt(None, (turn,), "x")]
 
 
+def test_a_file_of_prompts_is_forgiven_what_a_corpus_is(tmp_path: Path) -> None:
+    said: list[str] = []
+    for name, content in {
+        "marked.txt": b"\xef\xbb\xbfone\r\ntw\xf6\r\n",
+        "wide.txt": "one\ntw\ufffd\n".encode("utf-16"),
+        "packed.txt.gz": gzip.compress(b"one\rtw\xf6"),
+        "packed.jsonl.xz": lzma.compress(b'"one"\n\n{"prompt": "tw\\ud800"}\n \n'),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert [each.text for each in read_prompts(tmp_path / name, said.append)] == ["one", "tw\ufffd"], name
+    assert [text.removeprefix(str(tmp_path)) for text in said] == [
+        "/marked.txt: 1 bytes are not UTF-8 and were replaced by U+FFFD",
+        "/packed.txt.gz: 1 bytes are not UTF-8 and were replaced by U+FFFD",
+        "/packed.jsonl.xz: 1 surrogates without their other half were replaced by U+FFFD",
+        "/packed.jsonl.xz: 2 blank lines were passed over",
+    ]
+
+
+def test_a_text_typed_in_another_encoding_is_told() -> None:
+    check_typed_text("--prompt", "süß 🙂")
+    with pytest.raises(
+        DataError, match=r"--stop has the byte 0xfc at character 2, which is not UTF-8; set the terminal"
+    ):
+        check_typed_text("--stop", b"s\xfcper".decode("utf-8", "surrogateescape"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("a.txt", b"", "has no prompt; write one a line"),
-        ("a.txt", b"\xff", "is not UTF-8 text"),
+        ("a.txt.gz", b"\x1f\x8b", r"a\.txt\.gz is not a whole \.gz file"),
         ("a.jsonl", b'"a"\nb\n', r"a\.jsonl, line 2 is not JSON"),
-        ("a.jsonl", b'"a"\n\n"b"', r"a\.jsonl, line 2 is not JSON"),
+        ("a.jsonl", b"\n \n", "has no prompt; write one a line"),
+        ("a.jsonl", b'"a"\n' + b"[" * 100_000, r"a\.jsonl, line 2 is not JSON"),
         ("a.jsonl", b"[1]", r"line 1 must be a text, or a record with either prompt or messages"),
         ("a.jsonl", b'{"prompt": "a", "messages": []}', "with either prompt or messages"),
         ("a.jsonl", b'{"prompt": "a", "temperature": 1}', "with either prompt or messages"),
