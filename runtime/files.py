@@ -5,9 +5,10 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 MOST_BYTES: Final = 256 << 20
 """An index of 100,000 tensors has 10 MiB, a tokenizer of 256,000 tokens 33 MiB."""
@@ -33,7 +34,7 @@ def check_regular(path: Path) -> Path:
     return path
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading.
 
     Raises:

@@ -64,8 +64,8 @@ def _shorten_addresses() -> None:
 
     Its default, UCX, sends Slurm addresses in messages that can pass the 1,024 bytes which Slurm's pmi2 plugin reads at
     once ("value not properly terminated in client request"): then a rank aborts and the others wait for ever. An
-    address of libfabric takes 67 bytes. Ranks of one node talk through it as well: MPI's shared memory would stay behind
-    in /dev/shm after a failure. Training itself makes no MPI call, so its speed is the same.
+    address of libfabric takes 67 bytes. Ranks of one node talk through it as well, because MPI's shared memory would
+    stay behind in /dev/shm after a failure. Training itself makes no MPI call, so its speed is the same.
     """
     by_slurm = "PMI_FD" in os.environ and "HYDI_CONTROL_FD" not in os.environ
     if by_slurm and any(importlib.metadata.distributions(name="mpich")):

@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -18,8 +18,8 @@ from trimaran.runtime.files import parse_json, read_bytes
 from trimaran.runtime.spec.errors import show
 
 MANIFEST_NAME = "manifest.json"
-FORMAT = "trimaran-checkpoint"
-FORMAT_VERSION = 2
+FORMAT: Final = "trimaran-checkpoint"
+FORMAT_VERSION: Final = 2
 """Version 1 listed every piece as a record of its own: Falcon-40B at 384 ranks had 138,000 of them in 60 MB."""
 
 # 63 bits, so that sums of two such numbers fit into the integers of other tools.

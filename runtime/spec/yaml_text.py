@@ -49,20 +49,25 @@ class _SpecLoader(yaml.SafeLoader):
         self._count = 0
         self._counts: dict[yaml.Node, int] = {}  # of every value that has been read to its end
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node:
         """Return the next value; PyYAML calls this for each one and for each alias."""
-        mark, before = self.peek_event().start_mark, self._count
+        mark, before = self.peek_event().start_mark, self._count  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
-            node = super().compose_node(parent, index)
+            node = self._compose(parent, index)
             if node not in self._counts:
                 raise ComposerError(None, None, "an alias stands inside the value that it names", mark)
             self._count += self._counts[node]
         else:
             self._count += 1
-            node = super().compose_node(parent, index)
+            node = self._compose(parent, index)
             self._counts[node] = self._count - before
         if self._count > _MOST_VALUES:
             raise _TooMuchError(f"holds more than {_MOST_VALUES:,} values, with aliases written out", mark.line + 1)
+        return node
+
+    def _compose(self, parent: yaml.Node | None, index: int) -> yaml.Node:
+        node = super().compose_node(parent, index)
+        assert node is not None, "PyYAML calls for a value where there is one"
         return node
 
     def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
