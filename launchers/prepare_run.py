@@ -7,18 +7,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimaran.launchers.terminal import say, sentence
+from trimaran.runtime.files import write_text
+from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.spec import RunSpec, dump_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.data.prepare import PreparedData
 
 
-def prepare_run(spec: RunSpec, folder: Path) -> Path:
-    """Check that the run may start or resume, prepare the data, fill the run folder; return the ranks' task file."""
-    from trimaran.runtime.data.prepare import prepare_data
-    from trimaran.runtime.train.hardware import describe_machine
+def lock_run(folder: Path) -> FolderLock:
+    """Lock a run folder for this run, which the ranks share; raise FolderInUse where another run has it.
 
+    Raises:
+        ValueError: the folder can't be made or written.
+    """
     _check_writable(folder)
+    return FolderLock.of_run(folder, "trimaran train")
+
+
+def prepare_run(spec: RunSpec, folder: Path) -> Path:
+    """Check that the run may start or resume, prepare the data, fill the run folder; return the ranks' task file.
+
+    The caller holds the lock of the folder.
+    """
+    from trimaran.runtime.data.prepare import prepare_data
+
     resumed = None
     if (folder / "checkpoints").is_dir():
         from trimaran.runtime.train.state import resume_path
@@ -33,16 +46,15 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     _check_run(spec, data)
     same_tokenizer = bool(starts_from) and has_same_tokenizer(spec, data)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    (folder / "machine.json").write_text(json.dumps(describe_machine()), encoding="utf-8")
-    (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
-    (folder / "data_manifest.json").write_text(json.dumps(data.manifest, indent=1), encoding="utf-8")
+    write_text(folder / "spec.yaml", dump_spec(spec))
+    write_text(folder / "data_manifest.json", json.dumps(data.manifest, indent=1))
     shutil.copyfile(data.folder / "tokenizer.json", folder / "tokenizer.json")
     if same_tokenizer:
         copy_tokenizer_configs(spec, folder)
     data.tokenizer.keep_end_of_text(folder)
     task = folder / "logs" / "task.json"
     content = {"kind": "train", "spec": str((folder / "spec.yaml").resolve()), "data": str(data.folder.resolve())}
-    task.write_text(json.dumps(content), encoding="utf-8")
+    write_text(task, json.dumps(content))
     return task
 
 

@@ -1,10 +1,14 @@
-"""Reading files that anyone may have made: regular files alone, and no more of one than it should hold. No torch."""
+"""Reading files that anyone may have made, and writing files that are whole or not there. Imports no torch.
+
+Only regular files are read, and no more of one than it should hold. Errors name their file.
+"""
 
 import errno
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
@@ -88,3 +92,30 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
         OSError: as for `read_bytes`.
     """
     return parse_json(read_bytes(path, most_bytes))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file: another one of that name stays as it is until the new one is whole.
+
+    Raises:
+        OSError: it can't be written; the error names the file, which the system does not where the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have errors of the system in the block name `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

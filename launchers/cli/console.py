@@ -3,7 +3,6 @@
 Imports no torch.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated
 import typer
 
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
-from trimaran.launchers.terminal import say, say_error
+from trimaran.launchers.terminal import is_for_users, say, say_error
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a YAML file.")]
 Overrides = Annotated[
@@ -37,7 +36,9 @@ def errors_as_sentences() -> Iterator[None]:
     except LaunchError as error:
         say_error(error)
         raise typer.Exit(error.exit_code if 0 < error.exit_code < 256 else 1) from None
-    except (ValueError, OSError, _checkpoint_error()) as error:
+    except Exception as error:
+        if not is_for_users(error):
+            raise
         say_error(error)
         raise typer.Exit(2) from None
 
@@ -54,9 +55,3 @@ def find_checkpoint(run: Path) -> Path:
     if found is None:
         raise ValueError(f"{run} has no whole checkpoint; give the folder of a run that `trimaran train` has made")
     return found
-
-
-def _checkpoint_error() -> type[Exception]:
-    """Return CheckpointError if its module (and torch) is imported, otherwise a class that nothing raises by then."""
-    module = sys.modules.get("trimaran.runtime.checkpoint.manifest")
-    return getattr(module, "CheckpointError", LaunchError)

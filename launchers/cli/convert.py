@@ -3,6 +3,7 @@
 Imports no torch before a command runs.
 """
 
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ def export(
             f"{exported.architecture} in {exported.dtype}, {exported.num_bytes / _GIB:.2f} GiB of weights: "
             f"{exported.folder}"
         )
-        served = f", or vllm serve {exported.folder}" if exported.is_causal else ""
+        served = f", or vllm serve {shlex.quote(str(exported.folder))}" if exported.is_causal else ""
         say(f"load it: transformers.{exported.architecture}.from_pretrained({str(exported.folder)!r}){served}")
 
 
@@ -166,9 +167,10 @@ def _say_agreements(agreements: "list[Agreement]") -> None:
 def _say_what_next(imported: "Imported") -> None:
     run, output = imported.run, imported.spec.train.output_dir
     say(f"{imported.family} model imported into {run}")
+    quoted, spec = shlex.quote(str(run)), shlex.quote(str(run / "spec.yaml"))
     if imported.has_tokenizer and imported.spec.transformer.is_causal:
-        say(f"text: trimaran generate {run} --prompt 'To be'")
+        say(f"text: trimaran generate {quoted} --prompt 'To be'")
     say(
         f"train on from it, at any layout, into {output}: "
-        f'trimaran train {run}/spec.yaml --set "data.source=[my-texts]" --set parallel.pp=2'
+        f'trimaran train {spec} --set "data.source=[my-texts]" --set parallel.pp=2'
     )

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -108,7 +109,8 @@ def _progress(run: Path) -> list[str]:
         (folder for folder in run.glob("logs/*-*") if folder.is_dir()), key=lambda folder: folder.stat().st_mtime
     )
     for file in sorted(starts[-1].glob(f"rank-*/{ERROR_FILE}")) if starts else []:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        lines.append(f"last failure: rank {record['rank']} ({record['where']}): {record['message']}")
-        break
+        with suppress(OSError, ValueError, KeyError, TypeError):  # one that a full disk has cut
+            record = json.loads(file.read_text(encoding="utf-8"))
+            lines.append(f"last failure: rank {record['rank']} ({record['where']}): {record['message']}")
+            break
     return lines

@@ -74,7 +74,8 @@ def _measure(
     import torch
 
     from trimaran.launchers.rendezvous.store import single_process
-    from trimaran.launchers.worker.process_group import choose_device, join_world, leave_world
+    from trimaran.launchers.worker.device import choose_device
+    from trimaran.launchers.worker.process_group import join_world, leave_world
     from trimaran.runtime.train import mup_check
     from trimaran.runtime.train.train_context import TrainingDiverged
 

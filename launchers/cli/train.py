@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.local.mpirun import run_by_mpirun
 from trimaran.launchers.local.node_agent import run_node_by_hand
 from trimaran.launchers.local.torch_elastic import get_ready
-from trimaran.launchers.prepare_run import prepare_run, try_to_report, what_is_saved
+from trimaran.launchers.prepare_run import lock_run, prepare_run, try_to_report, what_is_saved
 from trimaran.launchers.slurm.submit import train_on_slurm
 from trimaran.launchers.terminal import say
 from trimaran.launchers.worker.entry import serve_as_rank
@@ -41,7 +42,8 @@ def train(
     """Validate, prepare the data, start the ranks, train, and write the report; resumes where the run's last checkpoint
     stands."""
     with errors_as_sentences():
-        if is_rank(os.environ):  # under mpirun, srun or torchrun, this process is one rank of the run
+        # Under mpirun, srun or torchrun, this process is one rank of the run.
+        if launcher != "local" and is_rank(os.environ):
             serve_as_rank(spec_path, overrides)
         spec = load_spec(spec_path, overrides)
         kind = launcher or spec.launcher.kind
@@ -54,7 +56,8 @@ def train(
         _log_to_terminal()
         if spec.launcher.nodes > 1:
             raise typer.Exit(run_node_by_hand(spec, spec_path, overrides))
-        _train_here(spec)
+        with lock_run(Path(spec.train.output_dir)):
+            _train_here(spec)
 
 
 def _train_here(spec: RunSpec) -> None:
@@ -69,7 +72,11 @@ def _train_here(spec: RunSpec) -> None:
         raise Stopped(stopped.signal_number, stopped.problem, what_is_saved(folder)) from stopped
     finally:
         try_to_report(folder)
-    more = f"   more text: trimaran generate {folder} --prompt 'To be'" if spec.transformer.is_causal else ""
+    more = (
+        f"   more text: trimaran generate {shlex.quote(str(folder))} --prompt 'To be'"
+        if spec.transformer.is_causal
+        else ""
+    )
     say(f"report: {folder / 'report.html'}{more}")
 
 

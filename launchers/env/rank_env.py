@@ -45,6 +45,12 @@ class RankEnv:
     node: str
     start: str
 
+    @property
+    def size_name(self) -> str:
+        """Name of the variable that has the world size, for messages."""
+        names = {"torchrun": "WORLD_SIZE", "slurm": "SLURM_STEP_NUM_TASKS", "mpi": "MPI's world size (PMI_SIZE)"}
+        return names.get(self.launcher, "world size")
+
     def __post_init__(self) -> None:
         pairs = (("rank", self.rank, self.world_size), ("local rank", self.local_rank, self.local_world_size))
         for name, index, size in pairs:
@@ -76,9 +82,13 @@ def detect(environment: Mapping[str, str]) -> Kind:
     # WORLD_SIZE or MASTER_ADDR alone may be left over in a user's shell.
     if "RANK" in environment and ("MASTER_ADDR" in environment or "WORLD_SIZE" in environment):
         return "torchrun"
-    if "PMIX_RANK" in environment or any(size in environment for _, size, _, _ in _MPI):
+    if any(_size(environment, size) > 1 for _, size, _, _ in _MPI):
         return "mpi"
-    return "slurm" if in_slurm_step(environment) else "single"
+    # A shell that srun has started has the variables of srun's MPI plugin too, and is one process of one.
+    of_plugin = "PMIX_RANK" in environment or any(size in environment for _, size, _, _ in _MPI)
+    if in_slurm_step(environment):
+        return "mpi" if of_plugin and _number(environment, "SLURM_STEP_NUM_TASKS") > 1 else "slurm"
+    return "mpi" if _size(environment, "PMIX_RANK") > 0 else "single"
 
 
 def is_rank(environment: Mapping[str, str]) -> bool:
@@ -87,6 +97,11 @@ def is_rank(environment: Mapping[str, str]) -> bool:
     if kind == "slurm":
         return _number(environment, "SLURM_STEP_NUM_TASKS") > 1
     return kind != "single"
+
+
+def _size(environment: Mapping[str, str], name: str) -> int:
+    """Return a number of the environment, 0 where there is none of that name."""
+    return _number(environment, name) if name in environment else 0
 
 
 def in_slurm_step(environment: Mapping[str, str]) -> bool:
@@ -145,9 +160,11 @@ def _mpi(environment: Mapping[str, str]) -> RankEnv:
             node,
             start,
         )
+    seen = f"PMIX_RANK is {environment['PMIX_RANK']}, but " if "PMIX_RANK" in environment else ""
     raise RankEnvError(
-        "no variable of an MPI launcher is set (PMI_SIZE, OMPI_COMM_WORLD_SIZE); start the ranks with mpirun -n N, "
-        "or srun --mpi=pmi2"
+        f"{seen}no variable says how many ranks an MPI launcher has started (PMI_SIZE, OMPI_COMM_WORLD_SIZE); start "
+        "them with mpirun -n N, or srun --mpi=pmi2; for a run that MPI has not started, unset PMIX_RANK or pass "
+        "--launcher local"
     )
 
 

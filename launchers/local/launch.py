@@ -11,7 +11,7 @@ from typing import Any
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_of, signal_behind
 from trimaran.launchers.local.torch_elastic import Node, run_ranks
 from trimaran.launchers.worker.entry import run_task_of_launcher
-from trimaran.launchers.worker.failure_relay import Failure
+from trimaran.launchers.worker.failure_relay import DIED_SILENTLY, Failure
 from trimaran.launchers.worker.process import ERROR_FILE
 from trimaran.runtime.spec import RunSpec
 
@@ -52,6 +52,8 @@ class _Ended:
         """Return the sentence about this rank; `reported` is another rank's record of its failure."""
         if self.record:
             return str(_failure_in(self.record))
+        if reported is not None and reported.message != DIED_SILENTLY:
+            return str(reported)
         how = f"exited with code {self.exit_code}"
         if self.exit_code < 0:
             how = f"was killed by {signal.Signals(-self.exit_code).name}"
@@ -75,7 +77,7 @@ def launch(run: LocalRun) -> None:
 
     log_folder = run.log_folder / time.strftime("start-%Y%m%d-%H%M%S")
     log_folder.mkdir(parents=True, exist_ok=True)
-    node = Node(serve_store(_HERE, 0), _HERE, 1, run.spec.world_size, log_folder / "torchrun")
+    node = Node("local", serve_store(_HERE, 0), _HERE, 1, run.spec.world_size, log_folder / "torchrun")
     try:
         run_ranks(node, run.spec, run_task_of_launcher, str(run.task), str(log_folder))
     except ChildFailedError as error:

@@ -3,7 +3,9 @@
 Under Slurm with `slurm.tasks: node` it is a task of the job; without Slurm it is `trimaran train` on every node.
 """
 
+import secrets
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,9 @@ from trimaran.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
+
+_RUN = "trimaran/run"  # key of the nodes' store: a name of this run
+_OWN_ANSWER_S = 10.0
 
 
 def run_node(node: Node, spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
@@ -49,7 +54,9 @@ def run_node_by_hand(spec: RunSpec, spec_path: Path, overrides: list[str]) -> in
     store = _store_at(host, int(port), spec.launcher.start_timeout_s)
     address = own_address(spec.launcher.interface, store.host)
     logs = Path(spec.train.output_dir) / "logs" / time.strftime("agents-%Y%m%d-%H%M%S") / node_name({})
-    return run_node(Node(store, address, spec.launcher.nodes, ranks, logs), spec, spec_path, overrides)
+    return run_node(
+        Node(store.get(_RUN).decode(), store, address, spec.launcher.nodes, ranks, logs), spec, spec_path, overrides
+    )
 
 
 def _store_at(host: str, port: int, timeout_s: float) -> "TCPStore":
@@ -60,7 +67,17 @@ def _store_at(host: str, port: int, timeout_s: float) -> "TCPStore":
     addresses = [address for address in resolve_name(host) if interface_of(address)]
     if addresses:
         try:
-            return serve_store(addresses[0], port)
+            store = serve_store(addresses[0], port)
+            store.set(_RUN, secrets.token_hex(6))
+            return store
         except AddressError:
-            pass  # another agent of this run on this node serves it, or the port is taken: connecting will tell
-    return connect_store(host, port, timeout_s, "the store of the nodes (launcher.rendezvous)")
+            # Another agent of this run on this node serves it, which answers at once, or the port is taken.
+            timeout_s = min(timeout_s, _OWN_ANSWER_S)
+    store = connect_store(host, port, timeout_s, "the store of the nodes (launcher.rendezvous)")
+    try:
+        store.wait([_RUN], timedelta(seconds=timeout_s))
+    except RuntimeError as error:
+        raise AddressError(
+            f"{host}:{port} (launcher.rendezvous) is the store of another program than trimaran; choose another port"
+        ) from error
+    return store

@@ -8,15 +8,21 @@ import logging
 import multiprocessing
 import os
 import signal
+import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trimaran.launchers.env.exit_codes import LaunchError
+from trimaran.launchers.env.limits import check_limits, raise_soft_limits
 from trimaran.launchers.worker.process import threads_per_rank
+from trimaran.runtime.processes import children_of, is_stopped
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.signals import STOPPING
 
@@ -28,6 +34,12 @@ if TYPE_CHECKING:
 _BACKEND = "trimaran"
 _SHUTDOWN_S = 120  # for the ranks to save after a signal, before the agent kills them
 _KEEP_ALIVE_S = 2
+_WATCH_S = 1.0
+# The path of a socket has at most 107 bytes.
+_LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Node:
     """This node among those of the run.
 
     Args:
+        run: a name that no other run has, the same on all nodes.
         store: shared by the nodes; one of them serves it.
         address: of this node, at which other nodes reach its ranks.
         nodes: of the run.
@@ -42,6 +55,7 @@ class Node:
         logs: a folder for the agent's own files.
     """
 
+    run: str
     store: "TCPStore"
     address: str
     nodes: int
@@ -53,11 +67,36 @@ def get_ready(spec: RunSpec, ranks: int) -> None:
     """Start the process from which the ranks of this node are forked; it imports torch once for all of them.
 
     It has a single thread and uses no GPU, so a fork of it works like a new process.
+
+    Raises:
+        LimitError: a limit of this machine is too low for the ranks.
     """
+    raise_soft_limits()
+    for warning in check_limits(spec, ranks):
+        logger.warning(warning)
     # torch reads it when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(spec, ranks)))
     multiprocessing.set_forkserver_preload(["trimaran.launchers.worker.run"])
-    forkserver.ensure_running()
+    with _short_temporary_folder():
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _short_temporary_folder() -> Iterator[None]:
+    """Keep multiprocessing's socket out of a long TMPDIR, such as batch systems set."""
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) > _LONGEST_TMPDIR:
+        short = (each for each in _SHORT_FOLDERS if os.access(each, os.W_OK | os.X_OK))
+        tempfile.tempdir = next(short, None)
+        if tempfile.tempdir is None:
+            raise ValueError(
+                f"TMPDIR {usual} has {len(os.fsencode(usual))} characters, a socket there can have a TMPDIR of at most "
+                f"{_LONGEST_TMPDIR}, and {', '.join(_SHORT_FOLDERS)} can't be written; set TMPDIR to a shorter folder"
+            )
+    try:
+        yield
+    finally:
+        tempfile.tempdir = usual
 
 
 def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments: str) -> None:
@@ -80,7 +119,7 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
         min_nodes=node.nodes,
         max_nodes=node.nodes,
         nproc_per_node=node.ranks,
-        run_id=_BACKEND,
+        run_id=node.run,
         rdzv_backend=_BACKEND,
         rdzv_configs={
             "store": node.store,
@@ -95,9 +134,15 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
         signals_to_handle=",".join(number.name for number in STOPPING),
         shutdown_timeout=_SHUTDOWN_S,
     )
-    with _quiet():
+    with _quiet(), _stopped_ranks_killed(node.ranks, spec.launcher.timeout_s):
         try:
             elastic_launch(config, entry)(*arguments)
+        except EOFError as error:
+            raise LaunchError(
+                "the process from which the ranks are forked has ended; its own message is above: raise the limits of "
+                "processes (ulimit -u), open files (ulimit -n) and memory (ulimit -v)",
+                1,
+            ) from error
         finally:
             # After a signal torch leaves the heartbeat's thread running. If that thread were then the last to hold the
             # handler, it would try to join itself and print a traceback.
@@ -138,6 +183,37 @@ def _make_handler(parameters: "RendezvousParameters") -> "RendezvousHandler":
     )
     parameters.config["handlers"].append(handler)
     return handler
+
+
+@contextmanager
+def _stopped_ranks_killed(ranks: int, timeout_s: float) -> Iterator[None]:
+    """Kill ranks of this node that are stopped (SIGSTOP) once the others can't wait for them any longer.
+
+    That is after `timeout_s`, or when another rank has ended. A stopped process does not act on SIGTERM, for which the
+    agent would give it half a minute.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+        since: dict[int, float] = {}
+        most = 0
+        while not done.wait(_WATCH_S):
+            children = children_of(server) if server else []
+            most = min(ranks, max(most, len(children)))
+            since = {pid: since.get(pid, time.monotonic()) for pid in children if is_stopped(pid)}
+            for pid, start in since.items():
+                if len(children) < most or time.monotonic() - start > timeout_s + _WATCH_S:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, name="stopped-ranks", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @contextmanager

@@ -8,14 +8,17 @@ import json
 import os
 import secrets
 import socket
+import struct
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from trimaran.launchers.env.rank_env import RankEnv, read_env
+from trimaran.launchers.rendezvous.address_file import AddressFile
 from trimaran.launchers.rendezvous.network import (
     AddressError,
     own_address,
@@ -24,7 +27,9 @@ from trimaran.launchers.rendezvous.network import (
 )
 from trimaran.runtime.spec import LauncherSection
 
-_POLL_S = 0.05
+_POLL_S, _LONGEST_POLL_S = 0.05, 1.0
+_ANSWER_S = 3.0
+_HELLO = struct.pack("=BIB", 0, 0x3C85F7CE, 13)  # VALIDATE, its magic number, and PING, as torch's TCPStoreBackend.hpp
 
 
 class Rendezvous:
@@ -44,13 +49,13 @@ class Rendezvous:
         store: Store,
         address: str,
         served: TCPStore | None = None,
-        address_file: Path | None = None,
+        address_file: AddressFile | None = None,
     ) -> None:
         self.rank_env, self.store, self.address, self.served = rank_env, store, address, served
         self._address_file, self._exchanges = address_file, 0
 
     def barrier(self, timeout_s: float) -> list[int]:
-        """Wait for all ranks, and return those that are absent `timeout_s` seconds after rank 0's call.
+        """Wait for all ranks, and return those that are absent `timeout_s` seconds after the last one came.
 
         Every rank that has not failed must call it.
         """
@@ -59,7 +64,9 @@ class Rendezvous:
             deadline = time.monotonic() + timeout_s
             absent = list(range(1, self.rank_env.world_size))
             while absent and time.monotonic() < deadline:
-                absent = [rank for rank in absent if not self.store.check([f"here/{rank}"])]
+                missing = [rank for rank in absent if not self.store.check([f"here/{rank}"])]
+                if missing != absent:
+                    absent, deadline = missing, time.monotonic() + timeout_s
                 time.sleep(_POLL_S)
             self.store.set("absent", json.dumps(absent))
             # Rank 0, which serves the store, may exit after this.
@@ -72,7 +79,7 @@ class Rendezvous:
     def remove_address_file(self) -> None:
         """Remove the file with rank 0's address once all ranks are here: a later start must not read it."""
         if self._address_file is not None and self.rank_env.rank == 0:
-            self._address_file.unlink(missing_ok=True)
+            self._address_file.remove()
 
     def all_gather(self, text: str) -> list[str]:
         """Return every rank's text, in rank order; the store's time-out bounds the wait.
@@ -113,6 +120,7 @@ def join_rendezvous(
     section: LauncherSection,
     folder: Path,
     broadcast: Callable[[str], str] | None = None,
+    announced: AddressFile | None = None,
 ) -> Rendezvous:
     """Connect this rank to the store of its start. Every rank must call it.
 
@@ -120,14 +128,15 @@ def join_rendezvous(
         environment: the launcher's variables; torchrun's name its store.
         folder: shared by all nodes; in a Slurm step rank 0 writes its address there.
         broadcast: returns rank 0's text on every rank, where MPI started the ranks.
+        announced: the file in which rank 0 gives signs of life already.
 
     Raises:
-        AddressError: rank 0 was not found within launcher.start_timeout_s seconds; the message names the address that
-            was tried.
+        AddressError: rank 0 was not found within launcher.start_timeout_s seconds of its last sign of life; the message
+            names the address that was tried.
     """
     if rank_env.world_size == 1 and rank_env.launcher != "torchrun":
         return single_process()
-    address_file = folder / f".meet-{rank_env.start}.json"
+    address_file = announced or AddressFile(folder, rank_env.start)
     if rank_env.launcher == "torchrun":
         store = _store_of_torchrun(rank_env, environment, section)
     elif broadcast is not None:
@@ -163,40 +172,37 @@ def _store_by_mpi(
     return connect_store(address, port, section.start_timeout_s, "the store of rank 0")
 
 
-def _store_by_file(rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection, file: Path) -> TCPStore:
-    """Return the store whose address is in a file of the run folder: Slurm's tasks have no other way to exchange it."""
+def _store_by_file(
+    rank_env: RankEnv, environment: Mapping[str, str], section: LauncherSection, file: AddressFile
+) -> TCPStore:
+    """Return the store whose address is in a file of the run folder."""
     if rank_env.rank == 0:
         store = _open(rank_env, environment, section)
         nonce = secrets.token_hex(8)
         store.set("nonce", nonce)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(
-            json.dumps({"address": store.host, "port": store.port, "node": rank_env.node, "nonce": nonce}),
-            encoding="utf-8",
-        )
-        temporary.chmod(0o600)
-        os.replace(temporary, file)
+        file.publish(store.host, store.port, rank_env.node, nonce)
         return store
-    deadline = time.monotonic() + section.start_timeout_s
+    last_sign, pause_s = time.monotonic(), _POLL_S
+    seen: dict[str, Any] = {}
     problem = f"rank 0 has not left its address in {file}"
-    while time.monotonic() < deadline:
+    while time.monotonic() - last_sign < section.start_timeout_s:
+        found = file.read()
+        if found != seen:
+            last_sign, seen, pause_s = time.monotonic(), found, _POLL_S
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            timeout_s = min(3.0, section.start_timeout_s)
-            store = connect_store(
-                found["address"], found["port"], timeout_s, f"the store of rank 0 on node {found['node']}"
-            )
-            if store.check(["nonce"]) and store.get("nonce").decode() == found["nonce"]:
-                return store
-            problem = f"{found['address']}:{found['port']} serves another run"
-        except FileNotFoundError:
-            pass
+            if "address" in found:
+                timeout_s = min(_ANSWER_S, section.start_timeout_s)
+                what = f"the store of rank 0 on node {found['node']}"
+                store = connect_store(found["address"], int(found["port"]), timeout_s, what)
+                if store.check(["nonce"]) and store.get("nonce").decode() == found["nonce"]:
+                    return store
+                problem = f"{found['address']}:{found['port']} serves another run"
         # A killed start of the same name may have left this file, and another program may use the port by now. Rank 0
         # will replace the file.
-        except (AddressError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             problem = str(error)
-        time.sleep(_POLL_S)
+        time.sleep(pause_s)
+        pause_s = min(_LONGEST_POLL_S, 1.2 * pause_s)
     raise AddressError(
         f"rank {rank_env.rank} on node {rank_env.node} has not met rank 0 within {section.start_timeout_s:.0f} s: "
         f"{problem}; train.output_dir must be on a file system that all nodes share, and launcher.start_timeout_s long "
@@ -236,7 +242,31 @@ def connect_store(host: str, port: int, timeout_s: float, what: str) -> TCPStore
         what: the store's name in the message of the error.
 
     Raises:
-        AddressError: nothing listened there for `timeout_s` seconds.
+        AddressError: nothing listened there for `timeout_s` seconds, or something that is no store.
     """
+    deadline = time.monotonic() + timeout_s
     address = wait_until_open(host, port, timeout_s, what)
-    return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+    while not _is_store(address, port, max(0.1, min(_ANSWER_S, deadline - time.monotonic()))):
+        if time.monotonic() >= deadline:
+            raise AddressError(
+                f"{host}:{port} ({what.partition('(')[2].rstrip(')') or what}) is taken by something that is no run of "
+                "trimaran; choose another port"
+            )
+        time.sleep(_POLL_S)
+    try:
+        return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+    except RuntimeError as error:
+        raise AddressError(f"{what} at {host}:{port} has hung up: {str(error).splitlines()[0]}") from error
+
+
+def _is_store(address: str, port: int, timeout_s: float) -> bool:
+    """Return whether a store of torch answers there; torch's own client waits for an answer without a time limit."""
+    nonce, answer = secrets.token_bytes(4), b""
+    try:
+        with socket.create_connection((address, port), timeout=timeout_s) as connection:
+            connection.sendall(_HELLO + nonce)
+            while len(answer) < len(nonce) and (part := connection.recv(len(nonce) - len(answer))):
+                answer += part
+    except OSError:
+        return False
+    return answer == nonce

@@ -10,8 +10,9 @@ from pathlib import Path
 from trimaran.launchers.env.rank_env import read_env
 from trimaran.launchers.local.node_agent import run_node
 from trimaran.launchers.local.torch_elastic import Node, get_ready
-from trimaran.launchers.terminal import say
-from trimaran.launchers.worker.entry import exit_with_parent
+from trimaran.launchers.terminal import run_main
+from trimaran.launchers.worker.entry import announce, exit_with_parent
+from trimaran.launchers.worker.tasks import SpecFile
 from trimaran.runtime.spec import check_world_size, load_spec
 
 
@@ -23,22 +24,19 @@ def main() -> int:
     rank_env = read_env(os.environ, "slurm")
     ranks = spec.world_size // rank_env.world_size
     check_world_size(spec, ranks * rank_env.world_size)
+    address_file = announce(rank_env, SpecFile(spec_path, []))
     get_ready(spec, ranks)
     from trimaran.launchers.rendezvous.store import join_rendezvous, serve_store
 
     folder = Path(spec.train.output_dir)
-    rendezvous = join_rendezvous(rank_env, os.environ, spec.launcher, folder)
+    rendezvous = join_rendezvous(rank_env, os.environ, spec.launcher, folder, announced=address_file)
     store = rendezvous.served or serve_store(rendezvous.address, 0)
     logs = folder / "logs" / f"agent-{rank_env.start}" / rank_env.node
-    node = Node(store, rendezvous.address, rank_env.world_size, ranks, logs)
+    node = Node(rank_env.start, store, rendezvous.address, rank_env.world_size, ranks, logs)
     rendezvous.barrier(spec.launcher.start_timeout_s)
     rendezvous.remove_address_file()
     return run_node(node, spec, spec_path, [])
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        say(f"error: {error}")
-        sys.exit(2)
+    sys.exit(run_main(main))

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +13,8 @@ from typing import IO
 from trimaran.launchers.slurm.commands import JobState, SlurmError, cancel, state_of, submit
 from trimaran.launchers.slurm.node_report import NodeReport
 from trimaran.launchers.slurm.sbatch import Job, render
+from trimaran.runtime.files import write_text
+from trimaran.runtime.folder_lock import LOCK, holder_of, refuse_if_held
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec
 
 RECORD = "slurm.json"
@@ -72,23 +74,25 @@ def submit_run(planned: Planned) -> str:
     """Write the run folders and submit the job; return its number.
 
     Raises:
+        FolderInUse: a process runs in one of the folders.
         SlurmError: a job of one of these runs has not ended, or sbatch refuses.
     """
     for folder, _ in planned.runs:
         for state in states_of(folder):
             if not state.has_ended:
                 raise SlurmError(
-                    f"{state} is of this run already; `trimaran cancel {folder}` ends it, or choose another "
-                    "train.output_dir"
+                    f"{state} is of this run already; `trimaran cancel {shlex.quote(str(folder))}` ends it, or choose "
+                    "another train.output_dir"
                 )
+        refuse_if_held(folder / LOCK, folder)
     script = render(planned.job)
     for folder, spec in planned.runs:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         NodeReport.forget(folder)
         # The submitted spec is what runs, also after a requeue, even if the user's file has changed by then.
-        (folder / SUBMITTED_SPEC).write_text(dump_spec(spec), encoding="utf-8")
+        write_text(folder / SUBMITTED_SPEC, dump_spec(spec))
     (planned.job.folder / "logs").mkdir(parents=True, exist_ok=True)
-    (planned.job.folder / SCRIPT).write_text(script, encoding="utf-8")
+    write_text(planned.job.folder / SCRIPT, script)
     number = submit(script)
     for index, (folder, _) in enumerate(planned.runs):
         job = f"{number}_{index}" if len(planned.runs) > 1 else number
@@ -99,9 +103,7 @@ def submit_run(planned: Planned) -> str:
 
 def _record(folder: Path, entry: dict[str, str]) -> None:
     jobs = [*jobs_of(folder), entry]
-    temporary = folder / f"{RECORD}.tmp"
-    temporary.write_text(json.dumps({"jobs": jobs}, indent=1), encoding="utf-8")
-    os.replace(temporary, folder / RECORD)
+    write_text(folder / RECORD, json.dumps({"jobs": jobs}, indent=1))
 
 
 def jobs_of(folder: Path) -> list[dict[str, str]]:
@@ -121,9 +123,18 @@ def last_job(folder: Path) -> dict[str, str]:
         SlurmError: it was never submitted.
     """
     jobs = jobs_of(folder)
-    if not jobs:
-        raise SlurmError(f"{folder} has no batch job; `trimaran train SPEC --launcher slurm` submits one")
-    return jobs[-1]
+    if jobs:
+        return jobs[-1]
+    holder = holder_of(folder)
+    if holder is not None:
+        raise SlurmError(
+            f"{folder} has no batch job: {holder} trains there; `kill {holder.pid}` on that host lets it save and end, "
+            "and its output is on its terminal"
+        )
+    raise SlurmError(
+        f"{folder} has no batch job, and no process runs there; `trimaran logs {shlex.quote(str(folder))} --rank 1` "
+        "shows what a rank has printed, and `trimaran train SPEC --launcher slurm` submits a job"
+    )
 
 
 def states_of(folder: Path) -> list[JobState]:

@@ -1,11 +1,12 @@
 """The result of a preflight: facts about every node, and the nodes that should not be used. Imports no torch."""
 
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from trimaran.runtime.files import write_text
 
 _FILE = "preflight.json"
 _FEWEST_TO_COMPARE = 3
@@ -77,9 +78,7 @@ class NodeReport:
         """Write the report into a run folder."""
         file = folder / "logs" / _FILE
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        os.replace(temporary, file)
+        write_text(file, json.dumps(asdict(self), indent=1))
 
 
 def refused_nodes(facts: Sequence[NodeFacts], min_free_gib: float) -> dict[str, str]:

@@ -20,11 +20,15 @@ from typing import TYPE_CHECKING
 
 from trimaran.launchers.env.exit_codes import NODES_REFUSED, write_exit_file
 from trimaran.launchers.env.rank_env import RankEnv, read_env
+from trimaran.launchers.rendezvous.address_file import AddressFile
 from trimaran.launchers.rendezvous.fingerprint import versions_here
 from trimaran.launchers.rendezvous.network import AddressError
 from trimaran.launchers.slurm.node_report import NodeFacts, refused_nodes
 from trimaran.launchers.slurm.requeue import nodes_of_job, refuse
+from trimaran.launchers.terminal import run_main
+from trimaran.launchers.worker.entry import announce
 from trimaran.launchers.worker.process import exit_process
+from trimaran.launchers.worker.tasks import SpecFile
 from trimaran.runtime.spec import RunSpec, load_spec
 
 if TYPE_CHECKING:
@@ -41,11 +45,12 @@ def main() -> int:
     spec = load_spec(Path(sys.argv[1]))
     folder = Path(spec.train.output_dir)
     rank_env = read_env(os.environ, "slurm")
+    address_file = announce(rank_env, SpecFile(Path(sys.argv[1]), []))
     try:
         facts = look(spec, rank_env, folder)
     except Exception as error:  # noqa: BLE001 - any problem of this node must reach the first node, which prints it
         facts = NodeFacts(rank_env.node, {}, 0.0, 0.0, 0.0, f"{type(error).__name__}: {error}")
-    return judge(spec, rank_env, folder, facts)
+    return judge(spec, rank_env, folder, facts, address_file)
 
 
 def look(spec: RunSpec, rank_env: RankEnv, folder: Path) -> NodeFacts:
@@ -73,12 +78,14 @@ def matrix_gflops(spec: RunSpec) -> float:
     return 2 * _MATRIX**3 / best / 1e9
 
 
-def judge(spec: RunSpec, rank_env: RankEnv, folder: Path, facts: NodeFacts) -> int:
+def judge(
+    spec: RunSpec, rank_env: RankEnv, folder: Path, facts: NodeFacts, address_file: AddressFile | None = None
+) -> int:
     """Compare the nodes' facts, test the links between them, print the result on the first; return the exit code."""
     from trimaran.launchers.rendezvous.store import join_rendezvous
 
     try:
-        rendezvous = join_rendezvous(rank_env, os.environ, spec.launcher, folder)
+        rendezvous = join_rendezvous(rank_env, os.environ, spec.launcher, folder, announced=address_file)
     except AddressError as error:
         if rank_env.rank != 1:
             raise
@@ -160,9 +167,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except (ValueError, OSError) as error:
-        _say(f"error: {error}")
-        code = 1
-    exit_process(code)
+    exit_process(run_main(main))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from trimaran.launchers.slurm.commands import SlurmError, call
 from trimaran.launchers.slurm.node_report import NodeReport
+from trimaran.launchers.terminal import run_main
 from trimaran.runtime.checkpoint.folder import latest, step_of
 from trimaran.runtime.spec import RunSpec, load_spec
 
@@ -118,4 +119,4 @@ def _update(command: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

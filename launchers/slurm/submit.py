@@ -1,5 +1,6 @@
 """`trimaran train --launcher slurm`: submit a run as a batch job, and follow the job where the user wants that."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,12 +29,13 @@ def train_on_slurm(spec_path: Path, overrides: list[str], array: list[str], *, d
     folders = ", ".join(str(folder) for folder, _ in planned.runs)
     say(f"job {number} submitted; run folder{'s' if array else ''} {folders}")
     folder = planned.runs[0][0]
+    run = shlex.quote(str(folder))
     if not following:
-        say(f"see trimaran status {folder}, trimaran logs {folder} --follow, trimaran cancel {folder}")
+        say(f"see trimaran status {run}, trimaran logs {run} --follow, trimaran cancel {run}")
         return 0
     try:
         state = follow(last_job(folder), say, sys.stdout.buffer)
     except KeyboardInterrupt:
-        say(f"job {number} goes on; trimaran logs {folder} --follow shows it again")
+        say(f"job {number} goes on; trimaran logs {run} --follow shows it again")
         return 0
     return state.exit_code or (0 if state.state == "COMPLETED" else 1)

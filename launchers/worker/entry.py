@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from trimaran.launchers.env.exit_codes import Stopped, exit_code_after
-from trimaran.launchers.env.rank_env import Kind, read_env
+from trimaran.launchers.env.limits import raise_soft_limits
+from trimaran.launchers.env.rank_env import Kind, RankEnv, read_env
+from trimaran.launchers.rendezvous.address_file import AddressFile
 from trimaran.launchers.worker.process import Rank
 from trimaran.launchers.worker.tasks import SpecFile, TaskFile
+from trimaran.runtime.spec import load_spec
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
 _Launcher = Literal["auto"] | Kind
@@ -64,15 +67,30 @@ def run_rank(rank: Rank, source: TaskFile | SpecFile, launcher: _Launcher) -> in
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         rank.env = read_env(os.environ, launcher)
+        raise_soft_limits()
         _set_process_name(f"trimaran-{rank.number}")
+        if isinstance(source, SpecFile):
+            rank.address_file = announce(rank.env, source)
         from trimaran.launchers.worker.run import connect, run_task  # torch; an error of its import is reported too
 
         connection = connect(rank, source)
-        return run_task(rank, connection)
+        exit_code = run_task(rank, connection)
+        rank.release_lock()
+        return exit_code
     except Stopped as stopped:  # the reader of the output is gone: nothing has failed
         rank.exit(exit_code_after(stopped.signal_number))
     except BaseException as error:  # noqa: BLE001 - any error must reach the other ranks and the launcher
         rank.fail(error)
+
+
+def announce(rank_env: RankEnv, source: SpecFile) -> AddressFile | None:
+    """On rank 0 of a Slurm step, show the other ranks that it lives while it imports torch; None on others."""
+    if rank_env.launcher != "slurm" or rank_env.rank or rank_env.world_size == 1:
+        return None
+    folder = Path(load_spec(source.path, list(source.overrides)).train.output_dir)
+    address_file = AddressFile(folder, rank_env.start)
+    address_file.announce()
+    return address_file
 
 
 def exit_with_parent() -> None:

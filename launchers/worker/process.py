@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -13,8 +14,12 @@ from typing import Any, NoReturn
 
 from trimaran.launchers.env.exit_codes import write_exit_file
 from trimaran.launchers.env.rank_env import RankEnv
+from trimaran.launchers.rendezvous.address_file import AddressFile
+from trimaran.launchers.terminal import is_for_users, sentence
 from trimaran.launchers.worker.failure_relay import Failure, FailureRelay
+from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.grid import coordinates, describe_coordinates
+from trimaran.runtime.processes import usable_cores
 from trimaran.runtime.spec import RunSpec
 
 ERROR_FILE = "error.json"
@@ -31,6 +36,7 @@ _PEER_LOST = (
     "is gone",
     " lost rank ",
 )
+_TIMED_OUT = re.compile(r"time[ -]?out|timed out", re.IGNORECASE)
 _CAUSE_S = 3.0  # for the failure relay to report the cause of a consequence
 _CLEAN_UP_S = 2.0  # for the main thread to fail by itself and remove half-written files when another rank has failed
 
@@ -46,12 +52,16 @@ class Rank:
         env: None until the launcher's environment has been read.
         step: the training step under way, None before the first.
         relay: None until the ranks are connected.
+        address_file: in which rank 0 of a Slurm step gives signs of life until it leaves its address there.
+        lock: of the run folder, on rank 0 where no process of ours has started the ranks.
     """
 
     def __init__(self, *, announces: bool) -> None:
         self.env: RankEnv | None = None
         self.step: int | None = None
         self.relay: FailureRelay | None = None
+        self.address_file: AddressFile | None = None
+        self.lock: FolderLock | None = None
         self._announces = announces
         self._folder: Path | None = None
         self._grid = ""
@@ -88,8 +98,8 @@ class Rank:
     def fail(self, error: BaseException) -> NoReturn:
         """Exit because of an error of this rank, and make the other ranks exit too."""
         text = str(error).strip()
-        is_sentence = bool(text) and isinstance(error, _SENTENCES)
-        message = text if is_sentence else f"{type(error).__name__}: {text}"
+        is_sentence = bool(text) and (isinstance(error, _SENTENCES) or is_for_users(error))
+        message = sentence(error) if is_sentence else f"{type(error).__name__}: {text}"
         secondary = isinstance(error, RuntimeError | OSError) and any(words in text for words in _PEER_LOST)
         if secondary and self.relay is not None:
             self._has_cause.wait(_CAUSE_S)
@@ -97,6 +107,11 @@ class Rank:
             self.exit(self._cause.exit_code)
         details = self._write_traceback(error)
         failure = Failure(self.number, self.where, self.step, message, details="" if is_sentence else details)
+        if self.relay is not None and isinstance(error, RuntimeError | OSError) and _TIMED_OUT.search(text):
+            cause = self.relay.send(failure, timed_out=True)
+            if cause is not None:
+                self._follow(cause)
+                self.exit(cause.exit_code)
         self._write_record(failure, secondary=secondary)
         if self.relay is None or self.number == 0:
             self._announce(failure)
@@ -107,6 +122,12 @@ class Rank:
 
     def exit_after(self, failure: Failure) -> None:
         """Exit because another rank has failed. Runs in the relay's thread and does not return."""
+        self._follow(failure)
+        time.sleep(_CLEAN_UP_S)
+        self.exit(failure.exit_code)
+
+    def _follow(self, failure: Failure) -> None:
+        """Record and announce the failure of another rank, because of which this one exits."""
         self._write_record(failure, secondary=True)
         # Rank 0 announces a failure, unless it is the one that died without a message.
         if self.number == 0 or (self.number == 1 and failure.rank == 0):
@@ -114,14 +135,18 @@ class Rank:
             self._write_exit_file(failure.exit_code)
         self._cause = failure  # only after the record and the announcement: the main thread may exit at once
         self._has_cause.set()
-        time.sleep(_CLEAN_UP_S)
-        self.exit(failure.exit_code)
 
     def exit(self, exit_code: int) -> NoReturn:
         """Exit with this code; rank 0 writes the exit file first."""
         if self.number == 0:
             self._write_exit_file(exit_code)
+        self.release_lock()
         exit_process(exit_code)
+
+    def release_lock(self) -> None:
+        """Release the run folder; may be called again."""
+        if self.lock is not None:
+            self.lock.release()
 
     def _write_exit_file(self, exit_code: int) -> None:
         if self._announces:
@@ -135,7 +160,8 @@ class Rank:
     def _write_traceback(self, error: BaseException) -> str:
         """Return the file's path, "" where it could not be written."""
         if self._folder is None:
-            traceback.print_exception(error)
+            if not is_for_users(error):
+                traceback.print_exception(error)
             return ""
         file = self._folder / _TRACEBACK_FILE
         try:
@@ -150,8 +176,11 @@ class Rank:
         ours = [] if self._folder is None else [self._folder / ERROR_FILE]
         agents = [Path(name) for name in (os.environ.get("TORCHELASTIC_ERROR_FILE"),) if name]
         for file in (*ours, *agents):
-            with contextlib.suppress(OSError):
+            try:
                 file.write_text(json.dumps(record), encoding="utf-8")
+            except OSError:  # a full disk, for one: torchrun's agent would fail on a half-written file
+                with contextlib.suppress(OSError):
+                    file.unlink(missing_ok=True)
 
 
 def exit_process(exit_code: int) -> NoReturn:
@@ -170,4 +199,4 @@ def exit_process(exit_code: int) -> NoReturn:
 
 def threads_per_rank(spec: RunSpec, local_world_size: int) -> int:
     """Return the CPU threads of a rank: launcher.threads_per_rank, or an even share of this host's cores."""
-    return spec.launcher.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    return spec.launcher.threads_per_rank or max(1, usable_cores() // local_world_size)

@@ -1,9 +1,7 @@
-"""A rank's device, its process group and the mesh over it. The only file that calls `init_process_group`."""
+"""A rank's process group and the mesh over it. The only file that calls `init_process_group`."""
 
 import os
-import sys
 from datetime import timedelta
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -75,24 +73,3 @@ def _choose_interface(address: str) -> None:
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
-
-
-def choose_device(wish: Literal["auto", "cpu", "cuda"], local_rank: int, local_world_size: int) -> torch.device:
-    """Return this rank's device: a GPU of its own, or the CPU where "auto" finds fewer GPUs than ranks of the host.
-
-    Raises:
-        ValueError: `wish` is "cuda" and the host has fewer GPUs than ranks.
-    """
-    num_gpus = torch.cuda.device_count() if wish != "cpu" else 0
-    if num_gpus < local_world_size:
-        if wish == "cuda":
-            raise ValueError(
-                f"launcher.device is cuda, and this host has {num_gpus} GPUs for {local_world_size} ranks; lower "
-                "parallel.tp, pp or dp, or set launcher.device to auto or cpu"
-            )
-        if num_gpus and local_rank == 0:
-            print(f"{local_world_size} ranks on a host with {num_gpus} GPUs: training on the CPU", file=sys.stderr)
-        return torch.device("cpu")
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device

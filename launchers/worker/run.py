@@ -5,25 +5,28 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from trimaran.launchers.env.exit_codes import exit_code_after
 from trimaran.launchers.env.rank_env import RankEnv, read_env
-from trimaran.launchers.prepare_run import prepare_run, try_to_report
+from trimaran.launchers.prepare_run import lock_run, prepare_run, try_to_report
 from trimaran.launchers.rendezvous.fingerprint import check_same_everywhere, facts_of_rank
 from trimaran.launchers.rendezvous.mpi import MPIWorld
 from trimaran.launchers.rendezvous.store import Rendezvous, join_rendezvous, single_process
-from trimaran.launchers.worker.failure_relay import FailureRelay
+from trimaran.launchers.worker.device import Resources, check_resources, choose_device, resources_of, threads_of_rank
+from trimaran.launchers.worker.failure_relay import FailureRelay, this_process
 from trimaran.launchers.worker.generate import run_generate
-from trimaran.launchers.worker.process import Rank, threads_per_rank
-from trimaran.launchers.worker.process_group import choose_device, join_world, leave_world
+from trimaran.launchers.worker.process import Rank
+from trimaran.launchers.worker.process_group import join_world, leave_world
 from trimaran.launchers.worker.tasks import SpecFile, Task, TaskFile, TrainTask, read_task
 from trimaran.runtime.data.prepare import open_prepared
+from trimaran.runtime.files import write_text
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
+from trimaran.runtime.train.hardware import describe_machine
 from trimaran.runtime.train.loop import train
 from trimaran.runtime.train.signals import STOPPING, StopRequest
 
@@ -57,10 +60,12 @@ def connect(rank: Rank, source: TaskFile | SpecFile) -> Connection:
     assert rank_env is not None, "read_env comes first"
     task, spec, folder = _read(rank, rank_env, source)
     mpi = MPIWorld(rank_env) if rank_env.launcher == "mpi" else None
-    rendezvous = join_rendezvous(rank_env, os.environ, spec.launcher, folder, mpi.broadcast if mpi else None)
+    broadcast = mpi.broadcast if mpi else None
+    rendezvous = join_rendezvous(rank_env, os.environ, spec.launcher, folder, broadcast, rank.address_file)
     connect_failure_relay(rank, rendezvous)
     if task is None:
         if rank.number == 0:
+            rank.lock = lock_run(folder)
             rendezvous.store.set("task", str(prepare_run(spec, folder).resolve()))
         task = read_task(Path(rendezvous.wait_for("task")))
     mesh, device = _join(rank, rendezvous, task, spec, mpi.all_gather if mpi else rendezvous.all_gather)
@@ -112,7 +117,7 @@ def _read(rank: Rank, rank_env: RankEnv, source: TaskFile | SpecFile) -> tuple[T
         task = None
         spec = load_spec(source.path, list(source.overrides))
         folder = Path(spec.train.output_dir)
-    check_world_size(spec, rank_env.world_size)
+    check_world_size(spec, rank_env.world_size, rank_env.size_name)
     rank.set_coordinates(spec)
     if isinstance(source, SpecFile):
         rank.keep_records(folder / "logs" / f"{rank_env.launcher}-{rank_env.start}")
@@ -130,21 +135,32 @@ def connect_failure_relay(rank: Rank, rendezvous: Rendezvous) -> None:
         key = secrets.token_hex(16)
         listener = socket.create_server((rendezvous.address, 0), backlog=1024)
         rank.relay = FailureRelay.serve(listener, key, wheres, rank.exit_after, lambda: rank.step)
-        rendezvous.store.set("failure_relay", json.dumps([rendezvous.address, listener.getsockname()[1], key]))
+        place = [rendezvous.address, listener.getsockname()[1], key, this_process()]
+        rendezvous.store.set("failure_relay", json.dumps(place))
     else:
-        address, port, key = json.loads(rendezvous.store.get("failure_relay"))
-        rank.relay = FailureRelay.connect(address, port, key, rank_env.rank, rank.exit_after, wheres[0])
+        address, port, key, (machine, pid) = json.loads(rendezvous.store.get("failure_relay"))
+        rank_0 = (machine, pid)
+        rank.relay = FailureRelay.connect(address, port, key, rank_env.rank, rank.exit_after, wheres[0], rank_0)
 
 
 def _join(
     rank: Rank, rendezvous: Rendezvous, task: Task, spec: RunSpec, all_gather: Callable[[str], list[str]]
 ) -> tuple[Mesh, torch.device]:
-    """Check that all ranks have the same run and code, join the process group, and return the mesh and the device."""
+    """Check that all ranks have the same run, code and kind of device; join the process group.
+
+    Returns the mesh and the device.
+    """
     rank_env = rendezvous.rank_env
     facts = facts_of_rank(spec, task.data if isinstance(task, TrainTask) else None, rank.where)
     check_same_everywhere(all_gather(facts))
-    torch.set_num_threads(threads_per_rank(spec, rank_env.local_world_size))
     device = choose_device(spec.launcher.device, rank_env.local_rank, rank_env.local_world_size)
+    mine = resources_of(spec, device, rank.where)
+    found = [Resources(**json.loads(text)) for text in all_gather(json.dumps(asdict(mine)))]
+    check_resources(found)
+    torch.set_num_threads(threads_of_rank(spec, found, rank_env.rank))
+    if isinstance(task, TrainTask) and rank_env.rank == 0:
+        machine = describe_machine([each.gpu_name for each in found if each.gpu_name])
+        write_text(Path(spec.train.output_dir) / "machine.json", json.dumps(machine))
     return join_world(spec, device, rendezvous), device
 
 

@@ -59,7 +59,10 @@ Task = TrainTask | GenerateTask
 
 def read_task(path: Path) -> Task:
     """Read the task file that the launcher, or rank 0, wrote."""
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no whole task file ({error}); start the run anew") from error
     return TrainTask.model_validate(raw) if raw["kind"] == "train" else GenerateTask.model_validate(raw)
 
 

@@ -3,9 +3,11 @@
 import hashlib
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from trimaran.runtime.folder_lock import FolderLock
 
 _READ_BYTES = 1 << 20
 
@@ -37,6 +39,24 @@ def unreadable(path: Path, error: BaseException) -> DataError:
     )
 
 
+def build_once(target: Path, build: Callable[[Path], None]) -> None:
+    """Build a folder unless it is there: one process builds it, and others with the same target wait for that."""
+    if target.exists():
+        return
+    try:
+        lock = FolderLock.beside(target, "trimaran train", waits=True)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    with lock:
+        if not target.exists():
+            with new_folder(target) as temporary:
+                build(temporary)
+
+
+def _unwritable(target: Path, error: OSError) -> DataError:
+    return DataError(f"cannot write under {target.parent}: {error.strerror}; point data.cache_dir at a writable folder")
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder, renamed to `target` when the block ends and removed when it raises.
@@ -48,9 +68,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise DataError(
-            f"cannot write under {target.parent}: {error.strerror}; point data.cache_dir at a writable folder"
-        ) from error
+        raise _unwritable(target, error) from error
     try:
         yield temporary
         try:

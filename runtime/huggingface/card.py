@@ -4,6 +4,7 @@ Uses only what the run folder has.
 """
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -174,7 +175,7 @@ def _use(card: Card) -> Iterator[str]:
     yield "```"
     yield ""
     if is_causal:
-        yield f"or `vllm serve {card.name}`, where vLLM has the architecture."
+        yield f"or `vllm serve {shlex.quote(card.name)}`, where vLLM has the architecture."
         yield ""
     yield (
         "The export was held against the run it comes from (both in float32, from these weights; "

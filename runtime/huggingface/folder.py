@@ -5,10 +5,11 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from trimaran.runtime.checkpoint.files import fsync_folder
+from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.huggingface.refusals import ConversionError
 
 
@@ -21,24 +22,24 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     Raises:
         ConversionError: the target exists already, or can't be made.
+        FolderInUse: another process makes it right now, or runs in it.
     """
     _refuse_existing(target)
     temporary = target.parent / f".{target.name}.{socket.gethostname()}-{os.getpid()}.tmp"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
-        temporary.mkdir()
-    except OSError as error:
-        raise ConversionError(
-            f"{target} can't be made: {error.strerror} ({error.filename}); choose another folder"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(FolderLock.beside(target, "trimaran import or export"))
+            _remove_leftovers(target)
+            temporary.mkdir()
+        except OSError as error:
+            raise ConversionError(
+                f"{target} can't be made: {error.strerror} ({error.filename}); choose another folder"
+            ) from error
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         yield temporary
         _refuse_existing(target)
         temporary.rename(target)
         fsync_folder(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_disk_space(folder: Path, num_bytes: int, what: str) -> None:

@@ -38,8 +38,11 @@ def broken_rules(spec: RunFields) -> list[FieldError]:
     return errors + RULES.broken(known, spec, shape)
 
 
-def check_world_size(spec: RunFields, world_size: int) -> None:
+def check_world_size(spec: RunFields, world_size: int, name: str = "WORLD_SIZE") -> None:
     """Check that the processes that were started are the ranks that the spec lays out.
+
+    Args:
+        name: of the variable that has their number.
 
     Raises:
         SpecError: they are not; names dp degrees and world sizes that fit.
@@ -56,7 +59,7 @@ def check_world_size(spec: RunFields, world_size: int) -> None:
         sizes = one_of(nearest_multiples(one_replica, world_size))
         replica = f"tp({parallel.tp}) * pp({parallel.pp}) * cp({parallel.cp})"
         fix += f"; with {replica} the world size must be a multiple of {one_replica}, such as {sizes}"
-    rule = f"{axes} = {spec.world_size} != WORLD_SIZE {world_size}"
+    rule = f"{axes} = {spec.world_size} != {name} {world_size}"
     raise SpecError([FieldError("parallel.dp", rule, parallel.dp, fix)])
 
 

@@ -298,7 +298,9 @@ class LauncherSection(BaseModel):
         description="local starts all ranks on this machine, mpi does so by mpirun, slurm submits a batch job.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto takes a GPU for every rank where the host has enough, else the CPU."
+        default="auto",
+        description="auto takes a GPU for every rank where the hosts have GPUs, else the CPU; too few GPUs are an "
+        "error.",
     )
     threads_per_rank: Count | None = Field(
         default=None, description="CPU threads of every rank (null: the cores shared out evenly)."
@@ -316,7 +318,9 @@ class LauncherSection(BaseModel):
         default=None, description="local with several nodes: HOST:PORT of one of them, free there, at which they meet."
     )
     start_timeout_s: Positive = Field(
-        default=30.0, description="Longest wait for rank 0 when the ranks meet, in seconds."
+        default=120.0,
+        description="When the ranks meet: longest wait for rank 0 or another node since its last sign of life, in "
+        "seconds.",
     )
     interface: str | None = Field(
         default=None, description="Network interface by which nodes reach each other, such as ib0 (null: found)."

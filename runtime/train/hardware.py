@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from trimaran.runtime.processes import usable_cores
+
 # Dense 16-bit matrix peaks with 32-bit accumulation, in FLOP/s. Vendors print figures "with sparsity" that are twice
 # these. bfloat16 and float16 have the same peak on every one of them. The first match wins, so a narrower name is
 # before a wider one.
@@ -72,7 +74,7 @@ def describe_machine(accelerators: Sequence[str] = ()) -> dict[str, str | int | 
     """
     return {
         "cpu": _cpu_model(),
-        "cpu_cores": _usable_cores(),
+        "cpu_cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
         "accelerators": ", ".join(f"{list(accelerators).count(name)} x {name}" for name in dict.fromkeys(accelerators))
         or "none",
@@ -91,11 +93,6 @@ def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     except OSError:
         found = None
     return found.group(1).strip() if found else platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    # a batch job is often bound to fewer cores than the node has
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_bytes() -> int | None:

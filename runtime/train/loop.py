@@ -16,6 +16,7 @@ from trimaran.runtime.data.objectives import objective_of
 from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.data.shards import TokenShards
 from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.files import write_text
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh
@@ -256,7 +257,7 @@ class StepLog:
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the run folder."""
-        self._do(lambda metrics: (self._folder / name).write_text(text, encoding="utf-8"))
+        self._do(lambda metrics: write_text(self._folder / name, text))
 
     def _do(self, action: Callable[[MetricsLogger], object]) -> None:
         if self._metrics is not None:

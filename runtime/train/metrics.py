@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
+from trimaran.runtime.files import naming
+
 Row = dict[str, int | float | None]
 """One line of metrics.jsonl: a training row has "loss", an evaluation row has "held_out_loss"."""
 
@@ -188,7 +190,8 @@ class MetricsLogger:
         self.close()
 
     def _write(self, row: Row, prefix: str) -> None:
-        self._file.write(_encode_row(row) + "\n")
+        with naming(Path(self._file.name)):
+            self._file.write(_encode_row(row) + "\n")
         if self._scalars is not None:
             self._scalars.add(
                 int(row["step"] or 0), {_tag(prefix, name): value for name, value in row.items() if name != "step"}

@@ -1,13 +1,24 @@
 """The commands that start no rank: check, schema, and what every command says to a wrong argument."""
 
+import importlib
+import inspect
 import json
+import pkgutil
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
+import typer
 import yaml
 
 from tests.launchers.runs import make_workplace, trimaran
+from trimaran.launchers.cli.console import errors_as_sentences
+from trimaran.launchers.terminal import run_main, sentence
+from trimaran.models.fields import FieldError
 
 
 def test_check_prints_the_resolved_run_and_starts_nothing(tmp_path: Path) -> None:
@@ -85,3 +96,93 @@ def test_every_error_of_a_spec_is_told_at_once(tmp_path: Path) -> None:
     )
     assert outcome.code == 2
     assert all(name in outcome.err for name in ("parallel.pt", "optimizer.lr", "train.seq_len"))
+
+
+# --- errors
+
+
+def error_classes() -> Iterator[type[BaseException]]:
+    """Every exception class that a module of ours defines."""
+    for room in ("kernels", "models", "runtime", "launchers"):
+        package = importlib.import_module(f"trimaran.{room}")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name.endswith("__main__"):
+                continue
+            for _, found in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+                if issubclass(found, BaseException) and found.__module__ == module.name:
+                    yield found
+
+
+def example(kind: type[BaseException]) -> BaseException:
+    """One error of a class, whatever its constructor takes."""
+    values: dict[str, Any] = {
+        "signal_number": signal.SIGTERM, "number": signal.SIGINT, "exit_code": 7,
+        "errors": [FieldError("train.seq_len", "must be positive", 0, "write 128")],
+    }  # fmt: skip
+    parameters = inspect.signature(kind).parameters.values()
+    needed = [each for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
+    return kind(*(values.get(each.name, "it is wrong") for each in needed)) if needed else kind("it is wrong")
+
+
+def test_no_error_of_ours_reaches_the_terminal_as_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = sorted(set(error_classes()), key=lambda kind: kind.__name__)
+    assert {"SlurmError", "CheckpointError", "TrainingDiverged", "FolderInUse", "SpecError"} <= {
+        kind.__name__ for kind in kinds
+    }
+    for kind in kinds:
+        with pytest.raises(typer.Exit) as caught, errors_as_sentences():
+            raise example(kind)
+        assert 0 < caught.value.exit_code < 256, kind
+        said = capsys.readouterr().err
+        assert said.strip(), kind
+        assert "Traceback" not in said, kind
+        if issubclass(kind, Exception):
+
+            def main(kind: type[BaseException] = kind) -> int:
+                raise example(kind)
+
+            assert run_main(main) == 2, "of the programs of a batch job"
+            assert capsys.readouterr().err.startswith("error: "), kind
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(KeyError), errors_as_sentences():
+        raise KeyError("a bug")
+    with pytest.raises(KeyError):
+        run_main(lambda: {}["a bug"])
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError(28, "No space left on device", "/run/metrics.jsonl"),
+            "/run/metrics.jsonl: No space left on device; free",
+        ),
+        (OSError(24, "Too many open files"), "Too many open files; raise the limit of open files (ulimit -n 65536"),
+        (OSError(11, "Resource temporarily unavailable"), "raise the limit of processes (ulimit -u"),
+        (RuntimeError("can't start new thread"), "raise the limit of processes (ulimit -u"),
+        (
+            OSError(27, "File too large", "rank-0"),
+            "rank-0: File too large; raise the limit of a file's size (ulimit -f",
+        ),
+        (FileNotFoundError(2, "No such file or directory", "spec.yaml"), "spec.yaml: No such file or directory"),
+    ],
+)
+def test_the_systems_errors_name_file_and_remedy(error: Exception, words: str) -> None:
+    assert words in sentence(error)
+
+
+def test_slurms_absence_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_workplace(tmp_path)
+    (tmp_path / "my run").mkdir()
+    environment = {"PATH": f"{Path(sys.executable).parent}:/nowhere"}
+    outcome = trimaran(tmp_path, "train", "spec.yaml", "--launcher", "slurm", environment=environment)
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert outcome.err.startswith("error: sbatch is not on this machine's PATH; run this where jobs are submitted")
+    for command in ("logs", "cancel"):
+        outcome = trimaran(tmp_path, command, "my run", environment=environment)
+        assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+        assert (
+            "error: my run has no batch job, and no process runs there; `trimaran logs 'my run' --rank" in outcome.err
+        )

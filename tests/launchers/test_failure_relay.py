@@ -4,8 +4,11 @@ A rank that closes its side, or a stranger that connects, ends nobody.
 """
 
 import json
+import os
 import queue
+import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from contextlib import suppress
 import pytest
 
 from trimaran.launchers.worker.failure_relay import THREAD_NAME, Failure, FailureRelay
+from trimaran.runtime.processes import this_machine
 
 KEY = "a secret"
 PLACES = [f"host h{rank}" for rank in range(4)]
@@ -145,3 +149,81 @@ def test_words_may_come_in_pieces(world: World) -> None:
         world.connection(1).sendall(word[index : index + 7])
         time.sleep(0.01)
     assert world.heard(0).message == "in pieces"
+
+
+# --- a rank that is stopped
+
+
+class Sleeper:
+    """A process that stands for a rank which is stopped: its relay is connected and answers nothing."""
+
+    def __init__(self, world: World, rank: int) -> None:
+        self.process = subprocess.Popen(["sleep", "1000"])
+        os.kill(self.process.pid, signal.SIGSTOP)
+        world.ranks[rank].close()
+        self.connection = socket.create_connection(("127.0.0.1", world.port))
+        hello = {"key": KEY, "rank": rank, "process": self.name}
+        self.connection.sendall(json.dumps(hello).encode() + b"\n")
+        time.sleep(0.3)  # rank 0 has read it
+        world.ranks[0]._side._ended.discard(rank)  # type: ignore[union-attr]
+
+    @property
+    def name(self) -> tuple[str, int]:
+        return this_machine(), self.process.pid
+
+    def has_been_killed(self) -> bool:
+        self.connection.close()
+        return self.process.wait(SOON_S) == -signal.SIGKILL
+
+
+def waits_for(rank: int, other: int) -> Failure:
+    return Failure(rank, PLACES[rank], 7, f"rank {rank} waits for rank {other}: no answer within the time-out")
+
+
+@pytest.mark.parametrize("asking", [0, 1])
+def test_after_a_time_out_the_stopped_rank_is_named_and_killed(world: World, asking: int) -> None:
+    """Rank 1 waits for rank 2, which waits for rank 3."""
+    stopped = Sleeper(world, 3)
+    cause = world.ranks[asking].send(waits_for(asking, 2), timed_out=True)
+    assert cause is not None
+    assert (cause.rank, cause.where, cause.exit_code) == (3, "host h3", 137)
+    assert "it was stopped (by SIGSTOP or a debugger)" in cause.message
+    assert world.heard(2) == cause
+    assert stopped.has_been_killed()
+
+
+def test_after_a_time_out_among_living_ranks_its_own_message_stands(world: World) -> None:
+    failure = waits_for(1, 2)
+    assert world.ranks[1].send(failure, timed_out=True) is None
+    assert world.heard(0) == failure
+    assert world.heard(2) == failure
+
+
+def test_a_failure_during_the_roll_call_is_the_cause(world: World) -> None:
+    stopped = Sleeper(world, 3)
+    reason = Failure(2, PLACES[2], 7, "no space left")
+    answer: list[Failure | None] = []
+    asking = threading.Thread(target=lambda: answer.append(world.ranks[1].send(waits_for(1, 2), timed_out=True)))
+    asking.start()
+    time.sleep(0.3)
+    world.ranks[2].send(reason)
+    asking.join(SOON_S)
+    assert world.heard(0) == reason
+    assert answer == [reason]
+    stopped.process.kill()
+    assert stopped.has_been_killed()
+
+
+def test_rank_0_that_is_stopped_is_named_and_killed_by_the_others() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = subprocess.Popen(["sleep", "1000"])
+        os.kill(process.pid, signal.SIGSTOP)
+        told: queue.Queue[Failure] = queue.Queue()
+        port, rank_0 = listener.getsockname()[1], (this_machine(), process.pid)
+        rank = FailureRelay.connect("127.0.0.1", port, KEY, 1, told.put, PLACES[0], rank_0)
+        cause = rank.send(waits_for(1, 0), timed_out=True)
+    assert cause is not None
+    assert (cause.rank, cause.where) == (0, PLACES[0])
+    assert "it was stopped" in cause.message
+    assert process.wait(SOON_S) == -signal.SIGKILL
+    assert told.empty()

@@ -86,7 +86,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def generate(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
     # Threads that wait for each other are slow where other tests want the same cores.
-    monkeypatch.setattr("trimaran.launchers.worker.run.threads_per_rank", lambda spec, size: 1)
+    monkeypatch.setattr("trimaran.launchers.worker.run.threads_of_rank", lambda spec, found, rank: 1)
 
     def call(*options: str) -> Answer:
         threads = torch.get_num_threads()

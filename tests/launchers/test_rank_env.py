@@ -2,7 +2,7 @@
 
 import pytest
 
-from trimaran.launchers.env.rank_env import RankEnv, RankEnvError, read_env, tasks_per_node
+from trimaran.launchers.env.rank_env import RankEnv, RankEnvError, is_rank, read_env, tasks_per_node
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n1",
@@ -20,6 +20,10 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
     "PMIX_RANK": "3",
+}  # fmt: skip
+SHELL = {
+    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
+    "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1",
 }  # fmt: skip
 BATCH = {
     "SLURM_JOB_ID": "7",
@@ -44,6 +48,11 @@ BATCH = {
         (BATCH, ("single", 0, 1, 0, 1)),
         (BATCH | {"SLURM_STEP_ID": str(0xFFFFFFFA)}, ("single", 0, 1, 0, 1)),
         ({"WORLD_SIZE": "8", "MASTER_ADDR": "x"}, ("single", 0, 1, 0, 1)),
+        # the shell of `srun --pty bash` where srun has an MPI plugin by default
+        (SHELL | {"PMI_RANK": "0", "PMI_SIZE": "1"}, ("slurm", 0, 1, 0, 1)),
+        (SHELL | {"PMIX_RANK": "0"}, ("slurm", 0, 1, 0, 1)),
+        ({"PMIX_RANK": "0"}, ("single", 0, 1, 0, 1)),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, ("single", 0, 1, 0, 1)),
         # an agent a node, started by srun; mpirun inside a job, whose hydra proxies are the tasks of a step
         (STEP | TORCHRUN, ("torchrun", 5, 8, 1, 4)),
         (STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_PROCID": "0"} | HYDRA,
@@ -51,7 +60,8 @@ BATCH = {
     ],
     ids=[
         "torchrun", "slurm", "hydra", "open-mpi", "srun-pmi2", "srun-pmix", "single", "batch-script",
-        "interactive-step", "left-over", "agent-in-a-step", "mpirun-in-a-job",
+        "interactive-step", "left-over", "shell-pmi2", "shell-pmix", "pmix-alone", "mpi-of-one",
+        "agent-in-a-step", "mpirun-in-a-job",
     ],
 )  # fmt: skip
 def test_place_in_each_launchers_environment(
@@ -65,6 +75,7 @@ def test_place_in_each_launchers_environment(
         rank_env.local_rank,
         rank_env.local_world_size,
     ) == expected
+    assert is_rank(environment) == (expected[0] != "single" and expected[2] > 1)
 
 
 def test_starts_that_must_not_be_mixed_up_have_names_of_their_own() -> None:
@@ -102,7 +113,7 @@ def test_nodes_of_one_host_are_told_apart_by_slurms_name() -> None:
         (STEP | {"SLURM_STEP_TASKS_PER_NODE": "2*2"}, r"SLURM_STEP_TASKS_PER_NODE is '2\*2'"),
         (STEP | {"SLURM_NODEID": "2"}, "SLURM_NODEID is 2, and SLURM_STEP_TASKS_PER_NODE names 2 nodes"),
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "PMI_SIZE is set, as mpirun does, but not MPI_LOCALRANKID"),
-        ({"PMIX_RANK": "0"}, "no variable of an MPI launcher is set"),
+        ({"PMIX_RANK": "1"}, "PMIX_RANK is 1, but no variable says how many ranks .* pass --launcher local"),
     ],
 )
 def test_an_environment_that_contradicts_itself_is_refused(environment: dict[str, str], words: str) -> None:

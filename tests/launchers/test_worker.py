@@ -1,32 +1,146 @@
-"""Which device a rank takes, and what it does not import."""
+"""Which device and how many threads a rank takes, that all ranks agree on them, and what a rank does not import."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
 
 from tests.launchers.forked import fork_server
-from trimaran.launchers.worker.process_group import choose_device
+from trimaran.launchers.rendezvous.fingerprint import InconsistentRanksError
+from trimaran.launchers.worker import device as devices
+from trimaran.launchers.worker.device import (
+    DeviceError,
+    Resources,
+    check_resources,
+    choose_device,
+    resources_of,
+    threads_of_rank,
+)
+from trimaran.runtime.spec import RunSpec, parse_spec
+
+CPU = Resources("host a", "a", "cpu", "gloo", "float32", "torch", "", "", 0, "ff", None)
+GPU = replace(CPU, device="cuda", backend="nccl", kernels="triton", gpu="GPU-0", gpu_name="H100", num_gpus=8)
 
 
-@pytest.mark.parametrize(("num_gpus", "wish"), [(0, "auto"), (1, "auto"), (4, "cpu")])
-def test_cpu_where_there_are_too_few_gpus_or_it_is_asked_for(
-    num_gpus: int, wish: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def spec_of(**launcher: object) -> RunSpec:
+    raw: dict[str, Any] = {
+        "model": {"num_layers": 1, "hidden_size": 16, "num_heads": 2},
+        "optimizer": {"lr": 1e-3},
+        "train": {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": 16},
+        "launcher": launcher,
+    }
+    return parse_spec(raw)
+
+
+def see(monkeypatch: pytest.MonkeyPatch, num_gpus: int, of_host: int) -> list[torch.device]:
+    """Have torch see some of the GPUs of the host; return the list of devices that are set."""
+    taken: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
-    assert choose_device(wish, 0, 2) == torch.device("cpu")  # type: ignore[arg-type]
-
-
-def test_too_few_gpus_for_cuda_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="this host has 1 GPUs for 8 ranks"):
-        choose_device("cuda", 0, 8)
-
-
-def test_a_rank_with_a_gpu_of_its_own_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    assert choose_device("auto", 3, 8) == torch.device("cuda", 3)
-    assert taken == [torch.device("cuda", 3)]
+    monkeypatch.setattr(devices, "_gpus_of_host", lambda: [f"nvidia{index}" for index in range(of_host)])
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("wish", "num_gpus", "of_host", "visible"),
+    [("auto", 0, 0, None), ("cpu", 4, 4, None), ("auto", 0, 8, ""), ("auto", 0, 8, "-1"), ("auto", 0, 8, "NoDevFiles")],
+)
+def test_the_cpu_is_taken_where_there_is_no_gpu_or_none_is_wanted(
+    wish: Literal["auto", "cpu"], num_gpus: int, of_host: int, visible: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see(monkeypatch, num_gpus, of_host)
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert choose_device(wish, 0, 2, environment) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("wish", "of_host", "words"),
+    [
+        ("auto", 8, r"this host has 8 GPUs, and torch .* sees none of them here: .*set launcher\.device to cpu"),
+        ("cuda", 0, r"launcher\.device is cuda, and torch .* sees none"),
+    ],
+)
+def test_the_cpu_is_not_taken_silently(
+    wish: Literal["auto", "cuda"], of_host: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see(monkeypatch, 0, of_host)
+    with pytest.raises(DeviceError, match=words):
+        choose_device(wish, 0, 2, {})
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "local_rank", "local_world_size", "index"),
+    [(8, 3, 8, 3), (1, 3, 4, 0), (2, 3, 4, 1), (4, 1, 2, 1), (1, 0, 1, 0)],
+)
+def test_a_rank_takes_the_gpu_of_its_number_or_of_its_own_view(
+    num_gpus: int, local_rank: int, local_world_size: int, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --gpus-per-task=1 each rank sees one GPU, and that is number 0."""
+    taken = see(monkeypatch, num_gpus, 8)
+    assert choose_device("auto", local_rank, local_world_size, {}) == torch.device("cuda", index)
+    assert taken == [torch.device("cuda", index)]
+
+
+def test_gpus_of_their_own_and_ranks_of_one_kind_are_accepted() -> None:
+    check_resources([replace(GPU, gpu=f"GPU-{rank}", num_gpus=1) for rank in range(4)])
+    check_resources([GPU, replace(GPU, machine="b")])  # the same name on another host
+    check_resources([CPU] * 4)
+
+
+def test_ranks_that_would_share_a_gpu_are_refused() -> None:
+    """Seven of a node's eight GPUs are there."""
+    found = [replace(GPU, gpu=f"GPU-{rank % 7}", num_gpus=7) for rank in range(8)]
+    with pytest.raises(
+        DeviceError, match=r"ranks 0 and 7 \(host a\) would share one GPU, H100 GPU-0: torch sees 7 there for 8 ranks"
+    ):
+        check_resources(found)
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (replace(CPU, where="host b"), r"device: cuda on ranks 0-1 \(host a\), cpu on rank 2 \(host b\)"),
+        (replace(GPU, gpu="GPU-2", backend="gloo"), "backend: nccl on ranks 0-1 .*, gloo on rank 2"),
+        (replace(GPU, gpu="GPU-2", dtype="bfloat16"), "dtype: float32 on ranks 0-1 .*, bfloat16 on rank 2"),
+        (replace(GPU, gpu="GPU-2", kernels="torch"), "kernels: triton on ranks 0-1 .*, torch on rank 2"),
+    ],
+)
+def test_ranks_that_differ_are_listed(odd: Resources, words: str) -> None:
+    with pytest.raises(InconsistentRanksError, match=words):
+        check_resources([GPU, replace(GPU, gpu="GPU-1"), odd])
+
+
+@pytest.mark.parametrize(
+    ("masks", "quota", "threads"),
+    [
+        ([f"{0xFF << 8 * rank:x}" for rank in range(8)], None, [8] * 8),  # Slurm: 8 CPUs a task, 8 tasks
+        (["f" * 16] * 8, None, [8] * 8),  # torchrun: one mask for all
+        (["3", "3", "fc"], None, [1, 1, 6]),
+        (["1"] * 4, None, [1] * 4),
+        (["f" * 16] * 8, 16, [2] * 8),  # a container with a share of the CPU time
+    ],
+)
+def test_a_rank_has_its_share_of_the_cores_that_it_may_use(
+    masks: list[str], quota: int | None, threads: list[int]
+) -> None:
+    found = [replace(CPU, cores=mask, quota=quota) for mask in masks] + [replace(CPU, machine="b")]
+    assert [threads_of_rank(spec_of(), found, rank) for rank in range(len(masks))] == threads
+    assert threads_of_rank(spec_of(threads_per_rank=3), found, 0) == 3
+
+
+def test_a_rank_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = resources_of(spec_of(), torch.device("cpu"), "host a")
+    assert (here.device, here.backend, here.dtype, here.kernels, here.gpu) == ("cpu", "gloo", "float32", "torch", "")
+    assert int(here.cores, 16)
+    properties = SimpleNamespace(uuid="1-2-3", name="NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(devices, "kernels_of", lambda spec, device: (SimpleNamespace(name="triton"), ""))
+    there = resources_of(spec_of(), torch.device("cuda", 1), "host a")
+    assert (there.device, there.backend, there.kernels) == ("cuda", "nccl", "triton")
+    assert (there.gpu, there.gpu_name, there.num_gpus) == ("1-2-3", "NVIDIA H200", 8)
 
 
 def test_a_rank_starts_without_the_compiler() -> None:

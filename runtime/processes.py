@@ -1,0 +1,74 @@
+"""Other processes of this host, as Linux shows them in /proc. Imports no torch."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def this_machine() -> str:
+    """Return a name of this kernel's boot and this process's namespace of process numbers; "" where it has none."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def start_of(pid: int) -> str:
+    """Return when a process of this host started, in the kernel's clock ticks; "" where it has ended."""
+    fields = _stat_of(pid)
+    return fields[19] if fields and fields[0] not in "ZX" else ""
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a process of this host is stopped, by SIGSTOP or a debugger."""
+    return _stat_of(pid)[:1] in (["T"], ["t"])
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the living child processes of a process of this host."""
+    names = [name for name in os.listdir("/proc") if name.isdigit()] if os.path.isdir("/proc") else []
+    return [int(name) for name in names if (stat := _stat_of(int(name)))[1:2] == [str(pid)] and stat[0] not in "ZX"]
+
+
+def _stat_of(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on, none where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def cgroup_values(*names: str) -> list[list[str]]:
+    """Return the words of files such as `cpu.max` of each control group that this process is in, outermost last.
+
+    Groups that lack one of the files are left out. A container sees its own group as the root.
+    """
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "" or names[0].partition(".")[0] in controllers.split(","):
+            top = Path("/sys/fs/cgroup", controllers)
+            group = top / path.lstrip("/")
+            for folder in (each for each in (group, *group.parents) if each.is_relative_to(top)):
+                with suppress(OSError):
+                    texts = [(folder / name).read_text(encoding="utf-8") for name in names]
+                    found.append(" ".join(texts).split())
+    return found
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use: those of its mask, or fewer where a control group has a quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, quota_of_cores() or cores))
+
+
+def quota_of_cores() -> int | None:
+    """Return how many cores' time the control groups of this process may use, rounded up; None for all."""
+    of_versions = [*cgroup_values("cpu.max"), *cgroup_values("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    quotas = [-(-int(quota) // int(period)) for quota, period in of_versions if quota.isdigit() and int(period)]
+    return min(quotas, default=None)
