@@ -18,7 +18,8 @@ from trimaran.runtime.spec import RunSpec
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
 
-_RUN = "trimaran/run"  # key of the nodes' store: a name of this run
+RUN = "trimaran/run"
+"""Key of the nodes' store: a name of this run."""
 _OWN_ANSWER_S = 10.0
 
 
@@ -51,15 +52,15 @@ def run_node_by_hand(spec: RunSpec, spec_path: Path, overrides: list[str]) -> in
     from trimaran.launchers.rendezvous.network import own_address
 
     host, _, port = spec.launcher.rendezvous.rpartition(":")
-    store = _store_at(host, int(port), spec.launcher.start_timeout_s)
+    store = store_at(host, int(port), spec.launcher.start_timeout_s)
     address = own_address(spec.launcher.interface, store.host)
     logs = Path(spec.train.output_dir) / "logs" / time.strftime("agents-%Y%m%d-%H%M%S") / node_name({})
     return run_node(
-        Node(store.get(_RUN).decode(), store, address, spec.launcher.nodes, ranks, logs), spec, spec_path, overrides
+        Node(store.get(RUN).decode(), store, address, spec.launcher.nodes, ranks, logs), spec, spec_path, overrides
     )
 
 
-def _store_at(host: str, port: int, timeout_s: float) -> "TCPStore":
+def store_at(host: str, port: int, timeout_s: float) -> "TCPStore":
     """Return the nodes' store: served here if the address is this node's, otherwise the one at that address."""
     from trimaran.launchers.rendezvous.network import AddressError, interface_of, resolve_name
     from trimaran.launchers.rendezvous.store import connect_store, serve_store
@@ -68,14 +69,14 @@ def _store_at(host: str, port: int, timeout_s: float) -> "TCPStore":
     if addresses:
         try:
             store = serve_store(addresses[0], port)
-            store.set(_RUN, secrets.token_hex(6))
+            store.set(RUN, secrets.token_hex(6))
             return store
         except AddressError:
             # Another agent of this run on this node serves it, which answers at once, or the port is taken.
             timeout_s = min(timeout_s, _OWN_ANSWER_S)
     store = connect_store(host, port, timeout_s, "the store of the nodes (launcher.rendezvous)")
     try:
-        store.wait([_RUN], timedelta(seconds=timeout_s))
+        store.wait([RUN], timedelta(seconds=timeout_s))
     except RuntimeError as error:
         raise AddressError(
             f"{host}:{port} (launcher.rendezvous) is the store of another program than trimaran; choose another port"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _BACKEND = "trimaran"
 _SHUTDOWN_S = 120  # for the ranks to save after a signal, before the agent kills them
 _KEEP_ALIVE_S = 2
-_WATCH_S = 1.0
+_WATCH_S, _ROLL_CALL_S = 1.0, 10.0
 # The path of a socket has at most 107 bytes.
 _LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
@@ -189,8 +189,8 @@ def _make_handler(parameters: "RendezvousParameters") -> "RendezvousHandler":
 def _stopped_ranks_killed(ranks: int, timeout_s: float) -> Iterator[None]:
     """Kill ranks of this node that are stopped (SIGSTOP) once the others can't wait for them any longer.
 
-    That is after `timeout_s`, or when another rank has ended. A stopped process does not act on SIGTERM, for which the
-    agent would give it half a minute.
+    That is some time after `timeout_s`, in which the ranks themselves find the cause, or when another rank has ended.
+    A stopped process does not act on SIGTERM, for which the agent would give it half a minute.
     """
     done = threading.Event()
 
@@ -203,7 +203,9 @@ def _stopped_ranks_killed(ranks: int, timeout_s: float) -> Iterator[None]:
             most = min(ranks, max(most, len(children)))
             since = {pid: since.get(pid, time.monotonic()) for pid in children if is_stopped(pid)}
             for pid, start in since.items():
-                if len(children) < most or time.monotonic() - start > timeout_s + _WATCH_S:
+                stopped_s = time.monotonic() - start
+                if len(children) < most or stopped_s > timeout_s + _ROLL_CALL_S:
+                    logger.warning("process %d, a rank, was stopped (SIGSTOP) for %.0f s and is killed", pid, stopped_s)
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
 
@@ -220,7 +222,7 @@ def _stopped_ranks_killed(ranks: int, timeout_s: float) -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """Silence the agent's log, which repeats our last sentence at length; restore the signal handlers it replaces."""
     for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in STOPPING}
     try:

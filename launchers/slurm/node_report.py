@@ -21,10 +21,12 @@ class NodeFacts:
 
     Args:
         versions: of Python and the packages.
-        gflops: of a float32 matrix product.
+        gflops: of a float32 matrix product, on the slowest GPU where there are GPUs.
         free_gib: disk of the run folder.
         clock_s: seconds that this node's clock is ahead of the first node's.
         problem: what could not be done at all, "" for nothing.
+        of_gpus: GFLOP/s of each GPU that the run may use.
+        gpu_faults: why its GPUs should not be used, "" for nothing.
     """
 
     node: str
@@ -33,6 +35,8 @@ class NodeFacts:
     free_gib: float
     clock_s: float
     problem: str = ""
+    of_gpus: Sequence[float] = ()
+    gpu_faults: str = ""
 
     @staticmethod
     def parse(text: str) -> "NodeFacts":
@@ -89,7 +93,7 @@ def refused_nodes(facts: Sequence[NodeFacts], min_free_gib: float) -> dict[str, 
     """
     reasons: dict[str, list[str]] = {}
     for each in facts:
-        found = [each.problem] if each.problem else []
+        found = [fault for fault in (each.problem, each.gpu_faults) if fault]
         if not each.problem and each.free_gib < min_free_gib:
             found.append(
                 f"{each.free_gib:.1f} GiB free in the run folder, slurm.preflight_min_free_gib is {min_free_gib:g}"
@@ -97,7 +101,7 @@ def refused_nodes(facts: Sequence[NodeFacts], min_free_gib: float) -> dict[str, 
         if abs(each.clock_s) > _CLOCK_S:
             found.append(f"its clock is {each.clock_s:+.0f} s off that of {facts[0].node}")
         reasons[each.node] = found
-    sound = [each for each in facts if not each.problem]
+    sound = [each for each in facts if not each.problem and not each.gpu_faults]
     for node, reason in [*_slow(sound), *_odd_versions(sound)]:
         reasons[node].append(reason)
     return {node: "; ".join(found) for node, found in reasons.items() if found}
@@ -110,10 +114,17 @@ def _slow(facts: Sequence[NodeFacts]) -> list[tuple[str, str]]:
     usual = statistics.median(each.gflops for each in facts) if len(facts) >= _FEWEST_TO_COMPARE else best
     least = usual * (_SLOWEST if len(facts) >= _FEWEST_TO_COMPARE else _CLEARLY_SLOW)
     return [
-        (each.node, f"a matrix product at {each.gflops:.0f} GFLOP/s, where nodes usually make {usual:.0f}")
+        (
+            each.node,
+            f"a matrix product at {each.gflops:.0f} GFLOP/s{_slowest_gpu(each)}, where nodes usually make {usual:.0f}",
+        )
         for each in facts
         if each.gflops < least
     ]
+
+
+def _slowest_gpu(facts: NodeFacts) -> str:
+    return f" on GPU {facts.of_gpus.index(facts.gflops)}" if len(facts.of_gpus) > 1 else ""
 
 
 def _odd_versions(facts: Sequence[NodeFacts]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The check of every node before a run: packages, disk, clock, speed, and the links between the nodes.
+"""The check of every node before a run: packages, disk, clock, speed, all GPUs, and the links between the nodes.
 
 One Slurm task a node runs it:
 
@@ -32,11 +32,11 @@ from trimaran.launchers.worker.tasks import SpecFile
 from trimaran.runtime.spec import RunSpec, load_spec
 
 if TYPE_CHECKING:
+    import torch
+
     from trimaran.launchers.rendezvous.store import Rendezvous
 
 _GIB = 2**30
-_MATRIX = 1024
-_PRODUCTS = 20  # the best of them counts: other programs may use the node meanwhile
 _RING_MIB = 4
 
 
@@ -49,7 +49,7 @@ def main() -> int:
     try:
         facts = look(spec, rank_env, folder)
     except Exception as error:  # noqa: BLE001 - any problem of this node must reach the first node, which prints it
-        facts = NodeFacts(rank_env.node, {}, 0.0, 0.0, 0.0, f"{type(error).__name__}: {error}")
+        facts = NodeFacts(rank_env.node, {}, 0.0, 0.0, 0.0, problem=f"{type(error).__name__}: {error}")
     return judge(spec, rank_env, folder, facts, address_file)
 
 
@@ -60,22 +60,25 @@ def look(spec: RunSpec, rank_env: RankEnv, folder: Path) -> NodeFacts:
     probe.write_bytes(b"x")
     probe.unlink()
     free = shutil.disk_usage(folder).free / _GIB
-    return NodeFacts(rank_env.node, versions_here(), matrix_gflops(spec), free, time.time())
+    gflops, of_gpus, gpu_faults = _speeds(spec)
+    return NodeFacts(rank_env.node, versions_here(), gflops, free, time.time(), of_gpus=of_gpus, gpu_faults=gpu_faults)
 
 
-def matrix_gflops(spec: RunSpec) -> float:
-    """Return the speed of a float32 matrix product on this node's device, the best of several."""
+def _speeds(spec: RunSpec) -> tuple[float, tuple[float, ...], str]:
+    """Return the CPU's GFLOP/s or the slowest GPU's, those of each GPU, and what is wrong with the GPUs."""
     import torch
 
-    device = "cuda" if spec.launcher.device != "cpu" and torch.cuda.is_available() else "cpu"
-    matrix = torch.randn(_MATRIX, _MATRIX, device=device)
-    best = float("inf")
-    for _ in range(_PRODUCTS):
-        start = time.perf_counter()
-        product = matrix @ matrix
-        product[0, 0].item()  # waits for a GPU
-        best = min(best, time.perf_counter() - start)
-    return 2 * _MATRIX**3 / best / 1e9
+    from trimaran.launchers.slurm.gpu_check import check_nccl_here, look_at_gpus, matrix_gflops
+
+    gpus = look_at_gpus() if spec.launcher.device != "cpu" else []
+    wanted = spec.slurm.gpus_per_node or (spec.world_size // spec.slurm.nodes if spec.launcher.device == "cuda" else 0)
+    faults = [fault for gpu in gpus for fault in gpu.faults()]
+    if spec.launcher.device != "cpu" and len(gpus) < wanted:
+        faults.append(f"torch sees {len(gpus)} of {wanted} GPUs")
+    faults += [fault for fault in (check_nccl_here() if gpus and not faults else "",) if fault]
+    if not gpus:
+        return matrix_gflops(torch.device("cpu")), (), "; ".join(faults)
+    return min(gpu.gflops for gpu in gpus), tuple(gpu.gflops for gpu in gpus), "; ".join(faults)
 
 
 def judge(
@@ -101,15 +104,17 @@ def judge(
         )
     rendezvous.remove_address_file()
     every = _compare(rendezvous, facts)
+    import torch
+
     refused = refused_nodes(every, spec.slurm.preflight_min_free_gib)
     if not refused and rank_env.world_size > 1:
-        slowest = ring_seconds(spec, rendezvous)
+        device = torch.device("cuda", 0) if all(each.of_gpus for each in every) else torch.device("cpu")
+        slowest = ring_seconds(spec, rendezvous, device)
         links = rendezvous.all_gather(json.dumps(slowest))
         if rank_env.rank == 0:
-            _say(
-                f"ring of {rank_env.world_size} nodes: {_RING_MIB} MiB in {max(map(float, links)) * 1e3:.1f} ms a hop "
-                "at most"
-            )
+            how = " by NCCL" if device.type == "cuda" else ""
+            worst_ms = max(map(float, links)) * 1e3
+            _say(f"ring of {rank_env.world_size} nodes{how}: {_RING_MIB} MiB in {worst_ms:.1f} ms a hop at most")
     if rank_env.rank == 0:
         for each in every:
             _say(f"{each.node}: {each.gflops:.0f} GFLOP/s, {each.free_gib:.1f} GiB free, clock {each.clock_s:+.1f} s")
@@ -138,23 +143,31 @@ def _end(folder: Path, refused: Mapping[str, str]) -> int:
     return code
 
 
-def ring_seconds(spec: RunSpec, rendezvous: "Rendezvous") -> float:
-    """Send a buffer from every node to the next, and return the seconds it took. Collective over the nodes."""
+def ring_seconds(spec: RunSpec, rendezvous: "Rendezvous", device: "torch.device") -> float:
+    """Send a buffer from every node to the next, by NCCL where `device` is a GPU; return the seconds it took.
+
+    Collective over the nodes.
+    """
     import torch
     import torch.distributed as dist
 
     from trimaran.launchers.worker.process_group import join_group
 
-    join_group(spec, torch.device("cpu"), rendezvous)
+    join_group(spec, device, rendezvous)
     rank, size = rendezvous.rank_env.rank, rendezvous.rank_env.world_size
-    sent, received = torch.full((_RING_MIB * 2**18,), float(rank)), torch.empty(_RING_MIB * 2**18)
+    sent = torch.full((_RING_MIB * 2**18,), float(rank), device=device)
+    received = torch.empty_like(sent)
     seconds = 0.0
     for _ in range(2):  # the first one makes the connections
         start = time.perf_counter()
-        request = dist.isend(sent, (rank + 1) % size)
-        dist.recv(received, (rank - 1) % size)
-        assert request is not None
-        request.wait()
+        # Together, because NCCL's send waits for a receive that must not stand behind it.
+        transfers = [
+            dist.P2POp(dist.isend, sent, (rank + 1) % size),
+            dist.P2POp(dist.irecv, received, (rank - 1) % size),
+        ]
+        for request in dist.batch_isend_irecv(transfers):
+            request.wait()
+        received[0].item()  # waits for a GPU
         seconds = time.perf_counter() - start
     if not bool((received == (rank - 1) % size).all()):
         raise RuntimeError(f"what node {(rank - 1) % size} sent arrived damaged at {rendezvous.rank_env.node}")

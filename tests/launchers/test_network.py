@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 
+from trimaran.launchers.local.node_agent import RUN, store_at
 from trimaran.launchers.rendezvous import network as addresses
 from trimaran.launchers.rendezvous.network import (
     AddressError,
@@ -104,3 +105,29 @@ def test_a_store_listens_at_one_address_and_not_on_a_port_that_is_taken() -> Non
         match=f"this node can't listen at 127.0.0.1:{store.port}: Address already in use; see launcher.interface",
     ):
         serve_store("127.0.0.1", store.port)
+
+
+def test_a_port_of_another_program_is_told_in_time() -> None:
+    """One that accepts and never answers, and one that answers something else."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port, start = mute.getsockname()[1], time.monotonic()
+        words = rf"127.0.0.1:{port} \(launcher.rendezvous\) is taken by something that is no run of trimaran; choose"
+        with pytest.raises(AddressError, match=words):
+            connect_store("127.0.0.1", port, 1.0, "the store of the nodes (launcher.rendezvous)")
+        assert time.monotonic() - start < 20
+        with pytest.raises(AddressError, match=words):  # of this node, by the failed bind
+            store_at("127.0.0.1", port, 1.0)
+
+
+def test_a_store_of_another_program_is_told() -> None:
+    store = serve_store("127.0.0.1", 0)
+    with pytest.raises(AddressError, match=rf"127.0.0.1:{store.port} .* is the store of another program than trimaran"):
+        store_at("127.0.0.1", store.port, 1.0)
+
+
+def test_nodes_meet_at_one_store_and_share_a_name() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    first = store_at("127.0.0.1", port, 20.0)
+    second = store_at("127.0.0.1", port, 20.0)
+    assert second.get(RUN) == first.get(RUN) != b""
