@@ -1,11 +1,15 @@
 """The attention layer: grouped-query heads cut over tp, positions, key-value cache."""
 
+from collections import Counter
+from collections.abc import Mapping
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimaran.kernels.attention import AttentionDropout, AttentionOptions, alibi_slopes
 from trimaran.kernels.random import stream_key
-from trimaran.models.cache import ForwardContext, KeyValueCache, local_kv_heads
+from trimaran.models.cache import ForwardContext, KeyValueCache
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import init_spec
 from trimaran.models.parallel.collectives import sum_over_group
@@ -52,24 +56,26 @@ class Attention(nn.Module):
     """Self-attention; this tp rank computes heads / tp query heads and kv_heads / tp key-value heads.
 
     A key-value head and the query heads that read it stay on one rank. Where tp does not divide the key-value heads,
-    the last ranks have fewer and are padded with heads of zeros, whose gradients are zero. Where there are fewer
-    key-value heads than tp ranks, every rank holds them all and computes with the one that its queries read; the
-    gradient is then a part of the sum over tp.
+    the last rank has fewer and is padded with heads of zeros, whose gradients are zero. Where there are not enough
+    key-value heads for that, every rank holds them all and computes with those that its queries read; the gradient is
+    then a part of the sum over tp. The query heads are then cut by themselves, and padding among them computes nothing.
     """
 
     def __init__(self, config: TransformerConfig, context: LayerContext, *, index: int, seed: int) -> None:
         super().__init__()
         tp, site = context.tp, f"layers.{index}.attention"
         self.index, self.head_dim, self.num_heads = index, config.head_dim, config.num_heads
-        cuts_kv = config.num_kv_heads >= tp.size
+        cuts_kv = config.cuts_kv_heads(tp.size)
         group = config.num_heads // config.num_kv_heads
-        self.local_kv_heads = local_kv_heads(config, tp.size)
-        self.local_heads = self.local_kv_heads * group if cuts_kv else config.num_heads // tp.size
+        self.local_heads = config.heads_per_rank(tp.size)
         kv_unit, unit = config.head_dim, config.head_dim * (group if cuts_kv else 1)
         self.first_head = self.local_heads * tp.rank
+        self.real_heads = self.local_heads if cuts_kv else min(self.local_heads, config.num_heads - self.first_head)
         self.dropout_rate, self.dropout_key = config.attention_dropout, stream_key(seed, f"{site}.probabilities")
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.first_kv_head = None if cuts_kv else tp.rank * config.num_kv_heads // tp.size
+        # Key-value head -> number of this rank's query heads that read it.
+        read = Counter(head // group for head in range(self.first_head, self.first_head + self.real_heads))
+        self.kv_heads = None if cuts_kv else read
         self.q = ColumnParallelLinear(
             config.hidden_size, width, context, bias=config.qkv_bias, init_spec=init_spec(config, "query"), unit=unit
         )
@@ -101,8 +107,8 @@ class Attention(nn.Module):
         )
         self.slopes: Tensor | None = None
         if config.position == "alibi":
-            slopes = alibi_slopes(config.num_heads)[self.first_head : self.first_head + self.local_heads]
-            slopes += [0.0] * (self.local_heads - len(slopes))
+            slopes = alibi_slopes(config.num_heads)[self.first_head : self.first_head + self.real_heads]
+            slopes += [0.0] * (self.real_heads - len(slopes))
             self.slopes = torch.tensor(slopes, dtype=torch.float32, device=context.device) * config.alibi_scale
 
     def forward(self, x: Tensor, forward_context: ForwardContext) -> Tensor:
@@ -123,8 +129,9 @@ class Attention(nn.Module):
         k, v = kv.view(batch, seq_len, 2, -1, self.head_dim).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.first_kv_head is not None:
-            k, v = (part.narrow(2, self.first_kv_head, self.local_kv_heads) for part in (k, v))
+        if self.kv_heads is not None:
+            q = q[:, :, : self.real_heads]
+            k, v = (_read_heads(part, self.kv_heads) for part in (k, v))
         if forward_context.tables is not None and forward_context.cache is not None:
             # For few tokens one rotation of both is faster.
             turned = self.kernels.rotary(torch.cat((q, k), dim=2), *forward_context.tables, self.interleaved)
@@ -132,17 +139,22 @@ class Attention(nn.Module):
         elif forward_context.tables is not None:
             q, k = (self.kernels.rotary(part, *forward_context.tables, self.interleaved) for part in (q, k))
         if forward_context.cache is not None:
-            return self._cached(q, k, v, forward_context.cache).flatten(2)
+            return self._padded(self._cached(q, k, v, forward_context.cache))
         dropout = None
         if self.training and self.dropout_rate > 0.0:
             dropout = AttentionDropout(
                 self.dropout_rate, self.dropout_key, forward_context.first_sample, self.first_head, self.num_heads
             )
-        return self.kernels.attention(q, k, v, self.options, slopes=self.slopes, dropout=dropout).flatten(2)
+        return self._padded(self.kernels.attention(q, k, v, self.options, slopes=self.slopes, dropout=dropout))
+
+    def _padded(self, out: Tensor) -> Tensor:
+        """Return the heads' output [batch, seq, real heads, head_dim] as [batch, seq, local heads * head_dim]."""
+        missing = (self.local_heads - self.real_heads) * self.head_dim
+        return F.pad(out.flatten(2), (0, missing)) if missing else out.flatten(2)
 
     def _cached(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache) -> Tensor:
         """Append k and v to the cache; return the attention of q [batch, new, local heads, head_dim] over it."""
-        keys, values = cache.of_layer(self.index)
+        keys, values = cache.of_layer(self.index, k.shape[2])
         self.kernels.append_to_cache_(keys, values, k, v, cache.lengths)
         longest = max(cache.host_lengths)
         if longest == min(cache.host_lengths) == q.shape[1]:  # whole sequences: no need to read the cache
@@ -158,3 +170,13 @@ class Attention(nn.Module):
             scale=self.options.scale,
             max_length=longest,
         )
+
+
+def _read_heads(part: Tensor, read: Mapping[int, int]) -> Tensor:
+    """Return of all heads of keys or values [batch, seq, kv heads, head_dim] the one that is read, or a copy a reader.
+
+    Not `index_select`, whose gradient is summed in another order every time on a GPU.
+    """
+    if len(read) == 1:
+        return part.narrow(2, next(iter(read)), 1)
+    return torch.cat([part.narrow(2, head, 1).expand(-1, -1, count, -1) for head, count in read.items()], dim=2)

@@ -13,13 +13,8 @@ RotaryTables = tuple[Tensor, Tensor]
 """(cos, sin), each [seq, rotary_dim / 2], or [batch, seq, rotary_dim / 2] where samples have different positions."""
 
 
-def local_kv_heads(config: TransformerConfig, tp_size: int) -> int:
-    """Return how many key-value heads a tp rank computes with: its share of them, rounded up."""
-    return config.kv_heads_per_rank(tp_size)
-
-
 class KeyValueCache:
-    """Keys and values [batch, capacity, local kv heads, head_dim] of this rank's layers, allocated at first use.
+    """Keys and values [batch, capacity, kv heads, head_dim] of this rank's layers, allocated at first use.
 
     Args:
         batch: number of samples.
@@ -30,7 +25,7 @@ class KeyValueCache:
         self.capacity = capacity
         self.host_lengths: list[int] = [0] * batch
         self.lengths = torch.zeros(batch, dtype=torch.int32, device=context.device)
-        self._shape = (batch, capacity, local_kv_heads(config, context.tp.size), config.head_dim)
+        self._batch, self._head_dim = batch, config.head_dim
         self._context = context
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -47,14 +42,19 @@ class KeyValueCache:
         with torch.inference_mode(False):  # kernels cache on this tensor, which takes a version counter
             self.lengths = torch.tensor(self.host_lengths, dtype=torch.int32).to(self.lengths.device)
 
-    def of_layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return (keys, values) of layer `index` (global number); initially zeros."""
+    def of_layer(self, index: int, kv_heads: int) -> tuple[Tensor, Tensor]:
+        """Return (keys, values) of layer `index` (global number); initially zeros.
+
+        Args:
+            kv_heads: key-value heads that this rank computes with.
+        """
         if index not in self._layers:
-            self._layers[index] = (self._empty(), self._empty())
+            self._layers[index] = (self._empty(kv_heads), self._empty(kv_heads))
         return self._layers[index]
 
-    def _empty(self) -> Tensor:
-        return torch.zeros(self._shape, dtype=self._context.dtype, device=self._context.device)
+    def _empty(self, kv_heads: int) -> Tensor:
+        shape = (self._batch, self.capacity, kv_heads, self._head_dim)
+        return torch.zeros(shape, dtype=self._context.dtype, device=self._context.device)
 
 
 @dataclass(frozen=True, eq=False)

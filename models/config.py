@@ -306,9 +306,26 @@ class TransformerConfig(BaseModel):
         """Return vocab_size rounded up to a multiple of tp, so that every tp rank holds the same number of rows."""
         return math.ceil(self.vocab_size / tp) * tp
 
+    def cuts_kv_heads(self, tp: int) -> bool:
+        """Return whether every tp rank has key-value heads of its own, with the query heads that read them.
+
+        Otherwise every rank holds all key-value heads, and the query heads are cut by themselves.
+        """
+        return _leaves_no_rank_idle(self.num_kv_heads, tp)
+
+    def heads_can_be_cut(self, tp: int) -> bool:
+        """Return whether every tp rank gets query heads, evenly or not."""
+        return self.cuts_kv_heads(tp) or _leaves_no_rank_idle(self.num_heads, tp)
+
+    def heads_per_rank(self, tp: int) -> int:
+        """Return the query heads of a tp rank; where they can't be shared out evenly, the last rank has fewer."""
+        if self.cuts_kv_heads(tp):
+            return self.kv_heads_per_rank(tp) * (self.num_heads // self.num_kv_heads)
+        return _share(self.num_heads, tp)
+
     def kv_heads_per_rank(self, tp: int) -> int:
-        """Return the key-value heads of a tp rank; where tp does not divide them, the last rank has fewer."""
-        return -(-self.num_kv_heads // tp)
+        """Return the key-value heads of a tp rank where they are cut; the last rank may have fewer."""
+        return _share(self.num_kv_heads, tp)
 
     def _layer_matrix_parameters(self, experts_used: int | None = None) -> int:
         """Matrix parameters of one layer; of the experts only `experts_used`, where given."""
@@ -330,6 +347,15 @@ class TransformerConfig(BaseModel):
 
     def _norm_parameters(self) -> int:
         return self.hidden_size * (int(self.norm_weight) + int(self.norm == "layernorm" and self.norm_bias))
+
+
+def _share(heads: int, tp: int) -> int:
+    return -(-heads // tp)
+
+
+def _leaves_no_rank_idle(heads: int, tp: int) -> bool:
+    """Whether each of the first tp - 1 ranks can take its share, rounded up, and the last still has a head."""
+    return _share(heads, tp) * (tp - 1) < heads
 
 
 SHAPE_RULES: Final = RuleTable[[TransformerConfig]]()

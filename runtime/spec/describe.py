@@ -85,9 +85,12 @@ def _layout(spec: RunFields) -> str:
     ranks = f"{grid} = {spec.world_size} rank{'s' * (spec.world_size > 1)}"
     shape = spec.transformer
     kv_heads = shape.num_kv_heads
-    if kv_heads > parallel.tp and kv_heads % parallel.tp:
+    if shape.cuts_kv_heads(parallel.tp) and kv_heads % parallel.tp:
         each = shape.kv_heads_per_rank(parallel.tp)
         ranks += f", {kv_heads} key-value heads with their query heads as {each} a tp rank, fewer on the last"
+    elif not shape.cuts_kv_heads(parallel.tp) and shape.num_heads % parallel.tp:
+        each = shape.heads_per_rank(parallel.tp)
+        ranks += f", {shape.num_heads} query heads as {each} a tp rank, fewer on the last"
     if parallel.ep > 1:
         ranks += f", experts shared by {parallel.ep} dp ranks"
         ranks += f" and {parallel.tp} tp ranks" if parallel.tp > 1 else ""

@@ -114,8 +114,7 @@ def _heads_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldErr
     heads, kv_heads, tp = shape.num_heads, shape.num_kv_heads, spec.parallel.tp
     if heads % tp == 0 and _kv_heads_allow(kv_heads, tp):
         return
-    # Every tp rank needs a kv head of its own where each but the last takes its share rounded up.
-    can_be_uneven = shape.kv_heads_per_rank(tp) * (tp - 1) < kv_heads
+    can_be_uneven = shape.heads_can_be_cut(tp)
     if spec.parallel.uneven_heads and can_be_uneven:
         return
     uneven = ", or parallel.uneven_heads to true" if can_be_uneven else ""

@@ -120,8 +120,7 @@ class ParallelSection(BaseModel):
     )
     uneven_heads: bool = Field(
         default=False,
-        description="Whether the last tp rank may hold fewer key-value heads, with their query heads, than the others "
-        "(heads of zeros fill up).",
+        description="Whether the last tp rank may hold fewer heads than the others (heads of zeros fill up).",
     )
     sequence_parallel: bool = Field(
         default=False,

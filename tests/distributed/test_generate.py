@@ -38,7 +38,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "block": "parallel_one_norm",
     },
     "one-kv-head-softcap": {
-        "num_heads": 4,
+        "num_heads": 5,
+        "head_dim": 4,
         "num_kv_heads": 1,
         "attention_softcap": 2.0,
         "logits_softcap": 3.0,
@@ -87,7 +88,7 @@ def make(parallel: dict[str, Any], model: dict[str, Any]) -> tuple[RunSpec, Mesh
     spec = parse_spec(
         {
             "model": shape | model,
-            "parallel": parallel,
+            "parallel": {"uneven_heads": True, **parallel},
             "data": {"tokenizer_vocab_size": 257},
             "optimizer": {"lr": 1e-3},
             "precision": {"dtype": "float64"},

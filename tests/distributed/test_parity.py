@@ -27,6 +27,9 @@ FALCON: dict[str, Any] = GPT | {
     "num_kv_heads": 1, "position": "rotary", "rotary_dim": 2, "block": "parallel_one_norm", "bias": False,
     "norm_bias": True, "head_bias": True,
 }  # fmt: skip
+# Heads in the proportions of Falcon-7B (71 read one key-value head) and of Qwen2-0.5B (14 read two).
+FALCON_7B: dict[str, Any] = FALCON | {"num_heads": 7, "head_dim": 4, "bias": True, "query_key_norm": "width"}
+QWEN_500M: dict[str, Any] = LLAMA | {"num_heads": 14, "num_kv_heads": 2, "head_dim": 4, "attention_dropout": 0.1}
 BLOOM: dict[str, Any] = GPT | {"position": "alibi", "embedding_norm": True, "block": "parallel", "z_loss": 1e-2}
 GEMMA: dict[str, Any] = LLAMA | {
     "norm_position": "sandwich", "activation": "geglu_tanh", "attention_window": 3,
@@ -115,6 +118,9 @@ LAYOUTS = full(
             {"tp": 2, "uneven_heads": True},
             OLMO | {"num_heads": 6, "num_kv_heads": 3, "head_dim": 4},
         ),
+        Layout("tp2-falcon-7b", {"tp": 2, "sequence_parallel": True, "uneven_heads": True}, FALCON_7B),
+        Layout("tp4-falcon-7b", {"tp": 4, "uneven_heads": True}, FALCON_7B),
+        Layout("tp4-14-heads-over-2", {"tp": 4, "uneven_heads": True}, QWEN_500M),
         Layout("tp4-falcon", {"tp": 4}, FALCON),
         Layout("tp2-pp2-sequence-parallel-falcon", {"tp": 2, "pp": 2, "sequence_parallel": True}, FALCON),
         Layout("tp2-pp2-bloom", {"tp": 2, "pp": 2}, BLOOM),

@@ -58,7 +58,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"parallel.tp": 4, "model.num_kv_heads": 6},
         (
             "parallel.tp: num_kv_heads (6) must be divisible by tp (4), or tp by num_kv_heads; "
-            "set parallel.tp to 1, 2, 3, 6 or 12"
+            "set parallel.tp to 1, 2, 3, 6 or 12, or parallel.uneven_heads to true"
+        ),
+    ),
+    (
+        {"data.end_of_text": "</s>"},
+        (
+            "data.end_of_text: end_of_text (</s>) is for data.tokenizer, which is null; a tokenizer that is trained "
+            "has its own; set data.tokenizer to a tokenizer.json, or this to null"
         ),
     ),
     (
@@ -582,7 +589,14 @@ def test_good_specs_are_accepted() -> None:
 def test_falcon_7b_and_its_71_heads_are_refused_at_tp_2_with_the_degrees_that_work() -> None:
     with pytest.raises(SpecError) as caught:
         parse_spec({**BASE, "model": {"preset": "falcon-7b"}, "parallel": {"tp": 2}})
-    assert str(caught.value).endswith("num_heads (71) must be divisible by tp (2); set parallel.tp to 1 or 71")
+    assert str(caught.value).endswith(
+        "num_heads (71) must be divisible by tp (2); set parallel.tp to 1 or 71, or parallel.uneven_heads to true"
+    )
+    for tp in (2, 4, 8):
+        spec = parse_spec({**BASE, "model": {"preset": "falcon-7b"}, "parallel": {"tp": tp, "uneven_heads": True}})
+        assert spec.transformer.heads_per_rank(tp) == -(-71 // tp)
+    with pytest.raises(SpecError, match="set parallel.tp to 1 or 71$"):  # the last of 16 ranks would have none
+        parse_spec({**BASE, "model": {"preset": "falcon-7b"}, "parallel": {"tp": 16, "uneven_heads": True}})
 
 
 def test_fewer_kv_heads_than_tp_ranks_are_shared_by_whole_groups_of_ranks() -> None:
