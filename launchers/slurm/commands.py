@@ -17,6 +17,22 @@ _ENDED = {
     "REVOKED",
 }  # fmt: skip
 
+# Part of what a command says when it refuses -> what to change.
+_REMEDIES = {
+    "partition": "set slurm.partition to one that `sinfo` lists",
+    "account": "set slurm.account to one of yours (`sacctmgr show associations user=$USER`)",
+    "qos": "set slurm.qos to one of yours (`sacctmgr show associations user=$USER`)",
+    "time limit": "lower slurm.time to what the partition allows (`sinfo -o '%P %l'`)",
+    "configuration is not available": "lower slurm.nodes, gpus_per_node, cpus_per_task or memory to what `sinfo -N -l` "
+    "shows",
+    "more processors": "lower the ranks of a node (slurm.nodes, parallel) or slurm.cpus_per_task",
+    "gres": "set slurm.gpus_per_node to what `sinfo -o '%N %G'` shows",
+    "node name": "take the wrong names out of slurm.exclude",
+    "feature": "set slurm.constraint to features that `sinfo -o '%N %f'` shows",
+    "reservation": "set slurm.reservation to one that `scontrol show reservation` lists",
+    "contact slurm controller": "ask those who run the cluster, or try again when `scontrol ping` says UP",
+}
+
 
 class SlurmError(RuntimeError):
     """A command of Slurm is missing, failed or does not answer; the message has its output."""
@@ -68,31 +84,9 @@ class JobState:
         return ", ".join(words)
 
 
-# What sbatch says when it refuses a job -> what to change.
-_REFUSALS = {
-    "partition": "set slurm.partition to one that `sinfo` lists",
-    "account": "set slurm.account to one of yours (`sacctmgr show associations user=$USER`)",
-    "qos": "set slurm.qos to one of yours (`sacctmgr show associations user=$USER`)",
-    "time limit": "lower slurm.time to what the partition allows (`sinfo -o '%P %l'`)",
-    "configuration is not available": "lower slurm.nodes, gpus_per_node, cpus_per_task or memory to what `sinfo -N -l` "
-    "shows",
-    "more processors": "lower the ranks of a node (slurm.nodes, parallel) or slurm.cpus_per_task",
-    "gres": "set slurm.gpus_per_node to what `sinfo -o '%N %G'` shows",
-    "node name": "take the wrong names out of slurm.exclude",
-    "feature": "set slurm.constraint to features that `sinfo -o '%N %f'` shows",
-    "reservation": "set slurm.reservation to one that `scontrol show reservation` lists",
-    "contact slurm controller": "ask those who run the cluster, or try again when `scontrol ping` says UP",
-}
-
-
 def submit(script: str) -> str:
     """Submit a batch script; return the job's number (with `;cluster` where Slurm names one)."""
-    try:
-        printed = call(["sbatch", "--parsable"], text=script)
-    except SlurmError as error:
-        text = str(error)
-        fix = next((fix for words, fix in _REFUSALS.items() if words in text.lower()), "")
-        raise SlurmError(f"{text}; {fix}" if fix else text) from error
+    printed = call(["sbatch", "--parsable"], text=script)
     job = printed.strip().splitlines()[-1] if printed.strip() else ""
     if not re.fullmatch(r"\d+(;\S+)?", job):
         raise SlurmError(f"sbatch printed no job number, but {printed.strip()!r}")
@@ -164,5 +158,6 @@ def call(words: Sequence[str], *, text: str | None = None) -> str:
     if done.returncode != 0:
         lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
         said = "; ".join(line.removeprefix(f"{words[0]}: ").removeprefix("error: ") for line in lines)
-        raise SlurmError(f"{words[0]} failed: {said}")
+        fix = next((f"; {fix}" for part, fix in _REMEDIES.items() if part in said.lower()), "")
+        raise SlurmError(f"{words[0]} failed: {said}{fix}")
     return done.stdout

@@ -275,6 +275,18 @@ def test_a_rank_that_is_killed_is_named_and_the_others_end_at_once(tmp_path: Pat
     )
 
 
+def test_a_rank_that_is_stopped_is_named_and_ends_the_run_soon_after_the_time_out(tmp_path: Path) -> None:
+    """SIGTERM does nothing to it, and the ranks that wait for it could name each other."""
+    workplace = make_workplace(tmp_path, parallel={"tp": 2, "pp": 2}, train={"num_steps": 100_000, "eval_interval": 0})
+    with workplace.start_training("launcher.timeout_s=15") as command:
+        command.wait_for_steps(2)
+        command.ranks()[3].suspend()
+        outcome = command.finish()
+    assert_sentence(
+        outcome, "rank 3 (host ", "pp 1, dp 0, cp 0, tp 1) failed at step ", "was stopped (by SIG", code=137
+    )
+
+
 def test_ranks_start_anew_after_a_failure_where_that_is_asked_for(short: Workplace, tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path, train={"num_steps": 8, "eval_interval": 0}, launcher={"max_restarts": 1})
     once = "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n" + textwrap.indent(RAISE_AT_STEP_6, "    ")

@@ -17,6 +17,7 @@ import yaml
 
 from tests.launchers.runs import make_workplace, trimaran
 from trimaran.launchers.cli.console import errors_as_sentences
+from trimaran.launchers.slurm.commands import SlurmError, submit
 from trimaran.launchers.terminal import run_main, sentence
 from trimaran.models.fields import FieldError
 
@@ -171,6 +172,32 @@ def test_a_bug_keeps_its_traceback() -> None:
 )
 def test_the_systems_errors_name_file_and_remedy(error: Exception, words: str) -> None:
     assert words in sentence(error)
+
+
+PARTITION = "Batch job submission failed: Invalid partition name specified"
+CONTROLLER = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            f"sbatch: error: invalid partition specified: nope\\nsbatch: error: {PARTITION}",
+            f"invalid partition specified: nope; {PARTITION}; set slurm.partition to one that `sinfo` lists",
+        ),
+        (CONTROLLER, f"{CONTROLLER}; ask those who run the cluster, or try again when `scontrol ping` says UP"),
+        ("sbatch: error: something new", "something new"),
+    ],
+)
+def test_what_slurm_refuses_is_one_sentence(
+    said: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\nprintf '{said}\\n' >&2\nexit 1\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with pytest.raises(SlurmError) as caught:
+        submit("#!/bin/sh")
+    assert str(caught.value) == f"sbatch failed: {words}"
 
 
 def test_slurms_absence_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,22 +1,26 @@
 """A run opens no port but on loopback, no file that others may write, and keeps no secret of the environment."""
 
+import socket
 import stat
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.launchers.runs import Hold, make_workplace
+from tests.launchers.runs import Hold, make_workplace, trimaran
 
 pytestmark = pytest.mark.slow
 SECRET = "hunter2-of-the-hub"
 
 
 def test_a_local_run_opens_nothing_to_others(tmp_path: Path) -> None:
+    """Nor does it let a second run into its folder, by whatever path."""
     workplace = make_workplace(tmp_path, parallel={"tp": 2, "pp": 2}, train={"num_steps": 6, "eval_interval": 0})
+    (tmp_path / "link").symlink_to(tmp_path)
     hold = Hold(tmp_path / "hold", 3)
     with workplace.start_training(
-        environment=hold.environment | {"HF_TOKEN": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET}
+        "launcher.timeout_s=100000",
+        environment=hold.environment | {"HF_TOKEN": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET},
     ) as command:
         command.wait_until(lambda: hold.reached)
         family = [psutil.Process(command.process.pid), *psutil.Process(command.process.pid).children(recursive=True)]
@@ -26,6 +30,8 @@ def test_a_local_run_opens_nothing_to_others(tmp_path: Path) -> None:
             for each in process.net_connections("inet")
             if each.status == psutil.CONN_LISTEN
         }
+        second = make_workplace(tmp_path / "other").train(f"train.output_dir={tmp_path / 'link' / 'run'}")
+        cancelled = trimaran(tmp_path / "other", "cancel", str(workplace.run))
         hold.release()
         outcome = command.finish()
     assert outcome.code == 0, outcome.err
@@ -34,3 +40,8 @@ def test_a_local_run_opens_nothing_to_others(tmp_path: Path) -> None:
     assert [file for file in files if not file.is_symlink() and file.stat().st_mode & stat.S_IWOTH] == []
     assert [file for file in files if file.is_file() and SECRET.encode() in file.read_bytes()] == []
     assert SECRET not in outcome.out + outcome.err
+    assert (second.code, cancelled.code) == (2, 2)
+    assert f"run is in use: `trimaran train` on host {socket.gethostname()} (process " in second.last_line
+    assert "run has no batch job: `trimaran train` on host " in cancelled.last_line
+    assert not list(workplace.run.glob(".lock*"))
+    assert len(workplace.rows()) == 6

@@ -68,6 +68,15 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
     )
 
 
+def test_a_job_that_sbatch_refuses_is_one_sentence(cluster: Cluster, tmp_path: Path) -> None:
+    run = Run(cluster, tmp_path, parallel={"tp": 1}, slurm={"nodes": 1, "partition": "nope"})
+    refused = run.trimaran("train", "spec.yaml", "--launcher", "slurm")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "Invalid partition name specified; set slurm.partition to one that `sinfo` lists" in refused.stderr
+    missing = run.trimaran("cancel", "run")
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (2, 1)
+
+
 def test_the_time_to_the_first_step_is_taken_apart(cluster: Cluster, tmp_path: Path) -> None:
     run = Run(cluster, tmp_path, parallel={"tp": 1}, slurm={"nodes": 1})
     command = [sys.executable, str(ROOT / "benchmarks" / "slurm_start.py"), "spec.yaml", "--repeats", "1"]
