@@ -88,6 +88,8 @@ def _options(job: Job) -> list[str]:
         f"--chdir={_path(job.directory)}",
         f"--output={_path(job.folder / 'logs', percent=True)}/{log}",
         "--open-mode=append",
+        # By default Slurm gives the ranks the limits of the login shell (ulimit), which are often low.
+        *([] if any(option.startswith("--propagate") for option in section.options) else ["--propagate=NONE"]),
         *([f"--array=0-{len(job.arguments) - 1}"] if len(job.arguments) > 1 else []),
         "--requeue" if section.requeue else "--no-requeue",
         # Slurm signals the ranks, not the shell: they save, and their exit code shows it.

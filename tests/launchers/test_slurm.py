@@ -241,6 +241,7 @@ def test_the_script_is_valid_shell(tmp_path: Path) -> None:
     outcome = trimaran(workplace.folder, "train", "spec.yaml", "--launcher", "slurm", "--dry-run", *options)
     assert outcome.code == 0, outcome.err
     assert "module load 'a b; touch x'" in outcome.out
+    assert "#SBATCH --propagate=NONE" in outcome.out, "the limits of the login shell stay there"
     subprocess.run(["bash", "-n"], input=outcome.out, text=True, check=True)
     assert not workplace.run.exists()
 
