@@ -2,6 +2,7 @@
 
 import json
 import signal
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -78,17 +79,20 @@ def launch(run: LocalRun) -> None:
     log_folder = run.log_folder / time.strftime("start-%Y%m%d-%H%M%S")
     log_folder.mkdir(parents=True, exist_ok=True)
     node = Node("local", serve_store(_HERE, 0), _HERE, 1, run.spec.world_size, log_folder / "torchrun")
-    try:
-        run_ranks(node, run.spec, run_task_of_launcher, str(run.task), str(log_folder))
-    except ChildFailedError as error:
-        raise _why(error.failures, log_folder) from error
-    except SignalException as error:
-        raise Stopped(int(error.sigval), _problem_of(log_folder)) from error
+    with tempfile.TemporaryDirectory(prefix="trimaran-records-") as spare:
+        try:
+            run_ranks(node, run.spec, run_task_of_launcher, str(run.task), str(log_folder), spare)
+        except ChildFailedError as error:
+            raise _why(error.failures, _read_records(Path(spare)) | _read_records(log_folder), log_folder) from error
+        except SignalException as error:
+            problem = _problem_of(_read_records(Path(spare)) | _read_records(log_folder))
+            raise Stopped(int(error.sigval), problem) from error
 
 
-def _why(failures: Mapping[int, Any], log_folder: Path) -> LaunchError | Stopped:
+def _why(
+    failures: Mapping[int, Any], records: Mapping[int, Mapping[str, Any]], log_folder: Path
+) -> LaunchError | Stopped:
     """Return the failure that is the cause of the others."""
-    records = _read_records(log_folder)
     cause = min(
         (_Ended(rank, each.exitcode, records.get(rank, {})) for rank, each in failures.items()),
         key=lambda ended: ended.order,
@@ -100,10 +104,12 @@ def _why(failures: Mapping[int, Any], log_folder: Path) -> LaunchError | Stopped
     return LaunchError(cause.describe(reported, log_folder), exit_code_of(cause.exit_code))
 
 
-def _problem_of(log_folder: Path) -> str:
+def _problem_of(records: Mapping[int, Mapping[str, Any]]) -> str:
     """Return the sentence about the first failure among ranks that a signal stopped, "" where none failed."""
-    records = [record for record in _read_records(log_folder).values() if not record.get("secondary")]
-    causes = sorted((_failure_in(record) for record in records), key=lambda failure: failure.seconds)
+    causes = sorted(
+        (_failure_in(record) for record in records.values() if not record.get("secondary")),
+        key=lambda failure: failure.seconds,
+    )
     return str(causes[0]) if causes else ""
 
 

@@ -49,16 +49,17 @@ def run_spec_of_agent(spec: str, *overrides: str) -> None:
     _exit_unless_zero(rank, run_rank(rank, SpecFile(Path(spec), overrides), "torchrun"))
 
 
-def run_task_of_launcher(task: str, logs: str) -> None:
+def run_task_of_launcher(task: str, logs: str, spare: str) -> None:
     """Run a task file as one rank that `trimaran` has started on this machine; return if it succeeded, otherwise exit.
 
     Args:
         task: path of the task file.
         logs: the folder of this start, in which the rank keeps its records.
+        spare: a folder on another disk, for when that one is full.
     """
     _exit_with_launcher()
     rank = Rank(announces=False)
-    _exit_unless_zero(rank, run_rank(rank, TaskFile(Path(task), Path(logs)), "torchrun"))
+    _exit_unless_zero(rank, run_rank(rank, TaskFile(Path(task), Path(logs), Path(spare)), "torchrun"))
 
 
 def run_rank(rank: Rank, source: TaskFile | SpecFile, launcher: _Launcher) -> int:

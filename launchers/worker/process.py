@@ -64,6 +64,7 @@ class Rank:
         self.lock: FolderLock | None = None
         self._announces = announces
         self._folder: Path | None = None
+        self._spare: Path | None = None
         self._grid = ""
         self._cause: Failure | None = None  # another rank's failure, because of which this rank exits
         self._has_cause = threading.Event()
@@ -83,9 +84,13 @@ class Rank:
         """Node and coordinates, as far as they are known."""
         return "of unknown place" if self.env is None else f"host {self.env.node}{self._grid}"
 
-    def keep_records(self, logs: Path) -> None:
-        """Send this rank's output and failure records to logs/rank-N; the output of rank 0 stays on the terminal."""
+    def keep_records(self, logs: Path, spare: Path | None = None) -> None:
+        """Send this rank's output and failure records to logs/rank-N; the output of rank 0 stays on the terminal.
+
+        A failure that finds no space there is recorded in spare/rank-N, on another disk, where that is given.
+        """
         self._folder = logs / f"rank-{self.number}"
+        self._spare = None if spare is None else spare / f"rank-{self.number}"
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in (ERROR_FILE, _TRACEBACK_FILE):  # of an earlier start of the same name
             (self._folder / name).unlink(missing_ok=True)
@@ -181,6 +186,9 @@ class Rank:
             except OSError:  # a full disk, for one: torchrun's agent would fail on a half-written file
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
+                    if file in ours and self._spare is not None:
+                        self._spare.mkdir(parents=True, exist_ok=True)
+                        (self._spare / ERROR_FILE).write_text(json.dumps(record), encoding="utf-8")
 
 
 def exit_process(exit_code: int) -> NoReturn:

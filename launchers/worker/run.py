@@ -110,7 +110,7 @@ def _read(rank: Rank, rank_env: RankEnv, source: TaskFile | SpecFile) -> tuple[T
     Returns the task (None where rank 0 has yet to write it), the spec, and a folder that all ranks share.
     """
     if isinstance(source, TaskFile):
-        rank.keep_records(source.logs)
+        rank.keep_records(source.logs, source.spare)
         task = read_task(source.path)
         spec, folder = load_spec(task.spec), source.path.parent
     else:

@@ -68,10 +68,16 @@ def read_task(path: Path) -> Task:
 
 @dataclass(frozen=True)
 class TaskFile:
-    """A task for ranks that `trimaran` starts. logs: the folder of this start, in which each rank keeps its records."""
+    """A task for ranks that `trimaran` starts.
+
+    Args:
+        logs: the folder of this start, in which each rank keeps its records.
+        spare: where it keeps them if that disk is full.
+    """
 
     path: Path
     logs: Path
+    spare: Path
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def make_workplace(folder: Path, **sections: dict[str, Any]) -> Workplace:
             "output_dir": str(folder / "run"), "eval_interval": 20, "eval_batches": 1,
         },
         "checkpoint": {"interval": 4},
-        "launcher": {"threads_per_rank": 1, "timeout_s": 60},
+        "launcher": {"device": "cpu", "threads_per_rank": 1, "timeout_s": 60},
     }  # fmt: skip
     for name, fields in sections.items():
         spec[name] = spec.get(name, {}) | fields
@@ -266,8 +266,8 @@ from trimaran.launchers.worker.process import Rank
 
 keep_records = Rank.keep_records
 
-def keep_records_and_run(self, logs):
-    keep_records(self, logs)
+def keep_records_and_run(self, *folders):
+    keep_records(self, *folders)
     if self.number == {rank}:
 {body}
 

@@ -1,6 +1,9 @@
 """Which device and how many threads a rank takes, that all ranks agree on them, and what a rank does not import."""
 
+import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -10,6 +13,7 @@ import torch
 from tests.launchers.forked import fork_server
 from trimaran.launchers.rendezvous.fingerprint import InconsistentRanksError
 from trimaran.launchers.worker import device as devices
+from trimaran.launchers.worker import process
 from trimaran.launchers.worker.device import (
     DeviceError,
     Resources,
@@ -141,6 +145,26 @@ def test_a_rank_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     there = resources_of(spec_of(), torch.device("cuda", 1), "host a")
     assert (there.device, there.backend, there.kernels) == ("cuda", "nccl", "triton")
     assert (there.gpu, there.gpu_name, there.num_gpus) == ("1-2-3", "NVIDIA H200", 8)
+
+
+def test_a_failure_that_finds_a_full_disk_is_recorded_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing half-written is left, on which torchrun's agent would fail: "Expecting value: line 1 column 1"."""
+    monkeypatch.setattr(process, "exit_process", sys.exit)
+    agents = tmp_path / "agent.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(agents))
+    rank = process.Rank(announces=False)
+    rank.keep_records(tmp_path / "logs", tmp_path / "spare")
+    ours = tmp_path / "logs" / "rank-0" / process.ERROR_FILE
+    for file in (ours, agents):
+        file.symlink_to("/dev/full")
+    with pytest.raises(SystemExit):
+        rank.fail(OSError(28, "No space left on device", "run/metrics.jsonl"))
+    assert not ours.is_symlink()
+    assert not agents.is_symlink()
+    record = json.loads((tmp_path / "spare" / "rank-0" / process.ERROR_FILE).read_text())
+    assert record["message"].startswith("run/metrics.jsonl: No space left on device; free some space there")
 
 
 def test_a_rank_starts_without_the_compiler() -> None:
