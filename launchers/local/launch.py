@@ -13,7 +13,8 @@ from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_of
 from trimaran.launchers.local.torch_elastic import Node, run_ranks
 from trimaran.launchers.worker.entry import run_task_of_launcher
 from trimaran.launchers.worker.failure_relay import DIED_SILENTLY, Failure
-from trimaran.launchers.worker.process import ERROR_FILE
+from trimaran.launchers.worker.nccl_messages import WatchdogEnd, watchdog_end_in
+from trimaran.launchers.worker.process import ERROR_FILE, STDERR_FILE
 from trimaran.runtime.spec import RunSpec
 
 _HERE = "127.0.0.1"  # nothing is open to the network
@@ -33,11 +34,15 @@ class LocalRun:
 
 @dataclass(frozen=True)
 class _Ended:
-    """How one rank ended, and its failure record (`launchers/worker/process.py`), empty if it has written none."""
+    """How one rank ended, and its failure record (`launchers/worker/process.py`), empty if it has written none.
+
+    last_words: why NCCL's watchdog has ended it, as far as its output tells.
+    """
 
     rank: int
     exit_code: int
     record: Mapping[str, Any]
+    last_words: WatchdogEnd | None
 
     @property
     def order(self) -> tuple[int, float]:
@@ -46,6 +51,8 @@ class _Ended:
         An error comes before a death without a message, then ranks that lost a peer, then those that the agent ended.
         """
         secondary = bool(self.record.get("secondary"))
+        if not self.record and self.last_words is not None:
+            secondary = self.last_words.is_consequence
         kind = 0 if self.record and not secondary else 2 if secondary else 3 if self.exit_code == -signal.SIGTERM else 1
         return kind, float(self.record.get("seconds", 0.0))
 
@@ -56,9 +63,13 @@ class _Ended:
         if reported is not None and reported.message != DIED_SILENTLY:
             return str(reported)
         how = f"exited with code {self.exit_code}"
-        if self.exit_code < 0:
+        if self.last_words is not None:
+            how = f"aborted ({self.last_words.message})"
+        elif self.exit_code < 0:
             how = f"was killed by {signal.Signals(-self.exit_code).name}"
-            how += " (out of memory, perhaps)" if self.exit_code == -signal.SIGKILL else ""
+            how += {-signal.SIGKILL: " (out of memory, perhaps)", -signal.SIGABRT: " (what it printed says why)"}.get(
+                self.exit_code, ""
+            )
         where = "" if reported is None else f" ({reported.where})"
         step = "" if reported is None or reported.step is None else f" at step {reported.step}"
         return f"rank {self.rank}{where} {how}{step} and left no message; the output of the ranks is in {log_folder}"
@@ -93,8 +104,13 @@ def _why(
     failures: Mapping[int, Any], records: Mapping[int, Mapping[str, Any]], log_folder: Path
 ) -> LaunchError | Stopped:
     """Return the failure that is the cause of the others."""
+
+    def last_words(rank: int) -> WatchdogEnd | None:
+        aborted = failures[rank].exitcode == -signal.SIGABRT
+        return watchdog_end_in(log_folder / f"rank-{rank}" / STDERR_FILE) if aborted else None
+
     cause = min(
-        (_Ended(rank, each.exitcode, records.get(rank, {})) for rank, each in failures.items()),
+        (_Ended(rank, each.exitcode, records.get(rank, {}), last_words(rank)) for rank, each in failures.items()),
         key=lambda ended: ended.order,
     )
     stopped_by = signal_behind(cause.exit_code)

@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
-from trimaran.launchers.env.exit_codes import SILENT_EXIT_CODE
+from trimaran.launchers.env.exit_codes import SILENT_EXIT_CODE, exit_code_after
+from trimaran.launchers.worker.nccl_messages import WatchdogEnd
 from trimaran.runtime.processes import is_stopped, this_machine
 
 _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 3, 1, 4  # 7 s for a host that is gone
@@ -30,9 +31,14 @@ _CONNECT_S = 10.0
 _RELAYED_S = 3.0  # for rank 0 to relay a failure, before the failing rank exits and its launcher ends the others
 _ROLL_CALL_S = 3.0  # for the relays of all ranks to answer
 _POLL_S = 0.1
-DIED_SILENTLY = "it was killed (out of memory, perhaps), or its host is lost: it left no message"
+DIED_SILENTLY = (
+    "it was killed (out of memory, perhaps), or its host is lost, or it aborted and what it printed says why: it left "
+    "no message"
+)
 _STOPPED = "it was stopped (by SIGSTOP or a debugger) longer than the others could wait, and is killed"
 _ABSENT = "it does not answer: it is stopped, or hangs in a call that does not return; it is killed"
+_SUSPECT_S = 9.0  # for the failure to show of which a rank's end is the consequence: longer than the keepalive's probes
+_ABORTED = exit_code_after(signal.SIGABRT)
 _LONGEST_LINE = 1 << 20
 THREAD_NAME = "failure-relay"
 """Name of the relay's thread in every rank."""
@@ -66,6 +72,14 @@ class Failure:
 
 Process = tuple[str, int]
 """`this_machine` of a process, and its number there."""
+
+
+def _no_last_words(rank: int) -> None:
+    return None
+
+
+LastWords = Callable[[int], WatchdogEnd | None]
+"""Why a rank ended that has left no message, as far as its output tells."""
 OnFailure = Callable[[Failure], None]
 """What a rank does when another has failed; runs in the relay's thread and does not return."""
 
@@ -78,7 +92,12 @@ class FailureRelay:
 
     @staticmethod
     def serve(
-        listener: socket.socket, key: str, where: list[str], on_failure: OnFailure, step: Callable[[], int | None]
+        listener: socket.socket,
+        key: str,
+        where: list[str],
+        on_failure: OnFailure,
+        step: Callable[[], int | None],
+        last_words: LastWords = _no_last_words,
     ) -> "FailureRelay":
         """Serve the relay on rank 0.
 
@@ -88,8 +107,9 @@ class FailureRelay:
             where: host and coordinates of every rank, for the message about one that dies without a message.
             on_failure: called when another rank has failed.
             step: returns this rank's training step.
+            last_words: asked about a rank that dies without a message.
         """
-        return FailureRelay(_Server(listener, key, where, on_failure, step))
+        return FailureRelay(_Server(listener, key, where, on_failure, step, last_words))
 
     @staticmethod
     def connect(
@@ -192,10 +212,17 @@ class _Server:
     """Rank 0's side: one thread that reads from all ranks and notices a connection that ends."""
 
     def __init__(
-        self, listener: socket.socket, key: str, where: list[str], on_failure: OnFailure, step: Callable[[], int | None]
+        self,
+        listener: socket.socket,
+        key: str,
+        where: list[str],
+        on_failure: OnFailure,
+        step: Callable[[], int | None],
+        last_words: LastWords,
     ) -> None:
         self._listener, self._key, self._where, self._step = listener, key, where, step
-        self._on_failure = on_failure
+        self._on_failure, self._last_words = on_failure, last_words
+        self._suspect: tuple[Failure, float] | None = None  # a consequence: after that time the roll is called
         self._ranks: dict[socket.socket, int] = {}
         self._unread: dict[socket.socket, bytes] = {}
         self._ended: set[int] = set()  # ranks that have failed or closed their side
@@ -218,6 +245,8 @@ class _Server:
                     self._accept()
                 else:
                     self._read(connection)
+            if self._suspect is not None and time.monotonic() > self._suspect[1] and self._roll_call is None:
+                self._call_roll(self._suspect[0], None)
             if self._own is not None and self._roll_call is None:
                 self._call_roll(self._own, None)
             self._end_roll_call()
@@ -316,7 +345,13 @@ class _Server:
         self._drop(connection)
         if rank is not None and rank not in self._ended:
             self._ended.add(rank)
-            self._relay(Failure(rank, self._where[rank], self._step(), DIED_SILENTLY, SILENT_EXIT_CODE))
+            words = self._last_words(rank)
+            message, exit_code = (DIED_SILENTLY, SILENT_EXIT_CODE) if words is None else (words.message, _ABORTED)
+            failure = Failure(rank, self._where[rank], self._step(), message, exit_code)
+            if words is None or not words.is_consequence:
+                self._relay(failure)
+            elif self._suspect is None:
+                self._suspect = failure, time.monotonic() + _SUSPECT_S
 
     def _drop(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)

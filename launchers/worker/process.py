@@ -17,25 +17,18 @@ from trimaran.launchers.env.rank_env import RankEnv
 from trimaran.launchers.rendezvous.address_file import AddressFile
 from trimaran.launchers.terminal import is_for_users, sentence
 from trimaran.launchers.worker.failure_relay import Failure, FailureRelay
+from trimaran.launchers.worker.nccl_messages import WatchdogEnd, tells_of_lost_peer, watchdog_end_in
 from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.grid import coordinates, describe_coordinates
 from trimaran.runtime.processes import usable_cores
 from trimaran.runtime.spec import RunSpec
 
 ERROR_FILE = "error.json"
+STDERR_FILE = "stderr.log"
+"""Standard error of every rank but rank 0."""
 _TRACEBACK_FILE = "traceback.txt"
 # Errors whose message is a sentence for the user; of any other class the name is reported too.
 _SENTENCES = (ValueError, OSError, RuntimeError)
-# Parts of the messages of a rank that has lost a peer: the consequence of a failure, never its cause.
-_PEER_LOST = (
-    "Connection reset",
-    "Connection closed",
-    "Connection refused",
-    "Broken pipe",
-    "not connected",
-    "is gone",
-    " lost rank ",
-)
 _TIMED_OUT = re.compile(r"time[ -]?out|timed out", re.IGNORECASE)
 _CAUSE_S = 3.0  # for the failure relay to report the cause of a consequence
 _CLEAN_UP_S = 2.0  # for the main thread to fail by itself and remove half-written files when another rank has failed
@@ -96,16 +89,20 @@ class Rank:
             (self._folder / name).unlink(missing_ok=True)
         if self.number == 0:
             return
-        for descriptor, name in ((1, "stdout.log"), (2, "stderr.log")):
+        for descriptor, name in ((1, "stdout.log"), (2, STDERR_FILE)):
             with (self._folder / name).open("ab") as file:
                 os.dup2(file.fileno(), descriptor)
+
+    def last_words_of(self, rank: int) -> WatchdogEnd | None:
+        """Return why NCCL's watchdog has ended another rank; None where its records do not say so."""
+        return None if self._folder is None else watchdog_end_in(self._folder.parent / f"rank-{rank}" / STDERR_FILE)
 
     def fail(self, error: BaseException) -> NoReturn:
         """Exit because of an error of this rank, and make the other ranks exit too."""
         text = str(error).strip()
         is_sentence = bool(text) and (isinstance(error, _SENTENCES) or is_for_users(error))
         message = sentence(error) if is_sentence else f"{type(error).__name__}: {text}"
-        secondary = isinstance(error, RuntimeError | OSError) and any(words in text for words in _PEER_LOST)
+        secondary = isinstance(error, RuntimeError | OSError) and tells_of_lost_peer(text)
         if secondary and self.relay is not None:
             self._has_cause.wait(_CAUSE_S)
         if self._cause is not None:  # this error is its consequence

@@ -134,7 +134,7 @@ def connect_failure_relay(rank: Rank, rendezvous: Rendezvous) -> None:
     if rank_env.rank == 0:
         key = secrets.token_hex(16)
         listener = socket.create_server((rendezvous.address, 0), backlog=1024)
-        rank.relay = FailureRelay.serve(listener, key, wheres, rank.exit_after, lambda: rank.step)
+        rank.relay = FailureRelay.serve(listener, key, wheres, rank.exit_after, lambda: rank.step, rank.last_words_of)
         place = [rendezvous.address, listener.getsockname()[1], key, this_process()]
         rendezvous.store.set("failure_relay", json.dumps(place))
     else:
