@@ -39,7 +39,12 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
         resumed = resume_path(spec)  # before the data, which may take long
     starts_from = resumed is None and spec.checkpoint.init_from is not None
     if starts_from:
-        from trimaran.runtime.train.init_from import check_initial_weights, copy_tokenizer_configs, has_same_tokenizer
+        from trimaran.runtime.train.init_from import (
+            check_initial_weights,
+            copy_import_weights,
+            copy_tokenizer_configs,
+            has_same_tokenizer,
+        )
 
         check_initial_weights(spec)
     data = prepare_data(spec)
@@ -49,6 +54,8 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     write_text(folder / "spec.yaml", dump_spec(spec))
     write_text(folder / "data_manifest.json", json.dumps(data.manifest, indent=1))
     shutil.copyfile(data.folder / "tokenizer.json", folder / "tokenizer.json")
+    if starts_from:
+        copy_import_weights(spec, folder)
     if same_tokenizer:
         copy_tokenizer_configs(spec, folder)
     data.tokenizer.keep_end_of_text(folder)

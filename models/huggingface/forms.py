@@ -1,8 +1,8 @@
 """Conversions between the tensors of a Hugging Face file and ours: named forms, and the rows of a weight map.
 
 A row maps tensors of a file to ours, with {i} for the layer, {p} for weight or bias, and {e} for the expert. A form
-converts in both directions. It is exact, but PLUS_ONE rounds, and OPT's position table loses two rows that the network
-never reads.
+converts in both directions. It is exact, but PLUS_ONE rounds, and of OPT's positions and XLNet's attention parts are
+lost that the network never reads; `runtime/huggingface/originals.py` keeps what is lost.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,18 @@ Turn = Callable[[Sequence[Tensor], TransformerConfig], list[Tensor]]
 
 @dataclass(frozen=True)
 class Form:
-    """A conversion of a file's tensors to ours and its inverse; on global tensors; results may share their memory."""
+    """A conversion of a file's tensors to ours and its inverse; on global tensors; results may share their memory.
+
+    Args:
+        is_exact: whether the way there and back changes no bit.
+        lost: what ours have no place for, so that `to_theirs` writes zeros.
+    """
 
     name: str
     to_ours: Turn
     to_theirs: Turn
+    is_exact: bool = True
+    lost: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,15 @@ FUSED_QKV_TRANSPOSED: Final = Form(
 # BLOOM; with one group multi-query attention.
 FUSED_QKV_BY_GROUP: Final = Form("queries, keys, values fused by group", _split_fused_groups, _fuse_groups)
 # Norms that multiply by 1 + w (Gemma); ours are float32 at least.
-PLUS_ONE: Final = Form("plus one", _add_one, _take_one)
-# OPT's position table begins with two rows that no position reads; export writes zeros.
-TWO_ROWS_FEWER: Final = Form("two rows fewer", _drop_rows, _add_rows)
+PLUS_ONE: Final = Form("plus one", _add_one, _take_one, is_exact=False)
+# OPT's position table begins with two rows that no position reads.
+TWO_ROWS_FEWER: Final = Form(
+    "two rows fewer",
+    _drop_rows,
+    _add_rows,
+    is_exact=False,
+    lost="the first two rows of the table of positions, which no position reads",
+)
 # The gates of all experts, then the ups of all experts: [experts, 2, f, h].
 GATED_EXPERTS: Final = Form("gates and ups of experts", _stack_gated_experts, _unstack_gated_experts)
 

@@ -1,7 +1,7 @@
 """XLNet (Yang et al. 2019): an encoder trained on permutations, with relative positions, post-norm.
 
 Not supported: the memory of earlier segments, and the relative encoding of segments, which transformers uses only with
-token types; import drops its two parameters, export writes zeros. Dropout applies to embeddings, attention's
+token types; import keeps its two parameters beside the run for an export. Dropout applies to embeddings, attention's
 probabilities and the branches' outputs; transformers also has it inside the feed-forward layer, on the encoded
 distances and before the head. config.json has no longest sequence; `seq_length` is ours.
 """
@@ -124,7 +124,13 @@ XLNET: Final = Family(
         row(
             (f"{ATTENTION}.content_bias", f"{ATTENTION}.position_bias"),
             *(f"{_LAYER}.rel_attn.{name}" for name in _BIASES),
-            form=Form("biases of heads, without segments", _drop_segments, _add_segments),
+            form=Form(
+                "biases of heads, without segments",
+                _drop_segments,
+                _add_segments,
+                is_exact=False,
+                lost="r_s_bias and seg_embed, which transformers reads only with token types",
+            ),
         ),
         row("layers.{i}.attention_post_norm.{p}", f"{_LAYER}.rel_attn.layer_norm.{{p}}"),
         row("layers.{i}.mlp.up.{p}", f"{_LAYER}.ff.layer_1.{{p}}"),

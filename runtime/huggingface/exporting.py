@@ -25,6 +25,7 @@ from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.huggingface.card import Card, model_card
 from trimaran.runtime.huggingface.folder import check_disk_space, new_folder
+from trimaran.runtime.huggingface.originals import put_back
 from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.proof import Agreement, Proof, ReadWeight
 from trimaran.runtime.huggingface.refusals import INDEX, WEIGHTS, ConversionError
@@ -213,9 +214,13 @@ def _write_weights(folder: Path, model: _Model, sizes: dict[str, int], shard_byt
     shards = shards_of(sizes, shard_bytes)
     file_of = {name: shard for shard, names in shards.items() for name in names}
     held: dict[str, Tensor] = {}
-    done = 0
+    done, zeros = 0, dict[str, None]()
     for unit in model.units:
         theirs = unit.to_theirs([model.read(name) for name in unit.ours], model.config)
+        if not unit.form.is_exact:
+            with_originals = put_back(model.run, unit, theirs, model.config)
+            theirs = theirs if with_originals is None else with_originals
+            zeros |= {unit.form.lost: None} if with_originals is None and unit.form.lost else {}
         for name, tensor in zip(unit.theirs, theirs, strict=True):
             held[name] = _cast(name, tensor, model.dtype)
             done += 1
@@ -223,6 +228,8 @@ def _write_weights(folder: Path, model: _Model, sizes: dict[str, int], shard_byt
             if name == shards[file_of[name]][-1]:
                 write_safetensors(folder / file_of[name], held, {"format": "pt"})
                 held = {}
+    for what in zeros:
+        progress.say(f"the run does not have {what}: zeros are written")
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": file_of}
         write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
@@ -245,12 +252,17 @@ def shards_of(sizes: dict[str, int], shard_bytes: int) -> dict[str, list[str]]:
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     cast = tensor.to(dtype).contiguous()
-    if dtype == torch.float16 and not bool(torch.isfinite(cast).all()):
+    if bool(torch.isfinite(cast).all()):
+        return cast
+    if bool(torch.isfinite(tensor).all()):
         raise ConversionError(
-            f"{name} has values beyond float16's largest, {torch.finfo(dtype).max:g}; "
+            f"{name} has values beyond {_name(dtype)}'s largest, {torch.finfo(dtype).max:g}; "
             "export with --dtype bfloat16 or float32"
         )
-    return cast
+    raise ConversionError(
+        f"{name} holds infinite values or NaN, so the model would compute nothing; export an earlier checkpoint, from "
+        "before the run diverged"
+    )
 
 
 def _tokenizer_of(run: Path, progress: Progress) -> Tokenizer | None:

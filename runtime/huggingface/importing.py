@@ -16,6 +16,7 @@ from trimaran.runtime.checkpoint.store import save_in_parts
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.huggingface.folder import check_disk_space, new_folder
+from trimaran.runtime.huggingface.originals import keep_originals
 from trimaran.runtime.huggingface.plan import Plan, make_plan
 from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.proof import Agreement, Proof
@@ -29,7 +30,7 @@ from trimaran.runtime.huggingface.transformers_adapter import (
     their_config,
 )
 from trimaran.runtime.spec import RunSpec, dump_spec, parse_spec
-from trimaran.runtime.train.init_from import IMPORT_RECORD, TOKEN_IDS, TOKENIZER, TOKENIZER_CONFIGS
+from trimaran.runtime.train.init_from import IMPORT_RECORD, IMPORT_WEIGHTS, TOKEN_IDS, TOKENIZER, TOKENIZER_CONFIGS
 from trimaran.runtime.train.state import TrainState
 
 _OLD_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
@@ -130,6 +131,8 @@ def _fill(temporary: Path, plan: Plan, source: Path, run: Path, limits: Limits, 
     for note in plan.notes:
         progress.say(note)
     checkpoint = write_checkpoint(plan, spec, temporary / "checkpoints", limits.shard_bytes, progress)
+    for what in keep_originals(plan, temporary):
+        progress.say(f"{what} are kept in {IMPORT_WEIGHTS}, because the parameters can't hold them; export writes them")
     has_tokenizer = _copy_tokenizer(plan, temporary, run, progress)
     opened = Checkpoint.open(checkpoint)
     proof = Proof(

@@ -63,8 +63,18 @@ class Plan:
         return sum(self._tensor(name).num_bytes for name in unit.theirs)
 
     def read(self, unit: WeightMap) -> dict[str, Tensor]:
-        """Return the parameters of a unit, name -> [*global shape], in the dtype in which they are stored."""
+        """Return the parameters of a unit, name -> [*global shape], in the dtype in which they are stored.
+
+        Raises:
+            ConversionError: a tensor can't be read, or is not finite.
+        """
         theirs = [self.folder.read(self.stored[name]) for name in unit.theirs]
+        for name, tensor in zip(unit.theirs, theirs, strict=True):
+            if not bool(torch.isfinite(tensor).all()):
+                raise ConversionError(
+                    f"{self._tensor(name).file}: tensor {self.stored[name]} holds infinite values or NaN, so the model "
+                    "would compute nothing; copy the file again, or take an earlier checkpoint of the model"
+                )
         dtype = stored_dtype([tensor.dtype for tensor in theirs])
         ours = unit.to_ours([tensor.to(dtype) for tensor in theirs], self.config)
         found = dict(zip(unit.ours, ours, strict=True))

@@ -18,6 +18,8 @@ from trimaran.runtime.train.train_context import TrainContext
 
 IMPORT_RECORD = "import.json"
 """The record of a run's imported weights, written by `trimaran import`."""
+IMPORT_WEIGHTS = "import.safetensors"
+"""Numbers of the imported model that its parameters can't hold, for an export; training does not read them."""
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIGS = (
     "tokenizer_config.json",
@@ -127,6 +129,14 @@ def copy_tokenizer_configs(spec: RunSpec, folder: Path) -> None:
     for name in (*TOKENIZER_CONFIGS, IMPORT_RECORD):
         if (source / name).is_file() and not (folder / name).exists():
             shutil.copyfile(source / name, folder / name)
+
+
+def copy_import_weights(spec: RunSpec, folder: Path) -> None:
+    """Copy what an export of the initial weights' model needs besides its parameters. Needs checkpoint.init_from."""
+    assert spec.checkpoint.init_from is not None, "only a run with checkpoint.init_from has initial weights"
+    file = open_weights(Path(spec.checkpoint.init_from))[1] / IMPORT_WEIGHTS
+    if file.is_file():
+        shutil.copyfile(file, folder / IMPORT_WEIGHTS)
 
 
 def load_initial_weights(train_context: TrainContext) -> str:

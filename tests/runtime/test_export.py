@@ -1,6 +1,7 @@
 """A run becomes a folder that transformers loads: same weights and logits, standard names, its tokenizer and a card."""
 
 import json
+import math
 import runpy
 import shutil
 from dataclasses import asdict
@@ -11,6 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.models.encoders import xlnet
+from tests.models.huggingface_models import SMALL_MODELS
 from tests.runtime.huggingface_folders import (
     HIDDEN,
     TEMPLATE,
@@ -154,6 +157,49 @@ def test_a_bfloat16_model_stays_one(tmp_path: Path) -> None:
     before, after = weights_of(tmp_path / "model"), weights_of(tmp_path / "out")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", ["gemma", "opt", "xlnet"])
+def test_what_the_parameters_cannot_hold_comes_back_to_the_bit(tmp_path: Path, name: str) -> None:
+    """Gemma's norms lose bits in 1 + w; of OPT and XLNet the network has no place for some tensors."""
+    said: list[str] = []
+    model = xlnet() if name == "xlnet" else SMALL_MODELS[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(8)), alpha=0.01)
+    saved(model, tmp_path / "model")  # type: ignore[arg-type]
+    import_model(tmp_path / "model", tmp_path / "run", progress=Progress(said.append))
+    export_model(tmp_path / "run", tmp_path / "out", ExportOptions())
+    before, after = weights_of(tmp_path / "model"), weights_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[each], after[each]) for each in before)
+    assert any("are kept in import.safetensors" in text for text in said)
+
+    (tmp_path / "run" / "import.safetensors").unlink()
+    export_model(tmp_path / "run", tmp_path / "without", ExportOptions(), Progress(said.append))
+    lost = [each for each, tensor in weights_of(tmp_path / "without").items() if not torch.equal(tensor, before[each])]
+    assert lost, "without the originals numbers change: the test can fail"
+    assert any("zeros are written" in text for text in said) == (name != "gemma")
+
+
+def test_numbers_that_training_has_changed_are_exported(tmp_path: Path) -> None:
+    """Of a table of positions the two rows that no position reads, and no other, are those of the imported model."""
+    saved(SMALL_MODELS["opt"](), tmp_path / "model")
+    spec = import_model(tmp_path / "model", tmp_path / "run").spec
+    write_weights(tmp_path / "run", spec, 5)
+    export_model(tmp_path / "run", tmp_path / "out", ExportOptions())
+    name = "model.decoder.embed_positions.weight"
+    before, after = weights_of(tmp_path / "model")[name], weights_of(tmp_path / "out")[name]
+    assert torch.equal(before[:2], after[:2])
+    assert torch.equal(after[2:], parameters_of(tmp_path / "run")["position"])
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {})
+    write_weights(run, parse_spec_of(run), 41, factor=math.nan)
+    with pytest.raises(ConversionError, match=r"model.embed_tokens.weight holds infinite values or NaN"):
+        export_model(run, tmp_path / "out", ExportOptions())
+    assert_nothing_left(tmp_path, "run")
 
 
 def test_values_that_float16_lacks_are_refused(tmp_path: Path) -> None:

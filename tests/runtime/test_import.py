@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from tests.runtime.huggingface_folders import (
     HIDDEN,
@@ -284,6 +285,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     ),
     "impossible shape": (lambda folder: reconfigure(folder, num_key_value_heads=3), ("num_kv_heads",)),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ("neither model.safetensors nor",)),
+    "no number": (
+        lambda folder: reconfigure(folder, initializer_range="small"),
+        ("config.json", "initializer_range", "'small'", "float"),
+    ),
     "pickle": (make_pickle, ("pickle (pytorch_model.bin)", "can run any code", "save_pretrained")),
     "truncated": (truncate, ("model.safetensors is not a whole safetensors file", "copy it again")),
     "header damaged": (damage_header, ("not a whole safetensors file",)),
@@ -414,6 +419,31 @@ def test_transformers_that_is_not_installed_is_named(
 
 
 # --- the proof
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    rewrite(folder, **{NORM: torch.full((HIDDEN,), torch.nan)})
+    with pytest.raises(
+        ConversionError, match=r"tensor model.layers.1.input_layernorm.weight holds infinite values or NaN"
+    ):
+        import_model(folder, tmp_path / "run")
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["__init__", "forward"])
+def test_whatever_transformers_raises_is_a_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    class Strange(Exception):
+        """An error of no class that anyone would catch."""
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise Strange("a\n   b")
+
+    monkeypatch.setattr(LlamaForCausalLM, where, fail)
+    with pytest.raises(ConversionError, match=r"transformers can't .* so nothing can be compared: Strange: a b"):
+        import_model(folder, tmp_path / "run")
+    assert_nothing_left(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -595,7 +595,7 @@ def test_falcon_7b_and_its_71_heads_are_refused_at_tp_2_with_the_degrees_that_wo
     for tp in (2, 4, 8):
         spec = parse_spec({**BASE, "model": {"preset": "falcon-7b"}, "parallel": {"tp": tp, "uneven_heads": True}})
         assert spec.transformer.heads_per_rank(tp) == -(-71 // tp)
-    with pytest.raises(SpecError, match="set parallel.tp to 1 or 71$"):  # the last of 16 ranks would have none
+    with pytest.raises(SpecError, match=r"set parallel\.tp to 1 or 71$"):  # the last of 16 ranks would have none
         parse_spec({**BASE, "model": {"preset": "falcon-7b"}, "parallel": {"tp": 16, "uneven_heads": True}})
 
 
