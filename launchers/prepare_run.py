@@ -30,6 +30,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
 
     The caller holds the lock of the folder.
     """
+    from trimaran.runtime.data.account import table_of
     from trimaran.runtime.data.prepare import prepare_data
 
     resumed = None
@@ -38,18 +39,24 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
 
         resumed = resume_path(spec)  # before the data, which may take long
     starts_from = resumed is None and spec.checkpoint.init_from is not None
-    if starts_from:
+    tokenizer, same_tokenizer = None, False
+    if spec.checkpoint.init_from is not None:
         from trimaran.runtime.train.init_from import (
             check_initial_weights,
             copy_import_weights,
             copy_tokenizer_configs,
             has_same_tokenizer,
+            tokenizer_of_weights,
         )
 
-        check_initial_weights(spec)
-    data = prepare_data(spec)
+        if starts_from:
+            check_initial_weights(spec)
+        tokenizer = tokenizer_of_weights(spec, resumed=resumed is not None)
+    data = prepare_data(spec, tokenizer)
+    say(table_of(data.manifest))
     _check_run(spec, data)
-    same_tokenizer = bool(starts_from) and has_same_tokenizer(spec, data)
+    if starts_from:
+        same_tokenizer = has_same_tokenizer(spec, data)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     write_text(folder / "spec.yaml", dump_spec(spec))
     write_text(folder / "data_manifest.json", json.dumps(data.manifest, indent=1))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from trimaran.runtime.data.shards import mapped_digest
 from trimaran.runtime.spec import RunSpec, dump_spec
 
 _PACKAGE = Path(__file__).parents[2]
@@ -27,9 +28,9 @@ def facts_of_rank(spec: RunSpec, data: Path | None, where: str) -> str:
     facts = {"where": where, "spec": _digest(dump_spec(spec).encode()), **versions_here()}
     if data is not None:
         try:
-            facts["data manifest"] = _digest((data / "manifest.json").read_bytes())
-        except OSError as error:
-            facts["data manifest"] = f"unreadable ({error.strerror}: {data})"
+            facts["data"] = mapped_digest(data)[:12]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            facts["data"] = f"unreadable ({getattr(error, 'strerror', None) or error}: {data})"
     return json.dumps(facts)
 
 

@@ -151,8 +151,10 @@ def _join(
     Returns the mesh and the device.
     """
     rank_env = rendezvous.rank_env
-    facts = facts_of_rank(spec, task.data if isinstance(task, TrainTask) else None, rank.where)
-    check_same_everywhere(all_gather(facts))
+    data = task.data if isinstance(task, TrainTask) else None
+    check_same_everywhere(all_gather(facts_of_rank(spec, data, rank.where)))
+    if data is not None and rank_env.local_rank == 0:
+        open_prepared(data, verify=True)  # where nodes have copies, each has its own to verify
     device = choose_device(spec.launcher.device, rank_env.local_rank, rank_env.local_world_size)
     mine = resources_of(spec, device, rank.where)
     found = [Resources(**json.loads(text)) for text in all_gather(json.dumps(asdict(mine)))]

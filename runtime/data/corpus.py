@@ -1,159 +1,90 @@
-"""From `data.source` to text: find the files, read documents, cut long ones into sections, count what was dropped."""
+"""From the files of a corpus to text: read documents, cut long ones into sections, note what is left out or changed."""
 
+import bz2
+import codecs
 import gzip
-import hashlib
+import io
 import json
+import lzma
 import re
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from glob import glob
-from pathlib import Path
-from typing import BinaryIO
+from itertools import chain
+from typing import Final
 
-from trimaran.runtime.data.files import DataError, hash_file, unreadable
+from trimaran.runtime.data.account import Account
+from trimaran.runtime.data.files import DataError, unreadable
+from trimaran.runtime.data.sources import SourceFile
 
-SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 # Documents above this are cut at blank lines, so that one book can lie partly in the training and partly in the
 # held-out split.
 SECTION_CHARACTERS = 32 * 1024
 
 _BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
 _LINE_END = re.compile(r"\n")
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """One file of the corpus and the JSON field that holds its text (jsonl only)."""
-
-    path: Path
-    text_field: str
+_SPACE = re.compile(r"\s+")
+# UTF-32's little-endian mark begins with that of UTF-16.
+_MARKS: Final = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# Of English in UTF-16 half of the bytes are NUL, of Chinese a twentieth (those of spaces and line ends).
+_MOST_NUL = 0.03
+_LIKE_UTF16 = "looks like UTF-16 or UTF-32 without a byte order mark, or like a damaged file; convert it to UTF-8"
+_OPEN: Final[dict[str, Callable[..., io.BufferedReader]]] = {
+    "": open,
+    ".gz": gzip.open,  # type: ignore[dict-item]
+    ".bz2": bz2.open,  # type: ignore[dict-item]
+    ".xz": lzma.open,  # type: ignore[dict-item]
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
     """A document, or one section of a long document.
 
-    `continues`: it directly follows the unit before it in the same document.
+    `continues`: it directly follows the unit before it in the same document. `place`: its file, and the line where that
+    has several documents.
     """
 
     text: str
     continues: bool
+    place: str = field(default="", compare=False)
 
 
-@dataclass(slots=True)
-class CorpusCounts:
-    """Counts of what was read, dropped and replaced; written to the manifest.
+def iter_units(files: Sequence[SourceFile], account: Account, limit: int = SECTION_CHARACTERS) -> Iterator[Unit]:
+    """Yield every unit of the corpus in order and update `account`.
 
-    `bytes` and `characters` are of the text kept, in UTF-8. `replaced_bytes` were not UTF-8 and became U+FFFD, as did
-    `replaced_surrogates` (unpaired surrogates in JSON escapes). `carriage_returns_removed` counts CRLF line ends made
-    LF in .txt.
-    """
+    A .txt file is one document and is held in memory whole, as is a .json file unless it has JSON lines; these are read
+    one by one. Documents of white space only, and those whose text is null, are left out. Raises DataError naming the
+    file, and the line, that can't be read.
 
-    files: int = 0
-    documents: int = 0
-    units: int = 0
-    bytes: int = 0
-    characters: int = 0
-    replaced_bytes: int = 0
-    replaced_surrogates: int = 0
-    carriage_returns_removed: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-
-    def drop(self, reason: str) -> None:
-        """Count one dropped item."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-
-
-def find_files(sources: Sequence[str]) -> tuple[list[Path], Counter[str]]:
-    """Return the corpus files of the sources in a fixed order, and how many files were skipped, by reason.
-
-    A folder is searched recursively, without hidden files and folders (the cache is one). Names are sorted within each
-    source, and sources keep their order. A file named twice is read once. Raises DataError for a source that doesn't
-    exist, matches no usable file, or is a file of another kind.
-    """
-    found: dict[Path, Path] = {}
-    passed_over: Counter[str] = Counter()
-    for source in sources:
-        usable = 0
-        root = Path(source).expanduser()
-        for path in _expand(source, root):
-            if root.is_dir() and any(part.startswith(".") for part in path.relative_to(root).parts):
-                passed_over["hidden file"] += 1
-                continue
-            if not path.name.endswith(SUFFIXES):
-                passed_over["file of another kind"] += 1
-                continue
-            usable += 1
-            if path.resolve() in found:
-                passed_over["file named twice"] += 1
-            found.setdefault(path.resolve(), path)
-        if not usable:
-            raise DataError(
-                f"data.source {source!r} holds no {', '.join(SUFFIXES)} file; "
-                "name such files, a folder or a glob of them"
-            )
-    if not found:
-        raise DataError("data.source is empty; name at least one file, folder or glob, or 'quickstart'")
-    return list(found.values()), passed_over
-
-
-def _expand(source: str, path: Path) -> list[Path]:
-    if path.is_dir():
-        # Anything that isn't a folder counts as a file here: a broken link must fail when it is read, not be skipped.
-        return sorted(entry for entry in path.rglob("*") if not entry.is_dir())
-    if path.exists() or path.is_symlink():
-        if not path.name.endswith(SUFFIXES):
-            raise DataError(
-                f"data.source {source!r} is not a {', '.join(SUFFIXES)} file; convert it, or name another file"
-            )
-        return [path]
-    if any(sign in source for sign in "*?["):
-        return sorted(Path(match) for match in glob(str(path), recursive=True) if not Path(match).is_dir())
-    raise DataError(
-        f"data.source {source!r} does not exist (seen from {Path.cwd()}); correct the path, or use 'quickstart'"
-    )
-
-
-def hash_files(files: Sequence[SourceFile]) -> str:
-    """Return one sha256 of the kinds and contents of the files in order.
-
-    Names and paths don't enter, so a moved corpus has the same hash.
-    """
-    digest = hashlib.sha256()
-    for file in files:
-        kind = f"jsonl {file.text_field}" if ".jsonl" in file.path.name else "txt"
-        digest.update(f"{kind} {hash_file(file.path)}\n".encode())
-    return digest.hexdigest()
-
-
-def iter_units(files: Sequence[SourceFile], counts: CorpusCounts) -> Iterator[Unit]:
-    """Yield every unit of the corpus in order and update `counts`.
-
-    A .txt file is one document and is held in memory whole; a .jsonl file is read line by line. Documents of white
-    space only are dropped and counted. Raises DataError naming the file, and for jsonl the line, that can't be read.
+    Args:
+        limit: the most characters of a section.
     """
     for file in files:
-        counts.files += 1
-        documents = _jsonl_documents(file, counts) if ".jsonl" in file.path.name else _text_document(file, counts)
-        for document in documents:
-            if not document.strip():
-                counts.drop("empty document")
+        account.totals["files"] += 1
+        for document, place in _documents(file, account):
+            account.totals["records"] += 1
+            if document is None or not document.strip():
+                account.note("null" if document is None else "empty", place)
                 continue
-            counts.documents += 1
-            counts.characters += len(document)
-            counts.bytes += len(document.encode())
-            for index, section in enumerate(split_sections(document)):
-                counts.units += 1
-                yield Unit(section, continues=index > 0)
+            account.note("nul", place, document.count("\0"))
+            sections = split_sections(document, limit)
+            size = len(document.encode())
+            account.totals.update(documents=1, characters=len(document), bytes=size, units=len(sections))
+            for index, section in enumerate(sections):
+                yield Unit(section, index > 0, place)
 
 
 def split_sections(text: str, limit: int = SECTION_CHARACTERS) -> list[str]:
     """Return sections that join to exactly `text`, cut at blank lines, each as long as `limit` characters allow.
 
     A paragraph that is longer than that is cut at line ends (verse and one-sentence-a-line corpora may have no blank
-    line at all); a single line is never cut.
+    line at all). A single line is cut, at white space, only by a limit below SECTION_CHARACTERS, as small corpora have.
     """
     if len(text) <= limit:
         return [text]
@@ -169,14 +100,49 @@ def split_sections(text: str, limit: int = SECTION_CHARACTERS) -> list[str]:
 def _cuts(text: str, limit: int) -> Iterator[int]:
     """Yield the positions to cut at, in order.
 
-    These are ends of blank lines, line ends in paragraphs above `limit`, and the end of the text.
+    These are the ends of blank lines; in paragraphs above `limit` those of lines, in lines above it those of white
+    space; and the end of the text.
     """
-    start = 0
-    for end in (*(match.end() for match in _BLANK_LINES.finditer(text, 0, len(text) - 1)), len(text)):
-        if end - start > limit:
-            yield from (match.end() for match in _LINE_END.finditer(text, start, end - 1))
-        yield end
-        start = end
+    levels = (_BLANK_LINES, _LINE_END, _SPACE) if limit < SECTION_CHARACTERS else (_BLANK_LINES, _LINE_END)
+    yield from _cuts_between(text, 0, len(text), limit, levels)
+
+
+def _cuts_between(text: str, start: int, end: int, limit: int, levels: Sequence[re.Pattern[str]]) -> Iterator[int]:
+    for cut in chain((match.end() for match in levels[0].finditer(text, start, end - 1)), [end]):
+        if cut - start > limit and levels[1:]:
+            yield from _cuts_between(text, start, cut, limit, levels[1:])
+        else:
+            yield cut
+        start = cut
+
+
+class _Decoder:
+    """Decodes the pieces of one UTF-8 file and counts the bytes that are not UTF-8, which become U+FFFD."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self._file = file
+        self._replaced = self._touched = self._multibyte = self._lines = 0
+        self._first = ""
+
+    def decode(self, data: bytes) -> str:
+        text, replaced = decode_utf8(data)
+        self._multibyte += len(data) - len(text)
+        if replaced:
+            self._replaced += replaced
+            self._touched += sum(len(line) for line in text.split("\n") if "\ufffd" in line)
+            line = self._lines + text.count("\n", 0, text.index("\ufffd")) + 1
+            self._first = self._first or f"{self._file.path}, line {line}"
+        self._lines += text.count("\n")
+        return text
+
+    def close(self, account: Account) -> None:
+        """Note what was replaced.
+
+        Where most characters beyond ASCII can't be read, the file is in another encoding and the lines that have them
+        are lost; otherwise the bytes alone are.
+        """
+        lost = self._touched if self._replaced > self._multibyte else self._replaced
+        account.note("not_utf8", self._first, self._replaced, lost)
 
 
 def decode_utf8(data: bytes) -> tuple[str, int]:
@@ -190,62 +156,116 @@ def decode_utf8(data: bytes) -> tuple[str, int]:
     return text.removeprefix("\ufeff"), replaced
 
 
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
-
-
-def _text_document(file: SourceFile, counts: CorpusCounts) -> Iterator[str]:
+def _documents(file: SourceFile, account: Account) -> Iterator[tuple[str | None, str]]:
+    """Yield the text, or None for null, and the place of every document of a file."""
     try:
-        with _open(file.path) as stream:
-            data = stream.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise unreadable(file.path, error) from error
-    text, replaced = decode_utf8(data)
-    counts.replaced_bytes += replaced
-    counts.carriage_returns_removed += text.count("\r\n")
-    yield text.replace("\r\n", "\n")
-
-
-def _jsonl_documents(file: SourceFile, counts: CorpusCounts) -> Iterator[str]:
-    try:
-        with _open(file.path) as stream:
-            for number, line in enumerate(stream, start=1):
-                text, replaced = decode_utf8(line)
-                counts.replaced_bytes += replaced
-                if text.strip():
-                    yield _text_of_line(text, file, number, counts)
-                else:
-                    counts.drop("blank jsonl line")
-    except (OSError, EOFError, zlib.error) as error:
+        with _OPEN[file.compression](file.path, "rb") as stream:
+            encoding = next((name for mark, name in _MARKS if stream.peek(4).startswith(mark)), "")
+            decoder, size = _Decoder(file), file.path.stat().st_size
+            account.totals["file_bytes"] += size
+            if encoding:
+                account.note("utf16", str(file.path), amount=size)
+                lines: Iterable[str] = io.TextIOWrapper(stream, encoding, newline="\n")
+            else:
+                lines = map(decoder.decode, stream if file.kind != "txt" else [stream.read()])
+            if file.kind == "txt":
+                yield _text("".join(lines), file, account), str(file.path)
+            else:
+                for row, place in (_json_rows if file.kind == "jsonl" else _rows_of_json)(lines, file, account):
+                    yield _text_of_row(row, file, place, account), place
+            decoder.close(account)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file.path} begins like {error.encoding.upper()} and is damaged ({error.reason}); convert it to UTF-8"
+        ) from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise unreadable(file.path, error) from error
 
 
-def _text_of_line(line: str, file: SourceFile, number: int, counts: CorpusCounts) -> str:
-    where = f"{file.path}, line {number}"
+def _text(text: str, file: SourceFile, account: Account) -> str:
+    if text.count("\0") > _MOST_NUL * len(text):
+        share = f"{text.count(chr(0)) / len(text):.0%} of its characters are NUL"
+        raise DataError(f"{file.path} {_LIKE_UTF16} or take it out of data.source ({share})")
+    account.note("crlf", str(file.path), text.count("\r\n"))
+    return text.replace("\r\n", "\n")
+
+
+def _json_rows(lines: Iterable[str], file: SourceFile, account: Account) -> Iterator[tuple[object, str]]:
+    """Yield the value and the place of every line that is not blank."""
+    for number, line in enumerate(lines, start=1):
+        place = f"{file.path}, line {number}"
+        if line.strip():
+            yield _parse(line, place, "every line of a .jsonl file must be one JSON object"), place
+        else:
+            account.note("blank", place)
+
+
+def _rows_of_json(lines: Iterable[str], file: SourceFile, account: Account) -> Iterator[tuple[object, str]]:
+    """Yield the records of a .json file, which has JSON lines or is one record or a list of them.
+
+    A file whose first record has no text is passed over: many a corpus has one that describes it.
+    """
+    lines, head = iter(lines), []
+    for line in lines:
+        head.append(line)
+        if line.strip():
+            break
+    if head and _is_object(head[-1]):
+        rows = _json_rows(chain(head, lines), file, account)
+    else:
+        content = "".join(chain(head, lines))
+        value = _parse(content, str(file.path), "write a JSON object on every line, or a list of them") if head else []
+        records = value if isinstance(value, list) else [value]
+        rows = ((record, f"{file.path}, record {number}") for number, record in enumerate(records, start=1))
+    first = next(rows, None)
+    if first is None or not isinstance(first[0], dict) or file.text_field not in first[0]:
+        account.note("no_records", str(file.path), amount=file.path.stat().st_size)
+    else:
+        yield from chain([first], rows)
+
+
+def _is_object(line: str) -> bool:
     try:
-        row = json.loads(line)
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _parse(text: str, place: str, remedy: str) -> object:
+    try:
+        value: object = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}); every line of a .jsonl file must be one JSON object") from error
+        raise DataError(
+            f"{place}: {_LIKE_UTF16}" if "\0" in text else f"{place}: not JSON ({error}); {remedy}"
+        ) from error
+    return value
+
+
+def _text_of_row(row: object, file: SourceFile, place: str, account: Account) -> str | None:
     if not isinstance(row, dict):
         raise DataError(
-            f"{where}: a JSON {type(row).__name__}, not an object; "
-            f"write {{{json.dumps(file.text_field)}: ...}} on every line"
+            f"{place}: {_json_name(row)}, not an object; write {{{json.dumps(file.text_field)}: ...}} on every line"
         )
     text = row.get(file.text_field)
+    if file.text_field in row and text is None:
+        return None
     if not isinstance(text, str):
         has = (
-            f"is {type(text).__name__}, not text"
+            f"is {_json_name(text)}, not text"
             if file.text_field in row
             else f"is missing (the line has {', '.join(row) or 'no fields'})"
         )
-        raise DataError(
-            f"{where}: the field {file.text_field!r} {has}; set data.text_field to the field that holds the text"
-        )
+        raise DataError(f"{place}: the field {file.text_field!r} {has}; set data.text_field to the field with the text")
     try:
         text.encode()
     except UnicodeEncodeError:
         # UTF-16 joins surrogate pairs; an unpaired one becomes U+FFFD.
         repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        counts.replaced_surrogates += repaired.count("\ufffd") - text.count("\ufffd")
+        account.note("surrogate", place, repaired.count("\ufffd") - text.count("\ufffd"))
         return repaired
     return text
+
+
+def _json_name(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

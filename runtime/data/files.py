@@ -1,15 +1,27 @@
 """Disk access shared by `runtime/data`: DataError, content hashes, and folders that are created atomically."""
 
 import hashlib
+import json
+import logging
+import os
 import shutil
+import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from trimaran.runtime.folder_lock import FolderLock
 
-_READ_BYTES = 1 << 20
+READ_BYTES = 1 << 20
+# A file that changes again within a clock tick keeps its time stamp; ticks of file systems last up to 2 s (FAT).
+_TICK_NS = 2_000_000_000
+_SAY_BYTES = 4 << 30
+_Examined = tuple[int, int, str]
+"""Size, time of change in ns, and result of a file."""
+
+logger = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
@@ -24,11 +36,70 @@ def hash_file(path: Path) -> str:
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while block := file.read(_READ_BYTES):
+            while block := file.read(READ_BYTES):
                 digest.update(block)
     except OSError as error:
         raise unreadable(path, error) from error
     return digest.hexdigest()
+
+
+def once_per_change(paths: Sequence[Path], record: Path, examine: Callable[[Path], str]) -> list[str]:
+    """Return `examine(path)` of each file; a file that has not changed since it was last examined is not read again.
+
+    Unchanged means: `record`, a JSON file that this function keeps, has the file's size and time of change. Files are
+    read in parallel. Raises DataError for a file that can't be read.
+    """
+    known, settled = _read_record(record), time.time_ns() - _TICK_NS
+    names = [os.path.relpath(path, record.parent) for path in paths]
+    stamps = [_stamp(path) for path in paths]
+    unchanged = {name for name, stamp in zip(names, stamps, strict=True) if known.get(name, ())[:2] == stamp}
+    results = {name: known[name][2] for name in unchanged}
+    new = [index for index, name in enumerate(names) if name not in results]
+    size = sum(stamps[index][0] for index in new)
+    if size > _SAY_BYTES:
+        logger.info("reading %.1f GB in %d files that are new or have changed, to recognize them", size / 1e9, len(new))
+    # The threads of ThreadPool end with the process, so that Ctrl-C does not wait for a file to be read.
+    with ThreadPool(min(32, len(os.sched_getaffinity(0)), len(new) or 1)) as pool:
+        found = pool.map(lambda index: examine(paths[index]), new, chunksize=1 + len(new) // 1000)
+    results |= {names[index]: result for index, result in zip(new, found, strict=True)}
+    fresh = {
+        name: (*stamp, results[name])
+        for name, stamp in zip(names, stamps, strict=True)
+        if name in unchanged or stamp[1] < settled
+    }
+    if fresh != known:
+        _write_record(record, fresh)
+    return [results[name] for name in names]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return status.st_size, status.st_mtime_ns
+
+
+def _read_record(record: Path) -> dict[str, _Examined]:
+    """Return the record's rows by file; a record that is missing or damaged has none."""
+    with suppress(OSError, ValueError, RecursionError):
+        content = json.loads(record.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            rows = {name: tuple(row) for name, row in content.items() if isinstance(row, list)}
+            return {name: row for name, row in rows.items() if [type(value) for value in row] == [int, int, str]}
+    return {}
+
+
+def _write_record(record: Path, content: dict[str, _Examined]) -> None:
+    temporary = record.with_name(f".{record.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(record)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        logger.info("%s can't be written (%s), so the next start reads these files again", record, error.strerror)
 
 
 def unreadable(path: Path, error: BaseException) -> DataError:

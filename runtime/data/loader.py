@@ -55,7 +55,7 @@ class Loader:
             )
         self.num_samples = (shards.num_tokens - 1) // seq_len if shards.num_tokens else 0
         if self.num_samples < 1:
-            more = "raise data.held_out_fraction, " if shards.split == "held_out" else ""
+            more = "raise data.held_out_fraction, set train.eval_interval to 0, " if shards.split == "held_out" else ""
             need = f"one sample of train.seq_len ({seq_len}) needs {seq_len + 1}"
             raise DataError(
                 f"split {shards.split!r} has {shards.num_tokens} tokens, {need}; "

@@ -77,18 +77,25 @@ def position_draws(samples: Int64Array, num_positions: int, seed: int, purpose: 
     return mix64(rows[:, None] ^ np.arange(num_positions, dtype=np.uint64))
 
 
-def held_out_units(num_units: int, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Return [num_units] bool: True for held-out units, those whose hash of (seed, unit index) is below `fraction`.
+def held_out_units(sizes: Int64Array, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Return [n] bool: True for held-out units, those whose hash of (seed, unit index) is below `fraction`.
 
-    With a fraction above 0 and at least two units both splits get at least one: the unit with the smallest hash is held
-    out when none is below the fraction, and the unit with the largest stays in training when all are.
+    Where few units make the share of the text differ from the fraction by more than half of it, those with the smallest
+    hashes are held out, as many as come nearest to the fraction. With a fraction above 0 and at least two units both
+    splits get at least one.
+
+    Args:
+        sizes: [n] int64, characters of each unit.
     """
+    if fraction == 0 or len(sizes) < 2:
+        return np.zeros(len(sizes), dtype=bool)
     key = _keys(seed, _STREAM_HELD_OUT, 1)
-    draws = mix64(np.arange(num_units, dtype=np.uint64) ^ key).astype(np.float64) / 2.0**64
-    chosen = draws < fraction
-    if fraction > 0 and num_units >= 2:
-        if not chosen.any():
-            chosen[draws.argmin()] = True
-        if chosen.all():
-            chosen[draws.argmax()] = False
-    return np.asarray(chosen) if num_units >= 2 else np.zeros(num_units, dtype=bool)
+    draws = mix64(np.arange(len(sizes), dtype=np.uint64) ^ key).astype(np.float64) / 2.0**64
+    chosen = np.asarray(draws < fraction)
+    wanted = fraction * sizes.sum()
+    if abs(sizes[chosen].sum() - wanted) > wanted / 2 or chosen.all():
+        order = draws.argsort(kind="stable")
+        count = 1 + int(np.abs(sizes[order].cumsum() - wanted).argmin())
+        chosen[:] = False
+        chosen[order[: min(count, len(sizes) - 1)]] = True
+    return chosen

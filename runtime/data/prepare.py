@@ -6,28 +6,23 @@ Runs without torch, before any rank starts.
 import hashlib
 import json
 import logging
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trimaran.runtime.data.corpus import (
-    SECTION_CHARACTERS,
-    CorpusCounts,
-    SourceFile,
-    Unit,
-    find_files,
-    hash_files,
-    iter_units,
-)
-from trimaran.runtime.data.files import DataError, build_once, hash_file
+from trimaran.runtime.data.account import Account
+from trimaran.runtime.data.corpus import SECTION_CHARACTERS, Unit, iter_units
+from trimaran.runtime.data.files import DataError, build_once, hash_file, once_per_change
 from trimaran.runtime.data.permutation import held_out_units
 from trimaran.runtime.data.quickstart import ensure_quickstart
-from trimaran.runtime.data.shards import ShardInfo, ShardWriter, TokenShards, dtype_for
+from trimaran.runtime.data.shards import ShardInfo, ShardWriter, TokenShards, dtype_for, verify_shards
+from trimaran.runtime.data.sources import SourceFile, find_files
 from trimaran.runtime.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -36,9 +31,13 @@ if TYPE_CHECKING:
 QUICKSTART = "quickstart"
 SPLITS = ("train", "held_out")
 # Raised whenever the same settings would give other shards, so that the cache of an older version is not reused.
-FORMAT = 1
+FORMAT = 2
 # Enough text to keep every core of the encoder busy, little enough to hold in memory several times over.
 _BATCH_CHARACTERS = 4 << 20
+# The sections of a small corpus are such that this many of them make up its held-out text, but no shorter than a few
+# sentences.
+_HELD_OUT_SECTIONS = 4
+_SHORTEST_SECTION = 256
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ logger = logging.getLogger(__name__)
 class PreparedData:
     """A prepared corpus: both splits, the tokenizer, and the manifest, which records how they were made.
 
-    `folder` holds all of it.
+    `folder` holds all of it; `account` is that of the text in the manifest.
     """
 
     train: TokenShards
@@ -55,48 +54,42 @@ class PreparedData:
     tokenizer: Tokenizer
     manifest: dict[str, Any]
     folder: Path
+    account: Account
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """All settings besides the text that decide the content of the shards."""
+    """All settings besides the text; those above `max_lost_fraction` decide the content of the shards."""
 
     tokenizer_file: Path | None
     vocab_size: int
     held_out_fraction: float
     seed: int
     with_mask: bool
+    max_lost_fraction: float
+    model_vocab_size: int | None
 
 
-def prepare_data(spec: "RunSpec") -> PreparedData:
+def prepare_data(spec: "RunSpec", tokenizer_file: Path | None = None) -> PreparedData:
     """Prepare the corpus of a run spec, or open it where it was prepared before; see `prepare`.
 
-    Raises DataError also when the tokenizer has more tokens than the model's vocabulary, or no mask token where the
-    objective needs one.
+    Args:
+        tokenizer_file: the tokenizer where the spec names none; None trains one.
     """
     data, shape = spec.data, spec.transformer
-    prepared = prepare(
+    return prepare(
         data.source,
         cache_dir=Path(data.cache_dir),
         text_field=data.text_field,
-        tokenizer_file=Path(data.tokenizer) if data.tokenizer else None,
+        tokenizer_file=Path(data.tokenizer) if data.tokenizer else tokenizer_file,
         end_of_text=data.end_of_text,
         vocab_size=data.tokenizer_vocab_size,
         held_out_fraction=data.held_out_fraction,
         seed=spec.seed,
         with_mask=shape.objective == "masked_lm",
+        max_lost_fraction=data.max_lost_fraction,
+        model_vocab_size=shape.vocab_size,
     )
-    check_vocabulary(prepared.tokenizer, shape.vocab_size)
-    return prepared
-
-
-def check_vocabulary(tokenizer: Tokenizer, model_vocab_size: int) -> None:
-    """Raise DataError when the tokenizer can produce ids that the model's embedding doesn't have."""
-    if tokenizer.vocab_size > model_vocab_size:
-        rule = f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {model_vocab_size}"
-        raise DataError(
-            f"{rule}; set model.vocab_size (or data.tokenizer_vocab_size) to {tokenizer.vocab_size} or more"
-        )
 
 
 def prepare(
@@ -110,27 +103,34 @@ def prepare(
     held_out_fraction: float = 0.02,
     seed: int = 1234,
     with_mask: bool = False,
+    max_lost_fraction: float = 0.05,
+    model_vocab_size: int | None = None,
 ) -> PreparedData:
     """Return the token shards of the sources, from the cache where the same text and settings were prepared before.
 
-    The cache key is a hash of the content, so an edited or moved corpus is recognized; every call therefore reads the
-    corpus once to hash it. Two processes may call this at once. Ranks should `open_prepared` the folder instead.
+    The cache key is a hash of the content, so an edited or moved corpus is recognized; files that have changed since
+    the last call are read once to hash them, and so are shards. Two processes may call this at once. Ranks should
+    `open_prepared` the folder instead.
 
     Args:
-        sources: files, folders and globs of .txt and .jsonl (or .gz of them), read in this order. The word "quickstart"
-            is the built-in corpus and comes first at any position (a folder of that name is "./quickstart").
+        sources: files, folders and globs, read in this order; see `find_files`. The word "quickstart" is the built-in
+            corpus and comes first at any position (a folder of that name is "./quickstart").
         tokenizer_file: an existing tokenizer.json; None trains byte-level BPE of `vocab_size` on the training split.
         end_of_text: the token of `tokenizer_file` that ends a document; None to find it.
         held_out_fraction: share of the units (documents, or sections of long ones) kept out of training, in [0, 1).
         with_mask: whether the tokenizer must have a mask token.
+        max_lost_fraction: the largest share of the text that may be lost for one reason; DataError above it.
+        model_vocab_size: the most tokens that the tokenizer may have; DataError above it.
     """
     if not 0 <= held_out_fraction < 1:
         raise DataError(f"data.held_out_fraction ({held_out_fraction}) must be at least 0 and below 1; 0.02 is usual")
-    files, source = _collect_source(sources, cache_dir, text_field)
-    settings = _Settings(tokenizer_file, vocab_size, held_out_fraction, seed, with_mask)
+    settings = _Settings(
+        tokenizer_file, vocab_size, held_out_fraction, seed, with_mask, max_lost_fraction, model_vocab_size
+    )
     tokenizer = Tokenizer.load(tokenizer_file, end_of_text) if tokenizer_file else None
-    if tokenizer is not None and with_mask:
-        tokenizer.required_mask_id()
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, settings)
+    files, source = _collect_source(sources, cache_dir, text_field, max_lost_fraction)
     identity = {
         "format": FORMAT,
         "source_sha256": source["sha256"],
@@ -145,13 +145,31 @@ def prepare(
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / "data" / key
     build_once(folder, lambda temporary: _build(temporary, files, source, settings, tokenizer))
-    return open_prepared(folder)
+    prepared = open_prepared(folder, verify=True)
+    _check_tokenizer(prepared.tokenizer, settings)
+    prepared.account.check(max_lost_fraction)
+    # The same text may have been found elsewhere when it was prepared.
+    return replace(prepared, manifest={**prepared.manifest, "source": source})
 
 
-def open_prepared(folder: Path, verify_hashes: bool = False) -> PreparedData:
-    """Open a folder that `prepare` made. Checks the tokenizer and the sizes of the shards, and their sha256 on request.
+def _check_tokenizer(tokenizer: Tokenizer, settings: _Settings) -> None:
+    """Raise DataError when the tokenizer has ids that the model's embedding doesn't have, or lacks a mask token."""
+    if settings.with_mask:
+        tokenizer.required_mask_id()
+    most = settings.model_vocab_size
+    if most is not None and tokenizer.vocab_size > most:
+        rule = f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {most}"
+        field = "data.tokenizer to another one" if settings.tokenizer_file else f"data.tokenizer_vocab_size to {most}"
+        raise DataError(f"{rule}; set model.vocab_size to {tokenizer.vocab_size} or more, or {field}")
+
+
+def open_prepared(folder: Path, verify: bool = False) -> PreparedData:
+    """Open a folder that `prepare` made. Checks the tokenizer and the sizes of the shards.
 
     Raises DataError naming what is missing or damaged.
+
+    Args:
+        verify: whether to check the content of shards that have changed since they were last checked.
     """
     path = folder / "manifest.json"
     try:
@@ -161,32 +179,32 @@ def open_prepared(folder: Path, verify_hashes: bool = False) -> PreparedData:
             name: TokenShards(folder, name, dtype, [ShardInfo(**shard) for shard in splits[name]["shards"]])
             for name in SPLITS
         }
-        tokenizer_sha256 = manifest["tokenizer"]["sha256"]
+        tokenizer_sha256, account = manifest["tokenizer"]["sha256"], Account.read(manifest["corpus"])
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise DataError(
             f"the manifest {path} is missing or damaged ({problem}); delete the folder and the data is prepared again"
         ) from error
-    if verify_hashes:
-        for shards in opened.values():
-            shards.verify_hashes()
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file() or hash_file(tokenizer_file) != tokenizer_sha256:
         raise DataError(
             f"{tokenizer_file} is missing or differs from its manifest; "
             "delete the folder and the data is prepared again"
         )
-    return PreparedData(opened["train"], opened["held_out"], Tokenizer.load(tokenizer_file), manifest, folder)
+    tokenizer = Tokenizer.load(tokenizer_file)
+    if verify:
+        verify_shards(folder, list(opened.values()), tokenizer.vocab_size)
+    return PreparedData(opened["train"], opened["held_out"], tokenizer, manifest, folder, account)
 
 
 def _collect_source(
-    sources: Sequence[str], cache_dir: Path, text_field: str
+    sources: Sequence[str], cache_dir: Path, text_field: str, max_lost_fraction: float
 ) -> tuple[list[SourceFile], dict[str, Any]]:
     """Return the files of the sources in order, and the manifest's record of them."""
     files: list[SourceFile] = []
-    passed_over: dict[str, int] = {}
+    account = Account()
     quickstart = None
     if QUICKSTART in sources:
         corpus = ensure_quickstart(cache_dir)
@@ -194,15 +212,44 @@ def _collect_source(
         quickstart = corpus.notes
     named = [source for source in sources if source != QUICKSTART]
     if named or not files:
-        found, counted = find_files(named)
-        files += [SourceFile(path, text_field) for path in found]
-        passed_over = dict(counted)
+        files += find_files(named, text_field, account, cache_dir)
+        account.check(max_lost_fraction)
     return files, {
         "named": list(sources),
-        "sha256": hash_files(files),
-        "passed_over": passed_over,
+        "sha256": hash_source(files, cache_dir),
+        "found": account.record,
         "quickstart": quickstart,
     }
+
+
+def hash_source(files: Sequence[SourceFile], cache_dir: Path) -> str:
+    """Return one sha256 of the kinds and contents of the files in order.
+
+    Names and paths don't enter, so a moved corpus has the same hash. A file that is known in the cache by its time of
+    change is not read again.
+    """
+    paths = [file.path for file in files]
+    record = hashlib.sha256("\n".join(str(path.absolute()) for path in paths).encode("utf-8", "surrogateescape"))
+    hashes = once_per_change(paths, cache_dir / "sources" / f"{record.hexdigest()[:16]}.json", hash_file)
+    digest = hashlib.sha256()
+    for file, content in zip(files, hashes, strict=True):
+        kind = file.kind if file.kind == "txt" else f"{file.kind} {file.text_field}"
+        digest.update(f"{kind}{file.compression} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_units(files: list[SourceFile], settings: _Settings, named: str) -> tuple[Account, npt.NDArray[np.int64], int]:
+    """Read the corpus once; return its account, the characters of every unit, and the most characters of a section."""
+    account, limit = Account(), SECTION_CHARACTERS
+    sizes = array("q", (len(unit.text) for unit in iter_units(files, account)))
+    if not sizes:
+        raise DataError(f"data.source {named} holds no text: {account.told() or 'no documents'}; name files with text")
+    account.check(settings.max_lost_fraction)
+    shorter = int(account.totals["characters"] * settings.held_out_fraction / _HELD_OUT_SECTIONS)
+    if settings.held_out_fraction > 0 and shorter < limit:
+        account, limit = Account(), max(_SHORTEST_SECTION, shorter)
+        sizes = array("q", (len(unit.text) for unit in iter_units(files, account, limit)))
+    return account, np.array(sizes, dtype=np.int64), limit
 
 
 def _build(
@@ -210,26 +257,21 @@ def _build(
 ) -> None:
     """Write tokenizer.json, the shards of both splits and manifest.json into an empty folder.
 
-    Reads the corpus two or three times.
+    Reads the corpus two or three times, a small one once more.
     """
-    counts = CorpusCounts()
-    for _ in iter_units(files, counts):
-        pass
-    if not counts.units:
-        raise DataError(
-            f"data.source {', '.join(source['named'])} holds no text: "
-            f"{counts.dropped or 'no documents'}; name files with text"
-        )
-    held_out = held_out_units(counts.units, settings.held_out_fraction, settings.seed)
+    account, sizes, limit = _read_units(files, settings, ", ".join(source["named"]))
+    held_out = held_out_units(sizes, settings.held_out_fraction, settings.seed)
     if settings.held_out_fraction > 0 and not held_out.any():
         logger.warning(
-            "the corpus is a single document without a line end to cut it at: "
+            "the corpus is a single document without white space to cut it at: "
             "nothing is held out, so there is no held-out loss"
         )
     trained = tokenizer is None
     if tokenizer is None:
-        logger.info("training a tokenizer of %d tokens on %.1f MB of text", settings.vocab_size, counts.bytes / 1e6)
-        texts = (unit.text for unit, out in zip(iter_units(files, CorpusCounts()), held_out, strict=True) if not out)
+        size = account.totals["bytes"] / 1e6
+        logger.info("training a tokenizer of %d tokens on %.1f MB of text", settings.vocab_size, size)
+        units = iter_units(files, Account(), limit)
+        texts = (unit.text for unit, out in zip(units, held_out, strict=True) if not out)
         tokenizer = Tokenizer.train(texts, settings.vocab_size, with_mask=settings.with_mask)
         if tokenizer.vocab_size < settings.vocab_size:
             logger.warning(
@@ -237,26 +279,25 @@ def _build(
                 tokenizer.vocab_size,
                 settings.vocab_size,
             )
+    _check_tokenizer(tokenizer, settings)
     tokenizer.save(folder / "tokenizer.json")
     dtype = dtype_for(tokenizer.vocab_size)
-    logger.info("tokenizing %d documents", counts.documents)
-    splits = _write_splits(folder, iter_units(files, CorpusCounts()), held_out, tokenizer, dtype)
+    logger.info("tokenizing %d documents", account.totals["documents"])
+    units = _encoded(iter_units(files, Account(), limit), tokenizer, account, settings.max_lost_fraction)
+    splits = _write_splits(folder, units, held_out, tokenizer.eot_id, dtype)
     manifest = {
         "format": FORMAT,
         "source": source,
-        "corpus": asdict(counts),
+        "corpus": account.record,
         "tokenizer": _tokenizer_record(folder, tokenizer, settings, trained),
         "seed": settings.seed,
         "held_out_fraction": settings.held_out_fraction,
-        "section_characters": SECTION_CHARACTERS,
+        "section_characters": limit,
         "dtype": dtype,
         "byte_order": "little",
         "splits": splits,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    logger.info(
-        "prepared %d documents: %s tokens", counts.documents, {name: split["tokens"] for name, split in splits.items()}
-    )
 
 
 def _tokenizer_record(folder: Path, tokenizer: Tokenizer, settings: _Settings, trained: bool) -> dict[str, Any]:
@@ -305,20 +346,43 @@ class _SplitWriter:
 
 
 def _write_splits(
-    folder: Path, units: Iterator[Unit], held_out: npt.NDArray[np.bool_], tokenizer: Tokenizer, dtype: str
+    folder: Path,
+    units: Iterator[tuple[int, Unit, list[int]]],
+    held_out: npt.NDArray[np.bool_],
+    eot_id: int,
+    dtype: str,
 ) -> dict[str, dict[str, Any]]:
-    """Encode every unit and write it to its split; return the manifest's record of each."""
+    """Write every encoded unit to its split; return the manifest's record of each."""
     with ExitStack() as stack:
-        writers = {
-            name: _SplitWriter(stack.enter_context(ShardWriter(folder, name, dtype)), tokenizer.eot_id)
-            for name in SPLITS
-        }
-        for batch in _batches(units):
-            for (index, unit), tokens in zip(
-                batch, tokenizer.encode_batch([unit.text for _, unit in batch]), strict=True
-            ):
-                writers["held_out" if held_out[index] else "train"].add(index, unit, tokens)
+        writers = {name: _SplitWriter(stack.enter_context(ShardWriter(folder, name, dtype)), eot_id) for name in SPLITS}
+        for index, unit, tokens in units:
+            writers["held_out" if held_out[index] else "train"].add(index, unit, tokens)
         return {name: writer.close() for name, writer in writers.items()}
+
+
+def _encoded(
+    units: Iterator[Unit], tokenizer: Tokenizer, account: Account, max_lost_fraction: float
+) -> Iterator[tuple[int, Unit, list[int]]]:
+    """Yield (index, unit, token ids) of every unit; the characters that the ids lack are noted, with a limit."""
+    for batch in _batches(units):
+        texts = [unit.text for _, unit in batch]
+        try:
+            encoded = tokenizer.encode_batch(texts)
+        except DataError:
+            for _, unit in batch:  # which one it is
+                _encode_alone(unit, tokenizer)
+            raise
+        for (_, unit), lost in zip(batch, tokenizer.lost_characters(texts, encoded), strict=True):
+            account.note("unknown", unit.place, lost)
+        account.check(max_lost_fraction, ["unknown"])
+        yield from ((index, unit, ids) for (index, unit), ids in zip(batch, encoded, strict=True))
+
+
+def _encode_alone(unit: Unit, tokenizer: Tokenizer) -> None:
+    try:
+        tokenizer.encode(unit.text)
+    except DataError as error:
+        raise DataError(f"{unit.place}: {error}") from error
 
 
 def _batches(units: Iterator[Unit]) -> Iterator[list[tuple[int, Unit]]]:

@@ -1,6 +1,8 @@
 """Token shards: flat little-endian .bin files, written once, then memory mapped. No torch."""
 
 import hashlib
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +11,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from trimaran.runtime.data.files import DataError, hash_file, unreadable
+from trimaran.runtime.data.files import READ_BYTES, DataError, once_per_change, unreadable
 
 TokenArray = npt.NDArray[np.unsignedinteger[Any]]
 # 512 MiB of uint16: big enough that a window rarely spans two files, small enough to copy and check one at a time.
 TOKENS_PER_SHARD = 1 << 28
+# Of each file that is compared between ranks.
+_PIECES, _PIECE_BYTES = 64, 4096
 DTYPES: dict[str, np.dtype[np.unsignedinteger[Any]]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
@@ -112,22 +116,11 @@ class TokenShards:
             size = path.stat().st_size
             if size != shard.bytes or size != shard.tokens * self.dtype.itemsize:
                 raise DataError(
-                    f"token shard {path} has {size} bytes where its manifest says {shard.bytes}; {self._remedy()}"
+                    f"token shard {path} has {size} bytes where its manifest says {shard.bytes}; {_remedy(self.folder)}"
                 )
             return np.memmap(path, dtype=self.dtype, mode="r")
         except OSError as error:
-            raise DataError(f"{unreadable(path, error)}; {self._remedy()}") from error
-
-    def _remedy(self) -> str:
-        return f"delete the folder {self.folder} and the data is prepared again"
-
-    def verify_hashes(self) -> None:
-        """Read every file once and compare its sha256 with the manifest; DataError names the file that differs."""
-        for shard in self.shards:
-            found = hash_file(self.folder / shard.file)
-            if found != shard.sha256:
-                difference = f"has sha256 {found[:16]}... where its manifest says {shard.sha256[:16]}..."
-                raise DataError(f"token shard {self.folder / shard.file} {difference}; {self._remedy()}")
+            raise DataError(f"{unreadable(path, error)}; {_remedy(self.folder)}") from error
 
     def read(self, start: int, count: int) -> TokenArray:
         """Return tokens [start, start + count): [count] of the shard's dtype, a view where one file holds them all.
@@ -146,3 +139,63 @@ class TokenShards:
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, dtype=self.dtype)
+
+
+def verify_shards(folder: Path, splits: Sequence[TokenShards], vocab_size: int) -> None:
+    """Raise DataError where a file's sha256 differs from the manifest or a token is beyond the vocabulary.
+
+    Files are read in parallel, and only those that have changed since they were last verified; checked.json has that.
+    """
+    shards = [(split, shard) for split in splits for shard in split.shards]
+    paths = [folder / shard.file for _, shard in shards]
+    dtypes = {path: split.dtype for path, (split, _) in zip(paths, shards, strict=True)}
+
+    def examine(path: Path) -> str:
+        return " ".join(map(str, _sha256_and_largest(path, dtypes[path])))
+
+    for path, (_, shard), found in zip(
+        paths, shards, once_per_change(paths, folder / "checked.json", examine), strict=True
+    ):
+        sha256, largest = found.split()
+        if sha256 != shard.sha256:
+            difference = f"has sha256 {sha256[:16]}... where its manifest says {shard.sha256[:16]}..."
+            raise DataError(f"token shard {path} {difference}; {_remedy(folder)}")
+        if int(largest) >= vocab_size:
+            raise DataError(
+                f"token shard {path} has the token {largest}, and its tokenizer only {vocab_size}; {_remedy(folder)}"
+            )
+
+
+def _sha256_and_largest(path: Path, dtype: np.dtype[np.unsignedinteger[Any]]) -> tuple[str, int]:
+    digest, largest = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(READ_BYTES):
+                digest.update(block)
+                largest = max(largest, int(np.frombuffer(block, dtype).max()))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return digest.hexdigest(), largest
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete the folder {folder} and the data is prepared again"
+
+
+def mapped_digest(folder: Path) -> str:
+    """Return a digest of the manifest in `folder` and of pieces of every shard: what a rank there would map.
+
+    Pieces are spread evenly over each file, so that other shards under the same manifest have another digest, at the
+    cost of a few reads. Raises OSError or ValueError where one can't be read.
+    """
+    content = (folder / "manifest.json").read_bytes()
+    digest = hashlib.sha256(content)
+    for split in json.loads(content)["splits"].values():
+        for shard in split["shards"]:
+            with (folder / shard["file"]).open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                digest.update(b"%d" % size)
+                for piece in range(_PIECES):
+                    file.seek(max(0, size - _PIECE_BYTES) * piece // (_PIECES - 1))
+                    digest.update(file.read(_PIECE_BYTES))
+    return digest.hexdigest()

@@ -1,7 +1,11 @@
 """Byte-level BPE: train, save and load tokenizers, also published ones. The only file that imports `tokenizers`."""
 
+import json
+import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -29,7 +33,9 @@ class Tokenizer:
 
         DataError without an end-of-text token: `end_of_text`, or as `find_end_of_text` says.
         """
-        self._inner = inner
+        self._inner, self._origin = inner, origin
+        self._seen: set[str] = set()  # characters that are known to vanish or not
+        self._vanishing: dict[int, None] = {}
         inner.no_truncation()
         inner.no_padding()
         inner.encode_special_tokens = True
@@ -143,7 +149,60 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, in order, on all cores."""
-        return [encoding.ids for encoding in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+        try:
+            encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the package raises plain Exception
+            raise self._cannot_write(error) from error
+        return [encoding.ids for encoding in encodings]
+
+    def _cannot_write(self, error: Exception) -> DataError:
+        return DataError(
+            f"{self._origin} can't write this text ({error}): it has no token for what it does not know; add its "
+            "unknown token to its vocabulary, or take a byte-level tokenizer (data.tokenizer: null trains one)"
+        )
+
+    def lost_characters(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[int]:
+        """Return, of each text and its ids, how many characters the ids don't hold: unknown ones, and vanished ones."""
+        unknown_id, may_vanish = self._losses
+        lost = [0] * len(texts)
+        unknown = [index for index, each in enumerate(ids) if unknown_id in each]
+        encodings = self._inner.encode_batch([texts[index] for index in unknown], add_special_tokens=False)
+        for index, encoding in zip(unknown, encodings, strict=True):
+            spans = zip(encoding.ids, encoding.offsets, strict=True)
+            lost[index] = sum(end - start for token, (start, end) in spans if token == unknown_id)
+        if may_vanish:
+            for index, text in enumerate(texts):
+                for character in set(text).difference(self._seen):
+                    self._seen.add(character)
+                    if self._vanishes(character):
+                        self._vanishing[ord(character)] = None
+                lost[index] += len(text) - len(text.translate(self._vanishing))
+        return lost
+
+    @cached_property
+    def _losses(self) -> tuple[int | None, bool]:
+        """The id of the unknown token, and whether characters may have no token at all."""
+        definition = json.loads(self.definition)
+        model: dict[str, Any] = definition["model"]
+        if model.get("type") == "Unigram":
+            return model.get("unk_id"), False
+        name = model.get("unk_token")
+        if name is not None or model.get("type") != "BPE":
+            return self.id_of(name) if name is not None else None, False
+        if "ByteLevel" in json.dumps([definition["normalizer"], definition["pre_tokenizer"]]):
+            letters = pre_tokenizers.ByteLevel.alphabet()
+        elif model.get("byte_fallback"):
+            letters = [f"<0x{byte:02X}>" for byte in range(256)]
+        else:
+            return None, True
+        return None, any(self.id_of(letter) is None for letter in letters)
+
+    def _vanishes(self, character: str) -> bool:
+        """Whether a character that is no white space or control character has no token, or not for all its bytes."""
+        if character == "\ufffd" or unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp"):
+            return False
+        ids = self.encode(character)
+        return not ids or "\ufffd" in self.decode(ids)
 
     def encode_with_special(self, text: str) -> list[int]:
         """Return the token ids of a text in which special tokens are encoded as such.
@@ -152,15 +211,19 @@ class Tokenizer:
         """
         self._inner.encode_special_tokens = False
         try:
-            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+            return self._ids(text, add_special_tokens=False)
         finally:
             self._inner.encode_special_tokens = True
-        return ids
 
     def encode_as_prompt(self, text: str) -> list[int]:
         """Return the token ids of one text with the tokens that the tokenizer adds, such as beginning-of-text."""
-        ids: list[int] = self._inner.encode(text, add_special_tokens=True).ids
-        return ids
+        return self._ids(text, add_special_tokens=True)
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+        except Exception as error:  # the package raises plain Exception
+            raise self._cannot_write(error) from error
 
     def encode_spelled(self, token: str) -> list[int]:
         """Return the ids of plain text that spells an added token; none of them is that token's id."""
@@ -171,6 +234,15 @@ class Tokenizer:
     def added_tokens(self) -> dict[str, bool]:
         """Return the added tokens, which are not part of the trained vocabulary -> whether each is special."""
         return {token.content: bool(token.special) for token in self._inner.get_added_tokens_decoder().values()}
+
+    def first_difference(self, other: "Tokenizer") -> str | None:
+        """Return, in words, the first token of `other` that has another id here, or none; None without such a token."""
+        ours, theirs = (each._inner.get_vocab(with_added_tokens=True) for each in (self, other))
+        for token, number in sorted(theirs.items(), key=lambda item: item[1]):
+            if ours.get(token) != number:
+                here = f"{ours[token]} in the former" if token in ours else "missing in the former"
+                return f"token {token!r} is {here} and {number} in the latter"
+        return None
 
     def id_of(self, token: str) -> int | None:
         """Return the id of a token by its name in the vocabulary; None where there is none."""

@@ -157,17 +157,23 @@ class DataSection(BaseModel):
 
     source: Annotated[list[FilePath], Field(min_length=1)] = Field(
         default_factory=lambda: ["quickstart"],
-        description="Files, folders or globs of .txt, .jsonl, .txt.gz and .jsonl.gz; quickstart is a small built-in "
-        "corpus.",
+        description="Files, folders or globs of .txt, .jsonl, .ndjson and .json, also .gz, .bz2 or .xz of them; "
+        "quickstart is a small built-in corpus.",
     )
     text_field: Annotated[str, Field(min_length=1)] = Field(
-        default="text", description="Key of the text in a line of a .jsonl file."
+        default="text", description="Key of the text in a JSON record."
+    )
+    max_lost_fraction: Fraction = Field(
+        default=0.05,
+        description="Largest share of the files, documents or characters that may be passed over, left out or replaced "
+        "for one reason.",
     )
     cache_dir: Folder = Field(
         default=".cache/trimaran", description="Folder for downloaded text, tokenizers and token shards."
     )
     tokenizer: FilePath | None = Field(
-        default=None, description="Existing tokenizer.json to use (null: train one on the source)."
+        default=None,
+        description="Existing tokenizer.json to use (null: that of checkpoint.init_from, or train one on the source).",
     )
     end_of_text: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,

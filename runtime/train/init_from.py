@@ -96,27 +96,49 @@ def check_initial_weights(spec: RunSpec) -> None:
         logger.warning("the weights of checkpoint.init_from were trained otherwise: %s", line)
 
 
+def tokenizer_of_weights(spec: RunSpec, *, resumed: bool) -> Path | None:
+    """Return the tokenizer.json that the text must be tokenized with, because the weights have learned its tokens.
+
+    That of checkpoint.init_from, or of the run itself once it has begun; None for a run that starts from no weights.
+
+    Raises:
+        ValueError: there is none and data.tokenizer names none, so that a new one would be trained; or data.tokenizer
+            gives other ids to tokens of the weights.
+    """
+    if spec.checkpoint.init_from is None:
+        return None
+    if resumed:
+        return Path(spec.train.output_dir) / TOKENIZER
+    file = open_weights(Path(spec.checkpoint.init_from))[1] / TOKENIZER
+    given = spec.data.tokenizer
+    if not file.is_file():
+        if given is None:
+            raise ValueError(
+                f"checkpoint.init_from {spec.checkpoint.init_from} has no tokenizer.json, so a new tokenizer would be "
+                "trained, whose tokens the weights don't know; set data.tokenizer to the one they were trained with"
+            )
+        logger.warning("checkpoint.init_from has no tokenizer.json to compare data.tokenizer %s with", given)
+        return None
+    if given is None:
+        logger.info("the text is tokenized with %s, the tokenizer of checkpoint.init_from", file)
+        return file
+    other = Tokenizer.load(Path(given), spec.data.end_of_text).first_difference(Tokenizer.load(file))
+    if other is not None:
+        raise ValueError(
+            f"data.tokenizer {given} is not the tokenizer of checkpoint.init_from: {other}; "
+            f"set data.tokenizer to {file}, or to null for the same"
+        )
+    return file
+
+
 def has_same_tokenizer(spec: RunSpec, data: PreparedData) -> bool:
-    """Return whether the data was tokenized with the tokenizer of the initial weights; log a warning where it was not.
+    """Return whether the data was tokenized with exactly the tokenizer of the initial weights.
 
     Needs checkpoint.init_from.
     """
     assert spec.checkpoint.init_from is not None, "only a run with checkpoint.init_from has initial weights"
     file = open_weights(Path(spec.checkpoint.init_from))[1] / TOKENIZER
-    if not file.is_file():
-        logger.warning(
-            "checkpoint.init_from %s has no tokenizer.json: whether the data's tokens are those it knows can't be seen",
-            spec.checkpoint.init_from,
-        )
-        return False
-    if Tokenizer.load(file).definition != data.tokenizer.definition:
-        logger.warning(
-            "the data was tokenized with another tokenizer than that of checkpoint.init_from, so the weights will take "
-            "its tokens for others; set data.tokenizer to %s, unless that is what you want",
-            file,
-        )
-        return False
-    return True
+    return file.is_file() and Tokenizer.load(file).definition == data.tokenizer.definition
 
 
 def copy_tokenizer_configs(spec: RunSpec, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The train loop, the same for one rank and for hundreds. Axes of size 1 are the general case."""
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import Group
 from trimaran.runtime.checkpoint.reshard import Checkpoint
+from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.loader import Loader
 from trimaran.runtime.data.objectives import objective_of
 from trimaran.runtime.data.prepare import PreparedData
@@ -45,6 +47,8 @@ from trimaran.runtime.train.train_context import (
     kernels_of,
     train_step,
 )
+
+logger = logging.getLogger(__name__)
 
 SAMPLE_TOKENS = 150
 SAMPLE_PROMPT = "The "
@@ -134,10 +138,17 @@ def due(step: int, interval: int) -> bool:
 
 
 def check_data(spec: RunSpec, data: PreparedData) -> None:
-    """Raise DataError or ValueError where the text is too short for the run. Called before any rank starts."""
+    """Raise DataError where the text is too short for the run. Called before any rank starts."""
     first = Group("dp", tuple(range(spec.parallel.dp)), 0)
     build_loader(spec, data.train, data.tokenizer, first)
-    held_out_batches(spec, data, first)
+    if spec.train.eval_interval > 0:
+        samples = build_loader(spec, data.held_out, data.tokenizer, first).num_samples
+        if samples < spec.train.global_batch_size:
+            logger.warning(
+                "the held-out text has %d samples of train.seq_len (%d) tokens, which are repeated to fill one "
+                "train.global_batch_size (%d); raise data.held_out_fraction for an evaluation on more text",
+                *(samples, spec.train.seq_len, spec.train.global_batch_size),
+            )
 
 
 def build_loader(
@@ -160,26 +171,23 @@ def build_loader(
 def held_out_batches(spec: RunSpec, data: PreparedData, dp: Group) -> list[list[Microbatch]]:
     """Return this dp rank's microbatches of the evaluation's fixed global batches; [] where evaluation is off.
 
-    Raises:
-        ValueError: the held-out text is shorter than one global batch.
+    Held-out text that is shorter than one global batch is repeated to fill it.
     """
     if spec.train.eval_interval == 0:
         return []
     loader = build_loader(spec, data.held_out, data.tokenizer, dp, shuffle=False)
-    whole_batches = loader.num_samples // spec.train.global_batch_size
-    if whole_batches == 0:
-        raise ValueError(
-            f"the held-out text has {loader.num_samples} samples of train.seq_len ({spec.train.seq_len}) tokens, "
-            f"fewer than one train.global_batch_size ({spec.train.global_batch_size}); raise data.held_out_fraction "
-            "or set train.eval_interval to 0"
-        )
+    whole_batches = max(1, loader.num_samples // spec.train.global_batch_size)
     count = min(spec.train.eval_batches, whole_batches)
     return [loader.microbatches(index * spec.train.global_batch_size) for index in range(count)]
 
 
 def sample(train_context: TrainContext, data: PreparedData) -> str:
     """Return the trained model's continuation of a fixed prompt. Collective over the world."""
-    prompt = data.tokenizer.encode(SAMPLE_PROMPT)[: train_context.spec.transformer.max_seq_len]
+    try:
+        prompt = data.tokenizer.encode(SAMPLE_PROMPT)
+    except DataError:  # it wrote the whole corpus, but can't write this
+        prompt = []
+    prompt = prompt[: train_context.spec.transformer.max_seq_len] or [data.tokenizer.eot_id]
     sampling = SamplingParams(SAMPLE_TOKENS, temperature=0.8, top_k=40, seed=train_context.spec.seed)
     (completion,) = generate(train_context.stages, train_context.mesh, train_context.spec, [prompt], sampling)
     return data.tokenizer.decode(prompt + completion.tokens)

@@ -18,15 +18,14 @@ from trimaran.runtime.spec import RunSpec, SpecError, diff_specs, parse_spec
 from trimaran.runtime.spec.errors import show
 from trimaran.runtime.train.train_context import TrainContext
 
-# Fields that decide what the numbers in a checkpoint mean. All others may change between two starts of a run.
+# Fields that decide what the numbers in a checkpoint mean. All others may change between two starts of a run; of
+# data.source and data.tokenizer the content is compared, which may have moved.
 _FIXED = (
     "model.",
     "seed",
     "train.seq_len",
     "optimizer.name",
-    "data.source",
     "data.text_field",
-    "data.tokenizer",
     "data.end_of_text",
     "data.tokenizer_vocab_size",
     "data.held_out_fraction",

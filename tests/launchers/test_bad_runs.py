@@ -71,17 +71,6 @@ def test_text_that_is_not_enough(damage: Callable[[Path], object], words: tuple[
     assert not workplace.run.exists()
 
 
-def test_held_out_text_shorter_than_a_batch(tmp_path: Path) -> None:
-    workplace = make_workplace(tmp_path, train={"global_batch_size": 4000})
-    assert_sentence(
-        workplace.train(),
-        "the held-out text has",
-        "fewer than one train.global_batch_size (4000)",
-        "raise data.held_out_fraction",
-    )
-    assert not workplace.run.exists()
-
-
 def test_bytes_that_are_not_utf8_are_counted_and_training_goes_on(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path, parallel={"tp": 1}, train={"num_steps": 1, "eval_interval": 0})
     with (tmp_path / "corpus.txt").open("ab") as file:
@@ -89,7 +78,9 @@ def test_bytes_that_are_not_utf8_are_counted_and_training_goes_on(tmp_path: Path
     outcome = workplace.train()
     assert outcome.code == 0, outcome.err
     manifest = json.loads((workplace.run / "data_manifest.json").read_text())
-    assert manifest["corpus"]["replaced_bytes"] == 3
+    assert manifest["corpus"]["noticed"]["not_utf8"]["count"] == 3
+    assert "replaced  3 bytes outside UTF-8" in outcome.err
+    assert "corpus.txt, line 3001" in outcome.err
     assert outcome.left == []
 
 

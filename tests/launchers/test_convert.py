@@ -15,6 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.launchers.runs import Command, Outcome, Workplace, trimaran
 from tests.runtime.huggingface_folders import corpus, llama, logits_of, rewrite, saved
+from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.spec import load_spec
+from trimaran.runtime.train.init_from import tokenizer_of_weights
 from trimaran.runtime.train.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -121,7 +124,6 @@ def mean_loss(model: Path, run: Path) -> float:
     """The loss of transformers' model on the first global batch of a run."""
     from trimaran.models.parallel.group import Group
     from trimaran.runtime.data.prepare import open_prepared
-    from trimaran.runtime.spec import load_spec
     from trimaran.runtime.train.loop import build_loader
 
     spec = load_spec(run / "spec.yaml")
@@ -168,17 +170,30 @@ def test_what_a_run_may_choose_anew_is_told_and_taken(place: Path) -> None:
     assert "hidden_dropout" not in outcome.err
 
 
-def test_another_tokenizer_is_told(place: Path) -> None:
-    outcome = train(
-        place,
+def test_text_is_tokenized_with_the_tokenizer_of_the_weights_and_another_is_refused(place: Path) -> None:
+    new = (
         "data.tokenizer=null",
         "data.tokenizer_vocab_size=280",
-        "train.output_dir=runs/retokenized",
+        "train.output_dir=runs/new-text",
         "train.num_steps=2",
     )
+    outcome = train(place, *new)
     assert outcome.code == 0, outcome.err
-    assert "another tokenizer" in outcome.err
-    assert "runs/small/tokenizer.json" in outcome.err.replace("\n", "")
+    assert "runs/small/tokenizer.json, the tokenizer of checkpoint.init_from" in " ".join(outcome.err.split())
+    known = Tokenizer.load(place / "runs" / "small" / "tokenizer.json")
+    assert Tokenizer.load(place / "runs" / "new-text" / "tokenizer.json").definition == known.definition
+    spec = load_spec(place / "runs" / "new-text" / "spec.yaml")
+    assert tokenizer_of_weights(spec, resumed=True) == Path("runs/new-text/tokenizer.json")
+
+    Tokenizer.train(["another text"], 280).save(place / "other.json")
+    words = (
+        "other.json is not the tokenizer of checkpoint.init_from: token",
+        "set data.tokenizer to runs/small/tokenizer",
+    )
+    assert_sentence(train(place, "data.tokenizer=other.json", "train.output_dir=runs/other"), *words)
+    shutil.copytree(place / "runs" / "small", place / "runs" / "bare", ignore=shutil.ignore_patterns("tokenizer.json"))
+    bare = ("checkpoint.init_from=runs/bare", "data.tokenizer=null", "train.output_dir=runs/other")
+    assert_sentence(train(place, *bare), "runs/bare has no tokenizer.json", "set data.tokenizer")
 
 
 def test_weights_that_are_not_there_are_refused(place: Path) -> None:

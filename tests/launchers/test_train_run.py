@@ -120,15 +120,18 @@ def test_generate_reads_one_checkpoint_and_refuses_a_layout_that_cannot_be(finis
     assert "Traceback" not in outcome.err
 
 
-def test_a_finished_run_goes_on_at_another_layout_when_it_is_lengthened(finished: Finished, tmp_path: Path) -> None:
+def test_a_finished_run_goes_on_at_another_layout_and_with_its_text_elsewhere_when_it_is_lengthened(
+    finished: Finished, tmp_path: Path
+) -> None:
     workplace = copy_of(finished[0], tmp_path)
-    outcome = workplace.train(
-        f"train.output_dir={workplace.run}", "train.num_steps=62", "parallel.tp=1", "parallel.dp=1"
-    )
+    (tmp_path / "corpus.txt").rename(tmp_path / "moved.txt")
+    lengthened = ("train.num_steps=62", "parallel.tp=1", "parallel.dp=1", "data.source=[moved.txt]")
+    outcome = workplace.train(f"train.output_dir={workplace.run}", *lengthened)
     assert outcome.code == 0, outcome.err
     assert outcome.left == []
     assert "resuming at step 60" in outcome.out
     assert "parallel.tp: 2 -> 1" in outcome.out
+    assert "data.source: [corpus.txt] -> [moved.txt]" in outcome.out, "the same text may lie elsewhere"
     assert [row["step"] for row in workplace.rows()] == list(range(1, 63))
     assert workplace.saved_steps() == [60, 62]
 

@@ -1,29 +1,39 @@
 """Reading a corpus: what is found, what is counted, and the sentence for each way it can be wrong."""
 
+import bz2
 import gzip
 import json
+import lzma
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimaran.runtime.data.corpus import (
-    CorpusCounts,
-    SourceFile,
-    Unit,
-    find_files,
-    hash_files,
-    iter_units,
-    split_sections,
-)
-from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data import prepare
+from trimaran.runtime.data.account import Account
+from trimaran.runtime.data.corpus import Unit, iter_units, split_sections
+from trimaran.runtime.data.files import DataError, hash_file
+from trimaran.runtime.data.prepare import hash_source
+from trimaran.runtime.data.sources import SourceFile, find_files
 
 
-def read(path: Path, text_field: str = "text") -> tuple[list[str], CorpusCounts]:
-    counts = CorpusCounts()
-    return [unit.text for unit in iter_units([SourceFile(path, text_field)], counts)], counts
+def read(path: Path, text_field: str = "text") -> tuple[list[str], Account]:
+    account = Account()
+    return [unit.text for unit in iter_units([SourceFile(path, text_field)], account)], account
+
+
+def find(*sources: Path | str) -> tuple[list[Path], Account]:
+    account = Account()
+    return [file.path for file in find_files([str(source) for source in sources], "text", account)], account
+
+
+def noticed(account: Account) -> dict[str, tuple[int, str]]:
+    """Reason -> how often, and the name of what was first."""
+    return {reason: (notice.count, notice.first.rpartition("/")[2]) for reason, notice in account.noticed.items()}
 
 
 def write_jsonl(path: Path, rows: list[object]) -> Path:
@@ -32,12 +42,53 @@ def write_jsonl(path: Path, rows: list[object]) -> Path:
 
 
 def test_folders_globs_and_files_are_found_in_order_and_read_once(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.jsonl", "sub/c.txt.gz", "notes.md", ".cache/old.txt"):
+    names = (
+        "b.txt",
+        "a.jsonl",
+        "sub/c.txt.gz",
+        "sub/D.NDJSON",
+        "e.json",
+        "notes.md",
+        "x.pdf",
+        "y.pdf",
+        ".cache/old.txt",
+    )
+    for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    files, passed_over = find_files([str(tmp_path), str(tmp_path / "*.txt")])
-    assert [file.name for file in files] == ["a.jsonl", "b.txt", "c.txt.gz"]
-    assert passed_over == {"file of another kind": 1, "file named twice": 1, "hidden file": 1}
+    files, account = find(tmp_path, tmp_path / "*.txt", tmp_path / "s*")
+    assert [file.name for file in files] == ["a.jsonl", "b.txt", "e.json", "D.NDJSON", "c.txt.gz"]
+    assert noticed(account) == {"hidden": (1, "old.txt"), "other_kind": (3, "notes.md"), "twice": (3, "b.txt")}
+    with pytest.raises(
+        DataError, match=r"3 files of another kind \(\.pdf 2, \.md 1\) \(37\.5% of the bytes of the files"
+    ):
+        account.check(0.3)
+    account.check(0.4)
+
+
+def test_links_to_folders_are_followed_each_folder_once_whatever_way_they_loop(tmp_path: Path) -> None:
+    for name in ("text/own.jsonl", "elsewhere/more.jsonl", "elsewhere/deep/most.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for number in range(12):  # links from each folder to the others: a walk of every path would not end
+        for folder in ("text", "elsewhere", "elsewhere/deep"):
+            (tmp_path / folder / f"link{number}").symlink_to(tmp_path / ("text", "elsewhere")[number % 2])
+    (tmp_path / "text" / "itself").symlink_to("itself")
+    expected = ["link1/deep/most.txt", "link1/more.jsonl", "own.jsonl"]
+    for source in ("text", "text/**/*.*", "text/**"):
+        files, account = find(tmp_path / source)
+        assert [str(file.relative_to(tmp_path / "text")) for file in files] == expected
+        assert set(account.noticed) <= {"other_kind"}, "the link to itself"
+    assert find(tmp_path / "**" / "deep" / "*.txt")[0] == [tmp_path / "elsewhere" / "deep" / "most.txt"]
+
+
+def test_a_pipe_among_the_files_is_passed_over_and_named_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    os.mkfifo(tmp_path / "pipe.txt")
+    files, account = find(tmp_path)
+    assert (files, noticed(account)) == ([tmp_path / "a.txt"], {"special": (1, "pipe.txt")})
+    with pytest.raises(DataError, match=r"pipe\.txt' is not a"):
+        find(tmp_path / "pipe.txt")
 
 
 @pytest.mark.parametrize(
@@ -54,21 +105,21 @@ def test_a_source_without_usable_files_is_named(tmp_path: Path, source: str, sen
     (tmp_path / "empty").mkdir()
     (tmp_path / "table.csv").write_text("a,b")
     with pytest.raises(DataError, match=re.escape(source) + f".*{sentence}"):
-        find_files([str(tmp_path / source)])
+        find(tmp_path / source)
 
 
 def test_no_source_at_all_is_an_error() -> None:
     with pytest.raises(DataError, match=r"data\.source is empty"):
-        find_files([])
+        find()
 
 
 def test_a_broken_link_is_found_and_fails_when_read(tmp_path: Path) -> None:
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
-    (path,), _ = find_files([str(tmp_path)])
+    (path,), _ = find(tmp_path)
     with pytest.raises(DataError, match=r"cannot read .*gone\.txt: No such file"):
         read(path)
     with pytest.raises(DataError, match=r"cannot read .*gone\.txt: No such file"):
-        hash_files([SourceFile(path, "text")])
+        hash_source([SourceFile(path, "text")], tmp_path)
 
 
 def test_an_unreadable_file_is_named_with_the_reason(tmp_path: Path) -> None:
@@ -80,69 +131,153 @@ def test_an_unreadable_file_is_named_with_the_reason(tmp_path: Path) -> None:
             read(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz"])
-def test_a_damaged_gzip_file_is_named(tmp_path: Path, name: str) -> None:
-    whole = gzip.compress(b'{"text": "hello"}\n' * 1000)
-    for data in (whole[: len(whole) // 2], b"not gzip"):
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(DataError, match=rf"cannot read .*{name}"):
-            read(tmp_path / name)
-
-
-def test_gzip_and_plain_files_give_the_same_documents(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\ntwo")
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\ntwo"))
-    assert read(tmp_path / "a.txt")[0] == read(tmp_path / "a.txt.gz")[0] == ["one\ntwo"]
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "A.JSON"])
+def test_a_compressed_file_gives_the_same_documents_and_a_damaged_one_is_named(
+    tmp_path: Path, name: str, suffix: str
+) -> None:
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
+    content = b'{"text": "hello"}\n' * 1000
+    (tmp_path / name).write_bytes(content)
+    packed = tmp_path / f"{name}{suffix}"
+    packed.write_bytes(compress(content))
+    assert read(packed)[0] == read(tmp_path / name)[0]
+    for damaged in (compress(content)[: len(compress(content)) // 2], b"not compressed"):
+        packed.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"cannot read .*{packed.name}"):
+            read(packed)
 
 
 def test_bytes_that_are_not_utf8_are_replaced_and_counted_exactly(tmp_path: Path) -> None:
-    path = tmp_path / "latin.txt"
-    path.write_bytes(b"caf" + b"\xe9 \xff\xfe " + "né \ufffd".encode() + b" \xe2\x82")
-    (text,), counts = read(path)
-    assert text == "caf\ufffd \ufffd\ufffd né \ufffd \ufffd"
+    path = tmp_path / "damaged.txt"
+    path.write_bytes(
+        "zwölf Äpfel für Übermütige\n".encode() + b"caf" + b"\xe9 \xff\xfe " + "né \ufffd".encode() + b" \xe2\x82"
+    )
+    (text,), account = read(path)
+    assert text.endswith("caf\ufffd \ufffd\ufffd né \ufffd \ufffd")
     # The U+FFFD that the file holds itself is no damage; the two bytes of a cut-off sign are two.
-    assert counts.replaced_bytes == 5
+    assert noticed(account) == {"not_utf8": (5, "damaged.txt, line 2")}
+    assert account.share("not_utf8") == 5 / len(text), "most of the characters beyond ASCII can be read"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp1251", "shift-jis"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_legacy_encoding_is_refused_by_the_share_of_its_lines(tmp_path: Path, encoding: str, as_json: bool) -> None:
+    line = {"cp1252": "Die größte Übung für alle", "cp1251": "Наша Таня громко плачет", "shift-jis": "春はあけぼの"}[
+        encoding
+    ]
+    lines = [line, "plain", line, line]
+    path = tmp_path / ("a.jsonl" if as_json else "a.txt")
+    texts = [json.dumps({"text": each}, ensure_ascii=False) for each in lines] if as_json else lines
+    path.write_bytes("\n".join(texts).encode(encoding))
+    _, account = read(path)
+    assert account.share("not_utf8") > 0.7
+    with pytest.raises(
+        DataError,
+        match=r"outside UTF-8 .* first .*a\.(txt|jsonl), line 1\) would be replaced, .*max_lost.* WINDOWS-1252",
+    ):
+        account.check(0.05)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.txt.gz"])
+def test_utf16_and_utf32_are_decoded_with_a_byte_order_mark_and_refused_without(
+    tmp_path: Path, encoding: str, name: str
+) -> None:
+    document = "Smørrebrød \U0001f600\nund\u2028mehr, und noch viel mehr"
+    text = document if ".txt" in name else json.dumps({"text": document}, ensure_ascii=False) + "\r\n\n"
+    compress: Callable[[bytes], bytes] = gzip.compress if name.endswith(".gz") else bytes
+    mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+    (tmp_path / name).write_bytes(compress((mark + text).encode(encoding)))
+    texts, account = read(tmp_path / name)
+    assert texts == [document]
+    assert noticed(account)["utf16"] == (1, name)
+    (tmp_path / name).write_bytes(compress((mark + text).encode(encoding)[:-1]))
+    with pytest.raises(DataError, match=rf"{name} begins like UTF-(16|32)\S* and is damaged .*; convert it to UTF-8"):
+        read(tmp_path / name)
+    (tmp_path / name).write_bytes(compress(text.encode(f"{encoding.removesuffix('-be')}-le")))
+    with pytest.raises(DataError, match=rf"{name}.* looks like UTF-16 or UTF-32 without a byte order mark"):
+        read(tmp_path / name)
 
 
 def test_byte_order_mark_and_crlf_are_taken_off_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "dos.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
-    (text,), counts = read(path)
-    assert (text, counts.carriage_returns_removed, counts.replaced_bytes) == ("one\ntwo\n", 2, 0)
+    (text,), account = read(path)
+    assert (text, noticed(account)) == ("one\ntwo\n", {"crlf": (2, "dos.txt")})
 
 
-def test_jsonl_counts_documents_and_drops_by_reason(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}, {"text": " \n"}, {"text": "zwölf"}])
+def test_documents_are_counted_and_left_out_by_reason(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}, {"text": " \n"}, {"text": None}, {"text": "zw\0lf"}])
     path.write_bytes(path.read_bytes() + b"\n")
-    texts, counts = read(path)
-    assert texts == ["one", "zwölf"]
-    assert (counts.files, counts.documents, counts.units, counts.characters, counts.bytes) == (1, 2, 2, 8, 9)
-    assert counts.dropped == {"empty document": 1, "blank jsonl line": 1}
+    texts, account = read(path)
+    assert texts == ["one", "zw\0lf"]
+    totals = {"files": 1, "file_bytes": path.stat().st_size, "records": 4, "documents": 2, "units": 2}
+    assert account.totals == {**totals, "characters": 8, "bytes": 8}
+    assert noticed(account) == {
+        "empty": (1, "a.jsonl, line 2"),
+        "null": (1, "a.jsonl, line 3"),
+        "nul": (1, "a.jsonl, line 4"),
+        "blank": (1, "a.jsonl, line 5"),
+    }
+    with pytest.raises(DataError, match=r"1 document whose text is null \(25% of the documents, first .*line 3\)"):
+        account.check(0.2, ["null"])
+    assert Account.read(json.loads(json.dumps(account.record))) == account
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("content", "texts"),
     [
-        ("{oops", "line 2: not JSON"),
-        ("[" * 100_000, "line 2: not JSON"),
-        ("[1, 2]", "line 2: a JSON list, not an object"),
-        ('{"body": "x"}', r"line 2: the field 'text' is missing \(the line has body\); set data.text_field"),
-        ('{"text": 3}', "line 2: the field 'text' is int, not text"),
+        ('\n{"text": "a"}\n{"text": "b"}\n', ["a", "b"]),
+        ('[\n  {"text": "a"}, {"text": null},\n  {"text": "b"}\n]', ["a", "b"]),
+        ('{\n  "text": "a",\n  "name": 1\n}\n', ["a"]),
+        ('{\n  "description": "of the corpus"\n}\n', []),
+        ('{"description": "of the corpus"}\n', []),
+        ("[1, 2]", []),
+        ("", []),
     ],
 )
-def test_a_bad_jsonl_line_is_named_by_file_and_number(tmp_path: Path, line: str, sentence: str) -> None:
-    path = tmp_path / "a.jsonl"
+def test_a_json_file_has_json_lines_or_a_list_or_one_record_or_is_passed_over(
+    tmp_path: Path, content: str, texts: list[str]
+) -> None:
+    (tmp_path / "a.json").write_text(content)
+    found, account = read(tmp_path / "a.json")
+    assert found == texts
+    assert ("no_records" in account.noticed) == (not texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "sentence"),
+    [
+        ("a.jsonl", "{oops", "line 2: not JSON"),
+        ("a.jsonl", "[" * 100_000, "line 2: not JSON"),
+        ("a.jsonl", "[1, 2]", "line 2: a list, not an object"),
+        (
+            "a.ndjson",
+            '{"body": "x"}',
+            r"line 2: the field 'text' is missing \(the line has body\); set data.text_field",
+        ),
+        ("a.json", '{"text": 3}', "line 2: the field 'text' is a number, not text"),
+        ("a.json", '{"text": ["x"]}', "line 2: the field 'text' is a list, not text"),
+    ],
+)
+def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, name: str, line: str, sentence: str) -> None:
+    path = tmp_path / name
     path.write_text('{"text": "fine"}\n' + line + "\n")
-    with pytest.raises(DataError, match=rf"a\.jsonl, {sentence}"):
+    with pytest.raises(DataError, match=rf"{name}, {sentence}"):
         read(path)
+    path.write_text("[{" + '"text": "fine"},\n' + line + "\n]")
+    if name == "a.json":
+        with pytest.raises(DataError, match=sentence.replace("line", r"a\.json, record")):
+            read(path)
 
 
 def test_half_characters_that_json_can_spell_are_replaced_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a\\ud83d\\ude00b"}\n{"text": "c\\ud800d"}\n')
-    texts, counts = read(path)
+    texts, account = read(path)
     assert texts == ["a\U0001f600b", "c\ufffdd"]
-    assert counts.replaced_surrogates == 1
+    assert noticed(account) == {"surrogate": (1, "a.jsonl, line 2")}
 
 
 def test_the_text_field_can_be_named(tmp_path: Path) -> None:
@@ -169,15 +304,54 @@ def test_sections_are_cut_at_blank_lines_and_only_long_paragraphs_at_line_ends()
 
 def test_a_long_document_becomes_units_that_continue_each_other(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "word " * 20 + "\n\n" + "x" * 40_000}, {"text": "short"}])
-    units = list(iter_units([SourceFile(path, "text")], CorpusCounts()))
+    units = list(iter_units([SourceFile(path, "text")], Account()))
     assert [(len(unit.text), unit.continues) for unit in units] == [(102, False), (40_000, True), (5, False)]
     assert units[2] == Unit("short", continues=False)
+    assert [unit.place for unit in units] == [f"{path}, line 1"] * 2 + [f"{path}, line 2"]
 
 
 def test_the_source_hash_follows_content_and_not_place(tmp_path: Path) -> None:
-    for name, text in (("a.txt", "one"), ("copy.txt", "one"), ("b.txt", "two"), ("a.jsonl", "one")):
+    for name, text in (("a.txt", "one"), ("copy.TXT", "one"), ("b.txt", "two"), ("a.jsonl", "one")):
         (tmp_path / name).write_text(text)
-    a, copy, b, jsonl = (SourceFile(tmp_path / name, "text") for name in ("a.txt", "copy.txt", "b.txt", "a.jsonl"))
-    assert hash_files([a]) == hash_files([copy])
-    assert len({hash_files(files) for files in ([a], [b], [a, b], [b, a], [jsonl])}) == 5
-    assert hash_files([jsonl]) != hash_files([SourceFile(jsonl.path, "body")])
+    a, copy, b, jsonl = (SourceFile(tmp_path / name, "text") for name in ("a.txt", "copy.TXT", "b.txt", "a.jsonl"))
+
+    def hashed(*files: SourceFile) -> str:
+        return hash_source(files, tmp_path / "cache")
+
+    assert hashed(a) == hashed(copy)
+    assert len({hashed(*files) for files in ([a], [b], [a, b], [b, a], [jsonl])}) == 5
+    assert hashed(jsonl) != hashed(SourceFile(jsonl.path, "body"))
+
+
+def test_a_file_is_hashed_once_until_its_time_of_change_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def hash_and_list(path: Path) -> str:
+        hashed.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(prepare, "hash_file", hash_and_list)
+    files = [SourceFile(tmp_path / name, "text") for name in ("old.txt", "new.txt")]
+    for file in files:
+        file.path.write_text("one")
+    os.utime(files[0].path, (1, 1))
+    first = hash_source(files, tmp_path / "cache")
+    assert sorted(hashed) == ["new.txt", "old.txt"]
+    hashed.clear()
+    # A file may change again within the clock tick in which it was read, so a new one is not relied on.
+    assert hash_source(files, tmp_path / "cache") == first
+    assert hashed == ["new.txt"]
+    for file in files:
+        os.utime(file.path, (2, 2))
+    files[0].path.write_text("two")
+    os.utime(files[0].path, (3, 3))
+    assert hash_source(files, tmp_path / "cache") != first
+    (record,) = (tmp_path / "cache" / "sources").iterdir()
+    rows = json.loads(record.read_text())
+    for damage in ("", "{", "[1]", '{"x": 1}', json.dumps({name: [row[0], row[1], 5] for name, row in rows.items()})):
+        record.write_text(damage)
+        hashed.clear()
+        assert hash_source(files, tmp_path / "cache") == hash_source(files, tmp_path / "cache")
+        assert sorted(hashed) == ["new.txt", "old.txt"], "a damaged record is none"

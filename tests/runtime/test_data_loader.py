@@ -12,11 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimaran.models.batch import Microbatch
+from trimaran.models.parallel.group import Group
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.loader import Loader
 from trimaran.runtime.data.permutation import held_out_units, permute
+from trimaran.runtime.data.prepare import prepare_data
 from trimaran.runtime.data.shards import ShardWriter, TokenShards
+from trimaran.runtime.spec import parse_spec
 from trimaran.runtime.train.feed import BatchFeed
+from trimaran.runtime.train.loop import check_data, held_out_batches
 
 SEQ_LEN = 5
 
@@ -184,6 +188,40 @@ def test_a_split_shorter_than_one_sample_is_refused_with_the_remedy(tmp_path: Pa
     assert make_loader(make_shards(tmp_path, SEQ_LEN + 1)).num_samples == 1
 
 
+def test_held_out_text_shorter_than_a_batch_is_repeated_to_fill_one_and_that_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "".join(f"Line {index} of a text.\n" for index in range(400))
+    (tmp_path / "a.txt").write_text(text)
+    spec = parse_spec(
+        {
+            "model": {"num_layers": 1, "hidden_size": 8, "num_heads": 1},
+            "data": {
+                "source": [str(tmp_path / "a.txt")],
+                "cache_dir": str(tmp_path / "c"),
+                "tokenizer_vocab_size": 300,
+            },
+            "optimizer": {"lr": 1e-3},
+            "train": {
+                "num_steps": 1,
+                "global_batch_size": 64,
+                "micro_batch_size": 4,
+                "seq_len": 16,
+                "eval_interval": 1,
+            },
+            "parallel": {"dp": 2},
+        }
+    )
+    data = prepare_data(spec)
+    check_data(spec, data)
+    samples = (data.held_out.num_tokens - 1) // 16
+    assert f"the held-out text has {samples} samples" in caplog.text
+    batches = [held_out_batches(spec, data, Group("dp", (0, 1), rank)) for rank in (0, 1)]
+    rows = [row.tolist() for ((*microbatches,),) in batches for microbatch in microbatches for row in microbatch.tokens]
+    assert len(rows) == 64
+    assert rows == [data.held_out.read(sample % samples * 16, 16).tolist() for sample in range(64)]
+
+
 def test_a_microbatch_costs_well_under_a_step(tmp_path: Path) -> None:
     shards = make_shards(tmp_path, 2_000_000)
     loader = Loader(shards, seq_len=512, global_batch_size=64, micro_batch_size=4, dp_rank=0, dp_size=1, seed=1)
@@ -196,22 +234,28 @@ def test_a_microbatch_costs_well_under_a_step(tmp_path: Path) -> None:
 
 
 def test_the_held_out_share_follows_the_fraction_and_the_seed() -> None:
-    chosen = held_out_units(20_000, 0.1, 1)
+    sizes = np.full(30_000, 7)
+    chosen = held_out_units(sizes[:20_000], 0.1, 1)
     # Binomial: standard deviation sqrt(20000 * 0.1 * 0.9) = 42; five of them allowed.
     assert abs(int(chosen.sum()) - 2000) < 212
-    assert (held_out_units(20_000, 0.1, 1) == chosen).all()
-    assert (held_out_units(20_000, 0.1, 2) != chosen).any()
+    assert (held_out_units(sizes[:20_000], 0.1, 1) == chosen).all()
+    assert (held_out_units(sizes[:20_000], 0.1, 2) != chosen).any()
     # A longer corpus keeps the choice for the units it had.
-    assert (held_out_units(30_000, 0.1, 1)[:20_000] == chosen).all()
+    assert (held_out_units(sizes, 0.1, 1)[:20_000] == chosen).all()
 
 
-@given(num_units=st.integers(0, 40), fraction=st.floats(0, 0.999), seed=st.integers(0, 2**63))
-def test_both_splits_get_a_unit_whenever_there_are_two(num_units: int, fraction: float, seed: int) -> None:
-    held_out = int(held_out_units(num_units, fraction, seed).sum())
-    if fraction == 0 or num_units < 2:
-        assert held_out == 0
+@given(sizes=st.lists(st.integers(1, 9), max_size=80), fraction=st.floats(0.01, 0.9), seed=st.integers(0, 2**63))
+def test_few_units_give_about_the_fraction_and_both_splits_get_one(
+    sizes: list[int], fraction: float, seed: int
+) -> None:
+    chosen = held_out_units(np.array(sizes, dtype=np.int64), fraction, seed)
+    assert not held_out_units(np.array(sizes, dtype=np.int64), 0.0, seed).any()
+    if len(sizes) < 2:
+        assert not chosen.any()
     else:
-        assert 1 <= held_out < num_units
+        assert 1 <= chosen.sum() < len(sizes)
+        wanted = fraction * sum(sizes)
+        assert abs(np.array(sizes)[chosen].sum() - wanted) <= max(wanted / 2, max(sizes))
 
 
 class Reads:

@@ -9,7 +9,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
 
+from trimaran.runtime.data.account import table_of
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.prepare import PreparedData, open_prepared, prepare, prepare_data
 from trimaran.runtime.data.tokenizer import Tokenizer
@@ -55,8 +58,12 @@ def test_the_manifest_counts_everything(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b'{"text": " "}\n\n{"text": "bad \xff byte"}\n')
     prepared = prepared_from(tmp_path, source=str(path))
     manifest, corpus, splits = prepared.manifest, prepared.manifest["corpus"], prepared.manifest["splits"]
-    assert (corpus["documents"], corpus["units"], corpus["replaced_bytes"]) == (61, 61, 1)
-    assert corpus["dropped"] == {"empty document": 1, "blank jsonl line": 1}
+    assert (corpus["documents"], corpus["units"]) == (61, 61)
+    assert {name: notice["count"] for name, notice in corpus["noticed"].items()} == {
+        "empty": 1,
+        "blank": 1,
+        "not_utf8": 1,
+    }
     for key in ("units", "characters", "bytes"):
         assert splits["train"][key] + splits["held_out"][key] == corpus[key]
     assert splits["train"]["tokens"] == prepared.train.num_tokens
@@ -83,7 +90,9 @@ def test_the_second_call_reuses_the_folder(tmp_path: Path, monkeypatch: pytest.M
     first = prepared_from(tmp_path)
     monkeypatch.setattr(Tokenizer, "train", None)
     moved = (tmp_path / "corpus.jsonl").rename(tmp_path / "moved.jsonl")
-    assert prepared_from(tmp_path, source=str(moved)).folder == first.folder
+    second = prepared_from(tmp_path, source=str(moved))
+    assert second.folder == first.folder
+    assert second.manifest["source"]["named"] == [str(moved)]
 
 
 def test_text_and_every_setting_that_matters_change_the_folder(tmp_path: Path) -> None:
@@ -146,7 +155,7 @@ def test_a_held_out_fraction_of_zero_leaves_that_split_empty(tmp_path: Path) -> 
 def test_one_indivisible_document_holds_nothing_out_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "one.txt").write_text("a single line")
+    (tmp_path / "one.txt").write_text("aSingleWord")
     assert prepared_from(tmp_path, source=str(tmp_path / "one.txt")).held_out.num_tokens == 0
     assert "nothing is held out" in caplog.text
 
@@ -163,7 +172,7 @@ def test_a_tokenizer_smaller_than_asked_for_is_recorded_and_logged(
 @pytest.mark.parametrize("content", [b"", b"  \n\n \n"])
 def test_a_corpus_without_text_is_refused_and_leaves_nothing_behind(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "empty.txt").write_bytes(content)
-    with pytest.raises(DataError, match=r"empty\.txt holds no text: {'empty document': 1}"):
+    with pytest.raises(DataError, match=r"empty\.txt holds no text: left out 1 empty document; name files"):
         prepared_from(tmp_path, source=str(tmp_path / "empty.txt"))
     assert list((tmp_path / "cache" / "data").iterdir()) == []
 
@@ -174,17 +183,103 @@ def test_a_held_out_fraction_outside_its_range_is_refused(tmp_path: Path, fracti
         prepared_from(tmp_path, held_out_fraction=fraction)
 
 
-def test_a_damaged_cache_is_found_by_size_at_once_and_by_hash_on_demand(tmp_path: Path) -> None:
+def test_a_damaged_cache_is_found_at_every_start(tmp_path: Path) -> None:
     folder = prepared_from(tmp_path).folder
     shard = folder / "train-00000.bin"
     data = shard.read_bytes()
     shard.write_bytes(bytes([data[0] ^ 1]) + data[1:])
     open_prepared(folder)
     with pytest.raises(DataError, match=r"train-00000\.bin has sha256"):
-        open_prepared(folder, verify_hashes=True)
+        prepared_from(tmp_path)
     shard.write_bytes(data[:-2])
     with pytest.raises(DataError, match=r"train-00000\.bin has \d+ bytes where"):
         prepared_from(tmp_path)
+
+
+def test_a_small_corpus_is_cut_finer_so_that_the_held_out_share_is_that_asked_for(tmp_path: Path) -> None:
+    lines = [f"Paragraph {index} " + "of words that have no end at all " * 20 for index in range(100)]
+    for name, separator in (("book.txt", "\n\n"), ("one-line.txt", " ")):
+        (tmp_path / name).write_text(separator.join(lines))
+        prepared = prepared_from(tmp_path, source=str(tmp_path / name), held_out_fraction=0.02)
+        splits = prepared.manifest["splits"]
+        assert 0.01 < splits["held_out"]["characters"] / prepared.manifest["corpus"]["characters"] < 0.03
+        assert f"of the characters{' ' * 2}data.held_out_fraction: 0.02" in table_of(prepared.manifest)
+
+
+def test_the_table_has_a_line_for_every_reason_and_a_share_above_the_limit_is_refused(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    with (tmp_path / "corpus.jsonl").open("ab") as file:
+        file.write(b'{"text": null}\n{"text": " "}\n{"text": "bad \xff byte"}\n')
+    (tmp_path / "notes.md").write_text("x" * 100)
+    (tmp_path / ".hidden").touch()
+    (tmp_path / "about.json").write_text('{"about": "the corpus"}')
+    prepared = prepared_from(tmp_path, source=str(tmp_path))
+    lines = [line.replace(f"{tmp_path}/", "") for line in table_of(prepared.manifest).splitlines()]
+    split = prepared.manifest["splits"]["held_out"]
+    tokens = split["tokens"] + prepared.train.num_tokens
+    share = 100 * split["characters"] / prepared.manifest["corpus"]["characters"]
+    assert [" ".join(line.split()) for line in lines] == [
+        "data",
+        "read 61 documents in 2 files 6,591 characters",
+        "passed over 1 hidden file 0% of the bytes of the files .hidden",
+        "passed over 1 file of another kind (.md 1) 1.31% of the bytes of the files notes.md",
+        "passed over 1 .json file without text in data.text_field 0.304% of the bytes of the files about.json",
+        "left out 1 empty document 1.59% of the documents corpus.jsonl, line 62",
+        "left out 1 document whose text is null 1.59% of the documents corpus.jsonl, line 61",
+        "replaced 1 byte outside UTF-8 0.334% of the characters corpus.jsonl, line 63",
+        f"held out {split['tokens']:,} of {tokens:,} tokens {share:.3g}% of the characters data.held_out_fraction: 0.2",
+    ]
+    for most, words in ((0.01, "file of another kind"), (0.014, "empty document")):
+        with pytest.raises(DataError, match=rf"data\.source: 1 {words} .*more than data\.max_lost_fraction \({most}\)"):
+            prepared_from(tmp_path, source=str(tmp_path), max_lost_fraction=most)
+
+
+def broken_tokenizer(folder: Path, **changes: Any) -> Path:
+    """Return a tokenizer.json that knows all letters of the corpus but s and y."""
+    letters = "Docuentahrmb0123456789.\nĠ"
+    vocabulary = {letter: index for index, letter in enumerate(letters)} | {"</s>": len(letters), "?": len(letters) + 1}
+    inner = tokenizers.Tokenizer(models.BPE(vocabulary, [], **changes))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(replacement="Ġ", prepend_scheme="never")
+    inner.add_special_tokens(["</s>"])
+    inner.save(str(folder / "broken.json"))
+    return folder / "broken.json"
+
+
+@pytest.mark.parametrize("options", [{}, {"unk_token": "?"}, {"unk_token": "?", "fuse_unk": True}])
+def test_characters_that_a_tokenizer_cannot_write_are_counted_and_refused_above_the_limit(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Without an unknown token they would vanish."""
+    file = broken_tokenizer(tmp_path, **options)
+    text = "".join(json.loads(line)["text"] for line in write_corpus(tmp_path).read_text().splitlines())
+    lost = text.count("s") + text.count("y")
+    prepared = prepared_from(tmp_path, tokenizer_file=file, max_lost_fraction=0.9)
+    assert prepared.account.noticed["unknown"].count == lost
+    assert prepared.account.noticed["unknown"].first.endswith("corpus.jsonl, line 1")
+    for cache in ("cache", "another"):
+        with pytest.raises(
+            DataError, match=r"characters that the tokenizer can't write .* would be lost.*data\.tokenizer"
+        ):
+            prepared_from(tmp_path, tokenizer_file=file, max_lost_fraction=0.01, cache_dir=tmp_path / cache)
+    assert list((tmp_path / "another" / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.WordLevel({"</s>": 0}, "[UNK]"),
+        models.WordPiece({"</s>": 0}, unk_token="[UNK]"),
+        models.Unigram([("</s>", 0.0)]),
+    ],
+)
+def test_a_tokenizer_that_fails_at_a_text_is_named_with_the_place(tmp_path: Path, model: Any) -> None:
+    inner = tokenizers.Tokenizer(model)
+    inner.add_special_tokens(["</s>"])
+    inner.save(str(tmp_path / "broken.json"))
+    with pytest.raises(
+        DataError, match=r"corpus\.jsonl, line 1: .*broken\.json can't write this text .*; add its unknown token"
+    ):
+        prepared_from(tmp_path, tokenizer_file=tmp_path / "broken.json")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +315,7 @@ def spec_for(
         tokenizer=str(tokenizer) if tokenizer else None,
         tokenizer_vocab_size=300,
         held_out_fraction=0.2,
+        max_lost_fraction=0.05,
     )
     return cast(
         "RunSpec",
@@ -233,11 +329,17 @@ def test_prepare_data_reads_the_fields_of_the_run_spec(tmp_path: Path) -> None:
     assert prepare_data(spec_for(tmp_path, 300)).folder == prepared_from(tmp_path).folder
 
 
-def test_a_tokenizer_larger_than_the_model_vocabulary_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_larger_than_the_model_vocabulary_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(
         DataError, match=r"the tokenizer has 300 tokens, the model's vocabulary only 280; set model\.vocab_size"
     ):
         prepare_data(spec_for(tmp_path, 280))
+    tokenizer = prepared_from(tmp_path).folder / "tokenizer.json"
+    monkeypatch.setattr("trimaran.runtime.data.prepare.find_files", None)  # before the corpus is looked at
+    with pytest.raises(DataError, match="the tokenizer has 300 tokens"):
+        prepare_data(spec_for(tmp_path, 280, tokenizer=tokenizer))
 
 
 def test_a_masked_model_gets_a_tokenizer_with_a_mask_token(tmp_path: Path) -> None:

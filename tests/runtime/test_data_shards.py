@@ -1,12 +1,13 @@
 """Token shards: written in pieces, read as one sequence, and never trusted when they changed."""
 
+import json
+import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from trimaran.runtime.data.files import DataError, new_folder
-from trimaran.runtime.data.shards import ShardWriter, TokenShards, dtype_for
+from trimaran.runtime.data.shards import ShardWriter, TokenShards, dtype_for, mapped_digest, verify_shards
 
 
 def write(folder: Path, tokens: list[int], dtype: str = "uint16", tokens_per_shard: int = 4) -> TokenShards:
@@ -56,13 +57,38 @@ def test_a_shard_of_another_size_is_refused_on_opening(tmp_path: Path) -> None:
         TokenShards(tmp_path, "train", "uint16", shards.shards)
 
 
-def test_a_shard_of_the_same_size_and_other_content_is_found_by_hash(tmp_path: Path) -> None:
-    shards = write(tmp_path, [1, 2, 3])
-    shards.verify_hashes()
-    (tmp_path / "train-00000.bin").write_bytes(np.array([1, 2, 4], dtype="<u2").tobytes())
-    reopened = TokenShards(tmp_path, "train", "uint16", shards.shards)
+def test_a_changed_shard_or_a_token_beyond_the_vocabulary_is_found_and_what_is_known_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = write(tmp_path, [1, 2, 3, 9, 5])
+    files = sorted(tmp_path.glob("*.bin"))
+    verify_shards(tmp_path, [shards], 10)
+    assert not (tmp_path / "checked.json").exists(), "files of this second may change again unseen"
+    for file in files:
+        os.utime(file, (1, 1))
+    with pytest.raises(
+        DataError, match=r"train-00000\.bin has the token 9, and its tokenizer only 9; delete the folder"
+    ):
+        verify_shards(tmp_path, [shards], 9)
+    with monkeypatch.context() as patch:
+        patch.setattr("trimaran.runtime.data.shards._sha256_and_largest", None)
+        verify_shards(tmp_path, [shards], 10)
+        with pytest.raises(DataError, match="has the token 9"):
+            verify_shards(tmp_path, [shards], 9)
+    files[0].write_bytes(files[0].read_bytes()[:-2] + b"\x08\0")
     with pytest.raises(DataError, match=r"train-00000\.bin has sha256 .* delete the folder"):
-        reopened.verify_hashes()
+        verify_shards(tmp_path, [shards], 10)
+
+
+def test_other_shards_under_the_same_manifest_have_another_digest(tmp_path: Path) -> None:
+    digests = []
+    for name, tokens in (("a", range(9000)), ("b", range(9000)), ("c", range(1, 9001))):
+        (tmp_path / name).mkdir()
+        shards = write(tmp_path / name, list(tokens), tokens_per_shard=4096)
+        content = {"splits": {"train": {"shards": [{"file": shard.file} for shard in shards.shards]}}}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(content))
+        digests.append(mapped_digest(tmp_path / name))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -1,0 +1,174 @@
+"""From `data.source` to the files of the corpus, each with its kind; what is passed over goes to the account."""
+
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import glob
+from pathlib import Path
+from typing import Final
+
+from trimaran.runtime.data.account import Account
+from trimaran.runtime.data.files import DataError, unreadable
+
+# By suffix, in lower case: how a file holds documents. A .json file has JSON lines, or one record or a list of them.
+KINDS: Final = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+COMPRESSED: Final = (".gz", ".bz2", ".xz")
+READABLE = f"{', '.join(KINDS)} file (or {', '.join(COMPRESSED)} of one)"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of the corpus and the JSON field that holds its text (not for .txt)."""
+
+    path: Path
+    text_field: str
+
+    @property
+    def kind(self) -> str:
+        """One of the values of KINDS; "" for a file of another kind."""
+        return KINDS.get(_suffixes(self.path)[0], "")
+
+    @property
+    def compression(self) -> str:
+        """One of COMPRESSED, or ""."""
+        return _suffixes(self.path)[1]
+
+
+def _suffixes(path: Path) -> tuple[str, str]:
+    """Return the suffix that says the kind and that of the compression, "" where there is none."""
+    name = path.name.lower()
+    packed = next((suffix for suffix in COMPRESSED if name.endswith(suffix)), "")
+    return os.path.splitext(name.removesuffix(packed))[1], packed
+
+
+def find_files(
+    sources: Sequence[str], text_field: str, account: Account, cache_dir: Path | None = None
+) -> list[SourceFile]:
+    """Return the corpus files of the sources in a fixed order, and note in `account` what is passed over.
+
+    A folder is searched recursively, without hidden files and folders and `cache_dir`; links to folders are followed,
+    and each folder is read once, so that loops of links end. Names are sorted within each source, and sources keep
+    their order. A file named twice is read once. Raises DataError for a source that doesn't exist, matches no usable
+    file, or is a file of another kind, and for a folder that can't be read.
+    """
+    found: dict[str, SourceFile] = {}
+    for source in sources:
+        usable = 0
+        for path, hidden in _expand(source, Path(source).expanduser(), cache_dir):
+            file, (size, regular) = SourceFile(path, text_field), _look_at(path)
+            if hidden or not regular:
+                account.note("hidden" if hidden else "special", str(path), amount=0)
+                continue
+            if not file.kind:
+                account.totals["file_bytes"] += size
+                account.note("other_kind", str(path), amount=size, kind="".join(_suffixes(path)) or "without suffix")
+                continue
+            usable += 1
+            place = os.path.realpath(path)
+            if place in found:
+                account.note("twice", str(path), amount=size)
+            else:
+                account.totals["file_bytes"] += size
+                found[place] = file
+        if not usable:
+            raise DataError(f"data.source {source!r} holds no {READABLE}; name such files, a folder or a glob of them")
+    if not found:
+        raise DataError("data.source is empty; name at least one file, folder or glob, or 'quickstart'")
+    return list(found.values())
+
+
+def _look_at(path: Path) -> tuple[int, bool]:
+    """Return a file's size and whether it may be opened: reading a pipe waits for ever. A broken link fails later."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, True
+    return status.st_size, stat.S_ISREG(status.st_mode)
+
+
+def _expand(source: str, path: Path, cache_dir: Path | None) -> Iterator[tuple[Path, bool]]:
+    """Yield every file of a source, and whether it is hidden: its name, or a folder's on the way from the source."""
+    if path.is_dir():
+        for file in _walk(path, cache_dir):
+            yield file, any(part.startswith(".") for part in file.relative_to(path).parts)
+    elif path.exists() or path.is_symlink():
+        if not SourceFile(path, "").kind or not _look_at(path)[1]:
+            raise DataError(f"data.source {source!r} is not a {READABLE}; convert it, or name another file")
+        yield path, False
+    elif any(sign in source for sign in "*?["):
+        yield from _matches(path, cache_dir)
+    else:
+        raise DataError(
+            f"data.source {source!r} does not exist (seen from {Path.cwd()}); correct the path, or use 'quickstart'"
+        )
+
+
+def _matches(pattern: Path, cache_dir: Path | None) -> Iterator[tuple[Path, bool]]:
+    """Yield the files that a glob matches, and those of the folders that it matches.
+
+    `**` stands for any number of folders. Python's own glob would follow a loop of links to its end, which may be for
+    ever, so folders below `**` are walked here.
+    """
+    parts = pattern.parts
+    if "**" not in parts:
+        for match in sorted(map(Path, glob(str(pattern)))):
+            yield from _expand(str(match), match, cache_dir) if match.is_dir() else [(match, False)]
+        return
+    first = parts.index("**")
+    wants_hidden = any(part.startswith(".") for part in parts[first:])
+    for root in sorted(map(Path, glob(str(Path(*parts[:first]))))) if first else [Path()]:
+        for path in _walk(root, cache_dir):
+            names = path.relative_to(root).parts
+            if _fits(names, parts[first:]):
+                yield path, not wants_hidden and any(name.startswith(".") for name in names)
+
+
+def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern or not names:
+        return not names and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _fits(names, pattern[1:]) or _fits(names[1:], pattern)
+    return fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+
+
+def _walk(root: Path, cache_dir: Path | None) -> list[Path]:
+    """Return every file below a folder, sorted. Links to folders come after folders, so that these keep their names."""
+    files, folders = [], deque([root])
+    seen = {_identity(cache_dir)} if cache_dir is not None and cache_dir.is_dir() else set()
+    while folders:
+        folder = folders.popleft()
+        try:
+            identity = _identity(folder)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            if not folder.name.startswith("."):
+                raise unreadable(folder, error) from error
+            files.append(folder)
+            continue
+        if identity in seen:
+            continue
+        seen.add(identity)
+        for entry in entries:
+            # Anything that isn't a folder counts as a file: a broken link must fail when it is read, not be skipped.
+            if not _is_folder(entry):
+                files.append(Path(entry.path))
+            elif entry.is_symlink():
+                folders.append(Path(entry.path))
+            else:
+                folders.appendleft(Path(entry.path))
+    return sorted(files)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
