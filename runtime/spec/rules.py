@@ -165,20 +165,24 @@ def _tp_error(spec: RunFields, shape: TransformerConfig, rule: str, otherwise: s
     return FieldError("parallel.tp", rule, tp, f"set parallel.tp to {valid_tensor_degrees(shape, tp)}{otherwise}")
 
 
-@RULES.needs("data.tokenizer", "data.tokenizer_vocab_size", "model.vocab_size")
+def _trains_tokenizer(spec: RunFields) -> bool:
+    return spec.data.tokenizer is None and spec.checkpoint.init_from is None
+
+
+@RULES.needs("data.tokenizer", "checkpoint.init_from", "data.tokenizer_vocab_size", "model.vocab_size")
 def _vocabulary_holds_tokenizer(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     tokens, size = spec.data.tokenizer_vocab_size, shape.vocab_size
-    if spec.data.tokenizer is None and size < tokens:
+    if _trains_tokenizer(spec) and size < tokens:
         rule = f"vocab_size ({size}) must be at least data.tokenizer_vocab_size ({tokens})"
         fix = f"set model.vocab_size to {tokens} or more"
         fix += f", or data.tokenizer_vocab_size to {size} or less" if size >= SMALLEST_VOCABULARY else ""
         yield FieldError("model.vocab_size", rule, size, fix)
 
 
-@RULES.needs("data.tokenizer", "data.end_of_text")
+@RULES.needs("data.tokenizer", "checkpoint.init_from", "data.end_of_text")
 def _end_of_text_is_one_of_a_tokenizer(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     token = spec.data.end_of_text
-    if token is not None and spec.data.tokenizer is None:
+    if token is not None and _trains_tokenizer(spec):
         rule = f"end_of_text ({token}) is for data.tokenizer, which is null; a tokenizer that is trained has its own"
         yield FieldError("data.end_of_text", rule, token, "set data.tokenizer to a tokenizer.json, or this to null")
 
@@ -215,10 +219,10 @@ def _query_stream_by_tp(spec: RunFields, shape: TransformerConfig) -> Iterator[F
         yield FieldError("data.mask_fraction", rule, fraction, fix)
 
 
-@RULES.needs("data.tokenizer", "data.tokenizer_vocab_size", "model.objective")
+@RULES.needs("data.tokenizer", "checkpoint.init_from", "data.tokenizer_vocab_size", "model.objective")
 def _tokenizer_has_room_for_a_mask(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     tokens, smallest = spec.data.tokenizer_vocab_size, SMALLEST_MASKING_VOCABULARY
-    if shape.objective == "masked_lm" and spec.data.tokenizer is None and tokens < smallest:
+    if shape.objective == "masked_lm" and _trains_tokenizer(spec) and tokens < smallest:
         rule = f"tokenizer_vocab_size ({tokens}) must be at least {smallest}, for masked_lm needs a mask token too"
         fix = f"set data.tokenizer_vocab_size to {smallest} or more"
         yield FieldError("data.tokenizer_vocab_size", rule, tokens, fix)

@@ -280,6 +280,39 @@ def test_half_characters_that_json_can_spell_are_replaced_and_counted(tmp_path: 
     assert noticed(account) == {"surrogate": (1, "a.jsonl, line 2")}
 
 
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "a"]), inner, max_size=2),
+)
+_CONTENT = st.binary(max_size=60) | st.lists(_JSON.map(json.dumps), max_size=4).map(
+    lambda lines: "\n".join(lines).encode()
+) | st.lists(st.sampled_from(["\ufeff", '{"text": "a"}', '"\\ud800"', "\r\n", "é", "\0"]), max_size=6).flatmap(
+    lambda parts: st.sampled_from(["utf-8", "utf-16", "utf-16-le", "utf-32-be", "latin-1"]).map(
+        lambda encoding: "".join(parts).encode(encoding, "replace")
+    )
+)  # fmt: skip
+
+
+@given(
+    content=_CONTENT, kind=st.sampled_from(["txt", "jsonl", "json"]), packed=st.sampled_from(["", ".gz", ".bz2", ".xz"])
+)
+def test_any_content_is_read_or_refused_by_the_file_name(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, kind: str, packed: str
+) -> None:
+    compress = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[packed]
+    path = tmp_path_factory.getbasetemp() / f"any.{kind}{packed}"
+    path.write_bytes(compress(content))
+    error, texts, account = "", list[str](), Account()
+    try:
+        texts, account = read(path)
+    except DataError as refused:
+        error = str(refused)
+    assert not error or path.name in error
+    assert account.totals["characters"] == sum(map(len, texts))
+    assert all(0 <= account.share(reason) <= 1 for reason in account.noticed)
+    assert "\ud800" not in "".join(texts)
+
+
 def test_the_text_field_can_be_named(tmp_path: Path) -> None:
     assert read(write_jsonl(tmp_path / "a.jsonl", [{"body": "x"}]), "body")[0] == ["x"]
 

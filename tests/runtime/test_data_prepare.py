@@ -316,6 +316,7 @@ def spec_for(
         tokenizer_vocab_size=300,
         held_out_fraction=0.2,
         max_lost_fraction=0.05,
+        end_of_text=None,
     )
     return cast(
         "RunSpec",

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from trimaran.launchers.rendezvous.fingerprint import InconsistentRanksError, check_same_everywhere, facts_of_rank
 from trimaran.runtime.data.files import DataError, new_folder
-from trimaran.runtime.data.shards import ShardWriter, TokenShards, dtype_for, mapped_digest, verify_shards
+from trimaran.runtime.data.shards import ShardWriter, TokenShards, dtype_for, verify_shards
+from trimaran.runtime.spec import load_spec
 
 
 def write(folder: Path, tokens: list[int], dtype: str = "uint16", tokens_per_shard: int = 4) -> TokenShards:
@@ -80,15 +82,23 @@ def test_a_changed_shard_or_a_token_beyond_the_vocabulary_is_found_and_what_is_k
         verify_shards(tmp_path, [shards], 10)
 
 
-def test_other_shards_under_the_same_manifest_have_another_digest(tmp_path: Path) -> None:
-    digests = []
-    for name, tokens in (("a", range(9000)), ("b", range(9000)), ("c", range(1, 9001))):
-        (tmp_path / name).mkdir()
-        shards = write(tmp_path / name, list(tokens), tokens_per_shard=4096)
+def test_ranks_that_map_other_shards_under_the_same_manifest_are_listed(tmp_path: Path) -> None:
+    spec, facts = load_spec("examples/gpt2-cpu.yaml"), []
+    for node, tokens in (("a", range(9000)), ("b", range(9000)), ("c", range(1, 9001)), ("d", range(9000))):
+        folder = tmp_path / node
+        folder.mkdir()
+        shards = write(folder, list(tokens), tokens_per_shard=4096)
         content = {"splits": {"train": {"shards": [{"file": shard.file} for shard in shards.shards]}}}
-        (tmp_path / name / "manifest.json").write_text(json.dumps(content))
-        digests.append(mapped_digest(tmp_path / name))
-    assert digests[0] == digests[1] != digests[2]
+        (folder / "manifest.json").write_text(json.dumps(content))
+        if node == "d":
+            (folder / "train-00001.bin").unlink()
+        facts.append(facts_of_rank(spec, folder, f"node {node}"))
+    check_same_everywhere(facts[:2])
+    with pytest.raises(
+        InconsistentRanksError,
+        match=r"data: \w{12} on ranks 0-1 \(node a\), \w{12} on rank 2 \(node c\), unreadable \(No such file",
+    ):
+        check_same_everywhere(facts)
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -520,6 +520,12 @@ def test_all_errors_come_at_once_names_types_and_rules() -> None:
     )
 
 
+def test_the_size_of_a_new_tokenizer_does_not_matter_where_that_of_other_weights_is_taken() -> None:
+    small = {"model.vocab_size": 300, "data.tokenizer_vocab_size": 4096}
+    assert errors_of(small)
+    assert parse_spec(changed({**small, "checkpoint.init_from": "runs/other"})).transformer.vocab_size == 300
+
+
 def test_a_rule_that_needs_an_invalid_field_stays_silent() -> None:
     assert errors_of({"train.micro_batch_size": "three", "train.global_batch_size": 31}) == [
         "train.micro_batch_size: must be a whole number, got 'three'; set train.micro_batch_size to a whole number"
