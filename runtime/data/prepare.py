@@ -283,8 +283,8 @@ def _build(
     tokenizer.save(folder / "tokenizer.json")
     dtype = dtype_for(tokenizer.vocab_size)
     logger.info("tokenizing %d documents", account.totals["documents"])
-    units = _encoded(iter_units(files, Account(), limit), tokenizer, account, settings.max_lost_fraction)
-    splits = _write_splits(folder, units, held_out, tokenizer.eot_id, dtype)
+    encoded = _encoded(iter_units(files, Account(), limit), tokenizer, account, settings.max_lost_fraction)
+    splits = _write_splits(folder, encoded, held_out, tokenizer.eot_id, dtype)
     manifest = {
         "format": FORMAT,
         "source": source,
