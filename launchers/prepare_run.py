@@ -22,7 +22,7 @@ def lock_run(folder: Path) -> FolderLock:
         ValueError: the folder can't be made or written.
     """
     _check_writable(folder)
-    return FolderLock.of_run(folder, "trimaran train")
+    return FolderLock.of_run(folder, "trimaran train", os.environ)
 
 
 def prepare_run(spec: RunSpec, folder: Path) -> Path:

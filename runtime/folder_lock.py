@@ -72,8 +72,12 @@ class Holder:
     token: str
 
     @staticmethod
-    def here(what: str, environment: Mapping[str, str] = os.environ) -> "Holder":
-        """Return this process as a holder."""
+    def here(what: str, environment: Mapping[str, str]) -> "Holder":
+        """Return this process as a holder.
+
+        Args:
+            environment: the variables of Slurm and torchrun name the job; {} for no job.
+        """
         job = ""
         if "SLURM_JOB_ID" in environment:
             job = f"Slurm job {environment['SLURM_JOB_ID']}"
@@ -149,14 +153,17 @@ class FolderLock:
         threading.Thread(target=self._beat, name="folder-lock", daemon=True).start()
 
     @staticmethod
-    def of_run(folder: Path, what: str) -> "FolderLock":
+    def of_run(folder: Path, what: str, environment: Mapping[str, str]) -> "FolderLock":
         """Lock a run folder, which is made if need be, and removed at the release if it is still empty.
+
+        Args:
+            environment: see `Holder.here`.
 
         Raises:
             FolderInUse: another process holds it, or makes the folder right now.
         """
         refuse_if_held(_beside(folder), folder)
-        return FolderLock._take(folder / LOCK, folder, what, waits=False)
+        return FolderLock._take(folder / LOCK, folder, Holder.here(what, environment), waits=False)
 
     @staticmethod
     def beside(target: Path, what: str, *, waits: bool = False) -> "FolderLock":
@@ -169,12 +176,11 @@ class FolderLock:
             FolderInUse: another process holds it, or runs in the folder.
         """
         refuse_if_held(target / LOCK, target)
-        return FolderLock._take(_beside(target), target, what, waits=waits)
+        return FolderLock._take(_beside(target), target, Holder.here(what, {}), waits=waits)
 
     @staticmethod
-    def _take(path: Path, folder: Path, what: str, *, waits: bool) -> "FolderLock":
-        me, told = Holder.here(what), False
-        made = _make(path.parent)
+    def _take(path: Path, folder: Path, me: Holder, *, waits: bool) -> "FolderLock":
+        told, made = False, _make(path.parent)
         try:
             while (found := _try(path, me)) is not None:
                 if not waits:
@@ -225,7 +231,7 @@ def refuse_if_held(path: Path, folder: Path) -> None:
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         found = _Found.read(path)
         # This host's clock is good enough for a lock that is only looked at.
-        if found is not None and not found.holder.has_ended(Holder.here(""), time.time() - found.changed):
+        if found is not None and not found.holder.has_ended(Holder.here("", {}), time.time() - found.changed):
             raise _in_use(folder, found)
 
 
@@ -235,7 +241,7 @@ def holder_of(folder: Path) -> Holder | None:
         found = _Found.read(folder / LOCK)
     except OSError:
         return None
-    if found is None or found.holder.has_ended(Holder.here(""), time.time() - found.changed):
+    if found is None or found.holder.has_ended(Holder.here("", {}), time.time() - found.changed):
         return None
     return found.holder
 

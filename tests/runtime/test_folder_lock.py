@@ -30,17 +30,17 @@ def left(folder: Path, holder: Holder, silent_s: float = 0.0) -> None:
 
 
 def take(folder: Path) -> None:
-    FolderLock.of_run(folder, "trimaran train").release()
+    FolderLock.of_run(folder, "trimaran train", {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}).release()
 
 
 def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "my run"
-    with FolderLock.of_run(run, "trimaran train"):
+    with FolderLock.of_run(run, "trimaran train", {}):
         words = (
             rf"my run is in use: `trimaran train` on host .* \(process {os.getpid()}.* since 20.*`kill {os.getpid()}`"
         )
         with pytest.raises(FolderInUse, match=words):
-            FolderLock.of_run(run, "trimaran train")
+            FolderLock.of_run(run, "trimaran train", {})
         with pytest.raises(FolderInUse, match="my run is in use"):
             FolderLock.beside(run, "trimaran import")
         holder = holder_of(run)
@@ -49,7 +49,7 @@ def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path: Path) -> Non
     assert not run.parent.exists(), "folders that were made for the lock are removed if they are empty"
     assert holder_of(run) is None
     with FolderLock.beside(run, "trimaran import"), pytest.raises(FolderInUse, match="my run is in use"):
-        FolderLock.of_run(run, "trimaran train")
+        FolderLock.of_run(run, "trimaran train", {})
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,6 @@ def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path: Path) -> Non
 def test_a_lock_is_taken_over_from_the_dead_alone(
     holder: Holder, silent_s: float, ended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol
     left(tmp_path, holder, silent_s)
     if ended:
@@ -124,7 +122,7 @@ def test_of_many_that_find_a_dead_holder_one_gets_the_lock(
         def attend(number: int, run: Path = run, start: Barrier = start) -> FolderLock | None:
             start.wait()
             try:
-                return FolderLock.of_run(run, f"contender {number}")
+                return FolderLock.of_run(run, f"contender {number}", {})
             except FolderInUse:
                 return None
 
@@ -159,7 +157,7 @@ def test_a_holder_gives_signs_of_life_and_ends_when_another_has_taken_over(
     signals: list[tuple[int, int]] = []
     monkeypatch.setattr(folder_lock, "BEAT_S", 0.02)
     monkeypatch.setattr(os, "kill", lambda *words: signals.append(words))
-    lock = FolderLock.of_run(tmp_path, "trimaran train")
+    lock = FolderLock.of_run(tmp_path, "trimaran train", {})
     file = tmp_path / LOCK
     os.utime(file, (0, 0))
     eventually(lambda: file.stat().st_mtime > 0)
