@@ -146,6 +146,20 @@ def test_an_existing_tokenizer_is_used_and_copied(tmp_path: Path) -> None:
     assert prepared.tokenizer.encode("mat cat") == Tokenizer.load(tmp_path / "mine.json").encode("mat cat")
 
 
+def test_another_end_of_text_is_another_corpus(tmp_path: Path) -> None:
+    Tokenizer.train(["mat mat cat cat"] * 5, 280).save(tmp_path / "mine.json")
+    inner = (tmp_path / "mine.json").read_text().replace("<|endoftext|>", "<end>")
+    (tmp_path / "mine.json").write_text(inner)
+    with pytest.raises(DataError, match=r"name the token in data\.end_of_text"):
+        prepared_from(tmp_path, tokenizer_file=tmp_path / "mine.json")
+    ends = [prepared_from(tmp_path, tokenizer_file=tmp_path / "mine.json", end_of_text=end) for end in ("<end>", "z")]
+    assert ends[0].folder != ends[1].folder
+    for end, prepared in zip(("<end>", "z"), ends, strict=True):
+        again = open_prepared(prepared.folder)
+        assert again.tokenizer.eot_token == again.manifest["tokenizer"]["eot_token"] == end
+        assert again.train.read(again.train.num_tokens - 1, 1).tolist() == [again.tokenizer.id_of(end)]
+
+
 def test_a_held_out_fraction_of_zero_leaves_that_split_empty(tmp_path: Path) -> None:
     prepared = prepared_from(tmp_path, held_out_fraction=0.0)
     assert prepared.held_out.num_tokens == 0
