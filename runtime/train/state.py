@@ -67,9 +67,9 @@ def check_same_data(state: TrainState, data: PreparedData) -> None:
     """
     if state.data != fingerprint(data):
         raise ValueError(
-            f"the files of data.source (or data.tokenizer) have changed since the checkpoint of step {state.step}, "
-            "so its tokens mean something else now; put the former files back, "
-            "or choose another train.output_dir for a new run"
+            f"the files of data.source (or data.tokenizer) have changed since the checkpoint of step {state.step}, or "
+            "an earlier version has cut them otherwise, so its tokens mean something else now; put the former files "
+            "back, or choose another train.output_dir for a new run"
         )
 
 
