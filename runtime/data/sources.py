@@ -74,7 +74,10 @@ def find_files(
                 account.totals["file_bytes"] += size
                 found[place] = file
         if not usable:
-            raise DataError(f"data.source {source!r} holds no {READABLE}; name such files, a folder or a glob of them")
+            met = f" ({account.told()})" if account.noticed else ""
+            raise DataError(
+                f"data.source {source!r} holds no {READABLE}{met}; name such files, a folder or a glob of them"
+            )
     if not found:
         raise DataError("data.source is empty; name at least one file, folder or glob, or 'quickstart'")
     return list(found.values())

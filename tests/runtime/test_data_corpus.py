@@ -98,12 +98,18 @@ def test_a_pipe_among_the_files_is_passed_over_and_named_refused(tmp_path: Path)
         ("missing-folder", "does not exist"),
         ("nothing*.txt", "holds no .txt"),
         ("empty", "holds no .txt"),
+        (
+            "tables",
+            r"holds no .txt.* \(passed over 1 hidden file, passed over 1 file of another kind \(\.csv 1\)\); name",
+        ),
         ("table.csv", "is not a .txt"),
     ],
 )
 def test_a_source_without_usable_files_is_named(tmp_path: Path, source: str, sentence: str) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "table.csv").write_text("a,b")
+    for name in ("table.csv", "tables/a.csv", "tables/.b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a,b")
     with pytest.raises(DataError, match=re.escape(source) + f".*{sentence}"):
         find(tmp_path / source)
 
