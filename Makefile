@@ -23,14 +23,14 @@ PIP_INSTALL := DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version
 .PHONY: help train test quick durations check clean
 
 help:
-	@echo "make train   set up and train $(SPEC) (another: make train SPEC=FILE)"
+	@echo "make train   set up and train $(SPEC) (another: make train SPEC=FILE ARGS='--set FIELD=VALUE')"
 	@echo "make test    set up and run every test ($(TEST_WORKERS) at a time: TEST_WORKERS=N)"
 	@echo "make quick   set up and run the tests that take little time each"
 	@echo "make check   set up, then lint, format, types and the rules of the house"
 	@echo "make clean   remove caches and build outputs; .venv, .cache and runs stay"
 
 train: $(RUNTIME)
-	@$(BIN)/trimaran train $(SPEC)
+	@$(BIN)/trimaran train $(SPEC) $(ARGS)
 
 test: $(TESTS)
 	@$(BIN)/python -P -m pytest -n $(TEST_WORKERS) --durations 10 --durations-min 1
@@ -63,7 +63,7 @@ $(RUNTIME): pyproject.toml $(CONSTRAINTS)
 			"so run 'apt install python3-venv' and try again" >&2; exit 1; }; }
 	@echo "installing trimaran and what it needs (a few minutes the first time)"
 	@$(PIP_INSTALL) "$(TORCH)"
-	@$(PIP_INSTALL) $(TRITON) "$(TORCH)" -e .
+	@$(PIP_INSTALL) $(TRITON) "$(TORCH)" -e '.[huggingface]'
 	@touch $@
 
 $(TESTS): $(RUNTIME)

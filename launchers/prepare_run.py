@@ -1,11 +1,11 @@
 """Before the ranks: check and prepare a run and fill its folder. After them: the report. Imports no torch at first."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trimaran.launchers.before_start import check_device, check_run_folder
 from trimaran.launchers.terminal import say, sentence
 from trimaran.runtime.files import write_text
 from trimaran.runtime.folder_lock import FolderLock
@@ -21,7 +21,7 @@ def lock_run(folder: Path) -> FolderLock:
     Raises:
         ValueError: the folder can't be made or written.
     """
-    _check_writable(folder)
+    check_run_folder(folder)
     return FolderLock.of_run(folder, "trimaran train", os.environ)
 
 
@@ -33,11 +33,12 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     from trimaran.runtime.data.account import table_of
     from trimaran.runtime.data.prepare import prepare_data
 
+    check_device(spec, 1)  # before the data, which may take long
     resumed = None
     if (folder / "checkpoints").is_dir():
         from trimaran.runtime.train.state import resume_path
 
-        resumed = resume_path(spec)  # before the data, which may take long
+        resumed = resume_path(spec)
     starts_from = resumed is None and spec.checkpoint.init_from is not None
     tokenizer, same_tokenizer = None, False
     if spec.checkpoint.init_from is not None:
@@ -70,19 +71,6 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     content = {"kind": "train", "spec": str((folder / "spec.yaml").resolve()), "data": str(data.folder.resolve())}
     write_text(task, json.dumps(content))
     return task
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a run folder that can't be made or written, before the data is prepared, which may take long."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ValueError(
-            f"train.output_dir {folder} can't be made, because {existing} is a file; choose another folder"
-        )
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"train.output_dir {folder} can't be written: no permission to write in {existing}; choose another folder"
-        )
 
 
 def _check_run(spec: RunSpec, data: "PreparedData") -> None:

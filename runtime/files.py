@@ -54,9 +54,9 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
         OSError: it can't be read, is no regular file, or has more than `most_bytes`.
     """
     with open_regular(path) as file:
-        # Not the size that the system tells, which is 0 for the files of /proc.
-        content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read() if size <= most_bytes else b""
+    if max(size, len(content)) > most_bytes:  # a file of /proc says that it has 0 bytes
         most = f"{most_bytes >> 20} MiB" if most_bytes >= 1 << 20 else f"{most_bytes >> 10} KiB"
         raise OSError(errno.EFBIG, f"it has more than {most}, too much for what it should hold", str(path))
     return content

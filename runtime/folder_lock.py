@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from trimaran.runtime.files import open_regular, parse_json, read_bytes
 from trimaran.runtime.processes import start_of, this_machine
 
 LOCK = ".lock"
@@ -127,7 +128,7 @@ class _Found:
     def read(path: Path) -> "_Found | None":
         """Return it, None where there is no lock. Opening the file makes NFS ask the server."""
         try:
-            with path.open(encoding="utf-8") as file:
+            with open_regular(path) as file:
                 changed = os.fstat(file.fileno()).st_mtime
                 text = file.read()
         except FileNotFoundError:
@@ -137,7 +138,7 @@ class _Found:
                 return None
             raise
         try:
-            raw: dict[str, Any] = json.loads(text)
+            raw: dict[str, Any] = parse_json(text)
             holder = Holder(**{**raw, "starts": tuple(raw["starts"])})
         except (ValueError, TypeError, KeyError):  # it is being written on a file system without links, or damaged
             holder = Holder("a process", "of unknown name", 0, "", "", "", (0, 0), "an unknown time", "damaged")
@@ -290,7 +291,7 @@ def _link(temporary: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     with open(descriptor, "wb") as file:
-        file.write(temporary.read_bytes())
+        file.write(read_bytes(temporary))
     return True
 
 

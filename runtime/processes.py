@@ -4,11 +4,13 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from trimaran.runtime.files import read_text
+
 
 def this_machine() -> str:
     """Return a name of this kernel's boot and this process's namespace of process numbers; "" where it has none."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        boot = read_text(Path("/proc/sys/kernel/random/boot_id")).strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
@@ -34,7 +36,7 @@ def children_of(pid: int) -> list[int]:
 def _stat_of(pid: int) -> list[str]:
     """Return the fields of /proc/PID/stat from the state on, none where there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return read_text(Path(f"/proc/{pid}/stat"), errors="replace").rpartition(")")[2].split()
     except OSError:
         return []
 
@@ -45,7 +47,7 @@ def cgroup_values(*names: str) -> list[list[str]]:
     Groups that lack one of the files are left out. A container sees its own group as the root.
     """
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = read_text(Path("/proc/self/cgroup")).splitlines()
     except OSError:
         return []
     found = []
@@ -56,7 +58,7 @@ def cgroup_values(*names: str) -> list[list[str]]:
             group = top / path.lstrip("/")
             for folder in (each for each in (group, *group.parents) if each.is_relative_to(top)):
                 with suppress(OSError):
-                    texts = [(folder / name).read_text(encoding="utf-8") for name in names]
+                    texts = [read_text(folder / name) for name in names]
                     found.append(" ".join(texts).split())
     return found
 

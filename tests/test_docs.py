@@ -1,15 +1,19 @@
 """Every command that README, docs/ and the examples show runs, shortened, and every link to a file leads somewhere."""
 
+import functools
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
-import yaml
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests import counting
 from tests.launchers.runs import trimaran
@@ -32,6 +36,11 @@ SHORT = {
     "data.tokenizer_vocab_size": 300,
     "launcher.threads_per_rank": 1,
 }
+SMALLER = {
+    "llama-1gpu.yaml": {
+        "launcher.device": "cpu", "model.num_layers": 2, "model.hidden_size": 96, "model.ffn_hidden_size": 256,
+    },
+}  # fmt: skip
 NOT_RUN = {
     "make train": "test_make_train runs it with a shortened spec",
     "make test": "it is what runs this test",
@@ -55,6 +64,11 @@ def shortened(command: str) -> list[str]:
     assert words[0] == "trimaran", f"{command!r} is not a trimaran command; run it here or list it in NOT_RUN"
     if words[1] == "train":
         words += [word for name, value in SHORT.items() for word in ("--set", f"{name}={value}")]
+        words += [
+            word
+            for name, value in SMALLER.get(Path(words[2]).name, {}).items()
+            for word in ("--set", f"{name}={value}")
+        ]
     if words[1] == "generate":
         words += ["--max-new-tokens", "5"]
     return words[1:]
@@ -109,9 +123,72 @@ def commands_of(page: Path) -> list[str]:
     return [line for line in shell_lines(page) if line not in NOT_RUN and not line.startswith("python benchmarks/")]
 
 
+def commands_in(example: Path) -> list[str]:
+    return re.findall(r"^#\s+(trimaran .*)$", example.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+@functools.cache
+def modules_outside(extras: tuple[str, ...]) -> frozenset[str]:
+    """Return the modules that an environment with trimaran and these extras does not have."""
+    installed = {"pip", "setuptools"}  # which every new environment has
+    waiting = [Requirement(f"trimaran[{','.join(extras)}]")]
+    while waiting:
+        wanted = waiting.pop()
+        try:
+            lines = requires(wanted.name) or []
+        except PackageNotFoundError:  # of another system or version of Python
+            continue
+        installed.add(canonicalize_name(wanted.name))
+        for needed in map(Requirement, lines):
+            choices = [{"extra": each} for each in ("", *wanted.extras)]
+            holds = needed.marker is None or any(map(needed.marker.evaluate, choices))
+            if holds and (canonicalize_name(needed.name) not in installed or needed.extras):
+                waiting.append(needed)
+    owners = packages_distributions().items()
+    return frozenset(name for name, packages in owners if installed.isdisjoint(map(canonicalize_name, packages)))
+
+
+@pytest.fixture
+def readme_environment(tmp_path: Path) -> dict[str, str]:
+    """The environment of a command that has the packages which `make train` installs, and none of the tests'."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile[makefile.index("\n$(RUNTIME):") : makefile.index("\n$(TESTS):")]
+    hidden = modules_outside(tuple(re.findall(r"-e '?\.\[(\w+)\]", recipe)))
+    place = tmp_path / "hidden"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(f"HIDDEN = {set(hidden)!r}\n{HIDE}")
+    return {"PYTHONPATH": str(place)}
+
+
+def test_an_environment_has_what_its_extras_name() -> None:
+    plain, readme = modules_outside(()), modules_outside(("huggingface",))
+    assert {"pytest", "hypothesis", "mypy"} <= readme <= plain
+    assert {"transformers", "gguf"} <= plain - readme
+    assert not {"torch", "trimaran", "safetensors", "yaml"} & plain
+
+
+HIDE = """
+import sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, *arguments):
+        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, *arguments)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+for name in [name for name in sys.modules if name.partition(".")[0] in HIDDEN]:
+    del sys.modules[name]
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_runs(page: Path, folder: Path) -> None:
+def test_every_command_of_a_page_runs(page: Path, folder: Path, readme_environment: dict[str, str]) -> None:
     for command in commands_of(page):
         line, _, target = command.partition(" > ")
         words = shortened(line)
@@ -120,7 +197,7 @@ def test_every_command_of_a_page_runs(page: Path, folder: Path) -> None:
             done = run_in_shell(shlex.join(["trimaran", *words]), folder, interpreters=2 if has_ranks else 1)
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
             continue
-        outcome = trimaran(folder, *words)
+        outcome = trimaran(folder, *words, environment=readme_environment)
         assert outcome.code == 0, f"{command}\n{outcome.out}\n{outcome.err}"
         if target:
             assert outcome.out.strip(), f"{command} printed nothing to put into {target}"
@@ -149,38 +226,56 @@ def test_links_lead_to_files(page: Path) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_command_shown_in_an_example_names_the_example(example: Path) -> None:
-    commands = re.findall(r"^#\s+(trimaran .*)$", example.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert commands, f"{example.name} shows how to run it"
-    for command in commands:
+    assert commands_in(example), f"{example.name} shows how to run it"
+    for command in commands_in(example):
         assert f"examples/{example.name}" in shlex.split(command)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_example_is_a_valid_spec(example: Path, folder: Path) -> None:
-    outcome = trimaran(folder, "check", f"examples/{example.name}")
+def test_example_can_start_where_its_device_is(example: Path, folder: Path) -> None:
+    outcome = trimaran(folder, "check", f"examples/{example.name}", "--set", "launcher.device=auto")
     assert outcome.code == 0, outcome.err
     assert "parameters" in outcome.out
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_example_runs_by_its_own_command(example: Path, folder: Path, readme_environment: dict[str, str]) -> None:
+    """A page's commands run the others."""
+    if any(f"trimaran train examples/{example.name}" in line for page in PAGES for line in commands_of(page)):
+        return
+    for command in commands_in(example):
+        outcome = trimaran(folder, *shortened(command), environment=readme_environment)
+        assert outcome.code == 0, outcome.err
+        assert (folder / "runs" / example.stem / "report.html").is_file()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU")
+def test_example_for_a_gpu_is_refused_at_once_on_a_host_without_one(folder: Path) -> None:
+    sentence = "launcher.device is cuda, and this host has no GPU for 1 rank; start the run where it has, or set"
+    for command in ("check", "train"):
+        outcome = trimaran(folder, command, "examples/llama-1gpu.yaml", "--set", "data.source=[my-texts]")
+        assert outcome.code == 2
+        assert sentence in outcome.err
+    assert not (folder / "runs").exists()
+    assert not (folder / ".cache").exists(), "no text was prepared"
+
+
+@pytest.mark.slow
 def test_make_train(folder: Path) -> None:
-    """`make train` in the repository's own environment, on an example made short."""
+    """`make train` in the repository's own environment, on an example as it is, made short by --set."""
     if not (ROOT / ".venv" / ".trimaran-runtime").exists():
         pytest.skip("no .venv made by make: these tests run in another environment")
-    spec = yaml.safe_load((folder / "examples" / "gpt2-cpu.yaml").read_text(encoding="utf-8"))
-    spec["data"] = {
-        "source": [str(folder / "my-texts")],
-        "tokenizer_vocab_size": 300,
-        "cache_dir": str(folder / "cache"),
+    places = {
+        "data.source": f"[{folder}/my-texts]",
+        "data.cache_dir": f"{folder}/cache",
+        "train.output_dir": f"{folder}/runs/short",
     }
-    spec["lr_schedule"]["warmup_steps"] = 2
-    spec["launcher"] = {"threads_per_rank": 1}
-    spec["train"] |= {"num_steps": 3, "seq_len": 64, "eval_interval": 0, "output_dir": str(folder / "runs" / "short")}
-    (folder / "short.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    options = " ".join(f"--set {name}={value}" for name, value in {**SHORT, **places}.items())
     counting.record("cold start", "make train", 2)
     environment = {**os.environ, "MAKEFLAGS": "", "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(
-        ["make", "-C", str(ROOT), "train", f"SPEC={folder}/short.yaml"],
+        ["make", "-C", str(ROOT), "train", "SPEC=examples/gpt2-cpu.yaml", f"ARGS={options}"],
         env=environment,
         capture_output=True,
         text=True,

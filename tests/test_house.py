@@ -137,6 +137,40 @@ def test_imports_run_down_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+OPENED_BY_NAME = {"gzip.open", "tarfile.open", "safe_open", "np.memmap"}
+
+
+def opens_any_file(call: ast.Call) -> bool:
+    """Whether a call reads the file of a path without `check_regular`."""
+    function, argument = ast.unparse(call.func), call.args[0] if call.args else None
+    if function in OPENED_BY_NAME:
+        return not (isinstance(argument, ast.Call) and ast.unparse(argument.func) == "check_regular")
+    if isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "read_bytes"):
+        return True
+    if function != "open" and not re.fullmatch(r"[a-z].*\.open", function):  # Checkpoint.open is no file's
+        return False
+    words = (*call.args, *(word.value for word in call.keywords))
+    writes = any(isinstance(each, ast.Constant) and re.fullmatch("[wax][bt+]*", str(each.value)) for each in words)
+    return not writes and function != "os.open" and not function.startswith("check_regular(")
+
+
+def test_only_regular_files_are_opened_for_reading() -> None:
+    """A pipe in the place of a file would hold a run up for ever, and a device would fill the memory."""
+    wrong = [
+        f"{place(path, node)}: {ast.unparse(node)} may open a pipe; use trimaran.runtime.files"
+        for room in ("runtime", "launchers")
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if path != ROOT / "runtime" / "files.py"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and opens_any_file(node)
+    ]
+    assert not wrong, "\n".join(wrong)
+    for code in ("path.read_text()", "open(path)", "path.open('rb')", "gzip.open(path)", "safe_open(path, 'pt')"):
+        call = ast.parse(code, mode="eval").body
+        assert isinstance(call, ast.Call)
+        assert opens_any_file(call), code
+
+
 def longest_path(graph: dict[str, set[str]]) -> list[str]:
     """Return the longest path of a directed graph without circles."""
 

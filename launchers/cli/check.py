@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import Overrides, SpecPath, errors_as_sentences
+from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences
+from trimaran.launchers.cli.problems import problems_here
 from trimaran.launchers.terminal import say
 from trimaran.runtime.spec import RunSpec, describe, json_schema, load_spec
 
@@ -19,8 +20,10 @@ def check(
     picture: Annotated[
         Path | None, typer.Option(help="Draw the pipeline schedule into this .svg or .png file.")
     ] = None,
+    launcher: Launcher = None,
 ) -> None:
-    """Validate a spec and print the resolved run: layout, parameters, tokens, schedule. Starts nothing."""
+    """Validate a spec, print the resolved run (layout, parameters, tokens, schedule), and tell what would keep it from
+    running on this machine: files, the length of the text, device, launcher. Starts nothing."""
     with errors_as_sentences():
         spec = load_spec(spec_path, overrides)
         from rich.console import Console
@@ -33,6 +36,9 @@ def check(
         if picture is not None:
             _draw_schedule(spec, picture)
             say(f"schedule drawn in {picture}")
+        found = problems_here(spec, launcher or spec.launcher.kind)
+        if found:
+            raise ValueError("\n  ".join(["this run can't start on this machine:", *found]))
 
 
 def _draw_schedule(spec: RunSpec, path: Path) -> None:

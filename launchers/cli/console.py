@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGINT
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a 
 Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, such as parallel.tp=2; may be repeated."),
+]
+Launcher = Annotated[
+    Literal["local", "slurm", "mpi"] | None, typer.Option(help="In place of the spec's launcher.kind.")
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint folder of it.")]
 

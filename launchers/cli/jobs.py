@@ -1,6 +1,5 @@
 """`trimaran status | logs | cancel RUN`: a run's batch job, as Slurm and the run folder describe it. No torch."""
 
-import json
 import sys
 import time
 from contextlib import suppress
@@ -14,6 +13,7 @@ from trimaran.launchers.slurm.commands import state_of
 from trimaran.launchers.slurm.jobs import copy_from, end, follow, jobs_of, last_job
 from trimaran.launchers.terminal import say
 from trimaran.launchers.worker.process import ERROR_FILE
+from trimaran.runtime.files import read_json
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 _SAVING_S = 600.0
@@ -110,7 +110,7 @@ def _progress(run: Path) -> list[str]:
     )
     for file in sorted(starts[-1].glob(f"rank-*/{ERROR_FILE}")) if starts else []:
         with suppress(OSError, ValueError, KeyError, TypeError):  # one that a full disk has cut
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = read_json(file)
             lines.append(f"last failure: rank {record['rank']} ({record['where']}): {record['message']}")
             break
     return lines

@@ -4,11 +4,12 @@ import logging
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import Overrides, SpecPath, errors_as_sentences
+from trimaran.launchers.before_start import check_device
+from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.env.rank_env import is_rank
 from trimaran.launchers.local.launch import LocalRun, launch
@@ -25,9 +26,7 @@ from trimaran.runtime.spec import RunSpec, describe, load_spec
 def train(
     spec_path: SpecPath,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing changes it
-    launcher: Annotated[
-        Literal["local", "slurm", "mpi"] | None, typer.Option(help="In place of the spec's launcher.kind.")
-    ] = None,
+    launcher: Launcher = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="slurm: print the batch script and do nothing.")] = False,
     following: Annotated[
         bool, typer.Option("--follow", help="slurm: show the job until it ends; Ctrl-C leaves it alone.")
@@ -51,6 +50,7 @@ def train(
             raise ValueError("--dry-run, --follow and --array are for --launcher slurm")
         if kind == "slurm":
             raise typer.Exit(train_on_slurm(spec_path, overrides, array, dry_run=dry_run, following=following))
+        check_device(spec, spec.world_size // spec.launcher.nodes)
         if kind == "mpi":
             raise typer.Exit(run_by_mpirun(spec, spec_path, overrides))
         _log_to_terminal()

@@ -111,7 +111,7 @@ def in_slurm_step(environment: Mapping[str, str]) -> bool:
     """
     step = environment.get("SLURM_STEP_ID", "")
     # Steps that Slurm makes by itself (batch, extern, interactive) have numbers at the end of 32 bits.
-    return step.isdigit() and int(step) < 0xFFFFFF00 and "SLURM_PROCID" in environment
+    return bool(re.fullmatch("[0-9]{1,10}", step)) and int(step) < 0xFFFFFF00 and "SLURM_PROCID" in environment
 
 
 def node_name(environment: Mapping[str, str]) -> str:
@@ -215,7 +215,7 @@ def tasks_per_node(text: str) -> list[int]:
     """
     counts: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        found = re.fullmatch(r"(\d{1,6})(?:\(x(\d{1,6})\))?", part.strip())
         if found is None:
             raise RankEnvError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}, not numbers of tasks such as 4(x2),3")
         counts += [int(found[1])] * int(found[2] or 1)

@@ -1,6 +1,5 @@
 """Start all ranks on this machine through torchrun's own API: one agent, and one worker process for each rank."""
 
-import json
 import signal
 import tempfile
 import time
@@ -15,6 +14,7 @@ from trimaran.launchers.worker.entry import run_task_of_launcher
 from trimaran.launchers.worker.failure_relay import DIED_SILENTLY, Failure
 from trimaran.launchers.worker.nccl_messages import WatchdogEnd, watchdog_end_in
 from trimaran.launchers.worker.process import ERROR_FILE, STDERR_FILE
+from trimaran.runtime.files import read_json
 from trimaran.runtime.spec import RunSpec
 
 _HERE = "127.0.0.1"  # nothing is open to the network
@@ -134,7 +134,7 @@ def _read_records(log_folder: Path) -> dict[int, Mapping[str, Any]]:
     found = {}
     for file in log_folder.glob(f"rank-*/{ERROR_FILE}"):
         try:
-            found[int(file.parent.name.removeprefix("rank-"))] = json.loads(file.read_text(encoding="utf-8"))
+            found[int(file.parent.name.removeprefix("rank-"))] = read_json(file)
         except (OSError, ValueError):
             continue
     return found

@@ -9,13 +9,11 @@ from trimaran.launchers.env.exit_codes import exit_code_of
 from trimaran.runtime.spec import RunSpec
 
 
-def run_by_mpirun(spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
-    """Run the ranks by mpirun and return its exit code.
-
-    On several machines, call `mpirun -n N --host ... trimaran train SPEC` yourself.
+def find_mpirun() -> str:
+    """Return the path of mpirun.
 
     Raises:
-        ValueError: there is no mpirun.
+        ValueError: there is none.
     """
     near_python = f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin"
     mpirun = shutil.which("mpirun", path=near_python) or shutil.which("mpirun")
@@ -24,6 +22,18 @@ def run_by_mpirun(spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
             "mpirun is not on this machine's PATH; load a module of an MPI, or pip install mpich, "
             "or use --launcher local"
         )
+    return mpirun
+
+
+def run_by_mpirun(spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
+    """Run the ranks by mpirun and return its exit code.
+
+    On several machines, call `mpirun -n N --host ... trimaran train SPEC` yourself.
+
+    Raises:
+        ValueError: there is no mpirun.
+    """
+    mpirun = find_mpirun()
     words = [word for override in overrides for word in ("--set", override)]
     rank = [sys.executable, "-m", "trimaran.launchers.worker", str(spec_path), *words, "--launcher", "mpi"]
     return exit_code_of(subprocess.run([mpirun, "-n", str(spec.world_size), *rank], check=False).returncode)

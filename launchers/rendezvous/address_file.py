@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trimaran.runtime.files import read_json
+
 _SIGN_S = 2.0
 
 
@@ -41,7 +43,7 @@ class AddressFile:
         try:
             # A client of NFS may have cached that the file is not there; listing its folder asks the server.
             os.listdir(self.path.parent)
-            found = json.loads(self.path.read_text(encoding="utf-8"))
+            found = read_json(self.path)
         except (OSError, ValueError):  # also ESTALE, where it is replaced meanwhile, and a half-written file
             return {}
         return found if isinstance(found, dict) else {}

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from trimaran.runtime.data.shards import mapped_digest
+from trimaran.runtime.files import read_bytes
 from trimaran.runtime.spec import RunSpec, dump_spec
 
 _PACKAGE = Path(__file__).parents[2]
@@ -86,7 +87,7 @@ def _digest_of_code() -> str:
     digest = hashlib.sha256()
     for room in _ROOMS:
         for file in sorted((_PACKAGE / room).rglob("*.py")):
-            digest.update(str(file.relative_to(_PACKAGE)).encode() + b"\0" + file.read_bytes() + b"\0")
+            digest.update(str(file.relative_to(_PACKAGE)).encode() + b"\0" + read_bytes(file) + b"\0")
     return digest.hexdigest()[:12]
 
 

@@ -1,12 +1,12 @@
 """Reading a run folder without trusting it: a missing or broken file becomes a sentence, never an exception."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trimaran.runtime.files import parse_json, read_text
 from trimaran.runtime.train.metrics import Row, read_metrics
 
 
@@ -67,7 +67,7 @@ def read_run(run_dir: Path) -> Run:
 
 def _read_text(path: Path, notes: Notes, consequence: str) -> str | None:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_text(path, errors="replace")
     except FileNotFoundError:
         notes.missing.append(f"{path.name} is missing: {consequence}.")
     except OSError as error:
@@ -80,8 +80,8 @@ def _read_json(path: Path, notes: Notes, consequence: str) -> Mapping[str, Any] 
     if text is None:
         return None
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(text)
+    except ValueError as error:
         notes.problems.append(f"{path.name} is not JSON ({error}): {consequence}.")
         return None
     if isinstance(found, dict):
@@ -102,14 +102,11 @@ def _read_rows(path: Path, notes: Notes) -> list[Row]:
 
 def _parse_spec(text: str | None, notes: Notes) -> Mapping[str, Any]:
     # here because the command line should answer --help before a YAML parser is loaded
-    import yaml
+    from trimaran.runtime.spec.yaml_text import read_yaml
 
-    try:
-        found = yaml.safe_load(text or "")
-    except (yaml.YAMLError, RecursionError):
-        notes.problems.append("spec.yaml is not YAML: the layout of the run is unknown.")
-        found = None
-    return found if isinstance(found, dict) else {}
+    read = read_yaml(text or "", "spec.yaml")
+    notes.problems.extend(f"{error}: the layout of the run is unknown." for error in read.errors)
+    return read.value if isinstance(read.value, dict) and not read.errors else {}
 
 
 def is_finite(value: object) -> bool:

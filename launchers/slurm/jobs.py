@@ -13,7 +13,7 @@ from typing import IO
 from trimaran.launchers.slurm.commands import JobState, SlurmError, cancel, state_of, submit
 from trimaran.launchers.slurm.node_report import NodeReport
 from trimaran.launchers.slurm.sbatch import Job, render
-from trimaran.runtime.files import write_text
+from trimaran.runtime.files import open_regular, read_json, write_text
 from trimaran.runtime.folder_lock import LOCK, holder_of, refuse_if_held
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec
 
@@ -109,7 +109,7 @@ def _record(folder: Path, entry: dict[str, str]) -> None:
 def jobs_of(folder: Path) -> list[dict[str, str]]:
     """Return the jobs of a run by time of submission, none where it was never submitted."""
     try:
-        return list(json.loads((folder / RECORD).read_text(encoding="utf-8"))["jobs"])
+        return list(read_json(folder / RECORD)["jobs"])
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
@@ -167,7 +167,7 @@ def follow(entry: dict[str, str], say: Callable[[str], None], out: IO[bytes]) ->
 def copy_from(file: Path, position: int, out: IO[bytes]) -> int:
     """Copy what a growing file has after `position`; return where it ends now."""
     try:
-        with file.open("rb") as source:
+        with open_regular(file) as source:
             source.seek(position)
             data = source.read()
     except FileNotFoundError:

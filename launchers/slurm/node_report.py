@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from trimaran.runtime.files import write_text
+from trimaran.runtime.files import read_json, write_text
 
 _FILE = "preflight.json"
 _FEWEST_TO_COMPARE = 3
@@ -64,7 +64,7 @@ class NodeReport:
     def read(folder: Path) -> "NodeReport":
         """Read the report of a run folder; an empty one where there is none."""
         try:
-            return NodeReport(**json.loads((folder / "logs" / _FILE).read_text(encoding="utf-8")))
+            return NodeReport(**read_json(folder / "logs" / _FILE))
         except FileNotFoundError:
             return NodeReport()
 

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimaran.runtime.files import open_regular
+
 _LOST_PEER = (
     # the kernel's words, in messages of gloo, NCCL and the store
     "Connection reset",
@@ -79,7 +81,7 @@ def watchdog_end(output: str) -> WatchdogEnd | None:
 
 def watchdog_end_in(file: Path) -> WatchdogEnd | None:
     """Return `watchdog_end` of a rank's standard error; None where there is no such file."""
-    with suppress(OSError), file.open("rb") as stream:
+    with suppress(OSError), open_regular(file) as stream:
         stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
         return watchdog_end(stream.read().decode(errors="replace"))
     return None

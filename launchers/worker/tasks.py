@@ -1,6 +1,5 @@
 """The tasks of ranks as records, reading a task file, and the two sources from which a rank gets its task. No torch."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from trimaran.runtime.files import read_json
 from trimaran.runtime.infer.sampling_params import SamplingParams
 
 
@@ -60,7 +60,7 @@ Task = TrainTask | GenerateTask
 def read_task(path: Path) -> Task:
     """Read the task file that the launcher, or rank 0, wrote."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is no whole task file ({error}); start the run anew") from error
     return TrainTask.model_validate(raw) if raw["kind"] == "train" else GenerateTask.model_validate(raw)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from trimaran.runtime.checkpoint.files import fsync_folder
 from trimaran.runtime.checkpoint.manifest import CheckpointError, FileRecord, Manifest, load_manifest
+from trimaran.runtime.files import check_regular
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def check_sizes(path: Path, files: Sequence[FileRecord]) -> None:
     """Raise CheckpointError unless every file exists with its recorded size."""
     for record in files:
         try:
-            size = (path / record.file).stat().st_size
+            size = check_regular(path / record.file).stat().st_size
         except OSError as error:
             raise CheckpointError(
                 f"shard file {record.file} is missing or cannot be read ({error.strerror})"

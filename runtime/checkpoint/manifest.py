@@ -31,6 +31,7 @@ Dtype = Literal["float32", "float64", "bfloat16"]
 FileName = Annotated[str, Field(pattern=r"^rank-\d{5,}\.safetensors$")]
 """A bare name: a manifest from a stranger can't point to a file outside its own folder."""
 _NOT_CUT = -1
+_ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 
 
 class CheckpointError(RuntimeError):
@@ -138,6 +139,8 @@ class TensorRecord(Record):
             elements = num_elements(shape) if dim == _NOT_CUT else slices[dim] * local_length
             if not 0 < length <= elements - start:
                 raise ValueError(f"range [{start}, {start + length}) does not fit in a shard of {elements} elements")
+        if sum(self.length) < num_elements(shape):
+            raise ValueError(f"the pieces of {self.key!r} of {self.name!r} are less than its global_shape {shape}")
         return self
 
     def pieces(self, files: Sequence["FileRecord"]) -> list[PieceRecord]:
@@ -181,6 +184,13 @@ class Manifest(Record):
     def _refers_to_what_it_lists(self) -> "Manifest":
         if any(max(tensor.file, default=-1) >= len(self.files) for tensor in self.tensors):
             raise ValueError(f"pieces lie in files that the manifest does not list; it lists {len(self.files)}")
+        room = [record.size_bytes for record in self.files]
+        for tensor in self.tensors:
+            item_bytes = _ITEM_BYTES[tensor.dtype]
+            for file, length in zip(tensor.file, tensor.length, strict=True):
+                room[file] -= length * item_bytes
+        if min(room, default=0) < 0:
+            raise ValueError("the pieces of a file are larger than the file")
         names = [(tensor.name, tensor.key) for tensor in self.tensors]
         if len(set(names)) < len(names):
             raise ValueError("a tensor is listed twice")

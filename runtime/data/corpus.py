@@ -16,6 +16,7 @@ from typing import Final
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.files import DataError, unreadable
 from trimaran.runtime.data.sources import SourceFile
+from trimaran.runtime.files import check_regular, parse_json
 
 # Documents above this are cut at blank lines, so that one book can lie partly in the training and partly in the
 # held-out split.
@@ -159,7 +160,7 @@ def decode_utf8(data: bytes) -> tuple[str, int]:
 def _documents(file: SourceFile, account: Account) -> Iterator[tuple[str | None, str]]:
     """Yield the text, or None for null, and the place of every document of a file."""
     try:
-        with _OPEN[file.compression](file.path, "rb") as stream:
+        with _OPEN[file.compression](check_regular(file.path), "rb") as stream:
             encoding = next((name for mark, name in _MARKS if stream.peek(4).startswith(mark)), "")
             decoder, size = _Decoder(file), file.path.stat().st_size
             account.totals["file_bytes"] += size
@@ -226,15 +227,15 @@ def _rows_of_json(lines: Iterable[str], file: SourceFile, account: Account) -> I
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(line), dict)
+    except ValueError:
         return False
 
 
 def _parse(text: str, place: str, remedy: str) -> object:
     try:
-        value: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value: object = parse_json(text)
+    except ValueError as error:
         raise DataError(
             f"{place}: {_LIKE_UTF16}" if "\0" in text else f"{place}: not JSON ({error}); {remedy}"
         ) from error

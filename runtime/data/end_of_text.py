@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.files import read_json
 
 END_OF_TEXT: Final = "<|endoftext|>"
 # Names in published tokenizers: GPT-2, Llama 3, Llama 1 and 2, Gemma, BERT.
@@ -71,7 +72,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is not JSON ({error}); put the file of the model there again, or remove it") from error
     return content if isinstance(content, dict) else {}

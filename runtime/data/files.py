@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+from trimaran.runtime.files import open_regular, read_json
 from trimaran.runtime.folder_lock import FolderLock
 
 READ_BYTES = 1 << 20
@@ -35,7 +36,7 @@ def hash_file(path: Path) -> str:
     """Return the sha256 of a file's bytes in hexadecimal; DataError when it can't be read."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(READ_BYTES):
                 digest.update(block)
     except OSError as error:
@@ -82,8 +83,8 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 def _read_record(record: Path) -> dict[str, _Examined]:
     """Return the record's rows by file; a record that is missing or damaged has none."""
-    with suppress(OSError, ValueError, RecursionError):
-        content = json.loads(record.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError):
+        content = read_json(record)
         if isinstance(content, dict):
             rows = {name: tuple(row) for name, row in content.items() if isinstance(row, list)}
             return {name: row for name, row in rows.items() if [type(value) for value in row] == [int, int, str]}

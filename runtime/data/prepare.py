@@ -24,6 +24,7 @@ from trimaran.runtime.data.quickstart import ensure_quickstart
 from trimaran.runtime.data.shards import ShardInfo, ShardWriter, TokenShards, dtype_for, verify_shards
 from trimaran.runtime.data.sources import SourceFile, find_files
 from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.files import read_json
 
 if TYPE_CHECKING:
     from trimaran.runtime.spec import RunSpec
@@ -173,7 +174,7 @@ def open_prepared(folder: Path, verify: bool = False) -> PreparedData:
     """
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         dtype, splits = manifest["dtype"], manifest["splits"]
         opened = {
             name: TokenShards(folder, name, dtype, [ShardInfo(**shard) for shard in splits[name]["shards"]])

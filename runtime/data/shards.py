@@ -1,7 +1,6 @@
 """Token shards: flat little-endian .bin files, written once, then memory mapped. No torch."""
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimaran.runtime.data.files import READ_BYTES, DataError, once_per_change, unreadable
+from trimaran.runtime.files import check_regular, open_regular, parse_json, read_bytes
 
 TokenArray = npt.NDArray[np.unsignedinteger[Any]]
 # 512 MiB of uint16: big enough that a window rarely spans two files, small enough to copy and check one at a time.
@@ -118,7 +118,7 @@ class TokenShards:
                 raise DataError(
                     f"token shard {path} has {size} bytes where its manifest says {shard.bytes}; {_remedy(self.folder)}"
                 )
-            return np.memmap(path, dtype=self.dtype, mode="r")
+            return np.memmap(check_regular(path), dtype=self.dtype, mode="r")
         except OSError as error:
             raise DataError(f"{unreadable(path, error)}; {_remedy(self.folder)}") from error
 
@@ -169,7 +169,7 @@ def verify_shards(folder: Path, splits: Sequence[TokenShards], vocab_size: int) 
 def _sha256_and_largest(path: Path, dtype: np.dtype[np.unsignedinteger[Any]]) -> tuple[str, int]:
     digest, largest = hashlib.sha256(), 0
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(READ_BYTES):
                 digest.update(block)
                 largest = max(largest, int(np.frombuffer(block, dtype).max()))
@@ -188,11 +188,11 @@ def mapped_digest(folder: Path) -> str:
     Pieces are spread evenly over each file, so that other shards under the same manifest have another digest, at the
     cost of a few reads. Raises OSError or ValueError where one can't be read.
     """
-    content = (folder / "manifest.json").read_bytes()
+    content = read_bytes(folder / "manifest.json")
     digest = hashlib.sha256(content)
-    for split in json.loads(content)["splits"].values():
+    for split in parse_json(content)["splits"].values():
         for shard in split["shards"]:
-            with (folder / shard["file"]).open("rb") as file:
+            with open_regular(folder / shard["file"]) as file:
                 size = file.seek(0, os.SEEK_END)
                 digest.update(b"%d" % size)
                 for piece in range(_PIECES):

@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from trimaran.runtime.data.end_of_text import END_OF_TEXT, USUAL_NAMES, find_end_of_text, keep_end_of_text
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.vocabulary import SMALLEST_MASKING_VOCABULARY, SMALLEST_VOCABULARY
+from trimaran.runtime.files import read_bytes
 
 MASK = "[MASK]"
 _MOST_SHOWN = 8
@@ -95,7 +96,7 @@ class Tokenizer:
             end_of_text: name of the token that ends a document; None to find it (`find_end_of_text`).
         """
         try:
-            content = path.read_bytes()
+            content = read_bytes(path)
         except OSError as error:
             raise DataError(
                 f"cannot read tokenizer {path}: {error.strerror}; "

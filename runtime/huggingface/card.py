@@ -3,7 +3,6 @@
 Uses only what the run folder has.
 """
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from trimaran.models.config import TransformerConfig
+from trimaran.runtime.files import read_json
 from trimaran.runtime.huggingface.proof import TOLERANCE, Agreement
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.metrics import Row, read_metrics
@@ -219,7 +219,7 @@ def _rows(run: Path) -> list[Row]:
 
 def _manifest(run: Path) -> dict[str, Any]:
     try:
-        found = json.loads((run / "data_manifest.json").read_text(encoding="utf-8"))
+        found = read_json(run / "data_manifest.json")
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -15,6 +15,7 @@ from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.checkpoint.store import save_in_parts
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.files import open_regular
 from trimaran.runtime.huggingface.folder import check_disk_space, new_folder
 from trimaran.runtime.huggingface.originals import keep_originals
 from trimaran.runtime.huggingface.plan import Plan, make_plan
@@ -100,7 +101,7 @@ def import_model(
 
 def _check_gguf(source: Path) -> None:
     """Raise ConversionError for a file that is not GGUF or an unsupported network, before the weights are read."""
-    with source.open("rb") as file:
+    with open_regular(source) as file:
         is_gguf = file.read(len(_GGUF)) == _GGUF
     if not is_gguf:
         if any(fnmatch(source.name, pattern) for pattern in PICKLES):

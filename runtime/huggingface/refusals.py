@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from trimaran.runtime.files import open_regular
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin.index.json")
@@ -135,7 +137,7 @@ def refuse_stand_in(file: Path) -> None:
     A file that can't be read passes: whoever reads it tells why.
     """
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             start = opened.read(64).lstrip().lower()
     except OSError:
         return

@@ -4,7 +4,6 @@ Only safetensors are read. Files are read by position instead of being memory ma
 memory of a few tensors and not of all pages touched so far.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from trimaran.runtime.files import check_regular, open_regular, parse_json, read_bytes
 from trimaran.runtime.huggingface.refusals import (
     INDEX,
     WEIGHTS,
@@ -26,7 +26,6 @@ from trimaran.runtime.huggingface.refusals import (
     refuse_stand_in,
 )
 
-_MOST_JSON_BYTES = 256 << 20  # an index of 100,000 tensors has 10 MiB; a larger file is no index
 # Names of weight dtypes in a safetensors header. The others (I8, F8_E4M3, ...) are quantized and meaningless without
 # their scales.
 DTYPES: Mapping[str, torch.dtype] = {
@@ -77,6 +76,9 @@ class ModelFolder:
             raise ConversionError(
                 f"{path} is not a folder; give the folder with config.json and {WEIGHTS}, or a .gguf file"
             )
+        for entry in path.iterdir():
+            if entry.exists() and not entry.is_dir():
+                _check_regular(entry)  # transformers opens others than the files that are read here
         config = _read_config(path)
         if (path / WEIGHTS).is_file():
             tensors = read_header(path / WEIGHTS)
@@ -116,7 +118,7 @@ class ModelFolder:
         data = torch.empty(stored.num_bytes, dtype=torch.uint8)
         view = data.numpy().data
         try:
-            with stored.file.open("rb", buffering=0) as file:
+            with check_regular(stored.file).open("rb", buffering=0) as file:
                 file.seek(stored.start)
                 while view:
                     count = file.readinto(view)
@@ -138,14 +140,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     refuse_stand_in(path)
     try:
-        if path.stat().st_size > _MOST_JSON_BYTES:
-            raise ConversionError(
-                f"{path} has more than {_MOST_JSON_BYTES >> 20} MiB, too much for what it should hold; copy it again"
-            )
-        value = json.loads(path.read_bytes())
+        value = parse_json(read_bytes(path))
     except OSError as error:
-        raise ConversionError(f"{path} can't be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # both JSON and UTF-8 errors
+        raise ConversionError(f"{path} can't be read: {error.strerror or error}; copy it again") from error
+    except ValueError as error:  # both JSON and UTF-8 errors
         raise ConversionError(f"{path} is not JSON ({error}); copy it again") from error
     if not isinstance(value, dict):
         raise ConversionError(f"{path} holds a {type(value).__name__} where an object is wanted; copy it again")
@@ -161,12 +159,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     refuse_stand_in(path)
     try:
         with safe_open(
-            path, framework="pt"
+            check_regular(path), framework="pt"
         ):  # safe_open checks that the ranges are contiguous, fit shape and dtype, and fill the file
             pass
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
     except SafetensorError as error:
         raise ConversionError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
     except OSError as error:
@@ -177,6 +175,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             start, end = entry["data_offsets"]
             tensors[name] = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), 8 + length + start, end - start)
     return tensors
+
+
+def _check_regular(path: Path) -> None:
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise ConversionError(f"{path} can't be read: {error.strerror}; take it out of the folder") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

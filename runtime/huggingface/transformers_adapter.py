@@ -19,7 +19,7 @@ from trimaran.runtime.huggingface.refusals import ConversionError
 from trimaran.runtime.huggingface.source import read_json
 
 _NEEDED = ("transformers", "accelerate")
-_INSTALL = "pip install 'trimaran[huggingface]'"
+_INSTALL = "in trimaran's own folder: pip install -c constraints.txt -e '.[huggingface]'"
 _MOST_SHOWN = 500  # characters of an error of transformers
 # WeightRenaming replaces one match for each key; a name may have a wrapper's part in front and two inside.
 _WITHOUT_WRAPPERS = {f"{WRAPPERS}(?#{number})": "" for number in range(3)}
@@ -29,7 +29,7 @@ def require_transformers(*more: str) -> None:
     """Raise ConversionError where transformers or one of `more` is not installed; call before any work."""
     missing = [name for name in (*_NEEDED, *more) if find_spec(name) is None]
     if missing:
-        raise ConversionError(f"this needs {' and '.join(missing)}, which is not installed: {_INSTALL}")
+        raise ConversionError(f"this needs {' and '.join(missing)}, which is not installed; install it {_INSTALL}")
 
 
 def their_config(content: Mapping[str, Any], architecture: str) -> Any:

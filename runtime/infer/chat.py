@@ -19,6 +19,7 @@ from typing import Any
 
 from trimaran.runtime.data.end_of_text import token_text
 from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.files import parse_json, read_bytes, read_text
 
 _START, _END = "\ufdd0", "\ufdd1"
 Message = Mapping[str, Any]
@@ -54,7 +55,7 @@ class ChatTemplate:
         }
         path = folder / "chat_template.jinja"
         if path.exists():
-            return cls(path.read_text(encoding="utf-8"), str(path), names)
+            return cls(read_text(path), str(path), names)
         source, origin = config.get("chat_template"), str(folder / "tokenizer_config.json")
         if isinstance(source, list):
             source = _default_of(source, origin)
@@ -150,7 +151,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path))
     except ValueError as error:
         raise ChatError(f"{path} is not JSON ({error}); put the file of the model there again, or remove it") from error
     if not isinstance(content, dict):

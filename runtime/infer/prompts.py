@@ -15,6 +15,7 @@ from trimaran.runtime.data.corpus import decode_utf8
 from trimaran.runtime.data.end_of_text import token_text
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.files import parse_json, read_bytes
 from trimaran.runtime.infer.chat import ChatError, ChatTemplate, Message, check_messages, read_json
 
 _DECOMPRESS: Final[dict[str, Callable[[bytes], bytes]]] = {
@@ -143,7 +144,7 @@ def read_prompts(path: Path, say: Callable[[str], None] = lambda text: None) -> 
 
 def _lines_of(path: Path, counts: Counter[str]) -> list[str]:
     """Return the lines of a text file, without their ends; [] for an empty one."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     if path.suffix in _DECOMPRESS:
         try:
             data = _DECOMPRESS[path.suffix](data)
@@ -181,8 +182,8 @@ def conversation(question: str, system: str | None = None, name: str | int | Non
 
 def _parse_line(line: str, where: str, counts: Counter[str]) -> Prompt:
     try:
-        value = _repaired(json.loads(line), counts)
-    except (ValueError, RecursionError) as error:
+        value = _repaired(parse_json(line), counts)
+    except ValueError as error:
         raise DataError(
             f"{where} is not JSON ({error}); write one JSON value a line, or call the file .txt for plain lines"
         ) from error

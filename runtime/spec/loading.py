@@ -44,7 +44,12 @@ def load_spec(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunSp
     train = raw.setdefault("train", {})
     if isinstance(train, dict):
         raw["train"] = {"output_dir": f"runs/{Path(path).stem}", **train}
-    return build_spec(raw, reading, source)
+    spec = build_spec(raw, reading, source)
+    # The ranks read what the run folder will hold: every field, each item on a line of its own.
+    if len(dump_spec(spec).encode()) > MOST_BYTES:
+        rule = f"has more than {MOST_BYTES >> 10} KiB with every field written out"
+        raise SpecError([FieldError(source, rule, None, SHORTER)], source)
+    return spec
 
 
 def dump_spec(spec: RunFields) -> str:

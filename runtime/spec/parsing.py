@@ -215,6 +215,9 @@ def _words(path: str, detail: ErrorDetails) -> tuple[str, str]:
     if kind in ("list_type", "too_short"):
         example = f"[{value}]" if isinstance(value, str) else "[item, item]"
         return "must be a list with at least one item" + got, f"write it as {example}"
+    if kind == "too_long":
+        globs = "; name folders or globs instead of single files" if path == "data.source" else ""
+        return f"must have at most {context['max_length']} items, got {len(value)}", f"write fewer{globs}"
     if kind == "model_type":
         section = section_of(path) or RunFields
         return (

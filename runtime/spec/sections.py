@@ -131,7 +131,7 @@ class ParallelSection(BaseModel):
         description="Whether CPU ranks of one host exchange tensors through shared memory (false: always through "
         "gloo).",
     )
-    layers_per_stage: Annotated[list[Count], Field(min_length=1)] | None = Field(
+    layers_per_stage: Annotated[list[Count], Field(min_length=1, max_length=1000)] | None = Field(
         default=None, description="Layers of every stage, pp * virtual_stages numbers (null: balanced by cost)."
     )
 
@@ -155,7 +155,7 @@ class DataSection(BaseModel):
 
     model_config = SECTION_CONFIG
 
-    source: Annotated[list[FilePath], Field(min_length=1)] = Field(
+    source: Annotated[list[FilePath], Field(min_length=1, max_length=1000)] = Field(
         default_factory=lambda: ["quickstart"],
         description="Files, folders or globs of .txt, .jsonl, .ndjson and .json, also .gz, .bz2 or .xz of them; "
         "quickstart is a small built-in corpus.",

@@ -73,14 +73,18 @@ class SlurmSection(BaseModel):
     constraint: Word | None = Field(default=None, description="Features that nodes must have.")
     exclude: Word | None = Field(default=None, description="Nodes not to use, such as n[3-5].")
     reservation: Word | None = Field(default=None, description="Reservation to run in.")
-    modules: list[Line] = Field(default=[], description="Environment modules to load, in order.")
+    modules: Annotated[list[Line], Field(max_length=100)] = Field(
+        default=[], description="Environment modules to load, in order."
+    )
     container: Line | None = Field(
         default=None, description="Image to run the ranks in: a .sif file by apptainer, else by srun's pyxis."
     )
-    prolog: list[Line] = Field(
+    prolog: Annotated[list[Line], Field(max_length=100)] = Field(
         default=[], description="Shell lines of the script before the ranks start, such as exports."
     )
-    options: list[Option] = Field(default=[], description="Further options of sbatch, such as --comment=nightly.")
+    options: Annotated[list[Option], Field(max_length=100)] = Field(
+        default=[], description="Further options of sbatch, such as --comment=nightly."
+    )
     requeue: bool = Field(
         default=True, description="Whether the job goes on in the queue after its time limit or a lost node."
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from trimaran.runtime.files import read_text
 from trimaran.runtime.processes import usable_cores
 
 # Dense 16-bit matrix peaks with 32-bit accumulation, in FLOP/s. Vendors print figures "with sparsity" that are twice
@@ -87,9 +88,7 @@ def describe_machine(accelerators: Sequence[str] = ()) -> dict[str, str | int | 
 def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the marketing name of the CPU where Linux gives one, else the architecture."""
     try:
-        found = re.search(
-            r"^(?:model name|Hardware)\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
-        )
+        found = re.search(r"^(?:model name|Hardware)\s*:\s*(.+)$", read_text(cpuinfo, errors="replace"), re.MULTILINE)
     except OSError:
         found = None
     return found.group(1).strip() if found else platform.processor() or platform.machine()

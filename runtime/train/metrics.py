@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
-from trimaran.runtime.files import naming
+from trimaran.runtime.files import naming, open_regular, parse_json
 
 Row = dict[str, int | float | None]
 """One line of metrics.jsonl: a training row has "loss", an evaluation row has "held_out_loss"."""
@@ -39,7 +39,8 @@ def read_metrics(path: Path) -> list[Row]:
         ValueError: another line is not a row, naming the line number.
         FileNotFoundError: there is no such file.
     """
-    lines = path.read_bytes().split(b"\n")
+    with open_regular(path) as file:
+        lines = file.read().split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -146,7 +147,8 @@ class MetricsLogger:
             row["load_balancing_loss"] = load_balancing_loss
         self._write(row, prefix="train/")
         self._step_times_ms.append(step_time_ms)
-        due = step % self._interval == 0 or step == self._num_steps
+        # The first step of a start too: it shows that the run works and how long a step takes.
+        due = step % self._interval == 0 or step == self._num_steps or len(self._step_times_ms) == 1
         with contextlib.suppress(OSError):  # as in `say`
             self._screen.show(self._progress_line(row), due)
 
@@ -328,7 +330,7 @@ def _encode_number(value: float | None) -> float | str | None:
 
 
 def _decode_row(line: bytes) -> Row:
-    found = json.loads(line)
+    found = parse_json(line)
     has_step = isinstance(found, dict) and isinstance(found.get("step"), int)
     if not has_step:
         raise ValueError("no integer step")

@@ -3,10 +3,12 @@
 import importlib
 import inspect
 import json
+import os
 import pkgutil
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,14 @@ import typer
 import yaml
 
 from tests.launchers.runs import make_workplace, trimaran
+from trimaran.launchers.before_start import check_device
 from trimaran.launchers.cli.console import errors_as_sentences
+from trimaran.launchers.cli.problems import problems_here
 from trimaran.launchers.slurm.commands import SlurmError, submit
 from trimaran.launchers.terminal import run_main, sentence
 from trimaran.models.fields import FieldError
+from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.spec import load_spec
 
 
 def test_check_prints_the_resolved_run_and_starts_nothing(tmp_path: Path) -> None:
@@ -46,6 +52,95 @@ def test_check_refuses_a_picture_of_another_kind(tmp_path: Path) -> None:
     outcome = trimaran(tmp_path, "check", "spec.yaml", "--picture", "schedule.gif")
     assert outcome.code == 2
     assert outcome.last_line == "error: --picture must end in .svg or .png; got schedule.gif"
+
+
+CANNOT_START = {
+    "source": (["data.source=[nowhere.txt]"], "data.source 'nowhere.txt' does not exist"),
+    "pipe": (["data.source=[pipe.txt]"], "it is a pipe, and only regular files are read"),
+    "short text": (["data.source=[short.txt]"], "the text of data.source has at most 4 tokens, too few for one sample"),
+    "held-out text": (
+        ["train.seq_len=64", "train.global_batch_size=4096"],
+        "samples of train.seq_len (64) tokens, fewer than one train.global_batch_size (4096); add text to data.source",
+    ),
+    "tokenizer": (["data.tokenizer=nowhere.json"], "cannot read tokenizer nowhere.json: No such file"),
+    "large tokenizer": (
+        ["data.tokenizer=tokenizer.json", "model.vocab_size=256"],
+        "the tokenizer has 257 tokens, the model's vocabulary only 256",
+    ),
+    "mask": (["data.tokenizer=tokenizer.json", "model.objective=masked_lm"], "the tokenizer has no mask token"),
+    "weights": (["checkpoint.init_from=nowhere"], "nowhere does not exist; give the folder of a run"),
+    "run folder": (["train.output_dir=corpus.txt/run"], "can't be made, because"),
+    "pipe in the run folder": (["train.output_dir=piped"], "metrics.jsonl: it is a pipe"),
+    "device": (["launcher.device=cuda"], "launcher.device is cuda, and this host has no GPU for 2 ranks"),
+    "kernels": (["kernels.backend=triton"], "kernels.backend is triton, and this host has no GPU for 2 ranks"),
+    "slurm": (["launcher.kind=slurm"], "sbatch is not on this machine's PATH"),
+}
+
+
+@pytest.mark.parametrize("name", CANNOT_START)
+def test_check_tells_what_would_end_the_run_before_its_first_step(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes, sentence = CANNOT_START[name]
+    make_workplace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("trimaran.launchers.cli.problems.shutil.which", lambda program: None)
+    Path("piped").mkdir()
+    os.mkfifo("piped/metrics.jsonl")
+    os.mkfifo("pipe.txt")
+    Path("short.txt").write_text("ab")
+    Tokenizer.train([], 257).save(Path("tokenizer.json"))
+    spec = load_spec("spec.yaml", changes)
+    found = problems_here(spec, spec.launcher.kind)
+    assert len(found) == 1, found
+    assert sentence in found[0]
+    assert problems_here(load_spec("spec.yaml"), "local") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "ranks", "sentence"),
+    [
+        (
+            ["launcher.device=cuda"],
+            1,
+            2,
+            "has 1 GPU for 2 ranks; start the run where it has, lower",
+        ),
+        (["kernels.backend=triton"], 3, 4, "has 3 GPUs for 4 ranks; .* or set kernels.backend to auto"),
+        (
+            ["launcher.device=cuda"],
+            0,
+            1,
+            "has no GPU for 1 rank; .* or set launcher.device to cpu",
+        ),
+        (["launcher.device=cuda"], 2, 2, ""),
+        (["launcher.device=cpu"], 0, 2, ""),
+        (["launcher.device=auto"], 0, 2, ""),
+    ],
+)
+def test_a_run_needs_a_gpu_for_every_rank(
+    changes: list[str], gpus: int, ranks: int, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_workplace(tmp_path)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(ValueError, match=sentence) if sentence else nullcontext():
+        check_device(load_spec(tmp_path / "spec.yaml", changes), ranks)
+
+
+def test_check_tells_all_of_it_at_once_after_the_table(tmp_path: Path) -> None:
+    make_workplace(tmp_path, parallel={"tp": 1})
+    changes = ("data.source=[nowhere.txt]", "data.tokenizer=nowhere.json")
+    words = [word for change in changes for word in ("--set", change)]
+    outcome = trimaran(tmp_path, "check", "spec.yaml", *words, "--launcher", "mpi")
+    assert outcome.code == 2
+    assert "total tokens" in outcome.out
+    first, *lines = outcome.err.splitlines()
+    assert first == "error: this run can't start on this machine:"
+    assert [line.split("; ")[0].split(" (")[0] for line in lines] == [
+        "  data.source 'nowhere.txt' does not exist",
+        "  cannot read tokenizer nowhere.json: No such file or directory",
+    ]
 
 
 def test_schema_is_a_json_schema_that_the_spec_obeys(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_broken_metrics_and_spec_are_named(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text("a: [unclosed")
     found = outline_of(tmp_path)
     assert "metrics.jsonl line 2 is not a metrics row" in found.text
-    assert "spec.yaml is not YAML" in found.text
+    assert "spec.yaml (line 1): is not valid YAML" in found.text
     assert "a: [unclosed" in found.text
 
 

@@ -128,13 +128,21 @@ LAUGHS = "a: &a0 [x, x]\n" + "".join(f"b{i}: &a{i + 1} [*a{i}, *a{i}]\n" for i i
 MERGES = "a: &a0 {x: 1}\n" + "".join(f"b{i}: &a{i + 1} {{<<: [*a{i}, *a{i}]}}\n" for i in range(40))
 LAUGHS_IN_A_FIELD = "zero: {stage: [&a [x, x], &b [*a, *a], &c [*b, *b], &d [*c, *c], &e [*d, *d], *e]}\n"
 TOO_MUCH = {
-    "laughs": (LAUGHS, "(line 10): holds more than 2,048 values, with aliases written out; name folders or globs"),
-    "laughs in merges": (MERGES, "holds more than 2,048 values, with aliases written out"),
+    "laughs": (LAUGHS, "(line 10): holds more than 3,000 values, with aliases written out; name folders or globs"),
+    "laughs in merges": (MERGES, "holds more than 3,000 values, with aliases written out"),
     "small laughs in a field": (
         GOOD_TEXT + LAUGHS_IN_A_FIELD,
         "zero.stage (line 10): must be a whole number, got [[",
     ),
-    "values": (GOOD_TEXT + "data: {source: [" + "a.txt, " * 3000 + "]}\n", "(line 10): holds more than 2,048 values"),
+    "values": (GOOD_TEXT + "data: {source: [" + "a, " * 4000 + "]}\n", "(line 10): holds more than 3,000 values"),
+    "sources": (
+        GOOD_TEXT + "data: {source: [" + "a.txt, " * 1200 + "]}\n",
+        "must have at most 1000 items, got 1200; write fewer; name folders or globs instead of single files",
+    ),
+    "written out": (
+        GOOD_TEXT + "data: {source: [" + f"{'a' * 126}, " * 999 + "]}\n",
+        "has more than 128 KiB with every field written out; name folders or globs in data.source",
+    ),
     "bytes": (
         GOOD_TEXT + "data: {source: [" + "a.txt, " * 400_000 + "]}\n",
         "has more than 128 KiB, too much for what it should hold; name folders or globs in data.source",

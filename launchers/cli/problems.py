@@ -1,0 +1,100 @@
+"""What `trimaran check` can tell of a run before its ranks start: files, length of the text, device, launcher."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from trimaran.launchers.before_start import check_device, check_run_folder
+from trimaran.launchers.local.mpirun import find_mpirun
+from trimaran.launchers.terminal import sentence
+from trimaran.runtime.files import check_regular
+from trimaran.runtime.spec import RunSpec
+
+
+def problems_here(spec: RunSpec, kind: str) -> list[str]:
+    """Return a sentence for everything on this machine that would end the run before its first step.
+
+    Args:
+        kind: the launcher. Of a Slurm job the device is not looked at, for it runs on other machines.
+    """
+    looks: list[Callable[[RunSpec], object]] = [
+        lambda spec: check_run_folder(Path(spec.train.output_dir)),
+        _check_text,
+        _check_tokenizer,
+        _check_weights,
+        lambda spec: _check_launcher(kind),
+    ]
+    if kind != "slurm":
+        looks.append(lambda spec: check_device(spec, spec.world_size // spec.launcher.nodes))
+    found = []
+    for look in looks:
+        try:
+            look(spec)
+        except (ValueError, OSError, RuntimeError) as error:  # of the last kind is CheckpointError
+            found.append(sentence(error))
+    return found
+
+
+def _check_text(spec: RunSpec) -> None:
+    """Refuse sources that are not there, and a text that is too short whatever its tokens are."""
+    from trimaran.runtime.data.account import Account
+    from trimaran.runtime.data.corpus import SECTION_CHARACTERS
+    from trimaran.runtime.data.prepare import QUICKSTART
+    from trimaran.runtime.data.sources import SourceFile, find_files
+
+    data, cache = spec.data, Path(spec.data.cache_dir)
+    named = [source for source in data.source if source != QUICKSTART]
+    found = find_files(named, data.text_field, Account(), cache) if named else []
+    files = [check_regular(file.path) for file in found]
+    if QUICKSTART in data.source:
+        files.append(cache / QUICKSTART / "corpus.jsonl")
+    if not all(file.exists() and not SourceFile(file, "").compression for file in files):
+        return  # how long the text is can't be seen yet
+    # A token for each byte at most, and one for each end; an 8-bit encoding takes up to twice the bytes in UTF-8.
+    most = 2 * sum(file.stat().st_size for file in files)
+    seq_len, batch = spec.train.seq_len, spec.train.global_batch_size
+    if most <= seq_len:
+        raise ValueError(
+            f"the text of data.source has at most {most:,} tokens, too few for one sample of train.seq_len "
+            f"({seq_len}); add text to data.source or lower train.seq_len"
+        )
+    # One section more than the share, for at least one is held out.
+    held_out = int(spec.data.held_out_fraction * most) + 4 * SECTION_CHARACTERS
+    if spec.train.eval_interval and held_out // seq_len < batch:
+        raise ValueError(
+            f"the held-out text will have at most {held_out // seq_len} samples of train.seq_len ({seq_len}) tokens, "
+            f"fewer than one train.global_batch_size ({batch}); add text to data.source, raise data.held_out_fraction "
+            "or set train.eval_interval to 0"
+        )
+
+
+def _check_tokenizer(spec: RunSpec) -> None:
+    if spec.data.tokenizer is None:
+        return
+    from trimaran.runtime.data.prepare import check_vocabulary
+    from trimaran.runtime.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(Path(spec.data.tokenizer))
+    check_vocabulary(tokenizer, spec.transformer.vocab_size)
+    if spec.transformer.objective == "masked_lm":
+        tokenizer.required_mask_id()
+
+
+def _check_weights(spec: RunSpec) -> None:
+    """Refuse a checkpoint that the run can't resume from, and initial weights of another model."""
+    if (Path(spec.train.output_dir) / "checkpoints").is_dir():
+        from trimaran.runtime.train.state import resume_path
+
+        if resume_path(spec) is not None:
+            return
+    if spec.checkpoint.init_from is not None:
+        from trimaran.runtime.train.init_from import check_initial_weights
+
+        check_initial_weights(spec)
+
+
+def _check_launcher(kind: str) -> None:
+    if kind == "mpi":
+        find_mpirun()
+    if kind == "slurm" and shutil.which("sbatch") is None:
+        raise ValueError("sbatch is not on this machine's PATH; submit from a machine of the cluster")
