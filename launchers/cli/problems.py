@@ -52,32 +52,29 @@ def _check_text(spec: RunSpec) -> None:
         return  # how long the text is can't be seen yet
     # A token for each byte at most, and one for each end; an 8-bit encoding takes up to twice the bytes in UTF-8.
     most = 2 * sum(file.stat().st_size for file in files)
-    seq_len, batch = spec.train.seq_len, spec.train.global_batch_size
+    seq_len = spec.train.seq_len
     if most <= seq_len:
         raise ValueError(
             f"the text of data.source has at most {most:,} tokens, too few for one sample of train.seq_len "
             f"({seq_len}); add text to data.source or lower train.seq_len"
         )
     # One section more than the share, for at least one is held out.
-    held_out = int(spec.data.held_out_fraction * most) + 4 * SECTION_CHARACTERS
-    if spec.train.eval_interval and held_out // seq_len < batch:
+    held_out = int(data.held_out_fraction * most) + 4 * SECTION_CHARACTERS
+    if spec.train.eval_interval and held_out <= seq_len:
         raise ValueError(
-            f"the held-out text will have at most {held_out // seq_len} samples of train.seq_len ({seq_len}) tokens, "
-            f"fewer than one train.global_batch_size ({batch}); add text to data.source, raise data.held_out_fraction "
-            "or set train.eval_interval to 0"
+            f"the held-out text will have at most {held_out:,} tokens, too few for one sample of train.seq_len "
+            f"({seq_len}); add text to data.source, raise data.held_out_fraction or set train.eval_interval to 0"
         )
 
 
 def _check_tokenizer(spec: RunSpec) -> None:
     if spec.data.tokenizer is None:
         return
-    from trimaran.runtime.data.prepare import check_vocabulary
+    from trimaran.runtime.data.prepare import check_tokenizer
     from trimaran.runtime.data.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(Path(spec.data.tokenizer))
-    check_vocabulary(tokenizer, spec.transformer.vocab_size)
-    if spec.transformer.objective == "masked_lm":
-        tokenizer.required_mask_id()
+    tokenizer = Tokenizer.load(Path(spec.data.tokenizer), spec.data.end_of_text)
+    check_tokenizer(tokenizer, spec.transformer.objective == "masked_lm", spec.transformer.vocab_size)
 
 
 def _check_weights(spec: RunSpec) -> None:

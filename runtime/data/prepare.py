@@ -130,7 +130,7 @@ def prepare(
     )
     tokenizer = Tokenizer.load(tokenizer_file, end_of_text) if tokenizer_file else None
     if tokenizer is not None:
-        _check_tokenizer(tokenizer, settings)
+        check_tokenizer(tokenizer, with_mask, model_vocab_size)
     files, source = _collect_source(sources, cache_dir, text_field, max_lost_fraction)
     identity = {
         "format": FORMAT,
@@ -147,20 +147,24 @@ def prepare(
     folder = cache_dir / "data" / key
     build_once(folder, lambda temporary: _build(temporary, files, source, settings, tokenizer))
     prepared = open_prepared(folder, verify=True)
-    _check_tokenizer(prepared.tokenizer, settings)
+    check_tokenizer(prepared.tokenizer, with_mask, model_vocab_size, trained=tokenizer_file is None)
     prepared.account.check(max_lost_fraction)
     # The same text may have been found elsewhere when it was prepared.
     return replace(prepared, manifest={**prepared.manifest, "source": source})
 
 
-def _check_tokenizer(tokenizer: Tokenizer, settings: _Settings) -> None:
-    """Raise DataError when the tokenizer has ids that the model's embedding doesn't have, or lacks a mask token."""
-    if settings.with_mask:
+def check_tokenizer(tokenizer: Tokenizer, with_mask: bool, most: int | None, *, trained: bool = False) -> None:
+    """Raise DataError when the tokenizer has ids that the model's embedding doesn't have, or lacks a mask token.
+
+    Args:
+        most: the size of the model's vocabulary.
+        trained: whether it was trained on the text, to a size that the spec names.
+    """
+    if with_mask:
         tokenizer.required_mask_id()
-    most = settings.model_vocab_size
     if most is not None and tokenizer.vocab_size > most:
         rule = f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {most}"
-        field = "data.tokenizer to another one" if settings.tokenizer_file else f"data.tokenizer_vocab_size to {most}"
+        field = "data.tokenizer to another one" if not trained else f"data.tokenizer_vocab_size to {most}"
         raise DataError(f"{rule}; set model.vocab_size to {tokenizer.vocab_size} or more, or {field}")
 
 
@@ -280,7 +284,7 @@ def _build(
                 tokenizer.vocab_size,
                 settings.vocab_size,
             )
-    _check_tokenizer(tokenizer, settings)
+    check_tokenizer(tokenizer, settings.with_mask, settings.model_vocab_size, trained=trained)
     tokenizer.save(folder / "tokenizer.json")
     dtype = dtype_for(tokenizer.vocab_size)
     logger.info("tokenizing %d documents", account.totals["documents"])

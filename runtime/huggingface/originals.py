@@ -15,6 +15,7 @@ from torch import Tensor
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.weights import WeightMap
 from trimaran.runtime.checkpoint.files import write_safetensors
+from trimaran.runtime.files import check_regular
 from trimaran.runtime.huggingface.plan import Plan, stored_dtype
 from trimaran.runtime.huggingface.refusals import ConversionError
 from trimaran.runtime.train.init_from import IMPORT_WEIGHTS
@@ -51,7 +52,7 @@ def put_back(run: Path, unit: WeightMap, theirs: Sequence[Tensor], config: Trans
     if not file.is_file():
         return None
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(check_regular(file), framework="pt") as opened:
             if not set(unit.theirs) <= set(opened.keys()):
                 return None
             originals = [opened.get_tensor(name) for name in unit.theirs]

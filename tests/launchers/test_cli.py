@@ -54,13 +54,14 @@ def test_check_refuses_a_picture_of_another_kind(tmp_path: Path) -> None:
     assert outcome.last_line == "error: --picture must end in .svg or .png; got schedule.gif"
 
 
+TRITON = ["kernels.backend=triton", "launcher.device=auto"]
 CANNOT_START = {
     "source": (["data.source=[nowhere.txt]"], "data.source 'nowhere.txt' does not exist"),
-    "pipe": (["data.source=[pipe.txt]"], "it is a pipe, and only regular files are read"),
+    "pipe": (["data.source=[pipe.txt]"], "data.source 'pipe.txt' is not a .txt"),
     "short text": (["data.source=[short.txt]"], "the text of data.source has at most 4 tokens, too few for one sample"),
     "held-out text": (
-        ["train.seq_len=64", "train.global_batch_size=4096"],
-        "samples of train.seq_len (64) tokens, fewer than one train.global_batch_size (4096); add text to data.source",
+        ["train.seq_len=200000"],
+        "the held-out text will have at most 1",
     ),
     "tokenizer": (["data.tokenizer=nowhere.json"], "cannot read tokenizer nowhere.json: No such file"),
     "large tokenizer": (
@@ -72,7 +73,10 @@ CANNOT_START = {
     "run folder": (["train.output_dir=corpus.txt/run"], "can't be made, because"),
     "pipe in the run folder": (["train.output_dir=piped"], "metrics.jsonl: it is a pipe"),
     "device": (["launcher.device=cuda"], "launcher.device is cuda, and this host has no GPU for 2 ranks"),
-    "kernels": (["kernels.backend=triton"], "kernels.backend is triton, and this host has no GPU for 2 ranks"),
+    "kernels": (
+        TRITON,
+        "kernels.backend is triton, and this host has no GPU for 2 ranks",
+    ),
     "slurm": (["launcher.kind=slurm"], "sbatch is not on this machine's PATH"),
 }
 
@@ -107,7 +111,12 @@ def test_check_tells_what_would_end_the_run_before_its_first_step(
             2,
             "has 1 GPU for 2 ranks; start the run where it has, lower",
         ),
-        (["kernels.backend=triton"], 3, 4, "has 3 GPUs for 4 ranks; .* or set kernels.backend to auto"),
+        (
+            TRITON,
+            3,
+            4,
+            "has 3 GPUs for 4 ranks; .* or set kernels.backend to auto",
+        ),
         (
             ["launcher.device=cuda"],
             0,
