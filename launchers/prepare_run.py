@@ -1,6 +1,7 @@
 """Before the ranks: check and prepare a run and fill its folder. After them: the report. Imports no torch at first."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests import counting
@@ -17,8 +18,9 @@ from tests.scheduling import SLOW_S, ByDuration, function_of, recorded_seconds
 
 MISSING_GPU = re.compile(r"\b(GPU|CUDA)\b", re.IGNORECASE)
 COLLECTION_SKIPS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
-
-
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 DURATIONS: pytest.StashKey[Durations] = pytest.StashKey()
 STARTED: pytest.StashKey[float] = pytest.StashKey()
 

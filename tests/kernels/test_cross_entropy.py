@@ -65,7 +65,7 @@ def assert_close(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], at
         torch.testing.assert_close(a.double(), b, rtol=0, atol=atol)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(
     st.integers(0, 140),
     st.integers(1, 30),

@@ -53,7 +53,7 @@ def distinct(pieces: list[list[ShardPiece]]) -> bool:
     return all(len({(p.name, p.key, p.start) for p in mine}) == len(mine) for mine in pieces)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(stored_tensors(), min_size=1, max_size=3), st.data())
 def test_saved_at_any_layout_it_loads_at_any_other_bit_for_bit(
     drawn: list[tuple[Tensor, Layout, Layout]], data: st.DataObject
@@ -79,7 +79,7 @@ def test_saved_at_any_layout_it_loads_at_any_other_bit_for_bit(
                 assert torch.equal(part, truth.reshape(-1)[start:stop])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SHAPES, st.data())
 def test_the_boxes_of_a_flat_range_hold_exactly_its_elements_and_are_few(shape: Shape, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, num_elements(shape)))
@@ -95,7 +95,7 @@ def test_the_boxes_of_a_flat_range_hold_exactly_its_elements_and_are_few(shape: 
         assert flat_index([low for low, _ in boxes[0]], shape) == start
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(*[st.tuples(st.integers(0, 6), st.integers(1, 4))] * 2), max_size=6))
 def test_overlapping_boxes_are_found_and_only_those(sides: list[tuple[tuple[int, int], tuple[int, int]]]) -> None:
     boxes = [tuple((low, low + length) for low, length in side) for side in sides]

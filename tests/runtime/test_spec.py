@@ -667,7 +667,7 @@ JUNK = st.recursive(
 PATHS = sorted({path for path, _ in leaf_fields(RunSpec)})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(changes=st.dictionaries(st.sampled_from(PATHS) | st.text(max_size=8), JUNK | st.integers(1, 64), max_size=5))
 def test_whatever_is_written_gives_a_spec_or_readable_errors(changes: dict[str, Any]) -> None:
     raw = copy.deepcopy(BASE) | {path: value for path, value in changes.items() if "." not in path}

@@ -268,7 +268,7 @@ def test_override_that_is_not_yaml_is_an_error(tmp_path: Path) -> None:
 # --- writing, comparing, describing
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     lr=st.floats(1e-12, 1e3, exclude_min=True),
     name=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1).filter(
