@@ -181,7 +181,8 @@ class FolderLock:
 
     @staticmethod
     def _take(path: Path, folder: Path, me: Holder, *, waits: bool) -> "FolderLock":
-        told, made = False, _make(path.parent)
+        told, made = False, _make(path.parent) if path.name == LOCK else []
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             while (found := _try(path, me)) is not None:
                 if not waits:

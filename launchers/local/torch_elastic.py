@@ -108,8 +108,9 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
         torch.distributed.elastic.multiprocessing.SignalException: a signal came; it was passed on to the ranks, and
             they have ended.
     """
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
+    from torch.distributed.elastic.rendezvous import RendezvousError, rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     rendezvous_handler_registry.register(_BACKEND, _make_handler)
@@ -137,6 +138,15 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
     with _quiet(), _stopped_ranks_killed(node.ranks, spec.launcher.timeout_s):
         try:
             elastic_launch(config, entry)(*arguments)
+        except RendezvousError as error:
+            raise LaunchError(
+                f"the {node.nodes} nodes have not met within {spec.launcher.start_timeout_s:g} s, or one has left "
+                f"({type(error).__name__}); run the same command on all of them, and raise launcher.start_timeout_s if "
+                "some start later",
+                1,
+            ) from error
+        except DistError as error:
+            raise LaunchError(f"another node has left: {str(error).splitlines()[0]}; start the run anew", 1) from error
         except EOFError as error:
             raise LaunchError(
                 "the process from which the ranks are forked has ended; its own message is above: raise the limits of "

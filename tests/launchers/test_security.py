@@ -11,6 +11,11 @@ from tests.launchers.runs import Hold, make_workplace, trimaran
 
 pytestmark = pytest.mark.slow
 SECRET = "hunter2-of-the-hub"
+# Of `srun --pty bash` where srun's MPI plugin is pmi2: nothing is started in parallel.
+SHELL = {
+    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
+    "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", "PMI_RANK": "0", "PMI_SIZE": "1",
+}  # fmt: skip
 
 
 def test_a_local_run_opens_nothing_to_others(tmp_path: Path) -> None:
@@ -20,7 +25,7 @@ def test_a_local_run_opens_nothing_to_others(tmp_path: Path) -> None:
     hold = Hold(tmp_path / "hold", 3)
     with workplace.start_training(
         "launcher.timeout_s=100000",
-        environment=hold.environment | {"HF_TOKEN": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET},
+        environment=SHELL | hold.environment | {"HF_TOKEN": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET},
     ) as command:
         command.wait_until(lambda: hold.reached)
         family = [psutil.Process(command.process.pid), *psutil.Process(command.process.pid).children(recursive=True)]
@@ -42,6 +47,7 @@ def test_a_local_run_opens_nothing_to_others(tmp_path: Path) -> None:
     assert SECRET not in outcome.out + outcome.err
     assert (second.code, cancelled.code) == (2, 2)
     assert f"run is in use: `trimaran train` on host {socket.gethostname()} (process " in second.last_line
+    assert ", Slurm job 77) since " in second.last_line
     assert "run has no batch job: `trimaran train` on host " in cancelled.last_line
     assert not list(workplace.run.glob(".lock*"))
     assert len(workplace.rows()) == 6

@@ -58,6 +58,8 @@ def test_the_run_folder_is_complete(finished: Finished) -> None:
     manifest = json.loads((workplace.run / "data_manifest.json").read_text())
     assert manifest["corpus"]["documents"] == 1
     assert not list(workplace.run.rglob("*.tmp"))
+    assert not (workplace.run / ".lock").exists()
+    assert json.loads((workplace.run / "machine.json").read_text())["accelerators"] == "none"
     assert yaml.safe_load((workplace.run / "spec.yaml").read_text())["parallel"]["pp"] == 2
 
 

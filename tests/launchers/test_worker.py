@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -12,8 +12,9 @@ import torch
 
 from tests.launchers.forked import fork_server
 from trimaran.launchers.rendezvous.fingerprint import InconsistentRanksError
+from trimaran.launchers.rendezvous.store import single_process
 from trimaran.launchers.worker import device as devices
-from trimaran.launchers.worker import process
+from trimaran.launchers.worker import process, run
 from trimaran.launchers.worker.device import (
     DeviceError,
     Resources,
@@ -22,6 +23,7 @@ from trimaran.launchers.worker.device import (
     resources_of,
     threads_of_rank,
 )
+from trimaran.launchers.worker.tasks import TrainTask
 from trimaran.runtime.spec import RunSpec, parse_spec
 
 CPU = Resources("host a", "a", "cpu", "gloo", "float32", "torch", "", "", 0, "ff", None)
@@ -145,6 +147,24 @@ def test_a_rank_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     there = resources_of(spec_of(), torch.device("cuda", 1), "host a")
     assert (there.device, there.backend, there.kernels) == ("cuda", "nccl", "triton")
     assert (there.gpu, there.gpu_name, there.num_gpus) == ("1-2-3", "NVIDIA H200", 8)
+
+
+def test_machine_json_names_the_gpus_of_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks' records are made up; the process group is not joined."""
+    spec = spec_of(device="auto").model_copy(deep=True)
+    output = spec.train.model_copy(update={"output_dir": str(tmp_path)})
+    spec = spec.model_copy(update={"train": output})
+    found = [replace(GPU, gpu=f"GPU-{rank}", gpu_name="NVIDIA H200") for rank in range(2)]
+    monkeypatch.setattr(run, "choose_device", lambda *_: torch.device("cuda", 0))
+    monkeypatch.setattr(run, "resources_of", lambda *_: found[0])
+    monkeypatch.setattr(run, "join_world", lambda *_: None)
+    monkeypatch.setattr(run, "open_prepared", lambda *_, **__: None)
+    rank = process.Rank(announces=False)
+    rendezvous = single_process()
+    answers = iter([["{}", "{}"], [json.dumps(asdict(each)) for each in found]])
+    task = TrainTask(spec=tmp_path / "spec.yaml", data=tmp_path)
+    run._join(rank, rendezvous, task, spec, lambda text: next(answers))
+    assert json.loads((tmp_path / "machine.json").read_text())["accelerators"] == "2 x NVIDIA H200"
 
 
 def test_a_failure_that_finds_a_full_disk_is_recorded_elsewhere(
