@@ -20,6 +20,7 @@ from trimaran.models.huggingface.mixtral import MIXTRAL
 from trimaran.models.huggingface.olmo import OLMO
 from trimaran.models.huggingface.olmo2 import OLMO2
 from trimaran.models.huggingface.opt import OPT
+from trimaran.models.huggingface.options import shown
 from trimaran.models.huggingface.palm import PALM
 from trimaran.models.huggingface.qwen2 import QWEN2
 from trimaran.models.huggingface.qwen3 import QWEN3
@@ -64,7 +65,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
     if wanted is None:
         raise ValueError(f"config.json has no model_type; this runtime knows {known}")
-    raise ValueError(f"model_type {wanted!r} is not known; this runtime knows {known}")
+    raise ValueError(f"model_type {shown(wanted)} is not known; this runtime knows {known}")
 
 
 def family_for(config: TransformerConfig) -> Family:

@@ -126,7 +126,7 @@ def _plan(folder: ModelFolder, notes: tuple[str, ...]) -> tuple[Plan, str | None
     described = folder.path / "config.json"
     try:
         family = family_of(folder.config)
-        _refuse_many_layers(folder)
+        _refuse_many_parts(folder)
         values = family.to_config(folder.config)
         if _may_tie(family, folder) and not values["tie_embeddings"] and lacks_head(family, folder.tensors):
             notes += ("config.json does not say whether the head is tied to the embedding; it is, for none is stored",)
@@ -144,7 +144,8 @@ def _plan(folder: ModelFolder, notes: tuple[str, ...]) -> tuple[Plan, str | None
         KeyError,
         ArithmeticError,
         AttributeError,
-    ) as error:  # a config.json may hold any type under a known name
+        RuntimeError,
+    ) as error:  # a config.json may hold any type under a known name, and sizes beyond torch's
         raise ConversionError(f"{described}: {error}") from error
     try:
         found = locate(family, units, folder.tensors)
@@ -186,16 +187,16 @@ def _notes_on(found: Stored) -> list[str]:
     return notes
 
 
-def _refuse_many_layers(folder: ModelFolder) -> None:
-    """Raise ConversionError for a number of layers that the stored tensors can't have.
+def _refuse_many_parts(folder: ModelFolder) -> None:
+    """Raise ConversionError for a number of layers or experts that the stored tensors can't have.
 
     A typo would otherwise use all memory before a missing name is found.
     """
-    for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
-        layers, stored = folder.config.get(name), len(folder.tensors)
-        if isinstance(layers, int | float) and layers > stored:
+    for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_local_experts", "num_experts"):
+        parts, stored = folder.config.get(name), len(folder.tensors)
+        if isinstance(parts, int | float) and parts > stored:
             raise ValueError(
-                f"{name} is {layers}, and the folder has {stored} tensors; "
+                f"{name} is {parts}, and the folder has {stored} tensors; "
                 "put config.json and weights of the same model together"
             )
 

@@ -283,6 +283,11 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         lambda folder: reconfigure(folder, num_hidden_layers=10**8),
         ("num_hidden_layers is 100000000", "tensors"),
     ),
+    "a slip in the experts": (
+        lambda folder: reconfigure(folder, model_type="mixtral", num_local_experts=10**9),
+        ("num_local_experts is 1000000000", "tensors"),
+    ),
+    "a slip in the width": (lambda folder: reconfigure(folder, hidden_size=2 * 10**9), ("config.json", "2000000000")),
     "impossible shape": (lambda folder: reconfigure(folder, num_key_value_heads=3), ("num_kv_heads",)),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ("neither model.safetensors nor",)),
     "no number": (
