@@ -65,7 +65,8 @@ def test_the_checkpoint_has_its_parameters_and_moments_bit_for_bit() -> None:
         for key, digest in digests.items():
             digest.update(name.encode() + checkpoint.read_global(name, key).numpy().tobytes())
     assert {key: digest.hexdigest() for key, digest in digests.items()} == DIGESTS
-    assert spec_of(checkpoint) == load_spec(GOLDEN / "run.yaml", ["train.output_dir=run"])
+    defaults_of_then = ["launcher.start_timeout_s=30"]
+    assert spec_of(checkpoint) == load_spec(GOLDEN / "run.yaml", ["train.output_dir=run", *defaults_of_then])
     checkpoint.close()
 
 
