@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.launchers.runs import Command, Outcome, Workplace, trimaran
 from tests.runtime.huggingface_folders import corpus, llama, logits_of, rewrite, saved
 from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.folder_lock import FolderInUse, FolderLock
 from trimaran.runtime.spec import load_spec
 from trimaran.runtime.train.init_from import tokenizer_of_weights
 from trimaran.runtime.train.metrics import read_metrics
@@ -283,7 +284,9 @@ def test_nothing_is_left_of_a_conversion_that_is_stopped(
     arguments = [what, "model" if what == "import" else "run", "made/target"]
     with Command.start(tmp_path, arguments, {"PYTHONPATH": str(tmp_path / "fault")}) as command:
         command.wait_until((tmp_path / "fault" / "waiting").exists)
-        assert len(list((tmp_path / "made").iterdir())) == 1
+        assert len(list((tmp_path / "made").glob(".target.*.tmp"))) == 1
+        with pytest.raises(FolderInUse, match=r"made/target is in use: `trimaran import or export` on host "):
+            FolderLock.beside(tmp_path / "made" / "target", "trimaran import")
         start = time.monotonic()
         os.kill(command.process.pid, number)
         outcome = command.finish()
