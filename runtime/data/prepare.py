@@ -187,7 +187,7 @@ def open_prepared(folder: Path, verify: bool = False) -> PreparedData:
         tokenizer_sha256, account = manifest["tokenizer"]["sha256"], Account.read(manifest["corpus"])
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise DataError(
             f"the manifest {path} is missing or damaged ({problem}); delete the folder and the data is prepared again"

@@ -113,7 +113,7 @@ class TokenShards:
     def _map(self, shard: ShardInfo) -> TokenArray:
         path = self.folder / shard.file
         try:
-            size = path.stat().st_size
+            size = check_regular(path).stat().st_size
             if size != shard.bytes or size != shard.tokens * self.dtype.itemsize:
                 raise DataError(
                     f"token shard {path} has {size} bytes where its manifest says {shard.bytes}; {_remedy(self.folder)}"

@@ -298,7 +298,14 @@ def test_a_tokenizer_that_fails_at_a_text_is_named_with_the_place(tmp_path: Path
 
 @pytest.mark.parametrize(
     "content",
-    [None, "{", "{}", '{"dtype": "uint16", "splits": {"train": {"shards": [{}]}, "held_out": {"shards": []}}}', "[]"],
+    [
+        None,
+        "{",
+        "[" * 10**5,
+        "{}",
+        '{"dtype": "uint16", "splits": {"train": {"shards": [{}]}, "held_out": {"shards": []}}}',
+        "[]",
+    ],
 )
 def test_a_missing_or_damaged_manifest_is_named(tmp_path: Path, content: str | None) -> None:
     folder = prepared_from(tmp_path).folder

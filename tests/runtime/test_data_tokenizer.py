@@ -60,6 +60,8 @@ def test_too_small_a_vocabulary_is_refused() -> None:
 def test_a_tokenizer_file_that_is_missing_or_not_one_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read tokenizer .*tokenizer\.json: No such file"):
         Tokenizer.load(tmp_path / "tokenizer.json")
+    with pytest.raises(DataError, match="cannot read tokenizer /dev/zero: it is a device"):
+        Tokenizer.load(Path("/dev/zero"))
     for content in (b"", b"{", b"{}", b"\xff\xfe", b'{"model": {"type": "BPE"}}'):
         (tmp_path / "tokenizer.json").write_bytes(content)
         with pytest.raises(DataError, match=r"tokenizer\.json is not a tokenizer\.json"):
