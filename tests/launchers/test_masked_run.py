@@ -46,8 +46,8 @@ def test_a_run_learns_resumes_at_the_same_numbers_and_writes_no_sample(
         parallel={"tp": 1, "pp": 2},
         optimizer={"lr": 6e-3, "beta2": 0.98},
         lr_schedule={"name": "linear", "warmup_steps": 20},
-        train={"num_steps": 80, "global_batch_size": 16, "micro_batch_size": 8, "eval_interval": 40},
-        checkpoint={"interval": 60},
+        train={"num_steps": 110, "global_batch_size": 16, "micro_batch_size": 8, "eval_interval": 40},
+        checkpoint={"interval": 90},
     )
     (workplace.folder / "corpus.txt").write_text(f"{SENTENCE * 100}\n" * 30)
     done = workplace.train()
@@ -61,11 +61,11 @@ def test_a_run_learns_resumes_at_the_same_numbers_and_writes_no_sample(
 
     shutil.copytree(workplace.folder, tmp_path / "again")
     again = Workplace(tmp_path / "again")
-    shutil.rmtree(again.checkpoints / "step-00000080")
+    shutil.rmtree(again.checkpoints / "step-00000110")
     override = f"train.output_dir={again.run}"
     done = again.train(override)
     assert done.code == 0, done.err
-    assert "resuming at step 60" in done.out
+    assert "resuming at step 90" in done.out
     assert losses(again) == losses(workplace)
 
     refused = trimaran(workplace.folder, "generate", str(workplace.run), "--prompt", "a")
