@@ -34,7 +34,7 @@ REASONS: Final = {
     ),
     "empty": Reason("left out", "empty document{s}", "records", "take them out, or set data.text_field to the text"),
     "null": Reason("left out", "document{s} whose text is null", "records", "take them out, or set data.text_field"),
-    "blank": Reason("left out", "blank line{s} between JSON lines", "documents"),
+    "blank": Reason("left out", "blank line{s} between JSON lines", "records"),
     "utf16": Reason("decoded", "file{s} in UTF-16 or UTF-32", "file_bytes"),
     "crlf": Reason("removed", "carriage return{s} before a line end", "characters"),
     "not_utf8": Reason(

@@ -183,6 +183,12 @@ def test_a_tokenizer_smaller_than_asked_for_is_recorded_and_logged(
     assert "fewer than the 5000 asked for" in caplog.text
 
 
+def test_json_lines_of_blank_lines_alone_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    with pytest.raises(DataError, match=r"blank\.jsonl holds no text: left out 2 blank lines between JSON lines; name"):
+        prepare([str(tmp_path / "blank.jsonl")], cache_dir=tmp_path / "cache")
+
+
 @pytest.mark.parametrize("content", [b"", b"  \n\n \n"])
 def test_a_corpus_without_text_is_refused_and_leaves_nothing_behind(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "empty.txt").write_bytes(content)
