@@ -9,8 +9,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 from trimaran.runtime.files import open_regular, read_json
 from trimaran.runtime.folder_lock import FolderLock
@@ -59,9 +60,7 @@ def once_per_change(paths: Sequence[Path], record: Path, examine: Callable[[Path
     size = sum(stamps[index][0] for index in new)
     if size > _SAY_BYTES:
         logger.info("reading %.1f GB in %d files that are new or have changed, to recognize them", size / 1e9, len(new))
-    # The threads of ThreadPool end with the process, so that Ctrl-C does not wait for a file to be read.
-    with ThreadPool(min(32, len(os.sched_getaffinity(0)), len(new) or 1)) as pool:
-        found = pool.map(lambda index: examine(paths[index]), new, chunksize=1 + len(new) // 1000)
+    found = _in_threads(examine, [paths[index] for index in new])
     results |= {names[index]: result for index, result in zip(new, found, strict=True)}
     fresh = {
         name: (*stamp, results[name])
@@ -71,6 +70,36 @@ def once_per_change(paths: Sequence[Path], record: Path, examine: Callable[[Path
     if fresh != known:
         _write_record(record, fresh)
     return [results[name] for name in names]
+
+
+def _in_threads(examine: Callable[[Path], str], paths: Sequence[Path]) -> list[str]:
+    """Return `examine` of each path, in order. Ctrl-C does not wait for files that are being read: threads are daemons.
+
+    ThreadPoolExecutor would wait; ThreadPool makes semaphores, which outlive a killed process.
+    """
+    pending: SimpleQueue[int] = SimpleQueue()
+    results: dict[int, str] = {}
+    errors: list[Exception] = []
+    for index in range(len(paths)):
+        pending.put(index)
+
+    def work() -> None:
+        with suppress(Empty):
+            while not errors:
+                index = pending.get_nowait()
+                try:
+                    results[index] = examine(paths[index])
+                except Exception as error:  # raised below, in the thread that called
+                    errors.append(error)
+
+    threads = [Thread(target=work, daemon=True) for _ in range(min(32, len(os.sched_getaffinity(0)), len(paths)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [results[index] for index in range(len(paths))]
 
 
 def _stamp(path: Path) -> tuple[int, int]:
