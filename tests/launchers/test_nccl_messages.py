@@ -219,7 +219,7 @@ def test_the_launcher_names_the_killed_rank_before_those_that_a_watchdog_aborted
         (tmp_path / f"rank-{number}" / "stderr.log").write_text(LOST_BY_WATCHDOG)
 
     def why(codes: dict[int, int]) -> LaunchError:
-        error = _why({rank: SimpleNamespace(exitcode=code) for rank, code in codes.items()}, tmp_path)
+        error = _why({rank: SimpleNamespace(exitcode=code) for rank, code in codes.items()}, {}, tmp_path)
         assert isinstance(error, LaunchError)
         return error
 
