@@ -89,7 +89,7 @@ def _in_threads(examine: Callable[[Path], str], paths: Sequence[Path]) -> list[s
                 index = pending.get_nowait()
                 try:
                     results[index] = examine(paths[index])
-                except Exception as error:  # raised below, in the thread that called
+                except Exception as error:  # noqa: BLE001 - raised below, in the thread that called
                     errors.append(error)
 
     threads = [Thread(target=work, daemon=True) for _ in range(min(32, len(os.sched_getaffinity(0)), len(paths)))]
