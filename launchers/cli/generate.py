@@ -30,7 +30,7 @@ def generate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="File of prompts: a text a line, or in a .jsonl file a JSON value a line. "
+            help="File of prompts, - for standard input: a text a line, or in a .jsonl file a JSON value a line. "
             "Results are printed as JSON, one a line."
         ),
     ] = None,

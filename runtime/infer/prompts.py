@@ -5,6 +5,7 @@ import codecs
 import gzip
 import json
 import lzma
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.files import parse_json, read_bytes
 from trimaran.runtime.infer.chat import ChatError, ChatTemplate, Message, check_messages, read_json
 
+STANDARD_INPUT: Final = Path("-")
 _DECOMPRESS: Final[dict[str, Callable[[bytes], bytes]]] = {
     ".gz": gzip.decompress,
     ".bz2": bz2.decompress,
@@ -115,6 +117,8 @@ class RunText:
 def read_prompts(path: Path, say: Callable[[str], None] = lambda text: None) -> list[Prompt]:
     """Return the prompts of a file: each line is JSON in a .jsonl file, and a text to continue in any other.
 
+    The file "-" is the standard input.
+
     A JSON line is a text, or a record with `prompt` (a text) or `messages` (records with `role` and `content`), and
     optionally `id` (a text or a number). What the reader of a corpus forgives is forgiven here: compression (.gz, .bz2,
     .xz), a byte order mark, line ends of any system, blank lines of a .jsonl file, and bytes that are not UTF-8.
@@ -144,7 +148,7 @@ def read_prompts(path: Path, say: Callable[[str], None] = lambda text: None) -> 
 
 def _lines_of(path: Path, counts: Counter[str]) -> list[str]:
     """Return the lines of a text file, without their ends; [] for an empty one."""
-    data = read_bytes(path)
+    data = sys.stdin.buffer.read() if path == STANDARD_INPUT else read_bytes(path)
     if path.suffix in _DECOMPRESS:
         try:
             data = _DECOMPRESS[path.suffix](data)

@@ -1,5 +1,6 @@
 """Chat templates give what transformers gives for the same messages, and no message can write a special token."""
 
+import io
 import gzip
 import json
 import lzma
@@ -243,6 +244,11 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
         "\n".join(json.dumps(each) for each in ("a\nb", {"prompt": "c", "id": 7}, {"messages": [turn], "id": "x"}))
     )
     assert read_prompts(path) == [Prompt("a\nb"), Prompt("c", None, 7), Prompt(None, (turn,), "x")]
+
+
+def test_prompts_come_from_the_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"to be\r\nor not\n")))
+    assert read_prompts(Path("-")) == [Prompt("to be"), Prompt("or not")]
 
 
 def test_a_file_of_prompts_is_forgiven_what_a_corpus_is(tmp_path: Path) -> None:
