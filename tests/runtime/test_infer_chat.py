@@ -1,7 +1,7 @@
 """Chat templates give what transformers gives for the same messages, and no message can write a special token."""
 
-import io
 import gzip
+import io
 import json
 import lzma
 from pathlib import Path
