@@ -19,6 +19,7 @@ LONGEST_UNIT_S = 15.0
 SLOW_S = 1.5
 """`make quick` leaves out the tests of a function that takes longer."""
 WHOLE_FILES = (
+    "tests/benchmarks/test_kernels.py",  # one process in the interpreter
     "tests/launchers/test_interrupt.py",  # one history of stopped runs
     "tests/launchers/test_slurm.py",  # one cluster a file
     "tests/launchers/test_slurm_commands.py",

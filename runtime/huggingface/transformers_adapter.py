@@ -29,7 +29,7 @@ def require_transformers(*more: str) -> None:
     """Raise ConversionError where transformers or one of `more` is not installed; call before any work."""
     missing = [name for name in (*_NEEDED, *more) if find_spec(name) is None]
     if missing:
-        raise ConversionError(f"this needs {' and '.join(missing)}, which is not installed; install it {_INSTALL}")
+        raise ConversionError(f"this needs {' and '.join(missing)}; install what is missing {_INSTALL}")
 
 
 def their_config(content: Mapping[str, Any], architecture: str) -> Any:

@@ -156,7 +156,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "use_bidirectional_attention true is not supported; this runtime has false",
     ),
     ("gemma2", {"sliding_window": None}, "layer_types has layers with sliding_attention, and sliding_window is null"),
-    ("olmo", {"clip_qkv": 8.0}, "clip_qkv 8.0 is not supported; this runtime has null"),
+    ("olmo", {"clip_qkv": 8.0}, "clip_qkv 8 is not supported; this runtime has null"),
     (
         "bloom",
         {"apply_residual_connection_post_layernorm": True},

@@ -418,7 +418,8 @@ def test_transformers_that_is_not_installed_is_named(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimaran.runtime.huggingface.transformers_adapter.find_spec", lambda name: None)
-    with pytest.raises(ConversionError, match=r"transformers and accelerate.*pip install 'trimaran\[huggingface\]'"):
+    remedy = r"transformers and accelerate.*pip install -c constraints.txt -e '.\[huggingface\]'"
+    with pytest.raises(ConversionError, match=remedy):
         import_model(folder, tmp_path / "run")
     assert_nothing_left(tmp_path)
 
