@@ -265,6 +265,8 @@ def _try(path: Path, me: Holder) -> _Found | None:
         while not _link(temporary, path):
             found = _Found.read(path)
             if found is None:
+                if path.is_symlink():
+                    raise FolderInUse(f"{path}, in the place of a lock, is a link that leads nowhere; remove it")
                 continue
             os.utime(temporary)
             if not found.holder.has_ended(me, temporary.stat().st_mtime - found.changed):

@@ -73,4 +73,5 @@ def _draw_schedule(spec: RunSpec, path: Path) -> None:
 
 def schema() -> None:
     """Print the JSON schema of a spec file, for editors."""
-    print(json.dumps(json_schema(), indent=2))
+    with errors_as_sentences():
+        print(json.dumps(json_schema(), indent=2), flush=True)

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 _BACKEND = "trimaran"
 _SHUTDOWN_S = 120  # for the ranks to save after a signal, before the agent kills them
+_KILLED_S = 10  # for a killed process to be gone
 _KEEP_ALIVE_S = 2
-_WATCH_S, _ROLL_CALL_S = 1.0, 10.0
+_WATCH_S, _ROLL_CALL_S, _POLL_S = 1.0, 10.0, 0.05
 # The path of a socket has at most 107 bytes.
 _LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
@@ -135,7 +136,7 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
         signals_to_handle=",".join(number.name for number in STOPPING),
         shutdown_timeout=_SHUTDOWN_S,
     )
-    with _quiet(), _stopped_ranks_killed(node.ranks, spec.launcher.timeout_s):
+    with _quiet(), _stopped_ranks_killed(node.ranks, spec.launcher.timeout_s), _no_rank_left():
         try:
             elastic_launch(config, entry)(*arguments)
         except RendezvousError as error:
@@ -226,6 +227,28 @@ def _stopped_ranks_killed(ranks: int, timeout_s: float) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+@contextmanager
+def _no_rank_left() -> Iterator[None]:
+    """End the ranks of this node that the agent has left behind, however the block ends.
+
+    A second signal, such as `timeout` sends, interrupts the agent while it waits for the ranks to save, and a signal
+    during a start finds ranks that it does not know yet. Signals are ignored from here on.
+    """
+    try:
+        yield
+    finally:
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+        server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+        for number, patience_s in ((signal.SIGTERM, _SHUTDOWN_S), (signal.SIGKILL, _KILLED_S)):
+            end = time.monotonic() + patience_s
+            for pid in children_of(server) if server else []:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            while server and children_of(server) and time.monotonic() < end:
+                time.sleep(_POLL_S)
 
 
 @contextmanager

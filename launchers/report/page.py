@@ -81,7 +81,7 @@ def write_report(run_dir: Path) -> Path:
     page = _render(read_run(run_dir))
     path = run_dir / "report.html"
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(page, encoding="utf-8")
+    temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # a file's name may not be UTF-8
     return temporary.replace(path)
 
 

@@ -29,6 +29,7 @@ REASONS: Final = {
     "twice": Reason("passed over", "file{s} named twice", "file_bytes"),
     "other_kind": Reason("passed over", "file{s} of another kind", "file_bytes", f"convert them, or {_NAME_FILES}"),
     "special": Reason("passed over", "device{s}, pipe{s} or socket{s}", "file_bytes"),
+    "empty_file": Reason("passed over", "empty file{s}", "file_bytes"),
     "no_records": Reason(
         "passed over", ".json file{s} without text in data.text_field", "file_bytes", f"set it, or {_NAME_FILES}"
     ),
@@ -110,8 +111,8 @@ class Account:
             if notice and reason.remedy and self.share(name) > most:
                 raise DataError(
                     f"data.source: {self._what(name)} ({_percent(self.share(name))} of the {_WHOLES[reason.whole]}, "
-                    f"first {notice.first}) would be {reason.verb}, more than data.max_lost_fraction ({most:g}); "
-                    f"{reason.remedy}, or raise data.max_lost_fraction if this is meant"
+                    f"first {_printable(notice.first)}) would be {reason.verb}, more than data.max_lost_fraction "
+                    f"({most:g}); {reason.remedy}, or raise data.max_lost_fraction if this is meant"
                 )
 
     def rows(self) -> list[tuple[str, str, str, str]]:
@@ -121,7 +122,7 @@ class Account:
                 reason.verb,
                 self._what(name),
                 f"{_percent(self.share(name))} of the {_WHOLES[reason.whole]}",
-                self.noticed[name].first,
+                _printable(self.noticed[name].first),
             )
             for name, reason in REASONS.items()
             if name in self.noticed
@@ -145,6 +146,11 @@ _WHOLES = {"file_bytes": "bytes of the files", "records": "documents", "characte
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _printable(name: str) -> str:
+    """Return a file's name as it may stand on a terminal: control characters and bytes that are no UTF-8 as escapes."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
 
 
 def _percent(share: float) -> str:

@@ -62,9 +62,14 @@ def find_files(
             if hidden or not regular:
                 account.note("hidden" if hidden else "special", str(path), amount=0)
                 continue
+            if _leads_nowhere(path):
+                raise DataError(f"data.source {source!r}: {path} is a link that leads nowhere; mend or remove it")
             if not file.kind:
                 account.totals["file_bytes"] += size
                 account.note("other_kind", str(path), amount=size, kind="".join(_suffixes(path)) or "without suffix")
+                continue
+            if not size:
+                account.note("empty_file", str(path), amount=0)
                 continue
             usable += 1
             place = os.path.realpath(path)
@@ -83,8 +88,18 @@ def find_files(
     return list(found.values())
 
 
+def _leads_nowhere(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return path.is_symlink()
+    except OSError:  # a link to itself, which has no text
+        return False
+    return False
+
+
 def _look_at(path: Path) -> tuple[int, bool]:
-    """Return a file's size and whether it may be opened: reading a pipe waits for ever. A broken link fails later."""
+    """Return a file's size and whether it may be opened: reading a pipe waits for ever."""
     try:
         status = path.stat()
     except OSError:
@@ -155,7 +170,7 @@ def _walk(root: Path, cache_dir: Path | None) -> list[Path]:
             continue
         seen.add(identity)
         for entry in entries:
-            # Anything that isn't a folder counts as a file: a broken link must fail when it is read, not be skipped.
+            # Anything that isn't a folder counts as a file: a broken link is refused, not skipped.
             if not _is_folder(entry):
                 files.append(Path(entry.path))
             elif entry.is_symlink():

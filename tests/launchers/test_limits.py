@@ -2,6 +2,7 @@
 
 import os
 import resource
+import subprocess
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from trimaran.launchers.env.limits import LimitError, check_limits, raise_soft_l
 from trimaran.launchers.local import torch_elastic
 from trimaran.launchers.local.torch_elastic import _short_temporary_folder
 from trimaran.runtime import processes
-from trimaran.runtime.processes import quota_of_cores, usable_cores
+from trimaran.runtime.processes import children_of, quota_of_cores, usable_cores
 from trimaran.runtime.spec import RunSpec, parse_spec
 
 UNLIMITED = resource.RLIM_INFINITY
@@ -136,3 +137,17 @@ def test_a_long_tmpdir_is_left_alone_by_sockets(tmp_path: Path, monkeypatch: pyt
     words = rf"TMPDIR .* has {len(str(long))} characters, a socket there can have a TMPDIR of at most 75, and /no/such"
     with pytest.raises(ValueError, match=words), _short_temporary_folder():
         pass
+
+
+def test_no_rank_outlives_an_agent_that_a_second_signal_has_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rank does not act on SIGTERM."""
+    command = ["sh", "-c", "trap '' TERM; sleep 100 & echo; wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server, torch_elastic._quiet():
+        assert server.stdout is not None
+        server.stdout.readline()
+        monkeypatch.setattr(torch_elastic.forkserver._forkserver, "_forkserver_pid", server.pid)
+        monkeypatch.setattr(torch_elastic, "_SHUTDOWN_S", 0.2)
+        assert len(children_of(server.pid)) == 1
+        with pytest.raises(InterruptedError), torch_elastic._no_rank_left():
+            raise InterruptedError
+        assert children_of(server.pid) == []

@@ -69,7 +69,7 @@ def test_folders_globs_and_files_are_found_in_order_and_read_once(tmp_path: Path
 def test_links_to_folders_are_followed_each_folder_once_whatever_way_they_loop(tmp_path: Path) -> None:
     for name in ("text/own.jsonl", "elsewhere/more.jsonl", "elsewhere/deep/most.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("text")
     for number in range(12):  # links from each folder to the others: a walk of every path would not end
         for folder in ("text", "elsewhere", "elsewhere/deep"):
             (tmp_path / folder / f"link{number}").symlink_to(tmp_path / ("text", "elsewhere")[number % 2])
@@ -83,7 +83,7 @@ def test_links_to_folders_are_followed_each_folder_once_whatever_way_they_loop(t
 
 
 def test_a_pipe_among_the_files_is_passed_over_and_named_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").touch()
+    (tmp_path / "a.txt").write_text("text")
     os.mkfifo(tmp_path / "pipe.txt")
     files, account = find(tmp_path)
     assert (files, noticed(account)) == ([tmp_path / "a.txt"], {"special": (1, "pipe.txt")})
@@ -119,13 +119,29 @@ def test_no_source_at_all_is_an_error() -> None:
         find()
 
 
-def test_a_broken_link_is_found_and_fails_when_read(tmp_path: Path) -> None:
-    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
-    (path,), _ = find(tmp_path)
-    with pytest.raises(DataError, match=r"cannot read .*gone\.txt: No such file"):
-        read(path)
-    with pytest.raises(DataError, match=r"cannot read .*gone\.txt: No such file"):
-        hash_source([SourceFile(path, "text")], tmp_path)
+def test_a_broken_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    for name in ("gone.txt", "gone"):
+        link = tmp_path / name
+        link.symlink_to(tmp_path / "nowhere")
+        with pytest.raises(DataError, match=rf"{name} is a link that leads nowhere; mend or remove it"):
+            find(tmp_path)
+        link.unlink()
+
+
+def test_an_empty_file_beside_others_is_passed_over_and_no_loss(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").touch()
+    account = Account()
+    assert [file.path.name for file in find_files([str(tmp_path)], "text", account)] == ["a.txt"]
+    account.check(0.0)
+    assert account.told() == "passed over 1 empty file"
+
+
+def test_names_are_escaped_for_the_terminal(tmp_path: Path) -> None:
+    account = Account()
+    account.note("other_kind", "a\n\x1b[31m\udcff.doc")
+    assert account.rows()[0][3] == r"a\n\x1b[31m\udcff.doc"
 
 
 def test_an_unreadable_file_is_named_with_the_reason(tmp_path: Path) -> None:

@@ -189,10 +189,16 @@ def test_json_lines_of_blank_lines_alone_are_refused(tmp_path: Path) -> None:
         prepare([str(tmp_path / "blank.jsonl")], cache_dir=tmp_path / "cache")
 
 
-@pytest.mark.parametrize("content", [b"", b"  \n\n \n"])
-def test_a_corpus_without_text_is_refused_and_leaves_nothing_behind(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"empty\.txt' holds no .* \(passed over 1 empty file\); name such files"),
+        (b"  \n\n \n", r"empty\.txt holds no text: left out 1 empty document; name files"),
+    ],
+)
+def test_a_corpus_without_text_is_refused_and_leaves_nothing_behind(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "empty.txt").write_bytes(content)
-    with pytest.raises(DataError, match=r"empty\.txt holds no text: left out 1 empty document; name files"):
+    with pytest.raises(DataError, match=words):
         prepared_from(tmp_path, source=str(tmp_path / "empty.txt"))
     assert list((tmp_path / "cache" / "data").glob("*")) == []
 

@@ -192,3 +192,9 @@ def test_of_two_that_build_one_folder_the_second_waits(tmp_path: Path) -> None:
 
 def test_this_machine_has_a_name() -> None:
     assert this_machine()
+
+
+def test_a_link_that_leads_nowhere_in_the_place_of_a_lock_is_refused(tmp_path: Path) -> None:
+    (tmp_path / LOCK).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FolderInUse, match=r"\.lock, in the place of a lock, is a link that leads nowhere; remove it"):
+        FolderLock.of_run(tmp_path, "trimaran train", {})
