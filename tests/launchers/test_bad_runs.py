@@ -55,7 +55,7 @@ def assert_sentence(outcome: Outcome, *words: str, code: int = 2) -> None:
     ("damage", "words"),
     [
         (lambda folder: (folder / "corpus.txt").unlink(), ("corpus.txt", "does not exist")),
-        (lambda folder: (folder / "corpus.txt").write_text(""), ("corpus.txt", "holds no text")),
+        (lambda folder: (folder / "corpus.txt").write_text(""), ("corpus.txt", "passed over 1 empty file")),
         (lambda folder: (folder / "corpus.txt").write_text(" \n \n"), ("corpus.txt", "holds no text")),
         (
             lambda folder: (folder / "corpus.txt").write_text("abc"),

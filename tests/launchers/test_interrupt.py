@@ -147,8 +147,7 @@ def test_ranks_that_are_still_starting_leave_with_their_launcher(tmp_path: Path)
     workplace = make_workplace(tmp_path)
     environment, reached = hold_start(tmp_path)
     with workplace.start_training(environment=environment) as command:
-        command.wait_until(reached.exists)
-        assert len(command.ranks()) == 2
+        command.wait_until(lambda: reached.exists() and len(command.ranks()) == 2)
         command.process.kill()
         command.process.wait()
         assert command.left_behind() == []
