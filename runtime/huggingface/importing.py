@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -82,10 +83,10 @@ def import_model(
         CheckpointError, OSError: the checkpoint could not be written.
     """
     if source.is_file():
-        _check_gguf(source)
+        config = _check_gguf(source)
         with new_folder(run) as temporary:
             progress.say(f"{source} is dequantized to float32 by transformers, which holds all of it in memory")
-            folder_of_gguf(source, temporary / "huggingface")
+            folder_of_gguf(source, temporary / "huggingface", config)
             imported = _fill(
                 temporary, make_plan(ModelFolder.open(temporary / "huggingface")), source, run, limits, progress
             )
@@ -99,8 +100,11 @@ def import_model(
         return _fill(temporary, plan, source, run, limits, progress)
 
 
-def _check_gguf(source: Path) -> None:
-    """Raise ConversionError for a file that is not GGUF or an unsupported network, before the weights are read."""
+def _check_gguf(source: Path) -> Any:
+    """Return transformers' config of a GGUF file, before the weights are read.
+
+    Raises ConversionError for a file that is not GGUF, or an unsupported network.
+    """
     with open_regular(source) as file:
         is_gguf = file.read(len(_GGUF)) == _GGUF
     if not is_gguf:
@@ -111,11 +115,13 @@ def _check_gguf(source: Path) -> None:
         )
     require_transformers("gguf")
     try:
-        family_of(gguf_config(source))
+        config = gguf_config(source)
+        family_of(config.to_dict())
     except ConversionError:
         raise
     except ValueError as error:
         raise ConversionError(f"{source}: {error}") from error
+    return config
 
 
 def _fill(temporary: Path, plan: Plan, source: Path, run: Path, limits: Limits, progress: Progress) -> Imported:

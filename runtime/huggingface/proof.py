@@ -6,7 +6,8 @@ that it takes the memory of one layer (or of the embedding) and not of the model
 
 import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,17 +124,32 @@ def our_logits(
         built.load(_as_reader(read))
         return built
 
-    first = stage(range(0), is_first=True)
-    hidden = [first.run_layers(None, tokens) for tokens in inputs]
-    del first
-    for layer in range(config.num_layers):
-        built = stage(range(layer, layer + 1))
-        hidden = [built.run_layers(each, tokens) for each, tokens in zip(hidden, inputs, strict=True)]
+    with _only_new_garbage():
+        built = stage(range(0), is_first=True)
+        hidden = [built.run_layers(None, tokens) for tokens in inputs]
+        for layer in range(config.num_layers):
+            del built
+            gc.collect()  # a module has a reference cycle, so its weights would stay in memory until the next one
+            built = stage(range(layer, layer + 1))
+            hidden = [built.run_layers(each, tokens) for each, tokens in zip(hidden, inputs, strict=True)]
+            on_layer(layer + 1, config.num_layers)
         del built
-        gc.collect()  # a module has a reference cycle, so its weights would stay in memory until the next collection
-        on_layer(layer + 1, config.num_layers)
-    last = stage(range(0), is_last=True)
-    return [last.logits(last.run_layers(each, tokens)) for each, tokens in zip(hidden, inputs, strict=True)]
+        gc.collect()
+        last = stage(range(0), is_last=True)
+        logits = [last.logits(last.run_layers(each, tokens)) for each, tokens in zip(hidden, inputs, strict=True)]
+        del last
+        gc.collect()
+    return logits
+
+
+@contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """Let collections look at new objects alone: those of transformers would take most of a second, each time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def compare(
@@ -196,7 +212,6 @@ class Proof:
         ours = our_logits(
             self.config, self.read, flat, lambda done, total: progress.advance("our logits, layer", done, total)
         )
-        gc.collect()
         progress.advance("their logits, input", 0, len(flat))
         theirs = their_logits(
             self.folder,

@@ -162,10 +162,13 @@ def _falcons_alibi_in_float32(architecture: str) -> Iterator[None]:
         modeling_falcon.build_alibi_tensor = rounding
 
 
-def folder_of_gguf(file: Path, folder: Path) -> None:
+def folder_of_gguf(file: Path, folder: Path, config: Any) -> None:
     """Write the model of a GGUF file as a folder: config.json, float32 safetensors, generation_config.json, tokenizer.
 
     Holds the whole model in memory.
+
+    Args:
+        config: what `gguf_config` returned: transformers takes seconds to read the file's header, each time.
 
     Raises:
         ConversionError: transformers can't read the file.
@@ -176,7 +179,7 @@ def folder_of_gguf(file: Path, folder: Path) -> None:
     with _silent(transformers):
         try:
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                str(file.parent), dtype=torch.float32, **where
+                str(file.parent), config=config, dtype=torch.float32, **where
             )
             # The weights are plain float32 now; save_pretrained would refuse a model marked as quantized.
             model.hf_quantizer = None
@@ -190,8 +193,8 @@ def folder_of_gguf(file: Path, folder: Path) -> None:
             ) from error
 
 
-def gguf_config(file: Path) -> dict[str, Any]:
-    """Return the config.json that transformers gives a GGUF file, without reading its weights.
+def gguf_config(file: Path) -> Any:
+    """Return the config that transformers gives a GGUF file, without reading its weights.
 
     Raises:
         ConversionError: the file is damaged, or of an architecture that transformers can't read from GGUF.
@@ -200,15 +203,13 @@ def gguf_config(file: Path) -> dict[str, Any]:
 
     with _silent(transformers):
         try:
-            config = transformers.AutoConfig.from_pretrained(
+            return transformers.AutoConfig.from_pretrained(
                 str(file.parent), gguf_file=file.name, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # as above
             raise ConversionError(
                 f"{file} can't be read by transformers ({_in_one_line(error)}); see that it is whole"
             ) from error
-        found: dict[str, Any] = config.to_dict()
-        return found
 
 
 def save_fast_tokenizer(source: Path, folder: Path) -> bool:

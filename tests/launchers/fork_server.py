@@ -322,6 +322,17 @@ def _our_modules() -> list[str]:
     return [module.name for module in found if not module.name.endswith("__main__")]
 
 
+def shorten_ends() -> None:
+    """Let forked runs write a short sample and a report without charts, which together take half the time of most.
+
+    Commands that start cold write the real ones, and tests/launchers/test_report.py draws charts.
+    """
+    loop = importlib.import_module("trimaran.runtime.train.loop")
+    loop.SAMPLE_TOKENS = 16  # type: ignore[attr-defined]
+    page = importlib.import_module("trimaran.launchers.report.page")
+    page.chart = lambda *arguments, **options: "<svg></svg>"  # type: ignore[attr-defined]
+
+
 def main() -> None:
     """Import everything, write down what each stage has imported, and serve until the session ends."""
     folder, session, here = Path(sys.argv[1]), int(sys.argv[2]), os.getpid()
@@ -332,6 +343,7 @@ def main() -> None:
             imported[stage] = sorted(sys.modules)
         for name in [*LATER, *_our_modules()]:
             importlib.import_module(name)
+        shorten_ends()
         threads = len(os.listdir("/proc/self/task"))
         assert threads == 1, f"a fork would lose {threads - 1} threads"
         listener.bind(str(folder / "socket"))

@@ -1,11 +1,12 @@
 """Runs that are batch jobs of a real Slurm."""
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from tests import counting
-from tests.launchers.forked import COMMAND_LINE, Forked, fork_server
+from tests.launchers.forked import COMMAND_LINE, SOCKET, Forked, fork_server
 from tests.launchers.runs import Hold, make_workplace
 from tests.launchers.slurm_cluster import Cluster
 from trimaran.launchers.slurm.commands import parse_state
@@ -27,7 +28,11 @@ if "SLURM_JOB_ID" in os.environ and "{counting.FOLDER}" in os.environ:
 
 
 class Run:
-    """A workplace whose run is a batch job; with `hold` one that waits before the step after it."""
+    """A workplace whose run is a batch job; with `hold` one that waits before the step after it.
+
+    Args:
+        forked: whether the job's interpreters are forked, where a test does not turn on who ends or binds them.
+    """
 
     def __init__(
         self,
@@ -35,6 +40,7 @@ class Run:
         folder: Path,
         *,
         hold: int | None = None,
+        forked: bool = False,
         environment: dict[str, str] | None = None,
         **sections: dict[str, Any],
     ) -> None:
@@ -47,6 +53,10 @@ class Run:
         }
         for name, fields in sections.items():
             defaults[name] = defaults.get(name, {}) | fields
+        if forked:  # the lines of the prolog come after the one that sets the interpreter
+            python = fork_server().shim
+            prolog = [f"export {SOCKET}={os.environ[SOCKET]}", f"python={python}"]
+            defaults["slurm"] = defaults["slurm"] | {"prolog": prolog}
         self.cluster, self.workplace = cluster, make_workplace(folder, **defaults)
         self.run = self.workplace.run
         self.hold: Hold | None = None

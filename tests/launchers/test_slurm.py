@@ -213,7 +213,8 @@ def test_a_rank_that_fails_ends_the_job_is_named_first_and_secrets_stay_in_the_e
 
 
 def test_names_that_a_shell_would_run_do_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, train={"num_steps": 2}, parallel={"tp": 1, "pp": 1}, slurm={"nodes": 1})
+    sections = {"train": {"num_steps": 2}, "parallel": {"tp": 1, "pp": 1}, "slurm": {"nodes": 1}}
+    run = Run(cluster, tmp_path, forked=True, **sections)
     hostile = "run of; touch x & (touch y)"
     outcome = run.trimaran("train", "spec.yaml", "--launcher", "slurm", "--set", f"train.output_dir={hostile}")
     assert outcome.returncode == 0, outcome.stderr

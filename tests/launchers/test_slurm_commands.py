@@ -37,7 +37,7 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
     lines = [re.split(r"\s{2,}", line)[0] for block in blocks for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith(("trimaran ", "torchrun ", "mpirun ", "srun "))]
     assert len(commands) >= 10
-    run = Run(cluster, tmp_path, train={"num_steps": 4}, parallel={"tp": 1}, slurm={"nodes": 1})
+    run = Run(cluster, tmp_path, train={"num_steps": 4}, parallel={"tp": 1}, slurm={"nodes": 1}, forked=True)
     two_ranks = (tmp_path / "spec.yaml").read_text().replace("tp: 1", "tp: 2")
     (tmp_path / "two.yaml").write_text(two_ranks)
     path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
