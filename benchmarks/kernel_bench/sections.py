@@ -28,7 +28,7 @@ Figures = dict[str, float | None]
 HEAD_DIMS = ((64, 128), (16,))
 HIDDEN = (2048, 16)  # as in the FlashAttention papers: heads = hidden / head_dim
 TOKENS = (16384, 32)  # batch = tokens / seq, at least 1
-SEQS = ((1024, 2048, 4096, 8192, 16384, 32768), (16, 20))
+SEQS = ((1024, 2048, 4096, 8192, 16384, 32768), (20,))
 VOCABULARIES, LOSS_TOKENS, LOSS_HIDDEN = ((32000, 128256), (64,)), (8192, 16), (4096, 16)
 BATCHES, LENGTHS = ((1, 16, 64), (2,)), ((4096, 32768), (24,))
 DECODE: tuple[dict[str, Any], ...] = (

@@ -1,7 +1,7 @@
 """Triton's interpreter without the work that it throws away: the same results in less than half the time."""
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from triton.runtime import interpreter
@@ -20,14 +20,35 @@ def _patch_builtin(package: Any, builder: Any, scope: Any) -> None:
             interpreter._patch_attr(package, name, member, builder, scope)
 
 
+_LANGUAGES: dict[int, list[Any]] = {}
+"""Identity of a function's globals -> the modules of the language that it sees."""
+
+
+def _patch_lang(fn: Any, real: Any) -> Any:
+    """Patch as the interpreter's function of this name does, unless a caller's patch of the same modules still holds.
+
+    The interpreter patches at every call of a function inside a kernel.
+    """
+    found = _LANGUAGES.get(id(fn.__globals__))
+    if found is None:
+        languages = (interpreter.tl, interpreter.tl.core)
+        found = [value for value in fn.__globals__.values() if any(value is each for each in languages)]
+        _LANGUAGES[id(fn.__globals__)] = found
+    if found and all(language.range.__name__ == "_new_range" for language in found):
+        return interpreter._LangPatchScope()
+    return real(fn)
+
+
 def speed_up() -> None:
-    """Make the interpreter look up the language's functions once, and not compute overflow checks that it never reads.
+    """Make the interpreter patch the language once a kernel, and not compute overflow checks that it never reads.
 
     The checks of integer overflow are computed at every sum and product, and dropped unless Triton's debug option is
     on. Where another version of Triton has other internals, nothing is changed.
     """
     if hasattr(interpreter, "_patch_builtin") and hasattr(interpreter, "_patch_attr"):
         interpreter._patch_builtin = _patch_builtin
+    if hasattr(interpreter, "_patch_lang") and hasattr(interpreter, "_LangPatchScope"):
+        interpreter._patch_lang = partial(_patch_lang, real=interpreter._patch_lang)
     builder = getattr(interpreter, "interpreter_builder", None)
     options = getattr(builder, "options", None)
     if not getattr(options, "debug", True) and hasattr(options, "sanitize_overflow"):
