@@ -1,26 +1,52 @@
 """What a run needs of the machine that starts it, looked at before its data is prepared: its folder and its device."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from trimaran.runtime.files import check_regular
+from trimaran.runtime.folder_lock import LOCK
 from trimaran.runtime.spec import RunSpec
+
+_FOLDERS = ("checkpoints", "logs", "tensorboard")
+_FILES = (
+    "data_manifest.json",
+    "machine.json",
+    "metrics.jsonl",
+    "report.html",
+    "sample.txt",
+    "spec.yaml",
+    "timeline.json",
+    "tokenizer.json",
+    LOCK,
+)
 
 
 def check_run_folder(folder: Path) -> None:
     """Refuse a run folder that can't be made or written, or in which something else stands in the place of a file."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ValueError(
-            f"train.output_dir {folder} can't be made, because {existing} is a file; choose another folder"
-        )
-    for path in folder.iterdir() if existing == folder else ():
+    check_writable("train.output_dir", folder)
+    for path in folder.iterdir() if folder.is_dir() else ():
         if path.exists() and not path.is_dir():
             check_regular(path)  # a pipe would hold up whoever writes to it
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"train.output_dir {folder} can't be written: no permission to write in {existing}; choose another folder"
-        )
+        if path.name in (_FILES if path.is_dir() else _FOLDERS):
+            kinds = ("folder", "file") if path.is_dir() else ("file", "folder")
+            rule = f"{path} is a {kinds[0]}, in the place of a {kinds[1]} of the run"
+            raise ValueError(f"{rule}; remove it, or choose another train.output_dir")
+
+
+def check_writable(field: str, folder: Path) -> None:
+    """Refuse a folder that can't be made or written; `field` of the spec names it.
+
+    Whether it can is tried: permissions do not tell of /proc, of a read-only disk and of a full one.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise ValueError(f"{field} {folder} can't be made, because {existing} is a file; choose another folder")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".trimaran-", dir=existing))
+    except OSError as error:
+        rule = f"{field} {folder} can't be {'written' if existing == folder else 'made'}"
+        raise ValueError(f"{rule}: {error.strerror} in {existing}; choose another folder") from error
 
 
 def check_device(spec: RunSpec, ranks: int) -> None:

@@ -1,10 +1,19 @@
 """Sentences on the terminal's error stream, from commands and from ranks. Imports no torch."""
 
 import errno
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
+from trimaran.models.fields import printable
+from trimaran.runtime.files import naming
+
+_WIDE = 10_000  # columns where no terminal has fewer
 _NO_THREAD = "can't start new thread"
 _MORE_PROCESSES = "raise the limit of processes (ulimit -u; of a container, --pids-limit)"
 _REMEDIES = {
@@ -21,8 +30,38 @@ _REMEDIES = {
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print a sentence without wrapping it: a path that is broken in two can't be copied."""
-    Console(stderr=True, highlight=False).print(text, style=style, markup=False, soft_wrap=True)
+    """Print a sentence without wrapping it: a path that is broken in two can't be copied.
+
+    Names in it come from files and other people: control characters become escapes, `:bug:` no picture.
+    """
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    console.print(printable(text, "\n"), style=style, soft_wrap=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table on standard output; without a terminal its cells are not wrapped."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.width = console.width if console.is_terminal else _WIDE
+    with writing_output():
+        console.print(table)
+
+
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Have errors of the system in the block, which writes to standard output, name it."""
+    try:
+        with naming(Path("standard output")):
+            yield
+            sys.stdout.flush()
+    except OSError:
+        discard_output()
+        raise
+
+
+def discard_output() -> None:
+    """Send to nowhere what standard output still holds: to write it at the interpreter's end would fail again."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_for_users(error: BaseException) -> bool:
@@ -43,9 +82,8 @@ def sentence(error: BaseException) -> str:
 
 def say_error(error: BaseException) -> None:
     """Print an error as a sentence."""
-    console = Console(stderr=True, highlight=False)
-    console.print("error:", style="bold red", end=" ")
-    console.print(sentence(error), markup=False, soft_wrap=True)
+    Console(stderr=True, highlight=False).print("error:", style="bold red", end=" ")
+    say(sentence(error))
 
 
 def run_main(main: Callable[[], int]) -> int:

@@ -24,8 +24,7 @@ class FieldError:
     def __str__(self) -> str:
         place = self.field if self.line is None else f"{self.field} (line {self.line})"
         text = f"{place}: {self.rule}" + (f"; {self.suggestion}" if self.suggestion else "")
-        # Names and values come from a file: a control character in them must not reach the terminal.
-        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+        return printable(text)
 
     def under(self, section: str) -> "FieldError":
         """Return the same error with its field path placed under `section`."""
@@ -85,6 +84,20 @@ class RuleTable(Generic[P]):
         """Return the errors of every rule whose needs are all in `known`."""
         rules = [rule for rule in self.rules if all(name in known for name in rule.needs)]
         return [error for rule in rules for error in rule.check(*args, **kwargs)]
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return a text as it may stand on a terminal: control characters and bytes that are no UTF-8 as escapes.
+
+    Args:
+        keep: characters that stay as they are.
+    """
+    return "".join(each if each.isprintable() or each in keep else ascii(each)[1:-1] for each in text)
+
+
+def counted(number: int, what: str, ending: str = "s") -> str:
+    """Return a number with the noun that it counts: `1 rank`, `2,000 ranks`; `ending` is that of the plural."""
+    return f"{number:,} {what}{'' if number == 1 else ending}"
 
 
 def one_of(values: Iterable[object]) -> str:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -76,12 +77,17 @@ def parse_json(content: bytes | str, parse_constant: Callable[[str], Any] | None
     """Return the value of a JSON text; `parse_constant` is that of `json.loads`.
 
     Raises:
-        ValueError: it is not JSON, not Unicode, or nested deeper than Python's parser goes.
+        ValueError: it is not JSON, not Unicode, nested deeper than Python's parser goes, or has a number of more digits
+            than Python reads.
     """
     try:
         return json.loads(content, parse_constant=parse_constant)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ValueError(f"it has a number of more than {sys.get_int_max_str_digits():,} digits") from None
 
 
 def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:

@@ -26,15 +26,18 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Self
 
-from trimaran.runtime.files import open_regular, parse_json, read_bytes
+from pydantic import Field, TypeAdapter
+
+from trimaran.runtime.files import open_regular, read_bytes
 from trimaran.runtime.processes import start_of, this_machine
 
 LOCK = ".lock"
 """Name of the lock inside a run folder."""
 BEAT_S = 10.0
 SILENT_S = 120.0
+_MOST_BYTES = 1 << 16
 _POLL_S = 1.0
 _ANSWER_S = 10.0
 # A job in any other state has no processes.
@@ -64,13 +67,13 @@ class Holder:
 
     what: str
     host: str
-    pid: int
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
     machine: str
     started: str
     job: str
     starts: tuple[int, int]
     since: str
-    token: str
+    token: Annotated[str, Field(pattern=r"^\w+$", max_length=64)]
 
     @staticmethod
     def here(what: str, environment: Mapping[str, str]) -> "Holder":
@@ -99,6 +102,8 @@ class Holder:
         )
 
     def __str__(self) -> str:
+        if self == _UNKNOWN:
+            return "a process that its lock does not name"
         return (
             f"`{self.what}` on host {self.host} (process {self.pid}{', ' if self.job else ''}{self.job}) since "
             f"{self.since}"
@@ -117,6 +122,11 @@ class Holder:
         return silent_s > SILENT_S or _slurm_has_ended(self.job, self.starts[0])
 
 
+_HOLDER = TypeAdapter(Holder)
+_UNKNOWN = Holder("", "", 0, "", "", "", (0, 0), "", "unknown")
+"""The holder where a lock does not say."""
+
+
 @dataclass(frozen=True)
 class _Found:
     """What a lock file holds, and the time of its last change."""
@@ -130,19 +140,19 @@ class _Found:
         try:
             with open_regular(path) as file:
                 changed = os.fstat(file.fileno()).st_mtime
-                text = file.read()
+                text = file.read(_MOST_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
             if error.errno == errno.ESTALE:  # it was removed meanwhile
                 return None
+            if error.errno in (errno.EISDIR, errno.EINVAL):
+                raise OSError(error.errno, f"{error.strerror}, in the place of a lock; remove it", str(path)) from error
             raise
         try:
-            raw: dict[str, Any] = parse_json(text)
-            holder = Holder(**{**raw, "starts": tuple(raw["starts"])})
-        except (ValueError, TypeError, KeyError):  # it is being written on a file system without links, or damaged
-            holder = Holder("a process", "of unknown name", 0, "", "", "", (0, 0), "an unknown time", "damaged")
-        return _Found(holder, changed)
+            return _Found(_HOLDER.validate_json(text), changed)
+        except ValueError:  # it is being written on a file system without links, or damaged
+            return _Found(_UNKNOWN, changed)
 
 
 class FolderLock:
@@ -186,7 +196,7 @@ class FolderLock:
         try:
             while (found := _try(path, me)) is not None:
                 if not waits:
-                    raise _in_use(folder, found)
+                    raise _in_use(folder, path, found)
                 if not told:
                     logger.info("waiting for %s, which makes %s", found.holder, folder)
                 told = True
@@ -232,9 +242,8 @@ def refuse_if_held(path: Path, folder: Path) -> None:
     """Raise FolderInUse if a living process holds the lock `path` of `folder`; writes nothing."""
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         found = _Found.read(path)
-        # This host's clock is good enough for a lock that is only looked at.
-        if found is not None and not found.holder.has_ended(Holder.here("", {}), time.time() - found.changed):
-            raise _in_use(folder, found)
+        if found is not None and not _has_ended(found):
+            raise _in_use(folder, path, found)
 
 
 def holder_of(folder: Path) -> Holder | None:
@@ -243,14 +252,21 @@ def holder_of(folder: Path) -> Holder | None:
         found = _Found.read(folder / LOCK)
     except OSError:
         return None
-    if found is None or found.holder.has_ended(Holder.here("", {}), time.time() - found.changed):
+    if found is None or found.holder == _UNKNOWN or _has_ended(found):
         return None
     return found.holder
 
 
-def _in_use(folder: Path, found: _Found) -> FolderInUse:
+def _has_ended(found: _Found) -> bool:
+    """Return whether the holder has ended; this host's clock is good enough for a lock that is only looked at."""
+    return found.holder.has_ended(Holder.here("", {}), time.time() - found.changed)
+
+
+def _in_use(folder: Path, path: Path, found: _Found) -> FolderInUse:
     holder = found.holder
-    if holder.machine == this_machine():
+    if holder == _UNKNOWN:
+        hint = f"it counts as ended {SILENT_S:g} s after {path} has changed: wait, remove it if nothing runs there"
+    elif holder.machine == this_machine():
         hint = f"wait for its end, or end it by `kill {holder.pid}`"
     else:
         hint = f"wait for its end, or end it there (it counts as ended after {SILENT_S:g} s without a sign of life)"

@@ -45,8 +45,10 @@ hostile = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )
 
-NUMBERS = st.sampled_from([0, 1, 2, 3, 7, 64, 1000, 2**31 - 1, 2**31, 2**63 - 1, 2**70, -1, -(2**70)]) | st.floats()
-SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=20) | st.sampled_from(["1", "nan", "true", "/", "\0"])
+WHOLE = [0, 1, 2, 3, 7, 64, 1000, 2**31 - 1, 2**31, 2**63 - 1, 2**70, 10**400, -1, -(2**70)]
+NUMBERS = st.sampled_from(WHOLE) | st.floats()
+WORDS_OF_VALUES = st.sampled_from(["1", "nan", "true", "/", "\0", "\ud800"])
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=20) | WORDS_OF_VALUES
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
 )
@@ -149,7 +151,8 @@ def test_manifests(data: st.DataObject, signed: int, folder: Path) -> None:
             read(Checkpoint.open(path))
 
 
-TEXTS = st.text() | st.binary() | st.sampled_from([b"\xff\xfea\0b\0", "\ud800", "[" * 2000, '{"text": "a\\ud800"}'])
+ODD_TEXTS = [b"\xff\xfea\0b\0", "\ud800", "[" * 2000, '{"text": "a\\ud800"}', "9" * 5000]
+TEXTS = st.text() | st.binary() | st.sampled_from(ODD_TEXTS)
 LINES = VALUES.map(lambda value: json.dumps({"text": value})) | VALUES.map(json.dumps) | TEXTS
 
 

@@ -8,7 +8,8 @@ import typer
 
 from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences
 from trimaran.launchers.cli.problems import problems_here
-from trimaran.launchers.terminal import say
+from trimaran.launchers.terminal import print_table, say, writing_output
+from trimaran.models.fields import printable
 from trimaran.runtime.spec import RunSpec, describe, json_schema, load_spec
 
 _PICTURE_MICROBATCHES = 64  # a drawing of more has boxes too thin to read
@@ -26,13 +27,13 @@ def check(
     running on this machine: files, the length of the text, device, launcher. Starts nothing."""
     with errors_as_sentences():
         spec = load_spec(spec_path, overrides)
-        from rich.console import Console
         from rich.table import Table
 
         table = Table(show_header=False, box=None)
+        table.add_column(style="bold")
         for name, value in describe(spec):
-            table.add_row(f"[bold]{name}[/]", value)
-        Console().print(table)
+            table.add_row(name, printable(value))
+        print_table(table)
         if picture is not None:
             _draw_schedule(spec, picture)
             say(f"schedule drawn in {picture}")
@@ -73,5 +74,5 @@ def _draw_schedule(spec: RunSpec, path: Path) -> None:
 
 def schema() -> None:
     """Print the JSON schema of a spec file, for editors."""
-    with errors_as_sentences():
-        print(json.dumps(json_schema(), indent=2), flush=True)
+    with errors_as_sentences(), writing_output():
+        print(json.dumps(json_schema(), indent=2))

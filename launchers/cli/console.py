@@ -46,6 +46,16 @@ def errors_as_sentences() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+_RUN_FILES = ("spec.yaml", "submitted.yaml", "metrics.jsonl", "slurm.json", "checkpoints")
+
+
+def require_run(run: Path) -> None:
+    """Raise ValueError where a folder has nothing of a run."""
+    if not any((run / name).exists() for name in _RUN_FILES):
+        is_there = "has none of its files" if run.is_dir() else "does not exist"
+        raise ValueError(f"{run} is no run folder: it {is_there}; give the train.output_dir of a run")
+
+
 def find_checkpoint(run: Path) -> Path:
     """Return the newest complete checkpoint of a run folder, or `run` itself if it is a checkpoint folder.
 

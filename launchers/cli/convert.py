@@ -17,6 +17,7 @@ import typer
 from trimaran.launchers.cli.console import RunPath, errors_as_sentences
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.terminal import say
+from trimaran.models.fields import printable
 
 if TYPE_CHECKING:
     from trimaran.runtime.huggingface.importing import Imported
@@ -149,7 +150,7 @@ def _progress() -> "Iterator[Progress]":
         def advance(what: str, done: int, total: int) -> None:
             bars.update(line, description=f"{what} {_amount(done, total)}", completed=done, total=total)
 
-        yield Progress(lambda text: console.print(text, markup=False, soft_wrap=True), advance)
+        yield Progress(lambda text: console.print(printable(text), markup=False, emoji=False, soft_wrap=True), advance)
 
 
 def _amount(done: int, total: int) -> str:

@@ -1,10 +1,7 @@
 """`trimaran generate`: turn the options into a task for the ranks. Imports no torch before the options are valid."""
 
-import os
 import signal
-import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,7 +11,7 @@ import typer
 from trimaran.launchers.cli.console import RunPath, errors_as_sentences, find_checkpoint
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
 from trimaran.launchers.local.launch import LocalRun, launch
-from trimaran.launchers.terminal import say
+from trimaran.launchers.terminal import discard_output, say
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec, parse_spec
 
@@ -179,9 +176,7 @@ def _end_quietly_without_reader(ended: Stopped | LaunchError) -> None:
     code = ended.exit_code if isinstance(ended, LaunchError) else exit_code_after(ended.signal_number)
     if code != exit_code_after(signal.SIGPIPE):
         return
-    with suppress(OSError):  # what is still in the buffer would fail at the interpreter's end
-        descriptor = sys.stdout.fileno()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    discard_output()
     raise typer.Exit(code)
 
 

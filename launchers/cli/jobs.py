@@ -1,5 +1,6 @@
 """`trimaran status | logs | cancel RUN`: a run's batch job, as Slurm and the run folder describe it. No torch."""
 
+import math
 import sys
 import time
 from contextlib import suppress
@@ -8,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import errors_as_sentences
+from trimaran.launchers.cli.console import errors_as_sentences, require_run
 from trimaran.launchers.slurm.commands import state_of
 from trimaran.launchers.slurm.jobs import copy_from, end, follow, jobs_of, last_job
-from trimaran.launchers.terminal import say
+from trimaran.launchers.terminal import say, writing_output
 from trimaran.launchers.worker.process import ERROR_FILE
+from trimaran.models.fields import printable
 from trimaran.runtime.files import read_json
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -23,16 +25,13 @@ _POLL_S = 1.0
 def status(run: RunFolder) -> None:
     """Say what a run's batch job does, and how far the run is."""
     with errors_as_sentences():
-        _require(run)
-        for entry in jobs_of(run)[-1:]:
-            state = state_of(entry["job"])
-            print(
-                state
-                if state is not None
-                else f"job {entry['job']}: Slurm no longer knows it (submitted {entry['submitted']})"
-            )
-        for line in _progress(run):
-            print(line)
+        require_run(run)
+        lines = [
+            str(state_of(job) or f"job {job}: Slurm no longer knows it (submitted {submitted})")
+            for job, submitted in ((entry["job"], entry["submitted"]) for entry in jobs_of(run)[-1:])
+        ]
+        with writing_output():
+            print(*(printable(line) for line in [*lines, *_progress(run)]), sep="\n")
 
 
 def logs(
@@ -94,12 +93,11 @@ def _progress(run: Path) -> list[str]:
     except FileNotFoundError:
         rows = []
     if rows:
-        row, num_steps = rows[-1], load_spec(run / "spec.yaml").train.num_steps
-        age = time.time() - (run / "metrics.jsonl").stat().st_mtime
-        lines.append(
-            f"step {row['step']} of {num_steps}, loss {row['loss']:.4f}, "
-            f"{row['tokens_per_second']:,.0f} tokens/s, {age:.0f} s ago"
-        )
+        row, age = rows[-1], time.time() - (run / "metrics.jsonl").stat().st_mtime
+        loss, speed = (math.nan if row.get(name) is None else row[name] for name in ("loss", "tokens_per_second"))
+        # A run that somebody has copied in part has no spec.
+        total = f" of {load_spec(run / 'spec.yaml').train.num_steps}" if (run / "spec.yaml").exists() else ""
+        lines.append(f"step {row['step']}{total}, loss {loss:.4f}, {speed:,.0f} tokens/s, {age:.0f} s ago")
     else:
         lines.append("no step has been finished yet")
     checkpoint = latest(run / "checkpoints")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trimaran.launchers.cli.console import SpecPath, errors_as_sentences
-from trimaran.launchers.terminal import say
+from trimaran.launchers.terminal import print_table, say, writing_output
 from trimaran.launchers.worker.process import threads_per_rank
 from trimaran.runtime.spec import RunSpec, load_spec
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from trimaran.runtime.train.mup_check import ActivationSizes, Growth
 
 _PANEL_INCHES = (5.2, 4.2)
-_WIDE = 120  # columns of the table where nothing says how wide the screen is
 _COLORS = {"embedding": "#6b7280", "final_norm": "#f59e0b", "logits": "#dc2626"}
 _ATTENTION_COLOR, _LAYER_COLOR = "#2563eb", "#15803d"
 
@@ -101,19 +100,14 @@ def _measure(
 
 
 def _show(found: "dict[str, ActivationSizes]", num_steps: int) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.width = console.width if console.is_terminal else _WIDE
-    console.print(table_of(found, num_steps))
+    print_table(table_of(found, num_steps))
     for init, sizes in found.items():
         slopes = {module: sizes.slope(module, num_steps) for module in sizes.sizes}
         known = {module: slope for module, slope in slopes.items() if math.isfinite(slope)}
         if known:
             worst = max(known, key=lambda module: abs(known[module]))
-            console.print(
-                f"{init}: after {num_steps} steps the slope farthest from 0 is {known[worst]:+.2f}, of {worst}"
-            )
+            with writing_output():
+                print(f"{init}: after {num_steps} steps the slope farthest from 0 is {known[worst]:+.2f}, of {worst}")
 
 
 def table_of(found: "dict[str, ActivationSizes]", num_steps: int) -> "Table":

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimaran.launchers.cli.console import errors_as_sentences
+from trimaran.launchers.terminal import print_table, writing_output
 from trimaran.models.config import TransformerConfig
 from trimaran.models.presets import CATALOG, PRESETS, check_preset_name, preset
 from trimaran.runtime.spec.yaml_text import write_yaml
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _COLUMNS = ("parameters", "layers", "hidden", "heads/kv", "ffn", "vocab", "context", "positions")
-_WIDE = 200  # columns of the table where nothing says how wide the screen is
 
 
 def models(
@@ -22,18 +22,15 @@ def models(
     ] = None,
 ) -> None:
     """List the published shapes that model.preset can name; with NAME, print one whole, as it can stand in a spec."""
-    from rich.console import Console
-
     with errors_as_sentences():
         if name is not None and name in PRESETS:
-            print(section_of_preset(name), end="")
+            with writing_output():
+                print(section_of_preset(name), end="")
             return
         names = [known for known in PRESETS if name is None or known.startswith(name)]
         if not names:
             check_preset_name(name or "")
-        console = Console()
-        console.width = console.width if console.is_terminal else _WIDE
-        console.print(table_of(names))
+        print_table(table_of(names))
 
 
 def section_of_preset(name: str) -> str:

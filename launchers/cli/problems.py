@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from trimaran.launchers.before_start import check_device, check_run_folder
+from trimaran.launchers.before_start import check_device, check_run_folder, check_writable
 from trimaran.launchers.local.mpirun import find_mpirun
 from trimaran.launchers.terminal import sentence
 from trimaran.runtime.files import check_regular
@@ -19,6 +19,7 @@ def problems_here(spec: RunSpec, kind: str) -> list[str]:
     """
     looks: list[Callable[[RunSpec], object]] = [
         lambda spec: check_run_folder(Path(spec.train.output_dir)),
+        _check_cache,
         _check_text,
         _check_tokenizer,
         _check_weights,
@@ -33,6 +34,13 @@ def problems_here(spec: RunSpec, kind: str) -> list[str]:
         except (ValueError, OSError, RuntimeError) as error:  # of the last kind is CheckpointError
             found.append(sentence(error))
     return found
+
+
+def _check_cache(spec: RunSpec) -> None:
+    """Refuse a cache in which nothing can be prepared; one that has something may be read-only."""
+    cache = Path(spec.data.cache_dir)
+    if not (cache / "data").is_dir():
+        check_writable("data.cache_dir", cache)
 
 
 def _check_text(spec: RunSpec) -> None:

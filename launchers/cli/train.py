@@ -20,6 +20,7 @@ from trimaran.launchers.prepare_run import lock_run, prepare_run, try_to_report,
 from trimaran.launchers.slurm.submit import train_on_slurm
 from trimaran.launchers.terminal import say
 from trimaran.launchers.worker.entry import serve_as_rank
+from trimaran.models.fields import counted
 from trimaran.runtime.spec import RunSpec, describe, load_spec
 
 
@@ -65,7 +66,7 @@ def _train_here(spec: RunSpec) -> None:
     folder = Path(spec.train.output_dir)
     get_ready(spec, spec.world_size)
     task = prepare_run(spec, folder)
-    say(f"starting {spec.world_size} ranks ({dict(describe(spec))['layout']}); run folder {folder}")
+    say(f"starting {counted(spec.world_size, 'rank')} ({dict(describe(spec))['layout']}); run folder {folder}")
     try:
         launch(LocalRun(spec, task, folder / "logs"))
     except Stopped as stopped:
@@ -80,10 +81,13 @@ def _train_here(spec: RunSpec) -> None:
     say(f"report: {folder / 'report.html'}{more}")
 
 
-def _log_to_terminal() -> None:
-    from rich.console import Console
-    from rich.logging import RichHandler
+class TerminalHandler(logging.Handler):
+    """Says what is logged."""
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
-    )
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say a record; logging calls this."""
+        say(self.format(record), style="yellow" if record.levelno >= logging.WARNING else None)
+
+
+def _log_to_terminal() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[TerminalHandler()])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trimaran.launchers.slurm.jobs import follow, last_job, plan, submit_run
 from trimaran.launchers.slurm.sbatch import render
-from trimaran.launchers.terminal import say
+from trimaran.launchers.terminal import say, writing_output
 
 
 def train_on_slurm(spec_path: Path, overrides: list[str], array: list[str], *, dry_run: bool, following: bool) -> int:
@@ -21,7 +21,8 @@ def train_on_slurm(spec_path: Path, overrides: list[str], array: list[str], *, d
     """
     planned = plan(spec_path, overrides, array)
     if dry_run:
-        print(render(planned.job), end="")
+        with writing_output():
+            print(render(planned.job), end="")
         return 0
     if following and array:
         raise ValueError("--follow is for one run; look at those of an array by `trimaran status RUN`")

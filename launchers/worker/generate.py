@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from trimaran.launchers.env.exit_codes import Stopped
-from trimaran.launchers.terminal import say
+from trimaran.launchers.terminal import say, writing_output
 from trimaran.launchers.worker.tasks import GenerateTask, TaskPrompt
+from trimaran.models.fields import counted
 from trimaran.models.transformer import Stage
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.tokenizer import Tokenizer
@@ -65,7 +66,8 @@ class Output:
         shown = text.encode(self._encoding, "replace").decode(self._encoding)
         self._replaced += sum(first != second for first, second in zip(text, shown, strict=False))
         try:
-            print(shown, end=end, flush=True)
+            with writing_output():
+                print(shown, end=end, flush=True)
         except BrokenPipeError:
             raise Stopped(signal.SIGPIPE) from None
 
@@ -82,8 +84,8 @@ class Output:
         """Say how many characters were replaced."""
         if self._replaced:
             say(
-                f"{self._replaced} characters are shown as ?, because standard output is in {self._encoding}, which "
-                "lacks them; set PYTHONIOENCODING=utf-8, or the locale to UTF-8"
+                f"{counted(self._replaced, 'character')} shown as ?, because standard output is in {self._encoding}, "
+                "which lacks them; set PYTHONIOENCODING=utf-8, or the locale to UTF-8"
             )
 
 

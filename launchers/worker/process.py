@@ -18,6 +18,7 @@ from trimaran.launchers.rendezvous.address_file import AddressFile
 from trimaran.launchers.terminal import is_for_users, sentence
 from trimaran.launchers.worker.failure_relay import Failure, FailureRelay
 from trimaran.launchers.worker.nccl_messages import WatchdogEnd, tells_of_lost_peer, watchdog_end_in
+from trimaran.models.fields import printable
 from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.grid import coordinates, describe_coordinates
 from trimaran.runtime.processes import usable_cores
@@ -156,8 +157,9 @@ class Rank:
 
     def _announce(self, failure: Failure) -> None:
         if self._announces:
+            said = printable(str(failure), keep="\n")
             with contextlib.suppress(OSError):
-                os.write(self._terminal, f"error: {failure}\n".encode())
+                os.write(self._terminal, f"error: {said}\n".encode())
 
     def _write_traceback(self, error: BaseException) -> str:
         """Return the file's path, "" where it could not be written."""

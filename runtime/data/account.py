@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from trimaran.models.fields import counted, printable
 from trimaran.runtime.data.files import DataError
 
 
@@ -42,7 +43,8 @@ REASONS: Final = {
         "replaced",
         "byte{s} outside UTF-8",
         "characters",
-        "convert the files to UTF-8, such as by `iconv -f WINDOWS-1252 -t UTF-8` where that is what they are",
+        "find out which encoding the files have (`uchardet FILE` guesses it), and convert them by "
+        "`iconv -f ENCODING -t UTF-8`",
     ),
     "surrogate": Reason("replaced", "half surrogate pair{s}", "characters", "write the pairs whole"),
     "nul": Reason("kept", "NUL character{s}", "characters", "take them out"),
@@ -111,7 +113,7 @@ class Account:
             if notice and reason.remedy and self.share(name) > most:
                 raise DataError(
                     f"data.source: {self._what(name)} ({_percent(self.share(name))} of the {_WHOLES[reason.whole]}, "
-                    f"first {_printable(notice.first)}) would be {reason.verb}, more than data.max_lost_fraction "
+                    f"first {printable(notice.first)}) would be {reason.verb}, more than data.max_lost_fraction "
                     f"({most:g}); {reason.remedy}, or raise data.max_lost_fraction if this is meant"
                 )
 
@@ -122,7 +124,7 @@ class Account:
                 reason.verb,
                 self._what(name),
                 f"{_percent(self.share(name))} of the {_WHOLES[reason.whole]}",
-                _printable(self.noticed[name].first),
+                printable(self.noticed[name].first),
             )
             for name, reason in REASONS.items()
             if name in self.noticed
@@ -144,15 +146,6 @@ _SHOWN_KINDS = 5
 _WHOLES = {"file_bytes": "bytes of the files", "records": "documents", "characters": "characters"}
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _printable(name: str) -> str:
-    """Return a file's name as it may stand on a terminal: control characters and bytes that are no UTF-8 as escapes."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
-
-
 def _percent(share: float) -> str:
     return "< 0.01%" if 0 < share < 1e-4 else f"{100 * share:.3g}%"
 
@@ -166,7 +159,7 @@ def table_of(manifest: Mapping[str, Any]) -> str:
     rows = [
         (
             "read",
-            f"{_count(totals['documents'], 'document')} in {_count(totals['files'], 'file')}",
+            f"{counted(totals['documents'], 'document')} in {counted(totals['files'], 'file')}",
             f"{totals['characters']:,} characters",
             "",
         ),

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Final
 
 from trimaran.runtime.data.account import Account
@@ -32,8 +33,20 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# First bytes of data that is packed or no text at all, and the suffix with which it would be unpacked.
+_NO_TEXT: Final = (
+    (rb"\x1f\x8b", "gzip", ".gz"),
+    (rb"BZh[1-9]1AY&", "bzip2", ".bz2"),
+    (rb"\xfd7zXZ\0", "xz", ".xz"),
+    (rb"\x28\xb5\x2f\xfd", "zstd", ""),
+    (rb"PK\x03\x04", "zip", ""),
+    (rb"%PDF-\d", "PDF", ""),
+    (rb"PAR1\x15", "Parquet", ""),
+)
 # Of English in UTF-16 half of the bytes are NUL, of Chinese a twentieth (those of spaces and line ends).
 _MOST_NUL = 0.03
+# Where most other bytes are no UTF-8, far fewer tell: Japanese has a line end for each thirty signs.
+_MOST_NUL_BESIDE = 0.003
 _LIKE_UTF16 = "looks like UTF-16 or UTF-32 without a byte order mark, or like a damaged file; convert it to UTF-8"
 _OPEN: Final[dict[str, Callable[..., io.BufferedReader]]] = {
     "": open,
@@ -122,11 +135,13 @@ class _Decoder:
 
     def __init__(self, file: SourceFile) -> None:
         self._file = file
-        self._replaced = self._touched = self._multibyte = self._lines = 0
+        self._replaced = self._touched = self._multibyte = self._lines = self._bytes = self._nul = 0
         self._first = ""
 
     def decode(self, data: bytes) -> str:
         text, replaced = decode_utf8(data)
+        self._bytes += len(data)
+        self._nul += data.count(0)
         self._multibyte += len(data) - len(text)
         if replaced:
             self._replaced += replaced
@@ -140,8 +155,10 @@ class _Decoder:
         """Note what was replaced.
 
         Where most characters beyond ASCII can't be read, the file is in another encoding and the lines that have them
-        are lost; otherwise the bytes alone are.
+        are lost; otherwise the bytes alone are. Raises DataError where that encoding can be told.
         """
+        if self._replaced > self._multibyte and self._nul > _MOST_NUL_BESIDE * self._bytes:
+            raise DataError(f"{self._file.path} {_LIKE_UTF16} ({self._nul:,} NULs)")
         lost = self._touched if self._replaced > self._multibyte else self._replaced
         account.note("not_utf8", self._first, self._replaced, lost)
 
@@ -157,10 +174,26 @@ def decode_utf8(data: bytes) -> tuple[str, int]:
     return text.removeprefix("\ufeff"), replaced
 
 
+def check_is_text(path: Path, start: bytes) -> None:
+    """Raise DataError where a file begins as packed data does, or as another kind of data that is no text."""
+    for mark, kind, suffix in _NO_TEXT:
+        if re.match(mark, start):
+            fix = f"name it {path.name}{suffix}, or unpack it" if suffix not in path.suffixes else "unpack it"
+            raise DataError(f"{path} holds {kind} data instead of text; {fix if suffix else 'convert it to text'}")
+
+
+def check_nul(path: Path, text: str) -> None:
+    """Raise DataError where a text has more NULs than any, as another encoding that is read as UTF-8 has."""
+    if text.count("\0") > _MOST_NUL * len(text):
+        share = f"{text.count(chr(0)) / len(text):.0%} of its characters are NUL"
+        raise DataError(f"{path} {_LIKE_UTF16} ({share})")
+
+
 def _documents(file: SourceFile, account: Account) -> Iterator[tuple[str | None, str]]:
     """Yield the text, or None for null, and the place of every document of a file."""
     try:
         with _OPEN[file.compression](check_regular(file.path), "rb") as stream:
+            check_is_text(file.path, stream.peek(8))
             encoding = next((name for mark, name in _MARKS if stream.peek(4).startswith(mark)), "")
             decoder, size = _Decoder(file), file.path.stat().st_size
             account.totals["file_bytes"] += size
@@ -184,9 +217,7 @@ def _documents(file: SourceFile, account: Account) -> Iterator[tuple[str | None,
 
 
 def _text(text: str, file: SourceFile, account: Account) -> str:
-    if text.count("\0") > _MOST_NUL * len(text):
-        share = f"{text.count(chr(0)) / len(text):.0%} of its characters are NUL"
-        raise DataError(f"{file.path} {_LIKE_UTF16} or take it out of data.source ({share})")
+    check_nul(file.path, text)
     account.note("crlf", str(file.path), text.count("\r\n"))
     return text.replace("\r\n", "\n")
 

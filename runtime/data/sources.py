@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import glob
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,8 @@ from trimaran.runtime.data.files import DataError, unreadable
 # By suffix, in lower case: how a file holds documents. A .json file has JSON lines, or one record or a list of them.
 KINDS: Final = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
 COMPRESSED: Final = (".gz", ".bz2", ".xz")
+# Of one folder: their names take 300 MB, and looking at them some ten seconds.
+_MOST_FILES = 1_000_000
 READABLE = f"{', '.join(KINDS)} file (or {', '.join(COMPRESSED)} of one)"
 
 
@@ -52,7 +55,8 @@ def find_files(
     A folder is searched recursively, without hidden files and folders and `cache_dir`; links to folders are followed,
     and each folder is read once, so that loops of links end. Names are sorted within each source, and sources keep
     their order. A file named twice is read once. Raises DataError for a source that doesn't exist, matches no usable
-    file, or is a file of another kind, and for a folder that can't be read.
+    file, or is a file of another kind, and for a folder that can't be read, has more than a million files, or leads to
+    where no corpus is (`_strays`).
     """
     found: dict[str, SourceFile] = {}
     for source in sources:
@@ -156,19 +160,28 @@ def _walk(root: Path, cache_dir: Path | None) -> list[Path]:
     """Return every file below a folder, sorted. Links to folders come after folders, so that these keep their names."""
     files, folders = [], deque([root])
     seen = {_identity(cache_dir)} if cache_dir is not None and cache_dir.is_dir() else set()
+    strays, met = _strays(root), 0
     while folders:
         folder = folders.popleft()
         try:
             identity = _identity(folder)
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
+            if stray := strays.get(identity) or strays.get(identity[:1]):
+                place = f"{folder} leads to {folder.resolve()}, {stray}"
+                raise DataError(f"data.source: {place}; remove it, or name the folders and files that are meant")
+            with os.scandir(folder) as found:
+                entries = sorted(islice(found, _MOST_FILES), key=lambda entry: entry.name)
+        except (OSError, DataError) as error:
             if not folder.name.startswith("."):
-                raise unreadable(folder, error) from error
+                raise (unreadable(folder, error) if isinstance(error, OSError) else error) from None
             files.append(folder)
             continue
         if identity in seen:
             continue
         seen.add(identity)
+        met += len(entries)
+        if met >= _MOST_FILES:
+            limit = f"data.source: {root} has {_MOST_FILES:,} files or more"
+            raise DataError(f"{limit}; name its folders one by one, or put the text into fewer files")
         for entry in entries:
             # Anything that isn't a folder counts as a file: a broken link is refused, not skipped.
             if not _is_folder(entry):
@@ -180,6 +193,13 @@ def _walk(root: Path, cache_dir: Path | None) -> list[Path]:
     return sorted(files)
 
 
+def _strays(root: Path) -> dict[tuple[int, ...], str]:
+    """Return where a walk of `root` must not get and why: a folder, or a whole file system by its device."""
+    above = dict.fromkeys(map(_identity, (Path("/"), *root.resolve().parents)), "which holds far more than a corpus")
+    kernel = [_identity(Path(mount))[:1] for mount in ("/proc", "/sys") if os.path.ismount(mount)]
+    return {**above, **dict.fromkeys(kernel, "whose files the kernel makes up")}
+
+
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
@@ -187,6 +207,6 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _identity(folder: Path) -> tuple[int, ...]:
     status = folder.stat()
     return status.st_dev, status.st_ino

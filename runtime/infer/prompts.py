@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trimaran.runtime.data.corpus import decode_utf8
+from trimaran.models.fields import counted
+from trimaran.runtime.data.corpus import check_is_text, check_nul, decode_utf8
 from trimaran.runtime.data.end_of_text import token_text
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokenizer import Tokenizer
@@ -27,10 +28,11 @@ _DECOMPRESS: Final[dict[str, Callable[[bytes], bytes]]] = {
 }
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NOTES: Final = {
-    "bytes": "bytes are not UTF-8 and were replaced by U+FFFD",
-    "surrogates": "surrogates without their other half were replaced by U+FFFD",
-    "blank": "blank lines were passed over",
+    "byte": "outside UTF-8 replaced by U+FFFD",
+    "half surrogate pair": "replaced by U+FFFD",
+    "blank line": "passed over",
 }
+"""What is counted, and what became of it."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def read_prompts(path: Path, say: Callable[[str], None] = lambda text: None) -> 
     lines = _lines_of(path, counts)
     if path.name.removesuffix(path.suffix if path.suffix in _DECOMPRESS else "").endswith(".jsonl"):
         numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-        counts["blank"] = len(lines) - len(numbered)
+        counts["blank line"] = len(lines) - len(numbered)
         prompts = [_parse_line(line, f"{path}, line {number}", counts) for number, line in numbered]
     else:
         prompts = [Prompt(line) for line in lines]
@@ -142,7 +144,7 @@ def read_prompts(path: Path, say: Callable[[str], None] = lambda text: None) -> 
         raise DataError(f"{path} has no prompt; write one a line")
     for what, words in _NOTES.items():
         if counts[what]:
-            say(f"{path}: {counts[what]} {words}")
+            say(f"{path}: {counted(counts[what], what)} {words}")
     return prompts
 
 
@@ -154,10 +156,12 @@ def _lines_of(path: Path, counts: Counter[str]) -> list[str]:
             data = _DECOMPRESS[path.suffix](data)
         except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
             raise DataError(f"{path} is not a whole {path.suffix} file ({error}); copy it again") from error
+    check_is_text(path, data)
     if data.startswith(_UTF16):
         text = data.decode("utf-16", "replace")
     else:
-        text, counts["bytes"] = decode_utf8(data)
+        text, counts["byte"] = decode_utf8(data)
+        check_nul(path, text)
     # Not splitlines, which splits at characters that JSON text may contain.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
     return lines if text else []
@@ -172,9 +176,10 @@ def check_typed_text(option: str, text: str | None) -> None:
     if text is None or not any("\udc80" <= character <= "\udcff" for character in text):
         return
     start = next(index for index, character in enumerate(text) if "\udc80" <= character <= "\udcff")
+    file = ", or give the text in a file with --prompts" if option == "--prompt" else ""
     raise DataError(
         f"{option} has the byte 0x{ord(text[start]) & 0xFF:02x} at character {start + 1}, which is not UTF-8; set the "
-        "terminal and the locale to UTF-8 (LC_ALL=C.UTF-8), or give the text in a file with --prompts"
+        f"terminal and the locale to UTF-8 (LC_ALL=C.UTF-8){file}"
     )
 
 
@@ -218,7 +223,7 @@ def _repaired(value: Any, counts: Counter[str]) -> Any:
     """Return a JSON value whose texts have U+FFFD for surrogates without their other half, which no encoding has."""
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
         repaired = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        counts["surrogates"] += repaired.count("\ufffd") - value.count("\ufffd")
+        counts["half surrogate pair"] += repaired.count("\ufffd") - value.count("\ufffd")
         return repaired
     if isinstance(value, dict):
         return {_repaired(key, counts): _repaired(each, counts) for key, each in value.items()}

@@ -1,8 +1,22 @@
 """Settings of sampling and of the end of a continuation, validated without torch."""
 
 import math
+import sys
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Final, Literal
+
+_LARGEST: Final = sys.float_info.max
+# Largest value of each; the random numbers take a seed of 63 bits, and everything else is counted in 31.
+_MOST: Final = MappingProxyType(
+    {
+        "max_new_tokens": 2**31 - 1,
+        "min_new_tokens": 2**31 - 1,
+        "top_k": 2**31 - 1,
+        "seed": 2**63 - 1,
+        "temperature": _LARGEST,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -43,14 +57,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         # Written so that NaN is rejected too.
-        for name in ("max_new_tokens", "temperature", "top_k", "min_new_tokens"):
+        for name, most in _MOST.items():
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(
-                    f"{name} ({value}) must not be negative"
-                    if value < 0
-                    else f"{name} ({value}) must be a finite number"
-                )
+            if not 0 <= value <= most:
+                below = "a finite number" if most == _LARGEST else f"at most {most:,}"
+                raise ValueError(f"{name} ({value}) must " + ("not be negative" if value < 0 else f"be {below}"))
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p ({self.top_p}) must be above 0 and at most 1; 1 leaves every token")
         if not 0 <= self.min_p <= 1:

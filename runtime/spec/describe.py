@@ -1,6 +1,7 @@
 """A valid run as rows of a table: its shape, layout, batch and length."""
 
 from trimaran.models.config import TransformerConfig
+from trimaran.models.fields import counted
 from trimaran.runtime.spec.fields import RunFields
 
 
@@ -18,7 +19,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
         ("batch", _batch(spec)),
         (
             "tokens per step",
-            f"{spec.tokens_per_step:,} ({spec.train.global_batch_size} sequences of {spec.train.seq_len})",
+            f"{spec.tokens_per_step:,} ({counted(spec.train.global_batch_size, 'sequence')} of {spec.train.seq_len})",
         ),
         ("total tokens", _total_tokens(spec, shape)),
         ("training compute", _compute(spec, shape)),
@@ -41,13 +42,14 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
 
 
 def _model(spec: RunFields, shape: TransformerConfig) -> str:
-    heads = f"{shape.num_heads} heads of {shape.head_dim}"
+    heads = f"{counted(shape.num_heads, 'head')} of {shape.head_dim}"
     if shape.num_kv_heads != shape.num_heads:
         heads += f" ({shape.num_kv_heads} for keys and values)"
     name = f"{spec.model.preset}: " if spec.model.preset else ""
     kinds = f"{shape.position} positions, {shape.norm}, {shape.activation}"
     experts = f", {shape.experts_per_token} of {shape.num_experts} experts" if shape.num_experts else ""
-    sizes = f"{shape.num_layers} layers, hidden {shape.hidden_size}, {heads}, feed-forward {shape.ffn_hidden_size}"
+    layers = counted(shape.num_layers, "layer")
+    sizes = f"{layers}, hidden {shape.hidden_size}, {heads}, feed-forward {shape.ffn_hidden_size}"
     return f"{name}{sizes}{experts}, {kinds}"
 
 
@@ -82,7 +84,7 @@ def _vocabulary(spec: RunFields, shape: TransformerConfig) -> str:
 def _layout(spec: RunFields) -> str:
     parallel = spec.parallel
     grid = f"tp {parallel.tp} x pp {parallel.pp} x dp {parallel.dp} x cp {parallel.cp}"
-    ranks = f"{grid} = {spec.world_size} rank{'s' * (spec.world_size > 1)}"
+    ranks = f"{grid} = {counted(spec.world_size, 'rank')}"
     shape = spec.transformer
     kv_heads = shape.num_kv_heads
     if shape.cuts_kv_heads(parallel.tp) and kv_heads % parallel.tp:
@@ -107,7 +109,7 @@ def _pipeline(spec: RunFields) -> str:
     bubble = (pp - 1) / (virtual_stages * count + pp - 1)
     each = f", {virtual_stages} a rank" if virtual_stages > 1 else ""
     stages = f"{spec.parallel.schedule}, {spec.num_stages} stages{each}"
-    return f"{stages}, {count} microbatches, bubble {bubble:.1%} for equal stages"
+    return f"{stages}, {counted(count, 'microbatch', 'es')}, bubble {bubble:.1%} for equal stages"
 
 
 def _layers(spec: RunFields) -> str:
@@ -117,8 +119,9 @@ def _layers(spec: RunFields) -> str:
 
 def _batch(spec: RunFields) -> str:
     train = spec.train
-    parts = f"{train.micro_batch_size} micro_batch_size x {spec.num_microbatches} microbatches x {spec.parallel.dp} dp"
-    return f"{train.global_batch_size} sequences = {parts}"
+    count = counted(spec.num_microbatches, "microbatch", "es")
+    parts = f"{train.micro_batch_size} micro_batch_size x {count} x {spec.parallel.dp} dp"
+    return f"{counted(train.global_batch_size, 'sequence')} = {parts}"
 
 
 def _total_tokens(spec: RunFields, shape: TransformerConfig) -> str:
@@ -142,4 +145,4 @@ def _optimizer(spec: RunFields) -> str:
 
 def _learning_rate(spec: RunFields) -> str:
     schedule = spec.lr_schedule
-    return f"{spec.optimizer.lr:g}, {schedule.name} after {schedule.warmup_steps} warmup steps"
+    return f"{spec.optimizer.lr:g}, {schedule.name} after {counted(schedule.warmup_steps, 'warmup step')}"

@@ -9,7 +9,8 @@ __all__ = ["FieldError", "SpecError", "show"]
 
 MOST_SHOWN: Final = 20
 """Errors that are printed; of further ones the count."""
-_SHOWN_CHARACTERS: Final = 60
+MOST_WORD: Final = 60
+"""Characters of a value that are printed."""
 
 
 def show(value: object) -> str:
@@ -21,7 +22,7 @@ def show(value: object) -> str:
     if isinstance(value, dict):
         return "a mapping"
     text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+    return text if len(text) <= MOST_WORD else f"{text[: MOST_WORD - 3]}..."
 
 
 class SpecError(ValueError):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from trimaran.models.fields import one_of
-from trimaran.runtime.spec.errors import MOST_SHOWN, FieldError, SpecError, show
+from trimaran.runtime.spec.errors import MOST_SHOWN, MOST_WORD, FieldError, SpecError, show
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.names import nearest_path, section_of, with_new_names
 from trimaran.runtime.spec.rules import broken_rules
@@ -209,11 +209,13 @@ def _words(path: str, detail: ErrorDetails) -> tuple[str, str]:
         return f"must be {_KINDS[kind]}{got}", _better_scalar(path, kind, value)
     if kind == "literal_error":
         return _choice(path, value)
+    if kind == "string_unicode":
+        return "has half a surrogate pair, which is no character" + got, "write the character itself"
     if kind == "value_error":
         rule, _, suggestion = str(context["error"]).partition("; ")
         return rule, suggestion
     if kind in ("list_type", "too_short"):
-        example = f"[{value}]" if isinstance(value, str) else "[item, item]"
+        example = f"[{value}]" if isinstance(value, str) and len(value) < MOST_WORD else "[item, item]"
         return "must be a list with at least one item" + got, f"write it as {example}"
     if kind == "too_long":
         globs = "; name folders or globs instead of single files" if path == "data.source" else ""
@@ -229,6 +231,10 @@ def _words(path: str, detail: ErrorDetails) -> tuple[str, str]:
 
 def _better_scalar(path: str, kind: str, value: object) -> str:
     """Return what to write instead of a value of the wrong type."""
+    if value is None:
+        return f"write a value: {_description(path)}"
+    if kind == "string_type" and isinstance(value, dict):
+        return f"set {path} to text, in quotes where it has a colon"
     if isinstance(value, str) and kind != "bool_type" and _is_number(value):
         return "write it without quotes"
     if kind == "bool_type":
@@ -246,8 +252,11 @@ def _choice(path: str, value: object) -> tuple[str, str]:
     if (path, str(value)) in _NOT_BUILT:
         return f"{show(value)} is not built yet", f"set {path} to {one_of(options)}"
     rule = f"must be {one_of(options)}, got {show(value)}"
-    nearest = difflib.get_close_matches(str(value).lower(), options, n=1, cutoff=0.4)
-    return rule, f"did you mean {nearest[0]}?" if nearest else f"set {path} to {one_of(options)}"
+    word = str(value).lower()
+    nearest = difflib.get_close_matches(word, options, n=1, cutoff=0.4)
+    # Three letters of which two agree, as of tpu and cpu, say little.
+    likely = nearest and (len(word) > 3 or nearest[0].startswith(word))
+    return rule, f"did you mean {nearest[0]}?" if likely else f"set {path} to {one_of(options)}"
 
 
 def _bound(path: str, detail: ErrorDetails, got: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from trimaran.kernels.limits import LARGEST_HEAD_DIM, TRITON_DTYPES
 from trimaran.models.config import SHAPE_RULES, TransformerConfig
-from trimaran.models.fields import FieldError, RuleTable, nearest_divisors, nearest_multiples, one_of
+from trimaran.models.fields import FieldError, RuleTable, counted, nearest_divisors, nearest_multiples, one_of
 from trimaran.models.presets import PRESETS
 from trimaran.runtime.data.vocabulary import SMALLEST_MASKING_VOCABULARY, SMALLEST_VOCABULARY
 from trimaran.runtime.grid import num_microbatches
@@ -52,7 +52,7 @@ def check_world_size(spec: RunFields, world_size: int, name: str = "WORLD_SIZE")
     parallel = spec.parallel
     one_replica = parallel.tp * parallel.pp * parallel.cp
     axes = f"tp({parallel.tp}) * pp({parallel.pp}) * dp({parallel.dp}) * cp({parallel.cp})"
-    fix = f"start {spec.world_size} ranks"
+    fix = f"start {counted(spec.world_size, 'rank')}"
     if world_size > 0 and world_size % one_replica == 0:
         fix += f", or set parallel.dp to {world_size // one_replica}"
     else:

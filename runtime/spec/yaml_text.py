@@ -7,12 +7,13 @@ numbers, only true and false are booleans, and everything else is text.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import yaml
 from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
-from trimaran.runtime.spec.errors import FieldError
+from trimaran.runtime.spec.errors import FieldError, show
 
 _SCALARS: Final = (
     ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
@@ -34,19 +35,26 @@ _SCALARS: Final = (
 # A spec with every field has 350 values in 8 KiB, and its lists have room for 2,300 more.
 MOST_BYTES: Final = 128 << 10
 _MOST_VALUES: Final = 3000
-_MOST_BRACKETS: Final = 32
-SHORTER: Final = "name folders or globs in data.source instead of single files"
+_MOST_DEPTH: Final = 32
+_MOST_DIGITS: Final = 400  # a whole number of more is no number of any field
+SHORTER: Final = "a spec with every field has 8 KiB; where data.source names many files, name folders or globs instead"
 """The remedy for a spec beyond these bounds."""
+_PLAIN_TAGS: Final = ("bool", "float", "int", "map", "null", "seq", "str")
 
 
 class _SpecLoader(yaml.SafeLoader):
     """SafeLoader with the scalars above, and bounds: values are counted with aliases written out."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  PyYAML's own class attribute, filled below
+    yaml_constructors = {  # noqa: RUF012  PyYAML's own class attribute
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in _PLAIN_TAGS
+    }
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._count = 0
+        self._count = self._depth = 0
         self._counts: dict[yaml.Node, int] = {}  # of every value that has been read to its end
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node:
@@ -62,24 +70,52 @@ class _SpecLoader(yaml.SafeLoader):
             node = self._compose(parent, index)
             self._counts[node] = self._count - before
         if self._count > _MOST_VALUES:
-            raise _TooMuchError(f"holds more than {_MOST_VALUES:,} values, with aliases written out", mark.line + 1)
+            fix = "write the values out, without aliases" if self.anchors else SHORTER
+            rule = f"holds more than {_MOST_VALUES:,} values" + ", with aliases written out" * bool(self.anchors)
+            raise _TooMuchError(rule, mark.line + 1, fix)
         return node
 
     def _compose(self, parent: yaml.Node | None, index: int) -> yaml.Node:
+        self._check_depth(self._depth, self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        self._depth += 1
         node = super().compose_node(parent, index)
+        self._depth -= 1
         assert node is not None, "PyYAML calls for a value where there is one"
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        """Return the next scalar; PyYAML calls this for each one. Surrogates that JSON has in pairs are joined."""
+        node: yaml.ScalarNode = super().compose_scalar_node(anchor)
+        try:
+            node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            rule = "a text has half a surrogate pair, which is no character"
+            raise ComposerError(None, None, rule, node.start_mark) from None
+        if node.tag.endswith(":int") and len(node.value) > _MOST_DIGITS:
+            raise ComposerError(None, None, f"a number has {len(node.value):,} digits", node.start_mark)
         return node
 
     def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
         """Read an opening bracket; PyYAML calls this for each one."""
-        if self.flow_level == _MOST_BRACKETS:
-            rule = f"has brackets inside each other, more than {_MOST_BRACKETS} deep"
-            raise _TooMuchError(rule, self.get_mark().line + 1)
+        self._check_depth(self.flow_level, self.get_mark())
         super().fetch_flow_collection_start(TokenClass)
+
+    def _check_depth(self, depth: int, mark: yaml.Mark) -> None:
+        if depth >= _MOST_DEPTH:
+            rule = f"has values inside each other, more than {_MOST_DEPTH} deep"
+            raise _TooMuchError(rule, mark.line + 1, "close brackets, and indent less")
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return the value of a node; PyYAML calls this for each one."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError):  # PyYAML's constructors fail so on tagged scalars such as `!!bool maybe`
+            problem = f"{show(node.value)} is no !!{node.tag.rpartition(':')[2]}"
+            raise ConstructorError(None, None, problem, node.start_mark) from None
 
 
 class _TooMuchError(Exception):
-    """The text is beyond the bounds of a spec. Arguments: the rule, and the line, counted from 1."""
+    """The text is beyond the bounds of a spec. Arguments: the rule, the line, counted from 1, and the remedy."""
 
 
 class _SpecDumper(yaml.SafeDumper):
@@ -122,8 +158,8 @@ def read_yaml(text: str, name: str) -> YamlText:
             result.errors = list(_repeated_keys(node, "", set()))
             result.value = loader.construct_document(node)
     except _TooMuchError as error:
-        rule, line = error.args
-        result.errors.append(FieldError(name, rule, None, SHORTER, line))
+        rule, line, fix = error.args
+        result.errors.append(FieldError(name, rule, None, fix, line))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         words = " ".join(part for part in (error.context, error.problem) if part)
@@ -132,10 +168,6 @@ def read_yaml(text: str, name: str) -> YamlText:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, int(error.position)) + 1
         result.errors.append(FieldError(name, f"is not valid YAML: {error.reason}", None, "remove the character", line))
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        # PyYAML's constructors fail in all of these ways on tagged scalars such as `!!bool maybe`.
-        rule = f"has a value that cannot be read ({type(error).__name__}: {error})"
-        result.errors.append(FieldError(name, rule, None, "write plain numbers, text and lists, without !! tags"))
     return result
 
 
@@ -144,16 +176,27 @@ def write_yaml(value: object) -> str:
     return str(yaml.dump(value, Dumper=_SpecDumper, sort_keys=False, allow_unicode=True, width=120))
 
 
+# Words of PyYAML's and of the errors above, and the remedy.
+_HINTS: Final = {
+    "\\t": "indent with spaces, not tabs",
+    "mapping values are not allowed": "check the indentation, and put text with a colon in quotes",
+    "an alias stands inside": "write the value out",
+    "single document": "keep one document a file; remove the line ---",
+    "for merging": "let << name a section with an anchor, such as <<: *base",
+    "unhashable key": "write a name before the colon",
+    "surrogate": "write the character itself",
+    "digits": "write a smaller number",
+    "alias": "define the anchor above it, or put a text that begins with * in quotes",
+    "duplicate anchor": "give each anchor a name of its own",
+    " is no !!": "write plain numbers, text and lists, without !! tags",
+    " constructor for the tag": "write plain numbers, text and lists, without !! tags",
+    " node, but found": "write plain numbers, text and lists, without !! tags",
+}
+
+
 def _yaml_hint(words: str) -> str:
-    if "\\t" in words:
-        return "indent with spaces, not tabs"
-    if "mapping values are not allowed" in words:
-        return "check the indentation, and put text with a colon in quotes"
-    if "an alias stands inside" in words:
-        return "write the value out"
-    if "single document" in words:
-        return "keep one document a file; remove the line ---"
-    return "check brackets, quotes and indentation around that line"
+    fitting = (hint for part, hint in _HINTS.items() if part in words)
+    return next(fitting, "check brackets, quotes and indentation around that line")
 
 
 def _lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
+from trimaran.models.fields import printable
 from trimaran.runtime.files import naming, open_regular, parse_json
 
 Row = dict[str, int | float | None]
@@ -173,7 +174,7 @@ class MetricsLogger:
         A closed terminal or pipe does not end the run: the files have all rows.
         """
         with contextlib.suppress(OSError):
-            self._screen.say(text)
+            self._screen.say(printable(text, keep="\n"))
 
     def close(self) -> None:
         """Flush and close everything; may be called again."""

@@ -3,11 +3,12 @@
 import importlib
 import inspect
 import json
+import logging
 import os
 import pkgutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,18 @@ import jsonschema
 import pytest
 import typer
 import yaml
+from rich.table import Table
+from typer.testing import CliRunner
 
 from tests.launchers.runs import make_workplace, trimaran
 from trimaran.launchers.before_start import check_device
+from trimaran.launchers.cli.app import app
 from trimaran.launchers.cli.console import errors_as_sentences
 from trimaran.launchers.cli.problems import problems_here
+from trimaran.launchers.cli.train import TerminalHandler
 from trimaran.launchers.slurm.commands import SlurmError, submit
-from trimaran.launchers.terminal import run_main, sentence
+from trimaran.launchers.terminal import print_table, run_main, say, say_error, sentence
+from trimaran.launchers.worker.generate import Output
 from trimaran.models.fields import FieldError
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.spec import load_spec
@@ -70,7 +76,13 @@ CANNOT_START = {
     ),
     "mask": (["data.tokenizer=tokenizer.json", "model.objective=masked_lm"], "the tokenizer has no mask token"),
     "weights": (["checkpoint.init_from=nowhere"], "nowhere does not exist; give the folder of a run"),
+    "linked folder": (["data.source=[linked]"], "linked/up leads to /, which holds far more than a corpus; remove it"),
     "run folder": (["train.output_dir=corpus.txt/run"], "can't be made, because"),
+    "run folder of the kernel": (["train.output_dir=/proc/x/y"], "train.output_dir /proc/x/y can't be made: "),
+    "cache of the kernel": (["data.cache_dir=/proc/x"], "data.cache_dir /proc/x can't be made: "),
+    "broken link": (["train.output_dir=broken"], "train.output_dir broken can't be made, because"),
+    "folder as lock": (["train.output_dir=odd"], "odd/.lock is a folder, in the place of a file of the run; remove it"),
+    "file as folder": (["train.output_dir=odder"], "odder/logs is a file, in the place of a folder of the run; remove"),
     "pipe in the run folder": (["train.output_dir=piped"], "metrics.jsonl: it is a pipe"),
     "device": (["launcher.device=cuda"], "launcher.device is cuda, and this host has no GPU for 2 ranks"),
     "kernels": (
@@ -92,6 +104,11 @@ def test_check_tells_what_would_end_the_run_before_its_first_step(
     monkeypatch.setattr("trimaran.launchers.cli.problems.shutil.which", lambda program: None)
     Path("piped").mkdir()
     os.mkfifo("piped/metrics.jsonl")
+    for folder in ("linked", "odd/.lock", "odder"):
+        Path(folder).mkdir(parents=True)
+    for link, target in (("linked/up", "/"), ("broken", "nowhere")):
+        Path(link).symlink_to(target)
+    Path("odder/logs").touch()
     os.mkfifo("pipe.txt")
     Path("short.txt").write_text("ab")
     Tokenizer.train([], 257).save(Path("tokenizer.json"))
@@ -180,9 +197,8 @@ def test_schema_is_a_json_schema_that_the_spec_obeys(tmp_path: Path) -> None:
         (["train", "spec.yaml", "--set", "parallel.tp=3"], ["num_heads", "parallel.tp"]),
         (["generate", "nowhere"], ["nowhere has no whole checkpoint", "trimaran train"]),
         (["generate", "."], ["has no whole checkpoint"]),
-        (["report", "nowhere"], ["nowhere", "does not exist"]),
     ],
-    ids=lambda value: " ".join(value) if value and value[0] in ("train", "check", "generate", "report") else "",
+    ids=lambda value: " ".join(value) if value and value[0] in ("train", "check", "generate") else "",
 )
 def test_a_wrong_argument_gets_a_sentence(arguments: list[str], words: list[str], tmp_path: Path) -> None:
     make_workplace(tmp_path)
@@ -276,6 +292,45 @@ def test_a_bug_keeps_its_traceback() -> None:
 )
 def test_the_systems_errors_name_file_and_remedy(error: Exception, words: str) -> None:
     assert words in sentence(error)
+
+
+def test_what_others_have_named_is_shown_as_it_is_and_moves_no_cursor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "runs/:bug:[/bold]\x1b[31m\udcff"
+    shown = r"runs/:bug:[/bold]\x1b[31m\udcff"
+    say(name)
+    say_error(ValueError(name))
+    long = f"{'word ' * 60}{name}"
+    TerminalHandler().emit(logging.LogRecord("", logging.INFO, "", 0, long, None, None))
+    assert capsys.readouterr().err == f"{shown}\nerror: {shown}\n{'word ' * 60}{shown}\n"
+    make_workplace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    name = f"runs/{'x' * 99}:bug:[/b]"
+    result = CliRunner().invoke(app, ["check", "spec.yaml", "--set", rf'train.output_dir="{name}\e[31m"'])
+    assert result.exit_code == 0, result.stderr
+    line = next(line for line in result.stdout.splitlines() if line.startswith(" output"))
+    assert line.split() == ["output", rf"{name}\x1b[31m"], "and cells of a pipe are not wrapped"
+
+
+@pytest.mark.parametrize("write", [lambda: print_table(Table("a")), lambda: Output(is_open=True).write("text")])
+def test_a_full_standard_output_is_named(write: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(OSError, match="No space left on device: 'standard output'"):
+            write()
+
+
+def test_a_folder_that_is_no_run_has_no_status_and_gets_no_report(tmp_path: Path) -> None:
+    for command in ("status", "report"):
+        for folder, words in ((tmp_path, "has none of its files"), (tmp_path / "nowhere", "does not exist")):
+            result = CliRunner().invoke(app, [command, str(folder)])
+            assert (result.exit_code, result.stdout) == (2, "")
+            assert f"error: {folder} is no run folder: it {words}; give the train.output_dir of" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5, "tokens_per_second": null}\n')
+    result = CliRunner().invoke(app, ["status", str(tmp_path)])
+    assert (result.exit_code, result.stdout[:40]) == (0, "step 3, loss 1.5000, nan tokens/s, 0 s a")
 
 
 PARTITION = "Batch job submission failed: Invalid partition name specified"

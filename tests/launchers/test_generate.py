@@ -266,7 +266,7 @@ def test_text_that_the_terminal_lacks_is_replaced_or_escaped(monkeypatch: pytest
     output.write_json({"text": "🙂"})
     output.report()
     assert stream.buffer.getvalue() == b's?? {"text": "\\ud83d\\ude42"}\n'  # type: ignore[attr-defined]
-    assert said[0].startswith("2 characters are shown as ?, because standard output is in ascii")
+    assert said[0].startswith("2 characters shown as ?, because standard output is in ascii")
 
 
 def test_a_reader_that_has_enough_ends_the_command_quietly(
@@ -318,6 +318,12 @@ def test_a_stop_token_beyond_the_vocabulary_is_told(run: Path, generate: Callabl
     [
         (("--top-p", "0"), "top_p (0.0) must be above 0 and at most 1"),
         (("--min-p", "2"), "min_p (2.0) must be from 0 to 1"),
+        (("--seed", "-1"), "seed (-1) must not be negative"),
+        (("--seed", str(2**63)), "seed (9223372036854775808) must be at most 9,223,372,036,854,775,807"),
+        (("--max-new-tokens", str(10**20)), "max_new_tokens (100000000000000000000) must be at most 2,147,483,647"),
+        (("--top-k", str(2**31)), "top_k (2147483648) must be at most"),
+        (("--stop", "\udcfc"), "(LC_ALL=C.UTF-8)\n"),
+        (("--chat", "--prompt", "a", "--system", "\udcfc"), "(LC_ALL=C.UTF-8)\n"),
         (("--temperature", "nan"), "temperature (nan) must be a finite number"),
         (("--repetition-penalty", "0"), "repetition_penalty (0.0) must be above 0"),
         (("--min-new-tokens", "300"), "min_new_tokens (300) must not be above max_new_tokens (200)"),

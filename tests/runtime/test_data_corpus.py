@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimaran.runtime.data import prepare
+from trimaran.runtime.data import prepare, sources
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.corpus import Unit, iter_units, split_sections
 from trimaran.runtime.data.files import DataError, hash_file
@@ -80,6 +80,28 @@ def test_links_to_folders_are_followed_each_folder_once_whatever_way_they_loop(t
         assert [str(file.relative_to(tmp_path / "text")) for file in files] == expected
         assert set(account.noticed) <= {"other_kind"}, "the link to itself"
     assert find(tmp_path / "**" / "deep" / "*.txt")[0] == [tmp_path / "elsewhere" / "deep" / "most.txt"]
+
+
+def test_a_walk_that_leads_away_or_has_no_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to the root, to a folder above the corpus or to the kernel's file systems would be read for hours."""
+    corpus = tmp_path / "corpus"
+    (corpus / "deep").mkdir(parents=True)
+    (corpus / "a.txt").write_text("text")
+    for target in ("/", "/proc", "/proc/self", "/sys/kernel", str(tmp_path), "../.."):
+        (corpus / "deep" / "link").symlink_to(target)
+        why = "whose files the kernel makes up" if target.startswith(("/proc", "/sys")) else "which holds far more"
+        for source in (corpus, corpus / "**" / "*.txt"):
+            with pytest.raises(DataError, match=rf"deep/link leads to /.*, {why}.*; remove it, or name the folders"):
+                find(source)
+        (corpus / "deep" / "link").unlink()
+    for source in ("/", "/**/*.txt"):
+        with pytest.raises(DataError, match="/ leads to /, which holds far more than a corpus"):
+            find(source)
+    (corpus / ".up").symlink_to("/")
+    assert noticed(find(corpus)[1]) == {"hidden": (1, ".up")}
+    monkeypatch.setattr(sources, "_MOST_FILES", 3)
+    with pytest.raises(DataError, match=r"corpus has 3 files or more; name its folders one by one"):
+        find(corpus)
 
 
 def test_a_pipe_among_the_files_is_passed_over_and_named_refused(tmp_path: Path) -> None:
@@ -182,6 +204,33 @@ def test_bytes_that_are_not_utf8_are_replaced_and_counted_exactly(tmp_path: Path
     assert account.share("not_utf8") == 5 / len(text), "most of the characters beyond ASCII can be read"
 
 
+def test_packed_data_under_the_name_of_a_text_is_named(tmp_path: Path) -> None:
+    packed = {"gzip": (".gz", gzip.compress), "bzip2": (".bz2", bz2.compress), "xz": (".xz", lzma.compress)}
+    for kind, (suffix, compress) in packed.items():
+        for name in ("a.txt", "a.jsonl", "a.json"):
+            (tmp_path / name).write_bytes(compress(b"text"))
+            with pytest.raises(DataError, match=rf"{name} holds {kind} data .* name it {name}{suffix}, or unpack it"):
+                read(tmp_path / name)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(gzip.compress(b"text")))
+    (tmp_path / "b.txt").write_bytes(b"PK\x03\x04\x14\0")
+    for name, words in (("a.txt.gz", "gzip data instead of text; unpack it"), ("b.txt", "zip .*; convert it to text")):
+        with pytest.raises(DataError, match=words):
+            read(tmp_path / name)
+
+
+def test_an_empty_compressed_file_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").touch()
+    with pytest.raises(DataError, match=r"passed over 1 empty file\); name such files"):
+        find(tmp_path / "a.jsonl.gz")
+
+
+def test_japanese_in_utf16_without_a_mark_is_told_by_its_few_nuls(tmp_path: Path) -> None:
+    line = "春はあけぼの。やうやう白くなりゆく山ぎは、少し明かりて、紫だちたる雲\n"
+    (tmp_path / "a.txt").write_bytes((line * 50).encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"a\.txt looks like UTF-16 or UTF-32 without a byte order mark.* \(50 NULs\)"):
+        read(tmp_path / "a.txt")
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "cp1251", "shift-jis"])
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_legacy_encoding_is_refused_by_the_share_of_its_lines(tmp_path: Path, encoding: str, as_json: bool) -> None:
@@ -196,7 +245,7 @@ def test_a_legacy_encoding_is_refused_by_the_share_of_its_lines(tmp_path: Path, 
     assert account.share("not_utf8") > 0.7
     with pytest.raises(
         DataError,
-        match=r"outside UTF-8 .* first .*a\.(txt|jsonl), line 1\) would be replaced, .*max_lost.* WINDOWS-1252",
+        match=r"outside UTF-8 .* first .*a\.(txt|jsonl), line 1\) would be replaced, .*max_lost.* find out which",
     ):
         account.check(0.05)
 
@@ -273,6 +322,7 @@ def test_a_json_file_has_json_lines_or_a_list_or_one_record_or_is_passed_over(
     [
         ("a.jsonl", "{oops", "line 2: not JSON"),
         ("a.jsonl", "[" * 100_000, "line 2: not JSON"),
+        ("a.jsonl", f'{{"n": {"9" * 5000}}}', r"line 2: not JSON \(it has a number of more than 4,300 digits\)"),
         ("a.jsonl", "[1, 2]", "line 2: a list, not an object"),
         (
             "a.ndjson",

@@ -133,15 +133,30 @@ def test_of_many_that_find_a_dead_holder_one_gets_the_lock(
         assert list(run.iterdir()) == []
 
 
+WRONG = [{**asdict(ME), **change} for change in ({"job": 5}, {"pid": "x"}, {"starts": ["a"]}, {"token": "../x"})]
+
+
 @pytest.mark.parametrize(("silent_s", "ended"), [(0.0, False), (SILENT_S + 30, True)])
-def test_a_damaged_lock_counts_by_its_age(silent_s: float, ended: bool, tmp_path: Path) -> None:
-    (tmp_path / LOCK).write_text('{"what"')
+@pytest.mark.parametrize("content", ["", '{"what"', "[]", *map(json.dumps, WRONG)])
+def test_a_damaged_lock_counts_by_its_age(content: str, silent_s: float, ended: bool, tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text(content)
     os.utime(tmp_path / LOCK, (time.time() - silent_s,) * 2)
+    assert holder_of(tmp_path) is None, "nobody is told to kill a process of unknown number"
     if ended:
         take(tmp_path)
     else:
-        with pytest.raises(FolderInUse, match="of unknown name"):
+        words = r"a process that its lock does not name; it counts as ended 120 s after .*/\.lock has changed: wait"
+        with pytest.raises(FolderInUse, match=words):
             take(tmp_path)
+
+
+def test_a_folder_or_a_pipe_in_the_place_of_a_lock_is_refused(tmp_path: Path) -> None:
+    for place, make in ((tmp_path / "a" / LOCK, Path.mkdir), (tmp_path / "b" / LOCK, os.mkfifo)):
+        place.parent.mkdir()
+        make(place)
+        with pytest.raises(OSError, match=r"in the place of a lock; remove it: '.*\.lock'"):
+            take(place.parent)
+        assert holder_of(place.parent) is None
 
 
 def eventually(happened: Callable[[], object]) -> None:

@@ -262,10 +262,10 @@ def test_a_file_of_prompts_is_forgiven_what_a_corpus_is(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         assert [each.text for each in read_prompts(tmp_path / name, said.append)] == ["one", "tw\ufffd"], name
     assert [text.removeprefix(str(tmp_path)) for text in said] == [
-        "/marked.txt: 1 bytes are not UTF-8 and were replaced by U+FFFD",
-        "/packed.txt.gz: 1 bytes are not UTF-8 and were replaced by U+FFFD",
-        "/packed.jsonl.xz: 1 surrogates without their other half were replaced by U+FFFD",
-        "/packed.jsonl.xz: 2 blank lines were passed over",
+        "/marked.txt: 1 byte outside UTF-8 replaced by U+FFFD",
+        "/packed.txt.gz: 1 byte outside UTF-8 replaced by U+FFFD",
+        "/packed.jsonl.xz: 1 half surrogate pair replaced by U+FFFD",
+        "/packed.jsonl.xz: 2 blank lines passed over",
     ]
 
 
@@ -282,6 +282,9 @@ def test_a_text_typed_in_another_encoding_is_told() -> None:
     [
         ("a.txt", b"", "has no prompt; write one a line"),
         ("a.txt.gz", b"\x1f\x8b", r"a\.txt\.gz is not a whole \.gz file"),
+        ("a.txt", gzip.compress(b"a"), r"a\.txt holds gzip data instead of text; name it a\.txt\.gz, or unpack it"),
+        ("a.txt", "one\ntwo".encode("utf-16-le"), r"a\.txt looks like UTF-16 or UTF-32 without a byte order mark"),
+        ("a.jsonl", b"9" * 5000, r"line 1 is not JSON \(it has a number of more than 4,300 digits\)"),
         ("a.jsonl", b'"a"\nb\n', r"a\.jsonl, line 2 is not JSON"),
         ("a.jsonl", b"\n \n", "has no prompt; write one a line"),
         ("a.jsonl", b'"a"\n' + b"[" * 100_000, r"a\.jsonl, line 2 is not JSON"),

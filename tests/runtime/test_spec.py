@@ -454,6 +454,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"data.source": "my.txt"},
         "data.source: must be a list with at least one item, got 'my.txt'; write it as [my.txt]",
     ),
+    (
+        {"data.text_field": "a\ud800"},
+        r"data.text_field: has half a surrogate pair, which is no character, got 'a\ud800'; write the character itself",
+    ),
     ({"data.source": []}, "data.source: must be a list with at least one item, got []; write it as [item, item]"),
     (
         {"data.tokenizer_vocab_size": 200},
@@ -717,6 +721,8 @@ def test_spec_cannot_be_changed() -> None:
 
 def test_matching_world_size_passes() -> None:
     check_world_size(parse_spec(changed({"parallel.tp": 2, "parallel.dp": 2})), 4)
+    with pytest.raises(SpecError, match="start 1 rank, or"):
+        check_world_size(parse_spec(changed({})), 4)
 
 
 @pytest.mark.parametrize(

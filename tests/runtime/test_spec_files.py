@@ -101,12 +101,21 @@ NOT_A_SPEC = [
     ("", "must be a mapping of sections, got an empty file"),
     ("- model\n", "must be a mapping of sections, got list"),
     ("seed: &a [*a]\n", "(line 1): is not valid YAML: an alias stands inside the value that it names; write the value"),
-    ("? [1, 2]\n: 3\n", "found unhashable key"),
-    ("seed: !!bool maybe\n", "has a value that cannot be read (KeyError: 'maybe')"),
-    ("seed: !!timestamp x\n", "without !! tags"),
-    ("seed: " + "[" * 5000, "has brackets inside each other, more than 32 deep"),
-    ("- " * 5000, "cannot be read (RecursionError"),
-    ("seed: " + "9" * 5000, "cannot be read (ValueError"),
+    ("? [1, 2]\n: 3\n", "found unhashable key; write a name before the colon"),
+    ("[a]: 1\n", "found unhashable key; write a name before the colon"),
+    ("seed: !!bool maybe\n", "(line 1): is not valid YAML: 'maybe' is no !!bool; write plain numbers, text and lists"),
+    ("seed: !!int ''\n", "(line 1): is not valid YAML: '' is no !!int; write plain numbers"),
+    ("seed: !!int [1]\n", "expected a scalar node, but found sequence; write plain numbers"),
+    *((f"seed: !!{tag} x\n", "without !! tags") for tag in ("timestamp", "binary", "set", "omap", "pairs", "bool")),
+    ("seed: 1\nmodel: !!set {a}\n", "(line 2): is not valid YAML: could not determine a constructor for the tag"),
+    ("seed: " + "[" * 5000, "(line 1): has values inside each other, more than 32 deep; close brackets, and indent"),
+    ("- " * 5000, "(line 1): has values inside each other, more than 32 deep"),
+    ("seed: 1\nzero: {stage: " + "9" * 5000 + "}", "(line 2): is not valid YAML: a number has 5,000 digits"),
+    ("seed: !!int 0x" + "f" * 5000, "a number has 5,002 digits; write a smaller number"),
+    ('seed: 1\ndata: {text_field: "a\\ud800"}', "(line 2): is not valid YAML: a text has half a surrogate"),
+    ("zero: {<<: 5}\n", "but found scalar; let << name a section with an anchor, such as <<: *base"),
+    ("zero: {<<: [5]}\n", "but found scalar; let << name a section with an anchor"),
+    ("data: {source: [*.txt]}\n", "put a text that begins with * in quotes"),
 ]
 
 
@@ -128,24 +137,24 @@ LAUGHS = "a: &a0 [x, x]\n" + "".join(f"b{i}: &a{i + 1} [*a{i}, *a{i}]\n" for i i
 MERGES = "a: &a0 {x: 1}\n" + "".join(f"b{i}: &a{i + 1} {{<<: [*a{i}, *a{i}]}}\n" for i in range(40))
 LAUGHS_IN_A_FIELD = "zero: {stage: [&a [x, x], &b [*a, *a], &c [*b, *b], &d [*c, *c], &e [*d, *d], *e]}\n"
 TOO_MUCH = {
-    "laughs": (LAUGHS, "(line 10): holds more than 3,000 values, with aliases written out; name folders or globs"),
+    "laughs": (LAUGHS, "(line 10): holds more than 3,000 values, with aliases written out; write the values out"),
     "laughs in merges": (MERGES, "holds more than 3,000 values, with aliases written out"),
     "small laughs in a field": (
         GOOD_TEXT + LAUGHS_IN_A_FIELD,
         "zero.stage (line 10): must be a whole number, got [[",
     ),
-    "values": (GOOD_TEXT + "data: {source: [" + "a, " * 4000 + "]}\n", "(line 10): holds more than 3,000 values"),
+    "values": (GOOD_TEXT + "data: {source: [" + "a, " * 4000 + "]}\n", "(line 10): holds more than 3,000 values; a"),
     "sources": (
         GOOD_TEXT + "data: {source: [" + "a.txt, " * 1200 + "]}\n",
         "must have at most 1000 items, got 1200; write fewer; name folders or globs instead of single files",
     ),
     "written out": (
         GOOD_TEXT + "data: {source: [" + f"{'a' * 126}, " * 999 + "]}\n",
-        "has more than 128 KiB with every field written out; name folders or globs in data.source",
+        "has more than 128 KiB with every field written out; a spec with every field has 8 KiB; where data.source",
     ),
     "bytes": (
         GOOD_TEXT + "data: {source: [" + "a.txt, " * 400_000 + "]}\n",
-        "has more than 128 KiB, too much for what it should hold; name folders or globs in data.source",
+        "has more than 128 KiB, too much for what it should hold; a spec with every field has 8 KiB; where data.source",
     ),
     "keys": ("".join(f"key{i}: 1\n" for i in range(100_000)), "has more than 128 KiB"),
     "fewer keys": ("".join(f"key{i}: 1\n" for i in range(1000)), "  and 986 more"),
@@ -185,6 +194,11 @@ def test_twenty_errors_are_shown_and_further_ones_counted(tmp_path: Path) -> Non
     assert len(caught.value.errors) == 1301
     lines = str(caught.value).splitlines()
     assert (lines[0], len(lines), lines[-1]) == ("1,301 errors in the run spec:", 22, "  and 1,281 more")
+
+
+def test_surrogates_that_json_writes_in_pairs_are_one_character(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD_TEXT + 'data: {text_field: "\\ud83d\\ude00"}\n')
+    assert load_spec(path).data.text_field == "\N{GRINNING FACE}"
 
 
 def test_every_repeated_key_is_reported(tmp_path: Path) -> None:
@@ -241,6 +255,44 @@ BAD_OVERRIDES = [
     (
         "parallel={tp: 2}",
         "parallel: is a section, not a field; set one field at a time, such as --set parallel.tp=...",
+    ),
+    (
+        "train.output_dir=",
+        (
+            "train.output_dir: must be text, got null; write a value: folder of the run; a spec file without it writes "
+            "to runs/NAME-OF-THE-FILE"
+        ),
+    ),
+    (
+        f"train.output_dir=runs/{'x' * 300}",
+        f"train.output_dir: must have names of at most 200 bytes, got 'runs/{'x' * 51}...; write a shorter one",
+    ),
+    (
+        f"data.source=[{'ü' * 150}]",
+        f"data.source[0]: must have names of at most 255 bytes, got '{'ü' * 56}...; write a shorter one",
+    ),
+    (
+        "data.source=text",
+        "data.source: must be a list with at least one item, got 'text'; write it as [text]",
+    ),
+    (
+        "launcher.rendezvous=:::",
+        (
+            "launcher.rendezvous: must be text, got a mapping; set launcher.rendezvous to text, in quotes where it has "
+            "a colon"
+        ),
+    ),
+    (
+        "launcher.device=tpu",
+        "launcher.device: must be auto, cpu or cuda, got 'tpu'; set launcher.device to auto, cpu or cuda",
+    ),
+    (f"seed={'9' * 5000}", "--set seed: is not valid YAML: a number has 5,000 digits; write a smaller number"),
+    (
+        'data.text_field="\\ud800"',
+        (
+            "--set data.text_field: is not valid YAML: a text has half a surrogate pair, which is no character; write "
+            "the character itself"
+        ),
     ),
     ("optimizer.lr=fast", "optimizer.lr: must be a number, got 'fast'; set optimizer.lr to a number"),
     (
