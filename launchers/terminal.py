@@ -13,6 +13,7 @@ from rich.table import Table
 from trimaran.models.fields import printable
 from trimaran.runtime.files import naming
 
+OUTPUT = "standard output"
 _WIDE = 10_000  # columns where no terminal has fewer
 _NO_THREAD = "can't start new thread"
 _MORE_PROCESSES = "raise the limit of processes (ulimit -u; of a container, --pids-limit)"
@@ -50,7 +51,7 @@ def print_table(table: Table) -> None:
 def writing_output() -> Iterator[None]:
     """Have errors of the system in the block, which writes to standard output, name it."""
     try:
-        with naming(Path("standard output")):
+        with naming(Path(OUTPUT)):
             yield
             sys.stdout.flush()
     except OSError:

@@ -6,13 +6,13 @@ Imports no torch.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGINT, SIGPIPE
 from typing import Annotated, Literal
 
 import typer
 
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
-from trimaran.launchers.terminal import is_for_users, say, say_error
+from trimaran.launchers.terminal import OUTPUT, is_for_users, say, say_error
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a YAML file.")]
 Overrides = Annotated[
@@ -40,6 +40,8 @@ def errors_as_sentences() -> Iterator[None]:
         say_error(error)
         raise typer.Exit(error.exit_code if 0 < error.exit_code < 256 else 1) from None
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and error.filename == OUTPUT:  # its reader, such as head, has read enough
+            raise typer.Exit(exit_code_after(SIGPIPE)) from None
         if not is_for_users(error):
             raise
         say_error(error)

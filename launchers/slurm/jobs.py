@@ -13,6 +13,7 @@ from typing import IO
 from trimaran.launchers.slurm.commands import JobState, SlurmError, cancel, state_of, submit
 from trimaran.launchers.slurm.node_report import NodeReport
 from trimaran.launchers.slurm.sbatch import Job, render
+from trimaran.launchers.terminal import writing_output
 from trimaran.runtime.files import open_regular, read_json, write_text
 from trimaran.runtime.folder_lock import LOCK, holder_of, refuse_if_held
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec
@@ -172,8 +173,9 @@ def copy_from(file: Path, position: int, out: IO[bytes]) -> int:
             data = source.read()
     except FileNotFoundError:
         return position
-    out.write(data)
-    out.flush()
+    with writing_output():
+        out.write(data)
+        out.flush()
     return position + len(data)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from trimaran.models.fields import counted
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.corpus import SECTION_CHARACTERS, Unit, iter_units
 from trimaran.runtime.data.files import DataError, build_once, hash_file, once_per_change
@@ -188,7 +189,7 @@ def open_prepared(folder: Path, verify: bool = False) -> PreparedData:
     except DataError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
             f"the manifest {path} is missing or damaged ({problem}); delete the folder and the data is prepared again"
         ) from error
@@ -287,7 +288,7 @@ def _build(
     check_tokenizer(tokenizer, settings.with_mask, settings.model_vocab_size, trained=trained)
     tokenizer.save(folder / "tokenizer.json")
     dtype = dtype_for(tokenizer.vocab_size)
-    logger.info("tokenizing %d documents", account.totals["documents"])
+    logger.info("tokenizing %s", counted(account.totals["documents"], "document"))
     encoded = _encoded(iter_units(files, Account(), limit), tokenizer, account, settings.max_lost_fraction)
     splits = _write_splits(folder, encoded, held_out, tokenizer.eot_id, dtype)
     manifest = {

@@ -17,7 +17,7 @@ from trimaran.runtime.data.files import DataError, unreadable
 # By suffix, in lower case: how a file holds documents. A .json file has JSON lines, or one record or a list of them.
 KINDS: Final = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
 COMPRESSED: Final = (".gz", ".bz2", ".xz")
-# Of one folder: their names take 300 MB, and looking at them some ten seconds.
+# Of one folder: their names take 300 MB, and looking at them a minute.
 _MOST_FILES = 1_000_000
 READABLE = f"{', '.join(KINDS)} file (or {', '.join(COMPRESSED)} of one)"
 

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from tests.launchers.runs import make_workplace, trimaran
 from trimaran.launchers.before_start import check_device
 from trimaran.launchers.cli.app import app
+from trimaran.launchers.cli.check import schema
 from trimaran.launchers.cli.console import errors_as_sentences
 from trimaran.launchers.cli.problems import problems_here
 from trimaran.launchers.cli.train import TerminalHandler
@@ -319,6 +320,18 @@ def test_a_full_standard_output_is_named(write: Callable[[], None], monkeypatch:
         monkeypatch.setattr(sys, "stdout", full)
         with pytest.raises(OSError, match="No space left on device: 'standard output'"):
             write()
+
+
+def test_a_reader_that_has_enough_ends_any_command_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        with pytest.raises(typer.Exit) as caught:
+            schema()
+    assert (caught.value.exit_code, capsys.readouterr().err) == (128 + signal.SIGPIPE, "")
 
 
 def test_a_folder_that_is_no_run_has_no_status_and_gets_no_report(tmp_path: Path) -> None:
