@@ -41,7 +41,8 @@ def check_writable(field: str, folder: Path) -> None:
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
-        raise ValueError(f"{field} {folder} can't be made, because {existing} is a file; choose another folder")
+        kind = "a file" if existing.exists() else "a link that leads nowhere"
+        raise ValueError(f"{field} {folder} can't be made, because {existing} is {kind}; choose another folder")
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".trimaran-", dir=existing))
     except OSError as error:
