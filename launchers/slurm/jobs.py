@@ -110,7 +110,8 @@ def _record(folder: Path, entry: dict[str, str]) -> None:
 def jobs_of(folder: Path) -> list[dict[str, str]]:
     """Return the jobs of a run by time of submission, none where it was never submitted."""
     try:
-        return list(read_json(folder / RECORD)["jobs"])
+        entries = read_json(folder / RECORD)["jobs"]
+        return [{name: str(entry[name]) for name in ("job", "log", "submitted")} for entry in entries]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:

@@ -1,12 +1,12 @@
 """Settings of sampling and of the end of a continuation, validated without torch."""
 
-import math
 import sys
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
 _LARGEST: Final = sys.float_info.max
+_SMALLEST: Final = 1e-30  # of what logits are divided by, which may be in float32
 # Largest value of each; the random numbers take a seed of 63 bits, and everything else is counted in 31.
 _MOST: Final = MappingProxyType(
     {
@@ -62,12 +62,16 @@ class SamplingParams:
             if not 0 <= value <= most:
                 below = "a finite number" if most == _LARGEST else f"at most {most:,}"
                 raise ValueError(f"{name} ({value}) must " + ("not be negative" if value < 0 else f"be {below}"))
+        if 0 < self.temperature < _SMALLEST:
+            rule = f"temperature ({self.temperature}) must be at least {_SMALLEST:g}, or 0"
+            raise ValueError(f"{rule}; 0 takes the likeliest token")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p ({self.top_p}) must be above 0 and at most 1; 1 leaves every token")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p ({self.min_p}) must be from 0 to 1; 0 leaves every token")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"repetition_penalty ({self.repetition_penalty}) must be above 0; 1 changes nothing")
+        if not _SMALLEST <= self.repetition_penalty <= 1 / _SMALLEST:
+            between = f"from {_SMALLEST:g} to {1 / _SMALLEST:g}"
+            raise ValueError(f"repetition_penalty ({self.repetition_penalty}) must be {between}; 1 changes nothing")
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens ({self.min_new_tokens}) must not be above max_new_tokens ({self.max_new_tokens})"

@@ -341,6 +341,12 @@ def test_a_folder_that_is_no_run_has_no_status_and_gets_no_report(tmp_path: Path
             assert (result.exit_code, result.stdout) == (2, "")
             assert f"error: {folder} is no run folder: it {words}; give the train.output_dir of" in result.stderr
     assert list(tmp_path.iterdir()) == []
+    for content in ('{"jobs": [5]}', '{"jobs": [{}]}', "[]"):
+        (tmp_path / "slurm.json").write_text(content)
+        result = CliRunner().invoke(app, ["status", str(tmp_path)])
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "slurm.json is damaged" in result.stderr
+    (tmp_path / "slurm.json").unlink()
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5, "tokens_per_second": null}\n')
     result = CliRunner().invoke(app, ["status", str(tmp_path)])
     assert (result.exit_code, result.stdout[:40]) == (0, "step 3, loss 1.5000, nan tokens/s, 0 s a")

@@ -161,7 +161,7 @@ def test_stop_tokens_wait_for_min_new_tokens() -> None:
         ({"top_p": 1.1}, r"top_p \(1.1\) must be above 0 and at most 1"),
         ({"min_p": -0.1}, r"min_p \(-0.1\) must be from 0 to 1"),
         ({"min_p": float("nan")}, r"min_p \(nan\) must be from 0 to 1"),
-        ({"repetition_penalty": 0.0}, r"repetition_penalty \(0.0\) must be above 0"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty \(0.0\) must be from 1e-30"),
         ({"min_new_tokens": 4}, r"min_new_tokens \(4\) must not be above max_new_tokens \(3\)"),
         ({"context": "slip"}, r"context \('slip'\) must be 'slide' or 'stop'"),
     ],
