@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 import torch
 from kernel_bench.harness import Report
 from kernel_bench.whole_model import MODELS
+from rank_processes import RanksFailed, result_of_ranks
 
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import all_reduce
@@ -38,7 +39,6 @@ from trimaran.runtime.train.hardware import mfu, peak_flops
 from trimaran.runtime.train.train_context import build_train_context, train_step
 
 COUNTS = (1, 2, 4, 8)
-TIMEOUT_S = 900  # of the processes of one row
 PARITY_STEPS, PARITY_TOLERANCE = 6, 1e-4
 WARM_UP_STEPS, STEPS = 3, 10
 OUT_OF_MEMORY = 75  # a rank's exit code
@@ -92,14 +92,6 @@ class Figures:
     losses: list[float]
     seconds: list[float]
     peak: int
-
-
-class JobFailed(RuntimeError):
-    """The ranks of a job failed; the message has the end of their output."""
-
-
-class OutOfMemory(JobFailed):
-    """A GPU was too small."""
 
 
 def name_of(parallel: dict[str, Any]) -> str:
@@ -199,23 +191,12 @@ def run_apart(spec: dict[str, Any], steps: int, *, smoke: bool) -> Figures:
     """Run a job in processes of its own, one a GPU.
 
     Raises:
-        JobFailed: they failed, or took longer than fifteen minutes; OutOfMemory where a GPU was too small.
+        RanksFailed: they failed, or took longer than fifteen minutes; with OUT_OF_MEMORY where a GPU was too small.
     """
     world_size = parse_spec(spec).world_size
-    arguments = [__file__, "--here", json.dumps({"spec": spec, "steps": steps, "smoke": smoke})]
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
-    command = [sys.executable, *(start if world_size > 1 else []), *arguments]
+    job = json.dumps({"spec": spec, "steps": steps, "smoke": smoke})
     threads = 1 if smoke else max(1, len(os.sched_getaffinity(0)) // world_size)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    try:
-        done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired as error:
-        raise JobFailed(f"it did not end within {TIMEOUT_S} s") from error
-    if done.returncode:
-        # torchrun's own exit code is 1; its report names that of the rank
-        full = done.returncode == OUT_OF_MEMORY or f"exitcode  : {OUT_OF_MEMORY}" in done.stderr
-        raise (OutOfMemory if full else JobFailed)(done.stderr[-4000:])
-    return Figures(**json.loads(done.stdout.strip().splitlines()[-1]))
+    return Figures(**result_of_ranks(__file__, ["--here", job], world_size, threads))
 
 
 def say(what: str, error: Exception) -> str:
@@ -234,7 +215,7 @@ def parity(report: Report, counts: Sequence[int], *, smoke: bool) -> list[str]:
             print(f"parity: {what} ...", file=sys.stderr, flush=True)
             try:
                 losses = run_apart(parity_spec(model, parallel, smoke=smoke), PARITY_STEPS, smoke=smoke).losses
-            except JobFailed as error:
+            except RanksFailed as error:
                 rows.append([str(count), what, "-", "-", say(what, error)])
                 failures.append(f"parity, {what}")
                 continue
@@ -255,8 +236,9 @@ def fitting(run: Callable[[int], Figures]) -> tuple[int, Figures]:
     for micro_batch in MICRO_BATCHES[:-1]:
         try:
             return micro_batch, run(micro_batch)
-        except OutOfMemory:
-            continue
+        except RanksFailed as error:
+            if error.exit_code != OUT_OF_MEMORY:
+                raise
     return MICRO_BATCHES[-1], run(MICRO_BATCHES[-1])
 
 
@@ -297,7 +279,7 @@ def speed(report: Report, counts: Sequence[int], device: str, *, smoke: bool) ->
 
             try:
                 rows.append(speed_row(count, parallel, *fitting(run), device))
-            except JobFailed as error:
+            except RanksFailed as error:
                 rows.append([str(count), what, *["-"] * 6, say(what, error)])
                 failures.append(f"speed, {count} GPUs, {what}")
     shape = parse_spec(speed_spec({}, 1)).transformer

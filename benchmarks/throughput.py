@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,11 +24,11 @@ from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
+from rank_processes import RanksFailed, result_of_ranks
 from torch import Tensor, nn
 
 LR, BETAS, WEIGHT_DECAY, MAX_NORM = 3e-4, (0.9, 0.95), 0.1, 1.0
 WARMUP_STEPS = 2
-TIMEOUT_S = 900  # of one layout
 MODEL_FIELDS = ("num_layers", "hidden_size", "num_heads", "ffn_hidden_size", "vocab_size")
 LAYOUTS: dict[str, dict[str, Any]] = {
     "single": {},
@@ -140,10 +139,6 @@ def plain_step(setting: Setting) -> Callable[[], None]:
     return step
 
 
-class MeasurementError(RuntimeError):
-    """The processes of one layout failed; the message has the end of their output."""
-
-
 def trimaran_step(
     setting: Setting, layout: str, shared_memory: bool
 ) -> tuple[Callable[[], None], Callable[[float], float], Callable[[], None]]:
@@ -230,34 +225,15 @@ def run_apart(layout: str, options: argparse.Namespace) -> dict[str, float]:
     """Measure in fresh processes.
 
     Raises:
-        MeasurementError: they failed, or took longer than fifteen minutes.
+        RanksFailed: they failed, or took longer than fifteen minutes.
     """
     cores = len(os.sched_getaffinity(0))
     sizes = LAYOUTS.get(layout, {})
     world_size = sizes.get("tp", 1) * sizes.get("pp", 1) * sizes.get("dp", 1)
     threads = cores if world_size == 1 and not options.smoke else 1
-    arguments = [__file__, layout, "--steps", str(options.steps), "--here", str(threads)]
+    arguments = [layout, "--steps", str(options.steps), "--here", str(threads)]
     arguments += ["--without-shared-memory"] * options.without_shared_memory + ["--smoke"] * options.smoke
-    command = [sys.executable, *arguments]
-    if world_size > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(world_size),
-            *arguments,
-        ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    try:
-        done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired as error:
-        raise MeasurementError(f"{layout} did not end within {TIMEOUT_S} s") from error
-    if done.returncode:
-        raise MeasurementError(f"{layout} failed:\n{done.stderr[-4000:]}")
-    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return figures
+    return result_of_ranks(__file__, arguments, world_size, threads)
 
 
 def main() -> None:
@@ -292,8 +268,8 @@ def main() -> None:
         try:
             figures = run_apart(layout, options)
             after = run_apart("plain", options)
-        except MeasurementError as error:  # the other layouts are measured all the same
-            print(error, file=sys.stderr)
+        except RanksFailed as error:  # the other layouts are measured all the same
+            print(f"{layout} failed:\n{error}", file=sys.stderr)
             failed.append(layout)
             continue
         plain = (before["seconds"] + after["seconds"]) / 2

@@ -96,7 +96,7 @@ def test_a_job_starts_a_process_for_each_gpu(first_gpus: ModuleType, monkeypatch
         }
         return subprocess.CompletedProcess(command, *answers[len(commands)])
 
-    monkeypatch.setattr(first_gpus.subprocess, "run", start)
+    monkeypatch.setattr(subprocess, "run", start)
 
     def run(micro_batch: int) -> Any:
         parallel = {"tp": 2, "pp": 2, "dp": 2} if micro_batch != 4 else {}
@@ -108,7 +108,7 @@ def test_a_job_starts_a_process_for_each_gpu(first_gpus: ModuleType, monkeypatch
     jobs = [json.loads(command[command.index("--here") + 1]) for command in commands]
     assert [job["spec"]["train"]["micro_batch_size"] for job in jobs] == [8, 4, 2]
     assert {job["steps"] for job in jobs} == {13}
-    with pytest.raises(first_gpus.JobFailed, match="NCCL error"):
+    with pytest.raises(first_gpus.RanksFailed, match="NCCL error"):
         run(1)
 
 
@@ -119,7 +119,7 @@ def here(first_gpus: ModuleType, *, wrong: str = "", broken: str = "") -> Callab
     def run(spec: dict[str, Any], steps: int, *, smoke: bool) -> Any:
         layout = first_gpus.name_of(spec["parallel"])
         if layout == broken:
-            raise first_gpus.JobFailed("rank 1\nNCCL error: unhandled | system error")
+            raise first_gpus.RanksFailed("rank 1\nNCCL error: unhandled | system error", 1)
         key = json.dumps(spec["model"])
         if key not in found:
             alone = parse_spec({**spec, "parallel": {}})

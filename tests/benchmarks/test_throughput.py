@@ -26,7 +26,11 @@ def load_script() -> ModuleType:
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[found.name] = module  # where its dataclasses look for their own module
-    found.loader.exec_module(module)
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        found.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
     return module
 
 
@@ -62,7 +66,7 @@ def test_throughput_table_has_a_row_for_each_layout(
         return apart
 
     monkeypatch.setattr(throughput, "run_apart", plain_here)
-    monkeypatch.setattr(throughput.subprocess, "run", run_forked)
+    monkeypatch.setattr(subprocess, "run", run_forked)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--smoke", "--steps", "1", "single", "tp2"])
     throughput.main()
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
@@ -92,7 +96,7 @@ def test_every_layout_is_a_valid_run_on_as_many_ranks_as_are_started(
         return subprocess.CompletedProcess(command, 0, '{"seconds": 1.0, "cpu_seconds": 1.0}', "")
 
     monkeypatch.setattr(spec, "parse_spec", parse)
-    monkeypatch.setattr(throughput.subprocess, "run", start)
+    monkeypatch.setattr(subprocess, "run", start)
     for setting in (throughput.SMOKE, throughput.Setting()):
         with pytest.raises(SpecSeen):
             throughput.trimaran_step(setting, layout, shared_memory=True)
@@ -112,7 +116,7 @@ def test_a_layout_that_fails_leaves_the_figures_of_the_others(
 ) -> None:
     def run_apart(layout: str, options: Any) -> dict[str, float]:
         if layout == "pp2":
-            raise throughput.MeasurementError("pp2 failed: aborted")
+            raise throughput.RanksFailed("aborted", 1)
         return {"seconds": 1.0, "cpu_seconds": 1.0}
 
     monkeypatch.setattr(throughput, "run_apart", run_apart)
@@ -121,4 +125,4 @@ def test_a_layout_that_fails_leaves_the_figures_of_the_others(
         throughput.main()
     printed = capsys.readouterr()
     assert [line.split()[0] for line in printed.out.splitlines()[2:]] == ["tp2", "dp2"]
-    assert printed.err == "pp2 failed: aborted\n"
+    assert printed.err == "pp2 failed:\naborted\n"

@@ -191,6 +191,7 @@ def _run(words: Sequence[str]) -> None:
     """Run `-m MODULE ARGUMENT...`, `-c CODE ARGUMENT...` or `FILE.py ARGUMENT...` as the main program."""
     sys.modules["__main__"] = ModuleType("__main__")  # else multiprocessing runs this file again in its children
     if words[0].endswith(".py"):
+        sys.path.insert(0, str(Path(words[0]).parent))  # as the interpreter does
         sys.argv = list(words)
         runpy.run_path(words[0], run_name="__main__")
         return

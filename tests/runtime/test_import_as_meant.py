@@ -27,12 +27,6 @@ from trimaran.runtime.huggingface.transformers_adapter import their_config
 from trimaran.runtime.infer.prompts import RunText
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A LLaMA in one file, with a tokenizer."""
-    return saved(llama(), tmp_path / "model", tokenizer=True)
-
-
 def test_numbers_of_another_type_are_read_as_meant(folder: Path) -> None:
     plan = make_plan(ModelFolder.open(folder))
     meant = their_config(plan.folder.config, "LlamaForCausalLM")
