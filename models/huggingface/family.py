@@ -1,6 +1,7 @@
 """A family of models as data: config map and weight-name map between transformers' models and ours."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -72,9 +73,11 @@ class Family:
         """
         errors: list[str] = []
         values: Values = {}
-        full = {**self.defaults, **self._with_known_keys(hf, errors)}
-        full = {key: _whole(value, self.defaults.get(key)) for key, value in full.items()}
-        for option in (*COMMON, *self.options):
+        full = self._completed(hf, errors)
+        given = self._given(hf)
+        problems = (_mistyped(given.get(key, key), value, self.defaults.get(key)) for key, value in full.items())
+        errors += filter(None, problems)
+        for option in (*COMMON, *self.options) if not errors else ():
             try:
                 values |= option.read(full)
             except ValueError as error:
@@ -82,6 +85,21 @@ class Family:
         if errors:
             raise ValueError("\n".join(f"{self.name}: {error}" for error in errors))
         return values
+
+    def in_their_words(self, text: str, hf: Mapping[str, Any]) -> str:
+        """Return a sentence about our fields with config.json's keys in their place.
+
+        Where the value of a field is not that of a key, the keys and values stand behind it.
+        """
+        full, words = self._completed(hf, []), {}
+        given = self._given(hf)
+        for option in self.options:
+            read = {given.get(key, key): full[key] for key in option.keys if full.get(key) is not None}
+            said = ", ".join(f"{key} {shown(value)}" for key, value in read.items())
+            for name, value in option.read(full).items() if read else ():
+                same = [key for key, theirs in read.items() if theirs == value]
+                words[name] = same[0] if same else f"{name} ({said})"
+        return re.sub(r"\w+", lambda word: words.get(word[0], word[0]), text)
 
     def from_config(self, config: TransformerConfig) -> Values:
         """Return the content of a config.json for a model of this config, without dtype and ids of special tokens.
@@ -115,6 +133,15 @@ class Family:
             )
         return written
 
+    def _completed(self, hf: Mapping[str, Any], errors: list[str]) -> Values:
+        """Return config.json with known keys and the defaults of those that it lacks."""
+        full = {**self.defaults, **self._with_known_keys(hf, errors)}
+        return {key: _whole(value, self.defaults.get(key)) for key, value in full.items()}
+
+    def _given(self, hf: Mapping[str, Any]) -> Mapping[str, str]:
+        """Return known key -> the key that a config.json has for it."""
+        return {self.aliases.get(key, key): key for key, value in hf.items() if value is not None}
+
     def _with_known_keys(self, hf: Mapping[str, Any], errors: list[str]) -> Values:
         """Return config.json under the key names that the options read; add contradictions to `errors`."""
         renamed: Values = {}
@@ -132,6 +159,16 @@ class Family:
 def _whole(value: Any, default: Any) -> Any:
     """Return 64 for 64.0 where the default is no fraction: programs that know one kind of number write sizes so."""
     return int(value) if isinstance(value, float) and value.is_integer() and not isinstance(default, float) else value
+
+
+def _mistyped(key: str, value: Any, default: Any) -> str:
+    """Return what is wrong with the type of a value, "" for nothing; numbers may stand for switches."""
+    if value is None or not isinstance(default, int | float):
+        return ""
+    if not isinstance(value, int | float):
+        return f"{key} {shown(value)} must be {'true or false' if isinstance(default, bool) else 'a number'}"
+    is_finite = isinstance(value, int) or math.isfinite(value)
+    return "" if is_finite else f"{key} {shown(value)} must be a finite number"
 
 
 def canonical_config(config: TransformerConfig) -> Values:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.family import Family
-from trimaran.models.huggingface.options import TIED
+from trimaran.models.huggingface.options import TIED, shown
 from trimaran.models.huggingface.registry import family_of
 from trimaran.models.huggingface.weights import WRAPPERS, Stored, WeightMap, lacks_head, locate, resolve
 from trimaran.models.transformer import parameter_shapes
@@ -136,7 +136,8 @@ def _plan(folder: ModelFolder, notes: tuple[str, ...]) -> tuple[Plan, str | None
         units = resolve(family, config)
     except ValidationError as error:
         raise ConversionError(
-            f"{described} describes no network that can be built: {'; '.join(_problems(error))}"
+            f"{described} describes no network that can be built: "
+            + "; ".join(family.in_their_words(problem, folder.config) for problem in _problems(error))
         ) from error
     except (
         ValueError,
@@ -240,7 +241,8 @@ def _problems(error: ValidationError) -> list[str]:
     for problem in error.errors(include_url=False):
         if problem["type"] != "default_factory_not_called":
             field = ".".join(str(part) for part in problem["loc"])
-            found.append((f"{field}: " if field else "") + problem["msg"].removeprefix("Value error, "))
+            place = f"{field} {shown(problem['input'])}: " if field else ""
+            found.append(place + problem["msg"].removeprefix("Value error, "))
     return found[:_MOST_SHOWN]
 
 

@@ -182,6 +182,23 @@ def test_an_option_that_we_do_not_have_is_refused_with_its_value(name: str, hf: 
     assert str(caught.value).startswith(f"{name}: {sentence}") or sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "hf", "text", "words"),
+    [
+        ("gpt2", {"n_embd": 30, "n_head": 4}, "hidden_size (30), num_heads (4)", "n_embd (30), n_head (4)"),
+        ("falcon", {"num_attention_heads": 7}, "num_heads 7", "num_attention_heads 7"),
+        ("bloom", {"num_attention_heads": 7}, "num_heads 7", "num_attention_heads 7"),  # under its older name
+        ("gpt_neox", {"hidden_act": "gelu"}, "activation gelu", "hidden_act gelu"),
+        ("llama", {"hidden_act": "silu"}, "activation swiglu", "activation (hidden_act 'silu') swiglu"),
+        ("llama", {}, "num_heads and norm", "num_attention_heads and norm"),
+    ],
+)
+def test_a_sentence_about_our_fields_is_told_in_the_words_of_config_json(
+    name: str, hf: dict[str, Any], text: str, words: str
+) -> None:
+    assert family(name).in_their_words(text, hf) == words
+
+
 def test_all_refused_options_are_named_at_once() -> None:
     with pytest.raises(ValueError, match=r"quick_gelu.*\n.*scale_attn_by_inverse_layer_idx true"):
         family("gpt2").to_config({"scale_attn_by_inverse_layer_idx": True, "activation_function": "quick_gelu"})

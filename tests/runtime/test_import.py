@@ -50,12 +50,6 @@ from trimaran.runtime.spec import load_spec
 from trimaran.runtime.train.state import read_state, spec_of
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A LLaMA in one file, with a tokenizer."""
-    return saved(llama(), tmp_path / "model", tokenizer=True)
-
-
 def assert_nothing_left(place: Path) -> None:
     """Neither a run nor the hidden folder that one is made in."""
     assert [path.name for path in place.iterdir() if path.name not in ("model", "model.gguf")] == []
@@ -274,10 +268,21 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "no architecture": (lambda folder: reconfigure(folder, model_type=None), ("model_type", "llama")),
     "unknown architecture": (lambda folder: reconfigure(folder, model_type="mamba"), ("mamba", "llama")),
     "unknown option": (lambda folder: reconfigure(folder, hidden_act="laplace"), ("hidden_act", "laplace")),
-    "nonsense in config": (lambda folder: reconfigure(folder, num_hidden_layers="three"), ("config.json", "num_")),
+    "nonsense in config": (
+        lambda folder: reconfigure(folder, num_hidden_layers="three"),
+        ("config.json: llama: num_hidden_layers 'three' must be a number",),
+    ),
+    "half a layer": (
+        lambda folder: reconfigure(folder, num_hidden_layers=2.5),
+        ("config.json describes no network that can be built: num_hidden_layers 2.5: Input should be a valid integer",),
+    ),
+    "a switch in words": (
+        lambda folder: reconfigure(folder, mlp_bias="false"),
+        ("config.json: llama: mlp_bias 'false' must be true or false",),
+    ),
     "infinity": (
         lambda folder: reconfigure(folder, model_type="gpt_neox", hidden_act="gelu", rotary_pct=float("inf")),
-        ("config.json", "infinity"),
+        ("config.json: gpt_neox: rotary_pct inf must be a finite number",),
     ),
     "a slip in the layers": (
         lambda folder: reconfigure(folder, num_hidden_layers=10**8),
@@ -288,7 +293,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         ("num_local_experts is 1000000000", "tensors"),
     ),
     "a slip in the width": (lambda folder: reconfigure(folder, hidden_size=2 * 10**9), ("config.json", "2000000000")),
-    "impossible shape": (lambda folder: reconfigure(folder, num_key_value_heads=3), ("num_kv_heads",)),
+    "impossible shape": (
+        lambda folder: reconfigure(folder, num_key_value_heads=3),
+        ("num_attention_heads (4) must be divisible by num_key_value_heads (3)", "set num_key_value_heads to"),
+    ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ("neither model.safetensors nor",)),
     "no number": (
         lambda folder: reconfigure(folder, initializer_range="small"),
