@@ -32,7 +32,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     The caller holds the lock of the folder.
     """
     from trimaran.runtime.data.account import table_of
-    from trimaran.runtime.data.prepare import prepare_data
+    from trimaran.runtime.data.prepare import Digests, prepare_data
 
     check_device(spec, 1)  # before the data, which may take long
     resumed = None
@@ -54,7 +54,8 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
         if starts_from:
             check_initial_weights(spec)
         tokenizer = tokenizer_of_weights(spec, resumed=resumed is not None)
-    data = prepare_data(spec, tokenizer)
+    former = None if resumed is None else Digests.read(folder / "data_manifest.json")
+    data = prepare_data(spec, tokenizer, former=former, environment=os.environ)
     say(table_of(data.manifest))
     _check_run(spec, data)
     if starts_from:

@@ -25,8 +25,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Self
+from types import MappingProxyType, TracebackType
+from typing import Annotated, Final, Self
 
 from pydantic import Field, TypeAdapter
 
@@ -35,10 +35,12 @@ from trimaran.runtime.processes import start_of, this_machine
 
 LOCK = ".lock"
 """Name of the lock inside a run folder."""
+NO_JOB: Final[Mapping[str, str]] = MappingProxyType({})
+"""The environment of a process that belongs to no job."""
 BEAT_S = 10.0
 SILENT_S = 120.0
 _MOST_BYTES = 1 << 16
-_POLL_S = 1.0
+_POLL_S, _LONGEST_POLL_S = 1.0, 15.0  # each asks the controller of Slurm, and hundreds of runs may wait
 _ANSWER_S = 10.0
 # A job in any other state has no processes.
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT", "CONFIGURING"}
@@ -80,7 +82,7 @@ class Holder:
         """Return this process as a holder.
 
         Args:
-            environment: the variables of Slurm and torchrun name the job; {} for no job.
+            environment: the variables of Slurm and torchrun name the job.
         """
         job = ""
         if "SLURM_JOB_ID" in environment:
@@ -177,30 +179,33 @@ class FolderLock:
         return FolderLock._take(folder / LOCK, folder, Holder.here(what, environment), waits=False)
 
     @staticmethod
-    def beside(target: Path, what: str, *, waits: bool = False) -> "FolderLock":
+    def beside(
+        target: Path, what: str, environment: Mapping[str, str] = NO_JOB, *, waits: bool = False
+    ) -> "FolderLock":
         """Lock a folder that does not exist yet, by a file beside it.
 
         Args:
+            environment: see `Holder.here`.
             waits: whether to wait for another holder's end.
 
         Raises:
             FolderInUse: another process holds it, or runs in the folder.
         """
         refuse_if_held(target / LOCK, target)
-        return FolderLock._take(_beside(target), target, Holder.here(what, {}), waits=waits)
+        return FolderLock._take(_beside(target), target, Holder.here(what, environment), waits=waits)
 
     @staticmethod
     def _take(path: Path, folder: Path, me: Holder, *, waits: bool) -> "FolderLock":
-        told, made = False, _make(path.parent) if path.name == LOCK else []
+        pause_s, made = _POLL_S, _make(path.parent) if path.name == LOCK else []
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             while (found := _try(path, me)) is not None:
                 if not waits:
                     raise _in_use(folder, path, found)
-                if not told:
+                if pause_s == _POLL_S:
                     logger.info("waiting for %s, which makes %s", found.holder, folder)
-                told = True
-                time.sleep(_POLL_S)
+                time.sleep(pause_s)
+                pause_s = min(_LONGEST_POLL_S, 1.2 * pause_s)
         except BaseException:
             _remove_empty(made)
             raise

@@ -3,6 +3,7 @@
 Imports no torch before a command runs.
 """
 
+import os
 import shlex
 import signal
 import sys
@@ -52,7 +53,7 @@ def import_(
 
         target = run if run is not None else Path("runs") / _name_of(source)
         with _progress() as progress:
-            imported = import_model(source, target, Limits(memory_bytes=int(memory_gib * _GIB)), progress)
+            imported = import_model(source, target, Limits(memory_bytes=int(memory_gib * _GIB)), progress, os.environ)
         _say_agreements(imported.agreements)
         _say_what_next(imported)
 
@@ -81,7 +82,7 @@ def export(
         target = folder if folder is not None else open_weights(run)[1] / "huggingface"
         options = ExportOptions(dtype, family, int(max_shard_gib * _GIB), int(memory_gib * _GIB))
         with _progress() as progress:
-            exported = export_model(run, target, options, progress)
+            exported = export_model(run, target, options, progress, os.environ)
         _say_agreements(exported.agreements)
         say(
             f"{exported.architecture} in {exported.dtype}, {exported.num_bytes / _GIB:.2f} GiB of weights: "

@@ -4,6 +4,7 @@ Imports no torch before the options are valid.
 """
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -75,11 +76,17 @@ def _measure(
     from trimaran.launchers.rendezvous.store import single_process
     from trimaran.launchers.worker.device import choose_device
     from trimaran.launchers.worker.process_group import join_world, leave_world
+    from trimaran.runtime.data import account
+    from trimaran.runtime.data.prepare import prepare_data
     from trimaran.runtime.train import mup_check
     from trimaran.runtime.train.train_context import TrainingDiverged
 
     single = mup_check.spec_at_width(spec, spec.transformer.hidden_size, growth)
-    make_batches = mup_check.batches_of_text(single) if on_text else mup_check.random_batches
+    make_batches: mup_check.MakeBatches = mup_check.random_batches
+    if on_text:
+        text = prepare_data(single, environment=os.environ)
+        say(account.table_of(text.manifest))
+        make_batches = mup_check.batches_of_text(single, text)
     torch.set_num_threads(threads_per_rank(single, 1))
     device = choose_device(single.launcher.device, 0, 1)
     mesh = join_world(single, device, single_process())

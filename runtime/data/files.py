@@ -7,14 +7,14 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
 from trimaran.runtime.files import open_regular, read_json
-from trimaran.runtime.folder_lock import FolderLock
+from trimaran.runtime.folder_lock import NO_JOB, FolderLock
 
 READ_BYTES = 1 << 20
 # A file that changes again within a clock tick keeps its time stamp; ticks of file systems last up to 2 s (FAT).
@@ -140,12 +140,16 @@ def unreadable(path: Path, error: BaseException) -> DataError:
     )
 
 
-def build_once(target: Path, build: Callable[[Path], None]) -> None:
-    """Build a folder unless it is there: one process builds it, and others with the same target wait for that."""
+def build_once(target: Path, build: Callable[[Path], None], environment: Mapping[str, str] = NO_JOB) -> None:
+    """Build a folder unless it is there: one process builds it, and others with the same target wait for that.
+
+    Args:
+        environment: see `Holder.here`.
+    """
     if target.exists():
         return
     try:
-        lock = FolderLock.beside(target, "trimaran train", waits=True)
+        lock = FolderLock.beside(target, "trimaran train", environment, waits=True)
     except OSError as error:
         raise _unwritable(target, error) from error
     with lock:

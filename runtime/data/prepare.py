@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,12 +26,18 @@ from trimaran.runtime.data.shards import ShardInfo, ShardWriter, TokenShards, dt
 from trimaran.runtime.data.sources import SourceFile, find_files
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.files import read_json
+from trimaran.runtime.folder_lock import NO_JOB
 
 if TYPE_CHECKING:
     from trimaran.runtime.spec import RunSpec
 
 QUICKSTART = "quickstart"
 SPLITS = ("train", "held_out")
+CHANGED = (
+    "have changed since {since}, or an earlier version has cut them otherwise, so its tokens mean something else now; "
+    "put the former files back, or choose another train.output_dir for a new run"
+)
+"""The end of the sentence about data of a run that is not what it was."""
 # Raised whenever the same settings would give other shards, so that the cache of an older version is not reused.
 FORMAT = 2
 # Enough text to keep every core of the encoder busy, little enough to hold in memory several times over.
@@ -60,6 +66,23 @@ class PreparedData:
 
 
 @dataclass(frozen=True)
+class Digests:
+    """The sha256 of a corpus's text, without how files hold it, and of the tokenizer."""
+
+    text: str
+    tokenizer: str
+
+    @staticmethod
+    def read(path: Path) -> "Digests | None":
+        """Return those in a manifest, None where it can't be read or an earlier version wrote it."""
+        try:
+            manifest = read_json(path)
+            return Digests(str(manifest["text_sha256"]), str(manifest["tokenizer"]["sha256"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
 class _Settings:
     """All settings besides the text; those above `max_lost_fraction` decide the content of the shards."""
 
@@ -70,9 +93,16 @@ class _Settings:
     with_mask: bool
     max_lost_fraction: float
     model_vocab_size: int | None
+    former: Digests | None
 
 
-def prepare_data(spec: "RunSpec", tokenizer_file: Path | None = None) -> PreparedData:
+def prepare_data(
+    spec: "RunSpec",
+    tokenizer_file: Path | None = None,
+    *,
+    former: Digests | None = None,
+    environment: Mapping[str, str] = NO_JOB,
+) -> PreparedData:
     """Prepare the corpus of a run spec, or open it where it was prepared before; see `prepare`.
 
     Args:
@@ -91,6 +121,8 @@ def prepare_data(spec: "RunSpec", tokenizer_file: Path | None = None) -> Prepare
         with_mask=shape.objective == "masked_lm",
         max_lost_fraction=data.max_lost_fraction,
         model_vocab_size=shape.vocab_size,
+        former=former,
+        environment=environment,
     )
 
 
@@ -107,6 +139,8 @@ def prepare(
     with_mask: bool = False,
     max_lost_fraction: float = 0.05,
     model_vocab_size: int | None = None,
+    former: Digests | None = None,
+    environment: Mapping[str, str] = NO_JOB,
 ) -> PreparedData:
     """Return the token shards of the sources, from the cache where the same text and settings were prepared before.
 
@@ -123,16 +157,18 @@ def prepare(
         with_mask: whether the tokenizer must have a mask token.
         max_lost_fraction: the largest share of the text that may be lost for one reason; DataError above it.
         model_vocab_size: the most tokens that the tokenizer may have; DataError above it.
+        former: what a resumed run has trained on so far; DataError, before anything is tokenized, where it has changed.
+        environment: see `Holder.here`.
     """
     if not 0 <= held_out_fraction < 1:
         raise DataError(f"data.held_out_fraction ({held_out_fraction}) must be at least 0 and below 1; 0.02 is usual")
     settings = _Settings(
-        tokenizer_file, vocab_size, held_out_fraction, seed, with_mask, max_lost_fraction, model_vocab_size
+        tokenizer_file, vocab_size, held_out_fraction, seed, with_mask, max_lost_fraction, model_vocab_size, former
     )
     tokenizer = Tokenizer.load(tokenizer_file, end_of_text) if tokenizer_file else None
     if tokenizer is not None:
         check_tokenizer(tokenizer, with_mask, model_vocab_size)
-    files, source = _collect_source(sources, cache_dir, text_field, max_lost_fraction)
+    files, source = _collect_source(sources, cache_dir, text_field, max_lost_fraction, environment)
     identity = {
         "format": FORMAT,
         "source_sha256": source["sha256"],
@@ -146,7 +182,7 @@ def prepare(
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / "data" / key
-    build_once(folder, lambda temporary: _build(temporary, files, source, settings, tokenizer))
+    build_once(folder, lambda temporary: _build(temporary, files, source, settings, tokenizer), environment)
     prepared = open_prepared(folder, verify=True)
     check_tokenizer(prepared.tokenizer, with_mask, model_vocab_size, trained=tokenizer_file is None)
     prepared.account.check(max_lost_fraction)
@@ -206,14 +242,14 @@ def open_prepared(folder: Path, verify: bool = False) -> PreparedData:
 
 
 def _collect_source(
-    sources: Sequence[str], cache_dir: Path, text_field: str, max_lost_fraction: float
+    sources: Sequence[str], cache_dir: Path, text_field: str, max_lost_fraction: float, environment: Mapping[str, str]
 ) -> tuple[list[SourceFile], dict[str, Any]]:
     """Return the files of the sources in order, and the manifest's record of them."""
     files: list[SourceFile] = []
     account = Account()
     quickstart = None
     if QUICKSTART in sources:
-        corpus = ensure_quickstart(cache_dir)
+        corpus = ensure_quickstart(cache_dir, environment=environment)
         files.append(SourceFile(corpus.path, "text"))
         quickstart = corpus.notes
     named = [source for source in sources if source != QUICKSTART]
@@ -244,10 +280,20 @@ def hash_source(files: Sequence[SourceFile], cache_dir: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_units(files: list[SourceFile], settings: _Settings, named: str) -> tuple[Account, npt.NDArray[np.int64], int]:
-    """Read the corpus once; return its account, the characters of every unit, and the most characters of a section."""
-    account, limit = Account(), SECTION_CHARACTERS
-    sizes = array("q", (len(unit.text) for unit in iter_units(files, account)))
+def _read_units(
+    files: list[SourceFile], settings: _Settings, named: str
+) -> tuple[Account, npt.NDArray[np.int64], int, str]:
+    """Read the corpus; return its account, the characters of every unit, the most of a section, and the text's sha256.
+
+    Raises DataError where the text is not that of `settings.former`.
+    """
+    account, limit, digest = Account(), SECTION_CHARACTERS, hashlib.sha256()
+    sizes = array("q")
+    for unit in iter_units(files, account):
+        sizes.append(len(unit.text))
+        digest.update(("" if unit.continues else "\0").encode() + unit.text.encode())
+    if settings.former is not None and settings.former.text != digest.hexdigest():
+        raise DataError(f"the files of data.source {CHANGED.format(since='this run began')}")
     if not sizes:
         raise DataError(f"data.source {named} holds no text: {account.told() or 'no documents'}; name files with text")
     account.check(settings.max_lost_fraction)
@@ -255,7 +301,7 @@ def _read_units(files: list[SourceFile], settings: _Settings, named: str) -> tup
     if settings.held_out_fraction > 0 and shorter < limit:
         account, limit = Account(), max(_SHORTEST_SECTION, shorter)
         sizes = array("q", (len(unit.text) for unit in iter_units(files, account, limit)))
-    return account, np.array(sizes, dtype=np.int64), limit
+    return account, np.array(sizes, dtype=np.int64), limit, digest.hexdigest()
 
 
 def _build(
@@ -265,7 +311,7 @@ def _build(
 
     Reads the corpus two or three times, a small one once more.
     """
-    account, sizes, limit = _read_units(files, settings, ", ".join(source["named"]))
+    account, sizes, limit, text_sha256 = _read_units(files, settings, ", ".join(source["named"]))
     held_out = held_out_units(sizes, settings.held_out_fraction, settings.seed)
     if settings.held_out_fraction > 0 and not held_out.any():
         logger.warning(
@@ -287,6 +333,8 @@ def _build(
             )
     check_tokenizer(tokenizer, settings.with_mask, settings.model_vocab_size, trained=trained)
     tokenizer.save(folder / "tokenizer.json")
+    if settings.former is not None and settings.former.tokenizer != hash_file(folder / "tokenizer.json"):
+        raise DataError(f"the tokenizer (data.tokenizer) {CHANGED.format(since='this run began')}")
     dtype = dtype_for(tokenizer.vocab_size)
     logger.info("tokenizing %s", counted(account.totals["documents"], "document"))
     encoded = _encoded(iter_units(files, Account(), limit), tokenizer, account, settings.max_lost_fraction)
@@ -295,6 +343,7 @@ def _build(
         "format": FORMAT,
         "source": source,
         "corpus": account.record,
+        "text_sha256": text_sha256,
         "tokenizer": _tokenizer_record(folder, tokenizer, settings, trained),
         "seed": settings.seed,
         "held_out_fraction": settings.held_out_fraction,

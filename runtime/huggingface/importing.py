@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,6 +17,7 @@ from trimaran.runtime.checkpoint.store import save_in_parts
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.files import open_regular
+from trimaran.runtime.folder_lock import NO_JOB
 from trimaran.runtime.huggingface.folder import check_disk_space, new_folder
 from trimaran.runtime.huggingface.originals import keep_originals
 from trimaran.runtime.huggingface.plan import Plan, make_plan
@@ -72,11 +73,15 @@ def import_model(
     run: Path,
     limits: Limits = Limits(),
     progress: Progress = Progress(),  # noqa: B008 - it is frozen
+    environment: Mapping[str, str] = NO_JOB,
 ) -> Imported:
     """Make the run folder `run` from the model in `source`, a folder with config.json and safetensors or a .gguf file.
 
     All names and shapes are checked before the first byte is written. The run appears only after its logits were
     compared with those of transformers.
+
+    Args:
+        environment: see `Holder.here`.
 
     Raises:
         ConversionError: the model can't be imported, or (ProofError) its logits differ.
@@ -84,7 +89,7 @@ def import_model(
     """
     if source.is_file():
         config = _check_gguf(source)
-        with new_folder(run) as temporary:
+        with new_folder(run, environment) as temporary:
             progress.say(f"{source} is dequantized to float32 by transformers, which holds all of it in memory")
             folder_of_gguf(source, temporary / "huggingface", config)
             imported = _fill(
@@ -96,7 +101,7 @@ def import_model(
     require_transformers()
     their_config(plan.folder.config, plan.family.architecture)
     imported_spec(plan, run)
-    with new_folder(run) as temporary:
+    with new_folder(run, environment) as temporary:
         return _fill(temporary, plan, source, run, limits, progress)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import Group
 from trimaran.models.transformer import Stage, in_eval_mode
-from trimaran.runtime.data.prepare import prepare_data
+from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.loop import build_loader
@@ -182,12 +182,11 @@ def _in_proportion(name: str, size: int, width: int, hidden_size: int) -> int:
     return scaled
 
 
-def batches_of_text(spec: RunSpec) -> MakeBatches:
-    """Return a function that gives the first global batch of the spec's text; prepares the text now.
+def batches_of_text(spec: RunSpec, data: PreparedData) -> MakeBatches:
+    """Return a function that gives the first global batch of the spec's text.
 
     Raises DataError or ValueError where it is too short.
     """
-    data = prepare_data(spec)
     batches = build_loader(spec, data.train, data.tokenizer, Group("dp", (0,), 0)).microbatches(0)
     return lambda at_width: batches
 

@@ -12,7 +12,7 @@ from trimaran.runtime.checkpoint.folder import find_checkpoints, latest, what_to
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.checkpoint.store import save
-from trimaran.runtime.data.prepare import PreparedData
+from trimaran.runtime.data.prepare import CHANGED, PreparedData
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, SpecError, diff_specs, parse_spec
 from trimaran.runtime.spec.errors import show
@@ -67,9 +67,8 @@ def check_same_data(state: TrainState, data: PreparedData) -> None:
     """
     if state.data != fingerprint(data):
         raise ValueError(
-            f"the files of data.source (or data.tokenizer) have changed since the checkpoint of step {state.step}, or "
-            "an earlier version has cut them otherwise, so its tokens mean something else now; put the former files "
-            "back, or choose another train.output_dir for a new run"
+            "the files of data.source (or data.tokenizer) "
+            + CHANGED.format(since=f"the checkpoint of step {state.step}")
         )
 
 

@@ -75,10 +75,10 @@ def test_counts_have_three_digits(count: int, text: str) -> None:
 def test_coordinate_check_prints_slopes_and_draws(tmp_path: Path) -> None:  # docs/initialization.md draws a .png
     make_workplace(tmp_path)
     mup = ["--set", "model.init=mup", "--set", "model.mup_base_width=32", *SMALL]
-    outcome = trimaran(
-        tmp_path, "coordinate-check", "spec.yaml", "--widths", "32,64", "--steps", "2", "--picture", "sizes.svg", *mup
-    )
+    options = ["--data", "--widths", "32,64", "--steps", "2", "--picture", "sizes.svg"]
+    outcome = trimaran(tmp_path, "coordinate-check", "spec.yaml", *options, *mup)
     assert outcome.code == 0, outcome.err
+    assert "data\n  read      1 document in 1 file" in outcome.err
     assert outcome.out.split()[:3] == ["slope", "over", "the"]
     for words in (
         "embedding",

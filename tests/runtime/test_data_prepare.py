@@ -1,5 +1,6 @@
 """Preparing a corpus: one folder per content, the same from every process, with everything counted."""
 
+import gzip
 import json
 import logging
 import subprocess
@@ -14,7 +15,7 @@ from tokenizers import models, pre_tokenizers
 
 from trimaran.runtime.data.account import table_of
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.prepare import PreparedData, open_prepared, prepare, prepare_data
+from trimaran.runtime.data.prepare import Digests, PreparedData, open_prepared, prepare, prepare_data
 from trimaran.runtime.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -361,6 +362,40 @@ def spec_for(
 
 def test_prepare_data_reads_the_fields_of_the_run_spec(tmp_path: Path) -> None:
     assert prepare_data(spec_for(tmp_path, 300)).folder == prepared_from(tmp_path).folder
+
+
+def test_text_and_tokenizer_of_a_resumed_run_are_compared_before_anything_is_tokenized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepared_from(tmp_path)
+    former = Digests.read(first.folder / "manifest.json")
+    assert former is not None
+    packed = tmp_path / "corpus.jsonl.gz"  # the same text in another form
+    packed.write_bytes(gzip.compress((tmp_path / "corpus.jsonl").read_bytes()))
+    again = prepared_from(tmp_path, source=str(packed), former=former)
+    assert (again.folder != first.folder, again.manifest["splits"]) == (True, first.manifest["splits"])
+    monkeypatch.setattr(Tokenizer, "encode_batch", None)
+    tokenizer = tmp_path / "tokenizer.json"
+    Tokenizer.train(["another"], 270).save(tokenizer)
+    with pytest.raises(DataError, match=r"the tokenizer \(data.tokenizer\) have changed since this run began"):
+        prepared_from(tmp_path, former=former, tokenizer_file=tokenizer)
+    monkeypatch.setattr(Tokenizer, "train", None)
+    with pytest.raises(DataError, match=r"the files of data.source have changed since this run began.* put the former"):
+        prepared_from(tmp_path, source=str(write_corpus(tmp_path, 61)), former=former)
+    (tmp_path / "manifest.json").write_text('{"tokenizer": []}')
+    assert Digests.read(tmp_path / "manifest.json") is None
+
+
+def test_text_is_prepared_under_a_lock_that_names_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_lock(folder: Path, *_: object) -> None:
+        jobs.extend(json.loads(lock.read_text())["job"] for lock in folder.parent.glob(".*.lock"))
+        raise DataError("seen")
+
+    jobs: list[str] = []
+    monkeypatch.setattr("trimaran.runtime.data.prepare._build", read_lock)
+    with pytest.raises(DataError, match="seen"):
+        prepared_from(tmp_path, environment={"SLURM_JOB_ID": "7"})
+    assert jobs == ["Slurm job 7"]
 
 
 def test_a_tokenizer_larger_than_the_model_vocabulary_is_refused(
