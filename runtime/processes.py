@@ -1,10 +1,33 @@
-"""Other processes of this host, as Linux shows them in /proc. Imports no torch."""
+"""What Linux knows of this process and of others of this host, from /proc and by prctl. Imports no torch."""
 
+import ctypes
 import os
+import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 from trimaran.runtime.files import read_text
+
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
+
+
+def exit_with_parent() -> None:
+    """Make the kernel send SIGTERM to this process when its parent dies; a rank, whose launcher it is, saves then."""
+    parent = os.getppid()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+def set_process_name(name: str) -> None:
+    """Set the name that `top` and `ps -o comm` show."""
+    _prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def _prctl(option: int, value: int | bytes) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
 
 
 def this_machine() -> str:

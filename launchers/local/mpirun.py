@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from trimaran.launchers.env.exit_codes import exit_code_of
+from trimaran.runtime.processes import exit_with_parent
 from trimaran.runtime.spec import RunSpec
 
 
@@ -36,4 +37,5 @@ def run_by_mpirun(spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
     mpirun = find_mpirun()
     words = [word for override in overrides for word in ("--set", override)]
     rank = [sys.executable, "-m", "trimaran.launchers.worker", str(spec_path), *words, "--launcher", "mpi"]
-    return exit_code_of(subprocess.run([mpirun, "-n", str(spec.world_size), *rank], check=False).returncode)
+    command = [mpirun, "-n", str(spec.world_size), *rank]
+    return exit_code_of(subprocess.run(command, check=False, preexec_fn=exit_with_parent).returncode)

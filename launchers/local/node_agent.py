@@ -4,7 +4,9 @@ Under Slurm with `slurm.tasks: node` it is a task of the job; without Slurm it i
 """
 
 import secrets
+import socket
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,13 @@ from typing import TYPE_CHECKING
 from trimaran.launchers.env.exit_codes import exit_code_after, exit_code_of
 from trimaran.launchers.env.rank_env import node_name
 from trimaran.launchers.local.torch_elastic import Node, get_ready, run_ranks
+from trimaran.launchers.rendezvous.network import (
+    AddressError,
+    interface_of,
+    own_address,
+    resolve_name,
+    wait_for_store,
+)
 from trimaran.launchers.worker.entry import run_spec_of_agent
 from trimaran.runtime.spec import RunSpec
 
@@ -20,7 +29,8 @@ if TYPE_CHECKING:
 
 RUN = "trimaran/run"
 """Key of the nodes' store: a name of this run."""
-_OWN_ANSWER_S = 10.0
+_ANSWER_S, _CONNECT_S = 10.0, 1.0
+_STORE = "the store of the nodes (launcher.rendezvous)"
 
 
 def run_node(node: Node, spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
@@ -47,11 +57,10 @@ def run_node_by_hand(spec: RunSpec, spec_path: Path, overrides: list[str]) -> in
         AddressError: nothing answers there within launcher.start_timeout_s.
     """
     assert spec.launcher.rendezvous is not None, "checked with the spec"
+    host, _, port = spec.launcher.rendezvous.rpartition(":")
+    refuse_taken(host, int(port), spec.launcher.start_timeout_s)
     ranks = spec.world_size // spec.launcher.nodes
     get_ready(spec, ranks)
-    from trimaran.launchers.rendezvous.network import own_address
-
-    host, _, port = spec.launcher.rendezvous.rpartition(":")
     store = store_at(host, int(port), spec.launcher.start_timeout_s)
     address = own_address(spec.launcher.interface, store.host)
     logs = Path(spec.train.output_dir) / "logs" / time.strftime("agents-%Y%m%d-%H%M%S") / node_name({})
@@ -60,9 +69,20 @@ def run_node_by_hand(spec: RunSpec, spec_path: Path, overrides: list[str]) -> in
     )
 
 
+def refuse_taken(host: str, port: int, timeout_s: float) -> None:
+    """Raise AddressError where something listens there and is no store.
+
+    For use before torch is imported, which takes seconds, and many of them on a busy node.
+    """
+    start = time.monotonic()
+    for address in resolve_name(host)[:1]:
+        with suppress(OSError):  # nothing listens there yet
+            socket.create_connection((address, port), timeout=_CONNECT_S).close()
+            wait_for_store(host, address, port, start + min(timeout_s, _ANSWER_S), _STORE)
+
+
 def store_at(host: str, port: int, timeout_s: float) -> "TCPStore":
     """Return the nodes' store: served here if the address is this node's, otherwise the one at that address."""
-    from trimaran.launchers.rendezvous.network import AddressError, interface_of, resolve_name
     from trimaran.launchers.rendezvous.store import connect_store, serve_store
 
     addresses = [address for address in resolve_name(host) if interface_of(address)]
@@ -73,8 +93,8 @@ def store_at(host: str, port: int, timeout_s: float) -> "TCPStore":
             return store
         except AddressError:
             # Another agent of this run on this node serves it, which answers at once, or the port is taken.
-            timeout_s = min(timeout_s, _OWN_ANSWER_S)
-    store = connect_store(host, port, timeout_s, "the store of the nodes (launcher.rendezvous)")
+            timeout_s = min(timeout_s, _ANSWER_S)
+    store = connect_store(host, port, timeout_s, _STORE)
     try:
         store.wait([RUN], timedelta(seconds=timeout_s))
     except RuntimeError as error:

@@ -6,6 +6,7 @@ Imports no torch.
 import fcntl
 import ipaddress
 import re
+import secrets
 import socket
 import struct
 import subprocess
@@ -14,6 +15,8 @@ from collections.abc import Callable, Mapping
 
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B  # linux/sockios.h
 _RETRY_S = 0.1
+_ANSWER_S = 3.0
+_HELLO = struct.pack("=BIB", 0, 0x3C85F7CE, 13)  # VALIDATE, its magic number, and PING, as torch's TCPStoreBackend.hpp
 
 
 class AddressError(ValueError):
@@ -187,3 +190,36 @@ def wait_until_open(host: str, port: int, timeout_s: float, what: str) -> str:
         if time.monotonic() > deadline:
             raise AddressError(f"{what} at {host}:{port} did not answer within {timeout_s:.0f} s ({problem})")
         time.sleep(_RETRY_S)
+
+
+def wait_for_store(host: str, address: str, port: int, deadline: float, what: str) -> None:
+    """Wait until a store of torch answers at address:port, which is that of `host`.
+
+    torch's own client would wait for an answer without a time limit.
+
+    Args:
+        deadline: in `time.monotonic`'s seconds; there is one try at least.
+        what: the store's name in the message of the error.
+
+    Raises:
+        AddressError: what listens there is no store.
+    """
+    while not _is_store(address, port, max(_RETRY_S, min(_ANSWER_S, deadline - time.monotonic()))):
+        if time.monotonic() >= deadline:
+            raise AddressError(
+                f"{host}:{port} ({what.partition('(')[2].rstrip(')') or what}) is taken by something that is no run of "
+                "trimaran; choose another port"
+            )
+        time.sleep(_RETRY_S)
+
+
+def _is_store(address: str, port: int, timeout_s: float) -> bool:
+    nonce, answer = secrets.token_bytes(4), b""
+    try:
+        with socket.create_connection((address, port), timeout=timeout_s) as connection:
+            connection.sendall(_HELLO + nonce)
+            while len(answer) < len(nonce) and (part := connection.recv(len(nonce) - len(answer))):
+                answer += part
+    except OSError:
+        return False
+    return answer == nonce

@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import socket
-import struct
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -23,13 +22,13 @@ from trimaran.launchers.rendezvous.network import (
     AddressError,
     own_address,
     reachable_address,
+    wait_for_store,
     wait_until_open,
 )
 from trimaran.runtime.spec import LauncherSection
 
 _POLL_S, _LONGEST_POLL_S = 0.05, 1.0
 _ANSWER_S = 3.0
-_HELLO = struct.pack("=BIB", 0, 0x3C85F7CE, 13)  # VALIDATE, its magic number, and PING, as torch's TCPStoreBackend.hpp
 
 
 class Rendezvous:
@@ -246,27 +245,8 @@ def connect_store(host: str, port: int, timeout_s: float, what: str) -> TCPStore
     """
     deadline = time.monotonic() + timeout_s
     address = wait_until_open(host, port, timeout_s, what)
-    while not _is_store(address, port, max(0.1, min(_ANSWER_S, deadline - time.monotonic()))):
-        if time.monotonic() >= deadline:
-            raise AddressError(
-                f"{host}:{port} ({what.partition('(')[2].rstrip(')') or what}) is taken by something that is no run of "
-                "trimaran; choose another port"
-            )
-        time.sleep(_POLL_S)
+    wait_for_store(host, address, port, deadline, what)
     try:
         return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
     except RuntimeError as error:
         raise AddressError(f"{what} at {host}:{port} has hung up: {str(error).splitlines()[0]}") from error
-
-
-def _is_store(address: str, port: int, timeout_s: float) -> bool:
-    """Return whether a store of torch answers there; torch's own client waits for an answer without a time limit."""
-    nonce, answer = secrets.token_bytes(4), b""
-    try:
-        with socket.create_connection((address, port), timeout=timeout_s) as connection:
-            connection.sendall(_HELLO + nonce)
-            while len(answer) < len(nonce) and (part := connection.recv(len(nonce) - len(answer))):
-                answer += part
-    except OSError:
-        return False
-    return answer == nonce

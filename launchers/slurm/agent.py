@@ -11,8 +11,9 @@ from trimaran.launchers.env.rank_env import read_env
 from trimaran.launchers.local.node_agent import run_node
 from trimaran.launchers.local.torch_elastic import Node, get_ready
 from trimaran.launchers.terminal import run_main
-from trimaran.launchers.worker.entry import announce, exit_with_parent
+from trimaran.launchers.worker.entry import announce
 from trimaran.launchers.worker.tasks import SpecFile
+from trimaran.runtime.processes import exit_with_parent
 from trimaran.runtime.spec import check_world_size, load_spec
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,15 +104,15 @@ def judge(
         )
     rendezvous.remove_address_file()
     every = _compare(rendezvous, facts)
-    import torch
-
     refused = refused_nodes(every, spec.slurm.preflight_min_free_gib)
     if not refused and rank_env.world_size > 1:
-        device = torch.device("cuda", 0) if all(each.of_gpus for each in every) else torch.device("cpu")
-        slowest = ring_seconds(spec, rendezvous, device)
-        links = rendezvous.all_gather(json.dumps(slowest))
+        import torch
+
+        gpus = min(len(each.of_gpus) for each in every)
+        devices = [torch.device("cuda", index) for index in range(gpus)] or [torch.device("cpu")]
+        links = rendezvous.all_gather(json.dumps(max(ring_seconds(spec, rendezvous, devices))))
         if rank_env.rank == 0:
-            how = " by NCCL" if device.type == "cuda" else ""
+            how = f" by NCCL, from each of {gpus} GPUs" if gpus else ""
             worst_ms = max(map(float, links)) * 1e3
             _say(f"ring of {rank_env.world_size} nodes{how}: {_RING_MIB} MiB in {worst_ms:.1f} ms a hop at most")
     if rank_env.rank == 0:
@@ -143,18 +143,31 @@ def _end(folder: Path, refused: Mapping[str, str]) -> int:
     return code
 
 
-def ring_seconds(spec: RunSpec, rendezvous: "Rendezvous", device: "torch.device") -> float:
-    """Send a buffer from every node to the next, by NCCL where `device` is a GPU; return the seconds it took.
+def ring_seconds(spec: RunSpec, rendezvous: "Rendezvous", devices: Sequence["torch.device"]) -> list[float]:
+    """Send a buffer from every node to the next, by NCCL between GPUs; return the seconds that it took of each device.
 
+    One device after the other, each in a process group of its own: GPUs of a node may have network cards of their own.
     Collective over the nodes.
     """
     import torch
-    import torch.distributed as dist
 
     from trimaran.launchers.worker.process_group import join_group
 
-    join_group(spec, device, rendezvous)
-    rank, size = rendezvous.rank_env.rank, rendezvous.rank_env.world_size
+    seconds = []
+    for index, device in enumerate(devices):
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        join_group(spec, device, rendezvous, f"ring-{index}")
+        seconds.append(_pass_around(rendezvous.rank_env, device))
+    return seconds
+
+
+def _pass_around(rank_env: RankEnv, device: "torch.device") -> float:
+    """Send a buffer to the next node over the default group, which is left then; return the seconds."""
+    import torch
+    import torch.distributed as dist
+
+    rank, size = rank_env.rank, rank_env.world_size
     sent = torch.full((_RING_MIB * 2**18,), float(rank), device=device)
     received = torch.empty_like(sent)
     seconds = 0.0
@@ -170,7 +183,7 @@ def ring_seconds(spec: RunSpec, rendezvous: "Rendezvous", device: "torch.device"
         received[0].item()  # waits for a GPU
         seconds = time.perf_counter() - start
     if not bool((received == (rank - 1) % size).all()):
-        raise RuntimeError(f"what node {(rank - 1) % size} sent arrived damaged at {rendezvous.rank_env.node}")
+        raise RuntimeError(f"what node {(rank - 1) % size} sent arrived damaged at {rank_env.node}")
     dist.destroy_process_group()
     return seconds
 

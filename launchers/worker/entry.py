@@ -6,26 +6,28 @@ is a rank under torchrun, srun or mpirun. `trimaran` itself forks its ranks from
 """
 
 import argparse
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from trimaran.launchers.env.exit_codes import Stopped, exit_code_after
+from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
 from trimaran.launchers.env.limits import raise_soft_limits
 from trimaran.launchers.env.rank_env import Kind, RankEnv, read_env
 from trimaran.launchers.rendezvous.address_file import AddressFile
 from trimaran.launchers.worker.process import Rank
 from trimaran.launchers.worker.tasks import SpecFile, TaskFile
+from trimaran.runtime.processes import exit_with_parent, set_process_name
 from trimaran.runtime.spec import load_spec
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
+_PARENT_S = 1.0
+_STEP_S = 10.0  # for the step under way, and the next one, to end when the launcher is gone
+_POLL_S = 0.1
 _Launcher = Literal["auto"] | Kind
 
 
@@ -37,15 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def serve_as_rank(spec: Path, overrides: Sequence[str], launcher: _Launcher = "auto") -> NoReturn:
     """Train as one rank of the start that the environment describes, then exit."""
+    parent = os.getppid()
     exit_with_parent()  # before torch is imported, which takes seconds
     rank = Rank(announces=True)
+
+    def wait_for_end() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_S)
+
+    leave_after(wait_for_end, rank)
     rank.exit(run_rank(rank, SpecFile(spec, overrides), launcher))
 
 
 def run_spec_of_agent(spec: str, *overrides: str) -> None:
     """Train as one rank that our node agent has started; return if the run succeeded, otherwise exit."""
-    _exit_with_launcher()
     rank = Rank(announces=True)
+    _exit_with_launcher(rank)
     _exit_unless_zero(rank, run_rank(rank, SpecFile(Path(spec), overrides), "torchrun"))
 
 
@@ -57,8 +66,8 @@ def run_task_of_launcher(task: str, logs: str, spare: str) -> None:
         logs: the folder of this start, in which the rank keeps its records.
         spare: a folder on another disk, for when that one is full.
     """
-    _exit_with_launcher()
     rank = Rank(announces=False)
+    _exit_with_launcher(rank)
     _exit_unless_zero(rank, run_rank(rank, TaskFile(Path(task), Path(logs), Path(spare)), "torchrun"))
 
 
@@ -69,7 +78,7 @@ def run_rank(rank: Rank, source: TaskFile | SpecFile, launcher: _Launcher) -> in
     try:
         rank.env = read_env(os.environ, launcher)
         raise_soft_limits()
-        _set_process_name(f"trimaran-{rank.number}")
+        set_process_name(f"trimaran-{rank.number}")
         if isinstance(source, SpecFile):
             rank.address_file = announce(rank.env, source)
         from trimaran.launchers.worker.run import connect, run_task  # torch; an error of its import is reported too
@@ -94,44 +103,39 @@ def announce(rank_env: RankEnv, source: SpecFile) -> AddressFile | None:
     return address_file
 
 
-def exit_with_parent() -> None:
-    """Make the kernel send SIGTERM to this process when its parent, the launcher, dies; a rank then saves and exits."""
-    parent = os.getppid()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the call
-        os._exit(1)
-
-
-def _exit_with_launcher() -> None:
-    """Do the same for a forked rank, whose parent is not the launcher, and keep the terminal's signals from it.
+def _exit_with_launcher(rank: Rank) -> None:
+    """Have a forked rank, whose parent is not the launcher, leave after it, and keep the terminal's signals from it.
 
     The launcher gets Ctrl-C and passes it on to the ranks.
     """
     os.setpgid(0, 0)
     launcher = multiprocessing.parent_process()
-    if launcher is None:
-        return
+    if launcher is not None:
+        leave_after(lambda: wait([launcher.sentinel]), rank)
 
-    def wait_for_end() -> None:
-        wait([launcher.sentinel])
+
+def leave_after(wait_for_end: Callable[[], object], rank: Rank) -> None:
+    """Have this rank save and exit after the launcher's end: `wait_for_end` returns then.
+
+    A rank that is not at its save within seconds, because its step takes longer, exits without one. A save under way is
+    finished. Until then the run's folder stays locked.
+    """
+
+    def leave() -> None:
+        wait_for_end()
         os.kill(os.getpid(), signal.SIGTERM)
+        rank.keep_lock()
+        end = time.monotonic() + _STEP_S
+        while rank.saves or time.monotonic() < end:
+            time.sleep(_POLL_S)
+        rank.fail(LaunchError(f"its launcher has ended, and the step under way did not within {_STEP_S:g} s", 1))
 
-    threading.Thread(target=wait_for_end, name="launcher", daemon=True).start()
+    threading.Thread(target=leave, name="launcher", daemon=True).start()
 
 
 def _exit_unless_zero(rank: Rank, exit_code: int) -> None:
     if exit_code:  # torch's agent takes a return for success
         rank.exit(exit_code)
-
-
-def _set_process_name(name: str) -> None:
-    """Set the name that `top` and `ps -o comm` show."""
-    _prctl(_PR_SET_NAME, name.encode()[:15])
-
-
-def _prctl(option: int, value: int | bytes) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -120,14 +120,15 @@ class FailureRelay:
         on_failure: OnFailure,
         where_of_rank_0: str,
         rank_0: Process = ("", 0),
+        last_words: LastWords = _no_last_words,
     ) -> "FailureRelay":
-        """Connect to rank 0, which is the process `rank_0`.
+        """Connect to rank 0, which is the process `rank_0`; `last_words` is asked if it dies without a message.
 
         Raises:
             OSError: it does not answer.
         """
         connection = socket.create_connection((address, port), timeout=_CONNECT_S)
-        return FailureRelay(_Client(connection, key, rank, on_failure, where_of_rank_0, rank_0))
+        return FailureRelay(_Client(connection, key, rank, on_failure, where_of_rank_0, rank_0, last_words))
 
     def send(self, failure: Failure, *, timed_out: bool = False) -> Failure | None:
         """Send this rank's failure to all ranks; returns when rank 0 has relayed it, or after seconds.
@@ -156,11 +157,12 @@ class _Client:
         on_failure: OnFailure,
         where_of_rank_0: str,
         rank_0: Process,
+        last_words: LastWords,
     ) -> None:
         connection.settimeout(None)
         _keep_alive(connection)
         self._connection, self._on_failure, self._where_of_rank_0 = connection, on_failure, where_of_rank_0
-        self._rank_0 = rank_0
+        self._rank_0, self._last_words = rank_0, last_words
         self._closing, self._relayed = threading.Event(), threading.Event()
         self._cause: Failure | None = None
         _write(connection, {"key": key, "rank": rank, "process": this_process()})
@@ -182,7 +184,8 @@ class _Client:
                 elif "done" in message:
                     self._closing.set()
         self._relayed.set()
-        self._report(Failure(0, self._where_of_rank_0, None, DIED_SILENTLY, SILENT_EXIT_CODE))
+        if not self._closing.is_set():
+            self._report(_died(0, self._where_of_rank_0, None, self._last_words(0)))
 
     def _report(self, failure: Failure) -> None:
         if not self._closing.is_set():
@@ -346,8 +349,7 @@ class _Server:
         if rank is not None and rank not in self._ended:
             self._ended.add(rank)
             words = self._last_words(rank)
-            message, exit_code = (DIED_SILENTLY, SILENT_EXIT_CODE) if words is None else (words.message, _ABORTED)
-            failure = Failure(rank, self._where[rank], self._step(), message, exit_code)
+            failure = _died(rank, self._where[rank], self._step(), words)
             if words is None or not words.is_consequence:
                 self._relay(failure)
             elif self._suspect is None:
@@ -405,6 +407,13 @@ class _RollCall:
 def this_process() -> Process:
     """Return this process as others can kill it."""
     return this_machine(), os.getpid()
+
+
+def _died(rank: int, where: str, step: int | None, words: WatchdogEnd | None) -> Failure:
+    """Return the failure of a rank that has ended without a message, by its last words."""
+    if words is None:
+        return Failure(rank, where, step, DIED_SILENTLY, SILENT_EXIT_CODE)
+    return Failure(rank, where, step, words.message, _ABORTED)
 
 
 def _why_silent(process: Process) -> str:

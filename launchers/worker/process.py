@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -12,26 +13,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trimaran.launchers.env.exit_codes import write_exit_file
+from trimaran.launchers.env.exit_codes import exit_code_after, write_exit_file
 from trimaran.launchers.env.rank_env import RankEnv
 from trimaran.launchers.rendezvous.address_file import AddressFile
 from trimaran.launchers.terminal import is_for_users, sentence
 from trimaran.launchers.worker.failure_relay import Failure, FailureRelay
 from trimaran.launchers.worker.nccl_messages import WatchdogEnd, tells_of_lost_peer, watchdog_end_in
 from trimaran.models.fields import printable
-from trimaran.runtime.folder_lock import FolderLock
+from trimaran.runtime.folder_lock import FolderInUse, FolderLock
 from trimaran.runtime.grid import coordinates, describe_coordinates
 from trimaran.runtime.processes import usable_cores
 from trimaran.runtime.spec import RunSpec
 
 ERROR_FILE = "error.json"
 STDERR_FILE = "stderr.log"
-"""Standard error of every rank but rank 0."""
+"""Standard error of every rank; of rank 0 only what libraries write there, such as NCCL's watchdog."""
 _TRACEBACK_FILE = "traceback.txt"
 # Errors whose message is a sentence for the user; of any other class the name is reported too.
 _SENTENCES = (ValueError, OSError, RuntimeError)
 _TIMED_OUT = re.compile(r"time[ -]?out|timed out", re.IGNORECASE)
 _CAUSE_S = 3.0  # for the failure relay to report the cause of a consequence
+_POLL_S = 0.1
 _CLEAN_UP_S = 2.0  # for the main thread to fail by itself and remove half-written files when another rank has failed
 
 
@@ -47,12 +49,16 @@ class Rank:
         step: the training step under way, None before the first.
         relay: None until the ranks are connected.
         address_file: in which rank 0 of a Slurm step gives signs of life until it leaves its address there.
-        lock: of the run folder, on rank 0 where no process of ours has started the ranks.
+        saves: whether it writes a checkpoint.
+        run: the folder of its run, on rank 0 alone and for a run that its launcher has locked.
+        lock: of the run folder, on rank 0 where no process of ours has started the ranks, or that process is gone.
     """
 
     def __init__(self, *, announces: bool) -> None:
         self.env: RankEnv | None = None
         self.step: int | None = None
+        self.saves = False
+        self.run: Path | None = None
         self.relay: FailureRelay | None = None
         self.address_file: AddressFile | None = None
         self.lock: FolderLock | None = None
@@ -93,6 +99,17 @@ class Rank:
         for descriptor, name in ((1, "stdout.log"), (2, STDERR_FILE)):
             with (self._folder / name).open("ab") as file:
                 os.dup2(file.fileno(), descriptor)
+
+    def keep_native_errors(self) -> None:
+        """Send to rank 0's records what libraries write to its standard error; Python's stays on the terminal.
+
+        Other ranks and the launcher read there why NCCL's watchdog has ended it.
+        """
+        if self.number == 0 and self._folder is not None:
+            sys.stderr.flush()
+            sys.stderr = os.fdopen(self._terminal, "w", 1, errors="backslashreplace", closefd=False)
+            with (self._folder / STDERR_FILE).open("ab") as file:
+                os.dup2(file.fileno(), 2)
 
     def last_words_of(self, rank: int) -> WatchdogEnd | None:
         """Return why NCCL's watchdog has ended another rank; None where its records do not say so."""
@@ -145,6 +162,19 @@ class Rank:
             self._write_exit_file(exit_code)
         self.release_lock()
         exit_process(exit_code)
+
+    def keep_lock(self) -> None:
+        """Lock the run folder in place of a launcher that is gone; exit where another run has taken it first."""
+        end = time.monotonic() + _CAUSE_S
+        while self.run is not None and self.lock is None:
+            try:
+                self.lock = FolderLock.of_run(self.run, "trimaran train", os.environ)
+            except FolderInUse:
+                if time.monotonic() > end:  # the launcher counts as alive until its parent has noticed its end
+                    self.exit(exit_code_after(signal.SIGTERM))
+                time.sleep(_POLL_S)
+            except OSError:  # the folder is gone, or its disk is full
+                return
 
     def release_lock(self) -> None:
         """Release the run folder; may be called again."""

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
 
 from trimaran.launchers.rendezvous.network import interface_of
 from trimaran.launchers.rendezvous.store import Rendezvous
@@ -35,8 +36,12 @@ def join_world(spec: RunSpec, device: torch.device, rendezvous: Rendezvous) -> M
     )
 
 
-def join_group(spec: RunSpec, device: torch.device, rendezvous: Rendezvous) -> None:
-    """Join the default process group of all ranks. Every rank must call it."""
+def join_group(spec: RunSpec, device: torch.device, rendezvous: Rendezvous, name: str = "") -> None:
+    """Join the default process group of all ranks. Every rank must call it.
+
+    Args:
+        name: of the group, where a process joins several, one after the other.
+    """
     rank_env = rendezvous.rank_env
     if rank_env.local_world_size < rank_env.world_size:
         _choose_interface(rendezvous.address)
@@ -45,7 +50,7 @@ def join_group(spec: RunSpec, device: torch.device, rendezvous: Rendezvous) -> N
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(seconds=spec.launcher.timeout_s),
-        store=rendezvous.store,
+        store=PrefixStore(name, rendezvous.store),
         rank=rank_env.rank,
         world_size=rank_env.world_size,
     )

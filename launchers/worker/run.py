@@ -113,6 +113,8 @@ def _read(rank: Rank, rank_env: RankEnv, source: TaskFile | SpecFile) -> tuple[T
         rank.keep_records(source.logs, source.spare)
         task = read_task(source.path)
         spec, folder = load_spec(task.spec), source.path.parent
+        if isinstance(task, TrainTask) and rank.number == 0:
+            rank.run = Path(spec.train.output_dir)
     else:
         task = None
         spec = load_spec(source.path, list(source.overrides))
@@ -121,6 +123,7 @@ def _read(rank: Rank, rank_env: RankEnv, source: TaskFile | SpecFile) -> tuple[T
     rank.set_coordinates(spec)
     if isinstance(source, SpecFile):
         rank.keep_records(folder / "logs" / f"{rank_env.launcher}-{rank_env.start}")
+    rank.keep_native_errors()
     return task, spec, folder
 
 
@@ -140,7 +143,9 @@ def connect_failure_relay(rank: Rank, rendezvous: Rendezvous) -> None:
     else:
         address, port, key, (machine, pid) = json.loads(rendezvous.store.get("failure_relay"))
         rank_0 = (machine, pid)
-        rank.relay = FailureRelay.connect(address, port, key, rank_env.rank, rank.exit_after, wheres[0], rank_0)
+        rank.relay = FailureRelay.connect(
+            address, port, key, rank_env.rank, rank.exit_after, wheres[0], rank_0, rank.last_words_of
+        )
 
 
 def _join(
@@ -169,8 +174,8 @@ def _join(
 def _train(rank: Rank, task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
     """Train; return the exit code, the same on every rank. Collective over the world."""
 
-    def at_step(step: int) -> None:
-        rank.step = step
+    def at_step(step: int, saves: bool) -> None:
+        rank.step, rank.saves = step, saves
 
     # From here on a signal lets every rank finish the step and save: a rank that died of it at once would take the
     # others with it.

@@ -60,7 +60,7 @@ def train(
     device: torch.device,
     data: PreparedData,
     stop: StopRequest,
-    at_step: Callable[[int], None] = lambda step: None,
+    at_step: Callable[[int, bool], None] = lambda step, saves: None,
 ) -> TrainState:
     """Train to spec.train.num_steps, or until any rank has a stop request; then save the state.
 
@@ -68,7 +68,7 @@ def train(
 
     Args:
         stop: already installed: a signal lets every rank finish the step and save.
-        at_step: called at the start of every step with its number, from 1.
+        at_step: called with a step's number, from 1, and whether it is saved now: at its start, and before a save.
 
     Returns:
         The state at the end.
@@ -87,6 +87,11 @@ def train(
             log.say(
                 f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens "
                 f"({loader.unused_tail_tokens} tokens at the end fill none)"
+            )
+        if state.step < spec.train.num_steps:
+            log.say(
+                f"{spec.transformer.num_parameters():,} parameters, {spec.tokens_per_step:,} tokens a step: step "
+                f"{state.step + 1} of {spec.train.num_steps} begins"
             )
         return run_steps(train_context, state, loader, held_out, stop, log, data)
 
@@ -109,7 +114,7 @@ def run_steps(
     feed = BatchFeed(loader.microbatches, spec.train.global_batch_size, device)
     saved_step = state.step
     while state.step < spec.train.num_steps and not stopped:
-        log.begin_step(state.step + 1)
+        log.at_step(state.step + 1, False)
         batches = feed.at(state.consumed_samples)
         lr = lr_at(state.step, base_lr=spec.optimizer.lr, section=spec.lr_schedule, num_steps=spec.train.num_steps)
         result = train_step(train_context, batches, lr, stop=stop.requested)
@@ -118,6 +123,7 @@ def run_steps(
         if held_out and (due(state.step, spec.train.eval_interval) or state.step == spec.train.num_steps):
             log.evaluation(state, evaluate(train_context, held_out))
         if due(state.step, spec.checkpoint.interval) or state.step == spec.train.num_steps or stopped:
+            log.at_step(state.step, True)
             save_state(train_context, state)
             saved_step = state.step
         log.restart_clock()
@@ -203,9 +209,9 @@ class StepLog:
         device: torch.device,
         state: TrainState,
         resumed: Path | None,
-        at_step: Callable[[int], None],
+        at_step: Callable[[int, bool], None],
     ) -> None:
-        self.begin_step = at_step
+        self.at_step = at_step
         self._spec, self._folder, self._world_size = spec, Path(spec.train.output_dir), mesh.world_size
         self._flops_per_token = spec.transformer.flops_per_token(spec.train.seq_len)
         self._peak = (

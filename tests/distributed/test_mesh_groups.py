@@ -7,8 +7,12 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.ranks import RankPool
+from trimaran.launchers.env.rank_env import RankEnv
+from trimaran.launchers.rendezvous.store import Rendezvous
+from trimaran.launchers.slurm.preflight import ring_seconds
 from trimaran.models.parallel.group import all_gather_into, all_reduce, broadcast, receive
 from trimaran.runtime.mesh import Mesh, build_mesh
+from trimaran.runtime.spec import parse_spec
 
 TIMEOUT_S = 3.0
 
@@ -54,6 +58,24 @@ def test_wait_on_a_mesh_of_two_axes_is_bounded_and_names_the_peer(action: str, w
     message = ranks.run(wait_for_absent_peer, 4, action)[0]
     assert message.startswith("rank 0 waits for"), message
     assert words in message
+
+
+def pass_around_nodes(num_devices: int) -> list[float]:
+    """Be one node of a preflight, on a CPU in the place of each GPU."""
+    store, rank, size = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+    dist.destroy_process_group()
+    rendezvous = Rendezvous(RankEnv("slurm", rank, size, rank, size, f"n{rank}", "7"), store, "127.0.0.1")
+    spec = parse_spec({
+        "model": {"num_layers": 1, "hidden_size": 16, "num_heads": 2}, "optimizer": {"lr": 1e-3},
+        "train": {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": 16},
+    })  # fmt: skip
+    return ring_seconds(spec, rendezvous, [torch.device("cpu")] * num_devices)
+
+
+def test_the_preflights_ring_goes_over_every_device_of_the_nodes(ranks: RankPool) -> None:
+    found = ranks.run(pass_around_nodes, 3, 2)
+    assert [len(seconds) for seconds in found] == [2, 2, 2]
+    assert all(second > 0 for seconds in found for second in seconds)
 
 
 def send_around_links() -> list[float]:

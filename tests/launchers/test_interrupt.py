@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from tests.launchers.runs import (
     Outcome,
     Workplace,
     assert_same_bits,
+    fault,
     hold_start,
     losses,
     make_workplace,
     trimaran,
 )
 from trimaran.runtime.checkpoint.folder import latest, step_of
+from trimaran.runtime.folder_lock import FolderLock, holder_of
 from trimaran.runtime.train.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -141,6 +144,38 @@ def test_ranks_whose_launcher_was_killed_save_and_leave(tmp_path: Path) -> None:
     (saved,) = workplace.saved_steps()
     assert 2 <= saved < 2000
     assert workplace.rows()[-1]["step"] == saved
+
+
+def test_ranks_in_a_long_step_leave_soon_after_their_launcher_and_lock_the_run_until_then(tmp_path: Path) -> None:
+    workplace, reached = make_workplace(tmp_path), tmp_path / "in the step"
+    with workplace.start_training(environment=fault(tmp_path, LONG_STEP.format(reached=str(reached)), 0)) as command:
+        command.wait_until(lambda: reached.exists() and len(command.ranks()) == 2)
+        first = command.ranks()[0].pid
+        command.process.kill()
+        command.process.wait()
+        held = [holder_of(workplace.run)]
+        while command.ranks():
+            held.append(holder_of(workplace.run))
+            time.sleep(0.02)
+        assert command.left_behind() == []
+    assert first in [holder.pid for holder in held if holder is not None]
+    assert not workplace.checkpoints.exists()
+    FolderLock.of_run(workplace.run, "trimaran train", {}).release()
+
+
+LONG_STEP = """
+import time
+from pathlib import Path
+import trimaran.runtime.train.loop as loop
+from trimaran.launchers.worker import entry
+
+def lr_at(step, **options):
+    entry._STEP_S = 2.0
+    Path({reached!r}).touch()
+    time.sleep(1000)
+
+loop.lr_at = lr_at
+"""
 
 
 def test_ranks_that_are_still_starting_leave_with_their_launcher(tmp_path: Path) -> None:

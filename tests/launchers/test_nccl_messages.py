@@ -155,12 +155,14 @@ class Relayed:
 
     def __init__(self, last_words: Callable[[int], WatchdogEnd | None]) -> None:
         self.told: queue.Queue[Failure] = queue.Queue()
+        self.told_others: queue.Queue[Failure] = queue.Queue()
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         places = [f"host h{rank}" for rank in range(3)]
         self.server = FailureRelay.serve(listener, "key", places, self.told.put, lambda: 12, last_words)
         self.ranks = [
-            FailureRelay.connect("127.0.0.1", port, "key", rank, lambda failure: None, places[0]) for rank in (1, 2)
+            FailureRelay.connect("127.0.0.1", port, "key", rank, self.told_others.put, places[0], last_words=last_words)
+            for rank in (1, 2)
         ]
         wait_until(lambda: len(self.server._side._ranks) == 2)  # type: ignore[union-attr]
 
@@ -179,6 +181,17 @@ def test_a_death_is_told_by_what_the_watchdog_wrote(output: str | None, exit_cod
     failure = world.told.get(timeout=60)
     assert (failure.rank, failure.step, failure.exit_code) == (1, 12, exit_code)
     assert ("killed (out of memory, perhaps)" in failure.message) == (output is None)
+    world.close()
+
+
+@pytest.mark.parametrize(("output", "exit_code"), [(TIMED_OUT, 134), (None, 137)])
+def test_the_death_of_rank_0_is_told_by_what_the_watchdog_wrote(output: str | None, exit_code: int) -> None:
+    world = Relayed(lambda rank: watchdog_end(output) if output and rank == 0 else None)
+    world.server._side._closing.set()  # its connections close without a last word
+    for _ in world.ranks:
+        failure = world.told_others.get(timeout=60)
+        assert (failure.rank, failure.where, failure.exit_code) == (0, "host h0", exit_code)
+        assert ("BROADCAST of its dp group did not end within 1800 s" in failure.message) == (output is not None)
     world.close()
 
 
@@ -232,3 +245,7 @@ def test_the_launcher_names_the_killed_rank_before_those_that_a_watchdog_aborted
     assert watchdog.exit_code == 134
     first = why({0: aborted, 1: -signal.SIGTERM})
     assert str(first).startswith("rank 0 was killed by SIGABRT (what it printed says why)")
+    (tmp_path / "rank-0").mkdir()
+    (tmp_path / "rank-0" / "stderr.log").write_text(TIMED_OUT)
+    told = why({0: aborted, 1: -signal.SIGTERM})
+    assert str(told).startswith("rank 0 aborted (NCCL's watchdog ended it: BROADCAST of its dp group did not end ")

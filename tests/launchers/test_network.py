@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from trimaran.launchers.local.node_agent import RUN, store_at
+from trimaran.launchers.local.node_agent import RUN, refuse_taken, store_at
 from trimaran.launchers.rendezvous import network as addresses
 from trimaran.launchers.rendezvous.network import (
     AddressError,
@@ -117,6 +117,10 @@ def test_a_port_of_another_program_is_told_in_time() -> None:
         assert time.monotonic() - start < 20
         with pytest.raises(AddressError, match=words):  # of this node, by the failed bind
             store_at("127.0.0.1", port, 1.0)
+        with pytest.raises(AddressError, match=words):  # before torch is imported
+            refuse_taken("127.0.0.1", port, 1.0)
+    refuse_taken("127.0.0.1", port, 1.0)  # nothing listens there
+    refuse_taken("127.0.0.1", serve_store("127.0.0.1", 0).port, 1.0)
 
 
 def test_a_store_of_another_program_is_told() -> None:

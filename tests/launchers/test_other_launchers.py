@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from tests.launchers.forked import fork_server
 from tests.launchers.runs import (
     LEAVE_S,
     RAISE_AT_STEP_6,
+    Command,
     Hold,
     Workplace,
     fault,
@@ -233,6 +235,24 @@ def test_no_rank_outlives_an_agent_that_was_killed(tmp_path: Path) -> None:
         process.kill()
         assert psutil.wait_procs(ranks, timeout=LEAVE_S)[1] == []
     assert len(ranks) == 4
+
+
+def test_mpirun_does_not_outlive_the_command_that_started_it(tmp_path: Path) -> None:
+    (tmp_path / "mpirun").write_text("#!/bin/sh\necho $$ > new && mv new pid\nexec sleep 999\n")
+    (tmp_path / "mpirun").chmod(0o755)
+    code = f"""
+        from pathlib import Path
+        from types import SimpleNamespace
+        from trimaran.launchers.local import mpirun
+
+        mpirun.find_mpirun = lambda: {str(tmp_path / "mpirun")!r}
+        mpirun.run_by_mpirun(SimpleNamespace(world_size=2), Path("spec.yaml"), [])
+        """
+    with Command.start(tmp_path, [textwrap.dedent(code)], kind="-c") as command:
+        command.wait_until((tmp_path / "pid").exists)
+        started = psutil.Process(int((tmp_path / "pid").read_text()))
+        command.process.kill()
+        assert psutil.wait_procs([started], timeout=LEAVE_S)[1] == []
 
 
 # --- starts that don't fit

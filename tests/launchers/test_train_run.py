@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.launchers.runs import Outcome, Workplace, trimaran
+from trimaran.runtime.spec import load_spec
 from trimaran.runtime.train.loop import SAMPLE_PROMPT
 from trimaran.runtime.train.metrics import read_metrics
 
@@ -23,12 +24,15 @@ def copy_of(workplace: Workplace, folder: Path) -> Workplace:
 
 
 def test_a_run_succeeds_and_leaves_no_process_and_no_shared_memory(finished: Finished) -> None:
-    _, outcome = finished
+    workplace, outcome = finished
     assert outcome.code == 0, outcome.err
     assert outcome.left == []
     assert "Traceback" not in outcome.err
     assert "Warning" not in outcome.err
     assert "step 60/60" in outcome.out
+    before = outcome.out.partition("step 1/60")[0].splitlines()
+    parameters = load_spec(workplace.run / "spec.yaml").transformer.num_parameters()
+    assert before[-1] == f"{parameters:,} parameters, 64 tokens a step: step 1 of 60 begins"
     assert "report.html" in outcome.last_line
 
 

@@ -1,7 +1,13 @@
-"""Which device and how many threads a rank takes, that all ranks agree on them, and what a rank does not import."""
+"""A rank's device and threads, that all ranks agree on them, what it does not import, and its end with its launcher."""
 
 import json
+import os
+import queue
+import signal
 import sys
+import textwrap
+import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +17,11 @@ import pytest
 import torch
 
 from tests.launchers.forked import fork_server
+from tests.launchers.runs import run_code
 from trimaran.launchers.rendezvous.fingerprint import InconsistentRanksError
 from trimaran.launchers.rendezvous.store import single_process
 from trimaran.launchers.worker import device as devices
-from trimaran.launchers.worker import process, run
+from trimaran.launchers.worker import entry, process, run
 from trimaran.launchers.worker.device import (
     DeviceError,
     Resources,
@@ -24,6 +31,7 @@ from trimaran.launchers.worker.device import (
     threads_of_rank,
 )
 from trimaran.launchers.worker.tasks import TrainTask
+from trimaran.runtime.folder_lock import LOCK, FolderLock, Holder, holder_of
 from trimaran.runtime.spec import RunSpec, parse_spec
 
 CPU = Resources("host a", "a", "cpu", "gloo", "float32", "torch", "", "", 0, "ff", None)
@@ -185,6 +193,60 @@ def test_a_failure_that_finds_a_full_disk_is_recorded_elsewhere(
     assert not agents.is_symlink()
     record = json.loads((tmp_path / "spare" / "rank-0" / process.ERROR_FILE).read_text())
     assert record["message"].startswith("run/metrics.jsonl: No space left on device; free some space there")
+
+
+def test_a_rank_that_saves_when_its_launcher_ends_exits_after_that_and_holds_the_lock_until_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exits: queue.Queue[int] = queue.Queue()
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(process, "exit_process", exits.put)
+    monkeypatch.setattr(os, "kill", lambda *words: signals.append(words))
+    monkeypatch.setattr(entry, "_STEP_S", 0.0)
+    launcher = replace(Holder.here("trimaran train", {}), pid=2**22 + 1)  # there is no such process
+    (tmp_path / LOCK).write_text(json.dumps(asdict(launcher)))
+    rank, gone = process.Rank(announces=False), threading.Event()
+    rank.run, rank.saves = tmp_path, True
+    entry.leave_after(gone.wait, rank)
+    assert not signals
+    gone.set()
+    while (holder := holder_of(tmp_path)) is None:
+        time.sleep(0.01)
+    assert holder.pid == os.getpid()
+    assert signals == [(os.getpid(), signal.SIGTERM)]
+    time.sleep(0.3)
+    assert exits.empty()
+    rank.saves = False
+    assert exits.get(timeout=60) == 1
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_rank_whose_launcher_is_gone_exits_where_another_run_has_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "exit_process", sys.exit)
+    monkeypatch.setattr(process, "_CAUSE_S", 0.2)
+    rank = process.Rank(announces=False)
+    rank.run = tmp_path
+    with FolderLock.of_run(tmp_path, "trimaran train", {}), pytest.raises(SystemExit, match="143"):
+        rank.keep_lock()
+
+
+def test_what_libraries_write_to_rank_0s_standard_error_is_kept_in_its_records(tmp_path: Path) -> None:
+    code = """
+        import os, sys
+        from pathlib import Path
+        from trimaran.launchers.worker.process import Rank
+
+        rank = Rank(announces=False)
+        rank.keep_records(Path("logs"))
+        rank.keep_native_errors()
+        os.write(2, b"NCCL's watchdog")
+        print("Python's warning", file=sys.stderr)
+        """
+    outcome = run_code(tmp_path, textwrap.dedent(code))
+    assert (outcome.code, outcome.err) == (0, "Python's warning\n")
+    assert (tmp_path / "logs" / "rank-0" / process.STDERR_FILE).read_text() == "NCCL's watchdog"
 
 
 def test_a_rank_starts_without_the_compiler() -> None:
