@@ -74,8 +74,11 @@ def train(
         The state at the end.
     """
     loader, held_out = build_loader(spec, data.train, data.tokenizer, mesh.dp), held_out_batches(spec, data, mesh.dp)
-    train_context = build_train_context(spec, mesh, device)
     path = resume_path(spec)
+    if mesh.rank == 0:  # the weights of a large model take a minute on a CPU, and its first step several
+        sizes = f"{spec.transformer.num_parameters():,} parameters, {spec.tokens_per_step:,} tokens a step"
+        print(f"{sizes}: {'making the weights' if path is None else f'reading {path}'}", flush=True)
+    train_context = build_train_context(spec, mesh, device)
     state = TrainState(data=fingerprint(data)) if path is None else load_state(train_context, path)
     check_same_data(state, data)
     started_from = load_initial_weights(train_context) if path is None and spec.checkpoint.init_from else ""
@@ -89,10 +92,7 @@ def train(
                 f"({loader.unused_tail_tokens} tokens at the end fill none)"
             )
         if state.step < spec.train.num_steps:
-            log.say(
-                f"{spec.transformer.num_parameters():,} parameters, {spec.tokens_per_step:,} tokens a step: step "
-                f"{state.step + 1} of {spec.train.num_steps} begins"
-            )
+            log.say(f"training begins at step {state.step + 1} of {spec.train.num_steps}")
         return run_steps(train_context, state, loader, held_out, stop, log, data)
 
 

@@ -32,7 +32,8 @@ def test_a_run_succeeds_and_leaves_no_process_and_no_shared_memory(finished: Fin
     assert "step 60/60" in outcome.out
     before = outcome.out.partition("step 1/60")[0].splitlines()
     parameters = load_spec(workplace.run / "spec.yaml").transformer.num_parameters()
-    assert before[-1] == f"{parameters:,} parameters, 64 tokens a step: step 1 of 60 begins"
+    assert before[0] == f"{parameters:,} parameters, 64 tokens a step: making the weights"
+    assert before[-1] == "training begins at step 1 of 60"
     assert "report.html" in outcome.last_line
 
 
