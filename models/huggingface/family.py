@@ -35,6 +35,22 @@ class CannotExpress(ValueError):
         self.num_differences = num_differences
 
 
+class _Noting(dict[str, Any]):
+    """A config.json that notes which keys are read."""
+
+    def __init__(self, content: Values) -> None:
+        super().__init__(content)
+        self.keys_read: dict[str, None] = {}  # in order
+
+    def __getitem__(self, key: str) -> Any:
+        self.keys_read[key] = None
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.keys_read[key] = None
+        return super().get(key, default)
+
+
 @dataclass(frozen=True)
 class Family:
     """One family of models.
@@ -78,10 +94,14 @@ class Family:
         problems = (_mistyped(given.get(key, key), value, self.defaults.get(key)) for key, value in full.items())
         errors += filter(None, problems)
         for option in (*COMMON, *self.options) if not errors else ():
+            noting = _Noting(full)
             try:
-                values |= option.read(full)
+                values |= option.read(noting)
             except ValueError as error:
                 errors.append(str(error))
+            except (TypeError, ArithmeticError, LookupError, AttributeError) as error:
+                read = ", ".join(f"{given.get(key, key)} {shown(full.get(key))}" for key in noting.keys_read)
+                errors.append(f"{read} can't be read ({error})")
         if errors:
             raise ValueError("\n".join(f"{self.name}: {error}" for error in errors))
         return values

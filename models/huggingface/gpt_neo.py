@@ -26,12 +26,17 @@ _KINDS: Final = {"global": "full", "local": "window"}
 
 def _read_windows(hf: Mapping[str, Any]) -> Values:
     """Read `attention_types`, a list of [kinds, times]: [[["global", "local"], 12]] alternates over 24 layers."""
-    words = [word for kinds, times in hf["attention_types"] or [[["global", "local"], 12]] for word in kinds * times]
+    pairs = hf["attention_types"] or [[["global", "local"], 12]]
+    try:
+        num_layers = sum(len(kinds) * int(times) for kinds, times in pairs)
+    except (TypeError, ValueError):
+        raise unsupported("attention_types", pairs, "a list of [kinds, times]") from None
+    if num_layers != hf["num_layers"]:
+        raise ValueError(f"attention_types names {num_layers} layers, and num_layers is {hf['num_layers']}")
+    words = [word for kinds, times in pairs for word in kinds * times]
     for word in words:
         if word not in _KINDS:
             raise unsupported("attention_types", word, one_of(shown(known) for known in _KINDS))
-    if len(words) != hf["num_layers"]:
-        raise ValueError(f"attention_types names {len(words)} layers, and num_layers is {hf['num_layers']}")
     if "local" not in words:
         return {}
     return {

@@ -30,13 +30,13 @@ def rotary(*, base: str = "rope_theta", part: str | None = None, unless: str | N
     def read(hf: Mapping[str, Any]) -> Values:
         if unless is not None and hf[unless]:
             return {}
-        parameters = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+        key = "rope_scaling" if hf.get("rope_scaling") else "rope_parameters"
+        parameters = hf.get(key) or {}
         if not isinstance(parameters, Mapping):
-            raise unsupported("rope_parameters", parameters, "an object with a rope_type")
+            raise unsupported(key, parameters, "an object with a rope_type")
         if any(isinstance(entry, Mapping) for entry in parameters.values()):
             raise ValueError(
-                f"rope_parameters for {one_of(parameters)} layers are not supported; "
-                "this runtime has one rotation for all layers"
+                f"{key} for {one_of(parameters)} layers are not supported; this runtime has one rotation for all layers"
             )
         values: Values = {"position": "rotary", "rotary_base": parameters.get("rope_theta") or hf[base]}
         share = parameters.get("partial_rotary_factor", hf.get(part_key))
@@ -45,7 +45,7 @@ def rotary(*, base: str = "rope_theta", part: str | None = None, unless: str | N
                 raise ValueError(f"{part_key} {shown(share)} is not supported; the heads of this family turn whole")
             head_dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
             values["rotary_dim"] = int(head_dim * share)
-        scaling = _read_scaling(parameters, hf)
+        scaling = _read_scaling(key, parameters, hf)
         if scaling is None:
             return values
         if scaling["kind"] in ("dynamic_ntk", "yarn"):  # for sequences longer than max_position_embeddings may say
@@ -77,7 +77,7 @@ def _share(rotary_dim: int, head_dim: int) -> float:
     return share if int(head_dim * share) == rotary_dim else (rotary_dim + 0.5) / head_dim
 
 
-def _read_scaling(parameters: Mapping[str, Any], hf: Mapping[str, Any]) -> Values | None:
+def _read_scaling(of: str, parameters: Mapping[str, Any], hf: Mapping[str, Any]) -> Values | None:
     name = parameters.get("rope_type", parameters.get("type", "default"))
     if name not in _KINDS:
         raise unsupported("rope_type", name, one_of(shown(kind) for kind in _KINDS))
@@ -90,7 +90,7 @@ def _read_scaling(parameters: Mapping[str, Any], hf: Mapping[str, Any]) -> Value
         key for key in ("factor", *_LLAMA3) if (kind == "llama3" or key == "factor") and parameters.get(key) is None
     ]
     if factor is None or (missing and kind == "llama3"):
-        raise ValueError(f"rope_parameters of rope_type {shown(name)} lack {one_of(missing)}")
+        raise ValueError(f"{of} of rope_type {shown(name)} lack {one_of(missing)}")
     values: Values = {"kind": kind, "factor": float(factor)}
     if kind == "dynamic_ntk":  # transformers scales from the model's present length
         values["original_max_position"] = longest

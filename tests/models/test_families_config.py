@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from trimaran.models.config import TransformerConfig
@@ -125,9 +126,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "llama",
         {"rope_scaling": [2.0]},
-        "rope_parameters [2.0] is not supported; this runtime has an object with a rope_type",
+        "rope_scaling [2.0] is not supported; this runtime has an object with a rope_type",
     ),
-    ("llama", {"rope_scaling": {"type": "linear"}}, "rope_parameters of rope_type 'linear' lack factor"),
+    ("llama", {"rope_scaling": {"type": "linear"}}, "rope_scaling of rope_type 'linear' lack factor"),
     (
         "llama",
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
@@ -197,6 +198,24 @@ def test_a_sentence_about_our_fields_is_told_in_the_words_of_config_json(
     name: str, hf: dict[str, Any], text: str, words: str
 ) -> None:
     assert family(name).in_their_words(text, hf) == words
+
+
+def refusal_of(of: Family, hf: dict[str, Any]) -> str | None:
+    try:
+        TransformerConfig.model_validate(of.to_config(hf))
+    except ValidationError as error:
+        return of.in_their_words(str(error), hf)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("of", FAMILIES, ids=[of.name for of in FAMILIES])
+def test_a_bad_value_is_told_with_its_key(of: Family) -> None:
+    for key in {key for option in of.options for key in option.keys}:
+        for bad in ("x", -1, 0, 2.5, [], {}, [1], {"a": 1}, True, float("inf")):
+            said = refusal_of(of, {key: bad})
+            assert said is None or key in said, (key, bad)
 
 
 def test_all_refused_options_are_named_at_once() -> None:
