@@ -292,6 +292,27 @@ def hold_start(folder: Path) -> tuple[dict[str, str], Path]:
     return fault(folder, code), reached
 
 
+def hold_in_step(folder: Path) -> tuple[dict[str, str], Path]:
+    """Return the environment in which rank 0 never ends its first step, and the file that it makes there."""
+    reached = folder / "in the step"
+    return fault(folder, LONG_STEP.format(reached=str(reached)), rank=0), reached
+
+
+LONG_STEP = """
+import time
+from pathlib import Path
+import trimaran.runtime.train.loop as loop
+from trimaran.launchers.worker import entry
+
+def lr_at(step, **options):
+    entry._STEP_S = 2.0
+    Path({reached!r}).touch()
+    time.sleep(1000)
+
+loop.lr_at = lr_at
+"""
+
+
 RAISE_AT_STEP_6 = """
 import trimaran.runtime.train.loop as loop
 

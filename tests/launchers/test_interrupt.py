@@ -15,7 +15,7 @@ from tests.launchers.runs import (
     Outcome,
     Workplace,
     assert_same_bits,
-    fault,
+    hold_in_step,
     hold_start,
     losses,
     make_workplace,
@@ -147,8 +147,8 @@ def test_ranks_whose_launcher_was_killed_save_and_leave(tmp_path: Path) -> None:
 
 
 def test_ranks_in_a_long_step_leave_soon_after_their_launcher_and_lock_the_run_until_then(tmp_path: Path) -> None:
-    workplace, reached = make_workplace(tmp_path), tmp_path / "in the step"
-    with workplace.start_training(environment=fault(tmp_path, LONG_STEP.format(reached=str(reached)), 0)) as command:
+    workplace, (environment, reached) = make_workplace(tmp_path), hold_in_step(tmp_path)
+    with workplace.start_training(environment=environment) as command:
         command.wait_until(lambda: reached.exists() and len(command.ranks()) == 2)
         first = command.ranks()[0].pid
         command.process.kill()
@@ -161,21 +161,6 @@ def test_ranks_in_a_long_step_leave_soon_after_their_launcher_and_lock_the_run_u
     assert first in [holder.pid for holder in held if holder is not None]
     assert not workplace.checkpoints.exists()
     FolderLock.of_run(workplace.run, "trimaran train", {}).release()
-
-
-LONG_STEP = """
-import time
-from pathlib import Path
-import trimaran.runtime.train.loop as loop
-from trimaran.launchers.worker import entry
-
-def lr_at(step, **options):
-    entry._STEP_S = 2.0
-    Path({reached!r}).touch()
-    time.sleep(1000)
-
-loop.lr_at = lr_at
-"""
 
 
 def test_ranks_that_are_still_starting_leave_with_their_launcher(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tests.launchers.runs import (
     Hold,
     Workplace,
     fault,
+    hold_in_step,
     losses,
     make_workplace,
     ranks_in,
@@ -92,9 +93,9 @@ def run(command: list[str], folder: Path, **environment: str) -> tuple[int, str]
     return code, (folder / "agent.err").read_text()
 
 
-def wait_for(what: str, process: "subprocess.Popen[str]", hold: Hold) -> None:
+def wait_for(what: str, process: "subprocess.Popen[str]", happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + LONGEST_S
-    while not hold.reached:
+    while not happened():
         assert process.poll() is None, f"ended before {what}"
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
@@ -215,7 +216,7 @@ def test_torchrun_starts_the_ranks_anew_after_one_was_killed(expected: list[Any]
     hold = Hold(tmp_path, 6)
     command = torchrun("--max-restarts", "1", "--nproc-per-node", "4")
     with running(command, tmp_path, **hold.environment) as process:
-        wait_for("the step to be killed in", process, hold)
+        wait_for("the step to be killed in", process, lambda: hold.reached)
         ranks_in(tmp_path)[2].kill()
         hold.release()
         code = process.wait(LONGEST_S)
@@ -226,11 +227,11 @@ def test_torchrun_starts_the_ranks_anew_after_one_was_killed(expected: list[Any]
     assert losses(workplace) == expected
 
 
-def test_no_rank_outlives_an_agent_that_was_killed(tmp_path: Path) -> None:
+def test_no_rank_outlives_an_agent_that_was_killed_however_long_its_step_takes(tmp_path: Path) -> None:
     make_workplace(tmp_path, **SECTIONS)
-    hold = Hold(tmp_path, 6)
-    with running(torchrun("--nproc-per-node", "4"), tmp_path, **hold.environment) as process:
-        wait_for("the step to be killed in", process, hold)
+    environment, reached = hold_in_step(tmp_path)
+    with running(torchrun("--nproc-per-node", "4"), tmp_path, **environment) as process:
+        wait_for("the step to be killed in", process, reached.exists)
         ranks = ranks_in(tmp_path)
         process.kill()
         assert psutil.wait_procs(ranks, timeout=LEAVE_S)[1] == []
