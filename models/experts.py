@@ -18,6 +18,7 @@ In both cases each tp rank's output, and its gradients of router and input, are 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from trimaran.models.parallel.collectives import (
     reduce_from_tp_region,
     reduce_scatter_to_sequence_region,
 )
-from trimaran.models.parallel.gradient import GradAccumulator, add_product_
+from trimaran.models.parallel.gradient import GradAccumulator, add_product_, weight_gradient
 from trimaran.models.parallel.parameter import LayerContext, new_parameter
 
 
@@ -316,11 +317,14 @@ class _GroupedLinear(torch.autograd.Function):
         dx = torch.empty_like(x)
         for expert, rows in _runs(ctx.counts):
             torch.mm(dy[rows], matrices[expert], out=dx[rows])
-        gradient = GradAccumulator(weight)
-        total = gradient.total().view(len(weight), dy.shape[1], x.shape[1])
-        for expert, rows in _runs(ctx.counts):
-            add_product_(total[expert], dy[rows].t(), x[rows])
-        return dx, gradient.finish(), None
+        return dx, weight_gradient(weight, partial(_add_products, counts=ctx.counts, dy=dy, x=x)), None
+
+
+def _add_products(gradient: GradAccumulator, counts: Sequence[int], dy: Tensor, x: Tensor) -> None:
+    """Add dy^T x of each expert's rows. dy: [rows, out], x: [rows, in]."""
+    total = gradient.total().view(len(counts), dy.shape[1], x.shape[1])
+    for expert, rows in _runs(counts):
+        add_product_(total[expert], dy[rows].t(), x[rows])
 
 
 def _runs(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:

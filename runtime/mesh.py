@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,8 @@ from trimaran.runtime.grid import AXES, coordinates, describe_coordinates
 logger = logging.getLogger(__name__)
 
 _CPU = torch.device("cpu")
+Link = tuple[int, int, bool]
+"""(source pp index, target pp index, forward): a way that activations (forward) or gradients take."""
 _SHARING_AXES = ("dp", "tp", "expert_dp", "embedding")
 """Axes whose tensors may go through shared memory."""
 
@@ -27,10 +30,11 @@ class Mesh:
         coordinates: axis name -> this rank's index on it.
         ep: consecutive dp ranks that share the experts between them.
         expert_dp: the dp / ep ranks that hold the same experts as this one; `dp` itself where ep is 1.
-        embedding: the first and the last pipeline rank, which hold the two ends of a tied embedding; on the ranks
-            between them, and where nothing is tied, this rank alone.
-        p2p_groups: on NCCL, (source pp index, forward) -> the group over this pipeline that carries the transfers from
-            there to the next (forward) or previous pipeline rank. Empty on gloo, which has tags instead.
+        embedding: the pipeline ranks of the first and of the last stage, which hold the two ends of a tied embedding;
+            on the other ranks, and where nothing is tied or one rank has both, this rank alone.
+        p2p_groups: on NCCL, (source pp index, target pp index, forward) -> the group over this pipeline that carries
+            the transfers from source to target, of activations (forward) or of gradients. Empty on gloo, which has tags
+            instead.
     """
 
     rank: int
@@ -44,7 +48,7 @@ class Mesh:
     expert_dp: Group
     embedding: Group
     world: Group
-    p2p_groups: dict[tuple[int, bool], Group]
+    p2p_groups: dict[Link, Group]
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -89,6 +93,7 @@ def build_mesh(
     shared_memory: bool = True,
     tied_embedding: bool = True,
     has_tags: bool | None = None,
+    placement: Sequence[int] = (),
 ) -> Mesh:
     """Return the mesh over the default process group, whose size must be pp * dp * cp * tp.
 
@@ -104,6 +109,7 @@ def build_mesh(
         tied_embedding: whether to make the group of the embedding's two ends.
         has_tags: whether a tag tells the transfers of one group apart, so that no `p2p_groups` are needed; by default
             whether the backend is gloo.
+        placement: stage -> pp index, of the pipeline's schedule; by default the stages go round the pipeline ranks.
 
     Raises:
         ValueError: the sizes do not multiply to the world size, or ep does not divide dp.
@@ -127,13 +133,26 @@ def build_mesh(
         experts = grid.view(pp, dp // ep, ep, cp, tp)
         groups |= {axis: maker.along_dim(axis, experts, dim) for dim, axis in ((1, "expert_dp"), (2, "ep"))}
     pipelines = grid.flatten(1).t().tolist()
-    groups["embedding"] = maker.ends(pipelines, groups["pp"]) if tied_embedding else Group("embedding", (rank,), 0)
+    ends = (placement[0], placement[-1]) if placement else (0, pp - 1)
+    alone = Group("embedding", (rank,), 0)
+    groups["embedding"] = maker.ends(pipelines, groups["pp"], ends) if tied_embedding else alone
     groups["world"] = _world_group(list(groups.values()), rank, world_size)
-    p2p_groups = {} if has_tags else maker.p2p_groups(pipelines, groups["pp"])
+    p2p_groups = {} if has_tags else maker.p2p_groups(pipelines, groups["pp"], links_of(placement, pp))
     mesh = Mesh(rank, world_size, coordinates(rank, sizes), **groups, p2p_groups=p2p_groups)
     if not has_tags:
         _warm_up(mesh, device)
     return mesh
+
+
+def links_of(placement: Sequence[int], pp: int) -> list[Link]:
+    """Return the links that carry transfers: those of the ring of `pp` ranks, then what else the placement needs.
+
+    Generation takes the ring forwards, and so does a pipeline whose stages go round its ranks.
+    """
+    ring = [(rank, (rank + 1) % pp) for rank in range(pp)]
+    pairs = [*ring, *((a, b) for a, b in pairwise(placement) if a != b)]
+    forward = [(source, target, True) for source, target in pairs]
+    return list(dict.fromkeys([*forward, *((target, source, False) for source, target in pairs)]))
 
 
 def _world_group(groups: Sequence[Group], rank: int, world_size: int) -> Group:
@@ -149,8 +168,7 @@ def _warm_up(mesh: Mesh, device: torch.device) -> None:
     x = torch.zeros(1, device=device)
     for group in mesh.groups:
         all_reduce(x, group)
-    for (source, forward), link in mesh.p2p_groups.items():
-        target = (source + (1 if forward else -1)) % link.size
+    for (source, target, _), link in mesh.p2p_groups.items():
         if link.rank == source:
             send(x, target, link)
         elif link.rank == target:
@@ -178,33 +196,37 @@ class _GroupMaker:
             return Group(axis, (self.rank,), 0)
         return self._make(axis, grid.movedim(dim, -1).reshape(-1, grid.shape[dim]).tolist())
 
-    def ends(self, pipelines: Sequence[Sequence[int]], pp: Group) -> Group:
-        """Return the group of the first and the last rank of this rank's pipeline; between them, this rank alone."""
-        if pp.size <= 2:
+    def ends(self, pipelines: Sequence[Sequence[int]], pp: Group, ends: tuple[int, int]) -> Group:
+        """Return the group of the two pp indices `ends` of this rank's pipeline; elsewhere, this rank alone."""
+        if ends[0] == ends[1]:
+            return Group("embedding", (self.rank,), 0)
+        if pp.size == 2:
             return self._with_shared_memory(replace(pp, axis="embedding"))
-        ends = [[ranks[0], ranks[-1]] for ranks in pipelines]
-        middles = [list(ranks[1:-1]) for ranks in pipelines]  # made for the number of groups alone, and never used
-        is_end = pp.rank in (0, pp.size - 1)
-        group = self._make("embedding", [*ends, *middles], is_used=is_end)
+        pairs = [[ranks[index] for index in sorted(ends)] for ranks in pipelines]
+        # The others are made for the number of groups alone, and never used.
+        others = [[rank for index, rank in enumerate(ranks) if index not in ends] for ranks in pipelines]
+        is_end = pp.rank in ends
+        group = self._make("embedding", [*pairs, *others], is_used=is_end)
         return group if is_end else Group("embedding", (self.rank,), 0)
 
-    def p2p_groups(self, pipelines: Sequence[Sequence[int]], pp: Group) -> dict[tuple[int, bool], Group]:
+    def p2p_groups(self, pipelines: Sequence[Sequence[int]], pp: Group, links: Sequence[Link]) -> dict[Link, Group]:
         """Return the groups of transfers of this rank's pipeline; see `Mesh.p2p_groups`.
 
-        Transfers of one group wait for each other. So a rank sends or receives, with one neighbour, in each group: the
-        links of the ring take two groups in turn, the last of an odd number a third, and each direction has its own.
+        Transfers of one group wait for each other. So a rank sends or receives, with one neighbour, in each group:
+        every link takes the first group that neither of its ends uses.
         """
         if pp.size == 1:
             return {}
-        numbers = [link % 2 for link in range(pp.size - 1)]
-        numbers.append(1 if pp.size % 2 == 0 else 2)
-        found: dict[tuple[int, bool], Group] = {}
-        for forward in (True, False):
-            made = [self._make("pp", pipelines) for _ in range(max(numbers) + 1)]
-            for link, number in enumerate(numbers):
-                source = link if forward else (link + 1) % pp.size
-                found[source, forward] = made[number]
-        return found
+        users: list[set[int]] = []
+        numbers = []
+        for source, target, _ in links:
+            number = next((n for n, ranks in enumerate(users) if not ranks & {source, target}), len(users))
+            if number == len(users):
+                users.append(set())
+            users[number] |= {source, target}
+            numbers.append(number)
+        made = [self._make("pp", pipelines) for _ in users]
+        return {link: made[number] for link, number in zip(links, numbers, strict=True)}
 
     def _make(self, axis: str, division: Sequence[Sequence[int]], *, is_used: bool = True) -> Group:
         """Make the group of this rank among those that divide the world. Collective over that group.

@@ -12,7 +12,8 @@ from trimaran.models.huggingface.registry import FAMILIES
 from trimaran.models.presets import PRESETS
 from trimaran.runtime.huggingface.proof import TOLERANCE
 from trimaran.runtime.infer.sample_group import Finish
-from trimaran.runtime.pipeline.schedule import SCHEDULES
+from trimaran.runtime.pipeline.schedules import SCHEDULES, build_schedule
+from trimaran.runtime.pipeline.simulate import Costs, simulate
 from trimaran.runtime.spec.fields import MASK_FRACTIONS
 from trimaran.runtime.spec.sections import LauncherSection
 from trimaran.runtime.spec.slurm import SlurmSection
@@ -59,6 +60,15 @@ def test_list_of_families() -> None:
 def test_list_of_schedules() -> None:
     (listed,) = re.findall(r"pipeline \(([^)]*)\)", text_of(README))
     assert [name.lower().replace(" ", "_") for name in listed.split(", ")] == list(SCHEDULES)
+
+
+def test_table_of_schedules() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \| (\d+) \|$", docs("parallelism.md"), flags=re.MULTILINE)
+    assert {name for name, *_ in rows} == set(SCHEDULES) - {"gpipe"}
+    for name, *told in rows:
+        stages = SCHEDULES[name].virtual_stages or 2
+        result = simulate(build_schedule(name, 4, 8, stages), Costs.uniform(4 * stages))
+        assert [int(each) for each in told] == [result.makespan, max(result.idle), max(result.peak_held)]
 
 
 def test_table_of_initializations() -> None:

@@ -9,6 +9,7 @@ from trimaran.launchers.cli.jobs import cancel, logs, status
 from trimaran.launchers.cli.mup_check import coordinate_check
 from trimaran.launchers.cli.presets import models
 from trimaran.launchers.cli.report import report
+from trimaran.launchers.cli.schedules import schedules
 from trimaran.launchers.cli.train import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -22,6 +23,7 @@ app.command("import")(import_)
 app.command()(export)
 app.command()(train)
 app.command()(check)
+app.command()(schedules)
 app.command()(schema)
 app.command()(report)
 

@@ -35,34 +35,31 @@ def check(
             table.add_row(name, printable(value))
         print_table(table)
         if picture is not None:
-            _draw_schedule(spec, picture)
+            draw_schedule(spec, picture)
             say(f"schedule drawn in {picture}")
         found = problems_here(spec, launcher or spec.launcher.kind)
         if found:
             raise ValueError("\n  ".join(["this run can't start on this machine:", *found]))
 
 
-def _draw_schedule(spec: RunSpec, path: Path) -> None:
-    """Draw the simulated timeline, with costs in proportion to each stage's FLOPs."""
-    from trimaran.runtime.pipeline.draw import save_png, timeline_svg
-    from trimaran.runtime.pipeline.partition import stage_costs, stage_layers
-    from trimaran.runtime.pipeline.passes import add_communication
-    from trimaran.runtime.pipeline.schedule import build_schedule
-    from trimaran.runtime.pipeline.simulate import Costs, simulate
-
+def check_drawable(spec: RunSpec) -> None:
+    """Raise ValueError where the schedule has too many microbatches to draw."""
     if spec.num_microbatches > _PICTURE_MICROBATCHES:
         raise ValueError(
             f"the schedule has {spec.num_microbatches} microbatches, too many to draw; --set train.global_batch_size "
             f"so that there are at most {_PICTURE_MICROBATCHES}"
         )
+
+
+def draw_schedule(spec: RunSpec, path: Path) -> None:
+    """Draw the simulated timeline, with costs in proportion to each stage's FLOPs."""
+    from trimaran.runtime.pipeline.draw import save_png, timeline_svg
+    from trimaran.runtime.pipeline.simulate import simulate
+    from trimaran.runtime.train.pipeline import costs_of, schedule_of
+
+    check_drawable(spec)
     parallel = spec.parallel
-    layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)
-    flops = stage_costs(spec.transformer, spec.train.seq_len, layers)
-    forward = [cost / max(flops) for cost in flops]
-    schedule = add_communication(
-        build_schedule(parallel.schedule, parallel.pp, spec.num_microbatches, parallel.virtual_stages)
-    )
-    spans = simulate(schedule, Costs(forward=forward, backward=[2 * cost for cost in forward])).spans
+    spans = simulate(schedule_of(spec), costs_of(spec)).spans
     title = f"{parallel.schedule}, {parallel.pp} pipeline ranks, {spec.num_microbatches} microbatches"
     if path.suffix == ".png":
         save_png(spans, path, title)

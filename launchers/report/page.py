@@ -23,8 +23,8 @@ from typing import Any
 
 from trimaran.launchers.report.charts import BLUE, ORANGE, PALE_BLUE, Line, chart, embed, smooth
 from trimaran.launchers.report.folder import Run, finite_points, is_finite, read_run
+from trimaran.runtime.pipeline.action import Action
 from trimaran.runtime.pipeline.draw import timeline_svg
-from trimaran.runtime.pipeline.schedule import Action
 from trimaran.runtime.pipeline.simulate import Span
 
 _MOST_SAMPLE_CHARACTERS = 20_000

@@ -1,6 +1,7 @@
 """A rank's process group and the mesh over it. The only file that calls `init_process_group`."""
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -14,8 +15,11 @@ from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, check_world_size
 
 
-def join_world(spec: RunSpec, device: torch.device, rendezvous: Rendezvous) -> Mesh:
+def join_world(spec: RunSpec, device: torch.device, rendezvous: Rendezvous, placement: Sequence[int] = ()) -> Mesh:
     """Join the process group of all ranks and return the mesh over it. Every rank must call it.
+
+    Args:
+        placement: stage -> pipeline rank; by default the stages go round the ranks.
 
     Raises:
         SpecError: the number of ranks is not that of the spec's layout.
@@ -33,6 +37,7 @@ def join_world(spec: RunSpec, device: torch.device, rendezvous: Rendezvous) -> M
         device=device,
         shared_memory=parallel.shared_memory,
         tied_embedding=spec.transformer.tie_embeddings,
+        placement=placement,
     )
 
 

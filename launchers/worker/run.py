@@ -28,6 +28,7 @@ from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
 from trimaran.runtime.train.hardware import describe_machine
 from trimaran.runtime.train.loop import train
+from trimaran.runtime.train.pipeline import placement_of
 from trimaran.runtime.train.signals import STOPPING, StopRequest
 
 
@@ -168,7 +169,8 @@ def _join(
     if isinstance(task, TrainTask) and rank_env.rank == 0:
         machine = describe_machine([each.gpu_name for each in found if each.gpu_name])
         write_text(Path(spec.train.output_dir) / "machine.json", json.dumps(machine))
-    return join_world(spec, device, rendezvous), device
+    placement = placement_of(spec) if isinstance(task, TrainTask) else ()
+    return join_world(spec, device, rendezvous, placement), device
 
 
 def _train(rank: Rank, task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:

@@ -1,5 +1,7 @@
 """Adds up a weight's gradient: in the optimizer's buffer where there is one, else in a tensor for autograd."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,28 @@ class GradAccumulator:
         if self._info.on_grad is not None:
             self._info.on_grad()
         return None
+
+
+def weight_gradient(weight: Tensor, compute: Callable[[GradAccumulator], None]) -> Tensor | None:
+    """Return what `GradAccumulator.finish` returns after `compute`; None where the weight's queue takes `compute`.
+
+    Whoever runs the queue later has the gradient where it would be now: in `main_grad`, or in `weight.grad`.
+    """
+    queue = info_of(weight).queue
+    if queue.later is None:
+        gradient = GradAccumulator(weight)
+        compute(gradient)
+        return gradient.finish()
+
+    def run() -> None:
+        gradient = GradAccumulator(weight)
+        compute(gradient)
+        found = gradient.finish()
+        if found is not None:
+            weight.grad = found if weight.grad is None else weight.grad.add_(found)
+
+    queue.later.append(run)
+    return None
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor, *, overwrite: bool = False) -> None:

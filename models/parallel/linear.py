@@ -9,6 +9,7 @@ pass over memory. The all_reduce of the input gradient runs meanwhile.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -21,16 +22,14 @@ from trimaran.models.parallel.collectives import (
     reduce_scatter_dim1,
     reduce_scatter_to_sequence_region,
 )
-from trimaran.models.parallel.gradient import GradAccumulator
+from trimaran.models.parallel.gradient import GradAccumulator, weight_gradient
 from trimaran.models.parallel.group import Group, start_all_reduce
 from trimaran.models.parallel.parameter import InitSpec, LayerContext, new_parameter
 
 
-def _weight_gradient(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | None:
-    """Return the gradient dy^T x as `GradAccumulator.finish` does. dy: [rows, out], x: [rows, in]."""
-    gradient = GradAccumulator(weight)
+def _add_weight_gradient(gradient: GradAccumulator, dy: Tensor, x: Tensor) -> None:
+    """Add dy^T x. dy: [rows, out], x: [rows, in]."""
     gradient.add_product(dy.t(), x)
-    return gradient.finish()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -73,7 +72,7 @@ class _Linear(torch.autograd.Function):
             wait = start_all_reduce(dx, group)
         parameter_grads: list[Tensor | None] = []
         for index, (dy, weight) in enumerate(zip(dys, ctx.weights, strict=True)):
-            parameter_grads.append(_weight_gradient(weight, dy, rows))
+            parameter_grads.append(weight_gradient(weight, partial(_add_weight_gradient, dy=dy, x=rows)))
             needs_bias = ctx.needs_input_grad[4 + 2 * index]
             parameter_grads.append(dy.sum(0).view(weight.shape[:-1]) if needs_bias else None)
         if ctx.sequence_parallel:
@@ -162,9 +161,9 @@ class RowParallelLinear(nn.Module):
         super().__init__()
         self.context = context
         self.weight = new_parameter((out_features, in_features), context, dim=1, init_spec=init_spec, unit=unit)
-        partial = context.sequence_parallel
+        is_partial = context.sequence_parallel
         self.bias = (
-            new_parameter((out_features,), context, init="zeros", decay=False, needs_tp_grad_reduce=partial)
+            new_parameter((out_features,), context, init="zeros", decay=False, needs_tp_grad_reduce=is_partial)
             if bias
             else None
         )

@@ -1,7 +1,7 @@
 """Parameters with a record of how they are cut, how they are initialized, and where their gradient is summed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -33,6 +33,17 @@ _ALONE = single("ep")
 
 
 @dataclass(eq=False)
+class WeightGradientQueue:
+    """Where backward passes leave the weight gradients that are computed later.
+
+    Args:
+        later: what computes them, in order; None where backward passes compute them at once.
+    """
+
+    later: list[Callable[[], None]] | None = None
+
+
+@dataclass(eq=False)
 class ParameterInfo:
     """What the runtime must know of a parameter; the layer that creates the parameter writes it.
 
@@ -48,6 +59,7 @@ class ParameterInfo:
         main_grad: buffer that sums the gradients, shape of the parameter, float32 (float64 for float64 parameters); the
             optimizer sets it.
         on_grad: called after each addition to `main_grad`; the optimizer sets it.
+        queue: that of the layers of this rank.
     """
 
     shard: ShardSpec
@@ -59,6 +71,7 @@ class ParameterInfo:
     uses: int = 1
     main_grad: Tensor | None = None
     on_grad: Callable[[], None] | None = None
+    queue: WeightGradientQueue = field(default_factory=WeightGradientQueue)
 
 
 def info_of(parameter: Tensor) -> ParameterInfo:
@@ -75,6 +88,7 @@ class LayerContext:
     Args:
         deterministic: whether kernels must give the same bits every time.
         ep: the data-parallel ranks among which the experts are spread.
+        queue: of weight gradients that a pipeline schedule computes apart from the input's.
     """
 
     tp: Group
@@ -84,6 +98,7 @@ class LayerContext:
     kernels: KernelSet = TORCH
     deterministic: bool = True
     ep: Group = _ALONE
+    queue: WeightGradientQueue = field(default_factory=WeightGradientQueue)
 
 
 def new_parameter(
@@ -114,7 +129,8 @@ def new_parameter(
     else:
         spec, local_shape = cut_evenly(global_shape, "tp", dim, context.tp.rank, context.tp.size, unit)
     parameter = nn.Parameter(torch.empty(local_shape, dtype=context.dtype, device=context.device))
-    setattr(parameter, _ATTRIBUTE, ParameterInfo(spec, init, init_spec, decay, needs_tp_grad_reduce))
+    info = ParameterInfo(spec, init, init_spec, decay, needs_tp_grad_reduce, queue=context.queue)
+    setattr(parameter, _ATTRIBUTE, info)
     return parameter
 
 

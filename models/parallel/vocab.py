@@ -6,6 +6,7 @@ into its gradient at once (for one rank: Liger Kernel, Hsu et al. 2024, section 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from trimaran.models.parallel.collectives import (
     reduce_scatter_dim1,
     reduce_scatter_to_sequence_region,
 )
-from trimaran.models.parallel.gradient import GradAccumulator, add_product_
+from trimaran.models.parallel.gradient import GradAccumulator, add_product_, weight_gradient
 from trimaran.models.parallel.group import all_gather, start_all_reduce
 from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, new_parameter
 
@@ -41,19 +42,23 @@ class _LocalEmbedding(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None]:
         local, mine = ctx.saved_tensors
         (dy,) = grads
-        gradient = GradAccumulator(ctx.weight)
-        total = gradient.total()
-        if dy.device.type == "cpu":
-            if not ctx.whole:
-                local, dy = local[mine], dy[mine]
-            total.index_add_(0, local.flatten(), dy.flatten(0, -2).to(total.dtype))
-        else:
-            # On a GPU index_add_ adds atomically, in an order that changes between runs, and selecting rows by a mask
-            # waits for the device. index_put_ sorts.
-            if not ctx.whole:
-                local, dy = torch.where(mine, local, 0), dy * mine.unsqueeze(-1)
-            total.index_put_((local.flatten(),), dy.flatten(0, -2).to(total.dtype), accumulate=True)
-        return gradient.finish(), None, None
+        compute = partial(_add_rows, whole=ctx.whole, local=local, mine=mine, dy=dy)
+        return weight_gradient(ctx.weight, compute), None, None
+
+
+def _add_rows(gradient: GradAccumulator, whole: bool, local: Tensor, mine: Tensor, dy: Tensor) -> None:
+    """Add the gradients dy [..., hidden] to the rows `local` [...]; where not `whole`, only those of `mine`."""
+    total = gradient.total()
+    if dy.device.type == "cpu":
+        if not whole:
+            local, dy = local[mine], dy[mine]
+        total.index_add_(0, local.flatten(), dy.flatten(0, -2).to(total.dtype))
+    else:
+        # On a GPU index_add_ adds atomically, in an order that changes between runs, and selecting rows by a mask
+        # waits for the device. index_put_ sorts.
+        if not whole:
+            local, dy = torch.where(mine, local, 0), dy * mine.unsqueeze(-1)
+        total.index_put_((local.flatten(),), dy.flatten(0, -2).to(total.dtype), accumulate=True)
 
 
 class VocabParallelEmbedding(nn.Module):

@@ -17,6 +17,7 @@ from trimaran.runtime.infer.ring import Ring
 from trimaran.runtime.infer.sample_group import Completion, NotFiniteError, SampleGroup, Watch
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.pipeline.schedule import Placement, round_robin
 from trimaran.runtime.spec import RunSpec
 
 
@@ -78,6 +79,7 @@ def generate(
     watch: Watch = never,
     *,
     first_sample: int = 0,
+    placement: Placement | None = None,
 ) -> list[Completion]:
     """Return the continuation of each prompt, the same on every rank.
 
@@ -88,6 +90,7 @@ def generate(
         watch: called with (sample, token) for each new token that is no stop token, on every rank; returns whether the
             sample ends with it.
         first_sample: number of the first prompt among all that are continued with this seed.
+        placement: stage -> pipeline rank; by default the stages go round the ranks.
 
     Raises:
         ValueError: a prompt is empty or too long.
@@ -109,15 +112,23 @@ def generate(
         for first in range(0, len(prompts), size)
     ]
     with in_eval_mode(stages.values()):
-        _Passes(stages, mesh, spec, groups).run()
+        _Passes(stages, mesh, spec, groups, placement or round_robin(mesh.pp.size, spec.parallel.virtual_stages)).run()
     return [completion for group in groups for completion in group.completions]
 
 
 class _Passes:
     """The forward passes of all groups through this rank's stages."""
 
-    def __init__(self, stages: dict[int, Stage], mesh: Mesh, spec: RunSpec, groups: Sequence[SampleGroup]) -> None:
-        self._stages, self._mesh, self._groups = stages, mesh, groups
+    def __init__(
+        self,
+        stages: dict[int, Stage],
+        mesh: Mesh,
+        spec: RunSpec,
+        groups: Sequence[SampleGroup],
+        placement: Placement,
+    ) -> None:
+        self._stages, self._mesh, self._groups, self._placement = stages, mesh, groups, placement
+        self._first_here = min(stages)
         self._last, self._vocab_size = spec.num_stages - 1, spec.transformer.vocab_size
         self._ring = Ring(mesh)
         self._layer_context = next(iter(stages.values())).context
@@ -133,7 +144,7 @@ class _Passes:
             # All groups for each stage in turn: the order in which every link of the ring carries its tensors.
             for stage_index in self._stages:
                 for number in active:
-                    if stage_index < self._mesh.pp.size:
+                    if stage_index == self._first_here:
                         self._begin(number)
                     if not self._groups[number].is_done:
                         self._pass(number, stage_index)
@@ -142,13 +153,14 @@ class _Passes:
 
     def _begin(self, number: int) -> None:
         """Receive the tokens that the previous pass has drawn, and prepare the next pass."""
-        group, ranks = self._groups[number], self._mesh.pp
+        group, ring = self._groups[number], self._ring
         if group.num_passes and not self._draws:
-            drawn = self._ring.receive(torch.empty(len(group), dtype=torch.int64, device=self._layer_context.device))
+            tokens = torch.empty(len(group), dtype=torch.int64, device=self._layer_context.device)
+            drawn = ring.receive(tokens, ring.previous)
             # The tokens have been around the ring, so everything this rank sent for the previous pass has arrived too.
-            self._ring.settle(number)
-            if ranks.rank + 1 < ranks.size - 1:
-                self._ring.send(drawn, number)
+            ring.settle(number)
+            if ring.next != self._placement[self._last]:
+                ring.send(drawn, ring.next, number)
             self._take(number, drawn)
         if not group.is_done:
             self._tokens[number] = group.next_tokens()
@@ -156,25 +168,25 @@ class _Passes:
     def _pass(self, number: int, stage_index: int) -> None:
         """Run one stage on one group, and send its output."""
         group, tokens, stage = self._groups[number], self._tokens[number], self._stages[stage_index]
-        is_alone = self._mesh.pp.size == 1
-        hidden = self._hidden[number] if stage_index > 0 else None
-        if stage_index > 0 and not is_alone:
+        rank = self._mesh.pp.rank
+        hidden, self._hidden[number] = self._hidden[number], None
+        source = self._placement[stage_index - 1] if stage_index else rank
+        if source != rank:
             shape = (len(group), tokens.shape[1] // self._parts, stage.config.hidden_size)
-            hidden = self._ring.receive(
-                torch.empty(shape, dtype=self._layer_context.dtype, device=self._layer_context.device)
-            )
-            if self._draws and stage_index < self._mesh.pp.size:
+            x = torch.empty(shape, dtype=self._layer_context.dtype, device=self._layer_context.device)
+            hidden = self._ring.receive(x, source)
+            if self._draws:  # it comes of all that this rank has sent before
                 self._ring.settle(number)
         hidden = stage.extend(hidden, tokens, group.cache)
         if stage_index == self._last:
             drawn = self._draw(group, stage, hidden)
-            if not is_alone:
-                self._ring.send(drawn, number)
+            if self._mesh.pp.size > 1:
+                self._ring.send(drawn, self._ring.next, number)
             self._take(number, drawn)
-        elif is_alone:
+        elif self._placement[stage_index + 1] == rank:
             self._hidden[number] = hidden
         else:
-            self._ring.send(hidden, number)
+            self._ring.send(hidden, self._placement[stage_index + 1], number)
 
     def _take(self, number: int, drawn: Tensor) -> None:
         try:

@@ -1,7 +1,7 @@
 """Timelines as pictures: the actions of every rank over time, from simulated or measured spans.
 
-Forwards are blue, backwards green, the chunks of a rank (its virtual stages) go from dark to light, and the pale
-background is idle time. A thin line under a row is a transfer on the wire, or a wait for one.
+Each kind of action has its colour (`KINDS`), the chunks of a rank (its virtual stages) go from dark to light, and the
+pale background is idle time. A thin line under a row is a transfer on the wire, or a wait for one.
 """
 
 import math
@@ -11,25 +11,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimaran.runtime.pipeline.schedule import ActionKind
+from trimaran.runtime.pipeline.action import KINDS, ActionKind
 from trimaran.runtime.pipeline.simulate import Span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_FORWARD_SHADES = ("#2563eb", "#60a5fa", "#93c5fd", "#bfdbfe")
-_BACKWARD_SHADES = ("#15803d", "#4ade80", "#86efac", "#bbf7d0")
-_TRANSFER_COLOR = "#f59e0b"
+_TRANSFER_COLOR = KINDS[ActionKind.SEND_F].shades[0]
 _INK, _MUTED, _TRACK, _GRID = "#1f2937", "#6b7280", "#f1f5f9", "#cbd5e1"
 _DARK_TEXT = "#0f172a"
-_KIND_WORDS = {
-    ActionKind.F: "forward",
-    ActionKind.B: "backward",
-    ActionKind.SEND_F: "send of the output",
-    ActionKind.RECV_F: "receive of the input",
-    ActionKind.SEND_B: "send of the input gradient",
-    ActionKind.RECV_B: "receive of the output gradient",
-}
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 76.0, 64.0, 46.0  # margins of the plot, px
 _DIGIT_WIDTH = 6.6  # px of one digit of the microbatch numbers (11 px) with its margin
 
@@ -135,14 +125,14 @@ def save_png(
     figure.text(x, y, title, size=11, weight="bold", color=_INK, parse_math=False)
     if spans:
         figure.text(1 - _RIGHT / frame.width, y, _summary(frame, idle), size=8, color=_MUTED, ha="right")
-    handles = [Patch(color=_FORWARD_SHADES[0], label="forward"), Patch(color=_BACKWARD_SHADES[0], label="backward")]
+    handles = [Patch(color=KINDS[kind].shades[0], label=KINDS[kind].words) for kind in _kinds_shown(spans)]
     handles += [Patch(color=_TRANSFER_COLOR, label="transfer"), Patch(facecolor=_TRACK, edgecolor=_GRID, label="idle")]
     anchor = (x, 1 - 36 / frame.height)
     figure.legend(
         handles=handles,
         loc="upper left",
         bbox_to_anchor=anchor,
-        ncols=4,
+        ncols=len(handles),
         frameon=False,
         fontsize=8,
         borderpad=0,
@@ -216,9 +206,15 @@ def _chunk_numbers(spans: Sequence[Span]) -> dict[tuple[int, int], int]:
 
 def _paint(span: Span, chunk: int) -> tuple[str, str]:
     """Fill and text colour of a compute span."""
-    shades = _FORWARD_SHADES if span.action.kind is ActionKind.F else _BACKWARD_SHADES
+    shades = KINDS[span.action.kind].shades
     shade = chunk % len(shades)
     return shades[shade], "#ffffff" if shade == 0 else _DARK_TEXT
+
+
+def _kinds_shown(spans: Sequence[Span]) -> list[ActionKind]:
+    """The compute kinds of the legend: forward and backward, and what else the spans have."""
+    found = {span.action.kind for span in spans if span.action.kind.is_compute}
+    return [kind for kind in ActionKind if kind in found] or [ActionKind.F, ActionKind.B]
 
 
 def _text(
@@ -231,12 +227,12 @@ def _text(
 
 
 def _legend(spans: Sequence[Span], frame: _Frame) -> list[str]:
-    entries = [("forward", _FORWARD_SHADES), ("backward", _BACKWARD_SHADES)]
-    num_shades = min(len(_FORWARD_SHADES), 1 + max(_chunk_numbers(spans).values(), default=0))
+    num_shades = 1 + max(_chunk_numbers(spans).values(), default=0)
     parts = []
     x = _LEFT
-    for word, shades in entries:
-        for shade in shades[:num_shades]:
+    for kind in _kinds_shown(spans):
+        word = KINDS[kind].words
+        for shade in KINDS[kind].shades[:num_shades]:
             parts.append(f'<rect x="{x:.1f}" y="39" width="12" height="12" rx="2" fill="{shade}"/>')
             x += 14
         parts.append(_text(x + 3, 49, word, color=_MUTED))
@@ -321,6 +317,6 @@ def _tooltip(span: Span, frame: _Frame) -> str:
     action = span.action
     begin, end = span.start - frame.start, span.stop - frame.start
     return (
-        f"<title>{action}: {_KIND_WORDS[action.kind]}, stage {action.stage}, microbatch {action.microbatch}\n"
+        f"<title>{action}: {KINDS[action.kind].words}, stage {action.stage}, microbatch {action.microbatch}\n"
         f"{begin:.3f} to {end:.3f} ms ({end - begin:.3f} ms)</title>"
     )

@@ -4,7 +4,9 @@ It knows no schedule by name.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -12,12 +14,32 @@ from torch import Tensor
 
 from trimaran.models.batch import Microbatch
 from trimaran.models.transformer import Stage
+from trimaran.runtime.pipeline.action import Action, ActionKind, Entry, actions_of
 from trimaran.runtime.pipeline.backward import backward
-from trimaran.runtime.pipeline.schedule import Action, ActionKind
 from trimaran.runtime.pipeline.transport import P2PHandle, P2PTransport
 
-Key = tuple[int, int]
-"""(stage, microbatch)."""
+
+@dataclass(slots=True)
+class Flight:
+    """What this rank holds of one microbatch in one stage, from one action to the next.
+
+    Attributes:
+        hidden: the stage's input, [batch, local seq, hidden]; None on the first stage.
+        output: the stage's output (on the last stage the loss, a scalar) with its graph.
+        grad: the gradient of `output` where a stage of this rank has computed it; after the backward, the gradient of
+            `hidden` until it is sent.
+        later: after an I, what computes the weight gradients.
+    """
+
+    hidden: Tensor | None = None
+    output: Tensor | None = None
+    grad: Tensor | None = None
+    later: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is held any more."""
+        return self.hidden is None and self.output is None and self.grad is None and not self.later
 
 
 class Executor:
@@ -39,7 +61,7 @@ class Executor:
     def __init__(
         self,
         stages: dict[int, Stage],
-        actions: Sequence[Action],
+        actions: Sequence[Entry],
         transport: P2PTransport,
         *,
         loss_weight: float,
@@ -47,12 +69,12 @@ class Executor:
     ) -> None:
         self.stages, self.actions, self.transport = stages, actions, transport
         self._loss_weight, self._on_last_backward = loss_weight, on_last_backward
-        self._last_backward = {action.stage: action for action in actions if action.kind is ActionKind.B}
+        self._last_backward = {
+            action.stage: action for action in actions_of(actions) if action.kind.gives_weight_gradients
+        }
         self._batches: Sequence[Microbatch] = ()
-        self._arriving: dict[tuple[ActionKind, int, int], P2PHandle] = {}
-        self._inputs: dict[Key, Tensor | None] = {}
-        self._outputs: dict[Key, Tensor] = {}
-        self._output_grads: dict[Key, Tensor] = {}
+        self._arriving: dict[Action, P2PHandle] = {}
+        self._flights: defaultdict[tuple[int, int], Flight] = defaultdict(Flight)  # (stage, microbatch) -> its flight
         self._compute_start = 0.0
         self.loss = torch.zeros(())
         self.spans: list[tuple[Action, float, float]] = []
@@ -62,60 +84,99 @@ class Executor:
         self._batches, self.spans = [batch.to(self.transport.device) for batch in batches], []
         self.loss = torch.zeros((), dtype=torch.float64, device=self.transport.device)
         begin = time.perf_counter()
-        for action in self.actions:
-            self._DISPATCH[action.kind](self, action, (action.stage, action.microbatch))
+        for action in actions_of(self.actions):
+            flight = self._flights[action.stage, action.microbatch]
+            self._DISPATCH[action.kind](self, action, flight)
+            if flight.is_over:
+                del self._flights[action.stage, action.microbatch]
             if action.kind.is_compute:
                 self.spans.append((action, self._compute_start - begin, time.perf_counter() - begin))
         self.transport.finish()
 
-    def _forward(self, action: Action, key: Key) -> None:
+    def _forward(self, action: Action, flight: Flight) -> None:
         stage = self.stages[action.stage]
-        handle = self._arriving.pop((ActionKind.RECV_F, *key), None)
-        hidden = self._inputs.pop(key, None) if handle is None else self.transport.wait(handle)
+        self._take(ActionKind.RECV_F, action, "hidden")
+        hidden = flight.hidden
         self._compute_start = time.perf_counter()
         if hidden is not None and torch.is_grad_enabled():
             hidden.requires_grad_()
         output = stage(hidden, self._batches[action.microbatch], self._loss_weight)
         if stage.is_last:
             self.loss += output.detach()
+        after = None if stage.is_last else self._neighbour(action, 1)
+        if after is not None:  # pass the tensor without a transfer
+            after.hidden = output.detach()
         if torch.is_grad_enabled():
-            self._inputs[key] = hidden
-        next_is_here = action.stage + 1 in self.stages
-        if torch.is_grad_enabled() or not (stage.is_last or next_is_here):  # an output without a consumer is not kept
-            self._outputs[key] = output
-        if next_is_here:  # pass the tensor without a transfer
-            self._inputs[action.stage + 1, action.microbatch] = output.detach()
+            flight.output = output
+        else:  # a tensor without a consumer is not kept
+            flight.hidden, flight.output = None, None if stage.is_last or after is not None else output
 
-    def _backward(self, action: Action, key: Key) -> None:
-        if self._last_backward[action.stage] == action:
-            self._on_last_backward(action.stage)
-        hidden, output = self._inputs.pop(key), self._outputs.pop(key)
-        handle = self._arriving.pop((ActionKind.RECV_B, *key), None)
-        if handle is not None:
-            grad = self.transport.wait(handle)
-        elif self.stages[action.stage].is_last:
+    def _backward(self, action: Action, flight: Flight) -> None:
+        self._expect(action)
+        self._take(ActionKind.RECV_B, action, "grad")
+        hidden, output, grad = flight.hidden, flight.output, flight.grad
+        assert output is not None, "the forward is before the backward"
+        flight.hidden = flight.output = flight.grad = None
+        if grad is None:
+            assert self.stages[action.stage].is_last
             grad = torch.full_like(output, self._loss_weight)
-        else:
-            grad = self._output_grads.pop(key)
         self._compute_start = time.perf_counter()
         backward(output, grad)
         if hidden is not None:
             assert hidden.grad is not None, "every stage's output depends on its input"
-            self._output_grads[action.stage - 1, action.microbatch] = hidden.grad
+            before = self._neighbour(action, -1)
+            (flight if before is None else before).grad = hidden.grad
 
-    def _send_forward(self, action: Action, key: Key) -> None:
-        output = self._outputs[key] if torch.is_grad_enabled() else self._outputs.pop(key)
-        self.transport.send(action, output.detach())
+    def _input_gradient(self, action: Action, flight: Flight) -> None:
+        queue = self.stages[action.stage].context.queue
+        queue.later = flight.later
+        try:
+            self._backward(action, flight)
+        finally:
+            queue.later = None
 
-    def _send_backward(self, action: Action, key: Key) -> None:
-        self.transport.send(action, self._output_grads.pop((action.stage - 1, action.microbatch)))
+    def _weight_gradients(self, action: Action, flight: Flight) -> None:
+        self._expect(action)
+        self._compute_start = time.perf_counter()
+        with torch.no_grad():
+            for compute in flight.later:
+                compute()
+        flight.later = []
 
-    def _receive(self, action: Action, key: Key) -> None:
-        self._arriving[action.kind, *key] = self.transport.post_receive(action)
+    def _expect(self, action: Action) -> None:
+        if self._last_backward[action.stage] == action:
+            self._on_last_backward(action.stage)
 
-    _DISPATCH: ClassVar[dict[ActionKind, Callable[["Executor", Action, Key], None]]] = {
+    def _take(self, kind: ActionKind, action: Action, name: str) -> None:
+        """Wait for the transfer of `kind` that brings the action's input, if there is one."""
+        handle = self._arriving.pop(Action(kind, action.stage, action.microbatch), None)
+        if handle is not None:
+            setattr(self._flights[action.stage, action.microbatch], name, self.transport.wait(handle))
+
+    def _neighbour(self, action: Action, step: int) -> Flight | None:
+        """The same microbatch in the stage at `step`, if this rank has that stage."""
+        stage = action.stage + step
+        return self._flights[stage, action.microbatch] if stage in self.stages else None
+
+    def _send_forward(self, action: Action, flight: Flight) -> None:
+        assert flight.output is not None
+        self.transport.send(action, flight.output.detach())
+        if not torch.is_grad_enabled():
+            flight.output = None
+
+    def _send_backward(self, action: Action, flight: Flight) -> None:
+        assert flight.grad is not None
+        self.transport.send(action, flight.grad)
+        flight.grad = None
+
+    def _receive(self, action: Action, flight: Flight) -> None:
+        self._arriving[action] = self.transport.post_receive(action)
+
+    _DISPATCH: ClassVar[dict[ActionKind, Callable[["Executor", Action, Flight], None]]] = {
         ActionKind.F: _forward,
         ActionKind.B: _backward,
+        ActionKind.I: _input_gradient,
+        ActionKind.W: _weight_gradients,
         ActionKind.SEND_F: _send_forward,
         ActionKind.SEND_B: _send_backward,
         ActionKind.RECV_F: _receive,

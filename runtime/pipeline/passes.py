@@ -12,31 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice, zip_longest
 
-from trimaran.runtime.pipeline.schedule import Action, ActionKind, Schedule, rank_of_stage
+from trimaran.runtime.pipeline.action import KINDS, Action, ActionKind, Entry, actions_of
+from trimaran.runtime.pipeline.schedule import Placement, Schedule
 
 _EXAMPLES_PER_PROBLEM = 5  # how many actions an error names before it only counts
-
-_BACKWARD_KINDS = frozenset({ActionKind.B, ActionKind.SEND_B, ActionKind.RECV_B})
-
-# The tables below define who communicates with whom: forwards go up the stages, backwards down.
-_PARTNERS = {
-    ActionKind.SEND_F: (ActionKind.RECV_F, 1),
-    ActionKind.RECV_F: (ActionKind.SEND_F, -1),
-    ActionKind.SEND_B: (ActionKind.RECV_B, -1),
-    ActionKind.RECV_B: (ActionKind.SEND_B, 1),
-}
-_MAKER_OF = {
-    ActionKind.SEND_F: ActionKind.F,
-    ActionKind.SEND_B: ActionKind.B,
-}  # a send -> the compute action that makes its data
-# A compute action -> the receive of its input, the send of its result, and the step from its stage to the one its input
-# is from.
-_ENDS_OF = {
-    ActionKind.F: (ActionKind.RECV_F, ActionKind.SEND_F, -1),
-    ActionKind.B: (ActionKind.RECV_B, ActionKind.SEND_B, 1),
-}
-# In Python 3.11 an enum member lookup costs more than the rest of a loop over actions.
-_FORWARD, _BACKWARD = ActionKind.F, ActionKind.B
+_MOST_STAGES_SHOWN = 8
+_BACKWARDS = (ActionKind.B, ActionKind.I, ActionKind.W)
 
 
 class ScheduleError(ValueError):
@@ -66,193 +47,230 @@ def partner(action: Action) -> Action:
     Raises:
         ValueError: `action` is a compute action.
     """
-    if action.kind.is_compute:
+    row = KINDS[action.kind]
+    if row.partner is None or row.step is None:
         raise ValueError(f"only sends and receives have a partner; got {action}")
-    kind, step = _PARTNERS[action.kind]
-    return Action(kind, action.stage + step, action.microbatch)
+    return Action(row.partner, action.stage + row.step, action.microbatch)
 
 
-def peer_rank(action: Action, num_ranks: int) -> int:
+def peer_rank(action: Action, placement: Placement) -> int:
     """The pipeline rank at the other end of a send or a receive.
 
     Raises:
         ValueError: `action` is a compute action.
     """
-    return rank_of_stage(partner(action).stage, num_ranks)
+    return placement[partner(action).stage]
 
 
-def has_communication(schedule: Sequence[Sequence[Action]]) -> bool:
+def has_communication(schedule: Schedule) -> bool:
     """Whether any rank sends or receives."""
-    return any(not action.kind.is_compute for actions in schedule for action in actions)
+    return any(not entry.is_compute for entries in schedule.actions for entry in entries)
 
 
-def add_communication(schedule: Sequence[Sequence[Action]]) -> Schedule:
+def add_communication(schedule: Schedule) -> Schedule:
     """The schedule with its sends and receives; compute actions keep their order.
 
-    A send is directly after the action that made its data. A receive is posted one compute action before the one that
-    needs it, so that the transfer overlaps that compute; the first action's receive is directly before it. Stages on
-    the same rank pass their tensors without a transfer.
+    A send is directly after the entry that made its data. A receive is posted one compute entry before the one that
+    needs it, so that the transfer overlaps that compute; the first entry's receive is directly before it. Stages on the
+    same rank pass their tensors without a transfer.
 
     Raises:
         ScheduleError: the schedule has communication already.
     """
     if has_communication(schedule):
         raise ScheduleError(
-            ["add_communication takes compute actions (F and B) only, and this schedule has sends or receives already"]
+            ["add_communication takes compute actions only, and this schedule has sends or receives already"]
         )
-    num_ranks = len(schedule)
-    last_stage = max((action.stage for actions in schedule for action in actions), default=-1)
-    result: Schedule = []
-    for actions in schedule:
-        receives = [_receive_for(action, num_ranks, last_stage) for action in actions]
-        out: list[Action] = receives[0][:] if receives else []
-        for index, action in enumerate(actions):
-            out += receives[index + 1] if index + 1 < len(actions) else []
-            out.append(action)
-            out += _send_after(action, num_ranks, last_stage)
-        result.append(out)
-    return result
+    result = []
+    for entries in schedule.actions:
+        receives = [_transfers(entry, schedule.placement, receive=True) for entry in entries]
+        out: list[Entry] = receives[0][:] if receives else []
+        for index, entry in enumerate(entries):
+            out += receives[index + 1] if index + 1 < len(entries) else []
+            out.append(entry)
+            out += _transfers(entry, schedule.placement, receive=False)
+        result.append(tuple(out))
+    return Schedule(schedule.placement, tuple(result))
 
 
-def validate(
-    schedule: Sequence[Sequence[Action]], *, num_stages: int | None = None, num_microbatches: int | None = None
-) -> None:
+def _transfers(entry: Entry, placement: Placement, *, receive: bool) -> list[Entry]:
+    """The receives of an entry's inputs from other ranks, or the sends of its results to them."""
+    found: list[Entry] = []
+    for action in entry.parts:
+        row = KINDS[action.kind]
+        kind = row.receive if receive else row.send
+        other = _neighbour(action, placement, -1 if receive else 1)
+        if kind is not None and other is not None and placement[other] != placement[action.stage]:
+            found.append(Action(kind, action.stage, action.microbatch))
+    return found
+
+
+def _neighbour(action: Action, placement: Placement, direction: int) -> int | None:
+    """The stage that makes the input of a compute action (direction -1) or takes its result (1), if there is one."""
+    step = KINDS[action.kind].step
+    other = -1 if step is None else action.stage - direction * step
+    return other if 0 <= min(other, action.stage) <= max(other, action.stage) < len(placement) else None
+
+
+def validate(schedule: Schedule, *, num_stages: int | None = None, num_microbatches: int | None = None) -> None:
     """Prove that a schedule with communication runs to its end and computes every microbatch in every stage.
 
-    Checked: every stage is on rank `stage % num_ranks`; every stage runs every microbatch forward exactly once, and
-    backward exactly once (or never: a forward-only schedule); every transfer between ranks has one send and one
-    receive, and there is no other communication; both ends of a channel list their messages in the same order; and when
-    the lists are played, with F and B waiting for their inputs, no rank stays blocked (which also proves B after F,
-    send after compute and receive before use).
+    Checked: every stage's actions are on its rank; every stage runs every microbatch forward exactly once, and backward
+    exactly once, as B or as I and W (or never: a forward-only schedule); every transfer between ranks has one send and
+    one receive, and there is no other communication; both ends of a channel list their messages in the same order; and
+    when the lists are played, with compute waiting for its inputs, no rank stays blocked (which also proves backward
+    after forward, send after compute and receive before use). An overlap waits for the inputs of both its actions.
 
     Args:
-        num_stages: expected number of stages; None takes the highest stage in the schedule.
+        num_stages: expected number of stages; None takes the placement's.
         num_microbatches: expected number of microbatches; None takes the highest microbatch in the schedule.
 
     Raises:
         ScheduleError: a rule is broken; names the actions and, where ranks cannot finish, each one's blocked action.
     """
-    everything = [action for actions in schedule for action in actions]
+    everything = [action for entries in schedule.actions for action in actions_of(entries)]
     if not everything:
-        raise ScheduleError([f"the schedule has {len(schedule)} ranks and no action"])
-    top_stage = max(action.stage for action in everything)
+        raise ScheduleError([f"the schedule has {schedule.num_ranks} ranks and no action"])
     top_microbatch = max(action.microbatch for action in everything)
     shape = _Shape(
-        num_ranks=len(schedule),
-        num_stages=top_stage + 1 if num_stages is None else num_stages,
-        num_microbatches=top_microbatch + 1 if num_microbatches is None else num_microbatches,
-        backward=any(action.kind is ActionKind.B for action in everything),
+        schedule.placement,
+        schedule.num_ranks,
+        schedule.num_stages if num_stages is None else num_stages,
+        top_microbatch + 1 if num_microbatches is None else num_microbatches,
+        everything,
     )
     problems = _inventory_problems(schedule, shape)
     if not problems:
-        problems = _order_problems(schedule, shape)
+        problems = _order_problems(schedule)
     blocked = _blocked_ranks(schedule, shape)
     if problems or blocked:
         raise ScheduleError(problems, blocked)
 
 
 class _Shape:
-    """The sizes that a schedule must match, and the set of actions they imply."""
+    """The sizes that a schedule must match, which backwards are split, and the actions that they imply."""
 
-    def __init__(self, num_ranks: int, num_stages: int, num_microbatches: int, backward: bool) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        num_ranks: int,
+        num_stages: int,
+        num_microbatches: int,
+        everything: Sequence[Action],
+    ) -> None:
+        self.placement = placement
         self.num_ranks = num_ranks
         self.num_stages = num_stages
         self.num_microbatches = num_microbatches
-        self.kinds = [kind for kind in ActionKind if backward or kind not in _BACKWARD_KINDS]
+        self.has_backward = any(action.kind in _BACKWARDS for action in everything)
+        self.split = {
+            (action.stage, action.microbatch)
+            for action in everything
+            if action.kind in (ActionKind.I, ActionKind.W) and self._in_bounds(action)
+        }
 
-    def stage_allows(self, kind: ActionKind, stage: int) -> bool:
-        """Whether `stage` has actions of `kind`; includes the bounds that do not depend on the kind."""
-        if kind not in self.kinds or not 0 <= stage < self.num_stages:
-            return False
-        if kind.is_compute:
-            return True
-        if self.num_ranks == 1:
-            return False
-        return stage > 0 if kind in (ActionKind.RECV_F, ActionKind.SEND_B) else stage < self.num_stages - 1
-
-    def allows(self, action: Action, rank: int) -> bool:
-        on_its_rank = rank_of_stage(action.stage, self.num_ranks) == rank
+    def _in_bounds(self, action: Action) -> bool:
         return (
-            on_its_rank
+            0 <= action.stage < min(self.num_stages, len(self.placement))
             and 0 <= action.microbatch < self.num_microbatches
-            and self.stage_allows(action.kind, action.stage)
         )
 
-    def num_actions(self) -> int:
-        per_kind = [
-            self.num_stages if kind.is_compute else self.num_stages - 1
-            for kind in self.kinds
-            if kind.is_compute or self.num_ranks > 1
-        ]
-        return sum(per_kind) * self.num_microbatches
+    def _kinds_of(self, stage: int, microbatch: int) -> Iterator[ActionKind]:
+        """The kinds that the stage must have for the microbatch, once each."""
+        compute = [ActionKind.F]
+        if self.has_backward:
+            compute += [ActionKind.I, ActionKind.W] if (stage, microbatch) in self.split else [ActionKind.B]
+        for kind in compute:
+            yield kind
+            action, row = Action(kind, stage, microbatch), KINDS[kind]
+            for transfer, direction in ((row.receive, -1), (row.send, 1)):
+                other = _neighbour(action, self.placement[: self.num_stages], direction)
+                if transfer is not None and other is not None and self.placement[other] != self.placement[stage]:
+                    yield transfer
+
+    def allows(self, action: Action, rank: int) -> bool:
+        """Whether `action` belongs on `rank`."""
+        return (
+            self._in_bounds(action)
+            and self.placement[action.stage] == rank
+            and action.kind in self._kinds_of(action.stage, action.microbatch)
+        )
 
     def actions(self) -> Iterator[Action]:
         """Every action the schedule must contain, exactly once each."""
-        for kind in self.kinds:
-            for stage in range(self.num_stages):
-                if self.stage_allows(kind, stage):
-                    yield from (Action(kind, stage, m) for m in range(self.num_microbatches))
+        for stage in range(self.num_stages):
+            for m in range(self.num_microbatches):
+                if stage >= len(self.placement):
+                    yield Action(ActionKind.F, stage, m)
+                    continue
+                yield from (Action(kind, stage, m) for kind in self._kinds_of(stage, m))
+
+    def needs(self, action: Action) -> Iterator[Action]:
+        """The actions that must run before `action`: all waiting, in any schedule, is defined here."""
+        row, stage, m = KINDS[action.kind], action.stage, action.microbatch
+        if row.after:
+            yield Action(row.after[0] if len(row.after) == 1 else self._backward_kind(stage, m), stage, m)
+        source = _neighbour(action, self.placement, -1) if action.kind.is_compute else None
+        if source is None or row.receive is None:
+            return
+        if self.placement[source] == self.placement[stage]:
+            yield Action(ActionKind.F if action.kind is ActionKind.F else self._backward_kind(source, m), source, m)
+        else:
+            receive = Action(row.receive, stage, m)
+            yield receive
+            yield partner(receive)
+
+    def _backward_kind(self, stage: int, microbatch: int) -> ActionKind:
+        return ActionKind.I if (stage, microbatch) in self.split else ActionKind.B
 
 
-def _receive_for(action: Action, num_ranks: int, last_stage: int) -> list[Action]:
-    receive, _, step = _ENDS_OF[action.kind]
-    if num_ranks == 1 or not 0 <= action.stage + step <= last_stage:
-        return []
-    return [Action(receive, action.stage, action.microbatch)]
-
-
-def _send_after(action: Action, num_ranks: int, last_stage: int) -> list[Action]:
-    _, send, step = _ENDS_OF[action.kind]
-    if num_ranks == 1 or not 0 <= action.stage - step <= last_stage:
-        return []
-    return [Action(send, action.stage, action.microbatch)]
-
-
-def _inventory_problems(schedule: Sequence[Sequence[Action]], shape: _Shape) -> list[str]:
+def _inventory_problems(schedule: Schedule, shape: _Shape) -> list[str]:
     """Sentences on missing, repeated and misplaced actions."""
     problems = []
-    if shape.num_stages % shape.num_ranks:
-        problems.append(f"{shape.num_stages} stages cannot be dealt evenly to {shape.num_ranks} ranks")
-    counts = Counter(action for actions in schedule for action in actions)
+    idle = sorted(set(range(shape.num_ranks)) - set(shape.placement))
+    if idle:
+        problems.append(f"no stage lives on rank {idle[0]}")
+    counts = Counter(action for entries in schedule.actions for action in actions_of(entries))
     doubled = [f"{action} ({count} times)" for action, count in counts.items() if count > 1]
     stray = [
         f"{action} on rank {rank}"
-        for rank, actions in enumerate(schedule)
-        for action in actions
+        for rank, entries in enumerate(schedule.actions)
+        for action in actions_of(entries)
         if not shape.allows(action, rank)
     ]
-    missing: list[str] = []
-    # If there are as many different allowed actions as required, none is missing; check each only otherwise.
-    if doubled or stray or len(counts) != shape.num_actions():
-        # Lazily: one stray action with a huge index must not build a list of millions of missing ones.
-        missing = [
-            str(action) for action in islice((a for a in shape.actions() if a not in counts), _EXAMPLES_PER_PROBLEM + 1)
-        ]
+    # Lazily: one stray action with a huge index must not build a list of millions of missing ones.
+    missing = [
+        str(action) for action in islice((a for a in shape.actions() if a not in counts), _EXAMPLES_PER_PROBLEM + 1)
+    ]
     size = f"{shape.num_stages} stages x {shape.num_microbatches} microbatches on {shape.num_ranks} ranks"
-    if shape.num_ranks > 1 and not has_communication(schedule):
+    needs_transfers = len(set(shape.placement)) > 1
+    if needs_transfers and not has_communication(schedule):
         problems.append("no rank sends or receives: run add_communication first")
     elif missing:
         problems.append(f"missing from {size}: {_listing(missing)}")
     if doubled:
         problems.append(f"more than once: {_listing(doubled)}")
     if stray:
-        problems.append(
-            f"does not belong there (stage s lives on rank s % {shape.num_ranks}; {size}): {_listing(stray)}"
-        )
+        where = ", ".join(f"{stage} on {rank}" for stage, rank in enumerate(shape.placement[:_MOST_STAGES_SHOWN]))
+        where += ", ..." if len(shape.placement) > _MOST_STAGES_SHOWN else ""
+        problems.append(f"does not belong there (stages on ranks: {where}; {size}): {_listing(stray)}")
     return problems
 
 
-def _order_problems(schedule: Sequence[Sequence[Action]], shape: _Shape) -> list[str]:
+def _order_problems(schedule: Schedule) -> list[str]:
     """Channels whose two ends list their messages in different orders; no action may be missing or repeated."""
     sent: dict[tuple[int, int, ActionKind], list[Action]] = {}
     posted: dict[tuple[int, int, ActionKind], list[Action]] = {}
-    for rank, actions in enumerate(schedule):
-        for action in actions:
-            if action.kind in _MAKER_OF:
+    for rank, entries in enumerate(schedule.actions):
+        for action in actions_of(entries):
+            if action.kind.is_compute:
+                continue
+            peer = peer_rank(action, schedule.placement)
+            if action.kind.is_send:
                 receive = partner(action)
-                sent.setdefault((rank, rank_of_stage(receive.stage, shape.num_ranks), receive.kind), []).append(receive)
-            elif not action.kind.is_compute:
-                posted.setdefault((peer_rank(action, shape.num_ranks), rank, action.kind), []).append(action)
+                sent.setdefault((rank, peer, receive.kind), []).append(receive)
+            else:
+                posted.setdefault((peer, rank, action.kind), []).append(action)
     problems = []
     for (source, target, kind), receives in sorted(
         sent.items(), key=lambda item: (item[0][0], item[0][1], item[0][2].value)
@@ -267,56 +285,41 @@ def _order_problems(schedule: Sequence[Sequence[Action]], shape: _Shape) -> list
     return problems
 
 
-def _needs(action: Action, shape: _Shape) -> list[Action]:
-    """The action that must run before `action`: all waiting, in any schedule, is defined here."""
-    kind, stage, microbatch = action.kind, action.stage, action.microbatch
-    if kind in _MAKER_OF:
-        return [Action(_MAKER_OF[kind], stage, microbatch)]
-    if kind not in _ENDS_OF:
-        return []
-    receive, send, step = _ENDS_OF[kind]
-    needs = [Action(_FORWARD, stage, microbatch)] if kind is _BACKWARD else []
-    source = stage + step
-    if 0 <= source < shape.num_stages:
-        if shape.num_ranks == 1:
-            needs.append(Action(kind, source, microbatch))
-        else:
-            needs += [Action(receive, stage, microbatch), Action(send, source, microbatch)]
-    return needs
-
-
-def _blocked_ranks(schedule: Sequence[Sequence[Action]], shape: _Shape) -> list[str]:
+def _blocked_ranks(schedule: Schedule, shape: _Shape) -> list[str]:
     """Plays all lists; returns a sentence for each rank that cannot finish.
 
-    Each rank runs until an action misses its input, sleeps until another rank provides it, and is then woken, so the
+    Each rank runs until an entry misses an input, sleeps until another rank provides it, and is then woken, so the
     time is linear in the number of actions. The order in which ranks move does not change which get stuck: a runnable
-    action stays runnable.
+    entry stays runnable.
     """
     done: set[Action] = set()
-    next_index = [0] * len(schedule)
+    next_index = [0] * schedule.num_ranks
     sleepers: dict[Action, list[int]] = {}
-    awake = list(range(len(schedule)))
+    awake = list(range(schedule.num_ranks))
     while awake:
         rank = awake.pop()
-        actions = schedule[rank]
-        while next_index[rank] < len(actions):
-            action = actions[next_index[rank]]
-            need = next((need for need in _needs(action, shape) if need not in done), None)
+        entries = schedule.actions[rank]
+        while next_index[rank] < len(entries):
+            entry = entries[next_index[rank]]
+            need = next((need for action in entry.parts for need in shape.needs(action) if need not in done), None)
             if need is not None:
                 sleepers.setdefault(need, []).append(rank)
                 break
-            done.add(action)
-            awake += sleepers.pop(action, [])
+            for action in entry.parts:
+                done.add(action)
+                awake += sleepers.pop(action, [])
             next_index[rank] += 1
     needed_by = {rank: need for need, ranks in sleepers.items() for rank in ranks}
-    holders = {action: rank for rank, actions in enumerate(schedule) for action in actions} if needed_by else {}
+    holders = {}
+    if needed_by:
+        holders = {action: rank for rank, entries in enumerate(schedule.actions) for action in actions_of(entries)}
     return [
-        _blocked_line(rank, schedule[rank], next_index[rank], needed_by[rank], holders.get(needed_by[rank]))
+        _blocked_line(rank, schedule.actions[rank], next_index[rank], needed_by[rank], holders.get(needed_by[rank]))
         for rank in sorted(needed_by)
     ]
 
 
-def _blocked_line(rank: int, actions: Sequence[Action], index: int, need: Action, holder: int | None) -> str:
+def _blocked_line(rank: int, entries: Sequence[Entry], index: int, need: Action, holder: int | None) -> str:
     if holder is None:
         where = "which no rank has"
     elif holder == rank:
@@ -324,8 +327,8 @@ def _blocked_line(rank: int, actions: Sequence[Action], index: int, need: Action
     else:
         where = f"on rank {holder}"
     return (
-        f"rank {rank} is blocked at {actions[index]} (action {index + 1} of "
-        f"{len(actions)}), waiting for {need}, {where}"
+        f"rank {rank} is blocked at {entries[index]} (action {index + 1} of "
+        f"{len(entries)}), waiting for {need}, {where}"
     )
 
 

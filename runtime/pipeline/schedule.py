@@ -4,83 +4,57 @@ A schedule is one list of actions per pipeline rank. The generators here emit co
 `trimaran.runtime.pipeline.passes.add_communication` adds the sends and receives. Nothing here uses torch, a process
 group or a config: the list that is drawn and simulated is the list that is executed.
 
-Placement has one rule for every schedule: stage `s` is on rank `s % num_ranks`, so rank `r` holds the stages
-`r, r + num_ranks, ...` (its chunks). In every schedule each stage runs its backwards in the order of the microbatches,
-so gradients are summed in the same order and agree to the bit between schedules.
+A schedule says where its stages live; the stages of a rank are its chunks. In every schedule each stage runs its
+backwards in the order of the microbatches, so gradients are summed in the same order and agree to the bit between
+schedules.
 """
 
-import difflib
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Final, Literal, TypeAlias
+from typing import TypeAlias
 
+from trimaran.runtime.pipeline.action import Action, ActionKind, Entry, parse_entry
 
-class ActionKind(Enum):
-    """What an action does; the value is the text between stage and microbatch in `str(action)`."""
-
-    F = "F"  # forward of one microbatch through one stage
-    B = "B"  # full backward: gradients of the stage's input and of its weights
-    SEND_F = "SEND_F"  # start sending the stage's output to the next stage
-    RECV_F = "RECV_F"  # post the receive of the stage's input
-    SEND_B = "SEND_B"  # start sending the gradient of the stage's input to the previous stage
-    RECV_B = "RECV_B"  # post the receive of the gradient of the stage's output
-
-    # Members are singletons, so identity is a valid hash. Enum's own hash hashes the name in Python, which is most of
-    # the cost of looking up an Action in a set.
-    __hash__ = object.__hash__
-
-    def __init__(self, text: str) -> None:
-        # Whether the action occupies the rank's compute; sends and receives only start a transfer.
-        self.is_compute = text in ("F", "B")
-
-
-_ACTION_PATTERN = re.compile(r"([0-9]+)(F|B|SEND_F|RECV_F|SEND_B|RECV_B)([0-9]+)")
+Placement: TypeAlias = tuple[int, ...]
+"""Stage (global index) -> the pipeline rank that holds it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
-    """One action of one rank: `kind` on pipeline stage `stage` (global index) for microbatch `microbatch`.
+class Schedule:
+    """Where the stages live, and what each pipeline rank does.
 
-    `str` gives `2F0` (stage 2, forward, microbatch 0) or `2SEND_F0`; `Action.parse` is its inverse.
+    Attributes:
+        placement: stage -> the pipeline rank that holds it.
+        actions: for each pipeline rank, its entries in their order.
     """
 
-    kind: ActionKind
-    stage: int
-    microbatch: int
+    placement: Placement
+    actions: tuple[tuple[Entry, ...], ...]
 
-    def __str__(self) -> str:
-        return f"{self.stage}{self.kind.value}{self.microbatch}"
+    @property
+    def num_ranks(self) -> int:
+        """Pipeline ranks."""
+        return len(self.actions)
 
-    @staticmethod
-    def parse(text: str) -> "Action":
-        """Return the action of the text that `str` wrote.
-
-        Raises:
-            ValueError: `text` is not `<stage><kind><microbatch>`.
-        """
-        match = _ACTION_PATTERN.fullmatch(text.strip())
-        if match is None:
-            kinds = ", ".join(kind.value for kind in ActionKind)
-            raise ValueError(
-                f"an action is <stage><kind><microbatch>, such as 2F0 or 2SEND_F0, with a kind of {kinds}; got {text!r}"
-            )
-        stage, kind, microbatch = match.groups()
-        return Action(ActionKind(kind), int(stage), int(microbatch))
+    @property
+    def num_stages(self) -> int:
+        """Stages of the whole pipeline."""
+        return len(self.placement)
 
 
-Schedule: TypeAlias = list[list[Action]]
+def round_robin(num_ranks: int, virtual_stages: int = 1) -> Placement:
+    """Stage s on rank s % num_ranks (Narayanan et al. 2021, section 2.2)."""
+    return tuple(range(num_ranks)) * virtual_stages
 
 
-def rank_of_stage(stage: int, num_ranks: int) -> int:
-    """The pipeline rank that holds `stage`: stages are assigned round-robin (Narayanan et al. 2021, section 2.2)."""
-    return stage % num_ranks
+def v_shape(num_ranks: int) -> Placement:
+    """Two stages a rank, down the ranks and up again (Qi et al. 2024, section 6): s on rank s, then on 2p - 1 - s."""
+    return (*range(num_ranks), *reversed(range(num_ranks)))
 
 
-def stages_of_rank(rank: int, num_ranks: int, virtual_stages: int = 1) -> list[int]:
+def stages_of_rank(placement: Placement, rank: int) -> list[int]:
     """The stages that `rank` holds, in the order of its chunks."""
-    return [chunk * num_ranks + rank for chunk in range(virtual_stages)]
+    return [stage for stage, holder in enumerate(placement) if holder == rank]
 
 
 def gpipe(num_ranks: int, num_microbatches: int) -> Schedule:
@@ -94,10 +68,13 @@ def gpipe(num_ranks: int, num_microbatches: int) -> Schedule:
         ValueError: an argument is below 1.
     """
     _check_sizes(num_ranks, num_microbatches, 1)
-    return [
-        [Action(kind, rank, m) for kind in (ActionKind.F, ActionKind.B) for m in range(num_microbatches)]
-        for rank in range(num_ranks)
-    ]
+    return _schedule(
+        round_robin(num_ranks),
+        [
+            [Action(kind, rank, m) for kind in (ActionKind.F, ActionKind.B) for m in range(num_microbatches)]
+            for rank in range(num_ranks)
+        ],
+    )
 
 
 def one_f_one_b(num_ranks: int, num_microbatches: int) -> Schedule:
@@ -111,12 +88,12 @@ def one_f_one_b(num_ranks: int, num_microbatches: int) -> Schedule:
         ValueError: an argument is below 1.
     """
     _check_sizes(num_ranks, num_microbatches, 1)
-    schedule: Schedule = []
+    lists = []
     for rank in range(num_ranks):
         forwards = [Action(ActionKind.F, rank, m) for m in range(num_microbatches)]
         backwards = [Action(ActionKind.B, rank, m) for m in range(num_microbatches)]
-        schedule.append(_warmup_steady_cooldown(forwards, backwards, num_ranks - rank - 1))
-    return schedule
+        lists.append(_warmup_steady_cooldown(forwards, backwards, num_ranks - rank - 1))
+    return _schedule(round_robin(num_ranks), lists)
 
 
 def interleaved_1f1b(num_ranks: int, num_microbatches: int, virtual_stages: int) -> Schedule:
@@ -135,54 +112,32 @@ def interleaved_1f1b(num_ranks: int, num_microbatches: int, virtual_stages: int)
         return one_f_one_b(num_ranks, num_microbatches)
     if not microbatches_fill_groups(num_microbatches, num_ranks, virtual_stages):
         raise ValueError(_group_rule(num_ranks, num_microbatches))
-    schedule: Schedule = []
+    placement, lists = round_robin(num_ranks, virtual_stages), []
     for rank in range(num_ranks):
-        chunks = stages_of_rank(rank, num_ranks, virtual_stages)
+        chunks = stages_of_rank(placement, rank)
         forwards = [Action(ActionKind.F, stage, m) for stage, m in _depth_first(chunks, num_ranks, num_microbatches)]
         # Backwards visit the chunks from the last one, in the same groups.
         backwards = [
             Action(ActionKind.B, stage, m) for stage, m in _depth_first(chunks[::-1], num_ranks, num_microbatches)
         ]
-        schedule.append(
-            _warmup_steady_cooldown(forwards, backwards, 2 * (num_ranks - rank - 1) + (virtual_stages - 1) * num_ranks)
-        )
-    return schedule
+        warmup = 2 * (num_ranks - rank - 1) + (virtual_stages - 1) * num_ranks
+        lists.append(_warmup_steady_cooldown(forwards, backwards, warmup))
+    return _schedule(placement, lists)
 
 
-def forward_only(num_ranks: int, num_microbatches: int, virtual_stages: int = 1) -> Schedule:
+def forward_only(placement: Placement, num_microbatches: int) -> Schedule:
     """Forwards alone, for evaluation, with any number of microbatches and chunks.
 
-    Every rank runs the same (chunk, microbatch) sequence, and each input comes from an earlier rank or an earlier
-    entry, so a last group smaller than `num_ranks` cannot deadlock.
+    Every rank runs the same (chunk, microbatch) sequence, and each input comes from an earlier entry or from the same
+    entry of another rank, so a last group smaller than the number of ranks cannot deadlock.
 
     Raises:
-        ValueError: an argument is below 1.
+        ValueError: `num_microbatches` is below 1.
     """
-    _check_sizes(num_ranks, num_microbatches, virtual_stages)
-    return [
-        [
-            Action(ActionKind.F, stage, m)
-            for stage, m in _depth_first(stages_of_rank(rank, num_ranks, virtual_stages), num_ranks, num_microbatches)
-        ]
-        for rank in range(num_ranks)
-    ]
-
-
-def build_schedule(name: str, num_ranks: int, num_microbatches: int, virtual_stages: int = 1) -> Schedule:
-    """The compute actions of the training schedule called `name` (a key of `SCHEDULES`).
-
-    Raises:
-        ValueError: `name` is unknown, a size is below 1, or the schedule cannot run that shape.
-    """
-    if name not in SCHEDULES:
-        nearest = difflib.get_close_matches(name, SCHEDULES, n=1, cutoff=0.0)[0]
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}; did you mean {nearest!r}?")
-    if virtual_stages != 1 and name not in INTERLEAVED:
-        raise ValueError(
-            f"virtual_stages ({virtual_stages}) must be 1 with schedule {name}; "
-            "set parallel.virtual_stages to 1 or parallel.schedule to interleaved_1f1b"
-        )
-    return SCHEDULES[name](num_ranks, num_microbatches, virtual_stages)
+    num_ranks = 1 + max(placement)
+    _check_sizes(num_ranks, num_microbatches, 1)
+    lists = [_depth_first(stages_of_rank(placement, rank), num_ranks, num_microbatches) for rank in range(num_ranks)]
+    return _schedule(placement, [[Action(ActionKind.F, stage, m) for stage, m in each] for each in lists])
 
 
 def microbatches_fill_groups(num_microbatches: int, num_ranks: int, virtual_stages: int) -> bool:
@@ -190,28 +145,42 @@ def microbatches_fill_groups(num_microbatches: int, num_ranks: int, virtual_stag
     return virtual_stages == 1 or num_microbatches % num_ranks == 0
 
 
-ScheduleName = Literal["gpipe", "1f1b", "interleaved_1f1b"]
-SCHEDULES: Final[dict[str, Callable[[int, int, int], Schedule]]] = {
-    "gpipe": lambda num_ranks, num_microbatches, _: gpipe(num_ranks, num_microbatches),
-    "1f1b": lambda num_ranks, num_microbatches, _: one_f_one_b(num_ranks, num_microbatches),
-    "interleaved_1f1b": interleaved_1f1b,
-}
-INTERLEAVED: Final = ("interleaved_1f1b",)
-"""The schedules that take more than one virtual stage."""
-
-
-def format_schedule(schedule: Sequence[Sequence[Action]]) -> str:
-    """One line a rank, actions separated by a space; `parse_schedule` is its inverse."""
-    return "\n".join(" ".join(str(action) for action in actions) for actions in schedule)
+def format_schedule(schedule: Schedule) -> str:
+    """One line a rank, entries separated by a space; `parse_schedule` is its inverse."""
+    return "\n".join(" ".join(str(entry) for entry in entries) for entries in schedule.actions)
 
 
 def parse_schedule(text: str) -> Schedule:
     """Return the schedule that `format_schedule` wrote: one rank per line, blank lines skipped.
 
+    A stage lives where its first action is.
+
     Raises:
-        ValueError: a word is not an action.
+        ValueError: a word is no entry, or a stage below the highest has no action.
     """
-    return [[Action.parse(word) for word in line.split()] for line in text.splitlines() if line.strip()]
+    lists = [[parse_entry(word) for word in line.split()] for line in text.splitlines() if line.strip()]
+    return _schedule(placement_of_lists(lists), lists)
+
+
+def placement_of_lists(lists: Sequence[Sequence[Entry]]) -> Placement:
+    """Return where the stages live: each on the first rank that has a compute action of it.
+
+    Raises:
+        ValueError: a stage below the highest has no compute action.
+    """
+    found: dict[int, int] = {}
+    for rank, entries in enumerate(lists):
+        for entry in entries:
+            for action in entry.parts if entry.is_compute else ():
+                found.setdefault(action.stage, rank)
+    missing = next((stage for stage in range(len(found)) if stage not in found), None)
+    if missing is not None:
+        raise ValueError(f"stage {missing} has no action, but stage {max(found)} has")
+    return tuple(found[stage] for stage in range(len(found)))
+
+
+def _schedule(placement: Placement, lists: Sequence[Sequence[Entry]]) -> Schedule:
+    return Schedule(placement, tuple(tuple(entries) for entries in lists))
 
 
 def _warmup_steady_cooldown(forwards: list[Action], backwards: list[Action], num_warmup: int) -> list[Action]:

@@ -1,36 +1,64 @@
-"""What a schedule costs, without running it: makespan, bubble, microbatches in flight, and the spans to draw.
+"""What a schedule costs, without running it: makespan, idle time, what a rank holds at most, and the spans to draw.
 
 Times have the unit of the costs; give milliseconds, because `draw` labels its axis so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
+from trimaran.runtime.pipeline.action import KINDS, Action, ActionKind, Entry, actions_of
 from trimaran.runtime.pipeline.passes import add_communication, has_communication, partner, validate
-from trimaran.runtime.pipeline.schedule import Action, ActionKind
+from trimaran.runtime.pipeline.schedule import Schedule
 
 # In Python 3.11 an enum member lookup costs more than the rest of a loop over actions.
-_F, _B, _SEND_F, _RECV_F, _SEND_B, _RECV_B = ActionKind
+_F, _B, _I, _W = ActionKind.F, ActionKind.B, ActionKind.I, ActionKind.W
+_COMPUTE = (_F, _B, _I, _W)
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Times of one microbatch, in milliseconds.
+    """Times and memory of one microbatch: an entry per compute kind and stage (all stages of the pipeline, in order).
 
     Attributes:
-        forward: forward time, one entry per stage (all stages of the pipeline, in order).
-        backward: backward time, one entry per stage.
-        transfer: time of one message between two ranks, forward or backward.
+        times: how long an action takes, in milliseconds.
+        held: how much an action adds to what its rank holds until a later action releases it, in any unit. A forward
+            adds when it starts; a backward releases (a negative number) when it ends.
+        transfer: time of one message between two ranks, forward or backward, in milliseconds.
+        overlap: time of an overlap as a share of that of its two actions one after the other.
     """
 
-    forward: list[float]
-    backward: list[float]
+    times: Mapping[ActionKind, Sequence[float]]
+    held: Mapping[ActionKind, Sequence[float]]
     transfer: float = 0.0
+    overlap: float = 1.0
 
     @staticmethod
-    def uniform(num_stages: int, forward: float = 1.0, backward: float = 2.0, transfer: float = 0.0) -> "Costs":
+    def of_stages(
+        forward: Sequence[float],
+        backward: Sequence[float],
+        weights: Sequence[float] | None = None,
+        *,
+        transfer: float = 0.0,
+        overlap: float = 1.0,
+    ) -> "Costs":
+        """Costs from each stage's times; each stage holds 1 from its forward to the end of its backward (B, or W).
+
+        Args:
+            backward: time of B, an entry a stage.
+            weights: time of W; I takes the rest of B. None: half of B.
+        """
+        w = [each / 2 for each in backward] if weights is None else weights
+        times = {_F: forward, _B: backward, _I: [b - each for b, each in zip(backward, w, strict=True)], _W: w}
+        held = {kind: [float({_F: 1, _B: -1, _I: 0, _W: -1}[kind])] * len(forward) for kind in _COMPUTE}
+        return Costs(times, held, transfer, overlap)
+
+    @staticmethod
+    def uniform(
+        num_stages: int, forward: float = 1.0, backward: float = 2.0, transfer: float = 0.0, overlap: float = 1.0
+    ) -> "Costs":
         """Equal stages. A backward has two matrix products for each one of the forward, so it takes twice the time."""
-        return Costs([forward] * num_stages, [backward] * num_stages, transfer)
+        return Costs.of_stages([forward] * num_stages, [backward] * num_stages, transfer=transfer, overlap=overlap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +80,26 @@ class Simulation:
 
     Attributes:
         makespan: milliseconds from the first start to the last stop.
-        bubble: share of makespan in which a rank does not compute, averaged over ranks, in [0, 1).
-        peak_in_flight: for each rank, the most (stage, microbatch) forwards started whose backward had not finished; in
-            a forward-only schedule only the running one counts, since none waits for a backward.
+        bubble: share of makespan in which a rank does not compute, averaged over ranks, in [0, 1): what a step that
+            ends in a collective of all ranks waits.
+        idle: for each rank, milliseconds between its first start and its last stop in which it does not compute: the
+            papers' bubble.
+        peak_held: for each rank, the most that it holds, in the unit of `Costs.held`; in a forward-only schedule only
+            the running forward counts, since none waits for a backward.
         spans: of compute, and of transfers where they take time; ordered by rank, then start.
     """
 
     makespan: float
     bubble: float
-    peak_in_flight: list[int]
+    idle: list[float]
+    peak_held: list[float]
     spans: list[Span]
 
 
-def simulate(schedule: Sequence[Sequence[Action]], costs: Costs) -> Simulation:
+def simulate(schedule: Schedule, costs: Costs) -> Simulation:
     """Play `schedule` as the executor does and time it.
 
-    A rank computes one action at a time. Sends overlap compute: a transfer starts when it is sent, its receive is
+    A rank computes one entry at a time. Sends overlap compute: a transfer starts when it is sent, its receive is
     posted and the previous message of its channel (sender, receiver, forward or backward) is complete; it then takes
     `costs.transfer`. Channels do not slow each other down. Communication is added to a schedule that has only compute
     actions.
@@ -79,61 +111,75 @@ def simulate(schedule: Sequence[Sequence[Action]], costs: Costs) -> Simulation:
     if not has_communication(schedule):
         schedule = add_communication(schedule)
     validate(schedule)
-    _check_costs(costs, 1 + max(action.stage for actions in schedule for action in actions))
+    _check_costs(costs, schedule.num_stages)
     clock = _Clock(schedule, costs)
     clock.run()
     spans = sorted(clock.spans, key=lambda span: (span.rank, span.start, span.stop))
     makespan = max(clock.now)
-    capacity = makespan * len(schedule)
+    capacity = makespan * schedule.num_ranks
     bubble = max(0.0, 1.0 - sum(clock.busy) / capacity) if capacity else 0.0
-    return Simulation(makespan, bubble, [_peak_in_flight(actions) for actions in schedule], spans)
+    # Rounding errors of sums are no idle time.
+    idle = [
+        max(0.0, stop - start - busy) if stop - start - busy > 1e-9 * makespan else 0.0
+        for start, stop, busy in zip(clock.first_start, clock.now, clock.busy, strict=True)
+    ]
+    return Simulation(makespan, bubble, idle, [_peak_held(entries, costs) for entries in schedule.actions], spans)
 
 
 class _Clock:
     """The state of the simulation: a clock for each rank and channel, and the ranks that wait for a receive."""
 
-    def __init__(self, schedule: Sequence[Sequence[Action]], costs: Costs) -> None:
+    def __init__(self, schedule: Schedule, costs: Costs) -> None:
         self.schedule = schedule
         self.costs = costs
-        self.now = [0.0] * len(schedule)
-        self.busy = [0.0] * len(schedule)
+        self.now = [0.0] * schedule.num_ranks
+        self.first_start = [0.0] * schedule.num_ranks
+        self.busy = [0.0] * schedule.num_ranks
         self.spans: list[Span] = []
-        self.next_index = [0] * len(schedule)
+        self.next_index = [0] * schedule.num_ranks
         self.half_open: dict[Action, tuple[float, int]] = {}  # receive -> (time, rank) of its first end started
         self.arrivals: dict[Action, float] = {}  # receive -> arrival time of its data
         self.channel_free: dict[tuple[int, int, ActionKind], float] = {}
         self.sleepers: dict[Action, int] = {}  # receive -> the rank that waits for it
-        last_stage = max(action.stage for actions in schedule for action in actions)
-        self.first_and_last = (0, last_stage)
+        self.receives = {
+            action for entries in schedule.actions for action in actions_of(entries) if action.kind.is_receive
+        }
 
     def run(self) -> None:
-        awake = list(range(len(self.schedule)))
+        awake = list(range(self.schedule.num_ranks))
         while awake:
             rank = awake.pop()
-            actions = self.schedule[rank]
-            while self.next_index[rank] < len(actions):
-                action = actions[self.next_index[rank]]
-                if not action.kind.is_compute:
-                    awake += self.start_transfer(rank, action)
-                elif not self.compute(rank, action):
+            entries = self.schedule.actions[rank]
+            while self.next_index[rank] < len(entries):
+                entry = entries[self.next_index[rank]]
+                if isinstance(entry, Action) and not entry.is_compute:
+                    awake += self.start_transfer(rank, entry)
+                elif not self.compute(rank, entry):
                     break
                 self.next_index[rank] += 1
 
-    def compute(self, rank: int, action: Action) -> bool:
-        """Runs F or B; returns False when the arrival time of its input is not known yet, and the rank then sleeps."""
-        forward = action.kind is _F
+    def compute(self, rank: int, entry: Entry) -> bool:
+        """Runs an entry; returns False when the arrival time of an input is not known yet, and the rank then sleeps."""
         start = self.now[rank]
-        # Between stages of one rank the order of the list is sufficient, as validate has proved.
-        if len(self.schedule) > 1 and action.stage != self.first_and_last[0 if forward else 1]:
-            receive = Action(_RECV_F if forward else _RECV_B, action.stage, action.microbatch)
+        for action in entry.parts:
+            kind = KINDS[action.kind].receive
+            receive = None if kind is None else Action(kind, action.stage, action.microbatch)
+            # Between stages of one rank the order of the list is sufficient, as validate has proved.
+            if receive is None or receive not in self.receives:
+                continue
             if receive not in self.arrivals:
                 self.sleepers[receive] = rank
                 return False
             start = max(start, self.arrivals[receive])
-        duration = (self.costs.forward if forward else self.costs.backward)[action.stage]
-        self.now[rank] = start + duration
-        self.busy[rank] += duration
-        self.spans.append(Span(rank, action, start, start + duration))
+        if not self.busy[rank]:
+            self.first_start[rank] = start
+        share = self.costs.overlap if len(entry.parts) > 1 else 1.0
+        for action in entry.parts:
+            duration = self.costs.times[action.kind][action.stage] * share
+            self.spans.append(Span(rank, action, start, start + duration))
+            self.busy[rank] += duration
+            start += duration
+        self.now[rank] = start
         return True
 
     def start_transfer(self, rank: int, action: Action) -> list[int]:
@@ -141,7 +187,7 @@ class _Clock:
 
         When both ends are started, sets its arrival and returns the rank to wake, if any.
         """
-        is_send = action.kind is _SEND_F or action.kind is _SEND_B
+        is_send = action.kind.is_send
         receive = partner(action) if is_send else action
         if receive not in self.half_open:
             self.half_open[receive] = (self.now[rank], rank)
@@ -158,27 +204,28 @@ class _Clock:
         return [] if sleeper is None else [sleeper]
 
 
-def _peak_in_flight(actions: Sequence[Action]) -> int:
-    if not any(a.kind is _B for a in actions):
-        return min(1, len(actions))
-    in_flight = peak = 0
-    for action in actions:
-        in_flight += (action.kind is _F) - (action.kind is _B)
-        peak = max(peak, in_flight)
-    return peak
+def _peak_held(entries: Sequence[Entry], costs: Costs) -> float:
+    actions = [action for action in actions_of(entries) if action.is_compute]
+    changes = [costs.held[action.kind][action.stage] for action in actions]
+    if all(action.kind is _F for action in actions):
+        return max(changes, default=0.0)
+    return max(accumulate(changes), default=0.0)
 
 
 def _check_costs(costs: Costs, num_stages: int) -> None:
-    for name, times in (("forward", costs.forward), ("backward", costs.backward)):
-        if len(times) != num_stages:
-            raise ValueError(
-                f"costs.{name} has {len(times)} entries, but the schedule has {num_stages} "
-                "stages; give one time per stage"
-            )
-    for name, value in (
-        [("forward", t) for t in costs.forward]
-        + [("backward", t) for t in costs.backward]
-        + [("transfer", costs.transfer)]
-    ):
-        if not 0.0 <= value < float("inf"):
-            raise ValueError(f"costs.{name} must be finite and at least 0; got {value}")
+    for kind in _COMPUTE:
+        for what, table in (("times", costs.times), ("held", costs.held)):
+            if len(table[kind]) != num_stages:
+                raise ValueError(
+                    f"costs.{what} of {KINDS[kind].words} has {len(table[kind])} entries, but the schedule has "
+                    f"{num_stages} stages; give one per stage"
+                )
+        for time in costs.times[kind]:
+            _check_time(f"times of {KINDS[kind].words}", time)
+    _check_time("transfer", costs.transfer)
+    _check_time("overlap", costs.overlap)
+
+
+def _check_time(name: str, time: float) -> None:
+    if not 0.0 <= time < float("inf"):
+        raise ValueError(f"costs.{name} must be finite and at least 0; got {time}")

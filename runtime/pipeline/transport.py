@@ -8,8 +8,9 @@ from torch import Tensor
 
 from trimaran.models.parallel.group import Group
 from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.pipeline.action import Action, ActionKind
 from trimaran.runtime.pipeline.passes import peer_rank
-from trimaran.runtime.pipeline.schedule import Action, ActionKind
+from trimaran.runtime.pipeline.schedule import Placement
 
 _FORWARD = (ActionKind.SEND_F, ActionKind.RECV_F)
 
@@ -28,18 +29,22 @@ class P2PTransport:
     """Sends and receives [batch, local seq, hidden] tensors of one shape and dtype along the pipeline.
 
     On gloo a tag distinguishes the two directions; on NCCL a group does (`Mesh.p2p_groups`).
+
+    Args:
+        placement: stage -> pipeline rank.
     """
 
     mesh: Mesh
+    placement: Placement
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
     _sends: dict[Action, tuple[dist.Work, Tensor]] = field(default_factory=dict)
 
-    def _channel(self, action: Action, source: int) -> tuple[Group, int]:
-        """The group of the transfer that starts at pipeline rank `source`, and the tag."""
+    def _channel(self, action: Action, source: int, target: int) -> tuple[Group, int]:
+        """The group of the transfer from pipeline rank `source` to `target`, and the tag."""
         forward = action.kind in _FORWARD
-        link = self.mesh.p2p_groups.get((source, forward))
+        link = self.mesh.p2p_groups.get((source, target, forward))
         return (self.mesh.pp, int(forward)) if link is None else (link, 0)
 
     def send(self, action: Action, x: Tensor) -> None:
@@ -48,8 +53,8 @@ class P2PTransport:
         gloo reports that only to a wait, so an activation is released when its gradient arrives, and a gradient at the
         end of the step.
         """
-        peer = peer_rank(action, self.mesh.pp.size)
-        group, tag = self._channel(action, self.mesh.pp.rank)
+        peer = peer_rank(action, self.placement)
+        group, tag = self._channel(action, self.mesh.pp.rank, peer)
         self._sends = {sent: pair for sent, pair in self._sends.items() if not pair[0].is_completed()}
         x = x.contiguous()
         work = dist.isend(x, group_dst=peer, group=group.process_group, tag=tag)
@@ -58,8 +63,8 @@ class P2PTransport:
 
     def post_receive(self, action: Action) -> P2PHandle:
         """Post the receive of `action`'s tensor."""
-        peer = peer_rank(action, self.mesh.pp.size)
-        group, tag = self._channel(action, peer)
+        peer = peer_rank(action, self.placement)
+        group, tag = self._channel(action, peer, self.mesh.pp.rank)
         tensor = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         work = dist.irecv(tensor, group_src=peer, group=group.process_group, tag=tag)
         assert work is not None
@@ -92,5 +97,5 @@ class P2PTransport:
         try:
             work.wait()
         except RuntimeError as error:
-            peer = self.mesh.pp.ranks[peer_rank(action, self.mesh.pp.size)]
+            peer = self.mesh.pp.ranks[peer_rank(action, self.placement)]
             raise RuntimeError(f"{self.mesh.describe()} waits for rank {peer} in action {action}: {error}") from error

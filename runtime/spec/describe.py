@@ -2,6 +2,7 @@
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import counted
+from trimaran.runtime.pipeline.schedules import SCHEDULES
 from trimaran.runtime.spec.fields import RunFields
 
 
@@ -106,9 +107,11 @@ def _pipeline(spec: RunFields) -> str:
     pp, virtual_stages, count = spec.parallel.pp, spec.parallel.virtual_stages, spec.num_microbatches
     if pp == 1:
         return "one stage" if virtual_stages == 1 else f"{virtual_stages} stages on one pipeline rank"
-    bubble = (pp - 1) / (virtual_stages * count + pp - 1)
     each = f", {virtual_stages} a rank" if virtual_stages > 1 else ""
     stages = f"{spec.parallel.schedule}, {spec.num_stages} stages{each}"
+    if any(row.splits_backward for name, row in SCHEDULES.items() if name == spec.parallel.schedule):
+        return f"{stages}, {counted(count, 'microbatch', 'es')}; `trimaran schedules` tells its bubble"
+    bubble = (pp - 1) / (virtual_stages * count + pp - 1)
     return f"{stages}, {counted(count, 'microbatch', 'es')}, bubble {bubble:.1%} for equal stages"
 
 

@@ -16,7 +16,8 @@ from trimaran.models.fields import FieldError, RuleTable, counted, nearest_divis
 from trimaran.models.presets import PRESETS
 from trimaran.runtime.data.vocabulary import SMALLEST_MASKING_VOCABULARY, SMALLEST_VOCABULARY
 from trimaran.runtime.grid import num_microbatches
-from trimaran.runtime.pipeline.schedule import INTERLEAVED, microbatches_fill_groups
+from trimaran.runtime.pipeline.schedule import microbatches_fill_groups
+from trimaran.runtime.pipeline.schedules import SCHEDULES
 from trimaran.runtime.spec.errors import SpecError
 from trimaran.runtime.spec.fields import RunFields, draft_transformer, num_predicted
 from trimaran.runtime.train.lr_schedule import ENDING, REQUIRED_FIELDS, wsd_decay_steps
@@ -282,28 +283,35 @@ def _layers_per_stage_sum(spec: RunFields, shape: TransformerConfig) -> Iterator
 
 
 @RULES.needs("parallel.virtual_stages", "parallel.schedule")
-def _virtual_stages_are_interleaved(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+def _virtual_stages_fit_schedule(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     virtual_stages, schedule = spec.parallel.virtual_stages, spec.parallel.schedule
-    if virtual_stages > 1 and schedule not in INTERLEAVED:
-        needed = one_of(INTERLEAVED)
-        rule = f"virtual_stages ({virtual_stages}) above 1 needs schedule {needed}, got {schedule}"
-        fix = f"set parallel.schedule to {needed}, or parallel.virtual_stages to 1"
+    wanted = SCHEDULES[schedule].virtual_stages
+    if wanted not in (None, virtual_stages):
+        others = [name for name, row in SCHEDULES.items() if row.virtual_stages in (None, virtual_stages)]
+        rule = f"schedule {schedule} needs virtual_stages {wanted}, got {virtual_stages}"
+        fix = f"set parallel.virtual_stages to {wanted}, or parallel.schedule to {one_of(others)}"
         yield FieldError("parallel.schedule", rule, schedule, fix)
 
 
 _BATCH: Final = ("train.global_batch_size", "train.micro_batch_size", "parallel.dp")
 
 
-@RULES.needs("parallel.virtual_stages", "parallel.pp", *_BATCH)
-def _interleaved_microbatches(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+@RULES.needs("parallel.virtual_stages", "parallel.pp", "parallel.schedule", *_BATCH)
+def _microbatches_fit_schedule(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     batch, micro, dp, pp = spec.train.global_batch_size, spec.train.micro_batch_size, spec.parallel.dp, spec.parallel.pp
-    count = num_microbatches(batch, micro, dp)
-    if count is not None and not microbatches_fill_groups(count, pp, spec.parallel.virtual_stages):
-        made_of = f"global_batch_size ({batch}) / (micro_batch_size ({micro}) * dp ({dp}))"
-        divisible = f"must be divisible by pp ({pp}) with virtual_stages above 1"
+    count, row = num_microbatches(batch, micro, dp), SCHEDULES[spec.parallel.schedule]
+    if count is None:
+        return
+    made_of = f"num_microbatches ({count}) = global_batch_size ({batch}) / (micro_batch_size ({micro}) * dp ({dp}))"
+    fewest = row.fewest_microbatches(pp)
+    if row.in_groups and not microbatches_fill_groups(count, pp, spec.parallel.virtual_stages):
+        rule = f"{made_of} must be divisible by pp ({pp}) with virtual_stages above 1"
         sizes = one_of(each * micro * dp for each in nearest_multiples(pp, count))
-        rule = f"num_microbatches ({count}) = {made_of} {divisible}"
         yield FieldError("train.global_batch_size", rule, batch, f"set train.global_batch_size to {sizes}")
+    elif count < fewest:
+        rule = f"{made_of} must be at least {fewest} = 2 * pp ({pp}) with schedule {spec.parallel.schedule}"
+        fix = f"set train.global_batch_size to {fewest * micro * dp} or more"
+        yield FieldError("train.global_batch_size", rule, batch, fix)
 
 
 @RULES.needs(*_BATCH)

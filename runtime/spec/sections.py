@@ -15,7 +15,7 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import INTEGRAL, Count, Derived, NonNegative, NonNegativeWhole, Positive
 from trimaran.models.presets import check_preset_name
 from trimaran.runtime.data.vocabulary import SMALLEST_VOCABULARY
-from trimaran.runtime.pipeline.schedule import ScheduleName
+from trimaran.runtime.pipeline.schedules import ScheduleName
 from trimaran.runtime.spec.errors import show
 from trimaran.runtime.spec.yaml_text import MOST_BYTES
 from trimaran.runtime.train.lr_schedule import LrScheduleName
@@ -124,10 +124,13 @@ class ParallelSection(BaseModel):
         description="Expert-parallel degree: data-parallel ranks that share the experts between them; divides dp.",
     )
     virtual_stages: Count = Field(
-        default=1, description="Stages each pipeline rank holds; more than 1 needs schedule interleaved_1f1b."
+        default=1,
+        description="Stages each pipeline rank holds: any number with schedule interleaved_1f1b, 2 with zbv and "
+        "dualpipev, else 1.",
     )
     schedule: ScheduleName = Field(
-        default="1f1b", description="Order of forward and backward microbatches on the pipeline ranks."
+        default="1f1b",
+        description="Order of forward and backward microbatches on the pipeline ranks (docs/parallelism.md).",
     )
     uneven_heads: bool = Field(
         default=False,

@@ -2,9 +2,10 @@
 
 import json
 import statistics
+from dataclasses import replace
 from typing import Any
 
-from trimaran.runtime.pipeline.schedule import Action, ActionKind
+from trimaran.runtime.pipeline.action import Action, ActionKind
 from trimaran.runtime.pipeline.simulate import Costs, Span, simulate
 from trimaran.runtime.train.train_context import TrainContext
 
@@ -38,15 +39,18 @@ def record_timeline(train_context: TrainContext) -> dict[str, Any]:
 
 
 def _measured_costs(spans: list[Span], num_stages: int) -> Costs:
-    def median_ms(kind: ActionKind, stage: int) -> float:
-        return statistics.median(
-            span.stop - span.start for span in spans if span.action.kind is kind and span.action.stage == stage
-        )
+    """The median of each kind and stage; B, or I and W, is what the stage ran."""
 
-    return Costs(
-        forward=[median_ms(ActionKind.F, stage) for stage in range(num_stages)],
-        backward=[median_ms(ActionKind.B, stage) for stage in range(num_stages)],
+    def median_ms(kind: ActionKind, stage: int) -> float:
+        found = [span.stop - span.start for span in spans if (span.action.kind, span.action.stage) == (kind, stage)]
+        return statistics.median(found) if found else 0.0
+
+    forward, backward, inputs, weights = (
+        [median_ms(kind, stage) for stage in range(num_stages)]
+        for kind in (ActionKind.F, ActionKind.B, ActionKind.I, ActionKind.W)
     )
+    costs = Costs.of_stages(forward, backward, weights)
+    return replace(costs, times={**costs.times, ActionKind.I: inputs})
 
 
 def _bubble(spans: list[Span], num_ranks: int) -> float:

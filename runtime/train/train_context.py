@@ -15,9 +15,16 @@ from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.pipeline.executor import Executor
 from trimaran.runtime.pipeline.partition import stage_layers
 from trimaran.runtime.pipeline.passes import add_communication, validate
-from trimaran.runtime.pipeline.schedule import Schedule, build_schedule, forward_only, stages_of_rank
+from trimaran.runtime.pipeline.schedule import (
+    Placement,
+    Schedule,
+    forward_only,
+    round_robin,
+    stages_of_rank,
+)
 from trimaran.runtime.pipeline.transport import P2PTransport
 from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.pipeline import schedule_of
 from trimaran.runtime.zero.optimizer import AdamWSettings, ShardedOptimizer, clip_factor
 
 
@@ -72,11 +79,12 @@ def kernels_of(spec: RunSpec, device: torch.device) -> tuple[KernelSet, str]:
 
 
 def build_stages_of_rank(
-    spec: RunSpec, mesh: Mesh, device: torch.device, *, draws_weights: bool = True
+    spec: RunSpec, mesh: Mesh, device: torch.device, *, draws_weights: bool = True, placement: Placement | None = None
 ) -> dict[int, Stage]:
     """Build this rank's stages, stage index -> stage. No communication.
 
     Args:
+        placement: stage -> pipeline rank; by default the stages go round the ranks.
         draws_weights: whether to draw initial weights; False where weights are loaded next.
     """
     parallel = spec.parallel
@@ -87,36 +95,37 @@ def build_stages_of_rank(
         mesh.tp, sequence_parallel, dtype, device, kernels, deterministic=spec.kernels.deterministic, ep=mesh.ep
     )
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)
-    mine = stages_of_rank(mesh.pp.rank, mesh.pp.size, parallel.virtual_stages)
+    mine = stages_of_rank(placement or round_robin(mesh.pp.size, parallel.virtual_stages), mesh.pp.rank)
     stages = build_stages(spec.transformer, layers, mine, context, seed=spec.seed, draws_weights=draws_weights)
     return dict(zip(mine, stages, strict=True))
 
 
 def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device) -> TrainContext:
     """Build stages with initial weights, the validated schedule, executors and the optimizer. No communication."""
-    parallel, train = spec.parallel, spec.train
-    stages = build_stages_of_rank(spec, mesh, device)
+    train = spec.train
+    schedule = add_communication(schedule_of(spec))
+    evaluation = add_communication(forward_only(schedule.placement, spec.num_microbatches))
+    for each in (schedule, evaluation):
+        validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
+    stages = build_stages_of_rank(spec, mesh, device, placement=schedule.placement)
     context = next(iter(stages.values())).context
     settings = AdamWSettings(
         spec.optimizer.beta1, spec.optimizer.beta2, spec.optimizer.eps, spec.optimizer.weight_decay
     )
     bucket_bytes = int(spec.zero.bucket_size_mib * 2**20)
     optimizer = ShardedOptimizer(stages, mesh, settings, zero_stage=spec.zero.stage, bucket_bytes=bucket_bytes)
-
-    schedule = add_communication(
-        build_schedule(parallel.schedule, mesh.pp.size, spec.num_microbatches, parallel.virtual_stages)
-    )
-    evaluation = add_communication(forward_only(mesh.pp.size, spec.num_microbatches, parallel.virtual_stages))
-    for each in (schedule, evaluation):
-        validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
     local_rows = spec.rows_per_sample // (mesh.tp.size if context.sequence_parallel else 1)
     shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)
-    transport = P2PTransport(mesh, shape, context.dtype, device)
+    transport = P2PTransport(mesh, schedule.placement, shape, context.dtype, device)
     weight = 1.0 / spec.target_tokens_per_step
     executor = Executor(
-        stages, schedule[mesh.pp.rank], transport, loss_weight=weight, on_last_backward=optimizer.expect_last_backward
+        stages,
+        schedule.actions[mesh.pp.rank],
+        transport,
+        loss_weight=weight,
+        on_last_backward=optimizer.expect_last_backward,
     )
-    evaluator = Executor(stages, evaluation[mesh.pp.rank], transport, loss_weight=weight)
+    evaluator = Executor(stages, evaluation.actions[mesh.pp.rank], transport, loss_weight=weight)
     return TrainContext(spec, mesh, stages, schedule, executor, evaluator, optimizer, spec.target_tokens_per_step)
 
 

@@ -80,7 +80,7 @@ class ShardedOptimizer:
             # A tied embedding may be one parameter of two stages of this rank; it then belongs to the first.
             parameters = [(name, p) for name, p in stage.named_parameters() if id(p) not in seen]
             seen.update(id(p) for _, p in parameters)
-            tied = stage.config.tie_embeddings and mesh.pp.size > 1
+            tied = stage.config.tie_embeddings and mesh.embedding.size > 1
             grad_dtype = torch.float64 if stage.context.dtype == torch.float64 else torch.float32
             groups = (mesh.dp, mesh.expert_dp, mesh.tp)
             for bucket in build_buckets(

@@ -20,6 +20,7 @@ from trimaran.models.parallel.parameter import info_of
 from trimaran.runtime.data.objectives import MaskedTokens, Objective, PermutedTokens
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
+from trimaran.runtime.train.pipeline import placement_of
 from trimaran.runtime.train.train_context import TrainContext, build_train_context, evaluate, train_step
 
 FULL_STEPS, SHORT_STEPS = 20, 4
@@ -171,7 +172,8 @@ def train_on_rank(layout: Layout) -> Result:
     parallel = spec.parallel
     sizes = {axis: getattr(parallel, axis) for axis in ("pp", "dp", "cp", "tp", "ep")}
     has_tags = not layout.p2p_groups
-    mesh = build_mesh(**sizes, timeout_s=100, shared_memory=layout.shared_memory, has_tags=has_tags)
+    options = {"shared_memory": layout.shared_memory, "has_tags": has_tags, "placement": placement_of(spec)}
+    mesh = build_mesh(**sizes, timeout_s=100, **options)
     assert bool(mesh.p2p_groups) == layout.p2p_groups
     assert all((group.shared is not None) == layout.shared_memory for group in (mesh.tp, mesh.dp) if group.size > 1)
     train_context = build_train_context(spec, mesh, torch.device("cpu"))

@@ -85,7 +85,7 @@ def send_around_links() -> list[float]:
     received = []
     for forward in (True, False):
         source, target = ((rank - 1) % size, (rank + 1) % size) if forward else ((rank + 1) % size, (rank - 1) % size)
-        out, into = p2p_groups[rank, forward], p2p_groups[source, forward]
+        out, into = p2p_groups[rank, target, forward], p2p_groups[source, rank, forward]
         sending = dist.isend(torch.tensor([float(rank)]), group_dst=target, group=out.process_group)
         x = torch.empty(1)
         dist.recv(x, group_src=source, group=into.process_group)

@@ -63,6 +63,7 @@ UNEVEN: dict[str, Any] = LLAMA | {
 UNEVEN_ALIBI: dict[str, Any] = BLOOM | {"num_heads": 5, "head_dim": 4} | {"attention_dropout": 0.1}
 ALL_AXES = {"tp": 2, "pp": 2, "dp": 2}
 INTERLEAVED = {"virtual_stages": 2, "schedule": "interleaved_1f1b"}
+ZBV, DUALPIPEV = ({"virtual_stages": 2, "schedule": name} for name in ("zbv", "dualpipev"))
 
 LAYOUTS = full(
     [
@@ -79,6 +80,20 @@ LAYOUTS = full(
         Layout("pp2-interleaved-tied", {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"}, GPT),
         Layout("pp1-interleaved-tied", {"virtual_stages": 2, "schedule": "interleaved_1f1b"}, GPT),
         Layout("pp2-uneven", {"pp": 2, "layers_per_stage": [3, 1]}),
+        Layout("pp4-zb-h1-tied", {"pp": 4, "schedule": "zb_h1"}, GPT, global_batch_size=8),
+        Layout("pp4-zb-h2-tied-p2p-groups", {"pp": 4, "schedule": "zb_h2"}, GPT, p2p_groups=True, shared_memory=False),
+        Layout("pp2-zbv-tied-p2p-groups", {"pp": 2} | ZBV, GPT, p2p_groups=True, shared_memory=False),
+        Layout(
+            "tp2-pp2-dualpipev-sequence-parallel-tied",
+            {"tp": 2, "pp": 2, "sequence_parallel": True} | DUALPIPEV,
+            GPT | DROPOUT,
+        ),
+        Layout(
+            "tp2-pp2-dp2-ep2-zbv-uneven",
+            ALL_AXES | ZBV | {"ep": 2, "layers_per_stage": [2, 1, 1, 1]},
+            LLAMA | DROPOUT | {"num_layers": 5, "num_experts": 4},
+            global_batch_size=8,
+        ),
         # What NCCL's path does, carried by gloo.
         Layout("pp2-p2p-groups", {"pp": 2}, p2p_groups=True, shared_memory=False),
         Layout("pp2-interleaved-p2p-groups", {"pp": 2} | INTERLEAVED, p2p_groups=True, shared_memory=False),

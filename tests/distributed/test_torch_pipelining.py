@@ -18,7 +18,8 @@ from trimaran.models.transformer import Stage, build_stages
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.pipeline.executor import Executor
 from trimaran.runtime.pipeline.passes import add_communication, validate
-from trimaran.runtime.pipeline.schedule import build_schedule, forward_only, stages_of_rank
+from trimaran.runtime.pipeline.schedule import forward_only, round_robin, stages_of_rank
+from trimaran.runtime.pipeline.schedules import build_schedule
 from trimaran.runtime.pipeline.transport import P2PTransport
 
 PP, SEQ, VOCAB, HIDDEN, LAYERS = 2, 6, 29, 8, 4
@@ -90,7 +91,7 @@ def make_stages(case: Case, mesh: Any, pp: int = PP) -> dict[int, Stage]:
     num_stages = pp * case.virtual_stages
     per_stage = LAYERS // num_stages
     layers = [range(i * per_stage, (i + 1) * per_stage) for i in range(num_stages)]
-    mine = stages_of_rank(mesh.pp.rank, pp, case.virtual_stages)
+    mine = stages_of_rank(round_robin(pp, case.virtual_stages), mesh.pp.rank)
     context = LayerContext(mesh.tp, False, torch.float64, CPU)
     return dict(zip(mine, build_stages(config, layers, mine, context, seed=9), strict=True))
 
@@ -127,13 +128,13 @@ def run_ours(case: Case, mesh: Any) -> tuple[dict[str, Tensor], float]:
     stages = make_stages(case, mesh)
     schedule = add_communication(build_schedule(case.schedule, PP, case.num_microbatches, case.virtual_stages))
     validate(schedule, num_stages=PP * case.virtual_stages, num_microbatches=case.num_microbatches)
-    transport = P2PTransport(mesh, (case.micro_batch, SEQ, HIDDEN), torch.float64, CPU)
-    executor = Executor(stages, schedule[mesh.pp.rank], transport, loss_weight=1.0)
+    transport = P2PTransport(mesh, schedule.placement, (case.micro_batch, SEQ, HIDDEN), torch.float64, CPU)
+    executor = Executor(stages, schedule.actions[mesh.pp.rank], transport, loss_weight=1.0)
     parts = zip(*(t.split(case.micro_batch) for t in make_batch(case)), strict=True)
     executor.run([Microbatch(tokens, labels, i * case.micro_batch) for i, (tokens, labels) in enumerate(parts)])
-    kept = (executor._arriving, executor._inputs, executor._outputs, executor._output_grads)
+    kept = (executor._arriving, executor._flights)
     assert not any(kept), "activations and gradients are let go of by the end of the list"
-    assert [span[0] for span in executor.spans] == [action for action in executor.actions if action.kind.is_compute]
+    assert [span[0] for span in executor.spans] == [action for action in executor.actions if action.is_compute]
     return gradients(stages), float(executor.loss)
 
 
@@ -169,16 +170,18 @@ def evaluate_on_rank(virtual_stages: int) -> tuple[float, float, int]:
     stages = make_stages(case, mesh, pp)
     parts = zip(*(t.split(case.micro_batch) for t in make_batch(case)), strict=True)
     batches = [Microbatch(tokens, labels, i * case.micro_batch) for i, (tokens, labels) in enumerate(parts)]
-    transport = P2PTransport(mesh, (case.micro_batch, SEQ, HIDDEN), torch.float64, CPU)
+    placement = round_robin(pp, virtual_stages)
+    transport = P2PTransport(mesh, placement, (case.micro_batch, SEQ, HIDDEN), torch.float64, CPU)
     losses = []
     held = 0
-    for schedule in (forward_only(pp, 4, virtual_stages), build_schedule("interleaved_1f1b", pp, 4, virtual_stages)):
+    for schedule in (forward_only(placement, 4), build_schedule("interleaved_1f1b", pp, 4, virtual_stages)):
         with torch.set_grad_enabled(bool(losses)):
-            executor = Executor(stages, add_communication(schedule)[mesh.pp.rank], transport, loss_weight=1.0)
+            actions = add_communication(schedule).actions[mesh.pp.rank]
+            executor = Executor(stages, actions, transport, loss_weight=1.0)
             executor.run(batches)
         losses.append(float(executor.loss))
         if len(losses) == 1:
-            held = len(executor._inputs) + len(executor._outputs) + len(executor._arriving)
+            held = len(executor._flights) + len(executor._arriving)
     mesh.close()
     return losses[0], losses[1], held
 

@@ -6,8 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from trimaran.runtime.pipeline.action import Action
 from trimaran.runtime.pipeline.draw import save_png, timeline_svg
-from trimaran.runtime.pipeline.schedule import Action, build_schedule
+from trimaran.runtime.pipeline.schedules import build_schedule
 from trimaran.runtime.pipeline.simulate import Costs, Span, simulate
 
 SVG = "{http://www.w3.org/2000/svg}"

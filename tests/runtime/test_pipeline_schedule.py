@@ -5,21 +5,19 @@ from typing import Any
 import pytest
 from torch.distributed.pipelining import schedules as torch_schedules
 
+from trimaran.runtime.pipeline.action import Action, ActionKind, Overlap, actions_of, parse_entry
 from trimaran.runtime.pipeline.schedule import (
-    SCHEDULES,
-    Action,
-    ActionKind,
     Schedule,
-    build_schedule,
     format_schedule,
     forward_only,
     gpipe,
     interleaved_1f1b,
     one_f_one_b,
     parse_schedule,
-    rank_of_stage,
+    round_robin,
     stages_of_rank,
 )
+from trimaran.runtime.pipeline.schedules import SCHEDULES, build_schedule
 
 ALL_SHAPES = [
     ("gpipe", 1, 1, 1),
@@ -78,7 +76,7 @@ def _order_torch_runs(schedule_class: type, num_ranks: int, num_microbatches: in
 
 
 def _texts(schedule: Schedule) -> list[list[str]]:
-    return [[str(action) for action in actions] for actions in schedule]
+    return [[str(entry) for entry in entries] for entries in schedule.actions]
 
 
 @pytest.mark.parametrize(
@@ -120,8 +118,8 @@ def test_every_stage_runs_every_microbatch_once_each_way_in_order(
     name: str, num_ranks: int, num_microbatches: int, virtual_stages: int
 ) -> None:
     schedule = build_schedule(name, num_ranks, num_microbatches, virtual_stages)
-    for rank, actions in enumerate(schedule):
-        stages = stages_of_rank(rank, num_ranks, virtual_stages)
+    for rank, entries in enumerate(schedule.actions):
+        stages, actions = stages_of_rank(schedule.placement, rank), actions_of(entries)
         assert {action.stage for action in actions} == set(stages)
         for stage in stages:
             # The order of backwards is the order of gradient sums, so it must be the same in every schedule.
@@ -138,15 +136,15 @@ def test_one_f_one_b_of_four_ranks_reads_as_in_the_paper() -> None:
 
 
 def test_stages_are_dealt_to_ranks_in_turn() -> None:
-    assert stages_of_rank(1, 4, 3) == [1, 5, 9]
-    assert all(rank_of_stage(stage, 4) == 1 for stage in (1, 5, 9))
+    assert round_robin(4, 3) == (0, 1, 2, 3) * 3
+    assert stages_of_rank(round_robin(4, 3), 1) == [1, 5, 9]
 
 
 @pytest.mark.parametrize(("num_microbatches", "virtual_stages"), [(1, 1), (5, 1), (5, 2), (2, 3), (8, 2)])
 def test_forward_only_takes_any_number_of_microbatches(num_microbatches: int, virtual_stages: int) -> None:
-    schedule = forward_only(4, num_microbatches, virtual_stages)
-    assert all(action.kind is ActionKind.F for actions in schedule for action in actions)
-    assert all(len(set(actions)) == len(actions) == num_microbatches * virtual_stages for actions in schedule)
+    lists = [actions_of(entries) for entries in forward_only(round_robin(4, virtual_stages), num_microbatches).actions]
+    assert all(action.kind is ActionKind.F for actions in lists for action in actions)
+    assert all(len(set(actions)) == len(actions) == num_microbatches * virtual_stages for actions in lists)
 
 
 @pytest.mark.parametrize("kind", list(ActionKind))
@@ -154,6 +152,16 @@ def test_an_action_prints_and_parses(kind: ActionKind) -> None:
     action = Action(kind, 12, 345)
     assert str(action) == f"12{kind.value}345"
     assert Action.parse(str(action)) == action
+
+
+def test_an_overlap_prints_and_parses_as_torchs() -> None:
+    text = "(0F3;3B1)OVERLAP_F_B"
+    overlap = parse_entry(text)
+    assert overlap == Overlap(Action.parse("0F3"), Action.parse("3B1"))
+    assert str(overlap) == text == str(torch_schedules._Action.from_str(text))
+    for wrong in ("(3B1;0F3)OVERLAP_F_B", "(0F3;3W1)OVERLAP_F_B"):
+        with pytest.raises(ValueError, match="an overlap is of a forward"):
+            parse_entry(wrong)
 
 
 @pytest.mark.parametrize("text", ["", "F0", "2F", "2X0", "2f0", "-1F0", "2F0 3", "2SEND0", "٢F0"])
@@ -182,12 +190,13 @@ def test_single_chunk_schedules_refuse_virtual_stages(name: str) -> None:
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (-2, 1, 1)])
 def test_sizes_below_one_are_refused(sizes: tuple[int, int, int]) -> None:
-    for build in (interleaved_1f1b, forward_only):
-        with pytest.raises(ValueError, match="must be at least 1"):
-            build(*sizes)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        interleaved_1f1b(*sizes)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        forward_only((0,), 0)
 
 
 def test_an_unknown_schedule_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'interleaved_1f1b'"):
         build_schedule("interleaved", 2, 2)
-    assert set(SCHEDULES) == {"gpipe", "1f1b", "interleaved_1f1b"}
+    assert set(SCHEDULES) == {"gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_h2", "zbv", "dualpipev"}

@@ -233,8 +233,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"parallel.pp": 2, "parallel.virtual_stages": 2},
         (
-            "parallel.schedule: virtual_stages (2) above 1 needs schedule interleaved_1f1b, got 1f1b; "
-            "set parallel.schedule to interleaved_1f1b, or parallel.virtual_stages to 1"
+            "parallel.schedule: schedule 1f1b needs virtual_stages 1, got 2; "
+            "set parallel.virtual_stages to 1, or parallel.schedule to interleaved_1f1b, zbv or dualpipev"
+        ),
+    ),
+    (
+        {"parallel.pp": 2, "parallel.schedule": "zbv"},
+        (
+            "parallel.schedule: schedule zbv needs virtual_stages 2, got 1; set parallel.virtual_stages to 2, or "
+            "parallel.schedule to gpipe, 1f1b, interleaved_1f1b, zb_h1 or zb_h2"
+        ),
+    ),
+    (
+        {"parallel.pp": 6, "parallel.virtual_stages": 2, "parallel.schedule": "dualpipev"},
+        (
+            "train.global_batch_size: num_microbatches (8) = global_batch_size (32) / (micro_batch_size (4) * dp "
+            "(1)) must be at least 12 = 2 * pp (6) with schedule dualpipev; set train.global_batch_size to 48 or more"
         ),
     ),
     (
@@ -247,7 +261,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"parallel.schedule": "1F1B"},
-        "parallel.schedule: must be gpipe, 1f1b or interleaved_1f1b, got '1F1B'; did you mean 1f1b?",
+        "parallel.schedule: must be gpipe, 1f1b, interleaved_1f1b, zb_h1, zb_h2, zbv or dualpipev, got '1F1B'; "
+        "did you mean 1f1b?",
     ),
     # batch
     (

@@ -160,7 +160,7 @@ TOO_MUCH = {
     "fewer keys": ("".join(f"key{i}: 1\n" for i in range(1000)), "  and 986 more"),
     "lines of text": ("seed: x\n" + "  y\n" * 30_000, "seed (line 1): must be a whole number, got 'x y y"),
     "a long name": (f"? {'x' * 100_000}\n: 1\n", "unknown field"),
-    "a long choice": (GOOD_TEXT + f"parallel: {{schedule: {'x' * 100_000}}}\n", "must be gpipe, 1f1b or interleaved"),
+    "a long choice": (GOOD_TEXT + f"parallel: {{schedule: {'x' * 100_000}}}\n", "must be gpipe, 1f1b, interleaved"),
 }
 
 

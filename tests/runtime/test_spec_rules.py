@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from tests.runtime.test_spec import BAD, GOOD, changed
 from trimaran.models.config import SHAPE_RULES, TransformerConfig
 from trimaran.models.fields import Derived, FieldError, Rule, RuleTable
-from trimaran.runtime.pipeline.schedule import INTERLEAVED, SCHEDULES, ScheduleName
+from trimaran.runtime.pipeline.schedules import SCHEDULES, ScheduleName
 from trimaran.runtime.spec.fields import RunFields, draft_transformer
 from trimaran.runtime.spec.names import known_paths
 from trimaran.runtime.spec.rules import RULES, broken_rules
@@ -194,5 +194,4 @@ def test_a_derived_default_reads_fields_declared_before_it() -> None:
 def test_the_choices_of_a_field_are_the_keys_of_the_tables_that_serve_it() -> None:
     assert get_args(ScheduleName) == tuple(SCHEDULES)
     assert get_args(LrScheduleName) == tuple(DECAYS)
-    assert set(INTERLEAVED) <= set(SCHEDULES)
     assert {*ENDING, *REQUIRED_FIELDS} <= set(DECAYS)

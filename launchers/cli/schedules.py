@@ -1,0 +1,83 @@
+"""`trimaran schedules`: what every pipeline schedule that fits a spec would cost, as a table, a list or a drawing."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trimaran.launchers.cli.console import Overrides, SpecPath, errors_as_sentences
+from trimaran.launchers.terminal import print_table
+from trimaran.runtime.spec import RunSpec, SpecError, load_spec
+
+if TYPE_CHECKING:
+    from trimaran.runtime.pipeline.simulate import Simulation
+
+_COLUMNS = ("schedule", "stages a rank", "makespan", "of which idle", "idle between a rank's actions", "held at most")
+
+
+def schedules(
+    spec_path: SpecPath,
+    overrides: Overrides = [],  # noqa: B006
+    csv: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Print this schedule, one line a rank, as torch writes it.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw each of them into a .svg file in this folder.")] = None,
+) -> None:
+    """Compare the pipeline schedules that fit a spec's layers, ranks and microbatches, by simulation. Starts nothing.
+
+    Times are in forwards of the most expensive stage; what a rank holds is in microbatches of one stage.
+    """
+    with errors_as_sentences():
+        spec = load_spec(spec_path, overrides)
+        from trimaran.launchers.cli.check import check_drawable, draw_schedule
+        from trimaran.runtime.pipeline.csv_text import write_csv
+        from trimaran.runtime.pipeline.simulate import simulate
+        from trimaran.runtime.train.pipeline import costs_of, schedule_of
+
+        fitting = specs_that_fit(spec)
+        if csv is not None:
+            if csv not in fitting:
+                raise ValueError(f"--csv {csv}: the schedules that fit this spec are {', '.join(fitting)}")
+            print(write_csv(schedule_of(fitting[csv])), end="")
+            return
+        if picture is not None:
+            check_drawable(spec)
+            picture.mkdir(parents=True, exist_ok=True)
+            for name, each in fitting.items():
+                draw_schedule(each, picture / f"{name}.svg")
+        from rich.table import Table
+
+        table = Table(*_COLUMNS, box=None)
+        for name, each in fitting.items():
+            cells = _cells(simulate(schedule_of(each), costs_of(each)))
+            table.add_row(name, str(each.parallel.virtual_stages), *cells)
+        print_table(table)
+
+
+def specs_that_fit(spec: RunSpec) -> dict[str, RunSpec]:
+    """Return, by schedule, the spec with that schedule and the virtual stages that it needs, where it is valid."""
+    from trimaran.runtime.pipeline.schedules import SCHEDULES
+    from trimaran.runtime.spec import parse_spec
+
+    found: dict[str, RunSpec] = {}
+    for name, row in SCHEDULES.items():
+        virtual_stages = row.virtual_stages or max(2, spec.parallel.virtual_stages)
+        content = spec.model_dump(mode="json")
+        content["parallel"] |= {"schedule": name, "virtual_stages": virtual_stages}
+        if virtual_stages != spec.parallel.virtual_stages:
+            content["parallel"]["layers_per_stage"] = None
+        try:
+            found[name] = parse_spec(content)
+        except SpecError:
+            continue
+    return found
+
+
+def _cells(simulation: "Simulation") -> tuple[str, ...]:
+    held = sorted({f"{peak:g}" for peak in simulation.peak_held}, key=float)
+    return (
+        f"{simulation.makespan:.1f}",
+        f"{simulation.bubble:.1%}",
+        f"{max(simulation.idle):.1f}",
+        held[0] if len(held) == 1 else f"{held[0]} to {held[-1]}",
+    )
