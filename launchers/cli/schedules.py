@@ -25,7 +25,8 @@ def schedules(
 ) -> None:
     """Compare the pipeline schedules that fit a spec's layers, ranks and microbatches, by simulation. Starts nothing.
 
-    Times are in forwards of the most expensive stage; what a rank holds is in microbatches of one stage.
+    The unit of time is the forward of a microbatch through a rank's equal share of the layers; what a rank holds at
+    most is in microbatches through all of its layers.
     """
     with errors_as_sentences():
         spec = load_spec(spec_path, overrides)
@@ -49,8 +50,9 @@ def schedules(
 
         table = Table(*_COLUMNS, box=None)
         for name, each in fitting.items():
-            cells = _cells(simulate(schedule_of(each), costs_of(each)))
-            table.add_row(name, str(each.parallel.virtual_stages), *cells)
+            virtual_stages = each.parallel.virtual_stages
+            cells = _cells(simulate(schedule_of(each), costs_of(each)), virtual_stages)
+            table.add_row(name, str(virtual_stages), *cells)
         print_table(table)
 
 
@@ -73,8 +75,8 @@ def specs_that_fit(spec: RunSpec) -> dict[str, RunSpec]:
     return found
 
 
-def _cells(simulation: "Simulation") -> tuple[str, ...]:
-    held = sorted({f"{peak:g}" for peak in simulation.peak_held}, key=float)
+def _cells(simulation: "Simulation", virtual_stages: int) -> tuple[str, ...]:
+    held = sorted({f"{peak / virtual_stages:g}" for peak in simulation.peak_held}, key=float)
     return (
         f"{simulation.makespan:.1f}",
         f"{simulation.bubble:.1%}",

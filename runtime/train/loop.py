@@ -195,8 +195,8 @@ def sample(train_context: TrainContext, data: PreparedData) -> str:
         prompt = []
     prompt = prompt[: train_context.spec.transformer.max_seq_len] or [data.tokenizer.eot_id]
     sampling = SamplingParams(SAMPLE_TOKENS, temperature=0.8, top_k=40, seed=train_context.spec.seed)
-    where = {"placement": train_context.schedule.placement}
-    (completion,) = generate(train_context.stages, train_context.mesh, train_context.spec, [prompt], sampling, **where)
+    context, placement = train_context, train_context.schedule.placement
+    (completion,) = generate(context.stages, context.mesh, context.spec, [prompt], sampling, placement=placement)
     return data.tokenizer.decode(prompt + completion.tokens)
 
 

@@ -8,10 +8,13 @@ from trimaran.runtime.spec import RunSpec
 
 
 def costs_of(spec: RunSpec) -> Costs:
-    """Return the times of a microbatch in each stage, in proportion to FLOPs; the most expensive forward takes 1."""
+    """Return the times of a microbatch in each stage, in proportion to FLOPs.
+
+    The unit is the forward of one rank's share of the model, if all had equal shares.
+    """
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, spec.parallel.layers_per_stage)
     flops = stage_costs(spec.transformer, spec.train.seq_len, layers)
-    forward = [cost / max(flops) for cost in flops]
+    forward = [cost * spec.parallel.pp / sum(flops) for cost in flops]
     return Costs.of_stages(forward, [2 * cost for cost in forward])
 
 

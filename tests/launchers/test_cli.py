@@ -32,6 +32,7 @@ from trimaran.launchers.terminal import print_table, run_main, say, say_error, s
 from trimaran.launchers.worker.generate import Output
 from trimaran.models.fields import FieldError
 from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.pipeline.csv_text import read_csv
 from trimaran.runtime.spec import load_spec
 
 
@@ -59,6 +60,21 @@ def test_check_refuses_a_picture_of_another_kind(tmp_path: Path) -> None:
     outcome = trimaran(tmp_path, "check", "spec.yaml", "--picture", "schedule.gif")
     assert outcome.code == 2
     assert outcome.last_line == "error: --picture must end in .svg or .png; got schedule.gif"
+
+
+def test_schedules_are_compared_printed_and_drawn(tmp_path: Path) -> None:
+    make_workplace(tmp_path, model={"num_layers": 3}, parallel={"tp": 1, "pp": 2})
+    outcome = trimaran(tmp_path, "schedules", "spec.yaml", "--picture", "drawings")
+    assert outcome.code == 0, outcome.err
+    # Three layers do not fill two stages a rank.
+    assert [line.split()[0] for line in outcome.out.splitlines()[1:]] == ["gpipe", "1f1b", "zb_h1", "zb_h2"]
+    assert sorted(path.stem for path in (tmp_path / "drawings").iterdir()) == ["1f1b", "gpipe", "zb_h1", "zb_h2"]
+    printed = trimaran(tmp_path, "schedules", "spec.yaml", "--csv", "zb_h1").out
+    assert len(printed.splitlines()) == 2
+    assert read_csv(printed, "printed").placement == (0, 1)
+    refused = trimaran(tmp_path, "schedules", "spec.yaml", "--csv", "zbv")
+    assert refused.code == 2
+    assert refused.last_line == "error: --csv zbv: the schedules that fit this spec are gpipe, 1f1b, zb_h1, zb_h2"
 
 
 TRITON = ["kernels.backend=triton", "launcher.device=auto"]

@@ -6,6 +6,8 @@ import pytest
 from torch.distributed.pipelining import schedules as torch_schedules
 
 from trimaran.runtime.pipeline.action import Action, ActionKind, Overlap, actions_of, parse_entry
+from trimaran.runtime.pipeline.csv_text import read_csv, write_csv
+from trimaran.runtime.pipeline.passes import add_communication
 from trimaran.runtime.pipeline.schedule import (
     Schedule,
     format_schedule,
@@ -200,3 +202,28 @@ def test_an_unknown_schedule_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'interleaved_1f1b'"):
         build_schedule("interleaved", 2, 2)
     assert set(SCHEDULES) == {"gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_h2", "zbv", "dualpipev"}
+
+
+@pytest.mark.parametrize(
+    ("name", "v"), [("gpipe", 1), ("interleaved_1f1b", 2), ("zb_h2", 1), ("zbv", 2), ("dualpipev", 2)]
+)
+def test_a_schedule_is_read_again_from_its_text(name: str, v: int) -> None:
+    schedule = build_schedule(name, 3, 6, v)
+    assert read_csv(write_csv(schedule), "mine.csv") == schedule
+    assert read_csv(write_csv(add_communication(schedule)).replace(",", ", ,"), "mine.csv") == schedule
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0F0,0X0\n", "mine.csv, line 1: an action is <stage><kind><microbatch>.*got '0X0'"),
+        ("0F0,0B0\n0SEND_F0\n", "mine.csv, line 2: 0SEND_F0 is a transfer"),
+        ("0F0,0B0\n2F0,2B0\n", "mine.csv: stage 1 has no action, but stage 2 has"),
+        ("0F0,0I0\n", "mine.csv: the schedule is not valid(.|\n)*0W0"),
+        ("0B0,0F0\n", "mine.csv: the schedule deadlocks(.|\n)*waiting for 0F0"),
+        ("", "mine.csv: the schedule is not valid(.|\n)*the schedule has 0 ranks and no action"),
+    ],
+)
+def test_a_text_that_is_no_schedule_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_csv(text, "mine.csv")

@@ -261,8 +261,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"parallel.schedule": "1F1B"},
-        "parallel.schedule: must be gpipe, 1f1b, interleaved_1f1b, zb_h1, zb_h2, zbv or dualpipev, got '1F1B'; "
-        "did you mean 1f1b?",
+        (
+            "parallel.schedule: must be gpipe, 1f1b, interleaved_1f1b, zb_h1, zb_h2, zbv or dualpipev, got '1F1B'; "
+            "did you mean 1f1b?"
+        ),
     ),
     # batch
     (
