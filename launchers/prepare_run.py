@@ -33,8 +33,10 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     """
     from trimaran.runtime.data.account import table_of
     from trimaran.runtime.data.prepare import Digests, prepare_data
+    from trimaran.runtime.train.pipeline import schedule_of
 
     check_device(spec, 1)  # before the data, which may take long
+    schedule_of(spec)
     resumed = None
     if (folder / "checkpoints").is_dir():
         from trimaran.runtime.train.state import resume_path

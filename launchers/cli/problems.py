@@ -19,6 +19,7 @@ def problems_here(spec: RunSpec, kind: str) -> list[str]:
     """
     looks: list[Callable[[RunSpec], object]] = [
         lambda spec: check_run_folder(Path(spec.train.output_dir)),
+        _check_schedule,
         _check_cache,
         _check_text,
         _check_tokenizer,
@@ -34,6 +35,12 @@ def problems_here(spec: RunSpec, kind: str) -> list[str]:
         except (ValueError, OSError, RuntimeError) as error:  # of the last kind is CheckpointError
             found.append(sentence(error))
     return found
+
+
+def _check_schedule(spec: RunSpec) -> None:
+    from trimaran.runtime.train.pipeline import schedule_of
+
+    schedule_of(spec)
 
 
 def _check_cache(spec: RunSpec) -> None:

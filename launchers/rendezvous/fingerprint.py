@@ -9,7 +9,9 @@ from pathlib import Path
 
 from trimaran.runtime.data.shards import mapped_digest
 from trimaran.runtime.files import read_bytes
+from trimaran.runtime.pipeline.csv_text import write_csv
 from trimaran.runtime.spec import RunSpec, dump_spec
+from trimaran.runtime.train.pipeline import schedule_of
 
 _PACKAGE = Path(__file__).parents[2]
 _ROOMS = ("kernels", "models", "runtime", "launchers")
@@ -27,6 +29,8 @@ def facts_of_rank(spec: RunSpec, data: Path | None, where: str) -> str:
         data: the folder of the prepared data, read on this node; None for a task without data.
     """
     facts = {"where": where, "spec": _digest(dump_spec(spec).encode()), **versions_here()}
+    if data is not None and spec.parallel.schedule_file is not None:
+        facts["schedule"] = _digest(write_csv(schedule_of(spec)).encode())
     if data is not None:
         try:
             facts["data"] = mapped_digest(data)[:12]

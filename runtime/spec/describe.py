@@ -109,6 +109,8 @@ def _pipeline(spec: RunFields) -> str:
         return "one stage" if virtual_stages == 1 else f"{virtual_stages} stages on one pipeline rank"
     each = f", {virtual_stages} a rank" if virtual_stages > 1 else ""
     stages = f"{spec.parallel.schedule}, {spec.num_stages} stages{each}"
+    if spec.parallel.schedule_file is not None:
+        return f"{spec.parallel.schedule_file}, {spec.num_stages} stages{each}, {counted(count, 'microbatch', 'es')}"
     if any(row.splits_backward for name, row in SCHEDULES.items() if name == spec.parallel.schedule):
         return f"{stages}, {counted(count, 'microbatch', 'es')}; `trimaran schedules` tells its bubble"
     bubble = (pp - 1) / (virtual_stages * count + pp - 1)

@@ -282,10 +282,10 @@ def _layers_per_stage_sum(spec: RunFields, shape: TransformerConfig) -> Iterator
         yield FieldError("parallel.layers_per_stage", rule, layers, fix)
 
 
-@RULES.needs("parallel.virtual_stages", "parallel.schedule")
+@RULES.needs("parallel.virtual_stages", "parallel.schedule", "parallel.schedule_file")
 def _virtual_stages_fit_schedule(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     virtual_stages, schedule = spec.parallel.virtual_stages, spec.parallel.schedule
-    wanted = SCHEDULES[schedule].virtual_stages
+    wanted = SCHEDULES[schedule].virtual_stages if spec.parallel.schedule_file is None else None
     if wanted not in (None, virtual_stages):
         others = [name for name, row in SCHEDULES.items() if row.virtual_stages in (None, virtual_stages)]
         rule = f"schedule {schedule} needs virtual_stages {wanted}, got {virtual_stages}"
@@ -296,11 +296,11 @@ def _virtual_stages_fit_schedule(spec: RunFields, shape: TransformerConfig) -> I
 _BATCH: Final = ("train.global_batch_size", "train.micro_batch_size", "parallel.dp")
 
 
-@RULES.needs("parallel.virtual_stages", "parallel.pp", "parallel.schedule", *_BATCH)
+@RULES.needs("parallel.virtual_stages", "parallel.pp", "parallel.schedule", "parallel.schedule_file", *_BATCH)
 def _microbatches_fit_schedule(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     batch, micro, dp, pp = spec.train.global_batch_size, spec.train.micro_batch_size, spec.parallel.dp, spec.parallel.pp
     count, row = num_microbatches(batch, micro, dp), SCHEDULES[spec.parallel.schedule]
-    if count is None:
+    if count is None or spec.parallel.schedule_file is not None:
         return
     made_of = f"num_microbatches ({count}) = global_batch_size ({batch}) / (micro_batch_size ({micro}) * dp ({dp}))"
     fewest = row.fewest_microbatches(pp)

@@ -132,6 +132,11 @@ class ParallelSection(BaseModel):
         default="1f1b",
         description="Order of forward and backward microbatches on the pipeline ranks (docs/parallelism.md).",
     )
+    schedule_file: FilePath | None = Field(
+        default=None,
+        description="CSV file of a pipeline schedule, a line for each pipeline rank (docs/parallelism.md), in place of "
+        "schedule.",
+    )
     uneven_heads: bool = Field(
         default=False,
         description="Whether the last tp rank may hold fewer heads than the others (heads of zeros fill up).",

@@ -1,5 +1,11 @@
 """The pipeline schedule of a run spec, and what its stages cost."""
 
+from pathlib import Path
+
+from trimaran.models.fields import counted
+from trimaran.runtime.files import read_text
+from trimaran.runtime.pipeline.action import ActionKind, actions_of
+from trimaran.runtime.pipeline.csv_text import read_csv
 from trimaran.runtime.pipeline.partition import stage_costs, stage_layers
 from trimaran.runtime.pipeline.schedule import Placement, Schedule
 from trimaran.runtime.pipeline.schedules import SCHEDULES, build_schedule
@@ -19,14 +25,42 @@ def costs_of(spec: RunSpec) -> Costs:
 
 
 def placement_of(spec: RunSpec) -> Placement:
-    """Return where the stages of the run live while it trains: stage -> pipeline rank."""
+    """Return where the stages of the run live while it trains: stage -> pipeline rank. Raises as `schedule_of`."""
     parallel = spec.parallel
+    if parallel.schedule_file is not None:
+        return schedule_of(spec).placement
     return SCHEDULES[parallel.schedule].placement(parallel.pp, parallel.virtual_stages)
 
 
 def schedule_of(spec: RunSpec) -> Schedule:
-    """Return the training schedule of the run, without communication."""
+    """Return the training schedule of the run, without communication.
+
+    Raises:
+        ValueError, OSError: parallel.schedule_file can't be read, is no schedule, or is one of another shape.
+    """
     parallel = spec.parallel
+    if parallel.schedule_file is not None:
+        return _schedule_of_file(spec, Path(parallel.schedule_file))
     return build_schedule(
         parallel.schedule, parallel.pp, spec.num_microbatches, parallel.virtual_stages, costs_of(spec)
     )
+
+
+def _schedule_of_file(spec: RunSpec, file: Path) -> Schedule:
+    name = f"parallel.schedule_file {file}"
+    schedule = read_csv(read_text(file), name)
+    actions = [action for entries in schedule.actions for action in actions_of(entries)]
+    if all(action.kind is ActionKind.F for action in actions):
+        raise ValueError(f"{name} has forwards alone; a training schedule has a B, or an I and a W, for each")
+    found = _shape(schedule.num_ranks, schedule.num_stages, 1 + max(action.microbatch for action in actions))
+    wanted = _shape(spec.parallel.pp, spec.num_stages, spec.num_microbatches)
+    if found != wanted:
+        raise ValueError(
+            f"{name} has {found}, but the spec has {wanted} (parallel.pp, times parallel.virtual_stages; "
+            "train.global_batch_size / (micro_batch_size * dp)); change one to the other"
+        )
+    return schedule
+
+
+def _shape(ranks: int, stages: int, microbatches: int) -> str:
+    return f"{counted(ranks, 'rank')}, {counted(stages, 'stage')} and {counted(microbatches, 'microbatch', 'es')}"

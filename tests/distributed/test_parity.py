@@ -5,6 +5,7 @@ option in them, after 4 at the others.
 """
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,7 @@ UNEVEN: dict[str, Any] = LLAMA | {
 UNEVEN_ALIBI: dict[str, Any] = BLOOM | {"num_heads": 5, "head_dim": 4} | {"attention_dropout": 0.1}
 ALL_AXES = {"tp": 2, "pp": 2, "dp": 2}
 INTERLEAVED = {"virtual_stages": 2, "schedule": "interleaved_1f1b"}
+BACKWARDS = Path(__file__).with_name("backwards_pp2.csv")
 ZBV, DUALPIPEV = ({"virtual_stages": 2, "schedule": name} for name in ("zbv", "dualpipev"))
 
 LAYOUTS = full(
@@ -80,6 +82,8 @@ LAYOUTS = full(
         Layout("pp2-interleaved-tied", {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"}, GPT),
         Layout("pp1-interleaved-tied", {"virtual_stages": 2, "schedule": "interleaved_1f1b"}, GPT),
         Layout("pp2-uneven", {"pp": 2, "layers_per_stage": [3, 1]}),
+        # Its first stage is on the last rank.
+        Layout("pp2-schedule-file-tied-dropout", {"pp": 2, "schedule_file": str(BACKWARDS)}, GPT | DROPOUT),
         Layout("pp4-zb-h1-tied", {"pp": 4, "schedule": "zb_h1"}, GPT, global_batch_size=8),
         Layout("pp4-zb-h2-tied-p2p-groups", {"pp": 4, "schedule": "zb_h2"}, GPT, p2p_groups=True, shared_memory=False),
         Layout("pp2-zbv-tied-p2p-groups", {"pp": 2} | ZBV, GPT, p2p_groups=True, shared_memory=False),

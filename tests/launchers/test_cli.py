@@ -106,6 +106,11 @@ CANNOT_START = {
         TRITON,
         "kernels.backend is triton, and this host has no GPU for 2 ranks",
     ),
+    "no schedule": (["parallel.schedule_file=nowhere.csv"], "nowhere.csv: No such file"),
+    "schedule of another shape": (
+        ["parallel.schedule_file=two.csv"],
+        "two.csv has 2 ranks, 2 stages and 1 microbatch, but the spec has 1 rank, 1 stage and 4 microbatches",
+    ),
     "slurm": (["launcher.kind=slurm"], "sbatch is not on this machine's PATH"),
 }
 
@@ -128,6 +133,7 @@ def test_check_tells_what_would_end_the_run_before_its_first_step(
     Path("odder/logs").touch()
     os.mkfifo("pipe.txt")
     Path("short.txt").write_text("ab")
+    Path("two.csv").write_text("0F0,0B0\n1F0,1B0\n")
     Tokenizer.train([], 257).save(Path("tokenizer.json"))
     spec = load_spec("spec.yaml", changes)
     found = problems_here(spec, spec.launcher.kind)
