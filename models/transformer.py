@@ -139,7 +139,7 @@ class Stage(nn.Module):
         if is_first or (is_last and config.tie_embeddings):
             self.embedding = VocabParallelEmbedding(vocab, hidden, context, init_spec=init_spec(config, "embedding"))
             info_of(self.embedding.weight).tied_copy = not is_first
-            info_of(self.embedding.weight).uses = 2 if is_first and is_last and config.tie_embeddings else 1
+            info_of(self.embedding.weight).uses = 1 if is_first else 0
         if is_first:
             self.position: nn.Parameter | None = None
             if config.position == "learned":
@@ -176,6 +176,7 @@ class Stage(nn.Module):
                 self.head = ColumnParallelLinear(
                     hidden, vocab, context, bias=False, init_spec=init_spec(config, "head")
                 )
+                info_of(self.head.weight).uses = 0
         self._tables: RotaryTables | None = None
         self._tables_stretch = 0
 
@@ -202,6 +203,7 @@ class Stage(nn.Module):
             kernels=self.context.kernels.cross_entropy,
             softcap=self.config.logits_softcap,
             z_loss=self.config.z_loss,
+            loss_weight=loss_weight,
         )
 
     def run_layers(

@@ -63,29 +63,29 @@ def weight_gradient(weight: Tensor, compute: Callable[[GradAccumulator], None]) 
     return None
 
 
-def add_product_(total: Tensor, a: Tensor, b: Tensor, *, overwrite: bool = False) -> None:
-    """Add a @ b to `total`, or write it there, within the product itself: no temporary, no second pass over memory.
+def add_product_(total: Tensor, a: Tensor, b: Tensor, *, factor: float = 1.0, overwrite: bool = False) -> None:
+    """Add factor * a @ b to `total`, or write it there, within the product: no temporary, no second pass over memory.
 
     total: float32 or wider, also where a and b are narrower: their product is never rounded to their dtype.
     """
     if total.dtype == a.dtype:
-        torch.addmm(total, a, b, beta=0 if overwrite else 1, out=total)
+        torch.addmm(total, a, b, beta=0 if overwrite else 1, alpha=factor, out=total)
     else:
-        torch.ops.trimaran.add_product(total, a, b, overwrite)
+        torch.ops.trimaran.add_product(total, a, b, factor, overwrite)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor, overwrite: bool) -> None:
+def _add_product(total: Tensor, a: Tensor, b: Tensor, factor: float, overwrite: bool) -> None:
     beta = 0 if overwrite else 1
     if total.device.type == "cuda":
-        torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, out=total)
+        torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, alpha=factor, out=total)
     else:  # torch has no such product on a CPU
-        torch.addmm(total, a.to(total.dtype), b.to(total.dtype), beta=beta, out=total)
+        torch.addmm(total, a.to(total.dtype), b.to(total.dtype), beta=beta, alpha=factor, out=total)
 
 
 # An operator is opaque to a compiler: inductor would round a product of bfloat16 matrices to bfloat16 and ignore
 # out_dtype. torch.compiler.disable and torch.library.custom_op would import torch._dynamo, a third of a rank's start-up
 # time.
 _OPERATORS = torch.library.Library("trimaran", "FRAGMENT")
-_OPERATORS.define("add_product(Tensor(a!) total, Tensor a, Tensor b, bool overwrite) -> ()")
+_OPERATORS.define("add_product(Tensor(a!) total, Tensor a, Tensor b, float factor, bool overwrite) -> ()")
 _OPERATORS.impl("add_product", _add_product, "CompositeExplicitAutograd")
-_OPERATORS.impl("add_product", lambda total, a, b, overwrite: None, "Meta")
+_OPERATORS.impl("add_product", lambda total, a, b, factor, overwrite: None, "Meta")

@@ -55,7 +55,7 @@ class ParameterInfo:
         needs_tp_grad_reduce: each tp rank's gradient is a part of a sum over tp (the parameters that act on
             sequence-parallel activations).
         tied_copy: another stage's copy of a tied embedding; not counted and not stored in checkpoints.
-        uses: how often one backward pass adds to the gradient (2 for an embedding tied within a stage).
+        uses: how often one backward pass adds to the gradient (0 for the head's weight: the forward pass does).
         main_grad: buffer that sums the gradients, shape of the parameter, float32 (float64 for float64 parameters); the
             optimizer sets it.
         on_grad: called after each addition to `main_grad`; the optimizer sets it.

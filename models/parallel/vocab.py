@@ -90,11 +90,13 @@ class _Gradients:
     """The needed gradients, to be filled in.
 
     dx: [rows, hidden]; dweight: [real vocabulary, hidden]; dbias: [real vocabulary], zeros.
+    factor: of what is added to dweight; None where it is written there, unscaled.
     """
 
     dx: Tensor | None
     dweight: Tensor | None
     dbias: Tensor | None
+    factor: float | None
 
     @property
     def any(self) -> bool:
@@ -146,7 +148,8 @@ class _Head:
             if grads.dx is not None:
                 torch.mm(real, matrix, out=grads.dx[rows])
             if grads.dweight is not None:
-                add_product_(grads.dweight, real.t(), x[rows], overwrite=start == 0)
+                factor, overwrite = (1.0, start == 0) if grads.factor is None else (grads.factor, False)
+                add_product_(grads.dweight, real.t(), x[rows], factor=factor, overwrite=overwrite)
             if grads.dbias is not None:
                 grads.dbias.add_(real.sum(0, dtype=grads.dbias.dtype))
         return losses
@@ -169,11 +172,21 @@ def _chunk_rows(num_rows: int, row_bytes: int, device: torch.device) -> int:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The forward pass computes the gradients for an output gradient of 1; the backward pass scales them."""
+    """The forward pass computes the gradients for an output gradient of 1; the backward pass scales them.
+
+    Where the weight has a `main_grad`, the forward pass adds the weight's gradient there, times `loss_weight`.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: _Head, with_gradients: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        head: _Head,
+        with_gradients: bool,
+        loss_weight: float,
     ) -> Tensor:
         ctx.context, ctx.weight = head.context, weight
         full = gather_dim1(x, head.context.tp) if head.context.sequence_parallel else x
@@ -181,12 +194,15 @@ class _HeadLoss(torch.autograd.Function):
         needs_dx, needs_dweight, needs_dbias = (with_gradients and needed for needed in ctx.needs_input_grad[:3])
         num_real, wide = info_of(weight).shard.real_length(tuple(weight.shape)), statistics_dtype(weight.dtype)
         dx = torch.empty_like(rows) if needs_dx else None
-        dweight = rows.new_empty(num_real, rows.shape[1], dtype=wide) if needs_dweight else None
-        if dweight is not None and len(rows) == 0:
-            dweight.zero_()
+        main_grad = info_of(weight).main_grad if needs_dweight else None
+        dweight = None if main_grad is None else main_grad[:num_real]
+        if needs_dweight and dweight is None:
+            dweight = rows.new_zeros(num_real, rows.shape[1], dtype=wide)
         dbias = rows.new_zeros(num_real, dtype=wide) if needs_dbias else None
-        losses = head.losses(rows, weight, bias, labels.flatten(), _Gradients(dx, dweight, dbias))
-        ctx.save_for_backward(None if dx is None else dx.view(full.shape), dweight, dbias)
+        factor = None if main_grad is None else loss_weight
+        losses = head.losses(rows, weight, bias, labels.flatten(), _Gradients(dx, dweight, dbias, factor))
+        dx = None if dx is None else dx.view(full.shape)
+        ctx.save_for_backward(dx, dweight if main_grad is None else None, dbias)
         return losses.sum()
 
     @staticmethod
@@ -209,14 +225,14 @@ class _HeadLoss(torch.autograd.Function):
                 dx = reduce_scatter_dim1(dx, context.tp)
             else:
                 wait()
-        return dx, weight_grad, bias_grad, None, None, None
+        return dx, weight_grad, bias_grad, None, None, None, None
 
 
-def _scaled_weight_gradient(weight: Tensor, dweight: Tensor, factor: Tensor) -> Tensor | None:
-    """Return the gradient dweight * factor as `GradAccumulator.finish` does. Padded rows get nothing."""
-    gradient = GradAccumulator(weight)
-    gradient.total()[: len(dweight)].addcmul_(dweight, factor)
-    return gradient.finish()
+def _scaled_weight_gradient(weight: Tensor, dweight: Tensor, factor: Tensor) -> Tensor:
+    """Return the gradient dweight * factor, of the weight's shape and dtype. Padded rows get nothing."""
+    gradient = torch.zeros_like(weight)
+    gradient[: len(dweight)] = dweight * factor
+    return gradient
 
 
 def head_loss(
@@ -231,12 +247,13 @@ def head_loss(
     z_loss: float = 0.0,
     softcap: float | None = None,
     chunk_rows: int | None = None,
+    loss_weight: float = 1.0,
 ) -> Tensor:
     """Return the sum of the tokens' losses under the logits x W^T + b: a scalar, the same on all tp ranks.
 
-    It is float32 (float64 for float64). The weight's gradient goes where `GradAccumulator` puts it. With gradients on,
-    the forward pass computes them and holds them until the backward pass, for every microbatch in flight (one under
-    1F1B, all under GPipe): the size of `x`, and the weight's shard in float32.
+    It is float32 (float64 for float64). With gradients on, the forward pass computes them, and holds that of `x` until
+    the backward pass. The weight's gradient is added to its `main_grad` at once, so nothing of the weight's size is
+    held for a microbatch in flight; only where there is no `main_grad`, it is held too.
 
     Args:
         x: [batch, local seq, hidden], the weight's dtype; with sequence parallelism this rank's part of the sequence.
@@ -247,6 +264,7 @@ def head_loss(
         kernels: the passes over the logits; they must support device and dtype.
         softcap: the logits become softcap * tanh(logit / softcap) (Gemma 2).
         label_smoothing, z_loss: see kernels.cross_entropy.
+        loss_weight: the gradient that the backward pass will get, for the weight's gradient.
         chunk_rows: tokens whose logits exist at once, the same on every tp rank; None: chosen by device.
     Collective over tp, in the forward and in the backward pass.
     Raises ValueError for a label_smoothing outside [0, 1), a negative z_loss or chunk_rows below 1.
@@ -258,4 +276,4 @@ def head_loss(
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows ({chunk_rows}) must be at least 1")
     head = _Head(context, kernels, label_smoothing, z_loss, softcap, chunk_rows)
-    return _HeadLoss.apply(x, weight, bias, labels, head, torch.is_grad_enabled())  # type: ignore[no-untyped-call, no-any-return]
+    return _HeadLoss.apply(x, weight, bias, labels, head, torch.is_grad_enabled(), loss_weight)  # type: ignore[no-untyped-call, no-any-return]

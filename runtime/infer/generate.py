@@ -112,7 +112,9 @@ def generate(
         for first in range(0, len(prompts), size)
     ]
     with in_eval_mode(stages.values()):
-        _Passes(stages, mesh, spec, groups, placement or round_robin(mesh.pp.size, spec.parallel.virtual_stages)).run()
+        _Passes(
+            stages, mesh, spec, groups, placement or round_robin(mesh.pp.size, spec.num_stages // mesh.pp.size)
+        ).run()
     return [completion for group in groups for completion in group.completions]
 
 

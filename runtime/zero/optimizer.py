@@ -116,6 +116,8 @@ class ShardedOptimizer:
         for state in self._states:
             if state.stage_index == stage_index:
                 state.waiting = sum(slot.info.uses for slot in state.bucket.slots)
+                if state.waiting == 0:
+                    self._start_reduction(state)
 
     def _count(self, state: _BucketState) -> None:
         if state.waiting > 0:

@@ -255,12 +255,20 @@ def results_of(layouts: Sequence[Layout], pool: RankPool) -> list[list[Result] |
     return [each for layout in layouts for each in results_of([layout], pool)]  # to name every layout that fails
 
 
-def by_world_size(layouts: Iterable[Layout]) -> dict[int, list[Layout]]:
-    """The layouts that can run in the same ranks."""
+MOST_LAYOUTS = 10
+"""Layouts of one test: more would take it over half a minute."""
+
+
+def by_world_size(layouts: Iterable[Layout]) -> dict[str, list[Layout]]:
+    """The layouts that can run in the same ranks, in parts of MOST_LAYOUTS."""
     found: dict[int, list[Layout]] = {}
     for layout in layouts:
         found.setdefault(layout.world_size, []).append(layout)
-    return dict(sorted(found.items()))
+    return {
+        f"{size} ranks, {first}": alike[first : first + MOST_LAYOUTS]
+        for size, alike in sorted(found.items())
+        for first in range(0, len(alike), MOST_LAYOUTS)
+    }
 
 
 def assert_same_shards(name: str, whole: torch.Tensor, local: torch.Tensor, shard: Any, atol: float) -> None:

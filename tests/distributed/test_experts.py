@@ -79,9 +79,9 @@ LAYOUTS = full(
 BATCHES = by_world_size(LAYOUTS)
 
 
-@pytest.mark.parametrize("world_size", BATCHES)
-def test_experts_train_like_one_process(world_size: int, ranks: RankPool) -> None:
-    assert_all_train_like_one_process(BATCHES[world_size], ranks)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_experts_train_like_one_process(batch: str, ranks: RankPool) -> None:
+    assert_all_train_like_one_process(BATCHES[batch], ranks)
 
 
 # ---------------------------------------------------------------- the exchange

@@ -33,6 +33,6 @@ def assert_close(results: list[dict[str, Any]], reference: dict[str, Any]) -> No
     assert reference["losses"][-1] != reference["losses"][0]
 
 
-@pytest.mark.parametrize("world_size", BATCHES)
-def test_float32_losses_agree_to_1e_4_relative(world_size: int, ranks: RankPool) -> None:
-    assert_all_train_like_one_process(BATCHES[world_size], ranks, assert_close)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_float32_losses_agree_to_1e_4_relative(batch: str, ranks: RankPool) -> None:
+    assert_all_train_like_one_process(BATCHES[batch], ranks, assert_close)
