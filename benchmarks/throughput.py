@@ -35,6 +35,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tp": 2},
     "pp2": {"pp": 2},
     "pp4": {"pp": 4},
+    "pp4-zb-h1": {"pp": 4, "schedule": "zb_h1"},
     "dp2": {"dp": 2},
     "tp2-pp2-dp2": {"tp": 2, "pp": 2, "dp": 2},
     "tp2-pp2-dp2-interleaved": {"tp": 2, "pp": 2, "dp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"},
