@@ -211,7 +211,7 @@ def test_packed_data_under_the_name_of_a_text_is_named(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(compress(b"text"))
             with pytest.raises(DataError, match=rf"{name} holds {kind} data .* name it {name}{suffix}, or unpack it"):
                 read(tmp_path / name)
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(gzip.compress(b"text")))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(gzip.compress(b"text", mtime=0)))
     (tmp_path / "b.txt").write_bytes(b"PK\x03\x04\x14\0")
     for name, words in (("a.txt.gz", "gzip data instead of text; unpack it"), ("b.txt", "zip .*; convert it to text")):
         with pytest.raises(DataError, match=words):

@@ -256,7 +256,7 @@ def test_a_file_of_prompts_is_forgiven_what_a_corpus_is(tmp_path: Path) -> None:
     for name, content in {
         "marked.txt": b"\xef\xbb\xbfone\r\ntw\xf6\r\n",
         "wide.txt": "one\ntw\ufffd\n".encode("utf-16"),
-        "packed.txt.gz": gzip.compress(b"one\rtw\xf6"),
+        "packed.txt.gz": gzip.compress(b"one\rtw\xf6", mtime=0),
         "packed.jsonl.xz": lzma.compress(b'"one"\n\n{"prompt": "tw\\ud800"}\n \n'),
     }.items():
         (tmp_path / name).write_bytes(content)
@@ -282,7 +282,11 @@ def test_a_text_typed_in_another_encoding_is_told() -> None:
     [
         ("a.txt", b"", "has no prompt; write one a line"),
         ("a.txt.gz", b"\x1f\x8b", r"a\.txt\.gz is not a whole \.gz file"),
-        ("a.txt", gzip.compress(b"a"), r"a\.txt holds gzip data instead of text; name it a\.txt\.gz, or unpack it"),
+        (
+            "a.txt",
+            gzip.compress(b"a", mtime=0),
+            r"a\.txt holds gzip data instead of text; name it a\.txt\.gz, or unpack it",
+        ),
         ("a.txt", "one\ntwo".encode("utf-16-le"), r"a\.txt looks like UTF-16 or UTF-32 without a byte order mark"),
         ("a.jsonl", b"9" * 5000, r"line 1 is not JSON \(it has a number of more than 4,300 digits\)"),
         ("a.jsonl", b'"a"\nb\n', r"a\.jsonl, line 2 is not JSON"),
