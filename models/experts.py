@@ -17,6 +17,7 @@ In both cases each tp rank's output, and its gradients of router and input, are 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -130,6 +131,13 @@ class ExpertMLP(nn.Module):
         """
         total, self._load_balancing_loss = self._load_balancing_loss, None
         return total
+
+    @contextmanager
+    def without_counting(self) -> Iterator[None]:
+        """Leave the sum of the load-balancing losses as it is: a forward pass inside the block is no new one."""
+        total = self._load_balancing_loss
+        yield
+        self._load_balancing_loss = total
 
     def _attach_load_balancing_gradient(
         self, weights: Tensor, probabilities: Tensor, tokens_per_expert: Tensor, sequence_weight: float

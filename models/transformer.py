@@ -6,7 +6,7 @@ the number of sequences in a microbatch, `local seq` is seq, or seq / tp with se
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallel
 from trimaran.models.parallel.parameter import LayerContext, info_of, initialize, new_parameter
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss
+from trimaran.models.recompute import recompute
 from trimaran.models.residual import Dropout, Norm, PendingResidual, add_residual
 from trimaran.models.xlnet import RelativeAttention
 
@@ -37,7 +38,8 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig, context: LayerContext, *, index: int, seed: int) -> None:
         super().__init__()
-        site = f"layers.{index}"
+        site, every = f"layers.{index}", context.recompute
+        self.is_recomputed = every > 0 and index % every == 0
         self.kind, self.residual_scale = config.block, config.residual_scale
         self.is_post_norm = config.norm_position == "post"
         has_norm = config.norm_position in ("pre", "sandwich")
@@ -64,6 +66,33 @@ class Block(nn.Module):
         Args:
             x, pending: those two from the layer before.
         """
+        if self.is_recomputed and self.training and torch.is_grad_enabled():
+            return self._recomputed(x, pending, forward_context)
+        return self._compute(x, pending, forward_context)
+
+    def _recomputed(
+        self, x: Tensor, pending: PendingResidual | None, forward_context: ForwardContext
+    ) -> tuple[Tensor, PendingResidual | None]:
+        """Return what `_compute` returns, with its activations dropped and computed again in the backward pass."""
+        dropouts: list[Dropout] = []  # of the residual that is not added yet
+        is_first = True
+
+        def compute(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            nonlocal is_first
+            counting = nullcontext() if is_first or not isinstance(self.mlp, ExpertMLP) else self.mlp.without_counting()
+            is_first = False
+            before = None if pending is None else (inputs[1], pending[1])
+            with counting:
+                stream, after = self._compute(inputs[0], before, forward_context)
+            dropouts[:] = [] if after is None else [after[1]]
+            return (stream,) if after is None else (stream, after[0])
+
+        stream, *rest = recompute(compute, x, *([] if pending is None else [pending[0]]))
+        return stream, (rest[0], dropouts[0]) if rest else None
+
+    def _compute(
+        self, x: Tensor, pending: PendingResidual | None, forward_context: ForwardContext
+    ) -> tuple[Tensor, PendingResidual | None]:
         sample = forward_context.first_sample
         if self.kind != "sequential":
             return self._parallel(x, pending, forward_context)

@@ -89,6 +89,8 @@ class LayerContext:
         deterministic: whether kernels must give the same bits every time.
         ep: the data-parallel ranks among which the experts are spread.
         queue: of weight gradients that a pipeline schedule computes apart from the input's.
+        recompute: every block whose global number is a multiple of this computes its activations again in its backward
+            pass; 0: none does.
     """
 
     tp: Group
@@ -99,6 +101,7 @@ class LayerContext:
     deterministic: bool = True
     ep: Group = _ALONE
     queue: WeightGradientQueue = field(default_factory=WeightGradientQueue)
+    recompute: int = 0
 
 
 def new_parameter(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from trimaran.models.batch import Microbatch
+from trimaran.models.parallel.backward import backward
 from trimaran.models.transformer import Stage
 from trimaran.runtime.pipeline.action import Action, ActionKind, Entry, actions_of
-from trimaran.runtime.pipeline.backward import backward
 from trimaran.runtime.pipeline.transport import P2PHandle, P2PTransport
 
 
@@ -121,7 +121,7 @@ class Executor:
             assert self.stages[action.stage].is_last
             grad = torch.full_like(output, self._loss_weight)
         self._compute_start = time.perf_counter()
-        backward(output, grad)
+        backward([output], [grad])
         if hidden is not None:
             assert hidden.grad is not None, "every stage's output depends on its input"
             before = self._neighbour(action, -1)

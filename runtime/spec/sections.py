@@ -8,7 +8,7 @@ import os
 import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from trimaran.kernels.limits import Backend
 from trimaran.models.config import TransformerConfig
@@ -63,6 +63,17 @@ def _check_rendezvous(text: str) -> str:
     return text
 
 
+def _recompute_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _check_recompute(text: str) -> str:
+    if text in ("none", "full") or (re.fullmatch(r"[0-9]{1,6}", text) and int(text) > 0):
+        return text
+    raise ValueError(f"must be none, full, or a number k for every k-th block, got {show(text)}; write one of these")
+
+
+Recompute = Annotated[str, BeforeValidator(_recompute_text), AfterValidator(_check_recompute)]
 Folder = Annotated[str, AfterValidator(_check_folder)]
 Rendezvous = Annotated[str, AfterValidator(_check_rendezvous)]
 FilePath = Annotated[str, AfterValidator(_check_path)]
@@ -296,6 +307,17 @@ class TrainSection(BaseModel):
         default=0, description="Steps between evaluations on the held-out text; 0 never evaluates."
     )
     eval_batches: Count = Field(default=4, description="Global batches of one evaluation.")
+    recompute: Recompute = Field(
+        default="none",
+        json_schema_extra={"type": ["string", "integer"]},
+        description="Blocks whose activations are computed again in the backward pass, to save memory: none, full "
+        "(all), or k (every k-th).",
+    )
+
+    @property
+    def recompute_every(self) -> int:
+        """Every block whose number is a multiple of this is recomputed; 0: none is."""
+        return {"none": 0, "full": 1}.get(self.recompute) or int(self.recompute if self.recompute.isdigit() else 0)
 
 
 class CheckpointSection(BaseModel):

@@ -21,7 +21,10 @@ def costs_of(spec: RunSpec) -> Costs:
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, spec.parallel.layers_per_stage)
     flops = stage_costs(spec.transformer, spec.train.seq_len, layers)
     forward = [cost * spec.parallel.pp / sum(flops) for cost in flops]
-    return Costs.of_stages(forward, [2 * cost for cost in forward])
+    every = spec.train.recompute_every
+    again = [sum(index % every == 0 for index in each) / len(each) if every else 0.0 for each in layers]
+    backward = [(2 + share) * cost for cost, share in zip(forward, again, strict=True)]
+    return Costs.of_stages(forward, backward, forward)
 
 
 def placement_of(spec: RunSpec) -> Placement:

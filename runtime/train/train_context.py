@@ -92,7 +92,14 @@ def build_stages_of_rank(
     kernels, _ = kernels_of(spec, device)
     sequence_parallel = parallel.sequence_parallel and mesh.tp.size > 1
     context = LayerContext(
-        mesh.tp, sequence_parallel, dtype, device, kernels, deterministic=spec.kernels.deterministic, ep=mesh.ep
+        mesh.tp,
+        sequence_parallel,
+        dtype,
+        device,
+        kernels,
+        deterministic=spec.kernels.deterministic,
+        ep=mesh.ep,
+        recompute=spec.train.recompute_every,
     )
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)
     mine = stages_of_rank(placement or round_robin(mesh.pp.size, parallel.virtual_stages), mesh.pp.rank)

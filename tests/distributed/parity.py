@@ -65,6 +65,7 @@ class Layout:
     parallel: dict[str, Any]
     model: dict[str, Any] = field(default_factory=lambda: LLAMA)
     zero_stage: int = 1
+    recompute: str = "none"
     dtype: str = "float64"
     shared_memory: bool = True
     p2p_groups: bool = False  # as on NCCL: a group for each direction of a link instead of a tag
@@ -97,6 +98,7 @@ class Layout:
             "uneven_heads": parallel.get("uneven_heads", False),
             "uneven_layers": parallel.get("layers_per_stage") is not None,
             "zero0": self.zero_stage == 0,
+            "recompute": self.recompute != "none",
             "without_shared_memory": not self.shared_memory,
             "p2p_groups": self.p2p_groups,
             "tied": model.get("tie_embeddings", False),
@@ -131,6 +133,7 @@ def make_spec(layout: Layout) -> RunSpec:
                 "global_batch_size": layout.global_batch_size,
                 "micro_batch_size": 1,
                 "seq_len": 16,
+                "recompute": layout.recompute,
             },
             "seed": 7,
         }

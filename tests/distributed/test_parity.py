@@ -97,7 +97,9 @@ LAYOUTS = full(
             ALL_AXES | ZBV | {"ep": 2, "layers_per_stage": [2, 1, 1, 1]},
             LLAMA | DROPOUT | {"num_layers": 5, "num_experts": 4},
             global_batch_size=8,
+            recompute="full",
         ),
+        Layout("pp2-recompute-2-falcon", {"pp": 2}, FALCON | DROPOUT, recompute="2"),
         # What NCCL's path does, carried by gloo.
         Layout("pp2-p2p-groups", {"pp": 2}, p2p_groups=True, shared_memory=False),
         Layout("pp2-interleaved-p2p-groups", {"pp": 2} | INTERLEAVED, p2p_groups=True, shared_memory=False),

@@ -1,4 +1,4 @@
-"""A backward in two parts, I and W, gives the gradients of a whole one to the bit, however late the W."""
+"""A backward in two parts, or of recomputed activations, gives the gradients of a plain one to the bit."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from tests.distributed.parity import GPT, LLAMA, Layout, make_batches, make_spec
 from tests.distributed.ranks import RankPool
-from trimaran.runtime.mesh import build_mesh
+from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.pipeline.action import Action, ActionKind, Entry
 from trimaran.runtime.pipeline.executor import Executor
 from trimaran.runtime.pipeline.passes import add_communication, validate
@@ -48,8 +48,16 @@ WAYS: dict[str, Callable[[Sequence[Entry]], list[Entry]]] = {"at once": at_once,
 
 def gradients_on_rank(model: dict[str, Any]) -> dict[str, list[torch.Tensor]]:
     """The summed gradients of this rank's weights, by way of running the backwards."""
-    spec = make_spec(Layout("pp2-tp2", {"pp": 2, "tp": 2, "sequence_parallel": True}, model))
     mesh = build_mesh(pp=2, dp=1, cp=1, tp=2, timeout_s=100)
+    found = gradients_by_way(mesh, model, "none")
+    for name, gradients in gradients_by_way(mesh, model, "full").items():
+        found[f"{name}, recomputed"] = gradients
+    mesh.close()
+    return found
+
+
+def gradients_by_way(mesh: Mesh, model: dict[str, Any], recompute: str) -> dict[str, list[torch.Tensor]]:
+    spec = make_spec(Layout("pp2-tp2", {"pp": 2, "tp": 2, "sequence_parallel": True}, model, recompute=recompute))
     context = build_train_context(spec, mesh, torch.device("cpu"))
     whole = one_f_one_b(2, spec.num_microbatches)
     found = {}
@@ -67,8 +75,8 @@ def gradients_on_rank(model: dict[str, Any]) -> dict[str, list[torch.Tensor]]:
         executor.run(make_batches(spec, 0, 0, 1))
         assert not executor._flights, "nothing is held after the list"
         context.optimizer.finish_gradients()
-        found[name] = [piece.data.clone() for piece in context.optimizer.gradient_pieces()]
-    mesh.close()
+        balance = sum(float(stage.take_load_balancing_loss()) for stage in context.stages.values())
+        found[name] = [torch.tensor(balance), *(p.data.clone() for p in context.optimizer.gradient_pieces())]
     return found
 
 
