@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -106,7 +107,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it can't be written; the error names the file, which the system does not where the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with naming(path):
         try:
             temporary.write_text(text, encoding="utf-8")

@@ -20,6 +20,7 @@ from trimaran.launchers.terminal import is_for_users, sentence
 from trimaran.launchers.worker.failure_relay import Failure, FailureRelay
 from trimaran.launchers.worker.nccl_messages import WatchdogEnd, tells_of_lost_peer, watchdog_end_in
 from trimaran.models.fields import printable
+from trimaran.runtime.files import write_text
 from trimaran.runtime.folder_lock import FolderInUse, FolderLock
 from trimaran.runtime.grid import coordinates, describe_coordinates
 from trimaran.runtime.processes import usable_cores
@@ -205,19 +206,21 @@ class Rank:
         return str(file)
 
     def _write_record(self, failure: Failure, *, secondary: bool) -> None:
-        """Write the failure for the launcher, and for torchrun's agent, which names a file for it."""
+        """Write the failure for the launcher, and for torchrun's agent, which names a file for it.
+
+        The main thread and the relay's may do so at the same time, and the launcher may read.
+        """
         record: dict[str, Any] = {**asdict(failure), "secondary": secondary, "timestamp": int(failure.seconds)}
         ours = [] if self._folder is None else [self._folder / ERROR_FILE]
         agents = [Path(name) for name in (os.environ.get("TORCHELASTIC_ERROR_FILE"),) if name]
         for file in (*ours, *agents):
             try:
-                file.write_text(json.dumps(record), encoding="utf-8")
-            except OSError:  # a full disk, for one: torchrun's agent would fail on a half-written file
-                with contextlib.suppress(OSError):
-                    file.unlink(missing_ok=True)
-                    if file in ours and self._spare is not None:
+                write_text(file, json.dumps(record))
+            except OSError:  # a full disk, for one
+                if file in ours and self._spare is not None:
+                    with contextlib.suppress(OSError):
                         self._spare.mkdir(parents=True, exist_ok=True)
-                        (self._spare / ERROR_FILE).write_text(json.dumps(record), encoding="utf-8")
+                        write_text(self._spare / ERROR_FILE, json.dumps(record))
 
 
 def exit_process(exit_code: int) -> NoReturn:

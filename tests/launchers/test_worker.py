@@ -31,6 +31,7 @@ from trimaran.launchers.worker.device import (
     threads_of_rank,
 )
 from trimaran.launchers.worker.tasks import TrainTask
+from trimaran.runtime import files
 from trimaran.runtime.folder_lock import LOCK, FolderLock, Holder, holder_of
 from trimaran.runtime.spec import RunSpec, parse_spec
 
@@ -185,14 +186,39 @@ def test_a_failure_that_finds_a_full_disk_is_recorded_elsewhere(
     rank = process.Rank(announces=False)
     rank.keep_records(tmp_path / "logs", tmp_path / "spare")
     ours = tmp_path / "logs" / "rank-0" / process.ERROR_FILE
-    for file in (ours, agents):
-        file.symlink_to("/dev/full")
+
+    def write_text(path: Path, text: str) -> None:
+        if path in (ours, agents):
+            raise OSError(28, "No space left on device", str(path))
+        files.write_text(path, text)
+
+    monkeypatch.setattr(process, "write_text", write_text)
     with pytest.raises(SystemExit):
         rank.fail(OSError(28, "No space left on device", "run/metrics.jsonl"))
-    assert not ours.is_symlink()
-    assert not agents.is_symlink()
+    assert not ours.exists()
+    assert not agents.exists()
     record = json.loads((tmp_path / "spare" / "rank-0" / process.ERROR_FILE).read_text())
     assert record["message"].startswith("run/metrics.jsonl: No space left on device; free some space there")
+
+
+def test_a_record_that_two_threads_write_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main thread's own failure, and another rank's that the relay's thread hears of, of different lengths."""
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    rank = process.Rank(announces=False)
+    rank._folder = tmp_path
+    failures = [process.Failure(number, "here", 1, "x" * (1000 * number)) for number in (1, 50)]
+
+    def write(failure: process.Failure) -> None:
+        for _ in range(200):
+            rank._write_record(failure, secondary=False)
+
+    rank._write_record(failures[0], secondary=False)
+    threads = [threading.Thread(target=write, args=(failure,)) for failure in failures]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert json.loads((tmp_path / "error.json").read_text())["rank"] in (1, 50)
+    assert [path.name for path in tmp_path.iterdir()] == ["error.json"]
 
 
 def test_a_rank_that_saves_when_its_launcher_ends_exits_after_that_and_holds_the_lock_until_then(
