@@ -3,8 +3,6 @@
 import json
 import shutil
 import struct
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from tests.launchers.runs import run_code
 from tests.runtime.huggingface_folders import (
     HIDDEN,
     LAYERS,
@@ -537,7 +536,7 @@ _MEASURE = """
     from trimaran.runtime.huggingface.importing import Limits, import_model
 
     small, large, runs = (Path(argument) for argument in sys.argv[1:])
-    limits = Limits(shard_bytes=12 << 20, memory_bytes=24 << 20)
+    limits = Limits(shard_bytes=6 << 20, memory_bytes=12 << 20)
     import_model(small, runs / "small", limits)  # what importing packages and a first run take
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     imported = import_model(large, runs / "large", limits)
@@ -549,25 +548,19 @@ _MEASURE = """
 def test_importing_takes_far_less_memory_than_the_model(tmp_path: Path) -> None:
     """Weights, checkpoint and the proof stream: the peak above Python and torch is a fraction of the model."""
     shape = {
-        "hidden_size": 640,
-        "intermediate_size": 1760,
+        "hidden_size": 512,
+        "intermediate_size": 1408,
         "num_attention_heads": 8,
         "vocab_size": 2000,
         "initializer_range": 0.02,
     }
-    large = saved(llama(**shape, num_hidden_layers=12), tmp_path / "large", max_shard_size="40MB")
+    large = saved(llama(**shape, num_hidden_layers=8), tmp_path / "large", max_shard_size="20MB")
     small = saved(llama(**shape, num_hidden_layers=2), tmp_path / "small")
     size = ModelFolder.open(large).num_bytes
-    assert size > 200e6
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_MEASURE), str(small), str(large), str(tmp_path / "runs")],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    before, peak = (int(number) for number in done.stdout.split())
+    assert size > 95e6
+    done = run_code(tmp_path, textwrap.dedent(_MEASURE), str(small), str(large), str(tmp_path / "runs"))
+    assert done.code == 0, done.err
+    before, peak = (int(number) for number in done.out.split())
     assert peak - before < 0.35 * size, (
         f"{(peak - before) / 1e6:.0f} MB above {before / 1e6:.0f} MB for a model of {size / 1e6:.0f} MB"
     )
