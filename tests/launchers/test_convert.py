@@ -92,7 +92,7 @@ def test_the_imported_run_generates_at_any_layout(place: Path) -> None:
 
 def test_training_goes_on_from_the_weights_at_another_layout(place: Path) -> None:
     """The first loss is that of the imported model on the same tokens: nothing is lost on the way to the layout."""
-    layout = ("parallel.tp=2", "parallel.pp=2", "parallel.dp=2", "train.output_dir=runs/tuned")
+    layout = ("parallel.tp=2", "parallel.pp=2", "train.output_dir=runs/tuned")
     outcome = train(place, *layout, "train.num_steps=4", "train.eval_interval=2", "train.eval_batches=1")
     assert outcome.code == 0, outcome.err
     assert (
