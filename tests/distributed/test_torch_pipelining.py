@@ -1,5 +1,6 @@
 """torch.distributed.pipelining on the same stages and microbatches gives the gradients of our executor."""
 
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
 
 from tests.distributed.ranks import RankPool
 from trimaran.models.batch import Microbatch
@@ -16,10 +18,12 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages
 from trimaran.runtime.mesh import build_mesh
+from trimaran.runtime.pipeline.action import actions_of
+from trimaran.runtime.pipeline.csv_text import write_csv
 from trimaran.runtime.pipeline.executor import Executor
 from trimaran.runtime.pipeline.passes import add_communication, validate
 from trimaran.runtime.pipeline.schedule import forward_only, round_robin, stages_of_rank
-from trimaran.runtime.pipeline.schedules import build_schedule
+from trimaran.runtime.pipeline.schedules import SCHEDULES, build_schedule
 from trimaran.runtime.pipeline.transport import P2PTransport
 
 PP, SEQ, VOCAB, HIDDEN, LAYERS = 2, 6, 29, 8, 4
@@ -47,6 +51,10 @@ CASES = [
     Case("1f1b", 1, 5, "gpt", micro_batch=1),
     Case("interleaved_1f1b", 2, 4, "llama"),
     Case("interleaved_1f1b", 2, 6, "gpt"),
+    Case("zb_h1", 1, 5, "llama"),
+    Case("zb_h2", 1, 4, "gpt"),
+    Case("zbv", 2, 4, "llama"),
+    Case("dualpipev", 2, 5, "gpt"),
 ]
 
 
@@ -91,7 +99,7 @@ def make_stages(case: Case, mesh: Any, pp: int = PP) -> dict[int, Stage]:
     num_stages = pp * case.virtual_stages
     per_stage = LAYERS // num_stages
     layers = [range(i * per_stage, (i + 1) * per_stage) for i in range(num_stages)]
-    mine = stages_of_rank(round_robin(pp, case.virtual_stages), mesh.pp.rank)
+    mine = stages_of_rank(SCHEDULES[case.schedule].placement(pp, case.virtual_stages), mesh.pp.rank)
     context = LayerContext(mesh.tp, False, torch.float64, CPU)
     return dict(zip(mine, build_stages(config, layers, mine, context, seed=9), strict=True))
 
@@ -114,13 +122,28 @@ def run_torch(case: Case, mesh: Any) -> tuple[dict[str, Tensor], float]:
     schedule: Any
     if case.schedule == "interleaved_1f1b":
         schedule = ScheduleInterleaved1F1B(pipeline, **options)  # type: ignore[arg-type]
+    elif SCHEDULES[case.schedule].splits_backward:
+        schedule = schedule_of_list(case, pipeline, options)
     else:
         schedule = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[case.schedule](pipeline[0], **options)  # type: ignore[arg-type]
     losses: list[Tensor] = []
-    inputs = (tokens,) if mesh.pp.rank == 0 else ()
-    target = labels if mesh.pp.rank == PP - 1 else None
+    inputs = (tokens,) if 0 in stages else ()
+    target = labels if PP * case.virtual_stages - 1 in stages else None
     schedule.step(*inputs, target=target, losses=losses if target is not None else None)
     return gradients(stages), float(sum(loss.item() for loss in losses))
+
+
+def schedule_of_list(case: Case, pipeline: list[PipelineStage], options: dict[str, Any]) -> Any:
+    """torch's runtime with our list, read from the text that we write."""
+    ours = build_schedule(case.schedule, PP, case.num_microbatches, case.virtual_stages)
+    for stage in pipeline:
+        stage.stage_index_to_group_rank = dict(enumerate(ours.placement))
+    schedule = _PipelineScheduleRuntime(pipeline, **options)  # type: ignore[arg-type]
+    with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+        file.write(write_csv(ours))
+        file.flush()
+        schedule._load_csv(file.name)
+    return schedule
 
 
 def run_ours(case: Case, mesh: Any) -> tuple[dict[str, Tensor], float]:
@@ -134,7 +157,8 @@ def run_ours(case: Case, mesh: Any) -> tuple[dict[str, Tensor], float]:
     executor.run([Microbatch(tokens, labels, i * case.micro_batch) for i, (tokens, labels) in enumerate(parts)])
     kept = (executor._arriving, executor._flights)
     assert not any(kept), "activations and gradients are let go of by the end of the list"
-    assert [span[0] for span in executor.spans] == [action for action in executor.actions if action.is_compute]
+    computed = [action for action in actions_of(executor.actions) if action.is_compute]
+    assert [span[0] for span in executor.spans] == computed
     return gradients(stages), float(executor.loss)
 
 
