@@ -76,7 +76,8 @@ KINDS: Final[dict[ActionKind, KindRow]] = {
 """The table of kinds. Forwards go up the stages, backwards down."""
 
 _KIND_NAMES = "|".join(sorted((kind.value for kind in ActionKind), key=len, reverse=True))
-_ACTION_PATTERN = re.compile(rf"([0-9]+)({_KIND_NAMES})([0-9]+)")
+_ACTION_PATTERN = re.compile(rf"([0-9]{{1,9}})({_KIND_NAMES})([0-9]{{1,9}})")
+_MOST_SHOWN = 60
 _OVERLAP_PATTERN = re.compile(r"\((.*);(.*)\)OVERLAP_F_B")
 
 
@@ -115,7 +116,8 @@ class Action:
         if match is None:
             kinds = ", ".join(kind.value for kind in ActionKind)
             raise ValueError(
-                f"an action is <stage><kind><microbatch>, such as 2F0 or 2SEND_F0, with a kind of {kinds}; got {text!r}"
+                f"an action is <stage><kind><microbatch>, such as 2F0 or 2SEND_F0, with a kind of {kinds}; "
+                f"got {text[:_MOST_SHOWN]!r}"
             )
         stage, kind, microbatch = match.groups()
         return Action(ActionKind(kind), int(stage), int(microbatch))

@@ -5,7 +5,7 @@ from pathlib import Path
 from trimaran.models.fields import counted
 from trimaran.runtime.files import read_text
 from trimaran.runtime.pipeline.action import ActionKind, actions_of
-from trimaran.runtime.pipeline.csv_text import read_csv
+from trimaran.runtime.pipeline.csv_text import MOST_BYTES, read_csv
 from trimaran.runtime.pipeline.partition import stage_costs, stage_layers
 from trimaran.runtime.pipeline.schedule import Placement, Schedule
 from trimaran.runtime.pipeline.schedules import SCHEDULES, build_schedule
@@ -51,7 +51,7 @@ def schedule_of(spec: RunSpec) -> Schedule:
 
 def _schedule_of_file(spec: RunSpec, file: Path) -> Schedule:
     name = f"parallel.schedule_file {file}"
-    schedule = read_csv(read_text(file), name)
+    schedule = read_csv(read_text(file, MOST_BYTES, errors="replace"), name)
     actions = [action for entries in schedule.actions for action in actions_of(entries)]
     if all(action.kind is ActionKind.F for action in actions):
         raise ValueError(f"{name} has forwards alone; a training schedule has a B, or an I and a W, for each")

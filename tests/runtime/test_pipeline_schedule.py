@@ -221,6 +221,11 @@ def test_a_schedule_is_read_again_from_its_text(name: str, v: int) -> None:
         ("0F0,0B0\n2F0,2B0\n", "mine.csv: stage 1 has no action, but stage 2 has"),
         ("0F0,0I0\n", "mine.csv: the schedule is not valid(.|\n)*0W0"),
         ("0B0,0F0\n", "mine.csv: the schedule deadlocks(.|\n)*waiting for 0F0"),
+        ("\ufeff0F0,0B0\r\n1F" + "9" * 5000, "mine.csv, line 2: an action is .*'1F9{58}'$"),
+        ("0F0\0,0B0", "mine.csv, line 1: an action is"),
+        ('"0F0","0B0"', "mine.csv, line 1: an action is"),
+        ("(0F0;0B0)OVERLAP_F_B", "mine.csv: the schedule deadlocks"),
+        ("x" * 200_000, "mine.csv, line 1: an action is"),
         ("", "mine.csv: the schedule is not valid(.|\n)*the schedule has 0 ranks and no action"),
     ],
 )
