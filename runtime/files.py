@@ -55,7 +55,7 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     Raises:
         OSError: it can't be read, is no regular file, or has more than `most_bytes`.
     """
-    with open_regular(path) as file:
+    with naming(path), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read() if size <= most_bytes else b""
     if max(size, len(content)) > most_bytes:  # a file of /proc says that it has 0 bytes

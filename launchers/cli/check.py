@@ -10,6 +10,7 @@ from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors
 from trimaran.launchers.cli.problems import problems_here
 from trimaran.launchers.terminal import print_table, say, writing_output
 from trimaran.models.fields import printable
+from trimaran.runtime.files import write_text
 from trimaran.runtime.spec import RunSpec, describe, json_schema, load_spec
 
 _PICTURE_MICROBATCHES = 64  # a drawing of more has boxes too thin to read
@@ -60,11 +61,12 @@ def draw_schedule(spec: RunSpec, path: Path) -> None:
     check_drawable(spec)
     parallel = spec.parallel
     spans = simulate(schedule_of(spec), costs_of(spec)).spans
-    title = f"{parallel.schedule}, {parallel.pp} pipeline ranks, {spec.num_microbatches} microbatches"
+    name = parallel.schedule_file or parallel.schedule
+    title = f"{name}, {parallel.pp} pipeline ranks, {spec.num_microbatches} microbatches"
     if path.suffix == ".png":
         save_png(spans, path, title)
     elif path.suffix == ".svg":
-        path.write_text(timeline_svg(spans, title), encoding="utf-8")
+        write_text(path, timeline_svg(spans, title))
     else:
         raise ValueError(f"--picture must end in .svg or .png; got {path}")
 

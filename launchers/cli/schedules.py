@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimaran.launchers.cli.console import Overrides, SpecPath, errors_as_sentences
-from trimaran.launchers.terminal import print_table
+from trimaran.launchers.terminal import print_table, writing_output
 from trimaran.runtime.spec import RunSpec, SpecError, load_spec
 
 if TYPE_CHECKING:
@@ -39,13 +39,15 @@ def schedules(
         if csv is not None:
             if csv not in fitting:
                 raise ValueError(f"--csv {csv}: the schedules that fit this spec are {', '.join(fitting)}")
-            print(write_csv(schedule_of(fitting[csv])), end="")
-            return
+            with writing_output():
+                print(write_csv(schedule_of(fitting[csv])), end="")
         if picture is not None:
             check_drawable(spec)
             picture.mkdir(parents=True, exist_ok=True)
             for name, each in fitting.items():
-                draw_schedule(each, picture / f"{name}.svg")
+                draw_schedule(each, picture / f"{Path(name).name}.svg")
+        if csv is not None:
+            return
         from rich.table import Table
 
         table = Table(*_COLUMNS, box=None)
@@ -65,13 +67,15 @@ def specs_that_fit(spec: RunSpec) -> dict[str, RunSpec]:
     for name, row in SCHEDULES.items():
         virtual_stages = row.virtual_stages or max(2, spec.parallel.virtual_stages)
         content = spec.model_dump(mode="json")
-        content["parallel"] |= {"schedule": name, "virtual_stages": virtual_stages}
+        content["parallel"] |= {"schedule": name, "virtual_stages": virtual_stages, "schedule_file": None}
         if virtual_stages != spec.parallel.virtual_stages:
             content["parallel"]["layers_per_stage"] = None
         try:
             found[name] = parse_spec(content)
         except SpecError:
             continue
+    if spec.parallel.schedule_file is not None:
+        found[spec.parallel.schedule_file] = spec
     return found
 
 

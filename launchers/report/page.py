@@ -159,7 +159,7 @@ def _layout(spec: Mapping[str, Any]) -> str:
     text = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
     text = f"{text} = {ranks} ranks" if sizes else "1 rank"
     if sizes.get("pp"):
-        text += f", {parallel.get('schedule', '1f1b')}"
+        text += f", {parallel.get('schedule_file') or parallel.get('schedule', '1f1b')}"
     if parallel.get("virtual_stages", 1) != 1:
         text += f" with {parallel['virtual_stages']} virtual stages"
     return text + (", sequence parallel" if parallel.get("sequence_parallel") else "")

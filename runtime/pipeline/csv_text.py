@@ -4,9 +4,6 @@ from trimaran.runtime.pipeline.action import parse_entry
 from trimaran.runtime.pipeline.passes import add_communication, validate
 from trimaran.runtime.pipeline.schedule import Schedule, placement_of_lists
 
-MOST_BYTES = 64 << 20
-"""Of a text: some four million actions."""
-
 
 def write_csv(schedule: Schedule) -> str:
     """Return the compute entries of each rank on a line; `read_csv` is its inverse."""
@@ -41,6 +38,8 @@ def read_csv(text: str, name: str) -> Schedule:
         lists.append(tuple(entries))
     while lists and not lists[-1]:
         lists.pop()
+    if () in lists:
+        raise ValueError(f"{name}, line {lists.index(()) + 1} is empty; write a line with actions for each rank")
     try:
         schedule = Schedule(placement_of_lists(lists), tuple(lists))
         validate(add_communication(schedule))

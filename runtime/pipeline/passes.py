@@ -15,6 +15,8 @@ from itertools import islice, zip_longest
 from trimaran.runtime.pipeline.action import KINDS, Action, ActionKind, Entry, actions_of
 from trimaran.runtime.pipeline.schedule import Placement, Schedule
 
+Channel = tuple[int, int, ActionKind]
+"""(sender, receiver, kind of the receive)."""
 _EXAMPLES_PER_PROBLEM = 5  # how many actions an error names before it only counts
 _MOST_STAGES_SHOWN = 8
 _BACKWARDS = (ActionKind.B, ActionKind.I, ActionKind.W)
@@ -37,7 +39,7 @@ class ScheduleError(ValueError):
     def __str__(self) -> str:
         lines = ["the schedule is not valid" if self.problems else "the schedule deadlocks"]
         lines += [f"  {problem}" for problem in self.problems]
-        lines += [f"  {line}" for line in self.blocked] or ["  no rank is blocked"]
+        lines += [f"  {line}" for line in self.blocked]
         return "\n".join(lines)
 
 
@@ -71,8 +73,9 @@ def add_communication(schedule: Schedule) -> Schedule:
     """The schedule with its sends and receives; compute actions keep their order.
 
     A send is directly after the entry that made its data. A receive is posted one compute entry before the one that
-    needs it, so that the transfer overlaps that compute; the first entry's receive is directly before it. Stages on the
-    same rank pass their tensors without a transfer.
+    needs it, so that the transfer overlaps that compute; the first entry's receive is directly before it. A channel's
+    receives are posted in the order in which its messages are sent. Stages on the same rank pass their tensors without
+    a transfer.
 
     Raises:
         ScheduleError: the schedule has communication already.
@@ -81,10 +84,22 @@ def add_communication(schedule: Schedule) -> Schedule:
         raise ScheduleError(
             ["add_communication takes compute actions only, and this schedule has sends or receives already"]
         )
+    sent, numbers = _sent(schedule)
     result = []
-    for entries in schedule.actions:
-        receives = [_transfers(entry, schedule.placement, receive=True) for entry in entries]
-        out: list[Entry] = receives[0][:] if receives else []
+    for rank, entries in enumerate(schedule.actions):
+        posted: Counter[Channel] = Counter()  # how many receives of a channel are posted
+
+        def to_post(receive: Action, rank: int = rank, posted: Counter[Channel] = posted) -> list[Action]:
+            """The receives of the channel that are sent before this one and not posted yet, and itself."""
+            channel = (peer_rank(receive, schedule.placement), rank, receive.kind)
+            if receive not in numbers:  # nobody sends it, as `validate` will say
+                return [receive]
+            first, posted[channel] = posted[channel], max(posted[channel], numbers[receive] + 1)
+            return sent[channel][first : posted[channel]]
+
+        wanted = [_transfers(entry, schedule.placement, receive=True) for entry in entries]
+        receives = [[each for receive in few for each in to_post(receive)] for few in wanted]
+        out: list[Entry] = [*receives[0]] if receives else []
         for index, entry in enumerate(entries):
             out += receives[index + 1] if index + 1 < len(entries) else []
             out.append(entry)
@@ -93,9 +108,24 @@ def add_communication(schedule: Schedule) -> Schedule:
     return Schedule(schedule.placement, tuple(result))
 
 
-def _transfers(entry: Entry, placement: Placement, *, receive: bool) -> list[Entry]:
+def _sent(schedule: Schedule) -> tuple[dict[Channel, list[Action]], dict[Action, int]]:
+    """The receives of each channel's messages in the order of sending, and the number of each receive there."""
+    sent: dict[Channel, list[Action]] = {}
+    numbers: dict[Action, int] = {}
+    for rank, entries in enumerate(schedule.actions):
+        for entry in entries:
+            for send in _transfers(entry, schedule.placement, receive=False):
+                receive = partner(send)
+                if receive not in numbers:
+                    messages = sent.setdefault((rank, schedule.placement[receive.stage], receive.kind), [])
+                    numbers[receive] = len(messages)
+                    messages.append(receive)
+    return sent, numbers
+
+
+def _transfers(entry: Entry, placement: Placement, *, receive: bool) -> list[Action]:
     """The receives of an entry's inputs from other ranks, or the sends of its results to them."""
-    found: list[Entry] = []
+    found: list[Action] = []
     for action in entry.parts:
         row = KINDS[action.kind]
         kind = row.receive if receive else row.send
@@ -322,6 +352,8 @@ def _blocked_ranks(schedule: Schedule, shape: _Shape) -> list[str]:
 def _blocked_line(rank: int, entries: Sequence[Entry], index: int, need: Action, holder: int | None) -> str:
     if holder is None:
         where = "which no rank has"
+    elif need in entries[index].parts:
+        where = "which is a part of it"
     elif holder == rank:
         where = "which stands later in its own list"
     else:

@@ -110,11 +110,11 @@ class _Planner:
         self.now = [0.0] * len(orders)
         self.held = [0] * len(orders)
         self.arrivals: dict[Action, float] = {}  # F or I -> when its input is there
+        self.options = [self._next_of(rank) for rank in range(len(orders))]  # what each rank would start next
 
     def next(self) -> tuple[float, int, Action] | None:
         """The action that starts first, with its start and its rank; None where none can."""
-        options = [option for rank in range(len(self.now)) if (option := self._next_of(rank)) is not None]
-        return min(options, key=lambda option: option[:2], default=None)
+        return min((each for each in self.options if each is not None), key=lambda each: each[:2], default=None)
 
     def _next_of(self, rank: int) -> tuple[float, int, Action] | None:
         now, start = self.now[rank], float("inf")
@@ -130,13 +130,18 @@ class _Planner:
 
     def run(self, start: float, rank: int, action: Action) -> None:
         """Run the action from `start` on."""
+        for affected in {rank, self._advance(start, rank, action)}:
+            self.options[affected] = self._next_of(affected)
+
+    def _advance(self, start: float, rank: int, action: Action) -> int:
+        """Move the rank on; return the rank to which the action's result goes."""
         stop = start + self.costs.times[action.kind][action.stage]
         self.entries[rank].append(action)
         self.now[rank] = stop
         if action.kind is _W:
             self.weights[rank].popleft()
             self.held[rank] -= 1
-            return
+            return rank
         self.left[rank].popleft()
         if action.kind is _I:
             self.weights[rank].append(Action(_W, action.stage, action.microbatch))
@@ -148,3 +153,5 @@ class _Planner:
         elif after >= 0:
             wire = 0.0 if self.placement[after] == rank else self.costs.transfer
             self.arrivals[Action(action.kind, after, action.microbatch)] = stop + wire
+            return self.placement[after]
+        return rank

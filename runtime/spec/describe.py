@@ -27,6 +27,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
         ("optimizer", _optimizer(spec)),
         ("learning rate", _learning_rate(spec)),
         ("precision", spec.precision.dtype),
+        *([("recompute", _recompute(spec))] if spec.train.recompute_every else []),
         (
             "kernels",
             f"{spec.kernels.backend}, {'deterministic' if spec.kernels.deterministic else 'not deterministic'}",
@@ -110,11 +111,16 @@ def _pipeline(spec: RunFields) -> str:
     each = f", {virtual_stages} a rank" if virtual_stages > 1 else ""
     stages = f"{spec.parallel.schedule}, {spec.num_stages} stages{each}"
     if spec.parallel.schedule_file is not None:
-        return f"{spec.parallel.schedule_file}, {spec.num_stages} stages{each}, {counted(count, 'microbatch', 'es')}"
+        return f"{spec.parallel.schedule_file}, {spec.num_stages} stages, {counted(count, 'microbatch', 'es')}"
     if any(row.splits_backward for name, row in SCHEDULES.items() if name == spec.parallel.schedule):
         return f"{stages}, {counted(count, 'microbatch', 'es')}; `trimaran schedules` tells its bubble"
     bubble = (pp - 1) / (virtual_stages * count + pp - 1)
     return f"{stages}, {counted(count, 'microbatch', 'es')}, bubble {bubble:.1%} for equal stages"
+
+
+def _recompute(spec: RunFields) -> str:
+    every = spec.train.recompute_every
+    return "every block" if every == 1 else f"every {every}th block"
 
 
 def _layers(spec: RunFields) -> str:

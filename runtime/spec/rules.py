@@ -293,6 +293,7 @@ def _virtual_stages_fit_schedule(spec: RunFields, shape: TransformerConfig) -> I
         yield FieldError("parallel.schedule", rule, schedule, fix)
 
 
+_MOST_FORWARDS: Final = 1 << 20  # of a step: the list of a schedule is held and proved whole, on every rank
 _BATCH: Final = ("train.global_batch_size", "train.micro_batch_size", "parallel.dp")
 
 
@@ -312,6 +313,16 @@ def _microbatches_fit_schedule(spec: RunFields, shape: TransformerConfig) -> Ite
         rule = f"{made_of} must be at least {fewest} = 2 * pp ({pp}) with schedule {spec.parallel.schedule}"
         fix = f"set train.global_batch_size to {fewest * micro * dp} or more"
         yield FieldError("train.global_batch_size", rule, batch, fix)
+
+
+@RULES.needs("parallel.virtual_stages", "parallel.pp", *_BATCH)
+def _schedule_is_bounded(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    batch, micro, dp = spec.train.global_batch_size, spec.train.micro_batch_size, spec.parallel.dp
+    count = num_microbatches(batch, micro, dp) or 0
+    if count * spec.num_stages > _MOST_FORWARDS:
+        rule = f"num_microbatches ({count:,}) * {spec.num_stages} stages must be at most {_MOST_FORWARDS:,}"
+        most = _MOST_FORWARDS // spec.num_stages * micro * dp
+        yield FieldError("train.global_batch_size", rule, batch, f"set train.global_batch_size to {most} or less")
 
 
 @RULES.needs(*_BATCH)

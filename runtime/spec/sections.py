@@ -64,7 +64,7 @@ def _check_rendezvous(text: str) -> str:
 
 
 def _recompute_text(value: object) -> object:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return str(value) if isinstance(value, int | float) else value
 
 
 def _check_recompute(text: str) -> str:

@@ -5,12 +5,14 @@ from pathlib import Path
 from trimaran.models.fields import counted
 from trimaran.runtime.files import read_text
 from trimaran.runtime.pipeline.action import ActionKind, actions_of
-from trimaran.runtime.pipeline.csv_text import MOST_BYTES, read_csv
+from trimaran.runtime.pipeline.csv_text import read_csv
 from trimaran.runtime.pipeline.partition import stage_costs, stage_layers
 from trimaran.runtime.pipeline.schedule import Placement, Schedule
 from trimaran.runtime.pipeline.schedules import SCHEDULES, build_schedule
 from trimaran.runtime.pipeline.simulate import Costs
 from trimaran.runtime.spec import RunSpec
+
+_ENTRY_BYTES, _SPARE_BYTES = 64, 1 << 16  # of an action with its separators; of waits, which a text may list
 
 
 def costs_of(spec: RunSpec) -> Costs:
@@ -51,7 +53,13 @@ def schedule_of(spec: RunSpec) -> Schedule:
 
 def _schedule_of_file(spec: RunSpec, file: Path) -> Schedule:
     name = f"parallel.schedule_file {file}"
-    schedule = read_csv(read_text(file, MOST_BYTES, errors="replace"), name)
+    try:
+        most = _ENTRY_BYTES * 3 * spec.num_stages * spec.num_microbatches + _SPARE_BYTES
+        text = read_text(file, most, errors="replace")
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{name} can't be read: {reason}; give a CSV file of a schedule of this shape") from error
+    schedule = read_csv(text, name)
     actions = [action for entries in schedule.actions for action in actions_of(entries)]
     if all(action.kind is ActionKind.F for action in actions):
         raise ValueError(f"{name} has forwards alone; a training schedule has a B, or an I and a W, for each")

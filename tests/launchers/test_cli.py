@@ -106,7 +106,10 @@ CANNOT_START = {
         TRITON,
         "kernels.backend is triton, and this host has no GPU for 2 ranks",
     ),
-    "no schedule": (["parallel.schedule_file=nowhere.csv"], "nowhere.csv: No such file"),
+    "no schedule": (
+        ["parallel.schedule_file=nowhere.csv"],
+        "parallel.schedule_file nowhere.csv can't be read: No such file",
+    ),
     "schedule of another shape": (
         ["parallel.schedule_file=two.csv"],
         "two.csv has 2 ranks, 2 stages and 1 microbatch, but the spec has 1 rank, 1 stage and 4 microbatches",

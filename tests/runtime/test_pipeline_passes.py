@@ -239,6 +239,13 @@ def test_sends_follow_their_compute_and_receives_lead_by_one_compute_entry(shape
                 assert num_computed == max(0, user - 1)
 
 
+def test_receives_are_posted_in_the_order_of_sending() -> None:
+    """Rank 0 sends microbatch 1 first, and rank 1 wants microbatch 0 first."""
+    schedule = add_communication(parse_schedule("0F1 0F0 0B0 0B1\n1F0 1F1 1B0 1B1"))
+    validate(schedule)
+    assert format_schedule(schedule).splitlines()[1].startswith("1RECV_F1 1RECV_F0 1F0 1F1 ")
+
+
 def test_one_rank_needs_no_communication() -> None:
     schedule = build_schedule("interleaved_1f1b", 1, 3, 2)
     assert add_communication(schedule) == schedule
@@ -321,7 +328,10 @@ def test_two_ends_of_a_channel_in_different_order_are_refused() -> None:
         ("0F0 0W0", "missing .*: 0I0"),
         ("0F0 0B0 0W0", "missing .*: 0I0"),
         ("0F0 0W0 0I0", "rank 0 is blocked at 0W0 .* waiting for 0I0, which stands later"),
-        ("0F0 (0F1;0B1)OVERLAP_F_B 0B0", "rank 0 is blocked at .0F1;0B1.OVERLAP_F_B .* waiting for 0F1"),
+        (
+            "0F0 (0F1;0B1)OVERLAP_F_B 0B0",
+            "rank 0 is blocked at .0F1;0B1.OVERLAP_F_B .* waiting for 0F1, which is a part of it",
+        ),
         ("0F0 1F0 0SEND_F0", "does not belong there .*: 0SEND_F0 on rank 0"),
         ("0F0 0F999999999", "missing from 1 stages x 1000000000 microbatches on 1 ranks: 0F1, 0F2, 0F3, 0F4, 0F5, ..."),
     ],

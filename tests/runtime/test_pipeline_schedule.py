@@ -225,6 +225,7 @@ def test_a_schedule_is_read_again_from_its_text(name: str, v: int) -> None:
         ("0F0\0,0B0", "mine.csv, line 1: an action is"),
         ('"0F0","0B0"', "mine.csv, line 1: an action is"),
         ("(0F0;0B0)OVERLAP_F_B", "mine.csv: the schedule deadlocks"),
+        ("0F0,0B0\n\n1F0,1B0", "mine.csv, line 2 is empty"),
         ("x" * 200_000, "mine.csv, line 1: an action is"),
         ("", "mine.csv: the schedule is not valid(.|\n)*the schedule has 0 ranks and no action"),
     ],

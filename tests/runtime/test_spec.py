@@ -238,6 +238,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
         ),
     ),
     (
+        {"train.recompute": True},
+        "train.recompute: must be none, full, or a number k for every k-th block, got 'True'; write one of these",
+    ),
+    (
+        {"train.global_batch_size": 2**23},
+        (
+            "train.global_batch_size: num_microbatches (2,097,152) * 1 stages must be at most 1,048,576; "
+            "set train.global_batch_size to 4194304 or less"
+        ),
+    ),
+    (
         {"parallel.pp": 2, "parallel.schedule": "zbv"},
         (
             "parallel.schedule: schedule zbv needs virtual_stages 2, got 1; set parallel.virtual_stages to 2, or "
