@@ -120,7 +120,7 @@ def _pipeline(spec: RunFields) -> str:
 
 def _recompute(spec: RunFields) -> str:
     every = spec.train.recompute_every
-    return "every block" if every == 1 else f"every {every}th block"
+    return "every block" if every == 1 else f"one block in {every}"
 
 
 def _layers(spec: RunFields) -> str:
