@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimaran.runtime.files import open_regular
+from trimaran.runtime.files import naming, open_regular
 
 CHUNK_BYTES = 16 << 20
 DTYPE_NAMES: Mapping[torch.dtype, str] = {
@@ -48,7 +48,7 @@ def write_safetensors(
     # Wide dtypes first, so that every tensor starts at a multiple of its own item size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     digest = hashlib.sha256()
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
+    with naming(path), path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
         for chunk in _chunks([tensors[name] for name in names], _header(names, tensors, metadata)):
             hashed = hasher.submit(digest.update, chunk)  # hashing and writing both release the GIL
             _write_all(file.fileno(), chunk)
@@ -70,7 +70,7 @@ def sha256_of(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file and fsync it."""
-    with path.open("w", encoding="utf-8") as file:
+    with naming(path), path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
