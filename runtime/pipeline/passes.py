@@ -2,8 +2,8 @@
 
 A transfer has two ends. `SEND_F(s, m)` starts sending the output of stage s; `RECV_F(s + 1, m)` posts the receive of
 the input of stage s + 1. Backward mirrors it: `SEND_B(s, m)` starts sending the gradient of stage s's input and
-`RECV_B(s - 1, m)` posts the receive of the gradient of stage s - 1's output. Both ends are non-blocking; only F and B
-wait, for the input they need. Messages of one channel (sender, receiver, forward or backward) arrive in the order in
+`RECV_B(s - 1, m)` posts the receive of the gradient of stage s - 1's output. Both ends are non-blocking; only F, B and
+I wait, for the input they need. Messages of one channel (sender, receiver, forward or backward) arrive in the order in
 which they were sent. The two directions never share a channel, even where two ranks are neighbours of each other on
 both sides (pp = 2 with chunks).
 """

@@ -27,7 +27,8 @@ class ScheduleRow:
 
     Attributes:
         build: (pipeline ranks, microbatches, virtual stages, costs) -> the schedule, without communication.
-        virtual_stages: how many each rank holds; None: any number.
+        virtual_stages: how many stages each rank holds; None: any number.
+        is_v: whether the stages go down the ranks and up again; else they go round them.
         in_groups: whether the microbatches must be a multiple of the pipeline ranks where a rank holds several stages.
         splits_backward: whether some backwards are two actions.
         twice_the_ranks: whether there must be at least two microbatches a pipeline rank.
@@ -35,13 +36,14 @@ class ScheduleRow:
 
     build: Callable[[int, int, int, Costs], Schedule]
     virtual_stages: int | None = 1
+    is_v: bool = False
     in_groups: bool = False
     splits_backward: bool = False
     twice_the_ranks: bool = False
 
     def placement(self, num_ranks: int, virtual_stages: int) -> Placement:
         """Where the stages live: stage -> pipeline rank."""
-        return v_shape(num_ranks) if self.virtual_stages == 2 else round_robin(num_ranks, virtual_stages)
+        return v_shape(num_ranks) if self.is_v else round_robin(num_ranks, virtual_stages)
 
     def fewest_microbatches(self, num_ranks: int) -> int:
         """The fewest microbatches of a step."""
@@ -54,8 +56,10 @@ SCHEDULES: Final[dict[ScheduleName, ScheduleRow]] = {
     "interleaved_1f1b": ScheduleRow(lambda p, m, v, costs: interleaved_1f1b(p, m, v), None, in_groups=True),
     "zb_h1": ScheduleRow(lambda p, m, v, costs: zb_h1(p, m, costs), splits_backward=True),
     "zb_h2": ScheduleRow(lambda p, m, v, costs: zb_h2(p, m, costs), splits_backward=True),
-    "zbv": ScheduleRow(lambda p, m, v, costs: zbv(p, m, costs), 2, splits_backward=True),
-    "dualpipev": ScheduleRow(lambda p, m, v, costs: dualpipev(p, m), 2, splits_backward=True, twice_the_ranks=True),
+    "zbv": ScheduleRow(lambda p, m, v, costs: zbv(p, m, costs), 2, is_v=True, splits_backward=True),
+    "dualpipev": ScheduleRow(
+        lambda p, m, v, costs: dualpipev(p, m), 2, is_v=True, splits_backward=True, twice_the_ranks=True
+    ),
 }
 
 

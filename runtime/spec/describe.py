@@ -112,7 +112,7 @@ def _pipeline(spec: RunFields) -> str:
     stages = f"{spec.parallel.schedule}, {spec.num_stages} stages{each}"
     if spec.parallel.schedule_file is not None:
         return f"{spec.parallel.schedule_file}, {spec.num_stages} stages, {counted(count, 'microbatch', 'es')}"
-    if any(row.splits_backward for name, row in SCHEDULES.items() if name == spec.parallel.schedule):
+    if SCHEDULES[spec.parallel.schedule].splits_backward:
         return f"{stages}, {counted(count, 'microbatch', 'es')}; `trimaran schedules` tells its bubble"
     bubble = (pp - 1) / (virtual_stages * count + pp - 1)
     return f"{stages}, {counted(count, 'microbatch', 'es')}, bubble {bubble:.1%} for equal stages"
