@@ -15,8 +15,7 @@ from trimaran.runtime.infer.sample_group import Finish
 from trimaran.runtime.pipeline.schedules import SCHEDULES, build_schedule
 from trimaran.runtime.pipeline.simulate import Costs, simulate
 from trimaran.runtime.spec.fields import MASK_FRACTIONS
-from trimaran.runtime.spec.sections import LauncherSection
-from trimaran.runtime.spec.slurm import SlurmSection
+from trimaran.runtime.spec.sections import LauncherSection, SlurmSection
 from trimaran.runtime.train.metrics import MetricsLogger, read_metrics
 
 ROOT = Path(__file__).parent.parent

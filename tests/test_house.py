@@ -29,7 +29,7 @@ WITHOUT_TORCH = (
     "models/config.py",
     "models/fields.py",
     "models/presets/*.py",
-    "runtime/spec/*.py",
+    "runtime/spec/**/*.py",
     "runtime/pipeline/schedule.py",
     "runtime/pipeline/passes.py",
     "runtime/pipeline/simulate.py",

@@ -21,10 +21,10 @@ from trimaran.runtime.spec.sections import (
     OptimizerSection,
     ParallelSection,
     PrecisionSection,
+    SlurmSection,
     TrainSection,
     ZeroSection,
 )
-from trimaran.runtime.spec.slurm import SlurmSection
 
 # Devlin et al. (BERT) 2019, section 3.1; Yang et al. (XLNet) 2019, section 3.1, K = 6.
 MASK_FRACTIONS: Final = {"masked_lm": 0.15, "permutation_lm": 1 / 6}

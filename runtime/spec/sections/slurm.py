@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from trimaran.models.fields import Count, NonNegative, NonNegativeWhole
-from trimaran.runtime.spec.sections import SECTION_CONFIG
+from trimaran.runtime.spec.sections.common import SECTION_CONFIG
 
 # A value of an #SBATCH line: no space, quote or control character, which would end the value or begin another option.
 _WORD = re.compile(r"[A-Za-z0-9_.,:;@%+/\[\]()&|*!=~^-]+")

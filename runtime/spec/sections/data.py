@@ -1,0 +1,57 @@
+"""The data section: the text, and how it becomes tokens."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from trimaran.models.fields import INTEGRAL
+from trimaran.runtime.data.vocabulary import SMALLEST_VOCABULARY
+from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath, Folder, Fraction, PositiveFraction
+
+TokenizerSize = Annotated[int, Field(ge=SMALLEST_VOCABULARY, le=2**31 - 1), INTEGRAL]
+
+
+class DataSection(BaseModel):
+    """The text, and how it becomes tokens."""
+
+    model_config = SECTION_CONFIG
+
+    source: Annotated[list[FilePath], Field(min_length=1, max_length=1000)] = Field(
+        default_factory=lambda: ["quickstart"],
+        description="Files, folders or globs of .txt, .jsonl, .ndjson and .json, also .gz, .bz2 or .xz of them; "
+        "quickstart is a small built-in corpus.",
+    )
+    text_field: Annotated[str, Field(min_length=1)] = Field(
+        default="text", description="Key of the text in a JSON record."
+    )
+    max_lost_fraction: Fraction = Field(
+        default=0.05,
+        description="Largest share of the files, documents or characters that may be passed over, left out or replaced "
+        "for one reason.",
+    )
+    cache_dir: Folder = Field(
+        default=".cache/trimaran", description="Folder for downloaded text, tokenizers and token shards."
+    )
+    tokenizer: FilePath | None = Field(
+        default=None,
+        description="Existing tokenizer.json to use (null: that of checkpoint.init_from, or train one on the source).",
+    )
+    end_of_text: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="Token of data.tokenizer that ends a document (null: the one that the files beside it name, or one "
+        "with a usual name).",
+    )
+    tokenizer_vocab_size: TokenizerSize = Field(
+        default=4096, description="Tokens of the tokenizer that is trained on the source."
+    )
+    held_out_fraction: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        default=0.02, description="Share of the text kept out of training, for evaluation."
+    )
+    mask_fraction: PositiveFraction | None = Field(
+        default=None,
+        description="masked_lm, permutation_lm: share of a sample's tokens that is predicted (null: 0.15, Devlin et "
+        "al. 2019; 1/6, Yang et al. 2019).",
+    )
+    shuffle: bool = Field(
+        default=True, description="Whether the samples of an epoch are drawn in a seeded random order."
+    )

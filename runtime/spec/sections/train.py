@@ -1,0 +1,78 @@
+"""The train, checkpoint and logging sections: how long a run takes, what it saves, and what it writes down."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+
+from trimaran.models.fields import Count, NonNegativeWhole
+from trimaran.runtime.spec.errors import show
+from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath, Folder
+
+
+def _recompute_text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _check_recompute(text: str) -> str:
+    if text in ("none", "full") or (re.fullmatch(r"[0-9]{1,6}", text) and int(text) > 0):
+        return text
+    raise ValueError(f"must be none, full, or a number k for every k-th block, got {show(text)}; write one of these")
+
+
+Recompute = Annotated[str, BeforeValidator(_recompute_text), AfterValidator(_check_recompute)]
+
+
+class TrainSection(BaseModel):
+    """How long, how much at once, and where the results go."""
+
+    model_config = SECTION_CONFIG
+
+    num_steps: Count = Field(description="Optimizer steps of the whole run.")
+    global_batch_size: Count = Field(description="Sequences of one optimizer step, over all dp ranks and microbatches.")
+    micro_batch_size: Count = Field(description="Sequences one rank computes at once.")
+    seq_len: Count = Field(description="Tokens of one sequence.")
+    output_dir: Folder = Field(
+        default="runs/run", description="Folder of the run; a spec file without it writes to runs/NAME-OF-THE-FILE."
+    )
+    eval_interval: NonNegativeWhole = Field(
+        default=0, description="Steps between evaluations on the held-out text; 0 never evaluates."
+    )
+    eval_batches: Count = Field(default=4, description="Global batches of one evaluation.")
+    recompute: Recompute = Field(
+        default="none",
+        json_schema_extra={"type": ["string", "integer"]},
+        description="Blocks whose activations are computed again in the backward pass, to save memory: none, full "
+        "(all), or k (every k-th).",
+    )
+
+    @property
+    def recompute_every(self) -> int:
+        """Every block whose number is a multiple of this is recomputed; 0: none is."""
+        return {"none": 0, "full": 1}.get(self.recompute) or int(self.recompute if self.recompute.isdigit() else 0)
+
+
+class CheckpointSection(BaseModel):
+    """When training state is saved, and whether a run continues from it."""
+
+    model_config = SECTION_CONFIG
+
+    interval: NonNegativeWhole = Field(default=0, description="Steps between checkpoints; 0 saves only at the end.")
+    keep_last: Count = Field(default=2, description="Checkpoints kept; older ones are deleted.")
+    resume: bool = Field(default=True, description="Whether to continue when output_dir already has a checkpoint.")
+    init_from: FilePath | None = Field(
+        default=None,
+        description="Run or checkpoint folder whose weights a fresh run starts from (null: random weights).",
+    )
+
+
+class LoggingSection(BaseModel):
+    """What is written down while training."""
+
+    model_config = SECTION_CONFIG
+
+    interval: Count = Field(default=1, description="Steps between printed lines; metrics.jsonl has every step.")
+    tensorboard: bool = Field(default=True, description="Whether to write TensorBoard events too.")
+    timeline: bool = Field(
+        default=True, description="Whether to record the pipeline timeline of the last step (on CPU ranks)."
+    )
