@@ -149,9 +149,10 @@ def _optimizer(spec: RunFields) -> str:
     clipping = (
         f"gradients clipped to {spec.optimizer.max_grad_norm:g}" if spec.optimizer.max_grad_norm else "no clipping"
     )
-    return (
-        f"{spec.optimizer.name}, weight decay {spec.optimizer.weight_decay:g}, {clipping}, ZeRO stage {spec.zero.stage}"
-    )
+    zero = f"ZeRO stage {spec.zero.stage}"
+    if spec.zero.shard_size is not None:
+        zero += f", shared out over {spec.zero.shard_size} of {spec.parallel.dp} dp ranks"
+    return f"{spec.optimizer.name}, weight decay {spec.optimizer.weight_decay:g}, {clipping}, {zero}"
 
 
 def _learning_rate(spec: RunFields) -> str:

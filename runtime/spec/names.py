@@ -61,6 +61,8 @@ _OTHER_NAMES: Final = MappingProxyType(
         "train_batch_size": "train.global_batch_size",
         "micro_batch": "train.micro_batch_size",
         "zero_stage": "zero.stage",
+        "data_parallel_shard_degree": "zero.shard_size",
+        "zero_hpz_partition_size": "zero.shard_size",
         "output": "train.output_dir",
         "out_dir": "train.output_dir",
         "save_dir": "train.output_dir",

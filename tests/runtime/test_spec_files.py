@@ -395,7 +395,7 @@ def test_there_are_examples_and_quickstart_has_eight_ranks() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"parallel.tpp": 2}, {"zero.stage": 2}, {"parallel.cp": 2}, {"train.num_steps": 0}, {"seed": "x"}]
+    "changes", [{"parallel.tpp": 2}, {"zero.stage": 4}, {"parallel.cp": 2}, {"train.num_steps": 0}, {"seed": "x"}]
 )
 def test_schema_refuses_what_the_spec_refuses(changes: dict[str, Any]) -> None:
     schema = json_schema()

@@ -39,6 +39,8 @@ FURTHER: list[dict[str, Any]] = [
     {"model.init": "mup"},
     {"model.mup_base_width": 64},
     {"lr_schedule.name": "wsd", "lr_schedule.decay_steps": 50},
+    {"zero.stage": 0, "zero.shard_size": 2},
+    {"zero.shard_size": 3, "parallel.dp": 12, "parallel.ep": 2},
 ]
 
 

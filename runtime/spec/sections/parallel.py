@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from trimaran.models.fields import Count, NonNegativeWhole, Positive
+from trimaran.models.fields import INTEGRAL, Count, Positive
 from trimaran.runtime.pipeline.schedules import ScheduleName
 from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath
 
@@ -63,10 +63,15 @@ class ZeroSection(BaseModel):
 
     model_config = SECTION_CONFIG
 
-    stage: NonNegativeWhole = Field(
+    stage: Annotated[int, Field(ge=0, le=3), INTEGRAL] = Field(
         default=1,
-        json_schema_extra={"maximum": 1},
-        description="0: every dp rank holds all of the optimizer state; 1: each holds a share of it.",
+        description="What the dp ranks share out: 0 nothing; 1 the optimizer's state; 2 also gradients; 3 also "
+        "parameters.",
+    )
+    shard_size: Count | None = Field(
+        default=None,
+        description="Consecutive dp ranks that share out the state; replicas of that share repeat it (null: all dp "
+        "ranks).",
     )
     backend: Literal["native"] = Field(default="native", description="Whose implementation does it.")
     bucket_size_mib: Positive = Field(default=25.0, description="Size of one flat gradient buffer, in MiB.")
