@@ -15,6 +15,7 @@ from trimaran.kernels import rotary
 from trimaran.kernels.cross_entropy import IGNORED_LABEL
 from trimaran.models.attention import Attention
 from trimaran.models.batch import Microbatch
+from trimaran.models.boundary import EMBEDDING, FINAL, HEAD, Boundary
 from trimaran.models.cache import ForwardContext, KeyValueCache, RotaryTables
 from trimaran.models.choices import RotaryScaling
 from trimaran.models.config import TransformerConfig
@@ -168,7 +169,6 @@ class Stage(nn.Module):
         if is_first or (is_last and config.tie_embeddings):
             self.embedding = VocabParallelEmbedding(vocab, hidden, context, init_spec=init_spec(config, "embedding"))
             info_of(self.embedding.weight).tied_copy = not is_first
-            info_of(self.embedding.weight).uses = 1 if is_first else 0
         if is_first:
             self.position: nn.Parameter | None = None
             if config.position == "learned":
@@ -205,9 +205,41 @@ class Stage(nn.Module):
                 self.head = ColumnParallelLinear(
                     hidden, vocab, context, bias=False, init_spec=init_spec(config, "head")
                 )
-                info_of(self.head.weight).uses = 0
         self._tables: RotaryTables | None = None
         self._tables_stretch = 0
+        self._boundary: Boundary | None = None
+
+    @property
+    def boundary(self) -> Boundary:
+        """What tells a listener where blocks begin and end."""
+        if self._boundary is None:
+            parameters = {block: list(own.values()) for block, own in self.blocks().items()}
+            self._boundary = Boundary(parameters, self.context.queue)
+        return self._boundary
+
+    def blocks(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Return the parameters by global name, by block, in the order of the network.
+
+        A tied embedding is also in the head's block, where this stage has one.
+        """
+        blocks: dict[str, dict[str, nn.Parameter]] = {EMBEDDING: {}} if self.is_first else {}
+        blocks |= {f"layers.{number}": {} for number in self.layers}
+        if self.is_last:
+            blocks |= {FINAL: {}, HEAD: {}}
+        for name, parameter in self.named_parameters():
+            part = name.split(".")[0]
+            if part == "layers":
+                blocks[".".join(name.split(".")[:2])][name] = parameter
+            elif part in ("final_norm", "head_transform", "head_transform_norm"):
+                blocks[FINAL][name] = parameter
+            elif part in ("head", "head_bias"):
+                blocks[HEAD][name] = parameter
+            else:
+                if self.is_first:
+                    blocks[EMBEDDING][name] = parameter
+                if self.is_last and self.config.tie_embeddings and part == "embedding":
+                    blocks[HEAD][name] = parameter
+        return blocks
 
     def forward(self, hidden: Tensor | None, batch: Microbatch, loss_weight: float = 1.0) -> Tensor:
         """Return the next stage's input [batch, local seq, hidden]; on the last stage the sum of the tokens' losses.
@@ -223,17 +255,26 @@ class Stage(nn.Module):
         if not self.is_last:
             return hidden
         hidden, labels = self._predicted(hidden, batch)
-        return head_loss(
-            self._head_input(hidden),
-            self._head().weight,
-            labels,
-            self.context,
-            bias=self.head_bias,
-            kernels=self.context.kernels.cross_entropy,
-            softcap=self.config.logits_softcap,
-            z_loss=self.config.z_loss,
-            loss_weight=loss_weight,
-        )
+        hidden = self._head_input(hidden)
+        with self.boundary.forward(HEAD):
+            return head_loss(
+                hidden,
+                self._head().weight,
+                labels,
+                self.context,
+                bias=self.head_bias,
+                kernels=self.context.kernels.cross_entropy,
+                softcap=self.config.logits_softcap,
+                z_loss=self.config.z_loss,
+                loss_weight=loss_weight,
+            )
+
+    def backward(self, output: Tensor, grad: Tensor) -> None:
+        """Run the backward pass of `output`, which `forward` has returned, from its gradient `grad`.
+
+        Collective over tp, and with experts over ep.
+        """
+        self.boundary.backward(output, grad)
 
     def run_layers(
         self,
@@ -279,16 +320,38 @@ class Stage(nn.Module):
     def _run(
         self, hidden: Tensor | None, tokens: Tensor, positions: slice | Tensor, forward_context: ForwardContext
     ) -> Tensor:
+        boundary, before = self.boundary, ""
         if hidden is None:
-            hidden = self._embed(tokens, positions, forward_context)
+            with boundary.forward(EMBEDDING):
+                hidden = self._embed(tokens, positions, forward_context)
+            before = EMBEDDING
         pending: PendingResidual | None = None
-        for layer in self.layers.values():
-            hidden, pending = layer(hidden, pending, forward_context)
+        for number, layer in self.layers.items():
+            block = f"layers.{number}"
+            hidden, pending = self._cross(block, before, hidden, pending)
+            with boundary.forward(block):
+                hidden, pending = layer(hidden, pending, forward_context)
+            before = block
         assert hidden is not None
-        if not self.is_last or self.final_norm is None:
+        if not self.is_last:
             return add_residual(hidden, pending, forward_context.first_sample)
-        out: Tensor = self.final_norm(hidden, pending, forward_context.first_sample)[1]
+        hidden, pending = self._cross(FINAL, before, hidden, pending)
+        if self.final_norm is None:
+            return add_residual(hidden, pending, forward_context.first_sample)
+        with boundary.forward(FINAL):
+            out: Tensor = self.final_norm(hidden, pending, forward_context.first_sample)[1]
         return out
+
+    def _cross(
+        self, block: str, before: str, hidden: Tensor, pending: PendingResidual | None
+    ) -> tuple[Tensor, PendingResidual | None]:
+        """Return the two as the input of `block`; `before` precedes it, "" where nothing of this stage does."""
+        if not before:
+            return hidden, pending
+        if pending is None:
+            return self.boundary.cross(block, before, hidden)[0], None
+        hidden, residual = self.boundary.cross(block, before, hidden, pending[0])
+        return hidden, (residual, pending[1])
 
     @torch.no_grad()
     def load(self, read: Callable[[str, str, ShardSpec, tuple[int, ...]], Tensor]) -> None:
@@ -305,9 +368,11 @@ class Stage(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return this tp rank's columns of the logits [batch, seq, padded vocab / tp]; hidden: from `run_layers`."""
-        (out,) = column_linear(self._head_input(hidden), (self._head(),))
-        if self.head_bias is not None:
-            out = out + self.head_bias
+        hidden = self._head_input(hidden)
+        with self.boundary.forward(HEAD):
+            (out,) = column_linear(hidden, (self._head(),))
+            if self.head_bias is not None:
+                out = out + self.head_bias
         cap = self.config.logits_softcap
         return out if cap is None else (out / cap).tanh() * cap
 
@@ -328,7 +393,8 @@ class Stage(nn.Module):
     def _head_input(self, hidden: Tensor) -> Tensor:
         """Return the head's input, scaled by the factor of the logits, which costs least here."""
         if self.head_transform is not None and self.head_transform_norm is not None:
-            hidden = self.head_transform_norm(self.head_transform(hidden), None, 0)[1]
+            with self.boundary.forward(FINAL):
+                hidden = self.head_transform_norm(self.head_transform(hidden), None, 0)[1]
         return hidden if self.config.logits_scale == 1.0 else hidden * self.config.logits_scale
 
     def _rotary(self, positions: slice | Tensor, seq_len: int) -> RotaryTables | None:

@@ -18,8 +18,21 @@ logger = logging.getLogger(__name__)
 _CPU = torch.device("cpu")
 Link = tuple[int, int, bool]
 """(source pp index, target pp index, forward): a way that activations (forward) or gradients take."""
-_SHARING_AXES = ("dp", "tp", "expert_dp", "embedding")
+_SHARING_AXES = ("dp", "tp", "expert_dp", "shard", "replica", "expert_shard", "expert_replica", "embedding")
 """Axes whose tensors may go through shared memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sharding:
+    """The data-parallel ranks of one replica of the model's shards, and the replicas beyond them.
+
+    Args:
+        shard: consecutive dp ranks, each of which holds one share of what ZeRO shards.
+        replica: the dp ranks that hold the same share as this one.
+    """
+
+    shard: Group
+    replica: Group
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +43,7 @@ class Mesh:
         coordinates: axis name -> this rank's index on it.
         ep: consecutive dp ranks that share the experts between them.
         expert_dp: the dp / ep ranks that hold the same experts as this one; `dp` itself where ep is 1.
+        sharding, expert_sharding: `dp` and `expert_dp`, parted into the ranks that share what ZeRO shards.
         embedding: the pipeline ranks of the first and of the last stage, which hold the two ends of a tied embedding;
             on the other ranks, and where nothing is tied or one rank has both, this rank alone.
         p2p_groups: on NCCL, (source pp index, target pp index, forward) -> the group over this pipeline that carries
@@ -46,6 +60,8 @@ class Mesh:
     tp: Group
     ep: Group
     expert_dp: Group
+    sharding: Sharding
+    expert_sharding: Sharding
     embedding: Group
     world: Group
     p2p_groups: dict[Link, Group]
@@ -53,7 +69,9 @@ class Mesh:
     @property
     def groups(self) -> tuple[Group, ...]:
         """The groups of collectives, in the order in which every rank makes and warms them."""
-        return self.pp, self.dp, self.cp, self.tp, self.expert_dp, self.ep, self.embedding, self.world
+        parts = [group for each in (self.sharding, self.expert_sharding) for group in (each.shard, each.replica)]
+        groups = (self.pp, self.dp, self.cp, self.tp, self.expert_dp, self.ep, *parts, self.embedding, self.world)
+        return tuple({id(group): group for group in groups}.values())
 
     def describe(self) -> str:
         """Return this rank and its coordinates for messages, such as `rank 5 (pp 1, dp 0, cp 0, tp 1)`."""
@@ -88,6 +106,7 @@ def build_mesh(
     cp: int,
     tp: int,
     ep: int = 1,
+    shard_size: int | None = None,
     timeout_s: float,
     device: torch.device = _CPU,
     shared_memory: bool = True,
@@ -103,6 +122,7 @@ def build_mesh(
 
     Args:
         ep: how many consecutive dp ranks share the experts.
+        shard_size: how many consecutive dp ranks share what ZeRO shards; by default all.
         timeout_s: bound of every wait, in the process groups and in shared memory.
         device: of this rank's tensors.
         shared_memory: whether CPU ranks of one host exchange tensors through shared memory.
@@ -112,7 +132,8 @@ def build_mesh(
         placement: stage -> pp index, of the pipeline's schedule; by default the stages go round the pipeline ranks.
 
     Raises:
-        ValueError: the sizes do not multiply to the world size, or ep does not divide dp.
+        ValueError: the sizes do not multiply to the world size, ep or shard_size does not divide dp, or neither of
+            these two divides the other.
     """
     sizes = {"pp": pp, "dp": dp, "cp": cp, "tp": tp}
     world_size, rank = dist.get_world_size(), dist.get_rank()
@@ -123,6 +144,12 @@ def build_mesh(
         )
     if dp % ep:
         raise ValueError(f"dp ({dp}) must be divisible by ep ({ep}), for the ep ranks are dp ranks; change `parallel`")
+    shard_size = dp if shard_size is None else shard_size
+    if dp % shard_size or max(shard_size, ep) % min(shard_size, ep):
+        raise ValueError(
+            f"shard_size ({shard_size}) must divide dp ({dp}), and divide ep ({ep}) or be divisible by it; "
+            "change zero.shard_size"
+        )
     on_gloo = dist.get_backend() == "gloo"
     has_tags = on_gloo if has_tags is None else has_tags
     grid = torch.arange(world_size).view(pp, dp, cp, tp)
@@ -132,13 +159,23 @@ def build_mesh(
     if ep > 1:
         experts = grid.view(pp, dp // ep, ep, cp, tp)
         groups |= {axis: maker.along_dim(axis, experts, dim) for dim, axis in ((1, "expert_dp"), (2, "ep"))}
+    sharding = maker.sharding(grid, groups["dp"], shard_size, 1)
+    expert_sharding = sharding if ep == 1 else maker.sharding(grid, groups["expert_dp"], max(1, shard_size // ep), ep)
     pipelines = grid.flatten(1).t().tolist()
     ends = (placement[0], placement[-1]) if placement else (0, pp - 1)
     alone = Group("embedding", (rank,), 0)
     groups["embedding"] = maker.ends(pipelines, groups["pp"], ends) if tied_embedding else alone
     groups["world"] = _world_group(list(groups.values()), rank, world_size)
     p2p_groups = {} if has_tags else maker.p2p_groups(pipelines, groups["pp"], links_of(placement, pp))
-    mesh = Mesh(rank, world_size, coordinates(rank, sizes), **groups, p2p_groups=p2p_groups)
+    mesh = Mesh(
+        rank,
+        world_size,
+        coordinates(rank, sizes),
+        **groups,
+        sharding=sharding,
+        expert_sharding=expert_sharding,
+        p2p_groups=p2p_groups,
+    )
     if not has_tags:
         _warm_up(mesh, device)
     return mesh
@@ -195,6 +232,16 @@ class _GroupMaker:
         if grid.shape[dim] == 1:
             return Group(axis, (self.rank,), 0)
         return self._make(axis, grid.movedim(dim, -1).reshape(-1, grid.shape[dim]).tolist())
+
+    def sharding(self, grid: torch.Tensor, dp: Group, shard_size: int, step: int) -> Sharding:
+        """Part this rank's group `dp`, whose ranks are `step` dp indices apart, by `shard_size` consecutive ones."""
+        name = "" if step == 1 else "expert_"
+        if shard_size == dp.size:
+            return Sharding(dp, Group(f"{name}replica", (self.rank,), 0))
+        if shard_size == 1:
+            return Sharding(Group(f"{name}shard", (self.rank,), 0), dp)
+        parted = grid.unflatten(1, (-1, shard_size, step))
+        return Sharding(self.along_dim(f"{name}shard", parted, 2), replica=self.along_dim(f"{name}replica", parted, 1))
 
     def ends(self, pipelines: Sequence[Sequence[int]], pp: Group, ends: tuple[int, int]) -> Group:
         """Return the group of the two pp indices `ends` of this rank's pipeline; elsewhere, this rank alone."""

@@ -33,6 +33,7 @@ def join_world(spec: RunSpec, device: torch.device, rendezvous: Rendezvous, plac
         cp=parallel.cp,
         tp=parallel.tp,
         ep=parallel.ep,
+        shard_size=spec.zero.shard_size,
         timeout_s=spec.launcher.timeout_s,
         device=device,
         shared_memory=parallel.shared_memory,

@@ -11,8 +11,8 @@ from trimaran.models.parallel.parameter import info_of
 class GradAccumulator:
     """The gradient that one backward pass through one layer gives to one weight.
 
-    Where the optimizer has set `ParameterInfo.main_grad`, the gradient is added to that buffer and `finish` calls
-    `on_grad`. Elsewhere it is a tensor of the weight's shape and dtype, which `finish` returns for autograd.
+    Where the optimizer has set `ParameterInfo.main_grad`, the gradient is added to that buffer. Elsewhere it is a
+    tensor of the weight's shape and dtype, which `finish` returns for autograd.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -33,12 +33,8 @@ class GradAccumulator:
             add_product_(self._total.view(a.shape[0], b.shape[1]), a, b)
 
     def finish(self) -> Tensor | None:
-        """Return the gradient for autograd; None where it is in `main_grad`, after calling `on_grad`."""
-        if self._info.main_grad is None:
-            return self.total()
-        if self._info.on_grad is not None:
-            self._info.on_grad()
-        return None
+        """Return the gradient for autograd; None where it is in `main_grad`."""
+        return self.total() if self._info.main_grad is None else None
 
 
 def weight_gradient(weight: Tensor, compute: Callable[[GradAccumulator], None]) -> Tensor | None:

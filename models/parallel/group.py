@@ -105,17 +105,24 @@ def all_gather(x: Tensor, group: Group) -> Tensor:
 
 def all_gather_into(out: Tensor, x: Tensor, group: Group) -> None:
     """Fill `out` [size, n] with every rank's `x` [n]; both contiguous; `x` may be row `rank` of `out`. Collective."""
+    start_all_gather_into(out, x, group)()
+
+
+def start_all_gather_into(out: Tensor, x: Tensor, group: Group) -> Wait:
+    """Start to fill `out` as `all_gather_into` does. Until the returned call neither may be touched. Collective."""
     if group.size == 1:
         if out.data_ptr() != x.data_ptr():
             out[0].copy_(x)
-    elif group.shared is not None:
+        return lambda: None
+    if group.shared is not None:
         group.shared.all_gather(out, x)
-    elif group.on_gloo:
+        return lambda: None
+    if group.on_gloo:
         if out[group.rank].data_ptr() != x.data_ptr():
             out[group.rank].copy_(x)
-        _start_exchange([x] * group.size, list(out), group)()
-    else:
-        getattr(dist, ALL_GATHER)(out.view(-1), x, group=group.process_group)
+        return _start_exchange([x] * group.size, list(out), group)
+    work = getattr(dist, ALL_GATHER)(out.view(-1), x, group=group.process_group, async_op=True)
+    return bounded_wait(work, group, f"all_gather of {list(x.shape)}")
 
 
 def reduce_scatter(x: Tensor, group: Group) -> Tensor:

@@ -55,10 +55,8 @@ class ParameterInfo:
         needs_tp_grad_reduce: each tp rank's gradient is a part of a sum over tp (the parameters that act on
             sequence-parallel activations).
         tied_copy: another stage's copy of a tied embedding; not counted and not stored in checkpoints.
-        uses: how often one backward pass adds to the gradient (0 for the head's weight: the forward pass does).
         main_grad: buffer that sums the gradients, shape of the parameter, float32 (float64 for float64 parameters); the
             optimizer sets it.
-        on_grad: called after each addition to `main_grad`; the optimizer sets it.
         queue: that of the layers of this rank.
     """
 
@@ -68,9 +66,7 @@ class ParameterInfo:
     decay: bool = True
     needs_tp_grad_reduce: bool = False
     tied_copy: bool = False
-    uses: int = 1
     main_grad: Tensor | None = None
-    on_grad: Callable[[], None] | None = None
     queue: WeightGradientQueue = field(default_factory=WeightGradientQueue)
 
 

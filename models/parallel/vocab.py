@@ -89,8 +89,8 @@ _ALIGNED_ROWS, _ALIGNED_COLUMNS = 128, 64  # multiples that are fast in matrix p
 class _Gradients:
     """The needed gradients, to be filled in.
 
-    dx: [rows, hidden]; dweight: [real vocabulary, hidden]; dbias: [real vocabulary], zeros.
-    factor: of what is added to dweight; None where it is written there, unscaled.
+    dx: [rows, hidden]; dweight: [real vocabulary, hidden]; dbias: [real vocabulary].
+    factor: of what is added to dweight and dbias; None where it is written there, unscaled.
     """
 
     dx: Tensor | None
@@ -147,11 +147,15 @@ class _Head:
                 real *= slope
             if grads.dx is not None:
                 torch.mm(real, matrix, out=grads.dx[rows])
+            factor, overwrite = (1.0, start == 0) if grads.factor is None else (grads.factor, False)
             if grads.dweight is not None:
-                factor, overwrite = (1.0, start == 0) if grads.factor is None else (grads.factor, False)
                 add_product_(grads.dweight, real.t(), x[rows], factor=factor, overwrite=overwrite)
             if grads.dbias is not None:
-                grads.dbias.add_(real.sum(0, dtype=grads.dbias.dtype))
+                total = real.sum(0, dtype=grads.dbias.dtype)
+                if overwrite:
+                    grads.dbias.copy_(total)
+                else:
+                    grads.dbias.add_(total, alpha=factor)
         return losses
 
 
@@ -174,7 +178,7 @@ def _chunk_rows(num_rows: int, row_bytes: int, device: torch.device) -> int:
 class _HeadLoss(torch.autograd.Function):
     """The forward pass computes the gradients for an output gradient of 1; the backward pass scales them.
 
-    Where the weight has a `main_grad`, the forward pass adds the weight's gradient there, times `loss_weight`.
+    Where weight and bias have a `main_grad`, the forward pass adds their gradients there, times `loss_weight`.
     """
 
     @staticmethod
@@ -188,21 +192,20 @@ class _HeadLoss(torch.autograd.Function):
         with_gradients: bool,
         loss_weight: float,
     ) -> Tensor:
-        ctx.context, ctx.weight = head.context, weight
+        ctx.context, ctx.weight, ctx.bias = head.context, weight, bias
         full = gather_dim1(x, head.context.tp) if head.context.sequence_parallel else x
         rows = full.flatten(0, -2)
         needs_dx, needs_dweight, needs_dbias = (with_gradients and needed for needed in ctx.needs_input_grad[:3])
-        num_real, wide = info_of(weight).shard.real_length(tuple(weight.shape)), statistics_dtype(weight.dtype)
+        num_real = info_of(weight).shard.real_length(tuple(weight.shape))
         dx = torch.empty_like(rows) if needs_dx else None
-        main_grad = info_of(weight).main_grad if needs_dweight else None
-        dweight = None if main_grad is None else main_grad[:num_real]
-        if needs_dweight and dweight is None:
-            dweight = rows.new_zeros(num_real, rows.shape[1], dtype=wide)
-        dbias = rows.new_zeros(num_real, dtype=wide) if needs_dbias else None
-        factor = None if main_grad is None else loss_weight
+        dweight = _gradient_buffer(weight, num_real) if needs_dweight else None
+        dbias = _gradient_buffer(bias, num_real) if needs_dbias and bias is not None else None
+        in_place = info_of(weight).main_grad is not None
+        assert bias is None or (info_of(bias).main_grad is not None) == in_place, "one optimizer has both"
+        factor = loss_weight if in_place else None
         losses = head.losses(rows, weight, bias, labels.flatten(), _Gradients(dx, dweight, dbias, factor))
         dx = None if dx is None else dx.view(full.shape)
-        ctx.save_for_backward(dx, dweight if main_grad is None else None, dbias)
+        ctx.save_for_backward(dx, None if in_place else dweight, None if in_place else dbias)
         return losses.sum()
 
     @staticmethod
@@ -215,11 +218,8 @@ class _HeadLoss(torch.autograd.Function):
             dx = (dx.to(dloss.dtype) * dloss).to(dx.dtype)
             if not context.sequence_parallel:
                 wait = start_all_reduce(dx, context.tp)
-        weight_grad = None if dweight is None else _scaled_weight_gradient(ctx.weight, dweight, dloss)
-        bias_grad = None
-        if dbias is not None:
-            bias_grad = ctx.weight.new_zeros(len(ctx.weight))
-            bias_grad[: len(dbias)] = dbias * dloss
+        weight_grad = None if dweight is None else _scaled_gradient(ctx.weight, dweight, dloss)
+        bias_grad = None if dbias is None else _scaled_gradient(ctx.bias, dbias, dloss)
         if dx is not None:
             if context.sequence_parallel:
                 dx = reduce_scatter_dim1(dx, context.tp)
@@ -228,11 +228,19 @@ class _HeadLoss(torch.autograd.Function):
         return dx, weight_grad, bias_grad, None, None, None, None
 
 
-def _scaled_weight_gradient(weight: Tensor, dweight: Tensor, factor: Tensor) -> Tensor:
-    """Return the gradient dweight * factor, of the weight's shape and dtype. Padded rows get nothing."""
-    gradient = torch.zeros_like(weight)
-    gradient[: len(dweight)] = dweight * factor
-    return gradient
+def _gradient_buffer(parameter: Tensor, num_real: int) -> Tensor:
+    """Return the real rows of the parameter's `main_grad`, or where it has none new memory for them."""
+    main_grad = info_of(parameter).main_grad
+    if main_grad is not None:
+        return main_grad[:num_real]
+    return parameter.new_zeros(num_real, *parameter.shape[1:], dtype=statistics_dtype(parameter.dtype))
+
+
+def _scaled_gradient(parameter: Tensor, gradient: Tensor, factor: Tensor) -> Tensor:
+    """Return the gradient of the parameter's real rows, times `factor`, with its shape and dtype. Padding gets zero."""
+    whole = torch.zeros_like(parameter)
+    whole[: len(gradient)] = gradient * factor
+    return whole
 
 
 def head_loss(
@@ -252,8 +260,8 @@ def head_loss(
     """Return the sum of the tokens' losses under the logits x W^T + b: a scalar, the same on all tp ranks.
 
     It is float32 (float64 for float64). With gradients on, the forward pass computes them, and holds that of `x` until
-    the backward pass. The weight's gradient is added to its `main_grad` at once, so nothing of the weight's size is
-    held for a microbatch in flight; only where there is no `main_grad`, it is held too.
+    the backward pass. The gradients of weight and bias are added to their `main_grad` at once, so nothing of the
+    weight's size is held for a microbatch in flight; only where there is no `main_grad`, they are held too.
 
     Args:
         x: [batch, local seq, hidden], the weight's dtype; with sequence parallelism this rank's part of the sequence.
@@ -264,7 +272,7 @@ def head_loss(
         kernels: the passes over the logits; they must support device and dtype.
         softcap: the logits become softcap * tanh(logit / softcap) (Gemma 2).
         label_smoothing, z_loss: see kernels.cross_entropy.
-        loss_weight: the gradient that the backward pass will get, for the weight's gradient.
+        loss_weight: the gradient that the backward pass will get, for the gradients of weight and bias.
         chunk_rows: tokens whose logits exist at once, the same on every tp rank; None: chosen by device.
     Collective over tp, in the forward and in the backward pass.
     Raises ValueError for a label_smoothing outside [0, 1), a negative z_loss or chunk_rows below 1.

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from trimaran.models.batch import Microbatch
-from trimaran.models.parallel.backward import backward
 from trimaran.models.transformer import Stage
 from trimaran.runtime.pipeline.action import Action, ActionKind, Entry, actions_of
 from trimaran.runtime.pipeline.transport import P2PHandle, P2PTransport
@@ -49,7 +48,6 @@ class Executor:
         stages: stage index -> stage, of this rank.
         actions: this rank's list, with communication.
         loss_weight: weight of each token's loss in the gradient, such as 1 / tokens of the global batch.
-        on_last_backward: called with the stage's index before its last backward of the step.
 
     Attributes:
         loss: after `run`, the sum of the losses of this rank's microbatches [scalar], zero on ranks without the last
@@ -65,13 +63,9 @@ class Executor:
         transport: P2PTransport,
         *,
         loss_weight: float,
-        on_last_backward: Callable[[int], None] = lambda stage: None,
     ) -> None:
         self.stages, self.actions, self.transport = stages, actions, transport
-        self._loss_weight, self._on_last_backward = loss_weight, on_last_backward
-        self._last_backward = {
-            action.stage: action for action in actions_of(actions) if action.kind.gives_weight_gradients
-        }
+        self._loss_weight = loss_weight
         self._batches: Sequence[Microbatch] = ()
         self._arriving: dict[Action, P2PHandle] = {}
         self._flights: defaultdict[tuple[int, int], Flight] = defaultdict(Flight)  # (stage, microbatch) -> its flight
@@ -112,7 +106,6 @@ class Executor:
             flight.hidden, flight.output = None, None if stage.is_last or after is not None else output
 
     def _backward(self, action: Action, flight: Flight) -> None:
-        self._expect(action)
         self._take(ActionKind.RECV_B, action, "grad")
         hidden, output, grad = flight.hidden, flight.output, flight.grad
         assert output is not None, "the forward is before the backward"
@@ -121,7 +114,7 @@ class Executor:
             assert self.stages[action.stage].is_last
             grad = torch.full_like(output, self._loss_weight)
         self._compute_start = time.perf_counter()
-        backward([output], [grad])
+        self.stages[action.stage].backward(output, grad)
         if hidden is not None:
             assert hidden.grad is not None, "every stage's output depends on its input"
             before = self._neighbour(action, -1)
@@ -136,16 +129,11 @@ class Executor:
             queue.later = None
 
     def _weight_gradients(self, action: Action, flight: Flight) -> None:
-        self._expect(action)
         self._compute_start = time.perf_counter()
         with torch.no_grad():
             for compute in flight.later:
                 compute()
         flight.later = []
-
-    def _expect(self, action: Action) -> None:
-        if self._last_backward[action.stage] == action:
-            self._on_last_backward(action.stage)
 
     def _take(self, kind: ActionKind, action: Action, name: str) -> None:
         """Wait for the transfer of `kind` that brings the action's input, if there is one."""

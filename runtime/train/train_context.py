@@ -12,6 +12,8 @@ from trimaran.models.parallel.group import all_reduce
 from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages, in_eval_mode, model_dtype
 from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.optimizer.adamw import AdamWSettings
+from trimaran.runtime.pipeline.action import actions_of
 from trimaran.runtime.pipeline.executor import Executor
 from trimaran.runtime.pipeline.partition import stage_layers
 from trimaran.runtime.pipeline.passes import add_communication, validate
@@ -25,7 +27,7 @@ from trimaran.runtime.pipeline.schedule import (
 from trimaran.runtime.pipeline.transport import P2PTransport
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.pipeline import schedule_of
-from trimaran.runtime.zero.optimizer import AdamWSettings, ShardedOptimizer, clip_factor
+from trimaran.runtime.zero.optimizer import ShardedOptimizer, clip_factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,18 +122,20 @@ def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device) -> Trai
         spec.optimizer.beta1, spec.optimizer.beta2, spec.optimizer.eps, spec.optimizer.weight_decay
     )
     bucket_bytes = int(spec.zero.bucket_size_mib * 2**20)
-    optimizer = ShardedOptimizer(stages, mesh, settings, zero_stage=spec.zero.stage, bucket_bytes=bucket_bytes)
+    optimizer = ShardedOptimizer(
+        stages,
+        mesh,
+        settings,
+        zero_stage=spec.zero.stage,
+        bucket_bytes=bucket_bytes,
+        num_microbatches=spec.num_microbatches,
+        actions=actions_of(schedule.actions[mesh.pp.rank]),
+    )
     local_rows = spec.rows_per_sample // (mesh.tp.size if context.sequence_parallel else 1)
     shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)
     transport = P2PTransport(mesh, schedule.placement, shape, context.dtype, device)
     weight = 1.0 / spec.target_tokens_per_step
-    executor = Executor(
-        stages,
-        schedule.actions[mesh.pp.rank],
-        transport,
-        loss_weight=weight,
-        on_last_backward=optimizer.expect_last_backward,
-    )
+    executor = Executor(stages, schedule.actions[mesh.pp.rank], transport, loss_weight=weight)
     evaluator = Executor(stages, evaluation.actions[mesh.pp.rank], transport, loss_weight=weight)
     return TrainContext(spec, mesh, stages, schedule, executor, evaluator, optimizer, spec.target_tokens_per_step)
 
@@ -149,8 +153,8 @@ def train_step(
         TrainingDiverged: the loss or the gradient norm is not finite; the parameters are then still those of the
             previous step.
     """
-    train_context.optimizer.zero_grad()
-    train_context.executor.run(batches)
+    with train_context.optimizer.accumulating():
+        train_context.executor.run(batches)
     squared_norm = train_context.optimizer.finish_gradients()
     balance = torch.stack([stage.take_load_balancing_loss() for stage in train_context.stages.values()]).sum()
     sums = _sum_over_world(train_context, train_context.executor.loss, squared_norm, torch.tensor(float(stop)), balance)

@@ -1,136 +1,194 @@
-"""The sharded optimizer: ZeRO stage 1, and plain data parallelism as stage 0.
+"""The sharded optimizer: what of a model's state is whole on a rank and what is sharded over dp, and a step on it.
 
-Rajbhandari et al. 2020, section 5.1. Each dp rank keeps optimizer state for its slice of every bucket only. A step sums
-each bucket's gradients so that every rank has the total of its slice (started while the last backward pass still runs),
-clips by the global norm, runs AdamW on the slice, and gathers the new parameters. float32 parameters are their own main
-copy; for lower precision the slice has a float32 copy.
+    ZeRO stage                     0      1      2      3     (Rajbhandari et al. 2020, section 5)
+    moments, main parameters       whole  shard  shard  shard
+    gradients                      whole  whole  shard  shard
+    parameters                     whole  whole  whole  shard
+
+A step sums every bucket's gradients so that each rank has the total of its slice, clips by the global norm, updates the
+slice, and publishes the new parameters. float32 parameters are their own main copy; for lower precision the slice has a
+float32 copy.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from trimaran.kernels.adamw import AdamWState
-from trimaran.models.parallel.gradient import GradAccumulator
-from trimaran.models.parallel.group import (
-    Wait,
-    all_gather_into,
-    all_reduce,
-    start_all_reduce,
-    start_reduce_scatter_into,
-)
+from trimaran.models.boundary import backward_blocks
+from trimaran.models.parallel.group import all_reduce, single
 from trimaran.models.parallel.shard import ShardPiece, ShardSpec
 from trimaran.models.transformer import Stage
-from trimaran.runtime.mesh import Mesh
-from trimaran.runtime.zero.buckets import Bucket, Segment, build_buckets
+from trimaran.runtime.mesh import Mesh, Sharding
+from trimaran.runtime.optimizer.adamw import AdamW, AdamWSettings, FlatShard, UpdateRange
+from trimaran.runtime.pipeline.action import Action, ActionKind
+from trimaran.runtime.zero.buckets import Bucket, build_buckets
+from trimaran.runtime.zero.stage1 import FullGradients, FullParameters
+from trimaran.runtime.zero.stage2 import ShardedGradients
+from trimaran.runtime.zero.stage3 import ShardedParameters, Use
 
 _NORM_ROW = 4096
-STATE_KEYS = ("weight", "exp_avg", "exp_avg_sq")
 ReadRange = Callable[[str, str, ShardSpec, tuple[int, ...], int, int], Tensor]
 """(name, key, shard, local shape, start, stop) -> the flat range of the local shard, from a checkpoint."""
 
 
-@dataclass(eq=False)
-class _BucketState:
-    """A bucket with the optimizer state of `kept`, the range that this rank updates, and its pending reduction."""
+class Gradients(Protocol):
+    """Where gradients are summed: over microbatches, and over dp.
 
-    bucket: Bucket
-    stage_index: int
-    kept: slice
-    main: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    waiting: int = 0
-    wait: Wait | None = None
-    steps: list[tuple[Segment, AdamWState]] = field(default_factory=list)
+    Attributes:
+        kept: by bucket, the gradients of the slice that this rank updates; valid after `finish`.
+    """
 
+    kept: list[Tensor]
 
-@dataclass(frozen=True)
-class AdamWSettings:
-    """Hyperparameters that do not change during a run."""
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are held from step to step."""
 
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
+    def begin_step(self) -> None:
+        """Clear the gradients."""
+
+    def before_block(self, index: int) -> None:
+        """A block of bucket `index` adds to its gradients next."""
+
+    def after_block(self, index: int) -> None:
+        """A block of bucket `index` has added a microbatch's gradients. May be collective over dp."""
+
+    def finish(self) -> None:
+        """Finish every reduction. Collective over dp."""
 
 
 class ShardedOptimizer:
-    """AdamW over the parameters of this rank's stages, with state sharded over dp (zero_stage 1) or not (0).
+    """AdamW over the parameters of this rank's stages, and the listener of their blocks.
 
-    The constructor moves every parameter into flat buckets and gives it a `main_grad`. Gradients are sums over
-    microbatches and dp ranks: scale the loss by the global number of tokens.
+    The constructor moves every parameter into flat buckets. Gradients are sums over microbatches and dp ranks: scale
+    the loss by the global number of tokens.
 
     Args:
         stages: stage index -> stage, of this rank.
-        bucket_bytes: maximum bytes of gradients in a bucket.
+        bucket_bytes: most bytes of gradients in a bucket of several blocks.
+        num_microbatches: of a step.
+        actions: this rank's list of a step, in whose order stage 3 gathers parameters.
     """
 
     def __init__(
-        self, stages: dict[int, Stage], mesh: Mesh, settings: AdamWSettings, *, zero_stage: int, bucket_bytes: int
+        self,
+        stages: Mapping[int, Stage],
+        mesh: Mesh,
+        settings: AdamWSettings,
+        *,
+        zero_stage: int,
+        bucket_bytes: int,
+        num_microbatches: int,
+        actions: Iterable[Action] = (),
     ) -> None:
-        self._mesh, self._settings, self._sharded = mesh, settings, zero_stage >= 1
-        self._kernels = next(iter(stages.values())).context.kernels
-        self._states: list[_BucketState] = []
-        seen: set[int] = set()
-        for index, stage in stages.items():
-            # A tied embedding may be one parameter of two stages of this rank; it then belongs to the first.
-            parameters = [(name, p) for name, p in stage.named_parameters() if id(p) not in seen]
-            seen.update(id(p) for _, p in parameters)
-            tied = stage.config.tie_embeddings and mesh.embedding.size > 1
-            grad_dtype = torch.float64 if stage.context.dtype == torch.float64 else torch.float32
-            groups = (mesh.dp, mesh.expert_dp, mesh.tp)
-            for bucket in build_buckets(
-                parameters, *groups, grad_dtype=grad_dtype, bucket_bytes=bucket_bytes, tied=tied
-            ):
-                self._states.append(self._make_state(bucket, index))
-        self.num_steps = 0
+        self._mesh = mesh
+        first = next(iter(stages.values()))
+        alone = Sharding(single("dp"), mesh.dp), Sharding(single("expert_dp"), mesh.expert_dp)
+        dp, expert_dp = (mesh.sharding, mesh.expert_sharding) if zero_stage else alone
+        tied = first.config.tie_embeddings and mesh.embedding.size > 1
+        blocks = {index: stage.blocks() for index, stage in stages.items()}
+        self._buckets = list(
+            build_buckets(list(blocks.values()), dp, expert_dp, mesh.tp, bucket_bytes=bucket_bytes, tied=tied)
+        )
+        is_alone = dp.shard.size == 1  # then a shard is the whole
+        self._gradients: Gradients = (
+            FullGradients(self._buckets, num_microbatches)
+            if zero_stage < 2 or is_alone
+            else ShardedGradients(self._buckets, num_microbatches)
+        )
+        self._sharded = ShardedParameters(self._buckets) if zero_stage == 3 and not is_alone else None
+        self._parameters = self._sharded or FullParameters(self._buckets)
+        self._main = [
+            kept if kept.dtype == bucket.grad_dtype else kept.to(bucket.grad_dtype)
+            for bucket, kept in zip(self._buckets, self._parameters.kept, strict=True)
+        ]
+        self._rule = AdamW(settings, first.context.kernels, [self._shard(i) for i in range(len(self._buckets))])
+        self._indexes = {block: self._buckets_of(block) for own in blocks.values() for block in own}
+        self._uses = list(self._uses_of(actions, blocks)) if self._sharded else []
+        for stage in stages.values():
+            stage.boundary.listener = self
 
-    def _make_state(self, bucket: Bucket, stage_index: int) -> _BucketState:
-        kept = bucket.owned if self._sharded else slice(0, len(bucket.params))
-        grads = bucket.grads[kept]
-        main = bucket.params[kept] if bucket.params.dtype == bucket.grads.dtype else bucket.params[kept].to(grads.dtype)
-        state = _BucketState(bucket, stage_index, kept, main, torch.zeros_like(grads), torch.zeros_like(grads))
-        for segment in bucket.segments(kept):
-            part = slice(segment.start - kept.start, segment.stop - kept.start)
-            step = torch.zeros((), dtype=torch.float32, device=main.device)
-            tensors = (main[part], grads[part], state.exp_avg[part], state.exp_avg_sq[part], step)
-            copy = bucket.params[segment.start : segment.stop] if main.dtype != bucket.params.dtype else None
-            state.steps.append((segment, AdamWState(*tensors, copy)))
-        for slot in bucket.slots:
-            info = slot.info
-            info.on_grad = lambda state=state: self._count(state)
-            slot.parameter.register_post_accumulate_grad_hook(_move_to_main_grad)
-        return state
+    @property
+    def num_steps(self) -> int:
+        """Steps taken."""
+        return self._rule.num_steps
 
-    def zero_grad(self) -> None:
-        """Clear the gradient buffers."""
-        for state in self._states:
-            state.bucket.grads.zero_()
+    @property
+    def buckets(self) -> list[Bucket]:
+        """The flat buckets of this rank's parameters."""
+        return self._buckets
 
-    def expect_last_backward(self, stage_index: int) -> None:
-        """Announce that the stage's next backward pass is the step's last, so complete buckets may start to reduce."""
-        for state in self._states:
-            if state.stage_index == stage_index:
-                state.waiting = sum(slot.info.uses for slot in state.bucket.slots)
-                if state.waiting == 0:
-                    self._start_reduction(state)
+    def _shard(self, index: int) -> FlatShard:
+        bucket, main, kept = self._buckets[index], self._main[index], self._parameters.kept[index]
+        ranges = [
+            UpdateRange(each.start - bucket.kept.start, each.stop - bucket.kept.start, each.decay, each.lr_scale)
+            for each in bucket.segments(bucket.kept)
+        ]
+        return FlatShard(main, self._gradients.kept[index], kept if kept is not main else None, ranges)
 
-    def _count(self, state: _BucketState) -> None:
-        if state.waiting > 0:
-            state.waiting -= 1
-            if state.waiting == 0:
-                self._start_reduction(state)
+    def _buckets_of(self, block: str) -> Use:
+        return tuple(index for index, bucket in enumerate(self._buckets) if block in bucket.blocks)
 
-    def _start_reduction(self, state: _BucketState) -> None:
-        grads, dp = state.bucket.grads, state.bucket.dp
+    def _read_in_backward(self, block: str) -> Use:
+        return tuple(index for index in self._indexes[block] if self._buckets[index].is_read_in_backward)
+
+    def _uses_of(self, actions: Iterable[Action], blocks: Mapping[int, Iterable[str]]) -> Iterator[Use]:
+        """Yield what each block of each action reads, without repetitions in a row."""
+        last: Use = ()
+        for action in actions:
+            uses: list[Use] = []
+            if action.kind is ActionKind.F:
+                uses = [self._indexes[block] for block in blocks[action.stage]]
+            elif action.kind in (ActionKind.B, ActionKind.I):
+                uses = [self._read_in_backward(block) for block in backward_blocks(blocks[action.stage])]
+            for use in uses:
+                if use and use != last:
+                    yield use
+                    last = use
+
+    # The listener of the blocks.
+
+    def before_forward(self, block: str) -> None:
+        """Gather the block's parameters. Collective over dp with stage 3."""
         if self._sharded:
-            state.wait = start_reduce_scatter_into(grads[state.kept], grads.view(dp.size, -1), dp)
-        else:
-            state.wait = start_all_reduce(grads, dp)
+            self._sharded.use(self._indexes[block])
+
+    def after_forward(self, block: str) -> None:
+        """Nothing: parameters are freed when the next ones are gathered."""
+
+    def before_backward(self, block: str) -> None:
+        """Gather the parameters on which the gradient of the block's input depends. Collective over dp with stage 3."""
+        if self._sharded:
+            self._sharded.use(self._read_in_backward(block))
+
+    def after_backward(self, block: str) -> None:
+        """Nothing: parameters are freed when the next ones are gathered."""
+
+    def before_gradients(self, block: str) -> None:
+        """Provide the block's parameters with memory for their gradients."""
+        for index in self._indexes[block]:
+            self._gradients.before_block(index)
+
+    def after_gradients(self, block: str) -> None:
+        """Reduce the gradients of buckets that are complete. Collective over dp."""
+        for index in self._indexes[block]:
+            self._gradients.after_block(index)
+
+    # A step.
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Clear the gradients; all backward passes of the step run inside the block."""
+        self._gradients.begin_step()
+        if self._sharded:
+            self._sharded.begin(self._uses)
+        yield
+        if self._sharded:
+            self._sharded.begin(())
 
     def finish_gradients(self) -> Tensor:
         """Finish every reduction: over dp, over tp where gradients are partial, and between tied embeddings.
@@ -141,110 +199,90 @@ class ShardedOptimizer:
             This rank's part of the squared gradient norm, scalar float64. The sum over the world is the square of the
                 global norm.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self._states[0].main.device)
-        for state in self._states:
-            if state.wait is None:  # a tied embedding that another stage finishes, or a parameter without gradient
-                self._start_reduction(state)
-            assert state.wait is not None
-            state.wait()
-            state.wait, state.waiting = None, 0
-            kept = state.bucket.grads[state.kept]
-            if state.bucket.needs_tp_grad_reduce:
-                all_reduce(kept, self._mesh.tp)
-            if state.bucket.tied:
-                all_reduce(kept, self._mesh.embedding)
-            total += self._squared_norm(state)
+        self._gradients.finish()
+        self._sum_partial_gradients()
+        total = torch.zeros((), dtype=torch.float64, device=self._main[0].device)
+        for bucket, grads in zip(self._buckets, self._gradients.kept, strict=True):
+            if bucket.tied:
+                all_reduce(grads, self._mesh.embedding)
+            for segment in bucket.segments(bucket.stored):
+                if segment.counted:
+                    total += squared_norm(grads[segment.start - bucket.kept.start : segment.stop - bucket.kept.start])
         return total
 
-    def _squared_norm(self, state: _BucketState) -> Tensor:
-        """The squared norm of the owned slice.
-
-        Each element of the model is counted by exactly one rank of the world.
-        """
-        total = torch.zeros((), dtype=torch.float64, device=state.main.device)
-        for segment in state.bucket.segments(state.bucket.owned):
-            if segment.counted:
-                total += squared_norm(state.bucket.grads[segment.start : segment.stop])
-        return total
+    def _sum_partial_gradients(self) -> None:
+        """Sum the gradients that are parts of a sum over tp, all in one collective."""
+        partial = [
+            grads[segment.start - bucket.kept.start : segment.stop - bucket.kept.start]
+            for bucket, grads in zip(self._buckets, self._gradients.kept, strict=True)
+            for segment in bucket.segments(bucket.kept)
+            if segment.is_partial
+        ]
+        if partial and self._mesh.tp.size > 1:
+            total = all_reduce(torch.cat(partial), self._mesh.tp)
+            for part, summed in zip(partial, total.split([len(part) for part in partial]), strict=True):
+                part.copy_(summed)
 
     def step(self, lr: float, grad_factor: float = 1.0) -> None:
-        """Take an AdamW step on the kept slices with gradients times `grad_factor`, and gather the new parameters.
+        """Take a step on the kept slices with gradients times `grad_factor`, and publish the new parameters.
 
         Collective over dp.
         """
-        self.num_steps += 1
-        settings = self._settings
-        shared = {"beta1": settings.beta1, "beta2": settings.beta2, "eps": settings.eps, "grad_factor": grad_factor}
-        alike: dict[tuple[bool, float], list[AdamWState]] = {}
-        for state in self._states:
-            for segment, adam in state.steps:
-                alike.setdefault((segment.decay, segment.lr_scale), []).append(adam)
-        for (decay, lr_scale), states in alike.items():
-            # AdamW subtracts lr * weight_decay: divided by lr_scale, that is the same at every width.
-            weight_decay = settings.weight_decay / lr_scale if decay else 0.0
-            self._kernels.adamw_(states, lr=lr * lr_scale, weight_decay=weight_decay, **shared)
-        self._gather_parameters()
+        self._rule.step(lr, grad_factor)
+        self._parameters.publish()
 
-    def _gather_parameters(self) -> None:
-        for state in self._states:
-            params, dp = state.bucket.params, state.bucket.dp
-            if self._sharded:
-                all_gather_into(params.view(dp.size, -1), params[state.kept], dp)
+    # The state.
 
     def pieces(self) -> Iterator[ShardPiece]:
-        """Yield the weights and moments of this rank's slice, each element of the model from exactly one rank."""
-        for state in self._states:
-            yield from self._pieces_of(
-                state, dict(zip(STATE_KEYS, (state.main, state.exp_avg, state.exp_avg_sq), strict=True))
-            )
+        """Yield the weights and moments that this rank stores, each element of the model from exactly one rank."""
+        for index, (bucket, main) in enumerate(zip(self._buckets, self._main, strict=True)):
+            yield from _pieces_of(bucket, {"weight": main, **self._rule.moments[index]})
 
     def gradient_pieces(self) -> Iterator[ShardPiece]:
-        """Yield the reduced gradients of this rank's slice (key "grad") between `finish_gradients` and `zero_grad`."""
-        for state in self._states:
-            yield from self._pieces_of(state, {"grad": state.bucket.grads[state.kept]})
-
-    def _pieces_of(self, state: _BucketState, tensors: dict[str, Tensor]) -> Iterator[ShardPiece]:
-        for slot, start, stop in state.bucket.overlaps(state.bucket.owned):
-            if state.bucket.holds(slot):
-                for key, tensor in tensors.items():
-                    data = tensor[start - state.kept.start : stop - state.kept.start]
-                    yield ShardPiece(
-                        slot.name, key, data, slot.info.shard, tuple(slot.parameter.shape), start - slot.start
-                    )
+        """Yield the reduced gradients (key "grad") after `finish_gradients`, each element from exactly one rank."""
+        for bucket, grads in zip(self._buckets, self._gradients.kept, strict=True):
+            yield from _pieces_of(bucket, {"grad": grads})
 
     def load(self, read: ReadRange, num_steps: int, *, weights_only: bool = False) -> None:
-        """Read weights and moments through `read` and refresh the parameters. Collective over dp.
+        """Read weights and moments through `read` and publish the parameters. Collective over dp.
 
         Args:
-            num_steps: optimizer steps taken when the state was stored, for AdamW's bias correction.
+            num_steps: steps taken when the state was stored.
             weights_only: leave the moments unchanged, which are zero in a fresh optimizer.
         """
-        for state in self._states:
-            tensors = dict(zip(STATE_KEYS, (state.main, state.exp_avg, state.exp_avg_sq), strict=True))
-            if weights_only:
-                tensors = {"weight": state.main}
-            for slot, start, stop in state.bucket.overlaps(state.kept):
+        for index, (bucket, main) in enumerate(zip(self._buckets, self._main, strict=True)):
+            tensors = {"weight": main, **({} if weights_only else self._rule.moments[index])}
+            for slot, start, stop in bucket.overlaps(bucket.kept):
                 for key, tensor in tensors.items():
                     where = (slot.info.shard, tuple(slot.parameter.shape), start - slot.start, stop - slot.start)
-                    tensor[start - state.kept.start : stop - state.kept.start].copy_(read(slot.name, key, *where))
-            state.bucket.params[state.kept].copy_(state.main)
-            for _, adam in state.steps:
-                adam.step.fill_(num_steps)
-        self.num_steps = num_steps
-        self._gather_parameters()
+                    tensor[start - bucket.kept.start : stop - bucket.kept.start].copy_(read(slot.name, key, *where))
+            self._parameters.kept[index].copy_(main)
+        self._rule.resume_at(num_steps)
+        self._parameters.publish()
 
     def state_bytes(self) -> dict[str, int]:
-        """Bytes on this rank: `parameters`, `gradients`, and `optimizer` (moments, and copied main parameters)."""
-        sizes = {"parameters": 0, "gradients": 0, "optimizer": 0}
-        for state in self._states:
-            bucket = state.bucket
-            sizes["parameters"] += bucket.params.nbytes
-            sizes["gradients"] += bucket.grads.nbytes
-            copies = [state.exp_avg, state.exp_avg_sq] + (
-                [state.main] if state.main.dtype != bucket.params.dtype else []
-            )
-            sizes["optimizer"] += sum(tensor.nbytes for tensor in copies)
-        return sizes
+        """Bytes on this rank: `parameters`, `gradients`, and `optimizer` (moments, and copied main parameters).
+
+        Without what is in transit: gathered parameters, and gradients before their reduction.
+        """
+        moments = sum(tensor.nbytes for own in self._rule.moments for tensor in own.values())
+        copies = sum(
+            main.nbytes for main, kept in zip(self._main, self._parameters.kept, strict=True) if main is not kept
+        )
+        return {
+            "parameters": self._parameters.num_bytes,
+            "gradients": self._gradients.num_bytes,
+            "optimizer": moments + copies,
+        }
+
+
+def _pieces_of(bucket: Bucket, tensors: Mapping[str, Tensor]) -> Iterator[ShardPiece]:
+    """Yield the stored parts of `tensors`, each of the bucket's kept slice, by key."""
+    for slot, start, stop in bucket.overlaps(bucket.stored):
+        if bucket.holds(slot):
+            for key, tensor in tensors.items():
+                data = tensor[start - bucket.kept.start : stop - bucket.kept.start]
+                yield ShardPiece(slot.name, key, data, slot.info.shard, tuple(slot.parameter.shape), start - slot.start)
 
 
 def squared_norm(x: Tensor) -> Tensor:
@@ -264,12 +302,3 @@ def clip_factor(grad_norm: float, max_grad_norm: float) -> float:
     if max_grad_norm == 0.0 or not math.isfinite(grad_norm):
         return 1.0
     return min(1.0, max_grad_norm / (grad_norm + 1e-6))
-
-
-def _move_to_main_grad(parameter: Tensor) -> None:
-    """Add the gradient that autograd left in `.grad` to the flat buffer; it is None where the layer added it."""
-    grad, parameter.grad = parameter.grad, None
-    if grad is not None:
-        gradient = GradAccumulator(parameter)
-        gradient.total().add_(grad)
-        gradient.finish()

@@ -60,9 +60,9 @@ def step(spec: RunSpec, mesh: Mesh, weights: Tensors, batch: Microbatch) -> dict
     for stage in train_context.stages.values():
         stage.load(read)
     logits = logits_on_rank(train_context, mesh, batch.tokens)
-    train_context.optimizer.zero_grad()
     mine = range(mesh.dp.rank, len(batch.tokens), mesh.dp.size)
-    train_context.executor.run([Microbatch(batch.tokens[i : i + 1], batch.labels[i : i + 1], i) for i in mine])
+    with train_context.optimizer.accumulating():
+        train_context.executor.run([Microbatch(batch.tokens[i : i + 1], batch.labels[i : i + 1], i) for i in mine])
     train_context.optimizer.finish_gradients()
     pieces = [
         (

@@ -65,6 +65,7 @@ class Layout:
     parallel: dict[str, Any]
     model: dict[str, Any] = field(default_factory=lambda: LLAMA)
     zero_stage: int = 1
+    shard_size: int | None = None
     recompute: str = "none"
     dtype: str = "float64"
     shared_memory: bool = True
@@ -98,6 +99,9 @@ class Layout:
             "uneven_heads": parallel.get("uneven_heads", False),
             "uneven_layers": parallel.get("layers_per_stage") is not None,
             "zero0": self.zero_stage == 0,
+            "zero2": self.zero_stage == 2,
+            "zero3": self.zero_stage == 3,
+            "shard_size": self.shard_size is not None,
             "recompute": self.recompute != "none",
             "without_shared_memory": not self.shared_memory,
             "p2p_groups": self.p2p_groups,
@@ -121,7 +125,8 @@ def make_spec(layout: Layout) -> RunSpec:
         {
             "model": layout.model,
             "parallel": layout.parallel,
-            "zero": {"stage": layout.zero_stage, "bucket_size_mib": 0.01},  # small: several buckets a stage
+            # Small buckets: several a stage.
+            "zero": {"stage": layout.zero_stage, "shard_size": layout.shard_size, "bucket_size_mib": 0.01},
             "data": {
                 "tokenizer_vocab_size": 258,
                 "mask_fraction": None if layout.model.get("objective") is None else 0.25,
@@ -176,7 +181,7 @@ def train_on_rank(layout: Layout) -> Result:
     sizes = {axis: getattr(parallel, axis) for axis in ("pp", "dp", "cp", "tp", "ep")}
     has_tags = not layout.p2p_groups
     options = {"shared_memory": layout.shared_memory, "has_tags": has_tags, "placement": placement_of(spec)}
-    mesh = build_mesh(**sizes, timeout_s=100, **options)
+    mesh = build_mesh(**sizes, shard_size=spec.zero.shard_size, timeout_s=100, **options)
     assert bool(mesh.p2p_groups) == layout.p2p_groups
     assert all((group.shared is not None) == layout.shared_memory for group in (mesh.tp, mesh.dp) if group.size > 1)
     train_context = build_train_context(spec, mesh, torch.device("cpu"))
@@ -189,13 +194,19 @@ def train_on_rank(layout: Layout) -> Result:
         losses.append(result.loss)
         norms.append(result.grad_norm)
     held_out = evaluate(train_context, [make_batches(spec, 1000 + i, mesh.dp.rank, mesh.dp.size) for i in range(2)])
-    parameters = {
-        name: (parameter.detach().clone(), info_of(parameter).shard)
-        for stage in train_context.stages.values()
-        for name, parameter in stage.named_parameters()
-    }
+    parameters = parameters_of(train_context)
     mesh.close()
     return {"losses": losses, "norms": norms, "held_out": held_out, "parameters": parameters, "gradients": gradients}
+
+
+def parameters_of(train_context: TrainContext) -> dict[str, tuple[torch.Tensor, Any]]:
+    """This rank's parameters and their shards by name, as a forward pass has them. Collective over dp."""
+    found = {}
+    for stage in train_context.stages.values():
+        for block, parameters in stage.blocks().items():
+            train_context.optimizer.before_forward(block)
+            found |= {name: (each.detach().clone(), info_of(each).shard) for name, each in parameters.items()}
+    return found
 
 
 def last_gradients(train_context: TrainContext, spec: RunSpec, step: int) -> dict[str, list[Any]]:
@@ -203,8 +214,8 @@ def last_gradients(train_context: TrainContext, spec: RunSpec, step: int) -> dic
 
     Returns: parameter name -> [(local shape, shard, start, values)].
     """
-    train_context.optimizer.zero_grad()
-    train_context.executor.run(make_batches(spec, step, train_context.mesh.dp.rank, train_context.mesh.dp.size))
+    with train_context.optimizer.accumulating():
+        train_context.executor.run(make_batches(spec, step, train_context.mesh.dp.rank, train_context.mesh.dp.size))
     train_context.optimizer.finish_gradients()
     found: dict[str, list[Any]] = {}
     for piece in train_context.optimizer.gradient_pieces():

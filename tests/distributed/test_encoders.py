@@ -48,13 +48,13 @@ def step_on_rank(
     for stage in train_context.stages.values():
         stage.load(read)
     logits = logits_on_rank(train_context, mesh, tokens)
-    train_context.optimizer.zero_grad()
     assert batch.targets is not None
     parts = [
         Microbatch(batch.tokens[i : i + 2], batch.labels[i : i + 2], batch.first_sample + i, batch.targets[i : i + 2])
         for i in (0, 2)
     ]
-    train_context.executor.run(parts)
+    with train_context.optimizer.accumulating():
+        train_context.executor.run(parts)
     train_context.optimizer.finish_gradients()
     pieces = [
         (piece.name, piece.spec, piece.local_shape, piece.start, piece.data * train_context.target_tokens_per_step)

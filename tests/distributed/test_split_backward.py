@@ -69,10 +69,9 @@ def gradients_by_way(mesh: Mesh, model: dict[str, Any], recompute: str) -> dict[
             schedule.actions[mesh.pp.rank],
             context.executor.transport,
             loss_weight=1.0 / spec.target_tokens_per_step,
-            on_last_backward=context.optimizer.expect_last_backward,
         )
-        context.optimizer.zero_grad()
-        executor.run(make_batches(spec, 0, 0, 1))
+        with context.optimizer.accumulating():
+            executor.run(make_batches(spec, 0, 0, 1))
         assert not executor._flights, "nothing is held after the list"
         context.optimizer.finish_gradients()
         balance = sum(float(stage.take_load_balancing_loss()) for stage in context.stages.values())

@@ -11,17 +11,6 @@ from trimaran.runtime.spec.rules.table import Rules
 RULES: Final = Rules()
 
 
-@RULES.needs("zero.stage", "zero.shard_size")
-def _what_is_built(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
-    stage, size = spec.zero.stage, spec.zero.shard_size
-    if stage > 1:
-        rule = f"only stages 0 and 1 are built, got {stage}"
-        yield FieldError("zero.stage", rule, stage, "set zero.stage to 0 or 1")
-    if size is not None:
-        rule = f"only sharing out over all dp ranks is built, got {size}"
-        yield FieldError("zero.shard_size", rule, size, "set zero.shard_size to null")
-
-
 @RULES.needs("zero.shard_size", "zero.stage")
 def _shares_hold_something(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     size = spec.zero.shard_size
