@@ -48,7 +48,7 @@ def main() -> None:
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
     times = [statistics.median(each) for each in (waits, steps, imports)]
     figures = [f"{seconds:.1f}" for seconds in (*times, times[1] - times[2])]
-    print(f"| {spec.world_size} | {spec.slurm.nodes} | {' | '.join(figures)} |")
+    print(f"| {spec.world_size} | {spec.launcher.nodes} | {' | '.join(figures)} |")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,7 +67,7 @@ def _train(spec: Path, overrides: list[str], folder: Path, *, preflight: bool) -
     settings = [
         *overrides,
         f"train.output_dir={run}",
-        f"slurm.preflight={str(preflight).lower()}",
+        *([] if preflight else ["slurm.preflight_min_free_gib=null"]),
         f"slurm.prolog={json.dumps([f'date +%s.%N >{shlex.quote(str(began))}'])}",
     ]
     words = [word for setting in settings for word in ("--set", setting)]
@@ -89,9 +89,9 @@ def _import(spec: RunSpec, folder: Path) -> float:
     folder.mkdir()
     times = folder / "times"
     clock = f"date +%s.%N >>{shlex.quote(str(times))}"
-    tasks = spec.world_size // spec.slurm.nodes
+    tasks = spec.world_size // spec.launcher.nodes
     script = f"""#!/bin/bash
-#SBATCH --nodes={spec.slurm.nodes} --ntasks-per-node={tasks} --output=/dev/null --exclude={spec.slurm.exclude or ""}
+#SBATCH --nodes={spec.launcher.nodes} --ntasks-per-node={tasks} --output=/dev/null --exclude={spec.slurm.exclude or ""}
 {clock}
 srun --mpi=none {shlex.quote(sys.executable)} -c 'import trimaran.launchers.worker.run'
 {clock}

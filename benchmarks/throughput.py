@@ -159,8 +159,7 @@ def trimaran_step(
             "data": {"tokenizer_vocab_size": setting.vocab_size},
             "optimizer": {
                 "lr": LR,
-                "beta1": BETAS[0],
-                "beta2": BETAS[1],
+                "betas": list(BETAS),
                 "weight_decay": WEIGHT_DECAY,
                 "max_grad_norm": MAX_NORM,
             },

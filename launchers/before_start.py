@@ -1,9 +1,10 @@
-"""What a run needs of the machine that starts it, looked at before its data is prepared: its folder and its device."""
+"""What a run needs of the machine that starts it, looked at before its data is prepared: folder, nodes and device."""
 
 import os
 import tempfile
 from pathlib import Path
 
+from trimaran.models.fields import counted
 from trimaran.runtime.files import check_regular
 from trimaran.runtime.folder_lock import LOCK
 from trimaran.runtime.spec import RunSpec
@@ -48,6 +49,24 @@ def check_writable(field: str, folder: Path) -> None:
     except OSError as error:
         rule = f"{field} {folder} can't be {'written' if existing == folder else 'made'}"
         raise ValueError(f"{rule}: {error.strerror} in {existing}; choose another folder") from error
+
+
+def check_nodes(spec: RunSpec, kind: str) -> None:
+    """Refuse a run on several nodes that the launcher `kind` can't start there."""
+    nodes = counted(spec.launcher.nodes, "node")
+    if spec.launcher.nodes == 1 or kind == "slurm":
+        return
+    here = "set launcher.nodes to 1 to start all ranks on this machine"
+    if kind == "mpi":
+        raise ValueError(
+            f"launcher.nodes says {nodes}, and --launcher mpi starts ranks on this machine alone; {here}, or call "
+            "mpirun with the hosts yourself"
+        )
+    if spec.launcher.rendezvous is None:
+        raise ValueError(
+            f"launcher.nodes says {nodes}, which must meet somewhere, and launcher.rendezvous is not set; set it to "
+            f"HOST:PORT, such as n1:29400, and run the same command on each, or {here}, or take --launcher slurm"
+        )
 
 
 def check_device(spec: RunSpec, ranks: int) -> None:

@@ -99,8 +99,7 @@ def make_spec(bench: Bench, model: dict[str, Any], kernels: dict[str, Any], seq:
             "data": {"tokenizer_vocab_size": 257},
             "optimizer": {
                 "lr": LR,
-                "beta1": BETAS[0],
-                "beta2": BETAS[1],
+                "betas": list(BETAS),
                 "weight_decay": WEIGHT_DECAY,
                 "max_grad_norm": MAX_NORM,
             },

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from trimaran.launchers.before_start import check_device, check_run_folder, check_writable
+from trimaran.launchers.before_start import check_device, check_nodes, check_run_folder, check_writable
 from trimaran.launchers.local.mpirun import find_mpirun
 from trimaran.launchers.terminal import sentence
 from trimaran.runtime.files import check_regular
@@ -24,6 +24,7 @@ def problems_here(spec: RunSpec, kind: str) -> list[str]:
         _check_text,
         _check_tokenizer,
         _check_weights,
+        lambda spec: check_nodes(spec, kind),
         lambda spec: _check_launcher(kind),
     ]
     if kind != "slurm":

@@ -56,7 +56,7 @@ def run_node_by_hand(spec: RunSpec, spec_path: Path, overrides: list[str]) -> in
     Raises:
         AddressError: nothing answers there within launcher.start_timeout_s.
     """
-    assert spec.launcher.rendezvous is not None, "checked with the spec"
+    assert spec.launcher.rendezvous is not None, "checked by check_nodes"
     host, _, port = spec.launcher.rendezvous.rpartition(":")
     refuse_taken(host, int(port), spec.launcher.start_timeout_s)
     ranks = spec.world_size // spec.launcher.nodes

@@ -23,9 +23,9 @@ _REMEDIES = {
     "account": "set slurm.account to one of yours (`sacctmgr show associations user=$USER`)",
     "qos": "set slurm.qos to one of yours (`sacctmgr show associations user=$USER`)",
     "time limit": "lower slurm.time to what the partition allows (`sinfo -o '%P %l'`)",
-    "configuration is not available": "lower slurm.nodes, gpus_per_node, cpus_per_task or memory to what `sinfo -N -l` "
-    "shows",
-    "more processors": "lower the ranks of a node (slurm.nodes, parallel) or slurm.cpus_per_task",
+    "configuration is not available": "lower launcher.nodes, slurm.gpus_per_node, cpus_per_task or memory to what "
+    "`sinfo -N -l` shows",
+    "more processors": "lower the ranks of a node (launcher.nodes, parallel) or slurm.cpus_per_task",
     "gres": "set slurm.gpus_per_node to what `sinfo -o '%N %G'` shows",
     "node name": "take the wrong names out of slurm.exclude",
     "feature": "set slurm.constraint to features that `sinfo -o '%N %f'` shows",

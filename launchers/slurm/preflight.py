@@ -71,7 +71,8 @@ def _speeds(spec: RunSpec) -> tuple[float, tuple[float, ...], str]:
     from trimaran.launchers.slurm.gpu_check import check_nccl_here, look_at_gpus, matrix_gflops
 
     gpus = look_at_gpus() if spec.launcher.device != "cpu" else []
-    wanted = spec.slurm.gpus_per_node or (spec.world_size // spec.slurm.nodes if spec.launcher.device == "cuda" else 0)
+    of_ranks = spec.world_size // spec.launcher.nodes if spec.launcher.device == "cuda" else 0
+    wanted = spec.slurm.gpus_per_node or of_ranks
     faults = [fault for gpu in gpus for fault in gpu.faults()]
     if spec.launcher.device != "cpu" and len(gpus) < wanted:
         faults.append(f"torch sees {len(gpus)} of {wanted} GPUs")
@@ -104,7 +105,7 @@ def judge(
         )
     rendezvous.remove_address_file()
     every = _compare(rendezvous, facts)
-    refused = refused_nodes(every, spec.slurm.preflight_min_free_gib)
+    refused = refused_nodes(every, spec.slurm.preflight_min_free_gib or 0.0)
     if not refused and rank_env.world_size > 1:
         import torch
 

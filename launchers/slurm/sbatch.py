@@ -57,7 +57,7 @@ def render(job: Job) -> str:
         _settings(job),
         *([_environment(job)] if job.spec.slurm.modules or job.spec.slurm.prolog else []),
         _step(job),
-        *([_preflight(job)] if job.spec.slurm.preflight else []),
+        *([_preflight(job)] if job.spec.slurm.preflight_min_free_gib is not None else []),
         _ranks(job),
     ]
     return "\n\n".join(block.strip("\n") for block in blocks) + "\n"
@@ -65,7 +65,7 @@ def render(job: Job) -> str:
 
 def _options(job: Job) -> list[str]:
     section, spec = job.spec.slurm, job.spec
-    per_node = spec.world_size // section.nodes if section.tasks == "rank" else 1
+    per_node = spec.world_size // spec.launcher.nodes if section.tasks == "rank" else 1
     log = "slurm-%A_%a.log" if len(job.arguments) > 1 else "slurm-%j.log"
     plain = {
         "partition": section.partition,
@@ -82,7 +82,7 @@ def _options(job: Job) -> list[str]:
     lead = section.signal_lead_s
     return [
         f"--job-name={job.name}",
-        f"--nodes={section.nodes}",
+        f"--nodes={spec.launcher.nodes}",
         f"--ntasks-per-node={per_node}",
         *(f"--{name}={value}" for name, value in plain.items() if value is not None),
         f"--chdir={_path(job.directory)}",

@@ -133,7 +133,7 @@ def check_resources(found: Sequence[Resources]) -> None:
             raise DeviceError(
                 f"ranks {first} and {rank} ({each.where}) would share one GPU, {each.gpu_name} {each.gpu}: torch sees "
                 f"{each.num_gpus} there for {local} ranks; start fewer ranks on that host (parallel.tp, pp, dp, "
-                "slurm.nodes), give it more GPUs (slurm.gpus_per_node), or set launcher.device to cpu"
+                "launcher.nodes), give it more GPUs (slurm.gpus_per_node), or set launcher.device to cpu"
             )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from trimaran.runtime.files import read_bytes
 from trimaran.runtime.spec.errors import FieldError, SpecError
 from trimaran.runtime.spec.fields import RunFields
-from trimaran.runtime.spec.names import section_of
+from trimaran.runtime.spec.names import name_of_today, section_of, with_new_names
 from trimaran.runtime.spec.parsing import Reading, build_spec, unknown_field
 from trimaran.runtime.spec.run import RunSpec
 from trimaran.runtime.spec.yaml_text import MOST_BYTES, SHORTER, read_yaml, write_yaml
@@ -38,6 +38,7 @@ def load_spec(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunSp
         fix = f"write sections with fields below them: {', '.join(RunFields.model_fields)}"
         raise SpecError([FieldError(source, f"must be a mapping of sections, got {got}", document.value, fix)], source)
     raw: dict[str, Any] = {str(name): value for name, value in document.value.items()}
+    raw = with_new_names(raw, document.lines)  # before the overrides, which are above former names too
     reading = Reading(lines=document.lines)
     for text in overrides:
         _override(raw, text, reading)
@@ -85,7 +86,7 @@ def _override(raw: dict[str, Any], text: str, reading: Reading) -> None:
     # What is reported about this path is no longer about the line in the file.
     reading.lines.pop(path, None)
     section, _, name = path.rpartition(".")
-    if "." in section:
+    if "." in section or name_of_today(path):
         reading.add([unknown_field(path, parsed.value)])
     elif (known_section := section_of(path)) is not None:
         fix = f"set one field at a time, such as --set {path}.{next(iter(known_section.model_fields))}=..."

@@ -1,7 +1,7 @@
 """The names of fields: former ones, and which field a wrong name was meant to be."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -9,8 +9,46 @@ from pydantic import BaseModel
 
 from trimaran.runtime.spec.fields import RunFields
 
-RENAMED: Final[Mapping[str, str]] = MappingProxyType({})
+RENAMED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "optimizer.beta1": "optimizer.betas",
+        "optimizer.beta2": "optimizer.betas",
+        "slurm.nodes": "launcher.nodes",
+        "slurm.preflight": "slurm.preflight_min_free_gib",
+    }
+)
 """Former path of a field -> its path today, both `section.field`; specs and checkpoints are read through it."""
+
+
+def _betas(given: Mapping[str, Any]) -> Any:
+    if "optimizer.betas" in given:
+        raise ValueError
+    return [given.get("optimizer.beta1", 0.9), given.get("optimizer.beta2", 0.95)]  # the defaults of then
+
+
+def _nodes(given: Mapping[str, Any]) -> Any:
+    """launcher.nodes was that of runs started by hand and slurm.nodes that of jobs; both were written out, mostly 1."""
+    counts = [count for count in given.values() if isinstance(count, bool) or count != 1] or [1]
+    if counts != counts[:1] * len(counts):
+        raise ValueError
+    return counts[0]
+
+
+def _min_free_gib(given: Mapping[str, Any]) -> Any:
+    least = given.get("slurm.preflight_min_free_gib", 1.0)  # the default of then
+    if not isinstance(given["slurm.preflight"], bool) or (given["slurm.preflight"] and least is None):
+        raise ValueError
+    return least if given["slurm.preflight"] else None
+
+
+_MERGED: Final[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = MappingProxyType(
+    {
+        "optimizer.betas": _betas,
+        "launcher.nodes": _nodes,
+        "slurm.preflight_min_free_gib": _min_free_gib,
+    }
+)
+"""Path today -> its value from those that are given under former names and this one; ValueError: they contradict."""
 
 # What other trainers call these fields; nearness of spelling would not find them.
 _OTHER_NAMES: Final = MappingProxyType(
@@ -19,7 +57,8 @@ _OTHER_NAMES: Final = MappingProxyType(
         "max_lr": "optimizer.lr",
         "adam_eps": "optimizer.eps",
         "epsilon": "optimizer.eps",
-        "betas": "optimizer.beta1",
+        "adam_beta1": "optimizer.betas",
+        "adam_beta2": "optimizer.betas",
         "clip_grad": "optimizer.max_grad_norm",
         "grad_clip": "optimizer.max_grad_norm",
         "min_lr": "lr_schedule.min_lr_ratio",
@@ -69,6 +108,8 @@ _OTHER_NAMES: Final = MappingProxyType(
         "save_interval": "checkpoint.interval",
         "log_interval": "logging.interval",
         "nproc_per_node": "parallel.dp",
+        "nnodes": "launcher.nodes",
+        "num_nodes": "launcher.nodes",
         "random_seed": "seed",
     }
 )
@@ -82,23 +123,57 @@ def section_of(name: str) -> type[BaseModel] | None:
 
 
 def with_new_names(raw: Mapping[str, Any], lines: dict[str, int]) -> dict[str, Any]:
-    """Return `raw` with every field of RENAMED under its name of today, unless that is given as well.
+    """Return `raw` with every field of RENAMED under its name of today, unless that contradicts what is given there.
 
     Args:
         lines: the line of each path, to which those of the new names are added.
     """
     found = dict(raw)
-    for old, new in RENAMED.items():
-        (old_section, old_name), (section, name) = old.split("."), new.split(".")
-        former, target = found.get(old_section), found.get(section) or {}
-        if isinstance(former, Mapping) and old_name in former and isinstance(target, Mapping) and name not in target:
-            found[old_section] = {key: value for key, value in former.items() if key != old_name}
-            found[section] = {**(found.get(section) or {}), name: former[old_name]}
-            if not found[old_section] and section_of(old_section) is None:
-                del found[old_section]
-            if old in lines:
-                lines[new] = lines[old]
+    for today in dict.fromkeys(RENAMED.values()):
+        section = today.partition(".")[0]
+        former = {old: _value(found, old) for old, new in RENAMED.items() if new == today and _is_given(found, old)}
+        if not former or not isinstance(found.get(section) or {}, Mapping):
+            continue
+        given = {today: _value(found, today), **former} if _is_given(found, today) else former
+        try:
+            value = _MERGED.get(today, _only)(given)
+        except ValueError:
+            continue
+        for old in former:
+            _remove(found, old)
+        found[section] = {**(found.get(section) or {}), today.partition(".")[2]: value}
+        for old in lines.keys() & former.keys():
+            lines.setdefault(today, lines[old])
     return found
+
+
+def _is_given(raw: Mapping[str, Any], path: str) -> bool:
+    section, _, name = path.partition(".")
+    return isinstance(raw.get(section), Mapping) and name in raw[section]
+
+
+def _value(raw: Mapping[str, Any], path: str) -> Any:
+    section, _, name = path.partition(".")
+    return raw[section][name]
+
+
+def _remove(raw: dict[str, Any], path: str) -> None:
+    """Remove a field, and its section where that is gone too and now empty; the section itself may be shared."""
+    section, _, name = path.partition(".")
+    raw[section] = {key: value for key, value in raw[section].items() if key != name}
+    if not raw[section] and section_of(section) is None:
+        del raw[section]
+
+
+def _only(given: Mapping[str, Any]) -> Any:
+    if len(given) > 1:
+        raise ValueError
+    return next(iter(given.values()))
+
+
+def name_of_today(path: str) -> str | None:
+    """Return the path today of a field that `path` named formerly, None where it named none."""
+    return RENAMED.get(path)
 
 
 def known_paths() -> Iterator[str]:
@@ -112,16 +187,19 @@ def known_paths() -> Iterator[str]:
 def nearest_path(path: str) -> str | None:
     """Return the known path that the unknown `path` was most likely meant to be, or None.
 
-    In this order: its name of today, the same name in another section, another trainer's name for it, a near spelling
-    in the same section, a near spelling anywhere.
+    In this order: its name of today, the same name in another section, a former name in another section, another
+    trainer's name for it, a near spelling in the same section, a near spelling anywhere.
     """
     section, _, name = path.rpartition(".")
-    if path in RENAMED:
-        return RENAMED[path]
+    if (today := name_of_today(path)) is not None:
+        return today
     known = list(known_paths())
     same_name = [candidate for candidate in known if candidate.rpartition(".")[2] == name]
     if same_name:
         return min(same_name, key=lambda candidate: (candidate.count("."), candidate))
+    former = [today for old, today in RENAMED.items() if old.rpartition(".")[2] == name]
+    if former:
+        return former[0]
     if name.lower() in _OTHER_NAMES:
         return _OTHER_NAMES[name.lower()]
     siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == section]

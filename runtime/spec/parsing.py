@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from trimaran.models.fields import one_of
 from trimaran.runtime.spec.errors import MOST_SHOWN, MOST_WORD, FieldError, SpecError, show
 from trimaran.runtime.spec.fields import RunFields
-from trimaran.runtime.spec.names import nearest_path, section_of, with_new_names
+from trimaran.runtime.spec.names import name_of_today, nearest_path, section_of, with_new_names
 from trimaran.runtime.spec.rules import broken_rules
 from trimaran.runtime.spec.run import RunSpec
 
@@ -89,6 +89,9 @@ def build_spec(raw: Mapping[str, object], reading: Reading, source: str) -> RunS
 
 def unknown_field(path: str, value: object) -> FieldError:
     """Return the error about a name that no field has, with the name that was probably meant."""
+    today = name_of_today(path)
+    if today is not None:
+        return FieldError(path, f"is a former name of {today}", value, f"write {today} instead: {_description(today)}")
     meant = nearest_path(path)
     if meant is not None:
         return FieldError(path, "unknown field", value, f"did you mean {meant}?")
@@ -214,6 +217,9 @@ def _words(path: str, detail: ErrorDetails) -> tuple[str, str]:
     if kind == "value_error":
         rule, _, suggestion = str(context["error"]).partition("; ")
         return rule, suggestion
+    length = _length(path) if kind in ("list_type", "too_short", "too_long") else None
+    if length is not None:
+        return f"must be a list of {length} items{got}", f"write it as {_field_info(path).default}"
     if kind in ("list_type", "too_short"):
         example = f"[{value}]" if isinstance(value, str) and len(value) < MOST_WORD else "[item, item]"
         return "must be a list with at least one item" + got, f"write it as {example}"
@@ -292,6 +298,15 @@ def _description(path: str) -> str:
 def _default(path: str) -> str | None:
     default = _field_info(path).default
     return show(default) if isinstance(default, bool | int | float) else None
+
+
+def _length(path: str) -> int | None:
+    """Return how many items the list of a field has, None where that is free."""
+    least, most = (
+        next((getattr(each, name) for each in _field_info(path).metadata if hasattr(each, name)), None)
+        for name in ("min_length", "max_length")
+    )
+    return least if least == most else None
 
 
 def _options(path: str) -> Iterator[str]:

@@ -118,9 +118,8 @@ def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device) -> Trai
         validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
     stages = build_stages_of_rank(spec, mesh, device, placement=schedule.placement)
     context = next(iter(stages.values())).context
-    settings = AdamWSettings(
-        spec.optimizer.beta1, spec.optimizer.beta2, spec.optimizer.eps, spec.optimizer.weight_decay
-    )
+    beta1, beta2 = spec.optimizer.betas
+    settings = AdamWSettings(beta1, beta2, spec.optimizer.eps, spec.optimizer.weight_decay)
     bucket_bytes = int(spec.zero.bucket_size_mib * 2**20)
     optimizer = ShardedOptimizer(
         stages,

@@ -48,8 +48,9 @@ class Run:
             "parallel": TWO_RANKS,
             "train": TRAIN,
             "checkpoint": OFTEN,
-            "slurm": {"nodes": 2, "preflight": False},
-            "launcher": {"start_timeout_s": 120.0, "timeout_s": 600.0},  # ranks wait for the one that is held
+            "slurm": {"preflight_min_free_gib": None},
+            # ranks wait for the one that is held
+            "launcher": {"nodes": 2, "start_timeout_s": 120.0, "timeout_s": 600.0},
         }
         for name, fields in sections.items():
             defaults[name] = defaults.get(name, {}) | fields

@@ -21,7 +21,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from tests.launchers.runs import make_workplace, trimaran
-from trimaran.launchers.before_start import check_device
+from trimaran.launchers.before_start import check_device, check_nodes
 from trimaran.launchers.cli.app import app
 from trimaran.launchers.cli.check import schema
 from trimaran.launchers.cli.console import errors_as_sentences
@@ -178,6 +178,25 @@ def test_a_run_needs_a_gpu_for_every_rank(
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     with pytest.raises(ValueError, match=sentence) if sentence else nullcontext():
         check_device(load_spec(tmp_path / "spec.yaml", changes), ranks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rendezvous", "sentence"),
+    [
+        ("local", "n1:29400", ""),
+        ("local", "null", "2 nodes, which must meet somewhere, and launcher.rendezvous is not set; .*such as n1:29400"),
+        ("slurm", "null", ""),
+        ("mpi", "n1:29400", "2 nodes, and --launcher mpi starts ranks on this machine alone; set launcher.nodes to 1"),
+    ],
+)
+def test_several_nodes_are_for_launchers_that_reach_them(
+    kind: str, rendezvous: str, sentence: str, tmp_path: Path
+) -> None:
+    make_workplace(tmp_path, parallel={"tp": 2})
+    spec = load_spec(tmp_path / "spec.yaml", ["launcher.nodes=2", f"launcher.rendezvous={rendezvous}"])
+    with pytest.raises(ValueError, match=sentence) if sentence else nullcontext():
+        check_nodes(spec, kind)
+    assert any("launcher.nodes says 2 nodes" in each for each in problems_here(spec, kind)) == bool(sentence)
 
 
 def test_check_tells_all_of_it_at_once_after_the_table(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_run_learns_resumes_at_the_same_numbers_and_writes_no_sample(
         tmp_path / "whole",
         model=model,
         parallel={"tp": 1, "pp": 2},
-        optimizer={"lr": 6e-3, "beta2": 0.98},
+        optimizer={"lr": 6e-3, "betas": [0.9, 0.98]},
         lr_schedule={"name": "linear", "warmup_steps": 20},
         train={"num_steps": 110, "global_batch_size": 16, "micro_batch_size": 8, "eval_interval": 40},
         checkpoint={"interval": 90},

@@ -15,7 +15,8 @@ import pytest
 from tests.launchers.runs import RAISE_AT_STEP_6, fault, losses, make_workplace, trimaran
 from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
 from tests.launchers.slurm_runs import FOUR_RANKS, JOB_S, MANY_STEPS, OFTEN, STEPS, TRAIN, TWO_RANKS, Run
-from trimaran.launchers.slurm.jobs import jobs_of
+from trimaran.launchers.slurm.jobs import jobs_of, plan
+from trimaran.launchers.slurm.sbatch import render
 from trimaran.runtime.checkpoint.folder import latest
 
 pytestmark = [
@@ -60,7 +61,7 @@ def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple
         cluster,
         tmp_path_factory.mktemp("limited"),
         hold=5,
-        slurm={"nodes": 2, "time": "2", "signal_lead_s": 60, "exclude": "n[3-6]"},
+        slurm={"time": "2", "signal_lead_s": 60, "exclude": "n[3-6]"},
     )
     job = run.submit_and_hold()
     cluster.restart_controller()
@@ -182,7 +183,8 @@ def test_slow_and_full_nodes_are_named_left_out_and_replaced(cluster: Cluster, t
         tmp_path / "run-place",
         environment=environment,
         train={"num_steps": 4},
-        slurm={"preflight": True, "nodes": 3, "exclude": "n1"},
+        launcher={"nodes": 3},
+        slurm={"preflight_min_free_gib": 1.0, "exclude": "n1"},
         parallel={"tp": 3, "pp": 1},
         model={"num_heads": 3, "hidden_size": 24, "ffn_hidden_size": 24},
     )
@@ -213,7 +215,7 @@ def test_a_rank_that_fails_ends_the_job_is_named_first_and_secrets_stay_in_the_e
 
 
 def test_names_that_a_shell_would_run_do_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    sections = {"train": {"num_steps": 2}, "parallel": {"tp": 1, "pp": 1}, "slurm": {"nodes": 1}}
+    sections = {"train": {"num_steps": 2}, "parallel": {"tp": 1, "pp": 1}, "launcher": {"nodes": 1}}
     run = Run(cluster, tmp_path, forked=True, **sections)
     hostile = "run of; touch x & (touch y)"
     outcome = run.trimaran("train", "spec.yaml", "--launcher", "slurm", "--set", f"train.output_dir={hostile}")
@@ -233,7 +235,7 @@ def test_names_that_a_shell_would_run_do_nothing(cluster: Cluster, tmp_path: Pat
 def test_the_script_is_valid_shell(tmp_path: Path) -> None:
     workplace = make_workplace(tmp_path, parallel=FOUR_RANKS)
     settings = [
-        "slurm.nodes=2",
+        "launcher.nodes=2",
         "slurm.modules=[cuda/12.4, 'a b; touch x']",
         "slurm.container=image.sif",
         "slurm.cpus_per_task=2",
@@ -242,6 +244,10 @@ def test_the_script_is_valid_shell(tmp_path: Path) -> None:
     outcome = trimaran(workplace.folder, "train", "spec.yaml", "--launcher", "slurm", "--dry-run", *options)
     assert outcome.code == 0, outcome.err
     assert "module load 'a b; touch x'" in outcome.out
+    assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=2\n" in outcome.out
+    assert "trimaran.launchers.slurm.preflight" in outcome.out
+    without = plan(workplace.folder / "spec.yaml", ["slurm.preflight_min_free_gib=null"], [])
+    assert "trimaran.launchers.slurm.preflight" not in render(without.job)
     assert "#SBATCH --propagate=NONE" in outcome.out, "the limits of the login shell stay there"
     subprocess.run(["bash", "-n"], input=outcome.out, text=True, check=True)
     assert not workplace.run.exists()

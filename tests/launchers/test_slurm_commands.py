@@ -37,7 +37,7 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
     lines = [re.split(r"\s{2,}", line)[0] for block in blocks for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith(("trimaran ", "torchrun ", "mpirun ", "srun "))]
     assert len(commands) >= 10
-    run = Run(cluster, tmp_path, train={"num_steps": 4}, parallel={"tp": 1}, slurm={"nodes": 1}, forked=True)
+    run = Run(cluster, tmp_path, train={"num_steps": 4}, parallel={"tp": 1}, launcher={"nodes": 1}, forked=True)
     two_ranks = (tmp_path / "spec.yaml").read_text().replace("tp: 1", "tp: 2")
     (tmp_path / "two.yaml").write_text(two_ranks)
     path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
@@ -69,7 +69,7 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
 
 
 def test_a_job_that_sbatch_refuses_is_one_sentence(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, parallel={"tp": 1}, slurm={"nodes": 1, "partition": "nope"})
+    run = Run(cluster, tmp_path, parallel={"tp": 1}, launcher={"nodes": 1}, slurm={"partition": "nope"})
     refused = run.trimaran("train", "spec.yaml", "--launcher", "slurm")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert "Invalid partition name specified; set slurm.partition to one that `sinfo` lists" in refused.stderr
@@ -78,7 +78,7 @@ def test_a_job_that_sbatch_refuses_is_one_sentence(cluster: Cluster, tmp_path: P
 
 
 def test_the_time_to_the_first_step_is_taken_apart(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, parallel={"tp": 1}, slurm={"nodes": 1})
+    run = Run(cluster, tmp_path, parallel={"tp": 1}, launcher={"nodes": 1})
     command = [sys.executable, str(ROOT / "benchmarks" / "slurm_start.py"), "spec.yaml", "--repeats", "1"]
     done = subprocess.run(
         command, cwd=tmp_path, env=run.environment, capture_output=True, text=True, timeout=JOB_S, check=False

@@ -351,10 +351,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "launcher.kind: must be local, slurm or mpi, got 'ray'; set launcher.kind to local, slurm or mpi",
     ),
     (
-        {"slurm.nodes": 3},
+        {"launcher.nodes": 3},
         (
-            "slurm.nodes: nodes (3) must divide the number of ranks (1 = tp * pp * dp * cp), for every node gets "
-            "equally many; set slurm.nodes to 1"
+            "launcher.nodes: nodes (3) must divide the number of ranks (1 = tp * pp * dp * cp), for every node gets "
+            "equally many; set launcher.nodes to 1"
         ),
     ),
     (
@@ -364,24 +364,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"launcher.rendezvous": "$(id):1"},
         "launcher.rendezvous: must be HOST:PORT, got '$(id):1'; write one such as n1:29400",
-    ),
-    (
-        {"launcher.nodes": 2, "parallel.dp": 2, "train.global_batch_size": 32},
-        (
-            "launcher.nodes: nodes (2) must meet somewhere, and launcher.rendezvous is not set; "
-            "set launcher.rendezvous to HOST:PORT, such as n1:29400"
-        ),
-    ),
-    (
-        {"launcher.nodes": 2, "launcher.kind": "slurm", "parallel.dp": 2, "train.global_batch_size": 32},
-        (
-            "launcher.nodes: nodes (2) is for kind local, got kind slurm; set launcher.nodes to 1; "
-            "under slurm the nodes are slurm.nodes"
-        ),
-    ),
-    (
-        {"launcher.nodes": 2, "launcher.rendezvous": "n1:29400"},
-        "launcher.nodes: nodes (2) must divide the number of ranks (1 = tp * pp * dp * cp); set launcher.nodes to 1",
     ),
     (
         {"slurm.partition": "gpu; rm"},
@@ -408,8 +390,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "optimizer.lr: must be a finite number, got nan; set optimizer.lr to a finite number",
     ),
     (
-        {"optimizer.beta2": 1.0},
-        "optimizer.beta2: must be below 1, got 1.0; set optimizer.beta2 to a number below 1, such as 0.95",
+        {"optimizer.betas": [0.9, 1.0]},
+        "optimizer.betas[1]: must be below 1, got 1.0; set optimizer.betas[1] to a number below 1",
+    ),
+    *(
+        (
+            {"optimizer.betas": wrong},
+            f"optimizer.betas: must be a list of 2 items, got {wrong}; write it as [0.9, 0.95]",
+        )
+        for wrong in (0.9, [0.9], [0.9, 0.95, 0.99])
+    ),
+    (
+        {"slurm.preflight_min_free_gib": -1},
+        (
+            "slurm.preflight_min_free_gib: must be at least 0, got -1; "
+            "set slurm.preflight_min_free_gib to a number at least 0, such as 1.0"
+        ),
     ),
     ({"optimizer.name": "adam"}, "optimizer.name: must be adamw, got 'adam'; did you mean adamw?"),
     (

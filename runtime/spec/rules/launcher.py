@@ -38,37 +38,11 @@ def check_world_size(spec: RunFields, world_size: int, name: str = "WORLD_SIZE")
     raise SpecError([FieldError("parallel.dp", rule, parallel.dp, fix)])
 
 
-@RULES.needs("slurm.nodes", *_RANKS)
+@RULES.needs("launcher.nodes", *_RANKS)
 def _nodes_share_the_ranks(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
-    nodes, ranks = spec.slurm.nodes, spec.world_size
+    nodes, ranks = spec.launcher.nodes, spec.world_size
     if ranks % nodes:
         product = f"the number of ranks ({ranks} = tp * pp * dp * cp)"
         rule = f"nodes ({nodes}) must divide {product}, for every node gets equally many"
-        yield FieldError("slurm.nodes", rule, nodes, f"set slurm.nodes to {one_of(nearest_divisors(ranks, nodes))}")
-
-
-@RULES.needs("launcher.nodes", "launcher.kind")
-def _nodes_by_hand_are_local(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
-    nodes, kind = spec.launcher.nodes, spec.launcher.kind
-    if nodes > 1 and kind != "local":
-        rule = f"nodes ({nodes}) is for kind local, got kind {kind}"
-        fix = "set launcher.nodes to 1; under slurm the nodes are slurm.nodes"
-        yield FieldError("launcher.nodes", rule, nodes, fix)
-
-
-@RULES.needs("launcher.nodes", "launcher.kind", "launcher.rendezvous")
-def _nodes_by_hand_meet(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
-    launcher = spec.launcher
-    if launcher.nodes > 1 and launcher.kind == "local" and launcher.rendezvous is None:
-        rule = f"nodes ({launcher.nodes}) must meet somewhere, and launcher.rendezvous is not set"
-        fix = "set launcher.rendezvous to HOST:PORT, such as n1:29400"
-        yield FieldError("launcher.nodes", rule, launcher.nodes, fix)
-
-
-@RULES.needs("launcher.nodes", *_RANKS)
-def _nodes_by_hand_share_the_ranks(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
-    nodes, ranks = spec.launcher.nodes, spec.world_size
-    if ranks % nodes:
-        rule = f"nodes ({nodes}) must divide the number of ranks ({ranks} = tp * pp * dp * cp)"
         fix = f"set launcher.nodes to {one_of(nearest_divisors(ranks, nodes))}"
         yield FieldError("launcher.nodes", rule, nodes, fix)

@@ -42,8 +42,8 @@ class LauncherSection(BaseModel):
     )
     nodes: Count = Field(
         default=1,
-        description="local: the nodes on each of which the same command is run by hand (under slurm it is "
-        "slurm.nodes).",
+        description="Nodes of the run; each gets the same number of ranks (local: the same command is run by hand on "
+        "each).",
     )
     rendezvous: Rendezvous | None = Field(
         default=None, description="local with several nodes: HOST:PORT of one of them, free there, at which they meet."

@@ -9,6 +9,7 @@ from trimaran.runtime.spec.sections.common import SECTION_CONFIG, Fraction, Posi
 from trimaran.runtime.train.lr_schedule import LrScheduleName
 
 Beta = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Betas = Annotated[list[Beta], Field(min_length=2, max_length=2)]
 
 
 class OptimizerSection(BaseModel):
@@ -18,8 +19,9 @@ class OptimizerSection(BaseModel):
 
     name: Literal["adamw"] = Field(default="adamw", description="Update rule.")
     lr: Positive = Field(description="Peak learning rate.")
-    beta1: Beta = Field(default=0.9, description="Decay of the running mean of the gradient.")
-    beta2: Beta = Field(default=0.95, description="Decay of the running mean of the squared gradient.")
+    betas: Betas = Field(
+        default=[0.9, 0.95], description="Decays of the running means of the gradient and of the squared gradient."
+    )
     eps: Positive = Field(default=1e-8, description="Added to the root of the second moment.")
     weight_decay: NonNegative = Field(
         default=0.1, description="Decoupled weight decay of matrices; biases and norms have none."

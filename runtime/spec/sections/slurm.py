@@ -61,7 +61,6 @@ class SlurmSection(BaseModel):
     )
     account: Word | None = Field(default=None, description="Account that pays.")
     qos: Word | None = Field(default=None, description="Quality of service.")
-    nodes: Count = Field(default=1, description="Nodes; each gets the same number of ranks.")
     tasks: Literal["rank", "node"] = Field(
         default="rank",
         description="What a Slurm task is: one rank, or a node with torchrun's agent, which starts its ranks.",
@@ -91,7 +90,8 @@ class SlurmSection(BaseModel):
     signal_lead_s: NonNegativeWhole = Field(
         default=120, description="Seconds before the time limit at which the ranks save and leave."
     )
-    preflight: bool = Field(default=True, description="Whether every node is examined before the ranks start.")
-    preflight_min_free_gib: NonNegative = Field(
-        default=1.0, description="Free disk of the run folder that the preflight asks for, in GiB."
+    preflight_min_free_gib: NonNegative | None = Field(
+        default=1.0,
+        description="Free disk of the run folder, in GiB, that the preflight of every node asks for before the ranks "
+        "start (null: no preflight).",
     )
