@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences
+from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences, path
 from trimaran.launchers.cli.problems import problems_here
 from trimaran.launchers.terminal import print_table, say, writing_output
 from trimaran.models.fields import printable
@@ -20,7 +20,7 @@ def check(
     spec_path: SpecPath,
     overrides: Overrides = [],  # noqa: B006
     picture: Annotated[
-        Path | None, typer.Option(help="Draw the pipeline schedule into this .svg or .png file.")
+        Path | None, typer.Option(parser=path, help="Draw the pipeline schedule into this .svg or .png file.")
     ] = None,
     launcher: Launcher = None,
 ) -> None:

@@ -14,7 +14,18 @@ import typer
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
 from trimaran.launchers.terminal import OUTPUT, is_for_users, say, say_error
 
-SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a YAML file.")]
+
+def path(text: str) -> Path:
+    """Return the path that is written on the command line.
+
+    Path("") is the current folder, and nobody who writes "" (an unset variable, most often) means that one.
+    """
+    if not text.strip():
+        raise typer.BadParameter("the path is empty; write one, or . for the current folder")
+    return Path(text)
+
+
+SpecPath = Annotated[Path, typer.Argument(parser=path, metavar="SPEC", help="The run spec, a YAML file.")]
 Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, such as parallel.tp=2; may be repeated."),
@@ -22,7 +33,9 @@ Overrides = Annotated[
 Launcher = Annotated[
     Literal["local", "slurm", "mpi"] | None, typer.Option(help="In place of the spec's launcher.kind.")
 ]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint folder of it.")]
+RunPath = Annotated[
+    Path, typer.Argument(parser=path, metavar="RUN", help="A run folder, or one checkpoint folder of it.")
+]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trimaran.launchers.cli.console import RunPath, errors_as_sentences
+from trimaran.launchers.cli.console import RunPath, errors_as_sentences, path
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.terminal import say
 from trimaran.models.fields import printable
@@ -40,10 +40,13 @@ MemoryGib = Annotated[
 
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="DIR|FILE", help="A folder with config.json and safetensors, or a .gguf file.")
+        Path,
+        typer.Argument(
+            parser=path, metavar="DIR|FILE", help="A folder with config.json and safetensors, or a .gguf file."
+        ),
     ],
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="The run folder to make; runs/NAME by default.")
+        Path | None, typer.Argument(parser=path, metavar="[RUN]", help="The run folder to make; runs/NAME by default.")
     ] = None,
     memory_gib: MemoryGib = 2.0,
 ) -> None:
@@ -61,7 +64,8 @@ def import_(
 def export(
     run: RunPath,
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="The folder to make; RUN/huggingface by default.")
+        Path | None,
+        typer.Argument(parser=path, metavar="[DIR]", help="The folder to make; RUN/huggingface by default."),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trimaran.launchers.cli.console import RunPath, errors_as_sentences, find_checkpoint
+from trimaran.launchers.cli.console import RunPath, errors_as_sentences, find_checkpoint, path
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.terminal import discard_output, say
@@ -27,8 +27,9 @@ def generate(
     prompts: Annotated[
         Path | None,
         typer.Option(
+            parser=path,
             help="File of prompts, - for standard input: a text a line, or in a .jsonl file a JSON value a line. "
-            "Results are printed as JSON, one a line."
+            "Results are printed as JSON, one a line.",
         ),
     ] = None,
     chat: Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import errors_as_sentences, require_run
+from trimaran.launchers.cli.console import errors_as_sentences, path, require_run
 from trimaran.launchers.slurm.commands import state_of
 from trimaran.launchers.slurm.jobs import copy_from, end, follow, jobs_of, last_job
 from trimaran.launchers.terminal import say, writing_output
@@ -17,7 +17,7 @@ from trimaran.launchers.worker.process import ERROR_FILE
 from trimaran.models.fields import printable
 from trimaran.runtime.files import read_json
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RunFolder = Annotated[Path, typer.Argument(parser=path, metavar="RUN", help="A run folder.")]
 _SAVING_S = 600.0
 _POLL_S = 1.0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trimaran.launchers.cli.console import SpecPath, errors_as_sentences
+from trimaran.launchers.cli.console import SpecPath, errors_as_sentences, path
 from trimaran.launchers.terminal import print_table, say, writing_output
 from trimaran.launchers.worker.process import threads_per_rank
 from trimaran.runtime.spec import RunSpec, load_spec
@@ -36,7 +36,7 @@ def coordinate_check(
     ] = "heads",
     data: Annotated[bool, typer.Option("--data", help="Train on the spec's text instead of random tokens.")] = False,
     picture: Annotated[
-        Path | None, typer.Option(help="Draw the sizes over the width into this .svg or .png file.")
+        Path | None, typer.Option(parser=path, help="Draw the sizes over the width into this .svg or .png file.")
     ] = None,
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field; may be repeated.")

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import Overrides, SpecPath, errors_as_sentences
-from trimaran.launchers.terminal import print_table, writing_output
+from trimaran.launchers.cli.console import Overrides, SpecPath, errors_as_sentences, path
+from trimaran.launchers.terminal import print_table, say, writing_output
 from trimaran.runtime.spec import RunSpec, SpecError, load_spec
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ def schedules(
     csv: Annotated[
         str | None, typer.Option(metavar="NAME", help="Print this schedule, one line a rank, as torch writes it.")
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw each of them into a .svg file in this folder.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(parser=path, help="Draw each of them into a .svg file in this folder.")
+    ] = None,
 ) -> None:
     """Compare the pipeline schedules that fit a spec's layers, ranks and microbatches, by simulation. Starts nothing.
 
@@ -35,10 +37,13 @@ def schedules(
         from trimaran.runtime.pipeline.simulate import simulate
         from trimaran.runtime.train.pipeline import costs_of, schedule_of
 
-        fitting = specs_that_fit(spec)
+        fitting, given = specs_that_fit(spec), spec.parallel.layers_per_stage
         if csv is not None:
             if csv not in fitting:
                 raise ValueError(f"--csv {csv}: the schedules that fit this spec are {', '.join(fitting)}")
+            if given is not None and fitting[csv].parallel.layers_per_stage is None:
+                stages = f"the {fitting[csv].num_stages} stages of {csv} have layers balanced by cost"
+                say(f"parallel.layers_per_stage is for {len(given)} stages; {stages}")
             with writing_output():
                 print(write_csv(schedule_of(fitting[csv])), end="")
         if picture is not None:
@@ -50,11 +55,13 @@ def schedules(
             return
         from rich.table import Table
 
-        table = Table(*_COLUMNS, box=None)
+        # Layers that are given for other stages than a schedule's say nothing about it.
+        table = Table(*_COLUMNS, *([f"layers (given for {len(given)} stages)"] if given else []), box=None)
         for name, each in fitting.items():
             virtual_stages = each.parallel.virtual_stages
             cells = _cells(simulate(schedule_of(each), costs_of(each)), virtual_stages)
-            table.add_row(name, str(virtual_stages), *cells)
+            layers = "as given" if each.parallel.layers_per_stage else "balanced by cost"
+            table.add_row(name, str(virtual_stages), *cells, *([layers] if given else []))
         print_table(table)
 
 

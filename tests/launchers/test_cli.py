@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import jsonschema
 import pytest
@@ -24,7 +24,7 @@ from tests.launchers.runs import make_workplace, trimaran
 from trimaran.launchers.before_start import check_device, check_nodes
 from trimaran.launchers.cli.app import app
 from trimaran.launchers.cli.check import schema
-from trimaran.launchers.cli.console import errors_as_sentences
+from trimaran.launchers.cli.console import errors_as_sentences, path
 from trimaran.launchers.cli.problems import problems_here
 from trimaran.launchers.cli.train import TerminalHandler
 from trimaran.launchers.slurm.commands import SlurmError, submit
@@ -75,6 +75,52 @@ def test_schedules_are_compared_printed_and_drawn(tmp_path: Path) -> None:
     refused = trimaran(tmp_path, "schedules", "spec.yaml", "--csv", "zbv")
     assert refused.code == 2
     assert refused.last_line == "error: --csv zbv: the schedules that fit this spec are gpipe, 1f1b, zb_h1, zb_h2"
+
+
+def test_schedules_tell_where_the_layers_that_are_given_say_nothing(tmp_path: Path) -> None:
+    make_workplace(tmp_path, model={"num_layers": 6}, parallel={"tp": 1, "pp": 2, "layers_per_stage": [4, 2]})
+    outcome = trimaran(tmp_path, "schedules", "spec.yaml")
+    header, *rows = outcome.out.splitlines()
+    assert header.rstrip().endswith("layers (given for 2 stages)"), outcome.err
+    cut = {row.split()[0]: row.rstrip().rpartition("  ")[2] for row in rows}
+    assert cut == dict.fromkeys(["gpipe", "1f1b", "zb_h1", "zb_h2"], "as given") | dict.fromkeys(
+        ["interleaved_1f1b", "zbv", "dualpipev"], "balanced by cost"
+    )
+    assert trimaran(tmp_path, "schedules", "spec.yaml", "--csv", "1f1b").err == ""
+    assert trimaran(tmp_path, "schedules", "spec.yaml", "--csv", "zbv").last_line == (
+        "parallel.layers_per_stage is for 2 stages; the 4 stages of zbv have layers balanced by cost"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["schedules", "spec.yaml", "--picture", ""],
+        ["check", "spec.yaml", "--picture", " "],
+        ["coordinate-check", "spec.yaml", "--picture", ""],
+        ["check", ""],
+        ["train", ""],
+        ["report", ""],
+        ["status", ""],
+        ["import", "spec.yaml", ""],
+        ["import", ""],
+        ["export", "run", ""],
+        ["generate", "run", "--prompts", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(words: list[str]) -> None:
+    outcome = CliRunner().invoke(app, words)
+    assert outcome.exit_code == 2
+    assert "the path is empty; write one" in outcome.output
+
+
+def test_every_path_of_a_command_is_refused_where_it_is_empty() -> None:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            kind, *marks = get_args(hint) or (hint,)
+            if Path in (kind, *get_args(kind)):
+                assert [mark.parser for mark in marks] == [path], f"{command.callback.__name__}: {name}"
 
 
 TRITON = ["kernels.backend=triton", "launcher.device=auto"]
