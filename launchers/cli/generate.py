@@ -13,7 +13,7 @@ from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_af
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.terminal import discard_output, say
 from trimaran.runtime.infer.sampling_params import SamplingParams
-from trimaran.runtime.spec import RunSpec, dump_spec, load_spec, parse_spec
+from trimaran.runtime.spec import RunSpec, dump_spec, fields_at_layout, load_spec, parse_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.infer.prompts import Prompt
@@ -183,7 +183,5 @@ def _end_quietly_without_reader(ended: Stopped | LaunchError) -> None:
 
 def _at_layout(spec: RunSpec, tp: int, pp: int) -> RunSpec:
     """Return the spec with the layout tp x pp."""
-    raw = spec.model_dump(mode="json")
-    raw["parallel"] = {"tp": tp, "pp": pp, "shared_memory": spec.parallel.shared_memory, "uneven_heads": True}
-    raw["launcher"]["threads_per_rank"] = None
-    return parse_spec(raw)
+    shared_memory = spec.parallel.shared_memory
+    return parse_spec(fields_at_layout(spec, tp=tp, pp=pp, shared_memory=shared_memory, uneven_heads=True))

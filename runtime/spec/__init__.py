@@ -5,7 +5,7 @@ from trimaran.runtime.spec.errors import FieldError, SpecError
 from trimaran.runtime.spec.loading import dump_spec, load_spec
 from trimaran.runtime.spec.parsing import parse_spec
 from trimaran.runtime.spec.rules import check_world_size
-from trimaran.runtime.spec.run import RunSpec, diff_specs, json_schema
+from trimaran.runtime.spec.run import RunSpec, diff_specs, fields_at_layout, json_schema
 from trimaran.runtime.spec.sections import (
     CheckpointSection,
     DataSection,
@@ -41,6 +41,7 @@ __all__ = [
     "describe",
     "diff_specs",
     "dump_spec",
+    "fields_at_layout",
     "json_schema",
     "load_spec",
     "parse_spec",

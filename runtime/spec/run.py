@@ -25,6 +25,19 @@ class RunSpec(RunFields):
         return self
 
 
+def fields_at_layout(spec: RunFields, **parallel: object) -> dict[str, Any]:
+    """Return the fields of the run at another layout on this machine, without what only suits the layout it had.
+
+    That are its nodes, the threads of its ranks, and how its dp ranks share out the training state.
+
+    Args:
+        parallel: the whole parallel section.
+    """
+    fields = spec.model_dump(mode="json")
+    fields["launcher"] |= {"nodes": 1, "rendezvous": None, "threads_per_rank": None}
+    return {**fields, "parallel": parallel, "zero": {}}
+
+
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a spec file, for editors and other tools; the rules between fields are not in it."""
     schema = RunSpec.model_json_schema()

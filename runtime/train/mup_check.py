@@ -19,7 +19,7 @@ from trimaran.models.parallel.group import Group
 from trimaran.models.transformer import Stage, in_eval_mode
 from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.mesh import Mesh
-from trimaran.runtime.spec import RunSpec, parse_spec
+from trimaran.runtime.spec import RunSpec, fields_at_layout, parse_spec
 from trimaran.runtime.train.loop import build_loader
 from trimaran.runtime.train.train_context import build_train_context, train_step
 
@@ -78,10 +78,8 @@ def spec_at_width(spec: RunSpec, width: int, growth: Growth) -> RunSpec:
             changes["mup_base_head_dim"] = _in_proportion(
                 "head_dim", shape.head_dim, shape.mup_base_width, shape.hidden_size
             )
-    raw = spec.model_dump(mode="json")
+    raw = fields_at_layout(spec)
     raw["model"] |= changes
-    raw["parallel"] = {}
-    raw["launcher"]["threads_per_rank"] = None
     return parse_spec(raw)
 
 
