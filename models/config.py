@@ -259,20 +259,30 @@ class TransformerConfig(BaseModel):
 
     def num_parameters(self) -> int:
         """Return the exact number of trainable numbers, without vocabulary padding; tied weights count once."""
-        embedding = self.vocab_size * self.hidden_size
-        positions = self.max_seq_len * self.hidden_size if self.position == "learned" else 0
-        token_types = (self.num_token_types + int(self.has_query_stream)) * self.hidden_size
-        norms = (
-            self.num_layers * self.norms_per_layer
-            + int(self.has_final_norm)
-            + int(self.embedding_norm)
-            + int(self.head_transform)
-        )
-        head = (0 if self.tie_embeddings else embedding) + (self.vocab_size if self.head_bias else 0)
-        if self.head_transform:
-            head += self.hidden_size * self.hidden_size + (self.hidden_size if self.mlp_bias else 0)
-        layers = self.num_layers * (self._layer_matrix_parameters() + self._layer_vectors())
-        return embedding + positions + token_types + norms * self._norm_parameters() + layers + head
+        layers = self.num_layers * self.layer_parameters()
+        return self.embedding_parameters() + layers + self.head_parameters()
+
+    def embedding_parameters(self) -> int:
+        """Return the parameters before the first layer."""
+        positions = self.max_seq_len if self.position == "learned" else 0
+        vectors = self.vocab_size + positions + self.num_token_types + int(self.has_query_stream)
+        return vectors * self.hidden_size + int(self.embedding_norm) * self._norm_parameters()
+
+    def layer_parameters(self) -> int:
+        """Return the parameters of one layer."""
+        norms = self.norms_per_layer * self._norm_parameters()
+        return self._layer_matrix_parameters() + self._layer_vectors() + norms
+
+    def layer_expert_parameters(self) -> int:
+        """Return those of one layer's parameters that are in experts."""
+        return self._layer_matrix_parameters() - self._layer_matrix_parameters(0) if self.num_experts else 0
+
+    def head_parameters(self) -> int:
+        """Return the parameters after the last layer, without a tied projection."""
+        projection = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
+        transform = self.hidden_size * (self.hidden_size + int(self.mlp_bias)) if self.head_transform else 0
+        norms = (int(self.has_final_norm) + int(self.head_transform)) * self._norm_parameters()
+        return projection + (self.vocab_size if self.head_bias else 0) + transform + norms
 
     def num_active_parameters(self) -> int:
         """Return how many of the parameters one token meets: of the experts only those that it goes through."""
@@ -334,7 +344,8 @@ class TransformerConfig(BaseModel):
         matrices = (3 if self.is_gated else 2) * self.hidden_size * self.ffn_hidden_size
         if self.num_experts == 0:
             return attention + matrices
-        return attention + self.num_experts * self.hidden_size + (experts_used or self.num_experts) * matrices
+        used = self.num_experts if experts_used is None else experts_used
+        return attention + self.num_experts * self.hidden_size + used * matrices
 
     def _layer_vectors(self) -> int:
         """Parameters of one layer that no token is multiplied by: biases, scales of norms, projection of distances."""

@@ -12,6 +12,7 @@ from trimaran.launchers.terminal import print_table, say, writing_output
 from trimaran.models.fields import printable
 from trimaran.runtime.files import write_text
 from trimaran.runtime.spec import RunSpec, describe, json_schema, load_spec
+from trimaran.runtime.zero.costs import describe_state
 
 _PICTURE_MICROBATCHES = 64  # a drawing of more has boxes too thin to read
 
@@ -32,7 +33,7 @@ def check(
 
         table = Table(show_header=False, box=None)
         table.add_column(style="bold")
-        for name, value in describe(spec):
+        for name, value in [*describe(spec), *describe_state(spec)]:
             table.add_row(name, printable(value))
         print_table(table)
         if picture is not None:

@@ -87,6 +87,7 @@ class LayerContext:
         queue: of weight gradients that a pipeline schedule computes apart from the input's.
         recompute: every block whose global number is a multiple of this computes its activations again in its backward
             pass; 0: none does.
+        without_storage: parameters have a shape and no memory, which the optimizer gives them.
     """
 
     tp: Group
@@ -98,6 +99,7 @@ class LayerContext:
     ep: Group = _ALONE
     queue: WeightGradientQueue = field(default_factory=WeightGradientQueue)
     recompute: int = 0
+    without_storage: bool = False
 
 
 def new_parameter(
@@ -128,29 +130,29 @@ def new_parameter(
     else:
         spec, local_shape = cut_evenly(global_shape, "tp", dim, context.tp.rank, context.tp.size, unit)
     parameter = nn.Parameter(torch.empty(local_shape, dtype=context.dtype, device=context.device))
+    if context.without_storage:
+        parameter.untyped_storage().resize_(0)
     info = ParameterInfo(spec, init, init_spec, decay, needs_tp_grad_reduce, queue=context.queue)
     setattr(parameter, _ATTRIBUTE, info)
     return parameter
 
 
-@torch.no_grad()
 def initialize(module: nn.Module, seed: int) -> None:
-    """Fill every parameter of `module` with its shard of the global tensor of that name, and draw only that shard."""
+    """Draw every parameter of `module`."""
     for name, parameter in module.named_parameters():
-        info = info_of(parameter)
-        if info.init == "normal":
-            spec, std = info.shard, info.init_spec.std
-            fill_normal_(
-                parameter,
-                seed=seed,
-                name=name,
-                global_shape=spec.global_shape,
-                dim=spec.dim,
-                offset=spec.offset,
-                std=std,
-            )
-        else:
-            parameter.fill_(1.0 if info.init == "ones" else 0.0)
-            if info.shard.dim is not None:  # padding is zero for every init
-                length = info.shard.real_length(tuple(parameter.shape))
-                parameter.narrow(info.shard.dim, length, parameter.shape[info.shard.dim] - length).zero_()
+        draw(name, parameter, seed=seed)
+
+
+@torch.no_grad()
+def draw(name: str, parameter: nn.Parameter, *, seed: int) -> None:
+    """Fill a parameter with its shard of the global tensor of that name; only that shard is drawn."""
+    info = info_of(parameter)
+    if info.init == "normal":
+        spec, std = info.shard, info.init_spec.std
+        shard = {"global_shape": spec.global_shape, "dim": spec.dim, "offset": spec.offset}
+        fill_normal_(parameter, seed=seed, name=name, std=std, **shard)  # type: ignore[arg-type]
+        return
+    parameter.fill_(1.0 if info.init == "ones" else 0.0)
+    if info.shard.dim is not None:  # padding is zero for every init
+        length = info.shard.real_length(tuple(parameter.shape))
+        parameter.narrow(info.shard.dim, length, parameter.shape[info.shard.dim] - length).zero_()

@@ -33,6 +33,10 @@ _FIXED = (
 )
 
 
+_OPTIMIZER_STEPS = "optimizer_steps"
+"""Key of the steps that the optimizer has taken, from which it corrects the bias of its moments."""
+
+
 @dataclass(frozen=True)
 class TrainState:
     """Steps finished, tokens and samples consumed, and the digest of the data.
@@ -82,6 +86,7 @@ def save_state(train_context: TrainContext, state: TrainState) -> Path:
     spec, mesh = train_context.spec, train_context.mesh
     record = {
         **asdict(state),
+        _OPTIMIZER_STEPS: train_context.optimizer.num_steps,
         "seed": spec.seed,
         "layout": dict(spec.parallel.model_dump()),
         "spec": spec.model_dump(mode="json"),
@@ -174,8 +179,8 @@ def read_state(path: Path) -> TrainState:
     missing = [each.name for each in fields(TrainState) if each.name not in stored]
     if missing:
         raise CheckpointError(f"{path} was not saved by `trimaran train`: its state has no {', '.join(missing)}")
-    for name in ("tokens_seen", "consumed_samples"):
-        if type(stored[name]) is not int or not 0 <= stored[name] < 2**62:
+    for name in ("tokens_seen", "consumed_samples", _OPTIMIZER_STEPS):
+        if name in stored and (type(stored[name]) is not int or not 0 <= stored[name] < 2**62):
             raise CheckpointError(
                 f"{path}: {name} must be a whole number from 0 to 2**62, got {show(stored[name])}; {what_to_do(path)}"
             )
@@ -189,9 +194,11 @@ def load_state(train_context: TrainContext, path: Path) -> TrainState:
     """
     checkpoint = Checkpoint.open(path, verify=False)
     verify_together(checkpoint, train_context.mesh)
-    train_context.optimizer.load(checkpoint.read_range, checkpoint.step)
+    state = read_state(path)
+    # Before the optimizer counted its own steps, they were the run's.
+    train_context.optimizer.load(checkpoint.read_range, checkpoint.state.get(_OPTIMIZER_STEPS, checkpoint.step))
     checkpoint.close()
-    return read_state(path)
+    return state
 
 
 def verify_together(checkpoint: Checkpoint, mesh: Mesh) -> None:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from trimaran.kernels.dispatch import KernelSet, choose_kernels
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import all_reduce
-from trimaran.models.parallel.parameter import LayerContext
+from trimaran.models.parallel.parameter import LayerContext, draw
 from trimaran.models.transformer import Stage, build_stages, in_eval_mode, model_dtype
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.optimizer.adamw import AdamWSettings
@@ -81,13 +82,20 @@ def kernels_of(spec: RunSpec, device: torch.device) -> tuple[KernelSet, str]:
 
 
 def build_stages_of_rank(
-    spec: RunSpec, mesh: Mesh, device: torch.device, *, draws_weights: bool = True, placement: Placement | None = None
+    spec: RunSpec,
+    mesh: Mesh,
+    device: torch.device,
+    *,
+    draws_weights: bool = True,
+    without_storage: bool = False,
+    placement: Placement | None = None,
 ) -> dict[int, Stage]:
     """Build this rank's stages, stage index -> stage. No communication.
 
     Args:
         placement: stage -> pipeline rank; by default the stages go round the ranks.
         draws_weights: whether to draw initial weights; False where weights are loaded next.
+        without_storage: whether the parameters get no memory, and no weights, yet.
     """
     parallel = spec.parallel
     dtype = model_dtype(spec.precision.dtype)
@@ -102,9 +110,11 @@ def build_stages_of_rank(
         deterministic=spec.kernels.deterministic,
         ep=mesh.ep,
         recompute=spec.train.recompute_every,
+        without_storage=without_storage,
     )
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)
     mine = stages_of_rank(placement or round_robin(mesh.pp.size, parallel.virtual_stages), mesh.pp.rank)
+    draws_weights = draws_weights and not without_storage
     stages = build_stages(spec.transformer, layers, mine, context, seed=spec.seed, draws_weights=draws_weights)
     return dict(zip(mine, stages, strict=True))
 
@@ -116,7 +126,9 @@ def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device) -> Trai
     evaluation = add_communication(forward_only(schedule.placement, spec.num_microbatches))
     for each in (schedule, evaluation):
         validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
-    stages = build_stages_of_rank(spec, mesh, device, placement=schedule.placement)
+    shards_parameters = spec.zero.stage == 3 and mesh.sharding.shard.size > 1
+    placement = schedule.placement
+    stages = build_stages_of_rank(spec, mesh, device, without_storage=shards_parameters, placement=placement)
     context = next(iter(stages.values())).context
     beta1, beta2 = spec.optimizer.betas
     settings = AdamWSettings(beta1, beta2, spec.optimizer.eps, spec.optimizer.weight_decay)
@@ -129,6 +141,7 @@ def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device) -> Trai
         bucket_bytes=bucket_bytes,
         num_microbatches=spec.num_microbatches,
         actions=actions_of(schedule.actions[mesh.pp.rank]),
+        draw=partial(draw, seed=spec.seed) if shards_parameters else None,
     )
     local_rows = spec.rows_per_sample // (mesh.tp.size if context.sequence_parallel else 1)
     shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)

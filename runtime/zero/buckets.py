@@ -105,7 +105,8 @@ class Bucket:
         self.params = torch.zeros(self.length, dtype=first.dtype, device=first.device)
         for slot in self.slots:
             flat = self.params[slot.start : slot.stop].view_as(slot.parameter)
-            flat.copy_(slot.parameter.data)
+            if slot.parameter.untyped_storage().nbytes():
+                flat.copy_(slot.parameter.data)
             slot.parameter.data = flat
         self._tp_rank = tp.rank
 

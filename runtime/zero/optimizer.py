@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimaran.models.boundary import backward_blocks
 from trimaran.models.parallel.group import all_reduce, single
@@ -48,6 +48,10 @@ class Gradients(Protocol):
     def num_bytes(self) -> int:
         """Bytes that are held from step to step."""
 
+    @property
+    def transit_bytes(self) -> int:
+        """Bytes of buffers for gradients before their reduction."""
+
     def begin_step(self) -> None:
         """Clear the gradients."""
 
@@ -72,6 +76,7 @@ class ShardedOptimizer:
         bucket_bytes: most bytes of gradients in a bucket of several blocks.
         num_microbatches: of a step.
         actions: this rank's list of a step, in whose order stage 3 gathers parameters.
+        draw: with stage 3, fills a parameter by its name, for parameters have no memory yet; None keeps them whole.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class ShardedOptimizer:
         bucket_bytes: int,
         num_microbatches: int,
         actions: Iterable[Action] = (),
+        draw: Callable[[str, nn.Parameter], None] | None = None,
     ) -> None:
         self._mesh = mesh
         first = next(iter(stages.values()))
@@ -91,17 +97,16 @@ class ShardedOptimizer:
         dp, expert_dp = (mesh.sharding, mesh.expert_sharding) if zero_stage else alone
         tied = first.config.tie_embeddings and mesh.embedding.size > 1
         blocks = {index: stage.blocks() for index, stage in stages.items()}
-        self._buckets = list(
-            build_buckets(list(blocks.values()), dp, expert_dp, mesh.tp, bucket_bytes=bucket_bytes, tied=tied)
-        )
+        made = build_buckets(list(blocks.values()), dp, expert_dp, mesh.tp, bucket_bytes=bucket_bytes, tied=tied)
         is_alone = dp.shard.size == 1  # then a shard is the whole
+        self._sharded = None if draw is None else ShardedParameters(made, draw)
+        self._parameters = self._sharded or FullParameters(made)
+        self._buckets = self._parameters.buckets
         self._gradients: Gradients = (
             FullGradients(self._buckets, num_microbatches)
             if zero_stage < 2 or is_alone
             else ShardedGradients(self._buckets, num_microbatches)
         )
-        self._sharded = ShardedParameters(self._buckets) if zero_stage == 3 and not is_alone else None
-        self._parameters = self._sharded or FullParameters(self._buckets)
         self._main = [
             kept if kept.dtype == bucket.grad_dtype else kept.to(bucket.grad_dtype)
             for bucket, kept in zip(self._buckets, self._parameters.kept, strict=True)
@@ -261,9 +266,9 @@ class ShardedOptimizer:
         self._parameters.publish()
 
     def state_bytes(self) -> dict[str, int]:
-        """Bytes on this rank: `parameters`, `gradients`, and `optimizer` (moments, and copied main parameters).
+        """Bytes on this rank: `parameters`, `gradients`, `optimizer` (moments, and copied main parameters), `transit`.
 
-        Without what is in transit: gathered parameters, and gradients before their reduction.
+        In transit are buffers for gradients before their reduction, and the parameters that are gathered now.
         """
         moments = sum(tensor.nbytes for own in self._rule.moments for tensor in own.values())
         copies = sum(
@@ -273,6 +278,7 @@ class ShardedOptimizer:
             "parameters": self._parameters.num_bytes,
             "gradients": self._gradients.num_bytes,
             "optimizer": moments + copies,
+            "transit": self._gradients.transit_bytes + (self._sharded.whole_bytes if self._sharded else 0),
         }
 
 

@@ -4,7 +4,7 @@ Stage 1 (Rajbhandari et al. 2020, section 5.1) shards the optimizer's state: eac
 gradients only, and gathers the parameters that the other ranks have updated. Stage 0 is that with shards of one rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from trimaran.models.parallel.group import (
     Wait,
@@ -39,6 +39,11 @@ class FullGradients:
     def num_bytes(self) -> int:
         """Bytes of the buffers."""
         return sum(grads.nbytes for grads in self._grads)
+
+    @property
+    def transit_bytes(self) -> int:
+        """None: gradients are reduced in place."""
+        return 0
 
     def begin_step(self) -> None:
         """Clear the gradients."""
@@ -84,17 +89,17 @@ class FullParameters:
         kept: by bucket, the slice that this rank updates.
     """
 
-    def __init__(self, buckets: Sequence[Bucket]) -> None:
-        self._buckets = buckets
-        self.kept = [bucket.params[bucket.kept] for bucket in buckets]
+    def __init__(self, buckets: Iterable[Bucket]) -> None:
+        self.buckets = list(buckets)
+        self.kept = [bucket.params[bucket.kept] for bucket in self.buckets]
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(bucket.params.nbytes for bucket in self._buckets)
+        return sum(bucket.params.nbytes for bucket in self.buckets)
 
     def publish(self) -> None:
         """Gather the slices that the ranks have updated. Collective over dp."""
-        for bucket, kept in zip(self._buckets, self.kept, strict=True):
+        for bucket, kept in zip(self.buckets, self.kept, strict=True):
             shard = bucket.sharding.shard
             all_gather_into(bucket.params.view(shard.size, -1), kept, shard)

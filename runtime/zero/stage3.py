@@ -5,9 +5,9 @@ after; what autograd has saved of it is filled again for the backward pass. Whil
 the next one in the schedule's list are gathered.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimaran.models.parallel.group import Wait, start_all_gather_into
 from trimaran.runtime.zero.buckets import Bucket
@@ -19,14 +19,21 @@ Use = tuple[int, ...]
 class ShardedParameters:
     """Parameter shards of every bucket, and the buckets that are gathered: the block's in use, and the next one's.
 
+    Args:
+        buckets: one is taken after the other, so that one is whole at a time.
+        draw: fills a parameter, which has no values yet, by its name.
+
     Attributes:
         kept: by bucket, the slice that this rank updates.
     """
 
-    def __init__(self, buckets: Sequence[Bucket]) -> None:
-        self._buckets = buckets
+    def __init__(self, buckets: Iterable[Bucket], draw: Callable[[str, nn.Parameter], None]) -> None:
+        self.buckets: list[Bucket] = []
         self.kept: list[Tensor] = []
         for bucket in buckets:
+            for slot in bucket.slots:
+                draw(slot.name, slot.parameter)
+            self.buckets.append(bucket)
             self.kept.append(bucket.params[bucket.kept].clone())
             _free(bucket)
         self._whole: dict[int, Wait] = {}  # bucket -> the wait for its gathering
@@ -38,6 +45,11 @@ class ShardedParameters:
     def num_bytes(self) -> int:
         """Bytes of the shards."""
         return sum(kept.nbytes for kept in self.kept)
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of the parameters that are gathered now."""
+        return sum(self.buckets[index].params.untyped_storage().nbytes() for index in self._whole)
 
     def begin(self, uses: Iterable[Use]) -> None:
         """Announce what the next calls of `use` will ask for, in order."""
@@ -67,7 +79,7 @@ class ShardedParameters:
         self._free_all_but(set())
 
     def _start(self, index: int) -> Wait:
-        bucket = self._buckets[index]
+        bucket = self.buckets[index]
         bucket.params.untyped_storage().resize_(bucket.length * bucket.params.element_size())
         shard = bucket.sharding.shard
         return start_all_gather_into(bucket.params.view(shard.size, -1), self.kept[index], shard)
@@ -75,7 +87,7 @@ class ShardedParameters:
     def _free_all_but(self, needed: set[int]) -> None:
         for index in [index for index in self._whole if index not in needed]:
             self._whole.pop(index)()
-            _free(self._buckets[index])
+            _free(self.buckets[index])
 
 
 def _free(bucket: Bucket) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from trimaran.models.parallel.group import single
-from trimaran.runtime.mesh import AXES, Mesh
+from trimaran.runtime.mesh import AXES, Mesh, Sharding
 from trimaran.runtime.spec import parse_spec
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "first_gpus.py"
@@ -124,7 +124,16 @@ def here(first_gpus: ModuleType, *, wrong: str = "", broken: str = "") -> Callab
         if key not in found:
             alone = parse_spec({**spec, "parallel": {}})
             groups = {axis: single(axis) for axis in (*AXES, "ep", "expert_dp", "embedding", "world")}
-            mesh = Mesh(0, 1, dict.fromkeys(AXES, 0), **groups, p2p_groups={})
+            alone_in_dp = Sharding(single("dp"), single("replica"))
+            mesh = Mesh(
+                0,
+                1,
+                dict.fromkeys(AXES, 0),
+                **groups,
+                sharding=alone_in_dp,
+                expert_sharding=alone_in_dp,
+                p2p_groups={},
+            )
             found[key] = first_gpus.train_here(alone, mesh, torch.device("cpu"), steps)
         losses, seconds = found[key].losses, (found[key].seconds * steps)[:steps]
         return first_gpus.Figures([loss * (1.001 if layout == wrong else 1) for loss in losses], seconds, 0)

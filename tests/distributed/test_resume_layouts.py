@@ -32,7 +32,7 @@ MODELS = {"llama": LLAMA, "gpt": GPT, "mixtral": MIXTRAL}
 
 @dataclass(frozen=True)
 class Layout:
-    """A parallel section by name, and the ZeRO stage."""
+    """A parallel section by name, and what ZeRO shards over how many dp ranks."""
 
     name: str
     tp: int = 1
@@ -43,6 +43,7 @@ class Layout:
     sequence_parallel: bool = False
     layers_per_stage: tuple[int, ...] | None = None
     zero_stage: int = 1
+    shard_size: int | None = None
 
 
 SINGLE = Layout("single")
@@ -52,16 +53,22 @@ PP2 = Layout("pp2", pp=2)
 PP2_UNEVEN = Layout("pp2-uneven", pp=2, layers_per_stage=(1, 3))
 PP4 = Layout("pp4", pp=4)
 DP2 = Layout("dp2", dp=2)
-DP4 = Layout("dp4", dp=4)
+DP4 = Layout("dp4-zero2", dp=4, zero_stage=2)
 DP2_EP2 = Layout("dp2-ep2", dp=2, ep=2)
 TP2_DP2_EP2_ZERO0 = Layout("tp2-dp2-ep2-zero0", tp=2, dp=2, ep=2, zero_stage=0)
-DP4_EP2 = Layout("dp4-ep2", dp=4, ep=2)
+DP4_EP2 = Layout("dp4-ep2-zero3-shards-of-2", dp=4, ep=2, zero_stage=3, shard_size=2)
 DP2_ZERO0 = Layout("dp2-zero0", dp=2, zero_stage=0)
 INTERLEAVED = Layout("pp2-interleaved", pp=2, virtual_stages=2)
 TP2_PP2 = Layout("tp2-pp2", tp=2, pp=2)
 TP2_PP2_DP2 = Layout("tp2-pp2-dp2", tp=2, pp=2, dp=2)
 TP2_PP2_DP2_FULL = Layout(
-    "tp2-pp2-dp2-interleaved-sequence-parallel", tp=2, pp=2, dp=2, virtual_stages=2, sequence_parallel=True
+    "tp2-pp2-dp2-interleaved-sequence-parallel-zero3",
+    tp=2,
+    pp=2,
+    dp=2,
+    virtual_stages=2,
+    sequence_parallel=True,
+    zero_stage=3,
 )
 
 
@@ -80,7 +87,8 @@ def make_spec(layout: Layout, model: str, dtype: str, folder: str) -> RunSpec:
         {
             "model": MODELS[model],
             "parallel": parallel,
-            "zero": {"stage": layout.zero_stage, "bucket_size_mib": 0.01},  # small: several buckets a stage
+            # Small buckets: several a stage.
+            "zero": {"stage": layout.zero_stage, "shard_size": layout.shard_size, "bucket_size_mib": 0.01},
             "data": {"tokenizer_vocab_size": 257},
             "optimizer": {"lr": 3e-3},
             "precision": {"dtype": dtype},
@@ -108,10 +116,11 @@ def make_batches(state: TrainState, dp_rank: int, dp_size: int) -> list[Microbat
 def train_part(
     layout: Layout, model: str, dtype: str, folder: str, load: str | None, stop: int
 ) -> tuple[list[float], list[torch.Tensor], str]:
-    """Train from the start or a checkpoint to `stop`; return losses, this rank's parameters and the checkpoint."""
+    """Train from the start or a checkpoint to `stop`; return losses, this rank's state and the checkpoint."""
     spec = make_spec(layout, model, dtype, folder)
     parallel = spec.parallel
-    mesh = build_mesh(pp=parallel.pp, dp=parallel.dp, cp=1, tp=parallel.tp, ep=parallel.ep, timeout_s=100)
+    axes = {axis: getattr(parallel, axis) for axis in ("pp", "dp", "cp", "tp", "ep")}
+    mesh = build_mesh(**axes, shard_size=layout.shard_size, timeout_s=100)
     train_context = build_train_context(spec, mesh, torch.device("cpu"))
     state = TrainState() if load is None else load_state(train_context, Path(load))
     losses = []
@@ -119,23 +128,21 @@ def train_part(
         losses.append(train_step(train_context, make_batches(state, mesh.dp.rank, mesh.dp.size), 3e-3).loss)
         state = state.after_step(spec)
     saved = save_state(train_context, state)
-    parameters = [
-        parameter.detach().clone() for stage in train_context.stages.values() for parameter in stage.parameters()
-    ]
+    pieces = [piece.data.clone() for piece in train_context.optimizer.pieces()]
     mesh.close()
-    return losses, parameters, str(saved)
+    return losses, pieces, str(saved)
 
 
 @cache
 def run_part(
     pool: RankPool, layout: Layout, model: str, dtype: str, folder: str, load: str | None, stop: int
 ) -> tuple[list[float], list[list[torch.Tensor]], str]:
-    """Losses, every rank's parameters and the checkpoint of a part; parts that several tests begin with run once."""
+    """Losses, every rank's state and the checkpoint of a part; parts that several tests begin with run once."""
     results = pool.run(
         train_part, make_spec(layout, model, dtype, folder).world_size, layout, model, dtype, folder, load, stop
     )
     assert all(losses == results[0][0] for losses, _, _ in results)
-    return results[0][0], [parameters for _, parameters, _ in results], results[0][2]
+    return results[0][0], [pieces for _, pieces, _ in results], results[0][2]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import gc
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -18,6 +19,8 @@ from trimaran.models.transformer import Stage, build_stages
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.train_context import TrainContext, build_train_context, train_step
+from trimaran.runtime.zero import stage1, stage2, stage3
+from trimaran.runtime.zero.costs import Held, bytes_of_state, elements_sent
 from trimaran.runtime.zero.optimizer import clip_factor
 from trimaran.runtime.zero.stage1 import FullGradients
 
@@ -111,8 +114,8 @@ def live_storages() -> dict[int, int]:
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
 
 
-def measure_bytes(case: Case) -> tuple[int, int, dict[str, int], int]:
-    """(parameters here, buckets, bytes that the optimizer reports, bytes of the job's live tensors) after a step."""
+def measure_bytes(case: Case) -> tuple[int, list[int], dict[str, int], int]:
+    """(parameters here, lengths of buckets, bytes that the optimizer reports, bytes of live tensors) after a step."""
     mesh = make_mesh(case)  # its shared memory is not the optimizer's: 2 MiB a rank, whatever the model
     before = live_storages()
     train_context = build_train_context(case.spec, mesh, CPU)
@@ -124,15 +127,16 @@ def measure_bytes(case: Case) -> tuple[int, int, dict[str, int], int]:
     )
     count = sum(p.numel() for p in all_parameters(train_context).values())
     mesh.close()
-    return count, len(train_context.optimizer.buckets), train_context.optimizer.state_bytes(), measured
+    lengths = [bucket.length for bucket in train_context.optimizer.buckets]
+    return count, lengths, train_context.optimizer.state_bytes(), measured
 
 
 def formula(dtype: str, zero_stage: int, count: int, dp: int) -> dict[str, int]:
-    """ZeRO-1 (Rajbhandari et al. 2020, section 5.1): the optimizer's part and bfloat16's main copy are cut over dp."""
+    """Rajbhandari et al. 2020, section 5: optimizer and bfloat16's main copy, gradients, parameters are cut in turn."""
     parameter, optimizer = {"float32": (4, 8), "bfloat16": (2, 12)}[dtype]
     return {
-        "parameters": parameter * count,
-        "gradients": 4 * count,
+        "parameters": parameter * count // (dp if zero_stage > 2 else 1),
+        "gradients": 4 * count // (dp if zero_stage > 1 else 1),
         "optimizer": optimizer * count // (dp if zero_stage else 1),
     }
 
@@ -142,8 +146,17 @@ SMALL_CHANGE = 4096  # step counters, the loss, rotary tables, the batch: agains
 
 @pytest.mark.parametrize(
     ("parallel", "zero_stage"),
-    [({"dp": 2}, 1), ({"dp": 4}, 1), ({"dp": 2}, 0), ({"tp": 2, "dp": 2}, 1), ({"pp": 2, "dp": 2}, 1)],
-    ids=["dp2", "dp4", "dp2-stage0", "tp2-dp2", "pp2-dp2"],
+    [
+        ({"dp": 2}, 1),
+        ({"dp": 2}, 0),
+        ({"dp": 4}, 2),
+        ({"dp": 4}, 3),
+        ({"tp": 2, "dp": 2}, 1),
+        ({"pp": 2, "dp": 2}, 1),
+        ({"tp": 2, "dp": 2}, 2),
+        ({"pp": 2, "dp": 2}, 3),
+    ],
+    ids=lambda value: str(value).replace(" ", ""),
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes_of_every_rank_are_those_of_the_zero_formula(
@@ -151,9 +164,12 @@ def test_bytes_of_every_rank_are_those_of_the_zero_formula(
 ) -> None:
     case = Case(parallel, dtype=dtype, zero_stage=zero_stage)
     results = ranks.run(measure_bytes, case.spec.world_size, case)
-    for count, num_buckets, said, measured in results:
-        assert num_buckets > 2
-        assert said == formula(dtype, zero_stage, count, parallel["dp"])
+    for count, buckets, said, measured in results:
+        assert len(buckets) > 2
+        transit = 4 * sum(sorted(buckets)[-2:]) if zero_stage > 1 else 0  # whole gradients of the two largest buckets
+        held = formula(dtype, zero_stage, count, parallel["dp"])
+        assert said == held | {"transit": transit}
+        assert held == bytes_of_state(zero_stage, dtype, [Held(count, parallel["dp"] if zero_stage else 1, 1)])
         total = sum(said.values())
         assert total <= measured <= total + SMALL_CHANGE
     # Over the world: every replica holds each parameter once, but for the norms, which are whole on every tp rank.
@@ -166,13 +182,73 @@ def test_bytes_of_every_rank_are_those_of_the_zero_formula(
 def test_padding_adds_less_than_dp_elements_a_bucket(parallel: dict[str, Any], ranks: RankPool) -> None:
     case = Case(parallel, ODD, dtype="bfloat16")
     padded = 0
-    for count, num_buckets, said, measured in ranks.run(measure_bytes, 4, case):
+    for count, buckets, said, measured in ranks.run(measure_bytes, 4, case):
         exact, dp = formula("bfloat16", 1, count, parallel["dp"]), parallel["dp"]
         for part, per_element in (("parameters", 2), ("gradients", 4), ("optimizer", 12 / dp)):
-            assert 0 <= said[part] - exact[part] <= num_buckets * dp * per_element + 1
+            assert 0 <= said[part] - exact[part] <= len(buckets) * dp * per_element + 1
         padded += said["parameters"] - exact["parameters"]
         assert sum(said.values()) <= measured <= sum(said.values()) + SMALL_CHANGE
     assert padded > 0, "the case has padding in it"
+
+
+def count_traffic(case: Case) -> tuple[int, float, float, list[tuple[int, int]]]:
+    """(parameters here; gradients and parameters sent in a step, in elements; gathered bytes and their bound)."""
+    sent = {"gradients": 0.0, "parameters": 0.0}
+
+    def counting(kind: str, start: Callable[..., Any], operand: int) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            group, times = arguments[-1], 2 if "all_reduce" in start.__name__ else 1
+            sent[kind] += times * arguments[operand].numel() * (group.size - 1) / group.size
+            return start(*arguments)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (stage1, stage2, stage3):
+            for name, kind, operand in (
+                ("start_all_reduce", "gradients", 0),
+                ("all_reduce", "gradients", 0),
+                ("start_reduce_scatter_into", "gradients", 1),
+                ("all_gather_into", "parameters", 0),
+                ("start_all_gather_into", "parameters", 0),
+            ):
+                if hasattr(module, name):
+                    patch.setattr(module, name, counting(kind, getattr(module, name), operand))
+        mesh = make_mesh(case)
+        train_context = build_train_context(case.spec, mesh, CPU)
+        optimizer, gathered = train_context.optimizer, []
+        if optimizer._sharded is not None:
+            use = optimizer._sharded.use
+
+            def watched(buckets: tuple[int, ...]) -> None:
+                use(buckets)
+                lengths = sorted(bucket.params.nbytes for bucket in optimizer.buckets)
+                gathered.append((optimizer.state_bytes()["transit"] - optimizer._gradients.transit_bytes, lengths))
+
+            patch.setattr(optimizer._sharded, "use", watched)
+        take_step(train_context, 0, case.lr)
+    count = sum(p.numel() for p in all_parameters(train_context).values())
+    empty = [p.untyped_storage().nbytes() for p in all_parameters(train_context).values()]
+    assert any(empty) == (case.zero_stage < 3), "between steps stage 3 holds no whole parameter"
+    mesh.close()
+    return count, sent["gradients"], sent["parameters"], gathered
+
+
+@pytest.mark.parametrize("parallel", [{"dp": 4}, {"pp": 2, "dp": 2}], ids=["dp4", "pp2-dp2"])
+def test_what_is_sent_and_gathered_in_a_step_is_that_of_the_formula(parallel: dict[str, int], ranks: RankPool) -> None:
+    dp = parallel["dp"]
+    for stage in range(4):
+        for count, gradients, parameters, gathered in ranks.run(count_traffic, 4, Case(parallel, zero_stage=stage)):
+            held = Held(count, dp if stage else 1, 1 if stage else dp)
+            expected = elements_sent(stage, [held], 8 // dp)
+            assert gradients == expected[0]
+            if stage < 3:
+                assert parameters == expected[1]
+                assert not gathered
+            else:
+                assert expected[1] / 2 < parameters < expected[1], "what the next block uses too is not gathered again"
+                assert all(here <= sum(sizes[-2:]) for here, sizes in gathered), "two buckets are whole"
+                assert max(here for here, _ in gathered) > 0
 
 
 # ---------------------------------------------------------------- norm, clipping, step
@@ -256,6 +332,26 @@ def test_norm_clipping_and_steps_equal_torch(case: Case, max_grad_norm: float, r
             torch.testing.assert_close(local, whole, rtol=0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
             seen.add(name)
     assert seen == set(truth["parameters"])
+
+
+def final_pieces(case: Case) -> tuple[list[float], list[tuple[str, str, int, Tensor]]]:
+    """(losses, every piece of this rank's state) after three steps."""
+    train_context, mesh = make_job(case)
+    losses = [take_step(train_context, step, case.lr).loss for step in range(3)]
+    pieces = [(each.name, each.key, each.start, each.data.clone()) for each in train_context.optimizer.pieces()]
+    mesh.close()
+    return losses, pieces
+
+
+@pytest.mark.parametrize(
+    "parallel", [{"dp": 4}, {"pp": 2, "dp": 2, "schedule": "zb_h1"}, {"tp": 2, "dp": 2, "sequence_parallel": True}]
+)
+def test_stage_3_equals_stage_2_to_the_bit(parallel: dict[str, Any], ranks: RankPool) -> None:
+    second, third = (ranks.run(final_pieces, 4, Case(parallel, GPT, "float32", stage)) for stage in (2, 3))
+    for (losses, pieces), (others, theirs) in zip(second, third, strict=True):
+        assert losses == others
+        assert [piece[:3] for piece in pieces] == [piece[:3] for piece in theirs]
+        assert all(mine[3].equal(other[3]) for mine, other in zip(pieces, theirs, strict=True))
 
 
 def test_clip_factor_is_that_of_torch() -> None:

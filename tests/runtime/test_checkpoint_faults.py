@@ -215,7 +215,7 @@ def test_a_pipe_in_the_place_of_a_shard_is_refused(tmp_path: Path, verify: bool)
 
 @pytest.mark.parametrize("value", ["7", 2**70, -1, 1.5, True, None, [[1]]])
 def test_progress_that_is_no_number_is_refused_by_name(tmp_path: Path, value: object) -> None:
-    for name in ("tokens_seen", "consumed_samples"):
+    for name in ("tokens_seen", "consumed_samples", "optimizer_steps"):
         state = {"step": 1, "tokens_seen": 1, "consumed_samples": 1, "data": "x", name: value}
         (path,) = save_ranks(tmp_path, 1, pieces_of(1, 1), state)
         with pytest.raises(
