@@ -14,9 +14,11 @@ from trimaran.runtime.huggingface.proof import TOLERANCE
 from trimaran.runtime.infer.sample_group import Finish
 from trimaran.runtime.pipeline.schedules import SCHEDULES, build_schedule
 from trimaran.runtime.pipeline.simulate import Costs, simulate
+from trimaran.runtime.spec import parse_spec
 from trimaran.runtime.spec.fields import MASK_FRACTIONS
 from trimaran.runtime.spec.sections import LauncherSection, SlurmSection
 from trimaran.runtime.train.metrics import MetricsLogger, read_metrics
+from trimaran.runtime.zero.costs import describe_state
 
 ROOT = Path(__file__).parent.parent
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
@@ -136,3 +138,21 @@ def test_numbers_of_the_models_page() -> None:
     assert f"hides {MASK_FRACTIONS['masked_lm']:.0%} of the tokens" in page
     assert MASK_FRACTIONS["permutation_lm"] == 1 / 6
     assert "predicts the last sixth" in page
+
+
+def test_state_and_traffic_of_falcon_40b() -> None:
+    for stage in range(4):
+        spec = parse_spec(
+            {
+                "model": {"preset": "falcon-40b"},
+                "parallel": {"tp": 8, "pp": 4, "dp": 12, "sequence_parallel": True},
+                "zero": {"stage": stage},
+                "precision": {"dtype": "bfloat16"},
+                "optimizer": {"lr": 1e-4},
+                "train": {"num_steps": 1, "global_batch_size": 1152, "micro_batch_size": 1, "seq_len": 2048},
+            }
+        )
+        rows = dict(describe_state(spec))
+        state, sent = (rows[name].split()[1:3] for name in ("state of a rank", "sent to dp peers"))
+        assert f"| {stage} | {' '.join(state)} | {' '.join(sent)} |" in docs("memory.md")
+        assert ("zero.stage 3" in rows) == (stage == 3)

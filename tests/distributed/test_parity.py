@@ -149,11 +149,12 @@ LAYOUTS = full(
         Layout("tp2-pp2-tfixup", {"tp": 2, "pp": 2}, TFIXUP),
         Layout("tp2-pp2-sequence-parallel-deepnorm", {"tp": 2, "pp": 2, "sequence_parallel": True}, DEEPNORM),
         Layout("tp2-pp2-mup", {"tp": 2, "pp": 2}, MUP),
-        Layout("tp2-dp2-mup", {"tp": 2, "dp": 2}, MUP),
+        Layout("tp2-dp2-zero3-mup", {"tp": 2, "dp": 2}, MUP, zero_stage=3),
         Layout(
-            "tp2-pp2-dp2-sequence-parallel-dropout-falcon",
+            "tp2-pp2-dp2-sequence-parallel-zero2-dropout-falcon",
             {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True},
             FALCON | DROPOUT,
+            zero_stage=2,
         ),
         # These two bring together the options that the others have one at a time.
         Layout(
