@@ -8,7 +8,14 @@ from typing import Literal
 import torch
 
 from trimaran.kernels import activation, adamw, cross_entropy, decode, dropout, norm, rotary, signatures
-from trimaran.kernels.attention import attention, attention_with_lse, triton_attention, triton_attention_with_lse
+from trimaran.kernels.attention import (
+    attention,
+    attention_with_lse,
+    keeps_scores,
+    triton_attention,
+    triton_attention_with_lse,
+    triton_keeps_scores,
+)
 from trimaran.kernels.cross_entropy import CrossEntropyKernels
 from trimaran.kernels.launch import why_not_triton
 from trimaran.kernels.limits import LARGEST_HEAD_DIM, Backend
@@ -26,6 +33,7 @@ class KernelSet:
     name: Literal["triton", "torch"]
     attention: signatures.Attention
     attention_with_lse: signatures.AttentionWithLse
+    keeps_scores: signatures.KeepsScores
     decode_attention: signatures.DecodeAttention
     append_to_cache_: signatures.AppendToCache
     rms_norm: signatures.RMSNorm
@@ -49,6 +57,7 @@ TORCH = KernelSet(
     name="torch",
     attention=attention,
     attention_with_lse=attention_with_lse,
+    keeps_scores=keeps_scores,
     decode_attention=decode.decode_attention,
     append_to_cache_=decode.append_to_cache_,
     rms_norm=norm.rms_norm,
@@ -76,6 +85,7 @@ TRITON = KernelSet(
     name="triton",
     attention=triton_attention,
     attention_with_lse=triton_attention_with_lse,
+    keeps_scores=triton_keeps_scores,
     decode_attention=decode.triton_decode_attention,
     append_to_cache_=decode.triton_append_to_cache_,
     rms_norm=norm.triton_rms_norm,

@@ -28,6 +28,12 @@ class Attention(Protocol):
     ) -> Tensor: ...
 
 
+class KeepsScores(Protocol):
+    """`attention.reference.keeps_scores`."""
+
+    def __call__(self, options: AttentionOptions, dropout: AttentionDropout | None) -> bool: ...
+
+
 class AttentionWithLse(Protocol):
     """`attention.reference.attention_with_lse`."""
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 
 from trimaran.kernels.attention import AttentionDropout, AttentionOptions, alibi_slopes
 from trimaran.kernels.random import stream_key
-from trimaran.models.cache import ForwardContext, KeyValueCache
+from trimaran.models.cache import ForwardContext, KeyValueCache, RotaryTables
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import init_spec
 from trimaran.models.parallel.collectives import sum_over_group
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear, column_linear
 from trimaran.models.parallel.parameter import LayerContext, new_parameter
+from trimaran.models.recompute import recompute
 
 
 class QueryKeyNorm(nn.Module):
@@ -98,6 +100,7 @@ class Attention(nn.Module):
             width, config.hidden_size, context, bias=config.out_bias, init_spec=into_out, unit=unit
         )
         self.kernels, self.interleaved = context.kernels, config.rotary_interleaved
+        self.droppable = context.droppable
         self.options = AttentionOptions(
             causal=config.is_causal,
             window=config.window_of(index),
@@ -127,6 +130,7 @@ class Attention(nn.Module):
         batch, seq_len = q.shape[:2]
         q = q.view(batch, seq_len, -1, self.head_dim)
         k, v = kv.view(batch, seq_len, 2, -1, self.head_dim).unbind(2)
+        unnormed = q, k
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.kv_heads is not None:
@@ -137,7 +141,10 @@ class Attention(nn.Module):
             turned = self.kernels.rotary(torch.cat((q, k), dim=2), *forward_context.tables, self.interleaved)
             q, k = turned.split((q.shape[2], k.shape[2]), dim=2)
         elif forward_context.tables is not None:
-            q, k = (self.kernels.rotary(part, *forward_context.tables, self.interleaved) for part in (q, k))
+            q, k = (
+                self._turned(part, before, forward_context.tables, norm)
+                for part, before, norm in ((q, unnormed[0], self.q_norm), (k, unnormed[1], self.k_norm))
+            )
         if forward_context.cache is not None:
             return self._padded(self._cached(q, k, v, forward_context.cache))
         dropout = None
@@ -145,7 +152,19 @@ class Attention(nn.Module):
             dropout = AttentionDropout(
                 self.dropout_rate, self.dropout_key, forward_context.first_sample, self.first_head, self.num_heads
             )
-        return self._padded(self.kernels.attention(q, k, v, self.options, slopes=self.slopes, dropout=dropout))
+        attend = partial(self.kernels.attention, options=self.options, slopes=self.slopes, dropout=dropout)
+        if self.droppable.is_on and torch.is_grad_enabled() and self.kernels.keeps_scores(self.options, dropout):
+            return self._padded(recompute(lambda inputs: (attend(*inputs),), q, k, v)[0])
+        return self._padded(attend(q, k, v))
+
+    def _turned(self, part: Tensor, unnormed: Tensor, tables: RotaryTables, norm: "QueryKeyNorm | None") -> Tensor:
+        """Return queries or keys, rotated."""
+        turn = partial(self.kernels.rotary, cos=tables[0], sin=tables[1], interleaved=self.interleaved)
+        turned = turn(part)
+        # Only the backward pass of a norm keeps what they are computed from.
+        if norm is None or norm.group is not None or self.kv_heads is not None:
+            return turned
+        return self.droppable.offer(turned, lambda x: turn(norm(x)), unnormed)
 
     def _padded(self, out: Tensor) -> Tensor:
         """Return the heads' output [batch, seq, real heads, head_dim] as [batch, seq, local heads * head_dim]."""

@@ -65,7 +65,7 @@ class Experts(nn.Module):
 
     def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
-        self.activation = context.kernels.activations[config.activation]
+        self._activation, self._droppable = context.kernels.activations[config.activation], context.droppable
         over_ep = context.ep.size > 1
         parts = (2,) if config.is_gated else ()
         count, inner, hidden = config.num_experts, config.ffn_hidden_size, config.hidden_size
@@ -85,7 +85,8 @@ class Experts(nn.Module):
             rows: [rows, hidden], sorted by expert.
             counts: rows of each expert.
         """
-        return grouped_linear(self.activation(grouped_linear(rows, self.up, counts)), self.down, counts)
+        up = grouped_linear(rows, self.up, counts)
+        return grouped_linear(self._droppable.offer(self._activation(up), self._activation, up), self.down, counts)
 
 
 class ExpertMLP(nn.Module):

@@ -13,13 +13,17 @@ class MLP(nn.Module):
 
     def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
-        self.activation = context.kernels.activations[config.activation]
+        self._activation, self._droppable = context.kernels.activations[config.activation], context.droppable
         inner, parts = config.ffn_hidden_size, 2 if config.is_gated else 1
         into, out = init_spec(config, "mlp_input"), init_spec(config, "mlp_output")
         self.up = ColumnParallelLinear(
             config.hidden_size, inner, context, bias=config.mlp_bias, init_spec=into, parts=parts
         )
         self.down = RowParallelLinear(inner, config.hidden_size, context, bias=config.mlp_bias, init_spec=out)
+
+    def activation(self, up: Tensor) -> Tensor:
+        """Return the input of `down` for the output of `up`."""
+        return self._droppable.offer(self._activation(up), self._activation, up)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, local seq, hidden] for x of that shape."""

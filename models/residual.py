@@ -62,6 +62,7 @@ class Norm(nn.Module):
         super().__init__()
         shape, partial = (config.hidden_size,), context.sequence_parallel
         self.eps, self.is_rms, self.kernels = config.norm_eps, config.norm == "rmsnorm", context.kernels
+        self.droppable = context.droppable
         if config.norm_weight:
             self.weight: Tensor = new_parameter(shape, context, init="ones", decay=False, needs_tp_grad_reduce=partial)
         else:
@@ -76,10 +77,15 @@ class Norm(nn.Module):
     def forward(self, x: Tensor, pending: PendingResidual | None, first_sample: int) -> tuple[Tensor, Tensor]:
         """Return (the residual stream x with `pending` added, its norm), both of x's shape."""
         if pending is None or pending[1].is_on:
-            x = add_residual(x, pending, first_sample)
-            if self.is_rms:
-                return x, self.kernels.rms_norm(x, self.weight, self.eps)
-            return x, self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
+            stream = add_residual(x, pending, first_sample)
+            normed = self._norm(stream)
+        elif self.is_rms:
+            stream, normed = self.kernels.add_rms_norm(pending[0], x, self.weight, self.eps)
+        else:
+            stream, normed = self.kernels.add_layer_norm(pending[0], x, self.weight, self.bias, self.eps)
+        return stream, self.droppable.offer(normed, self._norm, stream)
+
+    def _norm(self, x: Tensor) -> Tensor:
         if self.is_rms:
-            return self.kernels.add_rms_norm(pending[0], x, self.weight, self.eps)
-        return self.kernels.add_layer_norm(pending[0], x, self.weight, self.bias, self.eps)
+            return self.kernels.rms_norm(x, self.weight, self.eps)
+        return self.kernels.layer_norm(x, self.weight, self.bias, self.eps)

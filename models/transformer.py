@@ -40,7 +40,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, context: LayerContext, *, index: int, seed: int) -> None:
         super().__init__()
         site, every = f"layers.{index}", context.recompute
-        self.is_recomputed = every > 0 and index % every == 0
+        self.is_recomputed, self.droppable = every > 0 and index % every == 0, context.droppable
         self.kind, self.residual_scale = config.block, config.residual_scale
         self.is_post_norm = config.norm_position == "post"
         has_norm = config.norm_position in ("pre", "sandwich")
@@ -69,7 +69,8 @@ class Block(nn.Module):
         """
         if self.is_recomputed and self.training and torch.is_grad_enabled():
             return self._recomputed(x, pending, forward_context)
-        return self._compute(x, pending, forward_context)
+        with self.droppable.block():
+            return self._compute(x, pending, forward_context)
 
     def _recomputed(
         self, x: Tensor, pending: PendingResidual | None, forward_context: ForwardContext

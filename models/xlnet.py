@@ -24,6 +24,7 @@ from trimaran.models.cache import ForwardContext
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import init_spec
 from trimaran.models.parallel.parameter import LayerContext, new_parameter
+from trimaran.models.recompute import recompute
 
 
 class RelativeAttention(Attention):
@@ -44,6 +45,11 @@ class RelativeAttention(Attention):
         Args:
             q, kv: [batch, rows, ...], rows = seq, or seq + predicted where `forward_context` has targets.
         """
+        if self.droppable.is_on and torch.is_grad_enabled():
+            return recompute(lambda inputs: (self._heads(inputs[0], inputs[1], forward_context),), q, kv)[0]
+        return self._heads(q, kv, forward_context)
+
+    def _heads(self, q: Tensor, kv: Tensor, forward_context: ForwardContext) -> Tensor:
         seq = q.shape[1] - (0 if forward_context.targets is None else forward_context.targets.shape[1])
         k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in kv[:, :seq].chunk(2, dim=-1))
         by_content, by_position = (

@@ -10,9 +10,9 @@ A tile of the kernels may reach past the end of a document and, for a head narro
 those elements get weight zero. An infinite or NaN value there spreads, unlike in the reference. A finite one does not.
 """
 
-from trimaran.kernels.attention.function import triton_attention, triton_attention_with_lse
+from trimaran.kernels.attention.function import triton_attention, triton_attention_with_lse, triton_keeps_scores
 from trimaran.kernels.attention.options import CAUSAL, AttentionDropout, AttentionOptions, Documents, alibi_slopes
-from trimaran.kernels.attention.reference import attention, attention_with_lse
+from trimaran.kernels.attention.reference import attention, attention_with_lse, keeps_scores
 
 __all__ = [
     "CAUSAL",
@@ -22,6 +22,8 @@ __all__ = [
     "alibi_slopes",
     "attention",
     "attention_with_lse",
+    "keeps_scores",
     "triton_attention",
     "triton_attention_with_lse",
+    "triton_keeps_scores",
 ]

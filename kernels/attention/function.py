@@ -78,6 +78,11 @@ def triton_attention_with_lse(
     return found
 
 
+def triton_keeps_scores(options: AttentionOptions, dropout: AttentionDropout | None) -> bool:
+    """Return False: the backward kernels compute the scores again."""
+    return False
+
+
 def triton_attention(
     q: Tensor,
     k: Tensor,

@@ -50,6 +50,11 @@ def attention(
     return out.transpose(1, 2)
 
 
+def keeps_scores(options: AttentionOptions, dropout: AttentionDropout | None) -> bool:
+    """Return whether autograd keeps the scores of `attention` for its backward pass."""
+    return dropout is not None or options.softcap is not None
+
+
 def attention_with_lse(
     q: Tensor,
     k: Tensor,

@@ -11,6 +11,7 @@ from trimaran.kernels.dispatch import TORCH, KernelSet
 from trimaran.kernels.random import fill_normal_
 from trimaran.models.parallel.group import Group, single
 from trimaran.models.parallel.shard import ShardSpec, cut_evenly, whole
+from trimaran.models.recompute import Droppable
 
 _ATTRIBUTE = "trimaran_info"
 
@@ -87,6 +88,7 @@ class LayerContext:
         queue: of weight gradients that a pipeline schedule computes apart from the input's.
         recompute: every block whose global number is a multiple of this computes its activations again in its backward
             pass; 0: none does.
+        droppable: what the other blocks compute again.
         without_storage: parameters have a shape and no memory, which the optimizer gives them.
     """
 
@@ -99,6 +101,7 @@ class LayerContext:
     ep: Group = _ALONE
     queue: WeightGradientQueue = field(default_factory=WeightGradientQueue)
     recompute: int = 0
+    droppable: Droppable = field(default_factory=Droppable)
     without_storage: bool = False
 
 

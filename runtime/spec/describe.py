@@ -27,7 +27,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
         ("optimizer", _optimizer(spec)),
         ("learning rate", _learning_rate(spec)),
         ("precision", spec.precision.dtype),
-        *([("recompute", _recompute(spec))] if spec.train.recompute_every else []),
+        *([("recompute", _recompute(spec))] if spec.train.recompute != "none" else []),
         (
             "kernels",
             f"{spec.kernels.backend}, {'deterministic' if spec.kernels.deterministic else 'not deterministic'}",
@@ -120,6 +120,8 @@ def _pipeline(spec: RunFields) -> str:
 
 def _recompute(spec: RunFields) -> str:
     every = spec.train.recompute_every
+    if every == 0:
+        return "norms, activations and attention scores of every block"
     return "every block" if every == 1 else f"one block in {every}"
 
 

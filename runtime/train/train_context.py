@@ -11,6 +11,7 @@ from trimaran.kernels.dispatch import KernelSet, choose_kernels
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import all_reduce
 from trimaran.models.parallel.parameter import LayerContext, draw
+from trimaran.models.recompute import Droppable
 from trimaran.models.transformer import Stage, build_stages, in_eval_mode, model_dtype
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.optimizer.adamw import AdamWSettings
@@ -110,6 +111,7 @@ def build_stages_of_rank(
         deterministic=spec.kernels.deterministic,
         ep=mesh.ep,
         recompute=spec.train.recompute_every,
+        droppable=Droppable(is_on=spec.train.recompute == "selective"),
         without_storage=without_storage,
     )
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)

@@ -30,7 +30,7 @@ FEATURES = [
 ]
 
 
-RECOMPUTE = ("none", "full", "2")
+RECOMPUTE = ("none", "full", "selective")
 MORE_MICROBATCHES = ("zb_h2", "zbv", "dualpipev", "file")
 
 
@@ -63,7 +63,7 @@ LAYOUTS = full(
         Layout("dp4-shards-of-2-ep4-zero2", {"dp": 4, "ep": 4}, EXPERTS, zero_stage=2, shard_size=2),
         Layout("dp2-zero3-without-shared-memory", {"dp": 2}, LLAMA, zero_stage=3, shared_memory=False),
     ],
-    ["pp2-dp2-zb_h1-zero3-tp2-sequence-parallel-recompute-2"],
+    ["pp2-dp2-zb_h1-zero3-tp2-sequence-parallel-recompute-selective"],
 )
 BATCHES = by_world_size(LAYOUTS)
 

@@ -50,8 +50,9 @@ def gradients_on_rank(model: dict[str, Any]) -> dict[str, list[torch.Tensor]]:
     """The summed gradients of this rank's weights, by way of running the backwards."""
     mesh = build_mesh(pp=2, dp=1, cp=1, tp=2, timeout_s=100)
     found = gradients_by_way(mesh, model, "none")
-    for name, gradients in gradients_by_way(mesh, model, "full").items():
-        found[f"{name}, recomputed"] = gradients
+    for recompute in ("full", "selective"):
+        for name, gradients in gradients_by_way(mesh, model, recompute).items():
+            found[f"{name}, {recompute}"] = gradients
     mesh.close()
     return found
 

@@ -244,7 +244,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"train.recompute": True},
-        "train.recompute: must be none, full, or a number k for every k-th block, got 'True'; write one of these",
+        (
+            "train.recompute: must be none, selective, full, or a number k for every k-th block, got 'True'; "
+            "write one of these"
+        ),
     ),
     (
         {"train.global_batch_size": 2**23},

@@ -15,9 +15,10 @@ def _recompute_text(value: object) -> object:
 
 
 def _check_recompute(text: str) -> str:
-    if text in ("none", "full") or (re.fullmatch(r"[0-9]{1,6}", text) and int(text) > 0):
+    if text in ("none", "selective", "full") or (re.fullmatch(r"[0-9]{1,6}", text) and int(text) > 0):
         return text
-    raise ValueError(f"must be none, full, or a number k for every k-th block, got {show(text)}; write one of these")
+    rule = "must be none, selective, full, or a number k for every k-th block"
+    raise ValueError(f"{rule}, got {show(text)}; write one of these")
 
 
 Recompute = Annotated[str, BeforeValidator(_recompute_text), AfterValidator(_check_recompute)]
@@ -42,13 +43,13 @@ class TrainSection(BaseModel):
     recompute: Recompute = Field(
         default="none",
         json_schema_extra={"type": ["string", "integer"]},
-        description="Blocks whose activations are computed again in the backward pass, to save memory: none, full "
-        "(all), or k (every k-th).",
+        description="What the backward pass computes again to save memory: none, selective (norms, activations, "
+        "attention scores), full (all of a block), or k (all of every k-th block).",
     )
 
     @property
     def recompute_every(self) -> int:
-        """Every block whose number is a multiple of this is recomputed; 0: none is."""
+        """Every block whose number is a multiple of this is recomputed as a whole; 0: none is."""
         return {"none": 0, "full": 1}.get(self.recompute) or int(self.recompute if self.recompute.isdigit() else 0)
 
 
