@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trimaran.models.parallel.backward import backward
 from trimaran.models.parallel.gradient import GradAccumulator
-from trimaran.models.parallel.parameter import WeightGradientQueue
+from trimaran.models.parallel.parameter import WeightGradientQueue, info_of
 
 EMBEDDING, FINAL, HEAD = "embedding", "final", "head"
 """Names of the blocks that are no transformer layers; those are called `layers.7`."""
@@ -97,9 +97,10 @@ class Boundary:
         self._now_or_later(partial(self.listener.before_gradients, block))
 
     def _end(self, block: str) -> None:
-        """Take the gradients that autograd has left in `.grad`: those of norms and biases."""
+        """Take to `main_grad`, where there is one, what autograd has left in `.grad`: gradients of norms and biases."""
         assert self.listener is not None
-        found = [(p, p.grad) for p in self.parameters[block] if p.grad is not None]
+        with_main_grad = [p for p in self.parameters[block] if info_of(p).main_grad is not None]
+        found = [(p, p.grad) for p in with_main_grad if p.grad is not None]
         for parameter, _ in found:
             parameter.grad = None
         if found:

@@ -181,6 +181,16 @@ def build_mesh(
     return mesh
 
 
+def model_group(mesh: Mesh, timeout_s: float, device: torch.device) -> Group:
+    """Return the group of the ranks that hold one copy of the model: those of this rank's dp index. Collective.
+
+    It has a process group even where one rank is alone. Only DeepSpeed asks for it.
+    """
+    grid = torch.arange(mesh.world_size).view(mesh.pp.size, mesh.dp.size, mesh.cp.size, mesh.tp.size)
+    maker = _GroupMaker(mesh.rank, timeout_s, device, shared_memory=False)
+    return maker.make("model", grid.transpose(0, 1).flatten(1).tolist())
+
+
 def links_of(placement: Sequence[int], pp: int) -> list[Link]:
     """Return the links that carry transfers: those of the ring of `pp` ranks, then what else the placement needs.
 
@@ -231,7 +241,7 @@ class _GroupMaker:
         """Return the group of this rank's line of the grid along `dim`, which is mesh axis `axis`."""
         if grid.shape[dim] == 1:
             return Group(axis, (self.rank,), 0)
-        return self._make(axis, grid.movedim(dim, -1).reshape(-1, grid.shape[dim]).tolist())
+        return self.make(axis, grid.movedim(dim, -1).reshape(-1, grid.shape[dim]).tolist())
 
     def sharding(self, grid: torch.Tensor, dp: Group, shard_size: int, step: int) -> Sharding:
         """Part this rank's group `dp`, whose ranks are `step` dp indices apart, by `shard_size` consecutive ones."""
@@ -253,7 +263,7 @@ class _GroupMaker:
         # The others are made for the number of groups alone, and never used.
         others = [[rank for index, rank in enumerate(ranks) if index not in ends] for ranks in pipelines]
         is_end = pp.rank in ends
-        group = self._make("embedding", [*pairs, *others], is_used=is_end)
+        group = self.make("embedding", [*pairs, *others], is_used=is_end)
         return group if is_end else Group("embedding", (self.rank,), 0)
 
     def p2p_groups(self, pipelines: Sequence[Sequence[int]], pp: Group, links: Sequence[Link]) -> dict[Link, Group]:
@@ -272,10 +282,10 @@ class _GroupMaker:
                 users.append(set())
             users[number] |= {source, target}
             numbers.append(number)
-        made = [self._make("pp", pipelines) for _ in users]
+        made = [self.make("pp", pipelines) for _ in users]
         return {link: made[number] for link, number in zip(links, numbers, strict=True)}
 
-    def _make(self, axis: str, division: Sequence[Sequence[int]], *, is_used: bool = True) -> Group:
+    def make(self, axis: str, division: Sequence[Sequence[int]], *, is_used: bool = True) -> Group:
         """Make the group of this rank among those that divide the world. Collective over that group.
 
         Args:

@@ -28,6 +28,7 @@ def problems_here(spec: RunSpec, kind: str) -> list[str]:
         lambda spec: _check_launcher(kind),
     ]
     if kind != "slurm":
+        looks.append(_check_packages)
         looks.append(lambda spec: check_device(spec, spec.world_size // spec.launcher.nodes))
     found = []
     for look in looks:
@@ -42,6 +43,13 @@ def _check_schedule(spec: RunSpec) -> None:
     from trimaran.runtime.train.pipeline import schedule_of
 
     schedule_of(spec)
+
+
+def _check_packages(spec: RunSpec) -> None:
+    if spec.zero.backend == "deepspeed":
+        from trimaran.runtime.zero.deepspeed_setup import check_installed
+
+        check_installed()
 
 
 def _check_cache(spec: RunSpec) -> None:

@@ -13,6 +13,7 @@ from trimaran.launchers.rendezvous.store import Rendezvous
 from trimaran.launchers.worker.failure_relay import FailureRelay
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, check_world_size
+from trimaran.runtime.train.train_context import extensions_of
 
 
 def join_world(spec: RunSpec, device: torch.device, rendezvous: Rendezvous, placement: Sequence[int] = ()) -> Mesh:
@@ -51,6 +52,8 @@ def join_group(spec: RunSpec, device: torch.device, rendezvous: Rendezvous, name
     rank_env = rendezvous.rank_env
     if rank_env.local_world_size < rank_env.world_size:
         _choose_interface(rendezvous.address)
+    if spec.zero.backend == "deepspeed":
+        _tell_deepspeed(spec, device)
     # torch warns that transfers of one group wait for each other; those of the mesh have a group for each link.
     os.environ.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "0")
     dist.init_process_group(
@@ -60,6 +63,13 @@ def join_group(spec: RunSpec, device: torch.device, rendezvous: Rendezvous, name
         rank=rank_env.rank,
         world_size=rank_env.world_size,
     )
+
+
+def _tell_deepspeed(spec: RunSpec, device: torch.device) -> None:
+    """Set what DeepSpeed reads from the environment: the kind and number of the device, and where it may compile."""
+    os.environ["DS_ACCELERATOR"] = device.type
+    os.environ["LOCAL_RANK"] = str(device.index or 0)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_of(spec).resolve())
 
 
 def leave_world(mesh: Mesh, relay: FailureRelay | None = None) -> None:

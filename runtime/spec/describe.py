@@ -154,6 +154,8 @@ def _optimizer(spec: RunFields) -> str:
     zero = f"ZeRO stage {spec.zero.stage}"
     if spec.zero.shard_size is not None:
         zero += f", shared out over {spec.zero.shard_size} of {spec.parallel.dp} dp ranks"
+    if spec.zero.backend == "deepspeed":
+        zero += " by DeepSpeed" + (", offloaded to the CPU" if spec.zero.offload == "cpu" else "")
     return f"{spec.optimizer.name}, weight decay {spec.optimizer.weight_decay:g}, {clipping}, {zero}"
 
 

@@ -21,9 +21,6 @@ from trimaran.runtime.spec.names import name_of_today, nearest_path, section_of,
 from trimaran.runtime.spec.rules import broken_rules
 from trimaran.runtime.spec.run import RunSpec
 
-# Values that the design names and this version does not have.
-_NOT_BUILT: Final = frozenset({("zero.backend", "deepspeed")})
-
 _KINDS: Final = MappingProxyType(
     {
         "int_type": "a whole number",
@@ -255,8 +252,6 @@ def _better_scalar(path: str, kind: str, value: object) -> str:
 
 def _choice(path: str, value: object) -> tuple[str, str]:
     options = list(_options(path))
-    if (path, str(value)) in _NOT_BUILT:
-        return f"{show(value)} is not built yet", f"set {path} to {one_of(options)}"
     rule = f"must be {one_of(options)}, got {show(value)}"
     word = str(value).lower()
     nearest = difflib.get_close_matches(word, options, n=1, cutoff=0.4)

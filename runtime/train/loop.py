@@ -84,6 +84,8 @@ def train(
     started_from = load_initial_weights(train_context) if path is None and spec.checkpoint.init_from else ""
     with StepLog(spec, mesh, device, state, path, at_step) as log:
         log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")
+        if train_context.optimizer.description:
+            log.say(train_context.optimizer.description)
         if started_from:
             log.say(started_from)
         if path is None:

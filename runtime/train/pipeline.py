@@ -63,6 +63,11 @@ def _schedule_of_file(spec: RunSpec, file: Path) -> Schedule:
     actions = [action for entries in schedule.actions for action in actions_of(entries)]
     if all(action.kind is ActionKind.F for action in actions):
         raise ValueError(f"{name} has forwards alone; a training schedule has a B, or an I and a W, for each")
+    if spec.zero.backend == "deepspeed" and any(action.kind is ActionKind.W for action in actions):
+        raise ValueError(
+            f"{name} computes weight gradients (W) apart from the backward pass, where DeepSpeed takes them; "
+            "use one with whole backwards (B), or set zero.backend to native"
+        )
     found = _shape(schedule.num_ranks, schedule.num_stages, 1 + max(action.microbatch for action in actions))
     wanted = _shape(spec.parallel.pp, spec.num_stages, spec.num_microbatches)
     if found != wanted:

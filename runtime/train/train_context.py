@@ -1,9 +1,10 @@
 """TrainContext: everything one rank holds to train, built from a run spec and a mesh; and the step it repeats."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -15,7 +16,7 @@ from trimaran.models.recompute import Droppable
 from trimaran.models.transformer import Stage, build_stages, in_eval_mode, model_dtype
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.optimizer.adamw import AdamWSettings
-from trimaran.runtime.pipeline.action import actions_of
+from trimaran.runtime.pipeline.action import Action, actions_of
 from trimaran.runtime.pipeline.executor import Executor
 from trimaran.runtime.pipeline.partition import stage_layers
 from trimaran.runtime.pipeline.passes import add_communication, validate
@@ -30,6 +31,7 @@ from trimaran.runtime.pipeline.transport import P2PTransport
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.pipeline import schedule_of
 from trimaran.runtime.zero.optimizer import ShardedOptimizer, clip_factor
+from trimaran.runtime.zero.protocol import Optimizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,7 @@ class TrainContext:
     schedule: Schedule
     executor: Executor
     evaluator: Executor
-    optimizer: ShardedOptimizer
+    optimizer: Optimizer
     target_tokens_per_step: int
 
 
@@ -122,36 +124,71 @@ def build_stages_of_rank(
 
 
 def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device) -> TrainContext:
-    """Build stages with initial weights, the validated schedule, executors and the optimizer. No communication."""
+    """Build stages with initial weights, the validated schedule, executors and the optimizer.
+
+    No communication, except with zero.backend deepspeed: then collective over the world.
+    """
     train = spec.train
     schedule = add_communication(schedule_of(spec))
     evaluation = add_communication(forward_only(schedule.placement, spec.num_microbatches))
     for each in (schedule, evaluation):
         validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
-    shards_parameters = spec.zero.stage == 3 and mesh.sharding.shard.size > 1
+    is_native = spec.zero.backend == "native"
+    shards_parameters = is_native and spec.zero.stage == 3 and mesh.sharding.shard.size > 1
     placement = schedule.placement
     stages = build_stages_of_rank(spec, mesh, device, without_storage=shards_parameters, placement=placement)
     context = next(iter(stages.values())).context
+    optimizer = build_optimizer(spec, stages, mesh, actions_of(schedule.actions[mesh.pp.rank]), shards_parameters)
+    local_rows = spec.rows_per_sample // (mesh.tp.size if context.sequence_parallel else 1)
+    shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)
+    transport = P2PTransport(mesh, schedule.placement, shape, context.dtype, device)
+    weight = 1.0 / spec.target_tokens_per_step
+    # DeepSpeed averages gradients over dp, where our own optimizer sums.
+    factor = 1 if is_native else mesh.dp.size
+    executor = Executor(stages, schedule.actions[mesh.pp.rank], transport, loss_weight=weight * factor)
+    evaluator = Executor(stages, evaluation.actions[mesh.pp.rank], transport, loss_weight=weight)
+    return TrainContext(spec, mesh, stages, schedule, executor, evaluator, optimizer, spec.target_tokens_per_step)
+
+
+def build_optimizer(
+    spec: RunSpec, stages: dict[int, Stage], mesh: Mesh, actions: Iterable[Action], draws_weights: bool
+) -> Optimizer:
+    """Return the optimizer of this rank's stages. With zero.backend deepspeed collective over the world.
+
+    Args:
+        actions: this rank's list of a step.
+        draws_weights: whether the stages have no storage yet.
+
+    Raises:
+        RuntimeError: zero.backend is deepspeed, and the package is missing or too old.
+    """
     beta1, beta2 = spec.optimizer.betas
     settings = AdamWSettings(beta1, beta2, spec.optimizer.eps, spec.optimizer.weight_decay)
     bucket_bytes = int(spec.zero.bucket_size_mib * 2**20)
-    optimizer = ShardedOptimizer(
+    if spec.zero.backend == "deepspeed":
+        from trimaran.runtime.zero.deepspeed_backend import DeepSpeedOptimizer
+        from trimaran.runtime.zero.deepspeed_setup import DeepSpeedOptions
+        from trimaran.runtime.zero.deepspeed_stage3 import DeepSpeedStage3
+
+        folder, timeout_s = extensions_of(spec), spec.launcher.timeout_s
+        options = DeepSpeedOptions(spec.zero.stage, bucket_bytes, spec.zero.offload, timeout_s, folder)
+        kind = DeepSpeedStage3 if spec.zero.stage == 3 else DeepSpeedOptimizer
+        return kind(stages, mesh, settings, options)
+    return ShardedOptimizer(
         stages,
         mesh,
         settings,
         zero_stage=spec.zero.stage,
         bucket_bytes=bucket_bytes,
         num_microbatches=spec.num_microbatches,
-        actions=actions_of(schedule.actions[mesh.pp.rank]),
-        draw=partial(draw, seed=spec.seed) if shards_parameters else None,
+        actions=actions,
+        draw=partial(draw, seed=spec.seed) if draws_weights else None,
     )
-    local_rows = spec.rows_per_sample // (mesh.tp.size if context.sequence_parallel else 1)
-    shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)
-    transport = P2PTransport(mesh, schedule.placement, shape, context.dtype, device)
-    weight = 1.0 / spec.target_tokens_per_step
-    executor = Executor(stages, schedule.actions[mesh.pp.rank], transport, loss_weight=weight)
-    evaluator = Executor(stages, evaluation.actions[mesh.pp.rank], transport, loss_weight=weight)
-    return TrainContext(spec, mesh, stages, schedule, executor, evaluator, optimizer, spec.target_tokens_per_step)
+
+
+def extensions_of(spec: RunSpec) -> Path:
+    """Return the folder of what a run compiles."""
+    return Path(spec.train.output_dir) / "extensions"
 
 
 def train_step(

@@ -11,7 +11,7 @@ float32 copy.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -20,19 +20,18 @@ from torch import Tensor, nn
 
 from trimaran.models.boundary import backward_blocks
 from trimaran.models.parallel.group import all_reduce, single
-from trimaran.models.parallel.shard import ShardPiece, ShardSpec
+from trimaran.models.parallel.shard import ShardPiece
 from trimaran.models.transformer import Stage
 from trimaran.runtime.mesh import Mesh, Sharding
 from trimaran.runtime.optimizer.adamw import AdamW, AdamWSettings, FlatShard, UpdateRange
 from trimaran.runtime.pipeline.action import Action, ActionKind
 from trimaran.runtime.zero.buckets import Bucket, build_buckets
+from trimaran.runtime.zero.protocol import ReadRange
 from trimaran.runtime.zero.stage1 import FullGradients, FullParameters
 from trimaran.runtime.zero.stage2 import ShardedGradients
 from trimaran.runtime.zero.stage3 import ShardedParameters, Use
 
 _NORM_ROW = 4096
-ReadRange = Callable[[str, str, ShardSpec, tuple[int, ...], int, int], Tensor]
-"""(name, key, shard, local shape, start, stop) -> the flat range of the local shard, from a checkpoint."""
 
 
 class Gradients(Protocol):
@@ -78,6 +77,8 @@ class ShardedOptimizer:
         actions: this rank's list of a step, in whose order stage 3 gathers parameters.
         draw: with stage 3, fills a parameter by its name, for parameters have no memory yet; None keeps them whole.
     """
+
+    description = ""
 
     def __init__(
         self,

@@ -160,6 +160,14 @@ CANNOT_START = {
         ["parallel.schedule_file=two.csv"],
         "two.csv has 2 ranks, 2 stages and 1 microbatch, but the spec has 1 rank, 1 stage and 4 microbatches",
     ),
+    "schedule that DeepSpeed can't run": (
+        ["parallel.schedule_file=split.csv", "zero.backend=deepspeed"],
+        "split.csv computes weight gradients (W) apart from the backward pass, where DeepSpeed takes them",
+    ),
+    "no DeepSpeed": (
+        ["zero.backend=deepspeed", "launcher.kind=local"],
+        "zero.backend deepspeed needs the package deepspeed: in trimaran's own folder, pip install -c",
+    ),
     "slurm": (["launcher.kind=slurm"], "sbatch is not on this machine's PATH"),
 }
 
@@ -182,7 +190,10 @@ def test_check_tells_what_would_end_the_run_before_its_first_step(
     Path("odder/logs").touch()
     os.mkfifo("pipe.txt")
     Path("short.txt").write_text("ab")
+    if name == "no DeepSpeed":
+        monkeypatch.setitem(sys.modules, "deepspeed", None)
     Path("two.csv").write_text("0F0,0B0\n1F0,1B0\n")
+    Path("split.csv").write_text(",".join(f"0F{i},0I{i},0W{i}" for i in range(4)))
     Tokenizer.train([], 257).save(Path("tokenizer.json"))
     spec = load_spec("spec.yaml", changes)
     found = problems_here(spec, spec.launcher.kind)

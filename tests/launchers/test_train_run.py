@@ -150,3 +150,35 @@ def test_a_finished_run_says_that_nothing_is_left_to_train(finished: Finished, t
     assert outcome.code == 0, outcome.err
     assert "nothing is left to train" in outcome.out
     assert workplace.rows() == finished[0].rows()
+
+
+def test_a_run_goes_on_with_deepspeed_and_another_starts_from_its_weights(finished: Finished, tmp_path: Path) -> None:
+    workplace, home = copy_of(finished[0], tmp_path / "copy"), tmp_path / "home"
+    home.mkdir()
+    places = {"HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    ranks = ("parallel.pp=1", "parallel.tp=1", "parallel.dp=2", f"train.output_dir={workplace.run}")
+    outcome = workplace.train(
+        *ranks, "train.num_steps=62", "zero.backend=deepspeed", "zero.stage=3", environment=places
+    )
+    assert outcome.code == 0, outcome.err
+    assert outcome.left == []
+    said = r"\nthe optimizer is DeepSpeed [\d.]+, ZeRO stage 3, with torch's AdamW\ntraining begins at step 61 of 62\n"
+    assert re.search(said, outcome.out)
+    assert outcome.out.count("DeepSpeed") == 1
+    assert "DeepSpeed" not in outcome.err
+    assert "Warning" not in outcome.err
+    assert [row["step"] for row in workplace.rows()] == list(range(1, 63))
+    assert workplace.saved_steps()[-1] == 62
+    assert (workplace.run / "sample.txt").read_text().startswith(SAMPLE_PROMPT)
+    again = workplace.train(
+        f"train.output_dir={tmp_path / 'other'}", f"checkpoint.init_from={workplace.run}", "zero.backend=deepspeed",
+        "train.num_steps=2", "train.eval_interval=1", environment=places,
+    )  # fmt: skip
+    assert again.code == 0, again.err
+    assert "starting from the weights of" in again.out
+    held_out = [
+        [row["held_out_loss"] for row in read_metrics(run / "metrics.jsonl") if "held_out_loss" in row]
+        for run in (workplace.run, tmp_path / "other")
+    ]
+    assert held_out[1][0] == pytest.approx(held_out[0][-1], rel=0.05)
+    assert not list(home.rglob("*.*")), "nothing is left outside the run's folder"

@@ -350,7 +350,59 @@ BAD: list[tuple[dict[str, Any], str]] = [
         ),
     ),
     ({"zero.stage": 4}, "zero.stage: must be at most 3, got 4; set zero.stage to 3 or less"),
-    ({"zero.backend": "deepspeed"}, "zero.backend: 'deepspeed' is not built yet; set zero.backend to native"),
+    (
+        {"zero.backend": "deepsped"},
+        "zero.backend: must be native or deepspeed, got 'deepsped'; did you mean deepspeed?",
+    ),
+    (
+        {"zero.offload": "cpu"},
+        (
+            "zero.offload: offload cpu is DeepSpeed's alone, and zero.backend is native; "
+            "set zero.offload to none, or zero.backend to deepspeed"
+        ),
+    ),
+    (
+        {"zero.backend": "deepspeed", "zero.stage": 0},
+        (
+            "zero.stage: backend deepspeed has stages 1 to 3: with 0 nothing is shared out, which the native backend "
+            "does; set zero.stage to 1, 2 or 3, or zero.backend to native"
+        ),
+    ),
+    (
+        {"zero.backend": "deepspeed", "zero.stage": 3, "parallel.pp": 2},
+        (
+            "zero.stage: DeepSpeed's stage 3 deadlocks in a pipeline, and pp is 2; "
+            "set zero.stage to 1 or 2, parallel.pp to 1, or zero.backend to native"
+        ),
+    ),
+    (
+        {"zero.backend": "deepspeed", "zero.shard_size": 1},
+        (
+            "zero.shard_size: with backend deepspeed all dp ranks share out the state, got 1; "
+            "set zero.shard_size to null, or zero.backend to native"
+        ),
+    ),
+    (
+        {"zero.backend": "deepspeed", "parallel.dp": 2, "parallel.ep": 2, "model.num_experts": 4},
+        (
+            "parallel.ep: with zero.backend deepspeed every dp rank must hold all experts (ep 1), got 2; "
+            "set parallel.ep to 1, or zero.backend to native"
+        ),
+    ),
+    (
+        {"zero.backend": "deepspeed", "parallel.pp": 2, "parallel.schedule": "zb_h1"},
+        (
+            "parallel.schedule: schedule zb_h1 computes weight gradients apart from the backward pass, where DeepSpeed "
+            "takes them; set parallel.schedule to gpipe, 1f1b or interleaved_1f1b, or zero.backend to native"
+        ),
+    ),
+    (
+        {"zero.backend": "deepspeed", "precision.dtype": "float64"},
+        (
+            "precision.dtype: DeepSpeed keeps weights and optimizer state in float32, so float64 would be lost; "
+            "set precision.dtype to float32 or bfloat16, or zero.backend to native"
+        ),
+    ),
     (
         {"launcher.kind": "ray"},
         "launcher.kind: must be local, slurm or mpi, got 'ray'; set launcher.kind to local, slurm or mpi",
@@ -515,7 +567,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model.n_layers": 4}, "model.n_layers: unknown field; did you mean model.num_layers?"),
     ({"train.seed": 1}, "train.seed: unknown field; did you mean seed?"),
     ({"paralel": {"tp": 2}}, "paralel: unknown field; did you mean parallel?"),
-    ({"zero.qqqq": 4}, "zero.qqqq: unknown field; the fields of zero are stage, shard_size, backend, bucket_size_mib"),
+    (
+        {"zero.qqqq": 4},
+        "zero.qqqq: unknown field; the fields of zero are stage, shard_size, backend, offload, bucket_size_mib",
+    ),
 ]
 
 

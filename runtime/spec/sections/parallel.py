@@ -73,5 +73,9 @@ class ZeroSection(BaseModel):
         description="Consecutive dp ranks that share out the state; replicas of that share repeat it (null: all dp "
         "ranks).",
     )
-    backend: Literal["native"] = Field(default="native", description="Whose implementation does it.")
+    backend: Literal["native", "deepspeed"] = Field(default="native", description="Whose implementation does it.")
+    offload: Literal["none", "cpu"] = Field(
+        default="none",
+        description="cpu: the host keeps and updates float32 weights and optimizer state (backend deepspeed).",
+    )
     bucket_size_mib: Positive = Field(default=25.0, description="Size of one flat gradient buffer, in MiB.")
