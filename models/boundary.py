@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trimaran.models.parallel.backward import backward
 from trimaran.models.parallel.gradient import GradAccumulator
-from trimaran.models.parallel.parameter import WeightGradientQueue, info_of
+from trimaran.models.parallel.parameter import WeightGradientQueue
 
 EMBEDDING, FINAL, HEAD = "embedding", "final", "head"
 """Names of the blocks that are no transformer layers; those are called `layers.7`."""
@@ -61,11 +61,13 @@ class Boundary:
         queue: where products of weight gradients go that are computed later; the calls about gradients then go there
             too, between them.
         listener: None: nothing is called, and autograd leaves gradients in `.grad`.
+        takes_gradients: whether what autograd leaves in `.grad` is moved to `main_grad` at the end of each block.
     """
 
     parameters: Mapping[str, Sequence[nn.Parameter]]
     queue: WeightGradientQueue
     listener: BlockListener | None = None
+    takes_gradients: bool = True
 
     def forward(self, block: str) -> "_Forward":
         """Return the context in which the block's forward runs."""
@@ -97,10 +99,10 @@ class Boundary:
         self._now_or_later(partial(self.listener.before_gradients, block))
 
     def _end(self, block: str) -> None:
-        """Take to `main_grad`, where there is one, what autograd has left in `.grad`: gradients of norms and biases."""
+        """Take the gradients that autograd has left in `.grad`: those of norms and biases."""
         assert self.listener is not None
-        with_main_grad = [p for p in self.parameters[block] if info_of(p).main_grad is not None]
-        found = [(p, p.grad) for p in with_main_grad if p.grad is not None]
+        parameters = self.parameters[block] if self.takes_gradients else ()
+        found = [(p, p.grad) for p in parameters if p.grad is not None]
         for parameter, _ in found:
             parameter.grad = None
         if found:

@@ -13,6 +13,9 @@ Buckets are padded to a multiple of d. Stages 2 and 3 hold whole gradients of tw
 whole parameters of two. Stage 3 sends less than that: it gathers no parameter again that the next block uses too, and
 none of the head and the embedding's rows for a backward pass. Replicas beyond `zero.shard_size` sum their shards once a
 step.
+
+DeepSpeed (`zero.backend`) keeps a main copy of float32 parameters too, and whole gradients at every stage, which it
+reduces once a step: by an all_reduce, with stage 3 by a reduce_scatter.
 """
 
 from collections.abc import Iterable
@@ -68,25 +71,30 @@ def held_by_ranks(spec: RunSpec) -> list[list[Held]]:
     ]
 
 
-def bytes_of_state(stage: int, dtype: str, held: Iterable[Held]) -> dict[str, float]:
+def bytes_of_state(stage: int, dtype: str, held: Iterable[Held], backend: str = "native") -> dict[str, float]:
     """Return the bytes of `parameters`, `gradients` and `optimizer` on a rank, without padding and transit."""
-    narrow, wide = _BYTES[dtype], max(4, _BYTES[dtype])
+    narrow, wide, is_native = _BYTES[dtype], max(4, _BYTES[dtype]), backend == "native"
     sizes = {"parameters": 0.0, "gradients": 0.0, "optimizer": 0.0}
     for each in held:
         share = each.parameters / each.shard_size
         sizes["parameters"] += narrow * (share if stage >= 3 else each.parameters)
-        sizes["gradients"] += wide * (share if stage >= 2 else each.parameters)
-        sizes["optimizer"] += (2 * wide + (0 if narrow == wide else wide)) * share
+        sizes["gradients"] += wide * (share if stage >= 2 and is_native else each.parameters)
+        sizes["optimizer"] += (2 * wide + (0 if narrow == wide and is_native else wide)) * share
     return sizes
 
 
-def elements_sent(stage: int, held: Iterable[Held], num_microbatches: int) -> tuple[float, float]:
+def elements_sent(
+    stage: int, held: Iterable[Held], num_microbatches: int, backend: str = "native"
+) -> tuple[float, float]:
     """Return the gradients and the parameters that a rank sends to its dp peers in a step, in elements; at most."""
     gradients = parameters = 0.0
     for each in held:
         d, r = each.shard_size, each.replicas
         whole = each.parameters * (d - 1) / d
-        gradients += whole * (num_microbatches if stage >= 2 else 1)
+        if backend == "deepspeed":
+            gradients += whole * (2 if stage < 3 else 1)
+        else:
+            gradients += whole * (num_microbatches if stage >= 2 else 1)
         gradients += 2 * each.parameters / d * (r - 1) / r
         parameters += whole * (2 * num_microbatches if stage >= 3 else 1)
     return gradients, parameters
@@ -94,20 +102,20 @@ def elements_sent(stage: int, held: Iterable[Held], num_microbatches: int) -> tu
 
 def describe_state(spec: RunSpec) -> list[tuple[str, str]]:
     """Return rows about the largest rank's state and about what it sends to dp peers in a step."""
-    stage, dtype, dp = spec.zero.stage, spec.precision.dtype, spec.parallel.dp
+    stage, dtype, dp, backend = spec.zero.stage, spec.precision.dtype, spec.parallel.dp, spec.zero.backend
     by_rank = held_by_ranks(spec)
-    rank, held = max(enumerate(by_rank), key=lambda item: sum(bytes_of_state(stage, dtype, item[1]).values()))
-    sizes = bytes_of_state(stage, dtype, held)
+    rank, held = max(enumerate(by_rank), key=lambda item: sum(bytes_of_state(stage, dtype, item[1], backend).values()))
+    sizes = bytes_of_state(stage, dtype, held, backend)
     where = f" on pipeline rank {rank}, the largest" if spec.parallel.pp > 1 else ""
     parts = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items())
     rows = [("state of a rank", f"about {_size(sum(sizes.values()))}{where}: {parts}")]
     if dp == 1:
         return rows
-    sent = _bytes_sent(stage, dtype, held, spec.num_microbatches)
+    sent = _bytes_sent(spec, stage, held)
     rows.append(("sent to dp peers", f"about {_size(sent)} a rank and step"))
     if stage == 3:
-        saved = sum(bytes_of_state(2, dtype, held).values()) - sum(sizes.values())
-        more = sent - _bytes_sent(2, dtype, held, spec.num_microbatches)
+        saved = sum(bytes_of_state(2, dtype, held, backend).values()) - sum(sizes.values())
+        more = sent - _bytes_sent(spec, 2, held)
         text = f"saves {_size(saved)} of stage 2's state and sends {_size(more)} more a step"
         if spec.parallel.pp > 1 and more > saved:
             text += f": every microbatch gathers again, {more / saved:.3g} times what is saved"
@@ -115,8 +123,9 @@ def describe_state(spec: RunSpec) -> list[tuple[str, str]]:
     return rows
 
 
-def _bytes_sent(stage: int, dtype: str, held: Iterable[Held], num_microbatches: int) -> float:
-    gradients, parameters = elements_sent(stage, held, num_microbatches)
+def _bytes_sent(spec: RunSpec, stage: int, held: Iterable[Held]) -> float:
+    dtype = spec.precision.dtype
+    gradients, parameters = elements_sent(stage, held, spec.num_microbatches, spec.zero.backend)
     return gradients * max(4, _BYTES[dtype]) + parameters * _BYTES[dtype]
 
 

@@ -282,15 +282,16 @@ class DeepSpeedOptimizer:
         self._zero.update_lp_params()
 
     def state_bytes(self) -> dict[str, int]:
-        """Bytes on this rank: `parameters`, `gradients`, and `optimizer` (float32 weights and moments).
+        """Bytes on this rank: `parameters`, `gradients`, `optimizer` (float32 weights, moments), and what is gathered.
 
         The gradients are whole at every stage: DeepSpeed reduces them after the last backward pass.
         """
-        parameters, num_gradients = self._bytes()
+        parameters, num_gradients, gathered = self._sizes()
         width = 4 if hasattr(nn.Parameter, "grad_dtype") else self._dtype.itemsize
         optimizer = sum(3 * flat.nbytes for flat in self._flats)
-        return {"parameters": parameters, "gradients": width * num_gradients, "optimizer": optimizer}
+        gradients = width * num_gradients
+        return {"parameters": parameters, "gradients": gradients, "optimizer": optimizer, "transit": gathered}
 
-    def _bytes(self) -> tuple[int, int]:
-        """Return the bytes of the parameters that are kept from step to step, and the elements of their gradients."""
-        return sum(flat.nbytes for flat in self._zero.bit16_groups_flat), sum(p.numel() for _, p in self._named)
+    def _sizes(self) -> tuple[int, int, int]:
+        """Return bytes of the parameters that are always here, elements of gradients, bytes of gathered parameters."""
+        return sum(flat.nbytes for flat in self._zero.bit16_groups_flat), sum(p.numel() for _, p in self._named), 0

@@ -29,7 +29,7 @@ class DeepSpeedStage3(DeepSpeedOptimizer):
         }
         self._gathered: dict[int, Any] = {}  # id -> parameter
         for stage in stages.values():
-            stage.boundary.listener = self
+            stage.boundary.listener, stage.boundary.takes_gradients = self, False
         flats: list[Tensor] = self._zero.fp32_partitioned_groups_flat
         return flats
 
@@ -58,9 +58,10 @@ class DeepSpeedStage3(DeepSpeedOptimizer):
         for index in range(len(self._flats)):
             self._zero._reassign_or_swap_out_partitioned_parameters(index)
 
-    def _bytes(self) -> tuple[int, int]:
+    def _sizes(self) -> tuple[int, int, int]:
         parameters: list[Any] = [parameter for _, parameter in self._named]
-        return sum(each.ds_tensor.nbytes for each in parameters), sum(each.ds_numel for each in parameters)
+        gathered = sum(each.nbytes for each in self._gathered.values())
+        return sum(each.ds_tensor.nbytes for each in parameters), sum(each.ds_numel for each in parameters), gathered
 
     def _release(self) -> None:
         """Free what is gathered."""
