@@ -25,6 +25,7 @@ from trimaran.runtime.zero.costs import Held, bytes_of_state
 NUM_STEPS, LR = 20, 3e-3
 # A key's bias changes no attention: its gradient is a rounding error, which AdamW makes a step of.
 TIED: dict[str, Any] = GPT | DROPOUT | {"bias": False}
+MIXTRAL: dict[str, Any] = LLAMA | {"num_experts": 4, "router_aux_loss": 0.1}
 MUP: dict[str, Any] = LLAMA | {"init": "mup", "mup_base_width": 8}
 Weights = dict[str, list[tuple[ShardSpec, tuple[int, ...], int, torch.Tensor]]]
 """Name -> (shard, local shape, start, values) of the pieces."""
@@ -131,7 +132,7 @@ def joined(results: Sequence[dict[str, Any]]) -> dict[str, list[tuple[ShardSpec,
 
 
 TWO_RANKS = [
-    Case({"dp": 2}, by_deepspeed(1)),
+    Case({"dp": 2}, by_deepspeed(1), MIXTRAL),
     Case({"dp": 2}, by_deepspeed(2, "cpu"), TIED),
     Case({"dp": 2}, by_deepspeed(3), MUP, recompute="full"),
     Case({"tp": 2, "sequence_parallel": True}, by_deepspeed(3), TIED),
