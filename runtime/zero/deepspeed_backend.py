@@ -88,14 +88,11 @@ class DeepSpeedOptimizer:
         self._engine, self.description = start_engine(modules, groups, settings, mesh, context, options)
         self._zero = self._engine.optimizer
         self._flats = self._take_over(stages)
+        by_torch = isinstance(self._zero.optimizer, torch.optim.AdamW)  # which counts its steps in a tensor
         for flat in self._flats:
-            self._zero.state[flat] = {
-                "step": torch.zeros((), device=flat.device)
-                if isinstance(self._zero.optimizer, torch.optim.AdamW)
-                else 0,
-                "exp_avg": torch.zeros_like(flat),
-                "exp_avg_sq": torch.zeros_like(flat),
-            }
+            step = torch.zeros((), device=flat.device) if by_torch else 0
+            moments = {"exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
+            self._zero.state[flat] = {"step": step, **moments}
         self._members = list(self._find_members())
         self._norm_is_checked = False
         self.num_steps = 0
@@ -174,15 +171,16 @@ class DeepSpeedOptimizer:
             self._norm_is_checked = True
 
     def _complete_gradients(self) -> None:
-        """Sum the gradients that are partial over tp, and those of the two ends of a tied embedding."""
-        for name, parameter in self._named:
-            info = info_of(parameter)
-            if parameter.grad is None:
-                continue
-            if info.needs_tp_grad_reduce:
-                all_reduce(parameter.grad, self._mesh.tp)
+        """Sum the gradients that are partial over tp, in one collective, and those of a tied embedding's two ends."""
+        there = [(name, info_of(each), each.grad) for name, each in self._named if each.grad is not None]
+        partial = [grad for _, info, grad in there if info.needs_tp_grad_reduce]
+        if partial and self._mesh.tp.size > 1:
+            total = all_reduce(torch.cat([grad.flatten() for grad in partial]), self._mesh.tp)
+            for grad, summed in zip(partial, total.split([grad.numel() for grad in partial]), strict=True):
+                grad.copy_(summed.view_as(grad))
+        for name, info, grad in there:
             if self._is_tied(name, info):
-                all_reduce(parameter.grad, self._mesh.embedding)
+                all_reduce(grad, self._mesh.embedding)
 
     def _sum_of_norms(self) -> float:
         """Return the norm of the gradients averaged over dp, by our own sums of `.grad`. Collective over the world."""
