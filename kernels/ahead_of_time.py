@@ -1,13 +1,13 @@
-"""Compiles kernels for an absent chip and reports registers, stack, shared memory and matrix instructions.
+"""Ops without their GPU: on meta tensors they take the code path of a chip that is absent, and compute nothing.
 
-Inside `compiling_for(arch)` every Triton launch compiles for that chip and runs nothing. An op called on meta tensors
-then takes the same code path as on a GPU.
+Inside `compiling_for(arch)` every Triton launch compiles for that chip, which tells registers, stack, shared memory and
+matrix instructions. Inside `skipping_launches(arch)` it does nothing: what is left of an op is the memory it takes.
 """
 
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,11 +82,24 @@ def compiling_for(arch: int) -> Iterator[list[CompiledKernel]]:
             found.append(_inspect(kernel, self.fn.__name__.lstrip("_"), arch, constants))
         return kernel
 
-    had_driver = triton.runtime.driver._active
-    triton.runtime.driver.set_active(_AbsentGPU(arch))
-    JITFunction.run = compile_only
-    try:
+    with _instead_of_launching(arch, compile_only):
         yield found
+
+
+@contextmanager
+def skipping_launches(arch: int) -> Iterator[None]:
+    """Skip every Triton kernel launched inside, which must have meta tensors. Args as `compiling_for`."""
+    with _instead_of_launching(arch, lambda *args, **options: None):
+        yield
+
+
+@contextmanager
+def _instead_of_launching(arch: int, run: Callable[..., Any]) -> Iterator[None]:
+    launch, had_driver = JITFunction.run, triton.runtime.driver._active
+    triton.runtime.driver.set_active(_AbsentGPU(arch))
+    JITFunction.run = run
+    try:
+        yield
     finally:
         JITFunction.run = launch
         triton.runtime.driver._active = had_driver

@@ -90,7 +90,14 @@ class Experts(nn.Module):
 
 
 class ExpertMLP(nn.Module):
-    """A router and its experts, in place of a block's feed-forward layer."""
+    """A router and its experts, in place of a block's feed-forward layer.
+
+    Attributes:
+        assumes_even_split: whether every expert gets the same number of rows, whatever the router chooses: for tensors
+            without numbers.
+    """
+
+    assumes_even_split = False
 
     def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
@@ -170,6 +177,8 @@ class ExpertMLP(nn.Module):
         ep, tp = self.context.ep, self.context.tp
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
+        if self.assumes_even_split:
+            return self._even_plan(chosen, order)
         if ep.size == 1:
             counts = tokens_per_expert.tolist()
             return _DispatchPlan.of(chosen, order, [counts], [counts])
@@ -180,6 +189,16 @@ class ExpertMLP(nn.Module):
         theirs = group.all_to_all(mine, [1] * ep.size, [1] * ep.size, ep)
         sent, received = torch.stack((mine, theirs)).tolist()
         return _DispatchPlan.of(chosen, order, sent, received)
+
+    def _even_plan(self, chosen: Tensor, order: Tensor) -> "_DispatchPlan":
+        """Return a plan in which all experts have as many rows, those left over going to the first ones."""
+        ep, each = self.context.ep, self.num_experts
+        if ep.size > 1:
+            order, each = order[: len(order) // self.context.tp.size], each // (ep.size * self.context.tp.size)
+        share, rest = divmod(len(order), ep.size * each)
+        counts = [share + (index < rest) for index in range(ep.size * each)]
+        table = [counts[start : start + each] for start in range(0, len(counts), each)]
+        return _DispatchPlan.of(chosen, order, table, [table[ep.rank]] * ep.size)
 
     def _through_experts(self, rows: Tensor, plan: "_DispatchPlan") -> Tensor:
         """Return the experts' outputs for this rank's rows, in order; other ranks compute those of their experts."""

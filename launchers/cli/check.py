@@ -23,11 +23,19 @@ def check(
     picture: Annotated[
         Path | None, typer.Option(parser=path, help="Draw the pipeline schedule into this .svg or .png file.")
     ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Count what ranks hold in a training step, on whatever machine.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(metavar="N", help="With --memory, count this rank alone, action by action.")
+    ] = None,
     launcher: Launcher = None,
 ) -> None:
     """Validate a spec, print the resolved run (layout, parameters, tokens, schedule), and tell what would keep it from
     running on this machine: files, the length of the text, device, launcher. Starts nothing."""
     with errors_as_sentences():
+        if rank is not None and not memory:
+            raise ValueError("--rank chooses a rank for --memory; add --memory, or leave it out")
         spec = load_spec(spec_path, overrides)
         from rich.table import Table
 
@@ -39,6 +47,11 @@ def check(
         if picture is not None:
             draw_schedule(spec, picture)
             say(f"schedule drawn in {picture}")
+        if memory:
+            from trimaran.launchers.cli.memory import print_memory
+
+            print_memory(spec, rank)
+            return
         found = problems_here(spec, launcher or spec.launcher.kind)
         if found:
             raise ValueError("\n  ".join(["this run can't start on this machine:", *found]))

@@ -10,6 +10,7 @@ import socket
 import struct
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ class SharedMemory:
         self.rank, self.size = rank, len(names)
         self._names, self._memory, self._sockets = names, memory, sockets
         self._count = 0
-        self._pending: Callable[[], None] | None = None
+        self._pending: Tensor | None = None  # whose sum over the ranks is to come
         self._views: dict[tuple[int, int, torch.dtype, int], Tensor] = {}
 
     @staticmethod
@@ -84,14 +85,13 @@ class SharedMemory:
             return lambda: None
         flat = x.view(-1)
         self._publish(flat)
+        self._pending = flat
+        return partial(self._finish_all_reduce, flat)
 
-        def finish() -> None:
-            if self._pending is finish:
-                self._pending = None
-                self._sum_into(flat, self._collect(flat.dtype, flat.numel()))
-
-        self._pending = finish
-        return finish
+    def _finish_all_reduce(self, flat: Tensor) -> None:
+        if self._pending is flat:
+            self._pending = None
+            self._sum_into(flat, self._collect(flat.dtype, flat.numel()))
 
     def all_gather(self, out: Tensor, x: Tensor) -> None:
         """Fill `out` [size, n] with every rank's `x` [n]; both contiguous."""
@@ -133,8 +133,10 @@ class SharedMemory:
 
     def _publish(self, x: Tensor) -> None:
         """Copy `x` into this rank's next slot and wake the peers."""
-        if self._pending is not None:
-            self._pending()  # one exchange at a time: a second one would overwrite slots that peers still read
+        if (
+            self._pending is not None
+        ):  # one exchange at a time: a second one would overwrite slots that peers still read
+            self._finish_all_reduce(self._pending)
         self._count += 1
         self._view(self.rank, x.dtype, x.numel()).view(x.shape).copy_(x)
         gone: OSError | None = None

@@ -50,6 +50,7 @@ class Executor:
         loss_weight: weight of each token's loss in the gradient, such as 1 / tokens of the global batch.
 
     Attributes:
+        on_action: called with every action before it runs, and with None when all have run.
         loss: after `run`, the sum of the losses of this rank's microbatches [scalar], zero on ranks without the last
             stage.
         spans: after `run`, (action, start, stop) of every compute action, in seconds since `run` began, without the
@@ -70,6 +71,7 @@ class Executor:
         self._arriving: dict[Action, P2PHandle] = {}
         self._flights: defaultdict[tuple[int, int], Flight] = defaultdict(Flight)  # (stage, microbatch) -> its flight
         self._compute_start = 0.0
+        self.on_action: Callable[[Action | None], None] = lambda action: None
         self.loss = torch.zeros(())
         self.spans: list[tuple[Action, float, float]] = []
 
@@ -79,6 +81,7 @@ class Executor:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.transport.device)
         begin = time.perf_counter()
         for action in actions_of(self.actions):
+            self.on_action(action)
             flight = self._flights[action.stage, action.microbatch]
             self._DISPATCH[action.kind](self, action, flight)
             if flight.is_over:
@@ -86,6 +89,7 @@ class Executor:
             if action.kind.is_compute:
                 self.spans.append((action, self._compute_start - begin, time.perf_counter() - begin))
         self.transport.finish()
+        self.on_action(None)
 
     def _forward(self, action: Action, flight: Flight) -> None:
         stage = self.stages[action.stage]

@@ -1,12 +1,13 @@
 """TrainContext: everything one rank holds to train, built from a run spec and a mesh; and the step it repeats."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from trimaran.kernels.dispatch import KernelSet, choose_kernels
 from trimaran.models.batch import Microbatch
@@ -123,10 +124,13 @@ def build_stages_of_rank(
     return dict(zip(mine, stages, strict=True))
 
 
-def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device) -> TrainContext:
+def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device, *, draws_weights: bool = True) -> TrainContext:
     """Build stages with initial weights, the validated schedule, executors and the optimizer.
 
     No communication, except with zero.backend deepspeed: then collective over the world.
+
+    Args:
+        draws_weights: whether to draw initial weights; False for tensors without numbers.
     """
     train = spec.train
     schedule = add_communication(schedule_of(spec))
@@ -135,10 +139,18 @@ def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device) -> Trai
         validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
     is_native = spec.zero.backend == "native"
     shards_parameters = is_native and spec.zero.stage == 3 and mesh.sharding.shard.size > 1
-    placement = schedule.placement
-    stages = build_stages_of_rank(spec, mesh, device, without_storage=shards_parameters, placement=placement)
+    stages = build_stages_of_rank(
+        spec,
+        mesh,
+        device,
+        draws_weights=draws_weights,
+        without_storage=shards_parameters,
+        placement=schedule.placement,
+    )
     context = next(iter(stages.values())).context
-    optimizer = build_optimizer(spec, stages, mesh, actions_of(schedule.actions[mesh.pp.rank]), shards_parameters)
+    drawing = partial(draw, seed=spec.seed) if draws_weights else lambda name, parameter: None
+    actions = actions_of(schedule.actions[mesh.pp.rank])
+    optimizer = build_optimizer(spec, stages, mesh, actions, drawing if shards_parameters else None)
     local_rows = spec.rows_per_sample // (mesh.tp.size if context.sequence_parallel else 1)
     shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)
     transport = P2PTransport(mesh, schedule.placement, shape, context.dtype, device)
@@ -151,13 +163,17 @@ def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device) -> Trai
 
 
 def build_optimizer(
-    spec: RunSpec, stages: dict[int, Stage], mesh: Mesh, actions: Iterable[Action], draws_weights: bool
+    spec: RunSpec,
+    stages: dict[int, Stage],
+    mesh: Mesh,
+    actions: Iterable[Action],
+    drawing: Callable[[str, nn.Parameter], None] | None,
 ) -> Optimizer:
     """Return the optimizer of this rank's stages. With zero.backend deepspeed collective over the world.
 
     Args:
         actions: this rank's list of a step.
-        draws_weights: whether the stages have no storage yet.
+        drawing: fills a parameter by its name, where the stages have no storage yet.
 
     Raises:
         RuntimeError: zero.backend is deepspeed, and the package is missing or too old.
@@ -182,7 +198,7 @@ def build_optimizer(
         bucket_bytes=bucket_bytes,
         num_microbatches=spec.num_microbatches,
         actions=actions,
-        draw=partial(draw, seed=spec.seed) if draws_weights else None,
+        draw=drawing,
     )
 
 
@@ -204,11 +220,26 @@ def train_step(
         TrainingDiverged: the loss or the gradient norm is not finite; the parameters are then still those of the
             previous step.
     """
+    sums: list[float] = accumulate(train_context, batches, stop=stop).tolist()  # the one device sync of a step
+    return finish_step(train_context, sums, lr)
+
+
+def accumulate(train_context: TrainContext, batches: Sequence[Microbatch], *, stop: bool = False) -> Tensor:
+    """Run the step's forwards and backwards and reduce the gradients. Collective over the world; waits for no device.
+
+    Returns:
+        What `finish_step` reads, summed over the world: loss, squared norm of the gradients, ranks that stop, load
+            balancing loss.
+    """
     with train_context.optimizer.accumulating():
         train_context.executor.run(batches)
     squared_norm = train_context.optimizer.finish_gradients()
     balance = torch.stack([stage.take_load_balancing_loss() for stage in train_context.stages.values()]).sum()
-    sums = _sum_over_world(train_context, train_context.executor.loss, squared_norm, torch.tensor(float(stop)), balance)
+    return _sum_over_world(train_context, train_context.executor.loss, squared_norm, torch.tensor(float(stop)), balance)
+
+
+def finish_step(train_context: TrainContext, sums: Sequence[float], lr: float) -> StepResult:
+    """Take the optimizer step with what `accumulate` has returned. Collective over dp. Raises as `train_step`."""
     loss_sum, squared_norm_sum, stops, balance_sum = sums
     loss, grad_norm = loss_sum / train_context.target_tokens_per_step, math.sqrt(squared_norm_sum)
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
@@ -234,17 +265,16 @@ def evaluate(train_context: TrainContext, global_batches: Sequence[Sequence[Micr
         for batches in global_batches:
             train_context.evaluator.run(batches)
             total += train_context.evaluator.loss
-    (loss_sum,) = _sum_over_world(train_context, total)
+    loss_sum: float = _sum_over_world(train_context, total).item()
     return loss_sum / (len(global_batches) * train_context.target_tokens_per_step)
 
 
-def _sum_over_world(train_context: TrainContext, loss: torch.Tensor, *others: torch.Tensor) -> list[float]:
-    """Sum scalars over the world in one all_reduce: the one device sync of a step.
+def _sum_over_world(train_context: TrainContext, loss: Tensor, *others: Tensor) -> Tensor:
+    """Return the sums of scalars over the world [number of them], float64, by one all_reduce.
 
     The loss is counted on one rank of each tp group.
     """
     counted = loss if train_context.mesh.tp.rank == 0 else torch.zeros_like(loss)
     device = train_context.executor.transport.device
     totals = torch.stack([value.to(device, torch.float64) for value in (counted, *others)])
-    values: list[float] = all_reduce(totals, train_context.mesh.world).tolist()
-    return values
+    return all_reduce(totals, train_context.mesh.world)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 
 from trimaran.models.boundary import backward_blocks
 from trimaran.models.parallel.group import all_reduce, single
@@ -281,6 +281,11 @@ class ShardedOptimizer:
             "optimizer": moments + copies,
             "transit": self._gradients.transit_bytes + (self._sharded.whole_bytes if self._sharded else 0),
         }
+
+    @property
+    def gathered(self) -> list[UntypedStorage]:
+        """The memory of gathered parameters, whose size changes; none below stage 3."""
+        return self._sharded.storages if self._sharded else []
 
 
 def _pieces_of(bucket: Bucket, tensors: Mapping[str, Tensor]) -> Iterator[ShardPiece]:

@@ -7,7 +7,7 @@ the next one in the schedule's list are gathered.
 
 from collections.abc import Callable, Iterable
 
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 
 from trimaran.models.parallel.group import Wait, start_all_gather_into
 from trimaran.runtime.zero.buckets import Bucket
@@ -50,6 +50,11 @@ class ShardedParameters:
     def whole_bytes(self) -> int:
         """Bytes of the parameters that are gathered now."""
         return sum(self.buckets[index].params.untyped_storage().nbytes() for index in self._whole)
+
+    @property
+    def storages(self) -> list[UntypedStorage]:
+        """Of every bucket the memory of its gathered parameters, whose size changes."""
+        return [bucket.params.untyped_storage() for bucket in self.buckets]
 
     def begin(self, uses: Iterable[Use]) -> None:
         """Announce what the next calls of `use` will ask for, in order."""

@@ -1,0 +1,202 @@
+"""The dry step: what a rank holds during a training step, counted without the other ranks, a GPU or memory.
+
+The rank's own code builds and takes the step over torch's fake process group, on tensors that have shapes and no
+numbers: FakeTensors for a run on CPUs; for one on GPUs meta tensors, on which ops take the GPU's code path and Triton
+kernels are chosen and not launched.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trimaran.kernels.ahead_of_time import skipping_launches
+from trimaran.models.batch import Microbatch
+from trimaran.models.experts import ExpertMLP
+from trimaran.runtime.mesh import Mesh, build_mesh
+from trimaran.runtime.pipeline.action import Action, actions_of
+from trimaran.runtime.pipeline.transport import P2PTransport
+from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.live_bytes import LiveBytes
+from trimaran.runtime.train.pipeline import placement_of
+from trimaran.runtime.train.train_context import accumulate, build_train_context, finish_step
+
+_ARCH = 90  # whose tuned sizes the kernels' workspaces have
+_REDUCTION, _UPDATE = "end of the reductions", "optimizer step"
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The moment of an action, or of what follows the list, at which a rank holds most.
+
+    Args:
+        is_compute: whether it is no transfer.
+        transit: bytes of ZeRO's buffers for whole gradients, and of gathered parameters.
+        activations: bytes of all else but the state.
+    """
+
+    name: str
+    is_compute: bool
+    transit: int
+    activations: int
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """What one rank holds in a step, in bytes.
+
+    Args:
+        where: the rank and its coordinates.
+        state: by part: parameters, gradients, optimizer.
+        after: of all tensors, after the step.
+        peaks: of every action of the rank's list, then of the end of the reductions and of the optimizer step.
+    """
+
+    where: str
+    state: dict[str, int]
+    after: int
+    peaks: list[Peak]
+
+    @property
+    def peak(self) -> Peak:
+        """The highest peak."""
+        return max(self.peaks, key=lambda peak: peak.transit + peak.activations)
+
+    @property
+    def total(self) -> int:
+        """The most bytes that the rank holds."""
+        return sum(self.state.values()) + self.peak.transit + self.peak.activations
+
+
+class _Delivered(P2PTransport):
+    """Transfers that are complete when the next one begins, as those of NCCL are soon."""
+
+    def send(self, action: Action, x: Tensor) -> None:
+        """See P2PTransport."""
+        self._sends.clear()
+        super().send(action, x)
+
+
+def count_step(
+    spec: RunSpec, mesh: Mesh, device: torch.device, *, has_numbers: bool = True, outside: Iterable[Tensor] = ()
+) -> StepBytes:
+    """Build this rank's training, take a step, and count. Collective over the world.
+
+    Args:
+        has_numbers: whether tensors have; where not, every expert gets as many tokens as the others.
+        outside: see LiveBytes.
+    """
+    with LiveBytes(outside) as live:
+        train_context = build_train_context(spec, mesh, device, draws_weights=has_numbers)
+        optimizer, executor = train_context.optimizer, train_context.executor
+        for module in (module for stage in train_context.stages.values() for module in stage.modules()):
+            if isinstance(module, ExpertMLP) and not has_numbers:
+                module.assumes_even_split = True
+        if device.type == "meta":
+            transport = executor.transport
+            arguments = (transport.mesh, transport.placement, transport.shape, transport.dtype, device)
+            executor.transport = _Delivered(*arguments)
+        live.watch(optimizer.gathered)
+        batches = [_microbatch(spec, index, device) for index in range(spec.num_microbatches)]
+        executor.on_action = lambda action: live.begin(_REDUCTION if action is None else str(action))
+        sums = accumulate(train_context, batches)
+        live.begin(_UPDATE)
+        norm = 2.0 * (spec.optimizer.max_grad_norm or 1.0)  # is clipped
+        finish_step(train_context, [1.0, norm**2, 0.0, 0.0], spec.optimizer.lr)
+        del batches, sums
+        state = optimizer.state_bytes()
+        buffers = state.pop("transit")  # nothing is gathered after a step
+        held = sum(state.values())
+        compute = {_REDUCTION, _UPDATE, *(str(action) for action in actions_of(executor.actions) if action.is_compute)}
+        peaks = [
+            Peak(each.name, each.name in compute, buffers + each.transit, each.peak - each.transit - buffers - held)
+            for each in live.phases[1:]
+        ]
+        return StepBytes(mesh.describe(), state, live.now, peaks)
+
+
+def dry_step(spec: RunSpec, rank: int, device: Literal["cpu", "cuda"]) -> StepBytes:
+    """Return what `rank` holds in a step, without starting it. There may be no process group.
+
+    Args:
+        device: of the run; here needs to be none.
+    """
+    parallel = spec.parallel
+    where = torch.device("cpu" if device == "cpu" else "meta")
+    with _fake_world(rank, spec.world_size):
+        mesh = build_mesh(
+            pp=parallel.pp,
+            dp=parallel.dp,
+            cp=parallel.cp,
+            tp=parallel.tp,
+            ep=parallel.ep,
+            shard_size=spec.zero.shard_size,
+            timeout_s=spec.launcher.timeout_s,
+            shared_memory=False,
+            tied_embedding=spec.transformer.tie_embeddings,
+            has_tags=True,
+            placement=placement_of(spec),
+        )
+        with _without_numbers(where):
+            return count_step(spec, mesh, where, has_numbers=False)
+
+
+class _TakesAllRows(TorchDispatchMode):
+    """Lets a mask select every row, for without numbers it is not known how many: the embedding's on CPUs."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see LiveBytes
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation."""
+        if func is torch.ops.aten.index.Tensor:
+            x, (index, *others) = args
+            if index is not None and index.dtype == torch.bool and not others:
+                return x.new_empty(index.numel(), *x.shape[index.ndim :])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _fake_world(rank: int, world_size: int) -> Iterator[None]:
+    """Make torch's fake group the default group: its collectives return at once and move nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend
+
+    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _without_numbers(device: torch.device) -> Iterator[None]:
+    if device.type == "meta":
+        with skipping_launches(_ARCH):
+            yield
+        return
+    from torch._subclasses.fake_tensor import FakeTensorMode  # which imports sympy
+
+    with FakeTensorMode(), _TakesAllRows(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        yield
+
+
+def _microbatch(spec: RunSpec, index: int, device: torch.device) -> Microbatch:
+    """Return a microbatch of the run's shape, all of token 0."""
+    rows, seq_len, labels = spec.train.micro_batch_size, spec.train.seq_len, spec.labels_per_sample
+
+    def zeros(length: int) -> Tensor:
+        return torch.zeros(rows, length, dtype=torch.int64, device=device)
+
+    return Microbatch(
+        zeros(seq_len), zeros(labels), index * rows, None if spec.transformer.is_causal else zeros(labels)
+    )
