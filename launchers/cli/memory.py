@@ -24,11 +24,9 @@ def print_memory(spec: RunSpec, rank: int | None) -> None:
         )
     from rich.table import Table
 
-    from trimaran.runtime.train.dry_step import dry_step
-
     device = device_of(spec)
     ranks = ends_of_tensor_groups(spec) if rank is None else [rank]
-    found = [dry_step(spec, each, device) for each in ranks]
+    found = [step_of(spec, each, device) for each in ranks]
     kind, other = ("GPUs", "cpu") if device == "cuda" else ("CPUs", "cuda")
     say(
         f"memory of tensors in a training step on {kind}, by shape (--set launcher.device={other} tells the other's); "
@@ -46,6 +44,15 @@ def print_memory(spec: RunSpec, rank: int | None) -> None:
             if peak.is_compute:
                 actions.add_row(peak.name, *_cells(found[0], peak))
         print_table(actions)
+
+
+def step_of(spec: RunSpec, rank: int, device: Literal["cpu", "cuda"]) -> "StepBytes":
+    """Return what a rank of the run holds in a step on this kind of device."""
+    from trimaran.launchers.worker.process_group import fake_world
+    from trimaran.runtime.train.dry_step import dry_step
+
+    with fake_world(rank, spec.world_size):
+        return dry_step(spec, device)
 
 
 def device_of(spec: RunSpec) -> Literal["cpu", "cuda"]:

@@ -1,7 +1,8 @@
 """A rank's process group and the mesh over it. The only file that calls `init_process_group`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -70,6 +71,18 @@ def _tell_deepspeed(spec: RunSpec, device: torch.device) -> None:
     os.environ["DS_ACCELERATOR"] = device.type
     os.environ["LOCAL_RANK"] = str(device.index or 0)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_of(spec).resolve())
+
+
+@contextmanager
+def fake_world(rank: int, world_size: int) -> Iterator[None]:
+    """Be rank `rank` of torch's fake default group inside the block: collectives return at once and move nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend
+
+    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def leave_world(mesh: Mesh, relay: FailureRelay | None = None) -> None:

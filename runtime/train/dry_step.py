@@ -1,8 +1,8 @@
 """The dry step: what a rank holds during a training step, counted without the other ranks, a GPU or memory.
 
-The rank's own code builds and takes the step over torch's fake process group, on tensors that have shapes and no
-numbers: FakeTensors for a run on CPUs; for one on GPUs meta tensors, on which ops take the GPU's code path and Triton
-kernels are chosen and not launched.
+The rank's own code builds and takes the step over torch's fake process group, whose collectives return at once, on
+tensors that have shapes and no numbers: FakeTensors for a run on CPUs; for one on GPUs meta tensors, on which ops take
+the GPU's code path and Triton kernels are chosen and not launched.
 """
 
 import warnings
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -121,30 +120,29 @@ def count_step(
         return StepBytes(mesh.describe(), state, live.now, peaks)
 
 
-def dry_step(spec: RunSpec, rank: int, device: Literal["cpu", "cuda"]) -> StepBytes:
-    """Return what `rank` holds in a step, without starting it. There may be no process group.
+def dry_step(spec: RunSpec, device: Literal["cpu", "cuda"]) -> StepBytes:
+    """Return what this rank of torch's fake process group would hold in a step.
 
     Args:
         device: of the run; here needs to be none.
     """
     parallel = spec.parallel
     where = torch.device("cpu" if device == "cpu" else "meta")
-    with _fake_world(rank, spec.world_size):
-        mesh = build_mesh(
-            pp=parallel.pp,
-            dp=parallel.dp,
-            cp=parallel.cp,
-            tp=parallel.tp,
-            ep=parallel.ep,
-            shard_size=spec.zero.shard_size,
-            timeout_s=spec.launcher.timeout_s,
-            shared_memory=False,
-            tied_embedding=spec.transformer.tie_embeddings,
-            has_tags=True,
-            placement=placement_of(spec),
-        )
-        with _without_numbers(where):
-            return count_step(spec, mesh, where, has_numbers=False)
+    mesh = build_mesh(
+        pp=parallel.pp,
+        dp=parallel.dp,
+        cp=parallel.cp,
+        tp=parallel.tp,
+        ep=parallel.ep,
+        shard_size=spec.zero.shard_size,
+        timeout_s=spec.launcher.timeout_s,
+        shared_memory=False,
+        tied_embedding=spec.transformer.tie_embeddings,
+        has_tags=True,
+        placement=placement_of(spec),
+    )
+    with _without_numbers(where):
+        return count_step(spec, mesh, where, has_numbers=False)
 
 
 class _TakesAllRows(TorchDispatchMode):
@@ -166,18 +164,6 @@ class _TakesAllRows(TorchDispatchMode):
 
 
 @contextmanager
-def _fake_world(rank: int, world_size: int) -> Iterator[None]:
-    """Make torch's fake group the default group: its collectives return at once and move nothing."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend
-
-    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
 def _without_numbers(device: torch.device) -> Iterator[None]:
     if device.type == "meta":
         with skipping_launches(_ARCH):
@@ -185,7 +171,8 @@ def _without_numbers(device: torch.device) -> Iterator[None]:
         return
     from torch._subclasses.fake_tensor import FakeTensorMode  # which imports sympy
 
-    with FakeTensorMode(), _TakesAllRows(), warnings.catch_warnings():
+    takes_all_rows = _TakesAllRows()  # type: ignore[no-untyped-call]
+    with FakeTensorMode(), takes_all_rows, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         yield
 

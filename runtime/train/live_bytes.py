@@ -37,7 +37,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, outside: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._outside = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in outside)}
         self._living: dict[int, tuple[weakref.ref[UntypedStorage], int]] = {}  # with the bytes that are counted for it
         self._bytes = 0

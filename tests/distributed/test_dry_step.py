@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from tests.distributed.ranks import RankPool
+from trimaran.launchers.cli.memory import step_of
 from trimaran.models.experts import ExpertMLP
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.pipeline.simulate import Costs, simulate
 from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.dry_step import StepBytes, count_step, dry_step
+from trimaran.runtime.train.dry_step import StepBytes, count_step
 from trimaran.runtime.train.pipeline import placement_of, schedule_of
 
 LLAMA: dict[str, Any] = {
@@ -85,7 +86,7 @@ def test_a_real_rank_holds_what_the_dry_step_says(name: str, ranks: RankPool) ->
     spec, looked_at = REAL[name]
     real = ranks.run(real_step, spec.world_size, spec)
     for rank in looked_at:
-        dry, found = dry_step(spec, rank, "cpu"), real[rank]
+        dry, found = step_of(spec, rank, "cpu"), real[rank]
         assert dry.where == found.where
         assert dry.state == found.state
         assert dry.after == found.after
@@ -107,7 +108,7 @@ def test_a_real_rank_holds_what_the_dry_step_says(name: str, ranks: RankPool) ->
 def test_state_and_transit_follow_the_formulas(stage: int, dp: int) -> None:
     """bfloat16: 18 bytes a parameter; 6 + 12/d; 2 + 16/d; 18/d and the transit of two buckets."""
     spec = spec_of(stage, {"dp": dp}, global_batch_size=8)
-    step = dry_step(spec, dp - 1, "cuda")
+    step = step_of(spec, dp - 1, "cuda")
     count = spec.transformer.num_parameters()
     whole, sharded = {0: (18, 0), 1: (6, 12), 2: (2, 16), 3: (0, 18)}[stage]
     assert sum(step.state.values()) * dp == count * (whole * dp + sharded)
@@ -135,6 +136,6 @@ def test_activations_grow_as_the_simulator_says(schedule: str, rank: int) -> Non
     held = simulate(schedule_of(spec), Costs.uniform(spec.num_stages)).peak_held[rank]
     expected = {("gpipe", 0): 8, ("gpipe", 2): 8, ("1f1b", 0): 4, ("1f1b", 2): 2, ("zb_h1", 0): 4, ("zb_h2", 0): 7}
     assert held == expected.get((schedule, rank), held)
-    step = dry_step(spec, rank, "cuda")
+    step = step_of(spec, rank, "cuda")
     forwards = [peak.activations for peak in step.peaks if "F" in peak.name and peak.is_compute]
     assert (max(forwards) - forwards[0]) / (forwards[1] - forwards[0]) + 1 == pytest.approx(held, abs=0.3)
