@@ -69,6 +69,8 @@ def shortened(command: str) -> list[str]:
             for name, value in SMALLER.get(Path(words[2]).name, {}).items()
             for word in ("--set", f"{name}={value}")
         ]
+    if "--memory" in words and words[1] == "check" and "--rank" not in words:
+        words += ["--rank", "0"]
     if words[1] == "generate":
         words += ["--max-new-tokens", "5"]
     return words[1:]
@@ -248,7 +250,7 @@ def test_example_runs_by_its_own_command(example: Path, folder: Path, readme_env
     for command in commands_in(example):
         outcome = trimaran(folder, *shortened(command), environment=readme_environment)
         assert outcome.code == 0, outcome.err
-        assert (folder / "runs" / example.stem / "report.html").is_file()
+        assert " train " not in command or (folder / "runs" / example.stem / "report.html").is_file()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU")

@@ -1,4 +1,4 @@
-"""`trimaran check --memory`: what ranks hold during a step, counted by the dry step. Starts nothing."""
+"""`--memory` of `trimaran check` and `schedules`: what ranks hold during a step, counted by the dry step."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -36,14 +36,21 @@ def print_memory(spec: RunSpec, rank: int | None) -> None:
         say("every expert is taken to get the same number of tokens; a busier one takes more activations")
     table = Table("rank", *_PARTS, "peak in", box=None)
     for each in found:
-        table.add_row(each.where, *_cells(each, each.peak), each.peak.name)
+        table.add_row(each.where, *cells(each, each.peak), each.peak.name)
     print_table(table)
     if rank is not None:
         actions = Table("peak of", *_PARTS, box=None)
         for peak in found[0].peaks:
             if peak.is_compute:
-                actions.add_row(peak.name, *_cells(found[0], peak))
+                actions.add_row(peak.name, *cells(found[0], peak))
         print_table(actions)
+
+
+def bytes_at_most(spec: RunSpec) -> str:
+    """Return what the pipeline ranks hold at their peaks, the least and the most."""
+    each = spec.world_size // spec.parallel.pp
+    totals = [step_of(spec, rank, device_of(spec)).total for rank in range(0, spec.world_size, each)]
+    return " to ".join(dict.fromkeys(map(_size, (min(totals), max(totals)))))
 
 
 def step_of(spec: RunSpec, rank: int, device: Literal["cpu", "cuda"]) -> "StepBytes":
@@ -71,7 +78,8 @@ def ends_of_tensor_groups(spec: RunSpec) -> list[int]:
     return [stage * each + tp for stage in range(parallel.pp) for tp in sorted({0, parallel.tp - 1})]
 
 
-def _cells(step: "StepBytes", peak: "Peak") -> tuple[str, ...]:
+def cells(step: "StepBytes", peak: "Peak") -> tuple[str, ...]:
+    """Return what a rank holds at one of its peaks, in the order of the table's columns."""
     state = tuple(step.state[part] for part in _PARTS[:3])
     whole = (*state, peak.transit, peak.activations)
     return tuple(_size(count) for count in (*whole, sum(whole)))

@@ -24,6 +24,9 @@ def schedules(
     picture: Annotated[
         Path | None, typer.Option(parser=path, help="Draw each of them into a .svg file in this folder.")
     ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Count the bytes that the pipeline ranks hold at most, too (takes longer).")
+    ] = False,
 ) -> None:
     """Compare the pipeline schedules that fit a spec's layers, ranks and microbatches, by simulation. Starts nothing.
 
@@ -33,6 +36,7 @@ def schedules(
     with errors_as_sentences():
         spec = load_spec(spec_path, overrides)
         from trimaran.launchers.cli.check import check_drawable, draw_schedule
+        from trimaran.launchers.cli.memory import bytes_at_most
         from trimaran.runtime.pipeline.csv_text import write_csv
         from trimaran.runtime.pipeline.simulate import simulate
         from trimaran.runtime.train.pipeline import costs_of, schedule_of
@@ -56,12 +60,14 @@ def schedules(
         from rich.table import Table
 
         # Layers that are given for other stages than a schedule's say nothing about it.
-        table = Table(*_COLUMNS, *([f"layers (given for {len(given)} stages)"] if given else []), box=None)
+        more = [*(["bytes at most"] if memory else []), *([f"layers (given for {len(given)} stages)"] if given else [])]
+        table = Table(*_COLUMNS, *more, box=None)
         for name, each in fitting.items():
             virtual_stages = each.parallel.virtual_stages
             cells = _cells(simulate(schedule_of(each), costs_of(each)), virtual_stages)
+            held = [bytes_at_most(each)] if memory else []
             layers = "as given" if each.parallel.layers_per_stage else "balanced by cost"
-            table.add_row(name, str(virtual_stages), *cells, *([layers] if given else []))
+            table.add_row(name, str(virtual_stages), *cells, *held, *([layers] if given else []))
         print_table(table)
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pkgutil
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -60,6 +61,44 @@ def test_check_refuses_a_picture_of_another_kind(tmp_path: Path) -> None:
     outcome = trimaran(tmp_path, "check", "spec.yaml", "--picture", "schedule.gif")
     assert outcome.code == 2
     assert outcome.last_line == "error: --picture must end in .svg or .png; got schedule.gif"
+
+
+def test_check_counts_the_memory_of_ranks_on_a_machine_that_has_none_of_them(tmp_path: Path) -> None:
+    make_workplace(tmp_path, parallel={"tp": 2, "pp": 2, "dp": 2}, precision={"dtype": "bfloat16"})
+    command = ["check", "spec.yaml", "--memory", "--set", "launcher.device=cuda"]
+    outcome = trimaran(tmp_path, *command)
+    assert outcome.code == 0, outcome.err
+    assert "on GPUs, by shape" in outcome.err
+    found = re.findall(r"^ rank (\d+) \(pp \d", outcome.out, flags=re.MULTILINE)
+    assert found == ["0", "1", "4", "5"], "the ends of each pipeline rank's tp group"
+    one = trimaran(tmp_path, *command, "--rank", "5")
+    assert one.code == 0, one.err
+    table = one.out.partition(" peak of ")[2]
+    assert [row.split()[0] for row in table.splitlines()[1:3]] == ["1F0", "1B0"]
+    assert "optimizer step" in table
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--memory", "--rank", "2"], "--rank 2: the run has 2 ranks; give one from 0 to 1"),
+        (["--memory", "--rank", "-1"], "--rank -1: the run has 2 ranks; give one from 0 to 1"),
+        (["--rank", "0"], "--rank chooses a rank for --memory; add --memory, or leave it out"),
+    ],
+)
+def test_check_refuses_a_rank_that_is_not_there(options: list[str], words: str, tmp_path: Path) -> None:
+    make_workplace(tmp_path, parallel={"tp": 2})
+    outcome = trimaran(tmp_path, "check", "spec.yaml", *options)
+    assert (outcome.code, outcome.last_line) == (2, f"error: {words}")
+
+
+def test_schedules_tell_the_bytes_of_each(tmp_path: Path) -> None:
+    make_workplace(tmp_path, parallel={"pp": 2}, precision={"dtype": "bfloat16"})
+    outcome = trimaran(tmp_path, "schedules", "spec.yaml", "--memory", "--set", "launcher.device=cuda")
+    assert outcome.code == 0, outcome.err
+    header, *rows = outcome.out.splitlines()
+    assert header.split("  ")[-1].strip() == "bytes at most"
+    assert all(row.rstrip().endswith("MiB") for row in rows)
 
 
 def test_schedules_are_compared_printed_and_drawn(tmp_path: Path) -> None:
