@@ -24,12 +24,15 @@ def print_memory(spec: RunSpec, rank: int | None) -> None:
         )
     from rich.table import Table
 
+    from trimaran.runtime.train.dry_step import kernels_without_device
+
     device = device_of(spec)
     ranks = ends_of_tensor_groups(spec) if rank is None else [rank]
     found = [step_of(spec, each, device) for each in ranks]
     kind, other = ("GPUs", "cpu") if device == "cuda" else ("CPUs", "cuda")
+    where = f"{kind} with {kernels_without_device(spec, device)}"
     say(
-        f"memory of tensors in a training step on {kind}, by shape (--set launcher.device={other} tells the other's); "
+        f"memory of tensors in a training step on {where} (of the other kind: --set launcher.device={other}); "
         "what an allocator rounds up, and libraries take, is not counted"
     )
     if spec.transformer.num_experts:
@@ -54,7 +57,14 @@ def bytes_at_most(spec: RunSpec) -> str:
 
 
 def step_of(spec: RunSpec, rank: int, device: Literal["cpu", "cuda"]) -> "StepBytes":
-    """Return what a rank of the run holds in a step on this kind of device."""
+    """Return what a rank of the run holds in a step on this kind of device.
+
+    Raises:
+        ValueError: the memory of the spec's ZeRO is another library's.
+    """
+    if str(spec.zero.backend) != "native":
+        counted = "only the memory of native can be counted; add --set zero.backend=native"
+        raise ValueError(f"zero.backend is {spec.zero.backend}, and {counted}")
     from trimaran.launchers.worker.process_group import fake_world
     from trimaran.runtime.train.dry_step import dry_step
 

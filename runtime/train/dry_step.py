@@ -24,7 +24,7 @@ from trimaran.runtime.pipeline.transport import P2PTransport
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.live_bytes import LiveBytes
 from trimaran.runtime.train.pipeline import placement_of
-from trimaran.runtime.train.train_context import accumulate, build_train_context, finish_step
+from trimaran.runtime.train.train_context import accumulate, build_train_context, finish_step, kernels_of
 
 _ARCH = 90  # whose tuned sizes the kernels' workspaces have
 _REDUCTION, _UPDATE = "end of the reductions", "optimizer step"
@@ -126,8 +126,7 @@ def dry_step(spec: RunSpec, device: Literal["cpu", "cuda"]) -> StepBytes:
     Args:
         device: of the run; here needs to be none.
     """
-    parallel = spec.parallel
-    where = torch.device("cpu" if device == "cpu" else "meta")
+    parallel, where = spec.parallel, _stand_in(device)
     mesh = build_mesh(
         pp=parallel.pp,
         dp=parallel.dp,
@@ -143,6 +142,15 @@ def dry_step(spec: RunSpec, device: Literal["cpu", "cuda"]) -> StepBytes:
     )
     with _without_numbers(where):
         return count_step(spec, mesh, where, has_numbers=False)
+
+
+def kernels_without_device(spec: RunSpec, device: Literal["cpu", "cuda"]) -> str:
+    """Return which kernels a run on such a device takes, as a phrase. Raises ValueError where its choice can't run."""
+    return kernels_of(spec, _stand_in(device))[1]
+
+
+def _stand_in(device: Literal["cpu", "cuda"]) -> torch.device:
+    return torch.device("cpu" if device == "cpu" else "meta")
 
 
 class _TakesAllRows(TorchDispatchMode):

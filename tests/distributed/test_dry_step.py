@@ -144,6 +144,13 @@ def test_activations_grow_as_the_simulator_says(schedule: str, rank: int) -> Non
     assert (max(forwards) - forwards[0]) / (forwards[1] - forwards[0]) + 1 == pytest.approx(held, abs=0.3)
 
 
+def test_the_memory_of_another_library_is_refused() -> None:
+    spec = spec_of(1, {"dp": 2})
+    other = spec.model_copy(update={"zero": spec.zero.model_copy(update={"backend": "deepspeed"})})
+    with pytest.raises(ValueError, match=r"^zero.backend is deepspeed, and only .* --set zero.backend=native$"):
+        step_of(other, 0, "cuda")
+
+
 def test_falcon_40b_is_counted_as_results_tell() -> None:
     """TP 8 x PP 4 x DP 12: three stages of ZeRO for 8 ranks each may take five minutes on two cores."""
     spec = load_spec(ROOT / "examples" / "falcon-40b.yaml", ["zero.stage=3"])

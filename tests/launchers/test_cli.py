@@ -68,7 +68,7 @@ def test_check_counts_the_memory_of_ranks_on_a_machine_that_has_none_of_them(tmp
     command = ["check", "spec.yaml", "--memory", "--set", "launcher.device=cuda"]
     outcome = trimaran(tmp_path, *command)
     assert outcome.code == 0, outcome.err
-    assert "on GPUs, by shape" in outcome.err
+    assert "on GPUs with Triton's kernels" in outcome.err
     found = re.findall(r"^ rank (\d+) \(pp \d", outcome.out, flags=re.MULTILINE)
     assert found == ["0", "1", "4", "5"], "the ends of each pipeline rank's tp group"
     one = trimaran(tmp_path, *command, "--rank", "5")
