@@ -62,7 +62,7 @@ def step_of(spec: RunSpec, rank: int, device: Literal["cpu", "cuda"]) -> "StepBy
     Raises:
         ValueError: the memory of the spec's ZeRO is another library's.
     """
-    if str(spec.zero.backend) != "native":
+    if spec.zero.backend != "native":
         counted = "only the memory of native can be counted; add --set zero.backend=native"
         raise ValueError(f"zero.backend is {spec.zero.backend}, and {counted}")
     from trimaran.launchers.worker.process_group import fake_world

@@ -25,6 +25,7 @@ from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.live_bytes import LiveBytes
 from trimaran.runtime.train.pipeline import placement_of
 from trimaran.runtime.train.train_context import accumulate, build_train_context, finish_step, kernels_of
+from trimaran.runtime.zero.optimizer import ShardedOptimizer
 
 _ARCH = 90  # whose tuned sizes the kernels' workspaces have
 _REDUCTION, _UPDATE = "end of the reductions", "optimizer step"
@@ -94,6 +95,7 @@ def count_step(
     with LiveBytes(outside) as live:
         train_context = build_train_context(spec, mesh, device, draws_weights=has_numbers)
         optimizer, executor = train_context.optimizer, train_context.executor
+        assert isinstance(optimizer, ShardedOptimizer), "another library's memory is not known"
         for module in (module for stage in train_context.stages.values() for module in stage.modules()):
             if isinstance(module, ExpertMLP) and not has_numbers:
                 module.assumes_even_split = True
