@@ -40,6 +40,7 @@ SMALLER = {
     "llama-1gpu.yaml": {
         "launcher.device": "cpu", "model.num_layers": 2, "model.hidden_size": 96, "model.ffn_hidden_size": 256,
     },
+    "falcon-40b.yaml": {"model.num_layers": 4},
 }  # fmt: skip
 NOT_RUN = {
     "make train": "test_make_train runs it with a shortened spec",
@@ -64,6 +65,7 @@ def shortened(command: str) -> list[str]:
     assert words[0] == "trimaran", f"{command!r} is not a trimaran command; run it here or list it in NOT_RUN"
     if words[1] in ("train", "schedules"):
         words += [word for name, value in SHORT.items() for word in ("--set", f"{name}={value}")]
+    if words[1] in ("train", "schedules") or "--memory" in words:
         words += [
             word
             for name, value in SMALLER.get(Path(words[2]).name, {}).items()
