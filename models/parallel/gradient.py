@@ -1,6 +1,6 @@
 """Adds up a weight's gradient: in the optimizer's buffer where there is one, else in a tensor for autograd."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,25 +38,36 @@ class GradAccumulator:
 
 
 def weight_gradient(weight: Tensor, compute: Callable[[GradAccumulator], None]) -> Tensor | None:
-    """Return what `GradAccumulator.finish` returns after `compute`; None where the weight's queue takes `compute`.
+    """Return what `weight_gradients` returns for one weight."""
+    return weight_gradients([weight], lambda gradients: compute(gradients[0]))[0]
 
-    Whoever runs the queue later has the gradient where it would be now: in `main_grad`, or in `weight.grad`.
+
+def weight_gradients(
+    weights: Sequence[Tensor], compute: Callable[[Sequence[GradAccumulator]], None]
+) -> Sequence[Tensor | None]:
+    """Return what `GradAccumulator.finish` returns after `compute`; None each where the queue takes `compute`.
+
+    Whoever runs the queue later has the gradients where they would be now: in `main_grad`, or in `weight.grad`.
     """
-    queue = info_of(weight).queue
-    if queue.later is None:
-        gradient = GradAccumulator(weight)
-        compute(gradient)
-        return gradient.finish()
+    later = info_of(weights[0]).queue.later
+    if later is None:
+        return _computed(weights, compute)
 
     def run() -> None:
-        gradient = GradAccumulator(weight)
-        compute(gradient)
-        found = gradient.finish()
-        if found is not None:
-            weight.grad = found if weight.grad is None else weight.grad.add_(found)
+        for weight, found in zip(weights, _computed(weights, compute), strict=True):
+            if found is not None:
+                weight.grad = found if weight.grad is None else weight.grad.add_(found)
 
-    queue.later.append(run)
-    return None
+    later.append(run)
+    return [None] * len(weights)
+
+
+def _computed(
+    weights: Sequence[Tensor], compute: Callable[[Sequence[GradAccumulator]], None]
+) -> Sequence[Tensor | None]:
+    gradients = [GradAccumulator(weight) for weight in weights]
+    compute(gradients)
+    return [gradient.finish() for gradient in gradients]
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor, *, factor: float = 1.0, overwrite: bool = False) -> None:

@@ -22,14 +22,19 @@ from trimaran.models.parallel.collectives import (
     reduce_scatter_dim1,
     reduce_scatter_to_sequence_region,
 )
-from trimaran.models.parallel.gradient import GradAccumulator, weight_gradient
+from trimaran.models.parallel.gradient import GradAccumulator, weight_gradients
 from trimaran.models.parallel.group import Group, start_all_reduce
 from trimaran.models.parallel.parameter import InitSpec, LayerContext, new_parameter
 
 
-def _add_weight_gradient(gradient: GradAccumulator, dy: Tensor, x: Tensor) -> None:
-    """Add dy^T x. dy: [rows, out], x: [rows, in]."""
-    gradient.add_product(dy.t(), x)
+def _add_weight_gradients(
+    gradients: Sequence[GradAccumulator], dys: Sequence[Tensor], x: Tensor, group: Group | None
+) -> None:
+    """Add dy^T x for each of dys [rows, out]. x: [..., in]; with a group this rank's part of the sequence."""
+    # Gathered again: keeping the whole from the forward, or until a W, would cost what sequence parallelism saves.
+    rows = (x if group is None else gather_dim1(x, group)).flatten(0, -2)
+    for gradient, dy in zip(gradients, dys, strict=True):
+        gradient.add_product(dy.t(), rows)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -58,21 +63,20 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         (x,) = ctx.saved_tensors
         group: Group | None = ctx.group
-        if ctx.sequence_parallel:
-            assert group is not None
-            x = gather_dim1(x, group)  # again: keeping it would cost the memory that sequence parallelism saves
-        rows = x.flatten(0, -2)
         dys = [dy.flatten(0, -2) for dy in grads]
-        weights = [weight.view(-1, rows.shape[1]) for weight in ctx.weights]
+        weights = [weight.view(-1, x.shape[-1]) for weight in ctx.weights]
         dx = dys[0] @ weights[0]
         for dy, weight in zip(dys[1:], weights[1:], strict=True):
             dx.addmm_(dy, weight)
-        dx = dx.view(x.shape)
+        dx = dx.view(*grads[0].shape[:-1], x.shape[-1])
         if group is not None and not ctx.sequence_parallel:
             wait = start_all_reduce(dx, group)
+        add = partial(_add_weight_gradients, dys=dys, x=x, group=group if ctx.sequence_parallel else None)
         parameter_grads: list[Tensor | None] = []
-        for index, (dy, weight) in enumerate(zip(dys, ctx.weights, strict=True)):
-            parameter_grads.append(weight_gradient(weight, partial(_add_weight_gradient, dy=dy, x=rows)))
+        for index, (dy, weight, found) in enumerate(
+            zip(dys, ctx.weights, weight_gradients(ctx.weights, add), strict=True)
+        ):
+            parameter_grads.append(found)
             needs_bias = ctx.needs_input_grad[4 + 2 * index]
             parameter_grads.append(dy.sum(0).view(weight.shape[:-1]) if needs_bias else None)
         if ctx.sequence_parallel:

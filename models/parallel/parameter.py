@@ -1,6 +1,7 @@
 """Parameters with a record of how they are cut, how they are initialized, and where their gradient is summed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,6 +43,15 @@ class WeightGradientQueue:
     """
 
     later: list[Callable[[], None]] | None = None
+
+    @contextmanager
+    def into(self, later: list[Callable[[], None]]) -> Iterator[None]:
+        """Leave in `later` those of the backward passes inside the block."""
+        self.later = later
+        try:
+            yield
+        finally:
+            self.later = None
 
 
 @dataclass(eq=False)

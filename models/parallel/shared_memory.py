@@ -133,9 +133,7 @@ class SharedMemory:
 
     def _publish(self, x: Tensor) -> None:
         """Copy `x` into this rank's next slot and wake the peers."""
-        if (
-            self._pending is not None
-        ):  # one exchange at a time: a second one would overwrite slots that peers still read
+        if self._pending is not None:  # a second exchange at a time would overwrite slots that peers still read
             self._finish_all_reduce(self._pending)
         self._count += 1
         self._view(self.rank, x.dtype, x.numel()).view(x.shape).copy_(x)

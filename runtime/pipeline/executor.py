@@ -6,39 +6,15 @@ It knows no schedule by name.
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from trimaran.models.batch import Microbatch
 from trimaran.models.transformer import Stage
 from trimaran.runtime.pipeline.action import Action, ActionKind, Entry, actions_of
+from trimaran.runtime.pipeline.flight import Flight
 from trimaran.runtime.pipeline.transport import P2PHandle, P2PTransport
-
-
-@dataclass(slots=True)
-class Flight:
-    """What this rank holds of one microbatch in one stage, from one action to the next.
-
-    Attributes:
-        hidden: the stage's input, [batch, local seq, hidden]; None on the first stage.
-        output: the stage's output (on the last stage the loss, a scalar) with its graph.
-        grad: the gradient of `output` where a stage of this rank has computed it; after the backward, the gradient of
-            `hidden` until it is sent.
-        later: after an I, what computes the weight gradients.
-    """
-
-    hidden: Tensor | None = None
-    output: Tensor | None = None
-    grad: Tensor | None = None
-    later: list[Callable[[], None]] = field(default_factory=list)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing is held any more."""
-        return self.hidden is None and self.output is None and self.grad is None and not self.later
 
 
 class Executor:
@@ -58,12 +34,7 @@ class Executor:
     """
 
     def __init__(
-        self,
-        stages: dict[int, Stage],
-        actions: Sequence[Entry],
-        transport: P2PTransport,
-        *,
-        loss_weight: float,
+        self, stages: dict[int, Stage], actions: Sequence[Entry], transport: P2PTransport, *, loss_weight: float
     ) -> None:
         self.stages, self.actions, self.transport = stages, actions, transport
         self._loss_weight = loss_weight
@@ -125,12 +96,8 @@ class Executor:
             (flight if before is None else before).grad = hidden.grad
 
     def _input_gradient(self, action: Action, flight: Flight) -> None:
-        queue = self.stages[action.stage].context.queue
-        queue.later = flight.later
-        try:
+        with self.stages[action.stage].context.queue.into(flight.later):
             self._backward(action, flight)
-        finally:
-            queue.later = None
 
     def _weight_gradients(self, action: Action, flight: Flight) -> None:
         self._compute_start = time.perf_counter()

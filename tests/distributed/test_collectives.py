@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -323,19 +323,17 @@ def shard_of(name: str, whole: Tensor, parameter: Tensor) -> tuple[Tensor, int]:
     return whole.narrow(spec.dim, min(spec.offset, whole.shape[spec.dim]), length), length
 
 
-def assert_gradients(module: nn.Module, truth: nn.Module, group: Group, reports: dict[str, int] | None) -> int:
-    """Compare every gradient (in `.grad`, or in main_grad with `reports`) with the truth's part; return how many."""
+def assert_gradients(module: nn.Module, truth: nn.Module, group: Group, with_main_grad: bool) -> int:
+    """Compare every gradient (in `.grad`, or in main_grad) with the truth's part; return how many."""
     expected = {name: p.grad for name, p in truth.named_parameters()}
     for name, parameter in module.named_parameters():
         info = info_of(parameter)
-        got = info.main_grad if reports is not None else parameter.grad
+        got = info.main_grad if with_main_grad else parameter.grad
         whole = expected[name]
         assert got is not None, name
         assert whole is not None, name
-        if reports is not None and parameter.grad is not None:  # a bias or a norm: autograd's own accumulation
+        if with_main_grad and parameter.grad is not None:  # a bias or a norm: autograd's own accumulation
             got = parameter.grad
-        elif reports is not None:
-            assert reports[name] == 1, f"{name} reports each backward pass once"
         if info.needs_tp_grad_reduce:
             got = all_reduce(got.clone(), group)
         part, length = shard_of(name, whole, parameter)
@@ -348,17 +346,10 @@ def assert_gradients(module: nn.Module, truth: nn.Module, group: Group, reports:
     return len(expected)
 
 
-def watch(module: nn.Module) -> dict[str, int]:
-    """Give every parameter a main_grad, as the optimizer does, and count the reports."""
-    reports: dict[str, int] = {}
-
-    def count(name: str) -> None:
-        reports[name] = reports.get(name, 0) + 1
-
-    for name, parameter in module.named_parameters():
+def give_main_grads(module: nn.Module) -> None:
+    """Give every parameter a main_grad, as the optimizer does."""
+    for parameter in module.parameters():
         info_of(parameter).main_grad = torch.zeros_like(parameter)
-        info_of(parameter).on_grad = partial(count, name)
-    return reports
 
 
 class Blocks(nn.Module):
@@ -381,7 +372,8 @@ def check_linear(shared: bool, sequence_parallel: bool, with_main_grad: bool) ->
     group, size, rank = mesh.tp, mesh.tp.size, mesh.tp.rank
     truth = made(Blocks, LayerContext(single("tp"), False, torch.float64, CPU))
     module = made(Blocks, LayerContext(group, sequence_parallel, torch.float64, CPU))
-    reports = watch(module) if with_main_grad else None
+    if with_main_grad:
+        give_main_grads(module)
     whole = operand(50, (2, 12, 6)).requires_grad_()
     weight = operand(51, (2, 12, 5))
     expected = truth(whole)
@@ -395,7 +387,7 @@ def check_linear(shared: bool, sequence_parallel: bool, with_main_grad: bool) ->
     (y * local(weight)).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, local(whole.grad), rtol=0, atol=1e-11)
-    count = assert_gradients(module, truth, group, reports)
+    count = assert_gradients(module, truth, group, with_main_grad)
     mesh.close()
     return count
 
@@ -441,7 +433,8 @@ def check_embedding(shared: bool, vocab: int, sequence_parallel: bool, with_main
 
     truth = made(build, LayerContext(single("tp"), False, torch.float64, CPU))
     module = made(build, LayerContext(group, sequence_parallel, torch.float64, CPU))
-    reports = watch(module) if with_main_grad else None
+    if with_main_grad:
+        give_main_grads(module)
     tokens = torch.randint(vocab, (3, 4 * size), generator=torch.Generator().manual_seed(1))  # every id several times
     weight = operand(51, (3, 4 * size, 6))
     plain = F.embedding(tokens, truth.weight)
@@ -451,7 +444,7 @@ def check_embedding(shared: bool, vocab: int, sequence_parallel: bool, with_main
     y = module(tokens)
     assert y.equal(local(plain)), "each row comes from one rank: the others add zeros"
     (y * local(weight)).sum().backward()
-    count = assert_gradients(module, truth, group, reports)
+    count = assert_gradients(module, truth, group, with_main_grad)
     mesh.close()
     return count
 
