@@ -37,12 +37,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp4": {"pp": 4},
     "pp4-zb-h1": {"pp": 4, "schedule": "zb_h1"},
     "dp2": {"dp": 2},
-    "dp2-zero2": {"dp": 2, "zero_stage": 2},
-    "dp2-zero3": {"dp": 2, "zero_stage": 3},
+    "dp2-zero2": {"dp": 2},
+    "dp2-zero3": {"dp": 2},
     "tp2-pp2-dp2": {"tp": 2, "pp": 2, "dp": 2},
     "tp2-pp2-dp2-interleaved": {"tp": 2, "pp": 2, "dp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"},
     "tp2-sequence-parallel": {"tp": 2, "sequence_parallel": True},
 }
+
+ZERO_STAGES = {"dp2-zero2": 2, "dp2-zero3": 3}
+"""Of the layouts that do not have stage 1."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +157,11 @@ def trimaran_step(
     from trimaran.runtime.spec import parse_spec
     from trimaran.runtime.train.train_context import build_train_context, train_step
 
-    parallel = dict(LAYOUTS[layout])
-    zero_stage = parallel.pop("zero_stage", 1)
     spec = parse_spec(
         {
             "model": {name: getattr(setting, name) for name in MODEL_FIELDS},
-            "parallel": {**parallel, "shared_memory": shared_memory},
-            "zero": {"stage": zero_stage},
+            "parallel": {**LAYOUTS[layout], "shared_memory": shared_memory},
+            "zero": {"stage": ZERO_STAGES.get(layout, 1)},
             "data": {"tokenizer_vocab_size": setting.vocab_size},
             "optimizer": {
                 "lr": LR,

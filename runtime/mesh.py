@@ -191,6 +191,13 @@ def model_group(mesh: Mesh, timeout_s: float, device: torch.device) -> Group:
     return maker.make("model", grid.transpose(0, 1).flatten(1).tolist())
 
 
+def lone_mesh() -> Mesh:
+    """Return the mesh of one rank, without process groups."""
+    groups = {axis: Group(axis, (0,), 0) for axis in (*AXES, "ep", "expert_dp", "embedding", "world")}
+    alone = Sharding(groups["dp"], Group("replica", (0,), 0))
+    return Mesh(0, 1, dict.fromkeys(AXES, 0), **groups, sharding=alone, expert_sharding=alone, p2p_groups={})
+
+
 def links_of(placement: Sequence[int], pp: int) -> list[Link]:
     """Return the links that carry transfers: those of the ring of `pp` ranks, then what else the placement needs.
 

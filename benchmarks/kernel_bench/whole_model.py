@@ -15,8 +15,7 @@ from kernel_bench.harness import Bench, Seconds, outcome, percent, short
 from throughput import BETAS, LR, MAX_NORM, WEIGHT_DECAY, PlainModel, Setting
 
 from trimaran.models.batch import Microbatch
-from trimaran.models.parallel.group import single
-from trimaran.runtime.mesh import AXES, Mesh
+from trimaran.runtime.mesh import lone_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.hardware import mfu, peak_flops
 from trimaran.runtime.train.train_context import build_train_context, train_step
@@ -110,9 +109,7 @@ def make_spec(bench: Bench, model: dict[str, Any], kernels: dict[str, Any], seq:
 
 def trimaran_step(spec: RunSpec, tokens: torch.Tensor, compiled: bool, backend: str) -> Step:
     """Return the step of trimaran's own job, of one rank and without a process group."""
-    groups = {axis: single(axis) for axis in (*AXES, "ep", "expert_dp", "embedding", "world")}
-    mesh = Mesh(0, 1, dict.fromkeys(AXES, 0), **groups, p2p_groups={})
-    train_context = build_train_context(spec, mesh, tokens.device)
+    train_context = build_train_context(spec, lone_mesh(), tokens.device)
     if compiled:
         for stage in train_context.stages.values():
             stage.compile(backend=backend)

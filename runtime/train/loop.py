@@ -68,7 +68,8 @@ def train(
 
     Args:
         stop: already installed: a signal lets every rank finish the step and save.
-        at_step: called with a step's number, from 1, and whether it is saved now: at its start, and before a save.
+        at_step: called with a step's number, from 1, and whether it is saved now: at its start, and before and after
+            a save.
 
     Returns:
         The state at the end.
@@ -127,6 +128,7 @@ def run_steps(
         if due(state.step, spec.checkpoint.interval) or state.step == spec.train.num_steps or stopped:
             log.at_step(state.step, True)
             save_state(train_context, state)
+            log.at_step(state.step, False)
             saved_step = state.step
         log.restart_clock()
     feed.close()

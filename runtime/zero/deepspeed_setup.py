@@ -1,9 +1,13 @@
 """DeepSpeed's engine over our stages and mesh: its configuration, its update rule, and what it may not do."""
 
+import json
 import logging
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
@@ -64,7 +68,7 @@ def start_engine(
         engine, *_ = deepspeed.initialize(
             model=modules,
             optimizer=adam,
-            config=_config(options, context.dtype),
+            config=_config(options, context.dtype, sum(parameter.numel() for parameter in modules.parameters())),
             mpu=_model_parallel_unit(mesh, options.timeout_s, context.device),
             dist_init_required=False,
         )
@@ -127,9 +131,9 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _config(options: DeepSpeedOptions, dtype: torch.dtype) -> dict[str, Any]:
+def _config(options: DeepSpeedOptions, dtype: torch.dtype, num_parameters: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration. Its batch sizes are without effect: the executor feeds the microbatches."""
-    elements = max(2, options.bucket_bytes // 4)
+    elements = max(2, min(options.bucket_bytes // 4, num_parameters))  # stage 3 allocates them
     zero: dict[str, Any] = {
         "stage": options.zero_stage,
         "reduce_bucket_size": elements,
@@ -179,7 +183,7 @@ def _adam(
     numbers: dict[str, Any] = {"lr": 0.0, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
     what, problem = "torch's AdamW", ""
     if options.offload == "cpu":
-        problem = _compile_cpu_adam(mesh, options.build_folder)
+        problem = _compile_cpu_adam(mesh, options)
         if not problem:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -188,25 +192,56 @@ def _adam(
     return torch.optim.AdamW(groups, weight_decay=0.0, fused=True, **numbers), what
 
 
-def _compile_cpu_adam(mesh: Mesh, build_folder: Path) -> str:
+_BEAT_S = 5.0
+_COMPILE = """
+import os, signal
+from trimaran.runtime.processes import exit_with_parent
+
+def stop(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)  # ninja, which stops its compilers
+    os._exit(1)
+
+signal.signal(signal.SIGTERM, stop)
+exit_with_parent()
+from deepspeed.ops.op_builder import CPUAdamBuilder
+CPUAdamBuilder().load(verbose=False)
+"""
+
+
+def _compile_cpu_adam(mesh: Mesh, options: DeepSpeedOptions) -> str:
     """Compile DeepSpeed's extension on rank 0, while the others wait; return "" or why it can't be compiled.
 
-    Collective over the world.
+    The ranks meet every few seconds meanwhile, for the compiler may take longer than any of their waits. Collective
+    over the world.
     """
-    problem = ""
-    if mesh.rank == 0:
-        from deepspeed.ops.op_builder import CPUAdamBuilder
-        from torch.utils.cpp_extension import get_cxx_compiler, is_ninja_available
-
-        if which(get_cxx_compiler()) is None:
-            problem = f"no C++ compiler {get_cxx_compiler()} on the PATH"
-        elif not is_ninja_available():
-            problem = "no ninja on the PATH"
-        else:
+    problem = _why_not_compiled() if mesh.rank == 0 else ""
+    with ExitStack() as stack:
+        compiler: subprocess.Popen[str] | None = None
+        if mesh.rank == 0 and not problem:
             print("compiling DeepSpeedCPUAdam, which takes a minute or two", flush=True)
-            (build_folder / "cpu_adam" / "lock").unlink(missing_ok=True)  # of a start that was killed meanwhile
-            try:
-                CPUAdamBuilder().load(verbose=False)
-            except Exception as error:  # noqa: BLE001 - a compiler fails in many ways
-                problem = f"it does not compile: {error}"
-    return mesh.gather_text(problem)[0]
+            (options.build_folder / "cpu_adam" / "lock").unlink(missing_ok=True)  # of a start that was killed meanwhile
+            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            command = [sys.executable, "-c", _COMPILE]
+            compiler = subprocess.Popen(command, stdout=errors, stderr=errors, text=True, start_new_session=True)
+        while True:
+            is_done = True
+            if compiler is not None:
+                try:
+                    code = compiler.wait(min(_BEAT_S, options.timeout_s / 4))
+                    errors.seek(0)
+                    problem = f"it does not compile: {errors.read().strip()}" if code else ""
+                except subprocess.TimeoutExpired:
+                    is_done = False
+            is_done, problem = json.loads(mesh.gather_text(json.dumps([is_done, problem]))[0])
+            if is_done:
+                return str(problem)
+
+
+def _why_not_compiled() -> str:
+    """Return what is missing to compile an extension, "" for nothing."""
+    from torch.utils.cpp_extension import get_cxx_compiler, is_ninja_available
+
+    if which(get_cxx_compiler()) is None:
+        return f"no C++ compiler {get_cxx_compiler()} on the PATH"
+    return "" if is_ninja_available() else "no ninja on the PATH"

@@ -5,6 +5,8 @@ after; what autograd has saved of it is filled again for the backward pass. Whil
 the next one in the schedule's list are gathered.
 """
 
+import ctypes
+import mmap
 from collections.abc import Callable, Iterable
 
 from torch import Tensor, UntypedStorage, nn
@@ -96,7 +98,22 @@ class ShardedParameters:
 
 
 def _free(bucket: Bucket) -> None:
-    bucket.params.untyped_storage().resize_(0)
+    storage = bucket.params.untyped_storage()
+    if storage.device.type == "cpu":
+        _return_pages(storage)
+    storage.resize_(0)
+
+
+def _return_pages(storage: UntypedStorage) -> None:
+    """Give the pages inside `storage` back to the system.
+
+    The C library would keep them: a bucket is often smaller than what it maps by itself, and shards that are allocated
+    after it pin the heap above it.
+    """
+    start = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (storage.data_ptr() + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def _nothing() -> None:

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from trimaran.models.parallel.group import single
-from trimaran.runtime.mesh import AXES, Mesh, Sharding
+from trimaran.runtime.mesh import lone_mesh
 from trimaran.runtime.spec import parse_spec
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "first_gpus.py"
@@ -123,18 +122,7 @@ def here(first_gpus: ModuleType, *, wrong: str = "", broken: str = "") -> Callab
         key = json.dumps(spec["model"])
         if key not in found:
             alone = parse_spec({**spec, "parallel": {}})
-            groups = {axis: single(axis) for axis in (*AXES, "ep", "expert_dp", "embedding", "world")}
-            alone_in_dp = Sharding(single("dp"), single("replica"))
-            mesh = Mesh(
-                0,
-                1,
-                dict.fromkeys(AXES, 0),
-                **groups,
-                sharding=alone_in_dp,
-                expert_sharding=alone_in_dp,
-                p2p_groups={},
-            )
-            found[key] = first_gpus.train_here(alone, mesh, torch.device("cpu"), steps)
+            found[key] = first_gpus.train_here(alone, lone_mesh(), torch.device("cpu"), steps)
         losses, seconds = found[key].losses, (found[key].seconds * steps)[:steps]
         return first_gpus.Figures([loss * (1.001 if layout == wrong else 1) for loss in losses], seconds, 0)
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +14,19 @@ from torch import Tensor
 
 from tests.distributed.ranks import RankPool
 from trimaran.models.batch import Microbatch
-from trimaran.models.parallel.group import single
-from trimaran.models.parallel.parameter import LayerContext, info_of
+from trimaran.models.parallel.group import Group, single
+from trimaran.models.parallel.parameter import LayerContext, ParameterInfo, info_of
+from trimaran.models.parallel.shard import whole
 from trimaran.models.transformer import Stage, build_stages
-from trimaran.runtime.mesh import Mesh, build_mesh
+from trimaran.runtime.mesh import Mesh, Sharding, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.train_context import TrainContext, build_train_context, train_step
 from trimaran.runtime.zero import stage1, stage2, stage3
+from trimaran.runtime.zero.buckets import Bucket
 from trimaran.runtime.zero.costs import Held, bytes_of_state, elements_sent
 from trimaran.runtime.zero.optimizer import clip_factor
 from trimaran.runtime.zero.stage1 import FullGradients
+from trimaran.runtime.zero.stage3 import ShardedParameters
 
 CPU = torch.device("cpu")
 # Every tensor's size is a multiple of 16, so that no bucket is padded for dp up to 4 (with tp 2).
@@ -249,6 +253,28 @@ def test_what_is_sent_and_gathered_in_a_step_is_that_of_the_formula(parallel: di
                 assert expected[1] / 2 < parameters < expected[1], "what the next block uses too is not gathered again"
                 assert all(here <= sum(sizes[-2:]) for here, sizes in gathered), "two buckets are whole"
                 assert max(here for here, _ in gathered) > 0
+
+
+def test_freed_parameters_leave_the_process() -> None:
+    """Also those below what the C library maps by itself, with shards above them."""
+
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))
+
+    parameters = [torch.nn.Parameter(torch.empty(3 << 20)) for _ in range(20)]
+    for parameter in parameters:
+        setattr(parameter, "trimaran_info", ParameterInfo(whole((3 << 20,))))  # noqa: B010
+        parameter.untyped_storage().resize_(0)
+    alone = Sharding(Group("dp", (0, 1, 2, 3), 0), single("replica"))
+    before = resident()
+    buckets = (
+        Bucket([("w", parameter)], ["layers.0"], alone, single("tp"), is_read_in_backward=True, tied=False)
+        for parameter in parameters
+    )
+    sharded = ShardedParameters(buckets, lambda name, parameter: None)
+    assert sharded.num_bytes == 20 * (3 << 20)
+    assert resident() - before < sharded.num_bytes + (16 << 20), "of 240 MiB"
 
 
 # ---------------------------------------------------------------- norm, clipping, step

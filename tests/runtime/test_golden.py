@@ -112,11 +112,12 @@ def test_the_run_goes_on_from_the_checkpoint(
     monkeypatch.chdir(tmp_path)
     spec = load_spec(golden / "run.yaml", changes)
     assert read_state(tmp_path / "run" / "checkpoints" / CHECKPOINT.name).step == 2
+    seen: list[tuple[int, bool]] = []
+    mesh = build_mesh(**spec.axis_sizes, timeout_s=60.0)
     with StopRequest() as stop:
-        state = train(
-            spec, build_mesh(**spec.axis_sizes, timeout_s=60.0), torch.device("cpu"), prepare_data(spec), stop
-        )
+        state = train(spec, mesh, torch.device("cpu"), prepare_data(spec), stop, lambda *step: seen.append(step))
     assert (state.step, state.tokens_seen) == (4, 256)
+    assert seen[-2:] == [(4, True), (4, False)], "a rank whose launcher has ended waits for the end of its save alone"
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     found = [row[name] for name in ("loss", "held_out_loss") for row in rows if name in row]
     assert found == pytest.approx(losses, rel=tolerance)
