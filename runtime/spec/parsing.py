@@ -84,9 +84,16 @@ def build_spec(raw: Mapping[str, object], reading: Reading, source: str) -> RunS
     raise SpecError(reading.errors, source) from None
 
 
-def unknown_field(path: str, value: object) -> FieldError:
-    """Return the error about a name that no field has, with the name that was probably meant."""
+def unknown_field(path: str, value: object, *, is_given: bool = False) -> FieldError:
+    """Return the error about a name that no field has, with the name that was probably meant.
+
+    Args:
+        is_given: whether that one is given too.
+    """
     today = name_of_today(path)
+    if today is not None and is_given:
+        rule = f"is a former name of {today}, which is given too"
+        return FieldError(path, rule, value, f"remove {path}")
     if today is not None:
         return FieldError(path, f"is a former name of {today}", value, f"write {today} instead: {_description(today)}")
     meant = nearest_path(path)
@@ -137,11 +144,12 @@ def _report_unknown(path: str, value: object, raw: Mapping[str, object], reading
     if len(reading.errors) >= MOST_SHOWN:  # a search takes half a millisecond, and nobody will see what it finds
         reading.add([FieldError(path, "unknown field", value)])
         return ""
-    reading.add([unknown_field(path, value)])
     meant = nearest_path(path) or ""
     section, _, name = meant.partition(".")
     given = raw.get(section)
-    if not (isinstance(given, Mapping) and name in given):
+    is_given = isinstance(given, Mapping) and name in given
+    reading.add([unknown_field(path, value, is_given=is_given)])
+    if not is_given:
         # What the writer wanted there is unknown: neither "is required" nor a rule over the default would help.
         reading.unsure.add(meant)
     return meant
