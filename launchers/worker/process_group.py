@@ -12,9 +12,9 @@ from torch._C._distributed_c10d import PrefixStore
 from trimaran.launchers.rendezvous.network import interface_of
 from trimaran.launchers.rendezvous.store import Rendezvous
 from trimaran.launchers.worker.failure_relay import FailureRelay
-from trimaran.runtime.mesh import Mesh, build_mesh
+from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, check_world_size
-from trimaran.runtime.train.train_context import extensions_of
+from trimaran.runtime.train.train_context import build_mesh_of, extensions_of
 
 
 def join_world(spec: RunSpec, device: torch.device, rendezvous: Rendezvous, placement: Sequence[int] = ()) -> Mesh:
@@ -28,20 +28,7 @@ def join_world(spec: RunSpec, device: torch.device, rendezvous: Rendezvous, plac
     """
     check_world_size(spec, rendezvous.rank_env.world_size)
     join_group(spec, device, rendezvous)
-    parallel = spec.parallel
-    return build_mesh(
-        pp=parallel.pp,
-        dp=parallel.dp,
-        cp=parallel.cp,
-        tp=parallel.tp,
-        ep=parallel.ep,
-        shard_size=spec.zero.shard_size,
-        timeout_s=spec.launcher.timeout_s,
-        device=device,
-        shared_memory=parallel.shared_memory,
-        tied_embedding=spec.transformer.tie_embeddings,
-        placement=placement,
-    )
+    return build_mesh_of(spec, device=device, shared_memory=spec.parallel.shared_memory, placement=placement)
 
 
 def join_group(spec: RunSpec, device: torch.device, rendezvous: Rendezvous, name: str = "") -> None:

@@ -18,13 +18,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trimaran.kernels.ahead_of_time import skipping_launches
 from trimaran.models.batch import Microbatch
 from trimaran.models.experts import ExpertMLP
-from trimaran.runtime.mesh import Mesh, build_mesh
+from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.pipeline.action import Action, actions_of
 from trimaran.runtime.pipeline.transport import P2PTransport
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.live_bytes import LiveBytes
 from trimaran.runtime.train.pipeline import placement_of
-from trimaran.runtime.train.train_context import accumulate, build_train_context, finish_step, kernels_of
+from trimaran.runtime.train.train_context import (
+    accumulate,
+    build_mesh_of,
+    build_train_context,
+    finish_step,
+    kernels_of,
+)
 from trimaran.runtime.zero.optimizer import ShardedOptimizer
 
 _ARCH = 90  # whose tuned sizes the kernels' workspaces have
@@ -128,20 +134,8 @@ def dry_step(spec: RunSpec, device: Literal["cpu", "cuda"]) -> StepBytes:
     Args:
         device: of the run; here needs to be none.
     """
-    parallel, where = spec.parallel, _stand_in(device)
-    mesh = build_mesh(
-        pp=parallel.pp,
-        dp=parallel.dp,
-        cp=parallel.cp,
-        tp=parallel.tp,
-        ep=parallel.ep,
-        shard_size=spec.zero.shard_size,
-        timeout_s=spec.launcher.timeout_s,
-        shared_memory=False,
-        tied_embedding=spec.transformer.tie_embeddings,
-        has_tags=True,
-        placement=placement_of(spec),
-    )
+    where = _stand_in(device)
+    mesh = build_mesh_of(spec, shared_memory=False, has_tags=True, placement=placement_of(spec))
     with _without_numbers(where):
         return count_step(spec, mesh, where, has_numbers=False)
 

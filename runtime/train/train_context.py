@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from trimaran.models.parallel.group import all_reduce
 from trimaran.models.parallel.parameter import LayerContext, draw
 from trimaran.models.recompute import Droppable
 from trimaran.models.transformer import Stage, build_stages, in_eval_mode, model_dtype
-from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.optimizer.adamw import AdamWSettings
 from trimaran.runtime.pipeline.action import Action, actions_of
 from trimaran.runtime.pipeline.executor import Executor
@@ -83,6 +84,26 @@ def kernels_of(spec: RunSpec, device: torch.device) -> tuple[KernelSet, str]:
     Raises ValueError where the spec's choice can't run.
     """
     return choose_kernels(spec.kernels.backend, device, model_dtype(spec.precision.dtype), spec.transformer.head_dim)
+
+
+def build_mesh_of(spec: RunSpec, **options: Any) -> Mesh:
+    """Return the mesh of the run's layout. Collective over the world.
+
+    Args:
+        options: those of `build_mesh` that the layout does not decide.
+    """
+    parallel = spec.parallel
+    return build_mesh(
+        pp=parallel.pp,
+        dp=parallel.dp,
+        cp=parallel.cp,
+        tp=parallel.tp,
+        ep=parallel.ep,
+        shard_size=spec.zero.shard_size,
+        timeout_s=spec.launcher.timeout_s,
+        tied_embedding=spec.transformer.tie_embeddings,
+        **options,
+    )
 
 
 def build_stages_of_rank(

@@ -100,6 +100,7 @@ class ShardedOptimizer:
         blocks = {index: stage.blocks() for index, stage in stages.items()}
         made = build_buckets(list(blocks.values()), dp, expert_dp, mesh.tp, bucket_bytes=bucket_bytes, tied=tied)
         is_alone = dp.shard.size == 1  # then a shard is the whole
+        assert (draw is not None) == (zero_stage == 3 and not is_alone), "stage 3 draws what it shards"
         self._sharded = None if draw is None else ShardedParameters(made, draw)
         self._parameters = self._sharded or FullParameters(made)
         self._buckets = self._parameters.buckets

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimaran.models.boundary import EMBEDDING
 from trimaran.models.parallel.group import Wait, all_reduce, start_reduce_scatter_into
+from trimaran.runtime.mesh import Sharding
 from trimaran.runtime.zero.buckets import Bucket
 
 
@@ -36,16 +37,13 @@ class ShardedGradients:
     def __init__(self, buckets: Sequence[Bucket], num_microbatches: int) -> None:
         self._buckets, self._num_microbatches = buckets, num_microbatches
         self.kept = [bucket.new_grads(bucket.kept.stop - bucket.kept.start) for bucket in buckets]
-        self._pools: list[list[_Transit]] = []
-        self._pool_of: list[list[_Transit]] = []
-        by_group: dict[int, list[_Transit]] = {}
+        pools: dict[Sharding, list[_Transit]] = {}
         for bucket in buckets:
-            group = id(bucket.sharding)
-            if group not in by_group:
+            if bucket.sharding not in pools:
                 alike = sorted((b for b in buckets if b.sharding is bucket.sharding), key=lambda b: -b.length)
-                by_group[group] = [_Transit(each.new_grads(each.length)) for each in alike[:2]]
-            self._pool_of.append(by_group[group])
-        self._pools = list(by_group.values())
+                pools[bucket.sharding] = [_Transit(each.new_grads(each.length)) for each in alike[:2]]
+        self._pools = list(pools.values())
+        self._pool_of = [pools[bucket.sharding] for bucket in buckets]
         self._open: dict[int, tuple[_Transit, int]] = {}  # bucket -> its buffer, and the blocks that are to come
         self._missing = [0] * len(buckets)
 
