@@ -27,7 +27,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
         ("optimizer", _optimizer(spec)),
         ("learning rate", _learning_rate(spec)),
         ("precision", spec.precision.dtype),
-        *([("recompute", _recompute(spec))] if spec.train.recompute != "none" else []),
+        *([("recompute", _recompute(spec, shape))] if spec.train.recompute != "none" else []),
         (
             "kernels",
             f"{spec.kernels.backend}, {'deterministic' if spec.kernels.deterministic else 'not deterministic'}",
@@ -118,10 +118,12 @@ def _pipeline(spec: RunFields) -> str:
     return f"{stages}, {counted(count, 'microbatch', 'es')}, bubble {bubble:.1%} for equal stages"
 
 
-def _recompute(spec: RunFields) -> str:
+def _recompute(spec: RunFields, shape: TransformerConfig) -> str:
     every = spec.train.recompute_every
     if every == 0:
         return "norms, activations and attention scores of every block"
+    if every >= shape.num_layers > 1:
+        return f"the first of {shape.num_layers} blocks alone, for train.recompute is {every}"
     return "every block" if every == 1 else f"one block in {every}"
 
 

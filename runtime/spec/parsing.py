@@ -325,7 +325,6 @@ def _options(path: str) -> Iterator[str]:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trimaran.runtime.pipeline.action import Action, ActionKind, actions_of
 from trimaran.runtime.pipeline.passes import ScheduleError, add_communication, partner, peer_rank, validate
@@ -18,6 +20,7 @@ from trimaran.runtime.pipeline.schedule import (
     round_robin,
 )
 from trimaran.runtime.pipeline.schedules import build_schedule
+from trimaran.runtime.pipeline.simulate import Costs, simulate
 
 SHAPES = [
     ("gpipe", 1, 1, 1),
@@ -208,6 +211,37 @@ def test_validate_accepts_a_mutated_schedule_exactly_when_it_runs(shape: tuple[s
         assert _is_accepted(mutant, num_microbatches) == expected, format_schedule(mutant)
         verdicts[expected] += 1
     assert verdicts[False] > 50, "the mutations were too tame to test anything"
+
+
+@st.composite
+def _valid_lists(draw: st.DrawFn) -> tuple[Schedule, int]:
+    """A schedule of any placement whose actions are drawn in an order in which each has what it needs."""
+    num_ranks, num_microbatches = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    rest = draw(st.lists(st.integers(0, num_ranks - 1), max_size=4))
+    placement = tuple(draw(st.permutations([*range(num_ranks), *rest])))
+    splits, last = draw(st.booleans()), len(placement) - 1
+    lists: list[list[Action]] = [[] for _ in range(num_ranks)]
+    ready = [Action(ActionKind.F, 0, m) for m in range(num_microbatches)]
+    back = ActionKind.I if splits else ActionKind.B
+    while ready:
+        action = ready.pop(draw(st.integers(0, len(ready) - 1)))
+        lists[placement[action.stage]].append(action)
+        stage, m = action.stage, action.microbatch
+        if action.kind is ActionKind.F:
+            ready.append(Action(ActionKind.F, stage + 1, m) if stage < last else Action(back, stage, m))
+        elif action.kind is back:
+            ready += [Action(back, stage - 1, m)] * (stage > 0) + [Action(ActionKind.W, stage, m)] * splits
+    return Schedule(placement, tuple(map(tuple, lists))), num_microbatches
+
+
+@settings(max_examples=60, deadline=None)
+@given(_valid_lists(), st.randoms(use_true_random=False))
+def test_no_valid_list_deadlocks(drawn: tuple[Schedule, int], rng: random.Random) -> None:
+    lists, num_microbatches = drawn
+    schedule = add_communication(lists)
+    validate(schedule, num_microbatches=num_microbatches)
+    assert _runs(schedule, num_microbatches, rng)
+    assert simulate(schedule, Costs.uniform(len(schedule.placement))).makespan > 0
 
 
 def test_communication_of_two_ranks_reads_as_expected() -> None:

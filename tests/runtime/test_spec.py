@@ -245,8 +245,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"train.recompute": True},
         (
-            "train.recompute: must be none, selective, full, or a number k for every k-th block, got 'True'; "
-            "write one of these"
+            "train.recompute: must be none, selective, full, or a whole number k from 1 on, for every k-th block, "
+            "got true; write one of these"
         ),
     ),
     (

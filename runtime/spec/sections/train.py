@@ -11,14 +11,20 @@ from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath, Fold
 
 
 def _recompute_text(value: object) -> object:
-    return str(value) if isinstance(value, int | float) else value
+    if type(value) not in (int, str):
+        raise ValueError(_wrong_recompute(value))
+    return str(value)
+
+
+def _wrong_recompute(value: object) -> str:
+    rule = "must be none, selective, full, or a whole number k from 1 on, for every k-th block"
+    return f"{rule}, got {show(value)}; write one of these"
 
 
 def _check_recompute(text: str) -> str:
     if text in ("none", "selective", "full") or (re.fullmatch(r"[0-9]{1,6}", text) and int(text) > 0):
         return text
-    rule = "must be none, selective, full, or a number k for every k-th block"
-    raise ValueError(f"{rule}, got {show(text)}; write one of these")
+    raise ValueError(_wrong_recompute(text))
 
 
 Recompute = Annotated[str, BeforeValidator(_recompute_text), AfterValidator(_check_recompute)]
