@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from trimaran.runtime.data.account import Account
+from trimaran.runtime.data.engine.parts import read_kept
 from trimaran.runtime.data.files import DataError, unreadable
-from trimaran.runtime.data.sources import SourceFile
+from trimaran.runtime.data.sources import KEPT, SourceFile
 from trimaran.runtime.files import check_regular, parse_json
 
 # Documents above this are cut at blank lines, so that one book can lie partly in the training and partly in the
@@ -191,6 +192,10 @@ def check_nul(path: Path, text: str) -> None:
 
 def _documents(file: SourceFile, account: Account) -> Iterator[tuple[str | None, str]]:
     """Yield the text, or None for null, and the place of every document of a file."""
+    if file.kind == KEPT:
+        account.totals["file_bytes"] += file.path.stat().st_size
+        yield from ((document.text, document.id) for document in read_kept(file.path.parent))
+        return
     try:
         with _OPEN[file.compression](check_regular(file.path), "rb") as stream:
             check_is_text(file.path, stream.peek(8))

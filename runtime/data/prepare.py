@@ -22,8 +22,9 @@ from trimaran.runtime.data.corpus import SECTION_CHARACTERS, Unit, iter_units
 from trimaran.runtime.data.files import DataError, build_once, hash_file, once_per_change
 from trimaran.runtime.data.permutation import held_out_units
 from trimaran.runtime.data.quickstart import ensure_quickstart
+from trimaran.runtime.data.recipe.curated import MANIFEST, Curated
 from trimaran.runtime.data.shards import ShardInfo, ShardWriter, TokenShards, dtype_for, verify_shards
-from trimaran.runtime.data.sources import SourceFile, find_files
+from trimaran.runtime.data.sources import KEPT_NAME, SourceFile, find_files
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.files import read_json
 from trimaran.runtime.folder_lock import NO_JOB
@@ -100,6 +101,7 @@ def prepare_data(
     spec: "RunSpec",
     tokenizer_file: Path | None = None,
     *,
+    curated: Curated | None = None,
     former: Digests | None = None,
     environment: Mapping[str, str] = NO_JOB,
 ) -> PreparedData:
@@ -107,6 +109,7 @@ def prepare_data(
 
     Args:
         tokenizer_file: the tokenizer where the spec names none; None trains one.
+        curated: what the spec's recipe keeps, in the place of the sources.
     """
     data, shape = spec.data, spec.transformer
     return prepare(
@@ -121,6 +124,7 @@ def prepare_data(
         with_mask=shape.objective == "masked_lm",
         max_lost_fraction=data.max_lost_fraction,
         model_vocab_size=shape.vocab_size,
+        curated=curated,
         former=former,
         environment=environment,
     )
@@ -139,6 +143,7 @@ def prepare(
     with_mask: bool = False,
     max_lost_fraction: float = 0.05,
     model_vocab_size: int | None = None,
+    curated: Curated | None = None,
     former: Digests | None = None,
     environment: Mapping[str, str] = NO_JOB,
 ) -> PreparedData:
@@ -157,6 +162,7 @@ def prepare(
         with_mask: whether the tokenizer must have a mask token.
         max_lost_fraction: the largest share of the text that may be lost for one reason; DataError above it.
         model_vocab_size: the most tokens that the tokenizer may have; DataError above it.
+        curated: what a recipe keeps of the sources, which is read in their place.
         former: what a resumed run has trained on so far; DataError, before anything is tokenized, where it has changed.
         environment: see `Holder.here`.
     """
@@ -168,7 +174,10 @@ def prepare(
     tokenizer = Tokenizer.load(tokenizer_file, end_of_text) if tokenizer_file else None
     if tokenizer is not None:
         check_tokenizer(tokenizer, with_mask, model_vocab_size)
-    files, source = _collect_source(sources, cache_dir, text_field, max_lost_fraction, environment)
+    if curated is not None:
+        files, source = _kept_source(curated, cache_dir)
+    else:
+        files, source = _collect_source(sources, cache_dir, text_field, max_lost_fraction, environment)
     identity = {
         "format": FORMAT,
         "source_sha256": source["sha256"],
@@ -261,6 +270,18 @@ def _collect_source(
         "sha256": hash_source(files, cache_dir),
         "found": account.record,
         "quickstart": quickstart,
+    }
+
+
+def _kept_source(curated: Curated, cache_dir: Path) -> tuple[list[SourceFile], dict[str, Any]]:
+    """Return the files of what a recipe keeps, and the manifest's record of them."""
+    files = [SourceFile(folder / KEPT_NAME, "") for folder in curated.parts]
+    return files, {
+        "named": sorted(curated.manifest["sources"]),
+        "sha256": hash_source(files, cache_dir),
+        "found": Account().record,
+        "quickstart": None,
+        "recipe": {"folder": str(curated.folder), "sha256": hash_file(curated.folder / MANIFEST)},
     }
 
 

@@ -16,6 +16,9 @@ from trimaran.runtime.data.files import DataError, unreadable
 
 # By suffix, in lower case: how a file holds documents. A .json file has JSON lines, or one record or a list of them.
 KINDS: Final = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+# The documents that a recipe keeps: Parquet files of this name, which `data.source` can't name.
+KEPT: Final = "kept"
+KEPT_NAME: Final = "kept.parquet"
 COMPRESSED: Final = (".gz", ".bz2", ".xz")
 # Of one folder: their names take 300 MB, and looking at them a minute.
 _MOST_FILES = 1_000_000
@@ -31,8 +34,8 @@ class SourceFile:
 
     @property
     def kind(self) -> str:
-        """One of the values of KINDS; "" for a file of another kind."""
-        return KINDS.get(_suffixes(self.path)[0], "")
+        """One of the values of KINDS, or KEPT for what a recipe keeps; "" for a file of another kind."""
+        return KEPT if self.path.name == KEPT_NAME else KINDS.get(_suffixes(self.path)[0], "")
 
     @property
     def compression(self) -> str:

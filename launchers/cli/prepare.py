@@ -1,0 +1,103 @@
+"""`trimaran prepare` and `trimaran data`: from sources to token shards, and what became of a document."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences, path
+from trimaran.launchers.terminal import print_table, say
+from trimaran.models.fields import counted, printable
+from trimaran.runtime.spec import load_spec
+
+data = typer.Typer(no_args_is_help=True, add_completion=False, help="What a recipe has kept and removed.")
+DataFolder = Annotated[
+    Path, typer.Argument(parser=path, metavar="FOLDER", help="A run folder, or the folder that prepare has named.")
+]
+
+
+def prepare(
+    spec_path: SpecPath,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing changes it
+    launcher: Launcher = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="In place of the spec's data.workers.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Show what becomes of the first documents, and write nothing.")
+    ] = None,
+) -> None:
+    """Read, clean, filter and deduplicate the text, train the tokenizer and write the token shards; goes on where an
+    earlier call stopped."""
+    with errors_as_sentences():
+        spec = load_spec(spec_path, overrides)
+        from trimaran.launchers.data.prepare import prepare_spec, show_sample
+
+        if sample is not None:
+            print_table(show_sample(spec, sample))
+            return
+        prepared = prepare_spec(spec, launcher or spec.launcher.kind, workers)
+        from trimaran.runtime.data.account import table_of
+
+        say(table_of(prepared.manifest))
+        say(f"token shards: {prepared.folder}")
+
+
+@data.command()
+def show(folder: DataFolder) -> None:
+    """Print what every stage of a recipe has kept and removed, by reason."""
+    with errors_as_sentences():
+        _, manifest = _open(folder)
+        print_table(_table_of(manifest))
+
+
+@data.command()
+def why(
+    folder: DataFolder,
+    document: Annotated[str, typer.Argument(metavar="ID", help="A document, as CORPUS/FILE#PLACE.")],
+) -> None:
+    """Print the fate of one document: kept, or which stage removed it and why."""
+    with errors_as_sentences():
+        from trimaran.runtime.data.recipe.fate import fate_of
+
+        root, manifest = _open(folder)
+        fate = fate_of(root, manifest, document)
+        if fate is None:
+            raise ValueError(f"{folder} has no document {document!r}; ids are CORPUS/FILE#PLACE, as prepare shows them")
+        if fate.removed is None:
+            typer.echo(f"{document} is kept")
+        else:
+            detail = f" ({printable(fate.removed.detail)})" if fate.removed.detail else ""
+            typer.echo(f"{document} is removed by {fate.removed.stage}: {fate.removed.reason}{detail}")
+        typer.echo(printable(fate.text, "\n"))
+
+
+def _open(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the root of the tasks' folders and the manifest of a recipe.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    from trimaran.runtime.data.recipe.curated import open_curated
+
+    run = folder / "data_manifest.json"
+    if run.is_file():
+        recipe = json.loads(run.read_text(encoding="utf-8"))["source"].get("recipe")
+        if recipe is None:
+            raise ValueError(f"the run {folder} was prepared without a recipe: it has no data.clean, filter or dedup")
+        folder = Path(recipe["folder"])
+    curated = open_curated(folder)
+    return curated.folder.parents[1], dict(curated.manifest)
+
+
+def _table_of(manifest: dict[str, Any]) -> Table:
+    table = Table("stage", "documents", "bytes", "why")
+    for stage in manifest["stages"]:
+        came, size = stage["documents"].get("in", 0), stage["text_bytes"]
+        table.add_row(stage["name"], f"{came:,} in", f"{size.get('in', 0):,}", "")
+        for reason, count in sorted(stage["reasons"].items(), key=lambda item: -item[1]):
+            table.add_row("", f"-{count:,}", "", f"{reason} ({count / max(1, came):.2%})")
+        table.add_row("", f"{stage['documents'].get('out', 0):,} kept", f"{size.get('out', 0):,}", "")
+        for name, count in sorted(stage["counts"].items()):
+            table.add_row("", "", "", f"{name}: {counted(count, 'time')}")
+    return table

@@ -1,0 +1,101 @@
+"""Preparing the data of a run spec: the recipe on workers of the spec's launcher, then tokenizer and token shards."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from trimaran.launchers.data.workers import WorkerOptions, local_workers, mpi_workers, slurm_workers
+from trimaran.launchers.rendezvous.network import reachable_address
+from trimaran.models.fields import printable
+from trimaran.runtime.folder_lock import FolderLock
+from trimaran.runtime.processes import usable_cores
+from trimaran.runtime.spec import RunSpec
+
+if TYPE_CHECKING:
+    from trimaran.runtime.data.prepare import Digests, PreparedData
+    from trimaran.runtime.data.recipe.curated import Curated
+    from trimaran.runtime.data.recipe.curate import Progress as OnProgress
+
+_SHOWN_CHARACTERS = 200
+
+
+def prepare_spec(
+    spec: RunSpec,
+    kind: str,
+    workers: int | None = None,
+    tokenizer: Path | None = None,
+    former: "Digests | None" = None,
+) -> "PreparedData":
+    """Prepare the data of a spec, or open it where it was prepared before.
+
+    Args:
+        kind: local, slurm (in a job, by srun) or mpi.
+        workers: in place of data.workers.
+        tokenizer: see `prepare_data`.
+        former: see `prepare_data`.
+    """
+    from trimaran.runtime.data.prepare import prepare_data
+
+    curated = curate_spec(spec, kind, workers) if spec.data.has_recipe else None
+    return prepare_data(spec, tokenizer, curated=curated, former=former, environment=os.environ)
+
+
+def curate_spec(spec: RunSpec, kind: str, workers: int | None = None) -> "Curated":
+    """Run the recipe of a spec on workers."""
+    from trimaran.runtime.data.engine.cluster import open_cluster
+    from trimaran.runtime.data.recipe.curate import curate
+    from trimaran.runtime.data.recipe.of_spec import recipe_of
+
+    data = spec.data
+    root = Path(data.cache_dir, "recipes").absolute()
+    recipe = recipe_of(spec, os.environ)
+    count = workers or data.workers or usable_cores()
+    memory = None if data.worker_memory is None else int(data.worker_memory * (1 << 30))
+    options = WorkerOptions(count, data.task_timeout_s, memory)
+    start = {"local": local_workers, "mpi": mpi_workers, "slurm": slurm_workers}[kind](options)
+    host = reachable_address(os.environ, interface=spec.launcher.interface, one_node=kind == "local")
+    with (
+        FolderLock.beside(root, "trimaran prepare", os.environ, waits=True),
+        open_cluster(root, host, count, start) as cluster,
+        _progress() as progress,
+    ):
+        return curate(recipe, cluster, progress)
+
+
+@contextmanager
+def _progress() -> Iterator["OnProgress"]:
+    """Show a bar for each stage, with MB/s and the time left."""
+    columns = [TextColumn("{task.description:>14}"), BarColumn(), TextColumn("{task.fields[rate]}")]
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        shown: dict[str, TaskID] = {}
+
+        def update(stage: str, done: int, total: int, size: int) -> None:
+            if stage not in shown:
+                shown[stage] = bars.add_task(stage, total=total, rate="")
+            elapsed = next(task.elapsed for task in bars.tasks if task.id == shown[stage]) or 0.0
+            rate = f"{size / elapsed / 1e6:.1f} MB/s" if size and elapsed else ""
+            bars.update(shown[stage], completed=done, total=total, rate=rate)
+
+        yield update
+
+
+def show_sample(spec: RunSpec, count: int) -> Table:
+    """Return a table of the first documents: what came in, and what is kept of each, or why nothing is."""
+    from trimaran.runtime.data.recipe.of_spec import recipe_of, sample_documents
+
+    table = Table("document", "as read", "kept, or why not", show_lines=True)
+    for document, before, removal in islice(sample_documents(recipe_of(spec, os.environ)), count):
+        after = f"[{removal.reason}] {removal.detail}" if removal else document.text
+        table.add_row(document.id, _short(before), _short(after))
+    return table
+
+
+def _short(text: str) -> str:
+    return printable(text[:_SHOWN_CHARACTERS], "\n")

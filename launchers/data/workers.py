@@ -1,0 +1,129 @@
+"""Starting the workers that prepare data, by the launcher that a run has: here, by srun or by mpirun."""
+
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from trimaran.launchers.local.mpirun import find_mpirun
+from trimaran.runtime.data.engine.cluster import StartWorkers
+from trimaran.runtime.data.files import DataError
+
+MOST_STARTS: Final = 20
+"""Of one command, until no more workers are started by it."""
+_POLL_S = 0.2
+_GRACE_S = 15.0
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How many workers, and what each may take.
+
+    Attributes:
+        timeout_s: the most seconds of one document.
+        memory_bytes: the most memory of a worker; None for no limit.
+    """
+
+    count: int
+    timeout_s: float
+    memory_bytes: int | None
+
+    def command(self, credentials: Path) -> list[str]:
+        """Return the command of one worker's supervisor."""
+        memory = [] if self.memory_bytes is None else ["--memory-bytes", str(self.memory_bytes)]
+        module = [sys.executable, "-P", "-m", "trimaran.launchers.data", str(credentials)]
+        return [*module, "--timeout-s", f"{self.timeout_s:g}", *memory]
+
+
+def local_workers(options: WorkerOptions) -> StartWorkers:
+    """Return what starts the workers as processes of this machine."""
+    return _starter([], options.count, options)
+
+
+def mpi_workers(options: WorkerOptions) -> StartWorkers:
+    """Return what starts the workers by mpirun, on the hosts that it knows.
+
+    Raises:
+        ValueError: there is no mpirun.
+    """
+    return _starter([find_mpirun(), "-n", str(options.count)], 1, options)
+
+
+def slurm_workers(options: WorkerOptions) -> StartWorkers:
+    """Return what starts the workers by srun, on the nodes of the job in which this process runs."""
+    srun = ["srun", "--mpi=none", "--kill-on-bad-exit=0", "--no-kill", "-n", str(options.count), "--cpus-per-task=1"]
+    return _starter(srun, 1, options)
+
+
+def _starter(prefix: Sequence[str], copies: int, options: WorkerOptions) -> StartWorkers:
+    @contextmanager
+    def start(credentials: Path) -> Iterator[Callable[[], None]]:
+        command = [*prefix, *options.command(credentials)]
+        keepers = [_Keeper(command) for _ in range(copies)]
+
+        def check() -> None:
+            if not any(keeper.is_alive() for keeper in keepers):
+                raise DataError(
+                    f"no worker is left: each has ended {MOST_STARTS} times ({shlex.join(command)}); what they printed "
+                    "says why"
+                )
+
+        try:
+            yield check
+        finally:
+            for keeper in keepers:
+                keeper.stop()
+            for keeper in keepers:
+                keeper.join()
+
+    return start
+
+
+class _Keeper:
+    """Keeps a command running: starts it again where it ends, as where somebody has killed it."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command, self._stopping = command, threading.Event()
+        # The kernel ends a command with the thread that started it, so the thread stays as long as the command.
+        self._thread = threading.Thread(target=self._keep, name="workers", daemon=True)
+        self._thread.start()
+
+    def _keep(self) -> None:
+        for _ in range(MOST_STARTS):
+            try:
+                process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
+            except OSError as error:
+                print(f"cannot start a worker: {error}", file=sys.stderr)
+                return
+            while process.poll() is None and not self._stopping.is_set():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_S)
+            if self._stopping.is_set():
+                _end(process)
+                return
+
+    def is_alive(self) -> bool:
+        """Return whether the command runs or is started again."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        self._stopping.set()
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        self._thread.join()
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,265 @@
+"""Dask runs the tasks: a scheduler in this process, and workers that a launcher starts, on this or other machines.
+
+All traffic is TLS, with a certificate made for this run. Its key stands in a file that only this user can read, which
+is all that a worker needs to join.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from trimaran.runtime.data.engine.task import Output, Task
+from trimaran.runtime.data.engine.watch import Board, Watch, slow_documents
+from trimaran.runtime.data.extras import require_extra
+from trimaran.runtime.data.files import DataError
+
+if TYPE_CHECKING:
+    from distributed import Client, Security
+
+MOST_DEATHS: Final = 3
+"""Workers that may die while they do one task, until the run ends as failed."""
+_PACKAGES: Final = ("distributed", "cryptography")
+_BOARD: Final = "board"
+# Dask opens a port for HTTP in any case; here it answers nothing, and only this machine reaches it.
+_NO_DASHBOARD: Final = MappingProxyType({"dashboard": False, "dashboard_address": "127.0.0.1:0"})
+_SETTINGS: Final = MappingProxyType(
+    {
+        "distributed.scheduler.allowed-failures": MOST_DEATHS - 1,
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
+        "distributed.worker.daemon": False,
+        "distributed.comm.timeouts.connect": "30s",
+    }
+)
+
+StartWorkers = Callable[[Path], AbstractContextManager[Callable[[], None]]]
+"""Start the workers that join by a file of credentials, and end them when the block ends.
+
+The block gets a function that raises DataError where no worker is left and none will come.
+"""
+_CHECK_S = 2.0
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a worker needs to join: the scheduler's address, and the run's certificate and key (PEM)."""
+
+    address: str
+    certificate: str
+    key: str
+
+    def write(self, path: Path) -> None:
+        """Write them where only this user can read them."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(vars(self), file)
+
+    @staticmethod
+    def read(path: Path) -> "Credentials":
+        """Read what `write` wrote.
+
+        Raises:
+            DataError: the file is missing or no such file.
+        """
+        try:
+            return Credentials(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(
+                f"cannot join the run of {path}: {error}; it has ended, or another user started it"
+            ) from error
+
+    def security(self) -> "Security":
+        """Return Dask's record of them."""
+        from distributed import Security
+
+        pem = {"tls_ca_file": self.certificate}
+        for role in ("scheduler", "worker", "client"):
+            pem |= {f"tls_{role}_cert": self.certificate, f"tls_{role}_key": self.key}
+        return Security(require_encryption=True, **pem)
+
+
+class TaskFailed(DataError):
+    """A task could not be done; the message names its input."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Runs tasks on the workers that have joined.
+
+    Attributes:
+        root: the folder in which tasks write, which every worker sees.
+        num_workers: how many are expected.
+        check_workers: raises DataError where none is left.
+    """
+
+    client: "Client"
+    root: Path
+    num_workers: int
+    check_workers: Callable[[], None]
+
+    def run(self, tasks: Sequence[Task], on_done: Callable[[Task, Output], None]) -> list[Output]:
+        """Do all tasks; return their outputs in the order of the tasks.
+
+        Args:
+            on_done: called with each task as it ends, in any order.
+
+        Raises:
+            TaskFailed: one can't be done: what it raised, or that every worker that tried it died.
+        """
+        outputs: dict[str, Output] = {}
+        waiting: list[Task] = []
+        for task in {task.folder(self.root): task for task in tasks}.values():
+            found = task.found(self.root)
+            if found is None:
+                waiting.append(task)
+            else:
+                outputs[task.key] = found
+                on_done(task, found)
+        for task, output in self._run_all(waiting):
+            outputs[task.key] = output
+            on_done(task, output)
+        return [outputs[task.key] for task in tasks]
+
+    def _run_all(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Output]]:
+        """Yield each task as it ends.
+
+        No more are handed out than there are workers: of a worker that dies, Dask blames whatever it had been given.
+        """
+        from distributed.scheduler import KilledWorker
+
+        waiting, known = deque(tasks), dict[str, int]()
+        running: dict[Any, Task] = {}
+        ended: SimpleQueue[Any] = SimpleQueue()
+
+        def submit(task: Task) -> None:
+            known[task.key] = len(slow_documents(task.slow_file(self.root)))
+            name = f"{task.stage}-{task.key}-{known[task.key]}"
+            future = self.client.submit(do_task, task, str(self.root), key=name, pure=False)
+            running[future] = task
+            future.add_done_callback(ended.put)
+
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.num_workers:
+                    submit(waiting.popleft())
+                try:
+                    future = ended.get(timeout=_CHECK_S)
+                except Empty:
+                    self.check_workers()
+                    continue
+                task, error = running.pop(future), future.exception()
+                # A supervisor that ends its worker because of a slow document notes it: the next try is another.
+                noted = len(slow_documents(task.slow_file(self.root)))
+                if isinstance(error, KilledWorker) and noted > known[task.key]:
+                    submit(task)
+                elif error is None:
+                    yield task, future.result()
+                else:
+                    raise _failure(task, error) from error
+        finally:
+            self.client.cancel(list(running))
+
+
+def _failure(task: Task, error: BaseException) -> BaseException:
+    from distributed.scheduler import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        return TaskFailed(
+            f"{task.about}: {MOST_DEATHS} workers died while they did its stage {task.stage} (out of memory, perhaps); "
+            "look at what they printed, lower data.workers, or leave this input out"
+        )
+    if isinstance(error, MemoryError):
+        return TaskFailed(f"{task.about}: its stage {task.stage} needs more than data.worker_memory; raise it")
+    return TaskFailed(f"{task.about}: {error}") if isinstance(error, DataError | OSError) else error
+
+
+def do_task(task: Task, root: str) -> Output:
+    """Do a task on a worker."""
+    from distributed import get_worker
+
+    slow_file = task.slow_file(Path(root))
+    board: Board = get_worker().plugins[_BOARD].board
+    board.task(str(slow_file))
+    return task.run(Path(root), Watch(board, slow_documents(slow_file)))
+
+
+@contextmanager
+def open_cluster(root: Path, host: str, num_workers: int, start_workers: StartWorkers) -> Iterator[Cluster]:
+    """Start a scheduler at `host` and the workers, for the time of the block.
+
+    Raises:
+        DataError: a package is missing.
+    """
+    require_extra(*_PACKAGES)
+    import dask
+    from distributed import Client, Scheduler, Security, SpecCluster
+
+    made = Security.temporary()
+    options = {"host": host, "protocol": "tls://", "port": 0, "security": made, **_NO_DASHBOARD}
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(_SETTINGS))
+        scheduler = stack.enter_context(
+            SpecCluster(
+                scheduler={"cls": Scheduler, "options": options}, workers={}, security=made, silence_logs=logging.ERROR
+            )
+        )
+        client = stack.enter_context(Client(scheduler, set_as_default=False))
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".join-", dir=root)))
+        file = folder / "credentials.json"
+        Credentials(scheduler.scheduler_address, str(made.tls_ca_file), str(made.tls_client_key)).write(file)
+        yield Cluster(client, root, num_workers, stack.enter_context(start_workers(file)))
+
+
+def serve(credentials: Credentials, scratch: Path, board: Path, memory_bytes: int | None) -> None:
+    """Be a worker until the scheduler ends.
+
+    Args:
+        scratch: a folder of this worker's own.
+        board: the file between this worker and its supervisor.
+        memory_bytes: the most that the process may allocate; a task that needs more fails by MemoryError.
+    """
+    import asyncio
+    import resource
+
+    import dask
+    from distributed import Worker, WorkerPlugin
+
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+
+    class BoardPlugin(WorkerPlugin):  # type: ignore[misc]
+        """Holds the board of this worker."""
+
+        name = _BOARD
+
+        def __init__(self) -> None:
+            self.board = Board(board)
+
+    if memory_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+
+    async def work() -> None:
+        worker = Worker(
+            credentials.address,
+            security=credentials.security(),
+            nthreads=1,
+            memory_limit=0,
+            **_NO_DASHBOARD,
+            local_directory=str(scratch),
+            death_timeout=60,
+            plugins=(BoardPlugin(),),
+        )
+        async with worker:
+            await worker.finished()
+
+    with dask.config.set(_SETTINGS):
+        asyncio.run(work())

@@ -1,0 +1,160 @@
+"""Documents between two stages: Parquet files of the documents that are kept, and of those that are not, with why."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from trimaran.runtime.data.document import Document, Removal
+from trimaran.runtime.data.extras import require_extra
+from trimaran.runtime.data.sources import KEPT_NAME
+
+if TYPE_CHECKING:
+    import pyarrow
+
+REMOVED: Final = "removed.parquet"
+_GROUP_BYTES = 8 << 20
+_EXCERPT_CHARACTERS = 1000
+_TEXT_COLUMNS: Final = ("id", "corpus", "url", "language", "text", "fields")
+_REMOVED_COLUMNS: Final = ("id", "corpus", "url", "language", "stage", "reason", "detail", "excerpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A document that is not kept.
+
+    Attributes:
+        stage: of the recipe, where it ended.
+        excerpt: the beginning of its text.
+    """
+
+    id: str
+    corpus: str
+    url: str
+    language: str
+    stage: str
+    reason: str
+    detail: str
+    excerpt: str
+
+    @staticmethod
+    def of(document: Document, stage: str, removal: Removal) -> "Removed":
+        """Return the record of a document that is removed."""
+        excerpt = document.text[:_EXCERPT_CHARACTERS]
+        if not excerpt and document.raw:
+            excerpt = document.raw[:_EXCERPT_CHARACTERS].decode("utf-8", "replace")
+        return Removed(
+            document.id,
+            document.corpus,
+            document.url,
+            document.language,
+            stage,
+            removal.reason,
+            removal.detail,
+            printable_utf8(excerpt),
+        )
+
+
+def printable_utf8(text: str) -> str:
+    """Return `text` with half surrogate pairs replaced, as Parquet holds UTF-8 only."""
+    return text.encode("utf-8", "replace").decode()
+
+
+class _Table:
+    """Writes rows of text columns to a Parquet file, in row groups of a bounded size."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
+        require_extra("pyarrow")
+        import pyarrow
+        import pyarrow.parquet
+
+        self._schema = pyarrow.schema([(name, pyarrow.large_string()) for name in columns])
+        self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
+        self._columns: dict[str, list[str]] = {name: [] for name in columns}
+        self._bytes = 0
+
+    def write(self, row: tuple[str, ...]) -> None:
+        for values, value in zip(self._columns.values(), row, strict=True):
+            values.append(value)
+        self._bytes += sum(map(len, row))
+        if self._bytes >= _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        self._writer.write_table(pyarrow.table(self._columns, schema=self._schema))
+        self._columns = {name: [] for name in self._columns}
+        self._bytes = 0
+
+    def close(self) -> None:
+        if self._bytes or any(self._columns.values()):
+            self._flush()
+        self._writer.close()
+
+
+class PartWriter:
+    """Writes the kept and the removed documents of a task into its folder. A context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._kept, self._removed = (
+            _Table(folder / KEPT_NAME, _TEXT_COLUMNS),
+            _Table(folder / REMOVED, _REMOVED_COLUMNS),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._kept.close()
+        self._removed.close()
+
+    def keep(self, document: Document) -> None:
+        """Write a document that goes on."""
+        fields = json.dumps(document.fields, sort_keys=True) if document.fields else ""
+        self._kept.write((document.id, document.corpus, document.url, document.language, document.text, fields))
+
+    def remove(self, removed: Removed) -> None:
+        """Write a document that ends here."""
+        self._removed.write(
+            (
+                removed.id,
+                removed.corpus,
+                removed.url,
+                removed.language,
+                removed.stage,
+                removed.reason,
+                removed.detail,
+                removed.excerpt,
+            )
+        )
+
+
+def read_kept(folder: Path) -> Iterator[Document]:
+    """Yield the kept documents of a task's folder, in order."""
+    for row in _rows(folder / KEPT_NAME):
+        fields = json.loads(row.pop("fields") or "{}")
+        yield Document(**row, fields=fields)
+
+
+def read_removed(folder: Path) -> Iterator[Removed]:
+    """Yield the documents that a task has removed, in order."""
+    for row in _rows(folder / REMOVED):
+        yield Removed(**row)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=256):
+            yield from _rows_of(batch)
+
+
+def _rows_of(batch: "pyarrow.RecordBatch") -> Iterator[dict[str, Any]]:
+    names = batch.schema.names
+    columns = [column.to_pylist() for column in batch.columns]
+    for values in zip(*columns, strict=True):
+        yield dict(zip(names, values, strict=True))

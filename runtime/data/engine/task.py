@@ -1,0 +1,118 @@
+"""A task: one input of a stage becomes files, written whole under a name that tells all that decides their content.
+
+A task that was done before is not done again, whoever did it, so that a broken run goes on where it stopped; and the
+same task done twice at once gives the same files, so that either may stay.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from trimaran.runtime.data.engine.watch import Watch
+from trimaran.runtime.data.files import hash_file, new_folder
+from trimaran.runtime.files import read_json
+
+_RECORD = "task.json"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a finished task has written: its folder, and of every file the sha256 and the bytes.
+
+    Attributes:
+        result: what the task's function returned, JSON.
+    """
+
+    folder: Path
+    files: Mapping[str, tuple[str, int]]
+    result: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """One sha256 of all files and their names."""
+        return _digest({name: sha256 for name, (sha256, _) in self.files.items()})
+
+    @staticmethod
+    def read(folder: Path) -> "Output | None":
+        """Return what stands in `folder`, None where a task has not finished or its files are not what they were."""
+        try:
+            record = read_json(folder / _RECORD)
+            files = {name: (str(sha256), int(size)) for name, (sha256, size) in record["files"].items()}
+            if all((folder / name).stat().st_size == size for name, (_, size) in files.items()):
+                return Output(folder, files, record["result"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        return None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of work.
+
+    Attributes:
+        stage: folder of the stage's tasks, below the root.
+        function: `module:name` of what does it: called with `arguments`, the input folders, an empty folder to fill and
+            a `Watch`; returns JSON. The same arguments and inputs must give the same files to the byte.
+        arguments: JSON.
+        identity: what decides the content in the place of `arguments`, where these have more, as the path of a file.
+        about: the input, for a person.
+        inputs: what earlier tasks have written.
+        versions: of the packages that decide the content.
+    """
+
+    stage: str
+    function: str
+    arguments: Mapping[str, Any]
+    about: str
+    inputs: tuple[Output, ...] = ()
+    identity: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        """The name of the task's folder: a hash of function, arguments, the content of inputs, and versions."""
+        inputs = [given.digest for given in self.inputs]
+        identity = self.arguments if self.identity is None else self.identity
+        return _digest([self.function, dict(identity), inputs, dict(self.versions)])[:24]
+
+    def folder(self, root: Path) -> Path:
+        """Return where its files stand, below `root`."""
+        return root / self.stage / self.key
+
+    def slow_file(self, root: Path) -> Path:
+        """Return the file of the documents that took too long, beside the folder."""
+        return (root / self.stage / f"{self.key}.slow.json").absolute()
+
+    def found(self, root: Path) -> Output | None:
+        """Return what an earlier run has written."""
+        return Output.read(self.folder(root))
+
+    def run(self, root: Path, watch: Watch) -> Output:
+        """Do the task unless it is done; return what it wrote."""
+        folder = self.folder(root)
+        found = self.found(root)
+        if found is not None:
+            return found
+        shutil.rmtree(folder, ignore_errors=True)  # damaged
+        module, _, name = self.function.partition(":")
+        function = getattr(import_module(module), name)
+        with new_folder(folder) as temporary:
+            result = function(self.arguments, [given.folder for given in self.inputs], temporary, watch)
+            files = {
+                str(path.relative_to(temporary)): (hash_file(path), path.stat().st_size)
+                for path in sorted(temporary.rglob("*"))
+                if path.is_file()
+            }
+            record = {"about": self.about, "function": self.function, "files": files, "result": result}
+            (temporary / _RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        return Output(folder, files, result)
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

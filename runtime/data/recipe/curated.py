@@ -1,0 +1,46 @@
+"""The documents that a recipe keeps, on disk, with the manifest that says what made them and what was removed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from trimaran.runtime.data.engine.task import Output
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.files import read_json
+
+MANIFEST: Final = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Curated:
+    """The documents that a recipe keeps.
+
+    Attributes:
+        folder: has the manifest.
+        parts: folders of Parquet files with the kept documents, in source order (`engine.parts.read_kept`).
+    """
+
+    folder: Path
+    parts: Sequence[Path]
+    manifest: Mapping[str, Any]
+
+
+def open_curated(folder: Path) -> Curated:
+    """Open what `curate` has written.
+
+    Raises:
+        DataError: the manifest or a part is missing or damaged.
+    """
+    try:
+        manifest = read_json(folder / MANIFEST)
+        root = folder.parents[1]
+        parts = [root / part["folder"] for part in manifest["parts"]]
+        digests = [part["sha256"] for part in manifest["parts"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} holds no prepared recipe ({error}); run trimaran prepare again") from error
+    for part, digest in zip(parts, digests, strict=True):
+        found = Output.read(part)
+        if found is None or found.digest != digest:
+            raise DataError(f"{part} is missing or not what its manifest says; run trimaran prepare again")
+    return Curated(folder, parts, manifest)

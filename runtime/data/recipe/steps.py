@@ -1,0 +1,86 @@
+"""Stages that look at one document after the other: reading and cleaning, filtering, decontamination."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from trimaran.runtime.data.clean.steps import clean_steps
+from trimaran.runtime.data.document import Document, Loss, Removal, Step
+from trimaran.runtime.data.engine.parts import PartWriter, Removed, read_kept
+from trimaran.runtime.data.engine.watch import Watch
+from trimaran.runtime.data.filters.steps import filter_steps
+from trimaran.runtime.data.readers.parts import Part
+from trimaran.runtime.data.readers.read import read_part
+from trimaran.runtime.data.recipe.tally import Tally
+from trimaran.runtime.spec.sections.clean import CleanSection
+from trimaran.runtime.spec.sections.filter import FilterSection
+
+EMPTY: Final = "empty.text"
+_SLOW: Final = ("slow", Removal("slow.document", "over data.task_timeout_s"))
+
+
+def read_and_clean(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> dict[str, Any]:
+    """Do one part of a source: a task's function. Returns the tally."""
+    del inputs
+    part = Part(**arguments["part"])
+    return _run(cleaning(arguments["clean"]), read_part(part, arguments["max_document_bytes"]), folder, watch)
+
+
+def filter_kept(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> dict[str, Any]:
+    """Filter what an earlier task has kept: a task's function. Returns the tally."""
+    return _run(filtering(arguments["filter"]), read_kept(inputs[0]), folder, watch)
+
+
+def cleaning(section: Mapping[str, Any] | None) -> list[Step]:
+    """Return the steps of a `data.clean` as JSON."""
+    return [] if section is None else clean_steps(CleanSection.model_validate(section))
+
+
+def filtering(section: Mapping[str, Any] | None) -> list[Step]:
+    """Return the steps of a `data.filter` as JSON."""
+    return [] if section is None else filter_steps(FilterSection.model_validate(section))
+
+
+def _run(steps: Sequence[Step], items: Iterable[Document | Loss], folder: Path, watch: Watch) -> dict[str, Any]:
+    tally = Tally()
+    with PartWriter(folder) as writer:
+        for number, item in enumerate(items):
+            if isinstance(item, Loss):
+                tally.enter(item.num_bytes)
+                tally.remove(item.num_bytes, item.corpus, "", item.reason)
+                writer.remove(Removed(item.place, item.corpus, "", "", "read", item.reason, item.detail, ""))
+                continue
+            size = size_of(item)
+            tally.enter(size)
+            with watch.document(number):
+                slow = number in watch.slow
+                stage, removal = _SLOW if slow else apply_steps(steps, item, tally)
+            if removal is None:
+                tally.keep(len(item.text.encode()), item.corpus, item.language, item.fields)
+                writer.keep(item)
+            else:
+                tally.remove(size, item.corpus, item.language, removal.reason)
+                writer.remove(Removed.of(item, stage, removal))
+    return tally.record
+
+
+def size_of(document: Document) -> int:
+    """Return the bytes of a document as it came in."""
+    return len(document.raw) or len(document.text.encode("utf-8", "surrogatepass"))
+
+
+def apply_steps(steps: Sequence[Step], document: Document, tally: Tally) -> tuple[str, Removal | None]:
+    """Do the steps until one removes the document; return its name and why, ("", None) where it stays."""
+    for step in steps:
+        removal = step(document, tally.counts)
+        if removal is not None:
+            return step.name, removal
+    if not document.text.strip():
+        return "empty", Removal(EMPTY)
+    return "", None
+
+
+def documents_of(folders: Iterable[Path]) -> Iterator[Document]:
+    """Yield the kept documents of several tasks, in order."""
+    for folder in folders:
+        yield from read_kept(folder)

@@ -1,0 +1,141 @@
+"""Tasks that prepare data survive the death of any process, and a document that never ends is left out."""
+
+import json
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trimaran.launchers.data.workers import WorkerOptions, local_workers
+from trimaran.runtime.data.engine.cluster import MOST_DEATHS, Cluster, Credentials, TaskFailed, open_cluster
+from trimaran.runtime.data.engine.task import Output, Task
+from trimaran.runtime.data.engine.watch import Board, Watch, note_slow, slow_documents
+from trimaran.runtime.data.files import DataError
+
+_MODULE = """
+import os, signal, time
+from pathlib import Path
+
+def double(arguments, inputs, folder, watch):
+    marks = Path(arguments["marks"])
+    for number in range(3):
+        if number in watch.slow:
+            continue
+        with watch.document(number):
+            mark = marks / f"{arguments['n']}-{number}-{time.monotonic_ns()}"
+            mark.touch()
+            tries = len(list(marks.glob(f"{arguments['n']}-{number}-*")))
+            if (arguments["n"], number) in ((1, 0), (2, 1)) and tries == 1:
+                os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory is short
+            if (arguments["n"], number) == (3, 2):
+                time.sleep(1000)
+            if arguments["n"] == "fatal":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if arguments["n"] == "wrong":
+                raise OSError(5, "Input/output error", "shelf.jsonl")
+    (folder / "out.txt").write_text(f"{2 * arguments['n']}")
+    return {"slow": sorted(watch.slow), "text_bytes": {"in": 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("marks")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two workers that give a document two seconds."""
+    folder = tmp_path_factory.mktemp("engine")
+    (folder / "trial_tasks.py").write_text(_MODULE, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        with open_cluster(folder / "root", "127.0.0.1", 2, local_workers(WorkerOptions(2, 2.0, None))) as cluster:
+            yield cluster
+
+
+def _task(marks: Path, number: int | str) -> Task:
+    return Task("double", "trial_tasks:double", {"n": number, "marks": str(marks)}, f"shelf {number}")
+
+
+def test_tasks_survive_deaths_and_endless_documents(cluster: Cluster, marks: Path) -> None:
+    tasks, done = [_task(marks, number) for number in range(6)], list[str]()
+    outputs = cluster.run(tasks, lambda task, output: done.append(task.about))
+    assert [(output.folder / "out.txt").read_text() for output in outputs] == ["0", "2", "4", "6", "8", "10"]
+    assert [output.result["slow"] for output in outputs] == [[], [], [], [2], [], []]
+    assert sorted(done) == [task.about for task in tasks]
+    before = sorted(marks.iterdir())
+    assert cluster.run(tasks, lambda task, output: None) == outputs, "what is done is found"
+    assert sorted(marks.iterdir()) == before, "and not done again"
+
+
+def test_failures_name_their_input(cluster: Cluster, marks: Path) -> None:
+    with pytest.raises(TaskFailed, match=f"shelf fatal: {MOST_DEATHS} workers died while they did its stage double"):
+        cluster.run([_task(marks, "fatal")], lambda task, output: None)
+    assert len(list(marks.glob("fatal-*"))) == MOST_DEATHS
+    with pytest.raises(TaskFailed, match=r"shelf wrong: .*Input/output error: 'shelf.jsonl'"):
+        cluster.run([_task(marks, "wrong")], lambda task, output: None)
+
+
+def test_no_worker_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    start = local_workers(WorkerOptions(1, 2.0, None))
+    with (
+        open_cluster(tmp_path, "127.0.0.1", 1, start) as cluster,
+        pytest.raises(DataError, match="no worker is left"),
+    ):
+        cluster.run([_task(tmp_path, 1)], lambda task, output: None)
+
+
+def test_credentials_are_this_users(tmp_path: Path) -> None:
+    path = tmp_path / "credentials.json"
+    Credentials("tls://127.0.0.1:1", "certificate", "key").write(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert Credentials.read(path) == Credentials("tls://127.0.0.1:1", "certificate", "key")
+    with pytest.raises(DataError, match="cannot join the run"):
+        Credentials.read(tmp_path / "other.json")
+
+
+def _write(arguments: dict[str, int], inputs: list[Path], folder: Path, watch: Watch) -> dict[str, int]:
+    del inputs, watch
+    (folder / "a.txt").write_text(str(arguments["n"]), encoding="utf-8")
+    return {"n": arguments["n"]}
+
+
+def test_a_task_is_its_content(tmp_path: Path) -> None:
+    task = Task("write", f"{__name__}:_write", {"n": 1, "path": "/here"}, "it", identity={"n": 1})
+    output = task.run(tmp_path, Watch())
+    moved = Task("write", f"{__name__}:_write", {"n": 1, "path": "/there"}, "it", identity={"n": 1})
+    assert moved.found(tmp_path) == output
+    changes = [
+        Task("write", f"{__name__}:_write", {"n": 2}, "it"),
+        Task("write", f"{__name__}:_write", {"n": 1}, "it", versions={"ftfy": "7"}),
+        Task("write", f"{__name__}:_write", {"n": 1}, "it", inputs=(output,)),
+        Task("write", f"{__name__}:_other", {"n": 1}, "it"),
+    ]
+    assert len({task.key, *(each.key for each in changes)}) == 5
+    (output.folder / "a.txt").write_text("cut", encoding="utf-8")
+    assert task.found(tmp_path) is None, "a file of another size is no output"
+    assert task.run(tmp_path, Watch()) == output
+    record = json.loads((output.folder / "task.json").read_text(encoding="utf-8"))
+    assert record["result"] == {"n": 1}
+    assert Output.read(tmp_path) is None
+
+
+def test_the_board_tells_what_takes_long(tmp_path: Path) -> None:
+    board, supervisor = Board(tmp_path / "board"), Board(tmp_path / "board")
+    note = tmp_path / "stage" / "key.slow.json"
+    board.task(str(note))
+    watch = Watch(board, slow_documents(note))
+    assert supervisor.overdue(0.0) is None
+    with watch.document(7):
+        time.sleep(0.01)
+        assert supervisor.overdue(0.001) == (note, 7)
+        assert supervisor.overdue(100.0) is None
+    assert supervisor.overdue(0.0) is None
+    assert supervisor.begun == 1
+    note_slow(note, 7)
+    note_slow(note, 3)
+    assert slow_documents(note) == {3, 7}
