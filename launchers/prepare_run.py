@@ -31,8 +31,9 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
 
     The caller holds the lock of the folder.
     """
+    from trimaran.launchers.data.prepare import prepare_spec
     from trimaran.runtime.data.account import table_of
-    from trimaran.runtime.data.prepare import Digests, prepare_data
+    from trimaran.runtime.data.build import Digests
     from trimaran.runtime.train.pipeline import schedule_of
 
     check_device(spec, 1)  # before the data, which may take long
@@ -57,7 +58,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
             check_initial_weights(spec)
         tokenizer = tokenizer_of_weights(spec, resumed=resumed is not None)
     former = None if resumed is None else Digests.read(folder / "data_manifest.json")
-    data = prepare_data(spec, tokenizer, former=former, environment=os.environ)
+    data = prepare_spec(spec, "local", tokenizer=tokenizer, former=former)
     say(table_of(data.manifest))
     _check_run(spec, data)
     if starts_from:
@@ -79,7 +80,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
 
 def _check_run(spec: RunSpec, data: "PreparedData") -> None:
     """Refuse what the ranks would refuse, before any rank is started."""
-    from trimaran.runtime.train.loop import check_data
+    from trimaran.runtime.train.samples import check_data
     from trimaran.runtime.train.state import check_same_data, read_state, resume_path
 
     check_data(spec, data)

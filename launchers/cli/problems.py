@@ -94,7 +94,7 @@ def _check_text(spec: RunSpec) -> None:
 def _check_tokenizer(spec: RunSpec) -> None:
     if spec.data.tokenizer is None:
         return
-    from trimaran.runtime.data.prepare import check_tokenizer
+    from trimaran.runtime.data.build import check_tokenizer
     from trimaran.runtime.data.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(Path(spec.data.tokenizer), spec.data.end_of_text)

@@ -19,9 +19,10 @@ from trimaran.runtime.processes import usable_cores
 from trimaran.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
-    from trimaran.runtime.data.prepare import Digests, PreparedData
-    from trimaran.runtime.data.recipe.curated import Curated
+    from trimaran.runtime.data.build import Digests
+    from trimaran.runtime.data.prepare import PreparedData
     from trimaran.runtime.data.recipe.curate import Progress as OnProgress
+    from trimaran.runtime.data.recipe.curated import Curated
 
 _SHOWN_CHARACTERS = 200
 

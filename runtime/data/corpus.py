@@ -62,12 +62,13 @@ class Unit:
     """A document, or one section of a long document.
 
     `continues`: it directly follows the unit before it in the same document. `place`: its file, and the line where that
-    has several documents.
+    has several documents. `corpus`: the name of its corpus, "" where there is only one.
     """
 
     text: str
     continues: bool
     place: str = field(default="", compare=False)
+    corpus: str = ""
 
 
 def iter_units(files: Sequence[SourceFile], account: Account, limit: int = SECTION_CHARACTERS) -> Iterator[Unit]:
@@ -92,7 +93,7 @@ def iter_units(files: Sequence[SourceFile], account: Account, limit: int = SECTI
             size = len(document.encode())
             account.totals.update(documents=1, characters=len(document), bytes=size, units=len(sections))
             for index, section in enumerate(sections):
-                yield Unit(section, index > 0, place)
+                yield Unit(section, index > 0, place, file.corpus)
 
 
 def split_sections(text: str, limit: int = SECTION_CHARACTERS) -> list[str]:

@@ -1,29 +1,69 @@
 """Microbatches as a pure function of the position in the run: resuming needs no state, any dp sees the same samples."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from trimaran.models.batch import Microbatch
+from trimaran.runtime.data.blend import Blend
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.objectives import NextToken, Objective
 from trimaran.runtime.data.permutation import Int64Array, permute
-from trimaran.runtime.data.shards import TokenShards
+from trimaran.runtime.data.shards import TokenArray, TokenShards
 from trimaran.runtime.grid import num_microbatches
 
 _NEXT_TOKEN = NextToken()
+
+
+class _Corpus:
+    """The windows of one corpus: sample k is window `permutation of epoch k // n` of `k % n`, with n = `num_samples`.
+
+    Window i is tokens [i * seq_len, i * seq_len + seq_len + 1).
+    """
+
+    def __init__(self, shards: TokenShards, seq_len: int, seed: int, *, shuffle: bool) -> None:
+        self.num_samples = (shards.num_tokens - 1) // seq_len if shards.num_tokens else 0
+        if self.num_samples < 1:
+            more = "raise data.held_out_fraction, set train.eval_interval to 0, " if shards.split == "held_out" else ""
+            need = f"one sample of train.seq_len ({seq_len}) needs {seq_len + 1}"
+            raise DataError(
+                f"split {shards.split!r} has {shards.num_tokens} tokens, {need}; "
+                f"{more}add text to data.source or lower train.seq_len"
+            )
+        # The last window must be whole; no sample has these tokens, fewer than seq_len.
+        self.unused_tail_tokens = shards.num_tokens - 1 - self.num_samples * seq_len
+        self._shards, self._seq_len, self._seed, self._shuffle = shards, seq_len, seed, shuffle
+
+    def windows(self, samples: Int64Array) -> Int64Array:
+        """Map sample numbers of the corpus to window numbers: [n] int64 -> [n] int64 in [0, num_samples)."""
+        epochs, indices = np.divmod(samples, self.num_samples)
+        if not self._shuffle:
+            return indices
+        windows = np.empty_like(indices)
+        # A global batch may cross into the next epoch, or span several where the corpus is tiny.
+        for epoch in np.unique(epochs):
+            mine = epochs == epoch
+            windows[mine] = permute(indices[mine], self.num_samples, self._seed, int(epoch))
+        return windows
+
+    def read(self, window: int) -> TokenArray:
+        """Return the tokens of a window: [seq_len + 1]."""
+        return self._shards.read(window * self._seq_len, self._seq_len + 1)
 
 
 class Loader:
     """Cuts a split into samples of `seq_len` tokens and deals them to the data-parallel ranks.
 
     Sample k of the run (counted over all ranks from step 0) is window `permutation of epoch k // n` of `k % n`, with n
-    = `num_samples`. Window i is tokens [i * seq_len, i * seq_len + seq_len + 1): its inputs and its next tokens overlap
+    = `num_samples`, or where corpora are blended, that window of the corpus and of the number that `Blend.at` gives.
+    Window i is tokens [i * seq_len, i * seq_len + seq_len + 1): its inputs and its next tokens overlap
     by all but one. Documents follow each other within a window, separated by the end-of-text token. The objective
     decides what is predicted of a sample.
     """
 
     def __init__(
         self,
-        shards: TokenShards,
+        shards: TokenShards | Sequence[TokenShards],
         *,
         seq_len: int,
         global_batch_size: int,
@@ -33,8 +73,9 @@ class Loader:
         seed: int,
         shuffle: bool = True,
         objective: Objective = _NEXT_TOKEN,
+        blend: Blend | None = None,
     ) -> None:
-        """Check the sizes, which are in sequences.
+        """Check the sizes, which are in sequences; several corpora need a `blend` of as many.
 
         Raises DataError when the split is shorter than one sample, ValueError for other rules.
         """
@@ -53,20 +94,20 @@ class Loader:
                 f"train.global_batch_size ({global_batch_size}) {rule}; "
                 f"set it to a multiple of {dp_size * micro_batch_size}"
             )
-        self.num_samples = (shards.num_tokens - 1) // seq_len if shards.num_tokens else 0
-        if self.num_samples < 1:
-            more = "raise data.held_out_fraction, set train.eval_interval to 0, " if shards.split == "held_out" else ""
-            need = f"one sample of train.seq_len ({seq_len}) needs {seq_len + 1}"
-            raise DataError(
-                f"split {shards.split!r} has {shards.num_tokens} tokens, {need}; "
-                f"{more}add text to data.source or lower train.seq_len"
-            )
-        # The last window must be whole; no sample has these tokens, fewer than seq_len.
-        self.unused_tail_tokens = shards.num_tokens - 1 - self.num_samples * seq_len
-        self._shards, self._seq_len = shards, seq_len
+        corpora = [shards] if isinstance(shards, TokenShards) else shards
+        self._corpora = [_Corpus(each, seq_len, seed + index, shuffle=shuffle) for index, each in enumerate(corpora)]
+        self._blend = blend
+        self.num_samples = sum(corpus.num_samples for corpus in self._corpora)
+        self.unused_tail_tokens = sum(corpus.unused_tail_tokens for corpus in self._corpora)
+        self._seq_len = seq_len
         self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
         self._dp_rank, self._samples_per_rank = dp_rank, global_batch_size // dp_size
-        self._seed, self._shuffle, self._objective = seed, shuffle, objective
+        self._objective = objective
+
+    @property
+    def corpus_samples(self) -> list[int]:
+        """Samples of each corpus."""
+        return [corpus.num_samples for corpus in self._corpora]
 
     def microbatches(self, consumed_samples: int) -> list[Microbatch]:
         """Return this rank's microbatches of the global batch that begins at sample `consumed_samples` of the run.
@@ -77,27 +118,15 @@ class Loader:
         if consumed_samples < 0:
             raise ValueError(f"consumed_samples ({consumed_samples}) must not be negative")
         first = consumed_samples + self._dp_rank * self._samples_per_rank
-        windows = self._windows(np.arange(first, first + self._samples_per_rank, dtype=np.int64))
+        samples = np.arange(first, first + self._samples_per_rank, dtype=np.int64)
+        spans = np.empty((len(samples), self._seq_len + 1), dtype=np.int64)
+        which, places = (np.zeros_like(samples), samples) if self._blend is None else self._blend.at(samples)
+        for index, corpus in enumerate(self._corpora):
+            mine = np.flatnonzero(which == index)
+            for row, window in zip(mine, corpus.windows(places[mine]), strict=True):
+                spans[row] = corpus.read(int(window))
         size = self._micro_batch_size
         return [
-            self._microbatch(windows[start : start + size], first + start)
+            self._objective.microbatch(spans[start : start + size], samples[start : start + size])
             for start in range(0, self._samples_per_rank, size)
         ]
-
-    def _windows(self, samples: Int64Array) -> Int64Array:
-        """Map sample numbers of the run to window numbers: [n] int64 -> [n] int64 in [0, num_samples)."""
-        epochs, indices = np.divmod(samples, self.num_samples)
-        if not self._shuffle:
-            return indices
-        windows = np.empty_like(indices)
-        # A global batch may cross into the next epoch, or span several where the corpus is tiny.
-        for epoch in np.unique(epochs):
-            mine = epochs == epoch
-            windows[mine] = permute(indices[mine], self.num_samples, self._seed, int(epoch))
-        return windows
-
-    def _microbatch(self, windows: Int64Array, first_sample: int) -> Microbatch:
-        spans = np.empty((len(windows), self._seq_len + 1), dtype=np.int64)
-        for row, window in enumerate(windows):
-            spans[row] = self._shards.read(int(window) * self._seq_len, self._seq_len + 1)
-        return self._objective.microbatch(spans, np.arange(first_sample, first_sample + len(windows), dtype=np.int64))

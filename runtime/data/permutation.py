@@ -22,6 +22,7 @@ _ROUNDS = 6
 _STREAM_SHUFFLE = 1
 _STREAM_HELD_OUT = 2
 _STREAM_POSITIONS = 3
+_STREAM_SAMPLE = 4
 
 
 def mix64(values: UInt64Array) -> UInt64Array:
@@ -77,6 +78,26 @@ def position_draws(samples: Int64Array, num_positions: int, seed: int, purpose: 
     return mix64(rows[:, None] ^ np.arange(num_positions, dtype=np.uint64))
 
 
+def _draws(count: int, seed: int, stream: int) -> npt.NDArray[np.float64]:
+    """Return [count] numbers in [0, 1]: hashes of (seed, index)."""
+    return mix64(np.arange(count, dtype=np.uint64) ^ _keys(seed, stream, 1)).astype(np.float64) / 2.0**64
+
+
+def sample_units(sizes: Int64Array, num_characters: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Return [n] bool: True for the units with the smallest hashes of (seed, index), up to `num_characters` in all.
+
+    At least one unit is chosen.
+
+    Args:
+        sizes: [n] int64, characters of each unit.
+    """
+    order = _draws(len(sizes), seed, _STREAM_SAMPLE).argsort(kind="stable")
+    count = max(1, int(np.searchsorted(sizes[order].cumsum(), num_characters, side="right")))
+    chosen = np.zeros(len(sizes), dtype=bool)
+    chosen[order[:count]] = True
+    return chosen
+
+
 def held_out_units(sizes: Int64Array, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
     """Return [n] bool: True for held-out units, those whose hash of (seed, unit index) is below `fraction`.
 
@@ -89,8 +110,7 @@ def held_out_units(sizes: Int64Array, fraction: float, seed: int) -> npt.NDArray
     """
     if fraction == 0 or len(sizes) < 2:
         return np.zeros(len(sizes), dtype=bool)
-    key = _keys(seed, _STREAM_HELD_OUT, 1)
-    draws = mix64(np.arange(len(sizes), dtype=np.uint64) ^ key).astype(np.float64) / 2.0**64
+    draws = _draws(len(sizes), seed, _STREAM_HELD_OUT)
     chosen = np.asarray(draws < fraction)
     wanted = fraction * sizes.sum()
     if abs(sizes[chosen].sum() - wanted) > wanted / 2 or chosen.all():

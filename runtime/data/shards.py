@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,12 +23,18 @@ DTYPES: dict[str, np.dtype[np.unsignedinteger[Any]]] = {"uint16": np.dtype("<u2"
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """The manifest's record of one file."""
+    """The manifest's record of one file; `corpus` is "" where there is only one."""
 
     file: str
     tokens: int
     bytes: int
     sha256: str
+    corpus: str = ""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The record as JSON."""
+        return {name: value for name, value in asdict(self).items() if value != ""}
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -42,8 +48,11 @@ class ShardWriter:
     A context manager, so that an error leaves no file open.
     """
 
-    def __init__(self, folder: Path, split: str, dtype: str, tokens_per_shard: int = TOKENS_PER_SHARD) -> None:
-        self._folder, self._split = folder, split
+    def __init__(
+        self, folder: Path, split: str, dtype: str, tokens_per_shard: int = TOKENS_PER_SHARD, corpus: str = ""
+    ) -> None:
+        self._folder, self._corpus = folder, corpus
+        self._split = f"{split}-{corpus}" if corpus else split
         self._dtype = DTYPES[dtype]
         self._tokens_per_shard = tokens_per_shard
         self._done: list[ShardInfo] = []
@@ -65,7 +74,13 @@ class ShardWriter:
         self._file.close()
         if self._tokens:
             self._done.append(
-                ShardInfo(self._name, self._tokens, self._tokens * self._dtype.itemsize, self._digest.hexdigest())
+                ShardInfo(
+                    self._name,
+                    self._tokens,
+                    self._tokens * self._dtype.itemsize,
+                    self._digest.hexdigest(),
+                    self._corpus,
+                )
             )
         else:
             # An empty file can't be memory mapped; an empty split has no files.
@@ -109,6 +124,15 @@ class TokenShards:
     def num_tokens(self) -> int:
         """Number of tokens of the split."""
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    def of_corpora(self) -> "dict[str, TokenShards]":
+        """Return the tokens of each corpus by its name, in order; one named "" where there are no corpora."""
+        names = dict.fromkeys(shard.corpus for shard in self.shards)
+        dtype = next(name for name, each in DTYPES.items() if each == self.dtype)
+        return {
+            name: TokenShards(self.folder, self.split, dtype, [each for each in self.shards if each.corpus == name])
+            for name in names
+        }
 
     def _map(self, shard: ShardInfo) -> TokenArray:
         path = self.folder / shard.file

@@ -27,10 +27,11 @@ READABLE = f"{', '.join(KINDS)} file (or {', '.join(COMPRESSED)} of one)"
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file of the corpus and the JSON field that holds its text (not for .txt)."""
+    """One file of the corpus, the JSON field that holds its text (not for .txt), and the name of its corpus or ""."""
 
     path: Path
     text_field: str
+    corpus: str = ""
 
     @property
     def kind(self) -> str:

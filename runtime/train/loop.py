@@ -10,14 +10,10 @@ from typing import Self
 import torch
 
 from trimaran.models.batch import Microbatch
-from trimaran.models.parallel.group import Group
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.loader import Loader
-from trimaran.runtime.data.objectives import objective_of
 from trimaran.runtime.data.prepare import PreparedData
-from trimaran.runtime.data.shards import TokenShards
-from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.files import write_text
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
@@ -28,6 +24,7 @@ from trimaran.runtime.train.hardware import mfu, peak_flops
 from trimaran.runtime.train.init_from import load_initial_weights
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
+from trimaran.runtime.train.samples import held_out_batches, train_loader
 from trimaran.runtime.train.signals import StopRequest
 from trimaran.runtime.train.state import (
     TrainState,
@@ -74,7 +71,7 @@ def train(
     Returns:
         The state at the end.
     """
-    loader, held_out = build_loader(spec, data.train, data.tokenizer, mesh.dp), held_out_batches(spec, data, mesh.dp)
+    loader, held_out = train_loader(spec, data, mesh.dp), held_out_batches(spec, data, mesh.dp)
     path = resume_path(spec)
     if mesh.rank == 0:  # the weights of a large model take a minute on a CPU, and its first step several
         sizes = f"{spec.transformer.num_parameters():,} parameters, {spec.tokens_per_step:,} tokens a step"
@@ -145,50 +142,6 @@ def run_steps(
 def due(step: int, interval: int) -> bool:
     """Whether an action with an interval of `interval` steps (0: never) is due after `step`."""
     return interval > 0 and step % interval == 0
-
-
-def check_data(spec: RunSpec, data: PreparedData) -> None:
-    """Raise DataError where the text is too short for the run. Called before any rank starts."""
-    first = Group("dp", tuple(range(spec.parallel.dp)), 0)
-    build_loader(spec, data.train, data.tokenizer, first)
-    if spec.train.eval_interval > 0:
-        samples = build_loader(spec, data.held_out, data.tokenizer, first).num_samples
-        if samples < spec.train.global_batch_size:
-            logger.warning(
-                "the held-out text has %d samples of train.seq_len (%d) tokens, which are repeated to fill one "
-                "train.global_batch_size (%d); raise data.held_out_fraction for an evaluation on more text",
-                *(samples, spec.train.seq_len, spec.train.global_batch_size),
-            )
-
-
-def build_loader(
-    spec: RunSpec, shards: TokenShards, tokenizer: Tokenizer, dp: Group, *, shuffle: bool | None = None
-) -> Loader:
-    """Return this dp rank's loader over a split tokenized with `tokenizer`."""
-    return Loader(
-        shards,
-        seq_len=spec.train.seq_len,
-        global_batch_size=spec.train.global_batch_size,
-        micro_batch_size=spec.train.micro_batch_size,
-        dp_rank=dp.rank,
-        dp_size=dp.size,
-        seed=spec.seed,
-        shuffle=spec.data.shuffle if shuffle is None else shuffle,
-        objective=objective_of(spec, tokenizer),
-    )
-
-
-def held_out_batches(spec: RunSpec, data: PreparedData, dp: Group) -> list[list[Microbatch]]:
-    """Return this dp rank's microbatches of the evaluation's fixed global batches; [] where evaluation is off.
-
-    Held-out text that is shorter than one global batch is repeated to fill it.
-    """
-    if spec.train.eval_interval == 0:
-        return []
-    loader = build_loader(spec, data.held_out, data.tokenizer, dp, shuffle=False)
-    whole_batches = max(1, loader.num_samples // spec.train.global_batch_size)
-    count = min(spec.train.eval_batches, whole_batches)
-    return [loader.microbatches(index * spec.train.global_batch_size) for index in range(count)]
 
 
 def sample(train_context: TrainContext, data: PreparedData) -> str:

@@ -20,7 +20,7 @@ from trimaran.models.transformer import Stage, in_eval_mode
 from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, fields_at_layout, parse_spec
-from trimaran.runtime.train.loop import build_loader
+from trimaran.runtime.train.samples import build_loader
 from trimaran.runtime.train.train_context import build_train_context, train_step
 
 Growth = Literal["heads", "head_dim"]

@@ -125,7 +125,7 @@ def mean_loss(model: Path, run: Path) -> float:
     """The loss of transformers' model on the first global batch of a run."""
     from trimaran.models.parallel.group import Group
     from trimaran.runtime.data.prepare import open_prepared
-    from trimaran.runtime.train.loop import build_loader
+    from trimaran.runtime.train.samples import build_loader
 
     spec = load_spec(run / "spec.yaml")
     data = open_prepared(Path(json.loads((run / "logs" / "task.json").read_text())["data"]))

@@ -20,7 +20,7 @@ from trimaran.runtime.data.prepare import prepare_data
 from trimaran.runtime.data.shards import ShardWriter, TokenShards
 from trimaran.runtime.spec import parse_spec
 from trimaran.runtime.train.feed import BatchFeed
-from trimaran.runtime.train.loop import check_data, held_out_batches
+from trimaran.runtime.train.samples import check_data, held_out_batches
 
 SEQ_LEN = 5
 

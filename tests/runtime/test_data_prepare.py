@@ -14,8 +14,9 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from trimaran.runtime.data.account import table_of
+from trimaran.runtime.data.build import Digests
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.prepare import Digests, PreparedData, open_prepared, prepare, prepare_data
+from trimaran.runtime.data.prepare import PreparedData, open_prepared, prepare, prepare_data
 from trimaran.runtime.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -1,0 +1,104 @@
+"""The samples of a run: the loader of the training split, blended where there are corpora, and the held-out batches."""
+
+import logging
+from collections.abc import Sequence
+
+from trimaran.models.batch import Microbatch
+from trimaran.models.parallel.group import Group
+from trimaran.runtime.data.blend import Blend
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.loader import Loader
+from trimaran.runtime.data.objectives import objective_of
+from trimaran.runtime.data.prepare import PreparedData
+from trimaran.runtime.data.shards import TokenShards
+from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.spec import RunSpec
+
+logger = logging.getLogger(__name__)
+
+
+def check_data(spec: RunSpec, data: PreparedData) -> None:
+    """Raise DataError where the text is too short for the run. Called before any rank starts."""
+    first = Group("dp", tuple(range(spec.parallel.dp)), 0)
+    _check_epochs(spec, data, train_loader(spec, data, first))
+    if spec.train.eval_interval > 0:
+        samples = build_loader(spec, data.held_out, data.tokenizer, first).num_samples
+        if samples < spec.train.global_batch_size:
+            logger.warning(
+                "the held-out text has %d samples of train.seq_len (%d) tokens, which are repeated to fill one "
+                "train.global_batch_size (%d); raise data.held_out_fraction for an evaluation on more text",
+                *(samples, spec.train.seq_len, spec.train.global_batch_size),
+            )
+
+
+def train_loader(spec: RunSpec, data: PreparedData, dp: Group) -> Loader:
+    """Return this dp rank's loader over the training split, blended where there are corpora."""
+    if spec.data.corpora is None:
+        return build_loader(spec, data.train, data.tokenizer, dp)
+    found = data.train.of_corpora()
+    missing = [name for name in spec.data.corpora if name not in found]
+    if missing:
+        raise DataError(f"data.corpora.{missing[0]} has no text for training: its recipe keeps nothing; leave it out")
+    return build_loader(spec, [found[name] for name in spec.data.corpora], data.tokenizer, dp, blend=blend_of(spec))
+
+
+def blend_of(spec: RunSpec) -> Blend:
+    """Return the blend of the corpora that the spec names."""
+    weights = {name: corpus.weight for name, corpus in (spec.data.corpora or {}).items()}
+    stages = [(stage.tokens, stage.weights) for stage in spec.data.stages or ()]
+    return Blend.of(weights, stages, spec.train.seq_len)
+
+
+def _check_epochs(spec: RunSpec, data: PreparedData, loader: Loader) -> None:
+    """Raise DataError where a corpus would be read more often than its max_epochs."""
+    if spec.data.corpora is None:
+        return
+    for (name, corpus), epochs in zip(spec.data.corpora.items(), epochs_of(spec, loader), strict=True):
+        if corpus.max_epochs is not None and epochs > corpus.max_epochs:
+            raise DataError(
+                f"the run would read the corpus {name} {epochs:.2f} times, more than data.corpora.{name}.max_epochs "
+                f"({corpus.max_epochs:g}); lower its weight or train.num_steps, or give it more text"
+            )
+
+
+def epochs_of(spec: RunSpec, loader: Loader) -> list[float]:
+    """Return how often the whole run reads each corpus."""
+    samples = blend_of(spec).count_before(spec.train.num_steps * spec.train.global_batch_size)
+    return [float(count) / size for count, size in zip(samples, loader.corpus_samples, strict=True)]
+
+
+def build_loader(
+    spec: RunSpec,
+    shards: TokenShards | Sequence[TokenShards],
+    tokenizer: Tokenizer,
+    dp: Group,
+    *,
+    shuffle: bool | None = None,
+    blend: Blend | None = None,
+) -> Loader:
+    """Return this dp rank's loader over a split tokenized with `tokenizer`, of several corpora by their blend."""
+    return Loader(
+        shards,
+        seq_len=spec.train.seq_len,
+        global_batch_size=spec.train.global_batch_size,
+        micro_batch_size=spec.train.micro_batch_size,
+        dp_rank=dp.rank,
+        dp_size=dp.size,
+        seed=spec.seed,
+        shuffle=spec.data.shuffle if shuffle is None else shuffle,
+        objective=objective_of(spec, tokenizer),
+        blend=blend,
+    )
+
+
+def held_out_batches(spec: RunSpec, data: PreparedData, dp: Group) -> list[list[Microbatch]]:
+    """Return this dp rank's microbatches of the evaluation's fixed global batches; [] where evaluation is off.
+
+    Held-out text that is shorter than one global batch is repeated to fill it.
+    """
+    if spec.train.eval_interval == 0:
+        return []
+    loader = build_loader(spec, data.held_out, data.tokenizer, dp, shuffle=False)
+    whole_batches = max(1, loader.num_samples // spec.train.global_batch_size)
+    count = min(spec.train.eval_batches, whole_batches)
+    return [loader.microbatches(index * spec.train.global_batch_size) for index in range(count)]
