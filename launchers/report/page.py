@@ -15,7 +15,7 @@ Each of them may be missing; the page says which one and why it matters.
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from html import escape
 from pathlib import Path
@@ -23,49 +23,13 @@ from typing import Any
 
 from trimaran.launchers.report.charts import BLUE, ORANGE, PALE_BLUE, Line, chart, embed, smooth
 from trimaran.launchers.report.folder import Run, finite_points, is_finite, read_run
+from trimaran.launchers.report.html import document, notice, section, table, write_page
 from trimaran.runtime.pipeline.action import Action
 from trimaran.runtime.pipeline.draw import timeline_svg
 from trimaran.runtime.pipeline.simulate import Span
 
 _MOST_SAMPLE_CHARACTERS = 20_000
 _TIMELINES = {"measured": "As it ran", "simulated": "Simulated"}  # key in timeline.json -> title of the picture
-
-_STYLE = """
-:root { color-scheme: light; --ink: #1b2333; --soft: #5b6577; --line: #e3e7ee; --paper: #ffffff; --wash: #f5f7fa;
-        --accent: #1d4ed8 }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--wash); color: var(--ink);
-       font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 24px 56px }
-h1 { margin: 0; font-size: 27px; line-height: 1.25; overflow-wrap: anywhere }
-h2 { margin: 0 0 10px; font-size: 17px }
-p { margin: 0 0 10px }
-.soft { color: var(--soft) }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px; margin: 20px 0 }
-.card, section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px }
-.card { padding: 12px 16px }
-.card b { display: block; font-size: 22px; line-height: 1.3; font-variant-numeric: tabular-nums;
-          overflow-wrap: anywhere }
-.card span { display: block; color: var(--soft); font-size: 13px }
-section { padding: 18px 20px; margin-top: 16px }
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 0 16px }
-svg { display: block; max-width: 100%; height: auto; margin: 0 auto }
-svg + svg { margin-top: 14px }
-table { border-collapse: collapse; width: 100% }
-th, td { padding: 5px 8px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
-         overflow-wrap: anywhere }
-th { width: 34%; font-weight: 500; color: var(--soft) }
-tr:last-child > * { border-bottom: 0 }
-pre { margin: 0; padding: 14px 16px; background: var(--wash); border-radius: 8px; overflow: auto; max-height: 560px;
-      font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; white-space: pre-wrap;
-      overflow-wrap: anywhere }
-.notice { margin-top: 14px; padding: 10px 16px; border: 1px solid var(--line); border-radius: 8px; color: var(--soft) }
-.problem { border-color: #f5c7a9; border-left: 4px solid #ea580c; background: #fff7f0; color: var(--ink) }
-.notice p { margin: 2px 0 }
-summary { cursor: pointer; font-size: 17px; font-weight: 600 }
-details[open] summary { margin-bottom: 10px }
-@media print { body { background: none } section, .card { break-inside: avoid } pre { max-height: none } }
-"""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -78,45 +42,15 @@ def write_report(run_dir: Path) -> Path:
     """
     if not run_dir.is_dir():
         raise ValueError(f"run folder {str(run_dir)!r} does not exist; name the train.output_dir of a run")
-    page = _render(read_run(run_dir))
-    path = run_dir / "report.html"
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # a file's name may not be UTF-8
-    return temporary.replace(path)
+    return write_page(run_dir / "report.html", _render(read_run(run_dir)))
 
 
 def _render(run: Run) -> str:
     """Return the page; what most readers want first comes first."""
     headline = f"{escape(_progress(run))} · layout {escape(_layout(run.spec))} · trimaran report"
     sections = [_loss(run), _speed(run), _pipeline(run), _sample(run), _summary(run), _facts(run), _spec(run)]
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-            f"<title>{escape(run.name)} - trimaran report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>",
-            f'<h1>{escape(run.name)}</h1>\n<p class="soft">{headline}</p>',
-            _notice("problem", run.notes.problems),
-            _cards(run),
-            *(section for section in sections if section),
-            _notice("missing", run.notes.missing),
-            "</main>\n</body>\n</html>\n",
-        ]
-    )
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
-
-
-def _notice(kind: str, sentences: Iterable[str]) -> str:
-    body = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
-    return f'<div class="notice {kind}">{body}</div>' if body else ""
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>\n' for name, value in rows)
-    return f"<table>\n{body}</table>"
+    problems, missing = notice("problem", run.notes.problems), notice("missing", run.notes.missing)
+    return document(run.name, headline, [problems, _cards(run), *sections, missing])
 
 
 def _cards(run: Run) -> str:
@@ -134,7 +68,7 @@ def _cards(run: Run) -> str:
 
 def _summary(run: Run) -> str:
     rows = [("Steps", _progress(run)), ("Layout", _layout(run.spec)), *_figures(run)]
-    return _section("Summary", _table(rows))
+    return section("Summary", table(rows))
 
 
 def _progress(run: Run) -> str:
@@ -191,14 +125,14 @@ def _figures(run: Run) -> list[tuple[str, str]]:
 
 def _loss(run: Run) -> str:
     if not run.steps and not run.evaluations:
-        return _section("Loss", "<p>No step has finished yet, so there is nothing to draw.</p>")
+        return section("Loss", "<p>No step has finished yet, so there is nothing to draw.</p>")
     points = finite_points(run.steps, "loss")
     lines = [Line(points, "training", PALE_BLUE if len(points) > 50 else BLUE)]
     if len(points) > 50:
         lines.append(Line(smooth(points), "training, smoothed", BLUE, width=1.8))
     lines.append(Line(finite_points(run.evaluations, "held_out_loss"), "held-out", ORANGE, width=1.8, dots=True))
     lost = [float(row["step"] or 0) for row in run.steps if not is_finite(row["loss"])]
-    return _section("Loss", chart("loss", "cross entropy, nats per token", lines, size=(10.4, 3.7), lost=lost))
+    return section("Loss", chart("loss", "cross entropy, nats per token", lines, size=(10.4, 3.7), lost=lost))
 
 
 def _speed(run: Run) -> str:
@@ -231,13 +165,13 @@ def _pipeline(run: Run) -> str:
             embed(timeline_svg(_spans(run.timeline[key], ranks), name), key) for key, name in _TIMELINES.items()
         ]
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        return _section(
+        return section(
             title, f"<p>timeline.json cannot be drawn: {escape(type(error).__name__)}, {escape(str(error))}.</p>"
         )
     meaning = (
         f"{ranks} pipeline ranks. Bubble, the share of the step in which a rank waits, averaged over ranks: {shares}."
     )
-    return _section(title, f'<p class="soft">{escape(meaning)}</p>', *pictures)
+    return section(title, f'<p class="soft">{escape(meaning)}</p>', *pictures)
 
 
 def _spans(records: Sequence[Sequence[Any]], num_ranks: int) -> list[Span]:
@@ -262,12 +196,12 @@ def _sample(run: Run) -> str:
     shown = run.sample[:_MOST_SAMPLE_CHARACTERS]
     rest = len(run.sample) - len(shown)
     more = f'<p class="soft">{rest:,} further characters are in sample.txt.</p>' if rest else ""
-    return _section("Text the model wrote", f"<pre>{escape(shown)}</pre>", more)
+    return section("Text the model wrote", f"<pre>{escape(shown)}</pre>", more)
 
 
 def _facts(run: Run) -> str:
     tables = [("Training data", run.manifest), ("Machine", run.machine)]
-    return "\n".join(_section(title, _table(_flatten(found))) for title, found in tables if found)
+    return "\n".join(section(title, table(_flatten(found))) for title, found in tables if found)
 
 
 def _spec(run: Run) -> str:

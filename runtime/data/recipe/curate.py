@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -17,7 +17,8 @@ from trimaran.models.fields import counted
 from trimaran.runtime.data.engine.cluster import Cluster
 from trimaran.runtime.data.engine.task import Output, Task
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.readers.parts import Part
+from trimaran.runtime.data.readers.part import Part
+from trimaran.runtime.data.readers.parts import PART_BYTES
 from trimaran.runtime.data.recipe.curated import MANIFEST, Curated
 from trimaran.runtime.data.recipe.tally import Tally
 from trimaran.runtime.files import write_text
@@ -50,7 +51,7 @@ class Recipe:
     """What is done to which sources; sections as JSON, None where there is none.
 
     Attributes:
-        lost: corpus -> reason -> files that were passed over when the sources were listed.
+        passed_over: corpus -> the account of its files, with those that were passed over.
     """
 
     parts: Sequence[SourcePart]
@@ -59,7 +60,20 @@ class Recipe:
     dedup: Mapping[str, Any] | None
     decontaminate: Mapping[str, Any] | None
     max_document_bytes: int
-    lost: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    passed_over: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> list[list[SourcePart]]:
+        """The parts in groups that one task reads: small files of a corpus together."""
+        found: list[list[SourcePart]] = []
+        size = 0
+        for source in self.parts:
+            if not found or size + source.part.part_bytes > PART_BYTES or found[-1][0].part.corpus != source.part.corpus:
+                found.append([])
+                size = 0
+            found[-1].append(source)
+            size += source.part.part_bytes
+        return found
 
 
 class _Kitchen:
@@ -100,23 +114,23 @@ class _Kitchen:
 
     def read(self) -> list[Output]:
         """Read and clean every part of the sources."""
-        return self.stage("clean", [self._reading(source) for source in self._recipe.parts])
+        return self.stage("clean", [self._reading(group) for group in self._recipe.groups])
 
-    def _reading(self, source: SourcePart) -> Task:
-        part = {name: getattr(source.part, name) for name in Part.__dataclass_fields__}
+    def _reading(self, group: Sequence[SourcePart]) -> Task:
         settings = {
             "clean": self._recipe.clean,
             "max_document_bytes": self._recipe.max_document_bytes,
-            "text_field": source.text_field,
+            "text_field": group[0].text_field,
         }
-        # Not where the file lies, nor when it was changed: a moved corpus is the same.
-        content = {name: part[name] for name in ("corpus", "name", "format", "compression", "start", "stop")}
+        # Not where files lie, nor when they were changed: a moved corpus is the same.
+        names = ("corpus", "name", "format", "compression", "start", "stop")
+        content = [[source.sha256, *(getattr(source.part, name) for name in names)] for source in group]
         return Task(
             stage="clean",
             function=f"{_STEPS}:read_and_clean",
-            arguments={"part": part, **settings},
-            about=source.part.file,
-            identity={"part": content, "sha256": source.sha256, **settings},
+            arguments={"parts": [asdict(source.part) for source in group], **settings},
+            about=_about(group),
+            identity={"parts": content, **settings},
             versions=self.versions,
         )
 
@@ -126,12 +140,15 @@ class _Kitchen:
         """Run a stage on what the stage before kept, part by part; `shared` are further inputs of every task."""
         tasks = [
             Task(name, function, {**arguments, "part": index}, about, (part, *shared), versions=self.versions)
-            for index, (part, about) in enumerate(zip(parts, self._abouts(), strict=True))
+            for index, (part, about) in enumerate(zip(parts, map(_about, self._recipe.groups), strict=True))
         ]
         return self.stage(name, tasks)
 
-    def _abouts(self) -> list[str]:
-        return [source.part.file for source in self._recipe.parts]
+
+
+def _about(group: Sequence[SourcePart]) -> str:
+    more = f" and {counted(len(group) - 1, 'file')} after it" if len(group) > 1 else ""
+    return f"{group[0].part.file}{more}"
 
 
 def curate(recipe: Recipe, cluster: Cluster, progress: Progress) -> Curated:
@@ -166,7 +183,7 @@ def _manifest(recipe: Recipe, kitchen: _Kitchen, parts: Sequence[Output]) -> dic
         },
         "versions": kitchen.versions,
         "sources": files,
-        "passed_over": recipe.lost,
+        "passed_over": recipe.passed_over,
         "stages": kitchen.stages,
         "parts": [{"folder": str(part.folder.relative_to(kitchen.root)), "sha256": part.digest} for part in parts],
     }

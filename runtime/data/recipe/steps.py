@@ -1,6 +1,7 @@
 """Stages that look at one document after the other: reading and cleaning, filtering, decontamination."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ from trimaran.runtime.data.document import Document, Loss, Removal, Step
 from trimaran.runtime.data.engine.parts import PartWriter, Removed, read_kept
 from trimaran.runtime.data.engine.watch import Watch
 from trimaran.runtime.data.filters.steps import filter_steps
-from trimaran.runtime.data.readers.parts import Part
+from trimaran.runtime.data.readers.part import Part, ReadSettings
 from trimaran.runtime.data.readers.read import read_part
 from trimaran.runtime.data.recipe.tally import Tally
 from trimaran.runtime.spec.sections.clean import CleanSection
@@ -22,8 +23,10 @@ _SLOW: Final = ("slow", Removal("slow.document", "over data.task_timeout_s"))
 def read_and_clean(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> dict[str, Any]:
     """Do one part of a source: a task's function. Returns the tally."""
     del inputs
-    part = Part(**arguments["part"])
-    return _run(cleaning(arguments["clean"]), read_part(part, arguments["max_document_bytes"]), folder, watch)
+    settings = ReadSettings(arguments["text_field"], arguments["max_document_bytes"])
+    parts = [Part(**part) for part in arguments["parts"]]
+    items = chain.from_iterable(read_part(part, settings) for part in parts)
+    return _run(cleaning(arguments["clean"]), items, folder, watch, parts[0].corpus)
 
 
 def filter_kept(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> dict[str, Any]:
@@ -41,14 +44,16 @@ def filtering(section: Mapping[str, Any] | None) -> list[Step]:
     return [] if section is None else filter_steps(FilterSection.model_validate(section))
 
 
-def _run(steps: Sequence[Step], items: Iterable[Document | Loss], folder: Path, watch: Watch) -> dict[str, Any]:
+def _run(
+    steps: Sequence[Step], items: Iterable[Document | Loss], folder: Path, watch: Watch, corpus: str = ""
+) -> dict[str, Any]:
     tally = Tally()
     with PartWriter(folder) as writer:
         for number, item in enumerate(items):
             if isinstance(item, Loss):
-                tally.enter(item.num_bytes)
-                tally.remove(item.num_bytes, item.corpus, "", item.reason)
-                writer.remove(Removed(item.place, item.corpus, "", "", "read", item.reason, item.detail, ""))
+                tally.lose(item, corpus)
+                if item.is_document:
+                    writer.remove(Removed(item.place, corpus, "", "", "read", item.reason, item.detail, ""))
                 continue
             size = size_of(item)
             tally.enter(size)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from trimaran.runtime.data.document import Counts
+from trimaran.runtime.data.document import Counts, Loss
 
 _UNKNOWN = "unknown"
 
@@ -22,7 +22,8 @@ class Tally:
         text_bytes: the same of the UTF-8 bytes of their texts ("in": as they came in, a page with its markup).
         reasons: reason -> documents removed.
         groups: "CORPUS LANGUAGE" -> reason -> documents, with "kept" for those that stay.
-        counts: what the steps have changed, by dotted name.
+        counts: what readers and steps have changed or passed over inside the documents, by dotted name.
+        places: where each of the readers' counts was met first.
         lengths: "in" and "out" -> power of two of the bytes of a text -> documents.
         scores: field of a document -> hundredth of its value -> documents.
     """
@@ -32,6 +33,7 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)
     groups: dict[str, Counter[str]] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counter)
+    places: dict[str, str] = field(default_factory=dict)
     lengths: dict[str, Counter[str]] = field(default_factory=lambda: {"in": Counter(), "out": Counter()})
     scores: dict[str, Counter[str]] = field(default_factory=dict)
 
@@ -40,6 +42,16 @@ class Tally:
         self.documents["in"] += 1
         self.text_bytes["in"] += num_bytes
         self.lengths["in"][str(num_bytes.bit_length())] += 1
+
+    def lose(self, loss: Loss, corpus: str) -> None:
+        """Count what a reader could not read, or has passed over."""
+        if loss.is_document:
+            self.documents.update({"in": loss.times, "removed": loss.times})
+            self.reasons[loss.reason] += loss.times
+            self._group(corpus, "")[loss.reason] += loss.times
+        else:
+            self.counts[loss.reason] += loss.times
+            self.places.setdefault(loss.reason, loss.place)
 
     def keep(self, num_bytes: int, corpus: str, language: str, scores: Mapping[str, Any]) -> None:
         """Count a document that stays."""
@@ -81,7 +93,9 @@ class Tally:
         for name in _FIELDS:
             mine = getattr(self, name)
             for key, value in record[name].items():
-                if isinstance(value, Mapping):
+                if isinstance(value, str):
+                    mine.setdefault(key, value)
+                elif isinstance(value, Mapping):
                     mine.setdefault(key, Counter()).update(value)
                 else:
                     mine[key] += value
@@ -106,4 +120,4 @@ class Tally:
         assert self.reasons.total() == seen["removed"], f"stage {stage} removed without a reason: {dict(self.reasons)}"
 
 
-_FIELDS = ("documents", "text_bytes", "reasons", "groups", "counts", "lengths", "scores")
+_FIELDS = ("documents", "text_bytes", "reasons", "groups", "counts", "places", "lengths", "scores")

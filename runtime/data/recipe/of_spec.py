@@ -1,0 +1,92 @@
+"""The recipe of a run spec: its corpora as parts of files whose content is known, and its sections."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimaran.runtime.data.account import Account
+from trimaran.runtime.data.document import Document, Loss, Removal
+from trimaran.runtime.data.files import hash_file, once_per_change
+from trimaran.runtime.data.prepare import QUICKSTART
+from trimaran.runtime.data.quickstart import ensure_quickstart
+from trimaran.runtime.data.readers.part import Part, ReadSettings
+from trimaran.runtime.data.readers.parts import check_first, find_parts
+from trimaran.runtime.data.readers.read import read_part
+from trimaran.runtime.data.readers.streams import is_remote
+from trimaran.runtime.data.recipe.curate import Recipe, SourcePart
+from trimaran.runtime.data.recipe.steps import apply_steps, cleaning, filtering
+from trimaran.runtime.data.recipe.tally import Tally
+from trimaran.runtime.folder_lock import NO_JOB
+
+if TYPE_CHECKING:
+    from trimaran.runtime.spec import RunSpec
+
+_ONE = "source"
+"""The name of the corpus where `data.source` has the only one."""
+
+
+def recipe_of(spec: "RunSpec", environment: Mapping[str, str] = NO_JOB) -> Recipe:
+    """Return the recipe of a spec; lists the sources and hashes the files that have changed since they were last seen.
+
+    Args:
+        environment: see `Holder.here`.
+
+    Raises:
+        DataError: a source is missing, can't be read, or too much of it would be passed over.
+    """
+    data, cache_dir = spec.data, Path(spec.data.cache_dir)
+    sections = {name: _json(getattr(data, name)) for name in ("clean", "filter", "dedup", "decontaminate")}
+    sources: list[SourcePart] = []
+    lost: dict[str, Any] = {}
+    for name, corpus in _corpora(spec).items():
+        account = Account()
+        settings = ReadSettings(corpus["text_field"], data.max_document_bytes)
+        named = [_path_of(source, cache_dir, environment) for source in corpus["source"]]
+        parts = find_parts(name, named, settings, account, format=corpus["format"], cache_dir=cache_dir)
+        account.check(data.max_lost_fraction)
+        check_first(parts, settings)
+        sources += _hashed(parts, corpus["text_field"], cache_dir)
+        lost[name] = account.record
+    return Recipe(sources, max_document_bytes=data.max_document_bytes, passed_over=lost, **sections)
+
+
+def _corpora(spec: "RunSpec") -> dict[str, dict[str, Any]]:
+    if spec.data.corpora is not None:
+        return {name: corpus.model_dump() for name, corpus in spec.data.corpora.items()}
+    return {_ONE: {"source": spec.data.source, "text_field": spec.data.text_field, "format": None}}
+
+
+def _json(section: Any) -> Any:
+    return None if section is None else section.model_dump(mode="json")
+
+
+def _path_of(source: str, cache_dir: Path, environment: Mapping[str, str]) -> str:
+    return str(ensure_quickstart(cache_dir, environment=environment).path) if source == QUICKSTART else source
+
+
+def _hashed(parts: Sequence[Part], text_field: str, cache_dir: Path) -> list[SourcePart]:
+    """Return the parts with the sha256 of their files; of a remote file its stamp, as the store tells it."""
+    local = [Path(file) for file in dict.fromkeys(part.file for part in parts) if not is_remote(file)]
+    digests = dict(zip(map(str, local), once_per_change(local, cache_dir / "sources.json", hash_file), strict=True))
+    return [SourcePart(part, digests.get(part.file, part.stamp), text_field) for part in parts]
+
+
+def sample_documents(recipe: Recipe) -> Iterator[tuple[Document | Loss, str, Removal | None]]:
+    """Yield the documents of a recipe as cleaning and filters leave them, with the text before, and why one is removed.
+
+    The sources take turns, so that a sample has some of each.
+    """
+    steps, tally = [*cleaning(recipe.clean), *filtering(recipe.filter)], Tally()
+    readers = [
+        read_part(source.part, ReadSettings(source.text_field, recipe.max_document_bytes)) for source in recipe.parts
+    ]
+    while readers:
+        for reader in list(readers):
+            item = next(reader, None)
+            if item is None:
+                readers.remove(reader)
+            elif isinstance(item, Document):
+                before = item.text or item.raw.decode("utf-8", "replace")
+                yield item, before, apply_steps(steps, item, tally)[1]
+            elif item.is_document:
+                yield item, "", Removal(item.reason, item.detail)
