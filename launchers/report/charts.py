@@ -1,4 +1,4 @@
-"""Line charts over the steps of a run, as SVG elements to stand in one HTML page."""
+"""Charts as SVG elements to stand in one HTML page: lines over the steps of a run, and bars."""
 
 import io
 import itertools
@@ -6,6 +6,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Point = tuple[float, float]
 
@@ -74,6 +78,34 @@ def chart(
     axes.spines[["top", "right"]].set_visible(False)
     if len(axes.get_lines()) > 1:
         axes.legend(frameon=False)
+    return _svg_of(figure, name)
+
+
+def bars(name: str, label: str, labels: Sequence[str], values: Sequence[float]) -> str:
+    """Return horizontal bars, one below the other, as an ``<svg>`` element.
+
+    Args:
+        name: unique on the page; ids in the SVG start with it.
+        labels: of each bar.
+    """
+    if not any(values):
+        return f"<p>{label}: none.</p>"
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 0.7 + 0.24 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.barh(range(len(values)), values, color=PALE_BLUE)
+    axes.bar_label(drawn, [f"{value:,.0f}" if value >= 10 else f"{value:,.3g}" for value in values], padding=4)
+    axes.set_yticks(range(len(values)), labels)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_title(label, loc="left", fontsize="medium")
+    axes.xaxis.set_visible(False)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    return _svg_of(figure, name)
+
+
+def _svg_of(figure: "Figure", name: str) -> str:
     buffer = io.StringIO()
     # metadata would add a date and addresses of vocabularies
     figure.savefig(

@@ -33,6 +33,8 @@ th, td { padding: 5px 8px; border-bottom: 1px solid var(--line); text-align: lef
          overflow-wrap: anywhere }
 th { width: 34%; font-weight: 500; color: var(--soft) }
 tr:last-child > * { border-bottom: 0 }
+.grid th { width: auto }
+details { margin-top: 10px }
 pre { margin: 0; padding: 14px 16px; background: var(--wash); border-radius: 8px; overflow: auto; max-height: 560px;
       font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; white-space: pre-wrap;
       overflow-wrap: anywhere }

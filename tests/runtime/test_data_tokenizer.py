@@ -1,7 +1,10 @@
 """The byte-level BPE tokenizer: lossless, deterministic, and clear about a file that isn't one."""
 
 import json
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -9,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models
 
+from trimaran.runtime.data import build
 from trimaran.runtime.data.end_of_text import END_OF_TEXT
+from trimaran.runtime.data.fast_encode import FastEncoder, why_not
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokenizer import MASK, Tokenizer
 from trimaran.runtime.data.vocabulary import SMALLEST_VOCABULARY
@@ -154,3 +159,50 @@ def test_a_mask_token_is_one_of_the_vocabulary_and_never_comes_from_text(tmp_pat
         DataError, match=r"must be at least 258: 256 bytes and <\|endoftext\|> and \[MASK\]; set it to 258 or more"
     ):
         Tokenizer.train(TEXTS, 257, with_mask=True)
+
+
+def _trained(text: str, vocab_size: int = 700) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_str(Tokenizer.train([text], vocab_size).definition)
+
+
+def test_the_faster_engine_gives_the_same_ids() -> None:
+    sources = sorted(Path(build.__file__).parent.glob("*.py"))
+    inner = _trained("\n".join(path.read_text(encoding="utf-8") for path in sources))
+    inner.encode_special_tokens = True
+    assert why_not(inner) == ""
+    fast = FastEncoder(inner)
+    texts = [" " * 5000, "a" * 5000, "\n\n \t x\r\n", "", "it's we'LL <|endoftext|> caf\u00e9 \U0001f600\u200d"]
+    # Every code point between letters, digits, spaces and signs, few of the many ideographs: both engines of regular
+    # expressions agree.
+    many = ("CJK UNIFIED", "CJK COMPAT", "HANGUL SYLL", "TANGUT", "EGYPTIAN", "NUSHU", "KHITAN", "CUNEIFORM")
+    for first in range(0, 0x110000, 0x400):
+        names = [(chr(at), unicodedata.name(chr(at), "")) for at in range(first, first + 0x400)]
+        chosen = [each for at, (each, name) in enumerate(names) if name and (at % 97 == 0 or not name.startswith(many))]
+        texts.append("".join(f"a{each} {each}{each}1{each}.\n" for each in chosen))
+    expected = [encoding.ids for encoding in inner.encode_batch(texts, add_special_tokens=False)]
+    assert fast.encode_batch(texts) == expected
+    assert fast._encode_long(texts[0]) == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda it: it.update(normalizer={"type": "NFC"}), "it normalizes texts"),
+        (lambda it: it["pre_tokenizer"].update(add_prefix_space=True), "it splits texts otherwise than GPT-2"),
+        (lambda it: it["model"].update(dropout=0.1), "it has dropout"),
+        (lambda it: it["model"]["merges"].reverse(), "its ids do not grow in the order of its merges"),
+        (lambda it: it["model"]["vocab"].update({"zqzq": 9000}), "its token 'zqzq' is not encoded as itself"),
+        (
+            lambda it: it["added_tokens"].append(
+                {**it["added_tokens"][0], "id": 700, "content": "#!", "special": False}
+            ),
+            "it has the added token '#!'",
+        ),
+    ],
+)
+def test_the_faster_engine_is_not_taken_where_ids_could_differ(
+    change: Callable[[dict[str, Any]], None], reason: str
+) -> None:
+    definition = json.loads(_trained("the cat that sat on the mat\n" * 9, 300).to_str())
+    change(definition)
+    assert why_not(tokenizers.Tokenizer.from_str(json.dumps(definition))) == reason

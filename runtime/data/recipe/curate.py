@@ -68,7 +68,8 @@ class Recipe:
         found: list[list[SourcePart]] = []
         size = 0
         for source in self.parts:
-            if not found or size + source.part.part_bytes > PART_BYTES or found[-1][0].part.corpus != source.part.corpus:
+            other = not found or found[-1][0].part.corpus != source.part.corpus
+            if other or size + source.part.part_bytes > PART_BYTES:
                 found.append([])
                 size = 0
             found[-1].append(source)
@@ -143,7 +144,6 @@ class _Kitchen:
             for index, (part, about) in enumerate(zip(parts, map(_about, self._recipe.groups), strict=True))
         ]
         return self.stage(name, tasks)
-
 
 
 def _about(group: Sequence[SourcePart]) -> str:

@@ -25,6 +25,11 @@ class Curated:
     parts: Sequence[Path]
     manifest: Mapping[str, Any]
 
+    @property
+    def root(self) -> Path:
+        """The folder below which tasks have written."""
+        return self.folder.parents[1]
+
 
 def open_curated(folder: Path) -> Curated:
     """Open what `curate` has written.
