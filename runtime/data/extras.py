@@ -1,16 +1,12 @@
-"""Packages of an extra, which a run without the engine's steps does not need."""
+"""The packages of the extras, which a run needs only for the steps that it takes."""
 
 from importlib.util import find_spec
 
+from trimaran.runtime.data.files import DataError
+
 
 def require_extra(*packages: str, extra: str = "data") -> None:
-    """Raise where a package is missing.
-
-    Raises:
-        DataError: says how to install it.
-    """
-    from trimaran.runtime.data.files import DataError
-
+    """Raise DataError where a package, named as it is imported, is not installed; call before any work."""
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise DataError(f"this needs {', '.join(missing)}; install it by: pip install 'trimaran[{extra}]'")
+        raise DataError(f"this needs {' and '.join(missing)}; run pip install 'trimaran[{extra}]'")
