@@ -31,7 +31,7 @@ class Emoji:
         self._begin, one = _patterns()
         self._one = re.compile(one)
         run = f"(?:{one})(?: ?(?:{one}))*"
-        self._run = re.compile(rf"^{run}[ \t]?|[ \t]?{run}(?=\s|\Z)|{run}")
+        self._run = re.compile(rf"^{run}[ \t]?|[ \t]?{run}(?=[\s.,;:!?)\]]|\Z)|{run}")
         self._names = action == "name"
 
     def __call__(self, document: Document, counts: Counts) -> Removal | None:
@@ -59,7 +59,8 @@ def _name(match: re.Match[str]) -> str:
 
 
 def _gap(match: re.Match[str]) -> str:
-    before, after = match.string[: match.start()][-1:], match.string[match.end() :][:1]
+    line, start, end = match.string, match.start(), match.end()
+    before, after = line[start - 1 : start], line[end : end + 1]
     return " " if before.isalnum() and after.isalnum() else ""
 
 

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 from trimaran.runtime.data.document import Counts, Document, Removal
 
 _LETTER = "A-Za-z0-9À-ɏ"
+# Chinese and its like write no spaces, so their characters may stand beside a number.
+_WORD = rf"{_LETTER}_Ͱ-ӿ"
 _EMAIL: Final = re.compile(
     rf"(?<![{_LETTER}._%+-])[{_LETTER}](?:[{_LETTER}._%+'-]{{0,62}}[{_LETTER}_+-])?"
     rf"@(?:[{_LETTER}](?:[{_LETTER}-]{{0,61}}[{_LETTER}])?\.)+(?P<end>[A-Za-zÀ-ɏ]{{2,24}})"
@@ -23,9 +25,9 @@ _FILE: Final = ("avif", "css", "gif", "ico", "jpeg", "jpg", "js", "json", "mp4",
 
 # The patterns of numbers begin with a plain set, which is searched for fast; then they look at the character before.
 _IP: Final = re.compile(
-    r"[0-9](?:(?<![\w.].)\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"
+    rf"[0-9](?:(?<![{_WORD}.].)\d{{0,2}}(?:\.\d{{1,3}}){{3}}(?![{_WORD}-]|\.\d)"
     # Of IPv6 only 2000::/3 is public; a::b is a name in C++ and Rust.
-    r"|(?<=[23])(?<![\w:.].)[0-9A-Fa-f]{3}(?:::?[0-9A-Fa-f]{1,4}){1,7}(?!\w|:[0-9A-Fa-f:]|\.\d))"
+    rf"|(?<=[23])(?<![{_WORD}:.].)[0-9A-Fa-f]{{3}}(?:::?[0-9A-Fa-f]{{1,4}}){{1,7}}(?![{_WORD}]|:[0-9A-Fa-f:]|\.\d))"
 )
 _DOCUMENTATION: Final = IPv6Network("3fff::/20")  # RFC 9637, which Python 3.11 does not know
 _VERSION: Final = re.compile(
@@ -57,7 +59,8 @@ _IBAN: Final = re.compile(
 )
 
 _CARD: Final = re.compile(
-    r"[2-69](?<![\w.,-].)\d{3}(?:([ -]?)\d{4}\1\d{4}\1\d{4}|([ -]?)\d{6}\2\d{4,5}|\d{13,15})(?![\w-]|[.,]\d)"
+    rf"[2-69](?<![{_WORD}.,-].)\d{{3}}(?:([ -]?)\d{{4}}\1\d{{4}}\1\d{{4}}|([ -]?)\d{{6}}\2\d{{4,5}}|\d{{13,15}})"
+    rf"(?![{_WORD}-]|[.,]\d)"
 )
 # Visa, Mastercard, American Express, Discover, Diners Club, JCB, UnionPay, Maestro, Mir, Troy.
 _ISSUED: Final = re.compile(
@@ -68,9 +71,9 @@ _ISSUED: Final = re.compile(
 
 _BETWEEN = r"(?:[ \xa0./-]|\)[ -]?| ?\()?"
 _PHONE: Final = re.compile(
-    r"[+(0-9](?<![\w+@#%&=/$€£₺.,:*^~<>-].)"
+    rf"[+(0-9](?<![{_WORD}+@#%&=/$€£₺.,:*^~<>-].)"
     r"(?:(?<=\+) ?(?:\((?=\d{1,5}\)))?\d|(?<=\()(?=\d{1,5}\))\d|(?<=\d))"
-    rf"(?:{_BETWEEN}\d){{6,16}}+(?![\w@%/\xb0]|[.,:-]\d)"
+    rf"(?:{_BETWEEN}\d){{6,16}}+(?![{_WORD}@%/\xb0]|[.,:-]\d)"
 )
 _LIKE_PHONE: Final = re.compile(r"\d(?:[ \xa0./()-]{0,2}\d){6}")
 _DATE: Final = re.compile(r"(?:19|20)\d\d[./-]\d\d?[./-]\d\d?|\d\d?[./-]\d\d?[./-](?:19|20)\d\d")
@@ -125,14 +128,14 @@ class Pii:
 
 def _masked(text: str, name: str, kind: _Kind, counts: Counts) -> str:
     """Return the text with each match that is one replaced; the same object where there is none."""
-    found = [match.span() for match in kind.pattern.finditer(text) if kind.is_one(match)]
-    if not found:
-        return text
-    counts[f"pii.{name}"] += len(found)
-    counts["pii.characters"] += sum(end - start for start, end in found)
-    ends = [0, *(end for _, end in found)]
-    starts = [*(start for start, _ in found), len(text)]
-    return f"<{name.upper()}>".join(text[end:start] for end, start in zip(ends, starts, strict=True))
+    # Again, because of two numbers side by side, which are one match, the second may be found first.
+    while found := [match.span() for match in kind.pattern.finditer(text) if kind.is_one(match)]:
+        counts[f"pii.{name}"] += len(found)
+        counts["pii.characters"] += sum(end - start for start, end in found)
+        ends = [0, *(end for _, end in found)]
+        starts = [*(start for start, _ in found), len(text)]
+        text = f"<{name.upper()}>".join(text[end:start] for end, start in zip(ends, starts, strict=True))
+    return text
 
 
 def _is_email(match: re.Match[str]) -> bool:

@@ -6,7 +6,7 @@ right words of technical text.
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final
 
@@ -82,7 +82,8 @@ class Spelling:
 def codespell() -> dict[str, str]:
     """Return the entries of codespell's dictionary that have one correction."""
     require_extra("codespell_lib")
-    lines = files("codespell_lib").joinpath("data", "dictionary.txt").read_text(encoding="utf-8").splitlines()
+    with as_file(files("codespell_lib") / "data" / "dictionary.txt") as path:
+        lines = read_text(path).splitlines()
     # Several corrections, or a reason not to correct, come after a comma.
     return dict(line.split("->", 1) for line in lines if "," not in line)
 
