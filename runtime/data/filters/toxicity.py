@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterator
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -68,7 +69,9 @@ class ToxicityFilter:
         for lexicon in settings.lexicons:
             entries.setdefault(lexicon.language, []).extend(_own(Path(lexicon.file)))
         for_all = entries.pop(None, [])
-        self._lexicons = {language: _Lexicon([*words, *for_all], language) for language, words in entries.items()}
+        self._lexicons = {
+            language: _Lexicon([*words, *for_all], language) for language, words in entries.items() if language
+        }
         self._for_others = _Lexicon(for_all, "") if for_all else None
 
     def __call__(self, document: Document, counts: Counts) -> Removal | None:
@@ -98,14 +101,16 @@ class _Lexicon:
     @cached_property
     def _index(self) -> tuple[Hashes, dict[int, list[tuple[int, ...]]]]:
         """Return the first words, and for each the entries that begin with it, the longest first; made when needed."""
+        entries = [_folded(" ".join(entry.split()), self._language) for entry in self._entries]
+        # A character of a script without spaces is part of any word, and a number is any number.
+        entries = [entry for entry in entries if len(entry) > 1 and any(map(str.isalpha, entry))]
+        words = Words("\n".join(entries))
+        ends = np.cumsum([len(entry) + 1 for entry in entries])
+        hashes, bounds = words.hashes.tolist(), [0, *np.searchsorted(words.starts, ends).tolist()]
         found: dict[int, set[tuple[int, ...]]] = {}
-        for entry in self._entries:
-            folded = _folded(entry, self._language)
-            # A character of a script without spaces is part of any word, and a number is any number.
-            if len(folded.strip()) > 1 and any(map(str.isalpha, folded)):
-                hashes = tuple(Words(folded).hashes.tolist())
-                found.setdefault(hashes[0], set()).add(hashes)
-        longest_first = {first: sorted(entries, key=len, reverse=True) for first, entries in found.items()}
+        for start, stop in pairwise(bounds):
+            found.setdefault(hashes[start], set()).add(tuple(hashes[start:stop]))
+        longest_first = {first: sorted(each, key=len, reverse=True) for first, each in found.items()}
         return np.array(sorted(found), np.uint64), longest_first
 
     def hits(self, words: Words) -> Iterator[tuple[int, int]]:
@@ -135,13 +140,15 @@ def _folded(text: str, language: str) -> str:
 def _bundled(name: str) -> list[str]:
     """Return a dictionary of glin-profanity, which is not imported: its own code would load them all."""
     spec = find_spec("glin_profanity")
-    folder = Path((spec and spec.submodule_search_locations or [""])[0])
+    folder = Path(next(iter((spec and spec.submodule_search_locations) or [""])))
     path = folder / "data" / "dictionaries" / f"{name}.json"
     try:
         content = read_json(path)
         return [word for word in content["words"] if isinstance(word, str)]
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path} can't be read; install glin-profanity 4 again, or set toxicity.bundled to false") from None
+        raise DataError(
+            f"{path} can't be read; install glin-profanity 4 again, or set toxicity.bundled to false"
+        ) from None
 
 
 def _own(path: Path) -> list[str]:

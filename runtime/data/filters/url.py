@@ -1,6 +1,7 @@
 """A list of domains, addresses and words of URLs whose pages are removed."""
 
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -34,15 +35,15 @@ class UrlFilter:
 
     def __init__(self, files: Sequence[str]) -> None:
         """Raises DataError for a file that can't be read or a line that is no entry."""
-        words: set[str] = set()
-        hashes = [
-            _hash(entry)
-            for file in files
-            for entry, is_word in _entries(Path(file))
-            if not (is_word and (words.add(entry) or True))
-        ]
-        self._words = frozenset(words)
-        self._addresses = np.unique(np.array(hashes, np.uint64))
+        self._words: set[str] = set()
+        hashes = array("Q")
+        for file in files:
+            for entry, is_word in _entries(Path(file)):
+                if is_word:
+                    self._words.add(entry)
+                else:
+                    hashes.append(_hash(entry))
+        self._addresses = np.unique(np.frombuffer(hashes, np.uint64))
 
     def __call__(self, document: Document, counts: Counts) -> Removal | None:
         """Return the entry that the URL falls under."""

@@ -2,8 +2,8 @@
 
 A word is one of these, wherever it stands in the text:
 
-- letters, digits, underscores and combining marks in a row. An apostrophe between two of them belongs to the word
-  (don't), and so does a point or comma between two digits (3.14).
+- letters, digits, underscores and combining marks in a row. An apostrophe or point between two of them belongs to the
+  word (don't, example.org), and so does a comma between two digits (1,000).
 - one such character of a script that puts no spaces between words: Han, Hiragana, Katakana, Thai, Lao, Burmese, Khmer.
 - one other character that is no white space, repeated or not (..., !!, —).
 
@@ -31,7 +31,7 @@ LETTER: Final = 4
 """Bit of `Words.flags`: the word has a letter."""
 SPOKEN: Final = 8
 """Bit of `Words.flags`: the word has a character that is no punctuation."""
-_OF_WORD, _DIGIT, _APOSTROPHE, _POINT = 16, 32, 64, 128
+_OF_WORD, _DIGIT, _JOINS_WORD, _JOINS_DIGITS = 16, 32, 64, 128
 """Bits of characters: the last two join what has the first two, which stand two bits lower."""
 
 # Blocks of scripts without spaces between words. Their punctuation is no part of words and stays what it is.
@@ -43,6 +43,7 @@ _WITHOUT_SPACES: Final = (
     (0x2E80, 0x2FDF),  # Han: radicals
     (0x3005, 0x3007),  # Han: iteration mark, closing mark, zero
     (0x3021, 0x3029),  # Han: numerals
+    (0x3038, 0x303B),  # Han: numerals, iteration mark
     (0x3040, 0x30FF),  # Hiragana, Katakana
     (0x31F0, 0x31FF),  # Katakana
     (0x3400, 0x4DBF),  # Han
@@ -51,6 +52,8 @@ _WITHOUT_SPACES: Final = (
     (0xAA60, 0xAA7F),  # Burmese
     (0xF900, 0xFAFF),  # Han
     (0xFF66, 0xFF9F),  # Katakana of half width
+    (0x16FE3, 0x16FE3),  # Han: iteration mark
+    (0x16FF0, 0x16FF1),  # Han: reading marks
     (0x1AFF0, 0x1B16F),  # Hiragana, Katakana
     (0x20000, 0x3FFFF),  # Han
 )
@@ -94,7 +97,7 @@ class Words:
 
     def _word_flags(self, flags: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the bits of each word: mostly its first character's, as only letters and digits stand with others."""
-        found = flags.take(self.starts)
+        found: NDArray[np.uint8] = flags.take(self.starts)
         unsure = np.flatnonzero((found & _KIND == _WORD) & (found & (LETTER | SPOKEN) != LETTER | SPOKEN))
         if len(unsure):
             starts = self.starts[unsure]
@@ -120,7 +123,8 @@ class Words:
 
     def lengths(self, n: int) -> NDArray[np.int64]:
         """Return the characters of every run of n words, without the spaces."""
-        return self.bounds[n:] - self.bounds[:-n]
+        lengths: NDArray[np.int64] = self.bounds[n:] - self.bounds[:-n]
+        return lengths
 
     def passage(self, first: int, n: int) -> str:
         """Return the text from word `first` to the end of the n-th word from there."""
@@ -150,9 +154,7 @@ def split_words(text: str) -> list[str]:
     return words_of(text).texts()
 
 
-_SENTENCE_END = re.compile(
-    r"""[.!?…]+["'”’»)\]]*(?=\s+[^\sa-zà-öø-ÿ]|\s*$)|[。！？｡؟।॥።។။]+["'”’»」』）)\]]*"""
-)
+_SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s+[^\sa-zà-öø-ÿ]|\s*$)|[。！？｡؟।॥።។။]+["'”’»」』）)\]]*""")
 
 
 def split_sentences(text: str) -> list[str]:
@@ -180,7 +182,7 @@ def _characters(text: str) -> tuple[NDArray[np.uint8 | np.uint32], NDArray[np.ui
 
 
 def _join(keys: NDArray[np.uint8 | np.uint32], flags: NDArray[np.uint8]) -> None:
-    """Make apostrophes between characters of words, and points between digits, characters of words."""
+    """Make apostrophes and points between characters of words, and commas between digits, characters of words."""
     joined = flags[:-2] & flags[2:] & (flags[1:-1] >> 2)
     joined &= _OF_WORD | _DIGIT
     np.copyto(keys[1:-1], _WORD, where=joined != 0)
@@ -211,7 +213,7 @@ def _bits() -> NDArray[np.uint8]:
             table[code] |= LETTER
         elif chr(code).isdecimal():
             table[code] |= _DIGIT
-    for bit, characters in ((_APOSTROPHE, "'’"), (_POINT, ".,")):
+    for bit, characters in ((_JOINS_WORD, "'’."), (_JOINS_DIGITS, ",")):
         table[[ord(each) for each in characters]] |= bit
     table[table & _KIND == _SPACE] = _SPACE
     table[table & _KIND == _WORD] |= _OF_WORD
@@ -228,7 +230,7 @@ def _latin_tables() -> tuple[bytes, bytes]:
 
 @lru_cache(maxsize=2)
 def _low_powers(base: int) -> Hashes:
-    return np.cumprod(np.array([1] + [base] * (_BLOCK - 1), np.uint64))
+    return np.cumprod(np.array([1] + [base] * (_BLOCK - 1), np.uint64), dtype=np.uint64)
 
 
 def _powers(exponents: NDArray[np.int64], base: int) -> Hashes:
@@ -237,7 +239,7 @@ def _powers(exponents: NDArray[np.int64], base: int) -> Hashes:
     if not len(exponents) or exponents[-1] < _BLOCK:
         return low.take(exponents)
     blocks, rest = np.divmod(exponents, _BLOCK)
-    high = np.cumprod(np.array([1] + [pow(base, _BLOCK, 1 << 64)] * int(blocks[-1]), np.uint64))
+    high = np.cumprod(np.array([1] + [pow(base, _BLOCK, 1 << 64)] * int(blocks[-1]), np.uint64), dtype=np.uint64)
     return high.take(blocks) * low.take(rest)
 
 

@@ -97,8 +97,8 @@ class C4Settings(BaseModel):
         default=3, description="Fewest words of a line; lines with fewer are cut (null: not checked)."
     )
     max_word_length: Count | None = Field(
-        default=1000, description="Characters of the longest word of a line; lines with longer ones are cut "
-        "(null: not checked)."
+        default=1000,
+        description="Characters of the longest word of a line; lines with longer ones are cut (null: not checked).",
     )
     citations: bool = Field(default=True, description="Whether [1], [edit] and [citation needed] are cut out.")
     javascript: bool = Field(default=True, description="Whether lines that mention JavaScript are cut.")
@@ -106,7 +106,8 @@ class C4Settings(BaseModel):
     lorem_ipsum: bool = Field(default=True, description="Whether a document with lorem ipsum goes.")
     curly_bracket: bool = Field(default=True, description="Whether a document with an opening curly bracket goes.")
     min_sentences: Count | None = Field(
-        default=5, description="Fewest sentences in the lines that stay; a document with fewer goes (null: not checked)."
+        default=5,
+        description="Fewest sentences in the lines that stay; a document with fewer goes (null: not checked).",
     )
 
 
