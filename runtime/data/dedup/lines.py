@@ -1,0 +1,128 @@
+"""Lines and paragraphs that occurred before in the corpus are cut; the first occurrence stays.
+
+As CCNet does with paragraphs (Wenzek et al. 2020, section 3.1), C4 with spans of sentences (Raffel et al. 2020, section
+2.2) and datatrove with both: navigation, cookie notices, licences and signatures go. A line counts where it has at
+least a number of characters, so that a brace, a heading or a short answer may occur again. A paragraph is a run of
+lines between blank ones; one of short lines is cut as a whole where all of it occurred before. Case and white space
+make no difference. Keys have 64 bits: of ten billion lines three would be cut by chance.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from trimaran.runtime.data.dedup.arrays import Array, Arrays
+from trimaran.runtime.data.dedup.copies import MOST_KEYS, find_repeats
+from trimaran.runtime.data.dedup.exact import hash_all, normalize_text
+from trimaran.runtime.data.document import Counts, Removal
+from trimaran.runtime.data.permutation import Int64Array
+
+
+def _units(text: str, min_characters: int) -> Iterator[tuple[int, int, str]]:
+    """Yield first line, line after the last, and normal form of each paragraph and each line that counts."""
+    lines = [normalize_text(line) for line in text.split("\n")]
+    start = 0
+    while start < len(lines):
+        stop = start
+        while stop < len(lines) and lines[stop]:
+            stop += 1
+        if stop - start > 1:
+            paragraph = "\n".join(lines[start:stop])
+            if len(paragraph) >= min_characters:
+                yield start, stop, paragraph
+        for line in range(start, stop):
+            if len(lines[line]) >= min_characters:
+                yield line, line + 1, lines[line]
+        start = stop + 1
+
+
+def line_keys(texts: Sequence[str], min_characters: int) -> dict[str, Array]:
+    """Return the keys of what counts in a part.
+
+    Returns:
+        `lines`: [units], the keys; `rows`: [units], the text that each is in.
+    """
+    rows: list[int] = []
+    units: list[str] = []
+    for row, text in enumerate(texts):
+        own = [unit for _, _, unit in _units(text, min_characters)]
+        units += own
+        rows += [row] * len(own)
+    return {"lines": hash_all(units)[:, 0], "rows": np.array(rows, dtype=np.int64)}
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """What occurred before in a part.
+
+    Attributes:
+        units: [repeats], ascending: numbers of keys in the part's `lines`.
+        kept: [repeats], the number of the document in the whole corpus that has the first occurrence.
+    """
+
+    units: Int64Array
+    kept: Int64Array
+
+
+def find_line_repeats(parts: Sequence[Arrays], sizes: Sequence[int], most_keys: int = MOST_KEYS) -> Iterator[Repeats]:
+    """Yield for every part, in source order, what occurred before in it or in an earlier one.
+
+    Args:
+        parts: from `line_keys`.
+        sizes: documents of each part.
+    """
+    repeats, firsts = find_repeats(parts, "lines", most_keys)
+    kept = np.zeros(len(firsts), np.int64)
+    bounds = np.concatenate((np.zeros(1, np.int64), np.cumsum([len(part["rows"]) for part in parts], dtype=np.int64)))
+    starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)))
+    for index, part in enumerate(parts):
+        here = (firsts >= bounds[index]) & (firsts < bounds[index + 1])
+        kept[here] = part["rows"][firsts[here] - bounds[index]] + starts[index]
+    for start, stop in pairwise(bounds):
+        chosen = slice(*np.searchsorted(repeats, (start, stop)))
+        yield Repeats(repeats[chosen] - start, kept[chosen])
+
+
+def cut_lines(
+    texts: Sequence[str], repeats: Repeats, min_characters: int, names: Mapping[int, str], counts: Counts
+) -> list[str | Removal]:
+    """Return the texts of a part without what occurred before, or why nothing is left of one.
+
+    Args:
+        texts: as given to `line_keys`.
+        names: the id of every document in `repeats.kept`.
+        counts: lines and bytes that are cut are added as `lines.lines` and `lines.bytes`, changed texts as
+            `lines.changed`.
+    """
+    kept_of = dict(zip(repeats.units.tolist(), repeats.kept.tolist(), strict=True))
+    results: list[str | Removal] = []
+    unit = 0
+    for text in texts:
+        cut: dict[int, int] = {}
+        for start, stop, _ in _units(text, min_characters):
+            if unit in kept_of:
+                cut.update((line, kept_of[unit]) for line in range(start, stop))
+            unit += 1
+        results.append(_without(text, cut, names, counts) if cut else text)
+    return results
+
+
+def _without(text: str, cut: Mapping[int, int], names: Mapping[int, str], counts: Counts) -> str | Removal:
+    gone = set(cut)
+    kept: list[str] = []
+    for number, line in enumerate(text.split("\n")):
+        # A paragraph that is gone takes the blank lines after it along.
+        if number in gone or (number - 1 in gone and not line.strip() and not (kept and kept[-1].strip())):
+            gone.add(number)
+        else:
+            kept.append(line)
+    counts["lines.lines"] += len(cut)
+    left = "\n".join(kept)
+    counts["lines.bytes"] += len(text.encode("utf-8", "replace")) - len(left.encode("utf-8", "replace"))
+    if not left.strip():
+        first = names[next(iter(cut.values()))]
+        return Removal("lines.empty", f"all of it occurred before, its beginning in {first}")
+    counts["lines.changed"] += 1
+    return left
