@@ -8,7 +8,7 @@ a word of its own, because Chinese and Japanese are written without spaces.
 import hashlib
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -154,11 +154,10 @@ def hash_runs(hashes: UInt64Array, firsts: Int64Array, length: int) -> UInt64Arr
     return mix64(mixed + np.uint64(length))
 
 
-def iter_runs(hashes: UInt64Array, lengths: Collection[int]) -> Iterator[tuple[int, UInt64Array]]:
-    """Yield each length, from the least up, with what `hash_runs` returns for the runs of one text at all its words."""
-    mixed = hashes
-    for length in range(1, min(max(lengths, default=0), len(hashes)) + 1):
-        if length > 1:
-            mixed = mixed[:-1] * _FACTOR + hashes[length - 1 :]
-        if length in lengths:
-            yield length, mix64(mixed + np.uint64(length))
+def hash_every_run(hashes: UInt64Array, length: int) -> UInt64Array:
+    """Return what `hash_runs` does for the runs of one text at each of its words; it may have none."""
+    count = max(0, len(hashes) - length + 1)
+    mixed = hashes[:count]
+    for place in range(1, length):
+        mixed = mixed * _FACTOR + hashes[place : place + count]
+    return mix64(mixed + np.uint64(length))
