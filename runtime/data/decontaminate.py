@@ -18,7 +18,14 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trimaran.runtime.data.dedup.words import Words, find_runs, find_words, hash_every_run, hash_runs
+from trimaran.runtime.data.dedup.words import (
+    Words,
+    find_runs,
+    find_words,
+    hash_every_run,
+    hash_runs,
+    hash_runs_of_lengths,
+)
 from trimaran.runtime.data.document import Counts, Document, Removal
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import DataError
@@ -173,21 +180,22 @@ class EvaluationSets:
         """Yield the place and the length of each run of one text that items have too, and these items, from 0 up."""
         hashes = hash_every_run(words.hashes, self.length)
         firsts = np.flatnonzero(_may_have(self.bits, hashes))
-        yield from self._verified(words, firsts, hashes[firsts], self.length)
-        if not self.short:
-            return
-        opened = np.flatnonzero(_may_have(self.openings, hash_every_run(words.hashes, self.short[0])))
-        for length in self.short if len(opened) else ():
-            firsts = opened[opened <= len(words.hashes) - length]
-            yield from self._verified(words, firsts, hash_runs(words.hashes, firsts, length), length)
+        yield from self._verified(words, firsts, np.full(len(firsts), self.length), hashes[firsts])
+        if self.short:
+            opened = np.flatnonzero(_may_have(self.openings, hash_every_run(words.hashes, self.short[0])))
+            hashes = hash_runs_of_lengths(words.hashes, opened, self.short)
+            rows, columns = np.nonzero(_may_have(self.bits, hashes))
+            lengths = np.array(self.short)[rows]
+            yield from self._verified(words, opened[columns], lengths, hashes[rows, columns])
 
     def _verified(
-        self, words: Words, firsts: Int64Array, hashes: UInt64Array, length: int
+        self, words: Words, firsts: Int64Array, lengths: Int64Array, hashes: UInt64Array
     ) -> Iterator[tuple[int, int, list[int]]]:
-        begins = np.searchsorted(self.hashes, hashes)
-        ends = np.searchsorted(self.hashes, hashes, "right")
-        known = begins < ends
-        for first, begin, end in zip(firsts[known].tolist(), begins[known], ends[known], strict=True):
+        begins = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        known = np.flatnonzero(self.hashes[begins] == hashes)
+        ends = np.searchsorted(self.hashes, hashes[known], "right")
+        rows = zip(firsts[known].tolist(), lengths[known].tolist(), begins[known], ends, strict=True)
+        for first, length, begin, end in rows:
             passage = words.passage(first, length)
             same = [run for run in self.firsts[begin:end].tolist() if self.words.passage(run, length) == passage]
             if same:

@@ -161,3 +161,19 @@ def hash_every_run(hashes: UInt64Array, length: int) -> UInt64Array:
     for place in range(1, length):
         mixed = mixed * _FACTOR + hashes[place : place + count]
     return mix64(mixed + np.uint64(length))
+
+
+def hash_runs_of_lengths(hashes: UInt64Array, firsts: Int64Array, lengths: Sequence[int]) -> UInt64Array:
+    """Return [lengths, firsts], what `hash_runs` does for each length; 0 for a run that the text ends before.
+
+    Args:
+        lengths: ascending.
+    """
+    padded = np.concatenate((hashes, np.zeros(lengths[-1], np.uint64)))
+    mixed, sums = padded[firsts], []
+    for length in range(1, lengths[-1] + 1):
+        if length > 1:
+            mixed = mixed * _FACTOR + padded[firsts + (length - 1)]
+        if length in lengths:
+            sums.append(mixed + np.uint64(length))
+    return mix64(np.array(sums)) * (firsts + np.array(lengths)[:, None] <= len(hashes))
