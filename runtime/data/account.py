@@ -29,6 +29,10 @@ REASONS: Final = {
     "hidden": Reason("passed over", "hidden file{s}", "file_bytes"),
     "twice": Reason("passed over", "file{s} named twice", "file_bytes"),
     "other_kind": Reason("passed over", "file{s} of another kind", "file_bytes", f"convert them, or {_NAME_FILES}"),
+    "pickle": Reason("passed over", "pickle{s}, which can run code", "file_bytes", f"convert them, or {_NAME_FILES}"),
+    "unlisted": Reason(
+        "passed over", ".arrow file{s} that the folder's state.json does not list", "file_bytes", "save the folder anew"
+    ),
     "special": Reason("passed over", "device{s}, pipe{s} or socket{s}", "file_bytes"),
     "empty_file": Reason("passed over", "empty file{s}", "file_bytes"),
     "no_records": Reason(

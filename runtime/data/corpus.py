@@ -28,7 +28,7 @@ _BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
 _LINE_END = re.compile(r"\n")
 _SPACE = re.compile(r"\s+")
 # UTF-32's little-endian mark begins with that of UTF-16.
-_MARKS: Final = (
+MARKS: Final = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -176,6 +176,16 @@ def decode_utf8(data: bytes) -> tuple[str, int]:
     return text.removeprefix("\ufeff"), replaced
 
 
+def repair_surrogates(text: str) -> tuple[str, int]:
+    """Return (text, number of surrogates without their other half, which become U+FFFD); pairs are joined."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return repaired, repaired.count("\ufffd") - text.count("\ufffd")
+    return text, 0
+
+
 def check_is_text(path: Path, start: bytes) -> None:
     """Raise DataError where a file begins as packed data does, or as another kind of data that is no text."""
     for mark, kind, suffix in _NO_TEXT:
@@ -184,7 +194,7 @@ def check_is_text(path: Path, start: bytes) -> None:
             raise DataError(f"{path} holds {kind} data instead of text; {fix if suffix else 'convert it to text'}")
 
 
-def check_nul(path: Path, text: str) -> None:
+def check_nul(path: Path | str, text: str) -> None:
     """Raise DataError where a text has more NULs than any, as another encoding that is read as UTF-8 has."""
     if text.count("\0") > _MOST_NUL * len(text):
         share = f"{text.count(chr(0)) / len(text):.0%} of its characters are NUL"
@@ -200,7 +210,7 @@ def _documents(file: SourceFile, account: Account) -> Iterator[tuple[str | None,
     try:
         with _OPEN[file.compression](check_regular(file.path), "rb") as stream:
             check_is_text(file.path, stream.peek(8))
-            encoding = next((name for mark, name in _MARKS if stream.peek(4).startswith(mark)), "")
+            encoding = next((name for mark, name in MARKS if stream.peek(4).startswith(mark)), "")
             decoder, size = _Decoder(file), file.path.stat().st_size
             account.totals["file_bytes"] += size
             if encoding:
@@ -294,13 +304,8 @@ def _text_of_row(row: object, file: SourceFile, place: str, account: Account) ->
             else f"is missing (the line has {', '.join(row) or 'no fields'})"
         )
         raise DataError(f"{place}: the field {file.text_field!r} {has}; set data.text_field to the field with the text")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # UTF-16 joins surrogate pairs; an unpaired one becomes U+FFFD.
-        repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        account.note("surrogate", place, repaired.count("\ufffd") - text.count("\ufffd"))
-        return repaired
+    text, repaired = repair_surrogates(text)
+    account.note("surrogate", place, repaired)
     return text
 
 

@@ -5,7 +5,6 @@ changes or removes it counts, so that nothing is dropped unseen.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -64,8 +63,20 @@ class Step(Protocol):
         """Change `document` in place and return None, or return why it is removed."""
 
 
-class Reader(Protocol):
-    """Reads the documents of one part of a file, in order."""
+class Loss(NamedTuple):
+    """What a reader yields in the place of a document: one that could not be read, or something passed over or changed.
 
-    def __call__(self, counts: Counts) -> Iterator[Document]:
-        """Yield the documents, and count what can't be one."""
+    Attributes:
+        place: as the id of a document; of several, the first.
+        reason: a dotted name that begins with `read`, such as `read.truncated`.
+        detail: what was found there, for a reader.
+        times: how many.
+        is_document: a document is lost. Otherwise it is one that was changed and is yielded too, or no document at all,
+            as the request that a WARC has beside each page. So documents in the files = yielded + lost.
+    """
+
+    place: str
+    reason: str
+    detail: str = ""
+    times: int = 1
+    is_document: bool = True

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import glob
@@ -65,27 +65,14 @@ def find_files(
     found: dict[str, SourceFile] = {}
     for source in sources:
         usable = 0
-        for path, hidden in _expand(source, Path(source).expanduser(), cache_dir):
-            file, (size, regular) = SourceFile(path, text_field), _look_at(path)
-            if hidden or not regular:
-                account.note("hidden" if hidden else "special", str(path), amount=0)
-                continue
-            if _leads_nowhere(path):
-                raise DataError(f"data.source {source!r}: {path} is a link that leads nowhere; mend or remove it")
-            if not file.kind:
-                account.totals["file_bytes"] += size
-                account.note("other_kind", str(path), amount=size, kind="".join(_suffixes(path)) or "without suffix")
-                continue
-            if not size:
-                account.note("empty_file", str(path), amount=0)
-                continue
+        for path, size in usable_files(source, account, lambda path: SourceFile(path, "").kind, cache_dir):
             usable += 1
             place = os.path.realpath(path)
             if place in found:
                 account.note("twice", str(path), amount=size)
             else:
                 account.totals["file_bytes"] += size
-                found[place] = file
+                found[place] = SourceFile(path, text_field)
         if not usable:
             met = f" ({account.told()})" if account.noticed else ""
             raise DataError(
@@ -94,6 +81,31 @@ def find_files(
     if not found:
         raise DataError("data.source is empty; name at least one file, folder or glob, or 'quickstart'")
     return list(found.values())
+
+
+def usable_files(
+    source: str, account: Account, kind_of: Callable[[Path], str], cache_dir: Path | None = None
+) -> Iterator[tuple[Path, int]]:
+    """Yield (path, size) of the files of a source that may be read, and note in `account` what is passed over.
+
+    Args:
+        kind_of: returns "" for a file of a kind that isn't read.
+    """
+    for path, hidden in _expand(source, Path(source).expanduser(), cache_dir, kind_of):
+        size, regular = _look_at(path)
+        if hidden or not regular:
+            account.note("hidden" if hidden else "special", str(path), amount=0)
+            continue
+        if _leads_nowhere(path):
+            raise DataError(f"data.source {source!r}: {path} is a link that leads nowhere; mend or remove it")
+        if not kind_of(path):
+            account.totals["file_bytes"] += size
+            account.note("other_kind", str(path), amount=size, kind="".join(_suffixes(path)) or "without suffix")
+            continue
+        if not size:
+            account.note("empty_file", str(path), amount=0)
+            continue
+        yield path, size
 
 
 def _leads_nowhere(path: Path) -> bool:
@@ -115,24 +127,26 @@ def _look_at(path: Path) -> tuple[int, bool]:
     return status.st_size, stat.S_ISREG(status.st_mode)
 
 
-def _expand(source: str, path: Path, cache_dir: Path | None) -> Iterator[tuple[Path, bool]]:
+def _expand(
+    source: str, path: Path, cache_dir: Path | None, kind_of: Callable[[Path], str]
+) -> Iterator[tuple[Path, bool]]:
     """Yield every file of a source, and whether it is hidden: its name, or a folder's on the way from the source."""
     if path.is_dir():
         for file in _walk(path, cache_dir):
             yield file, any(part.startswith(".") for part in file.relative_to(path).parts)
     elif path.exists() or path.is_symlink():
-        if not SourceFile(path, "").kind or not _look_at(path)[1]:
+        if not kind_of(path) or not _look_at(path)[1]:
             raise DataError(f"data.source {source!r} is not a {READABLE}; convert it, or name another file")
         yield path, False
     elif any(sign in source for sign in "*?["):
-        yield from _matches(path, cache_dir)
+        yield from _matches(path, cache_dir, kind_of)
     else:
         raise DataError(
             f"data.source {source!r} does not exist (seen from {Path.cwd()}); correct the path, or use 'quickstart'"
         )
 
 
-def _matches(pattern: Path, cache_dir: Path | None) -> Iterator[tuple[Path, bool]]:
+def _matches(pattern: Path, cache_dir: Path | None, kind_of: Callable[[Path], str]) -> Iterator[tuple[Path, bool]]:
     """Yield the files that a glob matches, and those of the folders that it matches.
 
     `**` stands for any number of folders. Python's own glob would follow a loop of links to its end, which may be for
@@ -141,7 +155,7 @@ def _matches(pattern: Path, cache_dir: Path | None) -> Iterator[tuple[Path, bool
     parts = pattern.parts
     if "**" not in parts:
         for match in sorted(map(Path, glob(str(pattern)))):
-            yield from _expand(str(match), match, cache_dir) if match.is_dir() else [(match, False)]
+            yield from _expand(str(match), match, cache_dir, kind_of) if match.is_dir() else [(match, False)]
         return
     first = parts.index("**")
     wants_hidden = any(part.startswith(".") for part in parts[first:])

@@ -1,0 +1,363 @@
+"""From a file, local or remote, packed or not, to its bytes and lines. Memory stays bounded whatever the file holds."""
+
+import bz2
+import codecs
+import errno
+import io
+import lzma
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeVar, cast
+
+from trimaran.runtime.data.corpus import MARKS
+from trimaran.runtime.data.extras import require_extra
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.readers.part import Damage, Part
+from trimaran.runtime.files import open_regular
+
+T = TypeVar("T")
+
+COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
+_BLOCK = 1 << 18
+# zstandard makes all of its input at once: what packs best, a byte repeated, grows to 32 MiB.
+_PACKED_BLOCK = 1 << 10
+# Of a remote file, fetched at once; s3fs alone would take 50 MiB.
+_FETCH_BYTES = 8 << 20
+# A table has to be unpacked to disk before it can be read.
+_MOST_UNPACKED = 64 << 30
+_PACKAGE_OF: Final = {"s3": "s3fs", "s3a": "s3fs"}
+
+
+def is_remote(file: str) -> bool:
+    """Return whether a file or source is an address such as s3://bucket/key, and no path."""
+    return "://" in file
+
+
+def file_system(address: str) -> tuple[Any, str]:
+    """Return (fsspec's file system, path in it) of an address; DataError where it has no driver here."""
+    require_extra("fsspec")
+    import fsspec
+
+    scheme = address.partition("://")[0]
+    if scheme in _PACKAGE_OF:
+        require_extra(_PACKAGE_OF[scheme], extra="s3")
+    try:
+        return cast("tuple[Any, str]", fsspec.core.url_to_fs(address))
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{address}: {error}; install its driver, or copy the files to a disk") from None
+
+
+def asking(address: str, call: Callable[[], T]) -> T:
+    """Return what a call to a file system returns. What goes wrong is an OSError with a number; it names the file."""
+    try:
+        return call()
+    except Exception as error:
+        number = getattr(error, "errno", None) or errno.EIO
+        raise OSError(number, str(error) or type(error).__name__, address) from error
+
+
+class _Remote(io.RawIOBase):
+    """A remote file."""
+
+    def __init__(self, address: str) -> None:
+        system, path = file_system(address)
+        self._address = address
+        self._file = asking(address, lambda: system.open(path, "rb", block_size=_FETCH_BYTES))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return cast(int, asking(self._address, lambda: self._file.seek(offset, whence)))
+
+    def tell(self) -> int:
+        return cast(int, self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        data = asking(self._address, lambda: self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+class _Blocks(io.RawIOBase):
+    """Bytes that come in blocks. They end where a block can't be made, and `damage` says why."""
+
+    def __init__(self, blocks: Iterator[bytes], source: io.IOBase) -> None:
+        self._blocks, self._source, self._left = blocks, source, memoryview(b"")
+        self.damage: Damage | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            try:
+                self._left = memoryview(next(self._blocks))
+            except StopIteration:
+                return 0
+            except Damage as damage:
+                self.damage = damage
+                return 0
+        size = min(len(buffer), len(self._left))
+        buffer[:size] = self._left[:size]
+        self._left = self._left[size:]
+        return size
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+class Stream(io.BufferedReader):
+    """The bytes of a file, without its compression."""
+
+    @property
+    def damage(self) -> Damage | None:
+        """Why the bytes that were read to their end are not all of them."""
+        return getattr(self.raw, "damage", None)
+
+    def check(self, at: int) -> None:
+        """Raise Damage at `at`, where the reader was, if the bytes ended too early."""
+        if self.damage is not None:
+            raise Damage(self.damage.reason, self.damage.detail, at)
+
+
+def stamp_of(status: os.stat_result | Mapping[str, Any]) -> str:
+    """Return what differs between two versions of a file, of what its file system says of it."""
+    if isinstance(status, os.stat_result):
+        return f"{status.st_size}-{status.st_mtime_ns}"
+    known = (status.get(name) for name in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created"))
+    return f"{status['size']}-{next(filter(None, known), '')}".replace('"', "")
+
+
+def open_raw(part: Part) -> io.BufferedReader:
+    """Open the file of a part as it is; OSError where it can't be, or has changed since the part was made of it."""
+    if is_remote(part.file):
+        system, path = file_system(part.file)
+        file: io.BufferedReader = Stream(_Remote(part.file), _BLOCK)
+        stamp = stamp_of(asking(part.file, lambda: system.info(path))) if part.stamp else ""
+    else:
+        file = open_regular(Path(part.file))
+        stamp = stamp_of(os.fstat(file.fileno()))
+    if part.stamp not in ("", stamp):
+        file.close()
+        raise OSError(errno.ESTALE, "it has changed since its work was laid out; run the command again", part.file)
+    return file
+
+
+def open_part(part: Part) -> Stream:
+    """Open the file of a part and unpack it as it is read."""
+    file = open_raw(part)
+    if not part.compression:
+        return Stream(file.detach(), _BLOCK)
+    return Stream(_Blocks(_UNPACK[part.compression](file), file), _BLOCK)
+
+
+def open_table(part: Part) -> BinaryIO:
+    """Open a file that is read in places, not from its begin to its end; a packed one is unpacked on disk.
+
+    The unpacked file has no name, so it is gone when it is closed. Raises Damage where the file can't be unpacked.
+    """
+    if not part.compression:
+        return open_raw(part)
+    spool = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - the caller closes it
+    with open_part(part) as packed:
+        while block := packed.read(1 << 20):
+            if spool.tell() > _MOST_UNPACKED:
+                raise Damage("read.too_large", f"more than {_MOST_UNPACKED >> 30} GiB when unpacked", 0)
+            spool.write(block)
+        packed.check(0)
+    spool.seek(0)
+    return spool
+
+
+def _unpack_gzip(file: BinaryIO) -> Iterator[bytes]:
+    """Yield what a .gz file holds.
+
+    fastwarc's reader takes half the time of zlib's, but says nothing of an early end: the last bytes of a file are the
+    length of what it was made of; where it has several members, the last is read again.
+    """
+    require_extra("fastwarc")
+    from fastwarc.stream_io import GzipReader
+
+    reader, given = GzipReader(file, buffer_size=_BLOCK), 0
+    try:
+        while block := reader.read(_BLOCK):
+            yield block
+            given += len(block)
+        last = reader.frame_start_position() or 0
+    except OSError as error:
+        if error.errno is not None:  # of the file's own
+            raise
+        yield from _after(given, _unpack(file, _gunzip, zlib.error))
+        return
+    end = file.seek(0, os.SEEK_END)
+    if last == 0 and end >= 18:
+        file.seek(-4, os.SEEK_END)
+        if int.from_bytes(file.read(4), "little") != given % (1 << 32):
+            raise Damage("read.truncated", f"the file ends early, at byte {end}")
+    else:
+        for _ in _unpack(file, _gunzip, zlib.error, last):
+            pass
+
+
+def _unpack_zstd(file: BinaryIO) -> Iterator[bytes]:
+    require_extra("fastwarc", "zstandard")
+    import zstandard
+    from fastwarc.stream_io import ZstdReader
+
+    reader, given = ZstdReader(file), 0
+    try:
+        while block := reader.read(_BLOCK):
+            yield block
+            given += len(block)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        yield from _after(given, _unpack(file, zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError))
+
+
+def _after(given: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield blocks without their first `given` bytes."""
+    for block in blocks:
+        if len(block) > given:
+            yield block[given:]
+        given = max(0, given - len(block))
+
+
+def _unpack(file: BinaryIO, begin: Callable[[], Any], error_type: type[Exception], start: int = 0) -> Iterator[bytes]:
+    """Yield what the streams of a packed file hold, one after the other, to the last byte before the first damage.
+
+    Args:
+        begin: makes a decompressor of zlib, bz2, lzma or zstandard, for one stream.
+        error_type: what it raises for bytes that it can't unpack.
+    """
+    at = file.seek(start)
+    stream, fresh, left = begin(), True, b""
+    while data := left or file.read(_PACKED_BLOCK):
+        at += 0 if left else len(data)
+        left = b""
+        if fresh and not data.strip(b"\0"):  # padding between streams or after the last
+            continue
+        try:
+            yield from _pieces(stream, data)
+        except error_type as error:
+            raise Damage("read.damaged", f"at about byte {at - len(data)}: {error}") from error
+        if fresh := stream.eof:
+            left, stream = stream.unused_data, begin()
+    if not fresh:
+        raise Damage("read.truncated", f"the file ends early, at byte {at}")
+
+
+def _pieces(stream: Any, data: bytes) -> Iterator[bytes]:
+    """Yield what a decompressor makes of its next input, in pieces of bounded size."""
+    if isinstance(stream, bz2.BZ2Decompressor | lzma.LZMADecompressor):
+        yield stream.decompress(data, _BLOCK)
+        while not stream.eof and not stream.needs_input:
+            yield stream.decompress(b"", _BLOCK)
+    elif isinstance(stream, type(zlib.decompressobj())):
+        piece = b""
+        while data or len(piece) == _BLOCK:
+            yield (piece := stream.decompress(data, _BLOCK))
+            data = stream.unconsumed_tail
+    else:
+        yield stream.decompress(data)
+
+
+def _gunzip() -> Any:
+    return zlib.decompressobj(31)
+
+
+_UNPACK: Final[Mapping[str, Callable[[BinaryIO], Iterator[bytes]]]] = {
+    ".gz": _unpack_gzip,
+    ".bz2": lambda file: _unpack(file, bz2.BZ2Decompressor, OSError),
+    ".xz": lambda file: _unpack(file, lzma.LZMADecompressor, lzma.LZMAError),
+    ".zst": _unpack_zstd,
+}
+
+
+class _Recoded(io.RawIOBase):
+    """UTF-16 or UTF-32 as UTF-8; what is damaged becomes U+FFFD."""
+
+    def __init__(self, stream: Stream, encoding: str) -> None:
+        self._stream, self._left = stream, b""
+        self._decode = codecs.getincrementaldecoder(encoding)("replace").decode
+
+    @property
+    def damage(self) -> Damage | None:
+        return self._stream.damage
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            data = self._stream.read(1 << 16)
+            self._left = self._decode(data, not data).encode("utf-8", "replace")
+            if not data:
+                break
+        size = min(len(buffer), len(self._left))
+        buffer[:size] = self._left[:size]
+        self._left = self._left[size:]
+        return size
+
+
+def utf16_mark(start: bytes) -> str:
+    """Return the encoding that the first bytes of a file name, "" for UTF-8."""
+    return next((name for mark, name in MARKS if start.startswith(mark)), "")
+
+
+def as_utf8(stream: Stream) -> Stream:
+    """Return a stream of text as UTF-8: itself, unless a byte order mark says that it is UTF-16 or UTF-32."""
+    encoding = utf16_mark(stream.peek(4)[:4])
+    return Stream(_Recoded(stream, encoding), _BLOCK) if encoding else stream
+
+
+def lines(
+    stream: Stream, most_bytes: int, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (offset, line) of every line that begins in [start, stop), None for one of more bytes, which isn't held.
+
+    Raises Damage at a line that is not whole because the file isn't.
+    """
+    at = start
+    if start:  # the line that the byte before belongs to is another part's
+        at = start - 1
+        stream.seek(at)
+        at += _skip_line(stream, stop - at if stop is not None else None)
+    while stop is None or at < stop:
+        line = stream.readline(most_bytes + 1)
+        begin, at = at, at + len(line)
+        if len(line) > most_bytes and not line.endswith(b"\n"):
+            yield begin, None
+            at += _skip_line(stream, None if stop is None else max(0, stop - at))
+        elif not line.endswith(b"\n"):
+            stream.check(begin)
+            if line:
+                yield begin, line
+            return
+        else:
+            yield begin, line
+    return
+
+
+def _skip_line(stream: Stream, most_bytes: int | None) -> int:
+    """Read to the end of a line, or at least `most_bytes`; return the number of bytes."""
+    skipped = 0
+    while most_bytes is None or skipped < most_bytes:
+        piece = stream.readline(1 << 20)
+        skipped += len(piece)
+        if not piece or piece.endswith(b"\n"):
+            break
+    return skipped
