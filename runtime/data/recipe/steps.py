@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trimaran.runtime.data.clean.steps import clean_steps
+from trimaran.runtime.data.decontaminate import Decontaminate, EvaluationSets, read_items
 from trimaran.runtime.data.document import Document, Loss, Removal, Step
 from trimaran.runtime.data.engine.parts import PartWriter, Removed, read_kept
 from trimaran.runtime.data.engine.watch import Watch
@@ -14,6 +15,7 @@ from trimaran.runtime.data.readers.part import Part, ReadSettings
 from trimaran.runtime.data.readers.read import read_part
 from trimaran.runtime.data.recipe.tally import Tally
 from trimaran.runtime.spec.sections.clean import CleanSection
+from trimaran.runtime.spec.sections.dedup import DecontaminateSection
 from trimaran.runtime.spec.sections.filter import FilterSection
 
 EMPTY: Final = "empty.text"
@@ -32,6 +34,22 @@ def read_and_clean(arguments: Mapping[str, Any], inputs: Sequence[Path], folder:
 def filter_kept(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> dict[str, Any]:
     """Filter what an earlier task has kept: a task's function. Returns the tally."""
     return _run(filtering(arguments["filter"]), read_kept(inputs[0]), folder, watch)
+
+
+def decontaminate_kept(
+    arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch
+) -> dict[str, Any]:
+    """Remove evaluation items from what an earlier task has kept: a task's function. Returns the tally, and `hits`."""
+    section = DecontaminateSection.model_validate(arguments["decontaminate"])
+    step = Decontaminate(evaluation_sets(section), section.action)
+    tally = _run([step], read_kept(inputs[0]), folder, watch)
+    return {**tally, "hits": [hit._asdict() for hit in step.hits]}
+
+
+def evaluation_sets(section: DecontaminateSection) -> EvaluationSets:
+    """Return the runs of words of the sets that a section names."""
+    sets = {each.file: read_items(Path(each.file), each.fields) for each in section.against}
+    return EvaluationSets.of_items(sets, section.ngram)
 
 
 def cleaning(section: Mapping[str, Any] | None) -> list[Step]:
