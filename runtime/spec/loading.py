@@ -10,9 +10,10 @@ from typing import Any
 from trimaran.runtime.files import read_bytes
 from trimaran.runtime.spec.errors import FieldError, SpecError
 from trimaran.runtime.spec.fields import RunFields
-from trimaran.runtime.spec.names import name_of_today, section_of, with_new_names
+from trimaran.runtime.spec.names import SPEC, name_of_today, place_of, with_new_names
 from trimaran.runtime.spec.parsing import Reading, build_spec, unknown_field
 from trimaran.runtime.spec.run import RunSpec
+from trimaran.runtime.spec.tree import Part, Place, above, item_at, parts_of
 from trimaran.runtime.spec.yaml_text import MOST_BYTES, SHORTER, read_yaml, write_yaml
 
 
@@ -41,7 +42,7 @@ def load_spec(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunSp
     raw = with_new_names(raw, document.lines)  # before the overrides, which are above former names too
     reading = Reading(lines=document.lines)
     for text in overrides:
-        _override(raw, text, reading)
+        raw = _override(raw, text, reading)
     train = raw.setdefault("train", {})
     if isinstance(train, dict):
         raw["train"] = {"output_dir": f"runs/{Path(path).stem}", **train}
@@ -71,33 +72,53 @@ def _read_text(path: Path, source: str) -> str:
         raise SpecError([FieldError(source, rule, None, fix)], source) from error
 
 
-def _override(raw: dict[str, Any], text: str, reading: Reading) -> None:
-    """Put one `section.field=value` into `raw`, or add its error to `reading`."""
+def _override(raw: dict[str, Any], text: str, reading: Reading) -> dict[str, Any]:
+    """Return `raw` with one `section.field=value` put into it, or add its error to `reading`."""
     path, equals, value_text = text.partition("=")
     path = path.strip()
     if not equals or not path:
         rule = f"{text!r} is not FIELD=VALUE"
         reading.add([FieldError("--set", rule, text, "write it like --set parallel.tp=4, without spaces around =")])
-        return
+        return raw
     parsed = read_yaml(value_text, f"--set {path}")
     if parsed.errors:
         reading.add([replace(error, line=None) for error in parsed.errors])
-        return
+        return raw
     # What is reported about this path is no longer about the line in the file.
-    reading.lines.pop(path, None)
-    section, _, name = path.rpartition(".")
-    if "." in section or name_of_today(path):
+    reading.forget(path)
+    place, holder = place_of(path), place_of(above(path))
+    if name_of_today(path) or holder is None or not (place or holder.record):
         reading.add([unknown_field(path, parsed.value)])
-    elif (known_section := section_of(path)) is not None:
-        fix = f"set one field at a time, such as --set {path}.{next(iter(known_section.model_fields))}=..."
+    elif place and place.is_section and place.record:
+        fix = f"set one field at a time, such as --set {path}.{next(iter(place.record.model_fields))}=..."
         reading.add([FieldError(path, "is a section, not a field", parsed.value, fix)])
     else:
-        _put(raw, section, name, parsed.value)
+        try:
+            raw = _with(raw, SPEC, parts_of(path), parsed.value)
+        except LookupError:
+            rule = f"there is no such item in the list of {above(path)}"
+            reading.add([FieldError(path, rule, parsed.value, f"set {above(path)} as a whole")])
+    return raw
 
 
-def _put(raw: dict[str, Any], section: str, name: str, value: object) -> None:
-    if not section:
-        raw[name] = value
-    elif raw.get(section) is None or isinstance(raw[section], dict):
-        # A new mapping, because YAML aliases may share one between sections.
-        raw[section] = {**(raw.get(section) or {}), name: value}
+def _with(value: Any, place: Place | None, parts: Sequence[Part], new: object) -> Any:
+    """Return a copy of `value` with `new` at these steps: a copy, because YAML aliases may share what it holds.
+
+    A record that is null, or true or false in place of its fields, is made; what is wrong there stays, to be reported.
+
+    Raises:
+        LookupError: a list has no such item.
+    """
+    if not parts:
+        return new
+    part, inner = parts[0], place and place.inside(parts[0])
+    held = item_at(value, part)
+    if isinstance(part, int):
+        if held is ...:
+            raise LookupError
+        return [*value[:part], _with(held, inner, parts[1:], new), *value[part + 1 :]]
+    if value is None or (isinstance(value, bool) and place and bool in place.choices):
+        value = {}
+    if not isinstance(value, dict):
+        return value
+    return {**value, part: _with(None if held is ... else held, inner, parts[1:], new)}

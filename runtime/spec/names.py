@@ -1,13 +1,13 @@
 """The names of fields: former ones, and which field a wrong name was meant to be."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Final
 
-from pydantic import BaseModel
-
 from trimaran.runtime.spec.fields import RunFields
+from trimaran.runtime.spec.tree import Place, above, is_given, name_in, parts_of, step
 
 RENAMED: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -115,14 +115,18 @@ _OTHER_NAMES: Final = MappingProxyType(
 )
 
 
-def section_of(name: str) -> type[BaseModel] | None:
-    """Return the model of the section called `name`, or None where there is no such section."""
-    field = RunFields.model_fields.get(name)
-    annotation = field.annotation if field else None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+SPEC: Final = Place(RunFields)
 
 
-def with_new_names(raw: Mapping[str, Any], lines: dict[str, int]) -> dict[str, Any]:
+def place_of(path: str) -> Place | None:
+    """Return what may stand at a path, None where nothing may."""
+    place: Place | None = SPEC
+    for part in parts_of(path):
+        place = place and place.inside(part)
+    return place
+
+
+def with_new_names(raw: Mapping[str, Any], lines: dict[str, int | None]) -> dict[str, Any]:
     """Return `raw` with every field of RENAMED under its name of today, unless that contradicts what is given there.
 
     Args:
@@ -131,10 +135,10 @@ def with_new_names(raw: Mapping[str, Any], lines: dict[str, int]) -> dict[str, A
     found = dict(raw)
     for today in dict.fromkeys(RENAMED.values()):
         section = today.partition(".")[0]
-        former = {old: _value(found, old) for old, new in RENAMED.items() if new == today and _is_given(found, old)}
+        former = {old: _value(found, old) for old, new in RENAMED.items() if new == today and is_given(found, old)}
         if not former or not isinstance(found.get(section) or {}, Mapping):
             continue
-        given = {today: _value(found, today), **former} if _is_given(found, today) else former
+        given = {today: _value(found, today), **former} if is_given(found, today) else former
         try:
             value = _MERGED.get(today, _only)(given)
         except ValueError:
@@ -147,11 +151,6 @@ def with_new_names(raw: Mapping[str, Any], lines: dict[str, int]) -> dict[str, A
     return found
 
 
-def _is_given(raw: Mapping[str, Any], path: str) -> bool:
-    section, _, name = path.partition(".")
-    return isinstance(raw.get(section), Mapping) and name in raw[section]
-
-
 def _value(raw: Mapping[str, Any], path: str) -> Any:
     section, _, name = path.partition(".")
     return raw[section][name]
@@ -161,7 +160,7 @@ def _remove(raw: dict[str, Any], path: str) -> None:
     """Remove a field, and its section where that is gone too and now empty; the section itself may be shared."""
     section, _, name = path.partition(".")
     raw[section] = {key: value for key, value in raw[section].items() if key != name}
-    if not raw[section] and section_of(section) is None:
+    if not raw[section] and place_of(section) is None:
         del raw[section]
 
 
@@ -176,39 +175,38 @@ def name_of_today(path: str) -> str | None:
     return RENAMED.get(path)
 
 
-def known_paths() -> Iterator[str]:
-    """Yield every path that a spec may hold: sections, their fields and the top-level fields, in order."""
-    for name in RunFields.model_fields:
-        yield name
-        section = section_of(name)
-        yield from (f"{name}.{field}" for field in section.model_fields) if section else ()
+@cache
+def known_paths() -> tuple[str, ...]:
+    """Return every path that a spec may hold, in order: sections, their fields, and the fields of records in these."""
+    return tuple(SPEC.paths())
 
 
 def nearest_path(path: str) -> str | None:
     """Return the known path that the unknown `path` was most likely meant to be, or None.
 
-    In this order: its name of today, the same name in another section, a former name in another section, another
-    trainer's name for it, a near spelling in the same section, a near spelling anywhere.
+    In this order: its name of today, a slip in a name of the same record, the same name in another one, a former name
+    in another section, another trainer's name for it, a near spelling in the same record, a near spelling anywhere.
     """
-    section, _, name = path.rpartition(".")
     if (today := name_of_today(path)) is not None:
         return today
-    known = list(known_paths())
-    same_name = [candidate for candidate in known if candidate.rpartition(".")[2] == name]
+    name, record = name_in(path), getattr(place_of(above(path)), "record", None)
+    siblings = [step(above(path), each) for each in record.model_fields] if record else []
+    if slip := _nearest(name, siblings, cutoff=0.9):
+        return slip
+    same_name = [candidate for candidate in known_paths() if name_in(candidate) == name]
     if same_name:
         return min(same_name, key=lambda candidate: (candidate.count("."), candidate))
-    former = [today for old, today in RENAMED.items() if old.rpartition(".")[2] == name]
+    former = [today for old, today in RENAMED.items() if name_in(old) == name]
     if former:
         return former[0]
     if name.lower() in _OTHER_NAMES:
         return _OTHER_NAMES[name.lower()]
-    siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == section]
-    return _nearest(name, siblings, cutoff=0.6) or _nearest(name, known, cutoff=0.7)
+    return _nearest(name, siblings, cutoff=0.6) or _nearest(name, known_paths(), cutoff=0.7)
 
 
-def _nearest(name: str, paths: list[str], cutoff: float) -> str | None:
+def _nearest(name: str, paths: Iterable[str], cutoff: float) -> str | None:
     by_name: dict[str, str] = {}
     for path in paths:
-        by_name.setdefault(path.rpartition(".")[2], path)
+        by_name.setdefault(name_in(path), path)
     close = difflib.get_close_matches(name.lower(), by_name, n=1, cutoff=cutoff)
     return by_name[close[0]] if close else None

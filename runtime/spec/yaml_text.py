@@ -14,6 +14,7 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from trimaran.runtime.spec.errors import FieldError, show
+from trimaran.runtime.spec.tree import step
 
 _SCALARS: Final = (
     ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
@@ -133,12 +134,12 @@ class YamlText:
 
     Attributes:
         value: the document as plain Python values; None where it could not be read.
-        lines: line of every `section` and `section.field`, counted from 1.
+        lines: line of every path, counted from 1; None for what does not stand in the text.
         errors: what is wrong with the text itself.
     """
 
     value: object = None
-    lines: dict[str, int] = field(default_factory=dict)
+    lines: dict[str, int | None] = field(default_factory=dict)
     errors: list[FieldError] = field(default_factory=list)
 
 
@@ -199,13 +200,16 @@ def _yaml_hint(words: str) -> str:
     return next(fitting, "check brackets, quotes and indentation around that line")
 
 
-def _lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
+def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
+    """Yield every path below `path` with its line; the number of values with aliases written out is bounded."""
+    found: list[tuple[str, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = f"{prefix}{key.value}"
-            yield path, key.start_mark.line + 1
-            if not prefix:
-                yield from _lines(value, f"{path}.")
+        found = [(step(path, str(key.value)), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        found = [(step(path, index), item, item) for index, item in enumerate(node.value)]
+    for inner, mark, value in found:
+        yield inner, mark.start_mark.line + 1
+        yield from _lines(value, inner)
 
 
 def _repeated_keys(node: yaml.Node, prefix: str, seen: set[int]) -> Iterator[FieldError]:
