@@ -1,5 +1,7 @@
 """A valid run as rows of a table: its shape, layout, batch and length."""
 
+from collections.abc import Mapping
+
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import counted
 from trimaran.runtime.pipeline.schedules import SCHEDULES
@@ -32,7 +34,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
             "kernels",
             f"{spec.kernels.backend}, {'deterministic' if spec.kernels.deterministic else 'not deterministic'}",
         ),
-        ("data", f"{', '.join(spec.data.source)}; {spec.data.held_out_fraction:.3g} of it held out"),
+        ("data", f"{_data(spec)}; {spec.data.held_out_fraction:.3g} of it held out"),
         ("objective", _objective(spec, shape)),
         (
             "checkpoints",
@@ -147,6 +149,22 @@ def _total_tokens(spec: RunFields, shape: TransformerConfig) -> str:
 def _compute(spec: RunFields, shape: TransformerConfig) -> str:
     flops = shape.flops_per_token(spec.train.seq_len)
     return f"{flops * spec.tokens_per_step * spec.train.num_steps:.3g} FLOP, {flops:.3g} a token"
+
+
+def _data(spec: RunFields) -> str:
+    corpora, stages = spec.data.corpora, spec.data.stages
+    if not corpora:
+        return ", ".join(spec.data.source)
+    if stages is None:
+        return f"{_shares({name: corpus.weight for name, corpus in corpora.items()})} of the samples"
+    return "; ".join(f"from {counted(stage.tokens, 'token')} on {_shares(stage.weights)}" for stage in stages)
+
+
+def _shares(weights: Mapping[str, float]) -> str:
+    """Return each corpus with its share of the samples."""
+    largest = max(weights.values())  # divided by first, for a sum of the largest numbers is none
+    total = sum(weight / largest for weight in weights.values())
+    return ", ".join(f"{name} {weight / largest / total * 100:.3g}%" for name, weight in weights.items() if weight)
 
 
 def _optimizer(spec: RunFields) -> str:

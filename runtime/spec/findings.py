@@ -78,7 +78,8 @@ def _is_meant(tag: str, place: Place, value: object) -> bool:
 def field_error(findings: Sequence[Finding]) -> FieldError:
     """Return the findings about one value, one for each type that it may have, as one error."""
     path, detail = findings[0].path, findings[0].detail
-    best = next((each for each in findings if each.detail["type"] == "value_error"), None)
+    own_words = ("value_error", "model_type") if findings[0].place.is_switch else ("value_error",)
+    best = next((each for each in findings if each.detail["type"] in own_words), None)
     rules, suggestions = zip(*map(_words, [best] if best else findings), strict=True)
     if len(rules) > 1:
         got = f", got {show(detail['input'])}"
@@ -120,19 +121,28 @@ def _words(finding: Finding) -> tuple[str, str]:
         globs = "; name folders or globs instead of single files" if name_in(path) == "source" else ""
         return f"must have at most {context['max_length']} items, got {len(value)}", f"write fewer{globs}"
     if kind in ("model_type", "dict_type"):
-        return _names_below(place, got)
+        return _names_below(finding, got)
     return _bound(finding, got)
 
 
-def _names_below(place: Place, got: str) -> tuple[str, str]:
+def _names_below(finding: Finding, got: str) -> tuple[str, str]:
     """Return the words about a value where a record or a mapping must stand."""
+    path, place = finding.path, finding.place
     item = place.inside("NAME") if place.record is None else None
     record = place.record or (item and item.record)
     fields = f": {', '.join(record.model_fields)}" if record else ""
-    if item is None:
-        return f"must be a section with fields{got}", f"write its fields below it, indented{fields}"
-    below = f"and below each its fields{fields}" if record else "each with its value"
-    return f"must be a mapping of names{got}", f"write names below it, indented, {below}"
+    if item is not None:
+        below = f"and below each its fields{fields}" if record else "each with its value"
+        return f"must be a mapping of names{got}", f"write names below it, indented, {below}"
+    if place.is_switch:
+        return (
+            f"must be true, false or a section with fields{got}",
+            f"set {path} to true, or write fields below it{fields}",
+        )
+    rule, name = f"must be a section with fields{got}", name_in(path)
+    if record and name in record.model_fields:
+        return rule, f"write {name} below a name of your choice, as {above(path)}.NAME.{name}"
+    return rule, f"write its fields below it, indented{fields}"
 
 
 def _better_scalar(finding: Finding, value: object) -> str:

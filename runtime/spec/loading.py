@@ -86,25 +86,28 @@ def _override(raw: dict[str, Any], text: str, reading: Reading) -> dict[str, Any
         return raw
     # What is reported about this path is no longer about the line in the file.
     reading.forget(path)
-    place, holder = place_of(path), place_of(above(path))
-    if name_of_today(path) or holder is None or not (place or holder.record):
+    place, parts = place_of(path), parts_of(path)
+    # A slip in the name of a section or of its field is found where those of a file are.
+    is_found_later = len(parts) <= 2 or getattr(place_of(above(path)), "record", None)
+    if name_of_today(path) or not (place or is_found_later):
         reading.add([unknown_field(path, parsed.value)])
     elif place and place.is_section and place.record:
         fix = f"set one field at a time, such as --set {path}.{next(iter(place.record.model_fields))}=..."
         reading.add([FieldError(path, "is a section, not a field", parsed.value, fix)])
     else:
         try:
-            raw = _with(raw, SPEC, parts_of(path), parsed.value)
+            raw = _with(raw, SPEC, parts, parsed.value)
         except LookupError:
-            rule = f"there is no such item in the list of {above(path)}"
-            reading.add([FieldError(path, rule, parsed.value, f"set {above(path)} as a whole")])
+            rule = "names an item that its list does not have"
+            reading.add([FieldError(path, rule, parsed.value, "count its items from 0, or set the whole list")])
     return raw
 
 
 def _with(value: Any, place: Place | None, parts: Sequence[Part], new: object) -> Any:
     """Return a copy of `value` with `new` at these steps: a copy, because YAML aliases may share what it holds.
 
-    A record that is null, or true or false in place of its fields, is made; what is wrong there stays, to be reported.
+    A record that is null, or true or false in place of its fields, is made; null takes a name out of a mapping. What is
+    wrong on the way stays, to be reported.
 
     Raises:
         LookupError: a list has no such item.
@@ -117,8 +120,10 @@ def _with(value: Any, place: Place | None, parts: Sequence[Part], new: object) -
         if held is ...:
             raise LookupError
         return [*value[:part], _with(held, inner, parts[1:], new), *value[part + 1 :]]
-    if value is None or (isinstance(value, bool) and place and bool in place.choices):
+    if value is None or (isinstance(value, bool) and place and place.is_switch):
         value = {}
     if not isinstance(value, dict):
         return value
+    if new is None and len(parts) == 1 and inner and inner.is_item:
+        return {name: each for name, each in value.items() if name != part}
     return {**value, part: _with(None if held is ... else held, inner, parts[1:], new)}

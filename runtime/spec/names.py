@@ -110,6 +110,8 @@ _OTHER_NAMES: Final = MappingProxyType(
         "nproc_per_node": "parallel.dp",
         "nnodes": "launcher.nodes",
         "num_nodes": "launcher.nodes",
+        "data_path": "data.source",
+        "num_workers": "data.workers",
         "random_seed": "seed",
     }
 )

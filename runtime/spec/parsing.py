@@ -6,17 +6,18 @@ When a field is wrong the rules still run, on a draft: the sections without thei
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from trimaran.runtime.spec.errors import MOST_SHOWN, FieldError, SpecError
-from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.findings import Finding, describe_field, field_error, locate
 from trimaran.runtime.spec.names import SPEC, name_of_today, nearest_path, place_of, with_new_names
 from trimaran.runtime.spec.rules import broken_rules
 from trimaran.runtime.spec.run import RunSpec
-from trimaran.runtime.spec.tree import Place, above, is_given, is_within, name_in, parts_of, step
+from trimaran.runtime.spec.tree import Place, above, is_given, is_within, name_in, parts_of, step, ways_to
+from trimaran.runtime.spec.yaml_text import MOST_DEPTH
 
 
 @dataclass
@@ -39,9 +40,8 @@ class Reading:
 
     def _line(self, path: str) -> int | None:
         """Return the line of a path; of a field that a record or list below a section lacks, the line of that one."""
-        while path not in self.lines and len(parts_of(path)) > 2:
-            path = above(path)
-        return self.lines.get(path)
+        ways = islice(ways_to(path), MOST_DEPTH)  # --set may have a path of any length
+        return next((self.lines[way] for way in ways if way in self.lines and (way == path or "." in way)), None)
 
     def rename(self, old: str, new: str) -> None:
         """Give the lines of what stands in `old` to the same in `new`."""
@@ -73,7 +73,7 @@ def build_spec(raw: Mapping[str, object], reading: Reading, source: str) -> RunS
         spec = RunSpec.model_validate(known)
     except ValidationError as error:
         _collect(error, known, reading)
-        doubtful = {"", *(way for path in reading.unsure for way in _ways_to(path))}
+        doubtful = {"", *(way for path in reading.unsure for way in ways_to(path))}
         reading.add(broken_rules(_draft(SPEC, known, "", reading.unsure, doubtful)))
     else:
         if not reading.errors:
@@ -102,9 +102,16 @@ def unknown_field(path: str, value: object, *, is_given: bool = False) -> FieldE
     meant = nearest_path(path)
     if meant is not None:
         return FieldError(path, "unknown field", value, f"did you mean {meant}?")
-    record = getattr(place_of(above(path)), "record", None) or RunFields
-    place = f"the fields of {above(path)} are" if record is not RunFields else "the sections are"
-    return FieldError(path, "unknown field", value, f"{place} {', '.join(record.model_fields)}")
+    outer, holder = "", SPEC
+    for part in parts_of(above(path)):
+        inner = holder.inside(part)
+        if inner is None:
+            break
+        outer, holder = step(outer, part), inner
+    if holder.record is None:
+        return FieldError(path, "unknown field", value, f"{outer} has no fields; set it as a whole")
+    whose = f"the fields of {outer} are" if outer else "the sections are"
+    return FieldError(path, "unknown field", value, f"{whose} {', '.join(holder.record.model_fields)}")
 
 
 def _known(value: Any, place: Place | None, path: str, raw: Mapping[str, object], reading: Reading) -> Any:
@@ -173,15 +180,10 @@ def _collect(error: ValidationError, known: Mapping[str, Any], reading: Reading)
         if finding is not None:
             found.setdefault((finding.path, -1 if finding.is_choice else number), []).append(finding)
     for (path, _), findings in found.items():
-        if findings[0].detail["type"] == "missing" and reading.unsure.intersection(_ways_to(path)):
+        if findings[0].detail["type"] == "missing" and reading.unsure.intersection(ways_to(path)):
             continue
         reading.unsure.add(path)
         reading.add([field_error(findings)])
-
-
-def _ways_to(path: str) -> list[str]:
-    """Return a path and those of all that holds it, the whole spec last."""
-    return [path, *_ways_to(above(path))] if path else [""]
 
 
 def _draft(place: Place, value: Any, path: str, unsure: set[str], doubtful: Container[str]) -> Any:
@@ -200,8 +202,8 @@ def _draft(place: Place, value: Any, path: str, unsure: set[str], doubtful: Cont
     item = place.inside(0 if isinstance(value, list) else "NAME")
     if item is None or item.record is None or not isinstance(value, Mapping | list):
         return ...
-    parts = value.items() if isinstance(value, Mapping) else enumerate(value)
-    drafts = {part: _draft(item, each, step(path, part), unsure, doubtful) for part, each in parts}
+    parts = {str(name): each for name, each in value.items()} if isinstance(value, Mapping) else dict(enumerate(value))
+    drafts = {part: _draft(item, each, step(path, part), unsure, doubtful) for part, each in parts.items()}
     # Of an item that is no record at all, that it is there is known.
     drafts = {part: _without_attributes(item.record) if each is ... else each for part, each in drafts.items()}
     return drafts if isinstance(value, Mapping) else list(drafts.values())

@@ -11,12 +11,14 @@ from functools import cached_property
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, TypeAlias, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 Part: TypeAlias = str | int
 """One step of a path: a name, or the place of an item in a list."""
 
+_MOST_NAME: Final = 200
+"""Characters of a name in a path; no name of a field or a corpus has more."""
 _PIECE: Final = re.compile(r"([^\[\]]+)((?:\[(?:\d+|N)\])*)")
 
 
@@ -24,6 +26,7 @@ def step(path: str, part: Part) -> str:
     """Return the path of what stands at `part` in what stands at `path`."""
     if isinstance(part, int):
         return f"{path}[{part}]"
+    part = part if len(part) <= _MOST_NAME else f"{part[: _MOST_NAME - 3]}..."
     return f"{path}.{part}" if path else part
 
 
@@ -45,6 +48,14 @@ def above(path: str) -> str:
 def name_in(path: str) -> str:
     """Return the last name of a path."""
     return path.rpartition(".")[2]
+
+
+def ways_to(path: str) -> Iterator[str]:
+    """Yield a path and those of all that holds it, the whole spec last."""
+    while path:
+        yield path
+        path = above(path)
+    yield ""
 
 
 def is_within(path: str, outer: str) -> bool:
@@ -90,6 +101,13 @@ class Place:
     def is_optional(self) -> bool:
         """Whether null may stand here."""
         return NoneType in _alternatives(self.kind)
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether true and false may stand here for a record, of its defaults and none."""
+        metadata = self.field.metadata if self.field and not self.is_item else ()
+        others = (each.json_schema_input_type for each in metadata if isinstance(each, BeforeValidator))
+        return self.record is not None and any(bool in _alternatives(kind) for kind in (self.kind, *others))
 
     def inside(self, part: Part) -> "Place | None":
         """Return what may stand one step further, None where nothing may."""

@@ -36,7 +36,7 @@ _SCALARS: Final = (
 # A spec with every field has 350 values in 8 KiB, and its lists have room for 2,300 more.
 MOST_BYTES: Final = 128 << 10
 _MOST_VALUES: Final = 3000
-_MOST_DEPTH: Final = 32
+MOST_DEPTH: Final = 32
 _MOST_DIGITS: Final = 400  # a whole number of more is no number of any field
 SHORTER: Final = "a spec with every field has 8 KiB; where data.source names many files, name folders or globs instead"
 """The remedy for a spec beyond these bounds."""
@@ -102,8 +102,8 @@ class _SpecLoader(yaml.SafeLoader):
         super().fetch_flow_collection_start(TokenClass)
 
     def _check_depth(self, depth: int, mark: yaml.Mark) -> None:
-        if depth >= _MOST_DEPTH:
-            rule = f"has values inside each other, more than {_MOST_DEPTH} deep"
+        if depth >= MOST_DEPTH:
+            rule = f"has values inside each other, more than {MOST_DEPTH} deep"
             raise _TooMuchError(rule, mark.line + 1, "close brackets, and indent less")
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -212,21 +212,21 @@ def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
         yield from _lines(value, inner)
 
 
-def _repeated_keys(node: yaml.Node, prefix: str, seen: set[int]) -> Iterator[FieldError]:
+def _repeated_keys(node: yaml.Node, path: str, seen: set[int]) -> Iterator[FieldError]:
     """Yield an error for every key that its mapping already has; PyYAML would silently keep the last."""
     # An alias brings the same node again, and a circular one would never end.
     if id(node) in seen:
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _repeated_keys(item, prefix, seen)
+        for index, item in enumerate(node.value):
+            yield from _repeated_keys(item, step(path, index), seen)
     if isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in first and key.tag != "tag:yaml.org,2002:merge":
                 rule = f"is given twice in the same place, first on line {first[name]}"
-                yield FieldError(f"{prefix}{name}", rule, None, "keep one of them", line)
+                yield FieldError(step(path, name), rule, None, "keep one of them", line)
             first.setdefault(name, line)
-            yield from _repeated_keys(value, f"{prefix}{name}.", seen)
+            yield from _repeated_keys(value, step(path, name), seen)

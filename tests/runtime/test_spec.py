@@ -24,6 +24,7 @@ from trimaran.runtime.spec import (
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.names import known_paths, place_of
 from trimaran.runtime.spec.rules import broken_rules
+from trimaran.runtime.spec.tree import parts_of
 
 BASE: dict[str, dict[str, Any]] = {
     "model": {"num_layers": 12, "hidden_size": 768, "num_heads": 12},
@@ -52,6 +53,7 @@ def errors_of(changes: dict[str, Any]) -> list[str]:
     return [str(error) for error in caught.value.errors]
 
 
+WEB = {"web": {"source": ["web.warc.gz"]}}
 BAD: list[tuple[dict[str, Any], str]] = [
     # tensor parallelism
     (
@@ -545,6 +547,147 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"data.tokenizer_vocab_size": 200},
         "data.tokenizer_vocab_size: must be at least 257, got 200; set data.tokenizer_vocab_size to 257 or more",
     ),
+    # corpora and stages
+    (
+        {"data.corpora": WEB, "data.source": ["my.txt"]},
+        (
+            "data.source: source and corpora exclude each other, and both are given; give the source a name: write it "
+            "as data.corpora.NAME.source and take data.source out"
+        ),
+    ),
+    (
+        {"data.corpora": WEB, "data.text_field": "body"},
+        (
+            "data.text_field: text_field (body) is that of data.source, and every corpus has one of its own; write it "
+            "as text_field of the corpora that need it, and take data.text_field out"
+        ),
+    ),
+    (
+        {"data.stages": [{"tokens": 0, "weights": {"web": 1}}]},
+        (
+            "data.stages: stages change the weights of corpora, and data.corpora has none; "
+            "name the corpora in data.corpora, or set this to null"
+        ),
+    ),
+    (
+        {"data.corpora": WEB, "data.stages": [{"tokens": 0, "weights": {"web": 1, "wbe": 1}}]},
+        "data.stages[0].weights.wbe: wbe is no corpus; did you mean web?",
+    ),
+    (
+        {"data.corpora": WEB, "data.stages": [{"tokens": 0, "weights": {"web": 1, "code": 1}}]},
+        "data.stages[0].weights.code: code is no corpus; write one of data.corpora: web",
+    ),
+    (
+        {"data.corpora": WEB, "data.stages": [{"tokens": 5, "weights": {"web": 1}}]},
+        ("data.stages[0].tokens: the first stage must begin at 0 tokens, got 5; set it to 0, or put a stage before it"),
+    ),
+    (
+        {"data.corpora": WEB, "data.stages": [{"tokens": each, "weights": {"web": 1}} for each in (0, 9, 8)]},
+        (
+            "data.stages[2].tokens: tokens (8) must be above those of the stage before (9); "
+            "put the stages in order, or set it to 10 or more"
+        ),
+    ),
+    *(
+        ({"data.corpora": WEB, "data.stages": [{"tokens": 0, "weights": weights}]}, f"data.stages[0].weights{words}")
+        for weights, words in (
+            ({"web": 0}, ": must have a weight above 0, and all are 0; give one corpus 1"),
+            ({}, ": must have a weight above 0, and all are 0; give one corpus 1"),
+            ([1], ": must be a mapping of names, got [1]; write names below it, indented, each with its value"),
+            ({"web": -1}, ".web: must be at least 0, got -1; set data.stages[0].weights.web to a number at least 0"),
+            (
+                {"web": float("nan")},
+                ".web: must be a finite number, got nan; set data.stages[0].weights.web to a finite number",
+            ),
+        )
+    ),
+    *(
+        ({"data.corpora": {"web": {"source": ["a"], **corpus}}}, f"data.corpora.web{words}")
+        for corpus, words in (
+            ({"wieght": 2}, ".wieght: unknown field; did you mean data.corpora.web.weight?"),
+            (
+                {"zzz": 2},
+                (
+                    ".zzz: unknown field; "
+                    "the fields of data.corpora.web are source, format, text_field, weight, max_epochs"
+                ),
+            ),
+            (
+                {"weight": 0},
+                ".weight: must be above 0, got 0; set data.corpora.web.weight to a number above 0, such as 1.0",
+            ),
+            (
+                {"max_epochs": 0},
+                ".max_epochs: must be above 0, got 0; set data.corpora.web.max_epochs to a number above 0",
+            ),
+            (
+                {"format": "json"},
+                (
+                    ".format: must be text, jsonl, csv, parquet, arrow, html, warc, wet or megatron, got 'json'; "
+                    "did you mean jsonl?"
+                ),
+            ),
+            ({"source": "a.txt"}, ".source: must be a list with at least one item, got 'a.txt'; write it as [a.txt]"),
+        )
+    ),
+    *(
+        ({"data.corpora": {name: {"source": ["a"]}}}, f"data.corpora.{name}: {words}")
+        for name, words in (
+            (
+                "my texts",
+                (
+                    "a name must be a plain word of at most 100 letters, digits, - and _, got 'my texts'; "
+                    "write one such as web-2024"
+                ),
+            ),
+            (2024, 'must be text, got 2024; write it in quotes: "2024"'),
+        )
+    ),
+    (
+        {"data.corpora": {"web": None}},
+        (
+            "data.corpora.web.source: is required; write source under data.corpora.web: files, folders or globs of its "
+            "text, also addresses such as s3://"
+        ),
+    ),
+    (
+        {"data.corpora": {"source": ["a"]}},
+        (
+            "data.corpora.source: must be a section with fields, got ['a']; "
+            "write source below a name of your choice, as data.corpora.NAME.source"
+        ),
+    ),
+    (
+        {"data.corpora": ["a"]},
+        (
+            "data.corpora: must be a mapping of names, got ['a']; write names below it, indented, and below each its "
+            "fields: source, format, text_field, weight, max_epochs"
+        ),
+    ),
+    (
+        {"data.workers": 0},
+        "data.workers: must be at least 1, got 0; set data.workers to 1 or more",
+    ),
+    (
+        {"data.worker_memory": 0},
+        "data.worker_memory: must be above 0, got 0; set data.worker_memory to a number above 0",
+    ),
+    # records below a section
+    (
+        {"model.rotary_scaling": {"kind": "ntk", "factr": 2}},
+        "model.rotary_scaling.factr: unknown field; did you mean model.rotary_scaling.factor?",
+    ),
+    (
+        {"model.rotary_scaling": {"kind": "ntk", "factor": 0.5}},
+        (
+            "model.rotary_scaling.factor: must be at least 1, got 0.5; "
+            "set model.rotary_scaling.factor to a number at least 1"
+        ),
+    ),
+    (
+        {"model.attention_pattern": ["ful"], "model.attention_window": 8},
+        "model.attention_pattern[0]: must be full or window, got 'ful'; did you mean full?",
+    ),
     (
         {"checkpoint.resume": "yes"},
         "checkpoint.resume: must be true or false, got 'yes'; set checkpoint.resume to true",
@@ -674,6 +817,30 @@ def test_a_misspelled_section_is_checked_as_the_one_it_was_meant_to_be() -> None
     ]
 
 
+def test_rules_speak_of_the_corpora_and_stages_that_are_right_beside_wrong_ones() -> None:
+    corpora = {"web": {"source": ["a"], "weight": -1}, "books": 5, "a b": {"source": ["a"]}}
+    stages = [
+        {"tokens": 3, "weights": {"web": 1, "books": 1, "code": 1}},
+        {"tokens": "x", "weights": {"web": 1}},
+    ]
+    found = [error.partition(": ")[0] for error in errors_of({"data.corpora": corpora, "data.stages": stages})]
+    wrong = ["data.corpora.web.weight", "data.corpora.books", "data.corpora.a b", "data.stages[1].tokens"]
+    assert found == [*wrong, "data.stages[0].weights.code"]
+
+
+def test_corpora_are_described_with_their_shares() -> None:
+    corpora = {"web": {"source": ["a"], "weight": 1e308}, "books": {"source": ["b"], "weight": 1e308}}
+    stages = [{"tokens": 0, "weights": {"web": 2}}, {"tokens": 1000, "weights": {"web": 2, "books": 1}}]
+    described = [
+        dict(describe(parse_spec({**BASE, "data": {"corpora": corpora, **more}})))["data"]
+        for more in ({}, {"stages": stages})
+    ]
+    assert described == [
+        "web 50%, books 50% of the samples; 0.02 of it held out",
+        "from 0 tokens on web 100%; from 1,000 tokens on web 66.7%, books 33.3%; 0.02 of it held out",
+    ]
+
+
 def test_errors_carry_field_rule_value_and_suggestion() -> None:
     with pytest.raises(SpecError) as caught:
         parse_spec(changed({"parallel.tp": 8}))
@@ -713,6 +880,12 @@ GOOD: list[dict[str, Any]] = [
     },
     {"zero.stage": 0, "precision.dtype": "float64"},
     {"logging": None, "parallel": None},
+    {"data.corpora": None},
+    {
+        "data.corpora": {"web": {"source": ["s3://crawl/*.warc.gz"], "weight": 2}, "2024": {"source": ["b.zst"]}},
+        "data.stages": [{"tokens": 0, "weights": {"web": 1}}, {"tokens": 1e9, "weights": {"web": 0, "2024": 0.5}}],
+        "data.tokenizer_train_bytes": 1e10,
+    },
 ]
 
 
@@ -793,17 +966,26 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
     max_leaves=4,
 )
-PATHS = sorted(path for path in known_paths() if path.count(".") < 2)
+PATHS = sorted(known_paths())
+
+
+def put(value: Any, parts: list[str | int], item: object) -> Any:
+    """Return the value with the item at these steps, where what stands on the way can hold it."""
+    if not parts:
+        return item
+    part, *further = parts
+    if isinstance(part, int):
+        return [*value, put(None, further, item)] if isinstance(value, list) else [put(None, further, item)]
+    value = {} if value is None else value
+    return {**value, part: put(value.get(part), further, item)} if isinstance(value, dict) else value
 
 
 @settings(max_examples=150)
 @given(changes=st.dictionaries(st.sampled_from(PATHS) | st.text(max_size=8), JUNK | st.integers(1, 64), max_size=5))
 def test_whatever_is_written_gives_a_spec_or_readable_errors(changes: dict[str, Any]) -> None:
-    raw = copy.deepcopy(BASE) | {path: value for path, value in changes.items() if "." not in path}
+    raw: dict[str, Any] = copy.deepcopy(BASE)
     for path, value in changes.items():
-        section, dot, name = path.partition(".")
-        if dot and isinstance(raw.setdefault(section, {}), dict):
-            raw[section][name] = value
+        raw = put(raw, parts_of(path) if path in PATHS else [path], value)
     result = spec_or_error(raw)
     if isinstance(result, SpecError):
         assert len(str(result).splitlines()) == 1 + len(result.errors) > 1

@@ -7,16 +7,36 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jsonschema
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, BeforeValidator, Field, create_model
 
-from trimaran.runtime.spec import SpecError, describe, diff_specs, dump_spec, json_schema, load_spec, parse_spec
+from trimaran.models.fields import Count
+from trimaran.runtime.spec import (
+    DataSection,
+    RunSpec,
+    SpecError,
+    describe,
+    diff_specs,
+    dump_spec,
+    findings,
+    json_schema,
+    load_spec,
+    loading,
+    names,
+    parse_spec,
+    parsing,
+    rules,
+)
+from trimaran.runtime.spec.sections.common import SECTION_CONFIG, Fraction
+from trimaran.runtime.spec.tree import Place
 from trimaran.runtime.spec.yaml_text import read_yaml
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
@@ -93,6 +113,7 @@ NOT_A_SPEC = [
         "seed: 1\nzero:\n  stage: 1\n  stage: 0\n",
         "zero.stage (line 4): is given twice in the same place, first on line 3; keep one of them",
     ),
+    ("data: {stages: [{tokens: 0, tokens: 5}]}\n", "data.stages[0].tokens (line 1): is given twice in the same place"),
     (
         "seed: !!python/object/apply:os.getcwd []\n",
         "(line 1): is not valid YAML: could not determine a constructor",
@@ -160,6 +181,18 @@ TOO_MUCH = {
     "fewer keys": ("".join(f"key{i}: 1\n" for i in range(1000)), "  and 986 more"),
     "lines of text": ("seed: x\n" + "  y\n" * 30_000, "seed (line 1): must be a whole number, got 'x y y"),
     "a long name": (f"? {'x' * 100_000}\n: 1\n", "unknown field"),
+    "long names with much in them": (
+        GOOD_TEXT + f"data: {{corpora: {{? {'x.' * 30_000} : {{{''.join(f'a{i}: 1, ' for i in range(1400))}}}}}}}\n",
+        "  and 1,381 more",
+    ),
+    "wrong corpora": (
+        GOOD_TEXT + f"data: {{corpora: {{{', '.join(f'c{i}: [{i}]' for i in range(900))}}}}}\n",
+        "  and 880 more",
+    ),
+    "wrong stages": (
+        GOOD_TEXT + f"data: {{stages: [{'{tokens: -1, weights: {web: -1}}, ' * 370}]}}\n",
+        "  and 720 more",
+    ),
     "a long choice": (GOOD_TEXT + f"parallel: {{schedule: {'x' * 100_000}}}\n", "must be gpipe, 1f1b, interleaved"),
 }
 
@@ -312,6 +345,221 @@ def test_bad_override_says_what_to_write_instead(tmp_path: Path) -> None:
     assert not [each for each in found if each[2] != [each[1]]]
 
 
+CORPORA_TEXT = (
+    GOOD_TEXT
+    + """\
+data:
+  corpora:
+    web: {source: [web.warc.gz]}
+    books:
+      source: [books.zst]
+  stages:
+    - {tokens: 0, weights: {web: 1}}
+    - tokens: 1000
+      weights:
+        web: 1
+        books: 3
+"""
+)
+
+
+def test_overrides_reach_fields_of_records_in_mappings_and_lists(tmp_path: Path) -> None:
+    path = write(tmp_path, CORPORA_TEXT)
+    overrides = ["data.corpora.web.weight=2", "data.corpora.code.source=[c]", "data.stages[1].weights.code=4"]
+    scaling = ["model.rotary_scaling.kind=ntk", "model.rotary_scaling.factor=2"]
+    spec = load_spec(path, [*overrides, *scaling, "data.stages[1].tokens=2000"])
+    assert spec.data.stages is not None
+    assert [corpus.weight for corpus in spec.data.corpora.values()] == [2, 1, 1]
+    assert [(stage.tokens, stage.weights) for stage in spec.data.stages] == [
+        (0, {"web": 1}),
+        (2000, {"web": 1, "books": 3, "code": 4}),
+    ]
+    assert load_spec(write(tmp_path, dump_spec(spec))) == spec
+
+
+def test_overrides_remove_names_and_records(tmp_path: Path) -> None:
+    path = write(tmp_path, CORPORA_TEXT)
+    more, fewer = (
+        load_spec(path, ["data.stages=null"]),
+        load_spec(path, ["data.stages=null", "data.corpora.books=null"]),
+    )
+    assert diff_specs(more, fewer) == [
+        "data.corpora.books.source: [books.zst] -> null",
+        "data.corpora.books.text_field: text -> null",
+        "data.corpora.books.weight: 1.0 -> null",
+    ]
+    assert load_spec(path, ["data.corpora=null", "data.stages=null"]).data.corpora == {}
+    assert refusal(path, ["data.stages[2].tokens=5", "data.corpora.web.weight=0", "data.stages[0].weights=0"]) == [
+        (
+            "data.stages[2].tokens: names an item that its list does not have; "
+            "count its items from 0, or set the whole list"
+        ),
+        "data.corpora.web.weight: must be above 0, got 0; set data.corpora.web.weight to a number above 0, such as 1.0",
+        (
+            "data.stages[0].weights: must be a mapping of names, got 0; "
+            "write names below it, indented, each with its value"
+        ),
+    ]
+
+
+def test_errors_below_a_section_name_their_own_line(tmp_path: Path) -> None:
+    wrong = CORPORA_TEXT.replace("books: 3", "boks: 3").replace("web.warc.gz]", "web.warc.gz], wight: 1")
+    wrong = wrong.replace("source: [books.zst]", "format: text").replace("tokens: 1000", "tokens: 0")
+    assert [error.partition(": ")[0] for error in refusal(write(tmp_path, wrong))] == [
+        "data.corpora.web.wight (line 12)",
+        "data.corpora.books.source (line 13)",
+        "data.stages[1].weights.boks (line 20)",
+        "data.stages[1].tokens (line 17)",
+    ]
+
+
+class Thresholds(BaseModel):
+    """Fields of a record that true and false may stand for."""
+
+    model_config = SECTION_CONFIG
+    min_words: Count = Field(default=50, description="Fewest words.")
+    max_words: Count = Field(default=100, description="Most words.")
+
+
+class Label(BaseModel):
+    """An item of a list."""
+
+    model_config = SECTION_CONFIG
+    label: str = Field(description="Label.")
+    min: Fraction = Field(description="Least score.")
+
+
+def switch(value: object) -> object:
+    """Return the record that true stands for, and null for false."""
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+Switched = Annotated[Thresholds | None, BeforeValidator(switch, json_schema_input_type=bool | Thresholds | None)]
+
+
+class Filter(BaseModel):
+    """A record that need not be there, with records in it."""
+
+    model_config = SECTION_CONFIG
+    quality: bool | Thresholds = Field(default=False, description="Quality.")
+    length: Switched = Field(default=None, description="Length.")
+    kinds: bool | list[Literal["email", "phone"]] = Field(default=True, description="Kinds.")
+    labels: list[Label] = Field(default=[], description="Labels.")
+
+
+@pytest.fixture
+def deeper_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spec whose data section has `recipe`, a Filter or null."""
+    field: Any = (Filter | None, Field(default=None, description="Recipe."))
+    data: Any = create_model("Data", __base__=DataSection, recipe=field)
+    section: Any = (data, Field(default_factory=data, description="The text."))
+    run = create_model("Run", __base__=RunSpec, data=section)
+    monkeypatch.setattr(parsing, "RunSpec", run)
+    for module in (names, parsing, findings, loading):
+        monkeypatch.setattr(module, "SPEC", Place(run))
+    for module in (names, rules):
+        monkeypatch.setattr(module, "known_paths", cache(names.known_paths.__wrapped__))
+
+
+def recipe_of(path: Path, *overrides: str) -> Any:
+    """Return the recipe of a spec file, which is read back as it is written."""
+    spec = load_spec(path, overrides)
+    assert load_spec(write(path.parent, dump_spec(spec))) == spec
+    return spec.model_dump()["data"]["recipe"]
+
+
+@pytest.mark.usefixtures("deeper_spec")
+def test_a_record_that_need_not_be_there_is_made_changed_and_removed(tmp_path: Path) -> None:
+    plain: dict[str, Any] = {"quality": False, "length": None, "kinds": True, "labels": []}
+    changed_words, path = {"min_words": 3, "max_words": 100}, tmp_path / "run.yaml"
+    path.write_text(GOOD_TEXT)
+    assert recipe_of(path) is None
+    assert recipe_of(path, "data.recipe={}") == plain
+    assert recipe_of(path, "data.recipe.kinds=[email]") == {**plain, "kinds": ["email"]}
+    assert recipe_of(path, "data.recipe.quality.min_words=3") == {**plain, "quality": changed_words}
+    path.write_text(GOOD_TEXT + "data: {recipe: {quality: true, length: true, labels: [{label: a, min: 0.5}]}}\n")
+    assert recipe_of(path, "data.recipe=null") is None
+    words = [f"data.recipe.{name}.min_words=3" for name in ("quality", "length")]
+    assert recipe_of(path, *words, "data.recipe.labels[0].min=1") == {
+        **plain,
+        "quality": changed_words,
+        "length": changed_words,
+        "labels": [{"label": "a", "min": 1}],
+    }
+
+
+BAD_RECIPE = """\
+data:
+  recipe:
+    qality: {max_wrds: 3}
+    length: {min_wrds: 3, max_words: 0}
+    kinds: [emial]
+    labels:
+      - {label: a, min: 0.5}
+      - {label: b, min: 1.5}
+      - {label: c}
+      - d
+      - {min: x, lable: e}
+"""
+BAD_RECIPE_ERRORS = [
+    "qality (line 12): unknown field; did you mean data.recipe.quality?",
+    "quality.max_wrds (line 12): unknown field; did you mean data.recipe.quality.max_words?",
+    "length.min_wrds (line 13): unknown field; did you mean data.recipe.length.min_words?",
+    "labels[4].lable (line 20): unknown field; did you mean data.recipe.labels[4].label?",
+    "length.max_words (line 13): must be at least 1, got 0; set data.recipe.length.max_words to 1 or more",
+    "kinds[0] (line 14): must be email or phone, got 'emial'; did you mean email?",
+    "labels[1].min (line 17): must be at most 1, got 1.5; set data.recipe.labels[1].min to a number at most 1",
+    "labels[2].min (line 18): is required; write min under data.recipe.labels[2]: least score",
+    "labels[3] (line 19): must be a section with fields, got 'd'; write its fields below it, indented: label, min",
+    "labels[4].min (line 20): must be a number, got 'x'; set data.recipe.labels[4].min to a number",
+]
+BAD_RECIPE_OVERRIDES = [
+    *(
+        (
+            f"data.recipe.{name}={value}",
+            (
+                f"data.recipe.{name}: must be true, false or a section with fields, got {got}; "
+                f"set data.recipe.{name} to true, or write fields below it: min_words, max_words"
+            ),
+        )
+        for name in ("quality", "length")
+        for value, got in (("maybe", "'maybe'"), ("[1]", "[1]"))
+    ),
+    (
+        "data.recipe.kinds=3",
+        (
+            "data.recipe.kinds: must be true or false or a list with at least one item, got 3; "
+            "set data.recipe.kinds to true or false, or write it as [item, item]"
+        ),
+    ),
+    (
+        "data.recipe=3",
+        (
+            "data.recipe: must be a section with fields, got 3; "
+            "write its fields below it, indented: quality, length, kinds, labels"
+        ),
+    ),
+    ("data.labels=[]", "data.labels: unknown field; did you mean data.recipe.labels?"),
+    ("data.recpe.labels=[]", "data.recpe.labels: unknown field; did you mean data.recipe.labels?"),
+    (
+        "data.recipe.quality.x.y=1",
+        "data.recipe.quality.x.y: unknown field; the fields of data.recipe.quality are min_words, max_words",
+    ),
+    ("data.recipe.kinds.x=1", "data.recipe.kinds.x: unknown field; data.recipe.kinds has no fields; set it as a whole"),
+    ("data.recipe.seq_len=3", "data.recipe.seq_len: unknown field; did you mean train.seq_len?"),
+    ("data.recipe.labels.min=3", "data.recipe.labels.min: unknown field; did you mean data.recipe.labels[N].min?"),
+]
+
+
+@pytest.mark.usefixtures("deeper_spec")
+def test_errors_at_any_depth_have_their_path_line_rule_and_remedy(tmp_path: Path) -> None:
+    errors = refusal(write(tmp_path, GOOD_TEXT + BAD_RECIPE))
+    assert errors == [f"data.recipe.{error}" for error in BAD_RECIPE_ERRORS]
+    path = write(tmp_path, GOOD_TEXT)
+    found = [(override, "".join(refusal(path, [override]))) for override, _ in BAD_RECIPE_OVERRIDES]
+    assert found == BAD_RECIPE_OVERRIDES
+
+
 def test_override_that_is_not_yaml_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"--set parallel\.tp: is not valid YAML"):
         load_spec(write(tmp_path, GOOD_TEXT), ["parallel.tp=[1"])
@@ -395,7 +643,16 @@ def test_there_are_examples_and_quickstart_has_eight_ranks() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"parallel.tpp": 2}, {"zero.stage": 4}, {"parallel.cp": 2}, {"train.num_steps": 0}, {"seed": "x"}]
+    "changes",
+    [
+        {"parallel.tpp": 2},
+        {"zero.stage": 4},
+        {"parallel.cp": 2},
+        {"train.num_steps": 0},
+        {"seed": "x"},
+        {"data.corpora": {"web": {"source": ["a"], "wieght": 1}}},
+        {"data.stages": [{"tokens": 0, "weights": {"web": -1}}]},
+    ],
 )
 def test_schema_refuses_what_the_spec_refuses(changes: dict[str, Any]) -> None:
     schema = json_schema()

@@ -17,6 +17,7 @@ from trimaran.runtime.pipeline.schedules import SCHEDULES, ScheduleName
 from trimaran.runtime.spec.fields import RunFields, draft_transformer
 from trimaran.runtime.spec.names import known_paths
 from trimaran.runtime.spec.rules import RULES, broken_rules
+from trimaran.runtime.spec.tree import parts_of, step
 from trimaran.runtime.train.lr_schedule import DECAYS, ENDING, REQUIRED_FIELDS, LrScheduleName
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -39,32 +40,36 @@ FURTHER: list[dict[str, Any]] = [
     {"model.init": "mup"},
     {"model.mup_base_width": 64},
     {"lr_schedule.name": "wsd", "lr_schedule.decay_steps": 50},
+    {"data.corpora": {"web": {"source": ["web"]}}, "data.stages": [{"tokens": 0, "weights": {"web": 1}}] * 2},
     {"zero.stage": 0, "zero.shard_size": 2},
     {"zero.shard_size": 3, "parallel.dp": 12, "parallel.ep": 2},
 ]
 
 
 @cache
-def watched(record: type[Record]) -> type[Record]:
-    """Return the class with a note in READ of every field that is looked at; of the model's by the path in a spec."""
-    prefix = "model" if record is TransformerConfig else record.__name__.removesuffix("Section")
-    sections = {field.annotation: name for name, field in RunFields.model_fields.items()}
-    prefix = sections.get(record, prefix)
+def watched(record: type[Record], path: str) -> type[Record]:
+    """Return the class with a note in READ of every field that is looked at, by its path in a spec."""
 
     def look(self: Any, name: str) -> Any:
-        if name in record.model_fields and record is not RunFields:
-            READ.add(f"{prefix}.{name}")
+        if path and name in record.model_fields:
+            READ.add(f"{path}.{name}")
         return record.__getattribute__(self, name)
 
     return type(f"Watched{record.__name__}", (record,), {"__getattribute__": look, "__module__": __name__})
 
 
-def watch(record: Record) -> Record:
-    """Return a copy of the record, and of its sections, that notes in READ what is looked at."""
-    copy = record.model_copy()
-    if isinstance(record, RunFields):
-        vars(copy).update({name: watch(part) for name, part in vars(copy).items() if isinstance(part, BaseModel)})
-    object.__setattr__(copy, "__class__", watched(type(record)))
+def watch(value: Any, path: str = "") -> Any:
+    """Return a copy of a record, and of those in it, that notes in READ what is looked at; the shape as a whole."""
+    if isinstance(value, dict):
+        return {name: watch(item, f"{path}.NAME") for name, item in value.items()}
+    if isinstance(value, list):
+        return [watch(item, f"{path}[N]") for item in value]
+    if not isinstance(value, BaseModel):
+        return value
+    copy = value.model_copy()
+    if not isinstance(value, TransformerConfig):
+        vars(copy).update({name: watch(part, step(path, name)) for name, part in vars(copy).items()})
+    object.__setattr__(copy, "__class__", watched(type(value), path))
     return copy
 
 
@@ -83,11 +88,13 @@ def specs() -> list[RunFields]:
 
 
 def without(spec: RunFields, path: str) -> RunFields:
-    """Return a draft that lacks one field."""
-    section, _, name = path.partition(".")
-    draft, part = spec.model_copy(), getattr(spec, section).model_copy()
-    del vars(part)[name]
-    vars(draft)[section] = part
+    """Return a draft that lacks one field; of items the first one lacks it."""
+    draft = spec.model_copy(deep=True)
+    *way, name = parts_of(path)
+    holder: Any = draft
+    for part in way:
+        holder = holder[part] if isinstance(part, int) else getattr(holder, part)
+    del vars(holder)[name]
     return draft
 
 
@@ -100,8 +107,25 @@ def rules() -> Iterator[AnyRule]:
 
 
 def is_known(spec: RunFields, shape: TransformerConfig, path: str) -> bool:
-    section, _, name = path.partition(".")
-    return hasattr(shape if section == "model" and name != "preset" else getattr(spec, section), name)
+    """Return whether a draft has a field; of items all must have it."""
+    section, *names = parts_of(path)
+    holders: list[Any] = [shape if section == "model" and names != ["preset"] else vars(spec)[str(section)]]
+    for name in names:
+        if name == "NAME":
+            holders = [item for holder in holders for item in holder.values()]
+        elif isinstance(name, int):
+            holders = [item for holder in holders for item in holder or ()]
+        elif any(name not in vars(holder) for holder in holders):
+            return False
+        else:
+            holders = [vars(holder)[name] for holder in holders]
+    return True
+
+
+@cache
+def watched_specs() -> list[tuple[RunFields, TransformerConfig]]:
+    """Return the specs and their shapes, which note in READ what is looked at."""
+    return [(watch(spec), watch(draft_transformer(spec), "model")) for spec in specs()]
 
 
 def problems(rule: AnyRule) -> list[str]:
@@ -111,12 +135,10 @@ def problems(rule: AnyRule) -> list[str]:
     if found:
         return found
     read: set[str] = set()
-    for spec in specs():
-        shape = draft_transformer(spec)
+    for spec, shape in watched_specs():
         if all(is_known(spec, shape, path) for path in rule.needs):
-            watched_spec, watched_shape = watch(spec), watch(shape)
             READ.clear()
-            list(rule.check(watched_spec, watched_shape))
+            list(rule.check(spec, shape))
             read |= READ
     found += [f"{path} is read and not named" for path in sorted(read - named)]
     return found + [f"{path} is named and never read" for path in sorted(named - read)]
@@ -140,6 +162,13 @@ def test_a_slip_in_a_rule_is_found() -> None:
         if spec.parallel.tp and spec.num_stages and shape.is_gated:
             yield from ()
 
+    @table.needs("data.corpora", "data.stages", "data.stages[N].weights")
+    def careless_below_a_section(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+        if sum(each.tokens for each in spec.data.stages or ()) > sum(
+            each.weight for each in spec.data.corpora.values()
+        ):
+            yield from ()
+
     assert [problems(rule) for rule in table.rules] == [
         ["parallel.tpp is no field"],
         [
@@ -147,6 +176,11 @@ def test_a_slip_in_a_rule_is_found() -> None:
             "parallel.pp is read and not named",
             "parallel.virtual_stages is read and not named",
             "zero.stage is named and never read",
+        ],
+        [
+            "data.corpora.NAME.weight is read and not named",
+            "data.stages[N].tokens is read and not named",
+            "data.stages[N].weights is named and never read",
         ],
     ]
 

@@ -6,6 +6,7 @@ checked at once. The description of a field is its documentation.
 
 from trimaran.runtime.spec.sections.common import SECTION_CONFIG
 from trimaran.runtime.spec.sections.compute import KernelsSection, PrecisionSection
+from trimaran.runtime.spec.sections.corpora import CorpusSection, StageSection
 from trimaran.runtime.spec.sections.data import DataSection
 from trimaran.runtime.spec.sections.launcher import LauncherSection
 from trimaran.runtime.spec.sections.model import FALLBACKS, ModelSection
@@ -18,6 +19,7 @@ __all__ = [
     "FALLBACKS",
     "SECTION_CONFIG",
     "CheckpointSection",
+    "CorpusSection",
     "DataSection",
     "KernelsSection",
     "LauncherSection",
@@ -28,6 +30,7 @@ __all__ = [
     "ParallelSection",
     "PrecisionSection",
     "SlurmSection",
+    "StageSection",
     "TrainSection",
     "ZeroSection",
 ]

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from trimaran.models.fields import INTEGRAL
+from trimaran.models.fields import INTEGRAL, Count, Positive
 from trimaran.runtime.data.vocabulary import SMALLEST_VOCABULARY
 from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath, Folder, Fraction, PositiveFraction
+from trimaran.runtime.spec.sections.corpora import Corpora, Key, NumBytes, Sources, Stages
 
 TokenizerSize = Annotated[int, Field(ge=SMALLEST_VOCABULARY, le=2**31 - 1), INTEGRAL]
 
@@ -16,13 +17,17 @@ class DataSection(BaseModel):
 
     model_config = SECTION_CONFIG
 
-    source: Annotated[list[FilePath], Field(min_length=1, max_length=1000)] = Field(
+    source: Sources = Field(
         default_factory=lambda: ["quickstart"],
         description="Files, folders or globs of .txt, .jsonl, .ndjson and .json, also .gz, .bz2 or .xz of them; "
         "quickstart is a small built-in corpus.",
     )
-    text_field: Annotated[str, Field(min_length=1)] = Field(
-        default="text", description="Key of the text in a JSON record."
+    text_field: Key = Field(default="text", description="Key of the text in a JSON record.")
+    corpora: Corpora = Field(
+        default={}, description="Several corpora by name, each with its weight in the blend, in place of source."
+    )
+    stages: Stages | None = Field(
+        default=None, description="Weights of the corpora that change at counts of trained tokens (null: they do not)."
     )
     max_lost_fraction: Fraction = Field(
         default=0.05,
@@ -44,6 +49,9 @@ class DataSection(BaseModel):
     tokenizer_vocab_size: TokenizerSize = Field(
         default=4096, description="Tokens of the tokenizer that is trained on the source."
     )
+    tokenizer_train_bytes: NumBytes | None = Field(
+        default=None, description="Bytes of text that the tokenizer is trained on, a sample (null: all text)."
+    )
     held_out_fraction: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
         default=0.02, description="Share of the text kept out of training, for evaluation."
     )
@@ -54,4 +62,17 @@ class DataSection(BaseModel):
     )
     shuffle: bool = Field(
         default=True, description="Whether the samples of an epoch are drawn in a seeded random order."
+    )
+    max_document_bytes: NumBytes = Field(
+        default=64 << 20, description="Largest document that is prepared; a larger one is left out and counted."
+    )
+    task_timeout_s: Positive = Field(
+        default=60.0,
+        description="Longest that preparing one document may take, in seconds; it is then left out and counted.",
+    )
+    workers: Count | None = Field(
+        default=None, description="Processes that prepare the text (null: the usable cores of the machine)."
+    )
+    worker_memory: Positive | None = Field(
+        default=None, description="Memory that one of them may take, in GiB (null: its share of what is free)."
     )
