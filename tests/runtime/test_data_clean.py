@@ -33,6 +33,7 @@ TURKISH = (
     "– 25 °C, 5 €… GÜNEŞ™, İŞ’in SONUÇ¹ ve BARIŞ² dipnotu, yarım BEŞ½, «ÇİĞ®»"
 )
 english = cache(lambda: Spelling(ENGLISH))
+all_steps = cache(lambda: clean_steps(CleanSection(emoji="remove", spelling=ENGLISH)))
 names, removes, masks = Emoji("name"), Emoji("remove"), Pii(list(KINDS))
 
 
@@ -251,6 +252,25 @@ def test_turkish_that_was_decoded_wrong_is_restored(encoding: str) -> None:
 def test_clean_text_is_left_as_it_is(text: str) -> None:
     for each in (text, f"{text}\n日本語\n{text}"):
         assert run(RepairEncoding(), each) == (each, {})
+
+
+def test_turkish_that_was_read_as_latin_1_gets_its_six_letters() -> None:
+    text = "Şişli'de yağmur yağdı ve ağaçlar için çok güzel bir gün oldu; İstanbul'un ışığı gibi."
+    damaged = text.encode("cp1254").decode("cp1252")
+    assert "Ý" in damaged
+    assert "þ" in damaged
+    gone = Counter(damaged) - Counter(text)
+    assert run(RepairEncoding(), damaged) == (
+        text,
+        {"repair_encoding.documents": 1, "repair_encoding.characters": gone.total()},
+    )
+    for clean in (
+        "Það er gott að vera í góðu veðri og þú ert hér með mér, en bir er ekki orð.",
+        "Dobrý den, krásný dům stojí ve městě a velký pes spí ve stínu.",
+        "Sir Gawain and þe Grene Knyȝt, for his auntes ben Þor and Óðinn",
+        f"{damaged} ğ",
+    ):
+        assert run(RepairEncoding(), clean) == (clean, {})
 
 
 def test_windows_1252_read_as_latin_1_is_found_in_the_whole_document() -> None:
@@ -542,13 +562,41 @@ def test_counts_are_what_was_masked_and_masked_text_stays(text: str) -> None:
     assert stays(masks, once)
 
 
+@given(st.text(st.one_of(st.characters(codec=None), st.sampled_from("\ud83dÃ©\udc00 😀1.@\u0301\xad"))))
+def test_any_text_comes_through_all_steps_and_can_be_encoded(text: str) -> None:
+    document, counts = Document("c/f#0", text=text, language="en"), Counts()
+    for step in all_steps():
+        assert step(document, counts) is None
+    document.text.encode()
+    assert all(number > 0 for number in counts.values())
+    assert {name.partition(".")[0] for name in counts} <= {step.name for step in all_steps()}
+
+
 def test_long_runs_take_time_by_their_length() -> None:
     """By the square of it each of these would take ten seconds."""
     begin = time.process_time()
-    for run_of in ("a", "1", "1 ", "a.", "a@", "+1", "GB29", "1.1.", "2000:", "(", "😀", "Ã", "ş’", "`", "re-"):
+    for run_of in (
+        "a",
+        "1",
+        "1 ",
+        "a.",
+        "a@",
+        "+1",
+        "GB29",
+        "1.1.",
+        "2000:",
+        "(",
+        "😀",
+        "Ã",
+        "ş’",
+        "`",
+        "re-",
+        "teh ",
+        "teh,",
+    ):
         text = run_of * (30_000 // len(run_of))
-        for step in (_repair(), Unicode(), names, removes, masks):
-            run(step, text)
+        for step in (*all_steps(), names):
+            run(step, text, "en")
     assert time.process_time() - begin < 8
 
 

@@ -34,7 +34,10 @@ _CODE_LINE: Final = re.compile(
 _TECHNICAL: Final = re.compile(r"[/\\@_=<>{}\[\]|~^*#$%+&`\d]|\w[.:(]\w|\(\)|[^\W\d_A-Z][A-Z]|^\W*-|^[.:]\w")
 _QUOTED: Final = re.compile(r"""(?:["'“”‘’«»„]\S+["'“”‘’«»])\W*""")
 _LETTER_BEYOND_ASCII: Final = re.compile(r"[^\W\d_A-Za-z]")
-_CLAUSE: Final = re.compile(r"""[^.,;:!?()"“”]*""")
+_CLAUSE_END: Final = re.compile(r"""[.,;:!?()"“”]""")
+_TO_SPACE: Final = re.compile(r"\S*\Z")
+_FROM_SPACE: Final = re.compile(r"\A\S*")
+_LOOKED_AT: Final = 200
 _INLINE_CODE = r"(`+)(?!`).+?(?<!`)\1(?!`)"
 
 
@@ -134,10 +137,10 @@ def _may_be_english(line: str) -> bool:
 
 def _is_foreign(match: re.Match[str]) -> bool:
     """Whether a clause has letters beyond ASCII, as a title in another language within an English sentence."""
-    line = match.string
-    begin = max(line.rfind(sign, 0, match.start()) for sign in '.,;:!?()"“”') + 1
-    clause = _CLAUSE.match(line, begin)
-    return clause is not None and _LETTER_BEYOND_ASCII.search(clause[0]) is not None
+    line, start, end = match.string, match.start(), match.end()
+    before, after = line[max(0, start - _LOOKED_AT) : start], line[end : end + _LOOKED_AT]
+    clause = _CLAUSE_END.split(before)[-1] + _CLAUSE_END.split(after)[0]
+    return _LETTER_BEYOND_ASCII.search(clause) is not None
 
 
 def _prose(lines: list[str]) -> list[int]:
@@ -162,9 +165,6 @@ def _prose(lines: list[str]) -> list[int]:
 def _is_technical(match: re.Match[str]) -> bool:
     """Whether what stands around a word, from space to space, is an address, a path, part of a program or quoted."""
     line, start, end = match.string, match.start(), match.end()
-    while start and not line[start - 1].isspace():
-        start -= 1
-    while end < len(line) and not line[end].isspace():
-        end += 1
-    around = line[start:end]
+    before, after = line[max(0, start - _LOOKED_AT) : start], line[end : end + _LOOKED_AT]
+    around = _TO_SPACE.findall(before)[0] + line[start:end] + _FROM_SPACE.findall(after)[0]
     return _TECHNICAL.search(around) is not None or _QUOTED.fullmatch(around) is not None
