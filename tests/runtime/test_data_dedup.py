@@ -73,6 +73,7 @@ def test_repeats_over_many_parts_are_those_of_one_dictionary(columns: int) -> No
         if key.any() and (first := firsts.setdefault(key.tobytes(), ordinal)) != ordinal:
             want.append((ordinal, first))
     arrays = [{"keys": part[:, 0] if columns == 1 else part} for part in parts]
+    assert copies.find_repeats([], "keys")[0].tolist() == []
     for most_keys in (16, 1 << 20):
         repeats, kept = copies.find_repeats(arrays, "keys", most_keys)
         assert list(zip(repeats.tolist(), kept.tolist(), strict=True)) == want

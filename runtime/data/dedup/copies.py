@@ -86,23 +86,32 @@ def find_repeats(parts: Sequence[Arrays], name: str, most_keys: int = MOST_KEYS)
         most_keys: the most to hold at once, on average.
     """
     found = [_repeats(keys, ordinals) for keys, ordinals in iter_shares(parts, name, most_keys)]
-    repeats, firsts = (np.concatenate([np.zeros(0, np.int64), *column]) for column in zip(*found, strict=True))
+    none = np.zeros(0, np.int64)
+    repeats = np.concatenate([none, *(row[0] for row in found)])
+    firsts = np.concatenate([none, *(row[1] for row in found)])
     order = np.argsort(repeats)
     return repeats[order], firsts[order]
 
 
 def iter_shares(parts: Sequence[Arrays], name: str, most_keys: int) -> Iterator[tuple[UInt64Array, Int64Array]]:
     """Yield the keys of each share, [keys] or [keys, 2], and their ordinals; keys of zeros are left out."""
-    sizes = [len(part[name]) for part in parts]
-    bits = max(0, sum(sizes) - 1).bit_length() - (most_keys.bit_length() - 1)
-    shares = 1 << max(0, bits)
-    for share in range(shares):
+    sizes: list[int] = []
+    held: list[UInt64Array] = []  # all of them, where they are few
+    total = 0
+    for part in parts:
+        held.append(part[name])
+        sizes.append(len(held[-1]))
+        total += sizes[-1]
+        if total > most_keys:
+            held.clear()
+    bits = max(0, max(0, total - 1).bit_length() - (most_keys.bit_length() - 1))
+    for share in range(1 << bits):
         keys, ordinals, start = [], [], 0
-        for part, size in zip(parts, sizes, strict=True):
-            array: UInt64Array = part[name]
-            leading = array if array.ndim == 1 else array[:, 0]
+        for index, size in enumerate(sizes):
+            array: UInt64Array = held[index] if len(held) == len(sizes) else parts[index][name]
             chosen = array != 0 if array.ndim == 1 else array.any(axis=1)
-            if shares > 1:
+            if bits:
+                leading = array if array.ndim == 1 else array[:, 0]
                 chosen &= leading >> np.uint64(64 - bits) == share
             places = np.flatnonzero(chosen)
             keys.append(array[places])

@@ -29,6 +29,7 @@ _SEPARATOR: Final = 0xFF  # is in no UTF-8
 _MOST_CONTENT: Final = (1 << 31) - 1
 _BLOCK: Final = 1 << 19
 _WORD: Final = 8
+_WINDOWS: Final = 1 << 13
 _Mask = npt.NDArray[np.bool_]
 
 
@@ -109,20 +110,30 @@ def find_spans(texts: Sequence[bytes], min_bytes: int) -> Spans:
 def _same_beginning(content: bytes, suffixes: npt.NDArray[np.integer], ends: Int64Array, min_bytes: int) -> _Mask:
     """Return [suffixes]: whether a suffix and the one before it begin with the same window, inside a document."""
     words = np.ndarray((len(content) - _WORD + 1,), "<u8", content, strides=(1,))
+    windows = np.ndarray((len(content) - min_bytes + 1,), f"V{min_bytes}", content, strides=(1,))
     same = np.zeros(len(suffixes), dtype=bool)
-    # The last word overlaps the one before it where the window is no multiple of words.
-    steps = [*range(0, min_bytes - _WORD, _WORD), min_bytes - _WORD]
     for begin in range(1, len(suffixes), _BLOCK):
         places = suffixes[begin - 1 : begin + _BLOCK]
         fits = places <= len(content) - min_bytes
         first = words[np.where(fits, places, 0)]
         alike = np.flatnonzero((first[1:] == first[:-1]) & fits[1:] & fits[:-1])
-        for step in steps[1:]:
+        # Words tell most pairs apart for less than whole windows cost.
+        for step in range(_WORD, min(min_bytes - _WORD, 4 * _WORD), _WORD):
             alike = alike[words[places[alike] + step] == words[places[alike + 1] + step]]
+        chunks = np.split(alike, range(_WINDOWS, len(alike), _WINDOWS))
+        pairs = ((chunk, windows[places[chunk]], windows[places[chunk + 1]]) for chunk in chunks)
+        alike = np.concatenate([chunk[_equal(first, second, min_bytes)] for chunk, first, second in pairs])
         starts = places[alike + 1]
         inside = ends[np.searchsorted(ends, starts, side="right")] - 1 - starts >= min_bytes
         same[begin + alike[inside]] = True
     return same
+
+
+def _equal(first: npt.NDArray[np.void], second: npt.NDArray[np.void], size: int) -> _Mask:
+    # numpy compares bytes several times faster than what they are here: one value of no type.
+    rows = [each.view(np.uint8).reshape(-1, size) for each in (first, second)]
+    equal: _Mask = (rows[0] == rows[1]).all(axis=1)
+    return equal
 
 
 def _cuts(

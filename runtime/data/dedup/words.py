@@ -176,4 +176,6 @@ def hash_runs_of_lengths(hashes: UInt64Array, firsts: Int64Array, lengths: Seque
             mixed = mixed * _FACTOR + padded[firsts + (length - 1)]
         if length in lengths:
             sums.append(mixed + np.uint64(length))
-    return mix64(np.array(sums)) * (firsts + np.array(lengths)[:, None] <= len(hashes))
+    runs = mix64(np.array(sums))
+    runs[firsts + np.array(lengths)[:, None] > len(hashes)] = 0
+    return runs
