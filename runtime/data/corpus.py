@@ -179,7 +179,7 @@ def decode_utf8(data: bytes) -> tuple[str, int]:
 def repair_surrogates(text: str) -> tuple[str, int]:
     """Return (text, number of surrogates without their other half, which become U+FFFD); pairs are joined."""
     try:
-        text.encode()
+        text.isascii() or text.encode()
     except UnicodeEncodeError:
         repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return repaired, repaired.count("\ufffd") - text.count("\ufffd")

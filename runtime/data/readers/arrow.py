@@ -66,6 +66,7 @@ def _is_cut(part: Part, is_file: bool) -> bool:
         last = b""
         while block := stream.read(1 << 20):
             last = (last + block)[-len(end) :]
+        stream.check(0)
         return last != end
 
 

@@ -21,6 +21,8 @@ def _open(file: BinaryIO, text_field: str) -> Any:
     try:
         # A text that many rows share is held once: 1 MB in a million rows would be a terabyte.
         return pyarrow.parquet.ParquetFile(file, read_dictionary=[text_field])
+    except KeyError:  # no such column, as the reader will tell
+        return pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise

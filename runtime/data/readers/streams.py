@@ -9,6 +9,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar, cast
 
@@ -138,7 +139,9 @@ def stamp_of(status: os.stat_result | Mapping[str, Any]) -> str:
     if isinstance(status, os.stat_result):
         return f"{status.st_size}-{status.st_mtime_ns}"
     known = (status.get(name) for name in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created"))
-    return f"{status['size']}-{next(filter(None, known), '')}".replace('"', "")
+    value: Any = next(filter(None, known), "")
+    # A listing may have seconds where the same file system's `info` has a date.
+    return f"{status['size']}-{value.timestamp() if isinstance(value, datetime) else value}".replace('"', "")
 
 
 def open_raw(part: Part) -> io.BufferedReader:
@@ -172,12 +175,16 @@ def open_table(part: Part) -> BinaryIO:
     if not part.compression:
         return open_raw(part)
     spool = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - the caller closes it
-    with open_part(part) as packed:
-        while block := packed.read(1 << 20):
-            if spool.tell() > _MOST_UNPACKED:
-                raise Damage("read.too_large", f"more than {_MOST_UNPACKED >> 30} GiB when unpacked", 0)
-            spool.write(block)
-        packed.check(0)
+    try:
+        with open_part(part) as packed:
+            while block := packed.read(1 << 20):
+                if spool.tell() > _MOST_UNPACKED:
+                    raise Damage("read.too_large", f"more than {_MOST_UNPACKED >> 30} GiB when unpacked", 0)
+                spool.write(block)
+            packed.check(0)
+    except BaseException:
+        spool.close()
+        raise
     spool.seek(0)
     return spool
 

@@ -24,6 +24,7 @@ _NO_TYPE: Final = ("", "application/octet-stream", "unk", "unknown/unknown")
 # Common Crawl's headers have 600 bytes.
 _MOST_HEADER = 64 << 10
 _BLOCK = 1 << 18
+_FIRST_LINE = len(b"WARC/1.0\r\n")
 _BEGIN = re.compile(rb"WARC/\d\.\d[ \t]*\r?\n")
 _NEXT = re.compile(rb"\nWARC/\d\.\d[ \t]*\r?\n")
 
@@ -109,7 +110,8 @@ def records(stream: Stream, most_bytes: int) -> Iterator[Record | Damage]:
         blank = b"\r\n\r\n" if first and first[0].endswith(b"\r\n") else b"\n\n"
         end = data.find(blank, first.end() - len(blank) // 2, at + _MOST_HEADER) if first else -1
         if end < 0:
-            if first and window.left < _MOST_HEADER:
+            is_cut = first or (window.left < _FIRST_LINE and b"WARC/".startswith(data[at : at + 5]))
+            if window.left < _MOST_HEADER and is_cut:
                 stream.check(begin)
                 raise Damage("read.truncated", "the last record is cut short in its headers", begin)
             window.skip_to_record()

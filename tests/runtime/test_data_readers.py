@@ -1,0 +1,600 @@
+"""The engine's readers: every format, plain and packed, whole and damaged; nothing is lost without being counted."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import tracemalloc
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import brotli
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from warcio.archiveiterator import ArchiveIterator
+
+from trimaran.runtime.data import extras
+from trimaran.runtime.data.account import Account
+from trimaran.runtime.data.document import Document, Loss
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.readers.part import ReadSettings
+from trimaran.runtime.data.readers.parts import check_first, find_parts
+from trimaran.runtime.data.readers.read import read_part
+
+TEXTS = ["first", "zwölf Äpfel\nund mehr", 'with "quotes", and commas', "日本語 " * 30, "last"]
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
+
+
+def read(
+    *sources: object, limit: int = 10 << 20, part_bytes: int = 64 << 20, field: str = "text", format: str | None = None
+) -> tuple[list[Document], list[Loss]]:
+    """Return the documents of sources, and what was lost, passed over or changed in the files."""
+    how = ReadSettings(field, limit)
+    parts = find_parts("c", [str(each) for each in sources], how, Account(), format=format, part_bytes=part_bytes)
+    assert [part.index for part in parts] == list(range(len(parts)))
+    found = [each for part in parts for each in read_part(part, how)]
+    return [each for each in found if isinstance(each, Document)], [each for each in found if isinstance(each, Loss)]
+
+
+def reasons(losses: list[Loss]) -> dict[str, tuple[int, str]]:
+    """Reason without `read.` -> how often, and the first place in the file."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for loss in losses:
+        name = loss.reason.removeprefix("read.")
+        counts[name] += loss.times
+        first.setdefault(name, loss.place.rpartition("#")[2])
+    return {name: (count, first[name]) for name, count in counts.items()}
+
+
+def table(texts: list[Any]) -> pa.Table:
+    return pa.table({"text": texts, "url": [f"http://a/{number}" for number in range(len(texts))]})
+
+
+def as_csv(texts: list[str], separator: str = ",") -> bytes:
+    quoted = ('"' + text.replace('"', '""') + '"' for text in texts)
+    return "".join(
+        f"{row}\n" for row in (separator.join(("text", "n")), *(f"{q}{separator}1" for q in quoted))
+    ).encode()
+
+
+def as_arrow(texts: list[str], rows: int = 2) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table(texts).schema) as stream:
+        stream.write_table(table(texts), max_chunksize=rows)
+    return sink.getvalue()
+
+
+def as_parquet(texts: list[Any], rows: int = 2) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table(texts), sink, row_group_size=rows)
+    return sink.getvalue()
+
+
+def record(kind: str, block: bytes, **headers: str) -> bytes:
+    named = {"WARC-Type": kind, "WARC-Target-URI": "http://a/", "Content-Type": "application/http"}
+    named |= {name.replace("_", "-"): value for name, value in headers.items()}
+    named |= {"WARC-Record-ID": "<urn:uuid:0>", "WARC-Date": "2026-01-01T00:00:00Z", "Content-Length": str(len(block))}
+    head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+    return b"WARC/1.0\r\n" + head.encode() + b"\r\n" + block + b"\r\n\r\n"
+
+
+def response(body: bytes, kind: str = "text/html; charset=utf-8", status: str = "200 OK", **headers: str) -> bytes:
+    named = {"Content-Type": kind, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    head = "".join(f"{name}: {value}\r\n" for name, value in named.items() if value)
+    return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body
+
+
+def page(number: int) -> bytes:
+    return f"<html><p>page {number} ü</p></html>".encode() * (number + 1)
+
+
+def as_warc(pages: list[bytes]) -> bytes:
+    return b"".join(record("response", response(each)) for each in pages)
+
+
+FILES: dict[str, bytes] = {
+    "a.jsonl": "".join(json.dumps({"text": text, "url": "u", "id": 7}) + "\n" for text in TEXTS).encode(),
+    "a.json": json.dumps([{"text": text} for text in TEXTS]).encode(),
+    "lines.json": "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode(),
+    "a.csv": as_csv(TEXTS),
+    "a.tsv": as_csv(TEXTS, "\t"),
+    "a.parquet": as_parquet(TEXTS),
+    "a.arrow": as_arrow(TEXTS),
+    "a.warc": b"".join(record("conversion", text.encode(), Content_Type="text/plain") for text in TEXTS),
+    "a.warc.wet": b"".join(record("conversion", text.encode(), Content_Type="text/plain") for text in TEXTS),
+}
+MARKED = ("utf-16", "utf-32", "utf-8-sig")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_format_gives_its_documents_plain_and_packed_and_what_is_whole_of_a_damaged_file(
+    tmp_path: Path, name: str
+) -> None:
+    ids = None
+    for suffix, pack in PACK.items():
+        path = tmp_path / (name + suffix)
+        packed = pack(FILES[name])
+        path.write_bytes(packed)
+        documents, losses = read(tmp_path)
+        assert ([document.text for document in documents], losses) == (TEXTS, []), suffix
+        places = [document.id.replace(suffix, "") for document in documents]
+        ids = ids or places
+        assert places == ids, "ids depend on the packing"
+        assert ids[0].startswith(f"c/{name}#")
+        if suffix:
+            path.write_bytes(packed + packed + b"\0" * 9)
+            if name in ("a.jsonl", "a.warc"):
+                assert [document.text for document in read(path)[0]] == TEXTS * 2, (
+                    "two streams in one file, and padding"
+                )
+            path.write_bytes(packed + b"garbage")
+            assert [loss.reason for loss in read(path)[1] if loss.reason != "read.no_field"][-1:] == ["read.damaged"]
+        for cut in (len(packed) - 1, len(packed) // 2, 30):
+            path.write_bytes(packed[:cut])
+            documents, losses = read(path)
+            kept = [document.text for document in documents]
+            assert kept == TEXTS[: len(kept)], (suffix, cut)
+            whole = len(kept) == len(TEXTS) and not suffix and cut == len(packed) - 1
+            assert losses or whole, (suffix, cut)
+            assert {loss.reason for loss in losses} <= {
+                "read.truncated",
+                "read.damaged",
+                "read.not_json",
+                "read.no_field",
+            }
+        path.unlink()
+
+
+@pytest.mark.parametrize("encoding", MARKED)
+def test_text_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) -> None:
+    for name in ("a.jsonl", "a.csv", "a.txt.gz"):
+        content = FILES.get(name, TEXTS[3].encode()).decode().encode(encoding)
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        documents, losses = read(tmp_path / name, part_bytes=100)
+        assert ([document.text for document in documents], losses) == (TEXTS if "txt" not in name else TEXTS[3:4], [])
+
+
+LINE = st.text(st.sampled_from('a ü日\r"\\'), max_size=12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(texts=st.lists(LINE, max_size=12), part_bytes=st.integers(1, 90), last=st.booleans())
+def test_splitting_changes_no_document_and_no_id(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], part_bytes: int, last: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("split")
+    rows = [json.dumps({"text": text}, ensure_ascii=False) if text != "a" else "" for text in texts]
+    (folder / "a.jsonl").write_bytes("\n".join(rows).encode() + (b"\n" if last else b""))
+    (folder / "b.parquet").write_bytes(as_parquet(texts))
+    (folder / "c.arrow").write_bytes(as_arrow(texts))
+    whole, split = read(folder), read(folder, part_bytes=part_bytes)
+    assert split[0] == whole[0]
+    assert reasons(split[1]) == reasons(whole[1])
+    lost = sum(loss.times for loss in whole[1] if loss.is_document)
+    assert len(whole[0]) + lost + rows.count("") == 3 * len(texts), "in = out + reasons"
+
+
+def test_large_files_are_split_so_that_each_part_is_read_by_itself(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(300)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "b.parquet").write_bytes(as_parquet(texts, 10))
+    (tmp_path / "c.arrow").write_bytes(as_arrow(texts, 10))
+    how = ReadSettings()
+    parts = find_parts("c", [str(tmp_path)], how, Account(), part_bytes=900)
+    for name in ("a.jsonl", "b.parquet", "c.arrow"):
+        mine = [part for part in parts if part.name == name]
+        assert len(mine) > 5
+        for part in mine:
+            assert all(isinstance(found, Document) for found in read_part(part, how))
+        assert sum(len(list(read_part(part, how))) for part in mine) == len(texts)
+
+
+def test_a_line_too_large_is_passed_over_without_being_held(tmp_path: Path) -> None:
+    def big(pack: Any) -> Iterator[bytes]:
+        yield pack.compress(b'{"text": "before"}\n{"text": "')
+        for _ in range(96):
+            yield pack.compress(b"a" * (1 << 20))
+        yield pack.compress(b'"}\n{"text": "after"}\n') + pack.flush()
+
+    packers = {".zst": zstandard.ZstdCompressor().compressobj(), ".gz": zlib.compressobj(1, wbits=31)}
+    for suffix, packer in packers.items():
+        path = tmp_path / f"a.jsonl{suffix}"
+        path.write_bytes(b"".join(big(packer)))
+        tracemalloc.start()
+        documents, losses = read(path, limit=1 << 20)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert [document.text for document in documents] == ["before", "after"]
+        assert reasons(losses) == {"too_large": (1, "19")}
+        assert peak < 40 << 20
+    (tmp_path / "a.csv").write_bytes(as_csv(["before", "x" * 3000, "after"]))
+    (tmp_path / "b.warc").write_bytes(as_warc([page(0), b"<html>" + b"x" * 300_000, page(1)]))
+    (tmp_path / "c.warc.gz").write_bytes(
+        gzip.compress(record("response", response(gzip.compress(b"<p>" * 10**6), Content_Encoding="gzip")))
+    )
+    for name, body in (("d.txt", b"x"), ("e.html", b"<"), ("f.jsonl", b'{"text": "' + b"x" * 2000 + b'"}')):
+        (tmp_path / name).write_bytes(body * 2000 if len(body) == 1 else body)
+    (tmp_path / "g.parquet").write_bytes(as_parquet(["before", "x" * 3000, "after"]))
+    for name, kept in {
+        "a.csv": 2,
+        "b.warc": 2,
+        "c.warc.gz": 0,
+        "d.txt": 0,
+        "e.html": 0,
+        "f.jsonl": 0,
+        "g.parquet": 2,
+    }.items():
+        documents, losses = read(tmp_path / name, limit=1000)
+        assert (len(documents), reasons(losses)["too_large"][0]) == (kept, 1), name
+
+
+def test_what_is_no_document_is_counted_with_its_reason_and_first_place(tmp_path: Path) -> None:
+    lines = [
+        b'{"text": "good"}',
+        b"{not json",
+        b"[1, 2]",
+        b'{"other": "x"}',
+        b'{"text": null}',
+        b'{"text": 5}',
+        b'{"text": "  "}',
+        b"",
+        b'{"text": "half \\ud83d"}',
+        b'{"text": "pair \\ud83d\\ude00"}',
+        b'{"text": "caf\xe9 na\xefve"}',
+        '{"text": "one bad ü '.encode() + b'\xff"}',
+        b"[" * 100_000,
+        b'{"text": ' + b"1" * 5000 + b"}",
+        b'{"text": "a\\r\\nb"}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    documents, losses = read(tmp_path)
+    assert [document.text for document in documents] == ["good", "half \ufffd", "pair 😀", "one bad ü \ufffd", "a\nb"]
+    at = [sum(len(line) + 1 for line in lines[:number]) for number in range(len(lines))]
+    assert reasons(losses) == {
+        "not_json": (3, str(at[1])),
+        "no_object": (1, str(at[2])),
+        "no_field": (1, str(at[3])),
+        "null": (1, str(at[4])),
+        "not_text": (1, str(at[5])),
+        "empty": (1, str(at[6])),
+        "blank": (1, str(at[7])),
+        "surrogate": (1, str(at[8])),
+        "wrong_charset": (1, str(at[10])),
+        "not_utf8": (1, str(at[11])),
+        "crlf": (1, str(at[14])),
+    }
+    changed = {"read.blank", "read.surrogate", "read.not_utf8", "read.crlf"}
+    assert {loss.reason for loss in losses if not loss.is_document} == changed
+    assert len(documents) + sum(loss.times for loss in losses if loss.is_document) == len(lines) - 1, (
+        "not the blank one"
+    )
+
+
+def test_a_binary_file_and_one_in_another_encoding_are_no_text(tmp_path: Path) -> None:
+    contents = {
+        "elf.txt": b"\x7fELF\x02\x01\x01" + bytes(range(256)) * 20,
+        "packed.txt": gzip.compress(b"text"),
+        "nul.txt": "text".encode("utf-16-le") * 100,
+        "latin.txt": "Größe für Äpfel".encode("latin-1"),
+        "pickle.jsonl": b"\x80\x04\x95\x0b\0\0\0\0\0\0\0\x8c\x07\xff\xfe\xfd\x94.",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        documents, losses = read(tmp_path / name)
+        assert (documents, reasons(losses)) == ([], {"wrong_charset" if name == "latin.txt" else "binary": (1, "0")}), (
+            name
+        )
+
+
+def test_a_csv_row_of_other_length_and_a_quote_without_end_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,n\n"one\n""two""",1\nshort\n\nx,2\n"never,3\nlost,4\n')
+    documents, losses = read(tmp_path)
+    assert [document.text for document in documents] == ['one\n"two"', "x"]
+    assert reasons(losses) == {"not_csv": (1, "23"), "blank": (1, "29"), "damaged": (1, "34")}
+
+
+def test_of_a_damaged_parquet_file_the_other_row_groups_are_read(tmp_path: Path) -> None:
+    content = bytearray(as_parquet([f"text {number}" for number in range(100)], 10))
+    offset = pq.ParquetFile(io.BytesIO(bytes(content))).metadata.row_group(4).column(0).data_page_offset
+    content[offset + 2] ^= 255
+    (tmp_path / "a.parquet").write_bytes(bytes(content))
+    documents, losses = read(tmp_path)
+    assert len(documents) == 90
+    assert reasons(losses) == {"damaged": (10, "40")}
+    (tmp_path / "a.parquet").write_bytes(as_parquet([1, 2, 3]))
+    assert reasons(read(tmp_path)[1]) == {"not_text": (3, "0")}
+    assert reasons(read(tmp_path, field="body")[1]) == {"no_field": (3, "0")}
+
+
+def test_a_text_that_many_rows_share_is_held_once(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["x" * 500_000] * 120}), tmp_path / "a.parquet")  # 60 MB; the file has 50 KB
+    how = ReadSettings()
+    (part,) = find_parts("c", [str(tmp_path)], how, Account())
+    before = pa.total_allocated_bytes()
+    for number, _ in enumerate(read_part(part, how)):
+        if number % 40 == 0:
+            assert pa.total_allocated_bytes() - before < 16 << 20
+    assert number == 119
+
+
+def chunked(body: bytes, size: int = 10) -> bytes:
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    return b"".join(b"%x;ext=1\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+ENCODINGS: dict[str, tuple[dict[str, str], Callable[[bytes], bytes]]] = {
+    "plain": ({}, bytes),
+    "chunked": ({"Transfer_Encoding": "chunked"}, chunked),
+    "gzip": ({"Content_Encoding": "gzip"}, gzip.compress),
+    "x-gzip": ({"content_encoding": "X-GZIP"}, gzip.compress),
+    "deflate": ({"Content_Encoding": "deflate"}, zlib.compress),
+    "br": ({"Content_Encoding": "br"}, brotli.compress),
+    "zstd": ({"Content_Encoding": "zstd"}, zstandard.compress),
+    "chunked gzip": (
+        {"Content_Encoding": "gzip", "Transfer_Encoding": "chunked"},
+        lambda body: chunked(gzip.compress(body)),
+    ),
+    "said to be gzip": ({"Content_Encoding": "gzip"}, bytes),
+    "said to be br": ({"Content_Encoding": "br"}, bytes),
+    "said to be chunked": ({"Transfer_Encoding": "chunked"}, bytes),
+}
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", "members.gz", ".zst"])
+def test_warc_pages_are_those_that_warcio_reads_whatever_their_encoding(tmp_path: Path, suffix: str) -> None:
+    records = [record("warcinfo", b"software: x\r\n"), record("request", b"GET / HTTP/1.1\r\n\r\n")]
+    expected = []
+    for number, (headers, encode) in enumerate(ENCODINGS.values()):
+        records.append(
+            record("response", response(encode(page(number)), **headers), WARC_Target_URI=f"http://a/{number}")
+        )
+        expected.append((f"http://a/{number}", page(number)))
+    content = b"".join(records)
+    packed = {
+        "": content,
+        ".gz": gzip.compress(content),
+        "members.gz": b"".join(map(gzip.compress, records)),
+        ".zst": zstandard.compress(content),
+    }[suffix]
+    (tmp_path / f"a.warc{suffix.replace('members', '')}").write_bytes(packed)
+    documents, losses = read(tmp_path)
+    assert [(document.url, document.raw) for document in documents] == expected
+    assert {document.charset for document in documents} == {"utf-8"}
+    assert {name: count for name, (count, _) in reasons(losses).items()} == {"warcinfo_record": 1, "request_record": 1}
+    offsets = [int(document.id.rpartition("#")[2]) for document in documents]
+    assert all(content[offset:].startswith(b"WARC/1.0") for offset in offsets)
+    if suffix in ("", "members.gz"):  # warcio reads no other, and neither zstd nor brotli as it is since 1.2
+        unknown = ("br", "zstd", "X-GZIP")
+        theirs = [
+            (each.rec_headers.get_header("WARC-Target-URI"), each.content_stream().read())
+            for each in ArchiveIterator(io.BytesIO(packed))
+            if each.rec_type == "response" and each.http_headers.get_header("Content-Encoding") not in unknown
+        ]
+        known = [name not in ("br", "zstd", "said to be br", "x-gzip") for name in ENCODINGS]
+        assert theirs == list(compress(expected, known))
+
+
+def test_what_is_no_page_of_a_warc_is_counted(tmp_path: Path) -> None:
+    html = "<html>x</html>"
+    broken = gzip.compress(page(50))
+    records = {
+        "kept": record("response", response(page(1))),
+        "http_error": record("response", response(b"gone", status="404 Not Found")),
+        "not_html": record("response", response(b"%PDF-1.7", "application/pdf")),
+        "sniffed": record("response", response(b"  <!DOCTYPE html><p>x", "")),
+        "not_html 2": record("response", response(b"plain", "")),
+        "not_html 3": record("response", b"1.2.3.4 a record of DNS", Content_Type="text/dns"),
+        "undecodable": record("response", response(broken[:-20], Content_Encoding="gzip")),
+        "undecodable 2": record("response", response(broken[:9] + b"\xff" * 40, Content_Encoding="gzip")),
+        "undecodable 3": record("response", response(b"\x01\x02\x03", Content_Encoding="compress")),
+        "undecodable 4": record("response", response(b"5\r\nhello\r\nnonsense", Transfer_Encoding="chunked")),
+        "cut": record("response", response(broken[:-20], Content_Encoding="gzip"), WARC_Truncated="length"),
+        "resource": record("resource", html.encode(), Content_Type="text/html"),
+        "revisit_record": record("revisit", b"HTTP/1.1 200 OK\r\n\r\n"),
+        "segmented": record("response", response(page(1)), WARC_Segment_Number="1"),
+        "empty": record("response", response(b" \r\n")),
+    }
+    (tmp_path / "a.warc").write_bytes(b"".join(records.values()))
+    documents, losses = read(tmp_path)
+    assert [document.raw[:20] for document in documents] == [
+        page(1)[:20],
+        b"  <!DOCTYPE html><p>x"[:20],
+        page(50)[:20],
+        html.encode()[:20],
+    ]
+    names = list(records)
+    place = {name: str(sum(map(len, list(records.values())[: names.index(name)]))) for name in names}
+    assert reasons(losses) == {
+        "http_error": (1, place["http_error"]),
+        "not_html": (3, place["not_html"]),
+        "undecodable": (4, place["undecodable"]),
+        "cut_by_crawler": (1, place["cut"]),
+        "revisit_record": (1, place["revisit_record"]),
+        "segmented": (1, place["segmented"]),
+        "empty": (1, place["empty"]),
+    }
+
+
+def test_a_warc_cut_anywhere_loses_only_its_last_record_and_garbage_only_itself(tmp_path: Path) -> None:
+    records = [record("response", response(page(number))) for number in range(3)]
+    ends = [sum(map(len, records[: number + 1])) for number in range(3)]
+    content, path = b"".join(records), tmp_path / "a.warc"
+    for cut in range(1, len(content), 7):
+        path.write_bytes(content[:cut])
+        documents, losses = read(path)
+        whole = sum(end - 4 <= cut for end in ends)
+        assert [document.raw for document in documents] == [page(number) for number in range(whole)], cut
+        inside = cut > (ends[whole - 1] if whole else 0)
+        assert [loss.reason for loss in losses] == (["read.truncated"] if inside else []), cut
+    path.write_bytes(records[0] + b"garbage \xff" * 9000 + b"\r\n" + records[1] + b"\r\n\r\n\r\n" + records[2])
+    documents, losses = read(path)
+    assert len(documents) == 3
+    assert reasons(losses) == {"damaged": (1, str(ends[0]))}
+    path.write_bytes(records[0].replace(b"Content-Length: ", b"Content-Length: x") + records[1])
+    documents, losses = read(path)
+    assert (len(documents), reasons(losses)) == (1, {"damaged": (1, "0")})
+    path.write_bytes(content.replace(b"\r\nWARC-", b"\nWARC-").replace(b"WARC/1.0\r", b"WARC/1.0"))
+    assert len(read(path)[0]) <= 3
+
+
+def test_sources_are_found_in_order_and_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.jsonl", "sub/a.jsonl", "notes.md", ".hidden.txt", "model.pt", "empty.txt", "x.HTML.ZST"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"" if "empty" in name else b'{"text": "x"}')
+    account = Account()
+    sources = [str(tmp_path), str(tmp_path / "*.txt"), f"file://{tmp_path}/sub", str(tmp_path / "sub" / "a.jsonl")]
+    parts = find_parts("c", sources, ReadSettings(), account)
+    assert [part.name for part in parts] == ["a.jsonl", "b.txt", "sub/a.jsonl", "x.HTML.ZST"]
+    assert [(part.format, part.compression) for part in parts[2:]] == [("jsonl", ""), ("html", ".zst")]
+    counts = {name: notice.count for name, notice in account.noticed.items()}
+    assert counts == {"other_kind": 1, "hidden": 1, "pickle": 1, "empty_file": 2, "twice": 3}
+    (same,) = (
+        part
+        for part in find_parts("c", [sources[3], str(tmp_path)], ReadSettings(), Account())
+        if part.name == "a.jsonl~2"
+    )
+    assert same.file == str(tmp_path / "a.jsonl"), "each name stands for one file"
+    named = find_parts("c", [str(tmp_path / "notes.md")], ReadSettings(), Account(), format="lines")
+    assert [(part.format, part.name) for part in named] == [("lines", "notes.md")]
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("gone.jsonl", r"data\.corpora\.c\.source '.*gone\.jsonl' does not exist"),
+        ("a.md", "is not a"),
+        ("model.pkl", "is a pickle, which can run code; convert it to .jsonl or .parquet"),
+        ("*.md", r"holds no \.warc, .*passed over 1 file of another kind"),
+        ("ftp9://x/y", "ftp9.*; install its driver, or copy"),
+        ("memory://gone/*.txt", "does not exist"),
+    ],
+)
+def test_a_source_that_cant_be_used_is_a_sentence_before_the_work(tmp_path: Path, source: str, sentence: str) -> None:
+    for name in ("a.md", "model.pkl"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(DataError, match=sentence):
+        read(source if "://" in source else tmp_path / source)
+
+
+def test_a_wrong_text_field_is_told_before_the_work(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.parquet", "a.csv", "a.arrow"):
+        (tmp_path / name).write_bytes(FILES[name])
+        how = ReadSettings("body")
+        parts = find_parts("c", [str(tmp_path / name)], how, Account())
+        with pytest.raises(DataError, match=rf"c/{name}#0: no .*'body' among text.*; set data\.corpora\.c\.text_field"):
+            check_first(parts, how)
+        check_first(parts, ReadSettings())
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").write_bytes(FILES["a.parquet"])
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"pyarrow; run pip install 'trimaran\[data\]'"):
+        read(tmp_path)
+    with pytest.raises(DataError, match=r"pip install 'trimaran\["):
+        read("s3://bucket/key")
+
+
+def test_only_the_arrow_files_that_datasets_lists_are_read(tmp_path: Path) -> None:
+    for name in ("data-00000-of-00001.arrow", "data-00000-of-00002.arrow"):
+        (tmp_path / name).write_bytes(FILES["a.arrow"])
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    (tmp_path / "dataset_info.json").write_text("{}")
+    account = Account()
+    (part,) = find_parts("c", [str(tmp_path)], ReadSettings(), account)
+    assert part.name == "data-00000-of-00001.arrow"
+    assert {name: notice.count for name, notice in account.noticed.items()} == {"unlisted": 1}
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    system = fsspec.filesystem("memory")
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+def test_remote_files_are_read_as_local_ones_are(tmp_path: Path, memory: Any) -> None:
+    for name, content in FILES.items():
+        for folder in (tmp_path / "in", None):
+            if folder:
+                folder.mkdir(exist_ok=True)
+                (folder / name).write_bytes(content)
+            else:
+                memory.pipe(f"/bucket/in/{name}", content)
+    memory.pipe("/bucket/in/.hidden/x.txt", b"x")
+    memory.pipe("/bucket/in/notes.md", b"x")
+    local = read(tmp_path / "in", part_bytes=200)
+    assert read("memory://bucket/in", part_bytes=200) == local
+    assert len(local[0]) == len(FILES) * len(TEXTS)
+    assert [d.id for d in read("memory://bucket/*/a.*sv")[0]] == [
+        f"c/in/a.{suffix}#{place}"
+        for suffix in ("csv", "tsv")
+        for place in [d.id.rpartition("#")[2] for d in local[0] if d.id.startswith(f"c/a.{suffix}#")]
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.arrow", "a.warc.gz", "a.jsonl.zst", "a.jsonl.bz2"])
+def test_a_remote_file_that_is_gone_midway_is_an_error_to_try_again(
+    memory: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import random
+
+    texts = [random.Random(number).randbytes(40_000).hex() for number in range(40)]
+    content = {
+        "jsonl": lambda: "".join(json.dumps({"text": text}) + "\n" for text in texts).encode(),
+        "parquet": lambda: as_parquet(texts, 4),
+        "arrow": lambda: as_arrow(texts, 4),
+        "warc": lambda: as_warc([text.encode() for text in texts]),
+    }[name.split(".")[1]]()
+    suffix = f".{name.split('.')[2]}" if name.count(".") == 2 else ""
+    memory.pipe(f"/bucket/{name}", PACK[suffix](content))
+    how = ReadSettings()
+    (part,) = find_parts("c", [f"memory://bucket/{name}"], how, Account())
+    reads: list[int] = []
+    file = type(memory.open(f"/bucket/{name}"))
+    read_before = file.read
+
+    def gone(self: Any, size: int = -1) -> bytes:
+        reads.append(size)
+        if sum(size for size in reads if size > 0) > 700_000:
+            raise RuntimeError("NoSuchKey")
+        return bytes(read_before(self, size))
+
+    monkeypatch.setattr(file, "read", gone)
+    with pytest.raises(OSError, match="NoSuchKey") as error:
+        list(read_part(part, how))
+    assert error.value.filename == f"memory:///bucket/{name}"
+    assert error.value.errno is not None
+
+
+def test_a_file_that_changed_since_it_was_found_is_refused(tmp_path: Path, memory: Any) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    memory.pipe("/bucket/a.txt", b"text")
+    how = ReadSettings()
+    for source, change in (
+        (str(path), path.write_text),
+        ("memory://bucket/a.txt", lambda text: memory.pipe("/bucket/a.txt", text.encode())),
+    ):
+        (part,) = find_parts("c", [source], how, Account())
+        change("text that is longer")
+        with pytest.raises(OSError, match="has changed since its work was laid out"):
+            list(read_part(part, how))
