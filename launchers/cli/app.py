@@ -7,6 +7,7 @@ from trimaran.launchers.cli.convert import export, import_
 from trimaran.launchers.cli.generate import generate
 from trimaran.launchers.cli.jobs import cancel, logs, status
 from trimaran.launchers.cli.mup_check import coordinate_check
+from trimaran.launchers.cli.prepare import data, prepare
 from trimaran.launchers.cli.presets import models
 from trimaran.launchers.cli.report import report
 from trimaran.launchers.cli.schedules import schedules
@@ -21,6 +22,8 @@ app.command()(logs)
 app.command()(cancel)
 app.command("import")(import_)
 app.command()(export)
+app.command()(prepare)
+app.add_typer(data, name="data")
 app.command()(train)
 app.command()(check)
 app.command()(schedules)

@@ -92,9 +92,8 @@ def show_sample(spec: RunSpec, count: int) -> Table:
     from trimaran.runtime.data.recipe.of_spec import recipe_of, sample_documents
 
     table = Table("document", "as read", "kept, or why not", show_lines=True)
-    for document, before, removal in islice(sample_documents(recipe_of(spec, os.environ)), count):
-        after = f"[{removal.reason}] {removal.detail}" if removal else document.text
-        table.add_row(document.id, _short(before), _short(after))
+    for name, before, after in islice(sample_documents(recipe_of(spec, os.environ)), count):
+        table.add_row(name, _short(before), _short(after))
     return table
 
 

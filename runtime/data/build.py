@@ -191,7 +191,8 @@ def build(
         raise DataError(f"the tokenizer (data.tokenizer) {CHANGED.format(since='this run began')}")
     dtype = dtype_for(tokenizer.vocab_size)
     documents = counted(account.totals["documents"], "document")
-    encode, engine = tokenizer.encode_batch, "tokenizers"
+    encode: Encode = tokenizer.encode_batch
+    engine = "tokenizers"
     if account.totals["bytes"] >= _BULK_BYTES:
         encode, engine = tokenizer.bulk_encoder()
     logger.info("tokenizing %s by %s", documents, engine)

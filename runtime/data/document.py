@@ -51,13 +51,11 @@ class Removal(NamedTuple):
 
 
 class Step(Protocol):
-    """A step of the recipe for single documents: a part of cleaning, a filter.
+    """A step of the recipe for single documents: a part of cleaning, a filter."""
 
-    Attributes:
-        name: as in the spec.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """The name of the step, as in the spec."""
 
     def __call__(self, document: Document, counts: Counts) -> Removal | None:
         """Change `document` in place and return None, or return why it is removed."""

@@ -75,6 +75,8 @@ def prepare_data(
         max_lost_fraction=data.max_lost_fraction,
         model_vocab_size=shape.vocab_size,
         curated=curated,
+        tokenizer_train_bytes=data.tokenizer_train_bytes,
+        weights={name: corpus.weight for name, corpus in data.corpora.items()},
         former=former,
         environment=environment,
     )

@@ -33,7 +33,7 @@ def check_data(spec: RunSpec, data: PreparedData) -> None:
 
 def train_loader(spec: RunSpec, data: PreparedData, dp: Group) -> Loader:
     """Return this dp rank's loader over the training split, blended where there are corpora."""
-    if spec.data.corpora is None:
+    if not spec.data.corpora:
         return build_loader(spec, data.train, data.tokenizer, dp)
     found = data.train.of_corpora()
     missing = [name for name in spec.data.corpora if name not in found]
@@ -44,14 +44,14 @@ def train_loader(spec: RunSpec, data: PreparedData, dp: Group) -> Loader:
 
 def blend_of(spec: RunSpec) -> Blend:
     """Return the blend of the corpora that the spec names."""
-    weights = {name: corpus.weight for name, corpus in (spec.data.corpora or {}).items()}
+    weights = {name: corpus.weight for name, corpus in spec.data.corpora.items()}
     stages = [(stage.tokens, stage.weights) for stage in spec.data.stages or ()]
     return Blend.of(weights, stages, spec.train.seq_len)
 
 
 def _check_epochs(spec: RunSpec, data: PreparedData, loader: Loader) -> None:
     """Raise DataError where a corpus would be read more often than its max_epochs."""
-    if spec.data.corpora is None:
+    if not spec.data.corpora:
         return
     for (name, corpus), epochs in zip(spec.data.corpora.items(), epochs_of(spec, loader), strict=True):
         if corpus.max_epochs is not None and epochs > corpus.max_epochs:

@@ -237,5 +237,12 @@ def _manifest(recipe: Recipe, kitchen: Kitchen, parts: Sequence[Output]) -> dict
         "stages": kitchen.stages,
         "notes": kitchen.notes,
         "clusters": sorted(kitchen.clusters, key=lambda cluster: (-cluster["copies"], cluster["kept"])),
-        "parts": [{"folder": str(part.folder.relative_to(kitchen.root)), "sha256": part.digest} for part in parts],
+        "parts": [
+            {
+                "folder": str(part.folder.relative_to(kitchen.root)),
+                "sha256": part.digest,
+                "corpus": group[0].part.corpus,
+            }
+            for part, group in zip(parts, recipe.groups, strict=True)
+        ],
     }

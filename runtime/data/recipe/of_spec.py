@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimaran.runtime.data.account import Account
-from trimaran.runtime.data.document import Document, Loss, Removal
+from trimaran.runtime.data.document import Document
 from trimaran.runtime.data.files import hash_file, once_per_change
 from trimaran.runtime.data.prepare import QUICKSTART
 from trimaran.runtime.data.quickstart import ensure_quickstart
@@ -47,11 +47,14 @@ def recipe_of(spec: "RunSpec", environment: Mapping[str, str] = NO_JOB) -> Recip
         check_first(parts, settings)
         sources += _hashed(parts, corpus["text_field"], cache_dir)
         lost[name] = account.record
-    return Recipe(sources, max_document_bytes=data.max_document_bytes, passed_over=lost, **sections)
+    memory = None if data.worker_memory is None else int(data.worker_memory * (1 << 30))
+    return Recipe(
+        sources, max_document_bytes=data.max_document_bytes, substring_memory=memory, passed_over=lost, **sections
+    )
 
 
 def _corpora(spec: "RunSpec") -> dict[str, dict[str, Any]]:
-    if spec.data.corpora is not None:
+    if spec.data.corpora:
         return {name: corpus.model_dump() for name, corpus in spec.data.corpora.items()}
     return {_ONE: {"source": spec.data.source, "text_field": spec.data.text_field, "format": None}}
 
@@ -71,8 +74,8 @@ def _hashed(parts: Sequence[Part], text_field: str, cache_dir: Path) -> list[Sou
     return [SourcePart(part, digests.get(part.file, part.stamp), text_field) for part in parts]
 
 
-def sample_documents(recipe: Recipe) -> Iterator[tuple[Document | Loss, str, Removal | None]]:
-    """Yield the documents of a recipe as cleaning and filters leave them, with the text before, and why one is removed.
+def sample_documents(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """Yield the id of each document, its text as it is read, and as cleaning and filters leave it, or why they don't.
 
     The sources take turns, so that a sample has some of each.
     """
@@ -87,6 +90,7 @@ def sample_documents(recipe: Recipe) -> Iterator[tuple[Document | Loss, str, Rem
                 readers.remove(reader)
             elif isinstance(item, Document):
                 before = item.text or item.raw.decode("utf-8", "replace")
-                yield item, before, apply_steps(steps, item, tally)[1]
+                _, removal = apply_steps(steps, item, tally)
+                yield item.id, before, item.text if removal is None else f"[{removal.reason}] {removal.detail}"
             elif item.is_document:
-                yield item, "", Removal(item.reason, item.detail)
+                yield item.place, "", f"[{item.reason}] {item.detail}"

@@ -6,8 +6,11 @@ from pydantic import BaseModel, Field
 
 from trimaran.models.fields import INTEGRAL, Count, Positive
 from trimaran.runtime.data.vocabulary import SMALLEST_VOCABULARY
+from trimaran.runtime.spec.sections.clean import CleanSection
 from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath, Folder, Fraction, PositiveFraction
 from trimaran.runtime.spec.sections.corpora import Corpora, Key, NumBytes, Sources, Stages
+from trimaran.runtime.spec.sections.dedup import DecontaminateSection, DedupSection
+from trimaran.runtime.spec.sections.filter import FilterSection
 
 TokenizerSize = Annotated[int, Field(ge=SMALLEST_VOCABULARY, le=2**31 - 1), INTEGRAL]
 
@@ -28,6 +31,14 @@ class DataSection(BaseModel):
     )
     stages: Stages | None = Field(
         default=None, description="Weights of the corpora that change at counts of trained tokens (null: they do not)."
+    )
+    clean: CleanSection | None = Field(
+        default=None, description="Cleaning of each document, in a fixed order (null: none, and no HTML)."
+    )
+    filter: FilterSection | None = Field(default=None, description="Which documents are removed (null: none).")
+    dedup: DedupSection | None = Field(default=None, description="Which copies are removed (null: none).")
+    decontaminate: DecontaminateSection | None = Field(
+        default=None, description="Evaluation sets that are kept out of the text (null: none)."
     )
     max_lost_fraction: Fraction = Field(
         default=0.05,
@@ -74,5 +85,11 @@ class DataSection(BaseModel):
         default=None, description="Processes that prepare the text (null: the usable cores of the machine)."
     )
     worker_memory: Positive | None = Field(
-        default=None, description="Memory that one of them may take, in GiB (null: its share of what is free)."
+        default=None, description="Memory that one of them may take, in GiB (null: no limit)."
     )
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether the text is prepared by the stages of a recipe, on workers."""
+        sections = (self.clean, self.filter, self.dedup, self.decontaminate)
+        return bool(self.corpora) or any(section is not None for section in sections)
