@@ -32,7 +32,6 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     The caller holds the lock of the folder.
     """
     from trimaran.launchers.data.prepare import prepare_spec
-    from trimaran.runtime.data.account import table_of
     from trimaran.runtime.data.build import Digests
     from trimaran.runtime.train.pipeline import schedule_of
 
@@ -59,7 +58,6 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
         tokenizer = tokenizer_of_weights(spec, resumed=resumed is not None)
     former = None if resumed is None else Digests.read(folder / "data_manifest.json")
     data = prepare_spec(spec, "local", tokenizer=tokenizer, former=former)
-    say(table_of(data.manifest))
     _check_run(spec, data)
     if starts_from:
         same_tokenizer = has_same_tokenizer(spec, data)

@@ -1,6 +1,7 @@
 """Sentences on the terminal's error stream, from commands and from ranks. Imports no torch."""
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -96,3 +97,16 @@ def run_main(main: Callable[[], int]) -> int:
             raise
         say_error(error)
         return 2
+
+
+class TerminalHandler(logging.Handler):
+    """Says what is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say a record; logging calls this."""
+        say(self.format(record), style="yellow" if record.levelno >= logging.WARNING else None)
+
+
+def log_to_terminal() -> None:
+    """Say what the program logs."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[TerminalHandler()])

@@ -1,13 +1,13 @@
 """`trimaran prepare` and `trimaran data`: from sources to token shards, and what became of a document."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences, path
-from trimaran.launchers.terminal import print_table, say
+from trimaran.launchers.terminal import log_to_terminal, print_table, say
 from trimaran.models.fields import counted, printable
 from trimaran.runtime.spec import load_spec
 
@@ -22,6 +22,17 @@ def prepare(
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing changes it
     launcher: Launcher = None,
     workers: Annotated[int | None, typer.Option(min=1, help="In place of the spec's data.workers.")] = None,
+    only: Annotated[
+        Literal["clean", "filter", "dedup", "decontaminate"] | None,
+        typer.Option(help="Stop after this stage of the recipe."),
+    ] = None,
+    export: Annotated[
+        Literal["megatron", "jsonl.zst", "parquet"] | None,
+        typer.Option(help="Write the tokens (megatron) or the kept documents too, into --export-to."),
+    ] = None,
+    export_to: Annotated[Path, typer.Option(parser=path, metavar="FOLDER", help="Folder of --export.")] = Path(
+        "export"
+    ),
     sample: Annotated[
         int | None, typer.Option(min=1, help="Show what becomes of the first documents, and write nothing.")
     ] = None,
@@ -30,16 +41,24 @@ def prepare(
     earlier call stopped."""
     with errors_as_sentences():
         spec = load_spec(spec_path, overrides)
-        from trimaran.launchers.data.prepare import prepare_spec, show_sample
+        log_to_terminal()
+        from trimaran.launchers.data.prepare import curate_spec, export_prepared, prepare_curated, show_sample
 
+        kind = launcher or spec.launcher.kind
+        if (only or sample) and not spec.data.has_recipe:
+            raise ValueError(
+                "--only and --sample are for a recipe, which this spec has not: it needs data.clean or filter"
+            )
         if sample is not None:
             print_table(show_sample(spec, sample))
             return
-        prepared = prepare_spec(spec, launcher or spec.launcher.kind, workers)
-        from trimaran.runtime.data.account import table_of
-
-        say(table_of(prepared.manifest))
+        curated = curate_spec(spec, kind, workers, only) if spec.data.has_recipe else None
+        if only is not None:
+            return
+        prepared = prepare_curated(spec, curated)
         say(f"token shards: {prepared.folder}")
+        if export is not None:
+            export_prepared(prepared, curated, export, export_to)
 
 
 @data.command()
@@ -91,6 +110,6 @@ def _table_of(manifest: dict[str, Any]) -> Table:
         for reason, count in sorted(stage["reasons"].items(), key=lambda item: -item[1]):
             table.add_row("", f"-{count:,}", "", f"{reason} ({count / max(1, came):.2%})")
         table.add_row("", f"{stage['documents'].get('out', 0):,} kept", f"{size.get('out', 0):,}", "")
-        for name, count in sorted(stage["counts"].items()):
+        for name, count in sorted(item for item in stage["counts"].items() if ":" not in item[0]):
             table.add_row("", "", "", f"{name}: {counted(count, 'time')}")
     return table

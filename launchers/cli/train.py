@@ -1,6 +1,5 @@
 """`trimaran train`: prepare a run and start its ranks, or run as one of them under another launcher."""
 
-import logging
 import os
 import shlex
 from pathlib import Path
@@ -18,7 +17,7 @@ from trimaran.launchers.local.node_agent import run_node_by_hand
 from trimaran.launchers.local.torch_elastic import get_ready
 from trimaran.launchers.prepare_run import lock_run, prepare_run, try_to_report, what_is_saved
 from trimaran.launchers.slurm.submit import train_on_slurm
-from trimaran.launchers.terminal import say
+from trimaran.launchers.terminal import log_to_terminal, say
 from trimaran.launchers.worker.entry import serve_as_rank
 from trimaran.models.fields import counted
 from trimaran.runtime.spec import RunSpec, describe, load_spec
@@ -55,7 +54,7 @@ def train(
         check_device(spec, spec.world_size // spec.launcher.nodes)
         if kind == "mpi":
             raise typer.Exit(run_by_mpirun(spec, spec_path, overrides))
-        _log_to_terminal()
+        log_to_terminal()
         if spec.launcher.nodes > 1:
             raise typer.Exit(run_node_by_hand(spec, spec_path, overrides))
         with lock_run(Path(spec.train.output_dir)):
@@ -80,15 +79,3 @@ def _train_here(spec: RunSpec) -> None:
         else ""
     )
     say(f"report: {folder / 'report.html'}{more}")
-
-
-class TerminalHandler(logging.Handler):
-    """Says what is logged."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Say a record; logging calls this."""
-        say(self.format(record), style="yellow" if record.levelno >= logging.WARNING else None)
-
-
-def _log_to_terminal() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[TerminalHandler()])

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from trimaran.launchers.data.workers import WorkerOptions, local_workers, mpi_workers, slurm_workers
 from trimaran.launchers.rendezvous.network import reachable_address
+from trimaran.launchers.terminal import say
 from trimaran.models.fields import printable
 from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.processes import usable_cores
@@ -28,28 +29,41 @@ _SHOWN_CHARACTERS = 200
 
 
 def prepare_spec(
-    spec: RunSpec,
-    kind: str,
-    workers: int | None = None,
-    tokenizer: Path | None = None,
-    former: "Digests | None" = None,
+    spec: RunSpec, kind: str, tokenizer: Path | None = None, former: "Digests | None" = None
 ) -> "PreparedData":
-    """Prepare the data of a spec, or open it where it was prepared before.
+    """Prepare the data of a spec, or open it where it was prepared before, and tell what was found.
 
     Args:
         kind: local, slurm (in a job, by srun) or mpi.
-        workers: in place of data.workers.
         tokenizer: see `prepare_data`.
         former: see `prepare_data`.
     """
+    curated = curate_spec(spec, kind) if spec.data.has_recipe else None
+    return prepare_curated(spec, curated, tokenizer, former)
+
+
+def prepare_curated(
+    spec: RunSpec, curated: "Curated | None", tokenizer: Path | None = None, former: "Digests | None" = None
+) -> "PreparedData":
+    """Train the tokenizer and write the token shards of what a recipe keeps, or of the sources without one."""
+    from trimaran.launchers.report.data_page import write_data_page
+    from trimaran.runtime.data.account import table_of
     from trimaran.runtime.data.prepare import prepare_data
 
-    curated = curate_spec(spec, kind, workers) if spec.data.has_recipe else None
-    return prepare_data(spec, tokenizer, curated=curated, former=former, environment=os.environ)
+    prepared = prepare_data(spec, tokenizer, curated=curated, former=former, environment=os.environ)
+    say(table_of(prepared.manifest))
+    if curated is not None:
+        say(f"what is kept, and why the rest is not: {write_data_page(curated, prepared.manifest)}")
+    return prepared
 
 
-def curate_spec(spec: RunSpec, kind: str, workers: int | None = None) -> "Curated":
-    """Run the recipe of a spec on workers."""
+def curate_spec(spec: RunSpec, kind: str, workers: int | None = None, last_stage: str | None = None) -> "Curated":
+    """Run the recipe of a spec on workers, and write its page.
+
+    Args:
+        last_stage: see `curate`.
+    """
+    from trimaran.launchers.report.data_page import write_data_page
     from trimaran.runtime.data.engine.cluster import open_cluster
     from trimaran.runtime.data.recipe.curate import curate
     from trimaran.runtime.data.recipe.of_spec import recipe_of
@@ -67,7 +81,36 @@ def curate_spec(spec: RunSpec, kind: str, workers: int | None = None) -> "Curate
         open_cluster(root, host, count, start) as cluster,
         _progress() as progress,
     ):
-        return curate(recipe, cluster, progress)
+        curated = curate(recipe, cluster, progress, last_stage)
+    if last_stage is not None:
+        say(f"what is kept, and why the rest is not: {write_data_page(curated)}")
+    return curated
+
+
+def export_prepared(prepared: "PreparedData", curated: "Curated | None", format: str, folder: Path) -> None:
+    """Write the kept documents, or for megatron the tokens of both splits, into a folder.
+
+    Raises:
+        ValueError: the spec has no recipe whose documents could be written.
+    """
+    from trimaran.runtime.data.engine.parts import read_kept
+    from trimaran.runtime.data.export import documents_of_shards, export_documents, export_megatron
+
+    if format == "megatron":
+        for shards in (prepared.train, prepared.held_out):
+            if shards.num_tokens:
+                tokens = documents_of_shards(shards, prepared.tokenizer.eot_id)
+                files = export_megatron(tokens, folder / shards.split, prepared.tokenizer.vocab_size)
+                say(f"{files[0].documents:,} documents of tokens: {files[0].path}")
+        return
+    if curated is None:
+        raise ValueError(
+            f"--export {format} writes the documents that a recipe keeps, and the spec has none: it needs data.clean, "
+            "data.filter, data.dedup or data.corpora"
+        )
+    documents = (document for part in curated.parts for document in read_kept(part))
+    for file in export_documents(documents, folder, format):
+        say(f"{file.documents:,} documents: {file.path}")
 
 
 @contextmanager

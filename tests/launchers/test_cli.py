@@ -27,9 +27,8 @@ from trimaran.launchers.cli.app import app
 from trimaran.launchers.cli.check import schema
 from trimaran.launchers.cli.console import errors_as_sentences, path
 from trimaran.launchers.cli.problems import problems_here
-from trimaran.launchers.cli.train import TerminalHandler
 from trimaran.launchers.slurm.commands import SlurmError, submit
-from trimaran.launchers.terminal import print_table, run_main, say, say_error, sentence
+from trimaran.launchers.terminal import TerminalHandler, print_table, run_main, say, say_error, sentence
 from trimaran.launchers.worker.generate import Output
 from trimaran.models.fields import FieldError
 from trimaran.runtime.data.tokenizer import Tokenizer

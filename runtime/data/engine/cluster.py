@@ -203,14 +203,13 @@ def open_cluster(root: Path, host: str, num_workers: int, start_workers: StartWo
     import dask
     from distributed import Client, Scheduler, Security, SpecCluster
 
+    logging.getLogger("distributed").setLevel(logging.ERROR)
     made = Security.temporary()
     options = {"host": host, "protocol": "tls://", "port": 0, "security": made, **_NO_DASHBOARD}
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_SETTINGS))
         scheduler = stack.enter_context(
-            SpecCluster(
-                scheduler={"cls": Scheduler, "options": options}, workers={}, security=made, silence_logs=logging.ERROR
-            )
+            SpecCluster(scheduler={"cls": Scheduler, "options": options}, workers={}, security=made, silence_logs=False)
         )
         client = stack.enter_context(Client(scheduler, set_as_default=False))
         root.mkdir(parents=True, exist_ok=True)

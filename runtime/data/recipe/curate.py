@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from trimaran.models.fields import counted
+from trimaran.runtime.data.decontaminate import Hit
 from trimaran.runtime.data.engine.cluster import Cluster
 from trimaran.runtime.data.engine.task import Output, Task
 from trimaran.runtime.data.files import DataError
@@ -21,11 +22,14 @@ from trimaran.runtime.data.readers.part import Part
 from trimaran.runtime.data.readers.parts import PART_BYTES
 from trimaran.runtime.data.recipe.curated import MANIFEST, Curated
 from trimaran.runtime.data.recipe.deduplicate import deduplicate
+from trimaran.runtime.data.recipe.steps import evaluation_sets
 from trimaran.runtime.data.recipe.tally import Tally
 from trimaran.runtime.files import write_text
+from trimaran.runtime.spec.sections.dedup import DecontaminateSection
 
 # Raised whenever the same settings would give other documents, so that work of an older version is not reused.
 FORMAT: Final = 1
+STAGES: Final = ("clean", "filter", "dedup", "decontaminate")
 _MOST_REMOVED: Final = 0.99
 STEPS: Final = "trimaran.runtime.data.recipe.steps"
 _PACKAGES: Final = (
@@ -88,6 +92,7 @@ class Kitchen:
         stages: the record of every stage that keeps or removes documents.
         clusters: kept documents with many copies, with their numbers.
         notes: further figures of stages.
+        found_items: evaluation set -> what of it was found.
     """
 
     def __init__(self, recipe: Recipe, cluster: Cluster, progress: Progress) -> None:
@@ -98,6 +103,7 @@ class Kitchen:
         self.stages: list[dict[str, Any]] = []
         self.clusters: list[dict[str, Any]] = []
         self.notes: dict[str, int] = {}
+        self.found_items: dict[str, Any] = {}
 
     def read(self) -> list[Output]:
         """Read and clean every part of the sources."""
@@ -195,22 +201,27 @@ def _about(group: Sequence[SourcePart]) -> str:
     return f"{group[0].part.file}{more}"
 
 
-def curate(recipe: Recipe, cluster: Cluster, progress: Progress) -> Curated:
+def curate(recipe: Recipe, cluster: Cluster, progress: Progress, last_stage: str | None = None) -> Curated:
     """Run the recipe's stages and write the manifest; return what is kept.
+
+    Args:
+        last_stage: one of STAGES, after which to stop; None for all.
 
     Raises:
         DataError: a task failed, or nothing is kept.
     """
     kitchen = Kitchen(recipe, cluster, progress)
     parts = kitchen.read()
-    if recipe.filter is not None:
+    last = STAGES.index(last_stage) if last_stage is not None else len(STAGES)
+    if recipe.filter is not None and last >= STAGES.index("filter"):
         settings = [{"filter": recipe.filter}] * len(parts)
         parts = kitchen.apply("filter", f"{STEPS}:filter_kept", settings, parts, [()] * len(parts))
-    if recipe.dedup is not None:
+    if recipe.dedup is not None and last >= STAGES.index("dedup"):
         parts = deduplicate(kitchen, recipe.dedup, parts)
-    if recipe.decontaminate is not None:
+    if recipe.decontaminate is not None and last >= STAGES.index("decontaminate"):
         settings = [{"decontaminate": recipe.decontaminate}] * len(parts)
         parts = kitchen.apply("decontaminate", f"{STEPS}:decontaminate_kept", settings, parts, [()] * len(parts))
+        kitchen.found_items = _found_items(recipe.decontaminate, parts)
     manifest = _manifest(recipe, kitchen, parts)
     text = json.dumps(manifest, indent=1, sort_keys=True)
     folder = cluster.root / "manifests" / hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -219,6 +230,13 @@ def curate(recipe: Recipe, cluster: Cluster, progress: Progress) -> Curated:
     if not kitchen.stages[-1]["documents"].get("out"):
         raise DataError(f"the recipe keeps no document; trimaran data show {folder} says what removed them")
     return Curated(folder, [part.folder for part in parts], manifest)
+
+
+def _found_items(section: Mapping[str, Any], parts: Sequence[Output]) -> dict[str, Any]:
+    """Return the table of evaluation items that were found, a row for each set."""
+    hits = [Hit(**hit) for part in parts for hit in part.result["hits"]]
+    table = evaluation_sets(DecontaminateSection.model_validate(section)).table(hits)
+    return {name: {**row, "found": [hit._asdict() for hit in row["found"]]} for name, row in table.items()}
 
 
 def _manifest(recipe: Recipe, kitchen: Kitchen, parts: Sequence[Output]) -> dict[str, Any]:
@@ -236,6 +254,7 @@ def _manifest(recipe: Recipe, kitchen: Kitchen, parts: Sequence[Output]) -> dict
         "passed_over": recipe.passed_over,
         "stages": kitchen.stages,
         "notes": kitchen.notes,
+        "evaluation_sets": kitchen.found_items,
         "clusters": sorted(kitchen.clusters, key=lambda cluster: (-cluster["copies"], cluster["kept"])),
         "parts": [
             {
