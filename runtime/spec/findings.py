@@ -72,7 +72,9 @@ def _is_meant(tag: str, place: Place, value: object) -> bool:
     """Return whether the type that pydantic calls `tag` is what a value was meant to be; each is where none fits."""
     if isinstance(value, Mapping) and (place.record or place.inside("NAME")):
         return (place.record.__name__ if place.record else "dict[") in tag
-    return "list[" in tag if isinstance(value, list) and place.inside(0) else True
+    if isinstance(value, list) and place.inside(0):
+        return "list[" in tag or "tuple[" in tag
+    return True
 
 
 def field_error(findings: Sequence[Finding]) -> FieldError:
