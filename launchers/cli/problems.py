@@ -1,5 +1,6 @@
 """What `trimaran check` can tell of a run before its ranks start: files, length of the text, device, launcher."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,11 @@ def _check_text(spec: RunSpec) -> None:
     from trimaran.runtime.data.sources import SourceFile, find_files
 
     data, cache = spec.data, Path(spec.data.cache_dir)
+    if data.has_recipe:
+        from trimaran.runtime.data.recipe.of_spec import recipe_of
+
+        recipe_of(spec, os.environ)  # how much text a recipe keeps can't be seen yet
+        return
     named = [source for source in data.source if source != QUICKSTART]
     found = find_files(named, data.text_field, Account(), cache) if named else []
     files = [check_regular(file.path) for file in found]

@@ -1,11 +1,13 @@
 """The recipe of a run spec: its corpora as parts of files whose content is known, and its sections."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.document import Document
+from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import hash_file, once_per_change
 from trimaran.runtime.data.prepare import QUICKSTART
 from trimaran.runtime.data.quickstart import ensure_quickstart
@@ -14,13 +16,16 @@ from trimaran.runtime.data.readers.parts import check_first, find_parts
 from trimaran.runtime.data.readers.read import read_part
 from trimaran.runtime.data.readers.streams import is_remote
 from trimaran.runtime.data.recipe.curate import Recipe, SourcePart
-from trimaran.runtime.data.recipe.steps import apply_steps, cleaning, filtering
+from trimaran.runtime.data.recipe.curated import folder_of_recipe, open_curated
+from trimaran.runtime.data.recipe.steps import apply_steps, cleaning, evaluation_sets, filtering
 from trimaran.runtime.data.recipe.tally import Tally
 from trimaran.runtime.folder_lock import NO_JOB
+from trimaran.runtime.spec.sections.dedup import DecontaminateSection
 
 if TYPE_CHECKING:
     from trimaran.runtime.spec import RunSpec
 
+_DEDUP_PACKAGES = {"rensa": "near", "pydivsufsort": "substring"}
 _ONE = "source"
 """The name of the corpus where `data.source` has the only one."""
 
@@ -32,12 +37,19 @@ def recipe_of(spec: "RunSpec", environment: Mapping[str, str] = NO_JOB) -> Recip
         environment: see `Holder.here`.
 
     Raises:
-        DataError: a source is missing, can't be read, or too much of it would be passed over.
+        DataError: a source is missing, can't be read, or too much of it would be passed over; a file, a package or an
+            earlier run that a section names is missing or wrong.
     """
     data, cache_dir = spec.data, Path(spec.data.cache_dir)
-    sections = {name: _json(getattr(data, name)) for name in ("clean", "filter", "dedup", "decontaminate")}
+    recipe = Recipe(
+        parts=[],
+        max_document_bytes=data.max_document_bytes,
+        substring_memory=None if data.worker_memory is None else int(data.worker_memory * (1 << 30)),
+        **{name: _json(getattr(data, name)) for name in ("clean", "filter", "dedup", "decontaminate")},
+    )
+    _check_sections(recipe)
     sources: list[SourcePart] = []
-    lost: dict[str, Any] = {}
+    passed_over: dict[str, Any] = {}
     for name, corpus in _corpora(spec).items():
         account = Account()
         settings = ReadSettings(corpus["text_field"], data.max_document_bytes)
@@ -46,11 +58,21 @@ def recipe_of(spec: "RunSpec", environment: Mapping[str, str] = NO_JOB) -> Recip
         account.check(data.max_lost_fraction)
         check_first(parts, settings)
         sources += _hashed(parts, corpus["text_field"], cache_dir)
-        lost[name] = account.record
-    memory = None if data.worker_memory is None else int(data.worker_memory * (1 << 30))
-    return Recipe(
-        sources, max_document_bytes=data.max_document_bytes, substring_memory=memory, passed_over=lost, **sections
-    )
+        passed_over[name] = account.record
+    return replace(recipe, parts=sources, passed_over=passed_over)
+
+
+def _check_sections(recipe: Recipe) -> None:
+    """Make every step once: what is missing or wrong is told before any work."""
+    require_extra("pyarrow")
+    cleaning(recipe.clean)
+    filtering(recipe.filter)
+    if recipe.decontaminate is not None:
+        evaluation_sets(DecontaminateSection.model_validate(recipe.decontaminate))
+    if recipe.dedup is not None:
+        require_extra(*(name for name, wanted in _DEDUP_PACKAGES.items() if recipe.dedup[wanted]))
+        for folder in recipe.dedup["against"]:
+            open_curated(folder_of_recipe(Path(folder)))
 
 
 def _corpora(spec: "RunSpec") -> dict[str, dict[str, Any]]:
