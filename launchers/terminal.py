@@ -40,6 +40,11 @@ def say(text: str, style: str | None = None) -> None:
     console.print(printable(text, "\n"), style=style, soft_wrap=True)
 
 
+def new_table(*columns: str, show_lines: bool = False) -> Table:
+    """Return an empty table; `show_lines` draws a line between its rows."""
+    return Table(*columns, show_lines=show_lines)
+
+
 def print_table(table: Table) -> None:
     """Print a table on standard output; without a terminal its cells are not wrapped."""
     console = Console(highlight=False, markup=False, emoji=False)

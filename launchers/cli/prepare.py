@@ -1,15 +1,20 @@
 """`trimaran prepare` and `trimaran data`: from sources to token shards, and what became of a document."""
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
 from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences, path
-from trimaran.launchers.terminal import log_to_terminal, print_table, say
+from trimaran.launchers.terminal import log_to_terminal, new_table, print_table, say
 from trimaran.models.fields import counted, printable
-from trimaran.runtime.spec import load_spec
+from trimaran.runtime.spec import RunSpec, load_spec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from trimaran.runtime.data.engine.cluster import Workers
 
 data = typer.Typer(no_args_is_help=True, add_completion=False, help="What a recipe has kept and removed.")
 DataFolder = Annotated[
@@ -42,23 +47,40 @@ def prepare(
     with errors_as_sentences():
         spec = load_spec(spec_path, overrides)
         log_to_terminal()
-        from trimaran.launchers.data.prepare import curate_spec, export_prepared, prepare_curated, show_sample
+        from trimaran.launchers.data.prepare import curate_spec, export_prepared, prepare_curated, sample_rows
 
-        kind = launcher or spec.launcher.kind
         if (only or sample) and not spec.data.has_recipe:
             raise ValueError(
                 "--only and --sample are for a recipe, which this spec has not: it needs data.clean or filter"
             )
         if sample is not None:
-            print_table(show_sample(spec, sample))
+            table = new_table("document", "as read", "kept, or why not", show_lines=True)
+            for row in sample_rows(spec, sample):
+                table.add_row(*row)
+            print_table(table)
             return
-        curated = curate_spec(spec, kind, workers, only) if spec.data.has_recipe else None
+        curated = (
+            curate_spec(spec, _workers_of(spec, launcher or spec.launcher.kind, workers), only)
+            if spec.data.has_recipe
+            else None
+        )
         if only is not None:
             return
         prepared = prepare_curated(spec, curated)
         say(f"token shards: {prepared.folder}")
         if export is not None:
             export_prepared(prepared, curated, export, export_to)
+
+
+def _workers_of(spec: RunSpec, kind: str, count: int | None) -> "Workers":
+    from trimaran.launchers.data.workers import WorkerOptions, local_workers, mpi_workers, slurm_workers
+    from trimaran.launchers.rendezvous.network import reachable_address
+
+    options = WorkerOptions.of_spec(spec, count)
+    if kind == "local":
+        return local_workers(options)
+    host = reachable_address(os.environ, interface=spec.launcher.interface, one_node=False)
+    return (mpi_workers if kind == "mpi" else slurm_workers)(options, host)
 
 
 @data.command()
@@ -102,8 +124,8 @@ def _open(folder: Path) -> tuple[Path, dict[str, Any]]:
     return curated.root, dict(curated.manifest)
 
 
-def _table_of(manifest: dict[str, Any]) -> Table:
-    table = Table("stage", "documents", "bytes", "why")
+def _table_of(manifest: dict[str, Any]) -> "Table":
+    table = new_table("stage", "documents", "bytes", "why")
     for stage in manifest["stages"]:
         came, size = stage["documents"].get("in", 0), stage["text_bytes"]
         table.add_row(stage["name"], f"{came:,} in", f"{size.get('in', 0):,}", "")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trimaran.launchers.before_start import check_device, check_nodes, check_run_folder, check_writable
-from trimaran.launchers.local.mpirun import find_mpirun
+from trimaran.launchers.env.commands import find_mpirun
 from trimaran.launchers.terminal import sentence
 from trimaran.runtime.files import check_regular
 from trimaran.runtime.spec import RunSpec

@@ -1,7 +1,7 @@
 """`trimaran report`: write a run's report anew."""
 
 from trimaran.launchers.cli.console import RunPath, errors_as_sentences, require_run
-from trimaran.launchers.prepare_run import write_report_of
+from trimaran.launchers.data.prepare_run import write_report_of
 from trimaran.launchers.terminal import say
 
 

@@ -9,13 +9,13 @@ import typer
 
 from trimaran.launchers.before_start import check_device, check_nodes
 from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences
+from trimaran.launchers.data.prepare_run import lock_run, prepare_run, try_to_report, what_is_saved
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.env.rank_env import is_rank
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.local.mpirun import run_by_mpirun
 from trimaran.launchers.local.node_agent import run_node_by_hand
 from trimaran.launchers.local.torch_elastic import get_ready
-from trimaran.launchers.prepare_run import lock_run, prepare_run, try_to_report, what_is_saved
 from trimaran.launchers.slurm.submit import train_on_slurm
 from trimaran.launchers.terminal import log_to_terminal, say
 from trimaran.launchers.worker.entry import serve_as_rank

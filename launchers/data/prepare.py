@@ -7,38 +7,32 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
-from trimaran.launchers.data.workers import WorkerOptions, local_workers, mpi_workers, slurm_workers
-from trimaran.launchers.rendezvous.network import reachable_address
 from trimaran.launchers.terminal import say
 from trimaran.models.fields import printable
 from trimaran.runtime.folder_lock import FolderLock
-from trimaran.runtime.processes import usable_cores
 from trimaran.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
     from trimaran.runtime.data.build import Digests
+    from trimaran.runtime.data.engine.cluster import Workers
     from trimaran.runtime.data.prepare import PreparedData
-    from trimaran.runtime.data.recipe.curate import Progress as OnProgress
     from trimaran.runtime.data.recipe.curated import Curated
+    from trimaran.runtime.data.recipe.stage_runner import Progress as OnProgress
 
 _SHOWN_CHARACTERS = 200
 
 
 def prepare_spec(
-    spec: RunSpec, kind: str, tokenizer: Path | None = None, former: "Digests | None" = None
+    spec: RunSpec, workers: "Workers", tokenizer: Path | None = None, former: "Digests | None" = None
 ) -> "PreparedData":
     """Prepare the data of a spec, or open it where it was prepared before, and tell what was found.
 
     Args:
-        kind: local, slurm (in a job, by srun) or mpi.
+        workers: of the recipe, if the spec has one.
         tokenizer: see `prepare_data`.
         former: see `prepare_data`.
     """
-    curated = curate_spec(spec, kind) if spec.data.has_recipe else None
+    curated = curate_spec(spec, workers) if spec.data.has_recipe else None
     return prepare_curated(spec, curated, tokenizer, former)
 
 
@@ -57,8 +51,8 @@ def prepare_curated(
     return prepared
 
 
-def curate_spec(spec: RunSpec, kind: str, workers: int | None = None, last_stage: str | None = None) -> "Curated":
-    """Run the recipe of a spec on workers, and write its page.
+def curate_spec(spec: RunSpec, workers: "Workers", last_stage: str | None = None) -> "Curated":
+    """Run the recipe of a spec on workers.
 
     Args:
         last_stage: see `curate`.
@@ -68,17 +62,11 @@ def curate_spec(spec: RunSpec, kind: str, workers: int | None = None, last_stage
     from trimaran.runtime.data.recipe.curate import curate
     from trimaran.runtime.data.recipe.of_spec import recipe_of
 
-    data = spec.data
-    root = Path(data.cache_dir, "recipes").absolute()
+    root = Path(spec.data.cache_dir, "recipes").absolute()
     recipe = recipe_of(spec, os.environ)
-    count = workers or data.workers or usable_cores()
-    memory = None if data.worker_memory is None else int(data.worker_memory * (1 << 30))
-    options = WorkerOptions(count, data.task_timeout_s, memory)
-    start = {"local": local_workers, "mpi": mpi_workers, "slurm": slurm_workers}[kind](options)
-    host = reachable_address(os.environ, interface=spec.launcher.interface, one_node=kind == "local")
     with (
         FolderLock.beside(root, "trimaran prepare", os.environ, waits=True),
-        open_cluster(root, host, count, start) as cluster,
+        open_cluster(root, workers) as cluster,
         _progress() as progress,
     ):
         curated = curate(recipe, cluster, progress, last_stage)
@@ -116,6 +104,9 @@ def export_prepared(prepared: "PreparedData", curated: "Curated | None", format:
 @contextmanager
 def _progress() -> Iterator["OnProgress"]:
     """Show a bar for each stage, with MB/s and the time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
     columns = [TextColumn("{task.description:>14}"), BarColumn(), TextColumn("{task.fields[rate]}")]
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         shown: dict[str, TaskID] = {}
@@ -130,14 +121,12 @@ def _progress() -> Iterator["OnProgress"]:
         yield update
 
 
-def show_sample(spec: RunSpec, count: int) -> Table:
-    """Return a table of the first documents: what came in, and what is kept of each, or why nothing is."""
+def sample_rows(spec: RunSpec, count: int) -> Iterator[tuple[str, str, str]]:
+    """Yield of the first documents their ids, what came in, and what is kept of each, or why nothing is."""
     from trimaran.runtime.data.recipe.of_spec import recipe_of, sample_documents
 
-    table = Table("document", "as read", "kept, or why not", show_lines=True)
     for name, before, after in islice(sample_documents(recipe_of(spec, os.environ)), count):
-        table.add_row(name, _short(before), _short(after))
-    return table
+        yield name, _short(before), _short(after)
 
 
 def _short(text: str) -> str:

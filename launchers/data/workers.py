@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from trimaran.launchers.local.mpirun import find_mpirun
-from trimaran.runtime.data.engine.cluster import StartWorkers
+from trimaran.launchers.env.commands import find_mpirun
+from trimaran.runtime.data.engine.cluster import StartWorkers, Workers
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.processes import usable_cores
+from trimaran.runtime.spec import RunSpec
 
 MOST_STARTS: Final = 20
 """Of one command, until no more workers are started by it."""
@@ -33,6 +35,13 @@ class WorkerOptions:
     timeout_s: float
     memory_bytes: int | None
 
+    @staticmethod
+    def of_spec(spec: RunSpec, count: int | None = None) -> "WorkerOptions":
+        """Return what a spec says; `count` is in place of its own."""
+        data = spec.data
+        memory = None if data.worker_memory is None else int(data.worker_memory * (1 << 30))
+        return WorkerOptions(count or data.workers or usable_cores(), data.task_timeout_s, memory)
+
     def command(self, credentials: Path) -> list[str]:
         """Return the command of one worker's supervisor."""
         memory = [] if self.memory_bytes is None else ["--memory-bytes", str(self.memory_bytes)]
@@ -40,24 +49,24 @@ class WorkerOptions:
         return [*module, "--timeout-s", f"{self.timeout_s:g}", *memory]
 
 
-def local_workers(options: WorkerOptions) -> StartWorkers:
-    """Return what starts the workers as processes of this machine."""
-    return _starter([], options.count, options)
+def local_workers(options: WorkerOptions) -> Workers:
+    """Return workers that are processes of this machine; nothing is open to the network."""
+    return Workers(options.count, "127.0.0.1", _starter([], options.count, options))
 
 
-def mpi_workers(options: WorkerOptions) -> StartWorkers:
-    """Return what starts the workers by mpirun, on the hosts that it knows.
+def mpi_workers(options: WorkerOptions, host: str) -> Workers:
+    """Return workers that mpirun starts, on the hosts that it knows.
 
     Raises:
         ValueError: there is no mpirun.
     """
-    return _starter([find_mpirun(), "-n", str(options.count)], 1, options)
+    return Workers(options.count, host, _starter([find_mpirun(), "-n", str(options.count)], 1, options))
 
 
-def slurm_workers(options: WorkerOptions) -> StartWorkers:
-    """Return what starts the workers by srun, on the nodes of the job in which this process runs."""
+def slurm_workers(options: WorkerOptions, host: str) -> Workers:
+    """Return workers that srun starts, on the nodes of the job in which this process runs."""
     srun = ["srun", "--mpi=none", "--kill-on-bad-exit=0", "--no-kill", "-n", str(options.count), "--cpus-per-task=1"]
-    return _starter(srun, 1, options)
+    return Workers(options.count, host, _starter(srun, 1, options))
 
 
 def _starter(prefix: Sequence[str], copies: int, options: WorkerOptions) -> StartWorkers:

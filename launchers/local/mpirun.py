@@ -1,29 +1,13 @@
 """Start all ranks on this machine by mpirun."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from trimaran.launchers.env.commands import find_mpirun
 from trimaran.launchers.env.exit_codes import exit_code_of
 from trimaran.runtime.processes import exit_with_parent
 from trimaran.runtime.spec import RunSpec
-
-
-def find_mpirun() -> str:
-    """Return the path of mpirun.
-
-    Raises:
-        ValueError: there is none.
-    """
-    near_python = f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin"
-    mpirun = shutil.which("mpirun", path=near_python) or shutil.which("mpirun")
-    if mpirun is None:
-        raise ValueError(
-            "mpirun is not on this machine's PATH; load a module of an MPI, or pip install mpich, "
-            "or use --launcher local"
-        )
-    return mpirun
 
 
 def run_by_mpirun(spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:

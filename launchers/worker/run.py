@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from trimaran.launchers.data.prepare_run import lock_run, prepare_run, try_to_report
 from trimaran.launchers.env.exit_codes import exit_code_after
 from trimaran.launchers.env.rank_env import RankEnv, read_env
-from trimaran.launchers.prepare_run import lock_run, prepare_run, try_to_report
 from trimaran.launchers.rendezvous.fingerprint import check_same_everywhere, facts_of_rank
 from trimaran.launchers.rendezvous.mpi import MPIWorld
 from trimaran.launchers.rendezvous.store import Rendezvous, join_rendezvous, single_process

@@ -13,9 +13,10 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import tokenizers
+if TYPE_CHECKING:
+    import tokenizers
 
 # GPT-2's words, with possessive repeats so that no long text makes the engine go back.
 _WORDS: Final = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -31,7 +32,7 @@ class FastEncoder:
         inner: a tokenizer for which `why_not` returns "".
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+    def __init__(self, inner: "tokenizers.Tokenizer") -> None:
         import tiktoken
 
         definition = json.loads(inner.to_str())
@@ -60,7 +61,7 @@ class FastEncoder:
         return ids
 
 
-def why_not(inner: tokenizers.Tokenizer) -> str:
+def why_not(inner: "tokenizers.Tokenizer") -> str:
     """Return why a tokenizer's ids could differ, or "" where `FastEncoder` gives the same."""
     if find_spec("tiktoken") is None:
         return "tiktoken is not installed (pip install 'trimaran[data]')"
@@ -83,7 +84,7 @@ def why_not(inner: tokenizers.Tokenizer) -> str:
     return _why_merges_differ(inner, definition)
 
 
-def _why_merges_differ(inner: tokenizers.Tokenizer, definition: dict[str, Any]) -> str:
+def _why_merges_differ(inner: "tokenizers.Tokenizer", definition: dict[str, Any]) -> str:
     vocabulary: dict[str, int] = definition["model"]["vocab"]
     added = {token["content"] for token in definition["added_tokens"]}
     letters = _bytes_of_letters()

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -197,7 +198,15 @@ def nearest_path(path: str) -> str | None:
         return slip
     same_name = [candidate for candidate in known_paths() if name_in(candidate) == name]
     if same_name:
-        return min(same_name, key=lambda candidate: (candidate.count("."), candidate))
+        parts = path.split(".")
+
+        def distance(candidate: str) -> tuple[int, int, str]:
+            shared = len(
+                list(takewhile(lambda pair: pair[0] == pair[1], zip(parts, candidate.split("."), strict=False)))
+            )
+            return -shared, candidate.count("."), candidate
+
+        return min(same_name, key=distance)
     former = [today for old, today in RENAMED.items() if name_in(old) == name]
     if former:
         return former[0]

@@ -52,7 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     (folder / "trial_tasks.py").write_text(_MODULE, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
-        with open_cluster(folder / "root", "127.0.0.1", 2, local_workers(WorkerOptions(2, 2.0, None))) as cluster:
+        with open_cluster(folder / "root", local_workers(WorkerOptions(2, 2.0, None))) as cluster:
             yield cluster
 
 
@@ -81,9 +81,8 @@ def test_failures_name_their_input(cluster: Cluster, marks: Path) -> None:
 
 def test_no_worker_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
-    start = local_workers(WorkerOptions(1, 2.0, None))
     with (
-        open_cluster(tmp_path, "127.0.0.1", 1, start) as cluster,
+        open_cluster(tmp_path, local_workers(WorkerOptions(1, 2.0, None))) as cluster,
         pytest.raises(DataError, match="no worker is left"),
     ):
         cluster.run([_task(tmp_path, 1)], lambda task, output: None)

@@ -21,6 +21,7 @@ from trimaran.runtime.data.engine.task import Output, Task
 from trimaran.runtime.data.engine.watch import Board, Watch, slow_documents
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.files import read_json
 
 if TYPE_CHECKING:
     from distributed import Client, Security
@@ -50,6 +51,21 @@ _CHECK_S = 2.0
 
 
 @dataclass(frozen=True)
+class Workers:
+    """The workers of one preparation.
+
+    Attributes:
+        count: how many are expected.
+        host: address of this machine at which they reach it.
+        start: starts them.
+    """
+
+    count: int
+    host: str
+    start: StartWorkers
+
+
+@dataclass(frozen=True)
 class Credentials:
     """What a worker needs to join: the scheduler's address, and the run's certificate and key (PEM)."""
 
@@ -71,7 +87,7 @@ class Credentials:
             DataError: the file is missing or no such file.
         """
         try:
-            return Credentials(**json.loads(path.read_text(encoding="utf-8")))
+            return Credentials(**read_json(path))
         except (OSError, ValueError, TypeError) as error:
             raise DataError(
                 f"cannot join the run of {path}: {error}; it has ended, or another user started it"
@@ -193,8 +209,8 @@ def do_task(task: Task, root: str) -> Output:
 
 
 @contextmanager
-def open_cluster(root: Path, host: str, num_workers: int, start_workers: StartWorkers) -> Iterator[Cluster]:
-    """Start a scheduler at `host` and the workers, for the time of the block.
+def open_cluster(root: Path, workers: Workers) -> Iterator[Cluster]:
+    """Start a scheduler and the workers, for the time of the block.
 
     Raises:
         DataError: a package is missing.
@@ -205,7 +221,7 @@ def open_cluster(root: Path, host: str, num_workers: int, start_workers: StartWo
 
     logging.getLogger("distributed").setLevel(logging.ERROR)
     made = Security.temporary()
-    options = {"host": host, "protocol": "tls://", "port": 0, "security": made, **_NO_DASHBOARD}
+    options = {"host": workers.host, "protocol": "tls://", "port": 0, "security": made, **_NO_DASHBOARD}
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_SETTINGS))
         scheduler = stack.enter_context(
@@ -216,7 +232,7 @@ def open_cluster(root: Path, host: str, num_workers: int, start_workers: StartWo
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".join-", dir=root)))
         file = folder / "credentials.json"
         Credentials(scheduler.scheduler_address, str(made.tls_ca_file), str(made.tls_client_key)).write(file)
-        yield Cluster(client, root, num_workers, stack.enter_context(start_workers(file)))
+        yield Cluster(client, root, workers.count, stack.enter_context(workers.start(file)))
 
 
 def serve(credentials: Credentials, scratch: Path, board: Path, memory_bytes: int | None) -> None:

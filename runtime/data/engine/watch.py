@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from trimaran.runtime.files import read_json
+
 _STATE = struct.Struct("=Qdq")  # documents begun, when the current one began (0: none), its number
 _TASK_BYTES = 1024
 _SIZE = 4096
@@ -79,7 +81,7 @@ class Board:
 def slow_documents(path: Path) -> frozenset[int]:
     """Return the numbers of documents that took too long in earlier attempts at a task."""
     try:
-        return frozenset(int(number) for number in json.loads(path.read_text(encoding="utf-8")))
+        return frozenset(int(number) for number in read_json(path))
     except FileNotFoundError:
         return frozenset()
 

@@ -23,6 +23,7 @@ from trimaran.runtime.data.document import Removal
 from trimaran.runtime.data.engine.parts import PartWriter, Removed, count_kept, read_column, read_kept
 from trimaran.runtime.data.engine.watch import Watch
 from trimaran.runtime.data.recipe.tally import Tally
+from trimaran.runtime.files import read_json
 
 ARRAYS: Final = "arrays.npz"
 _REMOVALS: Final = "removals-{:05d}.json"
@@ -120,7 +121,7 @@ def compare_near(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: P
 def apply_removals(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> Result:
     """Remove what a comparison has found in a part. Inputs: the part, the comparison. Returns the tally."""
     del watch
-    removals = json.loads((inputs[1] / _REMOVALS.format(arguments["part"])).read_text(encoding="utf-8"))
+    removals = read_json(inputs[1] / _REMOVALS.format(arguments["part"]))
     gone = {int(row): Removal(*removal) for row, removal in removals.items()}
     results = (gone.get(row, "") for row in range(count_kept(inputs[0])))
     return _write(folder, inputs[0], lambda: results, Tally(), arguments["stage"])
@@ -268,4 +269,4 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def _read_names(path: Path) -> dict[int, str]:
-    return {int(number): name for number, name in json.loads(path.read_text(encoding="utf-8")).items()}
+    return {int(number): name for number, name in read_json(path).items()}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from trimaran.runtime.data.dedup.near import BAND_NAMES
 from trimaran.runtime.data.dedup.substring import plan_groups
@@ -11,9 +11,7 @@ from trimaran.runtime.data.engine.parts import count_kept
 from trimaran.runtime.data.engine.task import Output
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.recipe.curated import folder_of_recipe, open_curated
-
-if TYPE_CHECKING:
-    from trimaran.runtime.data.recipe.curate import Kitchen
+from trimaran.runtime.data.recipe.stage_runner import StageRunner
 
 _TASKS: Final = "trimaran.runtime.data.recipe.dedup"
 _WORDS: Final = 5
@@ -23,36 +21,36 @@ _CUT_LATER: Final = ("lines", "substring", "decontaminate")
 """Stages after which a document is no longer what was compared."""
 
 
-def deduplicate(kitchen: "Kitchen", section: Mapping[str, Any], parts: list[Output]) -> list[Output]:
+def deduplicate(runner: StageRunner, section: Mapping[str, Any], parts: list[Output]) -> list[Output]:
     """Run the stages of `data.dedup`, as JSON; return what is kept of every part."""
     words = section["near"]["words"] if section["near"] else _WORDS
-    earlier = [each for folder in section["against"] for each in _index_of(kitchen, Path(folder), words)]
+    earlier = [each for folder in section["against"] for each in _index_of(runner, Path(folder), words)]
     if section["url"] or section["exact"]:
-        parts = _copies(kitchen, section, parts, earlier, words)
+        parts = _copies(runner, section, parts, earlier, words)
     if section["near"]:
-        parts = _near(kitchen, section["near"], parts, earlier)
+        parts = _near(runner, section["near"], parts, earlier)
     if section["lines"]:
-        parts = _lines(kitchen, section["lines"], parts)
+        parts = _lines(runner, section["lines"], parts)
     if section["substring"]:
-        parts = _substrings(kitchen, section["substring"], parts)
+        parts = _substrings(runner, section["substring"], parts)
     return parts
 
 
 def _copies(
-    kitchen: "Kitchen", section: Mapping[str, Any], parts: list[Output], earlier: Sequence[Output], words: int
+    runner: StageRunner, section: Mapping[str, Any], parts: list[Output], earlier: Sequence[Output], words: int
 ) -> list[Output]:
-    keys = kitchen.each("copies-keys", f"{_TASKS}:copy_keys", {}, parts)
+    keys = runner.each("copies-keys", f"{_TASKS}:copy_keys", {}, parts)
     settings = {"url": section["url"], "exact": section["exact"], "parts": len(parts), "words": words}
-    found = kitchen.one("copies-compare", f"{_TASKS}:compare_copies", settings, [*parts, *keys, *earlier])
-    return _removed(kitchen, "copies", parts, found)
+    found = runner.one("copies-compare", f"{_TASKS}:compare_copies", settings, [*parts, *keys, *earlier])
+    return _removed(runner, "copies", parts, found)
 
 
 def _near(
-    kitchen: "Kitchen", section: Mapping[str, Any], parts: list[Output], earlier: Sequence[Output]
+    runner: StageRunner, section: Mapping[str, Any], parts: list[Output], earlier: Sequence[Output]
 ) -> list[Output]:
     words, count = section["words"], len(parts)
-    keys = kitchen.each("near-keys", f"{_TASKS}:near_keys", {"words": words}, parts)
-    bands = kitchen.several(
+    keys = runner.each("near-keys", f"{_TASKS}:near_keys", {"words": words}, parts)
+    bands = runner.several(
         "near-buckets",
         f"{_TASKS}:near_buckets",
         [{"band": band, "parts": count, "words": words} for band in BAND_NAMES],
@@ -60,37 +58,37 @@ def _near(
     )
     first_new = sum(output.result["documents"] for output in earlier)
     starts = accumulate([count_kept(part.folder) for part in parts], initial=first_new)
-    shingles = kitchen.several(
+    shingles = runner.several(
         "near-shingles",
         f"{_TASKS}:near_shingles",
         [{"start": start, "words": words} for start, _ in zip(starts, parts, strict=False)],
         [[part, *bands] for part in parts],
     )
     settings = {"parts": count, "words": words, "threshold": section["threshold"]}
-    found = kitchen.one("near-compare", f"{_TASKS}:compare_near", settings, [*parts, *shingles, *bands, *earlier])
-    return _removed(kitchen, "near", parts, found)
+    found = runner.one("near-compare", f"{_TASKS}:compare_near", settings, [*parts, *shingles, *bands, *earlier])
+    return _removed(runner, "near", parts, found)
 
 
-def _removed(kitchen: "Kitchen", stage: str, parts: list[Output], found: Output) -> list[Output]:
-    kitchen.clusters += found.result["clusters"]
+def _removed(runner: StageRunner, stage: str, parts: list[Output], found: Output) -> list[Output]:
+    runner.clusters += found.result["clusters"]
     settings = [{"part": number, "stage": stage} for number in range(len(parts))]
-    return kitchen.apply(stage, f"{_TASKS}:apply_removals", settings, parts, [[found]] * len(parts))
+    return runner.apply(stage, f"{_TASKS}:apply_removals", settings, parts, [[found]] * len(parts))
 
 
-def _lines(kitchen: "Kitchen", section: Mapping[str, Any], parts: list[Output]) -> list[Output]:
+def _lines(runner: StageRunner, section: Mapping[str, Any], parts: list[Output]) -> list[Output]:
     least = {"min_characters": section["min_characters"]}
-    keys = kitchen.each("lines-keys", f"{_TASKS}:line_keys", least, parts)
-    found = kitchen.one("lines-compare", f"{_TASKS}:compare_lines", {"parts": len(parts)}, [*parts, *keys])
+    keys = runner.each("lines-keys", f"{_TASKS}:line_keys", least, parts)
+    found = runner.one("lines-compare", f"{_TASKS}:compare_lines", {"parts": len(parts)}, [*parts, *keys])
     settings = [{"part": number, **least} for number in range(len(parts))]
-    return kitchen.apply("lines", f"{_TASKS}:apply_lines", settings, parts, [[found]] * len(parts))
+    return runner.apply("lines", f"{_TASKS}:apply_lines", settings, parts, [[found]] * len(parts))
 
 
-def _substrings(kitchen: "Kitchen", section: Mapping[str, Any], parts: list[Output]) -> list[Output]:
+def _substrings(runner: StageRunner, section: Mapping[str, Any], parts: list[Output]) -> list[Output]:
     """Compare the parts in groups that fit into the memory; copies in two groups are both kept."""
     sizes = [part.result["text_bytes"].get("out", 0) for part in parts]
-    groups = plan_groups(sizes, kitchen.recipe.substring_memory or _GROUP_MEMORY)
-    kitchen.notes["substring_groups"] = len(groups)
-    found = kitchen.several(
+    groups = plan_groups(sizes, runner.recipe.substring_memory or _GROUP_MEMORY)
+    runner.notes["substring_groups"] = len(groups)
+    found = runner.several(
         "substring-find",
         f"{_TASKS}:find_substrings",
         [{"min_bytes": section["min_bytes"]}] * len(groups),
@@ -99,10 +97,10 @@ def _substrings(kitchen: "Kitchen", section: Mapping[str, Any], parts: list[Outp
     place = {number: (found[index], at) for index, group in enumerate(groups) for at, number in enumerate(group)}
     settings = [{"part_of_group": place[number][1]} for number in range(len(parts))]
     shared = [[place[number][0]] for number in range(len(parts))]
-    return kitchen.apply("substring", f"{_TASKS}:apply_substrings", settings, parts, shared)
+    return runner.apply("substring", f"{_TASKS}:apply_substrings", settings, parts, shared)
 
 
-def _index_of(kitchen: "Kitchen", folder: Path, words: int) -> list[Output]:
+def _index_of(runner: StageRunner, folder: Path, words: int) -> list[Output]:
     """Return the index of an earlier run, made of what it kept before lines and substrings were cut.
 
     Raises:
@@ -114,6 +112,6 @@ def _index_of(kitchen: "Kitchen", folder: Path, words: int) -> list[Output]:
     kept = [output for output in outputs if output is not None]
     if len(kept) < len(outputs):
         raise DataError(f"dedup.against {folder}: its documents are gone; run trimaran prepare on its spec again")
-    return kitchen.several(
+    return runner.several(
         "index", f"{_TASKS}:write_index", [{"words": words}] * len(kept), [[output] for output in kept]
     )

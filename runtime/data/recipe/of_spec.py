@@ -15,8 +15,8 @@ from trimaran.runtime.data.readers.part import Part, ReadSettings
 from trimaran.runtime.data.readers.parts import check_first, find_parts
 from trimaran.runtime.data.readers.read import read_part
 from trimaran.runtime.data.readers.streams import is_remote
-from trimaran.runtime.data.recipe.curate import Recipe, SourcePart
 from trimaran.runtime.data.recipe.curated import folder_of_recipe, open_curated
+from trimaran.runtime.data.recipe.recipe import Recipe, SourcePart
 from trimaran.runtime.data.recipe.steps import apply_steps, cleaning, evaluation_sets, filtering
 from trimaran.runtime.data.recipe.tally import Tally
 from trimaran.runtime.folder_lock import NO_JOB

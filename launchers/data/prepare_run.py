@@ -32,6 +32,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     The caller holds the lock of the folder.
     """
     from trimaran.launchers.data.prepare import prepare_spec
+    from trimaran.launchers.data.workers import WorkerOptions, local_workers
     from trimaran.runtime.data.build import Digests
     from trimaran.runtime.train.pipeline import schedule_of
 
@@ -57,7 +58,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
             check_initial_weights(spec)
         tokenizer = tokenizer_of_weights(spec, resumed=resumed is not None)
     former = None if resumed is None else Digests.read(folder / "data_manifest.json")
-    data = prepare_spec(spec, "local", tokenizer=tokenizer, former=former)
+    data = prepare_spec(spec, local_workers(WorkerOptions.of_spec(spec)), tokenizer, former)
     _check_run(spec, data)
     if starts_from:
         same_tokenizer = has_same_tokenizer(spec, data)

