@@ -7,6 +7,7 @@ numbers of sections, dates, ISBNs, order numbers, large figures, addresses of pr
 import re
 from collections.abc import Callable, Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from trimaran.runtime.data.document import Counts, Document, Removal
@@ -31,16 +32,16 @@ _IP: Final = re.compile(
 )
 _DOCUMENTATION: Final = IPv6Network("3fff::/20")  # RFC 9637, which Python 3.11 does not know
 _VERSION: Final = re.compile(
-    r"(?:(?:\bv|\bver|version|release|build|firmware|revision|sürüm)[\s:.=#]{0,3}|\w/|\w-|[=<>~^!]=?\s?)\Z",
+    r"(?:(?:\bv|\bver|version|release|build|firmware|revision|sürüm)[\s:.=#]{0,3}|(?:upgrad|updat|bump|patch)\w*\s[^\n]{0,24}|\w/|\w-|[=<>~^!]=?\s?)\Z",
     re.IGNORECASE,
 )
 # All parts below 100 has one address of 43, and most versions and numbers of sections.
 _SAYS_IP: Final = re.compile(
-    r"(?:\b(?:ip|ipv4|addr|host|server|dns|proxy|gateway|router|ping|ssh|from|adres|sunucu)\w*\W[^.\n]{0,16}|//|@)\Z",
+    r"(?:\b(?:ip|ipv4|addr|host|server|dns|proxy|gateway|router|ping|ssh|adres|sunucu)\w*[^\w\n][^.\n]{0,16}|//|@)\Z",
     re.IGNORECASE,
 )
 _RESOLVERS: Final = ("1.1.1.1", "8.8.4.4", "8.8.8.8", "9.9.9.9")
-_PORT: Final = re.compile(r":\d{2,5}\b|/\d\d?\b")
+_PORT: Final = re.compile(r":\d{2,5}\b|/\d\d?(?![\w.])")
 
 # Country and length, of the registry of ISO 13616 that SWIFT keeps.
 _IBAN_LENGTHS: Final = (
@@ -59,7 +60,7 @@ _IBAN: Final = re.compile(
 )
 
 _CARD: Final = re.compile(
-    rf"[2-69](?<![{_WORD}.,-].)\d{{3}}(?:([ -]?)\d{{4}}\1\d{{4}}\1\d{{4}}|([ -]?)\d{{6}}\2\d{{4,5}}|\d{{13,15}})"
+    rf"[2-69](?<![{_WORD}.,/=-].)\d{{3}}(?:([ -]?)\d{{4}}\1\d{{4}}\1\d{{4}}|([ -]?)\d{{6}}\2\d{{4,5}}|\d{{13,15}})"
     rf"(?![{_WORD}-]|[.,]\d)"
 )
 # Visa, Mastercard, American Express, Discover, Diners Club, JCB, UnionPay, Maestro, Mir, Troy.
@@ -72,17 +73,19 @@ _ISSUED: Final = re.compile(
 _BETWEEN = r"(?:[ \xa0./-]|\)[ -]?| ?\()?"
 _PHONE: Final = re.compile(
     rf"[+(0-9](?<![{_WORD}+@#%&=/$€£₺.,:*^~<>-].)"
-    r"(?:(?<=\+) ?(?:\((?=\d{1,5}\)))?\d|(?<=\()(?=\d{1,5}\))\d|(?<=\d))"
+    r"(?:(?<=\+)(?:\((?=\d{1,5}\)))?\d|(?<=\()(?=\d{1,5}\))\d|(?<=\d))"
     rf"(?:{_BETWEEN}\d){{6,16}}+(?![{_WORD}@%/\xb0]|[.,:-]\d)"
 )
 _LIKE_PHONE: Final = re.compile(r"\d(?:[ \xa0./()-]{0,2}\d){6}")
 _DATE: Final = re.compile(r"(?:19|20)\d\d[./-]\d\d?[./-]\d\d?|\d\d?[./-]\d\d?[./-](?:19|20)\d\d")
-_AMERICAN: Final = re.compile(r"(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[ .-]\d{4}")
+_AMERICAN: Final = re.compile(
+    r"(?:1[ .-])?(?:\([2-9]\d\d\) ?[2-9]\d\d[ .-]|[2-9]\d\d\.[2-9]\d\d\.|[2-9]\d\d-[2-9]\d\d-)\d{4}"
+)
 # The first digit of a national number is dialled within the country; two digits and more stand together.
-_NATIONAL: Final = re.compile(r"(?:0 \(?\d{3}\)?|\(?0[1-9]\d{0,3}\)?)(?:[ \xa0.-]?\d{2,4}){2,4}")
+_NATIONAL: Final = re.compile(r"(?:0 \(?\d{3}\)?|\(?0[1-9]\d{0,3}\)?)(?:(?:[ \xa0-]?\d{2,4}){2,4}|(?:\.\d{2,4}){2,4})")
 _CALLED: Final = re.compile(
     r"(?:\b(?:tel|t[eé]l[eé]phone?|telefon\w*|tlf|phone|mobile?|cell|cep|gsm|fax|faks|whatsapp|handy)|тел)"
-    r"(?:\s?(?:no|number|nr|numaras[ıi]))?[\s.:]{0,3}(?:\(\w+\)[\s:]{0,2})?\Z",
+    r"(?:\s?(?:no|number|nr|numaras[ıi]))?[ \t.:]{0,3}(?:\(\w+\)[ \t:]{0,2})?\Z",
     re.IGNORECASE,
 )
 
@@ -185,14 +188,20 @@ def _is_phone(match: re.Match[str]) -> bool:
     if _DATE.search(number) or not 7 <= len(digits) <= 15:
         return False
     if number.startswith("+"):
+        if re.search(r"\.\d\Z", number):  # a figure
+            return False
         # Codes of one digit are 1 and 7, with ten digits after them; +5 000 000 is an amount.
-        short = digits[0] in "17" or re.match(r"\+ ?\d[ \xa0.-]", number) is not None
+        short = digits[0] in "17" or re.match(r"\+\d[ \xa0.-]", number) is not None
         return digits[0] != "0" and (digits[0] in "17" and len(digits) == 11 if short else len(digits) >= 8)
     if _AMERICAN.fullmatch(number) or _CALLED.search(match.string[max(0, match.start() - 32) : match.start()]):
         return True
-    if digits.startswith("00"):
-        return len(digits) >= 10 and len(re.findall(r"\d+", number)) >= 3
-    return len(digits) in (10, 11) and len(re.findall(r"\d+", number)) >= 3 and _NATIONAL.fullmatch(number) is not None
+    groups = list(map(int, re.findall(r"\d+", number)))
+    steps = {second - first for first, second in pairwise(groups)}
+    if len(groups) < 3 or steps in ({0}, {1}):  # 01 02 03 04 05 is counted, and 00 00 00 00 00 a dump of memory
+        return False
+    if re.match(r"00[1-9]\d", number):
+        return len(digits) >= 10
+    return len(digits) in (10, 11) and _NATIONAL.fullmatch(number) is not None
 
 
 KINDS: Final = {
