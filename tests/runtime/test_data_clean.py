@@ -3,6 +3,8 @@
 import gzip
 import json
 import re
+import runpy
+import sys
 import time
 from collections import Counter
 from functools import cache
@@ -495,6 +497,8 @@ def test_personal_data_is_masked_and_counted(kind: str, found: list[str]) -> Non
             ("Write (", "), or not."),
             ("bu ", " ve başka"),
             ("请", "。"),
+            ("a: x,", ",b"),
+            ("it:", ". 2"),
             ("at\n", ", 2 times"),
         ):
             text, counts = run(masks, before + each + after)
@@ -519,8 +523,8 @@ def test_personal_data_is_masked_and_counted(kind: str, found: list[str]) -> Non
         "2024-01-31 12:30:45, 31.12.2024, 01.02.2024 13:45, 20240131123045, 1706700000000",
         "order 100-234567-89, #5551234567, $1234567890, 12345678901234567890, 1-2-3-4-5-6-7-8",
         "1 000 000 000, 1,234,567,890, +5 000 000 000, x+1234567, 3.14159265358979, 10^-1234567, 1234567 = 7654321",
-        "252.227-7013, seq 0 0.000001 0.000003, [1 0 0 -1 0 410.126007], 69069 + 907133923, cell\n20040508, +35236450.6",
-        "01 02 03 04 05, 00 00 00 00 00, 1f 8b 8 1e 0 0 0 0 0 0 1 0 0, /testcase/5667125715927040, id=5499162606043136",
+        "252.227-7013, seq 0 0.000001 0.000003, [1 0 0 -1 0 410.126007], 69069 + 907133923, cell\n20040508 +35236450.6",
+        "01 02 03 04 05, 00 00 00 00 00, 1f 8b 8 1e 0 0 0 0 0 0 1 0 0, /case/5667125715927040, id=5499162606043136",
         "upgrade V8 from 4.2.177.18 to 9.7.106.18, linux 2.6.8.1/2.6.8.1-mm4, Reset from 1.2.0.0",
         "0 1 2 3 4 5 6 7 8 9 10, 1984 1985 1986 1987, 41.0082, 28.9784, 123e4567-e89b-12d3-a456-426614174000",
     ],
@@ -530,6 +534,7 @@ def test_numbers_and_names_that_are_no_personal_data_stay(text: str) -> None:
 
 
 def test_words_before_and_ports_after_tell_addresses_and_phone_numbers() -> None:
+    assert run(masks, "Tel:+905321234567, phone:5551234")[0] == "Tel:<PHONE>, phone:<PHONE>"
     assert run(masks, "tel: 5551234, Fax (office): 0212-1234567; Tel. 030 12345678, 030 12345678")[0] == (
         "tel: <PHONE>, Fax (office): <PHONE>; Tel. <PHONE>, 030 12345678"
     )
@@ -601,6 +606,20 @@ def test_long_runs_take_time_by_their_length() -> None:
         for step in (*all_steps(), names):
             run(step, text, "en")
     assert time.process_time() - begin < 8
+
+
+def test_the_benchmark_prints_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = tmp_path / "pages.jsonl.gz"
+    with gzip.open(pages, "wt", encoding="utf-8") as file:
+        file.write(json.dumps({"html": f"<html><p>{SENTENCE} I recieve 😀 mail at a@b.com.</p>"}) + "\n")
+    monkeypatch.setattr("sys.argv", ["data_clean.py", str(pages), "--rounds", "1"])
+    monkeypatch.setitem(sys.modules, "datatrove", None)
+    runpy.run_path(str(ROOT / "benchmarks" / "data_clean.py"), run_name="__main__")
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    steps = ["html: all", "html", "repair_encoding", "unicode", "spelling", "pii", "emoji: name", "emoji: remove"]
+    assert rows == ["step", "---", *steps, "all but emoji", "Trafilatura"]
 
 
 def test_no_package_of_the_extra_is_imported_before_it_is_used() -> None:

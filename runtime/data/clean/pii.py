@@ -28,11 +28,13 @@ _FILE: Final = ("avif", "css", "gif", "ico", "jpeg", "jpg", "js", "json", "mp4",
 _IP: Final = re.compile(
     rf"[0-9](?:(?<![{_WORD}.].)\d{{0,2}}(?:\.\d{{1,3}}){{3}}(?![{_WORD}-]|\.\d)"
     # Of IPv6 only 2000::/3 is public; a::b is a name in C++ and Rust.
-    rf"|(?<=[23])(?<![{_WORD}:.].)[0-9A-Fa-f]{{3}}(?:::?[0-9A-Fa-f]{{1,4}}){{1,7}}(?![{_WORD}]|:[0-9A-Fa-f:]|\.\d))"
+    rf"|(?<=[23])(?<![{_WORD}.].)(?<![0-9A-Fa-f:]:.)[0-9A-Fa-f]{{3}}(?:::?[0-9A-Fa-f]{{1,4}}){{1,7}}"
+    rf"(?![{_WORD}]|:[0-9A-Fa-f:]|\.\d))"
 )
 _DOCUMENTATION: Final = IPv6Network("3fff::/20")  # RFC 9637, which Python 3.11 does not know
 _VERSION: Final = re.compile(
-    r"(?:(?:\bv|\bver|version|release|build|firmware|revision|sürüm)[\s:.=#]{0,3}|(?:upgrad|updat|bump|patch)\w*\s[^\n]{0,24}|\w/|\w-|[=<>~^!]=?\s?)\Z",
+    r"(?:(?:\bv|\bver|version|release|build|firmware|revision|sürüm)[\s:.=#]{0,3}"
+    r"|(?:upgrad|updat|bump|patch)\w*\s[^\n]{0,24}|\w/|\w-|[=<>~^!]=?\s?)\Z",
     re.IGNORECASE,
 )
 # All parts below 100 has one address of 43, and most versions and numbers of sections.
@@ -60,8 +62,8 @@ _IBAN: Final = re.compile(
 )
 
 _CARD: Final = re.compile(
-    rf"[2-69](?<![{_WORD}.,/=-].)\d{{3}}(?:([ -]?)\d{{4}}\1\d{{4}}\1\d{{4}}|([ -]?)\d{{6}}\2\d{{4,5}}|\d{{13,15}})"
-    rf"(?![{_WORD}-]|[.,]\d)"
+    rf"[2-69](?<![{_WORD}/=-].)(?<!\d[.,].)\d{{3}}"
+    rf"(?:([ -]?)\d{{4}}\1\d{{4}}\1\d{{4}}|([ -]?)\d{{6}}\2\d{{4,5}}|\d{{13,15}})(?![{_WORD}-]|[.,]\d)"
 )
 # Visa, Mastercard, American Express, Discover, Diners Club, JCB, UnionPay, Maestro, Mir, Troy.
 _ISSUED: Final = re.compile(
@@ -72,7 +74,7 @@ _ISSUED: Final = re.compile(
 
 _BETWEEN = r"(?:[ \xa0./-]|\)[ -]?| ?\()?"
 _PHONE: Final = re.compile(
-    rf"[+(0-9](?<![{_WORD}+@#%&=/$€£₺.,:*^~<>-].)"
+    rf"[+(0-9](?<![{_WORD}+@#%&=/$€£₺^~-].)(?<!\d[.,:].)"
     r"(?:(?<=\+)(?:\((?=\d{1,5}\)))?\d|(?<=\()(?=\d{1,5}\))\d|(?<=\d))"
     rf"(?:{_BETWEEN}\d){{6,16}}+(?![{_WORD}@%/\xb0]|[.,:-]\d)"
 )
