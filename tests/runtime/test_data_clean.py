@@ -526,7 +526,7 @@ def test_personal_data_is_masked_and_counted(kind: str, found: list[str]) -> Non
         "1 000 000 000, 1,234,567,890, +5 000 000 000, x+1234567, 3.14159265358979, 10^-1234567, 1234567 = 7654321",
         "252.227-7013, seq 0 0.000001 0.000003, [1 0 0 -1 0 410.126007], 69069 + 907133923, cell\n20040508 +35236450.6",
         "01 02 03 04 05, 00 00 00 00 00, 1f 8b 8 1e 0 0 0 0 0 0 1 0 0, /case/5667125715927040, id=5499162606043136",
-        "upgrade V8 from 4.2.177.18 to 9.7.106.18, linux 2.6.8.1/2.6.8.1-mm4, Reset from 1.2.0.0",
+        "upgrade V8 from 4.2.177.18, patch it to 9.7.106.18, linux 2.6.8.1/2.6.8.1-mm4, Reset from 1.2.0.0",
         "0 1 2 3 4 5 6 7 8 9 10, 1984 1985 1986 1987, 41.0082, 28.9784, 123e4567-e89b-12d3-a456-426614174000",
     ],
 )
@@ -543,6 +543,7 @@ def test_words_before_and_ports_after_tell_addresses_and_phone_numbers() -> None
         ("host 5.6.7.8", "host <IP>"),
         ("http://5.6.7.8/x", "http://<IP>/x"),
         ("5.6.7.8:8080", "<IP>:8080"),
+        ("allow-update { 212.94.201.10 };", "allow-update { <IP> };"),
         ("5.6.7.8", "5.6.7.8"),
     ):
         assert run(masks, text)[0] == after

@@ -34,7 +34,7 @@ _IP: Final = re.compile(
 _DOCUMENTATION: Final = IPv6Network("3fff::/20")  # RFC 9637, which Python 3.11 does not know
 _VERSION: Final = re.compile(
     r"(?:(?:\bv|\bver|version|release|build|firmware|revision|sürüm)[\s:.=#]{0,3}"
-    r"|(?:upgrad|updat|bump|patch)\w*\s[^\n]{0,24}|\w/|\w-|[=<>~^!]=?\s?)\Z",
+    r"|(?:upgrad|updat|bump|patch)\w*\s[^\n]{0,20}\b(?:to|from)\s|\w/|\w-|[=<>~^!]=?\s?)\Z",
     re.IGNORECASE,
 )
 # All parts below 100 has one address of 43, and most versions and numbers of sections.
