@@ -11,7 +11,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -142,7 +142,7 @@ class EvaluationSets:
     Attributes:
         names: of the sets.
         bounds: [sets + 1], the first item of each, and the number of all.
-        words: of all items.
+        words: of all items, without their hashes.
         length: words of a run.
         hashes: [runs], sorted.
         firsts: [runs], the first word of each.
@@ -174,6 +174,7 @@ class EvaluationSets:
         short = np.unique(sizes[is_short]).tolist()
         openings = hash_runs(words.hashes, words.offsets[:-1][is_short], short[0]) if short else hashes[:0]
         filters = _filter_of(hashes), _filter_of(openings)
+        words = replace(words, hashes=words.hashes[:0])  # of no more use
         return cls(tuple(sets), bounds, words, length, hashes, runs.words[order], tuple(short), *filters)
 
     def shared_runs(self, words: Words) -> Iterator[tuple[int, int, list[int]]]:

@@ -174,11 +174,12 @@ def test_near_copies_against_the_similarity_of_all_pairs() -> None:
     """Promised of pairs: each at 0.95 and 0.97 of those at 0.8; what is removed is like a kept one by 0.7."""
     texts = families() + real_pages()
     sets = [naive_shingles(text) for text in texts]
-    similar = {}
-    for first, second in combinations(range(len(texts)), 2):
-        common = len(sets[first] & sets[second])
-        if common and (alike := common / (len(sets[first]) + len(sets[second]) - common)) > 0.4:
-            similar[first, second] = alike
+    having: dict[tuple[str, ...], list[int]] = {}
+    for number, shingles in enumerate(sets):
+        for shingle in shingles:
+            having.setdefault(shingle, []).append(number)
+    common = Counter(pair for numbers in having.values() for pair in combinations(numbers, 2))
+    similar = {pair: shared / (len(sets[pair[0]]) + len(sets[pair[1]]) - shared) for pair, shared in common.items()}
     found = near_copies(texts)
     removed = dict(zip(found.copies.numbers.tolist(), found.copies.kept.tolist(), strict=True))
     for (number, kept), alike in zip(removed.items(), found.copies.similarity.tolist(), strict=True):
@@ -201,12 +202,12 @@ def test_near_copies_against_the_similarity_of_all_pairs() -> None:
 
 
 def test_the_bands_find_what_they_promise() -> None:
-    """600 pairs at each similarity, counted as found where they share any band."""
+    """400 pairs at each similarity, counted as found where they share any band."""
     draw = np.random.default_rng(5)
     for similarity, least, most in ((0.5, 0.02, 0.2), (0.8, 0.97, 1), (0.95, 1, 1)):
         common = round(2 * 150 * similarity / (1 + similarity))
         texts = []
-        for _ in range(600):
+        for _ in range(400):
             words = [f"x{number}" for number in draw.integers(0, 10**9, 300 - common)]
             texts += [" ".join(words[:150]), " ".join(words[150 - common :])]
         keys = np.stack(list(near.band_keys(texts, length=1).values()))
@@ -304,13 +305,15 @@ def test_a_sketch_of_a_long_document_estimates_its_similarity() -> None:
     assert index.sketch_similarity(index.sketch(few), few[:5]) == 0.5
 
 
-def cut_lines(parts: Sequence[Sequence[str]], min_characters: int = 10) -> tuple[list[str | Removal], Counts]:
+def cut_lines(
+    parts: Sequence[Sequence[str]], min_characters: int = 10, most_keys: int = 1 << 20
+) -> tuple[list[str | Removal], Counts]:
     """Return what is left of the texts of some parts."""
     counts: Counts = Counter()
     keys = [lines.line_keys(part, min_characters) for part in parts]
     names = {number: f"doc{number}" for number in range(100)}
     left: list[str | Removal] = []
-    for part, repeats in zip(parts, lines.find_line_repeats(keys, list(map(len, parts))), strict=True):
+    for part, repeats in zip(parts, lines.find_line_repeats(keys, most_keys), strict=True):
         left += lines.cut_lines(part, repeats, min_characters, names, counts)
     return left, counts
 
@@ -336,6 +339,27 @@ def test_a_paragraph_of_short_lines_is_cut_as_a_whole() -> None:
 def test_what_is_not_repeated_is_not_touched() -> None:
     texts = ["a line of text\n\n\n  another one  \n", "", "\n \n", "third line here"]
     assert cut_lines([texts]) == (texts, {})
+
+
+@pytest.mark.parametrize("most_keys", [16, 1 << 20])
+def test_repeated_lines_over_many_parts_are_those_of_one_set(most_keys: int) -> None:
+    draw = random.Random(8)
+    parts = [
+        ["\n\n".join(f"a line that has number {draw.randrange(40)}" for _ in range(6)) for _ in range(n)]
+        for n in (9, 0, 12)
+    ]
+    seen: dict[str, int] = {}
+    want: list[str | Removal] = []
+    for number, text in enumerate(text for part in parts for text in part):
+        units = text.split("\n\n")
+        first = next((seen[unit] for unit in units if unit in seen), None)
+        left = [unit for unit in units if seen.setdefault(unit, number) == number]
+        left = list(dict.fromkeys(left))  # within the text, too, the first stays
+        beginning = f"all of it occurred before, its beginning in doc{first}"
+        want.append("\n\n".join(left) if left else Removal("lines.empty", beginning))
+    got = cut_lines(parts, 10, most_keys)[0]
+    assert [text.rstrip() if isinstance(text, str) else text for text in got] == want
+    assert any(isinstance(text, Removal) for text in got)
 
 
 def brute_spans(texts: Sequence[bytes], size: int) -> list[tuple[int, int, int]]:

@@ -85,7 +85,7 @@ def find_repeats(parts: Sequence[Arrays], name: str, most_keys: int = MOST_KEYS)
             nothing to compare.
         most_keys: the most to hold at once, on average.
     """
-    found = [_repeats(keys, ordinals) for keys, ordinals in iter_shares(parts, name, most_keys)]
+    found = [repeats_among(keys, ordinals) for keys, ordinals in iter_shares(parts, name, most_keys)]
     none = np.zeros(0, np.int64)
     repeats = np.concatenate([none, *(row[0] for row in found)])
     firsts = np.concatenate([none, *(row[1] for row in found)])
@@ -121,10 +121,17 @@ def iter_shares(parts: Sequence[Arrays], name: str, most_keys: int) -> Iterator[
             yield np.concatenate(keys), np.concatenate(ordinals)
 
 
-def _repeats(keys: UInt64Array, ordinals: Int64Array) -> tuple[Int64Array, Int64Array]:
+def repeats_among(keys: UInt64Array, ordinals: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Return the ordinals of the keys that came before, ascending, and the ordinal of the first of each.
+
+    Args:
+        keys, ordinals: in the order of the ordinals, such as a share.
+    """
     order, new = sort_keys(keys)
     first_of_group = order[new][np.cumsum(new) - 1]
-    return ordinals[order[~new]], ordinals[first_of_group[~new]]
+    repeats, firsts = ordinals[order[~new]], ordinals[first_of_group[~new]]
+    order = np.argsort(repeats)
+    return repeats[order], firsts[order]
 
 
 def sort_keys(keys: UInt64Array) -> tuple[Int64Array, npt.NDArray[np.bool_]]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from trimaran.runtime.data.dedup.arrays import Array, Arrays
-from trimaran.runtime.data.dedup.copies import MOST_KEYS, find_repeats
+from trimaran.runtime.data.dedup.copies import MOST_KEYS, iter_shares, repeats_among
 from trimaran.runtime.data.dedup.exact import hash_all, normalize_text
 from trimaran.runtime.data.document import Counts, Removal
-from trimaran.runtime.data.permutation import Int64Array
 
 
 def _units(text: str, min_characters: int) -> Iterator[tuple[int, int, str]]:
@@ -42,15 +42,14 @@ def line_keys(texts: Sequence[str], min_characters: int) -> dict[str, Array]:
     """Return the keys of what counts in a part.
 
     Returns:
-        `lines`: [units], the keys; `rows`: [units], the text that each is in.
+        `lines`: [units], the keys; `counts`: [texts], how many of them each text has.
     """
-    rows: list[int] = []
     units: list[str] = []
-    for row, text in enumerate(texts):
-        own = [unit for _, _, unit in _units(text, min_characters)]
-        units += own
-        rows += [row] * len(own)
-    return {"lines": hash_all(units)[:, 0], "rows": np.array(rows, dtype=np.int64)}
+    ends = [0]
+    for text in texts:
+        units += (unit for _, _, unit in _units(text, min_characters))
+        ends.append(len(units))
+    return {"lines": hash_all(units)[:, 0], "counts": np.diff(ends)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +57,36 @@ class Repeats:
     """What occurred before in a part.
 
     Attributes:
-        units: [repeats], ascending: numbers of keys in the part's `lines`.
-        kept: [repeats], the number of the document in the whole corpus that has the first occurrence.
+        units: [repeats] int32, ascending: places in the part's `lines`.
+        kept: [repeats] int32, the number of the document in the whole corpus that has the first occurrence.
     """
 
-    units: Int64Array
-    kept: Int64Array
+    units: npt.NDArray[np.int32]
+    kept: npt.NDArray[np.int32]
 
 
-def find_line_repeats(parts: Sequence[Arrays], sizes: Sequence[int], most_keys: int = MOST_KEYS) -> Iterator[Repeats]:
+def find_line_repeats(parts: Sequence[Arrays], most_keys: int = MOST_KEYS) -> Iterator[Repeats]:
     """Yield for every part, in source order, what occurred before in it or in an earlier one.
 
     Args:
         parts: from `line_keys`.
-        sizes: documents of each part.
     """
-    repeats, firsts = find_repeats(parts, "lines", most_keys)
-    kept = np.zeros(len(firsts), np.int64)
-    bounds = np.concatenate((np.zeros(1, np.int64), np.cumsum([len(part["rows"]) for part in parts], dtype=np.int64)))
-    starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)))
-    for index, part in enumerate(parts):
-        here = (firsts >= bounds[index]) & (firsts < bounds[index + 1])
-        kept[here] = part["rows"][firsts[here] - bounds[index]] + starts[index]
-    for start, stop in pairwise(bounds):
-        chosen = slice(*np.searchsorted(repeats, (start, stop)))
-        yield Repeats(repeats[chosen] - start, kept[chosen])
+    counts = [part["counts"] for part in parts]
+    bounds = np.cumsum([0, *(each.sum() for each in counts)], dtype=np.int64)
+    begins = np.concatenate([np.zeros(1, np.int64), *counts]).cumsum()
+    # 8 bytes for each repeat until all are known: of a large corpus they are many more than its documents.
+    found: list[list[Repeats]] = [[] for _ in parts]
+    for keys, ordinals in iter_shares(parts, "lines", most_keys):
+        repeats, firsts = repeats_among(keys, ordinals)
+        kept = (np.searchsorted(begins, firsts, side="right") - 1).astype(np.int32)
+        for part, (start, stop) in enumerate(pairwise(np.searchsorted(repeats, bounds))):
+            units = (repeats[start:stop] - bounds[part]).astype(np.int32)
+            found[part].append(Repeats(units, kept[start:stop]))
+    for pieces in found:
+        units = np.concatenate([np.zeros(0, np.int32), *(piece.units for piece in pieces)])
+        order = np.argsort(units)
+        yield Repeats(units[order], np.concatenate([np.zeros(0, np.int32), *(piece.kept for piece in pieces)])[order])
+        pieces.clear()
 
 
 def cut_lines(

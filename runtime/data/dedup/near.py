@@ -37,7 +37,7 @@ BAND_NAMES: Final = tuple(f"band{band:02}" for band in range(len(_BANDS)))
 """Names of the arrays of `band_keys`."""
 _SEED = 42
 _BATCH_CHARACTERS = 1 << 21
-_HELD_SETS = 1024
+_HELD_SHINGLES = 1 << 21
 MOST_COMPARED: Final = 256
 """Pages of one frame can share a bucket without being alike: so many kept ones is a document compared with."""
 
@@ -145,6 +145,7 @@ class Shingles:
         self._begins = np.concatenate([np.zeros(0, np.int64), *(each[:-1] for each in offsets)])
         self._ends = np.concatenate([np.zeros(0, np.int64), *(each[1:] for each in offsets)])
         self._held: OrderedDict[int, UInt64Array] = OrderedDict()
+        self._held_shingles = 0
 
     def __getitem__(self, number: int) -> UInt64Array:
         """Return a document's shingles, sorted."""
@@ -155,8 +156,9 @@ class Shingles:
             part = self._parts[self._from[place]]
             assert part is not None
             self._held[number] = window(part, "shingles", int(self._begins[place]), int(self._ends[place]))
-            if len(self._held) > _HELD_SETS:
-                self._held.popitem(last=False)
+            self._held_shingles += len(self._held[number])
+            while self._held_shingles > _HELD_SHINGLES and len(self._held) > 1:
+                self._held_shingles -= len(self._held.popitem(last=False)[1])
         self._held.move_to_end(number)
         return self._held[number]
 
