@@ -122,10 +122,12 @@ def find_buckets(parts: Sequence[Arrays], band: str, most_keys: int = MOST_KEYS)
 
 def sharing_documents(bands: Sequence[Arrays]) -> Int64Array:
     """Return the documents that are in any bucket, ascending: those whose shingles are wanted."""
-    found = np.zeros(0, np.int64)
+    found = np.zeros(0, dtype=bool)
     for band in bands:
-        found = np.union1d(found, band["numbers"])
-    return found
+        numbers = band["numbers"]
+        found = np.pad(found, (0, max(0, int(numbers.max(initial=-1)) + 1 - len(found))))
+        found[numbers] = True
+    return np.flatnonzero(found)
 
 
 class Shingles:
