@@ -108,7 +108,10 @@ def _parquet_records(content: bytes) -> Iterator[object]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    records: list[object] = pq.read_table(pa.BufferReader(content)).to_pylist()
+    try:
+        records: list[object] = pq.read_table(pa.BufferReader(content)).to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error
     return iter(records)
 
 
@@ -126,13 +129,13 @@ def _field(record: object, name: str, place: str) -> object:
 
 
 def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list):
-        for element in value:
-            yield from _texts(element)
-    elif value is not None:
-        yield str(value)
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting += reversed(list(value.values()) if isinstance(value, dict) else value)
+        elif value is not None:
+            yield str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +259,7 @@ class Decontaminate:
     `hits` has every item that was found in the documents of this part, with the first document that has it.
     """
 
-    name: Final = "decontaminate"
+    name = "decontaminate"
 
     def __init__(self, sets: EvaluationSets, action: Literal["document", "paragraph"] = "document") -> None:
         self._sets, self._action = sets, action
