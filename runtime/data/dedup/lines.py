@@ -1,6 +1,6 @@
 """Lines and paragraphs that occurred before in the corpus are cut; the first occurrence stays.
 
-As CCNet does with paragraphs (Wenzek et al. 2020, section 3.1), C4 with spans of sentences (Raffel et al. 2020, section
+As CCNet does with paragraphs (Wenzek et al. 2020, section 3.2), C4 with spans of sentences (Raffel et al. 2020, section
 2.2) and datatrove with both: navigation, cookie notices, licences and signatures go. A line counts where it has at
 least a number of characters, so that a brace, a heading or a short answer may occur again. A paragraph is a run of
 lines between blank ones; one of short lines is cut as a whole where all of it occurred before. Case and white space

@@ -1,10 +1,9 @@
 """Near copies: MinHash finds documents that may be alike, and the exact Jaccard similarity of their shingles decides.
 
 A document is a set of shingles, its runs of five words (Broder, "On the resemblance and containment of documents",
-1997; five words as RefinedWeb and FineWeb have them: Penedo et al. 2023, appendix G.3.1, and 2024). Of a signature of
-112 hashes, 14 bands of 8 find a pair of similarity s with probability 1 - (1 - s^8)^14: 0.92 at 0.8. The same hashes
-are therefore banded once more, so that each of the further 14 bands has its 8 hashes from 8 bands of the first: 0.99 at
-0.8, measured, and no more hashing.
+1997). Five words, 112 hashes and 14 bands of 8 are those of FineWeb (Penedo et al. 2024). Such bands find a pair of
+similarity s with probability 1 - (1 - s^8)^14: 0.92 at 0.8. The same hashes are therefore banded once more, so that
+each of the further 14 bands has its 8 hashes from 8 bands of the first: 0.99 at 0.8, measured, and no more hashing.
 
 What is removed: in source order, a document goes if one that was *kept* before is alike, by at least the threshold. So
 each removed document has a kept one that is that similar to it, and no two found to be alike are both kept. Clusters

@@ -25,8 +25,8 @@ class NearSection(BaseModel):
     )
     words: Annotated[int, Field(ge=1, le=32), INTEGRAL] = Field(
         default=5,
-        description="Words of a shingle; a document is the set of its shingles (Broder 1997; 5 words as in RefinedWeb, "
-        "Penedo et al. 2023, and FineWeb, 2024).",
+        description="Words of a shingle; a document is the set of its shingles (Broder 1997; 5 words as in FineWeb, "
+        "Penedo et al. 2024).",
     )
 
 
