@@ -5,9 +5,11 @@ where a set of Python strings takes hundreds.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trimaran.runtime.data.document import Counts, Document, Removal
 from trimaran.runtime.data.filters.words import Hashes, Words, words_of
@@ -16,6 +18,9 @@ from trimaran.runtime.spec.sections.filter import GopherRepetitionSettings
 _PARAGRAPHS = re.compile(r"\n{2,}")
 _TOP = (2, 3, 4)
 _REPEATED = (5, 6, 7, 8, 9, 10)
+_MOST_RUNS: Final = 1 << 20
+"""Runs that are sorted at once, of texts with fewer words of several n: numpy then works longer than Python."""
+_UPPER: Final = np.uint64(48)
 
 
 class GopherRepetitionFilter:
@@ -66,9 +71,11 @@ class GopherRepetitionFilter:
         return None
 
     def _judge_repeated(self, words: Words, size: int) -> Removal | None:
-        for n, most in self._repeated.items():
-            if most is not None and words.count >= n:
-                characters, first = _repeated_characters(words, n, most * size)
+        checked = [(n, most) for n, most in self._repeated.items() if most is not None and words.count >= n]
+        at_once = max(1, _MOST_RUNS // (words.count or 1))
+        for start in range(0, len(checked), at_once):
+            for n, most, places, runs in _suspects(words, size, checked[start : start + at_once]):
+                characters, first = _repeated_characters(words, n, places, runs)
                 if characters / size > most:
                     return _removal(f"repeated_{n}_grams", characters, size, most, words.passage(first, n))
         return None
@@ -107,33 +114,47 @@ def _most_frequent(numbers: Hashes) -> tuple[int, Hashes]:
     return most, ordered[starts[often == most]]
 
 
-def _repeated_characters(words: Words, n: int, most: float) -> tuple[int, int]:
+def _suspects(
+    words: Words, size: int, limits: Sequence[tuple[int, float]]
+) -> Iterator[tuple[int, float, NDArray[np.int64], Hashes]]:
+    """Yield the n whose repeated runs of n words may cover more than their share, with places and hashes of these runs.
+
+    What repeated runs cover is never less than what is counted of them, as the first of each is covered too.
+    """
+    lengths = np.array([n for n, _ in limits])
+    runs = words.runs_of(lengths)
+    ordered = np.sort(runs, axis=1)
+    again = ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]]
+    if not len(again):
+        return
+    # Some runs that are there once share the upper 16 bits of others, and do no harm.
+    marks = np.zeros(1 << 16, bool)
+    marks[again >> _UPPER] = True
+    rows, places = np.divmod(np.flatnonzero(marks.take((runs >> _UPPER).view(np.int64))), words.count)
+    ends = np.minimum(places + lengths.take(rows), words.count)
+    np.minimum(ends[:-1], places[1:], out=ends[:-1], where=rows[1:] == rows[:-1])
+    covered = np.bincount(rows, words.bounds.take(ends) - words.bounds.take(places), len(limits))
+    for row, (n, most) in enumerate(limits):
+        if covered[row] / size > most:
+            found = places[(rows == row) & (places <= words.count - n)]
+            yield n, most, found, runs[row].take(found)
+
+
+def _repeated_characters(words: Words, n: int, places: NDArray[np.int64], runs: Hashes) -> tuple[int, int]:
     """Return the characters of runs of n words that were met further up, from left to right, none counted twice.
 
     A run that is counted is passed over whole. Words are compared without the spaces between them. Returns too where
-    the first such run begins. Where there are surely no more than `most`, it may return 0.
+    the first such run begins. Only runs that are there twice matter, so only `places` with these are looked at.
     """
-    runs = words.runs(n)
-    ordered = np.sort(runs)
-    again = ordered[1:][ordered[1:] == ordered[:-1]]
-    if not len(again):
-        return 0, 0
-    # Only runs that are there twice matter. Some others share their upper 16 bits and do no harm.
-    marks = np.zeros(1 << 16, bool)
-    marks[again >> np.uint64(48)] = True
-    places = np.flatnonzero(marks.take((runs >> np.uint64(48)).view(np.int64)))
-    ends = np.minimum(places + n, np.append(places[1:], words.count))
-    if int((words.bounds[ends] - words.bounds[places]).sum()) <= most:  # all that they cover, the first ones too
-        return 0, 0
-    lengths = words.lengths(n)[places].tolist()
-    characters, first, free = 0, -1, 0
+    lengths = words.bounds.take(places + n) - words.bounds.take(places)
+    characters, first, free = 0, 0, 0
     met: set[int] = set()
-    for place, run, length in zip(places.tolist(), runs[places].tolist(), lengths, strict=True):
+    for place, run, length in zip(places.tolist(), runs.tolist(), lengths.tolist(), strict=True):
         if place < free:
             continue
         if run in met:
+            first = first if characters else place
             characters, free = characters + length, place + n
-            first = place if first < 0 else first
         else:
             met.add(run)
-    return characters, max(first, 0)
+    return characters, first

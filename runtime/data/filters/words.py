@@ -14,7 +14,6 @@ runs of n words at once. Two different runs have the same hash with a probabilit
 import re
 import unicodedata
 from functools import cached_property, lru_cache
-from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -57,7 +56,7 @@ _WITHOUT_SPACES: Final = (
     (0x1AFF0, 0x1B16F),  # Hiragana, Katakana
     (0x20000, 0x3FFFF),  # Han
 )
-_VARIATION_SELECTORS: Final = (range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0))
+_VARIATION_SELECTORS: Final = ((0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
 """Marks, but of the picture before them and of no word."""
 _BASE: Final = 0x9E3779B97F4A7C15
 _INVERSE: Final = pow(_BASE, -1, 1 << 64)
@@ -110,6 +109,12 @@ class Words:
         sums, inverses = self._run_sums
         return (sums[n:] - sums[:-n]) * inverses[:-n]
 
+    def runs_of(self, lengths: NDArray[np.int64]) -> Hashes:
+        """Return `runs(n)` of several n as rows; the runs that would go beyond the last word have some other hash."""
+        sums, inverses = self._run_sums
+        ends = np.add.outer(lengths, np.arange(self.count))
+        return (np.append(sums, np.zeros(lengths.max(), np.uint64)).take(ends) - sums[:-1]) * inverses[:-1]
+
     @cached_property
     def _run_sums(self) -> tuple[Hashes, Hashes]:
         return _with_sums(self.hashes * _powers(self.bounds[:-1], _BASE)), _powers(self.bounds, _INVERSE)
@@ -154,7 +159,13 @@ def split_words(text: str) -> list[str]:
     return words_of(text).texts()
 
 
-_SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s+[^\sa-zà-öø-ÿ]|\s*$)|[。！？｡؟।॥።។။]+["'”’»」』）)\]]*""")
+_LATIN_ENDS, _OTHER_ENDS, _CLOSING = "[.!?…]", "[。！？｡؟।॥።။។]", """["'”’»」』）)\\]]"""
+# The search is linear in texts of a million dots: a row of them is tried at its first one alone, and never in part.
+_SENTENCE_END = re.compile(
+    rf"{_LATIN_ENDS[:-1]}{_OTHER_ENDS[1:]}"
+    rf"(?:(?<={_LATIN_ENDS})(?<!{_LATIN_ENDS}{{2}}){_LATIN_ENDS}*+{_CLOSING}*+(?=\s++[^a-zà-öø-ÿ]|\s*+$)"
+    rf"|(?<={_OTHER_ENDS}){_OTHER_ENDS}*+{_CLOSING}*+)"
+)
 
 
 def split_sentences(text: str) -> list[str]:
@@ -173,9 +184,7 @@ def _characters(text: str) -> tuple[NDArray[np.uint8 | np.uint32], NDArray[np.ui
         raw = text.encode("latin-1")
     except UnicodeEncodeError:
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        flags = _bits().take(codes)
-        kinds = flags & _KIND
-        return codes, np.where(kinds == _OTHER, codes + _OTHER, kinds), flags
+        return codes, _keys().take(codes), _bits().take(codes)
     keys, bits = _latin_tables()
     new_keys = np.frombuffer(bytearray(raw.translate(keys)), np.uint8)
     return np.frombuffer(raw, np.uint8), new_keys, np.frombuffer(raw.translate(bits), np.uint8)
@@ -191,41 +200,41 @@ def _join(keys: NDArray[np.uint8 | np.uint32], flags: NDArray[np.uint8]) -> None
 @lru_cache(maxsize=1)
 def _bits() -> NDArray[np.uint8]:
     """Return the kind and the bits of every character, by its code."""
-    used = [range(0x323B0), range(0xE0000, 0xE0200)]  # beyond and between them, Unicode has no letters and no marks
     table = np.full(0x110000, _OTHER | SPOKEN, np.uint8)
-    for characters in ("".join(map(chr, codes)) for codes in used):
-        for kind, pattern in ((_WORD, r"\w+"), (_SPACE, r"\s+")):
+    for first, last in ((0, 0x323AF), (0xE0000, 0xE01FF)):  # beyond, Unicode has no letters, digits and marks
+        characters = "".join(map(chr, range(first, last + 1)))
+        categories = np.array(list(map(unicodedata.category, characters)))
+        part = table[first : last + 1]
+        part[np.isin(categories, ("Mn", "Mc"))] = _WORD | SPOKEN
+        for kind, pattern in ((_WORD | SPOKEN, r"\w+"), (_SPACE, r"\s+")):
             for found in re.finditer(pattern, characters):
-                start = ord(found.group()[0])
-                table[start : start + len(found.group())] = kind | SPOKEN
-    for code in chain(range(0x20000), range(0xE0000, 0xE0200)):
-        if unicodedata.category(chr(code)) in ("Mn", "Mc"):
-            table[code] = _WORD | SPOKEN
-    for selectors in _VARIATION_SELECTORS:
-        table[selectors.start : selectors.stop] = _OTHER | SPOKEN
+                part[found.start() : found.end()] = kind
+        part[np.char.startswith(categories, "L")] |= LETTER
+        part[categories == "Nd"] |= _DIGIT
+    for first, last in _VARIATION_SELECTORS:
+        table[first : last + 1] = _OTHER | SPOKEN
     for first, last in _WITHOUT_SPACES:
         part = table[first : last + 1]
-        part[part & _KIND == _WORD] = _ALONE | SPOKEN
-    for code in map(ord, PUNCTUATION):
-        table[code] &= ~SPOKEN & 0xFF
-    for code in chain.from_iterable(used):
-        if chr(code).isalpha():
-            table[code] |= LETTER
-        elif chr(code).isdecimal():
-            table[code] |= _DIGIT
-    for bit, characters in ((_JOINS_WORD, "'’."), (_JOINS_DIGITS, ",")):
-        table[[ord(each) for each in characters]] |= bit
-    table[table & _KIND == _SPACE] = _SPACE
+        part[part & _KIND == _WORD] ^= _WORD ^ _ALONE
+    for characters, bit in (("'’.", _JOINS_WORD), (",", _JOINS_DIGITS)):
+        table[list(map(ord, characters))] |= bit
+    table[[ord(each) for each in PUNCTUATION if not each.isspace()]] ^= SPOKEN
     table[table & _KIND == _WORD] |= _OF_WORD
     return table
 
 
 @lru_cache(maxsize=1)
+def _keys() -> NDArray[np.uint32]:
+    """Return the key of every character, by its code: its kind, and for other characters one of its own."""
+    kinds = _bits() & _KIND
+    codes = np.arange(len(kinds), dtype=np.uint32)
+    return np.where(kinds == _OTHER, codes + _OTHER, kinds)
+
+
+@lru_cache(maxsize=1)
 def _latin_tables() -> tuple[bytes, bytes]:
-    """Return keys and bits of the first 256 characters."""
-    bits = _bits()[:256]
-    kinds = bits & _KIND
-    return np.where(kinds == _OTHER, np.arange(256) + _OTHER, kinds).astype(np.uint8).tobytes(), bits.tobytes()
+    """Return keys and bits of the first 256 characters; the keys fit, as the last of them are letters."""
+    return _keys()[:256].astype(np.uint8).tobytes(), _bits()[:256].tobytes()
 
 
 @lru_cache(maxsize=2)
@@ -250,21 +259,23 @@ def _with_sums(numbers: NDArray[Any]) -> NDArray[Any]:
     return sums
 
 
+@lru_cache(maxsize=1)
+def _low_sums() -> Hashes:
+    return _with_sums(_low_powers(_BASE))
+
+
 def _prefix_sums(codes: NDArray[np.uint8 | np.uint32], places: NDArray[np.int64]) -> Hashes:
     """Return the sum of (code + 1) * _BASE**place over the characters before each of the ascending places."""
-    low, step = _low_powers(_BASE), pow(_BASE, _BLOCK, 1 << 64)
+    low, low_sums, step = _low_powers(_BASE), _low_sums(), pow(_BASE, _BLOCK, 1 << 64)
     sums = np.zeros(len(places), np.uint64)
-    total, scale, done = 0, 1, 0
+    total, scale, done = 0, 1, 1  # no character is before place 0
     for start in range(0, len(codes), _BLOCK):
-        part = codes[start : start + _BLOCK].astype(np.uint64)
-        part += np.uint64(1)
-        part *= low[: len(part)]
+        part = codes[start : start + _BLOCK] * low[: len(codes) - start]
         np.cumsum(part, out=part)
-        if start:
-            part *= np.uint64(scale)
-            part += np.uint64(total)
         stop = int(np.searchsorted(places, start + len(part), "right"))
-        first = done + int(done == 0)  # no character is before place 0
-        sums[first:stop] = part.take(places[first:stop] - (start + 1))
-        total, scale, done = int(part[-1]), scale * step & _MASK, stop
+        inside = places[done:stop] - start
+        found = part.take(inside - 1) + low_sums.take(inside)
+        sums[done:stop] = found * np.uint64(scale) + np.uint64(total) if start else found
+        total = (total + (int(part[-1]) + int(low_sums[len(part)])) * scale) & _MASK
+        scale, done = scale * step & _MASK, stop
     return sums

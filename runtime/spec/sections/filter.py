@@ -25,7 +25,7 @@ def _switch(value: object) -> object:
 
 
 Language = Annotated[str, AfterValidator(_check_language)]
-Share = Annotated[Fraction | None, Field()]
+Share = Fraction | None
 _OFF: Final = "(null: not checked)."
 
 
