@@ -1,6 +1,7 @@
 """Filters: datatrove's verdicts and reasons, whole words in any script, and files that are refused before any work."""
 
 import gzip
+import importlib.util
 import json
 import pickle
 import random
@@ -46,6 +47,7 @@ from trimaran.runtime.data.filters.words import Words, split_sentences, split_wo
 from trimaran.runtime.spec.sections.filter import (
     ClassifierSettings,
     FilterSection,
+    FineWebSettings,
     GopherSettings,
     ToxicitySettings,
 )
@@ -204,6 +206,37 @@ def test_verdicts_reasons_and_texts_are_those_of_datatrove_on_every_page() -> No
     assert not RULES.keys() - met.keys(), "a rule of which no page is an example"
     assert met.keys() >= {*LINES, "c4.citation"}
     assert met[None] > 100
+
+
+def test_the_page_names_every_reason_and_threshold() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "filters.md").read_text(encoding="utf-8")
+    ranges = {f"gopher_repetition.{kind}" for kind in ("top_3_gram", "top_4_gram")}
+    ranges |= {f"gopher_repetition.repeated_{n}_grams" for n in range(6, 11)}
+    for ours, theirs in RULES.items():
+        assert ours in ranges or re.search(rf"`{ours}`[^(`]*(`_\d+_`[^(`]*)*\(`{theirs}`", page), ours
+    other = {"url.domain", "url.address", "url.word", "url.without_url", "language.other", "language.unsure"}
+    for reason in {*LINES, *other, "c4.citation", "toxicity.hits", "toxicity.without_lexicon"}:
+        assert f"`{reason}`" in page, reason
+    gopher = GopherSettings()
+    assert ", ".join(gopher.stop_words) in page
+    rows = {row.split("|")[1].split("`")[1]: row.split("|")[-2].strip() for row in page.splitlines() if "| `" in row}
+    assert float(rows["gopher.few_words"]) == gopher.min_words
+    assert rows["gopher.many_words"] == f"{gopher.max_words:,}"
+    assert float(rows["gopher.few_alphabetic_words"]) == gopher.min_alphabetic_words
+    assert float(rows["fineweb.line_ends"]) == FineWebSettings().min_line_ends
+
+
+def test_the_benchmark_judges_alike_on_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "data_filters.py"
+    spec = importlib.util.spec_from_file_location("data_filters", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(["--rounds", "1", "--texts", "3", "--our-words"])
+    rows = [[cell.strip() for cell in row.split("|")] for row in capsys.readouterr().out.splitlines()[3:]]
+    assert [row[1] for row in rows] == [", ".join(names) for names in module.ROWS]
+    assert all(row[8] == "3 of 3" and float(row[7]) > 0 for row in rows)
 
 
 def test_lists_of_characters_are_datatroves() -> None:
