@@ -6,6 +6,7 @@ import errno
 import io
 import lzma
 import os
+import posixpath
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -56,8 +57,9 @@ def asking(address: str, call: Callable[[], T]) -> T:
     try:
         return call()
     except Exception as error:
-        number = getattr(error, "errno", None) or errno.EIO
-        raise OSError(number, str(error) or type(error).__name__, address) from error
+        number = getattr(error, "errno", None) or (errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO)
+        what = os.strerror(number) if number == errno.ENOENT else f"{type(error).__name__}: {error}"
+        raise OSError(number, what, address) from error
 
 
 class _Remote(io.RawIOBase):
@@ -149,6 +151,7 @@ def open_raw(part: Part) -> io.BufferedReader:
     if is_remote(part.file):
         system, path = file_system(part.file)
         file: io.BufferedReader = Stream(_Remote(part.file), _BLOCK)
+        system.invalidate_cache(posixpath.dirname(path))  # of listings, which this process may have made long ago
         stamp = stamp_of(asking(part.file, lambda: system.info(path))) if part.stamp else ""
     else:
         file = open_regular(Path(part.file))
