@@ -23,14 +23,11 @@ class Headers:
         self._head, self._lower = head, head.lower()
 
     def __getitem__(self, name: bytes) -> str:
-        begin = self._lower.find(b"\n" + name)
-        while begin >= 0:
-            end = self._lower.find(b"\n", begin + 1)
-            value = self._head[begin + 1 + len(name) : end if end >= 0 else None].lstrip()
-            if value.startswith(b":"):
-                return value[1:].strip().decode("utf-8", "replace")
-            begin = self._lower.find(b"\n" + name, begin + 1)
-        return ""
+        begin = self._lower.find(b"\n%s:" % name)
+        if begin < 0:
+            return ""
+        end = self._lower.find(b"\n", begin + 1)
+        return self._head[begin + len(name) + 2 : end if end >= 0 else None].strip().decode("utf-8", "replace")
 
 
 class Response(NamedTuple):

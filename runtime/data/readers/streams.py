@@ -103,15 +103,17 @@ class _Blocks(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def block(self) -> bytes:
+        """Return the next block, b"" at the end."""
+        try:
+            return next(self._blocks, b"")
+        except Damage as damage:
+            self.damage = damage
+            return b""
+
     def readinto(self, buffer: Any) -> int:
-        while not self._left:
-            try:
-                self._left = memoryview(next(self._blocks))
-            except StopIteration:
-                return 0
-            except Damage as damage:
-                self.damage = damage
-                return 0
+        if not self._left:
+            self._left = memoryview(self.block())
         size = min(len(buffer), len(self._left))
         buffer[:size] = self._left[:size]
         self._left = self._left[size:]
@@ -129,6 +131,10 @@ class Stream(io.BufferedReader):
     def damage(self) -> Damage | None:
         """Why the bytes that were read to their end are not all of them."""
         return getattr(self.raw, "damage", None)
+
+    def block(self) -> bytes:
+        """Return the next bytes, as many as come at once and are not copied for it; for who reads by nothing else."""
+        return self.raw.block() if isinstance(self.raw, _Blocks) else self.read1(_BLOCK)
 
     def check(self, at: int) -> None:
         """Raise Damage at `at`, where the reader was, if the bytes ended too early."""
@@ -261,7 +267,7 @@ def _unpack(file: BinaryIO, begin: Callable[[], Any], error_type: type[Exception
         if fresh and not data.strip(b"\0"):  # padding between streams or after the last
             continue
         try:
-            yield from _pieces(stream, data)
+            yield from filter(None, _pieces(stream, data))
         except error_type as error:
             raise Damage("read.damaged", f"at about byte {at - len(data)}: {error}") from error
         if fresh := stream.eof:

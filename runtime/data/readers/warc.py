@@ -56,10 +56,15 @@ class _Window:
 
     def fill(self, size: int) -> bool:
         """Have `size` bytes in `data` from `at` on; return whether there are that many."""
-        if self.left < size:
-            more = self._stream.read(max(size - self.left, _BLOCK))
-            self._base, self.data, self.at = self.place, self.data[self.at :] + more, 0
-        return self.left >= size
+        left = len(self.data) - self.at
+        if left >= size:
+            return True
+        pieces = [self.data[self.at :]]
+        while left < size and (piece := self._stream.block()):
+            pieces.append(piece)
+            left += len(piece)
+        self._base, self.data, self.at = self.place, b"".join(pieces), 0
+        return left >= size
 
     def take(self, size: int) -> bytes:
         """Return the next bytes, fewer at the end."""
@@ -79,9 +84,11 @@ class _Window:
 
     def skip_blank_lines(self) -> None:
         """Pass over the line ends between records."""
-        while self.fill(2) and self.data.startswith((b"\r\n", b"\n"), self.at):
-            self.at += 2 if self.data.startswith(b"\r\n", self.at) else 1
-        if self.left == 1 and self.data.endswith((b"\n", b"\r")):
+        while self.fill(_MOST_HEADER) or self.left:
+            if self.data.startswith(b"\r\n\r\n", self.at):
+                self.at += 4
+            if self.data[self.at : self.at + 1] not in (b"\r", b"\n"):
+                return
             self.at += 1
 
     def skip_to_record(self) -> None:
@@ -101,7 +108,6 @@ def records(stream: Stream, most_bytes: int) -> Iterator[Record | Damage]:
     window = _Window(stream)
     while True:
         window.skip_blank_lines()
-        window.fill(_MOST_HEADER)
         begin, data, at = window.place, window.data, window.at
         if not window.left:
             stream.check(begin)
@@ -120,7 +126,7 @@ def records(stream: Stream, most_bytes: int) -> Iterator[Record | Damage]:
         headers = Headers(data[at : end + 2])
         length = headers[b"content-length"]
         window.at = end + len(blank)
-        if not length.isdigit():
+        if not re.fullmatch(r"[0-9]{1,18}", length):
             window.skip_to_record()
             yield Damage("read.damaged", f"a record whose Content-Length is {length[:20]!r}", begin)
             continue
