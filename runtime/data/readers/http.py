@@ -17,13 +17,14 @@ _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")
 
 
 class Headers:
-    """The headers of a record or response, by name in lower case; "" for one that is missing."""
+    """The headers of a record or a response."""
 
     def __init__(self, head: bytes) -> None:
         self._head, self._lower = head, head.lower()
 
-    def __getitem__(self, name: bytes) -> str:
-        begin = self._lower.find(b"\n%s:" % name)
+    def get(self, name: bytes) -> str:
+        """Return a header, "" where it is missing."""
+        begin = self._lower.find(b"\n%s:" % name.lower())
         if begin < 0:
             return ""
         end = self._lower.find(b"\n", begin + 1)
@@ -54,17 +55,17 @@ def media_type_of(header: str) -> tuple[str, str]:
     return header.partition(";")[0].strip().lower(), found[1] if found else ""
 
 
-def parse_response(block: bytes) -> Response | None:
+def parse_response(block: memoryview) -> Response | None:
     """Return the response that a record's block is, None where it is none."""
-    if not block.startswith(b"HTTP/"):
+    if block[:5] != b"HTTP/":
         return None
     end = _HEAD_END.search(block)
-    head, body = (block[: end.start()], block[end.end() :]) if end else (block, b"")
+    head, body = (bytes(block[: end.start()]), bytes(block[end.end() :])) if end else (bytes(block), b"")
     words = head[:64].split(None, 2)
     status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
     headers = Headers(head)
-    encodings = _names(headers[b"content-encoding"]) + _names(headers[b"transfer-encoding"])
-    return Response(status, *media_type_of(headers[b"content-type"]), encodings, body)
+    encodings = _names(headers.get(b"Content-Encoding")) + _names(headers.get(b"Transfer-Encoding"))
+    return Response(status, *media_type_of(headers.get(b"Content-Type")), encodings, body)
 
 
 def _names(header: str) -> tuple[str, ...]:

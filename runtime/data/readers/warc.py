@@ -25,26 +25,34 @@ _NO_TYPE: Final = ("", "application/octet-stream", "unk", "unknown/unknown")
 _MOST_HEADER = 64 << 10
 _BLOCK = 1 << 18
 _FIRST_LINE = len(b"WARC/1.0\r\n")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 _BEGIN = re.compile(rb"WARC/\d\.\d[ \t]*\r?\n")
 _NEXT = re.compile(rb"\nWARC/\d\.\d[ \t]*\r?\n")
 
 
 class Record(NamedTuple):
-    """A record: where it begins in the unpacked file, type, headers, size, and block: None if too large to be held."""
+    """A record: where it begins in the unpacked file, headers, size, and block: None if it is too large to be held.
+
+    The block is to be used before the next record is asked for.
+    """
 
     at: int
-    type: str
     headers: Headers
     size: int
-    block: bytes | None
+    block: memoryview | None
+
+    def header(self, name: bytes) -> str:
+        """Return a header, "" where it is missing."""
+        return self.headers.get(name)
 
 
 class _Window:
-    """The bytes of a stream that are looked at: those of `data` from `at` on."""
+    """The bytes of a stream that are looked at: `data` from `at` to `end`, in memory that is used over and over."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self.data, self.at, self._base = b"", 0, 0
+        self.data = bytearray(4 * _BLOCK)
+        self.at = self.end = self._base = 0
 
     @property
     def place(self) -> int:
@@ -52,24 +60,31 @@ class _Window:
 
     @property
     def left(self) -> int:
-        return len(self.data) - self.at
+        return self.end - self.at
 
     def fill(self, size: int) -> bool:
-        """Have `size` bytes in `data` from `at` on; return whether there are that many."""
-        left = len(self.data) - self.at
-        if left >= size:
+        """Have `size` bytes from `at` on; return whether there are that many."""
+        if self.end - self.at >= size:
             return True
-        pieces = [self.data[self.at :]]
-        while left < size and (piece := self._stream.block()):
-            pieces.append(piece)
-            left += len(piece)
-        self._base, self.data, self.at = self.place, b"".join(pieces), 0
-        return left >= size
+        while self.end - self.at < size and (piece := self._stream.block()):
+            if self.end + len(piece) > len(self.data):
+                self._make_room(max(size, self.end - self.at + len(piece)))
+            self.data[self.end : self.end + len(piece)] = piece
+            self.end += len(piece)
+        return self.end - self.at >= size
 
-    def take(self, size: int) -> bytes:
-        """Return the next bytes, fewer at the end."""
+    def _make_room(self, size: int) -> None:
+        """Move the bytes to the begin, of new memory where there is not enough."""
+        left = self.data[self.at : self.end]
+        if size + _BLOCK > len(self.data):
+            self.data = bytearray(size + 4 * _BLOCK)
+        self.data[: len(left)] = left
+        self._base, self.at, self.end = self.place, 0, len(left)
+
+    def take(self, size: int) -> memoryview:
+        """Return the next bytes, fewer at the end; they change when more are asked for."""
         self.fill(size)
-        taken = self.data[self.at : self.at + size]
+        taken = memoryview(self.data)[self.at : min(self.at + size, self.end)]
         self.at += len(taken)
         return taken
 
@@ -85,19 +100,19 @@ class _Window:
     def skip_blank_lines(self) -> None:
         """Pass over the line ends between records."""
         while self.fill(_MOST_HEADER) or self.left:
-            if self.data.startswith(b"\r\n\r\n", self.at):
+            if self.data.startswith(b"\r\n\r\n", self.at, self.end):
                 self.at += 4
-            if self.data[self.at : self.at + 1] not in (b"\r", b"\n"):
+            if not self.data.startswith((b"\r", b"\n"), self.at, self.end):
                 return
             self.at += 1
 
     def skip_to_record(self) -> None:
         """Pass over what is no record, to the next line that begins one, or to the end."""
         while self.fill(_MOST_HEADER) or self.left:
-            if found := _NEXT.search(self.data, self.at):
+            if found := _NEXT.search(self.data, self.at, self.end):
                 self.at = found.start() + 1
                 return
-            self.at = max(self.at + 1, len(self.data) - 32) if self.left > 64 else len(self.data)
+            self.at = self.end - 32 if self.left > 64 else self.end
 
 
 def records(stream: Stream, most_bytes: int) -> Iterator[Record | Damage]:
@@ -112,21 +127,21 @@ def records(stream: Stream, most_bytes: int) -> Iterator[Record | Damage]:
         if not window.left:
             stream.check(begin)
             return
-        first = _BEGIN.match(data, at)
+        first = _BEGIN.match(data, at, window.end)
         blank = b"\r\n\r\n" if first and first[0].endswith(b"\r\n") else b"\n\n"
-        end = data.find(blank, first.end() - len(blank) // 2, at + _MOST_HEADER) if first else -1
+        end = data.find(blank, first.end() - len(blank) // 2, min(at + _MOST_HEADER, window.end)) if first else -1
         if end < 0:
-            is_cut = first or (window.left < _FIRST_LINE and b"WARC/".startswith(data[at : at + 5]))
+            is_cut = first or (window.left < _FIRST_LINE and b"WARC/".startswith(data[at : min(at + 5, window.end)]))
             if window.left < _MOST_HEADER and is_cut:
                 stream.check(begin)
                 raise Damage("read.truncated", "the last record is cut short in its headers", begin)
             window.skip_to_record()
             yield Damage("read.damaged", f"{window.place - begin:,} bytes are no record", begin)
             continue
-        headers = Headers(data[at : end + 2])
-        length = headers[b"content-length"]
+        headers = Headers(bytes(data[at : end + 2]))
+        length = headers.get(b"Content-Length")
         window.at = end + len(blank)
-        if not re.fullmatch(r"[0-9]{1,18}", length):
+        if not _LENGTH.fullmatch(length):
             window.skip_to_record()
             yield Damage("read.damaged", f"a record whose Content-Length is {length[:20]!r}", begin)
             continue
@@ -136,7 +151,7 @@ def records(stream: Stream, most_bytes: int) -> Iterator[Record | Damage]:
         if got < size:
             stream.check(begin)
             raise Damage("read.truncated", f"the last record is cut short: it has {got:,} of {size:,} bytes", begin)
-        yield Record(begin, headers[b"warc-type"].lower(), headers, size, block)
+        yield Record(begin, headers, size, block)
 
 
 def read_warc(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Document | Loss]:
@@ -147,41 +162,47 @@ def read_warc(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Docu
     # The block of a response has headers too, and its body may have grown where it was encoded.
     most = 2 * settings.max_document_bytes + _MOST_HEADER
     with open_part(part) as stream:
-        for record in records(stream, most):
-            if isinstance(record, Damage):
-                yield Loss(part.place(record.at or 0), record.reason, record.detail)
-                continue
-            place, kind = part.place(record.at), record.type
-            if kind not in ("response", "resource", "conversion"):
-                tally.note(f"read.{kind if kind.isidentifier() else 'unknown'}_record", place)
-            elif record.headers[b"warc-segment-number"]:
-                yield Loss(place, "read.segmented", "a record in several pieces")
-            elif record.block is None:
-                yield Loss(place, "read.too_large", f"a record of {record.size:,} bytes")
-            elif kind == "conversion":
-                text = decode(record.block, part, place, tally)
-                url = record.headers[b"warc-target-uri"]
-                yield text if isinstance(text, Loss) else Document(place, text, url=url, corpus=part.corpus)
-            else:
-                yield _page(record, record.block, part, settings, tally)
+        yield from _documents(records(stream, most), part, settings, tally)
 
 
-def _page(record: Record, block: bytes, part: Part, settings: ReadSettings, tally: Tally) -> Document | Loss:
-    place, url = part.place(record.at), record.headers[b"warc-target-uri"].strip("<>")
-    if record.type == "response":
+def _documents(
+    found: Iterator[Record | Damage], part: Part, settings: ReadSettings, tally: Tally
+) -> Iterator[Document | Loss]:
+    for record in found:
+        if isinstance(record, Damage):
+            yield Loss(part.place(record.at or 0), record.reason, record.detail)
+            continue
+        place, kind = part.place(record.at), record.header(b"WARC-Type").lower()
+        if kind not in ("response", "resource", "conversion"):
+            tally.note(f"read.{kind if kind.isidentifier() else 'unknown'}_record", place)
+        elif record.header(b"WARC-Segment-Number"):
+            yield Loss(place, "read.segmented", "a record in several pieces")
+        elif record.block is None:
+            yield Loss(place, "read.too_large", f"a record of {record.size:,} bytes")
+        elif kind == "conversion":
+            text = decode(bytes(record.block), part, place, tally)
+            url = record.header(b"WARC-Target-URI")
+            yield text if isinstance(text, Loss) else Document(place, text, url=url, corpus=part.corpus)
+        else:
+            yield _page(record, record.block, part, settings, tally)
+
+
+def _page(record: Record, block: memoryview, part: Part, settings: ReadSettings, tally: Tally) -> Document | Loss:
+    place, url = part.place(record.at), record.header(b"WARC-Target-URI").strip("<>")
+    if record.header(b"WARC-Type").lower() == "response":
         response = parse_response(block)
         if response is None:
-            return Loss(place, "read.not_html", record.headers[b"content-type"][:100])
+            return Loss(place, "read.not_html", record.header(b"Content-Type")[:100])
         if not 200 <= response.status < 300:
             return Loss(place, "read.http_error", str(response.status))
     else:
-        response = Response(200, *media_type_of(record.headers[b"content-type"]), (), block)
+        response = Response(200, *media_type_of(record.header(b"Content-Type")), (), bytes(block))
     kind = response.media_type
     if kind in _NO_TYPE:
-        kind = record.headers[b"warc-identified-payload-type"].lower()
+        kind = record.header(b"WARC-Identified-Payload-Type").lower()
     if kind not in (*_HTML, *_NO_TYPE):
         return Loss(place, "read.not_html", kind[:100])
-    cut = bool(record.headers[b"warc-truncated"])
+    cut = bool(record.header(b"WARC-Truncated"))
     try:
         body = decode_body(response, settings.max_document_bytes, cut)
     except TooLargeError as error:
@@ -190,7 +211,7 @@ def _page(record: Record, block: bytes, part: Part, settings: ReadSettings, tall
         return Loss(place, "read.undecodable", str(error))
     if kind in _NO_TYPE and not is_html(body):
         return Loss(place, "read.not_html", "no type, and no page by its first bytes")
-    if not body.strip():
+    if not body or body.isspace():
         return Loss(place, "read.empty")
     tally.note("read.cut_by_crawler", place, cut)
     return Document(place, raw=body, charset=response.charset, url=url, corpus=part.corpus)
