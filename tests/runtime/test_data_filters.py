@@ -649,6 +649,7 @@ def test_a_file_that_is_no_model_and_a_label_that_it_lacks_are_refused(tmp_path:
         b"hello": "is no fastText model",
         b"": "is no fastText model",
         whole + b"\0": "damaged",
+        whole[:48] + b"\xff" * 4 + whole[52:]: "damaged",  # subwords, and no bucket for them: a division by zero
         whole.replace(struct.pack("<3i", 5, 3, 2), struct.pack("<3i", 5, 2, 3)): "damaged",
         pickle.dumps({"a": 1}): "is a pickle",
         b"PK\x03\x04archive": "is a pickle or an archive",

@@ -32,13 +32,16 @@ class C4Filter:
         cut: Counts = Counter()
         kept: list[str] = []
         sentences = 0
+        cuts_empty = rules.line_end or rules.min_words_per_line is not None
         for line in map(str.strip, lines_of(text)):
+            if cuts_empty and not line:
+                continue
             line, rule, citations = self._judge_line(line, cites, phrases)
             if rule in ("lorem_ipsum", "curly_bracket"):
                 return Removal(f"c4.{rule}", line)
-            if rule and line:
+            if rule:
                 cut[f"c4.line_{rule}"] += 1
-            if not rule:
+            else:
                 cut["c4.citation"] += citations
                 kept.append(line)
                 if rules.min_sentences is not None and sentences < rules.min_sentences:

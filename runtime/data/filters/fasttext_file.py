@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import DataError, unreadable
 from trimaran.runtime.files import open_regular
@@ -119,16 +121,27 @@ def _check(file: _Parser, path: Path) -> tuple[str, ...]:
         raise DataError(f"{path} has word vectors and no labels; give a supervised fastText model")
     size, words, labels, _, pruned = file.numbers("3i2q")
     names = [word.decode("utf-8") for word, is_label in file.entries(size) if is_label]
-    file.skip(8 * max(pruned, 0))
-    subwords = pruned if pruned >= 0 else bucket if maxn > 0 or ngrams > 1 else 0
+    has_subwords = maxn != 0 or ngrams > 1  # fastText takes a negative maxn for a huge one
+    subwords = _skip_pruned(file, pruned) if pruned >= 0 else bucket if has_subwords else 0
     is_quantized = file.numbers("?")[0]
     rows, columns = _skip_matrix(file, is_quantized)
     is_output_quantized = file.numbers("?")[0]
     output_rows, output_columns = _skip_matrix(file, is_quantized and is_output_quantized)
     fits = size == words + labels and len(names) == labels > 0 and labels == output_rows
-    if not fits or rows < words + subwords or not dim == columns == output_columns or file.place != len(file.content):
+    fits &= rows >= words + subwords and dim == columns == output_columns and bucket >= int(has_subwords)
+    if not fits or file.place != len(file.content):
         raise IndexError
     return tuple(name.removeprefix(_LABEL_MARK) for name in names)
+
+
+def _skip_pruned(file: _Parser, number: int) -> int:
+    """Pass over the pairs of a subword and its row among those that were kept; return the number of rows."""
+    start = file.place
+    file.skip(8 * number)
+    rows = np.frombuffer(file.content[start : file.place], "<i4")[1::2]
+    if len(rows) and (rows.min() < 0 or rows.max() >= number):
+        raise IndexError
+    return number
 
 
 def _skip_matrix(file: _Parser, is_quantized: bool) -> tuple[int, int]:
