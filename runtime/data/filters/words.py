@@ -83,12 +83,12 @@ class Words:
         first = np.ones(len(keys), bool)
         np.not_equal(keys[1:], keys[:-1], out=first[1:])
         first |= keys == _ALONE
-        places = np.flatnonzero(first)
+        places = first.nonzero()[0]
         is_word = keys.take(places) != _SPACE
         self.starts = places[is_word]
         self.count = len(self.starts)
         places = np.append(places, len(codes))
-        self.bounds = _with_sums(np.diff(places)[is_word])
+        self.bounds = _with_sums((places[1:] - places[:-1])[is_word])
         self.flags = self._word_flags(flags)
         sums = _prefix_sums(codes, places)
         self.hashes: Hashes = ((sums[1:] - sums[:-1]) * _powers(places[:-1], _INVERSE))[is_word]
@@ -255,7 +255,7 @@ def _powers(exponents: NDArray[np.int64], base: int) -> Hashes:
 def _with_sums(numbers: NDArray[Any]) -> NDArray[Any]:
     """Return the sum of the numbers before each, and of all."""
     sums = np.zeros(len(numbers) + 1, numbers.dtype)
-    np.cumsum(numbers, out=sums[1:])
+    np.add.accumulate(numbers, out=sums[1:])
     return sums
 
 
@@ -271,7 +271,7 @@ def _prefix_sums(codes: NDArray[np.uint8 | np.uint32], places: NDArray[np.int64]
     total, scale, done = 0, 1, 1  # no character is before place 0
     for start in range(0, len(codes), _BLOCK):
         part = codes[start : start + _BLOCK] * low[: len(codes) - start]
-        np.cumsum(part, out=part)
+        np.add.accumulate(part, out=part)
         stop = int(np.searchsorted(places, start + len(part), "right"))
         inside = places[done:stop] - start
         found = part.take(inside - 1) + low_sums.take(inside)
