@@ -21,7 +21,6 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 from warcio.archiveiterator import ArchiveIterator
 
 from trimaran.runtime.data import extras
@@ -604,6 +603,8 @@ def test_a_file_that_changed_since_it_was_found_is_refused(tmp_path: Path, memor
 def test_s3_is_read_from_a_server_and_an_object_gone_midway_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from moto.server import ThreadedMotoServer  # takes a second
+
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     try:

@@ -23,12 +23,13 @@ class Headers:
         self._head, self._lower = head, head.lower()
 
     def get(self, name: bytes) -> str:
-        """Return a header, "" where it is missing."""
-        begin = self._lower.find(b"\n%s:" % name.lower())
+        """Return the header of a name in lower case, "" where it is missing."""
+        key = b"\n" + name + b":"
+        begin = self._lower.find(key)
         if begin < 0:
             return ""
         end = self._lower.find(b"\n", begin + 1)
-        return self._head[begin + len(name) + 2 : end if end >= 0 else None].strip().decode("utf-8", "replace")
+        return self._head[begin + len(key) : end if end >= 0 else None].strip().decode("utf-8", "replace")
 
 
 class Response(NamedTuple):
@@ -64,8 +65,8 @@ def parse_response(block: memoryview) -> Response | None:
     words = head[:64].split(None, 2)
     status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
     headers = Headers(head)
-    encodings = _names(headers.get(b"Content-Encoding")) + _names(headers.get(b"Transfer-Encoding"))
-    return Response(status, *media_type_of(headers.get(b"Content-Type")), encodings, body)
+    encodings = _names(headers.get(b"content-encoding")) + _names(headers.get(b"transfer-encoding"))
+    return Response(status, *media_type_of(headers.get(b"content-type")), encodings, body)
 
 
 def _names(header: str) -> tuple[str, ...]:

@@ -31,12 +31,13 @@ _NEXT = re.compile(rb"\nWARC/\d\.\d[ \t]*\r?\n")
 
 
 class Record(NamedTuple):
-    """A record: where it begins in the unpacked file, headers, size, and block: None if it is too large to be held.
+    """A record: where it begins in the unpacked file, type, headers, and size and bytes of its block.
 
-    The block is to be used before the next record is asked for.
+    The block is None where it is too large to be held. It is to be used before the next record is asked for.
     """
 
     at: int
+    kind: str
     headers: Headers
     size: int
     block: memoryview | None
@@ -123,23 +124,23 @@ def records(stream: Stream, most_bytes: int) -> Iterator[Record | Damage]:
     window = _Window(stream)
     while True:
         window.skip_blank_lines()
-        begin, data, at = window.place, window.data, window.at
-        if not window.left:
+        begin, data, at, left = window.place, window.data, window.at, window.left
+        if not left:
             stream.check(begin)
             return
         first = _BEGIN.match(data, at, window.end)
         blank = b"\r\n\r\n" if first and first[0].endswith(b"\r\n") else b"\n\n"
         end = data.find(blank, first.end() - len(blank) // 2, min(at + _MOST_HEADER, window.end)) if first else -1
         if end < 0:
-            is_cut = first or (window.left < _FIRST_LINE and b"WARC/".startswith(data[at : min(at + 5, window.end)]))
-            if window.left < _MOST_HEADER and is_cut:
+            is_cut = first or (left < _FIRST_LINE and b"WARC/".startswith(data[at : min(at + 5, window.end)]))
+            if left < _MOST_HEADER and is_cut:
                 stream.check(begin)
                 raise Damage("read.truncated", "the last record is cut short in its headers", begin)
             window.skip_to_record()
             yield Damage("read.damaged", f"{window.place - begin:,} bytes are no record", begin)
             continue
         headers = Headers(bytes(data[at : end + 2]))
-        length = headers.get(b"Content-Length")
+        length = headers.get(b"content-length")
         window.at = end + len(blank)
         if not _LENGTH.fullmatch(length):
             window.skip_to_record()
@@ -151,7 +152,7 @@ def records(stream: Stream, most_bytes: int) -> Iterator[Record | Damage]:
         if got < size:
             stream.check(begin)
             raise Damage("read.truncated", f"the last record is cut short: it has {got:,} of {size:,} bytes", begin)
-        yield Record(begin, headers, size, block)
+        yield Record(begin, headers.get(b"warc-type").lower(), headers, size, block)
 
 
 def read_warc(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Document | Loss]:
@@ -172,37 +173,37 @@ def _documents(
         if isinstance(record, Damage):
             yield Loss(part.place(record.at or 0), record.reason, record.detail)
             continue
-        place, kind = part.place(record.at), record.header(b"WARC-Type").lower()
+        place, kind = part.place(record.at), record.kind
         if kind not in ("response", "resource", "conversion"):
             tally.note(f"read.{kind if kind.isidentifier() else 'unknown'}_record", place)
-        elif record.header(b"WARC-Segment-Number"):
+        elif record.header(b"warc-segment-number"):
             yield Loss(place, "read.segmented", "a record in several pieces")
         elif record.block is None:
             yield Loss(place, "read.too_large", f"a record of {record.size:,} bytes")
         elif kind == "conversion":
             text = decode(bytes(record.block), part, place, tally)
-            url = record.header(b"WARC-Target-URI")
+            url = record.header(b"warc-target-uri")
             yield text if isinstance(text, Loss) else Document(place, text, url=url, corpus=part.corpus)
         else:
             yield _page(record, record.block, part, settings, tally)
 
 
 def _page(record: Record, block: memoryview, part: Part, settings: ReadSettings, tally: Tally) -> Document | Loss:
-    place, url = part.place(record.at), record.header(b"WARC-Target-URI").strip("<>")
-    if record.header(b"WARC-Type").lower() == "response":
+    place, url = part.place(record.at), record.header(b"warc-target-uri").strip("<>")
+    if record.kind == "response":
         response = parse_response(block)
         if response is None:
-            return Loss(place, "read.not_html", record.header(b"Content-Type")[:100])
+            return Loss(place, "read.not_html", record.header(b"content-type")[:100])
         if not 200 <= response.status < 300:
             return Loss(place, "read.http_error", str(response.status))
     else:
-        response = Response(200, *media_type_of(record.header(b"Content-Type")), (), bytes(block))
+        response = Response(200, *media_type_of(record.header(b"content-type")), (), bytes(block))
     kind = response.media_type
     if kind in _NO_TYPE:
-        kind = record.header(b"WARC-Identified-Payload-Type").lower()
+        kind = record.header(b"warc-identified-payload-type").lower()
     if kind not in (*_HTML, *_NO_TYPE):
         return Loss(place, "read.not_html", kind[:100])
-    cut = bool(record.header(b"WARC-Truncated"))
+    cut = bool(record.header(b"warc-truncated"))
     try:
         body = decode_body(response, settings.max_document_bytes, cut)
     except TooLargeError as error:
