@@ -1,6 +1,7 @@
 """The engine's readers: every format, plain and packed, whole and damaged; nothing is lost without being counted."""
 
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -157,6 +158,7 @@ def test_a_format_gives_its_documents_plain_and_packed_and_what_is_whole_of_a_da
                 "read.truncated",
                 "read.damaged",
                 "read.not_json",
+                "read.not_csv",
                 "read.no_field",
             }
         path.unlink()
@@ -184,11 +186,16 @@ def test_splitting_changes_no_document_and_no_id(
     (folder / "a.jsonl").write_bytes("\n".join(rows).encode() + (b"\n" if last else b""))
     (folder / "b.parquet").write_bytes(as_parquet(texts))
     (folder / "c.arrow").write_bytes(as_arrow(texts))
+    with (folder / "d.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["text", "n"], *([text, "1"] for text in texts)])
     whole, split = read(folder), read(folder, part_bytes=part_bytes)
     assert split[0] == whole[0]
     assert reasons(split[1]) == reasons(whole[1])
     lost = sum(loss.times for loss in whole[1] if loss.is_document)
-    assert len(whole[0]) + lost + rows.count("") == 3 * len(texts), "in = out + reasons"
+    assert len(whole[0]) + lost + rows.count("") == 4 * len(texts), "in = out + reasons"
+    for name in ("b.parquet", "c.arrow", "d.csv"):
+        found = [document.text for document in whole[0] if f"/{name}#" in document.id]
+        assert found == [text.replace("\r\n", "\n") for text in texts if text.strip()]
 
 
 def test_large_files_are_split_so_that_each_part_is_read_by_itself(tmp_path: Path) -> None:
@@ -304,10 +311,18 @@ def test_a_binary_file_and_one_in_another_encoding_are_no_text(tmp_path: Path) -
 
 
 def test_a_csv_row_of_other_length_and_a_quote_without_end_are_counted(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text('text,n\n"one\n""two""",1\nshort\n\nx,2\n"never,3\nlost,4\n')
+    (tmp_path / "a.csv").write_text('text,n\n"one\n""two""",1\nshort\n\nx\u2028y,2\n5" disk,3\n"never,3\nlost,4\n')
     documents, losses = read(tmp_path)
-    assert [document.text for document in documents] == ['one\n"two"', "x"]
-    assert reasons(losses) == {"not_csv": (1, "23"), "blank": (1, "29"), "damaged": (1, "34")}
+    assert [document.text for document in documents] == ['one\n"two"', "x\u2028y", '5" disk']
+    assert reasons(losses) == {"not_csv": (1, "23"), "blank": (1, "29"), "damaged": (1, "48")}
+    content = b'text,n\nfirst,1\n"%b\n""%b""\n%b",2\nlast,3\n' % (b"x" * 40, b"y" * 3000, b"z")
+    (tmp_path / "a.csv").write_bytes(content)
+    for limit in (2000, 1000, 10):  # the row is held, its second line is not, no line is
+        documents, losses = read(tmp_path, limit=limit)
+        assert ([document.text for document in documents], reasons(losses)) == (
+            ["first", "last"],
+            {"too_large": (1, "15")},
+        )
 
 
 def test_of_a_damaged_parquet_file_the_other_row_groups_are_read(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from trimaran.runtime.data.readers.streams import open_table
 # Of texts that are held at a time.
 _BATCH_BYTES: Final = 32 << 20
 _MOST_ROWS: Final = 1024
+# Without a buffer, all that a row group has of a column is read at once.
+_READ_BYTES: Final = 1 << 20
 
 
 def _open(file: BinaryIO, text_field: str) -> Any:
@@ -20,9 +22,9 @@ def _open(file: BinaryIO, text_field: str) -> Any:
 
     try:
         # A text that many rows share is held once: 1 MB in a million rows would be a terabyte.
-        return pyarrow.parquet.ParquetFile(file, read_dictionary=[text_field])
+        return pyarrow.parquet.ParquetFile(file, read_dictionary=[text_field], buffer_size=_READ_BYTES)
     except KeyError:  # no such column, as the reader will tell
-        return pyarrow.parquet.ParquetFile(file)
+        return pyarrow.parquet.ParquetFile(file, buffer_size=_READ_BYTES)
     except (pyarrow.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise

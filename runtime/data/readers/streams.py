@@ -365,7 +365,6 @@ def lines(
             return
         else:
             yield begin, line
-    return
 
 
 def _skip_line(stream: Stream, most_bytes: int | None) -> int:
