@@ -187,7 +187,9 @@ def test_splitting_changes_no_document_and_no_id(
     (folder / "b.parquet").write_bytes(as_parquet(texts))
     (folder / "c.arrow").write_bytes(as_arrow(texts))
     with (folder / "d.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([["text", "n"], *([text, "1"] for text in texts)])
+        csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(
+            [["text", "n"], *([text, "1"] for text in texts)]
+        )
     whole, split = read(folder), read(folder, part_bytes=part_bytes)
     assert split[0] == whole[0]
     assert reasons(split[1]) == reasons(whole[1])
