@@ -58,7 +58,7 @@ def media_type_of(header: str) -> tuple[str, str]:
 
 def parse_response(block: memoryview) -> Response | None:
     """Return the response that a record's block is, None where it is none."""
-    if block[:5] != b"HTTP/":
+    if bytes(block[:5]) != b"HTTP/":
         return None
     end = _HEAD_END.search(block)
     head, body = (bytes(block[: end.start()]), bytes(block[end.end() :])) if end else (bytes(block), b"")

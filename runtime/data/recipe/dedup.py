@@ -141,8 +141,8 @@ def compare_lines(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: 
     count = arguments["parts"]
     sizes = _sizes(inputs[:count])
     keys = [SavedArrays(each / ARRAYS, {}) for each in inputs[count:]]
-    for number, repeats in enumerate(lines.find_line_repeats(keys, sizes)):
-        names = name_documents(repeats.kept, sizes, lambda part: read_column(inputs[part], "id"))
+    for number, repeats in enumerate(lines.find_line_repeats(keys)):
+        names = name_documents(repeats.kept.astype(np.int64), sizes, lambda part: read_column(inputs[part], "id"))
         save_arrays(folder / f"{number:05d}.npz", {"units": repeats.units, "kept": repeats.kept}, {})
         _write_json(folder / f"{number:05d}.json", names)
     return {}
