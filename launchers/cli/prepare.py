@@ -35,9 +35,9 @@ def prepare(
         Literal["megatron", "jsonl.zst", "parquet"] | None,
         typer.Option(help="Write the tokens (megatron) or the kept documents too, into --export-to."),
     ] = None,
-    export_to: Annotated[Path, typer.Option(parser=path, metavar="FOLDER", help="Folder of --export.")] = Path(
-        "export"
-    ),
+    export_to: Annotated[
+        Path | None, typer.Option(parser=path, metavar="FOLDER", help="Folder of --export; ./export without it.")
+    ] = None,
     sample: Annotated[
         int | None, typer.Option(min=1, help="Show what becomes of the first documents, and write nothing.")
     ] = None,
@@ -48,6 +48,7 @@ def prepare(
         spec = load_spec(spec_path, overrides)
         log_to_terminal()
         from trimaran.launchers.data.prepare import curate_spec, export_prepared, prepare_curated, sample_rows
+        from trimaran.launchers.data.prepare_run import write_data_page_of
 
         if (only or sample) and not spec.data.has_recipe:
             raise ValueError(
@@ -64,12 +65,15 @@ def prepare(
             if spec.data.has_recipe
             else None
         )
-        if only is not None:
+        if only is not None and curated is not None:
+            write_data_page_of(curated)
             return
         prepared = prepare_curated(spec, curated)
+        if curated is not None:
+            write_data_page_of(curated, prepared.manifest)
         say(f"token shards: {prepared.folder}")
         if export is not None:
-            export_prepared(prepared, curated, export, export_to)
+            export_prepared(prepared, curated, export, export_to or Path("export"))
 
 
 def _workers_of(spec: RunSpec, kind: str, count: int | None) -> "Workers":

@@ -22,32 +22,15 @@ if TYPE_CHECKING:
 _SHOWN_CHARACTERS = 200
 
 
-def prepare_spec(
-    spec: RunSpec, workers: "Workers", tokenizer: Path | None = None, former: "Digests | None" = None
-) -> "PreparedData":
-    """Prepare the data of a spec, or open it where it was prepared before, and tell what was found.
-
-    Args:
-        workers: of the recipe, if the spec has one.
-        tokenizer: see `prepare_data`.
-        former: see `prepare_data`.
-    """
-    curated = curate_spec(spec, workers) if spec.data.has_recipe else None
-    return prepare_curated(spec, curated, tokenizer, former)
-
-
 def prepare_curated(
     spec: RunSpec, curated: "Curated | None", tokenizer: Path | None = None, former: "Digests | None" = None
 ) -> "PreparedData":
     """Train the tokenizer and write the token shards of what a recipe keeps, or of the sources without one."""
-    from trimaran.launchers.report.data_page import write_data_page
     from trimaran.runtime.data.account import table_of
     from trimaran.runtime.data.prepare import prepare_data
 
     prepared = prepare_data(spec, tokenizer, curated=curated, former=former, environment=os.environ)
     say(table_of(prepared.manifest))
-    if curated is not None:
-        say(f"what is kept, and why the rest is not: {write_data_page(curated, prepared.manifest)}")
     return prepared
 
 
@@ -57,7 +40,6 @@ def curate_spec(spec: RunSpec, workers: "Workers", last_stage: str | None = None
     Args:
         last_stage: see `curate`.
     """
-    from trimaran.launchers.report.data_page import write_data_page
     from trimaran.runtime.data.engine.cluster import open_cluster
     from trimaran.runtime.data.recipe.curate import curate
     from trimaran.runtime.data.recipe.of_spec import recipe_of
@@ -69,10 +51,7 @@ def curate_spec(spec: RunSpec, workers: "Workers", last_stage: str | None = None
         open_cluster(root, workers) as cluster,
         _progress() as progress,
     ):
-        curated = curate(recipe, cluster, progress, last_stage)
-    if last_stage is not None:
-        say(f"what is kept, and why the rest is not: {write_data_page(curated)}")
-    return curated
+        return curate(recipe, cluster, progress, last_stage)
 
 
 def export_prepared(prepared: "PreparedData", curated: "Curated | None", format: str, folder: Path) -> None:

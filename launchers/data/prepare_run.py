@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trimaran.launchers.before_start import check_device, check_run_folder
 from trimaran.launchers.terminal import say, sentence
@@ -14,6 +15,7 @@ from trimaran.runtime.spec import RunSpec, dump_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.data.prepare import PreparedData
+    from trimaran.runtime.data.recipe.curated import Curated
 
 
 def lock_run(folder: Path) -> FolderLock:
@@ -31,7 +33,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
 
     The caller holds the lock of the folder.
     """
-    from trimaran.launchers.data.prepare import prepare_spec
+    from trimaran.launchers.data.prepare import curate_spec, prepare_curated
     from trimaran.launchers.data.workers import WorkerOptions, local_workers
     from trimaran.runtime.data.build import Digests
     from trimaran.runtime.train.pipeline import schedule_of
@@ -58,7 +60,10 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
             check_initial_weights(spec)
         tokenizer = tokenizer_of_weights(spec, resumed=resumed is not None)
     former = None if resumed is None else Digests.read(folder / "data_manifest.json")
-    data = prepare_spec(spec, local_workers(WorkerOptions.of_spec(spec)), tokenizer, former)
+    curated = curate_spec(spec, local_workers(WorkerOptions.of_spec(spec))) if spec.data.has_recipe else None
+    data = prepare_curated(spec, curated, tokenizer, former)
+    if curated is not None:
+        write_data_page_of(curated, data.manifest)
     _check_run(spec, data)
     if starts_from:
         same_tokenizer = has_same_tokenizer(spec, data)
@@ -111,3 +116,14 @@ def write_report_of(folder: Path) -> None:
     from trimaran.launchers.report.page import write_report
 
     write_report(folder)
+
+
+def write_data_page_of(curated: "Curated", shards: Mapping[str, Any] | None = None) -> None:
+    """Write the page about a recipe's data and tell where it is; imports the report's packages.
+
+    Args:
+        shards: see `write_data_page`.
+    """
+    from trimaran.launchers.report.data_page import write_data_page
+
+    say(f"what is kept, and why the rest is not: {write_data_page(curated, shards)}")

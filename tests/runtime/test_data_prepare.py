@@ -352,6 +352,8 @@ def spec_for(
         held_out_fraction=0.2,
         max_lost_fraction=0.05,
         end_of_text=None,
+        tokenizer_train_bytes=None,
+        corpora={},
     )
     return cast(
         "RunSpec",
@@ -393,7 +395,7 @@ def test_text_is_prepared_under_a_lock_that_names_the_job(tmp_path: Path, monkey
         raise DataError("seen")
 
     jobs: list[str] = []
-    monkeypatch.setattr("trimaran.runtime.data.prepare._build", read_lock)
+    monkeypatch.setattr("trimaran.runtime.data.prepare.build", read_lock)
     with pytest.raises(DataError, match="seen"):
         prepared_from(tmp_path, environment={"SLURM_JOB_ID": "7"})
     assert jobs == ["Slurm job 7"]
