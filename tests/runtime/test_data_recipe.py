@@ -1,0 +1,268 @@
+"""A recipe drops nothing unseen: every document is kept or has a reason, the same whatever order and stops it took."""
+
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trimaran.launchers.report.data_page import write_data_page
+from trimaran.runtime.data.engine.cluster import Cluster
+from trimaran.runtime.data.engine.parts import read_kept, read_removed
+from trimaran.runtime.data.engine.task import Output, Task
+from trimaran.runtime.data.engine.watch import Watch, note_slow
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.prepare import prepare_data
+from trimaran.runtime.data.recipe.curate import curate
+from trimaran.runtime.data.recipe.curated import Curated, open_curated
+from trimaran.runtime.data.recipe.fate import fate_of, samples, stage_folders
+from trimaran.runtime.data.recipe.of_spec import recipe_of, sample_documents
+from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.spec.parsing import parse_spec
+from trimaran.runtime.spec.sections.filter import GopherSettings
+
+WORDS = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split()
+OFF = [name for name in GopherSettings.model_fields if name != "stop_words"]
+RULES = dict.fromkeys(OFF) | {"min_words": 2}
+QUESTION = "If a train leaves the station at nine and travels sixty miles an hour, when does it reach the coast?"
+
+
+class Here:
+    """Runs tasks in this process, in an order of its own; stands for a cluster."""
+
+    def __init__(self, root: Path, seed: int = 0, stop_after: int | None = None) -> None:
+        self.root, self.ran = root, Counter[str]()
+        self._random, self._left = random.Random(seed), stop_after
+
+    def run(self, tasks: Sequence[Task], on_done: Callable[[Task, Output], None]) -> list[Output]:
+        for task in self._random.sample(tasks, len(tasks)):
+            if task.found(self.root) is None:
+                if self._left is not None and not self._left:
+                    raise KeyboardInterrupt
+                self._left = None if self._left is None else self._left - 1
+                self.ran[task.stage] += 1
+                task.run(self.root, Watch(None, frozenset(_slow(task.slow_file(self.root)))))
+            on_done(task, cast("Output", task.found(self.root)))
+        return [cast("Output", task.found(self.root)) for task in tasks]
+
+
+def _slow(path: Path) -> list[int]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def _text(seed: int, length: int = 120) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=length))
+
+
+def _page(text: str) -> str:
+    return f"<html><head><title>x</title></head><body><article><p>{text}</p></article></body></html>"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pages and records: copies, near copies, repeated lines, an evaluation item, an empty record, broken JSON."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "pages").mkdir()
+    for number in range(6):
+        (folder / "pages" / f"{number}.html").write_text(_page(_text(number)), encoding="utf-8")
+    (folder / "pages" / "6.html").write_text(_page(_text(0)), encoding="utf-8")
+    (folder / "pages" / "7.html").write_text(_page(_text(1) + " and a new end"), encoding="utf-8")
+    (folder / "pages" / "8.html").write_bytes(b"\x00\x01\x02binary" * 100)
+    notice = "This sentence stands at the end of very many records of this corpus, word for word."
+    rows = [{"text": f"{_text(100 + number)}\n{notice}", "url": f"https://example.org/{number}"} for number in range(8)]
+    rows += [
+        {"text": _text(200), "url": "http://www.example.org/3/#top"},
+        {"text": f"{_text(201)} {QUESTION} {_text(202)}"},
+        {"text": _text(2)},
+        {"text": ""},
+        {"text": "mail me: someone@example.com " + _text(203)},
+    ]
+    lines = [json.dumps(row) for row in rows]
+    (folder / "records.jsonl").write_text("\n".join([*lines[:4], "{broken", *lines[4:]]) + "\n", encoding="utf-8")
+    (folder / "items.jsonl").write_text(json.dumps({"question": QUESTION}) + "\n", encoding="utf-8")
+    return folder
+
+
+def _spec(corpus: Path, **changes: Any) -> RunSpec:
+    data = {
+        "corpora": {
+            "web": {"source": [str(corpus / "pages")], "weight": 3.0},
+            "records": {"source": [str(corpus / "records.jsonl")]},
+        },
+        "clean": {},
+        "filter": {"gopher": RULES},
+        "dedup": {"lines": True, "substring": True},
+        "decontaminate": {"against": [{"file": str(corpus / "items.jsonl"), "fields": ["question"]}]},
+        "max_lost_fraction": 1.0,
+        "tokenizer_vocab_size": 300,
+        "cache_dir": str(corpus / "cache"),
+        **changes,
+    }
+    return parse_spec(
+        {
+            "data": data,
+            "optimizer": {"lr": 0.001},
+            "model": {"num_layers": 1, "hidden_size": 8, "num_heads": 1, "vocab_size": 512},
+            "train": {"num_steps": 2, "global_batch_size": 4, "micro_batch_size": 2, "seq_len": 16},
+        }
+    )
+
+
+def _curate(spec: RunSpec, here: Here) -> Curated:
+    return curate(recipe_of(spec), cast("Cluster", here), lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def curated(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Curated:
+    return _curate(_spec(corpus), Here(tmp_path_factory.mktemp("root")))
+
+
+def _kept_ids(curated: Curated) -> list[str]:
+    return [document.id for part in curated.parts for document in read_kept(part)]
+
+
+def _reasons(curated: Curated) -> dict[str, str]:
+    folders = stage_folders(curated.root, curated.manifest)
+    return {removed.id: removed.reason for _, folder in folders for removed in read_removed(folder)}
+
+
+def test_every_document_is_kept_or_has_its_reason(curated: Curated, corpus: Path) -> None:
+    reasons, kept = _reasons(curated), _kept_ids(curated)
+    assert len(kept) == len(set(kept))
+    assert not set(kept) & set(reasons)
+    assert len(kept) + len(reasons) == 9 + 14, "nine pages, fourteen lines"
+    assert Counter(reasons.values()) == {
+        "exact.copy": 2, "near.copy": 1, "html.binary": 1, "url.copy": 1, "decontaminate.ngram": 1,
+        "read.empty": 1, "read.not_json": 1,
+    }  # fmt: skip
+    assert reasons["web/6.html#0"] == "exact.copy"
+    assert reasons["web/7.html#0"] == "near.copy"
+    stages = {stage["name"]: stage for stage in curated.manifest["stages"]}
+    assert list(stages) == ["clean", "filter", "copies", "near", "lines", "substring", "decontaminate"]
+    came = [stage["documents"]["in"] for stage in stages.values()]
+    went = [stage["documents"]["out"] for stage in stages.values()]
+    assert came == [23, *went[:-1]]
+    assert stages["clean"]["counts"]["pii.email"] == 1
+    assert stages["lines"]["counts"]["lines.lines"] == 7, "the first of eight keeps the sentence"
+    rows = curated.manifest["evaluation_sets"][str(corpus / "items.jsonl")]
+    assert [hit["item"] for hit in rows["found"]] == [1]
+    assert curated.manifest["clusters"][0]["copies"] >= 1
+
+
+def test_the_fate_of_a_document_can_be_asked(curated: Curated) -> None:
+    fate = fate_of(curated.root, curated.manifest, "web/6.html#0")
+    assert fate is not None
+    assert fate.removed is not None
+    assert (fate.removed.stage, fate.removed.detail) == ("copies", "copy of web/0.html#0")
+    kept = fate_of(curated.root, curated.manifest, "web/0.html#0")
+    assert kept is not None
+    assert kept.removed is None
+    assert kept.text == _text(0)
+    assert fate_of(curated.root, curated.manifest, "web/99.html#0") is None
+    shown = samples(curated.root, curated.manifest, 1)
+    assert {reason: len(rows) for reason, rows in shown.items()} == dict.fromkeys(
+        sorted(set(_reasons(curated).values())), 1
+    )
+
+
+def test_order_stops_and_place_change_nothing(curated: Curated, corpus: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(corpus, moved, ignore=shutil.ignore_patterns("cache"))
+    spec = _spec(corpus, corpora={
+        "web": {"source": [str(moved / "pages")], "weight": 3.0},
+        "records": {"source": [str(moved / "records.jsonl")]},
+    })  # fmt: skip
+    root = tmp_path / "root"
+    for number in (0, 1, 5, 9):
+        with pytest.raises(KeyboardInterrupt):
+            _curate(spec, Here(root, seed=number, stop_after=number))
+    again = _curate(spec, Here(root, seed=7))
+    assert again.manifest == curated.manifest
+    assert again.folder.name == curated.folder.name
+    last = Here(root)
+    assert _curate(spec, last).folder == again.folder
+    assert not last.ran, "what is done is not done again"
+
+
+def test_a_change_does_again_what_follows_alone(curated: Curated, corpus: Path) -> None:
+    here = Here(curated.root)
+    _curate(_spec(corpus, dedup={"near": {"threshold": 0.9}, "lines": True, "substring": True}), here)
+    assert not {"clean", "filter", "copies", "near-keys"} & set(here.ran)
+    assert here.ran["near-compare"] == 1
+    (curated.parts[0] / "kept.parquet").write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"missing or not what its manifest says; run trimaran prepare again"):
+        open_curated(curated.folder)
+    again = Here(curated.root)
+    assert _curate(_spec(corpus), again).manifest == curated.manifest
+    assert sum(again.ran.values()) == 1, "the damaged part alone"
+
+
+def test_a_document_that_took_too_long_is_left_out(corpus: Path, tmp_path: Path) -> None:
+    spec = _spec(corpus, filter=None, dedup=None, decontaminate=None)
+    first = _curate(spec, Here(tmp_path))
+    task = first.root / first.manifest["stages"][0]["folders"][0]
+    note_slow(task.with_suffix(".slow.json"), 2)
+    shutil.rmtree(task)
+    second = _curate(spec, Here(tmp_path))
+    assert _reasons(second) == _reasons(first) | {"web/2.html#0": "slow.document"}
+
+
+def test_the_page_shows_reasons_and_escapes_texts(curated: Curated, corpus: Path) -> None:
+    page = write_data_page(curated).read_text(encoding="utf-8")
+    for words in ("exact.copy", "near.copy", "html.binary", "Largest clusters", "By corpus and language", "pii.email"):
+        assert words in page
+    assert "<article>" not in page
+    assert page.count("<details>") == len(set(_reasons(curated).values()))
+
+
+def test_a_sample_writes_nothing(corpus: Path, tmp_path: Path) -> None:
+    spec = _spec(corpus, cache_dir=str(tmp_path / "cache"))
+    rows = list(sample_documents(recipe_of(spec)))
+    assert len(rows) == 23
+    assert not (tmp_path / "cache" / "recipes").exists()
+    (after,) = [after for name, _, after in rows if name == "web/8.html#0"]
+    assert after.startswith("[html.binary]")
+
+
+def test_copies_of_an_earlier_run_are_removed(curated: Curated, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in (_text(3), _text(900), _text(4) + " one more word")),
+        encoding="utf-8",
+    )
+    spec = _spec(
+        corpus,
+        corpora={"new": {"source": [str(tmp_path / "new.jsonl")]}},
+        dedup={"against": [str(curated.folder)]},
+        filter=None,
+    )
+    later = _curate(spec, Here(tmp_path / "root"))
+    assert sorted(_reasons(later).values()) == ["exact.copy", "near.copy"]
+    assert [document.text for part in later.parts for document in read_kept(part)] == [_text(900)]
+
+
+def test_shards_are_those_of_each_corpus(curated: Curated, corpus: Path, tmp_path: Path) -> None:
+    spec = _spec(corpus, cache_dir=str(tmp_path), tokenizer_train_bytes=2000)
+    prepared = prepare_data(spec, curated=curated)
+    of = prepared.train.of_corpora()
+    assert list(of) == ["web", "records"]
+    assert sum(each.num_tokens for each in of.values()) == prepared.train.num_tokens
+    assert prepared.manifest["source"]["recipe"]["folder"] == str(curated.folder)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(st.integers(0, 5).map(_text), st.text(max_size=40), st.just(QUESTION)), max_size=12))
+def test_counts_in_are_counts_out(corpus: Path, tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    rows = [json.dumps({"text": text}, ensure_ascii=True) for text in [*texts, _text(77)]]
+    (folder / "a.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    spec = _spec(corpus, corpora={"a": {"source": [str(folder / "a.jsonl")]}}, cache_dir=str(folder / "cache"))
+    curated = _curate(spec, Here(folder / "root"))
+    kept, reasons = _kept_ids(curated), _reasons(curated)
+    assert sorted([*kept, *reasons]) == sorted(set(kept) | set(reasons))
+    assert len(kept) + len(reasons) == len(rows)
