@@ -40,7 +40,7 @@ def curate_spec(spec: RunSpec, workers: "Workers", last_stage: str | None = None
     Args:
         last_stage: see `curate`.
     """
-    from trimaran.runtime.data.engine.cluster import open_cluster
+    from trimaran.runtime.data.engine.cluster import Cluster
     from trimaran.runtime.data.recipe.curate import curate
     from trimaran.runtime.data.recipe.of_spec import recipe_of
 
@@ -48,7 +48,7 @@ def curate_spec(spec: RunSpec, workers: "Workers", last_stage: str | None = None
     recipe = recipe_of(spec, os.environ)
     with (
         FolderLock.beside(root, "trimaran prepare", os.environ, waits=True),
-        open_cluster(root, workers) as cluster,
+        Cluster(root, workers) as cluster,
         _progress() as progress,
     ):
         return curate(recipe, cluster, progress, last_stage)
@@ -63,6 +63,8 @@ def export_prepared(prepared: "PreparedData", curated: "Curated | None", format:
     from trimaran.runtime.data.engine.parts import read_kept
     from trimaran.runtime.data.export import documents_of_shards, export_documents, export_megatron
 
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--export-to {folder} is a file; name a folder")
     if format == "megatron":
         for shards in (prepared.train, prepared.held_out):
             if shards.num_tokens:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trimaran.launchers.data.workers import WorkerOptions, local_workers
-from trimaran.runtime.data.engine.cluster import MOST_DEATHS, Cluster, Credentials, TaskFailed, open_cluster
+from trimaran.runtime.data.engine.cluster import MOST_DEATHS, MOST_FAILURES, Cluster, Credentials, TaskFailed
 from trimaran.runtime.data.engine.task import Output, Task
 from trimaran.runtime.data.engine.watch import Board, Watch, note_slow, slow_documents
 from trimaran.runtime.data.files import DataError
@@ -52,7 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     (folder / "trial_tasks.py").write_text(_MODULE, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
-        with open_cluster(folder / "root", local_workers(WorkerOptions(2, 2.0, None))) as cluster:
+        with Cluster(folder / "root", local_workers(WorkerOptions(2, 2.0, None))) as cluster:
             yield cluster
 
 
@@ -77,15 +77,18 @@ def test_failures_name_their_input(cluster: Cluster, marks: Path) -> None:
     assert len(list(marks.glob("fatal-*"))) == MOST_DEATHS
     with pytest.raises(TaskFailed, match=r"shelf wrong: .*Input/output error: 'shelf.jsonl'"):
         cluster.run([_task(marks, "wrong")], lambda task, output: None)
+    assert len(list(marks.glob("wrong-*"))) == MOST_FAILURES, "a remote store may come back"
 
 
 def test_no_worker_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
+    (tmp_path / "stage" / ".half-done").mkdir(parents=True)
     with (
-        open_cluster(tmp_path, local_workers(WorkerOptions(1, 2.0, None))) as cluster,
+        Cluster(tmp_path, local_workers(WorkerOptions(1, 2.0, None))) as cluster,
         pytest.raises(DataError, match="no worker is left"),
     ):
         cluster.run([_task(tmp_path, 1)], lambda task, output: None)
+    assert not list((tmp_path / "stage").iterdir()), "what killed workers left is gone"
 
 
 def test_credentials_are_this_users(tmp_path: Path) -> None:

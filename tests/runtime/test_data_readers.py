@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import brotli
 import fsspec
@@ -29,8 +29,9 @@ from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.document import Document, Loss
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.readers.part import ReadSettings
-from trimaran.runtime.data.readers.parts import check_first, find_parts
+from trimaran.runtime.data.readers.parts import FORMATS, check_first, find_parts
 from trimaran.runtime.data.readers.read import read_part
+from trimaran.runtime.spec.sections.corpora import Format
 
 TEXTS = ["first", "zwölf Äpfel\nund mehr", 'with "quotes", and commas', "日本語 " * 30, "last"]
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -655,3 +656,7 @@ def test_s3_is_read_from_a_server_and_an_object_gone_midway_is_named(
                 list(read_part(part, how))
     finally:
         server.stop()
+
+
+def test_the_formats_of_the_spec_are_those_of_the_readers() -> None:
+    assert get_args(Format) == FORMATS

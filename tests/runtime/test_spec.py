@@ -621,10 +621,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
                 ".max_epochs: must be above 0, got 0; set data.corpora.web.max_epochs to a number above 0",
             ),
             (
-                {"format": "json"},
+                {"format": "jsonll"},
                 (
-                    ".format: must be text, jsonl, csv, parquet, arrow, html, warc, wet or megatron, got 'json'; "
-                    "did you mean jsonl?"
+                    ".format: must be warc, wet, html, txt, lines, jsonl, json, csv, tsv, parquet, arrow or megatron, "
+                    "got 'jsonll'; did you mean jsonl?"
                 ),
             ),
             ({"source": "a.txt"}, ".source: must be a list with at least one item, got 'a.txt'; write it as [a.txt]"),

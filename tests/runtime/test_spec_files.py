@@ -404,7 +404,7 @@ def test_overrides_remove_names_and_records(tmp_path: Path) -> None:
 
 def test_errors_below_a_section_name_their_own_line(tmp_path: Path) -> None:
     wrong = CORPORA_TEXT.replace("books: 3", "boks: 3").replace("web.warc.gz]", "web.warc.gz], wight: 1")
-    wrong = wrong.replace("source: [books.zst]", "format: text").replace("tokens: 1000", "tokens: 0")
+    wrong = wrong.replace("source: [books.zst]", "format: txt").replace("tokens: 1000", "tokens: 0")
     assert [error.partition(": ")[0] for error in refusal(write(tmp_path, wrong))] == [
         "data.corpora.web.wight (line 12)",
         "data.corpora.books.source (line 13)",

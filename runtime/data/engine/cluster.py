@@ -4,18 +4,21 @@ All traffic is TLS, with a certificate made for this run. Its key stands in a fi
 is all that a worker needs to join.
 """
 
+import errno
 import json
 import logging
 import os
+import shutil
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from trimaran.runtime.data.engine.task import Output, Task
 from trimaran.runtime.data.engine.watch import Board, Watch, slow_documents
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 MOST_DEATHS: Final = 3
 """Workers that may die while they do one task, until the run ends as failed."""
+MOST_FAILURES: Final = 3
+"""Errors of reading or writing that one task may have, as of a remote store, until the run ends as failed."""
+_LASTING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES)
 _PACKAGES: Final = ("distributed", "cryptography")
 _BOARD: Final = "board"
 # Dask opens a port for HTTP in any case; here it answers nothing, and only this machine reaches it.
@@ -107,20 +113,50 @@ class TaskFailed(DataError):
     """A task could not be done; the message names its input."""
 
 
-@dataclass(frozen=True)
 class Cluster:
-    """Runs tasks on the workers that have joined.
+    """Runs tasks on workers, which are started with the first task that was not done before. A context manager.
 
-    Attributes:
-        root: the folder in which tasks write, which every worker sees.
-        num_workers: how many are expected.
-        check_workers: raises DataError where none is left.
+    Args:
+        root: the folder in which tasks write, which every worker sees. No other process uses it meanwhile.
+        workers: what starts them.
+
+    Raises:
+        DataError: a package is missing.
     """
 
-    client: "Client"
-    root: Path
-    num_workers: int
-    check_workers: Callable[[], None]
+    def __init__(self, root: Path, workers: Workers) -> None:
+        require_extra(*_PACKAGES)
+        self.root, self._workers = root, workers
+        self._stack = ExitStack()
+        self._check_workers: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> Self:
+        self.root.mkdir(parents=True, exist_ok=True)
+        for left in self.root.glob("*/.*"):  # by workers that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def _client(self) -> "Client":
+        """The client of a scheduler in this process; starts both, and the workers."""
+        import dask
+        from distributed import Client, Scheduler, Security, SpecCluster
+
+        logging.getLogger("distributed").setLevel(logging.ERROR)
+        made, enter = Security.temporary(), self._stack.enter_context
+        options = {"host": self._workers.host, "protocol": "tls://", "port": 0, "security": made, **_NO_DASHBOARD}
+        enter(dask.config.set(_SETTINGS))
+        scheduler = enter(
+            SpecCluster(scheduler={"cls": Scheduler, "options": options}, workers={}, security=made, silence_logs=False)
+        )
+        client = enter(Client(scheduler, set_as_default=False))
+        file = Path(enter(tempfile.TemporaryDirectory(prefix=".join-", dir=self.root)), "credentials.json")
+        Credentials(scheduler.scheduler_address, str(made.tls_ca_file), str(made.tls_client_key)).write(file)
+        self._check_workers = enter(self._workers.start(file))
+        return client
 
     def run(self, tasks: Sequence[Task], on_done: Callable[[Task, Output], None]) -> list[Output]:
         """Do all tasks; return their outputs in the order of the tasks.
@@ -152,37 +188,41 @@ class Cluster:
         """
         from distributed.scheduler import KilledWorker
 
-        waiting, known = deque(tasks), dict[str, int]()
+        waiting, known, failures = deque(tasks), dict[str, int](), Counter[str]()
         running: dict[Any, Task] = {}
         ended: SimpleQueue[Any] = SimpleQueue()
 
         def submit(task: Task) -> None:
             known[task.key] = len(slow_documents(task.slow_file(self.root)))
-            name = f"{task.stage}-{task.key}-{known[task.key]}"
-            future = self.client.submit(do_task, task, str(self.root), key=name, pure=False)
+            name = f"{task.stage}-{task.key}-{known[task.key]}-{failures[task.key]}"
+            future = self._client.submit(do_task, task, str(self.root), key=name, pure=False)
             running[future] = task
             future.add_done_callback(ended.put)
 
         try:
             while waiting or running:
-                while waiting and len(running) < self.num_workers:
+                while waiting and len(running) < self._workers.count:
                     submit(waiting.popleft())
                 try:
                     future = ended.get(timeout=_CHECK_S)
                 except Empty:
-                    self.check_workers()
+                    self._check_workers()
                     continue
                 task, error = running.pop(future), future.exception()
                 # A supervisor that ends its worker because of a slow document notes it: the next try is another.
                 noted = len(slow_documents(task.slow_file(self.root)))
-                if isinstance(error, KilledWorker) and noted > known[task.key]:
+                failures[task.key] += isinstance(error, OSError)
+                may_work = isinstance(error, OSError) and error.errno not in _LASTING
+                slow = isinstance(error, KilledWorker) and noted > known[task.key]
+                if slow or (may_work and failures[task.key] < MOST_FAILURES):
                     submit(task)
                 elif error is None:
                     yield task, future.result()
                 else:
                     raise _failure(task, error) from error
         finally:
-            self.client.cancel(list(running))
+            if running:
+                self._client.cancel(list(running))
 
 
 def _failure(task: Task, error: BaseException) -> BaseException:
@@ -206,33 +246,6 @@ def do_task(task: Task, root: str) -> Output:
     board: Board = get_worker().plugins[_BOARD].board
     board.task(str(slow_file))
     return task.run(Path(root), Watch(board, slow_documents(slow_file)))
-
-
-@contextmanager
-def open_cluster(root: Path, workers: Workers) -> Iterator[Cluster]:
-    """Start a scheduler and the workers, for the time of the block.
-
-    Raises:
-        DataError: a package is missing.
-    """
-    require_extra(*_PACKAGES)
-    import dask
-    from distributed import Client, Scheduler, Security, SpecCluster
-
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-    made = Security.temporary()
-    options = {"host": workers.host, "protocol": "tls://", "port": 0, "security": made, **_NO_DASHBOARD}
-    with ExitStack() as stack:
-        stack.enter_context(dask.config.set(_SETTINGS))
-        scheduler = stack.enter_context(
-            SpecCluster(scheduler={"cls": Scheduler, "options": options}, workers={}, security=made, silence_logs=False)
-        )
-        client = stack.enter_context(Client(scheduler, set_as_default=False))
-        root.mkdir(parents=True, exist_ok=True)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".join-", dir=root)))
-        file = folder / "credentials.json"
-        Credentials(scheduler.scheduler_address, str(made.tls_ca_file), str(made.tls_client_key)).write(file)
-        yield Cluster(client, root, workers.count, stack.enter_context(workers.start(file)))
 
 
 def serve(credentials: Credentials, scratch: Path, board: Path, memory_bytes: int | None) -> None:

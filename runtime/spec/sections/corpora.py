@@ -9,6 +9,9 @@ from trimaran.models.fields import INTEGRAL, NonNegative, Positive
 from trimaran.runtime.spec.errors import show
 from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath
 
+Format = Literal[
+    "warc", "wet", "html", "txt", "lines", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "megatron"
+]  # fmt: skip
 Sources = Annotated[list[FilePath], Field(min_length=1, max_length=1000)]
 Key = Annotated[str, Field(min_length=1)]
 # 63 bits, the numbers that every reader of a spec has.
@@ -41,9 +44,7 @@ class CorpusSection(BaseModel):
     model_config = SECTION_CONFIG
 
     source: Sources = Field(description="Files, folders or globs of its text, also addresses such as s3://.")
-    format: Literal["text", "jsonl", "csv", "parquet", "arrow", "html", "warc", "wet", "megatron"] | None = Field(
-        default=None, description="What its files hold (null: what each one's name says)."
-    )
+    format: Format | None = Field(default=None, description="What its files hold (null: what each one's name says).")
     text_field: Key = Field(default="text", description="Key or column of the text in its records.")
     weight: Positive = Field(
         default=1.0, description="Its share of the samples is this, divided by the sum of all corpora's."

@@ -1,0 +1,87 @@
+"""A recipe in a run: blended corpora go on after a stop, at another dp; the fate of each document can be asked."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.launchers.runs import Workplace, make_workplace, trimaran
+
+STEPS = {"num_steps": 20, "global_batch_size": 4, "micro_batch_size": 1, "seq_len": 16, "eval_interval": 0}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """Pages and plays, of which a copy is removed; the weights change after half of the run."""
+    folder = tmp_path_factory.mktemp("recipe")
+    words = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split()
+    draw = random.Random(1)
+    rows = [{"text": " ".join(draw.choices(words, k=300))} for _ in range(12)]
+    (folder / "plays.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]), encoding="utf-8")
+    (folder / "pages").mkdir()
+    for number in range(6):
+        text = " ".join(draw.choices(words, k=300))
+        (folder / "pages" / f"{number}.html").write_text(f"<html><body><p>{text}</p></body></html>", encoding="utf-8")
+    return make_workplace(
+        folder,
+        data={
+            "source": ["quickstart"],
+            "corpora": {
+                "web": {"source": ["pages"], "weight": 1.0, "max_epochs": 3.0},
+                "plays": {"source": ["plays.jsonl"], "weight": 3.0},
+            },
+            "stages": [
+                {"tokens": 0, "weights": {"plays": 1.0}},
+                {"tokens": 640, "weights": {"web": 3.0, "plays": 1.0}},
+            ],
+            "clean": {},
+            "dedup": {},
+            "workers": 1,
+        },
+        train=STEPS,
+        parallel={"tp": 1, "pp": 1, "dp": 2},
+        lr_schedule={"name": "constant", "warmup_steps": 0},
+        precision={"dtype": "float64"},
+        checkpoint={"interval": 7},
+    )
+
+
+def test_blended_corpora_resume_at_another_dp(workplace: Workplace) -> None:
+    whole = workplace.train()
+    assert whole.code == 0, whole.err
+    expected = [row["loss"] for row in workplace.rows()]
+    assert len(expected) == 20
+    stopped = workplace.folder / "stopped"
+    shutil.copytree(workplace.run, stopped)
+    for step in (14, 20):
+        shutil.rmtree(stopped / "checkpoints" / f"step-{step:08d}")
+    resumed = workplace.train("train.output_dir=stopped", "parallel.dp=4", "zero.stage=2")
+    assert resumed.code == 0, resumed.err
+    assert "step 8/20" in resumed.out
+    rows = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_commands_tell_what_became_of_documents(workplace: Workplace) -> None:
+    prepared = trimaran(workplace.folder, "prepare", "spec.yaml", "--export", "jsonl.zst", "--export-to", "kept")
+    assert prepared.code == 0, prepared.err
+    assert (workplace.folder / "kept" / "documents-00000.jsonl.zst").stat().st_size > 1000
+    folder = json.loads((workplace.run / "data_manifest.json").read_text())["source"]["recipe"]["folder"]
+    assert (Path(folder) / "data.html").read_text(encoding="utf-8").count("exact.copy") >= 2
+    shown = trimaran(workplace.folder, "data", "show", "run")
+    assert "exact.copy (5.26%)" in shown.out, "one of nineteen"
+    manifest = json.loads((Path(folder) / "recipe.json").read_text())
+    assert [stage["documents"].get("removed", 0) for stage in manifest["stages"]] == [0, 1, 0]
+    why = trimaran(workplace.folder, "data", "why", "run", "web/0.html#0")
+    assert why.out.startswith("web/0.html#0 is kept\n")
+    unknown = trimaran(workplace.folder, "data", "why", "run", "web/7.html#0")
+    assert unknown.code == 2
+    assert "has no document 'web/7.html#0'" in unknown.err
+
+
+def test_a_corpus_that_would_be_read_too_often_is_refused(workplace: Workplace) -> None:
+    refused = workplace.train("train.output_dir=run3", "data.corpora.web.max_epochs=0.01")
+    assert refused.code == 2
+    assert "data.corpora.web.max_epochs (0.01)" in refused.last_line
