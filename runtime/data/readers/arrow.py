@@ -6,7 +6,7 @@ from typing import Any
 
 from trimaran.runtime.data.document import Document, Loss
 from trimaran.runtime.data.extras import require_extra
-from trimaran.runtime.data.readers.parquet import documents_of
+from trimaran.runtime.data.readers.parquet import arrow_errors, documents_of
 from trimaran.runtime.data.readers.part import Damage, Part, ReadSettings, Tally
 from trimaran.runtime.data.readers.streams import is_remote, open_part, open_raw, open_table
 from trimaran.runtime.files import check_regular
@@ -42,12 +42,10 @@ def _batches(part: Part) -> Iterator[Any]:
         source = pyarrow.memory_map(str(check_regular(Path(part.file))))
     try:
         with source:
-            if is_file:
-                table = pyarrow.ipc.open_file(source)
-                yield from map(table.get_batch, range(table.num_record_batches))
-            else:
-                yield from pyarrow.ipc.open_stream(source)
-    except (pyarrow.ArrowException, OSError) as error:
+            table = pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
+            _ = table.schema.names  # an error here where names are damaged
+            yield from map(table.get_batch, range(table.num_record_batches)) if is_file else table
+    except arrow_errors() as error:
         if getattr(error, "errno", None) is not None:
             raise
         raise Damage("read.truncated" if _is_cut(part, is_file) else "read.damaged", str(error)) from error

@@ -21,11 +21,14 @@ def _open(file: BinaryIO, text_field: str) -> Any:
     import pyarrow.parquet
 
     try:
-        # A text that many rows share is held once: 1 MB in a million rows would be a terabyte.
-        return pyarrow.parquet.ParquetFile(file, read_dictionary=[text_field], buffer_size=_READ_BYTES)
-    except KeyError:  # no such column, as the reader will tell
-        return pyarrow.parquet.ParquetFile(file, buffer_size=_READ_BYTES)
-    except (pyarrow.ArrowException, OSError) as error:
+        try:
+            # A text that many rows share is held once: 1 MB in a million rows would be a terabyte.
+            table = pyarrow.parquet.ParquetFile(file, read_dictionary=[text_field], buffer_size=_READ_BYTES)
+        except KeyError:  # no such column, as the reader will tell
+            table = pyarrow.parquet.ParquetFile(file, buffer_size=_READ_BYTES)
+        _ = table.schema_arrow.names  # an error here where names are damaged
+        return table
+    except arrow_errors() as error:
         if getattr(error, "errno", None) is not None:
             raise
         file.seek(0)
@@ -36,20 +39,21 @@ def _open(file: BinaryIO, text_field: str) -> Any:
 def split_parquet(part: Part, settings: ReadSettings, part_bytes: int) -> list[tuple[int, int, int]]:
     """Return (first row group, end, bytes) of parts of about `part_bytes` of text."""
     with open_table(part) as file:
-        metadata = _open(file, settings.text_field).metadata
+        table = _open(file, settings.text_field)
         ranges, start, size = [], 0, 0
-        for index in range(metadata.num_row_groups):
-            size += _text_bytes(metadata.row_group(index), settings.text_field)
-            if size >= part_bytes or index + 1 == metadata.num_row_groups:
+        for index in range(table.metadata.num_row_groups):
+            size += _text_bytes(table, index, settings.text_field)
+            if size >= part_bytes or index + 1 == table.metadata.num_row_groups:
                 ranges.append((start, index + 1, size))
                 start, size = index + 1, 0
     return ranges
 
 
-def _text_bytes(group: Any, text_field: str) -> int:
-    columns = [group.column(number) for number in range(group.num_columns)]
-    named = [column for column in columns if column.path_in_schema == text_field]
-    return sum(column.total_uncompressed_size for column in named or columns)
+def _text_bytes(table: Any, index: int, text_field: str) -> int:
+    """Return the bytes of the texts of a row group, of all columns where there is no such column."""
+    group, names = table.metadata.row_group(index), table.schema_arrow.names
+    chosen = [names.index(text_field)] if text_field in names and len(names) == group.num_columns else None
+    return sum(group.column(number).total_uncompressed_size for number in chosen or range(group.num_columns))
 
 
 def read_parquet(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Document | Loss]:
@@ -70,24 +74,25 @@ def read_parquet(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[D
                 for document in _rows(table, index, row, part, settings, tally):
                     yield document
                     done += 1
-            except _errors() as error:
+            except arrow_errors() as error:
                 if getattr(error, "errno", None) is not None:
                     raise
                 yield Loss(part.place(done), "read.damaged", f"row group {index}: {error}", end - done)
             row = end
 
 
-def _errors() -> tuple[type[Exception], ...]:
+def arrow_errors() -> tuple[type[Exception], ...]:
+    """Return what pyarrow raises for damaged data. An OSError with a number is the file's own."""
     import pyarrow
 
-    return (pyarrow.ArrowException, OSError)
+    return (pyarrow.ArrowException, OSError, ValueError, LookupError, OverflowError)
 
 
 def _rows(
     table: Any, index: int, row: int, part: Part, settings: ReadSettings, tally: Tally
 ) -> Iterator[Document | Loss]:
     group = table.metadata.row_group(index)
-    mean = _text_bytes(group, settings.text_field) // max(1, group.num_rows) + 1
+    mean = _text_bytes(table, index, settings.text_field) // max(1, group.num_rows) + 1
     columns = [name for name in dict.fromkeys((settings.text_field, "url", "id")) if name in table.schema_arrow.names]
     rows = max(1, min(_MOST_ROWS, _BATCH_BYTES // mean))
     for batch in table.iter_batches(batch_size=rows, row_groups=[index], columns=columns):
@@ -97,7 +102,12 @@ def _rows(
 
 def documents_of(batch: Any, row: int, part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Document | Loss]:
     """Yield the document of every row of an Arrow record batch, whose first is number `row` of the file."""
-    columns = {name: batch.column(name) for name in (settings.text_field, "url", "id") if name in batch.schema.names}
+    names = [name for name in dict.fromkeys((settings.text_field, "url", "id")) if name in batch.schema.names]
+    try:
+        columns = {name: _checked(batch.column(name)) for name in names}
+    except arrow_errors() as error:
+        yield Loss(part.place(row), "read.damaged", str(error), batch.num_rows)
+        return
     texts = columns.pop(settings.text_field)
     for offset in range(batch.num_rows):
         place, text = part.place(row + offset), _text(texts[offset], settings.max_document_bytes)
@@ -109,8 +119,28 @@ def documents_of(batch: Any, row: int, part: Part, settings: ReadSettings, tally
             if isinstance(text, Loss):
                 yield text
                 continue
-        values = {settings.text_field: text} | {name: column[offset].as_py() for name, column in columns.items()}
+        values = {settings.text_field: text} | {name: _value(column[offset]) for name, column in columns.items()}
         yield document_of(values, place, part, settings, tally)
+
+
+def _checked(column: Any) -> Any:
+    """Return a column whose texts are bytes, which may be no UTF-8, and lie within its memory.
+
+    pyarrow itself does not look where texts begin and end: damaged offsets end the process.
+    """
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        return pyarrow.DictionaryArray.from_arrays(column.indices, _checked(column.dictionary))
+    binary = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    column = column.view(binary.get(column.type, column.type))
+    column.validate(full=True)
+    return column
+
+
+def _value(scalar: Any) -> object:
+    value = scalar.as_py()
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _text(scalar: Any, most_bytes: int) -> object:

@@ -26,8 +26,8 @@ _MOST_HEADER = 64 << 10
 _BLOCK = 1 << 18
 _FIRST_LINE = len(b"WARC/1.0\r\n")
 _LENGTH = re.compile(r"[0-9]{1,18}")
-_BEGIN = re.compile(rb"WARC/\d\.\d[ \t]*\r?\n")
-_NEXT = re.compile(rb"\nWARC/\d\.\d[ \t]*\r?\n")
+_BEGIN = re.compile(rb"WARC/\d\.\d+[ \t]*\r?\n")
+_NEXT = re.compile(rb"\nWARC/\d\.\d+[ \t]*\r?\n")
 
 
 class Record(NamedTuple):
