@@ -493,7 +493,17 @@ def test_damaged_bytes_of_any_file_are_documents_and_losses(tmp_path: Path) -> N
 
 
 def test_sources_are_found_in_order_and_what_is_passed_over_is_counted(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.jsonl", "sub/a.jsonl", "notes.md", ".hidden.txt", "model.pt", "empty.txt", "x.HTML.ZST"):
+    for name in (
+        "b.txt",
+        "a.jsonl",
+        "sub/a.jsonl",
+        "notes.md",
+        ".hidden.txt",
+        "model.pt",
+        "model.bin",
+        "empty.txt",
+        "x.HTML.ZST",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"" if "empty" in name else b'{"text": "x"}')
     account = Account()
@@ -502,7 +512,7 @@ def test_sources_are_found_in_order_and_what_is_passed_over_is_counted(tmp_path:
     assert [part.name for part in parts] == ["a.jsonl", "b.txt", "sub/a.jsonl", "x.HTML.ZST"]
     assert [(part.format, part.compression) for part in parts[2:]] == [("jsonl", ""), ("html", ".zst")]
     counts = {name: notice.count for name, notice in account.noticed.items()}
-    assert counts == {"other_kind": 1, "hidden": 1, "pickle": 1, "empty_file": 2, "twice": 3}
+    assert counts == {"other_kind": 2, "hidden": 1, "pickle": 1, "empty_file": 2, "twice": 3}
     (same,) = (
         part
         for part in find_parts("c", [sources[3], str(tmp_path)], ReadSettings(), Account())

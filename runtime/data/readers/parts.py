@@ -14,7 +14,7 @@ from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.document import Loss
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.readers.arrow import split_arrow
-from trimaran.runtime.data.readers.megatron import split_megatron
+from trimaran.runtime.data.readers.megatron import index_file, split_megatron
 from trimaran.runtime.data.readers.parquet import split_parquet
 from trimaran.runtime.data.readers.part import Damage, Part, ReadSettings
 from trimaran.runtime.data.readers.read import READERS, read_part
@@ -168,8 +168,18 @@ def _files(field: str, source: str, format: str | None, account: Account, cache_
         kind = _format_of(posixpath.basename(file.file), format)
         if kind == "pickle":
             account.note("pickle", file.file, amount=file.size)
+        elif kind == "megatron" and not _exists(index_file(file.file)):
+            account.totals["file_bytes"] += file.size
+            account.note("other_kind", file.file, amount=file.size, kind=".bin without .idx")
         elif kind != "description":
             yield file
+
+
+def _exists(file: str) -> bool:
+    if not is_remote(file):
+        return Path(file).is_file()
+    system, path = file_system(file)
+    return bool(asking(file, lambda: system.exists(path)))
 
 
 def _has_sign(text: str) -> bool:
