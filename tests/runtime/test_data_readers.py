@@ -427,6 +427,8 @@ def test_what_is_no_page_of_a_warc_is_counted(tmp_path: Path) -> None:
         "undecodable 4": record("response", response(b"5\r\nhello\r\nnonsense", Transfer_Encoding="chunked")),
         "cut": record("response", response(broken[:-20], Content_Encoding="gzip"), WARC_Truncated="length"),
         "resource": record("resource", html.encode(), Content_Type="text/html"),
+        "lines end in LF": record("response", b"HTTP/1.1 200 OK\nContent-Type: text/html\n\n<html>a\r\n\r\nb</html>"),
+        "long head": record("response", response(b"<html>long</html>", X_Long="x" * 5000)),
         "revisit_record": record("revisit", b"HTTP/1.1 200 OK\r\n\r\n"),
         "segmented": record("response", response(page(1)), WARC_Segment_Number="1"),
         "empty": record("response", response(b" \r\n")),
@@ -438,6 +440,8 @@ def test_what_is_no_page_of_a_warc_is_counted(tmp_path: Path) -> None:
         b"  <!DOCTYPE html><p>x"[:20],
         page(50)[:20],
         html.encode()[:20],
+        b"<html>a\r\n\r\nb</html>"[:20],
+        b"<html>long</html>",
     ]
     names = list(records)
     place = {name: str(sum(map(len, list(records.values())[: names.index(name)]))) for name in names}

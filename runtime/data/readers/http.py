@@ -3,13 +3,14 @@
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Final, NamedTuple
 
 from trimaran.runtime.data.extras import require_extra
 
+_USUAL_HEAD = 2048
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s\"';,]+)", re.IGNORECASE)
 _CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
@@ -50,6 +51,7 @@ class TooLargeError(ValueError):
     """A body that has, or is decoded to, more bytes than allowed."""
 
 
+@lru_cache(maxsize=1024)
 def media_type_of(header: str) -> tuple[str, str]:
     """Return (media type, charset) of a Content-Type header, each "" where it says nothing."""
     found = _CHARSET.search(header)
@@ -60,8 +62,14 @@ def parse_response(block: memoryview) -> Response | None:
     """Return the response that a record's block is, None where it is none."""
     if bytes(block[:5]) != b"HTTP/":
         return None
-    end = _HEAD_END.search(block)
-    head, body = (bytes(block[: end.start()]), bytes(block[end.end() :])) if end else (bytes(block), b"")
+    head = bytes(block[:_USUAL_HEAD])
+    end, length = head.find(b"\r\n\r\n"), 4
+    if end < 0 or head.find(b"\n\n", 0, end) >= 0:  # lines that end in \n alone
+        found = _HEAD_END.search(block)
+        end, length = (found.start(), found.end() - found.start()) if found else (len(block), 0)
+        head = bytes(block[:end])
+    body = bytes(block[end + length :])
+    head = head[:end]
     words = head[:64].split(None, 2)
     status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
     headers = Headers(head)
