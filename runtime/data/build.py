@@ -139,9 +139,12 @@ def _read_units(files: list[SourceFile], settings: BuildSettings, named: str) ->
     account, limit, digest = Account(), SECTION_CHARACTERS, hashlib.sha256()
     sizes, names = array("q"), list[str]()
     for unit in iter_units(files, account):
-        sizes.append(len(unit.text))
+        sizes.append(unit.size)
         names.append(unit.corpus)
-        digest.update(("" if unit.continues else "\0").encode() + unit.text.encode())
+        digest.update(("" if unit.continues else "\0").encode() + unit.text.encode() + bytes(array("I", unit.tokens)))
+        if unit.tokens and settings.tokenizer_file is None:
+            rule = f"{unit.place} has token ids and no text, and they mean nothing without their tokenizer"
+            raise DataError(f"{rule}; name its tokenizer.json in data.tokenizer")
     if settings.former is not None and settings.former.text != digest.hexdigest():
         raise DataError(f"the files of data.source {CHANGED.format(since='this run began')}")
     if not sizes:
@@ -150,7 +153,7 @@ def _read_units(files: list[SourceFile], settings: BuildSettings, named: str) ->
     shorter = int(account.totals["characters"] * settings.held_out_fraction / _HELD_OUT_SECTIONS)
     if settings.held_out_fraction > 0 and shorter < limit:
         account, limit = Account(), max(_SHORTEST_SECTION, shorter)
-        units = [(len(unit.text), unit.corpus) for unit in iter_units(files, account, limit)]
+        units = [(unit.size, unit.corpus) for unit in iter_units(files, account, limit)]
         sizes, names = array("q", (size for size, _ in units)), [name for _, name in units]
     bounds = [0, *(index for index in range(1, len(names)) if names[index] != names[index - 1]), len(names)]
     corpora = {names[start]: slice(start, stop) for start, stop in pairwise(bounds)}
@@ -242,7 +245,7 @@ class _SplitWriter:
     def add(self, index: int, unit: Unit, tokens: list[int]) -> None:
         if self._last_index is not None and not (unit.continues and self._last_index == index - 1):
             self._writer.write([self._eot_id])
-        self._writer.write(tokens)
+        self._writer.write(tokens[:-1] if unit.tokens and tokens[-1] == self._eot_id else tokens)
         self._last_index = index
         self._counts["units"] += 1
         self._counts["characters"] += len(unit.text)
@@ -300,7 +303,11 @@ def _encoded(
         for (_, unit), lost in zip(batch, tokenizer.lost_characters(texts, encoded), strict=True):
             account.note("unknown", unit.place, lost)
         account.check(max_lost_fraction, ["unknown"])
-        yield from ((index, unit, ids) for (index, unit), ids in zip(batch, encoded, strict=True))
+        for (index, unit), ids in zip(batch, encoded, strict=True):
+            if unit.tokens and max(unit.tokens) >= tokenizer.vocab_size:
+                rule = f"{unit.place} has the token {max(unit.tokens)}, and data.tokenizer only {tokenizer.vocab_size}"
+                raise DataError(f"{rule}; name the tokenizer that made it")
+            yield index, unit, list(unit.tokens) or ids
 
 
 def _encode_alone(unit: Unit, tokenizer: Tokenizer) -> None:

@@ -6,8 +6,10 @@ changes or removes it counts, so that nothing is dropped unseen.
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
+TOKENS: Final = "tokens"
+"""The field of a document that came as token ids, which has no text: no step of a recipe but copying it touches it."""
 Counts = Counter[str]
 """What was seen, by a dotted name that begins with the step's own: `pii.email`, `gopher.short`, `read.truncated`."""
 
@@ -25,7 +27,7 @@ class Document:
         url: where it was fetched, "" for unknown.
         corpus: name of its corpus in `data.corpora`.
         language: ISO 639-1 code, "" as long as no step has told it.
-        fields: scores that steps leave for the report, such as `language_score`.
+        fields: scores that steps leave for the report, such as `language_score`; token ids under TOKENS.
     """
 
     id: str

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,12 +18,14 @@ from trimaran.runtime.data.engine.cluster import Cluster
 from trimaran.runtime.data.engine.parts import read_kept, read_removed
 from trimaran.runtime.data.engine.task import Output, Task
 from trimaran.runtime.data.engine.watch import Watch, note_slow
+from trimaran.runtime.data.export import export_megatron
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.prepare import prepare_data
 from trimaran.runtime.data.recipe.curate import curate
 from trimaran.runtime.data.recipe.curated import Curated, open_curated
 from trimaran.runtime.data.recipe.fate import fate_of, samples, stage_folders
 from trimaran.runtime.data.recipe.of_spec import recipe_of, sample_documents
+from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.parsing import parse_spec
 from trimaran.runtime.spec.sections.filter import GopherSettings
@@ -266,3 +269,25 @@ def test_counts_in_are_counts_out(corpus: Path, tmp_path_factory: pytest.TempPat
     kept, reasons = _kept_ids(curated), _reasons(curated)
     assert sorted([*kept, *reasons]) == sorted(set(kept) | set(reasons))
     assert len(kept) + len(reasons) == len(rows)
+
+
+def test_token_ids_go_through_a_recipe_as_they_are(corpus: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train([_text(number) for number in range(30)], 300)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    ids = [tokenizer.encode(_text(number)) for number in range(8)]
+    export_megatron([np.array([*each, tokenizer.eot_id]) for each in ids], tmp_path / "old" / "tokens", 300)
+    data = {
+        "corpora": {"old": {"source": [str(tmp_path / "old")], "format": "megatron"}},
+        "cache_dir": str(tmp_path / "cache"),
+        "tokenizer": str(tmp_path / "tokenizer.json"),
+        "held_out_fraction": 0.0,
+    }
+    spec = _spec(corpus, **data)
+    curated = _curate(spec, Here(tmp_path / "root"))
+    assert len(_kept_ids(curated)) == 8
+    prepared = prepare_data(spec, curated=curated)
+    assert prepared.train.read(0, prepared.train.num_tokens).tolist() == [
+        token for each in ids for token in [*each, tokenizer.eot_id]
+    ]
+    with pytest.raises(DataError, match=r"old/tokens\.bin#0 has token ids and no text.*data\.tokenizer"):
+        prepare_data(_spec(corpus, **{**data, "tokenizer": None}), curated=curated)

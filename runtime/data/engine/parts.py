@@ -7,7 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from trimaran.runtime.data.document import Document, Removal
+import numpy as np
+
+from trimaran.runtime.data.document import TOKENS, Document, Removal
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.sources import KEPT_NAME
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 REMOVED: Final = "removed.parquet"
 _GROUP_BYTES = 8 << 20
 _EXCERPT_CHARACTERS = 1000
-_TEXT_COLUMNS: Final = ("id", "corpus", "url", "language", "text", "fields")
+_TEXT_COLUMNS: Final = ("id", "corpus", "url", "language", "text", "fields", "tokens")
+_BINARY: Final = ("tokens",)  # of documents that came as token ids: uint32
 _REMOVED_COLUMNS: Final = ("id", "corpus", "url", "language", "stage", "reason", "detail", "excerpt")
 
 
@@ -70,12 +73,13 @@ class _Table:
         import pyarrow
         import pyarrow.parquet
 
-        self._schema = pyarrow.schema([(name, pyarrow.large_string()) for name in columns])
+        types = {True: pyarrow.large_binary(), False: pyarrow.large_string()}
+        self._schema = pyarrow.schema([(name, types[name in _BINARY]) for name in columns])
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
-        self._columns: dict[str, list[str]] = {name: [] for name in columns}
+        self._columns: dict[str, list[str | bytes]] = {name: [] for name in columns}
         self._bytes = 0
 
-    def write(self, row: tuple[str, ...]) -> None:
+    def write(self, row: tuple[str | bytes, ...]) -> None:
         for values, value in zip(self._columns.values(), row, strict=True):
             values.append(value)
         self._bytes += sum(map(len, row))
@@ -113,8 +117,10 @@ class PartWriter:
 
     def keep(self, document: Document) -> None:
         """Write a document that goes on."""
-        fields = json.dumps(document.fields, sort_keys=True) if document.fields else ""
-        self._kept.write((document.id, document.corpus, document.url, document.language, document.text, fields))
+        fields = {name: value for name, value in document.fields.items() if name != TOKENS}
+        text = json.dumps(fields, sort_keys=True) if fields else ""
+        tokens = np.asarray(document.fields.get(TOKENS, ()), "<u4").tobytes()
+        self._kept.write((document.id, document.corpus, document.url, document.language, document.text, text, tokens))
 
     def remove(self, removed: Removed) -> None:
         """Write a document that ends here."""
@@ -135,7 +141,9 @@ class PartWriter:
 def read_kept(folder: Path) -> Iterator[Document]:
     """Yield the kept documents of a task's folder, in order."""
     for row in _rows(folder / KEPT_NAME):
-        fields = json.loads(row.pop("fields") or "{}")
+        fields, tokens = json.loads(row.pop("fields") or "{}"), row.pop("tokens")
+        if tokens:
+            fields[TOKENS] = np.frombuffer(tokens, "<u4")
         yield Document(**row, fields=fields)
 
 

@@ -22,6 +22,7 @@ from trimaran.runtime.data.dedup.copies import Copies, find_copies, name_documen
 from trimaran.runtime.data.document import Removal
 from trimaran.runtime.data.engine.parts import PartWriter, Removed, count_kept, read_column, read_kept
 from trimaran.runtime.data.engine.watch import Watch
+from trimaran.runtime.data.recipe.steps import size_of
 from trimaran.runtime.data.recipe.tally import Tally
 from trimaran.runtime.files import read_json
 
@@ -252,14 +253,14 @@ def _write(folder: Path, part: Path, results: Callable[[], Any], tally: Tally, s
     """Write a part anew: each result is a document's text, "" for the same as before, or why it is removed."""
     with PartWriter(folder) as writer:
         for document, result in zip(read_kept(part), results(), strict=True):
-            size = len(document.text.encode())
+            size = size_of(document)
             tally.enter(size)
             if isinstance(result, Removal):
                 tally.remove(size, document.corpus, document.language, result.reason)
                 writer.remove(Removed.of(document, stage, result))
                 continue
             document.text = result or document.text
-            tally.keep(len(document.text.encode()), document.corpus, document.language, document.fields)
+            tally.keep(size_of(document), document.corpus, document.language, document.fields)
             writer.keep(document)
     return tally.record
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from trimaran.runtime.data.clean.steps import clean_steps
 from trimaran.runtime.data.decontaminate import Decontaminate, EvaluationSets, read_items
-from trimaran.runtime.data.document import Document, Loss, Removal, Step
+from trimaran.runtime.data.document import TOKENS, Document, Loss, Removal, Step
 from trimaran.runtime.data.engine.parts import PartWriter, Removed, read_kept
 from trimaran.runtime.data.engine.watch import Watch
 from trimaran.runtime.data.filters.steps import filter_steps
@@ -79,7 +79,7 @@ def _run(
                 slow = number in watch.slow
                 stage, removal = _SLOW if slow else apply_steps(steps, item, tally)
             if removal is None:
-                tally.keep(len(item.text.encode()), item.corpus, item.language, item.fields)
+                tally.keep(size_of(item), item.corpus, item.language, item.fields)
                 writer.keep(item)
             else:
                 tally.remove(size, item.corpus, item.language, removal.reason)
@@ -89,11 +89,15 @@ def _run(
 
 def size_of(document: Document) -> int:
     """Return the bytes of a document as it came in."""
+    if TOKENS in document.fields:
+        return 4 * len(document.fields[TOKENS])
     return len(document.raw) or len(document.text.encode("utf-8", "surrogatepass"))
 
 
 def apply_steps(steps: Sequence[Step], document: Document, tally: Tally) -> tuple[str, Removal | None]:
     """Do the steps until one removes the document; return its name and why, ("", None) where it stays."""
+    if TOKENS in document.fields:
+        return "", None
     for step in steps:
         removal = step(document, tally.counts)
         if removal is not None:
