@@ -4,7 +4,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from trimaran.runtime.spec import RunSpec
 MOST_STARTS: Final = 20
 """Of one command, until no more workers are started by it."""
 _POLL_S = 0.2
+_GOODBYE_S = 10.0
 _GRACE_S = 15.0
 
 
@@ -71,33 +72,49 @@ def slurm_workers(options: WorkerOptions, host: str) -> Workers:
 
 def _starter(prefix: Sequence[str], copies: int, options: WorkerOptions) -> StartWorkers:
     @contextmanager
-    def start(credentials: Path) -> Iterator[Callable[[], None]]:
-        command = [*prefix, *options.command(credentials)]
-        keepers = [_Keeper(command) for _ in range(copies)]
-
-        def check() -> None:
-            if not any(keeper.is_alive() for keeper in keepers):
-                raise DataError(
-                    f"no worker is left: each has ended {MOST_STARTS} times ({shlex.join(command)}); what they printed "
-                    "says why"
-                )
-
+    def start(credentials: Path) -> Iterator[_Crew]:
+        crew = _Crew([*prefix, *options.command(credentials)], copies)
         try:
-            yield check
+            yield crew
         finally:
-            for keeper in keepers:
-                keeper.stop()
-            for keeper in keepers:
-                keeper.join()
+            crew.end()
 
     return start
+
+
+class _Crew:
+    """Copies of one command that are kept running."""
+
+    def __init__(self, command: Sequence[str], copies: int) -> None:
+        self._command = command
+        self._keepers = [_Keeper(command) for _ in range(copies)]
+
+    def check(self) -> None:
+        """Raise DataError where no worker is left and none will come."""
+        if not any(keeper.is_alive() for keeper in self._keepers):
+            raise DataError(
+                f"no worker is left: each has ended {MOST_STARTS} times ({shlex.join(self._command)}); what they "
+                "printed says why"
+            )
+
+    def expect_end(self) -> None:
+        """Start none anew from now on; those that run get a while to end by themselves."""
+        for keeper in self._keepers:
+            keeper.stop(_GOODBYE_S)
+
+    def end(self) -> None:
+        """End all and wait for that."""
+        for keeper in self._keepers:
+            keeper.stop(0.0)
+        for keeper in self._keepers:
+            keeper.join()
 
 
 class _Keeper:
     """Keeps a command running: starts it again where it ends, as where somebody has killed it."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._command, self._stopping = command, threading.Event()
+        self._command, self._stopping, self._patience_s = command, threading.Event(), 0.0
         # The kernel ends a command with the thread that started it, so the thread stays as long as the command.
         self._thread = threading.Thread(target=self._keep, name="workers", daemon=True)
         self._thread.start()
@@ -113,23 +130,27 @@ class _Keeper:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_S)
             if self._stopping.is_set():
-                _end(process)
+                _end(process, self._patience_s)
                 return
 
     def is_alive(self) -> bool:
         """Return whether the command runs or is started again."""
         return self._thread.is_alive()
 
-    def stop(self) -> None:
-        """Ask it to end."""
-        self._stopping.set()
+    def stop(self, patience_s: float) -> None:
+        """Have it end, and be ended where it takes longer than that; a second call changes nothing."""
+        if not self._stopping.is_set():
+            self._patience_s = patience_s
+            self._stopping.set()
 
     def join(self) -> None:
         """Wait until it has ended."""
         self._thread.join()
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: "subprocess.Popen[bytes]", patience_s: float) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(patience_s)
     process.terminate()
     try:
         process.wait(_GRACE_S)

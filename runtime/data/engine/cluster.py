@@ -12,13 +12,13 @@ import shutil
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from trimaran.runtime.data.engine.task import Output, Task
 from trimaran.runtime.data.engine.watch import Board, Watch, slow_documents
@@ -48,11 +48,19 @@ _SETTINGS: Final = MappingProxyType(
     }
 )
 
-StartWorkers = Callable[[Path], AbstractContextManager[Callable[[], None]]]
-"""Start the workers that join by a file of credentials, and end them when the block ends.
 
-The block gets a function that raises DataError where no worker is left and none will come.
-"""
+class Crew(Protocol):
+    """Workers that have been started."""
+
+    def check(self) -> None:
+        """Raise DataError where no worker is left and none will come."""
+
+    def expect_end(self) -> None:
+        """Start none anew from now on: the scheduler sends them home."""
+
+
+StartWorkers = Callable[[Path], AbstractContextManager[Crew]]
+"""Start the workers that join by a file of credentials, and end them when the block ends."""
 _CHECK_S = 2.0
 
 
@@ -128,7 +136,7 @@ class Cluster:
         require_extra(*_PACKAGES)
         self.root, self._workers = root, workers
         self._stack = ExitStack()
-        self._check_workers: Callable[[], None] = lambda: None
+        self._crew: Crew | None = None
 
     def __enter__(self) -> Self:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -136,7 +144,11 @@ class Cluster:
             shutil.rmtree(left, ignore_errors=True)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._crew is not None and kind is None:
+            self._crew.expect_end()
+            with suppress(Exception):  # they are ended in any case; this only lets them end by themselves
+                self._client.retire_workers()
         self._stack.close()
 
     @cached_property
@@ -155,7 +167,7 @@ class Cluster:
         client = enter(Client(scheduler, set_as_default=False))
         file = Path(enter(tempfile.TemporaryDirectory(prefix=".join-", dir=self.root)), "credentials.json")
         Credentials(scheduler.scheduler_address, str(made.tls_ca_file), str(made.tls_client_key)).write(file)
-        self._check_workers = enter(self._workers.start(file))
+        self._crew = enter(self._workers.start(file))
         return client
 
     def run(self, tasks: Sequence[Task], on_done: Callable[[Task, Output], None]) -> list[Output]:
@@ -206,7 +218,8 @@ class Cluster:
                 try:
                     future = ended.get(timeout=_CHECK_S)
                 except Empty:
-                    self._check_workers()
+                    if self._crew is not None:
+                        self._crew.check()
                     continue
                 task, error = running.pop(future), future.exception()
                 # A supervisor that ends its worker because of a slow document notes it: the next try is another.
