@@ -84,7 +84,9 @@ def _workers_of(spec: RunSpec, kind: str, count: int | None) -> "Workers":
     if kind == "local":
         return local_workers(options)
     host = reachable_address(os.environ, interface=spec.launcher.interface, one_node=False)
-    return (mpi_workers if kind == "mpi" else slurm_workers)(options, host)
+    if kind == "mpi":
+        return mpi_workers(options, host)
+    return slurm_workers(options, host, spec, in_job="SLURM_JOB_ID" in os.environ)
 
 
 @data.command()

@@ -64,9 +64,17 @@ def mpi_workers(options: WorkerOptions, host: str) -> Workers:
     return Workers(options.count, host, _starter([find_mpirun(), "-n", str(options.count)], 1, options))
 
 
-def slurm_workers(options: WorkerOptions, host: str) -> Workers:
-    """Return workers that srun starts, on the nodes of the job in which this process runs."""
-    srun = ["srun", "--mpi=none", "--kill-on-bad-exit=0", "--no-kill", "-n", str(options.count), "--cpus-per-task=1"]
+def slurm_workers(options: WorkerOptions, host: str, spec: RunSpec, *, in_job: bool) -> Workers:
+    """Return workers that srun starts, on the nodes of this job, or of one that it asks for.
+
+    Args:
+        host: address of this machine at which the nodes reach it.
+        spec: what the slurm section says of a job is asked for.
+        in_job: whether this process runs in a job.
+    """
+    asked = [] if in_job else [f"--{name}={value}" for name, value in spec.slurm.place.items()]
+    srun = ["srun", "--mpi=none", "--kill-on-bad-exit=0", f"--ntasks={options.count}", "--cpus-per-task=1", *asked]
+    srun += [] if in_job else ["--job-name=trimaran-prepare"]
     return Workers(options.count, host, _starter(srun, 1, options))
 
 

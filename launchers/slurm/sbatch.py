@@ -68,13 +68,7 @@ def _options(job: Job) -> list[str]:
     per_node = spec.world_size // spec.launcher.nodes if section.tasks == "rank" else 1
     log = "slurm-%A_%a.log" if len(job.arguments) > 1 else "slurm-%j.log"
     plain = {
-        "partition": section.partition,
-        "account": section.account,
-        "qos": section.qos,
-        "constraint": section.constraint,
-        "exclude": section.exclude,
-        "reservation": section.reservation,
-        "time": section.time,
+        **section.place,
         "mem": section.memory,
         "cpus-per-task": section.cpus_per_task,
         "gres": f"gpu:{section.gpus_per_node}" if section.gpus_per_node else None,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launchers.runs import torchrun_port
+from tests.launchers.runs import Command, make_workplace, torchrun_port, trimaran
 from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
 from tests.launchers.slurm_runs import JOB_S, Run
 from trimaran.launchers.slurm.jobs import jobs_of
@@ -87,3 +87,23 @@ def test_the_time_to_the_first_step_is_taken_apart(cluster: Cluster, tmp_path: P
     cells = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
     assert cells[:2] == ["1", "1"]
     assert all(float(cell) > 0 for cell in cells[3:5])
+
+
+def test_workers_of_a_recipe_are_started_by_srun(cluster: Cluster, tmp_path: Path) -> None:
+    """Without a job of its own, prepare has srun ask for one; the manifest is that of a machine alone."""
+    (tmp_path / "texts").mkdir()
+    for number in range(4):
+        (tmp_path / "texts" / f"{number}.jsonl").write_text(f'{{"text": "a line {number // 2} of text"}}\n')
+    data = {"corpora": {"a": {"source": ["texts"]}}, "dedup": {"near": False}, "clean": {}, "workers": 2}
+    run = make_workplace(tmp_path, data={"source": ["quickstart"], **data})
+    alone = trimaran(tmp_path, "prepare", "spec.yaml", "--only", "dedup", "--set", "data.cache_dir=alone")
+    assert alone.code == 0, alone.err
+    words = ["prepare", "spec.yaml", "--only", "dedup", "--launcher", "slurm"]
+    with Command.start(run.folder, words, dict(cluster.environment)) as command:
+        together = command.finish()
+    assert together.code == 0, together.err
+    names = [
+        [path.name for path in (tmp_path / cache / "recipes" / "manifests").iterdir()] for cache in ("alone", "cache")
+    ]
+    assert names[0] == names[1]
+    assert len(names[0]) == 1

@@ -95,3 +95,9 @@ class SlurmSection(BaseModel):
         description="Free disk of the run folder, in GiB, that the preflight of every node asks for before the ranks "
         "start (null: no preflight).",
     )
+
+    @property
+    def place(self) -> dict[str, str]:
+        """Options of sbatch and srun that say where and for how long a job runs, of those that are given."""
+        names = ("partition", "account", "qos", "constraint", "exclude", "reservation", "time")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
