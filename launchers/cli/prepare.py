@@ -39,7 +39,7 @@ def prepare(
         Path | None, typer.Option(parser=path, metavar="FOLDER", help="Folder of --export; ./export without it.")
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="Show what becomes of the first documents, and write nothing.")
+        int | None, typer.Option(min=1, help="Show so many documents, kept and removed by cleaning and filters side by side; write nothing.")
     ] = None,
 ) -> None:
     """Read, clean, filter and deduplicate the text, train the tokenizer and write the token shards; goes on where an
@@ -55,7 +55,7 @@ def prepare(
                 "--only and --sample are for a recipe, which this spec has not: it needs data.clean or filter"
             )
         if sample is not None:
-            table = new_table("document", "as read", "kept, or why not", show_lines=True)
+            table = new_table("document", "kept", "removed, and why", show_lines=True)
             for row in sample_rows(spec, sample):
                 table.add_row(*row)
             print_table(table)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,11 +102,12 @@ def _progress() -> Iterator["OnProgress"]:
 
 
 def sample_rows(spec: RunSpec, count: int) -> Iterator[tuple[str, str, str]]:
-    """Yield of the first documents their ids, what came in, and what is kept of each, or why nothing is."""
-    from trimaran.runtime.data.recipe.of_spec import recipe_of, sample_documents
+    """Yield of some documents of every corpus the id, and what is kept of the text or, removed, why and the text."""
+    from trimaran.runtime.data.recipe.of_spec import recipe_of
+    from trimaran.runtime.data.recipe.sample import sample_documents
 
-    for name, before, after in islice(sample_documents(recipe_of(spec, os.environ)), count):
-        yield name, _short(before), _short(after)
+    for name, text, why in sample_documents(recipe_of(spec, os.environ), count):
+        yield (name, "", f"[{why}]\n{_short(text)}") if why else (name, _short(text), "")
 
 
 def _short(text: str) -> str:

@@ -177,7 +177,7 @@ def build(
         )
     trained = tokenizer is None
     if tokenizer is None:
-        size = account.totals["bytes"] / 1e6
+        size = min(account.totals["bytes"], settings.tokenizer_train_bytes or account.totals["bytes"]) / 1e6
         logger.info("training a tokenizer of %d tokens on %.1f MB of text", settings.vocab_size, size)
         units, chosen = iter_units(files, Account(), limit), found.sample(~held_out, settings)
         texts = (unit.text for unit, wanted in zip(units, chosen, strict=True) if wanted)

@@ -37,6 +37,7 @@ _READABLE: Final = ".jsonl, .csv, .parquet, or .gz of one"
 # Bits of the filter for each run: of the words of a text that are in no item, one in 16 is looked up for nothing.
 _FILTER_BITS_PER_RUN: Final = 16
 _BLANK_LINES = re.compile(r"(\n[ \t\r]*\n\s*)")
+_LINE_ENDS = re.compile(r"(\n\s*)")
 
 
 class Hit(NamedTuple):
@@ -254,7 +255,7 @@ def _masks_of(hashes: UInt64Array) -> npt.NDArray[np.uint8]:
 
 
 class Decontaminate:
-    """The step that removes evaluation items, from whole documents or from paragraphs (between blank lines).
+    """The step that removes evaluation items, from whole documents or from paragraphs.
 
     `hits` has every item that was found in the documents of this part, with the first document that has it.
     """
@@ -292,7 +293,9 @@ class Decontaminate:
 
     def _cut(self, document: Document, runs: Sequence[tuple[int, int]], counts: Counts) -> bool:
         """Cut the paragraphs that a run reaches into; return whether anything is left."""
-        pieces = _BLANK_LINES.split(document.text)  # paragraphs, and between them what separates them
+        # Paragraphs, and between them what separates them. C4's rules take out blank lines; lines are paragraphs then.
+        separator = _BLANK_LINES if _BLANK_LINES.search(document.text.strip()) else _LINE_ENDS
+        pieces = separator.split(document.text)
         offsets = find_words(pieces).offsets
         first, last = np.array([(first, first + length - 1) for first, length in runs]).T
         cut = np.zeros(len(pieces) + 1, np.int64)

@@ -44,6 +44,8 @@ _SETTINGS: Final = MappingProxyType(
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
         "distributed.worker.daemon": False,
+        # It samples the frames of a task from another thread, on which a page's tree must not be freed.
+        "distributed.worker.profile.enabled": False,
         "distributed.comm.timeouts.connect": "30s",
     }
 )

@@ -1,24 +1,21 @@
 """The recipe of a run spec: its corpora as parts of files whose content is known, and its sections."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimaran.runtime.data.account import Account
-from trimaran.runtime.data.document import Document
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import hash_file, once_per_change
 from trimaran.runtime.data.prepare import QUICKSTART
 from trimaran.runtime.data.quickstart import ensure_quickstart
 from trimaran.runtime.data.readers.part import Part, ReadSettings
 from trimaran.runtime.data.readers.parts import check_first, find_parts
-from trimaran.runtime.data.readers.read import read_part
 from trimaran.runtime.data.readers.streams import is_remote
 from trimaran.runtime.data.recipe.curated import folder_of_recipe, open_curated
 from trimaran.runtime.data.recipe.recipe import Recipe, SourcePart
-from trimaran.runtime.data.recipe.steps import apply_steps, cleaning, evaluation_sets, filtering
-from trimaran.runtime.data.recipe.tally import Tally
+from trimaran.runtime.data.recipe.steps import cleaning, evaluation_sets, filtering
 from trimaran.runtime.folder_lock import NO_JOB
 from trimaran.runtime.spec.sections.dedup import DecontaminateSection
 
@@ -94,25 +91,3 @@ def _hashed(parts: Sequence[Part], text_field: str, cache_dir: Path) -> list[Sou
     local = [Path(file) for file in dict.fromkeys(part.file for part in parts) if not is_remote(file)]
     digests = dict(zip(map(str, local), once_per_change(local, cache_dir / "sources.json", hash_file), strict=True))
     return [SourcePart(part, digests.get(part.file, part.stamp), text_field) for part in parts]
-
-
-def sample_documents(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    """Yield the id of each document, its text as it is read, and as cleaning and filters leave it, or why they don't.
-
-    The sources take turns, so that a sample has some of each.
-    """
-    steps, tally = [*cleaning(recipe.clean), *filtering(recipe.filter)], Tally()
-    readers = [
-        read_part(source.part, ReadSettings(source.text_field, recipe.max_document_bytes)) for source in recipe.parts
-    ]
-    while readers:
-        for reader in list(readers):
-            item = next(reader, None)
-            if item is None:
-                readers.remove(reader)
-            elif isinstance(item, Document):
-                before = item.text or item.raw.decode("utf-8", "replace")
-                _, removal = apply_steps(steps, item, tally)
-                yield item.id, before, item.text if removal is None else f"[{removal.reason}] {removal.detail}"
-            elif item.is_document:
-                yield item.place, "", f"[{item.reason}] {item.detail}"

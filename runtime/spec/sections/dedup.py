@@ -118,5 +118,6 @@ class DecontaminateSection(BaseModel):
     )
     action: Literal["document", "paragraph"] = Field(
         default="document",
-        description="What is removed: the document, or the paragraphs (between blank lines) that have the words.",
+        description="What is removed: the document, or its paragraphs (between blank lines; lines, where a text has no "
+        "blank ones) that have the words.",
     )
