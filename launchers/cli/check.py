@@ -1,8 +1,9 @@
 """`trimaran check` and `trimaran schema`: what a spec means and what a spec may hold. No torch."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,9 @@ from trimaran.models.fields import printable
 from trimaran.runtime.files import write_text
 from trimaran.runtime.spec import RunSpec, describe, json_schema, load_spec
 from trimaran.runtime.zero.costs import describe_state
+
+if TYPE_CHECKING:
+    from trimaran.runtime.data.shards import TokenShards
 
 _PICTURE_MICROBATCHES = 64  # a drawing of more has boxes too thin to read
 
@@ -39,9 +43,10 @@ def check(
         spec = load_spec(spec_path, overrides)
         from rich.table import Table
 
+        corpora = _prepared_corpora(spec)
         table = Table(show_header=False, box=None)
         table.add_column(style="bold")
-        for name, value in [*describe(spec), *describe_state(spec)]:
+        for name, value in [*describe(spec), *describe_state(spec), *_rows_of(spec, corpora)]:
             table.add_row(name, printable(value))
         print_table(table)
         if picture is not None:
@@ -53,8 +58,51 @@ def check(
             print_memory(spec, rank)
             return
         found = problems_here(spec, launcher or spec.launcher.kind)
+        if corpora is not None:
+            found += _too_often(spec, corpora)
         if found:
             raise ValueError("\n  ".join(["this run can't start on this machine:", *found]))
+
+
+def _prepared_corpora(spec: RunSpec) -> "dict[str, TokenShards] | None":
+    """Return the tokens of each corpus for training where they are prepared; does no work."""
+    if not spec.data.corpora or (spec.checkpoint.init_from is not None and spec.data.tokenizer is None):
+        return None
+    from trimaran.launchers.data.prepare import find_prepared
+    from trimaran.runtime.data.epochs import corpora_of
+
+    try:
+        prepared = find_prepared(spec)
+        return None if prepared is None else corpora_of(spec, prepared.train)
+    except (ValueError, OSError):
+        return None  # told among the problems
+
+
+def _rows_of(spec: RunSpec, corpora: "Mapping[str, TokenShards] | None") -> list[tuple[str, str]]:
+    if corpora is None:
+        later = "their tokens and epochs are told here once trimaran prepare has run"
+        return [("corpora", later)] if spec.data.corpora else []
+    from trimaran.runtime.data.epochs import epochs_of, samples_of
+
+    drawn, epochs = samples_of(spec), epochs_of(spec, corpora)
+    total = sum(drawn.values())
+    return [
+        (
+            f"corpus {name}",
+            f"{shards.num_tokens:,} tokens, {drawn[name] / total:.1%} of the samples, {epochs[name]:.3g} epochs",
+        )
+        for name, shards in corpora.items()
+    ]
+
+
+def _too_often(spec: RunSpec, corpora: "Mapping[str, TokenShards]") -> list[str]:
+    from trimaran.runtime.data.epochs import check_epochs
+
+    try:
+        check_epochs(spec, corpora)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def check_drawable(spec: RunSpec) -> None:

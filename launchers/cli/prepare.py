@@ -8,7 +8,7 @@ import typer
 
 from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences, path
 from trimaran.launchers.terminal import log_to_terminal, new_table, print_table, say
-from trimaran.models.fields import counted, printable
+from trimaran.models.fields import printable
 from trimaran.runtime.spec import RunSpec, load_spec
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def prepare(
         Path | None, typer.Option(parser=path, metavar="FOLDER", help="Folder of --export; ./export without it.")
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="Show so many documents, kept and removed by cleaning and filters side by side; write nothing.")
+        int | None,
+        typer.Option(min=1, help="Show so many documents, what cleaning and filters keep and remove; write nothing."),
     ] = None,
 ) -> None:
     """Read, clean, filter and deduplicate the text, train the tokenizer and write the token shards; goes on where an
@@ -139,5 +140,5 @@ def _table_of(manifest: dict[str, Any]) -> "Table":
             table.add_row("", f"-{count:,}", "", f"{reason} ({count / max(1, came):.2%})")
         table.add_row("", f"{stage['documents'].get('out', 0):,} kept", f"{size.get('out', 0):,}", "")
         for name, count in sorted(item for item in stage["counts"].items() if ":" not in item[0]):
-            table.add_row("", "", "", f"{name}: {counted(count, 'time')}")
+            table.add_row("", "", "", f"{name}: {count:,}")
     return table

@@ -71,7 +71,7 @@ def _check_text(spec: RunSpec) -> None:
     if data.has_recipe:
         from trimaran.runtime.data.recipe.of_spec import recipe_of
 
-        recipe_of(spec, os.environ)  # how much text a recipe keeps can't be seen yet
+        recipe_of(spec, os.environ, fetch=False)  # how much text a recipe keeps can't be seen yet
         return
     named = [source for source in data.source if source != QUICKSTART]
     found = find_files(named, data.text_field, Account(), cache) if named else []

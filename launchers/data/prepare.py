@@ -43,7 +43,7 @@ def curate_spec(spec: RunSpec, workers: "Workers", last_stage: str | None = None
     from trimaran.runtime.data.recipe.curate import curate
     from trimaran.runtime.data.recipe.of_spec import recipe_of
 
-    root = Path(spec.data.cache_dir, "recipes").absolute()
+    root = _root_of(spec)
     recipe = recipe_of(spec, os.environ)
     with (
         FolderLock.beside(root, "trimaran prepare", os.environ, waits=True),
@@ -51,6 +51,26 @@ def curate_spec(spec: RunSpec, workers: "Workers", last_stage: str | None = None
         _progress() as progress,
     ):
         return curate(recipe, cluster, progress, last_stage)
+
+
+def find_prepared(spec: RunSpec) -> "PreparedData | None":
+    """Return what the recipe of a spec has given where it was prepared before; does no work."""
+    from trimaran.runtime.data.engine.task import OnDisk
+    from trimaran.runtime.data.files import NotPrepared
+    from trimaran.runtime.data.prepare import prepare_data
+    from trimaran.runtime.data.recipe.curate import curate
+    from trimaran.runtime.data.recipe.of_spec import recipe_of
+
+    recipe = recipe_of(spec, os.environ, fetch=False)
+    try:
+        curated = curate(recipe, OnDisk(_root_of(spec)), lambda *_: None)
+        return prepare_data(spec, curated=curated, build_missing=False, environment=os.environ)
+    except NotPrepared:
+        return None
+
+
+def _root_of(spec: RunSpec) -> Path:
+    return Path(spec.data.cache_dir, "recipes").absolute()
 
 
 def export_prepared(prepared: "PreparedData", curated: "Curated | None", format: str, folder: Path) -> None:
@@ -111,4 +131,4 @@ def sample_rows(spec: RunSpec, count: int) -> Iterator[tuple[str, str, str]]:
 
 
 def _short(text: str) -> str:
-    return printable(text[:_SHOWN_CHARACTERS], "\n")
+    return printable(text[:_SHOWN_CHARACTERS].expandtabs(4).replace("\xa0", " "), "\n")

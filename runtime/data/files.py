@@ -33,6 +33,10 @@ class DataError(ValueError):
     """
 
 
+class NotPrepared(DataError):
+    """Data that was looked for on disk is not there yet."""
+
+
 def hash_file(path: Path) -> str:
     """Return the sha256 of a file's bytes in hexadecimal; DataError when it can't be read."""
     digest = hashlib.sha256()

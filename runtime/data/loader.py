@@ -104,11 +104,6 @@ class Loader:
         self._dp_rank, self._samples_per_rank = dp_rank, global_batch_size // dp_size
         self._objective = objective
 
-    @property
-    def corpus_samples(self) -> list[int]:
-        """Samples of each corpus."""
-        return [corpus.num_samples for corpus in self._corpora]
-
     def microbatches(self, consumed_samples: int) -> list[Microbatch]:
         """Return this rank's microbatches of the global batch that begins at sample `consumed_samples` of the run.
 

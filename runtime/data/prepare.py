@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.build import FORMAT, SPLITS, BuildSettings, Digests, build, check_tokenizer
 from trimaran.runtime.data.corpus import SECTION_CHARACTERS
-from trimaran.runtime.data.files import DataError, build_once, hash_file, once_per_change
+from trimaran.runtime.data.files import DataError, NotPrepared, build_once, hash_file, once_per_change
 from trimaran.runtime.data.quickstart import ensure_quickstart
 from trimaran.runtime.data.recipe.curated import MANIFEST, Curated
 from trimaran.runtime.data.shards import ShardInfo, TokenShards, verify_shards
@@ -53,6 +53,7 @@ def prepare_data(
     *,
     curated: Curated | None = None,
     former: Digests | None = None,
+    build_missing: bool = True,
     environment: Mapping[str, str] = NO_JOB,
 ) -> PreparedData:
     """Prepare the corpus of a run spec, or open it where it was prepared before; see `prepare`.
@@ -78,6 +79,7 @@ def prepare_data(
         tokenizer_train_bytes=data.tokenizer_train_bytes,
         weights={name: corpus.weight for name, corpus in data.corpora.items()},
         former=former,
+        build_missing=build_missing,
         environment=environment,
     )
 
@@ -99,6 +101,7 @@ def prepare(
     tokenizer_train_bytes: int | None = None,
     weights: Mapping[str, float] = MappingProxyType({}),
     former: Digests | None = None,
+    build_missing: bool = True,
     environment: Mapping[str, str] = NO_JOB,
 ) -> PreparedData:
     """Return the token shards of the sources, from the cache where the same text and settings were prepared before.
@@ -120,6 +123,7 @@ def prepare(
         tokenizer_train_bytes: about how much text the tokenizer is trained on, spread over it; None for all.
         weights: corpus -> its share of that, 1 for those without.
         former: what a resumed run has trained on so far; DataError, before anything is tokenized, where it has changed.
+        build_missing: whether to prepare what was not prepared before; NotPrepared otherwise.
         environment: see `Holder.here`.
     """
     if not 0 <= held_out_fraction < 1:
@@ -161,6 +165,8 @@ def prepare(
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / "data" / key
+    if not build_missing and not folder.is_dir():
+        raise NotPrepared(f"{folder} is not there yet; run trimaran prepare")
     build_once(folder, lambda temporary: build(temporary, files, source, settings, tokenizer), environment)
     prepared = open_prepared(folder, verify=True)
     check_tokenizer(prepared.tokenizer, with_mask, model_vocab_size, trained=tokenizer_file is None)

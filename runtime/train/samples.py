@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import Group
 from trimaran.runtime.data.blend import Blend
-from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.epochs import blend_of, check_epochs, corpora_of
 from trimaran.runtime.data.loader import Loader
 from trimaran.runtime.data.objectives import objective_of
 from trimaran.runtime.data.prepare import PreparedData
@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 def check_data(spec: RunSpec, data: PreparedData) -> None:
     """Raise DataError where the text is too short for the run. Called before any rank starts."""
     first = Group("dp", tuple(range(spec.parallel.dp)), 0)
-    _check_epochs(spec, data, train_loader(spec, data, first))
+    train_loader(spec, data, first)
+    if spec.data.corpora:
+        check_epochs(spec, corpora_of(spec, data.train))
     if spec.train.eval_interval > 0:
         samples = build_loader(spec, data.held_out, data.tokenizer, first).num_samples
         if samples < spec.train.global_batch_size:
@@ -35,36 +37,8 @@ def train_loader(spec: RunSpec, data: PreparedData, dp: Group) -> Loader:
     """Return this dp rank's loader over the training split, blended where there are corpora."""
     if not spec.data.corpora:
         return build_loader(spec, data.train, data.tokenizer, dp)
-    found = data.train.of_corpora()
-    missing = [name for name in spec.data.corpora if name not in found]
-    if missing:
-        raise DataError(f"data.corpora.{missing[0]} has no text for training: its recipe keeps nothing; leave it out")
-    return build_loader(spec, [found[name] for name in spec.data.corpora], data.tokenizer, dp, blend=blend_of(spec))
-
-
-def blend_of(spec: RunSpec) -> Blend:
-    """Return the blend of the corpora that the spec names."""
-    weights = {name: corpus.weight for name, corpus in spec.data.corpora.items()}
-    stages = [(stage.tokens, stage.weights) for stage in spec.data.stages or ()]
-    return Blend.of(weights, stages, spec.train.seq_len)
-
-
-def _check_epochs(spec: RunSpec, data: PreparedData, loader: Loader) -> None:
-    """Raise DataError where a corpus would be read more often than its max_epochs."""
-    if not spec.data.corpora:
-        return
-    for (name, corpus), epochs in zip(spec.data.corpora.items(), epochs_of(spec, loader), strict=True):
-        if corpus.max_epochs is not None and epochs > corpus.max_epochs:
-            raise DataError(
-                f"the run would read the corpus {name} {epochs:.2f} times, more than data.corpora.{name}.max_epochs "
-                f"({corpus.max_epochs:g}); lower its weight or train.num_steps, or give it more text"
-            )
-
-
-def epochs_of(spec: RunSpec, loader: Loader) -> list[float]:
-    """Return how often the whole run reads each corpus."""
-    samples = blend_of(spec).count_before(spec.train.num_steps * spec.train.global_batch_size)
-    return [float(count) / size for count, size in zip(samples, loader.corpus_samples, strict=True)]
+    corpora = corpora_of(spec, data.train)
+    return build_loader(spec, list(corpora.values()), data.tokenizer, dp, blend=blend_of(spec))
 
 
 def build_loader(

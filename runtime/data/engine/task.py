@@ -7,15 +7,15 @@ same task done twice at once gives the same files, so that either may stay.
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trimaran.runtime.data.engine.watch import Watch
-from trimaran.runtime.data.files import hash_file, new_folder
+from trimaran.runtime.data.files import NotPrepared, hash_file, new_folder
 from trimaran.runtime.files import read_json
 
 _RECORD = "task.json"
@@ -112,6 +112,39 @@ class Task:
             record = {"about": self.about, "function": self.function, "files": files, "result": result}
             (temporary / _RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return Output(folder, files, result)
+
+
+class TaskRunner(Protocol):
+    """What does the tasks of a recipe, or finds what they have written."""
+
+    @property
+    def root(self) -> Path:
+        """The folder in which tasks write."""
+
+    def run(self, tasks: Sequence[Task], on_done: Callable[[Task, Output], None]) -> list[Output]:
+        """Return the outputs of the tasks in their order; `on_done` is called with each."""
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Finds what tasks have written in earlier runs, and does none."""
+
+    root: Path
+
+    def run(self, tasks: Sequence[Task], on_done: Callable[[Task, Output], None]) -> list[Output]:
+        """Return the outputs of the tasks in their order.
+
+        Raises:
+            NotPrepared: one is missing.
+        """
+        outputs = []
+        for task in tasks:
+            output = task.found(self.root)
+            if output is None:
+                raise NotPrepared(f"{task.about}: its stage {task.stage} is not done yet; run trimaran prepare")
+            on_done(task, output)
+            outputs.append(output)
+        return outputs
 
 
 def _digest(content: object) -> str:

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from trimaran.runtime.data.decontaminate import Hit
-from trimaran.runtime.data.engine.cluster import Cluster
-from trimaran.runtime.data.engine.task import Output
+from trimaran.runtime.data.engine.task import Output, TaskRunner
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.recipe.curated import MANIFEST, Curated
 from trimaran.runtime.data.recipe.deduplicate import deduplicate
@@ -26,7 +25,7 @@ STAGES: Final = ("clean", "filter", "dedup", "decontaminate")
 STEPS: Final = "trimaran.runtime.data.recipe.steps"
 
 
-def curate(recipe: Recipe, cluster: Cluster, progress: Progress, last_stage: str | None = None) -> Curated:
+def curate(recipe: Recipe, cluster: TaskRunner, progress: Progress, last_stage: str | None = None) -> Curated:
     """Run the recipe's stages and write the manifest; return what is kept.
 
     Args:
@@ -50,8 +49,9 @@ def curate(recipe: Recipe, cluster: Cluster, progress: Progress, last_stage: str
     manifest = _manifest(recipe, runner, parts)
     text = json.dumps(manifest, indent=1, sort_keys=True)
     folder = cluster.root / "manifests" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / MANIFEST, text + "\n")
+    if not (folder / MANIFEST).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / MANIFEST, text + "\n")
     if not runner.stages[-1]["documents"].get("out"):
         raise DataError(f"the recipe keeps no document; trimaran data show {folder} says what removed them")
     return Curated(folder, [part.folder for part in parts], manifest)

@@ -27,11 +27,12 @@ _ONE = "source"
 """The name of the corpus where `data.source` has the only one."""
 
 
-def recipe_of(spec: "RunSpec", environment: Mapping[str, str] = NO_JOB) -> Recipe:
+def recipe_of(spec: "RunSpec", environment: Mapping[str, str] = NO_JOB, *, fetch: bool = True) -> Recipe:
     """Return the recipe of a spec; lists the sources and hashes the files that have changed since they were last seen.
 
     Args:
         environment: see `Holder.here`.
+        fetch: whether the quickstart corpus is fetched where it is not there yet; it is left out otherwise.
 
     Raises:
         DataError: a source is missing, can't be read, or too much of it would be passed over; a file, a package or an
@@ -50,7 +51,11 @@ def recipe_of(spec: "RunSpec", environment: Mapping[str, str] = NO_JOB) -> Recip
     for name, corpus in _corpora(spec).items():
         account = Account()
         settings = ReadSettings(corpus["text_field"], data.max_document_bytes)
-        named = [_path_of(source, cache_dir, environment) for source in corpus["source"]]
+        there = fetch or (cache_dir / QUICKSTART / "corpus.jsonl").is_file()
+        sources_here = [source for source in corpus["source"] if there or source != QUICKSTART]
+        if not sources_here:
+            continue
+        named = [_path_of(source, cache_dir, environment) for source in sources_here]
         parts = find_parts(name, named, settings, account, format=corpus["format"], cache_dir=cache_dir)
         account.check(data.max_lost_fraction)
         check_first(parts, settings)

@@ -8,8 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from trimaran.models.fields import counted
-from trimaran.runtime.data.engine.cluster import Cluster
-from trimaran.runtime.data.engine.task import Output, Task
+from trimaran.runtime.data.engine.task import Output, Task, TaskRunner
 from trimaran.runtime.data.recipe.recipe import Recipe, SourcePart
 from trimaran.runtime.data.recipe.tally import Tally
 
@@ -39,7 +38,7 @@ class StageRunner:
         found_items: evaluation set -> what of it was found.
     """
 
-    def __init__(self, recipe: Recipe, cluster: Cluster, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, cluster: TaskRunner, progress: Progress) -> None:
         self.recipe, self.root = recipe, cluster.root
         self._cluster, self._progress = cluster, progress
         self._abouts = [_about(group) for group in recipe.groups]
