@@ -12,9 +12,13 @@ from trimaran.runtime.files import read_text
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
 
 
-def exit_with_parent() -> None:
-    """Make the kernel send SIGTERM to this process when its parent dies; a rank, whose launcher it is, saves then."""
-    parent = os.getppid()
+def exit_with_parent(parent: int | None = None) -> None:
+    """Make the kernel send SIGTERM to this process when its parent dies; a rank, whose launcher it is, saves then.
+
+    Args:
+        parent: its process number, as the parent told it; without it, a death before this call is not noticed.
+    """
+    parent = os.getppid() if parent is None else parent
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the call
         os._exit(1)

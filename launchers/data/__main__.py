@@ -20,9 +20,10 @@ def main() -> int:
     parser.add_argument("credentials", type=Path, help="file of the run's address, certificate and key")
     parser.add_argument("--timeout-s", type=float, required=True, help="the most seconds of one document")
     parser.add_argument("--memory-bytes", type=int, help="the most memory of a worker")
+    parser.add_argument("--parent", type=int, help="number of the process that starts this one, with which it ends")
     parser.add_argument("--board", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    exit_with_parent()
+    exit_with_parent(options.parent)
     if options.board is None:
         set_process_name("trimaran-watch")
         return supervise(sys.argv[1:], options.timeout_s)

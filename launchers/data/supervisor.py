@@ -4,6 +4,7 @@ It starts the worker anew where that dies, and ends it where one document takes 
 interpreter, so the worker can't do that itself. It imports nothing large and takes a few megabytes.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -32,7 +33,8 @@ def supervise(arguments: Sequence[str], timeout_s: float) -> int:
     with tempfile.TemporaryDirectory(prefix="trimaran-worker-") as folder, _stop_signals() as stop:
         path = Path(folder, "board")
         board = Board(path)
-        command = [sys.executable, "-P", "-m", "trimaran.launchers.data", *arguments, "--board", str(path)]
+        command = [sys.executable, "-P", "-m", "trimaran.launchers.data", *arguments]
+        command += ["--board", str(path), "--parent", str(os.getpid())]
         while True:
             begun = board.begun
             worker = subprocess.Popen(command, stdin=subprocess.DEVNULL)

@@ -1,5 +1,6 @@
 """Starting the workers that prepare data, by the launcher that a run has: here, by srun or by mpirun."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -52,7 +53,7 @@ class WorkerOptions:
 
 def local_workers(options: WorkerOptions) -> Workers:
     """Return workers that are processes of this machine; nothing is open to the network."""
-    return Workers(options.count, "127.0.0.1", _starter([], options.count, options))
+    return Workers(options.count, "127.0.0.1", _starter([], options.count, options, ["--parent", str(os.getpid())]))
 
 
 def mpi_workers(options: WorkerOptions, host: str) -> Workers:
@@ -78,10 +79,10 @@ def slurm_workers(options: WorkerOptions, host: str, spec: RunSpec, *, in_job: b
     return Workers(options.count, host, _starter(srun, 1, options))
 
 
-def _starter(prefix: Sequence[str], copies: int, options: WorkerOptions) -> StartWorkers:
+def _starter(prefix: Sequence[str], copies: int, options: WorkerOptions, more: Sequence[str] = ()) -> StartWorkers:
     @contextmanager
     def start(credentials: Path) -> Iterator[_Crew]:
-        crew = _Crew([*prefix, *options.command(credentials)], copies)
+        crew = _Crew([*prefix, *options.command(credentials), *more], copies)
         try:
             yield crew
         finally:

@@ -1,14 +1,18 @@
 """Tasks that prepare data survive the death of any process, and a document that never ends is left out."""
 
 import json
+import os
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from trimaran.launchers.data import supervisor
 from trimaran.launchers.data.workers import WorkerOptions, local_workers
+from trimaran.runtime import processes
 from trimaran.runtime.data.engine.cluster import MOST_DEATHS, MOST_FAILURES, Cluster, Credentials, TaskFailed
 from trimaran.runtime.data.engine.task import Output, Task
 from trimaran.runtime.data.engine.watch import Board, Watch, note_slow, slow_documents
@@ -89,6 +93,23 @@ def test_no_worker_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ):
         cluster.run([_task(tmp_path, 1)], lambda task, output: None)
     assert not list((tmp_path / "stage").iterdir()), "what killed workers left is gone"
+
+
+def test_a_process_ends_where_its_starter_died_before_it_could_ask_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, commands = list[int](), list[list[str]]()
+    monkeypatch.setattr(processes, "_prctl", lambda *_: None)
+    monkeypatch.setattr("os._exit", ended.append)
+    processes.exit_with_parent(os.getppid())
+    assert not ended
+    processes.exit_with_parent(os.getpid())
+    assert ended == [1]
+    worker = SimpleNamespace(poll=lambda: 0, returncode=0)
+    monkeypatch.setattr(supervisor.subprocess, "Popen", lambda command, **_: commands.append(command) or worker)
+    assert supervisor.supervise(["credentials.json", "--parent", "1"], 1.0) == 0
+    assert commands[0][-2:] == ["--parent", str(os.getpid())], "the worker's is its supervisor"
+    with local_workers(WorkerOptions(1, 2.0, None)).start(Path("credentials.json")):
+        pass
+    assert commands[1][-2:] == ["--parent", str(os.getpid())]
 
 
 def test_credentials_are_this_users(tmp_path: Path) -> None:

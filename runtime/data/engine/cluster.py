@@ -36,6 +36,7 @@ MOST_FAILURES: Final = 3
 _LASTING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES)
 _PACKAGES: Final = ("distributed", "cryptography")
 _BOARD: Final = "board"
+_JOIN: Final = ".join-"
 # Dask opens a port for HTTP in any case; here it answers nothing, and only this machine reaches it.
 _NO_DASHBOARD: Final = MappingProxyType({"dashboard": False, "dashboard_address": "127.0.0.1:0"})
 _SETTINGS: Final = MappingProxyType(
@@ -142,7 +143,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         self.root.mkdir(parents=True, exist_ok=True)
-        for left in self.root.glob("*/.*"):  # by workers that were killed
+        for left in (*self.root.glob("*/.*"), *self.root.glob(f"{_JOIN}*")):  # by processes that were killed
             shutil.rmtree(left, ignore_errors=True)
         return self
 
@@ -167,7 +168,7 @@ class Cluster:
             SpecCluster(scheduler={"cls": Scheduler, "options": options}, workers={}, security=made, silence_logs=False)
         )
         client = enter(Client(scheduler, set_as_default=False))
-        file = Path(enter(tempfile.TemporaryDirectory(prefix=".join-", dir=self.root)), "credentials.json")
+        file = Path(enter(tempfile.TemporaryDirectory(prefix=_JOIN, dir=self.root)), "credentials.json")
         Credentials(scheduler.scheduler_address, str(made.tls_ca_file), str(made.tls_client_key)).write(file)
         self._crew = enter(self._workers.start(file))
         return client

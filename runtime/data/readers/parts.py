@@ -30,7 +30,8 @@ from trimaran.runtime.data.readers.streams import (
 from trimaran.runtime.data.sources import usable_files
 from trimaran.runtime.files import read_json
 
-PART_BYTES: Final = 64 << 20
+# A task should take seconds: a worker that dies loses as much, and at the end of a stage the others wait as long.
+PART_BYTES: Final = 16 << 20
 SUFFIXES: Final[Mapping[str, str]] = MappingProxyType(
     {
         ".warc": "warc",

@@ -1,7 +1,7 @@
 """The stages that remove copies, as functions of tasks: keys of every part, one comparison of all, and the removal.
 
     copies     url and exact: keys -> compare -> apply
-    near       keys -> buckets of each band -> shingles of what shares one -> compare -> apply
+    near       keys -> buckets of each band -> what shares one -> its shingles -> compare -> apply
     lines      keys -> compare -> apply
     substring  groups of parts by suffix array -> apply
 
@@ -11,6 +11,7 @@ the order: those of the documents of every part, then those of earlier steps of 
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from trimaran.runtime.files import read_json
 
 ARRAYS: Final = "arrays.npz"
 _REMOVALS: Final = "removals-{:05d}.json"
+_ROWS: Final = "rows-{:05d}.npz"
 Result = dict[str, Any]
 
 
@@ -92,14 +94,23 @@ def near_buckets(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: P
     return {}
 
 
-def near_shingles(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> Result:
-    """Write the shingles of those of a part's documents that share a bucket. Inputs: the part, then every band."""
+def near_sharing(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> Result:
+    """Write the rows of every part's documents that share a bucket. Inputs: every band."""
     del watch
-    texts = read_column(inputs[0], "text")
-    numbers = near.sharing_documents([SavedArrays(each / ARRAYS, {}) for each in inputs[1:]])
-    start = arguments["start"]
-    rows = numbers[(numbers >= start) & (numbers < start + len(texts))] - start
-    save_arrays(folder / ARRAYS, near.shingle_sets(texts, rows.tolist(), arguments["words"]), {})
+    numbers = near.sharing_documents([SavedArrays(each / ARRAYS, {}) for each in inputs])
+    for part, (start, stop) in enumerate(pairwise(arguments["starts"])):
+        rows = numbers[slice(*np.searchsorted(numbers, (start, stop)))] - start
+        save_arrays(folder / _ROWS.format(part), {"rows": rows}, {})
+    return {}
+
+
+def near_shingles(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> Result:
+    """Write the shingles of those of a part's documents that share a bucket. Inputs: the part, what shares."""
+    del watch
+    rows = SavedArrays(inputs[1] / _ROWS.format(arguments["part"]), {})["rows"]
+    save_arrays(
+        folder / ARRAYS, near.shingle_sets(read_column(inputs[0], "text"), rows.tolist(), arguments["words"]), {}
+    )
     return {}
 
 

@@ -57,12 +57,13 @@ def _near(
         [[*keys, *earlier]] * len(BAND_NAMES),
     )
     first_new = sum(output.result["documents"] for output in earlier)
-    starts = accumulate([count_kept(part.folder) for part in parts], initial=first_new)
+    starts = list(accumulate([count_kept(part.folder) for part in parts], initial=first_new))
+    sharing = runner.one("near-sharing", f"{_TASKS}:near_sharing", {"starts": starts}, bands)
     shingles = runner.several(
         "near-shingles",
         f"{_TASKS}:near_shingles",
-        [{"start": start, "words": words} for start, _ in zip(starts, parts, strict=False)],
-        [[part, *bands] for part in parts],
+        [{"part": number, "words": words} for number in range(count)],
+        [[part, sharing] for part in parts],
     )
     settings = {"parts": count, "words": words, "threshold": section["threshold"]}
     found = runner.one("near-compare", f"{_TASKS}:compare_near", settings, [*parts, *shingles, *bands, *earlier])
