@@ -404,7 +404,7 @@ def test_a_repeated_substring_is_cut_where_it_stands_again_and_its_first_place_i
     spans = substring.find_spans(texts, 200)
     counts: Counts = Counter()
     names = dict.fromkeys([0], "web#0")
-    left = substring.cut_spans(texts[1:], spans.of_texts(1, 4), names, counts)
+    left = list(substring.cut_spans(texts[1:], spans.of_texts(1, 4), names, counts))
     assert left == [
         "Two;and more.",
         Removal("substring.empty", "all of it occurred before, its beginning in web#0"),

@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -16,24 +16,23 @@ _KEY_BYTES: Final = 16
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
-def url_keys(urls: Sequence[str]) -> UInt64Array:
+def url_keys(urls: Iterable[str]) -> UInt64Array:
     """Return [urls, 2], equal for addresses with the same `normalize_url`; zeros for an empty one."""
     return hash_all(normalize_url(url) for url in urls)
 
 
-def text_keys(texts: Sequence[str]) -> UInt64Array:
+def text_keys(texts: Iterable[str]) -> UInt64Array:
     """Return [texts, 2], equal for texts with the same `normalize_text`; zeros for one of white space only."""
     return hash_all(normalize_text(text) for text in texts)
 
 
 def hash_all(texts: Iterable[str]) -> UInt64Array:
     """Return [texts, 2], the BLAKE2b hash of each text, zeros for an empty one."""
-    blank = bytes(_KEY_BYTES)
-    hashes = (
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES).digest() if text else blank
-        for text in texts
-    )
-    return np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
+    blank, hashes = bytes(_KEY_BYTES), bytearray()
+    for text in texts:
+        content = text.encode("utf-8", "surrogatepass")
+        hashes += hashlib.blake2b(content, digest_size=_KEY_BYTES).digest() if text else blank
+    return np.frombuffer(hashes, "<u8").reshape(-1, 2)
 
 
 def normalize_text(text: str) -> str:

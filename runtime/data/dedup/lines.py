@@ -7,7 +7,7 @@ lines between blank ones; one of short lines is cut as a whole where all of it o
 make no difference. Keys have 64 bits: of ten billion lines three would be cut by chance.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -38,18 +38,23 @@ def _units(text: str, min_characters: int) -> Iterator[tuple[int, int, str]]:
         start = stop + 1
 
 
-def line_keys(texts: Sequence[str], min_characters: int) -> dict[str, Array]:
+def line_keys(texts: Iterable[str], min_characters: int) -> dict[str, Array]:
     """Return the keys of what counts in a part.
 
     Returns:
         `lines`: [units], the keys; `counts`: [texts], how many of them each text has.
     """
-    units: list[str] = []
-    ends = [0]
-    for text in texts:
-        units += (unit for _, _, unit in _units(text, min_characters))
-        ends.append(len(units))
-    return {"lines": hash_all(units)[:, 0], "counts": np.diff(ends)}
+    counts: list[int] = []
+
+    def units() -> Iterator[str]:
+        for text in texts:
+            counts.append(0)
+            for _, _, unit in _units(text, min_characters):
+                counts[-1] += 1
+                yield unit
+
+    keys = np.ascontiguousarray(hash_all(units())[:, 0])
+    return {"lines": keys, "counts": np.array(counts, np.int64)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +95,9 @@ def find_line_repeats(parts: Sequence[Arrays], most_keys: int = MOST_KEYS) -> It
 
 
 def cut_lines(
-    texts: Sequence[str], repeats: Repeats, min_characters: int, names: Mapping[int, str], counts: Counts
-) -> list[str | Removal]:
-    """Return the texts of a part without what occurred before, or why nothing is left of one.
+    texts: Iterable[str], repeats: Repeats, min_characters: int, names: Mapping[int, str], counts: Counts
+) -> Iterator[str | Removal]:
+    """Yield the texts of a part without what occurred before, or why nothing is left of one.
 
     Args:
         texts: as given to `line_keys`.
@@ -101,7 +106,6 @@ def cut_lines(
             `lines.changed`.
     """
     kept_of = dict(zip(repeats.units.tolist(), repeats.kept.tolist(), strict=True))
-    results: list[str | Removal] = []
     unit = 0
     for text in texts:
         cut: dict[int, int] = {}
@@ -109,8 +113,7 @@ def cut_lines(
             if unit in kept_of:
                 cut.update((line, kept_of[unit]) for line in range(start, stop))
             unit += 1
-        results.append(_without(text, cut, names, counts) if cut else text)
-    return results
+        yield _without(text, cut, names, counts) if cut else text
 
 
 def _without(text: str, cut: Mapping[int, int], names: Mapping[int, str], counts: Counts) -> str | Removal:

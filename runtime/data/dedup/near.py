@@ -12,7 +12,7 @@ third like the second, the third too, however far from the first.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -41,18 +41,19 @@ MOST_COMPARED: Final = 256
 """Pages of one frame can share a bucket without being alike: so many kept ones is a document compared with."""
 
 
-def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    start = size = 0
-    for index, text in enumerate(texts):
+def _batches(texts: Iterable[str]) -> Iterator[Sequence[str]]:
+    batch, size = list[str](), 0
+    for text in texts:
+        batch.append(text)
         size += len(text)
         if size >= _BATCH_CHARACTERS:
-            yield texts[start : index + 1]
-            start, size = index + 1, 0
-    if start < len(texts):
-        yield texts[start:]
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
-def band_keys(texts: Sequence[str], length: int = WORDS) -> dict[str, UInt64Array]:
+def band_keys(texts: Iterable[str], length: int = WORDS) -> dict[str, UInt64Array]:
     """Return for each band the keys of a part's texts, [texts]; 0 for a text without a word.
 
     A text of fewer than `length` words is one shingle of all of them.
@@ -77,7 +78,7 @@ def _keys_of(signatures: UInt64Array) -> UInt64Array:
     return np.maximum(keys, 1)
 
 
-def shingle_sets(texts: Sequence[str], chosen: Sequence[int], length: int = WORDS) -> dict[str, Array]:
+def shingle_sets(texts: Iterable[str], chosen: Sequence[int], length: int = WORDS) -> dict[str, Array]:
     """Return the shingles of the chosen texts of a part, for `Shingles`.
 
     Args:
@@ -86,8 +87,8 @@ def shingle_sets(texts: Sequence[str], chosen: Sequence[int], length: int = WORD
     Returns:
         `rows`: [chosen]; `offsets`: [chosen + 1]; `shingles`: their hashes, sorted and without repeats for each.
     """
-    sets = [np.zeros(0, np.uint64)]
-    for batch in _batches([texts[row] for row in chosen]):
+    sets, wanted = [np.zeros(0, np.uint64)], set(chosen)
+    for batch in _batches(text for row, text in enumerate(texts) if row in wanted):
         runs = find_runs(find_words(batch), length)
         bounds = runs.offsets.tolist()
         sets += [np.unique(runs.hashes[start:stop]) for start, stop in pairwise(bounds)]

@@ -10,7 +10,7 @@ of parts, each by itself: `plan_groups`. A substring whose two places lie in dif
 say how many groups there were.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -190,8 +190,10 @@ def _whole_characters(
     return starts, stops
 
 
-def cut_spans(texts: Sequence[bytes], spans: Spans, names: Mapping[int, str], counts: Counts) -> list[str | Removal]:
-    """Return the texts of a part without the spans, or why nothing but white space is left of one.
+def cut_spans(
+    texts: Iterable[bytes], spans: Spans, names: Mapping[int, str], counts: Counts
+) -> Iterator[str | Removal]:
+    """Yield the texts of a part without the spans, or why nothing but white space is left of one.
 
     Args:
         spans: of these texts, numbered from 0 (`Spans.of_texts`).
@@ -199,12 +201,11 @@ def cut_spans(texts: Sequence[bytes], spans: Spans, names: Mapping[int, str], co
         counts: spans and bytes that are cut are added as `substring.spans` and `substring.bytes`, changed texts as
             `substring.changed`.
     """
-    results: list[str | Removal] = []
-    bounds = np.searchsorted(spans.documents, np.arange(len(texts) + 1)).tolist()
+    end = 0
     for row, text in enumerate(texts):
-        begin, end = bounds[row], bounds[row + 1]
+        begin, end = end, int(np.searchsorted(spans.documents, row, side="right"))
         if begin == end:
-            results.append(text.decode())
+            yield text.decode()
             continue
         starts, stops = spans.starts[begin:end].tolist(), spans.ends[begin:end].tolist()
         left = b"".join(text[a:b] for a, b in zip([0, *stops], [*starts, len(text)], strict=True)).decode()
@@ -212,8 +213,7 @@ def cut_spans(texts: Sequence[bytes], spans: Spans, names: Mapping[int, str], co
         counts["substring.bytes"] += sum(stops) - sum(starts)
         if left.strip():
             counts["substring.changed"] += 1
-            results.append(left)
+            yield left
         else:
             kept = names[int(spans.kept[begin])]
-            results.append(Removal("substring.empty", f"all of it occurred before, its beginning in {kept}"))
-    return results
+            yield Removal("substring.empty", f"all of it occurred before, its beginning in {kept}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 REMOVED: Final = "removed.parquet"
 _GROUP_BYTES = 8 << 20
+_BATCH_ROWS: Final = 256
 _EXCERPT_CHARACTERS = 1000
 _TEXT_COLUMNS: Final = ("id", "corpus", "url", "language", "text", "fields", "tokens")
 _BINARY: Final = ("tokens",)  # of documents that came as token ids: uint32
@@ -160,19 +161,20 @@ def count_kept(folder: Path) -> int:
     return int(pyarrow.parquet.read_metadata(folder / KEPT_NAME).num_rows)
 
 
-def read_column(folder: Path, name: str) -> list[str]:
-    """Return a column of the kept documents, such as `text`, `url` or `id`, in order."""
+def read_column(folder: Path, name: str) -> Iterator[str]:
+    """Yield a column of the kept documents, such as `text`, `url` or `id`, in order."""
     import pyarrow.parquet
 
-    values: list[str] = pyarrow.parquet.read_table(folder / KEPT_NAME, columns=[name])[name].to_pylist()
-    return values
+    with pyarrow.parquet.ParquetFile(folder / KEPT_NAME) as file:
+        for batch in file.iter_batches(_BATCH_ROWS, columns=[name]):
+            yield from batch.column(0).to_pylist()
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=256):
+        for batch in file.iter_batches(_BATCH_ROWS):
             yield from _rows_of(batch)
 
 

@@ -154,7 +154,7 @@ def compare_lines(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: 
     sizes = _sizes(inputs[:count])
     keys = [SavedArrays(each / ARRAYS, {}) for each in inputs[count:]]
     for number, repeats in enumerate(lines.find_line_repeats(keys)):
-        names = name_documents(repeats.kept.astype(np.int64), sizes, lambda part: read_column(inputs[part], "id"))
+        names = name_documents(repeats.kept.astype(np.int64), sizes, lambda part: list(read_column(inputs[part], "id")))
         save_arrays(folder / f"{number:05d}.npz", {"units": repeats.units, "kept": repeats.kept}, {})
         _write_json(folder / f"{number:05d}.json", names)
     return {}
@@ -180,7 +180,7 @@ def find_substrings(arguments: Mapping[str, Any], inputs: Sequence[Path], folder
     parts = [[text.encode() for text in read_column(each, "text")] for each in inputs]
     spans = substring.find_spans([text for part in parts for text in part], arguments["min_bytes"])
     sizes = [len(part) for part in parts]
-    names = name_documents(spans.kept, sizes, lambda part: read_column(inputs[part], "id"))
+    names = name_documents(spans.kept, sizes, lambda part: list(read_column(inputs[part], "id")))
     for number, (start, size) in enumerate(zip(_starts(sizes), sizes, strict=True)):
         mine = spans.of_texts(start, start + size)
         arrays = {name: getattr(mine, name) for name in ("documents", "starts", "ends", "kept")}
@@ -197,7 +197,7 @@ def apply_substrings(arguments: Mapping[str, Any], inputs: Sequence[Path], folde
     saved = SavedArrays(inputs[1] / f"{name}.npz", {})
     spans = substring.Spans(*(saved[each] for each in ("documents", "starts", "ends", "kept")))
     names = _read_names(inputs[1] / f"{name}.json")
-    texts = [text.encode() for text in read_column(inputs[0], "text")]
+    texts = (text.encode() for text in read_column(inputs[0], "text"))
     return _write(folder, inputs[0], lambda: substring.cut_spans(texts, spans, names, tally.counts), tally, "substring")
 
 
@@ -242,7 +242,7 @@ def _write_removals(
 
     def ids(part: int) -> Sequence[str]:
         here = part - len(earlier)
-        return index.names_of(earlier[part]) if here < 0 else read_column(documents[here], "id")
+        return index.names_of(earlier[part]) if here < 0 else list(read_column(documents[here], "id"))
 
     names = name_documents(kept, [*before, *sizes], ids)
     for part, (start, size) in enumerate(zip(_starts(sizes), sizes, strict=True)):
