@@ -24,7 +24,8 @@ from trimaran.runtime.data.prepare import prepare_data
 from trimaran.runtime.data.recipe.curate import curate
 from trimaran.runtime.data.recipe.curated import Curated, open_curated
 from trimaran.runtime.data.recipe.fate import fate_of, samples, stage_folders
-from trimaran.runtime.data.recipe.of_spec import recipe_of, sample_documents
+from trimaran.runtime.data.recipe.of_spec import recipe_of
+from trimaran.runtime.data.recipe.sample import sample_documents
 from trimaran.runtime.data.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.parsing import parse_spec
@@ -226,11 +227,11 @@ def test_the_page_shows_reasons_and_escapes_texts(curated: Curated, corpus: Path
 
 def test_a_sample_writes_nothing(corpus: Path, tmp_path: Path) -> None:
     spec = _spec(corpus, cache_dir=str(tmp_path / "cache"))
-    rows = list(sample_documents(recipe_of(spec)))
+    rows = list(sample_documents(recipe_of(spec), 100))
     assert len(rows) == 23
     assert not (tmp_path / "cache" / "recipes").exists()
     (after,) = [after for name, _, after in rows if name == "web/8.html#0"]
-    assert after.startswith("[html.binary]")
+    assert after.startswith("html.binary ")
 
 
 def test_copies_of_an_earlier_run_are_removed(curated: Curated, corpus: Path, tmp_path: Path) -> None:
