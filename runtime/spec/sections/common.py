@@ -3,7 +3,7 @@
 import os
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from trimaran.runtime.spec.errors import show
 from trimaran.runtime.spec.yaml_text import MOST_BYTES
@@ -45,3 +45,13 @@ Folder = Annotated[str, AfterValidator(_check_folder)]
 FilePath = Annotated[str, AfterValidator(_check_path)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+def _switch(value: object) -> object:
+    """Take true for the defaults of a record, and false for no record."""
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+def switch(record: type[BaseModel]) -> BeforeValidator:
+    """Return what lets a field of `record | None` be true, with the record's defaults, or false, for none."""
+    return BeforeValidator(_switch, json_schema_input_type=record | bool | None)

@@ -1,16 +1,11 @@
 """The sections `data.dedup` and `data.decontaminate`: which copies are removed, and which evaluation sets."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 
 from trimaran.models.fields import INTEGRAL
-from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath, Folder
-
-
-def _switch(value: Any) -> Any:
-    """Return the record that true stands for, with its defaults, and null for false."""
-    return ({} if value else None) if isinstance(value, bool) else value
+from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath, Folder, switch
 
 
 class NearSection(BaseModel):
@@ -52,14 +47,6 @@ class SubstringSection(BaseModel):
     )
 
 
-# A record of thresholds, true for its defaults, false or null for none.
-Near = Annotated[NearSection | None, BeforeValidator(_switch, json_schema_input_type=NearSection | bool | None)]
-Lines = Annotated[LinesSection | None, BeforeValidator(_switch, json_schema_input_type=LinesSection | bool | None)]
-Substring = Annotated[
-    SubstringSection | None, BeforeValidator(_switch, json_schema_input_type=SubstringSection | bool | None)
-]
-
-
 class DedupSection(BaseModel):
     """Which copies are removed; the first in source order is kept."""
 
@@ -72,16 +59,16 @@ class DedupSection(BaseModel):
         default=True,
         description="Whether to remove documents with the text of an earlier one, but for case and white space.",
     )
-    near: Near = Field(
+    near: Annotated[NearSection | None, switch(NearSection)] = Field(
         default_factory=NearSection,
         description="Near copies by MinHash, verified by exact similarity (Broder 1997): a record, true or false.",
     )
-    lines: Lines = Field(
+    lines: Annotated[LinesSection | None, switch(LinesSection)] = Field(
         default=None,
         description="Lines and paragraphs that occurred before, as CCNet cuts them (Wenzek et al. 2020): a record, "
         "true or false.",
     )
-    substring: Substring = Field(
+    substring: Annotated[SubstringSection | None, switch(SubstringSection)] = Field(
         default=None,
         description="Long substrings that occurred before, by suffix array (EXACTSUBSTR, Lee et al. 2022): a record, "
         "true or false.",

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from trimaran.models.fields import Count, NonNegative, NonNegativeWhole, Positive
 from trimaran.runtime.data.filters.characters import LANGUAGES
-from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath, Fraction
+from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath, Fraction, switch
 
 
 def _check_language(code: str) -> str:
@@ -15,13 +15,6 @@ def _check_language(code: str) -> str:
         fix = f"write {meant}" if meant in LANGUAGES else f"it knows {', '.join(LANGUAGES)}"
         raise ValueError(f"must be a language code that the language model knows, got {code!r}; {fix}")
     return code
-
-
-def _switch(value: object) -> object:
-    """Take true for the defaults of a record, and false for no record."""
-    if isinstance(value, bool):
-        return {} if value else None
-    return value
 
 
 Language = Annotated[str, AfterValidator(_check_language)]
@@ -163,10 +156,6 @@ class ClassifierSettings(BaseModel):
     min: Fraction = Field(description="Least score of the label; documents with less are removed.")
 
 
-def _on(settings: type[BaseModel]) -> BeforeValidator:
-    return BeforeValidator(_switch, json_schema_input_type=bool | settings | None)
-
-
 class FilterSection(BaseModel):
     """Which documents are removed; whatever is removed is counted with its reason."""
 
@@ -182,19 +171,19 @@ class FilterSection(BaseModel):
     min_language_score: Fraction = Field(
         default=0.65, description="Least probability of a document's language, where languages are given."
     )
-    gopher: Annotated[GopherSettings | None, _on(GopherSettings)] = Field(
+    gopher: Annotated[GopherSettings | None, switch(GopherSettings)] = Field(
         default=None, description="Gopher's quality rules (Rae et al. 2021): true, or thresholds to change."
     )
-    gopher_repetition: Annotated[GopherRepetitionSettings | None, _on(GopherRepetitionSettings)] = Field(
+    gopher_repetition: Annotated[GopherRepetitionSettings | None, switch(GopherRepetitionSettings)] = Field(
         default=None, description="Gopher's repetition rules (Rae et al. 2021): true, or thresholds to change."
     )
-    c4: Annotated[C4Settings | None, _on(C4Settings)] = Field(
+    c4: Annotated[C4Settings | None, switch(C4Settings)] = Field(
         default=None, description="C4's rules, which cut lines too (Raffel et al. 2020): true, or rules to change."
     )
-    fineweb: Annotated[FineWebSettings | None, _on(FineWebSettings)] = Field(
+    fineweb: Annotated[FineWebSettings | None, switch(FineWebSettings)] = Field(
         default=None, description="FineWeb's own rules (Penedo et al. 2024): true, or thresholds to change."
     )
-    toxicity: Annotated[ToxicitySettings | None, _on(ToxicitySettings)] = Field(
+    toxicity: Annotated[ToxicitySettings | None, switch(ToxicitySettings)] = Field(
         default=None, description="Hits of word lists per 1,000 words: true, or thresholds and lists of one's own."
     )
     classifiers: Annotated[list[ClassifierSettings], Field(max_length=100)] = Field(
