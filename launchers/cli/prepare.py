@@ -71,7 +71,7 @@ def prepare(
             return
         prepared = prepare_curated(spec, curated)
         if curated is not None:
-            write_data_page_of(curated, prepared.manifest)
+            write_data_page_of(curated, prepared)
         say(f"token shards: {prepared.folder}")
         if export is not None:
             export_prepared(prepared, curated, export, export_to or Path("export"))

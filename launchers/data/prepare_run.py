@@ -3,9 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trimaran.launchers.before_start import check_device, check_run_folder
 from trimaran.launchers.terminal import say, sentence
@@ -36,6 +35,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     from trimaran.launchers.data.prepare import curate_spec, prepare_curated
     from trimaran.launchers.data.workers import WorkerOptions, local_workers
     from trimaran.runtime.data.build import Digests
+    from trimaran.runtime.data.recipe.curated import MANIFEST
     from trimaran.runtime.train.pipeline import schedule_of
 
     check_device(spec, 1)  # before the data, which may take long
@@ -62,8 +62,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     former = None if resumed is None else Digests.read(folder / "data_manifest.json")
     curated = curate_spec(spec, local_workers(WorkerOptions.of_spec(spec))) if spec.data.has_recipe else None
     data = prepare_curated(spec, curated, tokenizer, former)
-    if curated is not None:
-        write_data_page_of(curated, data.manifest)
+    page = None if curated is None else write_data_page_of(curated, data)
     _check_run(spec, data)
     if starts_from:
         same_tokenizer = has_same_tokenizer(spec, data)
@@ -71,6 +70,9 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     write_text(folder / "spec.yaml", dump_spec(spec))
     write_text(folder / "data_manifest.json", json.dumps(data.manifest, indent=1))
     shutil.copyfile(data.folder / "tokenizer.json", folder / "tokenizer.json")
+    if curated is not None and page is not None:  # the run keeps what it was trained on, whatever becomes of the cache
+        shutil.copyfile(page, folder / page.name)
+        shutil.copyfile(curated.folder / MANIFEST, folder / MANIFEST)
     if starts_from:
         copy_import_weights(spec, folder)
     if same_tokenizer:
@@ -118,12 +120,14 @@ def write_report_of(folder: Path) -> None:
     write_report(folder)
 
 
-def write_data_page_of(curated: "Curated", shards: Mapping[str, Any] | None = None) -> None:
-    """Write the page about a recipe's data and tell where it is; imports the report's packages.
+def write_data_page_of(curated: "Curated", prepared: "PreparedData | None" = None) -> Path:
+    """Write the page about a recipe's data, tell where it is and return that; imports the report's packages.
 
     Args:
-        shards: see `write_data_page`.
+        prepared: see `write_data_page`.
     """
     from trimaran.launchers.report.data_page import write_data_page
 
-    say(f"what is kept, and why the rest is not: {write_data_page(curated, shards)}")
+    page = write_data_page(curated, prepared)
+    say(f"what is kept, and why the rest is not: {page}")
+    return page

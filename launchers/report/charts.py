@@ -106,11 +106,14 @@ def bars(name: str, label: str, labels: Sequence[str], values: Sequence[float]) 
 
 
 def _svg_of(figure: "Figure", name: str) -> str:
+    from matplotlib import rc_context
+
     buffer = io.StringIO()
-    # metadata would add a date and addresses of vocabularies
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    )
+    # Ids come from a random number otherwise, and metadata would add a date and addresses of vocabularies.
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     return embed(buffer.getvalue(), name)
 
 

@@ -10,19 +10,21 @@ from trimaran.launchers.report.charts import bars
 from trimaran.launchers.report.html import document, notice, section, write_page
 from trimaran.models.fields import counted
 from trimaran.runtime.data.engine.parts import Removed
+from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.data.recipe.curated import Curated
 from trimaran.runtime.data.recipe.fate import samples
+from trimaran.runtime.data.recipe.fertility import fertility
 
 _SAMPLES = 20
 _MOST_CLUSTERS = 10
 _SHOWN_CHARACTERS = 400
 
 
-def write_data_page(curated: Curated, shards: Mapping[str, Any] | None = None) -> Path:
+def write_data_page(curated: Curated, prepared: PreparedData | None = None) -> Path:
     """Write data.html beside the manifest of a recipe; return its path.
 
     Args:
-        shards: the manifest of the token shards, for the tokens of a byte; None where there are none yet.
+        prepared: the token shards, for the tokens of a byte and of a word; None where there are none yet.
     """
     manifest, root = curated.manifest, curated.root
     first, last = manifest["stages"][0], manifest["stages"][-1]
@@ -38,7 +40,8 @@ def write_data_page(curated: Curated, shards: Mapping[str, Any] | None = None) -
         section("What was changed inside documents", _changes(manifest["stages"])),
         section("Lengths and scores", *_histograms(first, last)),
         _clusters(manifest),
-        _tokens(shards),
+        _evaluation_sets(manifest),
+        _tokens(curated, prepared),
         section(f"Removed documents, up to {_SAMPLES} of each reason", *_samples(samples(root, manifest, _SAMPLES))),
     ]
     return write_page(curated.folder / "data.html", document("Data", headline, parts))
@@ -128,14 +131,44 @@ def _clusters(manifest: Mapping[str, Any]) -> str:
     return section("Largest clusters of copies", _grid(("kept document", "copies removed"), rows))
 
 
-def _tokens(shards: Mapping[str, Any] | None) -> str:
-    if shards is None:
+def _evaluation_sets(manifest: Mapping[str, Any]) -> str:
+    """Return what was found of each evaluation set, with the passage of each item."""
+    rows, found = [], []
+    for name, row in manifest.get("evaluation_sets", {}).items():
+        hits = row["found"]
+        items, short = (f"{row[key]:,}" for key in ("items", "short"))
+        rows.append((name, items, short, f"{len(hits):,}", _share(len(hits), row["items"])))
+        found += [(name, str(hit["item"]), hit["document"], hit["passage"]) for hit in hits[:_SAMPLES]]
+    if not rows:
         return ""
-    rows = [
+    names = ("set", "items", "of them short", "found in the text", "of all")
+    passages = _grid(("set", "item", "document", "passage"), found)
+    more = f"<details><summary>up to {_SAMPLES} items of each</summary>{passages}</details>" if found else ""
+    return section("Evaluation sets", _grid(names, rows), more)
+
+
+def _tokens(curated: Curated, prepared: PreparedData | None) -> str:
+    if prepared is None:
+        return ""
+    splits = [
         (name, f"{split['tokens']:,}", f"{split['bytes']:,}", f"{split['tokens'] / max(1, split['bytes']):.3f}")
-        for name, split in shards["splits"].items()
+        for name, split in prepared.manifest["splits"].items()
     ]
-    return section("Tokens", _grid(("split", "tokens", "bytes of text", "tokens per byte"), rows))
+    languages = [
+        (
+            row.language,
+            f"{row.documents:,}",
+            f"{row.tokens / max(1, row.words):.2f}",
+            f"{row.tokens / row.num_bytes:.3f}",
+        )
+        for row in fertility(curated.parts, prepared.tokenizer)
+    ]
+    return section(
+        "Tokens",
+        _grid(("split", "tokens", "bytes of text", "tokens per byte"), splits),
+        "<p>Fertility, of a sample of each language:</p>",
+        _grid(("language", "documents", "tokens per word", "tokens per byte"), languages),
+    )
 
 
 def _samples(found: Mapping[str, Sequence[Removed]]) -> Iterable[str]:

@@ -69,10 +69,13 @@ def test_the_commands_tell_what_became_of_documents(workplace: Workplace) -> Non
     assert prepared.code == 0, prepared.err
     assert (workplace.folder / "kept" / "documents-00000.jsonl.zst").stat().st_size > 1000
     folder = json.loads((workplace.run / "data_manifest.json").read_text())["source"]["recipe"]["folder"]
-    assert (Path(folder) / "data.html").read_text(encoding="utf-8").count("exact.copy") >= 2
+    page = (workplace.run / "data.html").read_text(encoding="utf-8")
+    assert page == (Path(folder) / "data.html").read_text(encoding="utf-8")
+    assert page.count("exact.copy") >= 2
+    assert "tokens per word" in page
     shown = trimaran(workplace.folder, "data", "show", "run")
     assert "exact.copy (5.26%)" in shown.out, "one of nineteen"
-    manifest = json.loads((Path(folder) / "recipe.json").read_text())
+    manifest = json.loads((workplace.run / "recipe.json").read_text())
     assert [stage["documents"].get("removed", 0) for stage in manifest["stages"]] == [0, 1, 0]
     why = trimaran(workplace.folder, "data", "why", "run", "web/0.html#0")
     assert why.out.startswith("web/0.html#0 is kept\n")
