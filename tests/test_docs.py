@@ -1,12 +1,15 @@
 """Every command that README, docs/ and the examples show runs, shortened, and every link to a file leads somewhere."""
 
 import functools
+import gzip
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from html import escape
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
@@ -14,9 +17,12 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pydantic import BaseModel
 
 from tests import counting
 from tests.launchers.runs import trimaran
+from trimaran.runtime.spec.names import known_paths, place_of
+from trimaran.runtime.spec.tree import Place
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
@@ -41,10 +47,17 @@ SMALLER = {
         "launcher.device": "cpu", "model.num_layers": 2, "model.hidden_size": 96, "model.ffn_hidden_size": 256,
     },
     "falcon-40b.yaml": {"model.num_layers": 4},
+    "web-corpus.yaml": {
+        "data.corpora.plays.source": "[texts/plays]", "data.workers": 1, "parallel.tp": 1, "parallel.pp": 1,
+    },
 }  # fmt: skip
+RECIPES = ("web-corpus.yaml",)
+WITH_DATA = ("data.md", "web-corpus.yaml")
+"""What tells its readers to install the extra `data`."""
 NOT_RUN = {
     "make train": "test_make_train runs it with a shortened spec",
     "make test": "it is what runs this test",
+    "sh examples/web-corpus.sh": "it fetches packages; the tests have a stand-in of them",
     "source .venv/bin/activate": "the tests run inside the environment",
 }
 
@@ -63,14 +76,13 @@ def shortened(command: str) -> list[str]:
     """The command's arguments, a training run made short and its corpus small."""
     words = shlex.split(command)
     assert words[0] == "trimaran", f"{command!r} is not a trimaran command; run it here or list it in NOT_RUN"
-    if words[1] in ("train", "schedules"):
-        words += [word for name, value in SHORT.items() for word in ("--set", f"{name}={value}")]
-    if words[1] in ("train", "schedules") or "--memory" in words:
-        words += [
-            word
-            for name, value in SMALLER.get(Path(words[2]).name, {}).items()
-            for word in ("--set", f"{name}={value}")
-        ]
+    example = Path(words[2]).name if len(words) > 2 else ""
+    changes: dict[str, object] = {}
+    if words[1] in ("train", "schedules", "prepare") or example in RECIPES:
+        changes = {name: value for name, value in SHORT.items() if name != "data.source" or example not in RECIPES}
+    if changes or "--memory" in words:
+        changes |= SMALLER.get(example, {})
+    words += [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
     if "--memory" in words and words[1] == "check" and "--rank" not in words:
         words += ["--rank", "0"]
     if words[1] == "generate":
@@ -119,7 +131,25 @@ def folder(tmp_path: Path) -> Path:
     ]
     text = "\n\n".join(" ".join(words[(i * k + k) % len(words)] for k in range(90)) for i in range(1, 900))
     (tmp_path / "my-texts" / "fox.txt").write_text(text, encoding="utf-8")
+    write_pages(tmp_path / "texts")
     return tmp_path
+
+
+def write_pages(folder: Path) -> None:
+    """Write what stands for the texts that examples/web-corpus.sh fetches: this project's own pages."""
+    pages = folder / "pages" / "doc" / "git-doc"
+    pages.mkdir(parents=True)
+    for page in (ROOT / "docs").glob("*.md"):
+        paragraphs = "".join(f"<p>{escape(each)}</p>" for each in page.read_text(encoding="utf-8").split("\n\n"))
+        html = f"<html><body><main><h1>{page.stem}</h1>{paragraphs}</main></body></html>"
+        (pages / f"{page.stem}.html").write_text(html, encoding="utf-8")
+    shutil.copyfile(ROOT / "docs" / "parallelism.md", pages / "git-add.txt")
+    (folder / "plays").mkdir()
+    for name in ("clusters", "memory", "run-folder"):
+        (pages / f"{name}.html").rename(folder / "plays" / f"{name}.html")
+    item = {"prompt": "def double(x):", "canonical_solution": "return 2 * x"}
+    with gzip.open(folder / "HumanEval.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write(json.dumps(item))
 
 
 def commands_of(page: Path) -> list[str]:
@@ -152,15 +182,14 @@ def modules_outside(extras: tuple[str, ...]) -> frozenset[str]:
     return frozenset(name for name, packages in owners if installed.isdisjoint(map(canonicalize_name, packages)))
 
 
-@pytest.fixture
-def readme_environment(tmp_path: Path) -> dict[str, str]:
-    """The environment of a command that has the packages which `make train` installs, and none of the tests'."""
+def environment_of(text: Path, folder: Path) -> dict[str, str]:
+    """Return the environment of a page's commands: the packages that it tells to install, and none of the tests'."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     recipe = makefile[makefile.index("\n$(RUNTIME):") : makefile.index("\n$(TESTS):")]
-    hidden = modules_outside(tuple(re.findall(r"-e '?\.\[(\w+)\]", recipe)))
-    place = tmp_path / "hidden"
+    extras = re.findall(r"-e '?\.\[(\w+)\]", recipe) + (["data"] if text.name in WITH_DATA else [])
+    place = folder / "hidden"
     place.mkdir()
-    (place / "sitecustomize.py").write_text(f"HIDDEN = {set(hidden)!r}\n{HIDE}")
+    (place / "sitecustomize.py").write_text(f"HIDDEN = {set(modules_outside(tuple(extras)))!r}\n{HIDE}")
     return {"PYTHONPATH": str(place)}
 
 
@@ -192,7 +221,8 @@ for name in [name for name in sys.modules if name.partition(".")[0] in HIDDEN]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_runs(page: Path, folder: Path, readme_environment: dict[str, str]) -> None:
+def test_every_command_of_a_page_runs(page: Path, folder: Path) -> None:
+    environment = environment_of(page, folder)
     for command in commands_of(page):
         line, _, target = command.partition(" > ")
         words = shortened(line)
@@ -201,7 +231,7 @@ def test_every_command_of_a_page_runs(page: Path, folder: Path, readme_environme
             done = run_in_shell(shlex.join(["trimaran", *words]), folder, interpreters=2 if has_ranks else 1)
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
             continue
-        outcome = trimaran(folder, *words, environment=readme_environment)
+        outcome = trimaran(folder, *words, environment=environment)
         assert outcome.code == 0, f"{command}\n{outcome.out}\n{outcome.err}"
         if target:
             assert outcome.out.strip(), f"{command} printed nothing to put into {target}"
@@ -245,12 +275,13 @@ def test_example_can_start_where_its_device_is(example: Path, folder: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_example_runs_by_its_own_command(example: Path, folder: Path, readme_environment: dict[str, str]) -> None:
+def test_example_runs_by_its_own_command(example: Path, folder: Path) -> None:
     """A page's commands run the others."""
     if any(f"trimaran train examples/{example.name}" in line for page in PAGES for line in commands_of(page)):
         return
+    environment = environment_of(example, folder)
     for command in commands_in(example):
-        outcome = trimaran(folder, *shortened(command), environment=readme_environment)
+        outcome = trimaran(folder, *shortened(command), environment=environment)
         assert outcome.code == 0, outcome.err
         assert " train " not in command or (folder / "runs" / example.stem / "report.html").is_file()
 
@@ -289,3 +320,26 @@ def test_make_train(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "report" in done.stderr
+
+
+def default_of(place: Place) -> str:
+    """Return the default of a field as a spec would say it."""
+    assert place.field is not None
+    if place.field.is_required():
+        return "required"
+    value = place.field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, BaseModel):
+        value = True if place.is_switch else {}
+    return f"`{json.dumps(value)}`"
+
+
+def test_the_table_of_data_fields_is_that_of_the_spec() -> None:
+    places = [(path, place_of(path)) for path in known_paths() if path.startswith("data.")]
+    rows = [
+        f"| `{path.removeprefix('data.')}` | {default_of(place)} | {place.field.description} |"
+        for path, place in places
+        if place is not None and place.field is not None and not place.is_item
+    ]
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    table = "\n".join(["| field | default | |", "|---|---|---|", *rows])
+    assert table in page, f"docs/data.md, Fields of data, must be\n\n{table}"

@@ -17,6 +17,7 @@ from trimaran.runtime.data.recipe.fertility import fertility
 
 _SAMPLES = 20
 _MOST_CLUSTERS = 10
+_MOST_ITEMS = 100
 _SHOWN_CHARACTERS = 400
 
 
@@ -40,7 +41,7 @@ def write_data_page(curated: Curated, prepared: PreparedData | None = None) -> P
         section("What was changed inside documents", _changes(manifest["stages"])),
         section("Lengths and scores", *_histograms(first, last)),
         _clusters(manifest),
-        _evaluation_sets(manifest),
+        _evaluation(manifest["evaluation_sets"]),
         _tokens(curated, prepared),
         section(f"Removed documents, up to {_SAMPLES} of each reason", *_samples(samples(root, manifest, _SAMPLES))),
     ]
@@ -53,7 +54,9 @@ def _warnings(manifest: Mapping[str, Any]) -> str:
         for stage in manifest["stages"]
         if stage["documents"].get("removed", 0) > 0.99 * stage["documents"].get("in", 0)
     ]
-    return notice("problem", strict)
+    groups = manifest["notes"].get("substring_groups", 1)
+    parted = [f"substrings were compared in {groups} groups of parts, by memory: copies in two groups both stay"]
+    return notice("problem", strict) + notice("", parted if groups > 1 else [])
 
 
 def _funnel(stages: Sequence[Mapping[str, Any]]) -> str:
@@ -131,20 +134,29 @@ def _clusters(manifest: Mapping[str, Any]) -> str:
     return section("Largest clusters of copies", _grid(("kept document", "copies removed"), rows))
 
 
-def _evaluation_sets(manifest: Mapping[str, Any]) -> str:
-    """Return what was found of each evaluation set, with the passage of each item."""
-    rows, found = [], []
-    for name, row in manifest.get("evaluation_sets", {}).items():
-        hits = row["found"]
-        items, short = (f"{row[key]:,}" for key in ("items", "short"))
-        rows.append((name, items, short, f"{len(hits):,}", _share(len(hits), row["items"])))
-        found += [(name, str(hit["item"]), hit["document"], hit["passage"]) for hit in hits[:_SAMPLES]]
-    if not rows:
+def _evaluation(sets: Mapping[str, Any]) -> str:
+    """Return a table of the evaluation sets, and of each the items that were found."""
+    if not sets:
         return ""
-    names = ("set", "items", "of them short", "found in the text", "of all")
-    passages = _grid(("set", "item", "document", "passage"), found)
-    more = f"<details><summary>up to {_SAMPLES} items of each</summary>{passages}</details>" if found else ""
-    return section("Evaluation sets", _grid(names, rows), more)
+    rows = [
+        (
+            name,
+            f"{row['items']:,}",
+            f"{len(row['found']):,}",
+            _share(len(row["found"]), row["items"]),
+            f"{row['short']:,}",
+        )
+        for name, row in sorted(sets.items())
+    ]
+    names = ("set", "items", "found in the corpus", "share", "compared whole, being short")
+    passages = [
+        (name, f"{hit['item']:,}", hit["document"], hit["passage"])
+        for name, row in sorted(sets.items())
+        for hit in row["found"][:_MOST_ITEMS]
+    ]
+    found = _grid(("set", "item", "first document that has it", "passage"), passages)
+    details = f"<details><summary>{counted(len(passages), 'passage')}</summary>{found}</details>"
+    return section("Evaluation items in the corpus", _grid(names, rows), details if passages else "")
 
 
 def _tokens(curated: Curated, prepared: PreparedData | None) -> str:

@@ -20,7 +20,10 @@ def corpora_of(spec: "RunSpec", train: TokenShards) -> dict[str, TokenShards]:
     found = train.of_corpora()
     missing = [name for name in spec.data.corpora if name not in found]
     if missing:
-        raise DataError(f"data.corpora.{missing[0]} has no text for training: its recipe keeps nothing; leave it out")
+        raise DataError(
+            f"data.corpora.{missing[0]} has no text for training: the recipe keeps none of it, and data.html says why; "
+            "loosen what removes it, or leave the corpus out"
+        )
     return {name: found[name] for name in spec.data.corpora}
 
 

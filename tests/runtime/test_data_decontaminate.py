@@ -67,6 +67,8 @@ def test_paragraphs_that_a_passage_reaches_into_are_cut_and_the_others_stay_as_t
     assert len(hits) == 1
     assert run(f"{QUESTION}\n\n", "paragraph")[0] is not None
     assert run(f"A start.\n\n{SHORT}\n", "paragraph")[1] == "A start."
+    lines = f"Before it.\n{first}\n{second}\nAfter it.\n"  # as C4's rules leave them
+    assert run(lines, "paragraph")[1] == "Before it.\nAfter it.\n"
     assert run("Nothing of it.\n\nHere.", "paragraph")[:3] == (None, "Nothing of it.\n\nHere.", {})
 
 

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trimaran.launchers.report.data_page import write_data_page
-from trimaran.runtime.data.engine.cluster import Cluster
 from trimaran.runtime.data.engine.parts import read_kept, read_removed
-from trimaran.runtime.data.engine.task import Output, Task
+from trimaran.runtime.data.engine.task import OnDisk, Output, Task
 from trimaran.runtime.data.engine.watch import Watch, note_slow
+from trimaran.runtime.data.epochs import check_epochs, corpora_of, epochs_of, samples_of
 from trimaran.runtime.data.export import export_megatron
-from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.files import DataError, NotPrepared
 from trimaran.runtime.data.prepare import prepare_data
 from trimaran.runtime.data.recipe.curate import curate
 from trimaran.runtime.data.recipe.curated import Curated, open_curated
@@ -119,7 +119,7 @@ def _spec(corpus: Path, **changes: Any) -> RunSpec:
 
 
 def _curate(spec: RunSpec, here: Here) -> Curated:
-    return curate(recipe_of(spec), cast("Cluster", here), lambda *_: None)
+    return curate(recipe_of(spec), here, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -222,16 +222,38 @@ def test_the_page_shows_reasons_and_escapes_texts(curated: Curated, corpus: Path
     for words in ("exact.copy", "near.copy", "html.binary", "Largest clusters", "By corpus and language", "pii.email"):
         assert words in page
     assert "<article>" not in page
-    assert page.count("<details>") == len(set(_reasons(curated).values())) + 1, "and the items of evaluation sets"
+    assert "if a train leaves the station at nine and travels sixty miles an" in page, "the passage of the item"
+    assert page.count("<details>") == len(set(_reasons(curated).values())) + 1
 
 
-def test_a_sample_writes_nothing(corpus: Path, tmp_path: Path) -> None:
-    spec = _spec(corpus, cache_dir=str(tmp_path / "cache"))
-    rows = list(sample_documents(recipe_of(spec), 100))
+def test_a_sample_has_some_of_every_corpus_and_writes_nothing(corpus: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(_spec(corpus, cache_dir=str(tmp_path / "cache")))
+    few = [name.partition("/")[0] for name, _, _ in sample_documents(recipe, 6)]
+    assert Counter(few) == {"web": 3, "records": 3}
+    rows = {name: (text, why) for name, text, why in sample_documents(recipe, 100)}
     assert len(rows) == 23
     assert not (tmp_path / "cache" / "recipes").exists()
-    (after,) = [after for name, _, after in rows if name == "web/8.html#0"]
-    assert after.startswith("html.binary ")
+    assert rows["web/8.html#0"][1].startswith("html.binary")
+    assert rows["web/1.html#0"] == (_text(1), "")
+
+
+def test_what_is_prepared_is_found_without_work(curated: Curated, corpus: Path, tmp_path: Path) -> None:
+    spec = _spec(corpus, cache_dir=str(tmp_path))
+    found = curate(recipe_of(spec), OnDisk(curated.root), lambda *_: None)
+    assert (found.folder, found.manifest) == (curated.folder, curated.manifest)
+    with pytest.raises(NotPrepared, match=r"run trimaran prepare"):
+        prepare_data(spec, curated=found, build_missing=False)
+    prepared = prepare_data(spec, curated=found)
+    assert prepare_data(spec, curated=found, build_missing=False).folder == prepared.folder
+    corpora = corpora_of(spec, prepared.train)
+    assert samples_of(spec) == {"web": 6, "records": 2}
+    web = (corpora["web"].num_tokens - 1) // 16
+    assert epochs_of(spec, corpora)["web"] == 6 / web
+    often = {"web": {"source": [str(corpus / "pages")], "max_epochs": 1 / web}}
+    with pytest.raises(DataError, match=r"the corpus web .* times, more than data\.corpora\.web\.max_epochs"):
+        check_epochs(_spec(corpus, corpora=often), {"web": corpora["web"]})
+    with pytest.raises(NotPrepared, match=r"its stage filter is not done yet"):
+        curate(recipe_of(_spec(corpus, filter={"c4": True})), OnDisk(curated.root), lambda *_: None)
 
 
 def test_copies_of_an_earlier_run_are_removed(curated: Curated, corpus: Path, tmp_path: Path) -> None:
