@@ -4,8 +4,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING
 
+from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.terminal import say
 from trimaran.models.fields import printable
 from trimaran.runtime.folder_lock import FolderLock
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from trimaran.runtime.data.recipe.stage_runner import Progress as OnProgress
 
 _SHOWN_CHARACTERS = 200
+_FOUND_WITHIN_S = 0.2
+"""Of the start of a stage: what ends so soon was found on disk, and says nothing of the speed."""
 
 
 def prepare_curated(
@@ -38,19 +42,25 @@ def curate_spec(spec: RunSpec, workers: "Workers", last_stage: str | None = None
 
     Args:
         last_stage: see `curate`.
+
+    Raises:
+        Stopped: by Ctrl-C.
     """
     from trimaran.runtime.data.engine.cluster import Cluster
     from trimaran.runtime.data.recipe.curate import curate
     from trimaran.runtime.data.recipe.of_spec import recipe_of
 
     root = _root_of(spec)
-    recipe = recipe_of(spec, os.environ)
-    with (
-        FolderLock.beside(root, "trimaran prepare", os.environ, waits=True),
-        Cluster(root, workers) as cluster,
-        _progress() as progress,
-    ):
-        return curate(recipe, cluster, progress, last_stage)
+    try:
+        recipe = recipe_of(spec, os.environ)
+        with (
+            FolderLock.beside(root, "trimaran prepare", os.environ, waits=True),
+            Cluster(root, workers) as cluster,
+            _progress() as progress,
+        ):
+            return curate(recipe, cluster, progress, last_stage)
+    except KeyboardInterrupt:
+        raise Stopped(SIGINT, saved="what is done is kept, and the same command goes on there") from None
 
 
 def find_prepared(spec: RunSpec) -> "PreparedData | None":
@@ -109,13 +119,16 @@ def _progress() -> Iterator["OnProgress"]:
 
     columns = [TextColumn("{task.description:>14}"), BarColumn(), TextColumn("{task.fields[rate]}")]
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        shown: dict[str, TaskID] = {}
+        shown, found = dict[str, TaskID](), dict[str, int]()
 
         def update(stage: str, done: int, total: int, size: int) -> None:
             if stage not in shown:
                 shown[stage] = bars.add_task(stage, total=total, rate="")
             elapsed = next(task.elapsed for task in bars.tasks if task.id == shown[stage]) or 0.0
-            rate = f"{size / elapsed / 1e6:.1f} MB/s" if size and elapsed else ""
+            if elapsed < _FOUND_WITHIN_S:
+                found[stage] = size
+            worked = size - found[stage]
+            rate = f"{worked / elapsed / 1e6:.1f} MB/s" if worked else ""
             bars.update(shown[stage], completed=done, total=total, rate=rate)
 
         yield update

@@ -2,12 +2,17 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.launchers.runs import Workplace, make_workplace, trimaran
+from trimaran.launchers.data.prepare import curate_spec
+from trimaran.launchers.data.workers import WorkerOptions, local_workers
+from trimaran.launchers.env.exit_codes import Stopped
+from trimaran.runtime.spec import load_spec
 
 STEPS = {"num_steps": 20, "global_batch_size": 4, "micro_batch_size": 1, "seq_len": 16, "eval_interval": 0}
 
@@ -73,6 +78,11 @@ def test_the_commands_tell_what_became_of_documents(workplace: Workplace) -> Non
     assert page == (Path(folder) / "data.html").read_text(encoding="utf-8")
     assert page.count("exact.copy") >= 2
     assert "tokens per word" in page
+    checked = trimaran(workplace.folder, "check", "spec.yaml")
+    row = re.search(r"corpus web +([\d,]+) tokens, 37\.5% of the samples, ([\d.]+) epochs", checked.out)
+    assert row is not None, checked.out
+    windows = (int(row[1].replace(",", "")) - 1) // 16
+    assert row[2] == f"{30 / windows:.3g}", "three in four of the 40 samples of the second stage"
     shown = trimaran(workplace.folder, "data", "show", "run")
     assert "exact.copy (5.26%)" in shown.out, "one of nineteen"
     manifest = json.loads((workplace.run / "recipe.json").read_text())
@@ -88,3 +98,13 @@ def test_a_corpus_that_would_be_read_too_often_is_refused(workplace: Workplace) 
     refused = workplace.train("train.output_dir=run3", "data.corpora.web.max_epochs=0.01")
     assert refused.code == 2
     assert "data.corpora.web.max_epochs (0.01)" in refused.last_line
+
+
+def test_ctrl_c_says_where_it_goes_on(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trimaran.runtime.data.recipe.of_spec.recipe_of", interrupted)
+    spec = load_spec(workplace.folder / "spec.yaml", [])
+    with pytest.raises(Stopped, match=r"^stopped by SIGINT; what is done is kept, and the same command goes on there$"):
+        curate_spec(spec, local_workers(WorkerOptions.of_spec(spec)))
