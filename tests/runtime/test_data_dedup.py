@@ -414,8 +414,17 @@ def test_a_repeated_substring_is_cut_where_it_stands_again_and_its_first_place_i
 
 
 def test_a_corpus_too_large_for_the_memory_goes_in_groups() -> None:
-    assert substring.plan_groups([5, 5, 20, 1, 1], 9 * 10) == [[0, 1], [2], [3, 4]]
+    assert substring.plan_groups([5, 5, 20, 1, 1], 10 * 10) == [[0, 1], [2], [3, 4]]
     assert substring.plan_groups([], 100) == []
+
+
+def test_a_part_too_large_for_the_memory_goes_in_chunks() -> None:
+    texts = [letter.encode() * 30 for letter in "aabba"]
+    chunks = list(substring.chunks(texts, 10 * 60))
+    assert chunks == [texts[:2], texts[2:4], texts[4:]]
+    assert list(substring.chunks(texts, 1)) == [[text] for text in texts], "one at least"
+    found = substring.Spans.of_chunks([substring.find_spans(chunk, 20) for chunk in chunks], [2, 2, 1])
+    assert (found.documents.tolist(), found.kept.tolist()) == ([0, 1, 2, 3, 4], [0, 0, 2, 2, 4])
 
 
 def test_the_sections_take_records_and_switches() -> None:

@@ -5,9 +5,9 @@ begin with the same bytes are neighbours in a suffix array, so each run of neigh
 substring with all its places. Of a window of `min_bytes` bytes that occurred before, those bytes are cut that are not
 of the first occurrence itself. A cut never splits a character, and no match reaches over the end of a document.
 
-For each byte of text the suffix array takes 4 bytes and the whole at most 9. A corpus too large for that goes in groups
-of parts, each by itself: `plan_groups`. A substring whose two places lie in different groups stays, so the report must
-say how many groups there were.
+For each byte of text the suffix array takes 4 bytes and the whole at most 9, beside the text itself. A corpus too large
+for that goes in groups of parts, each by itself (`plan_groups`), and a part too large in chunks of texts. A substring
+whose two places lie in different groups stays, so the report must say how many groups there were.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from trimaran.runtime.data.document import Counts, Removal
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.permutation import Int64Array
 
-MEMORY_PER_BYTE: Final = 9
+MEMORY_PER_BYTE: Final = 10
 LEAST_BYTES: Final = 16
 MOST_BYTES: Final = (1 << 16) - 1
 _SEPARATOR: Final = 0xFF  # is in no UTF-8
@@ -44,10 +44,26 @@ def plan_groups(sizes: Sequence[int], memory_bytes: int) -> list[list[int]]:
     for part, size in enumerate(sizes):
         if not groups or size > room:
             groups.append([])
-            room = min(memory_bytes // MEMORY_PER_BYTE, _MOST_CONTENT)
+            room = _room(memory_bytes)
         groups[-1].append(part)
         room -= size
     return groups
+
+
+def chunks(texts: Iterable[bytes], memory_bytes: int) -> Iterator[list[bytes]]:
+    """Yield the texts of a group as many at a time as fit into the memory: all, unless one part alone is larger."""
+    chunk, room = list[bytes](), _room(memory_bytes)
+    for text in texts:
+        if chunk and len(text) > room:
+            yield chunk
+            chunk, room = [], _room(memory_bytes)
+        chunk.append(text)
+        room -= len(text)
+    yield chunk
+
+
+def _room(memory_bytes: int) -> int:
+    return max(0, min(memory_bytes // MEMORY_PER_BYTE, _MOST_CONTENT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,15 @@ class Spans:
         """Return those of the texts [start, stop), with `documents` counted from `start`."""
         chosen = slice(*np.searchsorted(self.documents, (start, stop)))
         return Spans(self.documents[chosen] - start, self.starts[chosen], self.ends[chosen], self.kept[chosen])
+
+    @staticmethod
+    def of_chunks(found: Sequence["Spans"], sizes: Sequence[int]) -> "Spans":
+        """Return the spans of a group of what was found in each of its chunks, which have `sizes` texts."""
+        begins = np.repeat(np.cumsum([0, *sizes[:-1]], dtype=np.int64), [len(each.documents) for each in found])
+        columns = [
+            np.concatenate([getattr(each, name) for each in found]) for name in ("documents", "starts", "ends", "kept")
+        ]
+        return Spans(columns[0] + begins, columns[1], columns[2], columns[3] + begins)
 
 
 def find_spans(texts: Sequence[bytes], min_bytes: int) -> Spans:

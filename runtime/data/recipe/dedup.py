@@ -175,11 +175,17 @@ def apply_lines(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Pa
 
 
 def find_substrings(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> Result:
-    """Find the substrings of a group's documents that occurred before in the group. Inputs: its parts."""
+    """Find the substrings of a group's documents that occurred before in the group. Inputs: its parts.
+
+    Returns how many chunks there were: one, unless a part alone is too large for the memory.
+    """
     del watch
-    parts = [[text.encode() for text in read_column(each, "text")] for each in inputs]
-    spans = substring.find_spans([text for part in parts for text in part], arguments["min_bytes"])
-    sizes = [len(part) for part in parts]
+    texts = (text.encode() for each in inputs for text in read_column(each, "text"))
+    found, chunk_sizes = list[substring.Spans](), list[int]()
+    for chunk in substring.chunks(texts, arguments["memory_bytes"]):
+        found.append(substring.find_spans(chunk, arguments["min_bytes"]))
+        chunk_sizes.append(len(chunk))
+    spans, sizes = substring.Spans.of_chunks(found, chunk_sizes), _sizes(inputs)
     names = name_documents(spans.kept, sizes, lambda part: list(read_column(inputs[part], "id")))
     for number, (start, size) in enumerate(zip(_starts(sizes), sizes, strict=True)):
         mine = spans.of_texts(start, start + size)
@@ -187,7 +193,7 @@ def find_substrings(arguments: Mapping[str, Any], inputs: Sequence[Path], folder
         save_arrays(folder / f"{number:05d}.npz", arrays, {})
         kept = set(mine.kept.tolist())
         _write_json(folder / f"{number:05d}.json", {row: name for row, name in names.items() if row in kept})
-    return {}
+    return {"chunks": len(found)}
 
 
 def apply_substrings(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> Result:

@@ -17,6 +17,9 @@ _TASKS: Final = "trimaran.runtime.data.recipe.dedup"
 _WORDS: Final = 5
 _GROUP_MEMORY: Final = 2 << 30
 """Of a group of parts whose substrings are compared, where data.worker_memory does not say."""
+_OTHER_MEMORY: Final = 384 << 20
+"""Of a worker, beside what it compares."""
+_LEAST_MEMORY: Final = 64 << 20
 _CUT_LATER: Final = ("lines", "substring", "decontaminate")
 """Stages after which a document is no longer what was compared."""
 
@@ -87,14 +90,16 @@ def _lines(runner: StageRunner, section: Mapping[str, Any], parts: list[Output])
 def _substrings(runner: StageRunner, section: Mapping[str, Any], parts: list[Output]) -> list[Output]:
     """Compare the parts in groups that fit into the memory; copies in two groups are both kept."""
     sizes = [part.result["text_bytes"].get("out", 0) for part in parts]
-    groups = plan_groups(sizes, runner.recipe.substring_memory or _GROUP_MEMORY)
-    runner.notes["substring_groups"] = len(groups)
+    limit = runner.recipe.substring_memory
+    memory = _GROUP_MEMORY if limit is None else max(_LEAST_MEMORY, limit - _OTHER_MEMORY)
+    groups = plan_groups(sizes, memory)
     found = runner.several(
         "substring-find",
         f"{_TASKS}:find_substrings",
-        [{"min_bytes": section["min_bytes"]}] * len(groups),
+        [{"min_bytes": section["min_bytes"], "memory_bytes": memory}] * len(groups),
         [[parts[number] for number in group] for group in groups],
     )
+    runner.notes["substring_groups"] = sum(output.result["chunks"] for output in found)
     place = {number: (found[index], at) for index, group in enumerate(groups) for at, number in enumerate(group)}
     settings = [{"part_of_group": place[number][1]} for number in range(len(parts))]
     shared = [[place[number][0]] for number in range(len(parts))]
