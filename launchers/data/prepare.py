@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING
@@ -47,12 +47,16 @@ def curate_spec(spec: RunSpec, workers: "Workers", last_stage: str | None = None
         Stopped: by Ctrl-C.
     """
     from trimaran.runtime.data.engine.cluster import Cluster
+    from trimaran.runtime.data.engine.task import OnDisk
+    from trimaran.runtime.data.files import NotPrepared
     from trimaran.runtime.data.recipe.curate import curate
     from trimaran.runtime.data.recipe.of_spec import recipe_of
 
     root = _root_of(spec)
     try:
         recipe = recipe_of(spec, os.environ)
+        with suppress(NotPrepared):
+            return curate(recipe, OnDisk(root), lambda *_: None, last_stage)
         with (
             FolderLock.beside(root, "trimaran prepare", os.environ, waits=True),
             Cluster(root, workers) as cluster,

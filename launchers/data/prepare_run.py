@@ -120,14 +120,20 @@ def write_report_of(folder: Path) -> None:
     write_report(folder)
 
 
-def write_data_page_of(curated: "Curated", prepared: "PreparedData | None" = None) -> Path:
+def write_data_page_of(curated: "Curated", prepared: "PreparedData | None" = None) -> Path | None:
     """Write the page about a recipe's data, tell where it is and return that; imports the report's packages.
+
+    Where it can't be written, that is told, for the data is there all the same.
 
     Args:
         prepared: see `write_data_page`.
     """
     from trimaran.launchers.report.data_page import write_data_page
 
-    page = write_data_page(curated, prepared)
+    try:
+        page = write_data_page(curated, prepared)
+    except OSError as error:
+        say(f"the page about the data could not be written: {sentence(error)}", style="yellow")
+        return None
     say(f"what is kept, and why the rest is not: {page}")
     return page

@@ -136,12 +136,10 @@ def _write_record(record: Path, content: dict[str, _Examined]) -> None:
         logger.info("%s can't be written (%s), so the next start reads these files again", record, error.strerror)
 
 
-def unreadable(path: Path, error: BaseException) -> DataError:
-    """The error for a file that exists but can't be read."""
+def unreadable(path: Path, error: BaseException, remedy: str = "take it out of data.source") -> DataError:
+    """The error for a file that exists but can't be read; `remedy` is what else to do than to mend it."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return DataError(
-        f"cannot read {path}: {reason}; check that it is a whole, readable file, or take it out of data.source"
-    )
+    return DataError(f"cannot read {path}: {reason}; check that it is a whole, readable file, or {remedy}")
 
 
 def build_once(target: Path, build: Callable[[Path], None], environment: Mapping[str, str] = NO_JOB) -> None:

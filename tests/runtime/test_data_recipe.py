@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from trimaran.launchers.report.data_page import write_data_page
 from trimaran.runtime.data.engine.parts import read_kept, read_removed
-from trimaran.runtime.data.engine.task import OnDisk, Output, Task
+from trimaran.runtime.data.engine.task import OnDisk, Output, Task, find_outputs
 from trimaran.runtime.data.engine.watch import Watch, note_slow
 from trimaran.runtime.data.epochs import check_epochs, corpora_of, epochs_of, samples_of
 from trimaran.runtime.data.export import export_megatron
@@ -45,8 +45,10 @@ class Here:
         self._random, self._left = random.Random(seed), stop_after
 
     def run(self, tasks: Sequence[Task], on_done: Callable[[Task, Output], None]) -> list[Output]:
+        found = find_outputs(tasks, self.root)
         for task in self._random.sample(tasks, len(tasks)):
-            if task.found(self.root) is None:
+            if task.key not in found:
+                shutil.rmtree(task.folder(self.root), ignore_errors=True)
                 if self._left is not None and not self._left:
                     raise KeyboardInterrupt
                 self._left = None if self._left is None else self._left - 1
@@ -314,3 +316,33 @@ def test_token_ids_go_through_a_recipe_as_they_are(corpus: Path, tmp_path: Path)
     ]
     with pytest.raises(DataError, match=r"old/tokens\.bin#0 has token ids and no text.*data\.tokenizer"):
         prepare_data(_spec(corpus, **{**data, "tokenizer": None}), curated=curated)
+
+
+def test_half_characters_in_names_and_addresses_are_no_end(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "\udcff.jsonl").write_text(json.dumps({"text": "a b c", "url": "http://x.org/\ud800"}) + "\n")
+    rows = [{"text": "d e f"}, {"t\ud800": "x"}]
+    (tmp_path / "texts" / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = _spec(corpus, corpora={"two": {"source": [str(tmp_path / "texts")]}}, filter=None, dedup=None)
+    curated = _curate(spec, Here(tmp_path / "root"))
+    assert len(_kept_ids(curated)) == 2
+    assert list(_reasons(curated).values()) == ["read.no_field"]
+
+
+def test_too_much_that_cannot_be_read_is_an_error(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 of 23 documents \(4\.3%\) are left out as read\.\w+, more than"):
+        _curate(_spec(corpus, max_lost_fraction=0.04), Here(tmp_path))
+
+
+def test_a_changed_file_of_a_finished_task_is_found_and_made_again(corpus: Path, tmp_path: Path) -> None:
+    first = _curate(_spec(corpus), Here(tmp_path))
+    folders = {stage["name"]: tmp_path / stage["folders"][0] for stage in first.manifest["stages"]}
+    path = folders["near"] / "kept.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)  # of the same size
+    changed = _spec(corpus, dedup={"lines": False})
+    clean = _curate(changed, Here(tmp_path / "clean"))
+    again = Here(tmp_path)
+    assert _curate(changed, again).manifest == clean.manifest
+    assert again.ran["near"] == 1

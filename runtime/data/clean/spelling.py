@@ -100,7 +100,7 @@ def read_list(path: Path) -> Mapping[str, str]:
     try:
         lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.clean.spelling: {unreadable(path, error)}") from error
+        raise unreadable(path, error, "name another in data.clean.spelling") from error
     corrections: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):

@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from trimaran.runtime.data.engine.task import Output, Task
+from trimaran.runtime.data.engine.task import Output, Task, find_outputs
 from trimaran.runtime.data.engine.watch import Board, Watch, slow_documents
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import DataError
@@ -182,15 +182,14 @@ class Cluster:
         Raises:
             TaskFailed: one can't be done: what it raised, or that every worker that tried it died.
         """
-        outputs: dict[str, Output] = {}
+        outputs = find_outputs(tasks, self.root)
         waiting: list[Task] = []
-        for task in {task.folder(self.root): task for task in tasks}.values():
-            found = task.found(self.root)
-            if found is None:
-                waiting.append(task)
+        for key, task in {task.key: task for task in tasks}.items():
+            if key in outputs:
+                on_done(task, outputs[key])
             else:
-                outputs[task.key] = found
-                on_done(task, found)
+                shutil.rmtree(task.folder(self.root), ignore_errors=True)  # damaged
+                waiting.append(task)
         for task, output in self._run_all(waiting):
             outputs[task.key] = output
             on_done(task, output)
@@ -278,7 +277,7 @@ def serve(credentials: Credentials, scratch: Path, board: Path, memory_bytes: in
     import dask
     from distributed import Worker, WorkerPlugin
 
-    logging.getLogger("distributed").setLevel(logging.ERROR)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # the driver tells what fails
 
     class BoardPlugin(WorkerPlugin):  # type: ignore[misc]
         """Holds the board of this worker."""

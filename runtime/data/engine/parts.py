@@ -66,6 +66,10 @@ def printable_utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _whole(value: str | bytes) -> str | bytes:
+    return printable_utf8(value) if isinstance(value, str) else value
+
+
 class _Table:
     """Writes rows of text columns to a Parquet file, in row groups of a bounded size."""
 
@@ -90,7 +94,12 @@ class _Table:
     def _flush(self) -> None:
         import pyarrow
 
-        self._writer.write_table(pyarrow.table(self._columns, schema=self._schema))
+        try:
+            table = pyarrow.table(self._columns, schema=self._schema)
+        except UnicodeEncodeError:  # half a surrogate pair, as in an address or in the name of a file
+            whole = {name: [_whole(value) for value in values] for name, values in self._columns.items()}
+            table = pyarrow.table(whole, schema=self._schema)
+        self._writer.write_table(table)
         self._columns = {name: [] for name in self._columns}
         self._bytes = 0
 

@@ -6,6 +6,7 @@ same task done twice at once gives the same files, so that either may stay.
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trimaran.runtime.data.engine.watch import Watch
-from trimaran.runtime.data.files import NotPrepared, hash_file, new_folder
+from trimaran.runtime.data.files import NotPrepared, hash_file, new_folder, once_per_change
 from trimaran.runtime.files import read_json
 
 _RECORD = "task.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,39 @@ class OnDisk:
         Raises:
             NotPrepared: one is missing.
         """
-        outputs = []
+        outputs, found = [], find_outputs(tasks, self.root)
         for task in tasks:
-            output = task.found(self.root)
+            output = found.get(task.key)
             if output is None:
                 raise NotPrepared(f"{task.about}: its stage {task.stage} is not done yet; run trimaran prepare")
             on_done(task, output)
             outputs.append(output)
         return outputs
+
+
+def find_outputs(tasks: Sequence[Task], root: Path) -> dict[str, Output]:
+    """Return what earlier runs have written for the tasks of one stage, by key.
+
+    Files that have changed since they were last read are read once and compared with their sha256. A damaged output is
+    told, and counts as not there.
+    """
+    found = {task.key: output for task in tasks if (output := task.found(root)) is not None}
+    damaged = damaged_files(list(found.values()), root / "checked" / f"{tasks[0].stage}.json") if found else []
+    for path in damaged:
+        logger.warning("%s is not what was written there; its task is done again", path)
+    folders = {path.parent for path in damaged}
+    return {key: output for key, output in found.items() if output.folder not in folders}
+
+
+def damaged_files(outputs: Sequence[Output], record: Path) -> list[Path]:
+    """Return the files whose content is not what their task has written.
+
+    Args:
+        record: see `once_per_change`.
+    """
+    files = [(output.folder / name, sha256) for output in outputs for name, (sha256, _) in output.files.items()]
+    hashes = once_per_change([path for path, _ in files], record, hash_file)
+    return [path for (path, sha256), found in zip(files, hashes, strict=True) if found != sha256]
 
 
 def _digest(content: object) -> str:

@@ -80,7 +80,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return _check(_Parser(content), path)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, "take it out of data.filter.classifiers") from error
     except (struct.error, UnicodeDecodeError, IndexError):
         raise DataError(f"{path} is a damaged fastText model; copy or download it again") from None
 

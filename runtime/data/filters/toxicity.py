@@ -158,5 +158,5 @@ def _own(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8; filter.toxicity.lexicons takes text files with a word a line") from None
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, "take it out of data.filter.toxicity") from error
     return [line.partition("#")[0].strip() for line in lines]

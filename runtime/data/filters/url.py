@@ -76,7 +76,7 @@ def _entries(path: Path) -> Iterator[tuple[str, str]]:
     except UnicodeDecodeError:
         raise DataError(f"{path}, line {number} is not UTF-8; filter.url_blocklist takes text files") from None
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, "take it out of data.filter.url_blocklist") from error
 
 
 def _entry(text: str, place: str) -> tuple[str, str]:

@@ -36,6 +36,7 @@ def curate(recipe: Recipe, cluster: TaskRunner, progress: Progress, last_stage: 
     """
     runner = StageRunner(recipe, cluster, progress)
     parts = runner.read()
+    _check_losses(recipe, runner.stages[0])
     last = STAGES.index(last_stage) if last_stage is not None else len(STAGES)
     if recipe.filter is not None and last >= STAGES.index("filter"):
         settings = [{"filter": recipe.filter}] * len(parts)
@@ -55,6 +56,18 @@ def curate(recipe: Recipe, cluster: TaskRunner, progress: Progress, last_stage: 
     if not runner.stages[-1]["documents"].get("out"):
         raise DataError(f"the recipe keeps no document; trimaran data show {folder} says what removed them")
     return Curated(folder, [part.folder for part in parts], manifest)
+
+
+def _check_losses(recipe: Recipe, stage: Mapping[str, Any]) -> None:
+    """Raise DataError where more than a share `max_lost_fraction` of the documents could not be read for one reason."""
+    came = max(1, stage["documents"].get("in", 0))
+    for reason, count in stage["reasons"].items():
+        if reason.startswith("read.") and count > recipe.max_lost_fraction * came:
+            raise DataError(
+                f"{count:,} of {came:,} documents ({count / came:.1%}) are left out as {reason}, more than "
+                f"data.max_lost_fraction ({recipe.max_lost_fraction:g}); trimaran prepare --sample shows some; mend "
+                "the files, leave them out, or raise data.max_lost_fraction if this is meant"
+            )
 
 
 def _found_items(section: Mapping[str, Any], parts: Sequence[Output]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trimaran.runtime.data.engine.task import Output
+from trimaran.runtime.data.engine.task import Output, damaged_files
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.files import read_json
 
@@ -37,6 +37,7 @@ def folder_of_recipe(folder: Path) -> Path:
     Raises:
         DataError: there is none.
     """
+    folder = folder.parent if folder.is_file() else folder
     run = folder / "data_manifest.json"
     if not run.is_file():
         return folder
@@ -60,10 +61,18 @@ def open_curated(folder: Path) -> Curated:
         root = folder.parents[1]
         parts = [root / part["folder"] for part in manifest["parts"]]
         digests = [part["sha256"] for part in manifest["parts"]]
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder} holds no recipe; name the folder of a run, or the one with the data.html that prepare has told"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} holds no prepared recipe ({error}); run trimaran prepare again") from error
+        raise DataError(f"{folder / MANIFEST} is damaged ({error}); run trimaran prepare again") from error
+    outputs = []
     for part, digest in zip(parts, digests, strict=True):
         found = Output.read(part)
         if found is None or found.digest != digest:
             raise DataError(f"{part} is missing or not what its manifest says; run trimaran prepare again")
+        outputs.append(found)
+    for path in damaged_files(outputs, folder / "checked.json"):
+        raise DataError(f"{path} is not what its manifest says; run trimaran prepare again")
     return Curated(folder, parts, manifest)

@@ -42,6 +42,7 @@ def recipe_of(spec: "RunSpec", environment: Mapping[str, str] = NO_JOB, *, fetch
     recipe = Recipe(
         parts=[],
         max_document_bytes=data.max_document_bytes,
+        max_lost_fraction=data.max_lost_fraction,
         substring_memory=None if data.worker_memory is None else int(data.worker_memory * (1 << 30)),
         **{name: _json(getattr(data, name)) for name in ("clean", "filter", "dedup", "decontaminate")},
     )

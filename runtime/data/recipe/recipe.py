@@ -23,6 +23,7 @@ class Recipe:
 
     Attributes:
         substring_memory: bytes that the comparison of substrings may take; None for its default.
+        max_lost_fraction: the largest share of the documents that may be unreadable for one reason.
         passed_over: corpus -> the account of its files, with those that were passed over.
     """
 
@@ -33,6 +34,7 @@ class Recipe:
     decontaminate: Mapping[str, Any] | None
     max_document_bytes: int
     substring_memory: int | None = None
+    max_lost_fraction: float = 1.0
     passed_over: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -12,6 +12,8 @@ from trimaran.runtime.spec.sections.corpora import Corpora, Key, NumBytes, Sourc
 from trimaran.runtime.spec.sections.dedup import DecontaminateSection, DedupSection
 from trimaran.runtime.spec.sections.filter import FilterSection
 
+# A worker takes a quarter of a GiB before it has a document.
+WorkerMemory = Annotated[float, Field(ge=0.5, allow_inf_nan=False)]
 TokenizerSize = Annotated[int, Field(ge=SMALLEST_VOCABULARY, le=2**31 - 1), INTEGRAL]
 
 
@@ -84,7 +86,7 @@ class DataSection(BaseModel):
     workers: Count | None = Field(
         default=None, description="Processes that prepare the text (null: the usable cores of the machine)."
     )
-    worker_memory: Positive | None = Field(
+    worker_memory: WorkerMemory | None = Field(
         default=None, description="Memory that one of them may take, in GiB (null: no limit)."
     )
 
