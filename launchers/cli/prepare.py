@@ -53,7 +53,8 @@ def prepare(
 
         if (only or sample) and not spec.data.has_recipe:
             raise ValueError(
-                "--only and --sample are for a recipe, which this spec has not: it needs data.clean or filter"
+                "--only and --sample are for a recipe, which this spec has not: it needs data.corpora, clean, filter, "
+                "dedup or decontaminate"
             )
         if sample is not None:
             table = new_table("document", "kept", "removed, and why", show_lines=True)

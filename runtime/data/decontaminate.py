@@ -72,6 +72,8 @@ def read_items(path: Path, fields: Sequence[str]) -> list[str]:
         raise DataError(f"decontaminate.against: {path} is no evaluation set of a known kind; use {_READABLE}")
     try:
         records = list(_RECORDS[kind](_content(path)))
+    except FileNotFoundError as error:
+        raise DataError(f"decontaminate.against: there is no file {path}; name one that is there") from error
     except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"decontaminate.against: cannot read {path} as {kind}: {reason}; use {_READABLE}") from error

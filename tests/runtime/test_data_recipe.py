@@ -239,6 +239,13 @@ def test_a_sample_has_some_of_every_corpus_and_writes_nothing(corpus: Path, tmp_
     assert rows["web/1.html#0"] == (_text(1), "")
 
 
+def test_pages_need_cleaning(corpus: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"pages/0\.html has pages.*and the spec has no data\.clean; write data\.clean: "
+    ):
+        recipe_of(_spec(corpus, clean=None))
+
+
 def test_what_is_prepared_is_found_without_work(curated: Curated, corpus: Path, tmp_path: Path) -> None:
     spec = _spec(corpus, cache_dir=str(tmp_path))
     found = curate(recipe_of(spec), OnDisk(curated.root), lambda *_: None)

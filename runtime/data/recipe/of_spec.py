@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.extras import require_extra
-from trimaran.runtime.data.files import hash_file, once_per_change
+from trimaran.runtime.data.files import DataError, hash_file, once_per_change
 from trimaran.runtime.data.prepare import QUICKSTART
 from trimaran.runtime.data.quickstart import ensure_quickstart
 from trimaran.runtime.data.readers.part import Part, ReadSettings
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trimaran.runtime.spec import RunSpec
 
 _DEDUP_PACKAGES = {"rensa": "near", "pydivsufsort": "substring"}
+_PAGES = ("html", "warc")
 _ONE = "source"
 """The name of the corpus where `data.source` has the only one."""
 
@@ -62,7 +63,18 @@ def recipe_of(spec: "RunSpec", environment: Mapping[str, str] = NO_JOB, *, fetch
         check_first(parts, settings)
         sources += _hashed(parts, corpus["text_field"], cache_dir)
         passed_over[name] = account.record
+    if recipe.clean is None:
+        _check_no_pages(sources)
     return replace(recipe, parts=sources, passed_over=passed_over)
+
+
+def _check_no_pages(sources: Sequence[SourcePart]) -> None:
+    for source in sources:
+        if source.part.format in _PAGES:
+            raise DataError(
+                f"{source.part.file} has pages, which become text in cleaning, and the spec has no data.clean; write "
+                "data.clean: {} for its defaults"
+            )
 
 
 def _check_sections(recipe: Recipe) -> None:
