@@ -35,6 +35,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
             f"{spec.kernels.backend}, {'deterministic' if spec.kernels.deterministic else 'not deterministic'}",
         ),
         ("data", f"{_data(spec)}; {spec.data.held_out_fraction:.3g} of it held out"),
+        *([("recipe", recipe)] if (recipe := _recipe(spec)) else []),
         ("objective", _objective(spec, shape)),
         (
             "checkpoints",
@@ -158,6 +159,21 @@ def _data(spec: RunFields) -> str:
     if stages is None:
         return f"{_shares({name: corpus.weight for name, corpus in corpora.items()})} of the samples"
     return "; ".join(f"from {counted(stage.tokens, 'token')} on {_shares(stage.weights)}" for stage in stages)
+
+
+def _recipe(spec: RunFields) -> str:
+    """Return the stages of the recipe, each with what is on in it; "" without one."""
+    told = []
+    for name in ("clean", "filter", "dedup"):
+        section = getattr(spec.data, name)
+        if section is not None:
+            off = (None, False, "keep", [])
+            # A float is a threshold, which does nothing by itself.
+            on = [field for field, value in section if value not in off and not isinstance(value, float)]
+            told.append(f"{name} ({', '.join(on)})" if on else name)
+    if spec.data.decontaminate is not None:
+        told.append(f"decontaminate ({counted(len(spec.data.decontaminate.against), 'evaluation set')})")
+    return "; ".join(told)
 
 
 def _shares(weights: Mapping[str, float]) -> str:

@@ -619,6 +619,12 @@ def test_description_explains_padding_layout_batch_and_tokens() -> None:
     assert rows["batch"] == "32 sequences = 4 micro_batch_size x 4 microbatches x 2 dp"
     assert rows["tokens per step"] == "4,096 (32 sequences of 128)"
     assert rows["total tokens"] == "409,600 in 100 steps, 0.00329 a parameter"
+    assert "recipe" not in rows
+    example = load_spec(next(path for path in EXAMPLES if path.name == "web-corpus.yaml"), ["data.dedup.url=false"])
+    assert dict(describe(example))["recipe"] == (
+        "clean (html, repair_encoding, unicode, pii); filter (languages, gopher, gopher_repetition, c4, fineweb); "
+        "dedup (exact, near, lines, substring); decontaminate (2 evaluation sets)"
+    )
 
 
 # --- examples, schema, speed
