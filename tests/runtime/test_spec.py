@@ -670,7 +670,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"data.worker_memory": 0},
-        "data.worker_memory: must be above 0, got 0; set data.worker_memory to a number above 0",
+        "data.worker_memory: must be at least 0.5, got 0; set data.worker_memory to a number at least 0.5",
     ),
     # records below a section
     (
