@@ -167,7 +167,7 @@ def _recipe(spec: RunFields) -> str:
     for name in ("clean", "filter", "dedup"):
         section = getattr(spec.data, name)
         if section is not None:
-            off = (None, False, "keep", [])
+            off: tuple[object, ...] = (None, False, "keep", [])
             # A float is a threshold, which does nothing by itself.
             on = [field for field, value in section if value not in off and not isinstance(value, float)]
             told.append(f"{name} ({', '.join(on)})" if on else name)
