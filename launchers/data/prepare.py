@@ -127,7 +127,7 @@ def _progress() -> Iterator["OnProgress"]:
 
         def update(stage: str, done: int, total: int, size: int) -> None:
             if stage not in shown:
-                shown[stage] = bars.add_task(stage, total=total, rate="")
+                shown[stage], found[stage] = bars.add_task(stage, total=total, rate=""), 0
             elapsed = next(task.elapsed for task in bars.tasks if task.id == shown[stage]) or 0.0
             if elapsed < _FOUND_WITHIN_S:
                 found[stage] = size

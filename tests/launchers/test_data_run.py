@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.launchers.runs import Workplace, make_workplace, trimaran
+from trimaran.launchers.data import prepare
 from trimaran.launchers.data.prepare import curate_spec
 from trimaran.launchers.data.workers import WorkerOptions, local_workers
 from trimaran.launchers.env.exit_codes import Stopped
@@ -108,3 +109,16 @@ def test_ctrl_c_says_where_it_goes_on(workplace: Workplace, monkeypatch: pytest.
     spec = load_spec(workplace.folder / "spec.yaml", [])
     with pytest.raises(Stopped, match=r"^stopped by SIGINT; what is done is kept, and the same command goes on there$"):
         curate_spec(spec, local_workers(WorkerOptions.of_spec(spec)))
+
+
+@pytest.mark.parametrize("found_within_s", [-1.0, 1000.0])
+def test_the_speed_of_a_stage_is_without_what_was_found(
+    found_within_s: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepare, "_FOUND_WITHIN_S", found_within_s)
+    with prepare._progress() as update:
+        update("clean", 0, 1, 0)
+        update("clean", 1, 1, 10**9)
+    shown = capsys.readouterr().err
+    assert "clean" in shown
+    assert ("MB/s" in shown) == (found_within_s < 0)
