@@ -143,7 +143,8 @@ def sample_rows(spec: RunSpec, count: int) -> Iterator[tuple[str, str, str]]:
     from trimaran.runtime.data.recipe.of_spec import recipe_of
     from trimaran.runtime.data.recipe.sample import sample_documents
 
-    for name, text, why in sample_documents(recipe_of(spec, os.environ), count):
+    recipe = recipe_of(spec, os.environ, identify=False)
+    for name, text, why in sample_documents(recipe, count, spec.data.task_timeout_s):
         yield (name, "", f"[{why}]\n{_short(text)}") if why else (name, _short(text), "")
 
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trimaran.launchers.report.data_page import write_data_page
+from trimaran.runtime.data.document import Counts, Document
 from trimaran.runtime.data.engine.parts import read_kept, read_removed
 from trimaran.runtime.data.engine.task import OnDisk, Output, Task, find_outputs
 from trimaran.runtime.data.engine.watch import Watch, note_slow
@@ -229,12 +230,12 @@ def test_the_page_shows_reasons_and_escapes_texts(curated: Curated, corpus: Path
 
 
 def test_a_sample_has_some_of_every_corpus_and_writes_nothing(corpus: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(_spec(corpus, cache_dir=str(tmp_path / "cache")))
-    few = [name.partition("/")[0] for name, _, _ in sample_documents(recipe, 6)]
+    recipe = recipe_of(_spec(corpus, cache_dir=str(tmp_path / "cache")), identify=False)
+    few = [name.partition("/")[0] for name, _, _ in sample_documents(recipe, 6, 60.0)]
     assert Counter(few) == {"web": 3, "records": 3}
-    rows = {name: (text, why) for name, text, why in sample_documents(recipe, 100)}
+    rows = {name: (text, why) for name, text, why in sample_documents(recipe, 100, 60.0)}
     assert len(rows) == 23
-    assert not (tmp_path / "cache" / "recipes").exists()
+    assert not (tmp_path / "cache").exists()
     assert rows["web/8.html#0"][1].startswith("html.binary")
     assert rows["web/1.html#0"] == (_text(1), "")
 
@@ -353,3 +354,19 @@ def test_a_changed_file_of_a_finished_task_is_found_and_made_again(corpus: Path,
     again = Here(tmp_path)
     assert _curate(changed, again).manifest == clean.manifest
     assert again.ran["near"] == 1
+
+
+def test_a_sample_leaves_out_what_never_ends(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless:
+        name = "endless"
+
+        def __call__(self, document: Document, counts: Counts) -> None:
+            if document.id == "web/2.html#0":
+                while True:
+                    pass
+
+    monkeypatch.setattr("trimaran.runtime.data.recipe.sample.cleaning", lambda section: [Endless()])
+    recipe = recipe_of(_spec(corpus, filter=None, cache_dir=str(tmp_path)), identify=False)
+    rows = {name: why for name, _, why in sample_documents(recipe, 100, 1.0)}
+    assert rows["web/2.html#0"] == "slow.document"
+    assert list(rows.values()).count("slow.document") == 1

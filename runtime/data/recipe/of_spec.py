@@ -28,11 +28,14 @@ _ONE = "source"
 """The name of the corpus where `data.source` has the only one."""
 
 
-def recipe_of(spec: "RunSpec", environment: Mapping[str, str] = NO_JOB, *, fetch: bool = True) -> Recipe:
+def recipe_of(
+    spec: "RunSpec", environment: Mapping[str, str] = NO_JOB, *, fetch: bool = True, identify: bool = True
+) -> Recipe:
     """Return the recipe of a spec; lists the sources and hashes the files that have changed since they were last seen.
 
     Args:
         environment: see `Holder.here`.
+        identify: whether files are hashed, which writes to the cache; a recipe without can't be run.
         fetch: whether the quickstart corpus is fetched where it is not there yet; it is left out otherwise.
 
     Raises:
@@ -61,7 +64,8 @@ def recipe_of(spec: "RunSpec", environment: Mapping[str, str] = NO_JOB, *, fetch
         parts = find_parts(name, named, settings, account, format=corpus["format"], cache_dir=cache_dir)
         account.check(data.max_lost_fraction)
         check_first(parts, settings)
-        sources += _hashed(parts, corpus["text_field"], cache_dir)
+        field = corpus["text_field"]
+        sources += _hashed(parts, field, cache_dir) if identify else [SourcePart(part, "", field) for part in parts]
         passed_over[name] = account.record
     if recipe.clean is None:
         _check_no_pages(sources)

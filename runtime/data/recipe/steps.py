@@ -19,7 +19,8 @@ from trimaran.runtime.spec.sections.dedup import DecontaminateSection
 from trimaran.runtime.spec.sections.filter import FilterSection
 
 EMPTY: Final = "empty.text"
-_SLOW: Final = ("slow", Removal("slow.document", "over data.task_timeout_s"))
+TOO_SLOW: Final = "slow.document"
+_SLOW: Final = ("slow", Removal(TOO_SLOW, "over data.task_timeout_s"))
 
 
 def read_and_clean(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> dict[str, Any]:
