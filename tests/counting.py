@@ -14,7 +14,7 @@ FOLDER = "TRIMARAN_TEST_COUNTS"
 BOUNDS = {
     "cold start": 20,
     "kernel compiled": 123,
-    "parity step": 1030,
+    "parity step": 1050,  # 1,028 to 1,036: each worker trains the references that its tests need
     "slurm process": 75,
 }
 """The most of each kind that the whole suite may count."""
