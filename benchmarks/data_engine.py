@@ -34,9 +34,9 @@ from trimaran.runtime.data.clean.steps import clean_steps
 from trimaran.runtime.data.dedup import near
 from trimaran.runtime.data.dedup.arrays import save_arrays
 from trimaran.runtime.data.document import Document
-from trimaran.runtime.data.fast_encode import FastEncoder, why_not
 from trimaran.runtime.data.filters.gopher import GopherFilter
 from trimaran.runtime.data.filters.gopher_repetition import GopherRepetitionFilter
+from trimaran.runtime.data.tokens.fast_encode import FastEncoder, why_not
 from trimaran.runtime.spec.sections.clean import CleanSection
 from trimaran.runtime.spec.sections.filter import GopherRepetitionSettings, GopherSettings
 
@@ -129,7 +129,7 @@ def measure_tokens(texts: Sequence[str], rounds: int, vocab_size: int) -> dict[s
     """Print and return the megabytes a CPU-second of each engine."""
     import tokenizers
 
-    from trimaran.runtime.data.tokenizer import Tokenizer
+    from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 
     inner = tokenizers.Tokenizer.from_str(Tokenizer.train(texts, vocab_size).definition)
     why = why_not(inner)

@@ -16,7 +16,7 @@ from trimaran.runtime.spec import RunSpec, describe, json_schema, load_spec
 from trimaran.runtime.zero.costs import describe_state
 
 if TYPE_CHECKING:
-    from trimaran.runtime.data.shards import TokenShards
+    from trimaran.runtime.data.tokens.shards import TokenShards
 
 _PICTURE_MICROBATCHES = 64  # a drawing of more has boxes too thin to read
 

@@ -100,8 +100,8 @@ def _check_text(spec: RunSpec) -> None:
 def _check_tokenizer(spec: RunSpec) -> None:
     if spec.data.tokenizer is None:
         return
-    from trimaran.runtime.data.build import check_tokenizer
-    from trimaran.runtime.data.tokenizer import Tokenizer
+    from trimaran.runtime.data.tokens.build import check_tokenizer
+    from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(Path(spec.data.tokenizer), spec.data.end_of_text)
     check_tokenizer(tokenizer, spec.transformer.objective == "masked_lm", spec.transformer.vocab_size)

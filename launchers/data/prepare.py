@@ -14,11 +14,11 @@ from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
-    from trimaran.runtime.data.build import Digests
     from trimaran.runtime.data.engine.cluster import Workers
     from trimaran.runtime.data.prepare import PreparedData
     from trimaran.runtime.data.recipe.curated import Curated
     from trimaran.runtime.data.recipe.stage_runner import Progress as OnProgress
+    from trimaran.runtime.data.tokens.build import Digests
 
 _SHOWN_CHARACTERS = 200
 _FOUND_WITHIN_S = 0.2

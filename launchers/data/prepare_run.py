@@ -34,8 +34,8 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     """
     from trimaran.launchers.data.prepare import curate_spec, prepare_curated
     from trimaran.launchers.data.workers import WorkerOptions, local_workers
-    from trimaran.runtime.data.build import Digests
     from trimaran.runtime.data.recipe.curated import MANIFEST
+    from trimaran.runtime.data.tokens.build import Digests
     from trimaran.runtime.train.pipeline import schedule_of
 
     check_device(spec, 1)  # before the data, which may take long

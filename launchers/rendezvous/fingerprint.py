@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from trimaran.runtime.data.shards import mapped_digest
+from trimaran.runtime.data.tokens.shards import mapped_digest
 from trimaran.runtime.files import read_bytes
 from trimaran.runtime.pipeline.csv_text import write_csv
 from trimaran.runtime.spec import RunSpec, dump_spec

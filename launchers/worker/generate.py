@@ -14,7 +14,7 @@ from trimaran.launchers.worker.tasks import GenerateTask, TaskPrompt
 from trimaran.models.fields import counted
 from trimaran.models.transformer import Stage
 from trimaran.runtime.checkpoint.reshard import Checkpoint
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.infer.generate import check_weights, generate
 from trimaran.runtime.infer.sample_group import Completion
 from trimaran.runtime.infer.text import TextStream

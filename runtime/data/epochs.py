@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from trimaran.runtime.data.blend import Blend
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.shards import TokenShards
+from trimaran.runtime.data.tokens.shards import TokenShards
 
 if TYPE_CHECKING:
     from trimaran.runtime.spec import RunSpec

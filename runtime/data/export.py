@@ -19,7 +19,7 @@ from trimaran.runtime.data.document import Document
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import hash_file
 from trimaran.runtime.data.readers.megatron import DTYPES, HEAD, MARK, index_file
-from trimaran.runtime.data.shards import TokenShards
+from trimaran.runtime.data.tokens.shards import TokenShards
 
 FORMATS: Final = ("megatron", "jsonl.zst", "parquet")
 FILE_BYTES: Final = 1 << 30

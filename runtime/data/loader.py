@@ -9,7 +9,7 @@ from trimaran.runtime.data.blend import Blend
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.objectives import NextToken, Objective
 from trimaran.runtime.data.permutation import Int64Array, permute
-from trimaran.runtime.data.shards import TokenArray, TokenShards
+from trimaran.runtime.data.tokens.shards import TokenArray, TokenShards
 from trimaran.runtime.grid import num_microbatches
 
 _NEXT_TOKEN = NextToken()

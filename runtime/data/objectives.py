@@ -14,7 +14,7 @@ import torch
 
 from trimaran.models.batch import Microbatch
 from trimaran.runtime.data.permutation import Int64Array, UInt64Array, position_draws
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from trimaran.runtime.spec import RunSpec

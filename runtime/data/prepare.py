@@ -13,14 +13,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from trimaran.runtime.data.account import Account
-from trimaran.runtime.data.build import FORMAT, SPLITS, BuildSettings, Digests, build, check_tokenizer
 from trimaran.runtime.data.corpus import SECTION_CHARACTERS
 from trimaran.runtime.data.files import DataError, NotPrepared, build_once, hash_file, once_per_change
 from trimaran.runtime.data.quickstart import ensure_quickstart
 from trimaran.runtime.data.recipe.curated import MANIFEST, Curated
-from trimaran.runtime.data.shards import ShardInfo, TokenShards, verify_shards
 from trimaran.runtime.data.sources import KEPT_NAME, SourceFile, find_files
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.build import FORMAT, SPLITS, BuildSettings, Digests, build, check_tokenizer
+from trimaran.runtime.data.tokens.shards import ShardInfo, TokenShards, verify_shards
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import read_json
 from trimaran.runtime.folder_lock import NO_JOB
 

@@ -22,7 +22,7 @@ from trimaran.models.transformer import model_dtype
 from trimaran.runtime.checkpoint.files import write_safetensors, write_text
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.folder_lock import NO_JOB
 from trimaran.runtime.huggingface.card import Card, model_card
 from trimaran.runtime.huggingface.folder import check_disk_space, new_folder

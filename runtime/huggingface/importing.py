@@ -15,7 +15,7 @@ from trimaran.models.parallel.shard import ShardPiece, whole
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.checkpoint.store import save_in_parts
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import open_regular
 from trimaran.runtime.folder_lock import NO_JOB
 from trimaran.runtime.huggingface.folder import check_disk_space, new_folder

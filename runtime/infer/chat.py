@@ -17,8 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trimaran.runtime.data.end_of_text import token_text
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.end_of_text import token_text
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import parse_json, read_bytes, read_text
 
 _START, _END = "\ufdd0", "\ufdd1"

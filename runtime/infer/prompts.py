@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from trimaran.models.fields import counted
 from trimaran.runtime.data.corpus import check_is_text, check_nul, decode_utf8
-from trimaran.runtime.data.end_of_text import token_text
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.end_of_text import token_text
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import parse_json, read_bytes
 from trimaran.runtime.infer.chat import ChatError, ChatTemplate, Message, check_messages, read_json
 

@@ -5,7 +5,7 @@ Incomplete characters and possible beginnings of stop strings are held back.
 
 from collections.abc import Sequence
 
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 
 # Tokens before the new ones that are decoded with them: some decoders treat the first token of a text specially.
 _CONTEXT = 8

@@ -11,7 +11,7 @@ from trimaran.runtime.checkpoint.folder import newest_checkpoint
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.prepare import PreparedData
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.state import spec_of, verify_together
 from trimaran.runtime.train.train_context import TrainContext

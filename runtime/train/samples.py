@@ -10,8 +10,8 @@ from trimaran.runtime.data.epochs import blend_of, check_epochs, corpora_of
 from trimaran.runtime.data.loader import Loader
 from trimaran.runtime.data.objectives import objective_of
 from trimaran.runtime.data.prepare import PreparedData
-from trimaran.runtime.data.shards import TokenShards
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.shards import TokenShards
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from trimaran.runtime.checkpoint.folder import find_checkpoints, latest, what_to
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.checkpoint.store import save
-from trimaran.runtime.data.build import CHANGED
 from trimaran.runtime.data.prepare import PreparedData
+from trimaran.runtime.data.tokens.build import CHANGED
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, SpecError, diff_specs, parse_spec
 from trimaran.runtime.spec.errors import show

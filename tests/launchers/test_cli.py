@@ -31,7 +31,7 @@ from trimaran.launchers.slurm.commands import SlurmError, submit
 from trimaran.launchers.terminal import TerminalHandler, print_table, run_main, say, say_error, sentence
 from trimaran.launchers.worker.generate import Output
 from trimaran.models.fields import FieldError
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.pipeline.csv_text import read_csv
 from trimaran.runtime.spec import load_spec
 

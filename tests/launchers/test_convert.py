@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.launchers.runs import Command, Outcome, Workplace, trimaran
 from tests.runtime.huggingface_folders import corpus, llama, logits_of, rewrite, saved
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.folder_lock import FolderInUse, FolderLock
 from trimaran.runtime.spec import load_spec
 from trimaran.runtime.train.init_from import tokenizer_of_weights

@@ -26,7 +26,7 @@ from trimaran.launchers.worker import generate as worker_generate
 from trimaran.launchers.worker.process_group import join_world
 from trimaran.launchers.worker.tasks import GenerateTask
 from trimaran.models.transformer import Stage
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.spec import dump_spec, parse_spec
 from trimaran.runtime.train.state import TrainState, save_state
 from trimaran.runtime.train.train_context import build_train_context

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from trimaran.runtime.checkpoint.reshard import Checkpoint
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 
 VOCAB, HIDDEN, LAYERS = 300, 32, 3
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

@@ -19,7 +19,7 @@ from trimaran.runtime.data.files import hash_file
 from trimaran.runtime.data.readers.part import ReadSettings
 from trimaran.runtime.data.readers.parts import find_parts
 from trimaran.runtime.data.readers.read import read_part
-from trimaran.runtime.data.shards import ShardWriter, TokenShards
+from trimaran.runtime.data.tokens.shards import ShardWriter, TokenShards
 
 TEXTS = ["first\nline", 'with "quotes"', "日本語 " * 300, "\u2028 and \\u0041", "last"]
 

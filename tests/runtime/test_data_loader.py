@@ -17,7 +17,7 @@ from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.loader import Loader
 from trimaran.runtime.data.permutation import held_out_units, permute
 from trimaran.runtime.data.prepare import prepare_data
-from trimaran.runtime.data.shards import ShardWriter, TokenShards
+from trimaran.runtime.data.tokens.shards import ShardWriter, TokenShards
 from trimaran.runtime.spec import parse_spec
 from trimaran.runtime.train.feed import BatchFeed
 from trimaran.runtime.train.samples import check_data, held_out_batches

@@ -14,10 +14,10 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from trimaran.runtime.data.account import table_of
-from trimaran.runtime.data.build import Digests
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.prepare import PreparedData, open_prepared, prepare, prepare_data
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.build import Digests
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from trimaran.runtime.spec import RunSpec

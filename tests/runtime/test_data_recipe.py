@@ -27,7 +27,7 @@ from trimaran.runtime.data.recipe.curated import Curated, open_curated
 from trimaran.runtime.data.recipe.fate import fate_of, samples, stage_folders
 from trimaran.runtime.data.recipe.of_spec import recipe_of
 from trimaran.runtime.data.recipe.sample import sample_documents
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.parsing import parse_spec
 from trimaran.runtime.spec.sections.filter import GopherSettings

@@ -8,7 +8,7 @@ import pytest
 
 from trimaran.launchers.rendezvous.fingerprint import InconsistentRanksError, check_same_everywhere, facts_of_rank
 from trimaran.runtime.data.files import DataError, new_folder
-from trimaran.runtime.data.shards import ShardWriter, TokenShards, dtype_for, verify_shards
+from trimaran.runtime.data.tokens.shards import ShardWriter, TokenShards, dtype_for, verify_shards
 from trimaran.runtime.spec import load_spec
 
 
@@ -73,7 +73,7 @@ def test_a_changed_shard_or_a_token_beyond_the_vocabulary_is_found_and_what_is_k
     ):
         verify_shards(tmp_path, [shards], 9)
     with monkeypatch.context() as patch:
-        patch.setattr("trimaran.runtime.data.shards._sha256_and_largest", None)
+        patch.setattr("trimaran.runtime.data.tokens.shards._sha256_and_largest", None)
         verify_shards(tmp_path, [shards], 10)
         with pytest.raises(DataError, match="has the token 9"):
             verify_shards(tmp_path, [shards], 9)

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models
 
-from trimaran.runtime.data import build
-from trimaran.runtime.data.end_of_text import END_OF_TEXT
-from trimaran.runtime.data.fast_encode import FastEncoder, why_not
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.tokenizer import MASK, Tokenizer
-from trimaran.runtime.data.vocabulary import SMALLEST_VOCABULARY
+from trimaran.runtime.data.tokens import build
+from trimaran.runtime.data.tokens.end_of_text import END_OF_TEXT
+from trimaran.runtime.data.tokens.fast_encode import FastEncoder, why_not
+from trimaran.runtime.data.tokens.tokenizer import MASK, Tokenizer
+from trimaran.runtime.data.tokens.vocabulary import SMALLEST_VOCABULARY
 
 TEXTS = ["the cat sat on the mat\n", "the dog sat on the log\n"] * 20
 

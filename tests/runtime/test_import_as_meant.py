@@ -18,7 +18,7 @@ from tests.runtime.huggingface_folders import (
     saved,
     weights_of,
 )
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.huggingface.importing import Limits, import_model
 from trimaran.runtime.huggingface.plan import make_plan
 from trimaran.runtime.huggingface.progress import Progress

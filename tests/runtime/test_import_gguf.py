@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from tests.launchers.runs import trimaran
 from tests.runtime.huggingface_folders import TEMPLATE, VOCAB, parameters_of, tokenizer_of
 from tests.smollm2 import smollm2_file
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.huggingface import importing
 from trimaran.runtime.huggingface.importing import Imported, import_model
 from trimaran.runtime.huggingface.proof import TOLERANCE

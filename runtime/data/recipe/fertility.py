@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from trimaran.runtime.data.engine.parts import read_kept
 from trimaran.runtime.data.filters.words import split_words
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 
 _SAMPLE_BYTES: Final = 1 << 20
 _MOST_READ: Final = 256 << 20

@@ -5,7 +5,7 @@ from typing import Final
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import FieldError, nearest_multiples, one_of
-from trimaran.runtime.data.vocabulary import SMALLEST_MASKING_VOCABULARY, SMALLEST_VOCABULARY
+from trimaran.runtime.data.tokens.vocabulary import SMALLEST_MASKING_VOCABULARY, SMALLEST_VOCABULARY
 from trimaran.runtime.spec.fields import RunFields, num_predicted
 from trimaran.runtime.spec.rules.table import Rules
 

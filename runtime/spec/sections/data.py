@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from trimaran.models.fields import INTEGRAL, Count, Positive
-from trimaran.runtime.data.vocabulary import SMALLEST_VOCABULARY
+from trimaran.runtime.data.tokens.vocabulary import SMALLEST_VOCABULARY
 from trimaran.runtime.spec.sections.clean import CleanSection
 from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath, Folder, Fraction, PositiveFraction
 from trimaran.runtime.spec.sections.corpora import Corpora, Key, NumBytes, Sources, Stages

@@ -10,10 +10,10 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from trimaran.runtime.data.end_of_text import END_OF_TEXT, USUAL_NAMES, find_end_of_text, keep_end_of_text
-from trimaran.runtime.data.fast_encode import FastEncoder, why_not
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.vocabulary import SMALLEST_MASKING_VOCABULARY, SMALLEST_VOCABULARY
+from trimaran.runtime.data.tokens.end_of_text import END_OF_TEXT, USUAL_NAMES, find_end_of_text, keep_end_of_text
+from trimaran.runtime.data.tokens.fast_encode import FastEncoder, why_not
+from trimaran.runtime.data.tokens.vocabulary import SMALLEST_MASKING_VOCABULARY, SMALLEST_VOCABULARY
 from trimaran.runtime.files import read_bytes
 
 MASK = "[MASK]"

@@ -19,9 +19,9 @@ from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.corpus import SECTION_CHARACTERS, Unit, iter_units
 from trimaran.runtime.data.files import DataError, hash_file
 from trimaran.runtime.data.permutation import held_out_units, sample_units
-from trimaran.runtime.data.shards import ShardWriter, dtype_for
 from trimaran.runtime.data.sources import SourceFile
-from trimaran.runtime.data.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.shards import ShardWriter, dtype_for
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import read_json
 
 SPLITS = ("train", "held_out")
