@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from trimaran.runtime.data.document import Document, Loss
 from trimaran.runtime.data.readers.part import Part, ReadSettings, Tally, decode, document_of
 from trimaran.runtime.data.readers.streams import as_utf8, lines, open_part
+from trimaran.runtime.data.readers.text import text_lines
 from trimaran.runtime.files import parse_json
 
 # Other fields come along, and "\u00fc" stands for two bytes of UTF-8.
@@ -14,27 +15,17 @@ LINE_BYTES = 4
 
 def read_jsonl(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Document | Loss]:
     """Yield the document of each line that begins in the part's range of bytes."""
-    most = LINE_BYTES * settings.max_document_bytes
-    with open_part(part) as stream:
-        for at, line in lines(as_utf8(stream), most, part.start, part.stop):
-            place = part.place(at)
-            if line is None:
-                yield Loss(place, "read.too_large", f"a line of more than {most:,} bytes")
-            elif not line.strip():
-                tally.note("read.blank", place)
-            else:
-                yield _document(line, place, part, settings, tally)
-
-
-def _document(line: bytes, place: str, part: Part, settings: ReadSettings, tally: Tally) -> Document | Loss:
-    text = decode(line, part, place, tally)
-    if isinstance(text, Loss):
-        return text
-    try:
-        row = parse_json(text)
-    except ValueError as error:
-        return Loss(place, "read.not_json", str(error))
-    return document_of(row, place, part, settings, tally)
+    for line in text_lines(part, LINE_BYTES * settings.max_document_bytes, tally):
+        if isinstance(line, Loss):
+            yield line
+            continue
+        place, text = line
+        try:
+            row = parse_json(text)
+        except ValueError as error:
+            yield Loss(place, "read.not_json", str(error))
+        else:
+            yield document_of(row, place, part, settings, tally)
 
 
 def read_json(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Document | Loss]:

@@ -31,7 +31,20 @@ def read_text(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Docu
 
 def read_lines(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Document | Loss]:
     """Yield the document of each line that begins in the part's range of bytes."""
-    most = settings.max_document_bytes
+    for line in text_lines(part, settings.max_document_bytes, tally):
+        if isinstance(line, Loss):
+            yield line
+        else:
+            place, text = line
+            yield Document(place, text.rstrip("\r\n"), corpus=part.corpus)
+
+
+def text_lines(part: Part, most: int, tally: Tally) -> Iterator[tuple[str, str] | Loss]:
+    """Yield (place, text with its end) of each line that begins in the part's range and is not blank.
+
+    Args:
+        most: bytes of the longest line; for a longer one, and for one that is no text, a Loss is yielded.
+    """
     with open_part(part) as stream:
         for at, line in lines(as_utf8(stream), most, part.start, part.stop):
             place = part.place(at)
@@ -41,4 +54,4 @@ def read_lines(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Doc
                 tally.note("read.blank", place)
             else:
                 text = decode(line, part, place, tally)
-                yield text if isinstance(text, Loss) else Document(place, text.rstrip("\r\n"), corpus=part.corpus)
+                yield text if isinstance(text, Loss) else (place, text)
