@@ -68,5 +68,5 @@ $(RUNTIME): pyproject.toml $(CONSTRAINTS)
 
 $(TESTS): $(RUNTIME)
 	@echo "installing what the tests need"
-	@$(PIP_INSTALL) $(TRITON) "$(TORCH)" -e '.[test,data,s3]'
+	@$(PIP_INSTALL) $(TRITON) "$(TORCH)" -e '.[test,data,s3,evaluate,tune]'
 	@touch $@
