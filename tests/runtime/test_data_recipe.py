@@ -1,5 +1,6 @@
 """A recipe drops nothing unseen: every document is kept or has a reason, the same whatever order and stops it took."""
 
+import gzip
 import json
 import random
 import shutil
@@ -22,6 +23,7 @@ from trimaran.runtime.data.epochs import check_epochs, corpora_of, epochs_of, sa
 from trimaran.runtime.data.export import export_megatron
 from trimaran.runtime.data.files import DataError, NotPrepared
 from trimaran.runtime.data.prepare import prepare_data
+from trimaran.runtime.data.recipe import stage_runner
 from trimaran.runtime.data.recipe.curate import curate
 from trimaran.runtime.data.recipe.curated import Curated, open_curated
 from trimaran.runtime.data.recipe.fate import fate_of, samples, stage_folders
@@ -197,6 +199,34 @@ def test_order_stops_and_place_change_nothing(curated: Curated, corpus: Path, tm
     assert not last.ran, "what is done is not done again"
 
 
+def test_a_packed_file_becomes_many_parts_with_the_same_ids(
+    curated: Curated, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "records.jsonl.gz").write_bytes(gzip.compress((corpus / "records.jsonl").read_bytes()))
+    corpora = {
+        "web": {"source": [str(corpus / "pages")], "weight": 3.0},
+        "records": {"source": [str(tmp_path / "records.jsonl.gz")]},
+    }
+    monkeypatch.setattr(stage_runner, "PIECE_BYTES", 1000)
+    first, again = (_curate(_spec(corpus, corpora=corpora), Here(tmp_path / str(seed), seed=seed)) for seed in (3, 4))
+    assert first.manifest == again.manifest
+    assert len(curated.parts) == 2
+    assert len(first.parts) > 8
+    assert [part["corpus"] for part in first.manifest["parts"]].index("records") > 2
+    sizes = [sum(len(document.text) for document in read_kept(part)) for part in first.parts]
+    assert max(sizes) < 1000 + 1500, "the bound and a document"
+    assert [name.replace(".gz", "") for name in _kept_ids(first)] == _kept_ids(curated)
+    assert {name.replace(".gz", ""): why for name, why in _reasons(first).items()} == _reasons(curated)
+    for mine, whole in zip(first.manifest["stages"], curated.manifest["stages"], strict=True):
+        assert mine["documents"] == whole["documents"]
+    assert open_curated(first.folder).parts == first.parts
+    damaged = tmp_path / "3" / first.manifest["stages"][0]["folders"][-1] / "kept.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    mended = Here(tmp_path / "3")
+    _curate(_spec(corpus, corpora=corpora), mended)
+    assert mended.ran == {"clean": 1}
+
+
 def test_a_change_does_again_what_follows_alone(curated: Curated, corpus: Path) -> None:
     here = Here(curated.root)
     _curate(_spec(corpus, dedup={"near": {"threshold": 0.9}, "lines": True, "substring": True}), here)
@@ -213,7 +243,7 @@ def test_a_change_does_again_what_follows_alone(curated: Curated, corpus: Path) 
 def test_a_document_that_took_too_long_is_left_out(corpus: Path, tmp_path: Path) -> None:
     spec = _spec(corpus, filter=None, dedup=None, decontaminate=None)
     first = _curate(spec, Here(tmp_path))
-    task = first.root / first.manifest["stages"][0]["folders"][0]
+    task = (first.root / first.manifest["stages"][0]["folders"][0]).parent
     note_slow(task.with_suffix(".slow.json"), 2)
     shutil.rmtree(task)
     second = _curate(spec, Here(tmp_path))

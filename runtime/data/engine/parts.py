@@ -82,7 +82,12 @@ class _Table:
         self._schema = pyarrow.schema([(name, types[name in _BINARY]) for name in columns])
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._columns: dict[str, list[str | bytes]] = {name: [] for name in columns}
-        self._bytes = 0
+        self._bytes = self._flushed = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the rows that were written so far, about."""
+        return self._flushed + self._bytes
 
     def write(self, row: tuple[str | bytes, ...]) -> None:
         for values, value in zip(self._columns.values(), row, strict=True):
@@ -101,6 +106,7 @@ class _Table:
             table = pyarrow.table(whole, schema=self._schema)
         self._writer.write_table(table)
         self._columns = {name: [] for name in self._columns}
+        self._flushed += self._bytes
         self._bytes = 0
 
     def close(self) -> None:
@@ -124,6 +130,11 @@ class PartWriter:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self._kept.close()
         self._removed.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes that were written so far, before compression, about."""
+        return self._kept.size + self._removed.size
 
     def keep(self, document: Document) -> None:
         """Write a document that goes on."""

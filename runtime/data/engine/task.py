@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from trimaran.runtime.data.engine.watch import Watch
 from trimaran.runtime.data.files import NotPrepared, hash_file, new_folder, once_per_change
 from trimaran.runtime.files import read_json
 
 _RECORD = "task.json"
+PIECE: Final = "{:05d}"
+"""Folder of a piece of what a task writes, by its number."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ class Output:
     """What a finished task has written: its folder, and of every file the sha256 and the bytes.
 
     Attributes:
-        result: what the task's function returned, JSON.
+        result: what the task's function returned, JSON. A function that writes its output in pieces, each a folder
+            named by PIECE, returns {"pieces": [the result of each]}.
     """
 
     folder: Path
@@ -41,9 +44,27 @@ class Output:
         """One sha256 of all files and their names."""
         return _digest({name: sha256 for name, (sha256, _) in self.files.items()})
 
+    @property
+    def pieces(self) -> "list[Output]":
+        """The pieces that were written, each as an output; the whole where it is one."""
+        if "pieces" not in self.result:
+            return [self]
+        found: list[Output] = []
+        for number, result in enumerate(self.result["pieces"]):
+            start = PIECE.format(number) + "/"
+            files = {name.removeprefix(start): file for name, file in self.files.items() if name.startswith(start)}
+            found.append(Output(self.folder / PIECE.format(number), files, result))
+        return found
+
     @staticmethod
     def read(folder: Path) -> "Output | None":
-        """Return what stands in `folder`, None where a task has not finished or its files are not what they were."""
+        """Return what stands in `folder`, that of a task or of a piece.
+
+        None where the task has not finished or its files are not what they were.
+        """
+        if not (folder / _RECORD).is_file():
+            whole = Output.read(folder.parent) if (folder.parent / _RECORD).is_file() else None
+            return next((piece for piece in whole.pieces if piece.folder == folder), None) if whole else None
         try:
             record = read_json(folder / _RECORD)
             files = {name: (str(sha256), int(size)) for name, (sha256, size) in record["files"].items()}
@@ -160,7 +181,7 @@ def find_outputs(tasks: Sequence[Task], root: Path) -> dict[str, Output]:
     damaged = damaged_files(list(found.values()), root / "checked" / f"{tasks[0].stage}.json") if found else []
     for path in damaged:
         logger.warning("%s is not what was written there; its task is done again", path)
-    folders = {path.parent for path in damaged}
+    folders = {folder for path in damaged for folder in path.parents}
     return {key: output for key, output in found.items() if output.folder not in folders}
 
 

@@ -32,6 +32,8 @@ from trimaran.runtime.files import read_json
 
 # A task should take seconds: a worker that dies loses as much, and at the end of a stage the others wait as long.
 PART_BYTES: Final = 16 << 20
+# Of what cleaning writes, so that a packed file becomes many tasks too; a part with its last line is still one piece.
+PIECE_BYTES: Final = PART_BYTES * 5 // 4
 SUFFIXES: Final[Mapping[str, str]] = MappingProxyType(
     {
         ".warc": "warc",

@@ -95,11 +95,7 @@ def _manifest(recipe: Recipe, runner: StageRunner, parts: Sequence[Output]) -> d
         "evaluation_sets": runner.found_items,
         "clusters": sorted(runner.clusters, key=lambda cluster: (-cluster["copies"], cluster["kept"])),
         "parts": [
-            {
-                "folder": str(part.folder.relative_to(runner.root)),
-                "sha256": part.digest,
-                "corpus": group[0].part.corpus,
-            }
-            for part, group in zip(parts, recipe.groups, strict=True)
+            {"folder": str(part.folder.relative_to(runner.root)), "sha256": part.digest, "corpus": corpus}
+            for part, corpus in zip(parts, runner.corpora, strict=True)
         ],
     }

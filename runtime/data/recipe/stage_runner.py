@@ -9,11 +9,12 @@ from typing import Any, Final
 
 from trimaran.models.fields import counted
 from trimaran.runtime.data.engine.task import Output, Task, TaskRunner
+from trimaran.runtime.data.readers.parts import PIECE_BYTES
 from trimaran.runtime.data.recipe.recipe import Recipe, SourcePart
 from trimaran.runtime.data.recipe.tally import Tally
 
 # Raised whenever the same settings would give other documents, so that work of an older version is not reused.
-FORMAT: Final = 1
+FORMAT: Final = 2
 _MOST_REMOVED: Final = 0.99
 _STEPS: Final = "trimaran.runtime.data.recipe.steps"
 _PACKAGES: Final = (
@@ -33,6 +34,7 @@ class StageRunner:
     Attributes:
         recipe: what is prepared.
         stages: the record of every stage that keeps or removes documents.
+        corpora: the corpus of every part.
         clusters: kept documents with many copies, with their numbers.
         notes: further figures of stages.
         found_items: evaluation set -> what of it was found.
@@ -41,16 +43,24 @@ class StageRunner:
     def __init__(self, recipe: Recipe, cluster: TaskRunner, progress: Progress) -> None:
         self.recipe, self.root = recipe, cluster.root
         self._cluster, self._progress = cluster, progress
-        self._abouts = [_about(group) for group in recipe.groups]
+        self._abouts: list[str] = []
         self.versions = {"format": str(FORMAT)} | _versions()
         self.stages: list[dict[str, Any]] = []
+        self.corpora: list[str] = []
         self.clusters: list[dict[str, Any]] = []
         self.notes: dict[str, int] = {}
         self.found_items: dict[str, Any] = {}
 
     def read(self) -> list[Output]:
-        """Read and clean every part of the sources."""
-        return self._account("clean", self._run("clean", [self._reading(group) for group in self.recipe.groups]))
+        """Read and clean every part of the sources; return the parts that come of it, each of a bounded size."""
+        groups, parts = self.recipe.groups, list[Output]()
+        for group, output in zip(groups, self._run("clean", [self._reading(group) for group in groups]), strict=True):
+            pieces = output.pieces
+            parts += pieces
+            self.corpora += [group[0].part.corpus] * len(pieces)
+            more = [f", piece {number} of {len(pieces)}" if number > 1 else "" for number in range(1, len(pieces) + 1)]
+            self._abouts += [_about(group) + each for each in more]
+        return self._account("clean", parts)
 
     def each(
         self, stage: str, function: str, arguments: Mapping[str, Any], parts: Sequence[Output], *shared: Output
@@ -101,7 +111,7 @@ class StageRunner:
             nonlocal done, size
             del task
             done += 1
-            size += output.result.get("text_bytes", {}).get("in", 0)
+            size += sum(piece.result.get("text_bytes", {}).get("in", 0) for piece in output.pieces)
             self._progress(stage, done, len(tasks), size)
 
         self._progress(stage, 0, len(tasks), 0)
@@ -125,6 +135,7 @@ class StageRunner:
             "clean": self.recipe.clean,
             "max_document_bytes": self.recipe.max_document_bytes,
             "text_field": group[0].text_field,
+            "piece_bytes": PIECE_BYTES,
         }
         # Not where files lie, nor when they were changed: a moved corpus is the same.
         names = ("corpus", "name", "format", "compression", "start", "stop")

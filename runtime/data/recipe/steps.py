@@ -1,7 +1,8 @@
 """Stages that look at one document after the other: reading and cleaning, filtering, decontamination."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from trimaran.runtime.data.clean.steps import clean_steps
 from trimaran.runtime.data.decontaminate import Decontaminate, EvaluationSets, read_items
 from trimaran.runtime.data.document import TOKENS, Document, Loss, Removal, Step
 from trimaran.runtime.data.engine.parts import PartWriter, Removed, read_kept
+from trimaran.runtime.data.engine.task import PIECE
 from trimaran.runtime.data.engine.watch import Watch
 from trimaran.runtime.data.filters.steps import filter_steps
 from trimaran.runtime.data.readers.part import Part, ReadSettings
@@ -24,17 +26,23 @@ _SLOW: Final = ("slow", Removal(TOO_SLOW, "over data.task_timeout_s"))
 
 
 def read_and_clean(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> dict[str, Any]:
-    """Do one part of a source: a task's function. Returns the tally."""
+    """Do one part of a source: a task's function. Returns the tally of every piece of about `piece_bytes`."""
     del inputs
     settings = ReadSettings(arguments["text_field"], arguments["max_document_bytes"])
     parts = [Part(**part) for part in arguments["parts"]]
-    items = chain.from_iterable(read_part(part, settings) for part in parts)
-    return _run(cleaning(arguments["clean"]), items, folder, watch, parts[0].corpus)
+    items = enumerate(chain.from_iterable(read_part(part, settings) for part in parts))
+    steps, pieces, ahead = cleaning(arguments["clean"]), list[dict[str, Any]](), list(islice(items, 1))
+    while ahead or not pieces:
+        piece = folder / PIECE.format(len(pieces))
+        piece.mkdir()
+        pieces.append(_run(steps, chain(ahead, items), piece, watch, parts[0].corpus, arguments["piece_bytes"]))
+        ahead = list(islice(items, 1))
+    return {"pieces": pieces}
 
 
 def filter_kept(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> dict[str, Any]:
     """Filter what an earlier task has kept: a task's function. Returns the tally."""
-    return _run(filtering(arguments["filter"]), read_kept(inputs[0]), folder, watch)
+    return _run(filtering(arguments["filter"]), enumerate(read_kept(inputs[0])), folder, watch)
 
 
 def decontaminate_kept(
@@ -43,7 +51,7 @@ def decontaminate_kept(
     """Remove evaluation items from what an earlier task has kept: a task's function. Returns the tally, and `hits`."""
     section = DecontaminateSection.model_validate(arguments["decontaminate"])
     step = Decontaminate(evaluation_sets(section), section.action)
-    tally = _run([step], read_kept(inputs[0]), folder, watch)
+    tally = _run([step], enumerate(read_kept(inputs[0])), folder, watch)
     return {**tally, "hits": [hit._asdict() for hit in step.hits]}
 
 
@@ -64,11 +72,18 @@ def filtering(section: Mapping[str, Any] | None) -> list[Step]:
 
 
 def _run(
-    steps: Sequence[Step], items: Iterable[Document | Loss], folder: Path, watch: Watch, corpus: str = ""
+    steps: Sequence[Step],
+    items: Iterator[tuple[int, Document | Loss]],
+    folder: Path,
+    watch: Watch,
+    corpus: str = "",
+    most_bytes: float = inf,
 ) -> dict[str, Any]:
+    """Write what the steps keep and remove of numbered items, until about `most_bytes` are written."""
     tally = Tally()
     with PartWriter(folder) as writer:
-        for number, item in enumerate(items):
+        while writer.size < most_bytes and (numbered := next(items, None)) is not None:
+            number, item = numbered
             if isinstance(item, Loss):
                 tally.lose(item, corpus)
                 if item.is_document:
@@ -106,9 +121,3 @@ def apply_steps(steps: Sequence[Step], document: Document, tally: Tally) -> tupl
     if not document.text.strip():
         return "empty", Removal(EMPTY)
     return "", None
-
-
-def documents_of(folders: Iterable[Path]) -> Iterator[Document]:
-    """Yield the kept documents of several tasks, in order."""
-    for folder in folders:
-        yield from read_kept(folder)
