@@ -11,24 +11,15 @@ import argparse
 import gzip
 import importlib.metadata  # datatrove uses it without importing it
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from cpu_seconds import least_cpu_seconds
 
 from trimaran.runtime.data.clean.emoji import Emoji
 from trimaran.runtime.data.clean.steps import clean_steps
 from trimaran.runtime.data.document import Counts, Document, Step
 from trimaran.runtime.spec.sections.clean import CleanSection
-
-
-def least_cpu_seconds(work: Callable[[], None], rounds: int) -> float:
-    """Return the least CPU-seconds that the work takes in this process."""
-    taken = []
-    for _ in range(rounds):
-        begin = time.process_time()
-        work()
-        taken.append(time.process_time() - begin)
-    return min(taken)
 
 
 def measure(step: Step, documents: Sequence[Document], rounds: int) -> tuple[float, list[Document], Counts]:

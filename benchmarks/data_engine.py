@@ -28,7 +28,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from cpu_seconds import least_cpu_seconds
 
 from trimaran.runtime.data.clean.steps import clean_steps
 from trimaran.runtime.data.dedup import near
@@ -55,16 +57,6 @@ def to_texts(pages: Iterable[str]) -> list[str]:
     html = clean_steps(CleanSection())[0]
     documents = [Document("", raw=page.encode()) for page in pages]
     return [document.text for document in documents if html(document, Counter()) is None and document.text]
-
-
-def least_cpu_seconds(work: Callable[[], Any], rounds: int) -> float:
-    """Return the least CPU-seconds that the work takes in this process."""
-    taken = []
-    for _ in range(rounds):
-        begin = time.process_time()
-        work()
-        taken.append(time.process_time() - begin)
-    return min(taken)
 
 
 def pages_by_ours(pages: Sequence[str], folder: Path) -> None:

@@ -4,7 +4,6 @@ Imports no torch before the options are valid.
 """
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -73,23 +72,18 @@ def _measure(
     """Return the sizes by init: the spec's, and normal too if the spec's is another."""
     import torch
 
-    from trimaran.launchers.data.prepare import curate_spec
+    from trimaran.launchers.data.prepare import prepare_spec
     from trimaran.launchers.data.workers import WorkerOptions, local_workers
     from trimaran.launchers.rendezvous.store import single_process
     from trimaran.launchers.worker.device import choose_device
     from trimaran.launchers.worker.process_group import join_world, leave_world
-    from trimaran.runtime.data import account
-    from trimaran.runtime.data.prepare import prepare_data
     from trimaran.runtime.train import mup_check
     from trimaran.runtime.train.train_context import TrainingDiverged
 
     single = mup_check.spec_at_width(spec, spec.transformer.hidden_size, growth)
     make_batches: mup_check.MakeBatches = mup_check.random_batches
     if on_text:
-        workers = local_workers(WorkerOptions.of_spec(single))
-        curated = curate_spec(single, workers) if single.data.has_recipe else None
-        text = prepare_data(single, curated=curated, environment=os.environ)
-        say(account.table_of(text.manifest))
+        _, text = prepare_spec(single, local_workers(WorkerOptions.of_spec(single)) if single.data.has_recipe else None)
         make_batches = mup_check.batches_of_text(single, text)
     torch.set_num_threads(threads_per_rank(single, 1))
     device = choose_device(single.launcher.device, 0, 1)

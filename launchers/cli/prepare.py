@@ -48,7 +48,7 @@ def prepare(
     with errors_as_sentences():
         spec = load_spec(spec_path, overrides)
         log_to_terminal()
-        from trimaran.launchers.data.prepare import curate_spec, export_prepared, prepare_curated, sample_rows
+        from trimaran.launchers.data.prepare import curate_spec, export_prepared, prepare_spec, sample_rows
         from trimaran.launchers.data.prepare_run import write_data_page_of
 
         if (only or sample) and not spec.data.has_recipe:
@@ -62,15 +62,11 @@ def prepare(
                 table.add_row(*row)
             print_table(table)
             return
-        curated = (
-            curate_spec(spec, _workers_of(spec, launcher or spec.launcher.kind, workers), only)
-            if spec.data.has_recipe
-            else None
-        )
-        if only is not None and curated is not None:
-            write_data_page_of(curated)
+        crew = _workers_of(spec, launcher or spec.launcher.kind, workers) if spec.data.has_recipe else None
+        if only is not None and crew is not None:
+            write_data_page_of(curate_spec(spec, crew, only))
             return
-        prepared = prepare_curated(spec, curated)
+        curated, prepared = prepare_spec(spec, crew)
         if curated is not None:
             write_data_page_of(curated, prepared)
         say(f"token shards: {prepared.folder}")

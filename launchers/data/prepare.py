@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGINT
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.terminal import say
@@ -14,10 +14,10 @@ from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
-    from trimaran.runtime.data.engine.cluster import Workers
+    from trimaran.runtime.data.engine.cluster import Cluster, Workers
+    from trimaran.runtime.data.engine.task import Progress as OnProgress
     from trimaran.runtime.data.prepare import PreparedData
     from trimaran.runtime.data.recipe.curated import Curated
-    from trimaran.runtime.data.recipe.stage_runner import Progress as OnProgress
     from trimaran.runtime.data.tokens.build import Digests
 
 _SHOWN_CHARACTERS = 200
@@ -25,44 +25,76 @@ _FOUND_WITHIN_S = 0.2
 """Of the start of a stage: what ends so soon was found on disk, and says nothing of the speed."""
 
 
-def prepare_curated(
-    spec: RunSpec, curated: "Curated | None", tokenizer: Path | None = None, former: "Digests | None" = None
-) -> "PreparedData":
-    """Train the tokenizer and write the token shards of what a recipe keeps, or of the sources without one."""
-    from trimaran.runtime.data.account import table_of
-    from trimaran.runtime.data.prepare import prepare_data
-
-    prepared = prepare_data(spec, tokenizer, curated=curated, former=former, environment=os.environ)
-    say(table_of(prepared.manifest))
-    return prepared
-
-
-def curate_spec(spec: RunSpec, workers: "Workers", last_stage: str | None = None) -> "Curated":
-    """Run the recipe of a spec on workers.
+def prepare_spec(
+    spec: RunSpec, workers: "Workers | None", tokenizer: Path | None = None, former: "Digests | None" = None
+) -> "tuple[Curated | None, PreparedData]":
+    """Run the recipe of a spec, if it has one, train the tokenizer and write the token shards.
 
     Args:
-        last_stage: see `curate`.
+        workers: of a spec with a recipe.
 
     Raises:
         Stopped: by Ctrl-C.
     """
-    from trimaran.runtime.data.engine.cluster import Cluster
-    from trimaran.runtime.data.engine.task import OnDisk
-    from trimaran.runtime.data.files import NotPrepared
+    from trimaran.runtime.data.account import table_of
+    from trimaran.runtime.data.prepare import prepare_data
     from trimaran.runtime.data.recipe.curate import curate
     from trimaran.runtime.data.recipe.of_spec import recipe_of
 
-    root = _root_of(spec)
+    if workers is None:
+        curated, prepared = None, prepare_data(spec, tokenizer, former=former, environment=os.environ)
+    else:
+        with _working(spec, workers) as (cluster, progress):
+            curated = curate(recipe_of(spec, os.environ), cluster, progress)
+            prepared = prepare_data(
+                spec,
+                tokenizer,
+                curated=curated,
+                runner=cluster,
+                progress=progress,
+                former=former,
+                environment=os.environ,
+            )
+    say(table_of(prepared.manifest))
+    return curated, prepared
+
+
+def curate_spec(spec: RunSpec, workers: "Workers", last_stage: str) -> "Curated":
+    """Run the recipe of a spec on workers, up to one of its stages.
+
+    Raises:
+        Stopped: by Ctrl-C.
+    """
+    from trimaran.runtime.data.recipe.curate import curate
+    from trimaran.runtime.data.recipe.of_spec import recipe_of
+
+    with _working(spec, workers) as (cluster, progress):
+        return curate(recipe_of(spec, os.environ), cluster, progress, last_stage)
+
+
+@contextmanager
+def _working(spec: RunSpec, workers: "Workers") -> Iterator[tuple["Cluster", "OnProgress"]]:
+    """Yield what runs the tasks of a spec, and what shows how far they are, from the first that was not done before."""
+    from trimaran.runtime.data.engine.cluster import Cluster
+
+    root, shown, last = _root_of(spec), list["OnProgress"](), list[tuple[str, int, int, int]]()
+
+    @contextmanager
+    def at_work() -> Iterator[None]:
+        with FolderLock.beside(root, "trimaran prepare", os.environ, waits=True), _progress() as update:
+            shown.append(update)
+            for told in last:
+                update(*told)
+            yield
+
+    def progress(*told: Any) -> None:
+        last[:] = [told]
+        for update in shown:
+            update(*told)
+
     try:
-        recipe = recipe_of(spec, os.environ)
-        with suppress(NotPrepared):
-            return curate(recipe, OnDisk(root), lambda *_: None, last_stage)
-        with (
-            FolderLock.beside(root, "trimaran prepare", os.environ, waits=True),
-            Cluster(root, workers) as cluster,
-            _progress() as progress,
-        ):
-            return curate(recipe, cluster, progress, last_stage)
+        with Cluster(root, workers, at_work) as cluster:
+            yield cluster, progress
     except KeyboardInterrupt:
         raise Stopped(SIGINT, saved="what is done is kept, and the same command goes on there") from None
 

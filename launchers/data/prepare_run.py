@@ -32,7 +32,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
 
     The caller holds the lock of the folder.
     """
-    from trimaran.launchers.data.prepare import curate_spec, prepare_curated
+    from trimaran.launchers.data.prepare import prepare_spec
     from trimaran.launchers.data.workers import WorkerOptions, local_workers
     from trimaran.runtime.data.recipe.curated import MANIFEST
     from trimaran.runtime.data.tokens.build import Digests
@@ -60,8 +60,8 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
             check_initial_weights(spec)
         tokenizer = tokenizer_of_weights(spec, resumed=resumed is not None)
     former = None if resumed is None else Digests.read(folder / "data_manifest.json")
-    curated = curate_spec(spec, local_workers(WorkerOptions.of_spec(spec))) if spec.data.has_recipe else None
-    data = prepare_curated(spec, curated, tokenizer, former)
+    workers = local_workers(WorkerOptions.of_spec(spec)) if spec.data.has_recipe else None
+    curated, data = prepare_spec(spec, workers, tokenizer, former)
     page = None if curated is None else write_data_page_of(curated, data)
     _check_run(spec, data)
     if starts_from:

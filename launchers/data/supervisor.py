@@ -18,6 +18,8 @@ from trimaran.runtime.data.engine.watch import Board, note_slow
 
 MOST_FAILURES: Final = 5
 """Deaths in a row of a worker that has not begun a document."""
+_MEMORY: Final = Path("/dev/shm")
+"""A write to a mapped file on a disk may wait for the disk."""
 _POLL_S = 0.2
 _GRACE_S = 10.0
 
@@ -30,7 +32,8 @@ def supervise(arguments: Sequence[str], timeout_s: float) -> int:
         timeout_s: the most seconds of one document.
     """
     failures = 0
-    with tempfile.TemporaryDirectory(prefix="trimaran-worker-") as folder, _stop_signals() as stop:
+    memory = str(_MEMORY) if _MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="trimaran-worker-", dir=memory) as folder, _stop_signals() as stop:
         path = Path(folder, "board")
         board = Board(path)
         command = [sys.executable, "-P", "-m", "trimaran.launchers.data", *arguments]

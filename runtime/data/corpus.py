@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from trimaran.runtime.data.account import Account
-from trimaran.runtime.data.document import TOKENS
-from trimaran.runtime.data.engine.parts import read_kept
 from trimaran.runtime.data.files import DataError, unreadable
-from trimaran.runtime.data.sources import KEPT, SourceFile
+from trimaran.runtime.data.sources import SourceFile
 from trimaran.runtime.files import check_regular, parse_json
 
 # Documents above this are cut at blank lines, so that one book can lie partly in the training and partly in the
@@ -63,14 +61,12 @@ class Unit:
     """A document, or one section of a long document.
 
     `continues`: it directly follows the unit before it in the same document. `place`: its file, and the line where that
-    has several documents. `corpus`: the name of its corpus, "" where there is only one.
-    `tokens`: of a document that came as token ids, which has no text.
+    has several documents. `tokens`: of a document that came as token ids, which has no text.
     """
 
     text: str
     continues: bool
     place: str = field(default="", compare=False)
-    corpus: str = ""
     tokens: Sequence[int] = ()
 
     @property
@@ -91,37 +87,22 @@ def iter_units(files: Sequence[SourceFile], account: Account, limit: int = SECTI
     """
     for file in files:
         account.totals["files"] += 1
-        if file.kind == KEPT:
-            yield from _kept_units(file, account, limit)
-            continue
         for document, place in _documents(file, account):
             account.totals["records"] += 1
             if document is None or not document.strip():
                 account.note("null" if document is None else "empty", place)
                 continue
             account.note("nul", place, document.count("\0"))
-            yield from _units_of(document, place, file.corpus, account, limit)
+            yield from units_of(document, place, account, limit)
 
 
-def _units_of(document: str, place: str, corpus: str, account: Account, limit: int) -> Iterator[Unit]:
+def units_of(document: str, place: str, account: Account, limit: int) -> Iterator[Unit]:
+    """Yield the units of a document and count it in `account`."""
     sections = split_sections(document, limit)
     size = len(document.encode())
     account.totals.update(documents=1, characters=len(document), bytes=size, units=len(sections))
     for index, section in enumerate(sections):
-        yield Unit(section, index > 0, place, corpus)
-
-
-def _kept_units(file: SourceFile, account: Account, limit: int) -> Iterator[Unit]:
-    """Yield the units of what a recipe keeps."""
-    account.totals["file_bytes"] += file.path.stat().st_size
-    for document in read_kept(file.path.parent):
-        account.totals["records"] += 1
-        if TOKENS in document.fields:
-            unit = Unit("", False, document.id, file.corpus, document.fields[TOKENS].tolist())
-            account.totals.update(documents=1, characters=unit.size, bytes=unit.size, units=1)
-            yield unit
-        else:
-            yield from _units_of(document.text, document.id, file.corpus, account, limit)
+        yield Unit(section, index > 0, place)
 
 
 def split_sections(text: str, limit: int = SECTION_CHARACTERS) -> list[str]:

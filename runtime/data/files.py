@@ -20,6 +20,8 @@ READ_BYTES = 1 << 20
 # A file that changes again within a clock tick keeps its time stamp; ticks of file systems last up to 2 s (FAT).
 _TICK_NS = 2_000_000_000
 _SAY_BYTES = 4 << 30
+_RANDOM = 12
+"""Characters of the name of a folder that is being made."""
 _Examined = tuple[int, int, str]
 """Size, time of change in ns, and result of a file."""
 
@@ -156,6 +158,8 @@ def build_once(target: Path, build: Callable[[Path], None], environment: Mapping
         raise _unwritable(target, error) from error
     with lock:
         if not target.exists():
+            for left in target.parent.glob(f".{target.name}.{'?' * _RANDOM}"):  # by processes that were killed
+                shutil.rmtree(left, ignore_errors=True)
             with new_folder(target) as temporary:
                 build(temporary)
 
@@ -171,7 +175,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     When two processes build the same target at once, the first to finish wins and the other's copy is discarded. Both
     continue with the same content, since the name of a target depends on everything that decides its content.
     """
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}"
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:_RANDOM]}"
     try:
         temporary.mkdir(parents=True)
     except OSError as error:

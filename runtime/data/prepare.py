@@ -14,13 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.corpus import SECTION_CHARACTERS
+from trimaran.runtime.data.engine.parts import KEPT
+from trimaran.runtime.data.engine.task import InThisProcess, Output, Progress, TaskRunner
 from trimaran.runtime.data.files import DataError, NotPrepared, build_once, hash_file, once_per_change
 from trimaran.runtime.data.quickstart import ensure_quickstart
 from trimaran.runtime.data.recipe.curated import MANIFEST, Curated
-from trimaran.runtime.data.sources import KEPT_NAME, SourceFile, find_files
-from trimaran.runtime.data.tokens.build import FORMAT, SPLITS, BuildSettings, Digests, build, check_tokenizer
+from trimaran.runtime.data.sources import SourceFile, find_files
+from trimaran.runtime.data.tokens.build import FORMAT, BuildSettings, Digests, build, check_tokenizer
+from trimaran.runtime.data.tokens.kept import KeptCorpus
+from trimaran.runtime.data.tokens.plain import PlainCorpus
 from trimaran.runtime.data.tokens.shards import ShardInfo, TokenShards, verify_shards
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
+from trimaran.runtime.data.tokens.units import SPLITS, Corpus
 from trimaran.runtime.files import read_json
 from trimaran.runtime.folder_lock import NO_JOB
 
@@ -52,6 +57,8 @@ def prepare_data(
     tokenizer_file: Path | None = None,
     *,
     curated: Curated | None = None,
+    runner: TaskRunner | None = None,
+    progress: Progress = lambda *_: None,
     former: Digests | None = None,
     build_missing: bool = True,
     environment: Mapping[str, str] = NO_JOB,
@@ -60,7 +67,7 @@ def prepare_data(
 
     Args:
         tokenizer_file: the tokenizer where the spec names none; None trains one.
-        curated: what the spec's recipe keeps, in the place of the sources.
+        curated: what the spec's recipe keeps, in the place of the sources; see `prepare` for `runner` and `progress`.
     """
     data, shape = spec.data, spec.transformer
     return prepare(
@@ -76,6 +83,8 @@ def prepare_data(
         max_lost_fraction=data.max_lost_fraction,
         model_vocab_size=shape.vocab_size,
         curated=curated,
+        runner=runner,
+        progress=progress,
         tokenizer_train_bytes=data.tokenizer_train_bytes,
         weights={name: corpus.weight for name, corpus in data.corpora.items()},
         former=former,
@@ -98,6 +107,8 @@ def prepare(
     max_lost_fraction: float = 0.05,
     model_vocab_size: int | None = None,
     curated: Curated | None = None,
+    runner: TaskRunner | None = None,
+    progress: Progress = lambda *_: None,
     tokenizer_train_bytes: int | None = None,
     weights: Mapping[str, float] = MappingProxyType({}),
     former: Digests | None = None,
@@ -120,6 +131,8 @@ def prepare(
         max_lost_fraction: the largest share of the text that may be lost for one reason; DataError above it.
         model_vocab_size: the most tokens that the tokenizer may have; DataError above it.
         curated: what a recipe keeps of the sources, which is read in their place.
+        runner: makes the tokens of that (None: this process, part by part).
+        progress: told how far that is.
         tokenizer_train_bytes: about how much text the tokenizer is trained on, spread over it; None for all.
         weights: corpus -> its share of that, 1 for those without.
         former: what a resumed run has trained on so far; DataError, before anything is tokenized, where it has changed.
@@ -143,10 +156,13 @@ def prepare(
     tokenizer = Tokenizer.load(tokenizer_file, end_of_text) if tokenizer_file else None
     if tokenizer is not None:
         check_tokenizer(tokenizer, with_mask, model_vocab_size)
+    corpus: Corpus
     if curated is not None:
-        files, source = _kept_source(curated, cache_dir)
+        corpus = KeptCorpus(_parts_of(curated), runner or InThisProcess(curated.root), progress)
+        source = _kept_source(curated)
     else:
         files, source = _collect_source(sources, cache_dir, text_field, max_lost_fraction, environment)
+        corpus = PlainCorpus(files)
     identity = {
         "format": FORMAT,
         "source_sha256": source["sha256"],
@@ -165,9 +181,12 @@ def prepare(
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / "data" / key
-    if not build_missing and not folder.is_dir():
-        raise NotPrepared(f"{folder} is not there yet; run trimaran prepare")
-    build_once(folder, lambda temporary: build(temporary, files, source, settings, tokenizer), environment)
+    if not folder.is_dir():
+        if not build_missing:
+            raise NotPrepared(f"{folder} is not there yet; run trimaran prepare")
+        if runner is not None:
+            runner.begin()  # its lock before that of the folder, in every process
+    build_once(folder, lambda temporary: build(temporary, corpus, source, settings, tokenizer), environment)
     prepared = open_prepared(folder, verify=True)
     check_tokenizer(prepared.tokenizer, with_mask, model_vocab_size, trained=tokenizer_file is None)
     prepared.account.check(max_lost_fraction)
@@ -234,13 +253,18 @@ def _collect_source(
     }
 
 
-def _kept_source(curated: Curated, cache_dir: Path) -> tuple[list[SourceFile], dict[str, Any]]:
-    """Return the files of what a recipe keeps, and the manifest's record of them."""
-    corpora = [part["corpus"] for part in curated.manifest["parts"]]
-    files = [SourceFile(folder / KEPT_NAME, "", corpus) for folder, corpus in zip(curated.parts, corpora, strict=True)]
-    return files, {
+def _parts_of(curated: Curated) -> list[tuple[Output, str]]:
+    """Return what the tasks of a recipe have written, with the corpus of each part."""
+    corpora = (part["corpus"] for part in curated.manifest["parts"])
+    return list(zip(curated.outputs, corpora, strict=True))
+
+
+def _kept_source(curated: Curated) -> dict[str, Any]:
+    """Return the manifest's record of what a recipe keeps."""
+    kept = [[corpus, output.files[KEPT][0]] for output, corpus in _parts_of(curated)]
+    return {
         "named": sorted(curated.manifest["sources"]),
-        "sha256": hash_source(files, cache_dir),
+        "sha256": hashlib.sha256(json.dumps(kept).encode()).hexdigest(),
         "found": Account().record,
         "quickstart": None,
         "recipe": {"folder": str(curated.folder), "sha256": hash_file(curated.folder / MANIFEST)},
@@ -258,6 +282,6 @@ def hash_source(files: Sequence[SourceFile], cache_dir: Path) -> str:
     hashes = once_per_change(paths, cache_dir / "sources" / f"{record.hexdigest()[:16]}.json", hash_file)
     digest = hashlib.sha256()
     for file, content in zip(files, hashes, strict=True):
-        kind = file.kind if file.kind == "txt" else f"{file.kind} {file.text_field or file.corpus}"
+        kind = file.kind if file.kind == "txt" else f"{file.kind} {file.text_field}"
         digest.update(f"{kind}{file.compression} {content}\n".encode())
     return digest.hexdigest()

@@ -16,9 +16,6 @@ from trimaran.runtime.data.files import DataError, unreadable
 
 # By suffix, in lower case: how a file holds documents. A .json file has JSON lines, or one record or a list of them.
 KINDS: Final = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
-# The documents that a recipe keeps: Parquet files of this name, which `data.source` can't name.
-KEPT: Final = "kept"
-KEPT_NAME: Final = "kept.parquet"
 COMPRESSED: Final = (".gz", ".bz2", ".xz")
 # Of one folder: their names take 300 MB, and looking at them a minute.
 _MOST_FILES = 1_000_000
@@ -27,16 +24,15 @@ READABLE = f"{', '.join(KINDS)} file (or {', '.join(COMPRESSED)} of one)"
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file of the corpus, the JSON field that holds its text (not for .txt), and the name of its corpus or ""."""
+    """One file of the corpus, and the JSON field that holds its text (not for .txt)."""
 
     path: Path
     text_field: str
-    corpus: str = ""
 
     @property
     def kind(self) -> str:
-        """One of the values of KINDS, or KEPT for what a recipe keeps; "" for a file of another kind."""
-        return KEPT if self.path.name == KEPT_NAME else KINDS.get(_suffixes(self.path)[0], "")
+        """One of the values of KINDS, or "" for a file of another kind."""
+        return KINDS.get(_suffixes(self.path)[0], "")
 
     @property
     def compression(self) -> str:

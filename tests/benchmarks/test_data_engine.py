@@ -13,6 +13,12 @@ PAGE = "<html><body><main><p>{}</p></main></body></html>"
 WORDS = "the quick brown fox jumps over the lazy dog and then it rests for a while in the shade of that old tree. "
 
 
+@pytest.fixture(autouse=True)
+def _beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script imports others of its folder."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pages") / "pages.jsonl.gz"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.launchers.runs import Workplace, make_workplace, trimaran
 from trimaran.launchers.data import prepare
-from trimaran.launchers.data.prepare import curate_spec
+from trimaran.launchers.data.prepare import prepare_spec
 from trimaran.launchers.data.workers import WorkerOptions, local_workers
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.runtime.spec import load_spec
@@ -108,7 +108,7 @@ def test_ctrl_c_says_where_it_goes_on(workplace: Workplace, monkeypatch: pytest.
     monkeypatch.setattr("trimaran.runtime.data.recipe.of_spec.recipe_of", interrupted)
     spec = load_spec(workplace.folder / "spec.yaml", [])
     with pytest.raises(Stopped, match=r"^stopped by SIGINT; what is done is kept, and the same command goes on there$"):
-        curate_spec(spec, local_workers(WorkerOptions.of_spec(spec)))
+        prepare_spec(spec, local_workers(WorkerOptions.of_spec(spec)))
 
 
 @pytest.mark.parametrize("found_within_s", [-1.0, 1000.0])

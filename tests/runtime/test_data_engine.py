@@ -1,12 +1,16 @@
 """Tasks that prepare data survive the death of any process, and a document that never ends is left out."""
 
+import gzip
 import json
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +21,12 @@ from trimaran.runtime.data.engine.cluster import MOST_DEATHS, MOST_FAILURES, Clu
 from trimaran.runtime.data.engine.task import Output, Task
 from trimaran.runtime.data.engine.watch import Board, Watch, note_slow, slow_documents
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.prepare import prepare_data
+from trimaran.runtime.data.recipe import stage_runner
+from trimaran.runtime.data.recipe.curate import curate
+from trimaran.runtime.data.recipe.of_spec import recipe_of
+from trimaran.runtime.data.tokens import kept
+from trimaran.runtime.spec.parsing import parse_spec
 
 _MODULE = """
 import os, signal, time
@@ -42,6 +52,20 @@ def double(arguments, inputs, folder, watch):
     (folder / "out.txt").write_text(f"{2 * arguments['n']}")
     return {"slow": sorted(watch.slow), "text_bytes": {"in": 1}}
 """
+_DYING = """
+import os, signal
+from pathlib import Path
+from trimaran.runtime.data.tokens import tasks
+from trimaran.runtime.data.tokens.tasks import measure_part, save_tokenizer, train_tokenizer
+
+def encode_part(arguments, inputs, folder, watch):
+    mark = Path(os.environ["DEATHS"], inputs[0].name)
+    if not mark.exists() and len(list(mark.parent.iterdir())) < 2:
+        mark.touch()
+        (folder / "train-00000.bin").write_bytes(b"half of its tok")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return tasks.encode_part(arguments, inputs, folder, watch)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +75,17 @@ def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two workers that give a document two seconds."""
+    """Three workers, two of which are used, that give a document two seconds."""
     folder = tmp_path_factory.mktemp("engine")
     (folder / "trial_tasks.py").write_text(_MODULE, encoding="utf-8")
+    (folder / "dying_tasks.py").write_text(_DYING, encoding="utf-8")
+    (folder / "deaths").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
-        with Cluster(folder / "root", local_workers(WorkerOptions(2, 2.0, None))) as cluster:
+        patch.setenv("DEATHS", str(folder / "deaths"))
+        patch.syspath_prepend(folder)
+        with Cluster(folder / "root", local_workers(WorkerOptions(3, 2.0, None))) as cluster:
+            cluster._workers = replace(cluster._workers, count=2)
             yield cluster
 
 
@@ -82,6 +111,43 @@ def test_failures_name_their_input(cluster: Cluster, marks: Path) -> None:
     with pytest.raises(TaskFailed, match=r"shelf wrong: .*Input/output error: 'shelf.jsonl'"):
         cluster.run([_task(marks, "wrong")], lambda task, output: None)
     assert len(list(marks.glob("wrong-*"))) == MOST_FAILURES, "a remote store may come back"
+
+
+def test_any_number_of_workers_and_deaths_give_the_same_manifest_and_shards(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files, one packed, each many parts; in the second run workers die while they tokenize."""
+    texts = (f"Text {number % 40}, " + "of which some words are repeated. " * 40 for number in range(50))
+    rows = [json.dumps({"text": text}) for text in texts]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows[:30]), encoding="utf-8")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(rows[30:]).encode()))
+    data = {"source": [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl.gz")], "dedup": {"url": False, "near": False}}
+    spec = parse_spec(
+        {
+            "data": {**data, "tokenizer_vocab_size": 300, "cache_dir": str(tmp_path / "cache")},
+            "optimizer": {"lr": 0.001},
+            "model": {"num_layers": 1, "hidden_size": 8, "num_heads": 1, "vocab_size": 512},
+            "train": {"num_steps": 2, "global_batch_size": 4, "micro_batch_size": 2, "seq_len": 16},
+        }
+    )
+    monkeypatch.setattr(stage_runner, "PIECE_BYTES", 12000)
+    manifests, splits = list[str](), list[Any]()
+    monkeypatch.setattr(cluster, "_workers", cluster._workers)
+    monkeypatch.setattr(cluster, "root", cluster.root)
+    for count in (1, 2, 3):
+        cluster._workers, cluster.root = replace(cluster._workers, count=count), tmp_path / str(count)
+        curated = curate(recipe_of(spec), cluster, lambda *_: None)
+        assert len(curated.parts) == 6
+        with monkeypatch.context() as patch:
+            if count == 2:
+                patch.setattr(kept, "_TASKS", "dying_tasks")
+            prepared = prepare_data(spec, curated=curated, runner=cluster)
+        manifests.append((curated.folder / "recipe.json").read_text(encoding="utf-8"))
+        splits.append(prepared.manifest["splits"])
+        shutil.rmtree(prepared.folder)
+    assert len(list(Path(os.environ["DEATHS"]).iterdir())) >= 2
+    assert manifests[0] == manifests[1] == manifests[2]
+    assert splits[0] == splits[1] == splits[2]
 
 
 def test_no_worker_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +224,10 @@ def test_the_board_tells_what_takes_long(tmp_path: Path) -> None:
         assert supervisor.overdue(0.001) == (note, 7)
         assert supervisor.overdue(100.0) is None
     assert supervisor.overdue(0.0) is None
-    assert supervisor.begun == 1
+    with pytest.raises(OSError, match="gone"), watch.document(8):
+        raise OSError("gone")
+    assert supervisor.overdue(0.0) is None, "the next task of the worker would lose its document 8"
+    assert supervisor.begun == 2
     note_slow(note, 7)
     note_slow(note, 3)
     assert slow_documents(note) == {3, 7}

@@ -7,15 +7,17 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trimaran.launchers.data.prepare import curate_spec
 from trimaran.launchers.report.data_page import write_data_page
 from trimaran.runtime.data.document import Counts, Document
+from trimaran.runtime.data.engine.cluster import Workers
 from trimaran.runtime.data.engine.parts import read_kept, read_removed
 from trimaran.runtime.data.engine.task import OnDisk, Output, Task, find_outputs
 from trimaran.runtime.data.engine.watch import Watch, note_slow
@@ -46,6 +48,9 @@ class Here:
     def __init__(self, root: Path, seed: int = 0, stop_after: int | None = None) -> None:
         self.root, self.ran = root, Counter[str]()
         self._random, self._left = random.Random(seed), stop_after
+
+    def begin(self) -> None:
+        """Nobody else works here."""
 
     def run(self, tasks: Sequence[Task], on_done: Callable[[Task, Output], None]) -> list[Output]:
         found = find_outputs(tasks, self.root)
@@ -310,6 +315,55 @@ def test_copies_of_an_earlier_run_are_removed(curated: Curated, corpus: Path, tm
     later = _curate(spec, Here(tmp_path / "root"))
     assert sorted(_reasons(later).values()) == ["exact.copy", "near.copy"]
     assert [document.text for part in later.parts for document in read_kept(part)] == [_text(900)]
+
+
+def test_tokenizing_goes_on_where_it_stopped(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_runner, "PIECE_BYTES", 1000)
+    plain = {"filter": None, "dedup": None, "decontaminate": None, "tokenizer_train_bytes": 3000}
+    spec = _spec(corpus, cache_dir=str(tmp_path / "cache"), **plain)
+    curated = _curate(spec, Here(tmp_path / "root"))
+    whole = prepare_data(spec, curated=curated)
+    elsewhere = _spec(corpus, cache_dir=str(tmp_path / "again"), **plain)
+    again = _curate(elsewhere, Here(tmp_path / "other"))
+    parts, done = len(curated.parts), Counter[str]()
+    for stop_after in (2, 2 * parts - 3, 3):
+        here = Here(tmp_path / "other", seed=stop_after, stop_after=stop_after)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_data(elsewhere, curated=again, runner=here)
+        done += here.ran
+    left = tmp_path / "again" / "data" / f".{whole.folder.name}.0123456789ab"  # as SIGKILL leaves it
+    left.mkdir(parents=True)
+    last = Here(tmp_path / "other")
+    prepared = prepare_data(elsewhere, curated=again, runner=last)
+    assert done["tokens"] > 1
+    assert done + last.ran == {"units": 2 * parts, "tokens": parts}, "each once: of the small corpus units twice"
+    assert prepared.folder.name == whole.folder.name
+    assert [path.name for path in left.parent.iterdir()] == [whole.folder.name]
+    same = [name for name in whole.manifest if name != "source"]
+    assert {name: prepared.manifest[name] for name in same} == {name: whole.manifest[name] for name in same}
+
+
+def test_a_strict_stage_that_is_found_warns_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Cluster(Here):
+        def __init__(self, root: Path, *_: object) -> None:
+            super().__init__(root)
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("trimaran.runtime.data.engine.cluster.Cluster", Cluster)
+    strict = {"gopher": {**RULES, "min_words": 100000}, "c4": False}
+    spec = _spec(corpus, filter=strict, dedup={}, cache_dir=str(tmp_path))
+    for last_stage in ("filter", "dedup"):
+        caplog.clear()
+        with pytest.raises(DataError, match="the recipe keeps no document"):
+            curate_spec(spec, cast("Workers", None), last_stage)
+        assert caplog.text.count("the stage filter removed 20 of 20 documents") == 1
 
 
 def test_shards_are_those_of_each_corpus(curated: Curated, corpus: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,23 +128,20 @@ class Cluster:
     """Runs tasks on workers, which are started with the first task that was not done before. A context manager.
 
     Args:
-        root: the folder in which tasks write, which every worker sees. No other process uses it meanwhile.
+        root: the folder in which tasks write, which every worker sees.
         workers: what starts them.
-
-    Raises:
-        DataError: a package is missing.
+        lock: entered with the first task that was not done before, so that no other process uses `root` meanwhile.
     """
 
-    def __init__(self, root: Path, workers: Workers) -> None:
-        require_extra(*_PACKAGES)
-        self.root, self._workers = root, workers
+    def __init__(
+        self, root: Path, workers: Workers, lock: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
+        self.root, self._workers, self._lock = root, workers, lock
         self._stack = ExitStack()
         self._crew: Crew | None = None
+        self._has_begun = False
 
     def __enter__(self) -> Self:
-        self.root.mkdir(parents=True, exist_ok=True)
-        for left in (*self.root.glob("*/.*"), *self.root.glob(f"{_JOIN}*")):  # by processes that were killed
-            shutil.rmtree(left, ignore_errors=True)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -173,6 +170,17 @@ class Cluster:
         self._crew = enter(self._workers.start(file))
         return client
 
+    def begin(self) -> None:
+        """Take the lock, unless that is done."""
+        if self._has_begun:
+            return
+        require_extra(*_PACKAGES)
+        self._stack.enter_context(self._lock())
+        self._has_begun = True
+        self.root.mkdir(parents=True, exist_ok=True)
+        for left in (*self.root.glob("*/.*"), *self.root.glob(f"{_JOIN}*")):  # by processes that were killed
+            shutil.rmtree(left, ignore_errors=True)
+
     def run(self, tasks: Sequence[Task], on_done: Callable[[Task, Output], None]) -> list[Output]:
         """Do all tasks; return their outputs in the order of the tasks.
 
@@ -181,8 +189,12 @@ class Cluster:
 
         Raises:
             TaskFailed: one can't be done: what it raised, or that every worker that tried it died.
+            DataError: a package is missing.
         """
         outputs = find_outputs(tasks, self.root)
+        if not self._has_begun and not outputs.keys() >= {task.key for task in tasks}:
+            self.begin()
+            outputs = find_outputs(tasks, self.root)  # another process may have done them meanwhile
         waiting: list[Task] = []
         for key, task in {task.key: task for task in tasks}.items():
             if key in outputs:

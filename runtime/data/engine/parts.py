@@ -11,11 +11,11 @@ import numpy as np
 
 from trimaran.runtime.data.document import TOKENS, Document, Removal
 from trimaran.runtime.data.extras import require_extra
-from trimaran.runtime.data.sources import KEPT_NAME
 
 if TYPE_CHECKING:
     import pyarrow
 
+KEPT: Final = "kept.parquet"
 REMOVED: Final = "removed.parquet"
 _GROUP_BYTES = 8 << 20
 _BATCH_ROWS: Final = 256
@@ -120,7 +120,7 @@ class PartWriter:
 
     def __init__(self, folder: Path) -> None:
         self._kept, self._removed = (
-            _Table(folder / KEPT_NAME, _TEXT_COLUMNS),
+            _Table(folder / KEPT, _TEXT_COLUMNS),
             _Table(folder / REMOVED, _REMOVED_COLUMNS),
         )
 
@@ -161,7 +161,7 @@ class PartWriter:
 
 def read_kept(folder: Path) -> Iterator[Document]:
     """Yield the kept documents of a task's folder, in order."""
-    for row in _rows(folder / KEPT_NAME):
+    for row in _rows(folder / KEPT):
         fields, tokens = json.loads(row.pop("fields") or "{}"), row.pop("tokens")
         if tokens:
             fields[TOKENS] = np.frombuffer(tokens, "<u4")
@@ -178,14 +178,14 @@ def count_kept(folder: Path) -> int:
     """Return how many documents a task has kept."""
     import pyarrow.parquet
 
-    return int(pyarrow.parquet.read_metadata(folder / KEPT_NAME).num_rows)
+    return int(pyarrow.parquet.read_metadata(folder / KEPT).num_rows)
 
 
 def read_column(folder: Path, name: str) -> Iterator[str]:
     """Yield a column of the kept documents, such as `text`, `url` or `id`, in order."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(folder / KEPT_NAME) as file:
+    with pyarrow.parquet.ParquetFile(folder / KEPT) as file:
         for batch in file.iter_batches(_BATCH_ROWS, columns=[name]):
             yield from batch.column(0).to_pylist()
 

@@ -9,9 +9,11 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -22,6 +24,9 @@ from trimaran.runtime.files import read_json
 _RECORD = "task.json"
 PIECE: Final = "{:05d}"
 """Folder of a piece of what a task writes, by its number."""
+
+Progress = Callable[[str, int, int, int], None]
+"""Called with the stage's name, and of its input the tasks done, all tasks, and the bytes done."""
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +150,67 @@ class TaskRunner(Protocol):
     def root(self) -> Path:
         """The folder in which tasks write."""
 
+    def begin(self) -> None:
+        """Prevent other processes from working in the folder."""
+
     def run(self, tasks: Sequence[Task], on_done: Callable[[Task, Output], None]) -> list[Output]:
         """Return the outputs of the tasks in their order; `on_done` is called with each."""
+
+
+def run_stage(
+    runner: TaskRunner,
+    stage: str,
+    tasks: Sequence[Task],
+    progress: Progress,
+    on_output: Callable[[Output], None] = lambda _: None,
+) -> list[Output]:
+    """Run the tasks of a stage and tell how far they are; return their outputs in order.
+
+    Args:
+        on_output: called with each as it ends, in any order.
+    """
+    done, size = 0, 0
+
+    def on_done(task: Task, output: Output) -> None:
+        nonlocal done, size
+        del task
+        done += 1
+        size += sum(piece.result.get("text_bytes", {}).get("in", 0) for piece in output.pieces)
+        progress(stage, done, len(tasks), size)
+        on_output(output)
+
+    progress(stage, 0, len(tasks), 0)
+    return runner.run(tasks, on_done)
+
+
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@dataclass(frozen=True)
+class InThisProcess:
+    """Does the tasks that were not done before in this process, one after the other."""
+
+    root: Path
+
+    def begin(self) -> None:
+        """Do nothing: tasks that two processes do at once give the same files."""
+
+    def run(self, tasks: Sequence[Task], on_done: Callable[[Task, Output], None]) -> list[Output]:
+        """Return the outputs of the tasks in their order."""
+        outputs, found = [], find_outputs(tasks, self.root)
+        for task in tasks:
+            if task.key not in found:
+                shutil.rmtree(task.folder(self.root), ignore_errors=True)  # damaged
+                found[task.key] = task.run(self.root, Watch())
+            on_done(task, found[task.key])
+            outputs.append(found[task.key])
+        return outputs
 
 
 @dataclass(frozen=True)
@@ -154,6 +218,9 @@ class OnDisk:
     """Finds what tasks have written in earlier runs, and does none."""
 
     root: Path
+
+    def begin(self) -> None:
+        """Do nothing: no work is done."""
 
     def run(self, tasks: Sequence[Task], on_done: Callable[[Task, Output], None]) -> list[Output]:
         """Return the outputs of the tasks in their order.

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from trimaran.runtime.files import read_json
 
-_STATE = struct.Struct("=Qdq")  # documents begun, when the current one began (0: none), its number
+# Documents begun, when the current one began (0: none), its number. In native form each is written at once: half of a
+# time would look like one of long ago.
+_STATE = struct.Struct("@Qdq")
 _TASK_BYTES = 1024
 _SIZE = 4096
 
@@ -33,10 +35,13 @@ class Watch:
     @contextmanager
     def document(self, number: int) -> Iterator[None]:
         """Be at document `number` of the task for the time of the block."""
-        if self._board is not None:
-            self._board.begin(number)
-        yield
-        if self._board is not None:
+        if self._board is None:
+            yield
+            return
+        self._board.begin(number)
+        try:
+            yield
+        finally:
             self._board.end()
 
 
@@ -71,8 +76,10 @@ class Board:
 
     def overdue(self, most_s: float) -> tuple[Path, int] | None:
         """Return the file to note it in and the number of a document that has taken more than `most_s` seconds."""
-        begun, since, number = _STATE.unpack_from(self._map, 0)
+        state = begun, since, number = _STATE.unpack_from(self._map, 0)
         if not begun or not since or time.monotonic() - since <= most_s:
+            return None
+        if _STATE.unpack_from(self._map, 0) != state:  # it has just ended, and the number may be the next one's
             return None
         name = self._map[_STATE.size : _STATE.size + _TASK_BYTES].rstrip(b"\0").decode()
         return Path(name), number

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from trimaran.runtime.data.decontaminate import Hit
-from trimaran.runtime.data.engine.task import Output, TaskRunner
+from trimaran.runtime.data.engine.task import Output, Progress, TaskRunner
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.recipe.curated import MANIFEST, Curated
 from trimaran.runtime.data.recipe.deduplicate import deduplicate
 from trimaran.runtime.data.recipe.recipe import Recipe
-from trimaran.runtime.data.recipe.stage_runner import FORMAT, Progress, StageRunner
+from trimaran.runtime.data.recipe.stage_runner import FORMAT, StageRunner
 from trimaran.runtime.data.recipe.steps import evaluation_sets
 from trimaran.runtime.files import write_text
 from trimaran.runtime.spec.sections.dedup import DecontaminateSection
@@ -55,7 +55,7 @@ def curate(recipe: Recipe, cluster: TaskRunner, progress: Progress, last_stage: 
         write_text(folder / MANIFEST, text + "\n")
     if not runner.stages[-1]["documents"].get("out"):
         raise DataError(f"the recipe keeps no document; trimaran data show {folder} says what removed them")
-    return Curated(folder, [part.folder for part in parts], manifest)
+    return Curated(folder, parts, manifest)
 
 
 def _check_losses(recipe: Recipe, stage: Mapping[str, Any]) -> None:

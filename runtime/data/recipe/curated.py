@@ -18,12 +18,17 @@ class Curated:
 
     Attributes:
         folder: has the manifest.
-        parts: folders of Parquet files with the kept documents, in source order (`engine.parts.read_kept`).
+        outputs: what tasks have written, in source order.
     """
 
     folder: Path
-    parts: Sequence[Path]
+    outputs: Sequence[Output]
     manifest: Mapping[str, Any]
+
+    @property
+    def parts(self) -> list[Path]:
+        """Folders with the kept documents, in source order (`engine.parts.read_kept`)."""
+        return [output.folder for output in self.outputs]
 
     @property
     def root(self) -> Path:
@@ -75,4 +80,4 @@ def open_curated(folder: Path) -> Curated:
         outputs.append(found)
     for path in damaged_files(outputs, folder / "checked.json"):
         raise DataError(f"{path} is not what its manifest says; run trimaran prepare again")
-    return Curated(folder, parts, manifest)
+    return Curated(folder, outputs, manifest)

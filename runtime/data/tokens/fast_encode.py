@@ -30,9 +30,10 @@ class FastEncoder:
 
     Args:
         inner: a tokenizer for which `why_not` returns "".
+        threads: how many encode a batch; None for as many as there are cores.
     """
 
-    def __init__(self, inner: "tokenizers.Tokenizer") -> None:
+    def __init__(self, inner: "tokenizers.Tokenizer", threads: int | None = None) -> None:
         import tiktoken
 
         definition = json.loads(inner.to_str())
@@ -48,10 +49,10 @@ class FastEncoder:
         self._encoding: tiktoken.Encoding = tiktoken.Encoding(
             "trimaran", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={}
         )
-        self._threads = len(os.sched_getaffinity(0))
+        self._threads = threads or len(os.sched_getaffinity(0))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text, in order, on all cores."""
+        """Return the token ids of each text, in order."""
         short = [text for text in texts if len(text) <= _LONGEST_TEXT]
         ids = iter(self._encoding.encode_ordinary_batch(short, num_threads=self._threads))
         return [next(ids) if len(text) <= _LONGEST_TEXT else self._encode_long(text) for text in texts]

@@ -103,6 +103,12 @@ class ShardWriter:
             self._tokens += len(part)
             remaining = remaining[len(part) :]
 
+    def append(self, path: Path) -> None:
+        """Append the tokens of a file of the same dtype."""
+        with path.open("rb") as file:
+            while block := file.read(READ_BYTES):
+                self.write(np.frombuffer(block, self._dtype))
+
     def close(self) -> list[ShardInfo]:
         """Finish the last file and return the records of all files in order."""
         self._end_shard()
