@@ -3,6 +3,7 @@
     pip install 'trimaran[data]' datatrove==0.10.0 spacy 'trafilatura<1.12' lxml_html_clean 'xxhash<4'
     python benchmarks/data_engine.py pages PAGES.jsonl.gz [--rounds 3]
     python benchmarks/data_engine.py tokens PAGES.jsonl.gz [--rounds 3] [--vocab-size 32768]
+    python benchmarks/data_engine.py corpus NEW_FOLDER --megabytes 300
     python benchmarks/data_engine.py prepare SPEC --workers 1 2 --cache-dir NEW_FOLDER [--rounds 1]
 
 `pages`: HTML to text, Gopher's two filters and the MinHash signature of the same pages, by our steps and by datatrove's
@@ -10,6 +11,9 @@ blocks (Trafilatura, its own word splitter), which take every eighth page. CPU-s
 
 `tokens`: the same texts by `FastEncoder` and by tokenizers' `encode_batch` and `encode_batch_fast`, on one thread; all
 must give the same ids. The tokenizer is trained on them.
+
+`corpus`: writes so much text into a folder, a fifth of it packed, and a spec with all stages beside it. A document is
+phrases of the text files of this machine in any order; one in eight is a copy, a near copy or quotes another.
 
 `prepare`: runs the command on nothing that was done before, and looks at all its processes ten times a second. Prints
 the seconds until the first task begins, until the recipe is done and until the end, the peak of every process's
@@ -20,6 +24,8 @@ import argparse
 import gzip
 import json
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +50,8 @@ from trimaran.runtime.spec.sections.filter import GopherRepetitionSettings, Goph
 
 _EVERY = 8
 _LOOK_S = 0.1
+_REMEMBERED = 4096
+_PLAIN = re.compile(r"[A-Za-z' -]+")
 
 
 def read_pages(path: Path) -> list[str]:
@@ -144,6 +152,72 @@ def measure_tokens(texts: Sequence[str], rounds: int, vocab_size: int) -> dict[s
     return speeds
 
 
+def phrases_of(folders: Iterable[Path], most_bytes: int) -> list[str]:
+    """Return what stands between commas and full stops in the text files of some folders."""
+    phrases, size = list[str](), 0
+    for path in (path for folder in folders for path in sorted(folder.rglob("*"))):
+        if size < most_bytes and path.suffix in (".txt", ".rst", ".md", ".py", ".html", "") and path.is_file():
+            text = re.sub(r"<[^>]*>", " ", path.read_text(encoding="utf-8", errors="ignore"))
+            found = (" ".join(phrase.split()) for phrase in re.split(r"[.,;:!?()\n]\s", text))
+            new = [phrase for phrase in found if 20 <= len(phrase) <= 90 and _PLAIN.fullmatch(phrase)]
+            phrases += new
+            size += sum(map(len, new))
+    return phrases
+
+
+def write_corpus(folder: Path, megabytes: int, phrases: Sequence[str]) -> None:
+    """Write a corpus and its spec."""
+    folder.mkdir(parents=True)
+    draw, earlier = random.Random(megabytes), list[list[str]]()
+
+    def sentences() -> list[str]:
+        kind = draw.randrange(16) if earlier else 9
+        old = list(draw.choice(earlier)) if kind < 2 else []
+        if kind == 1:  # a near copy
+            old[draw.randrange(len(old))] = "This sentence stands in this copy alone."
+        count = int(draw.lognormvariate(3.2, 0.9)) + 3
+        new = [f"{', '.join(draw.choices(phrases, k=draw.randint(1, 3)))}." for _ in range(count)]
+        if kind == 2:  # quotes another document, and ends as many do
+            new += [*draw.choice(earlier)[:8], "All rights reserved by those who wrote these words in the first place."]
+        if len(earlier) < _REMEMBERED:
+            earlier.append(old or new)
+        else:
+            earlier[draw.randrange(_REMEMBERED)] = old or new
+        return old or new
+
+    share = megabytes * 1_000_000 // 5
+    for number in range(5):
+        packed = number == 4
+        path = folder / f"{number}.jsonl{'.gz' if packed else ''}"
+        left = share
+        with gzip.open(path, "wt", 1, "utf-8") if packed else path.open("w", encoding="utf-8") as file:
+            while left > 0:
+                lines = sentences()
+                step = draw.randint(2, 5)
+                text = "\n".join(" ".join(lines[start : start + step]) for start in range(0, len(lines), step))
+                left -= len(text)
+                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    (folder / "items.jsonl").write_text(json.dumps({"question": " ".join(earlier[-1])}), encoding="utf-8")
+    (folder / "spec.yaml").write_text(_SPEC.format(folder=folder.resolve()), encoding="utf-8")
+
+
+_SPEC = """
+data:
+  corpora: {{text: {{source: [{folder}/*.jsonl*]}}}}
+  clean: {{}}
+  filter: {{gopher: {{max_bullet_lines: null}}, gopher_repetition: true, languages: [en], min_language_score: 0.3}}
+  dedup: {{lines: true, substring: true}}
+  decontaminate: {{against: [{{file: {folder}/items.jsonl, fields: [question]}}]}}
+  max_lost_fraction: 1.0
+  tokenizer_vocab_size: 4096
+  tokenizer_train_bytes: 5_000_000
+  worker_memory: 1.0
+optimizer: {{lr: 0.001}}
+model: {{num_layers: 1, hidden_size: 8, num_heads: 1, vocab_size: 4096}}
+train: {{num_steps: 2, global_batch_size: 4, micro_batch_size: 2, seq_len: 16}}
+"""
+
+
 class Process(NamedTuple):
     """What a process of the command took."""
 
@@ -225,13 +299,17 @@ def measure_prepare(spec: Path, workers: Sequence[int], cache: Path, rounds: int
 def main() -> None:
     """Run the part that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("pages", "tokens", "prepare"))
+    parser.add_argument("part", choices=("pages", "tokens", "corpus", "prepare"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab-size", type=int, default=32768)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cache-dir", type=Path)
+    parser.add_argument("--megabytes", type=int, default=300)
     options = parser.parse_args()
+    if options.part == "corpus":
+        write_corpus(options.file, options.megabytes, phrases_of([Path("/usr/share/doc"), Path(sys.prefix)], 40 << 20))
+        return
     if options.part == "prepare":
         if options.cache_dir is None or options.cache_dir.exists():
             sys.exit("--cache-dir names a folder that does not exist yet: it is emptied before each run")

@@ -23,6 +23,7 @@ _STREAM_SHUFFLE = 1
 _STREAM_HELD_OUT = 2
 _STREAM_POSITIONS = 3
 _STREAM_SAMPLE = 4
+_BLOCK = 1 << 16
 
 
 def mix64(values: UInt64Array) -> UInt64Array:
@@ -80,7 +81,11 @@ def position_draws(samples: Int64Array, num_positions: int, seed: int, purpose: 
 
 def _draws(count: int, seed: int, stream: int) -> npt.NDArray[np.float64]:
     """Return [count] numbers in [0, 1]: hashes of (seed, index)."""
-    return mix64(np.arange(count, dtype=np.uint64) ^ _keys(seed, stream, 1)).astype(np.float64) / 2.0**64
+    draws, key = np.empty(count), _keys(seed, stream, 1)
+    for start in range(0, count, _BLOCK):
+        indices = np.arange(start, min(start + _BLOCK, count), dtype=np.uint64)
+        draws[start : start + _BLOCK] = mix64(indices ^ key).astype(np.float64) / 2.0**64
+    return draws
 
 
 def sample_units(sizes: Int64Array, num_characters: float, seed: int) -> npt.NDArray[np.bool_]:

@@ -5,9 +5,10 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ import pytest
 
 from trimaran.runtime.data.dedup import copies, exact, index, lines, near, substring
 from trimaran.runtime.data.dedup.arrays import Array, SavedArrays, save_arrays, window
+from trimaran.runtime.data.dedup.names import Names, write_names
 from trimaran.runtime.data.dedup.words import find_runs, find_words
-from trimaran.runtime.data.document import Counts, Document, Removal
+from trimaran.runtime.data.document import Counts, Removal
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.spec.sections.dedup import DecontaminateSection, DedupSection
 
@@ -79,16 +81,12 @@ def test_repeats_over_many_parts_are_those_of_one_dictionary(columns: int) -> No
         assert list(zip(repeats.tolist(), kept.tolist(), strict=True)) == want
 
 
-def test_kept_documents_are_named_from_the_parts_that_have_them() -> None:
-    ids = [["a", "b"], [], ["c", "d", "e"], ["f"]]
-    read: list[int] = []
-
-    def read_ids(part: int) -> list[str]:
-        read.append(part)
-        return ids[part]
-
-    assert copies.name_documents(np.array([4, 1, 4]), [2, 0, 3, 1], read_ids) == {1: "b", 4: "e"}
-    assert read == [0, 2]
+def test_documents_are_named_from_disk(tmp_path: Path) -> None:
+    ids = ["a#0", "", "b/\u00e9#17", "c#" + "9" * 300]
+    write_names(tmp_path, iter(ids))
+    with Names(tmp_path) as names, Names(tmp_path, first=2) as later:
+        assert [names[number] for number in (3, 0, 1, 2)] == [ids[3], ids[0], ids[1], ids[2]]
+        assert later[0] == ids[2]
 
 
 @pytest.mark.parametrize(
@@ -240,9 +238,11 @@ def test_a_document_is_compared_with_a_bounded_number_of_kept_ones(monkeypatch: 
     assert found.compared == sum(min(number, 10) for number in range(50))
 
 
-def documents(texts: Sequence[str], name: str) -> list[Document]:
-    """Return documents with ids and addresses by their numbers."""
-    return [Document(f"{name}#{row}", text, url=f"http://{name}.org/{row}") for row, text in enumerate(texts)]
+def documents(texts: Sequence[str], name: str) -> Callable[[str], list[str]]:
+    """Return the columns of documents with ids and addresses by their numbers."""
+    rows = range(len(texts))
+    columns = {"id": [f"{name}#{row}" for row in rows], "url": [f"http://{name}.org/{row}" for row in rows]}
+    return lambda column: list({**columns, "text": texts}[column])
 
 
 def test_documents_of_an_earlier_run_count_as_earlier_ones(tmp_path: Path) -> None:
@@ -313,8 +313,9 @@ def cut_lines(
     keys = [lines.line_keys(part, min_characters) for part in parts]
     names = {number: f"doc{number}" for number in range(100)}
     left: list[str | Removal] = []
-    for part, repeats in zip(parts, lines.find_line_repeats(keys, most_keys), strict=True):
-        left += lines.cut_lines(part, repeats, min_characters, names, counts)
+    with TemporaryDirectory() as scratch:
+        for part, repeats in zip(parts, lines.find_line_repeats(keys, Path(scratch), most_keys), strict=True):
+            left += lines.cut_lines(part, repeats, min_characters, names, counts)
     return left, counts
 
 
@@ -393,7 +394,7 @@ def test_substrings_equal_a_brute_force_count(block: int, monkeypatch: pytest.Mo
         pool = ["".join(draw.choices("a\u00e9\u65e5b ", k=draw.randint(5, 40))) for _ in range(6)]
         texts = ["".join(draw.choices(pool, k=draw.randint(0, 6))) for _ in range(draw.randint(0, 8))]
         encoded = [text.encode() for text in [*texts, "a" * draw.randint(0, 120), "ab" * draw.randint(0, 30)]]
-        spans = substring.find_spans(encoded, size)
+        spans = substring.find_spans(substring.Texts(encoded), size)
         rows = (spans.documents.tolist(), spans.starts.tolist(), spans.ends.tolist())
         assert list(zip(*rows, strict=True)) == brute_spans(encoded, size)
 
@@ -401,7 +402,7 @@ def test_substrings_equal_a_brute_force_count(block: int, monkeypatch: pytest.Mo
 def test_a_repeated_substring_is_cut_where_it_stands_again_and_its_first_place_is_named() -> None:
     licence = "Permission is hereby granted, free of charge, to any person obtaining a copy. " * 3
     texts = [text.encode() for text in (f"One: {licence}", f"Two; {licence}and more.", licence, "Three.")]
-    spans = substring.find_spans(texts, 200)
+    spans = substring.find_spans(substring.Texts(texts), 200)
     counts: Counts = Counter()
     names = dict.fromkeys([0], "web#0")
     left = list(substring.cut_spans(texts[1:], spans.of_texts(1, 4), names, counts))
@@ -414,15 +415,15 @@ def test_a_repeated_substring_is_cut_where_it_stands_again_and_its_first_place_i
 
 
 def test_a_corpus_too_large_for_the_memory_goes_in_groups() -> None:
-    assert substring.plan_groups([5, 5, 20, 1, 1], 10 * 10) == [[0, 1], [2], [3, 4]]
+    assert substring.plan_groups([5, 5, 20, 1, 1], 9 * 10) == [[0, 1], [2], [3, 4]]
     assert substring.plan_groups([], 100) == []
 
 
 def test_a_part_too_large_for_the_memory_goes_in_chunks() -> None:
     texts = [letter.encode() * 30 for letter in "aabba"]
-    chunks = list(substring.chunks(texts, 10 * 60))
-    assert chunks == [texts[:2], texts[2:4], texts[4:]]
-    assert list(substring.chunks(texts, 1)) == [[text] for text in texts], "one at least"
+    chunks = list(substring.chunks(texts, 9 * 60))
+    assert [chunk.content for chunk in chunks] == [b"".join(t + b"\xff" for t in texts[i : i + 2]) for i in (0, 2, 4)]
+    assert [len(chunk) for chunk in substring.chunks(texts, 1)] == [1] * 5, "one at least"
     found = substring.Spans.of_chunks([substring.find_spans(chunk, 20) for chunk in chunks], [2, 2, 1])
     assert (found.documents.tolist(), found.kept.tolist()) == ([0, 1, 2, 3, 4], [0, 0, 2, 2, 4])
 

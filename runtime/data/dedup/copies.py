@@ -1,6 +1,6 @@
 """Copies: which document is one and of which, found by equal keys over all parts, and named where they are removed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimaran.runtime.data.dedup.arrays import Arrays
+from trimaran.runtime.data.dedup.names import Named
 from trimaran.runtime.data.document import Removal
 from trimaran.runtime.data.permutation import Int64Array, UInt64Array
 
@@ -34,32 +35,13 @@ class Copies:
         chosen = slice(*np.searchsorted(self.numbers, (start, stop)))
         return Copies(self.numbers[chosen] - start, self.kept[chosen], self.similarity[chosen])
 
-    def removals(self, reason: str, names: Mapping[int, str]) -> dict[int, Removal]:
-        """Return why each is removed, by its number; `names` has the id of every kept document (`name_documents`)."""
+    def removals(self, reason: str, names: Named) -> dict[int, Removal]:
+        """Return why each is removed, by its number; `names` has the id of every kept document."""
         rows = zip(self.numbers.tolist(), self.kept.tolist(), self.similarity.tolist(), strict=True)
         return {
             number: Removal(reason, f"copy of {names[kept]}" if alike == 1 else f"{alike:.3f} like {names[kept]}")
             for number, kept, alike in rows
         }
-
-
-def name_documents(
-    numbers: Int64Array, sizes: Sequence[int], read_ids: Callable[[int], Sequence[str]]
-) -> dict[int, str]:
-    """Return the id of each document in `numbers`, reading the ids of one part at a time, and only where needed.
-
-    Args:
-        numbers: in any order, with repeats.
-        sizes: documents of each part.
-        read_ids: returns the ids of a part.
-    """
-    wanted, names = np.unique(numbers), {}
-    starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)))
-    for part in np.unique(np.searchsorted(starts, wanted, side="right") - 1).tolist():
-        ids = read_ids(part)
-        for number in wanted[slice(*np.searchsorted(wanted, starts[part : part + 2]))].tolist():
-            names[number] = ids[number - int(starts[part])]
-    return names
 
 
 def find_copies(parts: Sequence[Arrays], name: str, most_keys: int = MOST_KEYS) -> Copies:

@@ -7,7 +7,7 @@ standard error of at most 0.022 (bottom-k sketches: Cohen, Kaplan, "Summarizing 
 2007). The documents of an index count as earlier ones and are never removed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from trimaran.runtime.data.dedup import exact, near, words
 from trimaran.runtime.data.dedup.arrays import Array, Arrays, SavedArrays, Settings, window
-from trimaran.runtime.data.document import Document
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.permutation import UInt64Array
 
@@ -39,21 +38,19 @@ def settings(length: int = near.WORDS) -> Settings:
     }
 
 
-def index_part(documents: Sequence[Document], length: int = near.WORDS) -> dict[str, Array]:
+def index_part(column: Callable[[str], Iterable[str]], length: int = near.WORDS) -> dict[str, Array]:
     """Return the arrays of a part's kept documents, to be saved with `settings`.
 
     Args:
-        documents: with the text that was compared, from before lines and substrings are cut.
+        column: returns the `id`, `url` or `text` of every document; the text is what was compared, from before lines
+            and substrings are cut.
     """
-    texts = [document.text for document in documents]
-    sets = near.shingle_sets(texts, range(len(texts)), length)
-    bounds = sets["offsets"].tolist()
-    sketches = [sketch(sets["shingles"][start:stop]) for start, stop in pairwise(bounds)]
-    names = [document.id.encode() for document in documents]
+    sketches = [sketch(shingles) for shingles in near.iter_shingles(column("text"), length)]
+    names = [name.encode() for name in column("id")]
     return {
-        URLS: exact.url_keys([document.url for document in documents]),
-        TEXTS: exact.text_keys(texts),
-        **near.band_keys(texts, length),
+        URLS: exact.url_keys(column("url")),
+        TEXTS: exact.text_keys(column("text")),
+        **near.band_keys(column("text"), length),
         "names": np.frombuffer(b"".join(names), np.uint8),
         "name_offsets": np.cumsum([0, *map(len, names)], dtype=np.int64),
         "sketches": np.concatenate([np.zeros(0, np.uint32), *sketches]),

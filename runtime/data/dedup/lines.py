@@ -9,15 +9,17 @@ make no difference. Keys have 64 bits: of ten billion lines three would be cut b
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from trimaran.runtime.data.dedup.arrays import Array, Arrays
+from trimaran.runtime.data.dedup.arrays import Array, Arrays, SavedArrays, save_arrays
 from trimaran.runtime.data.dedup.copies import MOST_KEYS, iter_shares, repeats_among
 from trimaran.runtime.data.dedup.exact import hash_all, normalize_text
+from trimaran.runtime.data.dedup.names import Named
 from trimaran.runtime.data.document import Counts, Removal
+from trimaran.runtime.data.permutation import Int64Array
 
 
 def _units(text: str, min_characters: int) -> Iterator[tuple[int, int, str]]:
@@ -70,32 +72,33 @@ class Repeats:
     kept: npt.NDArray[np.int32]
 
 
-def find_line_repeats(parts: Sequence[Arrays], most_keys: int = MOST_KEYS) -> Iterator[Repeats]:
+def find_line_repeats(parts: Sequence[Arrays], scratch: Path, most_keys: int = MOST_KEYS) -> Iterator[Repeats]:
     """Yield for every part, in source order, what occurred before in it or in an earlier one.
 
     Args:
         parts: from `line_keys`.
+        scratch: an empty folder for what is found of each share, which of a large corpus is more than its documents.
     """
     counts = [part["counts"] for part in parts]
     bounds = np.cumsum([0, *(each.sum() for each in counts)], dtype=np.int64)
     begins = np.concatenate([np.zeros(1, np.int64), *counts]).cumsum()
-    # 8 bytes for each repeat until all are known: of a large corpus they are many more than its documents.
-    found: list[list[Repeats]] = [[] for _ in parts]
+    shares: list[tuple[SavedArrays, Int64Array]] = []
     for keys, ordinals in iter_shares(parts, "lines", most_keys):
         repeats, firsts = repeats_among(keys, ordinals)
         kept = (np.searchsorted(begins, firsts, side="right") - 1).astype(np.int32)
-        for part, (start, stop) in enumerate(pairwise(np.searchsorted(repeats, bounds))):
-            units = (repeats[start:stop] - bounds[part]).astype(np.int32)
-            found[part].append(Repeats(units, kept[start:stop]))
-    for pieces in found:
-        units = np.concatenate([np.zeros(0, np.int32), *(piece.units for piece in pieces)])
-        order = np.argsort(units)
-        yield Repeats(units[order], np.concatenate([np.zeros(0, np.int32), *(piece.kept for piece in pieces)])[order])
-        pieces.clear()
+        path = scratch / f"{len(shares)}.npz"
+        save_arrays(path, {"repeats": repeats, "kept": kept}, {})
+        shares.append((SavedArrays(path, {}), np.searchsorted(repeats, bounds)))
+    for part, bound in enumerate(bounds[:-1].tolist()):
+        ranges = [(saved, *stops[part : part + 2].tolist()) for saved, stops in shares]
+        repeats = np.concatenate([np.zeros(0, np.int64), *(s.window("repeats", *between) for s, *between in ranges)])
+        kept = np.concatenate([np.zeros(0, np.int32), *(s.window("kept", *between) for s, *between in ranges)])
+        order = np.argsort(repeats)
+        yield Repeats((repeats[order] - bound).astype(np.int32), kept[order])
 
 
 def cut_lines(
-    texts: Iterable[str], repeats: Repeats, min_characters: int, names: Mapping[int, str], counts: Counts
+    texts: Iterable[str], repeats: Repeats, min_characters: int, names: Named, counts: Counts
 ) -> Iterator[str | Removal]:
     """Yield the texts of a part without what occurred before, or why nothing is left of one.
 
@@ -116,7 +119,7 @@ def cut_lines(
         yield _without(text, cut, names, counts) if cut else text
 
 
-def _without(text: str, cut: Mapping[int, int], names: Mapping[int, str], counts: Counts) -> str | Removal:
+def _without(text: str, cut: Mapping[int, int], names: Named, counts: Counts) -> str | Removal:
     gone = set(cut)
     kept: list[str] = []
     for number, line in enumerate(text.split("\n")):

@@ -11,6 +11,7 @@ by transitive closure (union-find) would remove more: of three documents where t
 third like the second, the third too, however far from the first.
 """
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,14 @@ def _keys_of(signatures: UInt64Array) -> UInt64Array:
     return np.maximum(keys, 1)
 
 
+def iter_shingles(texts: Iterable[str], length: int = WORDS) -> Iterator[UInt64Array]:
+    """Yield the shingles of each text: their hashes, sorted and without repeats."""
+    for batch in _batches(texts):
+        runs = find_runs(find_words(batch), length)
+        for start, stop in pairwise(runs.offsets.tolist()):
+            yield np.unique(runs.hashes[start:stop])
+
+
 def shingle_sets(texts: Iterable[str], chosen: Sequence[int], length: int = WORDS) -> dict[str, Array]:
     """Return the shingles of the chosen texts of a part, for `Shingles`.
 
@@ -87,11 +96,8 @@ def shingle_sets(texts: Iterable[str], chosen: Sequence[int], length: int = WORD
     Returns:
         `rows`: [chosen]; `offsets`: [chosen + 1]; `shingles`: their hashes, sorted and without repeats for each.
     """
-    sets, wanted = [np.zeros(0, np.uint64)], set(chosen)
-    for batch in _batches(text for row, text in enumerate(texts) if row in wanted):
-        runs = find_runs(find_words(batch), length)
-        bounds = runs.offsets.tolist()
-        sets += [np.unique(runs.hashes[start:stop]) for start, stop in pairwise(bounds)]
+    wanted = set(chosen)
+    sets = [np.zeros(0, np.uint64), *iter_shingles((t for row, t in enumerate(texts) if row in wanted), length)]
     offsets = np.cumsum([len(each) for each in sets], dtype=np.int64)
     return {"rows": np.array(chosen, dtype=np.int64), "offsets": offsets, "shingles": np.concatenate(sets)}
 
@@ -205,22 +211,24 @@ def find_near_copies(
     """
     numbers = sharing_documents(bands)
     kept = _Kept(bands, numbers)
-    removed: list[tuple[int, int, float]] = []
+    removed, originals, similarities = array("q"), array("q"), array("f")
     compared = cut_short = 0
-    names = numbers.tolist()
-    for index, number in enumerate(names):
+    for index in range(len(numbers)):
+        number = int(numbers[index])
         candidates = kept.candidates(index) if number >= first_new else []
         cut_short += len(candidates) > MOST_COMPARED
         for candidate in candidates[:MOST_COMPARED]:
             compared += 1
-            alike = similarity(number, names[candidate])
+            original = int(numbers[candidate])
+            alike = similarity(number, original)
             if alike >= threshold:
-                removed.append((number, names[candidate], alike))
+                removed.append(number)
+                originals.append(original)
+                similarities.append(alike)
                 break
         else:
             kept.add(index)
-    columns = list(zip(*removed, strict=True)) or [(), (), ()]
-    copies = Copies(np.array(columns[0], np.int64), np.array(columns[1], np.int64), np.array(columns[2], np.float32))
+    copies = Copies(np.array(removed, np.int64), np.array(originals, np.int64), np.array(similarities, np.float32))
     return NearCopies(copies, compared, cut_short)
 
 

@@ -5,23 +5,25 @@ begin with the same bytes are neighbours in a suffix array, so each run of neigh
 substring with all its places. Of a window of `min_bytes` bytes that occurred before, those bytes are cut that are not
 of the first occurrence itself. A cut never splits a character, and no match reaches over the end of a document.
 
-For each byte of text the suffix array takes 4 bytes and the whole at most 9, beside the text itself. A corpus too large
-for that goes in groups of parts, each by itself (`plan_groups`), and a part too large in chunks of texts. A substring
+For each byte of text the suffix array takes 4 bytes and the whole at most 9, the text included. A corpus too large for
+that goes in groups of parts, each by itself (`plan_groups`), and a part too large in chunks of texts. A substring
 whose two places lie in different groups stays, so the report must say how many groups there were.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from trimaran.runtime.data.dedup.names import Named
 from trimaran.runtime.data.document import Counts, Removal
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.permutation import Int64Array
 
-MEMORY_PER_BYTE: Final = 10
+MEMORY_PER_BYTE: Final = 9
 LEAST_BYTES: Final = 16
 MOST_BYTES: Final = (1 << 16) - 1
 _SEPARATOR: Final = 0xFF  # is in no UTF-8
@@ -50,15 +52,38 @@ def plan_groups(sizes: Sequence[int], memory_bytes: int) -> list[list[int]]:
     return groups
 
 
-def chunks(texts: Iterable[bytes], memory_bytes: int) -> Iterator[list[bytes]]:
+class Texts:
+    """Texts one after the other, each with a sign after it that is in no UTF-8."""
+
+    def __init__(self, texts: Iterable[bytes] = ()) -> None:
+        self.content, self._ends = bytearray(), array("q")
+        for text in texts:
+            self.add(text)
+
+    def add(self, text: bytes) -> None:
+        """Put a text at the end."""
+        self.content += text
+        self.content.append(_SEPARATOR)
+        self._ends.append(len(self.content))
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self._ends)
+
+    @property
+    def ends(self) -> Int64Array:
+        """[texts]: the place after each text and its sign."""
+        return np.array(self._ends, np.int64)
+
+
+def chunks(texts: Iterable[bytes], memory_bytes: int) -> Iterator[Texts]:
     """Yield the texts of a group as many at a time as fit into the memory: all, unless one part alone is larger."""
-    chunk, room = list[bytes](), _room(memory_bytes)
+    chunk, room = Texts(), _room(memory_bytes)
     for text in texts:
-        if chunk and len(text) > room:
+        if len(chunk) and len(chunk.content) - len(chunk) + len(text) > room:
             yield chunk
-            chunk, room = [], _room(memory_bytes)
-        chunk.append(text)
-        room -= len(text)
+            chunk = Texts()
+        chunk.add(text)
     yield chunk
 
 
@@ -96,7 +121,7 @@ class Spans:
         return Spans(columns[0] + begins, columns[1], columns[2], columns[3] + begins)
 
 
-def find_spans(texts: Sequence[bytes], min_bytes: int) -> Spans:
+def find_spans(texts: Texts, min_bytes: int) -> Spans:
     """Return the spans of a group's texts that occurred before in it.
 
     Args:
@@ -106,13 +131,11 @@ def find_spans(texts: Sequence[bytes], min_bytes: int) -> Spans:
     require_extra("pydivsufsort")
     import pydivsufsort
 
-    separator = bytes([_SEPARATOR])
-    content = separator.join([*texts, separator])
+    content, ends = texts.content, texts.ends
     signs = np.frombuffer(content, np.uint8)
     if len(content) < min_bytes:
         return Spans(*(np.zeros(0, np.int64) for _ in range(4)))
-    suffixes = pydivsufsort.divsufsort(content)
-    ends = np.cumsum([len(text) + 1 for text in texts], dtype=np.int64)
+    suffixes = pydivsufsort.divsufsort(signs)
     same = _same_beginning(content, suffixes, ends, min_bytes)
     lengths = np.zeros(len(content), np.uint16)
     for starts, stops, _ in _cuts(suffixes, same, min_bytes):
@@ -132,7 +155,7 @@ def find_spans(texts: Sequence[bytes], min_bytes: int) -> Spans:
     return Spans(documents, starts - begins, stops - begins, np.searchsorted(ends, firsts, side="right"))
 
 
-def _same_beginning(content: bytes, suffixes: npt.NDArray[np.integer], ends: Int64Array, min_bytes: int) -> _Mask:
+def _same_beginning(content: bytearray, suffixes: npt.NDArray[np.integer], ends: Int64Array, min_bytes: int) -> _Mask:
     """Return [suffixes]: whether a suffix and the one before it begin with the same window, inside a document."""
     words = np.ndarray((len(content) - _WORD + 1,), "<u8", content, strides=(1,))
     windows = np.ndarray((len(content) - min_bytes + 1,), f"V{min_bytes}", content, strides=(1,))
@@ -215,9 +238,7 @@ def _whole_characters(
     return starts, stops
 
 
-def cut_spans(
-    texts: Iterable[bytes], spans: Spans, names: Mapping[int, str], counts: Counts
-) -> Iterator[str | Removal]:
+def cut_spans(texts: Iterable[bytes], spans: Spans, names: Named, counts: Counts) -> Iterator[str | Removal]:
     """Yield the texts of a part without the spans, or why nothing but white space is left of one.
 
     Args:

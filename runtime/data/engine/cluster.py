@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -221,7 +221,8 @@ class Cluster:
         def submit(task: Task) -> None:
             known[task.key] = len(slow_documents(task.slow_file(self.root)))
             name = f"{task.stage}-{task.key}-{known[task.key]}-{failures[task.key]}"
-            future = self._client.submit(do_task, task, str(self.root), key=name, pure=False)
+            given = tuple(replace(each, result={}) for each in task.inputs)  # their results are for this process
+            future = self._client.submit(do_task, replace(task, inputs=given), str(self.root), key=name, pure=False)
             running[future] = task
             future.add_done_callback(ended.put)
 

@@ -42,16 +42,29 @@ def deduplicate(runner: StageRunner, section: Mapping[str, Any], parts: list[Out
 def _copies(
     runner: StageRunner, section: Mapping[str, Any], parts: list[Output], earlier: Sequence[Output], words: int
 ) -> list[Output]:
-    keys = runner.each("copies-keys", f"{_TASKS}:copy_keys", {}, parts)
+    keys, names = (
+        runner.each("copies-keys", f"{_TASKS}:copy_keys", {}, parts),
+        _names(runner, "copies", parts, earlier, words),
+    )
     settings = {"url": section["url"], "exact": section["exact"], "parts": len(parts), "words": words}
-    found = runner.one("copies-compare", f"{_TASKS}:compare_copies", settings, [*parts, *keys, *earlier])
-    return _removed(runner, "copies", parts, found)
+    found = runner.one("copies-compare", f"{_TASKS}:compare_copies", settings, [*parts, *keys, names, *earlier])
+    reasons = [f"{name}.copy" for name in ("url", "exact") if section[name]]
+    return _removed(runner, "copies", reasons, parts, found, names)
+
+
+def _names(
+    runner: StageRunner, stage: str, parts: list[Output], earlier: Sequence[Output] = (), words: int = _WORDS
+) -> Output:
+    """Return the ids of all documents, those of earlier runs first."""
+    return runner.one(
+        f"{stage}-names", f"{_TASKS}:name_documents", {"parts": len(parts), "words": words}, [*parts, *earlier]
+    )
 
 
 def _near(
     runner: StageRunner, section: Mapping[str, Any], parts: list[Output], earlier: Sequence[Output]
 ) -> list[Output]:
-    words, count = section["words"], len(parts)
+    words, count, names = section["words"], len(parts), _names(runner, "near", parts, earlier, section["words"])
     keys = runner.each("near-keys", f"{_TASKS}:near_keys", {"words": words}, parts)
     bands = runner.several(
         "near-buckets",
@@ -69,22 +82,25 @@ def _near(
         [[part, sharing] for part in parts],
     )
     settings = {"parts": count, "words": words, "threshold": section["threshold"]}
-    found = runner.one("near-compare", f"{_TASKS}:compare_near", settings, [*parts, *shingles, *bands, *earlier])
-    return _removed(runner, "near", parts, found)
+    found = runner.one("near-compare", f"{_TASKS}:compare_near", settings, [*parts, *shingles, *bands, names, *earlier])
+    return _removed(runner, "near", ["near.copy"], parts, found, names)
 
 
-def _removed(runner: StageRunner, stage: str, parts: list[Output], found: Output) -> list[Output]:
+def _removed(
+    runner: StageRunner, stage: str, reasons: Sequence[str], parts: list[Output], found: Output, names: Output
+) -> list[Output]:
     runner.clusters += found.result["clusters"]
-    settings = [{"part": number, "stage": stage} for number in range(len(parts))]
-    return runner.apply(stage, f"{_TASKS}:apply_removals", settings, parts, [[found]] * len(parts))
+    settings = [{"part": number, "stage": stage, "reasons": list(reasons)} for number in range(len(parts))]
+    return runner.apply(stage, f"{_TASKS}:apply_removals", settings, parts, [[found, names]] * len(parts))
 
 
 def _lines(runner: StageRunner, section: Mapping[str, Any], parts: list[Output]) -> list[Output]:
     least = {"min_characters": section["min_characters"]}
     keys = runner.each("lines-keys", f"{_TASKS}:line_keys", least, parts)
-    found = runner.one("lines-compare", f"{_TASKS}:compare_lines", {"parts": len(parts)}, [*parts, *keys])
+    found = runner.one("lines-compare", f"{_TASKS}:compare_lines", {}, keys)
     settings = [{"part": number, **least} for number in range(len(parts))]
-    return runner.apply("lines", f"{_TASKS}:apply_lines", settings, parts, [[found]] * len(parts))
+    shared = [found, _names(runner, "lines", parts)]
+    return runner.apply("lines", f"{_TASKS}:apply_lines", settings, parts, [shared] * len(parts))
 
 
 def _substrings(runner: StageRunner, section: Mapping[str, Any], parts: list[Output]) -> list[Output]:
@@ -100,9 +116,14 @@ def _substrings(runner: StageRunner, section: Mapping[str, Any], parts: list[Out
         [[parts[number] for number in group] for group in groups],
     )
     runner.notes["substring_groups"] = sum(output.result["chunks"] for output in found)
-    place = {number: (found[index], at) for index, group in enumerate(groups) for at, number in enumerate(group)}
-    settings = [{"part_of_group": place[number][1]} for number in range(len(parts))]
-    shared = [[place[number][0]] for number in range(len(parts))]
+    starts, names = (
+        list(accumulate([count_kept(part.folder) for part in parts], initial=0)),
+        _names(runner, "substring", parts),
+    )
+    settings = [
+        {"part_of_group": at, "first_of_group": starts[group[0]]} for group in groups for at in range(len(group))
+    ]
+    shared = [[output, names] for group, output in zip(groups, found, strict=True) for _ in group]
     return runner.apply("substring", f"{_TASKS}:apply_substrings", settings, parts, shared)
 
 
