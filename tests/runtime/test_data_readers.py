@@ -7,10 +7,12 @@ import io
 import json
 import lzma
 import random
+import re
 import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from itertools import compress
 from pathlib import Path
@@ -454,6 +456,77 @@ def test_what_is_no_page_of_a_warc_is_counted(tmp_path: Path) -> None:
         "segmented": (1, place["segmented"]),
         "empty": (1, place["empty"]),
     }
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("suffix", list(PACK)[1:])
+def test_of_a_file_of_several_members_a_damaged_one_alone_is_lost(tmp_path: Path, suffix: str) -> None:
+    # Of many sizes, of text that does not pack; the third is larger than what is held until its check sum is known.
+    large = {".gz": 7, ".zst": 7}.get(suffix, 5)
+    texts = [random.Random(number).randbytes(40 * 4**number).hex() for number in (0, 1, large, 2, 3, 4)]
+    pack = partial(zstandard.ZstdCompressor(write_checksum=True).compress) if suffix == ".zst" else PACK[suffix]
+    for name in {".gz": ("a.warc", "a.jsonl", "a.lines"), ".zst": ("a.warc",)}.get(suffix, ("a.jsonl",)):
+        contents = {
+            "a.warc": [record("conversion", text.encode()) for text in texts],
+            "a.jsonl": [json.dumps({"text": text}).encode() + b"\n" for text in texts],
+            "a.lines": [text.encode() + b"\n" for text in texts],
+        }[name]
+        members = [pack(content) for content in contents]
+        ends = [sum(map(len, members[: number + 1])) for number in range(len(members))]
+        m, last = members, len(members[-1])
+        cases: dict[str, tuple[bytes, list[int], list[str]]] = {
+            "middle": (b"".join([*m[:3], flipped(m[3], len(m[3]) // 2), *m[4:]]), [3], ["damaged"]),
+            "check sum": (b"".join([*m[:3], flipped(m[3], -6), *m[4:]]), [3], ["damaged"]),
+            "large": (b"".join([*m[:2], flipped(m[2], len(m[2]) // 2), *m[3:]]), [2], ["damaged"]),
+            "head": (b"".join([*m[:3], flipped(m[3], 1), *m[4:]]), [3], ["damaged"]),
+            "first": (b"".join([flipped(m[0], 20), *m[1:]]), [0], ["damaged"]),
+            "last": (b"".join([*m[:5], flipped(m[5], last // 2)]), [5], ["damaged"]),
+            "two": (b"".join([m[0], flipped(m[1], 30), *m[2:4], flipped(m[4], 200), m[5]]), [1, 4], ["damaged"] * 2),
+            "neighbours": (
+                b"".join([*m[:3], flipped(m[3], 300), flipped(m[4], 300), m[5]]),
+                [3, 4],
+                ["damaged"] * 2,
+            ),
+            "garbage": (b"".join([*m[:3], b"no member \x1f\x8b\x08" * 9, *m[3:]]), [], ["damaged"]),
+            "zeros": (b"".join([*m[:3], b"\0" * 3000, *m[3:]]), [], []),
+            "cut within": (b"".join([*m[:3], m[3][:-9], *m[4:]]), [3], ["damaged"]),
+            "cut": (b"".join(m)[: -last // 2], [5], ["truncated"]),
+        }
+        for case, (packed, lost, why) in cases.items():
+            path = tmp_path / (name + suffix)
+            path.write_bytes(packed)
+            documents, losses = read(path, format="lines" if name == "a.lines" else None)
+            # A line after damage may have begun in it; JSON tells whether.
+            after = {number + 1 for number in lost if name == "a.lines" and number < 5} - set(lost)
+            after |= {3} if (name, case) == ("a.lines", "garbage") else set()
+            kept = [text for number, text in enumerate(texts) if number not in {*lost, *after}]
+            assert [document.text for document in documents] == kept, (name, case)
+            found = [loss.reason.removeprefix("read.") for loss in losses]
+            assert found == sorted([*why, *["damaged"] * len(after)], key=found.index), (name, case)
+            assert len({loss.place for loss in losses} | {document.id for document in documents}) == (
+                len(losses) + len(documents)
+            ), "no two have one place"
+            if case in ("middle", "large"):
+                assert f"packed bytes {ends[lost[0] - 1]:,} to {ends[lost[0]]:,} can't" in losses[0].detail
+
+
+def test_a_web_archive_with_a_wrong_length_loses_that_record_alone(tmp_path: Path) -> None:
+    pages = [page(0), page(10_000), page(1), page(2)]
+    records, path = [record("response", response(each)) for each in pages], tmp_path / "a.warc"
+    size = int(re.search(rb"Content-Length: (\d+)", records[1])[1])  # type: ignore[index]
+    starts = [sum(map(len, records[:number])) for number in range(4)]
+    for wrong in ("-1", "x", "", str(size - 7), str(size + 9), str(size + 400), "99999", "9" * 12):
+        damaged = records[1].replace(b"Length: %d" % size, f"Length: {wrong}".encode())
+        for limit in (10 << 20, 1000):  # the block is held; it is passed over
+            path.write_bytes(records[0] + damaged + b"".join(records[2:]))
+            documents, losses = read(path, limit=limit)
+            assert [document.raw for document in documents] == [pages[0], *pages[2:]], (wrong, limit)
+            assert reasons(losses) == {"damaged": (1, str(starts[1]))}, (wrong, limit)
+    path.write_bytes(b"".join(records[:3]) + records[3][:-30])
+    assert reasons(read(path)[1]) == {"truncated": (1, str(starts[3]))}
 
 
 def test_a_warc_cut_anywhere_loses_only_its_last_record_and_garbage_only_itself(tmp_path: Path) -> None:

@@ -36,10 +36,8 @@ def read_json(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Docu
     most = 64 * settings.max_document_bytes
     with open_part(part) as stream:
         utf8 = as_utf8(stream)
-        first = next(
-            (line for _, line in lines(utf8, LINE_BYTES * settings.max_document_bytes) if line is None or line.strip()),
-            None,
-        )
+        found = (each for each in lines(utf8, LINE_BYTES * settings.max_document_bytes) if isinstance(each, tuple))
+        first = next((line for _, line in found if line is None or line.strip()), None)
         if first is not None and _is_object(first):
             yield from read_jsonl(part, settings, tally)
             return

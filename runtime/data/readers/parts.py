@@ -19,7 +19,6 @@ from trimaran.runtime.data.readers.parquet import split_parquet
 from trimaran.runtime.data.readers.part import Damage, Part, ReadSettings
 from trimaran.runtime.data.readers.read import READERS, read_part
 from trimaran.runtime.data.readers.streams import (
-    COMPRESSED,
     asking,
     file_system,
     is_remote,
@@ -27,6 +26,7 @@ from trimaran.runtime.data.readers.streams import (
     stamp_of,
     utf16_mark,
 )
+from trimaran.runtime.data.readers.unpack import COMPRESSED
 from trimaran.runtime.data.sources import usable_files
 from trimaran.runtime.files import read_json
 

@@ -36,8 +36,8 @@ READERS: Final[Mapping[str, Reader]] = MappingProxyType(
 def read_part(part: Part, settings: ReadSettings) -> Generator[Document | Loss, None, None]:
     """Yield the documents of a part in order, a Loss in the place of each that can't be read, then what was changed.
 
-    Of a damaged file, what is whole before the damage is yielded; the rest is one Loss. The same part gives the same
-    documents again, whatever the settings of other parts.
+    Of a damaged file, what is whole before the damage is yielded, and what comes after where its begin can be found;
+    each stretch between is one Loss. The same part gives the same documents again, whatever the settings of others.
 
     Raises:
         OSError: the file can't be reached, or has changed since the part was made; it names the file. A remote file

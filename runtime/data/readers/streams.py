@@ -1,14 +1,11 @@
 """From a file, local or remote, packed or not, to its bytes and lines. Memory stays bounded whatever the file holds."""
 
-import bz2
 import codecs
 import errno
 import io
-import lzma
 import os
 import posixpath
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -18,14 +15,12 @@ from trimaran.runtime.data.corpus import MARKS
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.readers.part import Damage, Part
+from trimaran.runtime.data.readers.unpack import unpack
 from trimaran.runtime.files import open_regular
 
 T = TypeVar("T")
 
-COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
 _BLOCK = 1 << 18
-# zstandard makes all of its input at once: what packs best, a byte repeated, grows to 32 MiB.
-_PACKED_BLOCK = 1 << 10
 # Of a remote file, fetched at once; s3fs alone would take 50 MiB.
 _FETCH_BYTES = 8 << 20
 # A table has to be unpacked to disk before it can be read.
@@ -94,9 +89,9 @@ class _Remote(io.RawIOBase):
 
 
 class _Blocks(io.RawIOBase):
-    """Bytes that come in blocks. They end where a block can't be made, and `damage` says why."""
+    """Bytes that come in blocks. Where some can't be made they end; `damage` says why, and `go_on` has others come."""
 
-    def __init__(self, blocks: Iterator[bytes], source: io.IOBase) -> None:
+    def __init__(self, blocks: Iterator[bytes | Damage], source: io.IOBase) -> None:
         self._blocks, self._source, self._left = blocks, source, memoryview(b"")
         self.damage: Damage | None = None
 
@@ -105,11 +100,15 @@ class _Blocks(io.RawIOBase):
 
     def block(self) -> bytes:
         """Return the next block, b"" at the end."""
-        try:
-            return next(self._blocks, b"")
-        except Damage as damage:
-            self.damage = damage
-            return b""
+        found = b"" if self.damage else next(self._blocks, b"")
+        if not isinstance(found, Damage):
+            return found
+        self.damage = found
+        return b""
+
+    def go_on(self) -> None:
+        """Have the bytes after the damage come."""
+        self.damage = None
 
     def readinto(self, buffer: Any) -> int:
         if not self._left:
@@ -140,6 +139,19 @@ class Stream(io.BufferedReader):
         """Raise Damage at `at`, where the reader was, if the bytes ended too early."""
         if self.damage is not None:
             raise Damage(self.damage.reason, self.damage.detail, at)
+
+    def go_on(self, at: int) -> Damage | None:
+        """Return why the bytes ended too early, and have those after the damage come; None where they did not.
+
+        Args:
+            at: where the reader was. What was lost there counts as one byte, so that no other place is the same.
+        """
+        damage = self.damage
+        if damage is None:
+            return None
+        assert isinstance(self.raw, _Blocks | _Recoded)
+        self.raw.go_on()
+        return Damage(damage.reason, damage.detail, at)
 
 
 def stamp_of(status: os.stat_result | Mapping[str, Any]) -> str:
@@ -173,7 +185,7 @@ def open_part(part: Part) -> Stream:
     file = open_raw(part)
     if not part.compression:
         return Stream(file.detach(), _BLOCK)
-    return Stream(_Blocks(_UNPACK[part.compression](file), file), _BLOCK)
+    return Stream(_Blocks(unpack(file, part.compression), file), _BLOCK)
 
 
 def open_table(part: Part) -> BinaryIO:
@@ -198,111 +210,6 @@ def open_table(part: Part) -> BinaryIO:
     return spool
 
 
-def _unpack_gzip(file: BinaryIO) -> Iterator[bytes]:
-    """Yield what a .gz file holds.
-
-    fastwarc's reader takes half the time of zlib's, but says nothing of an early end: the last bytes of a file are the
-    length of what it was made of; where it has several members, the last is read again.
-    """
-    require_extra("fastwarc")
-    from fastwarc.stream_io import GzipReader
-
-    reader, given = GzipReader(file, buffer_size=_BLOCK), 0
-    try:
-        while block := reader.read(_BLOCK):
-            yield block
-            given += len(block)
-        last = reader.frame_start_position() or 0
-    except OSError as error:
-        if error.errno is not None:  # of the file's own
-            raise
-        yield from _after(given, _unpack(file, _gunzip, zlib.error))
-        return
-    end = file.seek(0, os.SEEK_END)
-    if last == 0 and end >= 18:
-        file.seek(-4, os.SEEK_END)
-        if int.from_bytes(file.read(4), "little") != given % (1 << 32):
-            raise Damage("read.truncated", f"the file ends early, at byte {end}")
-    else:
-        for _ in _unpack(file, _gunzip, zlib.error, last):
-            pass
-
-
-def _unpack_zstd(file: BinaryIO) -> Iterator[bytes]:
-    require_extra("fastwarc", "zstandard")
-    import zstandard
-    from fastwarc.stream_io import ZstdReader
-
-    reader, given = ZstdReader(file), 0
-    try:
-        while block := reader.read(_BLOCK):
-            yield block
-            given += len(block)
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        yield from _after(given, _unpack(file, zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError))
-
-
-def _after(given: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield blocks without their first `given` bytes."""
-    for block in blocks:
-        if len(block) > given:
-            yield block[given:]
-        given = max(0, given - len(block))
-
-
-def _unpack(file: BinaryIO, begin: Callable[[], Any], error_type: type[Exception], start: int = 0) -> Iterator[bytes]:
-    """Yield what the streams of a packed file hold, one after the other, to the last byte before the first damage.
-
-    Args:
-        begin: makes a decompressor of zlib, bz2, lzma or zstandard, for one stream.
-        error_type: what it raises for bytes that it can't unpack.
-    """
-    at = file.seek(start)
-    stream, fresh, left = begin(), True, b""
-    while data := left or file.read(_PACKED_BLOCK):
-        at += 0 if left else len(data)
-        left = b""
-        if fresh and not data.strip(b"\0"):  # padding between streams or after the last
-            continue
-        try:
-            yield from filter(None, _pieces(stream, data))
-        except error_type as error:
-            raise Damage("read.damaged", f"at about byte {at - len(data)}: {error}") from error
-        if fresh := stream.eof:
-            left, stream = stream.unused_data, begin()
-    if not fresh:
-        raise Damage("read.truncated", f"the file ends early, at byte {at}")
-
-
-def _pieces(stream: Any, data: bytes) -> Iterator[bytes]:
-    """Yield what a decompressor makes of its next input, in pieces of bounded size."""
-    if isinstance(stream, bz2.BZ2Decompressor | lzma.LZMADecompressor):
-        yield stream.decompress(data, _BLOCK)
-        while not stream.eof and not stream.needs_input:
-            yield stream.decompress(b"", _BLOCK)
-    elif isinstance(stream, type(zlib.decompressobj())):
-        piece = b""
-        while data or len(piece) == _BLOCK:
-            yield (piece := stream.decompress(data, _BLOCK))
-            data = stream.unconsumed_tail
-    else:
-        yield stream.decompress(data)
-
-
-def _gunzip() -> Any:
-    return zlib.decompressobj(31)
-
-
-_UNPACK: Final[Mapping[str, Callable[[BinaryIO], Iterator[bytes]]]] = {
-    ".gz": _unpack_gzip,
-    ".bz2": lambda file: _unpack(file, bz2.BZ2Decompressor, OSError),
-    ".xz": lambda file: _unpack(file, lzma.LZMADecompressor, lzma.LZMAError),
-    ".zst": _unpack_zstd,
-}
-
-
 class _Recoded(io.RawIOBase):
     """UTF-16 or UTF-32 as UTF-8; what is damaged becomes U+FFFD."""
 
@@ -313,6 +220,10 @@ class _Recoded(io.RawIOBase):
     @property
     def damage(self) -> Damage | None:
         return self._stream.damage
+
+    def go_on(self) -> None:
+        """Have the bytes after the damage come."""
+        self._stream.go_on(0)
 
     def readable(self) -> bool:
         return True
@@ -342,10 +253,11 @@ def as_utf8(stream: Stream) -> Stream:
 
 def lines(
     stream: Stream, most_bytes: int, start: int = 0, stop: int | None = None
-) -> Iterator[tuple[int, bytes | None]]:
+) -> Iterator[tuple[int, bytes | None] | Damage]:
     """Yield (offset, line) of every line that begins in [start, stop), None for one of more bytes, which isn't held.
 
-    Raises Damage at a line that is not whole because the file isn't.
+    In the place of bytes that are lost, and of the line that they end, a Damage is yielded; the next line may have
+    begun in them.
     """
     at = start
     if start:  # the line that the byte before belongs to is another part's
@@ -355,16 +267,18 @@ def lines(
     while stop is None or at < stop:
         line = stream.readline(most_bytes + 1)
         begin, at = at, at + len(line)
-        if len(line) > most_bytes and not line.endswith(b"\n"):
+        if line.endswith(b"\n"):
+            yield begin, line
+        elif len(line) > most_bytes:
             yield begin, None
             at += _skip_line(stream, None if stop is None else max(0, stop - at))
-        elif not line.endswith(b"\n"):
-            stream.check(begin)
+        elif damage := stream.go_on(begin):
+            yield damage
+            at += 1
+        else:
             if line:
                 yield begin, line
             return
-        else:
-            yield begin, line
 
 
 def _skip_line(stream: Stream, most_bytes: int | None) -> int:

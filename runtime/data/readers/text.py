@@ -6,7 +6,7 @@ from pathlib import Path
 from trimaran.runtime.data.corpus import check_is_text
 from trimaran.runtime.data.document import Document, Loss
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.readers.part import Part, ReadSettings, Tally, decode
+from trimaran.runtime.data.readers.part import Damage, Part, ReadSettings, Tally, decode
 from trimaran.runtime.data.readers.streams import as_utf8, lines, open_part
 
 
@@ -31,22 +31,32 @@ def read_text(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Docu
 
 def read_lines(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Document | Loss]:
     """Yield the document of each line that begins in the part's range of bytes."""
+    after_damage = False
     for line in text_lines(part, settings.max_document_bytes, tally):
         if isinstance(line, Loss):
             yield line
+            after_damage = line.reason == "read.damaged"
+            continue
+        place, text = line
+        if after_damage:
+            yield Loss(place, "read.damaged", "a line that may have begun in the damaged bytes")
         else:
-            place, text = line
             yield Document(place, text.rstrip("\r\n"), corpus=part.corpus)
+        after_damage = False
 
 
 def text_lines(part: Part, most: int, tally: Tally) -> Iterator[tuple[str, str] | Loss]:
     """Yield (place, text with its end) of each line that begins in the part's range and is not blank.
 
     Args:
-        most: bytes of the longest line; for a longer one, and for one that is no text, a Loss is yielded.
+        most: bytes of the longest line; for a longer one, one that is no text, and damage a Loss is yielded.
     """
     with open_part(part) as stream:
-        for at, line in lines(as_utf8(stream), most, part.start, part.stop):
+        for found in lines(as_utf8(stream), most, part.start, part.stop):
+            if isinstance(found, Damage):
+                yield Loss(part.place(found.at or 0), found.reason, found.detail)
+                continue
+            at, line = found
             place = part.place(at)
             if line is None:
                 yield Loss(place, "read.too_large", f"a line of more than {most:,} bytes")

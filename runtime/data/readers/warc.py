@@ -27,6 +27,9 @@ _BLOCK = 1 << 18
 _FIRST_LINE = len(b"WARC/1.0\r\n")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _BEGIN = re.compile(rb"WARC/\d\.\d+[ \t]*\r?\n")
+# What follows a block whose length is right. Longest, a blank line and the begin of a record.
+_AFTER = re.compile(rb"(\r?\n){2}|(\r?\n)?(WARC/|\Z)|\r\n?\r?\Z")
+_MOST_AFTER = 8
 _NEXT = re.compile(rb"\nWARC/\d\.\d+[ \t]*\r?\n")
 
 
@@ -82,9 +85,9 @@ class _Window:
         self.data[: len(left)] = left
         self._base, self.at, self.end = self.place, 0, len(left)
 
-    def take(self, size: int) -> memoryview:
-        """Return the next bytes, fewer at the end; they change when more are asked for."""
-        self.fill(size)
+    def take(self, size: int, more: int) -> memoryview:
+        """Return the next bytes, fewer at the end; they change when more than `more` bytes beyond are asked for."""
+        self.fill(size + more)
         taken = memoryview(self.data)[self.at : min(self.at + size, self.end)]
         self.at += len(taken)
         return taken
@@ -97,6 +100,26 @@ class _Window:
             self.at += step
             skipped += step
         return skipped
+
+    def has_end(self) -> bool:
+        """Return whether a block ends here: blank lines follow, a record or nothing."""
+        self.fill(_MOST_AFTER)
+        return _AFTER.match(bytes(self.data[self.at : min(self.end, self.at + _MOST_AFTER)])) is not None
+
+    def rewind(self, place: int) -> None:
+        """Go back to a place that was met; no further than can be."""
+        if place < self._base and self._stream.seekable():
+            self._stream.seek(place)
+            self._base, self.at, self.end = place, 0, 0
+        else:
+            self.at = max(0, place - self._base)
+
+    def go_on(self, begin: int) -> Damage | None:
+        """Return why the bytes ended too early, in a record that begins at `begin`; pass over what is left of it."""
+        damage = self._stream.go_on(begin)
+        if damage is not None:
+            self._base, self.at = self._base + 1, self.end
+        return damage
 
     def skip_blank_lines(self) -> None:
         """Pass over the line ends between records."""
@@ -117,42 +140,69 @@ class _Window:
 
 
 def records(stream: Stream, most_bytes: int) -> Iterator[Record | Damage]:
-    """Yield every record, and in the place of bytes that are none a Damage.
+    """Yield every record, and in the place of bytes that are none a Damage: neither fastwarc nor warcio tells of all.
 
-    Raises Damage where the last record is cut short. Lengths are compared here: neither fastwarc nor warcio does that.
+    Of a record whose length is wrong nothing is yielded; it goes on at the next line that begins a record.
     """
     window = _Window(stream)
     while True:
         window.skip_blank_lines()
-        begin, data, at, left = window.place, window.data, window.at, window.left
-        if not left:
-            stream.check(begin)
+        begin = window.place
+        if not window.left:
+            if damage := window.go_on(begin):
+                yield damage
+                continue
             return
-        first = _BEGIN.match(data, at, window.end)
-        blank = b"\r\n\r\n" if first and first[0].endswith(b"\r\n") else b"\n\n"
-        end = data.find(blank, first.end() - len(blank) // 2, min(at + _MOST_HEADER, window.end)) if first else -1
-        if end < 0:
-            is_cut = first or (left < _FIRST_LINE and b"WARC/".startswith(data[at : min(at + 5, window.end)]))
-            if left < _MOST_HEADER and is_cut:
-                stream.check(begin)
-                raise Damage("read.truncated", "the last record is cut short in its headers", begin)
-            window.skip_to_record()
-            yield Damage("read.damaged", f"{window.place - begin:,} bytes are no record", begin)
+        headers = _headers(window)
+        if headers is None:
+            is_cut = window.left < _MOST_HEADER and _is_cut_head(window)
+            if is_cut and (damage := window.go_on(begin)):
+                yield damage
+            elif is_cut:
+                yield Damage("read.truncated", "the last record is cut short in its headers", begin)
+                return
+            else:
+                window.skip_to_record()
+                yield Damage("read.damaged", f"{window.place - begin:,} bytes are no record", begin)
             continue
-        headers = Headers(bytes(data[at : end + 2]))
-        length = headers.get(b"content-length")
-        window.at = end + len(blank)
-        if not _LENGTH.fullmatch(length):
-            window.skip_to_record()
-            yield Damage("read.damaged", f"a record whose Content-Length is {length[:20]!r}", begin)
-            continue
-        size = int(length)
-        block = window.take(size) if size <= most_bytes else None
-        got = len(block) if block is not None else window.skip(size)
-        if got < size:
-            stream.check(begin)
-            raise Damage("read.truncated", f"the last record is cut short: it has {got:,} of {size:,} bytes", begin)
-        yield Record(begin, headers.get(b"warc-type").lower(), headers, size, block)
+        length, body = headers.get(b"content-length"), window.place
+        size = int(length) if _LENGTH.fullmatch(length) else None
+        if size is not None:
+            block = window.take(size, _MOST_AFTER) if size <= most_bytes else None
+            got = len(block) if block is not None else window.skip(size)
+            if got == size and window.has_end():
+                yield Record(begin, headers.get(b"warc-type").lower(), headers, size, block)
+                continue
+            if damage := window.go_on(begin) if got < size else None:
+                yield damage
+                continue
+        window.rewind(body)
+        window.skip_to_record()
+        if size is None or window.left or got == size:
+            yield Damage("read.damaged", f"a record that is not as long as its Content-Length, {length[:20]!r}", begin)
+        else:
+            detail = f"the last record is cut short: it has {got:,} of {size:,} bytes"
+            yield Damage("read.truncated", detail, begin)
+
+
+def _headers(window: _Window) -> Headers | None:
+    """Return the headers of a record and pass over them; None, at the same place, where there are none."""
+    data, at = window.data, window.at
+    first = _BEGIN.match(data, at, window.end)
+    if first is None:
+        return None
+    blank = b"\r\n\r\n" if first[0].endswith(b"\r\n") else b"\n\n"
+    end = data.find(blank, first.end() - len(blank) // 2, min(at + _MOST_HEADER, window.end))
+    if end < 0:
+        return None
+    window.at = end + len(blank)
+    return Headers(bytes(data[at : end + 2]))
+
+
+def _is_cut_head(window: _Window) -> bool:
+    """Return whether the last bytes may be the begin of a record."""
+    rest = bytes(window.data[window.at : min(window.at + _FIRST_LINE, window.end)])
+    return _BEGIN.match(rest) is not None or (len(rest) < _FIRST_LINE and b"WARC/".startswith(rest[:5]))
 
 
 def read_warc(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Document | Loss]:
