@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from trimaran.launchers.env.commands import find_mpirun
+from trimaran.launchers.rendezvous.network import LOOPBACK, check_loopback
 from trimaran.runtime.data.engine.cluster import StartWorkers, Workers
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.processes import usable_cores
@@ -52,8 +53,13 @@ class WorkerOptions:
 
 
 def local_workers(options: WorkerOptions) -> Workers:
-    """Return workers that are processes of this machine; nothing is open to the network."""
-    return Workers(options.count, "127.0.0.1", _starter([], options.count, options, ["--parent", str(os.getpid())]))
+    """Return workers that are processes of this machine; nothing is open to the network.
+
+    Raises:
+        AddressError: they could not be reached.
+    """
+    check_loopback()
+    return Workers(options.count, LOOPBACK, _starter([], options.count, options, ["--parent", str(os.getpid())]))
 
 
 def mpi_workers(options: WorkerOptions, host: str) -> Workers:

@@ -10,14 +10,13 @@ from typing import Any
 
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_of, signal_behind
 from trimaran.launchers.local.torch_elastic import Node, run_ranks
+from trimaran.launchers.rendezvous.network import LOOPBACK, check_loopback
 from trimaran.launchers.worker.entry import run_task_of_launcher
 from trimaran.launchers.worker.failure_relay import DIED_SILENTLY, Failure
 from trimaran.launchers.worker.nccl_messages import WatchdogEnd, watchdog_end_in
 from trimaran.launchers.worker.process import ERROR_FILE, STDERR_FILE
 from trimaran.runtime.files import read_json
 from trimaran.runtime.spec import RunSpec
-
-_HERE = "127.0.0.1"  # nothing is open to the network
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ def launch(run: LocalRun) -> None:
     """Run the task on spec.world_size ranks of this machine and return when all have finished.
 
     Raises:
+        AddressError: they could not meet.
         LaunchError: a rank failed; the others have been ended.
         Stopped: a signal came; it was passed on to the ranks, and they have ended.
     """
@@ -87,9 +87,10 @@ def launch(run: LocalRun) -> None:
 
     from trimaran.launchers.rendezvous.store import serve_store
 
+    check_loopback()
     log_folder = run.log_folder / time.strftime("start-%Y%m%d-%H%M%S")
     log_folder.mkdir(parents=True, exist_ok=True)
-    node = Node("local", serve_store(_HERE, 0), _HERE, 1, run.spec.world_size, log_folder / "torchrun")
+    node = Node("local", serve_store(LOOPBACK, 0), LOOPBACK, 1, run.spec.world_size, log_folder / "torchrun")
     with tempfile.TemporaryDirectory(prefix="trimaran-records-") as spare:
         try:
             run_ranks(node, run.spec, run_task_of_launcher, str(run.task), str(log_folder), spare)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B  # linux/sockios.h
 _RETRY_S = 0.1
 _ANSWER_S = 3.0
+LOOPBACK = "127.0.0.1"
+"""Where the processes of a run meet that has this machine alone."""
 _HELLO = struct.pack("=BIB", 0, 0x3C85F7CE, 13)  # VALIDATE, its magic number, and PING, as torch's TCPStoreBackend.hpp
 
 
@@ -61,9 +63,22 @@ def interface_address(name: str) -> str:
     known = interfaces()
     if name not in known:
         raise AddressError(
-            f"launcher.interface {name} is none of this node's interfaces with an IPv4 address: {', '.join(known)}"
+            f"launcher.interface {name} is none of this node's interfaces with an IPv4 address: "
+            f"{', '.join(known) or 'it has none'}"
         )
     return str(known[name].ip)
+
+
+def check_loopback() -> None:
+    """Raise AddressError where processes of this machine do not reach each other."""
+    try:
+        with socket.create_server((LOOPBACK, 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise AddressError(
+            f"this machine does not reach itself at {LOOPBACK} ({error.strerror or error}), where the processes of a "
+            "run meet; bring its loopback interface up, as by `ip link set lo up`"
+        ) from error
 
 
 def resolve_name(name: str) -> list[str]:
@@ -113,7 +128,7 @@ def reachable_address(
         return interface_address(interface)
     node = environment.get("SLURMD_NODENAME")
     if one_node:
-        return "127.0.0.1"
+        return LOOPBACK
     names = [each for each in (node, socket.gethostname()) if each]
     resolved = [address for name in names for address in resolve_name(name)]
     # Debian gives a host's own name to 127.0.1.1, which means another host on each node.

@@ -1,23 +1,31 @@
 """Which address other nodes are told, and what is said about one that does not do."""
 
+import errno
 import ipaddress
 import os
 import socket
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.launchers.runs import make_workplace, trimaran
+from trimaran.launchers.before_start import check_network
+from trimaran.launchers.data.workers import WorkerOptions, local_workers
+from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.local.node_agent import RUN, refuse_taken, store_at
 from trimaran.launchers.rendezvous import network as addresses
 from trimaran.launchers.rendezvous.network import (
     AddressError,
+    check_loopback,
     interface_address,
     interface_of,
     reachable_address,
     wait_until_open,
 )
 from trimaran.launchers.rendezvous.store import connect_store, serve_store
+from trimaran.runtime.spec import load_spec
 
 NODE = {"SLURMD_NODENAME": "n7"}
 
@@ -71,6 +79,39 @@ def test_the_interface_of_the_spec_is_taken_or_refused_with_those_there_are(host
         AddressError, match=r"launcher.interface ib1 is none of this node's interfaces with an IPv4 address: lo, ib0"
     ):
         interface_address("ib1")
+
+
+def test_a_machine_that_does_not_reach_itself_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = r"^this machine does not reach itself at 127\.0\.0\.1 \(Network is unreachable\).*bring its loopback"
+    check_loopback()
+    make_workplace(tmp_path)
+    spec, before = load_spec(tmp_path / "spec.yaml", []), sorted(tmp_path.iterdir())
+    options = WorkerOptions(1, 1.0, None)
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    for start in (
+        lambda: check_network(spec),
+        lambda: local_workers(options),
+        lambda: launch(LocalRun(spec, tmp_path / "task.json", tmp_path / "logs")),
+    ):
+        with pytest.raises(AddressError, match=words):
+            start()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_interface_that_is_not_there_is_told_before_the_data_is_prepared(tmp_path: Path) -> None:
+    workplace = make_workplace(tmp_path, data={"clean": {}})
+    for command in ("prepare", "train"):
+        refused = trimaran(tmp_path, command, "spec.yaml", "--set", "launcher.interface=no0")
+        assert refused.code == 2
+        assert refused.last_line.startswith("error: launcher.interface no0 is none of this node's interfaces with an")
+    assert not (tmp_path / "cache").exists()
+    assert not workplace.run.exists()
 
 
 def test_a_name_that_does_not_resolve_is_told_in_time() -> None:
