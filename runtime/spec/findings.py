@@ -45,7 +45,7 @@ class Finding:
     detail: ErrorDetails
 
 
-def locate(detail: ErrorDetails, known: Mapping[str, Any]) -> Finding | None:
+def locate(detail: ErrorDetails, known: Mapping[str, Any], record: Place = SPEC) -> Finding | None:
     """Return a finding with its place; None where it is about a type that the value was not meant to be.
 
     Of a field with several types pydantic tries each, and names it in the location, as in ("data", "clean", "pii",
@@ -53,8 +53,9 @@ def locate(detail: ErrorDetails, known: Mapping[str, Any]) -> Finding | None:
 
     Args:
         known: what pydantic has read.
+        record: the record that it has read it for.
     """
-    path, place, value, is_choice = "", SPEC, known, False
+    path, place, value, is_choice = "", record, known, False
     for part in detail["loc"]:
         if part == "[key]":
             break

@@ -1,7 +1,7 @@
 """Run specs on disk: reading a YAML file with overrides, and writing one back."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -31,7 +31,20 @@ def load_spec(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunSp
             errors.
     """
     source = str(path)
-    document = read_yaml(_read_text(Path(path), source), source)
+    raw, reading = read_raw(path)
+    for text in overrides:
+        raw = _override(raw, text, reading)
+    return _finish(raw, reading, source, f"runs/{Path(path).stem}")
+
+
+def read_raw(path: str | PathLike[str]) -> tuple[dict[str, Any], Reading]:
+    """Return the mapping of sections that a spec file holds, under the names of today and not checked yet.
+
+    Raises:
+        SpecError: the file is missing, not YAML, or no mapping.
+    """
+    source = str(path)
+    document = read_yaml(read_file(Path(path), source), source)
     if document.errors:
         raise SpecError(document.errors, source)
     if not isinstance(document.value, dict) or not document.value:
@@ -39,13 +52,29 @@ def load_spec(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunSp
         fix = f"write sections with fields below them: {', '.join(RunFields.model_fields)}"
         raise SpecError([FieldError(source, f"must be a mapping of sections, got {got}", document.value, fix)], source)
     raw: dict[str, Any] = {str(name): value for name, value in document.value.items()}
-    raw = with_new_names(raw, document.lines)  # before the overrides, which are above former names too
-    reading = Reading(lines=document.lines)
-    for text in overrides:
-        raw = _override(raw, text, reading)
+    # Before the overrides, which are above former names too.
+    return with_new_names(raw, document.lines), Reading(lines=document.lines)
+
+
+def spec_with(raw: Mapping[str, Any], values: Mapping[str, object], source: str) -> RunSpec:
+    """Return the run of a mapping of sections (`read_raw`) with the values of some fields, by path, in their place.
+
+    Args:
+        source: what the errors name.
+
+    Raises:
+        SpecError: as `load_spec`.
+    """
+    reading, changed = Reading(), dict(raw)
+    for path, value in values.items():
+        changed = _set(changed, path, value, reading)
+    return _finish(changed, reading, source, "runs/run")
+
+
+def _finish(raw: dict[str, Any], reading: Reading, source: str, output_dir: str) -> RunSpec:
     train = raw.setdefault("train", {})
     if isinstance(train, dict):
-        raw["train"] = {"output_dir": f"runs/{Path(path).stem}", **train}
+        raw["train"] = {"output_dir": output_dir, **train}
     spec = build_spec(raw, reading, source)
     # The ranks read what the run folder will hold: every field, each item on a line of its own.
     if len(dump_spec(spec).encode()) > MOST_BYTES:
@@ -59,7 +88,15 @@ def dump_spec(spec: RunFields) -> str:
     return write_yaml(spec.model_dump())
 
 
-def _read_text(path: Path, source: str) -> str:
+def read_file(path: Path, source: str) -> str:
+    """Return the text of a YAML file.
+
+    Args:
+        source: what the errors name.
+
+    Raises:
+        SpecError: it can't be read, or is not UTF-8.
+    """
     try:
         return read_bytes(path, MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -84,22 +121,27 @@ def _override(raw: dict[str, Any], text: str, reading: Reading) -> dict[str, Any
     if parsed.errors:
         reading.add([replace(error, line=None) for error in parsed.errors])
         return raw
+    return _set(raw, path, parsed.value, reading)
+
+
+def _set(raw: dict[str, Any], path: str, value: object, reading: Reading) -> dict[str, Any]:
+    """Return `raw` with a value at a path, or add the path's error to `reading`."""
     # What is reported about this path is no longer about the line in the file.
     reading.forget(path)
     place, parts = place_of(path), parts_of(path)
     # A slip in the name of a section or of its field is found where those of a file are.
     is_found_later = len(parts) <= 2 or getattr(place_of(above(path)), "record", None)
     if name_of_today(path) or not (place or is_found_later):
-        reading.add([unknown_field(path, parsed.value)])
+        reading.add([unknown_field(path, value)])
     elif place and place.is_section and place.record:
         fix = f"set one field at a time, such as --set {path}.{next(iter(place.record.model_fields))}=..."
-        reading.add([FieldError(path, "is a section, not a field", parsed.value, fix)])
+        reading.add([FieldError(path, "is a section, not a field", value, fix)])
     else:
         try:
-            raw = _with(raw, SPEC, parts, parsed.value)
+            raw = _with(raw, SPEC, parts, value)
         except LookupError:
             rule = "names an item that its list does not have"
-            reading.add([FieldError(path, rule, parsed.value, "count its items from 0, or set the whole list")])
+            reading.add([FieldError(path, rule, value, "count its items from 0, or set the whole list")])
     return raw
 
 

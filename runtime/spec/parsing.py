@@ -114,6 +114,17 @@ def unknown_field(path: str, value: object, *, is_given: bool = False) -> FieldE
     return FieldError(path, "unknown field", value, f"{whose} {', '.join(holder.record.model_fields)}")
 
 
+def wrong_value(path: str, value: object) -> FieldError | None:
+    """Return why a field, by its path, can't have a value whatever the others have; None where it can."""
+    place = place_of(path)
+    assert place is not None, f"{path} is a field"
+    try:
+        _validated(place, value)
+    except ValidationError as error:
+        return field_error([Finding(path, place, False, detail) for detail in error.errors(include_url=False)])
+    return None
+
+
 def _known(value: Any, place: Place | None, path: str, raw: Mapping[str, object], reading: Reading) -> Any:
     """Return the value that stands at `path`, without unknown names, which are reported.
 
