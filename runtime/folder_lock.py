@@ -40,6 +40,7 @@ NO_JOB: Final[Mapping[str, str]] = MappingProxyType({})
 BEAT_S = 10.0
 SILENT_S = 120.0
 _MOST_BYTES = 1 << 16
+_MOMENT_S = 0.005
 _POLL_S, _LONGEST_POLL_S = 1.0, 15.0  # each asks the controller of Slurm, and hundreds of runs may wait
 _ANSWER_S = 10.0
 # A job in any other state has no processes.
@@ -195,8 +196,17 @@ class FolderLock:
         return FolderLock._take(_beside(target), target, Holder.here(what, environment), waits=waits)
 
     @staticmethod
-    def _take(path: Path, folder: Path, me: Holder, *, waits: bool) -> "FolderLock":
-        pause_s, made = _POLL_S, _make(path.parent) if path.name == LOCK else []
+    def of_moment(path: Path, what: str, environment: Mapping[str, str]) -> "FolderLock":
+        """Take the lock file `path`, which processes hold for moments only, after the others.
+
+        Args:
+            environment: see `Holder.here`.
+        """
+        return FolderLock._take(path, path.parent, Holder.here(what, environment), waits=True, pause_s=_MOMENT_S)
+
+    @staticmethod
+    def _take(path: Path, folder: Path, me: Holder, *, waits: bool, pause_s: float = _POLL_S) -> "FolderLock":
+        made = _make(path.parent) if path.name == LOCK else []
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             while (found := _try(path, me)) is not None:

@@ -73,8 +73,8 @@ class Dimension:
         value = float(coordinate)
         if self.step is not None:
             value = self.low * self.step ** int(coordinate) if self.log else self.low + self.step * int(coordinate)
-        value = min(max(value, self.low), self.high)
-        return round(value) if self.is_whole else float(f"{value:.{_DIGITS}g}")
+        value = min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
+        return round(value) if self.is_whole else value
 
     def coordinate_of(self, value: Any) -> float:
         """Return the coordinate of a value of this dimension."""

@@ -184,7 +184,8 @@ def with_lines(errors: list[FieldError], lines: Mapping[str, int | None], source
 def _known(value: Mapping[Any, Any], place: Place, path: str, errors: list[FieldError]) -> dict[str, Any]:
     """Return a record without unknown names, which are reported."""
     assert place.record is not None, f"{path} is a record"
-    names, known = list(place.record.model_fields), {}
+    names = list(place.record.model_fields)
+    known: dict[str, Any] = {}
     for key, item in value.items():
         name, written = str(key), step(path, str(key))
         inner = place.inside(name)

@@ -1,0 +1,217 @@
+"""What to try next: a pure function of the seed, the number of the proposal, and the trials that have finished.
+
+Only this file imports optuna, cmaes and scipy. Nothing is kept between proposals: all of it is made anew from the
+study, so a process that was killed has lost nothing.
+"""
+
+import itertools
+import math
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, Final
+
+from trimaran.runtime.tune.space import Dimension, Space
+from trimaran.runtime.tune.study import Trial
+from trimaran.runtime.tune.tune_spec import ObjectiveSection, SearchSection
+
+Coordinates = Sequence[float]
+INSTALL: Final = 'pip install "trimaran[tune]"'
+
+
+def propose(
+    search: SearchSection, objectives: Sequence[ObjectiveSection], space: Space, part: int, trials: Sequence[Trial]
+) -> Coordinates | None:
+    """Return a coordinate for each dimension of the space; None where a grid is at its end.
+
+    Args:
+        part: the number of the part of the study (`space.Part`).
+        trials: those of the part so far.
+    """
+    return _SAMPLERS[search.sampler](search, objectives, space, part, trials)
+
+
+def check_sampler(search: SearchSection, space: Space) -> None:
+    """Raise ValueError where the sampler's package is missing, or it can't do anything with the space."""
+    needed = {"tpe": ["optuna"], "cmaes": ["cmaes"], "qmc": ["scipy.stats"]}.get(search.sampler, [])
+    for name in needed:
+        _package(name)
+    if search.sampler == "cmaes" and not any(dimension.is_ordered for dimension in space.dimensions):
+        raise ValueError("search.sampler cmaes moves in ranges, and space has none; take tpe or random")
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ValueError(f"this sampler needs the package {name.split('.')[0]}; {INSTALL}") from error
+
+
+def _seed(search: SearchSection, part: int, number: int) -> random.Random:
+    return random.Random(f"{search.seed} {part} {number}")
+
+
+def _random(search: SearchSection, _: object, space: Space, part: int, trials: Sequence[Trial]) -> Coordinates:
+    draw = _seed(search, part, len(trials))
+    return [dimension.coordinate_at(draw.random()) for dimension in space.dimensions]
+
+
+def _grid(search: SearchSection, _: object, space: Space, part: int, trials: Sequence[Trial]) -> Coordinates | None:
+    """Return the next point; where only some are wanted, in a shuffled order."""
+    ranges = [range(dimension.num_points or 0) for dimension in space.dimensions]
+    points = (point for point in itertools.product(*ranges) if _is_first_of_its_values(space, point))
+    if search.trials is None or search.trials >= math.prod(map(len, ranges)):
+        return next(itertools.islice(points, len(trials), None), None)
+    shuffled = list(points)
+    _seed(search, part, -1).shuffle(shuffled)
+    return shuffled[len(trials)] if len(trials) < len(shuffled) else None
+
+
+def _is_first_of_its_values(space: Space, point: Coordinates) -> bool:
+    """Whether dimensions that don't exist at this point are at their first coordinate: one point for equal values."""
+    values = space.values_at(point)
+    return all(
+        not coordinate or dimension.key in values for dimension, coordinate in zip(space.dimensions, point, strict=True)
+    )
+
+
+def _qmc(search: SearchSection, _: object, space: Space, part: int, trials: Sequence[Trial]) -> Coordinates:
+    """Return the next point of a scrambled Sobol sequence (Owen 1998)."""
+    engine = _package("scipy.stats").qmc.Sobol(
+        len(space.dimensions), scramble=True, rng=_seed(search, part, -1).getrandbits(32)
+    )
+    if trials:
+        engine.fast_forward(len(trials))
+    (shares,) = engine.random(1)
+    return [dimension.coordinate_at(float(share)) for dimension, share in zip(space.dimensions, shares, strict=True)]
+
+
+def losses_of(objectives: Sequence[ObjectiveSection], trials: Sequence[Trial]) -> list[list[float] | None]:
+    """Return what is to be made small of each trial, None of one that has told nothing.
+
+    Of one that diverged, can't be started or was ended before it had a figure, it is worse than the worst by as much as
+    lies between the worst and the best.
+    """
+    signs = [1.0 if objective.is_better_lower else -1.0 for objective in objectives]
+    known = [
+        [sign * value for sign, value in zip(signs, trial.objectives, strict=True)]
+        for trial in trials
+        if trial.objectives is not None and all(map(math.isfinite, trial.objectives))
+    ]
+    columns = list(zip(*known, strict=True)) or [(0.0,)] * len(signs)
+    worst = [max(column) + (max(column) - min(column) or 1.0) for column in columns]
+    found: list[list[float] | None] = []
+    for trial in trials:
+        if trial.objectives is not None and all(map(math.isfinite, trial.objectives)):
+            found.append([sign * value for sign, value in zip(signs, trial.objectives, strict=True)])
+        else:
+            found.append(None if trial.state in ("running", "failed") else worst)
+    return found
+
+
+def _tpe(
+    search: SearchSection,
+    objectives: Sequence[ObjectiveSection],
+    space: Space,
+    part: int,
+    trials: Sequence[Trial],
+) -> Coordinates:
+    """Return what the tree-structured Parzen estimator proposes (Bergstra et al. 2011; Watanabe 2023)."""
+    optuna = _package("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    distributions = {dimension.key: _distribution(optuna, dimension) for dimension in space.dimensions}
+    sampler = optuna.samplers.TPESampler(multivariate=True, seed=_seed(search, part, len(trials)).getrandbits(32))
+    study = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
+    for trial, losses in zip(trials, losses_of(objectives, trials), strict=True):
+        if trial.state == "failed":
+            continue
+        given = {
+            each.key: each.coordinate_of(trial.values[each.key])
+            for each in space.dimensions
+            if each.key in trial.values
+        }
+        states = optuna.trial.TrialState
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=states.RUNNING if losses is None else states.COMPLETE,
+                values=losses,
+                params=given,
+                distributions={key: distributions[key] for key in given},
+            )
+        )
+    asked = study.ask()
+    coordinates: list[float] = []
+    values: dict[str, Any] = {}
+    for dimension in space.dimensions:
+        coordinate = 0.0 if dimension.num_points is not None else dimension.low
+        if dimension.exists(values):
+            coordinate = _suggested(asked, dimension)
+            values[dimension.key] = dimension.value_at(coordinate)
+        coordinates.append(coordinate)
+    return coordinates
+
+
+def _suggested(asked: Any, dimension: Dimension) -> float:
+    count = dimension.num_points
+    if count is None:
+        return float(asked.suggest_float(dimension.key, dimension.low, dimension.high, log=dimension.log))
+    if dimension.is_ordered:
+        return float(asked.suggest_int(dimension.key, 0, count - 1))
+    return float(asked.suggest_categorical(dimension.key, range(count)))
+
+
+def _distribution(optuna: Any, dimension: Dimension) -> Any:
+    count = dimension.num_points
+    if count is None:
+        return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    if dimension.is_ordered:
+        return optuna.distributions.IntDistribution(0, count - 1)
+    return optuna.distributions.CategoricalDistribution(range(count))
+
+
+def _cmaes(
+    search: SearchSection,
+    objectives: Sequence[ObjectiveSection],
+    space: Space,
+    part: int,
+    trials: Sequence[Trial],
+) -> Coordinates:
+    """Return what CMA-ES proposes for the ranges (Hansen 2016), and drawn values for the lists.
+
+    Its state follows from the finished trials, told in their order, a generation at a time.
+    """
+    cmaes, numpy = _package("cmaes"), _package("numpy")
+    ranges = [dimension for dimension in space.dimensions if dimension.is_ordered]
+    seed = _seed(search, part, len(trials)).getrandbits(31)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        strategy = cmaes.CMA(
+            mean=numpy.full(len(ranges), 0.5),
+            sigma=1 / 6,
+            bounds=numpy.tile([0.0, 1.0], (len(ranges), 1)),
+            seed=seed + 1,
+            n_max_resampling=10 * len(ranges),
+        )
+    told: list[tuple[Any, float]] = []
+    for trial, losses in zip(trials, losses_of(objectives, trials), strict=True):
+        if losses is not None and all(dimension.key in trial.values for dimension in ranges):
+            shares = [dimension.share_of(trial.values[dimension.key]) for dimension in ranges]
+            told.append((numpy.array(shares), losses[0]))
+            if len(told) == strategy.population_size:
+                strategy.tell(told)
+                told = []
+    shares_by_key = dict(zip((dimension.key for dimension in ranges), strategy.ask(), strict=True))
+    drawn = _random(search, objectives, space, part, trials)
+    return [
+        dimension.coordinate_at(min(float(shares_by_key[dimension.key]), math.nextafter(1, 0)))
+        if dimension.is_ordered
+        else coordinate
+        for dimension, coordinate in zip(space.dimensions, drawn, strict=True)
+    ]
+
+
+_SAMPLERS: Final = MappingProxyType[str, Callable[..., Coordinates | None]](
+    {"random": _random, "grid": _grid, "qmc": _qmc, "tpe": _tpe, "cmaes": _cmaes}
+)
