@@ -1,4 +1,4 @@
-"""Chat templates: from messages to token ids, ready for the assistant's turn. The only file that imports `jinja2`.
+"""Chat templates: from messages to token ids, ready for the assistant's turn.
 
 A template is a Jinja program that comes with a model (chat_template.jinja, or the field chat_template of
 tokenizer_config.json) and writes the messages with the model's special tokens around them. It runs in Jinja's sandbox,

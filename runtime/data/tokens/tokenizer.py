@@ -219,11 +219,22 @@ class Tokenizer:
 
         For chat templates, never for users' text.
         """
+        return self.encode_batch_with_special([text], add_special_tokens=False)[0]
+
+    def encode_batch_with_special(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Return the token ids of each text as the transformers package does: special tokens in it are such.
+
+        Args:
+            add_special_tokens: whether the tokens that the tokenizer adds, such as beginning-of-text, come along.
+        """
         self._inner.encode_special_tokens = False
         try:
-            return self._ids(text, add_special_tokens=False)
+            encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        except Exception as error:  # the package raises plain Exception
+            raise self._cannot_write(error) from error
         finally:
             self._inner.encode_special_tokens = True
+        return [encoding.ids for encoding in encodings]
 
     def encode_as_prompt(self, text: str) -> list[int]:
         """Return the token ids of one text with the tokens that the tokenizer adds, such as beginning-of-text."""

@@ -1,0 +1,327 @@
+"""Tasks of lm-eval over local files: of the known sets, of a task's own data_files, of the hub's cache. No network."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import datasets
+import huggingface_hub.constants
+import jinja2
+import lm_eval.tasks
+from lm_eval.api.group import Group
+from lm_eval.api.registry import filter_registry, metric_registry
+from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry, Kind, TaskIndex
+from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.utils import env as templates
+
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.records import read_content, read_records
+from trimaran.runtime.evaluate.datasets import EvaluationSet, Library, Split, set_of_hub
+from trimaran.runtime.evaluate.tasks.catalog import FOLDERS, nearest
+from trimaran.runtime.evaluate.tasks.own_yaml import check_task_file
+
+TASKS: Final = Path(lm_eval.tasks.__file__).parent
+_FILE_KINDS: Final = ("json", "csv", "parquet")
+_TEMPLATES: Final = (
+    "doc_to_text",
+    "doc_to_target",
+    "doc_to_choice",
+    "description",
+    "gen_prefix",
+    "doc_to_decontamination_query",
+)
+_NAME: Final = re.compile(r"""^["']?(?:task|group)["']?:[ \t]*["']?([^\s"'#]+)""", re.MULTILINE)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Keep the hub's packages from the network in the block, whatever they read from the environment at import."""
+    constants: tuple[tuple[Any, str], ...] = (
+        (huggingface_hub.constants, "HF_HUB_OFFLINE"),
+        (datasets.config, "HF_HUB_OFFLINE"),
+    )
+    before = [getattr(module, name) for module, name in constants]
+    has_bars = datasets.is_progress_bar_enabled()
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    try:
+        for module, name in constants:
+            setattr(module, name, True)
+        datasets.disable_progress_bars()
+        logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for (module, name), value in zip(constants, before, strict=True):
+            setattr(module, name, value)
+        if has_bars:
+            datasets.enable_progress_bars()
+        logger.setLevel(level)
+
+
+class OfflineTask(ConfigurableTask):  # type: ignore[misc]
+    """lm-eval's task of a configuration, whose documents come from local files.
+
+    Attributes:
+        files: path -> sha256 of what was read; {} for the hub's cache.
+        without: why the task can't have few-shot examples; None where it can.
+    """
+
+    def __init__(self, config: dict[str, Any], library: Library) -> None:
+        self.library, self.files = library, dict[str, str]()
+        self.without: DataError | None = None
+        self._processed: dict[str, Any] = {}
+        super().__init__(config=config)
+
+    def training_docs(self) -> Any:
+        """Return the documents of the training split, processed once: lm-eval does it at every look."""
+        return self._documents_of(self.config.training_split)
+
+    def validation_docs(self) -> Any:
+        """Return those of the validation split."""
+        return self._documents_of(self.config.validation_split)
+
+    def test_docs(self) -> Any:
+        """Return those of the test split."""
+        return self._documents_of(self.config.test_split)
+
+    def _documents_of(self, split: str | None) -> Any:
+        if split is not None and split not in self._processed:
+            documents, process = self.dataset[split], self.config.process_docs
+            self._processed[split] = documents if process is None else process(documents)
+        return self._processed.get(split or "")
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Read the documents: lm-eval's hook."""
+        if callable(self.config.custom_dataset):
+            super().download(dataset_kwargs, **kwargs)
+            return
+        known = set_of_hub(self.DATASET_PATH, self.DATASET_NAME)
+        if self.DATASET_PATH in _FILE_KINDS and dataset_kwargs and "data_files" in dataset_kwargs:
+            self.dataset = self._own_files(dataset_kwargs["data_files"])
+        elif known is not None and self.library.find(known.name, known.split) is not None:
+            self.dataset = self._known(known)
+        else:
+            try:
+                super().download(dataset_kwargs, **kwargs)
+            except (OSError, ValueError, RuntimeError) as error:  # what `datasets` raises for a set it does not have
+                raise self._missing(known, error) from error
+
+    def _known(self, known: EvaluationSet) -> datasets.DatasetDict:
+        group = (self.DATASET_NAME or "") if known.name == "mmlu" else ""
+        found = {known.split: self._dataset_of(self.library.split(known.name, known.split), known, group)}
+        examples = self.library.find(known.name, known.examples) if known.examples else None
+        if examples is not None and group in examples.groups:
+            found[str(known.examples)] = self._dataset_of(examples, known, group)
+        elif known.examples:
+            self.without = self.library.missing(known, known.examples)
+        self._without_splits(set(found))
+        if known.name == "wsc273" and found[known.split][0]["pronoun"] == "_":
+            self.config.process_docs = self.fewshot_cfg.process_docs = None  # the options are as lm-eval makes them
+        return datasets.DatasetDict(found)
+
+    def _dataset_of(self, split: Split, known: EvaluationSet, group: str) -> datasets.Dataset:
+        if group not in split.groups:
+            names = ", ".join(split.files)
+            raise DataError(f"{names} has no question of the subject {group}; leave out the task, or add its questions")
+        self.files |= split.files
+        return datasets.Dataset.from_list(list(split.groups[group]))
+
+    def _without_splits(self, found: set[str]) -> None:
+        """Take splits that are not there out of the configuration; few-shot examples come from them."""
+        for name in ("training_split", "validation_split", "test_split", "fewshot_split"):
+            if getattr(self.config, name) not in found:
+                setattr(self.config, name, None)
+        if self.fewshot_cfg.split not in found:
+            self.fewshot_cfg.split = None
+
+    def _own_files(self, named: Any) -> datasets.DatasetDict:
+        """Return the documents of the files that a task's own YAML names, each a split or a list of files of one."""
+        splits = named if isinstance(named, dict) else {"train": named}
+        found = {}
+        for split, paths in splits.items():
+            records: list[Any] = []
+            for name in paths if isinstance(paths, list) else [paths]:
+                path = self._path_of(str(name))
+                for place, record in read_records(path, read_content(path)):
+                    if not isinstance(record, dict):
+                        raise DataError(f"{path}, {place} must be a record of fields, and it is {str(record)[:80]}")
+                    records.append(record)
+                self.files[str(path)] = ""
+            if not records:
+                raise DataError(f"{self.config.task}: {paths} has no record")
+            found[split] = datasets.Dataset.from_list(records)
+        return datasets.DatasetDict(found)
+
+    def _path_of(self, name: str) -> Path:
+        """Return a file that a task names: beside its YAML, in the folder of the data, or from where we stand."""
+        source = Path((self.config.metadata or {}).get("config_source", ""))
+        folders = [source.parent, *([self.library.folder] if self.library.folder else []), Path()]
+        return next((path for folder in folders if (path := folder / name).is_file()), folders[0] / name)
+
+    def _missing(self, known: EvaluationSet | None, error: Exception) -> DataError:
+        if known is not None:
+            return self.library.missing(known, known.split)
+        config = f", configuration {self.DATASET_NAME}" if self.DATASET_NAME else ""
+        splits = [self.config.test_split or self.config.validation_split, self.config.training_split]
+        fields = sorted(_fields_of(self.config))
+        return DataError(
+            f"{self.config.task} needs {self.DATASET_PATH}{config} with the split {' and '.join(filter(None, splits))}"
+            f"{' and the fields ' + ', '.join(fields) if fields else ''}, which the cache of the datasets package does "
+            "not have, and nothing is downloaded here: load it once where there is a network, or copy the cache "
+            f"({' '.join(str(error).split())[:200]})"
+        )
+
+
+def _fields_of(config: Any) -> set[str]:
+    """Return the fields of a document that the templates of a task read."""
+    from jinja2 import meta
+
+    found = set[str]()
+    for name in _TEMPLATES:
+        text = getattr(config, name)
+        if isinstance(text, str) and text:
+            found |= meta.find_undeclared_variables(templates.parse(text))
+            found |= {text} if text.isidentifier() else set()
+    return found
+
+
+class _Factory(TaskFactory):  # type: ignore[misc]
+    """lm-eval's factory with our tasks; checks what lm-eval tells only after all generation."""
+
+    def __init__(self, library: Library) -> None:
+        super().__init__()
+        self.library = library
+
+    def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Task:
+        config = self._load_full_config(entry, overrides)
+        name = config.get("task", entry.name)
+        if "class" in config:
+            return super()._build_task(entry, overrides)
+        for key in ("tag", "group", "task_list"):
+            config.pop(key, None)
+        try:
+            check_config(config)
+            return OfflineTask(config, self.library)
+        except DataError:
+            raise
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+            jinja2.TemplateError,
+            re.error,
+        ) as error:  # whatever a configuration makes lm-eval do
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(f"the task {name} ({entry.yaml_path}) can't be built: {reason}") from error
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise DataError where a template or regex of a task does not compile, or a metric or filter is unknown."""
+    name = config["task"]
+    records = [("", config)]
+    if isinstance(config.get("fewshot_config"), dict):
+        records.append(("fewshot_config.", config["fewshot_config"]))
+    for prefix, record in records:
+        for key in _TEMPLATES:
+            if isinstance(record.get(key), str):
+                try:
+                    templates.from_string(record[key])
+                except jinja2.TemplateSyntaxError as error:
+                    raise DataError(
+                        f"the task {name}: the template {prefix}{key} is wrong at line {error.lineno}: {error.message}"
+                    ) from error
+    for metric in config.get("metric_list") or ():
+        known = metric.get("metric") if isinstance(metric, dict) else None
+        if isinstance(known, str) and (
+            metric.get("hf_evaluate") or (known not in metric_registry and not config.get("process_results"))
+        ):
+            raise DataError(
+                f"the task {name}: the metric {known} is none of lm-eval's own, and nothing is downloaded; take one of "
+                f"{', '.join(sorted(metric_registry.keys()))}"
+            )
+        for pattern in metric.get("regexes_to_ignore") or ():
+            _check_regex(name, "metric_list.regexes_to_ignore", pattern)
+    for each in config.get("filter_list") or ():
+        for step in each["filter"]:
+            _check_filter(name, each.get("name"), step)
+
+
+def _check_filter(task: str, name: str, step: Mapping[str, Any]) -> None:
+    options = {key: value for key, value in step.items() if key != "function"}
+    if step.get("function") not in filter_registry:
+        known = ", ".join(sorted(filter_registry.keys()))
+        raise DataError(f"the task {task}: the filter {name} has no function {step.get('function')!r}; take {known}")
+    for key, value in options.items():
+        if "regex" in key:
+            _check_regex(task, f"filter_list.{name}.{key}", value)
+    try:
+        filter_registry.get(step["function"])(**options)
+    except TypeError as error:
+        raise DataError(f"the task {task}: the filter {name}, {step['function']}: {error}") from error
+
+
+def _check_regex(task: str, place: str, pattern: object) -> None:
+    try:
+        re.compile(str(pattern))
+    except re.error as error:
+        raise DataError(f"the task {task}: the regex {place} ({pattern}) does not compile: {error}") from error
+
+
+class Builder:
+    """Makes tasks and groups by name or file.
+
+    Args:
+        allow_code: whether a task's own file may name functions to run.
+    """
+
+    def __init__(self, library: Library, *, allow_code: bool) -> None:
+        self._factory, self._allow_code = _Factory(library), allow_code
+        with offline():
+            self._index: dict[str, Entry] = TaskIndex.build([TASKS / folder for folder in FOLDERS])
+
+    def build(self, name: str, **overrides: Any) -> list[Task | Group]:
+        """Return the task or group of a name or .yaml file, or the tasks of a tag.
+
+        Raises:
+            DataError: the name is unknown, the data are missing, or the configuration is wrong.
+        """
+        with offline():
+            entry = self._entry(name)
+            built = self._factory.build(entry, overrides=overrides, registry=self._index)
+        return built if isinstance(built, list) else [built]
+
+    def _entry(self, name: str) -> Entry:
+        if name.endswith((".yaml", ".yml")):
+            return self._own(Path(name))
+        if name in self._index:
+            return self._index[name]
+        texts = {path: read_content(path).decode("utf-8", "replace") for path in sorted(TASKS.rglob("*.yaml"))}
+        names = {found: path for path, text in texts.items() for found in _NAME.findall(text)}
+        if name in names:
+            entry = TaskIndex.entry_from_path(names[name])
+            if entry is not None and entry.kind is Kind.TASK:
+                return entry
+        elif not any(name in text for text in texts.values()):
+            raise DataError(f"there is no task {name}; {nearest(name, names)}")
+        self._index |= TaskManager().task_index  # all of lm-eval's index: a group or tag names tasks of other folders
+        if name not in self._index:
+            raise DataError(f"there is no task {name}; {nearest(name, self._index)}")
+        return self._index[name]
+
+    def _own(self, path: Path) -> Entry:
+        check_task_file(path, allow_code=self._allow_code)
+        config = load_yaml(path, resolve_func=False)
+        name = config.get("task") or config.get("group")
+        if not isinstance(name, str):
+            raise DataError(f"the task file {path} has no name; write task: NAME")
+        kind = Kind.GROUP if "group" in config else Kind.PY_TASK if "class" in config else Kind.TASK
+        return Entry(name, kind, path.resolve(), config)

@@ -1,0 +1,483 @@
+"""The harness over our files gives lm-eval's own scores: its `hf` backend and tasks in the same test, no network."""
+
+import json
+import math
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks._yaml_loader import load_yaml
+from tokenizers import AddedToken, processors
+from tokenizers import Tokenizer as Inner
+from transformers import AutoTokenizer
+
+from tests.runtime.evaluation_files import PLACES, documents, write_lines, write_sets
+from tests.runtime.huggingface_folders import llama, saved
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.evaluate.answers import Answers
+from trimaran.runtime.evaluate.datasets import SETS, SUBJECTS
+from trimaran.runtime.evaluate.harness import ChatOptions, HarnessModel, run_tasks
+from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore, ignore
+from trimaran.runtime.evaluate.tasks.load import TaskSet, load_tasks
+from trimaran.runtime.evaluate.tasks.offline import TASKS, offline
+from trimaran.runtime.evaluate.text_codes import TextCodes
+from trimaran.runtime.infer.chat import ChatError
+from trimaran.runtime.infer.prompts import RunText
+from trimaran.runtime.infer.sample_group import NotFiniteError
+from trimaran.runtime.infer.text import TextStream
+
+CONTEXT = 256
+YAMLS = {
+    "arc_easy": ("arc/arc_easy", "arc_easy"),
+    "arc_challenge": ("arc/arc_challenge", "arc_challenge"),
+    "hellaswag": ("hellaswag/hellaswag", "hellaswag"),
+    "truthfulqa_mc1": ("truthfulqa/truthfulqa_mc1", "truthfulqa"),
+    "truthfulqa_mc2": ("truthfulqa/truthfulqa_mc2", "truthfulqa"),
+    "lambada_openai": ("lambada/lambada_openai", "lambada"),
+    "piqa": ("piqa/piqa", "piqa"),
+    "winogrande": ("winogrande/default", "winogrande"),
+    "wsc": ("super_glue/wsc/default", "wsc"),
+    "wsc273": ("wsc273/default", "wsc273"),
+    "boolq": ("super_glue/boolq/default", "boolq"),
+    "openbookqa": ("openbookqa/openbookqa", "openbookqa"),
+    "copa": ("super_glue/copa/default", "copa"),
+    "gsm8k": ("gsm8k/gsm8k", "gsm8k"),
+    "mmlu_anatomy": ("mmlu/default/mmlu_anatomy", "mmlu"),
+}
+"""Task -> lm-eval's file of it, and our set."""
+ASKED = [name.replace("_openai", "") for name in YAMLS]
+SHOTS = 1
+GENERATION = {"max_gen_toks": 8}
+
+
+class InProcess:
+    """A scorer over a model of transformers, one request after the other."""
+
+    def __init__(self, model: Any, codes: TextCodes) -> None:
+        self.model, self.codes = model, codes
+        self.asked = 0
+
+    @torch.inference_mode()
+    def likelihoods(
+        self, requests: Sequence[Likelihood], done: Callable[[int, LikelihoodScore], None] = ignore
+    ) -> list[LikelihoodScore]:
+        found = []
+        for index, request in enumerate(requests):
+            ids = torch.tensor([(*request.context, *request.continuation)])
+            rows = self.model(ids[:, :-1]).logits[0, -len(request.continuation) :].log_softmax(-1)
+            targets = ids[0, -len(request.continuation) :]
+            log_likelihood = rows.gather(1, targets[:, None]).sum().item()
+            found.append(LikelihoodScore(log_likelihood, bool((rows.argmax(-1) == targets).all())))
+            self.asked += 1
+            done(index, found[-1])
+        return found
+
+    @torch.inference_mode()
+    def continuations(self, requests: Sequence[Continuation], done: Callable[[int, str], None] = ignore) -> list[str]:
+        found = []
+        for index, request in enumerate(requests):
+            assert request.sampling.is_greedy
+            stream = TextStream(self.codes.text.tokenizer, request.context, request.stop_strings)
+            ids = list(request.context)
+            for _ in range(request.sampling.max_new_tokens):
+                ids.append(int(self.model(torch.tensor([ids])).logits[0, -1].argmax()))
+                if ids[-1] in request.sampling.stop_tokens or stream.add(ids[-1]):
+                    break
+            stream.finish()
+            found.append(stream.text)
+            self.asked += 1
+            done(index, stream.text)
+        return found
+
+
+@dataclass(frozen=True)
+class Stand:
+    """A tiny model, in both hands, and the files."""
+
+    folder: Path
+    data: Path
+    backend: HFLM
+    scorer: InProcess
+    codes: TextCodes
+
+    def run(self, tasks: TaskSet, answers: Answers | None = None, **options: Any) -> dict[str, Any]:
+        return run_tasks(tasks, self.scorer, self.codes, CONTEXT, answers or Answers(None, "tiny"), **options)
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|endoftext|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def begin_texts(folder: Path) -> None:
+    """Give a folder's tokenizer a begin-of-text token that it adds to every text, as LLaMA's does."""
+    inner = Inner.from_file(str(folder / "tokenizer.json"))
+    inner.add_special_tokens([AddedToken("<s>", special=True)])
+    begin = inner.token_to_id("<s>")
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    inner.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "bos_token": "<s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Stand:
+    root = tmp_path_factory.mktemp("evaluate")
+    sizes = {"vocab_size": 301, "max_position_embeddings": CONTEXT, "num_hidden_layers": 1}
+    model = llama(**sizes, eos_token_id=0, bos_token_id=300).double()
+    folder = saved(model, root / "model", tokenizer=True)
+    begin_texts(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    backend = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=16)
+    codes = TextCodes.of(RunText.open(folder))
+    return Stand(folder, write_sets(root / "data"), backend, InProcess(model.eval(), codes), codes)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*address: object) -> None:
+        raise AssertionError(f"a test asked the network for {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def theirs(data: Path, cache: Path) -> dict[str, ConfigurableTask]:
+    """Return lm-eval's own tasks; its own reader of JSON takes the place of the hub."""
+    found = {}
+    for name, (file, known) in YAMLS.items():
+        config = load_yaml(TASKS / f"{file}.yaml")
+        for key in ("tag", "dataset_name"):
+            config.pop(key, None)
+        names = (SETS[known].split, SETS[known].examples)
+        files = {split: str(data / place) for split, place in zip(names, PLACES[known], strict=True) if place}
+        if known == "mmlu":
+            for split, place in list(files.items()):
+                rows = [json.loads(line) for line in Path(place).read_text().splitlines()]
+                of_subject = [row for row in rows if row["subject"] == "anatomy"]
+                files[split] = str(write_lines(cache / f"anatomy_{split}.jsonl", of_subject))
+        for key in ("training_split", "validation_split", "test_split", "fewshot_split"):
+            if config.get(key) not in files:
+                config[key] = None
+        kwargs = {"data_files": files, "cache_dir": str(cache)}
+        task = ConfigurableTask(config={**config, "dataset_path": "json", "dataset_kwargs": kwargs})
+        task.set_config("num_fewshot", 0 if known in ("truthfulqa", "lambada", "wsc273") else SHOTS)
+        if task.OUTPUT_TYPE == "generate_until":
+            task.set_config("generation_kwargs", GENERATION, update=True)
+        task.set_fewshot_seed(1234)
+        found[name] = task
+    return found
+
+
+def asked_of(task: Any) -> list[tuple[Any, ...]]:
+    return [instance.args for instance in task.instances]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_every_shipped_task_scores_as_lm_eval_with_its_hf_backend(stand: Stand, tmp_path: Path) -> None:
+    """Prompts, each likelihood, texts, metrics and standard errors; the flat files of the same documents too."""
+    tasks = theirs(stand.data, tmp_path)
+    with offline():
+        wanted = evaluate(lm=stand.backend, task_dict={"tasks": tasks, "groups": {}}, bootstrap_iters=0)
+    assert wanted is not None
+    flat, answers = write_sets(tmp_path / "flat", flat=True), Answers(None, "tiny")
+    for data in (stand.data, flat):
+        ours = load_tasks(shots_for(ASKED), data, num_fewshot=SHOTS, generation=GENERATION)
+        alone = load_tasks(["lambada", "wsc273"], data, generation=GENERATION)
+        found = [stand.run(each, answers, bootstraps=0) for each in (ours, alone)]
+        for name, task in {**ours.tasks, **alone.tasks}.items():
+            assert asked_of(task) == asked_of(tasks[name]), name
+        results = {**found[0]["results"], **found[1]["results"]}
+        samples = {**found[0]["samples"], **found[1]["samples"]}
+        assert results.keys() == wanted["results"].keys()
+        for name, record in wanted["results"].items():
+            compare(results[name], record, name)
+            for mine, other in zip(samples[name], wanted["samples"][name], strict=True):
+                compare(mine["filtered_resps"], other["filtered_resps"], name)
+
+
+def shots_for(names: Sequence[str]) -> list[str]:
+    """Return the tasks that have documents to draw examples from."""
+    return [name for name in names if name not in ("lambada", "wsc273")]
+
+
+def compare(mine: Any, other: Any, place: str) -> None:
+    """Assert that two values are equal, numbers within rounding of float64."""
+    if isinstance(other, dict):
+        for key in other.keys() - {"alias"}:
+            compare(mine[key], other[key], f"{place}.{key}")
+    elif isinstance(other, list | tuple):
+        assert len(mine) == len(other), place
+        for number, (one, two) in enumerate(zip(mine, other, strict=True)):
+            compare(one, two, f"{place}[{number}]")
+    elif isinstance(other, float):
+        assert mine == pytest.approx(other, rel=1e-9, abs=1e-9), place
+    else:
+        assert mine == other, place
+
+
+def test_texts_are_encoded_as_the_hf_backend_does(stand: Stand) -> None:
+    """Spaces at the end of a context, no context, special tokens spelled out, and begin-of-text given already."""
+    pairs = [
+        ("Question: who?\nAnswer:", " Anna"),
+        ("ends in space  ", "word"),
+        ("", " begins"),
+        ("", "<s> begins"),
+        ("<s>given", " once"),
+        ("with <|endoftext|> inside", " and\n"),
+        ("Ünïcode €", "ğ 漢"),
+    ]
+    for context, continuation in pairs:
+        ids = stand.backend.tok_encode(continuation, add_special_tokens=False)
+        wanted = stand.backend._encode_pair(context, continuation) if context else ([300], ids)
+        if not context and ids[0] == 300:
+            wanted = (ids[:1], ids[1:])
+        assert [list(each) for each in stand.codes.pairs([(context, continuation)])[0]] == list(wanted), context
+    assert stand.codes.pairs([("  ", "word")]) == stand.codes.pairs([("", "  word")])
+
+
+def test_rolling_likelihood_equals_the_hf_backend(stand: Stand) -> None:
+    texts = ["One short text.", "A long one, " * 200, ""]
+    requests = [
+        Instance("loglikelihood_rolling", {}, (text,), 0, ("rolling", number, 1)) for number, text in enumerate(texts)
+    ]
+    model = HarnessModel(stand.scorer, stand.codes, CONTEXT, Answers(None, "tiny"))
+    assert model.loglikelihood_rolling(requests) == pytest.approx(
+        stand.backend.loglikelihood_rolling(requests, disable_tqdm=True), rel=1e-9
+    )
+
+
+def test_conversations_equal_the_hf_backend(stand: Stand) -> None:
+    """Examples as turns, a system message, and special tokens of the template."""
+    names, chat = ["arc_easy", "gsm8k"], ChatOptions(apply=True, system="Be brief.")
+    ours = load_tasks(names, stand.data, num_fewshot=SHOTS, limit=3, generation=GENERATION)
+    found = stand.run(ours, chat=chat)
+    asked = {name: asked_of(task) for name, task in ours.tasks.items()}
+    assert asked["gsm8k"][0][0].count("<|assistant|>") == SHOTS + 1
+    for task in ours.tasks.values():
+        task.set_fewshot_seed(1234)
+    with offline():
+        wanted = evaluate(
+            lm=stand.backend,
+            task_dict={"tasks": dict(ours.tasks), "groups": {}},
+            limit=3,
+            system_instruction="Be brief.",
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+        )
+    assert wanted is not None
+    for name in names:
+        assert asked[name] == asked_of(ours.tasks[name])
+        compare(found["results"][name], wanted["results"][name], name)
+    history = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "The answer is"}]
+    model = HarnessModel(stand.scorer, stand.codes, CONTEXT, Answers(None, "tiny"))
+    assert model.apply_chat_template(history, False) == stand.backend.apply_chat_template(history, False)
+    (stand.folder / "chat_template.jinja").rename(stand.folder / "aside")
+    try:
+        bare = TextCodes.of(RunText.open(stand.folder))
+        with pytest.raises(ChatError, match="no chat template; leave out --apply-chat-template"):
+            run_tasks(ours, stand.scorer, bare, CONTEXT, Answers(None, ""), chat=chat)
+    finally:
+        (stand.folder / "aside").rename(stand.folder / "chat_template.jinja")
+
+
+def test_an_interrupted_evaluation_asks_only_what_is_not_answered(stand: Stand, tmp_path: Path) -> None:
+    tasks = load_tasks(["piqa", "gsm8k"], stand.data, num_fewshot=0, limit=4, generation=GENERATION)
+    unbroken = stand.run(tasks)
+    journal, before = tmp_path / "answers.jsonl", stand.scorer.asked
+
+    class Stop(Exception):
+        """The kill."""
+
+    def stop(done: int, of: int) -> None:
+        if done == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        stand.run(tasks, Answers(journal, "tiny"), progress=stop)
+    assert stand.scorer.asked - before == 5
+    with journal.open("ab") as file:
+        file.write(b'["0123", [-1.')  # the line that was being written
+    again, before = Answers(journal, "tiny"), stand.scorer.asked
+    assert again.number == 5
+    with again:
+        resumed = stand.run(tasks, again)
+    assert stand.scorer.asked - before == 4 * 2 + 4 - 5
+    assert resumed["results"] == unbroken["results"]
+    assert all(len(json.loads(line)) == 2 for line in journal.read_text().splitlines())
+    other, before = Answers(journal, "other weights"), stand.scorer.asked
+    stand.run(tasks, other)
+    assert stand.scorer.asked - before == 4 * 2 + 4
+
+
+def test_a_request_without_finite_logits_or_without_tokens_names_its_document(stand: Stand, tmp_path: Path) -> None:
+    tasks = load_tasks(["piqa"], stand.data, limit=4)
+
+    class NotFinite(InProcess):
+        def likelihoods(self, requests: Sequence[Likelihood], done: Any = ignore) -> list[LikelihoodScore]:
+            for index in range(len(requests)):
+                done(index, LikelihoodScore(math.nan if index == 5 else -1.0, False))
+            raise AssertionError("NaN was taken")
+
+    with pytest.raises(NotFiniteError, match="task piqa, document 2: the logits are infinite or NaN"):
+        run_tasks(tasks, NotFinite(stand.scorer.model, stand.codes), stand.codes, CONTEXT, Answers(None, ""))
+    own = own_task(tmp_path, doc_to_choice=["", "b"], target_delimiter="")
+    with pytest.raises(DataError, match="can't be built: IndexError"):
+        load_tasks([str(own)])
+    own = own_task(
+        tmp_path, output_type="loglikelihood", doc_to_choice=None, doc_to_target="{{''}}", target_delimiter=""
+    )
+    with pytest.raises(DataError, match=r"task own, document 0: the continuation '' has no tokens after its context"):
+        stand.run(load_tasks([str(own)]))
+    long = own_task(tmp_path, doc_to_choice=["b " * CONTEXT, "c"])
+    with pytest.raises(DataError, match=r"document 0: the continuation has \d+ tokens, more than the model's context"):
+        stand.run(load_tasks([str(long)]))
+    generating = load_tasks(["gsm8k"], stand.data, num_fewshot=0, generation={"num_beams": 3})
+    with pytest.raises(DataError, match="task gsm8k, document 0: generation has no setting num_beams"):
+        stand.run(generating)
+    generating = load_tasks(["gsm8k"], stand.data, num_fewshot=0, generation={"max_gen_toks": CONTEXT})
+    with pytest.raises(DataError, match=f"generates {CONTEXT} tokens, and the model's context has {CONTEXT}"):
+        stand.run(generating)
+
+
+def test_contexts_that_are_too_long_are_counted_and_told(stand: Stand) -> None:
+    tasks = load_tasks(["arc_easy"], stand.data, num_fewshot=20, limit=2)
+    (note,) = stand.run(tasks)["notes"]
+    assert note.startswith(f"arc_easy: 8 requests longer than the model's context of {CONTEXT} tokens")
+
+
+def own_task(folder: Path, **changes: Any) -> Path:
+    """Write a task of one's own, beside its documents."""
+    write_lines(folder / "rows.jsonl.gz".removesuffix(".gz"), [{"q": "Is it?", "gold": 1}, {"q": "So?", "gold": 0}])
+    config = {
+        "task": "own",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": ["no", "yes"],
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc"}],
+        **changes,
+    }
+    path = folder / "own.yaml"
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return path
+
+
+def test_a_task_of_ones_own_runs_and_its_code_only_where_allowed(stand: Stand, tmp_path: Path) -> None:
+    found = stand.run(load_tasks([str(own_task(tmp_path))]))
+    assert found["results"]["own"]["sample_len"] == 2
+    assert set(found["results"]["own"]) >= {"acc,none", "acc_stderr,none"}
+    (tmp_path / "code.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('ran').touch()\ndef text(doc):\n    return doc['q']\n"
+    )
+    path = tmp_path / "coded.yaml"
+    path.write_text("include: own.yaml\ntask: coded\ndoc_to_text: !function code.text\n")
+    with pytest.raises(DataError, match=r"coded.yaml, line 3: !function code.text runs code .* --allow-code"):
+        load_tasks([str(path)])
+    assert not (tmp_path / "ran").exists()
+    assert list(load_tasks([str(path)], allow_code=True).tasks) == ["coded"]
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"doc_to_text": "{{q"}, "the template doc_to_text is wrong at line 1"),
+        ({"doc_to_text": "{{missing}}"}, "can't be built: UndefinedError: 'missing' is undefined"),
+        (
+            {"metric_list": [{"metric": "nosuch"}]},
+            "the metric nosuch is none of lm-eval's own, and nothing is downloaded",
+        ),
+        (
+            {"filter_list": [{"name": "f", "filter": [{"function": "regex", "regex_pattern": "(a"}]}]},
+            r"the regex filter_list.f.regex_pattern \(\(a\) does not compile",
+        ),
+        ({"filter_list": [{"name": "f", "filter": [{"function": "nosuch"}]}]}, "has no function 'nosuch'; take "),
+        ({"dataset_kwargs": {"data_files": "none.jsonl"}}, "there is no file .*none.jsonl"),
+        (
+            {"dataset_path": "nobody/nothing", "dataset_kwargs": None},
+            "own needs nobody/nothing with the split test and the fields gold, q, which the cache",
+        ),
+    ],
+)
+def test_a_task_that_is_wrong_is_a_sentence_before_anything_runs(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load_tasks([str(own_task(tmp_path, **changes))])
+
+
+def test_names_data_and_examples_that_are_missing_are_sentences(stand: Stand, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no task arc_esy; did you mean arc_easy"):
+        load_tasks(["arc_esy"], stand.data)
+    with pytest.raises(DataError, match=r"the test split of arc_easy is missing: .* give its folder with --data"):
+        load_tasks(["arc_easy"])
+    write_lines(tmp_path / "arc_easy.jsonl", documents("arc_easy")[1])
+    with pytest.raises(DataError, match=r"arc_easy begins with 2 examples, and the train split .* is missing: "):
+        load_tasks(["arc_easy"], tmp_path, num_fewshot=2)
+    with pytest.raises(
+        DataError, match="begins with 31 examples, and there are 30 to draw from; give --num-fewshot 30"
+    ):
+        load_tasks(["arc_easy"], stand.data, num_fewshot=31)
+    with pytest.raises(DataError, match="no question of the subject astronomy"):
+        load_tasks(["mmlu_astronomy"], stand.data)
+    with pytest.raises(DataError, match="leaderboard has its own numbers of examples"):
+        load_tasks(["leaderboard"], stand.data, num_fewshot=3)
+
+
+class Constant:
+    """A scorer that prefers the shorter continuation."""
+
+    def likelihoods(self, requests: Sequence[Likelihood], done: Any = ignore) -> list[LikelihoodScore]:
+        found = [LikelihoodScore(-float(len(request.continuation)), False) for request in requests]
+        for index, score in enumerate(found):
+            done(index, score)
+        return found
+
+    def continuations(self, requests: Sequence[Continuation], done: Any = ignore) -> list[str]:
+        raise AssertionError("no task here generates")
+
+
+@pytest.fixture
+def all_subjects(stand: Stand, tmp_path: Path) -> Path:
+    """The data, with questions of all 57 subjects of MMLU."""
+    data = tmp_path / "all"
+    for name in ("ARC-Challenge", "hellaswag", "truthfulqa"):
+        data.mkdir(exist_ok=True)
+        (data / name).symlink_to(stand.data / name)
+    for split, count in (("test", 1), ("dev", 5)):
+        rows = [{**row, "subject": name} for name in SUBJECTS for row in documents("mmlu", count, count)[0]]
+        write_lines(data / "mmlu" / f"{split}.jsonl", rows)
+    return data
+
+
+def test_the_leaderboard_is_the_mean_of_four_with_their_own_examples(stand: Stand, all_subjects: Path) -> None:
+    tasks = load_tasks(["leaderboard", "mmlu_stem"], all_subjects, limit=1)
+    assert len([name for name in tasks.tasks if name.startswith("mmlu_")]) == 57
+    shots = {name: task.get_config("num_fewshot") for name, task in tasks.tasks.items()}
+    assert {shots[name] for name in shots if name.startswith("mmlu_")} == {5}
+    named = {"leaderboard_arc_challenge": 25, "leaderboard_hellaswag": 10, "truthfulqa_mc2": 0}
+    assert {name: shots[name] for name in named} == named
+    found = run_tasks(tasks, Constant(), stand.codes, CONTEXT, Answers(None, ""))
+    results = found["results"]
+    parts = [
+        results["leaderboard_arc_challenge"]["acc_norm,none"],
+        results["leaderboard_hellaswag"]["acc_norm,none"],
+        results["mmlu"]["acc,none"],
+        results["truthfulqa_mc2"]["acc,none"],
+    ]
+    assert results["leaderboard"]["mean,none"] == pytest.approx(sum(parts) / 4)
+    assert found["groups"].keys() >= {"leaderboard", "mmlu", "mmlu_stem", "mmlu_humanities"}
+    assert results["mmlu_stem"]["sample_len"] == 19
