@@ -30,7 +30,7 @@ ORIGIN = Origin("runs/a", 20, 400, {"tp": 2, "pp": 1, "dp": 1}, {"weights": "w",
 def task(name: str, values: Mapping[str, Sequence[Any]], *, original: int | None = None) -> dict[str, Any]:
     """What lm-eval returns for a task whose metrics are means over these values of the documents."""
     count = len(next(iter(values.values())))
-    row = {f"{metric},none": float(np.mean([np.mean(value) for value in each])) for metric, each in values.items()}
+    row = {f"{metric},none": float(np.mean(each)) for metric, each in values.items()}
     samples = [
         {
             "doc_id": n, "doc": {"question": f"{name} {n}"}, "target": "1", "arguments": [["long prompt", " a"]],
