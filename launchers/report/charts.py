@@ -20,13 +20,17 @@ _MOST_POINTS = 1500  # a chart is about 900 pixels wide; more points only make t
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: (step, value) points in order of the step; `dots` marks each of them."""
+    """One line of a chart: (step, value) points in order of the step; `dots` marks each of them.
+
+    `errors`: of each point the half height of its bar, or none.
+    """
 
     points: Sequence[Point]
     label: str
     color: str
     width: float = 1.1
     dots: bool = False
+    errors: Sequence[float] = ()
 
 
 def chart(
@@ -36,8 +40,9 @@ def chart(
     size: tuple[float, float],
     from_zero: bool = False,
     lost: Sequence[float] = (),
+    x_label: str = "step",
 ) -> str:
-    """Return a line chart over the steps as an ``<svg>`` element.
+    """Return a line chart over the steps, or over what `x_label` says, as an ``<svg>`` element.
 
     Args:
         name: unique on the page; ids in the SVG start with it.
@@ -56,6 +61,8 @@ def chart(
             xs, ys = zip(*thin(line.points), strict=True)
             marker = "o" if line.dots or len(xs) == 1 else ""
             axes.plot(xs, ys, color=line.color, linewidth=line.width, marker=marker, markersize=4, label=line.label)
+            if len(line.errors) == len(xs):
+                axes.errorbar(xs, ys, yerr=line.errors, color=line.color, fmt="none", capsize=2)
     if lost:
         marks = [x for x, _ in thin([(x, 0.0) for x in lost])]
         edge = axes.get_xaxis_transform()
@@ -72,7 +79,7 @@ def chart(
     if from_zero:
         axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", scilimits=(-3, 6))  # learning rates read better as 3.0 with 1e-4 above the axis
-    axes.set_xlabel("step")
+    axes.set_xlabel(x_label)
     axes.set_ylabel(label)
     axes.grid(color="#e3e7ee", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -102,6 +109,27 @@ def bars(name: str, label: str, labels: Sequence[str], values: Sequence[float]) 
     axes.set_title(label, loc="left", fontsize="medium")
     axes.xaxis.set_visible(False)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
+    return _svg_of(figure, name)
+
+
+def intervals(name: str, label: str, rows: Sequence[tuple[str, float, float | None]]) -> str:
+    """Return points with their intervals, one below the other, as an ``<svg>`` element.
+
+    Args:
+        name: unique on the page; ids in the SVG start with it.
+        rows: label, value, and half the width of the interval (None: unknown) of each.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 0.8 + 0.24 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for number, (_, value, half) in enumerate(rows):
+        axes.errorbar([value], [number], xerr=None if half is None else [half], color=BLUE, fmt="o", capsize=3)
+    axes.set_yticks(range(len(rows)), [text for text, _, _ in rows])
+    axes.invert_yaxis()
+    axes.set_title(label, loc="left", fontsize="medium")
+    axes.grid(axis="x", color="#e3e7ee", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
     return _svg_of(figure, name)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trimaran.launchers.report.charts import bars
-from trimaran.launchers.report.html import document, notice, section, write_page
+from trimaran.launchers.report.html import document, grid, notice, section, write_page
 from trimaran.models.fields import counted
 from trimaran.runtime.data.engine.parts import Removed
 from trimaran.runtime.data.prepare import PreparedData
@@ -74,7 +74,7 @@ def _reasons(stages: Sequence[Mapping[str, Any]]) -> str:
         for stage in stages
         for reason, count in sorted(stage["reasons"].items(), key=lambda item: -item[1])
     ]
-    return _grid(("stage", "reason", "documents", "of those that came"), rows) if rows else "<p>None was removed.</p>"
+    return grid(("stage", "reason", "documents", "of those that came"), rows) if rows else "<p>None was removed.</p>"
 
 
 def _groups(stages: Sequence[Mapping[str, Any]]) -> str:
@@ -93,7 +93,7 @@ def _groups(stages: Sequence[Mapping[str, Any]]) -> str:
                 rows.append(
                     (stage["name"], corpus, language, f"{total:,}", _share(sum(removed.values()), total), worst)
                 )
-    return _grid(("stage", "corpus", "language", "documents", "removed", "most by"), rows)
+    return grid(("stage", "corpus", "language", "documents", "removed", "most by"), rows)
 
 
 def _changes(stages: Sequence[Mapping[str, Any]]) -> str:
@@ -102,7 +102,7 @@ def _changes(stages: Sequence[Mapping[str, Any]]) -> str:
         for stage in stages
         for name, count in sorted(stage["counts"].items())
     ]
-    return _grid(("stage", "what", "times", "first at"), rows) if rows else "<p>Nothing.</p>"
+    return grid(("stage", "what", "times", "first at"), rows) if rows else "<p>Nothing.</p>"
 
 
 def _histograms(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
@@ -131,7 +131,7 @@ def _clusters(manifest: Mapping[str, Any]) -> str:
     if not clusters:
         return ""
     rows = [(cluster["kept"], f"{cluster['copies']:,}") for cluster in clusters]
-    return section("Largest clusters of copies", _grid(("kept document", "copies removed"), rows))
+    return section("Largest clusters of copies", grid(("kept document", "copies removed"), rows))
 
 
 def _evaluation(sets: Mapping[str, Any]) -> str:
@@ -154,9 +154,9 @@ def _evaluation(sets: Mapping[str, Any]) -> str:
         for name, row in sorted(sets.items())
         for hit in row["found"][:_MOST_ITEMS]
     ]
-    found = _grid(("set", "item", "first document that has it", "passage"), passages)
+    found = grid(("set", "item", "first document that has it", "passage"), passages)
     details = f"<details><summary>{counted(len(passages), 'passage')}</summary>{found}</details>"
-    return section("Evaluation items in the corpus", _grid(names, rows), details if passages else "")
+    return section("Evaluation items in the corpus", grid(names, rows), details if passages else "")
 
 
 def _tokens(curated: Curated, prepared: PreparedData | None) -> str:
@@ -177,23 +177,17 @@ def _tokens(curated: Curated, prepared: PreparedData | None) -> str:
     ]
     return section(
         "Tokens",
-        _grid(("split", "tokens", "bytes of text", "tokens per byte"), splits),
+        grid(("split", "tokens", "bytes of text", "tokens per byte"), splits),
         "<p>Fertility, of a sample of each language:</p>",
-        _grid(("language", "documents", "tokens per word", "tokens per byte"), languages),
+        grid(("language", "documents", "tokens per word", "tokens per byte"), languages),
     )
 
 
 def _samples(found: Mapping[str, Sequence[Removed]]) -> Iterable[str]:
     for reason, removed in found.items():
         rows = [(each.id, each.language, each.detail, each.excerpt[:_SHOWN_CHARACTERS]) for each in removed]
-        table = _grid(("document", "language", "detail", "its beginning"), rows)
+        table = grid(("document", "language", "detail", "its beginning"), rows)
         yield f"<details><summary>{escape(reason)} ({counted(len(rows), 'sample')})</summary>{table}</details>"
-
-
-def _grid(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f'<table class="grid">\n<tr>{head}</tr>\n{body}</table>'
 
 
 def _share(count: int, whole: int) -> str:

@@ -3,7 +3,7 @@
 A page has no script and no address to fetch from, which a content security policy forbids too. Text is escaped here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -90,3 +90,10 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
     """Return a table of two columns."""
     body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>\n' for name, value in rows)
     return f"<table>\n{body}</table>"
+
+
+def grid(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table whose columns have names."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+    return f'<table class="grid">\n<tr>{head}</tr>\n{body}</table>'
