@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 
 BLUE, PALE_BLUE, ORANGE, RED = "#1d4ed8", "#93b4f5", "#ea580c", "#dc2626"
+COLORS = (BLUE, ORANGE, RED, "#15803d", "#7c3aed", "#0f766e", PALE_BLUE, "#a16207")
 
 _MOST_POINTS = 1500  # a chart is about 900 pixels wide; more points only make the file bigger
 
@@ -159,6 +160,11 @@ def embed(svg: str, name: str) -> str:
     if found:
         svg = svg.replace(found.group(0), "", 1).replace("<svg", f'<svg style="{found.group(1).strip()}"', 1)
     return svg
+
+
+def plain(text: str) -> str:
+    """Return a text in which matplotlib sees no mathematics."""
+    return text.replace("$", r"\$")
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:

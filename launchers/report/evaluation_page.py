@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from trimaran.launchers.report.charts import BLUE, ORANGE, PALE_BLUE, RED, Line, chart, intervals
+from trimaran.launchers.report.charts import COLORS, Line, chart, intervals, plain
 from trimaran.launchers.report.html import document, grid, notice, section, table, write_page
 from trimaran.models.fields import counted
 from trimaran.runtime.evaluate.compare import Comparison, PairedDifference
@@ -17,7 +17,6 @@ _SAMPLES = 20
 _SHOWN_CHARACTERS = 1500
 _WIDTH: Final = 1.96
 """Standard errors on each side of a value that make a 95% interval of a normal distribution."""
-_COLORS = (BLUE, ORANGE, RED, "#15803d", "#7c3aed", "#0f766e", PALE_BLUE, "#a16207")
 
 
 def write_evaluation_page(
@@ -77,8 +76,8 @@ def _intervals(scores: Sequence[Score]) -> str:
     pictures = [
         intervals(
             f"intervals-{number}",
-            _plain(f"{metric}, 95% intervals"),
-            [(_plain(score.alias), score.value, _WIDTH * (score.stderr or 0.0)) for score in found],
+            plain(f"{metric}, 95% intervals"),
+            [(plain(score.alias), score.value, _WIDTH * (score.stderr or 0.0)) for score in found],
         )
         for number, (metric, found) in enumerate(by_metric.items())
     ]
@@ -132,14 +131,14 @@ def _history(history: Sequence[Evaluation]) -> str:
         drawn = [
             Line(
                 [(at, value) for at, value, _ in points],
-                _plain(task),
-                _COLORS[index % len(_COLORS)],
+                plain(task),
+                COLORS[index % len(COLORS)],
                 dots=True,
                 errors=[_WIDTH * error for _, _, error in points],
             )
             for index, (task, points) in enumerate(of_task.items())
         ]
-        label = _plain(metric + ("" if name == "none" else f" ({name})"))
+        label = plain(metric + ("" if name == "none" else f" ({name})"))
         pictures.append(chart(f"history-{number}", label, drawn, (9.0, 3.2), x_label="tokens" if by_tokens else "step"))
     return section("Scores of the checkpoints", *pictures) if pictures else ""
 
@@ -187,11 +186,6 @@ def _value(value: object) -> str:
     if isinstance(value, list | tuple):
         return "(" + ", ".join(map(_value, value)) + ")"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _plain(text: str) -> str:
-    """Return a text in which matplotlib sees no mathematics."""
-    return text.replace("$", r"\$")
 
 
 def _cut(text: str) -> str:

@@ -26,6 +26,7 @@ class Run:
         spec: spec.yaml as plain data, not validated: a report of a run by an older version must still open.
         steps: training rows, by step.
         evaluations: evaluation rows, by step.
+        scores: rows of scores of tasks, by step.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Run:
     spec: Mapping[str, Any] = field(default_factory=dict)
     steps: Sequence[Row] = ()
     evaluations: Sequence[Row] = ()
+    scores: Sequence[Row] = ()
     timeline: Mapping[str, Any] | None = None
     sample: str | None = None
     manifest: Mapping[str, Any] | None = None
@@ -57,6 +59,7 @@ def read_run(run_dir: Path) -> Run:
         spec=_parse_spec(spec_text, notes),
         steps=steps,
         evaluations=[row for row in rows if "held_out_loss" in row],
+        scores=[row for row in rows if any("/" in name for name in row)],
         timeline=_read_json(run_dir / "timeline.json", notes, "no pipeline timeline; logging.timeline records one"),
         sample=_read_text(run_dir / "sample.txt", notes, "no generated text to show (BERT and XLNet write none)"),
         manifest=_read_json(run_dir / "data_manifest.json", notes, "the counts of the training data are unknown"),

@@ -21,13 +21,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trimaran.launchers.report.charts import BLUE, ORANGE, PALE_BLUE, Line, chart, embed, smooth
+from trimaran.launchers.report.charts import BLUE, COLORS, ORANGE, PALE_BLUE, Line, chart, embed, plain, smooth
 from trimaran.launchers.report.folder import Run, finite_points, is_finite, read_run
 from trimaran.launchers.report.html import document, notice, section, table, write_page
+from trimaran.runtime.evaluate.results import stderr_name
 from trimaran.runtime.pipeline.action import Action
 from trimaran.runtime.pipeline.draw import timeline_svg
 from trimaran.runtime.pipeline.simulate import Span
 
+_INTERVAL = 1.96  # standard errors of half a 95% interval
 _MOST_SAMPLE_CHARACTERS = 20_000
 _TIMELINES = {"measured": "As it ran", "simulated": "Simulated"}  # key in timeline.json -> title of the picture
 
@@ -48,7 +50,16 @@ def write_report(run_dir: Path) -> Path:
 def _render(run: Run) -> str:
     """Return the page; what most readers want first comes first."""
     headline = f"{escape(_progress(run))} · layout {escape(_layout(run.spec))} · trimaran report"
-    sections = [_loss(run), _speed(run), _pipeline(run), _sample(run), _summary(run), _facts(run), _spec(run)]
+    sections = [
+        _loss(run),
+        _scores(run),
+        _speed(run),
+        _pipeline(run),
+        _sample(run),
+        _summary(run),
+        _facts(run),
+        _spec(run),
+    ]
     problems, missing = notice("problem", run.notes.problems), notice("missing", run.notes.missing)
     return document(run.name, headline, [problems, _cards(run), *sections, missing])
 
@@ -133,6 +144,30 @@ def _loss(run: Run) -> str:
     lines.append(Line(finite_points(run.evaluations, "held_out_loss"), "held-out", ORANGE, width=1.8, dots=True))
     lost = [float(row["step"] or 0) for row in run.steps if not is_finite(row["loss"])]
     return section("Loss", chart("loss", "cross entropy, nats per token", lines, size=(10.4, 3.7), lost=lost))
+
+
+def _scores(run: Run) -> str:
+    """Return a picture of each metric of the evaluated tasks over the steps, a line for each task."""
+    by_metric: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    for row in run.scores:
+        for name, value in row.items():
+            task, slash, metric = name.rpartition("/")
+            if slash and not metric.partition(",")[0].endswith("_stderr") and value is not None and is_finite(value):
+                error = row.get(stderr_name(name))
+                spread = _INTERVAL * error if error is not None and is_finite(error) else 0.0
+                by_metric.setdefault(metric, {}).setdefault(task, []).append((row["step"] or 0, value, spread))
+    parts = []
+    for number, (metric, of_task) in enumerate(by_metric.items()):
+        lines = [
+            Line(
+                [(x, y) for x, y, _ in points], plain(task), color, dots=True, errors=[error for _, _, error in points]
+            )
+            for (task, points), color in zip(of_task.items(), COLORS, strict=False)
+        ]
+        parts.append(chart(f"scores-{number}", plain(metric), lines, size=(10.4, 3.2)))
+        if further := len(of_task) - len(lines):
+            parts.append(f'<p class="soft">{further:,} further tasks are in metrics.jsonl.</p>')
+    return section("Scores of tasks, with 95% intervals", *parts) if parts else ""
 
 
 def _speed(run: Run) -> str:

@@ -6,7 +6,7 @@ documents, or a ratio of two sums (perplexity of words); the differences of a gr
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ from trimaran.runtime.evaluate.bootstrap import (
 )
 from trimaran.runtime.evaluate.results import Evaluation
 from trimaran.runtime.evaluate.text import OF_TOKENS, TEXT
+
+Figure = tuple[str, str, str]
+"""Task or group, metric, and filter."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def compare(first: Evaluation, other: Evaluation, *, seed: int = 0, resamples: i
     Raises:
         ValueError: a task has other documents in the two.
     """
-    found: dict[tuple[str, str, str], tuple[PairedDifference, Array]] = {}
+    found: dict[Figure, tuple[PairedDifference, Array]] = {}
     notes = _notes(first, other)
     same_tokenizer = first.results["hashes"].get("tokenizer") == other.results["hashes"].get("tokenizer")
     for task in first.samples:
@@ -101,8 +104,8 @@ def compare(first: Evaluation, other: Evaluation, *, seed: int = 0, resamples: i
             else:
                 found[task, metric, name] = _difference(task, metric, name, left, right, seed, resamples)
     notes += [f"{task} was evaluated for {other.name} alone" for task in other.samples if task not in first.samples]
-    for group in _groups(first.results):
-        notes += _add_group(group, first, other, found)
+    for figure, members in _figures_of_groups(first.results):
+        notes += _add_group(figure, members, first, other, found)
     order = {name: number for number, name in enumerate(first.results["results"])}
     rows = sorted((row for row, _ in found.values()), key=lambda row: order.get(row.task, len(order)))
     return Comparison(first.name, other.name, rows, notes)
@@ -187,8 +190,8 @@ def _side(metric: str, sums: Array, side: int) -> Array:
     return found
 
 
-def _groups(results: Mapping[str, Any]) -> list[str]:
-    """Return the groups that have figures, the innermost first."""
+def _figures_of_groups(results: Mapping[str, Any]) -> Iterator[tuple[Figure, list[Figure]]]:
+    """Yield the figures of groups with those of their members, the innermost groups first; the means of groups last."""
     children: Mapping[str, Sequence[str]] = results.get("group_subtasks", {})
     order: dict[str, None] = {}
 
@@ -200,35 +203,34 @@ def _groups(results: Mapping[str, Any]) -> list[str]:
 
     for name in children:
         visit(name)
-    return list(order)
+    for group in order:
+        for key, value in results["results"][group].items():
+            metric, comma, name = key.partition(",")
+            if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
+                yield (group, metric, name), [(member, metric, name) for member in children[group]]
 
 
 def _add_group(
-    group: str,
+    figure: Figure,
+    members: Sequence[Figure],
     first: Evaluation,
     other: Evaluation,
-    found: dict[tuple[str, str, str], tuple[PairedDifference, Array]],
+    found: dict[Figure, tuple[PairedDifference, Array]],
 ) -> list[str]:
-    """Add the differences of a group's figures to `found`; return a sentence about each that can't be compared."""
-    notes, row = [], first.results["results"][group]
-    members = first.results["group_subtasks"][group]
-    for key, value in row.items():
-        metric, comma, name = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
-            continue
-        parts = [found[member, metric, name] for member in members if (member, metric, name) in found]
-        weights = _weights(value, parts) if len(parts) == len(members) else None
-        theirs = other.results["results"].get(group, {}).get(key)
-        if weights is None or not isinstance(theirs, int | float):
-            notes.append(f"{metric} of {group} is not compared: it is no mean of what both have of its tasks")
-            continue
-        differences = sum(weight * each for weight, (_, each) in zip(weights, parts, strict=True))
-        assert isinstance(differences, np.ndarray)
-        documents = sum(part.documents for part, _ in parts)
-        interval = interval_of(differences) if all(part.interval for part, _ in parts) else None
-        difference = PairedDifference(group, metric, name, value, theirs, theirs - value, interval, documents)
-        found[group, metric, name] = (difference, differences)
-    return notes
+    """Add the difference of a group's figure to `found`, or return a sentence on why it can't be compared."""
+    group, metric, name = figure
+    one, two = (each.results["results"].get(group, {}).get(f"{metric},{name}") for each in (first, other))
+    parts = [found[member] for member in members if member in found]
+    is_known = len(parts) == len(members) and all(isinstance(value, int | float) for value in (one, two))
+    weights = _weights(one, parts) if is_known else None
+    if weights is None:
+        return [f"{metric} of {group} is not compared: it is no mean of what both have of its tasks"]
+    drawn = np.average([each for _, each in parts], axis=0, weights=weights)
+    interval = interval_of(drawn) if all(part.interval for part, _ in parts) else None
+    documents = sum(part.documents for part, _ in parts)
+    row = PairedDifference(group, metric, name, one, two, two - one, interval, documents)
+    found[figure] = (row, drawn)
+    return []
 
 
 def _weights(value: float, parts: Sequence[tuple[PairedDifference, Array]]) -> list[float] | None:

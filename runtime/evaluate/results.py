@@ -221,6 +221,23 @@ def scores_of(results: Mapping[str, Any]) -> list[Score]:
     return [score for task, depth in _in_order(results) for score in _scores_of_task(results, task, depth)]
 
 
+def score_row(results: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return every figure of results.json by the name that it has in metrics.jsonl, with its standard error."""
+    row: dict[str, float | None] = {}
+    for score in scores_of(results):
+        name = f"{score.task}/{score.metric}" + ("" if score.filter == "none" else f",{score.filter}")
+        row[name] = score.value
+        if score.stderr is not None:
+            row[stderr_name(name)] = score.stderr
+    return row
+
+
+def stderr_name(name: str) -> str:
+    """Return the name in metrics.jsonl of the standard error of the figure `name`."""
+    figure, comma, name = name.partition(",")
+    return f"{figure}_stderr{comma}{name}"
+
+
 def _scores_of_task(results: Mapping[str, Any], task: str, depth: int) -> Iterator[Score]:
     row = results["results"][task]
     better = results.get("higher_is_better", {}).get(task) or {}

@@ -6,6 +6,7 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import counted
 from trimaran.runtime.pipeline.schedules import SCHEDULES
 from trimaran.runtime.spec.fields import RunFields
+from trimaran.runtime.spec.sections import EvaluationSection
 
 
 def describe(spec: RunFields) -> list[tuple[str, str]]:
@@ -37,6 +38,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
         ("data", f"{_data(spec)}; {spec.data.held_out_fraction:.3g} of it held out"),
         *([("recipe", recipe)] if (recipe := _recipe(spec)) else []),
         ("objective", _objective(spec, shape)),
+        *([("evaluation", _evaluation(spec.evaluation))] if spec.evaluation is not None else []),
         (
             "checkpoints",
             f"every {spec.checkpoint.interval} steps and at the end" if spec.checkpoint.interval else "at the end",
@@ -174,6 +176,12 @@ def _recipe(spec: RunFields) -> str:
     if spec.data.decontaminate is not None:
         told.append(f"decontaminate ({counted(len(spec.data.decontaminate.against), 'evaluation set')})")
     return "; ".join(told)
+
+
+def _evaluation(section: EvaluationSection) -> str:
+    when = f"every {section.interval} steps and at the end" if section.interval else "at the end"
+    limit = "" if section.limit is None else f", {counted(section.limit, 'document')} of each"
+    return f"{', '.join(section.tasks)}, {when}{limit}"
 
 
 def _shares(weights: Mapping[str, float]) -> str:

@@ -13,6 +13,7 @@ from trimaran.runtime.spec.sections import (
     SECTION_CONFIG,
     CheckpointSection,
     DataSection,
+    EvaluationSection,
     KernelsSection,
     LauncherSection,
     LoggingSection,
@@ -55,6 +56,9 @@ class RunFields(BaseModel):
     precision: PrecisionSection = Field(default_factory=PrecisionSection, description="Number formats.")
     kernels: KernelsSection = Field(default_factory=KernelsSection, description="What computes.")
     train: TrainSection = Field(description="Length, batch and output folder.")
+    evaluation: EvaluationSection | None = Field(
+        default=None, description="Tasks that are evaluated while it trains (null: none)."
+    )
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="Saving and resuming.")
     launcher: LauncherSection = Field(default_factory=LauncherSection, description="How processes are started.")
     slurm: SlurmSection = Field(default_factory=SlurmSection, description="What a batch job asks of its cluster.")

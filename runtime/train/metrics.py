@@ -2,9 +2,10 @@
 
 metrics.jsonl is one JSON object a line. A training row has step, loss, lr, grad_norm, tokens_seen, tokens_per_second,
 step_time_ms and mfu (null where unknown), with experts also load_balancing_loss; an evaluation row has step,
-held_out_loss and held_out_perplexity. ``step`` is the number of optimizer steps finished, so the first training row is
-step 1. Numbers that JSON lacks are the strings "NaN", "Infinity" and "-Infinity" (the JSON mapping of protocol
-buffers), so that any JSON reader can read the file and a diverged loss differs from an unknown one.
+held_out_loss and held_out_perplexity; a row of scores has step and TASK/METRIC, TASK/METRIC_stderr of each task.
+``step`` is the number of optimizer steps finished, so the first training row is step 1. Numbers that JSON lacks are the
+strings "NaN", "Infinity" and "-Infinity" (the JSON mapping of protocol buffers), so that any JSON reader can read the
+file and a diverged loss differs from an unknown one.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from trimaran.models.fields import printable
 from trimaran.runtime.files import naming, open_regular, parse_json
 
 Row = dict[str, int | float | None]
-"""One line of metrics.jsonl: a training row has "loss", an evaluation row has "held_out_loss"."""
+"""One line of metrics.jsonl: a training row has "loss", an evaluation row "held_out_loss", one of scores a "/"."""
 
 _RENAMED_FIELDS = {"expert_balance": "load_balancing_loss"}  # old name -> name; in files of earlier versions
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -61,7 +62,8 @@ def read_metrics(path: Path) -> list[Row]:
 class MetricsLogger:
     """Writes the rows of one run.
 
-    Call ``log`` once per step, ``log_evaluation`` after an evaluation, ``close`` (or a with block) at the end.
+    Call ``log`` once per step, ``log_evaluation`` and ``log_scores`` after an evaluation, ``close`` (or a with block)
+    at the end.
     """
 
     def __init__(
@@ -167,6 +169,14 @@ class MetricsLogger:
         perplexity = perplexity_of(held_out_loss)
         self._write({"step": step, "held_out_loss": held_out_loss, "held_out_perplexity": perplexity}, prefix="")
         self.say(f"step {step}/{self._num_steps}  held-out loss {held_out_loss:.4f}  perplexity {perplexity:.2f}")
+
+    def log_scores(self, *, step: int, scores: Mapping[str, float | None]) -> None:
+        """Write the row of an evaluation of tasks after ``step`` finished steps.
+
+        Args:
+            scores: TASK/METRIC -> figure.
+        """
+        self._write({"step": step, **scores}, prefix="evaluation/")
 
     def say(self, text: str) -> None:
         """Print one line of text above the live line.

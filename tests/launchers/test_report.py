@@ -83,6 +83,10 @@ def make_run(folder: Path, num_steps: int = 60, lost: tuple[int, ...] = ()) -> P
 
 def make_whole_run(folder: Path) -> Path:
     make_run(folder)
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in (30, 60):
+            scores = {"mmlu/acc": step / 100, "mmlu/acc_stderr": 0.02, **{f"mmlu_{n}/acc": 0.2 for n in range(9)}}
+            file.write(json.dumps({"step": step, **scores}) + "\n")
     (folder / "spec.yaml").write_text(SPEC)
     (folder / "timeline.json").write_text(json.dumps(TIMELINE))
     (folder / "sample.txt").write_text("To be, or not to be")
@@ -126,7 +130,9 @@ def test_a_whole_run_shows_every_section_and_figure(tmp_path: Path) -> None:
     for text in ("1,234,567", "dropped, empty", "2 listed", "8.00 GiB", "Some CPU", "preset: gpt-tiny"):
         assert text in found.text
     assert "missing" not in found.text
-    assert found.tags.count("svg") == 6
+    assert "Scores of tasks" in found.text
+    assert "2 further tasks are in metrics.jsonl." in found.text, "a picture has eight lines"
+    assert found.tags.count("svg") == 7
 
 
 def test_the_page_reaches_for_nothing_outside_itself(tmp_path: Path) -> None:

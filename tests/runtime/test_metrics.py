@@ -173,10 +173,14 @@ def test_tensorboard_reads_the_scalars_and_forgets_the_steps_a_resume_wrote_agai
 def test_evaluations_reach_tensorboard_under_their_own_names(tmp_path: Path) -> None:
     with open_logger(tmp_path, tensorboard=True) as logger:
         logger.log_evaluation(step=3, held_out_loss=0.0)
+        logger.log_scores(step=3, scores={"arc_easy/acc": 0.5, "arc_easy/acc_stderr": 0.25})
     assert tensorboard_scalars(tmp_path / "tensorboard") == {
         "held_out/loss": [(3, 0.0)],
         "held_out/perplexity": [(3, 1.0)],
+        "evaluation/arc_easy/acc": [(3, 0.5)],
+        "evaluation/arc_easy/acc_stderr": [(3, 0.25)],
     }
+    assert read_metrics(tmp_path / "metrics.jsonl")[1] == {"step": 3, "arc_easy/acc": 0.5, "arc_easy/acc_stderr": 0.25}
 
 
 def test_without_tensorboard_no_folder_is_made(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from trimaran.runtime.spec import (
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.names import known_paths, place_of
 from trimaran.runtime.spec.rules import broken_rules
-from trimaran.runtime.spec.tree import parts_of
+from trimaran.runtime.spec.tree import above, parts_of
 
 BASE: dict[str, dict[str, Any]] = {
     "model": {"num_layers": 12, "hidden_size": 768, "num_heads": 12},
@@ -941,9 +941,10 @@ def spec_or_error(raw: dict[str, Any]) -> RunSpec | SpecError:
 
 def counts_by_itself(path: str) -> bool:
     """Whether a field counts in the bound: no section, and not in a record that need not be there."""
-    place = place_of(path)
+    place, holder = place_of(path), place_of(above(path))
     assert place is not None
-    return path.count(".") < 2 and not place.is_section
+    assert holder is not None
+    return holder.is_section and not place.is_section
 
 
 def test_every_field_is_described_in_one_line_and_there_are_few() -> None:

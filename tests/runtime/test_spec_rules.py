@@ -42,6 +42,7 @@ FURTHER: list[dict[str, Any]] = [
     {"lr_schedule.name": "wsd", "lr_schedule.decay_steps": 50},
     {"data.corpora": {"web": {"source": ["web"]}}, "data.stages": [{"tokens": 0, "weights": {"web": 1}}] * 2},
     {"zero.stage": 0, "zero.shard_size": 2},
+    {"evaluation": {"tasks": ["piqa"]}, "model.objective": "masked_lm"},
     {"zero.shard_size": 3, "parallel.dp": 12, "parallel.ep": 2},
 ]
 
@@ -111,6 +112,7 @@ def is_known(spec: RunFields, shape: TransformerConfig, path: str) -> bool:
     section, *names = parts_of(path)
     holders: list[Any] = [shape if section == "model" and names != ["preset"] else vars(spec)[str(section)]]
     for name in names:
+        holders = [holder for holder in holders if holder is not None]
         if name == "NAME":
             holders = [item for holder in holders for item in holder.values()]
         elif isinstance(name, int):

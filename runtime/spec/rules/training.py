@@ -22,6 +22,14 @@ def _evaluation_has_text(spec: RunFields, shape: TransformerConfig) -> Iterator[
         yield FieldError("train.eval_interval", rule, interval, fix)
 
 
+@RULES.needs("evaluation.tasks", "model.objective")
+def _evaluation_continues_text(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    if spec.evaluation is not None and not shape.is_causal:
+        rule = f"a model of objective {shape.objective} gives a text no likelihood, which tasks are evaluated by"
+        fix = "leave the section evaluation out, or set model.objective to causal_lm"
+        yield FieldError("evaluation", rule, spec.evaluation.tasks, fix)
+
+
 @RULES.needs("lr_schedule.warmup_steps", "train.num_steps")
 def _warmup_ends(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     warmup, steps = spec.lr_schedule.warmup_steps, spec.train.num_steps

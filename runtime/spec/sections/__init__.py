@@ -8,6 +8,7 @@ from trimaran.runtime.spec.sections.common import SECTION_CONFIG
 from trimaran.runtime.spec.sections.compute import KernelsSection, PrecisionSection
 from trimaran.runtime.spec.sections.corpora import CorpusSection, StageSection
 from trimaran.runtime.spec.sections.data import DataSection
+from trimaran.runtime.spec.sections.evaluation import EvaluationSection
 from trimaran.runtime.spec.sections.launcher import LauncherSection
 from trimaran.runtime.spec.sections.model import FALLBACKS, ModelSection
 from trimaran.runtime.spec.sections.optimizer import LrScheduleSection, OptimizerSection
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointSection",
     "CorpusSection",
     "DataSection",
+    "EvaluationSection",
     "KernelsSection",
     "LauncherSection",
     "LoggingSection",
