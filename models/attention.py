@@ -147,6 +147,10 @@ class Attention(nn.Module):
             )
         if forward_context.cache is not None:
             return self._padded(self._cached(q, k, v, forward_context.cache))
+        if forward_context.packed is not None:
+            return self._padded(
+                forward_context.packed.attend(self.index, q, k, v, self.kernels, self.options, self.slopes)
+            )
         dropout = None
         if self.training and self.dropout_rate > 0.0:
             dropout = AttentionDropout(

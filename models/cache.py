@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.parameter import LayerContext
+from trimaran.models.prefix_cache import PackedAttention
 
 RotaryTables = tuple[Tensor, Tensor]
 """(cos, sin), each [seq, rotary_dim / 2], or [batch, seq, rotary_dim / 2] where samples have different positions."""
@@ -65,6 +66,7 @@ class ForwardContext:
         first_sample: global index of the first sample, for the dropout masks.
         tables: rotary tables of the tokens' positions; None without rotary positions.
         cache: keys and values of earlier tokens; None where the batch has whole sequences.
+        packed: the attention of a packed batch; None where samples are apart.
         sequence_weight: total weight of one sequence's token losses in the gradient, which is also the weight of its
             load-balancing loss.
         targets: [batch, predicted] int64, the positions that the query stream predicts; None without a query stream.
@@ -75,3 +77,4 @@ class ForwardContext:
     cache: KeyValueCache | None = None
     sequence_weight: float = 0.0
     targets: Tensor | None = None
+    packed: PackedAttention | None = None

@@ -23,12 +23,14 @@ from trimaran.models.experts import ExpertMLP
 from trimaran.models.head import HeadTransform
 from trimaran.models.init import init_spec
 from trimaran.models.mlp import MLP
-from trimaran.models.parallel.collectives import local_dim1
+from trimaran.models.parallel.collectives import gather_dim1, local_dim1
 from trimaran.models.parallel.group import single
+from trimaran.models.parallel.likelihood import Scored, log_likelihoods
 from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallelWeights, column_linear, row_linear
 from trimaran.models.parallel.parameter import LayerContext, info_of, initialize, new_parameter
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss
+from trimaran.models.prefix_cache import PackedAttention
 from trimaran.models.recompute import recompute
 from trimaran.models.residual import Dropout, Norm, PendingResidual, add_residual
 from trimaran.models.xlnet import RelativeAttention
@@ -317,6 +319,33 @@ class Stage(nn.Module):
         if min(lengths) < max(lengths) or lengths[0] < new:
             positions = (cache.lengths[:, None].long() - new + torch.arange(new, device=tokens.device)).clamp_(min=0)
         return self._run(hidden, tokens, positions, ForwardContext(0, self._rotary(positions, max(lengths)), cache))
+
+    @torch.no_grad()
+    def run_packed(self, hidden: Tensor | None, packed: PackedAttention) -> Tensor:
+        """Return `run_layers` of a packed batch [1, local tokens, hidden]; the output of padding is meaningless.
+
+        Args:
+            hidden: the previous stage's output; None on the first stage.
+        No gradient flows. Collective over tp.
+        """
+        positions = packed.positions
+        forward_context = ForwardContext(0, self._rotary(positions, packed.packing.longest), packed=packed)
+        return self._run(hidden, packed.tokens, positions, forward_context)
+
+    @torch.no_grad()
+    def log_likelihoods(self, hidden: Tensor, scored: Scored) -> tuple[Tensor, Tensor]:
+        """Return the log-likelihood of each scored token, and whether it is the likeliest; see `vocab.log_likelihoods`.
+
+        Args:
+            hidden: `run_packed` of the last stage.
+        Collective over tp.
+        """
+        full = gather_dim1(hidden, self.context.tp) if self.context.sequence_parallel else hidden
+        rows = self._head_input(full[0].index_select(0, scored.rows))
+        with self.boundary.forward(HEAD):
+            return log_likelihoods(
+                rows, self._head().weight, scored, self.context, self.head_bias, self.config.logits_softcap
+            )
 
     def _run(
         self, hidden: Tensor | None, tokens: Tensor, positions: slice | Tensor, forward_context: ForwardContext

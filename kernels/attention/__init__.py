@@ -11,6 +11,7 @@ those elements get weight zero. An infinite or NaN value there spreads, unlike i
 """
 
 from trimaran.kernels.attention.function import triton_attention, triton_attention_with_lse, triton_keeps_scores
+from trimaran.kernels.attention.masked import masked_attention
 from trimaran.kernels.attention.options import CAUSAL, AttentionDropout, AttentionOptions, Documents, alibi_slopes
 from trimaran.kernels.attention.reference import attention, attention_with_lse, keeps_scores
 
@@ -23,6 +24,7 @@ __all__ = [
     "attention",
     "attention_with_lse",
     "keeps_scores",
+    "masked_attention",
     "triton_attention",
     "triton_attention_with_lse",
     "triton_keeps_scores",

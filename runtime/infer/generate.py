@@ -79,6 +79,7 @@ def generate(
     watch: Watch = never,
     *,
     first_sample: int = 0,
+    numbers: Sequence[int] | None = None,
     placement: Placement | None = None,
 ) -> list[Completion]:
     """Return the continuation of each prompt, the same on every rank.
@@ -90,6 +91,7 @@ def generate(
         watch: called with (sample, token) for each new token that is no stop token, on every rank; returns whether the
             sample ends with it.
         first_sample: number of the first prompt among all that are continued with this seed.
+        numbers: of every prompt, where they do not follow the first one's.
         placement: stage -> pipeline rank; by default the stages go round the ranks.
 
     Raises:
@@ -105,11 +107,10 @@ def generate(
     # Dynamic scaling depends on the longest sample of a pass: with one sample a pass, samples do not affect each other.
     is_dynamic = scaling is not None and scaling.kind == "dynamic_ntk"
     size = 1 if is_dynamic else -(-len(prompts) // mesh.pp.size)
+    numbers = range(first_sample, first_sample + len(prompts)) if numbers is None else numbers
     groups = [
-        SampleGroup(
-            prompts[first : first + size], first_sample + first, sampling, spec.transformer, layer_context, watch
-        )
-        for first in range(0, len(prompts), size)
+        SampleGroup(prompts[part], numbers[part], sampling, spec.transformer, layer_context, watch)
+        for part in (slice(first, first + size) for first in range(0, len(prompts), size))
     ]
     with in_eval_mode(stages.values()):
         _Passes(

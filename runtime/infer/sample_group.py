@@ -55,20 +55,20 @@ class SampleGroup:
 
     Args:
         prompts: token ids of each, at least one and at most config.max_seq_len.
-        first_sample: number of the first among all samples of the command, for the random numbers.
+        numbers: of each among all samples of the command, for the random numbers.
     """
 
     def __init__(
         self,
         prompts: Sequence[Sequence[int]],
-        first_sample: int,
+        numbers: Sequence[int],
         sampling: SamplingParams,
         config: TransformerConfig,
         layer_context: LayerContext,
         watch: Watch,
     ) -> None:
-        self.first_sample, self.sampling, self.config, self.layer_context, self.watch = (
-            first_sample,
+        self.numbers, self.sampling, self.config, self.layer_context, self.watch = (
+            numbers,
             sampling,
             config,
             layer_context,
@@ -124,7 +124,7 @@ class SampleGroup:
         if not sampling.is_greedy:
             column = self.num_new % _DRAWS
             if column == 0 or self._uniforms is None:
-                samples = torch.arange(self.first_sample, self.first_sample + len(self))
+                samples = torch.tensor(list(self.numbers))
                 first = self.num_new - column
                 self._uniforms = uniforms(sampling.seed, samples, first, first + _DRAWS).to(logits.device)
             uniform = self._uniforms[:, column]
@@ -140,7 +140,7 @@ class SampleGroup:
             if self._alive[row]:
                 if token == NOT_FINITE:
                     raise NotFiniteError(
-                        f"the model's logits for new token {self.num_new} of sample {self.first_sample + row} are not "
+                        f"the model's logits for new token {self.num_new} of sample {self.numbers[row]} are not "
                         "finite; the weights hold infinite values or NaN, or precision.dtype is too narrow for them"
                     )
                 self._add(row, token)
@@ -150,7 +150,7 @@ class SampleGroup:
         completion.tokens.append(token)
         if token in sampling.stop_tokens:
             completion.finish = "stop_token"
-        elif self.watch(self.first_sample + row, token):
+        elif self.watch(self.numbers[row], token):
             completion.finish = "stop_string"
         elif self.num_new < sampling.max_new_tokens:
             if len(context) < self.config.max_seq_len:
