@@ -289,6 +289,12 @@ class TransformerConfig(BaseModel):
         unused = self._layer_matrix_parameters() - self._layer_matrix_parameters(self.experts_per_token)
         return self.num_parameters() - self.num_layers * unused
 
+    def num_parameters_without_embeddings(self) -> int:
+        """Return the parameters but the tables of tokens and positions and an untied projection to the vocabulary."""
+        positions = self.max_seq_len if self.position == "learned" else 0
+        head = 0 if self.tie_embeddings else self.vocab_size
+        return self.num_parameters() - (self.vocab_size + positions + head) * self.hidden_size
+
     def flops_per_token(self, seq_len: int) -> float:
         """Return the matrix-multiplication FLOPs of training on one token, forward and backward.
 

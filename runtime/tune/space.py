@@ -120,13 +120,16 @@ class Part:
         rung: its name, None without a ladder.
         fixed: values of fields that all its trials have.
         trials: how many are started; None for every point of a grid.
-        tokens: that every trial trains on: train.num_steps follows from its batch. None: as the base says.
+        tokens: that every trial trains on: train.num_steps follows from its batch, and the steps of warmup, decay,
+            evaluations and checkpoints are the same share of it as in the base. None: as the base says.
+        follows: the rung whose best values the only trial of this part gets, None where it is searched.
     """
 
     rung: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     trials: int | None = None
     tokens: float | None = None
+    follows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,8 @@ class Space:
         spec = spec_with(self.base, fields, self.source)
         if part.tokens is not None and "train.num_steps" not in fields:
             steps = max(1, round(part.tokens / spec.tokens_per_step))
-            spec = spec_with(self.base, {**fields, "train.num_steps": steps}, self.source)
+            fields = {**_in_proportion(spec, steps), **fields, "train.num_steps": steps}
+            spec = spec_with(self.base, fields, self.source)
         samples = self._base_count("eval_batches", 4) * self._base_count("global_batch_size", 0)
         batch, batches = spec.train.global_batch_size, fields.get("train.eval_batches")
         if samples and batches is None and batch != self._base_count("global_batch_size", 0):
@@ -188,6 +192,22 @@ class Space:
         train = self.base.get("train")
         value = train.get(name, default) if isinstance(train, Mapping) else default
         return int(value) if isinstance(value, int | float) else 0
+
+
+def _in_proportion(spec: RunSpec, num_steps: int) -> dict[str, Any]:
+    """Return the fields that count or depend on steps as they are in a run of another length, none that is off."""
+    share = num_steps / spec.train.num_steps
+    counts = {
+        "lr_schedule.warmup_steps": spec.lr_schedule.warmup_steps,
+        "lr_schedule.decay_steps": spec.lr_schedule.decay_steps,
+        "lr_schedule.step_interval": spec.lr_schedule.step_interval,
+        "train.eval_interval": spec.train.eval_interval,
+        "checkpoint.interval": spec.checkpoint.interval,
+    }
+    fields: dict[str, Any] = {path: max(1, round(count * share)) for path, count in counts.items() if count}
+    if spec.lr_schedule.decay_rate is not None:
+        fields["lr_schedule.decay_rate"] = spec.lr_schedule.decay_rate ** (1 / share)
+    return fields
 
 
 def _lists(value: Any) -> Any:

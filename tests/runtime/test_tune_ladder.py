@@ -1,0 +1,276 @@
+"""The ladder on a trainer whose law is known: rungs, optima, the target's spec and its errors; muP's transfer."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trimaran.runtime.plan.scaling import ScalingError
+from trimaran.runtime.spec import load_spec
+from trimaran.runtime.tune.extrapolate import Extrapolation, extrapolate, rows_of, write_extrapolation
+from trimaran.runtime.tune.ladder import FIELDS, Ladder, ladder_of
+from trimaran.runtime.tune.space import Part, Space, space_of
+from trimaran.runtime.tune.study import Trial
+from trimaran.runtime.tune.transfer import carried_values
+from trimaran.runtime.tune.tune_spec import TuneSpec
+
+BASE: dict[str, Any] = {
+    "model": {"num_layers": 2, "hidden_size": 64, "num_heads": 4, "ffn_hidden_size": 160},
+    "data": {"tokenizer_vocab_size": 257, "held_out_fraction": 0.02},
+    "optimizer": {"lr": 3e-3},
+    "lr_schedule": {"warmup_steps": 20},
+    "train": {
+        "num_steps": 200, "global_batch_size": 8, "micro_batch_size": 2, "seq_len": 32, "eval_interval": 50,
+        "output_dir": "runs/base",
+    },
+    "launcher": {"device": "cpu"},
+}  # fmt: skip
+WIDTHS = (32, 48, 64, 96, 128)
+RATES = {"low": 1e-4, "high": 0.1024, "log": True, "step": 2}
+BATCHES = {"values": [2, 4, 8, 16, 32, 64]}
+
+
+def shape(width: int) -> dict[str, Any]:
+    return {"hidden_size": width, "num_heads": width // 16, "ffn_hidden_size": width * 5 // 2}
+
+
+def record(**changes: Any) -> TuneSpec:
+    ladder = {"rungs": [shape(width) for width in WIDTHS], "vary": ["rate"], "target": shape(256)} | changes.pop(
+        "ladder", {}
+    )
+    fields = {"base": "base.yaml", "space": {"optimizer.lr": RATES}, "search": {"sampler": "grid"}} | changes
+    return TuneSpec.model_validate({**fields, "ladder": ladder})
+
+
+def read(**changes: Any) -> tuple[Ladder, Space]:
+    tune = record(**changes)
+    space, errors = space_of(tune.space, BASE, "base.yaml", is_grid=True)
+    assert not errors
+    ladder, errors = ladder_of(tune, space)
+    assert ladder is not None, errors
+    return ladder, space
+
+
+def best_rate(n: float, d: float) -> float:
+    return float(40 * n**-0.7 * (d / n) ** 0.2)
+
+
+def best_batch(n: float, d: float) -> float:
+    return float(0.02 * d**0.45)
+
+
+def loss_of(n: float, d: float) -> float:
+    return float(1.5 + 60 / n**0.35 + 80 / d**0.35)
+
+
+def trials_of(ladder: Ladder, space: Space, noise: float = 0.0) -> list[Trial]:
+    """Every grid point of every part, trained by a trainer with a known law; the highest rates diverge."""
+    random, trials = np.random.default_rng(0), list[Trial]()
+    for part in ladder.parts(None):
+        (n,) = (rung.parameters for rung in ladder.rungs if rung.name == part.rung)
+        for values in values_of(part, ladder, space, trials):
+            trials.append(trained(len(trials), values, n, space, part, noise * random.standard_normal()))
+    return trials
+
+
+def values_of(part: Part, ladder: Ladder, space: Space, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    if part.follows is not None:
+        base = [trial for trial in trials if trial.rung == part.follows]
+        return [dict(carried_values([FIELDS[name] for name in ladder.names], base) or {})]
+    points = itertools.product(*(range(dimension.num_points or 0) for dimension in space.dimensions))
+    return [space.values_at(point) for point in points]
+
+
+def trained(number: int, values: dict[str, Any], n: int, space: Space, part: Part, noise: float) -> Trial:
+    rate, batch = values["optimizer.lr"], values.get("train.global_batch_size", 8)
+    tokens_per_step = batch * 32
+    d = round((part.tokens or 0) / tokens_per_step) * tokens_per_step
+    off = math.log(rate / best_rate(n, d))
+    loss = loss_of(n, d) + 0.03 * off**2 + noise
+    if "train.global_batch_size" in values:
+        loss += 0.02 * math.log(batch / best_batch(n, d)) ** 2
+    diverged = off > math.log(20)
+    return Trial(
+        number=number, values=values, state="diverged" if diverged else "complete", flops=6.0 * n * d,
+        objectives=None if diverged else (loss,), folder=f"trials/{number:05d}", tokens=d, parameters=n, rung=part.rung,
+    )  # fmt: skip
+
+
+def climbed(noise: float = 0.0, **changes: Any) -> tuple[Extrapolation, Ladder]:
+    ladder, space = read(**changes)
+    return extrapolate(ladder, space, trials_of(ladder, space, noise), "runs/tune/target"), ladder
+
+
+def test_a_ladder_finds_the_known_optimum_and_loss_of_its_target(tmp_path: Path) -> None:
+    found, ladder = climbed(0.001)
+    n = found.target.transformer.num_parameters()
+    d = found.target.tokens_per_step * found.target.train.num_steps
+    assert d / n == pytest.approx(20, rel=1e-3)
+    assert found.predicted is not None
+    assert found.predicted.covers(loss_of(n, d))
+    assert found.predicted.value == pytest.approx(loss_of(n, d), rel=0.01)
+    assert found.values["rate"].value == pytest.approx(best_rate(n, d), rel=0.1)
+    assert found.values["rate"].covers(best_rate(n, d))
+    (held,) = found.held_out
+    assert held.run.parameters == max(rung.parameters for rung in ladder.rungs)
+    assert abs(held.error) < 0.015
+    assert found.held_out_optima[0].factor < 1.5
+    assert found.target_flops == pytest.approx(d * found.target.transformer.flops_per_token(32))
+    assert found.spent_flops == pytest.approx(sum(6 * 11 * r.parameters * r.tokens for r in ladder.rungs), rel=1e-3)
+    assert not found.untold
+    written = write_extrapolation(found, tmp_path)
+    assert load_spec(written) == found.target, "target.yaml is ready to train"
+    words = dict(rows_of(found))
+    assert "quoted from memory" in words["DeepSeek LLM, learning rate"]
+    assert "E 1." in words["law of the loss, E + C/N^c"]
+
+
+def test_a_rung_keeps_the_proportions_of_the_bases_schedule() -> None:
+    ladder, space = read()
+    for part in ladder.parts(None):
+        spec = space.spec_of({"optimizer.lr": 1e-3}, part, {})
+        steps = spec.train.num_steps
+        assert spec.lr_schedule.warmup_steps == pytest.approx(steps / 10, abs=1)
+        assert spec.train.eval_interval == pytest.approx(steps / 4, abs=1)
+        assert spec.tokens_per_step * steps == pytest.approx(part.tokens, rel=0.01)
+
+
+def test_rate_and_batch_are_found_together() -> None:
+    space = {"optimizer.lr": RATES, "train.global_batch_size": BATCHES}
+    found, _ = climbed(space=space, ladder={"vary": ["rate", "batch"]})
+    n = found.target.transformer.num_parameters()
+    d = found.target.tokens_per_step * found.target.train.num_steps
+    assert found.values["rate"].value == pytest.approx(best_rate(n, d), rel=0.1)
+    assert found.values["batch"].value == pytest.approx(best_batch(n, d), rel=0.1)
+    assert found.target.train.global_batch_size % 2 == 0, "a multiple of what a rank takes at once"
+    assert abs(found.target.train.global_batch_size - best_batch(n, d)) <= 3
+
+
+def test_several_ratios_part_parameters_from_tokens() -> None:
+    found, ladder = climbed(ladder={"tokens_per_parameter": [20, 5, 80]})
+    assert len(ladder.rungs) == 15
+    assert {"A", "B", "a", "b", "E"} == set(found.loss.constants if found.loss else ())
+    assert found.loss is not None
+    assert found.loss.constants["a"].value == pytest.approx(0.35, rel=0.05)
+    assert found.loss.constants["b"].value == pytest.approx(0.35, rel=0.05)
+    assert [each.value for each in found.optima["rate"].exponents] == pytest.approx([-0.9, 0.2], rel=0.05)
+    assert len(found.held_out) == 3
+
+
+def test_too_few_rungs_are_said_and_give_no_number() -> None:
+    found, _ = climbed(ladder={"rungs": [shape(width) for width in WIDTHS[:3]]})
+    assert found.predicted is None
+    assert found.loss is None
+    assert found.values["rate"].low < found.values["rate"].value < found.values["rate"].high
+    assert "no loss is predicted: E + C/N^c has 3 constants and needs 4 sizes" in found.untold[0]
+    assert "takes one rung more" in found.untold[1]
+    assert "held-out loss" not in dict(rows_of(found))
+
+
+@pytest.mark.parametrize(
+    ("rates", "sentence"),
+    [
+        ({"low": 1e-4, "high": 8e-4, "log": True, "step": 2}, "widen high of optimizer.lr"),
+        ({"low": 2e-2, "high": 0.32, "log": True, "step": 2}, "widen low of optimizer.lr"),
+    ],
+)
+def test_the_best_at_an_edge_is_refused_for_every_rung_at_once(rates: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ScalingError) as caught:
+        climbed(space={"optimizer.lr": rates})
+    lines = str(caught.value).splitlines()
+    assert len(lines) >= 2, lines
+    assert all(line.startswith("rung ") for line in lines)
+    assert sentence in lines[0]
+
+
+def test_running_and_missing_trials_are_named() -> None:
+    ladder, space = read()
+    trials = trials_of(ladder, space)
+    trials[3] = trials[3].model_copy(update={"state": "running"})
+    with pytest.raises(ScalingError, match="1 trial running; run `trimaran tune` again"):
+        extrapolate(ladder, space, trials, "runs/x")
+    with pytest.raises(ScalingError, match="has no trial yet"):
+        extrapolate(ladder, space, [], "runs/x")
+
+
+def test_mup_searches_the_base_width_and_carries_its_rate() -> None:
+    ladder, space = read(ladder={"transfer": "mup"})
+    parts = ladder.parts(None)
+    assert [part.follows for part in parts] == [None, *[parts[0].rung] * 4]
+    assert [part.trials for part in parts] == [None, 1, 1, 1, 1]
+    trials = trials_of(ladder, space)
+    assert len(trials) == 11 + 4
+    found = extrapolate(ladder, space, trials, "runs/tune/target")
+    base, model = ladder.rungs[0].shape, found.target.transformer
+    assert (model.init, model.mup_base_width, model.hidden_size) == ("mup", 32, 256)
+    assert [model.logits_scale, model.attention_scale] == pytest.approx([32 / 256, model.head_dim**-0.5])
+    assert model.init_std == base.init_std
+    at_base = best_rate(ladder.rungs[0].parameters, ladder.rungs[0].tokens)
+    assert found.target.optimizer.lr == pytest.approx(at_base, rel=0.01)
+    assert found.values["rate"].value == pytest.approx(found.target.optimizer.lr, rel=1e-5)
+    running = [trials[0].model_copy(update={"state": "running"}), *trials[1:11]]
+    assert carried_values(["optimizer.lr"], running) is None
+
+
+def problems(**changes: Any) -> list[str]:
+    tune = record(**changes)
+    space, errors = space_of(tune.space, BASE, "base.yaml", is_grid=False)
+    return [str(error) for error in errors or ladder_of(tune, space)[1]]
+
+
+BOTH = {"optimizer.lr": RATES, "train.global_batch_size": BATCHES}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({"ladder": {"vary": ["rate", "batch"]}}, ["ladder.vary: names batch, and space has no train.global_batch"]),
+        ({"space": BOTH}, ["space: train.global_batch_size is not fitted over the rungs"]),
+        (
+            {"space": {"optimizer.lr": RATES, "optimizer.weight_decay": [0, 0.1]}},
+            ["space: optimizer.weight_decay is not fitted over the rungs of a ladder"],
+        ),
+        ({"space": {"optimizer.lr": [1e-3, 2e-3, 4e-3]}}, ["space: points of 3 for each rung leave a parabola"]),
+        (
+            {"search": {"sampler": "tpe", "trials": 6}, "space": BOTH, "ladder": {"vary": ["rate", "batch"]}},
+            ["search.trials: trials of 6 for each rung leave a parabola over rate and batch without an interval"],
+        ),
+        ({"objective": {"metric": "bits_per_byte"}}, ["objective: must be held_out_loss alone with a ladder"]),
+        ({"ladder": {"rungs": ["gpt-tinny", shape(64), shape(96)]}}, ["ladder.rungs[0]: model.preset"]),
+        (
+            {"ladder": {"rungs": [{"hidden_size": 65}, {"num_layer": 3}, shape(96)], "target": "nothing"}},
+            ["ladder.rungs[0]: model.", "ladder.rungs[1]: model.num_layer unknown", "ladder.target: model.preset"],
+        ),
+        ({"ladder": {"rungs": [shape(64), shape(64), shape(96)]}}, ["ladder.rungs: has two models of"]),
+        ({"ladder": {"rungs": [shape(64), shape(96)]}}, ["ladder.rungs: has 2 sizes, and a law over them needs 3"]),
+        (
+            {"space": BOTH, "ladder": {"vary": ["rate", "batch"], "transfer": "mup"}},
+            ["ladder.vary: is rate alone with transfer mup: by theory a batch is not carried"],
+        ),
+        (
+            {"ladder": {"rungs": [*map(shape, (32, 64)), shape(96) | {"num_layers": 4}], "transfer": "mup"}},
+            ["4 layers and the base width 2; transfer mup carries a rate over widths, not over depths"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_ladder_that_can_tell_nothing_is_refused_before_it_starts(
+    changes: dict[str, Any], sentences: Sequence[str]
+) -> None:
+    found = problems(**changes)
+    for sentence in sentences:
+        assert any(sentence in each for each in found), found
+
+
+def test_a_preset_is_a_rung_without_the_shape_of_the_base() -> None:
+    rungs = ["gpt-tiny", "llama-tiny", shape(64), shape(96)]
+    ladder, space = read(ladder={"rungs": rungs, "target": {"preset": "llama-tiny", "num_layers": 8}})
+    names = {rung.name: rung for rung in ladder.rungs}
+    assert names["gpt-tiny"].parameters == 1_350_400
+    assert names["llama-tiny"].parameters == 1_901_696
+    assert ladder.target.shape.num_layers == 8
+    assert names["gpt-tiny"].shape.position == "learned"
+    assert space.base == BASE
