@@ -12,6 +12,7 @@ from trimaran.launchers.cli.presets import models
 from trimaran.launchers.cli.report import report
 from trimaran.launchers.cli.schedules import schedules
 from trimaran.launchers.cli.train import train
+from trimaran.launchers.cli.tune import tune
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command()(generate)
@@ -25,6 +26,7 @@ app.command()(export)
 app.command()(prepare)
 app.add_typer(data, name="data")
 app.command()(train)
+app.add_typer(tune, name="tune")
 app.command()(check)
 app.command()(schedules)
 app.command()(schema)

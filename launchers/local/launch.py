@@ -1,5 +1,7 @@
 """Start all ranks on this machine through torchrun's own API: one agent, and one worker process for each rank."""
 
+import fcntl
+import logging
 import signal
 import tempfile
 import time
@@ -14,9 +16,13 @@ from trimaran.launchers.rendezvous.network import LOOPBACK, check_loopback
 from trimaran.launchers.worker.entry import run_task_of_launcher
 from trimaran.launchers.worker.failure_relay import DIED_SILENTLY, Failure
 from trimaran.launchers.worker.nccl_messages import WatchdogEnd, watchdog_end_in
-from trimaran.launchers.worker.process import ERROR_FILE, STDERR_FILE
+from trimaran.launchers.worker.process import ERROR_FILE, RANKS_FILE, STDERR_FILE
 from trimaran.runtime.files import read_json
 from trimaran.runtime.spec import RunSpec
+
+_POLL_S, _TOLD_S, _LEAVE_S = 0.05, 5.0, 600.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ def launch(run: LocalRun) -> None:
     check_loopback()
     log_folder = run.log_folder / time.strftime("start-%Y%m%d-%H%M%S")
     log_folder.mkdir(parents=True, exist_ok=True)
+    _wait_for_former_ranks(run.log_folder)
     node = Node("local", serve_store(LOOPBACK, 0), LOOPBACK, 1, run.spec.world_size, log_folder / "torchrun")
     with tempfile.TemporaryDirectory(prefix="trimaran-records-") as spare:
         try:
@@ -99,6 +106,32 @@ def launch(run: LocalRun) -> None:
         except SignalException as error:
             problem = _problem_of(_read_records(Path(spare)) | _read_records(log_folder))
             raise Stopped(int(error.sigval), problem) from error
+
+
+def _wait_for_former_ranks(logs: Path) -> None:
+    """Wait until the ranks of a start whose launcher was killed have saved and left: they would write the same files.
+
+    Raises:
+        LaunchError: they don't leave.
+    """
+    begun, is_told = time.monotonic(), False
+    with (logs / RANKS_FILE).open("ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                waited_s = time.monotonic() - begun
+            except OSError:  # a file system without locks
+                return
+            if waited_s > _TOLD_S and not is_told:
+                logger.info("waiting for ranks of an earlier start, which save and leave")
+                is_told = True
+            if waited_s > _LEAVE_S:
+                raise LaunchError(
+                    f"ranks of an earlier start have run on in {logs.parent} for {_LEAVE_S:g} s; end them", 1
+                )
+            time.sleep(_POLL_S)
 
 
 def _why(

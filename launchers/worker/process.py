@@ -1,6 +1,7 @@
 """One rank's process: its logs, its failure records and the way it exits. Imports no torch."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from trimaran.launchers.env.exit_codes import exit_code_after, write_exit_file
 from trimaran.launchers.env.rank_env import RankEnv
@@ -29,6 +30,8 @@ from trimaran.runtime.spec import RunSpec
 ERROR_FILE = "error.json"
 STDERR_FILE = "stderr.log"
 """Standard error of every rank; of rank 0 only what libraries write there, such as NCCL's watchdog."""
+RANKS_FILE = ".ranks"
+"""Beside the records of all starts: each rank of a host holds a lock on it as long as it lives."""
 _TRACEBACK_FILE = "traceback.txt"
 # Errors whose message is a sentence for the user; of any other class the name is reported too.
 _SENTENCES = (ValueError, OSError, RuntimeError)
@@ -67,6 +70,7 @@ class Rank:
         self._folder: Path | None = None
         self._spare: Path | None = None
         self._grid = ""
+        self._life: IO[bytes] | None = None
         self._cause: Failure | None = None  # another rank's failure, because of which this rank exits
         self._has_cause = threading.Event()
         self._terminal = os.dup(2)  # the user's terminal, kept for when the output of this rank goes to a file
@@ -93,6 +97,7 @@ class Rank:
         self._folder = logs / f"rank-{self.number}"
         self._spare = None if spare is None else spare / f"rank-{self.number}"
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._show_life(logs.parent / RANKS_FILE)
         for name in (ERROR_FILE, _TRACEBACK_FILE):  # of an earlier start of the same name
             (self._folder / name).unlink(missing_ok=True)
         if self.number == 0:
@@ -100,6 +105,12 @@ class Rank:
         for descriptor, name in ((1, "stdout.log"), (2, STDERR_FILE)):
             with (self._folder / name).open("ab") as file:
                 os.dup2(file.fileno(), descriptor)
+
+    def _show_life(self, file: Path) -> None:
+        """Lock a file in a way that the kernel undoes at the end of this process, however it ends."""
+        with contextlib.suppress(OSError):  # a file system without locks, or a full disk
+            self._life = file.open("ab")
+            fcntl.flock(self._life, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def keep_native_errors(self) -> None:
         """Send to rank 0's records what libraries write to its standard error; Python's stays on the terminal.

@@ -34,7 +34,15 @@ def load_spec(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunSp
     raw, reading = read_raw(path)
     for text in overrides:
         raw = _override(raw, text, reading)
-    return _finish(raw, reading, source, f"runs/{Path(path).stem}")
+    train = raw.setdefault("train", {})
+    if isinstance(train, dict):
+        raw["train"] = {"output_dir": f"runs/{Path(path).stem}", **train}
+    spec = build_spec(raw, reading, source)
+    # The ranks read what the run folder will hold: every field, each item on a line of its own.
+    if len(dump_spec(spec).encode()) > MOST_BYTES:
+        rule = f"has more than {MOST_BYTES >> 10} KiB with every field written out"
+        raise SpecError([FieldError(source, rule, None, SHORTER)], source)
+    return spec
 
 
 def read_raw(path: str | PathLike[str]) -> tuple[dict[str, Any], Reading]:
@@ -68,19 +76,7 @@ def spec_with(raw: Mapping[str, Any], values: Mapping[str, object], source: str)
     reading, changed = Reading(), dict(raw)
     for path, value in values.items():
         changed = _set(changed, path, value, reading)
-    return _finish(changed, reading, source, "runs/run")
-
-
-def _finish(raw: dict[str, Any], reading: Reading, source: str, output_dir: str) -> RunSpec:
-    train = raw.setdefault("train", {})
-    if isinstance(train, dict):
-        raw["train"] = {"output_dir": output_dir, **train}
-    spec = build_spec(raw, reading, source)
-    # The ranks read what the run folder will hold: every field, each item on a line of its own.
-    if len(dump_spec(spec).encode()) > MOST_BYTES:
-        rule = f"has more than {MOST_BYTES >> 10} KiB with every field written out"
-        raise SpecError([FieldError(source, rule, None, SHORTER)], source)
-    return spec
+    return build_spec(changed, reading, source)
 
 
 def dump_spec(spec: RunFields) -> str:

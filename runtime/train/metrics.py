@@ -28,6 +28,9 @@ from trimaran.runtime.files import naming, open_regular, parse_json
 Row = dict[str, int | float | None]
 """One line of metrics.jsonl: a training row has "loss", an evaluation row "held_out_loss", one of scores a "/"."""
 
+DIVERGED = "training diverged at step"
+"""How the error of a step begins whose loss or gradient norm is not finite."""
+
 _RENAMED_FIELDS = {"expert_balance": "load_balancing_loss"}  # old name -> name; in files of earlier versions
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # window of the median step time for the ETA: long enough to outlive one slow step, short enough to follow a change

@@ -31,6 +31,7 @@ from trimaran.runtime.pipeline.schedule import (
 )
 from trimaran.runtime.pipeline.transport import P2PTransport
 from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.metrics import DIVERGED
 from trimaran.runtime.train.pipeline import schedule_of
 from trimaran.runtime.zero.optimizer import ShardedOptimizer, clip_factor
 from trimaran.runtime.zero.protocol import Optimizer
@@ -265,7 +266,7 @@ def finish_step(train_context: TrainContext, sums: Sequence[float], lr: float) -
     loss, grad_norm = loss_sum / train_context.target_tokens_per_step, math.sqrt(squared_norm_sum)
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise TrainingDiverged(
-            f"training diverged at step {train_context.optimizer.num_steps + 1}: loss {loss}, grad_norm {grad_norm}; "
+            f"{DIVERGED} {train_context.optimizer.num_steps + 1}: loss {loss}, grad_norm {grad_norm}; "
             "lower optimizer.lr or lengthen lr_schedule.warmup_steps, and resume from the last checkpoint"
         )
     train_context.optimizer.step(lr, clip_factor(grad_norm, train_context.spec.optimizer.max_grad_norm))

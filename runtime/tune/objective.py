@@ -145,3 +145,8 @@ def _wrong_task(path: str, metric: str, spec: RunSpec) -> list[FieldError]:
             "add the task to evaluation.tasks of the base spec, or take held_out_loss",
         )
     ]
+
+
+def has_diverged(trial: Trial) -> bool:
+    """Return whether a held-out loss of the trial is not finite."""
+    return not all(math.isfinite(point.held_out_loss) for point in trial.curve)

@@ -8,8 +8,9 @@ import itertools
 import math
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -35,18 +36,23 @@ def propose(
 
 def check_sampler(search: SearchSection, space: Space) -> None:
     """Raise ValueError where the sampler's package is missing, or it can't do anything with the space."""
-    needed = {"tpe": ["optuna"], "cmaes": ["cmaes"], "qmc": ["scipy.stats"]}.get(search.sampler, [])
-    for name in needed:
-        _package(name)
+    needed = {"tpe": "optuna", "cmaes": "cmaes", "qmc": "scipy"}.get(search.sampler)
+    if needed is not None and find_spec(needed) is None:  # to import it takes a third of a second
+        raise ValueError(f"search.sampler {search.sampler} needs the package {needed}; {INSTALL}")
     if search.sampler == "cmaes" and not any(dimension.is_ordered for dimension in space.dimensions):
         raise ValueError("search.sampler cmaes moves in ranges, and space has none; take tpe or random")
 
 
+def draws(space: Space, count: int) -> Iterator[Coordinates]:
+    """Yield random coordinates of the space, the same every time."""
+    draw = random.Random(0)
+    for _ in range(count):
+        yield [dimension.coordinate_at(draw.random()) for dimension in space.dimensions]
+
+
 def _package(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ValueError(f"this sampler needs the package {name.split('.')[0]}; {INSTALL}") from error
+    """Return a package whose types mypy does not know; `check_sampler` has found it."""
+    return import_module(name)
 
 
 def _seed(search: SearchSection, part: int, number: int) -> random.Random:

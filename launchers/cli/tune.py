@@ -1,0 +1,164 @@
+"""`trimaran tune`: search over fields of the spec; what a study has found so far."""
+
+import os
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.terminal import new_table, print_table, say, writing_output
+from trimaran.launchers.tune.table import best_trials, notes_of, shown, summary_of, table_of
+from trimaran.models.fields import counted
+from trimaran.runtime.spec import SpecError
+from trimaran.runtime.tune.plan import Plan
+from trimaran.runtime.tune.propose import draws
+from trimaran.runtime.tune.space import rule_of
+from trimaran.runtime.tune.study import STUDY, Found, Study, Trial
+
+_DRAWN = 200
+_SHOWN = 5
+
+
+class _WithFile(TyperGroup):
+    """Takes what is no command of the group for the file of `run`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the name of the command before a file; typer calls this."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+tune = typer.Typer(
+    cls=_WithFile,
+    no_args_is_help=True,
+    help="Search over fields of the spec: `trimaran tune TUNE.yaml`; what was found: `trimaran tune best DIR`.",
+)
+StudyFolder = Annotated[Path, typer.Argument(parser=path, metavar="DIR", help="The output_dir of a search.")]
+
+
+@tune.command()
+def run(
+    tune_path: Annotated[Path, typer.Argument(parser=path, metavar="TUNE", help="The search, a YAML file.")],
+    launcher: Annotated[
+        Literal["local", "slurm"], typer.Option(help="Where the trials run: here, or as an array of batch jobs.")
+    ] = "local",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be tried (slurm: print the batch script); start nothing.")
+    ] = False,
+) -> None:
+    """Run the trials of a search; the same command goes on where it was interrupted."""
+    with errors_as_sentences():
+        plan = Plan.load(tune_path)
+        study = Study(Path(plan.tune.output_dir), os.environ)
+        if dry_run and launcher == "local":
+            _describe(plan, study)
+            return
+        if launcher == "slurm":
+            from trimaran.launchers.tune.slurm import tune_on_slurm
+
+            tune_on_slurm(plan, study, dry_run=dry_run)
+            return
+        from trimaran.launchers.tune.tuner import tell, tune_here
+
+        _begin(plan, study)
+        tune_here(plan, study)
+        found = study.read()
+        tell(found)
+        say(f"{summary_of(found)}; study {study.folder}")
+        _print_best(study.folder, found)
+
+
+def _begin(plan: Plan, study: Study) -> None:
+    for change in study.begin(plan.tune, plan.base):
+        say(f"changed since the last start: {change}")
+
+
+@tune.command()
+def status(folder: StudyFolder) -> None:
+    """Print every trial of a search, and how they ended."""
+    with errors_as_sentences():
+        found = _read(folder)
+        print_table(table_of(found, [trial for trial in found.trials if trial.state != "invalid"]))
+        with writing_output():
+            print(*notes_of(found), summary_of(found), sep="\n")
+
+
+@tune.command()
+def best(folder: StudyFolder) -> None:
+    """Print the best trial of a search, or of two objectives those that none beats in both."""
+    with errors_as_sentences():
+        _print_best(folder, _read(folder))
+
+
+def _read(folder: Path) -> Found:
+    study = Study(folder, os.environ)
+    if not study.exists():
+        raise ValueError(f"{folder} has no {STUDY}, so it is no folder of a search; give the output_dir of a TUNE.yaml")
+    return study.read()
+
+
+def _print_best(folder: Path, found: Found) -> None:
+    trials = best_trials(found.tune.objective, found.trials)
+    if not trials:
+        raise ValueError(f"no trial in {folder} is complete: {summary_of(found)}")
+    print_table(table_of(found, trials))
+    if len(trials) == 1:
+        with writing_output():
+            print(f"run folder: {folder / trials[0].folder}")
+            print(f"train it:   trimaran train {shlex.quote(found.tune.base)} {_settings(trials[0])}".rstrip())
+
+
+def _settings(trial: Trial) -> str:
+    """Return the values of a trial as --set of `trimaran train`."""
+    words = []
+    for key, value in trial.values.items():
+        names = [name.strip() for name in key.split(",")]
+        together = value if isinstance(value, tuple) and len(names) > 1 else (value,)
+        words += [f"--set {shlex.quote(f'{name}={_yaml(each)}')}" for name, each in zip(names, together, strict=True)]
+    return " ".join(words)
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_yaml(each) for each in value)}]"
+    return repr(value) if isinstance(value, float) else shown(value)
+
+
+def _describe(plan: Plan, study: Study) -> None:
+    """Say what would be tried: the size of the space, how much of it breaks rules, and the first proposals."""
+    tune = plan.tune
+    rules: Counter[str] = Counter()
+    part = plan.parts[0]
+    for coordinates in draws(plan.space, _DRAWN):
+        try:
+            plan.space.spec_of(plan.space.values_at(coordinates), part, {})
+        except SpecError as error:
+            rules[rule_of(error)] += 1
+    found = study.read() if study.exists() else Found(tune, plan.base, ())
+    trials: list[Trial] = []
+    while len([trial for trial in trials if trial.state != "invalid"]) < _SHOWN:
+        new = plan.next_trials(Found(tune, plan.base, (*found.trials, *trials)))
+        trials += new
+        if not new:
+            break
+    wanted = [each.trials for each in plan.parts]
+    total = "every point" if None in wanted else counted(sum(each or 0 for each in wanted), "trial")
+    metrics = ", ".join(f"{each.metric} ({'min' if each.is_better_lower else 'max'})" for each in tune.objective)
+    say(f"{tune.search.sampler} over {counted(len(plan.space.dimensions), 'dimension')}: {total}, for {metrics}")
+    broken = sum(rules.values())
+    say(f"{_DRAWN - broken} of {_DRAWN} random combinations can be started")
+    for rule, count in rules.most_common():
+        say(f"  {count} break a rule: {rule}")
+    if found.trials:
+        say(f"study {study.folder}: {summary_of(found)}")
+    keys = list(tune.space)
+    table = new_table("trial", *keys)
+    for trial in trials:
+        if trial.state != "invalid":
+            table.add_row(str(trial.number), *(shown(trial.values[key]) if key in trial.values else "" for key in keys))
+    print_table(table)

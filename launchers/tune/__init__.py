@@ -1,0 +1,1 @@
+"""The search's processes: the tuner, its workers, and what people see of them."""

@@ -1,0 +1,249 @@
+"""The tuner on this machine: it keeps the workers of a study running, and shows how the study goes on.
+
+Its workers are forked before anything large is imported, and end with it.
+"""
+
+import os
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, NoReturn, Self
+
+from rich.console import Console
+
+from trimaran.launchers.env.exit_codes import LaunchError, Stopped
+from trimaran.launchers.terminal import run_main, say
+from trimaran.launchers.tune.table import line_of, live_table_of, notes_of, summary_of
+from trimaran.models.fields import counted
+from trimaran.runtime.files import read_text
+from trimaran.runtime.folder_lock import Holder
+from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.signals import STOPPING
+from trimaran.runtime.tune.objective import curve_of, rows_of
+from trimaran.runtime.tune.plan import Plan
+from trimaran.runtime.tune.study import STUDY, Found, Study
+
+_POLL_S: Final = 0.2
+_MOST_DEATHS: Final = 20
+"""Deaths in a row, by signals, of workers between two trials that end."""
+_LAST_WORDS: Final = 400
+
+
+def tune_here(plan: Plan, study: Study) -> None:
+    """Run a study on this machine until nothing is left to start.
+
+    Raises:
+        Stopped: a signal came; the trials have saved.
+        LaunchError: a worker can't go on.
+    """
+    tune = plan.tune
+    devices = _devices_of_slots(plan.first_spec(), tune.parallel_trials)
+    crew = _Crew(study.folder, devices)
+    with _signals_raise(), _Screen(plan, study) as screen:
+        try:
+            while crew.look():
+                screen.show()
+                crew.progress = screen.num_done
+                time.sleep(_POLL_S)
+            screen.show()
+        except Stopped as stopped:
+            crew.end()
+            screen.show()
+            saved = f"{summary_of(study.read())}; the same command goes on"
+            raise Stopped(stopped.signal_number, saved=saved) from None
+        except BaseException:
+            crew.end()
+            raise
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Crew:
+    """The workers; one that is killed is started again.
+
+    Attributes:
+        progress: trials that have ended, as far as the caller knows.
+    """
+
+    def __init__(self, folder: Path, devices: Sequence[str | None]) -> None:
+        self._folder, self._devices, self.progress = folder, devices, 0
+        self._deaths, self._progress_at_death = 0, 0
+        self._me = Holder.here("trimaran tune", os.environ)
+        (folder / "logs").mkdir(exist_ok=True)
+        self._pids = {slot: self._start(slot) for slot in range(len(devices))}
+
+    def look(self) -> bool:
+        """Start workers again that were killed; return whether any runs.
+
+        Raises:
+            LaunchError: one has ended with an error, or they are killed again and again.
+        """
+        for slot, pid in list(self._pids.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended:
+                continue
+            del self._pids[slot]
+            code = os.waitstatus_to_exitcode(status)
+            if code > 0:
+                raise LaunchError(f"a worker ended: {self._last_words(slot)}", code)
+            if code < 0:
+                self._count_death(slot, -code)
+                self._pids[slot] = self._start(slot)
+        return bool(self._pids)
+
+    def end(self) -> None:
+        """Have all workers save and leave, and wait for that."""
+        for pid in self._pids.values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        for pid in self._pids.values():
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        self._pids.clear()
+
+    def _count_death(self, slot: int, number: int) -> None:
+        if self.progress > self._progress_at_death:
+            self._deaths, self._progress_at_death = 0, self.progress
+        self._deaths += 1
+        name = signal.Signals(number).name
+        if self._deaths > _MOST_DEATHS:
+            log = self._log(slot)
+            raise LaunchError(f"workers were killed {self._deaths} times in a row, by {name} at last; see {log}", 1)
+        say(f"a worker was killed by {name} and is started again", style="yellow")
+
+    def _log(self, slot: int) -> Path:
+        return self._folder / "logs" / f"{self._me.host}-{self._me.pid}-{slot}.log"
+
+    def _last_words(self, slot: int) -> str:
+        lines = [line for line in read_text(self._log(slot), errors="replace").splitlines() if line.strip()]
+        last = lines[-1].removeprefix("error: ") if lines else "it has printed nothing"
+        return f"{last[:_LAST_WORDS]} (its output is in {self._log(slot)})"
+
+    def _start(self, slot: int) -> int:
+        pid = os.fork()
+        if not pid:
+            self._be_worker(slot)
+        return pid
+
+    def _be_worker(self, slot: int) -> NoReturn:
+        """Be a worker, in a process group of its own: Ctrl-C is for the tuner, which tells the workers."""
+        exit_code = 1
+        try:
+            os.setpgid(0, 0)
+            log = os.open(self._log(slot), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            for source, target in ((nothing, 0), (log, 1), (log, 2)):
+                os.dup2(source, target)
+            if self._devices[slot] is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = str(self._devices[slot])
+            for number in STOPPING:
+                signal.signal(number, signal.SIG_DFL)
+            from trimaran.launchers.tune.worker import work  # torch
+
+            exit_code = run_main(lambda: work(self._folder, self._me))
+        except BaseException:  # noqa: BLE001 - the frames below are the tuner's
+            traceback.print_exc()
+        finally:
+            os._exit(exit_code)
+
+
+def _devices_of_slots(spec: RunSpec, count: int) -> list[str | None]:
+    """Return CUDA_VISIBLE_DEVICES of each worker: an equal share of the GPUs; None where trials use none.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    names = named.split(",") if named else [each.name.removeprefix("nvidia") for each in gpus]
+    if spec.launcher.device == "cpu" or not gpus or count == 1:
+        return [None] * count
+    each = len(names) // count
+    if each < spec.world_size:
+        raise ValueError(
+            f"parallel_trials is {count} and a trial has {counted(spec.world_size, 'rank')}, and this host has "
+            f"{counted(len(names), 'GPU')}; lower parallel_trials, or set launcher.device to cpu"
+        )
+    return [",".join(names[slot * each : (slot + 1) * each]) for slot in range(count)]
+
+
+class _Screen:
+    """A live table on a terminal, a line for each trial that has ended elsewhere."""
+
+    def __init__(self, plan: Plan, study: Study) -> None:
+        self._plan, self._study = plan, study
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._live: Any = None
+        self._size, self._found = -1, Found(plan.tune, plan.base, ())
+        self._told: set[int] = set()
+
+    @property
+    def num_done(self) -> int:
+        """How many trials have ended."""
+        return len(self._told)
+
+    def __enter__(self) -> Self:
+        self._read()
+        self._told = {trial.number for trial in self._found.trials if trial.state != "running"}
+        if self._told:
+            say(f"going on with the study in {self._study.folder}: {summary_of(self._found)}")
+        if self._console.is_terminal:
+            self._live = import_module("rich.live").Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self) -> None:
+        """Show what has changed."""
+        changed = self._read()
+        if changed:
+            for trial in self._found.trials:
+                if trial.state != "running" and trial.number not in self._told:
+                    self._told.add(trial.number)
+                    if self._live is None and trial.state != "invalid":
+                        say(line_of(self._found, trial))
+        if self._live is not None:
+            self._live.update(live_table_of(self._with_curves()), refresh=True)
+
+    def _read(self) -> bool:
+        size = (self._study.folder / STUDY).stat().st_size
+        if size == self._size:
+            return False
+        self._size, self._found = size, self._study.read()
+        return True
+
+    def _with_curves(self) -> Found:
+        """Return the study with the held-out losses of the trials that run."""
+        trials = []
+        for trial in self._found.trials:
+            if trial.state == "running":
+                with suppress(OSError, ValueError):
+                    curve = curve_of(rows_of(self._study.run_folder(trial)), self._plan.spec_of(trial, {}))
+                    trial = trial.model_copy(update={"curve": curve, "tokens": curve[-1].tokens if curve else 0})
+            trials.append(trial)
+        return Found(self._found.tune, self._found.base, tuple(trials))
+
+
+def tell(found: Found) -> None:
+    """Say what came of a study in all."""
+    for note in notes_of(found):
+        say(note)
