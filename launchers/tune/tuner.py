@@ -1,23 +1,26 @@
 """The tuner on this machine: it keeps the workers of a study running, and shows how the study goes on.
 
-Its workers are forked before anything large is imported, and end with it.
+Its workers end with it.
 """
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, Self
 
 from rich.console import Console
 
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped
-from trimaran.launchers.terminal import run_main, say
+from trimaran.launchers.terminal import say
 from trimaran.launchers.tune.table import line_of, live_table_of, notes_of, summary_of
 from trimaran.models.fields import counted
 from trimaran.runtime.files import read_text
@@ -86,7 +89,7 @@ class _Crew:
         self._deaths, self._progress_at_death = 0, 0
         self._me = Holder.here("trimaran tune", os.environ)
         (folder / "logs").mkdir(exist_ok=True)
-        self._pids = {slot: self._start(slot) for slot in range(len(devices))}
+        self._workers = {slot: self._start(slot) for slot in range(len(devices))}
 
     def look(self) -> bool:
         """Start workers again that were killed; return whether any runs.
@@ -94,28 +97,25 @@ class _Crew:
         Raises:
             LaunchError: one has ended with an error, or they are killed again and again.
         """
-        for slot, pid in list(self._pids.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if not ended:
+        for slot, worker in list(self._workers.items()):
+            code = worker.poll()
+            if code is None:
                 continue
-            del self._pids[slot]
-            code = os.waitstatus_to_exitcode(status)
+            del self._workers[slot]
             if code > 0:
                 raise LaunchError(f"a worker ended: {self._last_words(slot)}", code)
             if code < 0:
                 self._count_death(slot, -code)
-                self._pids[slot] = self._start(slot)
-        return bool(self._pids)
+                self._workers[slot] = self._start(slot)
+        return bool(self._workers)
 
     def end(self) -> None:
         """Have all workers save and leave, and wait for that."""
-        for pid in self._pids.values():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        for pid in self._pids.values():
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-        self._pids.clear()
+        for worker in self._workers.values():
+            worker.terminate()
+        for worker in self._workers.values():
+            worker.wait()
+        self._workers.clear()
 
     def _count_death(self, slot: int, number: int) -> None:
         if self.progress > self._progress_at_death:
@@ -135,32 +135,21 @@ class _Crew:
         last = lines[-1].removeprefix("error: ") if lines else "it has printed nothing"
         return f"{last[:_LAST_WORDS]} (its output is in {self._log(slot)})"
 
-    def _start(self, slot: int) -> int:
-        pid = os.fork()
-        if not pid:
-            self._be_worker(slot)
-        return pid
-
-    def _be_worker(self, slot: int) -> NoReturn:
-        """Be a worker, in a process group of its own: Ctrl-C is for the tuner, which tells the workers."""
-        exit_code = 1
-        try:
-            os.setpgid(0, 0)
-            log = os.open(self._log(slot), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            nothing = os.open(os.devnull, os.O_RDONLY)
-            for source, target in ((nothing, 0), (log, 1), (log, 2)):
-                os.dup2(source, target)
-            if self._devices[slot] is not None:
-                os.environ["CUDA_VISIBLE_DEVICES"] = str(self._devices[slot])
-            for number in STOPPING:
-                signal.signal(number, signal.SIG_DFL)
-            from trimaran.launchers.tune.worker import work  # torch
-
-            exit_code = run_main(lambda: work(self._folder, self._me))
-        except BaseException:  # noqa: BLE001 - the frames below are the tuner's
-            traceback.print_exc()
-        finally:
-            os._exit(exit_code)
+    def _start(self, slot: int) -> "subprocess.Popen[bytes]":
+        """Start a worker, in a session of its own: Ctrl-C is for the tuner, which tells the workers."""
+        command = [sys.executable, "-P", "-m", "trimaran.launchers.tune.worker", str(self._folder)]
+        command += ["--tuner", json.dumps(asdict(self._me))]
+        devices = self._devices[slot]
+        environment = os.environ | ({} if devices is None else {"CUDA_VISIBLE_DEVICES": devices})
+        with self._log(slot).open("ab") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
 
 
 def _devices_of_slots(spec: RunSpec, count: int) -> list[str | None]:

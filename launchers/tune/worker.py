@@ -1,10 +1,11 @@
 """A worker of a study: it asks for the next trial until there is none. It stays warm: a trial starts within a second.
 
-    python -m trimaran.launchers.tune.worker FOLDER
+    python -m trimaran.launchers.tune.worker FOLDER [--tuner HOLDER]
 
-is a worker in a batch job; `trimaran tune` itself forks its workers.
+HOLDER is the process that has started it, as JSON; a worker of a batch job has none.
 """
 
+import argparse
 import os
 import queue
 import signal
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Final
+
+from pydantic import TypeAdapter
 
 from trimaran.launchers.data.prepare_run import try_to_report
 from trimaran.launchers.env.exit_codes import Stopped, exit_code_after, write_exit_file
@@ -95,8 +98,12 @@ def _reports() -> Iterator["queue.SimpleQueue[Path | None]"]:
 
 
 def main() -> int:
-    """Entry point of a worker in a batch job; returns the exit code."""
-    exit_code = work(Path(sys.argv[1]))
+    """Entry point of a worker; returns the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tuner", type=TypeAdapter(Holder).validate_json)
+    options = parser.parse_args()
+    exit_code = work(options.folder, options.tuner)
     write_exit_file(exit_code)
     return exit_code
 
