@@ -59,9 +59,7 @@ def run(
             _describe(plan, study)
             return
         if launcher == "slurm":
-            from trimaran.launchers.tune.slurm import tune_on_slurm
-
-            tune_on_slurm(plan, study, dry_run=dry_run)
+            _run_on_slurm(plan, study, dry_run=dry_run)
             return
         from trimaran.launchers.tune.tuner import tell, tune_here
 
@@ -71,6 +69,16 @@ def run(
         tell(found)
         say(f"{summary_of(found)}; study {study.folder}")
         _print_best(study.folder, found)
+
+
+def _run_on_slurm(plan: Plan, study: Study, *, dry_run: bool) -> None:
+    from trimaran.launchers.tune.slurm import print_script, submit_workers
+
+    if dry_run:
+        print_script(plan)
+    else:
+        _begin(plan, study)
+        submit_workers(plan, study)
 
 
 def _begin(plan: Plan, study: Study) -> None:

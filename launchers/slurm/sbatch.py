@@ -32,6 +32,7 @@ class Job:
         folder: the run folder, absolute.
         directory: where the ranks run, absolute; the spec's relative paths start there.
         python: the interpreter of the environment, on every node.
+        program: what a task of the job runs, as words after `python -m`; none: the ranks of the run.
     """
 
     spec: RunSpec
@@ -39,6 +40,7 @@ class Job:
     folder: Path
     directory: Path
     python: str
+    program: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -172,6 +174,8 @@ def _ranks(job: Job) -> str:
     section = job.spec.slurm
     what = "trimaran.launchers.worker --launcher slurm" if section.tasks == "rank" else "trimaran.launchers.slurm.agent"
     command = f'"$python" -m {what} "${{run[@]}}"'
+    if job.program:
+        command = f'"$python" -m {shlex.join(job.program)}'
     flags = "--kill-on-bad-exit=1"
     if section.cpus_per_task is not None:
         flags += f" --cpus-per-task={section.cpus_per_task}"  # a step does not inherit it from the job

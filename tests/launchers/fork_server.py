@@ -51,6 +51,8 @@ HUGGING_FACE = [
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
 ]
+STARTS_INTERPRETERS = "trimaran.launchers.tune.worker"
+"""A program that commands start and that starts ranks itself."""
 EXEC_FLAGS = {"-P", "-u", "-s", "-B", "-E"}
 """Flags of the interpreter that make no difference to a fork."""
 
@@ -311,6 +313,8 @@ def _serve_command(connection: socket.socket, command: int) -> NoReturn:
             if request["session"]:
                 os.setsid()
             _take_environment(request)
+            if STARTS_INTERPRETERS in request["words"]:
+                _set_spare_aside([number for number in request["descriptors"] if number > 2])
             exit_process(lambda words=request["words"]: _run(words))  # type: ignore[misc]
         for descriptor in descriptors:
             os.close(descriptor)

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.launchers.runs import RAISE_AT_STEP_6, fault, losses, make_workplace, trimaran
 from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
 from tests.launchers.slurm_runs import FOUR_RANKS, JOB_S, MANY_STEPS, OFTEN, STEPS, TRAIN, TWO_RANKS, Run
+from trimaran.launchers.slurm.commands import parse_state
 from trimaran.launchers.slurm.jobs import jobs_of, plan
 from trimaran.launchers.slurm.sbatch import render
 from trimaran.runtime.checkpoint.folder import latest
+from trimaran.runtime.train.metrics import read_metrics
+from trimaran.runtime.tune.study import Study
 
 pytestmark = [
     pytest.mark.slow,
@@ -276,3 +280,56 @@ def test_a_rank_that_is_killed_ends_the_job_though_the_others_would_wait_for_it(
     state = run.finish(job)
     assert (state.state, state.exit_code) == ("FAILED", 137), run.log()
     assert "error: rank 1 (host n" in run.log()
+
+
+def test_a_search_goes_on_after_scancel(cluster: Cluster, tmp_path: Path) -> None:
+    """Two workers are cancelled in the middle of their trials; all four trials, interrupted or not, train alike."""
+    run = Run(
+        cluster, tmp_path, hold=3, forked=True, parallel={"tp": 1}, launcher={"nodes": 1}, train={"eval_interval": 4}
+    )
+    search = {
+        "base": "spec.yaml",
+        "output_dir": "study",
+        "space": {"logging.interval": [1, 2, 3, 4]},
+        "search": {"sampler": "grid"},
+        "parallel_trials": 2,
+    }
+    (tmp_path / "tune.yaml").write_text(yaml.safe_dump(search))
+    printed = run.trimaran("tune", "tune.yaml", "--launcher", "slurm", "--dry-run").stdout
+    assert "--array=0-1" in printed
+    assert "trimaran.launchers.tune.worker" in printed
+    study, place = Study(tmp_path / "study", {}), tmp_path / "study" / "workers" / "0"
+
+    def submit() -> str:
+        outcome = run.trimaran("tune", "tune.yaml", "--launcher", "slurm")
+        assert outcome.returncode == 0, outcome.stderr
+        return jobs_of(place)[-1]["job"].partition("_")[0]
+
+    def has_ended(job: str) -> bool:
+        shown = cluster.call("scontrol", "show", "job", job, "--oneliner").splitlines()
+        return all(parse_state(line).has_ended for line in shown)
+
+    def held() -> bool:
+        trials = study.read().trials
+        return len(trials) == 2 and all(len(steps_of(study.run_folder(trial))) == 3 for trial in trials)
+
+    job = submit()
+    cluster.wait_for("two trials to hold", held, JOB_S)
+    cluster.call("scancel", job)
+    cluster.wait_for("the end of the workers", lambda: has_ended(job), JOB_S)
+    assert [trial.state for trial in study.read().trials] == ["running"] * 2
+    run.release()
+    job = submit()
+    cluster.wait_for("the end of the search", lambda: has_ended(job), JOB_S)
+    trials = study.read().trials
+    logs = "".join(file.read_text() for file in (tmp_path / "study" / "logs").glob("slurm-*.log"))
+    assert [trial.state for trial in trials] == ["complete"] * 4, logs
+    assert logs.count("resuming at step 3") == 2, logs
+    assert len({trial.objectives for trial in trials}) == 1
+    assert len({tuple(steps_of(study.run_folder(trial))) for trial in trials}) == 1
+
+
+def steps_of(folder: Path) -> list[tuple[Any, Any]]:
+    """Step and loss of every training row of a run, none before it begins."""
+    file = folder / "metrics.jsonl"
+    return [(row["step"], row["loss"]) for row in read_metrics(file) if "loss" in row] if file.exists() else []

@@ -1,0 +1,184 @@
+"""trimaran tune: random SIGKILLs over a study, and what the tuner itself costs.
+
+    python benchmarks/tune.py kills --count 200      kill tuner, worker or rank at random moments; compare the tables
+
+It prints one line of JSON at its end.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from trimaran.runtime.train.metrics import read_metrics
+from trimaran.runtime.tune.study import Found, Study, Trial
+
+ROOT: Final = Path(__file__).parents[1]
+_END_S: Final = 600.0
+_TINY: Final[dict[str, Any]] = {
+    "model": {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24},
+    "data": {"source": ["corpus.txt"], "cache_dir": "cache", "tokenizer_vocab_size": 270, "held_out_fraction": 0.2},
+    "optimizer": {"lr": 3e-3},
+    "train": {
+        "num_steps": 60,
+        "global_batch_size": 4,
+        "micro_batch_size": 1,
+        "seq_len": 16,
+        "eval_interval": 10,
+        "eval_batches": 1,
+    },
+    "checkpoint": {"interval": 5},
+    "logging": {"tensorboard": False},
+    "launcher": {"device": "cpu", "threads_per_rank": 1, "timeout_s": 60},
+}
+
+
+def write_study(folder: Path, base: dict[str, Any], tune: dict[str, Any]) -> Path:
+    """Write a base spec and a search over it into a folder; return the study's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    (folder / "tune.yaml").write_text(yaml.safe_dump({"base": "base.yaml", "output_dir": "study", **tune}))
+    return folder / "study"
+
+
+def rows_of_table(found: Found) -> list[dict[str, Any]]:
+    """Return what must be the same after any kills: every trial with its curve and figures, not how often it began."""
+    return [trial.model_dump(mode="json", exclude={"attempts", "error"}) for trial in found.trials]
+
+
+def losses_of(study: Path, trial: Trial) -> list[Any]:
+    """Return step, loss and gradient norm of every step of a trial, up to its end."""
+    rows = read_metrics(study / trial.folder / "metrics.jsonl")
+    last = max((point.step for point in trial.curve), default=0)
+    return [
+        (row["step"], row["loss"], row["grad_norm"]) for row in rows if "loss" in row and (row["step"] or 0) <= last
+    ]
+
+
+def processes_in(folder: Path) -> dict[str, list[int]]:
+    """Return the processes of a study that run in a folder, by kind: worker and rank."""
+    found: dict[str, list[int]] = {"worker": [], "rank": []}
+    for name in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):
+            program = name.read_text().strip()
+            if program.startswith("trimaran-") and os.readlink(name.with_name("cwd")) == str(folder):
+                found["worker" if program == "trimaran-tune" else "rank"].append(int(name.parent.name))
+    return found
+
+
+def kill_and_finish(
+    start: Callable[[], Any], folder: Path, draw: random.Random, kills: int, most_pause_s: float
+) -> dict[str, int]:
+    """Run the command of a study to its end, with SIGKILLs of random processes at random moments.
+
+    Args:
+        start: starts the command, and returns its process.
+
+    Returns:
+        How many of each kind were killed.
+    """
+    killed = {"tuner": 0, "worker": 0, "rank": 0}
+    process = start()
+    while process.poll() is None:
+        if sum(killed.values()) >= kills:
+            process.wait(_END_S)
+            break
+        time.sleep(draw.uniform(0.0, most_pause_s))
+        others = processes_in(folder)
+        kind = draw.choice(["tuner", *(kind for kind, pids in others.items() if pids)])
+        with suppress(ProcessLookupError):
+            os.kill(process.pid if kind == "tuner" else draw.choice(others[kind]), signal.SIGKILL)
+            killed[kind] += 1
+        if kind == "tuner":
+            process.wait(_END_S)
+            process = start()
+    if process.returncode:
+        raise RuntimeError(f"the command ended with code {process.returncode} in {folder}")
+    return killed
+
+
+def _command(folder: Path) -> Callable[[], "subprocess.Popen[bytes]"]:
+    def start() -> "subprocess.Popen[bytes]":
+        words = [sys.executable, "-P", "-m", "trimaran.launchers.cli.app", "tune", "tune.yaml"]
+        with (folder / "output").open("ab") as output:
+            return subprocess.Popen(words, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+    return start
+
+
+def _corpus(folder: Path) -> None:
+    draw = random.Random(0)
+    words = ["".join(draw.choice("abcdefgh") for _ in range(draw.randint(2, 7))) for _ in range(200)]
+    lines = (" ".join(draw.choice(words) for _ in range(10)) + "\n" for _ in range(3000))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "corpus.txt").write_text("".join(lines))
+
+
+KILLED_STUDY: Final[dict[str, Any]] = {
+    "space": {
+        "optimizer.lr": {"low": 1e-4, "high": 0.3, "log": True},
+        "optimizer.weight_decay": [0.0, 0.1],
+        "model.num_layers, model.hidden_size": [[1, 16], [2, 16], [2, 24]],
+        "model.num_heads": [2, 5],
+    },
+    "search": {"sampler": "tpe", "trials": 16, "seed": 3},
+    "prune": {"method": "median", "first_step": 20},
+    "max_retries": 1000,
+}
+
+
+def kills(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare the table of an unbroken study with those of studies under random SIGKILLs."""
+    folder, draw = Path(options.folder), random.Random(options.seed)
+    _corpus(folder / "unbroken")
+    unbroken = write_study(folder / "unbroken", _TINY, KILLED_STUDY)
+    kill_and_finish(_command(folder / "unbroken"), folder / "unbroken", draw, 0, 1.0)
+    expected = Study(unbroken, {}).read()
+    total = {"tuner": 0, "worker": 0, "rank": 0}
+    number = 0
+    while sum(total.values()) < options.count:
+        place = folder / f"killed-{number}"
+        _corpus(place)
+        study = write_study(place, _TINY, KILLED_STUDY)
+        killed = kill_and_finish(_command(place), place, draw, options.count - sum(total.values()), options.pause_s)
+        total = {kind: total[kind] + killed[kind] for kind in total}
+        found = Study(study, {}).read()
+        if rows_of_table(found) != rows_of_table(expected):
+            raise SystemExit(f"the table of {study} differs from that of {unbroken}")
+        for trial in expected.trials:
+            if trial.state != "invalid" and losses_of(study, trial) != losses_of(unbroken, trial):
+                raise SystemExit(f"trial {trial.number} of {study} differs from that of {unbroken}")
+        print(f"study {number}: {killed}, the same table", flush=True)
+        number += 1
+    states = [trial.state for trial in expected.trials]
+    return {"kills": total, "studies": number, "trials": {state: states.count(state) for state in sorted(set(states))}}
+
+
+def main() -> None:
+    """Run one of the benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    killing = commands.add_parser("kills")
+    killing.add_argument("--count", type=int, default=200)
+    killing.add_argument("--seed", type=int, default=0)
+    killing.add_argument("--pause-s", type=float, default=6.0)
+    killing.set_defaults(run=kills)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="trimaran-tune-") as folder:
+        options.folder = folder
+        print(json.dumps(options.run(options)))
+
+
+if __name__ == "__main__":
+    main()
