@@ -86,7 +86,7 @@ def chart(
     axes.spines[["top", "right"]].set_visible(False)
     if len(axes.get_lines()) > 1:
         axes.legend(frameon=False)
-    return _svg_of(figure, name)
+    return svg_of(figure, name)
 
 
 def bars(name: str, label: str, labels: Sequence[str], values: Sequence[float]) -> str:
@@ -110,7 +110,7 @@ def bars(name: str, label: str, labels: Sequence[str], values: Sequence[float]) 
     axes.set_title(label, loc="left", fontsize="medium")
     axes.xaxis.set_visible(False)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
-    return _svg_of(figure, name)
+    return svg_of(figure, name)
 
 
 def intervals(name: str, label: str, rows: Sequence[tuple[str, float, float | None]]) -> str:
@@ -131,10 +131,11 @@ def intervals(name: str, label: str, rows: Sequence[tuple[str, float, float | No
     axes.set_title(label, loc="left", fontsize="medium")
     axes.grid(axis="x", color="#e3e7ee", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    return _svg_of(figure, name)
+    return svg_of(figure, name)
 
 
-def _svg_of(figure: "Figure", name: str) -> str:
+def svg_of(figure: "Figure", name: str) -> str:
+    """Return a figure as an ``<svg>`` element; ids in it start with `name`."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()

@@ -34,6 +34,29 @@ def propose(
     return _SAMPLERS[search.sampler](search, objectives, space, part, trials)
 
 
+def importances(objectives: Sequence[ObjectiveSection], space: Space, trials: Sequence[Trial]) -> dict[str, float]:
+    """Return the share of the first objective's variance that each dimension explains (fANOVA, Hutter et al. 2014).
+
+    Only finished trials count; empty where they are fewer than the dimensions and two, or all alike.
+    """
+    told = [trial for trial in trials if trial.state == "complete" and trial.objectives is not None]
+    varied = [
+        each for each in space.dimensions if not each.when and len({repr(trial.values[each.key]) for trial in told}) > 1
+    ]
+    if not varied or len(told) < len(varied) + 2 or len({trial.objectives for trial in told}) < 2:
+        return {}
+    optuna = _package("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    distributions = {dimension.key: _distribution(optuna, dimension) for dimension in varied}
+    study = optuna.create_study()
+    for trial, losses in zip(told, losses_of(objectives, told), strict=True):
+        params = {each.key: each.coordinate_of(trial.values[each.key]) for each in varied}
+        assert losses is not None, "a complete trial has objectives"
+        study.add_trial(optuna.trial.create_trial(value=losses[0], params=params, distributions=distributions))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=16, seed=0)
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+
+
 def check_sampler(search: SearchSection, space: Space) -> None:
     """Raise ValueError where the sampler's package is missing, or it can't do anything with the space."""
     needed = {"tpe": "optuna", "cmaes": "cmaes", "qmc": "scipy"}.get(search.sampler)

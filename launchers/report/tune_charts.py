@@ -1,0 +1,149 @@
+"""Charts of a search as SVG elements: marks, lines and bands over one value, and contours over two."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trimaran.launchers.report.charts import BLUE, Point, svg_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Size = tuple[float, float]
+
+WIDE: Size = (10.4, 3.7)
+NARROW: Size = (5.0, 3.4)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of a chart.
+
+    Args:
+        label: in the legend, "" for none.
+        line: "-", ":" or "--" joins the points; "" marks each of them.
+        bounds: of each point the ends of its interval, upright.
+        sideways: of each point the ends of its interval, lying.
+    """
+
+    points: Sequence[Point]
+    label: str = ""
+    color: Any = BLUE
+    line: str = ""
+    marker: str = "o"
+    bounds: Sequence[Point] = ()
+    sideways: Sequence[Point] = ()
+    width: float = 1.5
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class Band:
+    """An area between two curves: of each x its low and high."""
+
+    bounds: Sequence[tuple[float, float, float]]
+    label: str = ""
+    color: str = BLUE
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a chart looks.
+
+    Args:
+        log: which axes are logarithmic: "", "x", "y" or "xy".
+        ticks: names of whole numbers on the x axis, for values that are no numbers.
+    """
+
+    x: str
+    y: str
+    title: str = ""
+    log: str = ""
+    size: Size = WIDE
+    ticks: Sequence[str] = ()
+
+
+def plot(name: str, look: Look, series: Sequence[Series], bands: Sequence[Band] = ()) -> str:
+    """Return a chart as an ``<svg>`` element; `name` is unique on the page."""
+    if not any(each.points for each in series):
+        return f"<p>{look.title or look.y}: nothing to draw yet.</p>"
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=look.size, layout="constrained")
+    axes = figure.subplots()
+    for band in bands:
+        xs, lows, highs = zip(*band.bounds, strict=True)
+        axes.fill_between(xs, lows, highs, color=band.color, alpha=0.15, linewidth=0, label=band.label or None)
+    for each in series:
+        _draw(axes, each)
+    _dress(axes, look)
+    if any(each.label for each in series) or any(band.label for band in bands):
+        axes.legend(frameon=False, fontsize="small")
+    return svg_of(figure, name)
+
+
+def _draw(axes: "Axes", series: Series) -> None:
+    if not series.points:
+        return
+    xs, ys = zip(*series.points, strict=True)
+    axes.plot(
+        xs,
+        ys,
+        color=series.color,
+        linestyle=series.line,
+        linewidth=series.width,
+        marker="" if series.line and len(xs) > 1 else series.marker,
+        markersize=5,
+        alpha=series.alpha,
+        label=series.label or None,
+    )
+    for ends, values, side in ((series.bounds, ys, "yerr"), (series.sideways, xs, "xerr")):
+        if ends:
+            below = [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]
+            above = [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)]
+            errors: dict[str, Any] = {side: [below, above]}
+            axes.errorbar(xs, ys, color=series.color, linestyle="", capsize=3, linewidth=1.2, **errors)
+
+
+def _dress(axes: "Axes", look: Look) -> None:
+    if "x" in look.log:
+        axes.set_xscale("log")
+    if "y" in look.log:
+        axes.set_yscale("log")
+    if look.ticks:
+        axes.set_xticks(range(len(look.ticks)), look.ticks, rotation=20 if len(look.ticks) > 4 else 0)
+    axes.set_xlabel(look.x)
+    axes.set_ylabel(look.y)
+    axes.set_title(look.title, loc="left", fontsize="medium")
+    axes.grid(color="#e3e7ee", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def contours(name: str, look: Look, points: Sequence[tuple[float, float, float]], best: Point | None) -> str:
+    """Return contours of a value over two logarithmic axes, as an ``<svg>`` element; the trials are dots.
+
+    Args:
+        best: where the lowest point is marked.
+    """
+    xs, ys, values = ([each[axis] for each in points] for axis in range(3))
+    if len(points) < 4 or len(set(xs)) < 2 or len(set(ys)) < 2:
+        return f"<p>{look.title}: too few trials for contours.</p>"
+    from matplotlib.figure import Figure
+    from matplotlib.tri import Triangulation
+
+    figure = Figure(figsize=look.size, layout="constrained")
+    axes = figure.subplots()
+    low, high = min(values), max(values)
+    # close to the best the levels lie closer, where the differences that matter are
+    levels = [low + (high - low) * (step / 12) ** 2 for step in range(13)] if high > low else [low, low + 1e-6]
+    # triangles are made in logarithms: in the values themselves they would be slivers
+    triangles = Triangulation([math.log(x) for x in xs], [math.log(y) for y in ys]).triangles
+    filled = axes.tricontourf(Triangulation(xs, ys, triangles), values, levels=levels, cmap="viridis_r")
+    figure.colorbar(filled, ax=axes, label=look.y, format="%.3g")
+    axes.plot(xs, ys, "o", color="#ffffff", markeredgecolor="#1b2333", markersize=4)
+    if best is not None:
+        axes.plot(*best, "*", color="#dc2626", markersize=14)
+    first, _, second = look.x.partition(" x ")
+    _dress(axes, Look(first, second, look.title, "xy"))
+    return svg_of(figure, name)
