@@ -14,6 +14,7 @@ from trimaran.launchers.terminal import new_table, print_table, say, writing_out
 from trimaran.launchers.tune.table import best_trials, notes_of, shown, summary_of, table_of
 from trimaran.models.fields import counted
 from trimaran.runtime.spec import SpecError
+from trimaran.runtime.tune.extrapolate import rows_of
 from trimaran.runtime.tune.plan import Plan
 from trimaran.runtime.tune.propose import draws
 from trimaran.runtime.tune.space import rule_of
@@ -68,7 +69,7 @@ def run(
         found = study.read()
         tell(found)
         say(f"{summary_of(found)}; study {study.folder}")
-        _print_best(study.folder, found)
+        _conclude(plan, study.folder, found)
 
 
 def _run_on_slurm(plan: Plan, study: Study, *, dry_run: bool) -> None:
@@ -98,9 +99,32 @@ def status(folder: StudyFolder) -> None:
 
 @tune.command()
 def best(folder: StudyFolder) -> None:
-    """Print the best trial of a search, or of two objectives those that none beats in both."""
+    """Print the best trial of a search, of two objectives those that none beats in both, and of a ladder its target."""
     with errors_as_sentences():
-        _print_best(folder, _read(folder))
+        found = _read(folder)
+        _conclude(Plan.of_study(found), folder, found)
+
+
+def _conclude(plan: Plan, folder: Path, found: Found) -> None:
+    """Print what a study comes to, and write its page and of a ladder the spec of its target."""
+    from trimaran.launchers.tune.conclude import conclude
+
+    if not best_trials(found.tune.objective, found.trials):
+        raise ValueError(f"no trial in {folder} is complete: {summary_of(found)}")
+    conclusion = conclude(plan, folder, found.trials)
+    if plan.ladder is None:
+        _print_best(folder, found)
+    if conclusion.extrapolation is not None:
+        table = new_table("ladder", "")
+        for name, words in rows_of(conclusion.extrapolation):
+            table.add_row(name, words)
+        print_table(table)
+        for sentence in conclusion.extrapolation.untold:
+            say(sentence, style="yellow")
+    for file in conclusion.files:
+        say(f"written: {file}")
+    if conclusion.problem:
+        raise ValueError(conclusion.problem)
 
 
 def _read(folder: Path) -> Found:
@@ -112,8 +136,6 @@ def _read(folder: Path) -> Found:
 
 def _print_best(folder: Path, found: Found) -> None:
     trials = best_trials(found.tune.objective, found.trials)
-    if not trials:
-        raise ValueError(f"no trial in {folder} is complete: {summary_of(found)}")
     print_table(table_of(found, trials))
     if len(trials) == 1:
         with writing_output():

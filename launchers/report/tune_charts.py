@@ -107,10 +107,17 @@ def _draw(axes: "Axes", series: Series) -> None:
 
 
 def _dress(axes: "Axes", look: Look) -> None:
-    if "x" in look.log:
-        axes.set_xscale("log")
-    if "y" in look.log:
-        axes.set_yscale("log")
+    from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
+
+    for letter, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+        if letter not in look.log:
+            continue
+        (axes.set_xscale if letter == "x" else axes.set_yscale)("log")
+        low, high = axes.get_xlim() if letter == "x" else axes.get_ylim()
+        if high < 100 * low:  # powers of ten alone would be too few
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(math.inf, math.inf)))
+        axis.set_minor_formatter(NullFormatter())
     if look.ticks:
         axes.set_xticks(range(len(look.ticks)), look.ticks, rotation=20 if len(look.ticks) > 4 else 0)
     axes.set_xlabel(look.x)

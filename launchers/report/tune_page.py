@@ -122,13 +122,13 @@ def _front(found: SearchResult) -> str:
 
 
 def _importance(found: SearchResult) -> str:
-    shown = []
-    for number, group in enumerate(_groups(found)):
-        shares = importances(found.objectives, found.space, [trial for trial in found.trials if trial.rung == group])
-        if len(shares) > 1:
-            title = f"share of the variance of {found.objectives[0].metric}" + (f", {group}" if group else "")
-            shown.append(bars(f"importance-{number}", title, list(shares), list(shares.values())))
-    return section("What mattered (fANOVA)", *shown) if shown else ""
+    """Draw what explains the first objective, of a ladder at its largest rung."""
+    group = _groups(found)[-1]
+    shares = importances(found.objectives, found.space, [trial for trial in found.trials if trial.rung == group])
+    if len(shares) < 2:
+        return ""
+    title = f"share of the variance of {found.objectives[0].metric}" + (f", {group}" if group else "")
+    return section("What mattered (fANOVA)", bars("importance", title, list(shares), list(shares.values())))
 
 
 def _slices(found: SearchResult) -> str:
@@ -258,9 +258,10 @@ def _optima(ladder: Ladder, result: Extrapolation, axis: int) -> str:
         )
     )
     dashes = iter((":", "--", "-."))
-    for published, _ in result.published:
+    for published, at_target in result.published:
         if published.quantity == name:
             points = [(each.run.parameters, published.at(_scale(each)) / unit) for each in result.climbed]
+            points.append((ladder.target.parameters, at_target / unit))
             series.append(Series(points, published.name, _GREY, next(dashes)))
     look = Look("parameters", FIELDS[name], "band: where 95% of such optima lie", "xy")
     bands = [Band(band)] if band else []

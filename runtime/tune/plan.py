@@ -9,10 +9,12 @@ from typing import Any, Final
 from trimaran.models.fields import FieldError
 from trimaran.runtime.spec import RunSpec, SpecError
 from trimaran.runtime.spec.loading import read_raw
+from trimaran.runtime.tune.ladder import FIELDS, Ladder, ladder_of
 from trimaran.runtime.tune.objective import wrong_objectives
 from trimaran.runtime.tune.propose import check_sampler, draws, propose
 from trimaran.runtime.tune.space import Part, Space, rule_of, space_of
 from trimaran.runtime.tune.study import Found, StudyError, Trial
+from trimaran.runtime.tune.transfer import carried_values
 from trimaran.runtime.tune.tune_spec import SearchSection, TuneSpec, load_tune, with_lines
 
 TRIALS: Final = "trials"
@@ -29,12 +31,14 @@ class Plan:
     Args:
         base: the sections of the base spec, as its file has them.
         parts: are searched one after the other, each by itself.
+        ladder: None where the sizes of the model don't vary.
     """
 
     tune: TuneSpec
     base: Mapping[str, Any]
     space: Space
     parts: tuple[Part, ...]
+    ladder: Ladder | None = None
 
     @staticmethod
     def of(tune: TuneSpec, base: Mapping[str, Any], lines: Mapping[str, int | None], source: str) -> "Plan":
@@ -49,7 +53,11 @@ class Plan:
         space, errors = space_of(tune.space, base, tune.base, is_grid=tune.search.sampler == "grid")
         if errors:
             raise with_lines(errors, lines, source)
-        plan = Plan(tune, base, space, _parts_of(tune, base))
+        ladder, errors = ladder_of(tune, space)
+        if errors:
+            raise with_lines(errors, lines, source)
+        trials = tune.search.trials
+        plan = Plan(tune, base, space, ladder.parts(trials) if ladder else (Part(trials=trials),), ladder)
         errors = plan._problems()
         if errors:
             raise with_lines(errors, lines, source)
@@ -93,7 +101,8 @@ class Plan:
             wanted = self.tune.search.trials if part.trials is None else part.trials
             search = self.tune.search.model_copy(update={"trials": wanted})
             while wanted is None or sum(trial.state != "invalid" for trial in of_part) < wanted:
-                trial = self._propose(search, index, part, of_part, len(trials))
+                values = self._values(search, index, part, trials)
+                trial = None if values is None else self._trial(values, part, len(trials))
                 if trial is None:
                     break
                 for each in (trials, of_part, new):
@@ -106,13 +115,16 @@ class Plan:
                     raise StudyError(f"the last {len(new)} combinations all break a rule, {count} of them: {rule}")
         return new
 
-    def _propose(
-        self, search: SearchSection, index: int, part: Part, of_part: Sequence[Trial], number: int
-    ) -> Trial | None:
+    def _values(self, search: SearchSection, index: int, part: Part, trials: Sequence[Trial]) -> dict[str, Any] | None:
+        """Return the values to try next, None at the end of the part and while what it follows is being searched."""
+        if part.follows is not None and self.ladder is not None:
+            base = [trial for trial in trials if trial.rung == part.follows]
+            return carried_values([FIELDS[name] for name in self.ladder.names], base)
+        of_part = [trial for trial in trials if trial.rung == part.rung]
         coordinates = propose(search, self.tune.objective, self.space, index, of_part)
-        if coordinates is None:
-            return None
-        values = self.space.values_at(coordinates)
+        return None if coordinates is None else self.space.values_at(coordinates)
+
+    def _trial(self, values: dict[str, Any], part: Part, number: int) -> Trial:
         trial = Trial(number=number, values=values, state="running", folder=f"{TRIALS}/{number:05d}", rung=part.rung)
         try:
             spec = self.space.spec_of(values, part, {})
@@ -124,7 +136,7 @@ class Plan:
         shape = spec.transformer
         sizes = {
             "parameters": shape.num_parameters(),
-            "parameters_without_embeddings": shape.num_parameters() - _embeddings(spec),
+            "parameters_without_embeddings": shape.num_parameters_without_embeddings(),
         }
         return trial.model_copy(update=sizes)
 
@@ -158,15 +170,3 @@ class Plan:
             if wrong:
                 return wrong
         return []
-
-
-def _parts_of(tune: TuneSpec, base: Mapping[str, Any]) -> tuple[Part, ...]:
-    return (Part(trials=tune.search.trials),)
-
-
-def _embeddings(spec: RunSpec) -> int:
-    """Return the parameters of the embeddings of tokens and positions, and of an untied head."""
-    shape = spec.transformer
-    head = 0 if shape.tie_embeddings else shape.vocab_size * shape.hidden_size
-    positions = shape.max_seq_len if shape.position == "learned" else 0
-    return (shape.vocab_size + positions) * shape.hidden_size + head

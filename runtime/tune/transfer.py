@@ -7,7 +7,7 @@ theory, nor is depth.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from trimaran.models.config import TransformerConfig
@@ -41,7 +41,7 @@ def optimum_of(keys: Sequence[str], trials: Sequence[Trial]) -> Optimum:
     return find_optimum(keys, points, losses)
 
 
-def carried_values(keys: Sequence[str], base_trials: Sequence[Trial]) -> Mapping[str, float] | None:
+def carried_values(keys: Sequence[str], base_trials: Sequence[Trial]) -> dict[str, Any] | None:
     """Return the values that the other rungs get from the base rung; None while trials of it still run.
 
     Raises ScalingError as `optimum_of`.
