@@ -1,23 +1,29 @@
-"""`trimaran coordinate-check`: whether activations keep their size as a model grows wider, as a table and a picture.
+"""`trimaran coordinate-check`: whether activations, or the best rate, stay as a model grows wider: table and picture.
 
 Imports no torch before the options are valid.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from trimaran.launchers.cli.console import SpecPath, errors_as_sentences, path
-from trimaran.launchers.terminal import print_table, say, writing_output
+from trimaran.launchers.terminal import new_table, print_table, say, writing_output
 from trimaran.launchers.worker.process import threads_per_rank
 from trimaran.runtime.spec import RunSpec, load_spec
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
+    from trimaran.runtime.data.prepare import PreparedData
+    from trimaran.runtime.mesh import Mesh
     from trimaran.runtime.train.mup_check import ActivationSizes, Growth
+    from trimaran.runtime.train.rate_check import RateCurves
 
 _PANEL_INCHES = (5.2, 4.2)
 _COLORS = {"embedding": "#6b7280", "final_norm": "#f59e0b", "logits": "#dc2626"}
@@ -34,8 +40,11 @@ def coordinate_check(
         Literal["heads", "head_dim"], typer.Option(help="Whether the heads grow in number, or each in width.")
     ] = "heads",
     data: Annotated[bool, typer.Option("--data", help="Train on the spec's text instead of random tokens.")] = False,
+    rates: Annotated[
+        str, typer.Option(help="Compare the losses of whole runs of the spec at these rates and every width instead.")
+    ] = "",
     picture: Annotated[
-        Path | None, typer.Option(parser=path, help="Draw the sizes over the width into this .svg or .png file.")
+        Path | None, typer.Option(parser=path, help="Draw what is measured into this .svg or .png file.")
     ] = None,
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field; may be repeated.")
@@ -47,7 +56,15 @@ def coordinate_check(
         numbers = _read_widths(widths)
         if picture is not None and picture.suffix not in (".svg", ".png"):
             raise ValueError(f"--picture must end in .svg or .png; got {picture}")
-        found = _measure(load_spec(spec_path, overrides), numbers, steps, grow, on_text=data)
+        spec = load_spec(spec_path, overrides)
+        if rates:
+            curves = _measure_rates(spec, numbers, _read_rates(rates), grow)
+            _show_rates(curves)
+            if picture is not None:
+                draw_rates(curves, picture)
+                say(f"losses drawn in {picture}")
+            return
+        found = _measure(spec, numbers, steps, grow, on_text=data)
         _show(found, steps)
         if picture is not None:
             draw(found, picture)
@@ -66,42 +83,142 @@ def _read_widths(text: str) -> list[int]:
     return widths
 
 
+def _read_rates(text: str) -> list[float]:
+    try:
+        rates = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        rates = []
+    if len(rates) < 3 or not all(0 < rate < math.inf for rate in rates):
+        raise ValueError(
+            f"--rates must be three or more numbers above 0 with commas between them, such as 1e-3,2e-3,4e-3; "
+            f"got {text!r}"
+        )
+    return rates
+
+
+def _text_of(single: RunSpec) -> "PreparedData":
+    from trimaran.launchers.data.prepare import prepare_spec
+    from trimaran.launchers.data.workers import WorkerOptions, local_workers
+
+    _, text = prepare_spec(single, local_workers(WorkerOptions.of_spec(single)) if single.data.has_recipe else None)
+    return text
+
+
+@contextmanager
+def _alone(spec: RunSpec) -> Iterator[tuple["Mesh", "torch.device"]]:
+    """Yield the mesh of this one process, and its device."""
+    import torch
+
+    from trimaran.launchers.rendezvous.store import single_process
+    from trimaran.launchers.worker.device import choose_device
+    from trimaran.launchers.worker.process_group import join_world, leave_world
+
+    torch.set_num_threads(threads_per_rank(spec, 1))
+    device = choose_device(spec.launcher.device, 0, 1)
+    mesh = join_world(spec, device, single_process())
+    try:
+        yield mesh, device
+    finally:
+        leave_world(mesh)
+
+
 def _measure(
     spec: RunSpec, widths: list[int], num_steps: int, growth: "Growth", *, on_text: bool
 ) -> "dict[str, ActivationSizes]":
     """Return the sizes by init: the spec's, and normal too if the spec's is another."""
-    import torch
-
-    from trimaran.launchers.data.prepare import prepare_spec
-    from trimaran.launchers.data.workers import WorkerOptions, local_workers
-    from trimaran.launchers.rendezvous.store import single_process
-    from trimaran.launchers.worker.device import choose_device
-    from trimaran.launchers.worker.process_group import join_world, leave_world
     from trimaran.runtime.train import mup_check
     from trimaran.runtime.train.train_context import TrainingDiverged
 
     single = mup_check.spec_at_width(spec, spec.transformer.hidden_size, growth)
     make_batches: mup_check.MakeBatches = mup_check.random_batches
     if on_text:
-        _, text = prepare_spec(single, local_workers(WorkerOptions.of_spec(single)) if single.data.has_recipe else None)
-        make_batches = mup_check.batches_of_text(single, text)
-    torch.set_num_threads(threads_per_rank(single, 1))
-    device = choose_device(single.launcher.device, 0, 1)
-    mesh = join_world(single, device, single_process())
+        make_batches = mup_check.batches_of_text(single, _text_of(single))
     found: dict[str, mup_check.ActivationSizes] = {}
-    try:
-        for each in (spec, mup_check.plain_spec(spec)):
-            if each.transformer.init not in found:
-                found[each.transformer.init] = mup_check.measure(
-                    each, widths, num_steps, growth, make_batches, mesh, device
-                )
-    except TrainingDiverged as error:
-        raise ValueError(
-            f"{error}; a check needs no better rate than one that all widths bear: --set optimizer.lr=RATE"
-        ) from error
-    finally:
-        leave_world(mesh)
+    with _alone(single) as (mesh, device):
+        try:
+            for each in (spec, mup_check.plain_spec(spec)):
+                if each.transformer.init not in found:
+                    found[each.transformer.init] = mup_check.measure(
+                        each, widths, num_steps, growth, make_batches, mesh, device
+                    )
+        except TrainingDiverged as error:
+            raise ValueError(
+                f"{error}; a check needs no better rate than one that all widths bear: --set optimizer.lr=RATE"
+            ) from error
     return found
+
+
+def _measure_rates(spec: RunSpec, widths: list[int], rates: list[float], growth: "Growth") -> "dict[str, RateCurves]":
+    """Return the losses by init: the spec's, and normal too if the spec's is another."""
+    from trimaran.runtime.train import mup_check
+    from trimaran.runtime.train.rate_check import RateCurves, losses_over_rates
+
+    single = mup_check.spec_at_width(spec, spec.transformer.hidden_size, growth)
+    text = _text_of(single)
+    found: dict[str, RateCurves] = {}
+    with _alone(single) as (mesh, device):
+        for each in (spec, mup_check.plain_spec(spec)):
+            init = each.transformer.init
+            if init not in found:
+                found[init] = losses_over_rates(
+                    each, widths, rates, growth, text, mesh, device,
+                    lambda width, rate, loss, init=init: say(  # type: ignore[misc]
+                        f"{init}, width {width}, rate {rate:g}: held-out loss {loss:.4f}"
+                    ),
+                )  # fmt: skip
+    return found
+
+
+def _show_rates(found: "dict[str, RateCurves]") -> None:
+    """Print the losses of each init as a table, and by what factor its best rate moves."""
+    for init, curves in found.items():
+        table = new_table(f"held-out loss, init {init}", *(f"{rate:g}" for rate in curves.rates))
+        for width, losses in zip(curves.widths, curves.losses, strict=True):
+            best = min(losses)
+            table.add_row(
+                f"width {width}", *(f"{loss:.4f}{' *' if loss == best else ''}" if loss < math.inf else "diverged"
+                for loss in losses)
+            )  # fmt: skip
+        print_table(table)
+    with writing_output():
+        for init, curves in found.items():
+            first, last = curves.widths[0], curves.widths[-1]
+            ends = f"{curves.best(first):g} at width {first}, {curves.best(last):g} at width {last}"
+            print(f"{init}: the best rate is {ends}: times {curves.shift:.3g}")
+            for width in curves.edges():
+                print(f"  at width {width} it is at the edge of --rates; give more of them")
+
+
+def draw_rates(found: "dict[str, RateCurves]", path: Path) -> None:
+    """Draw the held-out loss over the rate: a panel for each init, a line for each width, its lowest point marked.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = (_PANEL_INCHES[0] * len(found), _PANEL_INCHES[1])
+    figure = Figure(figsize=size, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, (init, curves) in zip(panels, found.items(), strict=True):
+        for number, (width, losses) in enumerate(zip(curves.widths, curves.losses, strict=True)):
+            color = colormaps["viridis"](0.9 * number / len(curves.widths))
+            points = [(rate, loss) for rate, loss in zip(curves.rates, losses, strict=True) if loss < math.inf]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=f"width {width}")
+                axes.plot(curves.best(width), min(losses), "*", color=color, markersize=13)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(curves.rates, [f"{rate:g}" for rate in curves.rates], rotation=30)
+        axes.set_xlabel("optimizer.lr")
+        axes.set_title(f"init {init}", fontsize=10)
+        axes.grid(alpha=0.3)
+        if axes.get_lines():
+            axes.legend(fontsize=7, frameon=False)
+    panels[0].set_ylabel("held-out loss")
+    figure.savefig(path, dpi=150)
 
 
 def _show(found: "dict[str, ActivationSizes]", num_steps: int) -> None:

@@ -1,5 +1,6 @@
 """`trimaran models` and `trimaran coordinate-check`: what they print, draw and refuse."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tests.launchers.runs import make_workplace, trimaran
 from trimaran.launchers.cli.presets import section_of_preset, short_count
 from trimaran.models.presets import CATALOG, PRESETS, preset
 from trimaran.runtime.spec import parse_spec
+from trimaran.runtime.train.rate_check import RateCurves
 
 SMALL = [
     "--set",
@@ -92,9 +94,41 @@ def test_coordinate_check_prints_slopes_and_draws(tmp_path: Path) -> None:  # do
     assert not (tmp_path / "run").exists()
 
 
+def test_coordinate_check_compares_rates(tmp_path: Path) -> None:
+    make_workplace(tmp_path)
+    changes = ["model.init=mup", "model.mup_base_width=32", "train.num_steps=3", "data.held_out_fraction=0.1"]
+    mup = [*SMALL, *(word for change in changes for word in ("--set", change))]
+    options = ["--widths", "32,64", "--rates", "1e-3,3e-3,1e18", "--picture", "rates.svg"]
+    outcome = trimaran(tmp_path, "coordinate-check", "spec.yaml", *options, *mup)
+    assert outcome.code == 0, outcome.err
+    for words in ("init mup", "init normal", "mup: the best rate is ", "normal: the best rate is ", "width 64"):
+        assert words in outcome.out, outcome.out
+    assert outcome.err.count("held-out loss") == 2 * 2 * 3
+    assert "<svg" in (tmp_path / "rates.svg").read_text()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_shift_of_the_best_rate_is_a_factor() -> None:
+    curves = RateCurves(
+        (64, 128, 256),
+        (1e-3, 2e-3, 4e-3, 8e-3),
+        ((3.0, 2.0, 1.0, 2.0), (3.0, 1.0, 2.0, math.inf), (1.0, 2.0, 3.0, 4.0)),
+    )
+    assert [curves.best(width) for width in curves.widths] == [4e-3, 2e-3, 1e-3]
+    assert curves.shift == 0.25
+    assert curves.edges() == [256]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--rates", "1e-3,2e-3"], "--rates must be three or more numbers above 0 with commas between them"),
+        (["--rates", "1e-3,2e-3,-1"], "--rates must be three or more numbers above 0"),
+        (
+            ["--rates", "1e-3,2e-3,4e-3", "--widths", "32,64", "--set", "data.held_out_fraction=0", "--set",
+             "train.eval_interval=0"],
+            "data.held_out_fraction is 0, so there is no text to compare rates on; set it to 0.02",
+        ),
         (
             ["--widths", "64"],
             "--widths must be two or more whole numbers with commas between them, such as 64,128,256; got '64'",

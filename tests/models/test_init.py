@@ -3,6 +3,7 @@
 import math
 from typing import Any, get_args
 
+import mup
 import pytest
 import torch
 from pydantic import ValidationError
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from trimaran.models.batch import Microbatch
 from trimaran.models.choices import Initialization
 from trimaran.models.config import TransformerConfig
-from trimaran.models.init import init_spec
+from trimaran.models.init import Role, init_spec
 from trimaran.models.parallel.group import Group, single
 from trimaran.models.parallel.parameter import LayerContext, info_of
 from trimaran.models.transformer import Stage, build_stages
@@ -147,6 +148,43 @@ def test_mup_is_the_plain_model_at_its_base_and_slower_in_wide_matrices() -> Non
     for name, parameter in build(shape_of("mup")).named_parameters():
         is_matrix = name.startswith("layers.") and parameter.ndim > 1
         assert info_of(parameter).init_spec.lr_scale == (0.25 if is_matrix else 1.0), name
+
+
+ROLES: dict[str, Role] = {
+    "embedding": "embedding", "position": "position", "query": "query", "key": "key", "value": "value",
+    "out": "attention_output", "up": "mlp_input", "down": "mlp_output", "head": "head",
+}  # fmt: skip
+
+
+def mup_peer(factor: int) -> torch.nn.ModuleDict:
+    """The weights of a model as Microsoft's mup is told of them, `factor` times as wide as its base."""
+    h, q, k, f = (size * factor for size in (48, 64, 32, 80))
+    linear = {"query": (h, q), "key": (h, k), "value": (h, k), "out": (q, h), "up": (h, f), "down": (f, h)}
+    layers = {name: torch.nn.Linear(*sizes, bias=False) for name, sizes in linear.items()}
+    tables = {"embedding": torch.nn.Embedding(V, h), "position": torch.nn.Embedding(S, h)}
+    return torch.nn.ModuleDict({**tables, **layers, "head": mup.MuReadout(h, V, bias=False)})
+
+
+def test_mup_gives_what_microsofts_mup_gives() -> None:
+    """Deviations, learning rates and the factor of the logits of every weight, four times as wide as the base."""
+    sizes = {"hidden_size": 192, "num_heads": 8, "num_kv_heads": 4, "head_dim": 32, "ffn_hidden_size": 320}
+    config = shape_of("mup", mup_base_width=48, **sizes)
+    peer = mup_peer(4)
+    mup.set_base_shapes(peer, mup_peer(1), delta=mup_peer(2))
+    optimizer = mup.MuAdamW(peer.parameters(), lr=1.0)
+    rates = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    torch.manual_seed(0)
+    for name, role in ROLES.items():
+        weight = peer.get_parameter(f"{name}.weight")
+        mup.init.normal_(weight, std=config.init_std)
+        ours = init_spec(config, role)
+        assert ours.lr_scale == rates[id(weight)], name
+        assert weight.std().item() == pytest.approx(ours.std, rel=5 / math.sqrt(2 * weight.numel())), name
+    head = peer["head"]
+    assert isinstance(head, mup.MuReadout)
+    assert config.logits_scale == head.output_mult / head.width_mult()
+    # attention by 1 / head_dim, the same as 1 / root where it is that of the base: here the heads grow in number
+    assert config.attention_scale == pytest.approx(32**-0.5)
 
 
 def test_mup_follows_from_the_base_unless_it_is_given() -> None:
