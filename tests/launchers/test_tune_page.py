@@ -30,8 +30,8 @@ def test_a_ladder_has_all_its_pictures_on_one_page(tmp_path: Path) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
         "The target", "Best rate of each rung", "Best batch of each rung", "The law of the rate",
-        "The law of the batch", "The law of the loss", "Trials by outcome", "History", "What mattered (fANOVA)", "Slices",
-        "Rate x batch", "Learning curves", "Trials",
+        "The law of the batch", "The law of the loss", "Trials by outcome", "History", "What mattered (fANOVA)",
+        "Slices", "Rate x batch", "Learning curves", "Trials",
     ]  # fmt: skip
     assert len(FIGURE.findall(page)) == 5 + 1 + 1 + 1 + 2 + 5 + 1
     assert "a &lt;b&gt;" in page

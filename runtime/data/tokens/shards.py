@@ -105,7 +105,7 @@ class ShardWriter:
 
     def append(self, path: Path) -> None:
         """Append the tokens of a file of the same dtype."""
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(READ_BYTES):
                 self.write(np.frombuffer(block, self._dtype))
 
