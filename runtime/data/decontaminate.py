@@ -5,15 +5,11 @@ of them, and an item of fewer words as a whole. The fields of an item are joined
 shared; the words themselves decide.
 """
 
-import csv
-import gzip
-import io
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,17 +23,17 @@ from trimaran.runtime.data.dedup.words import (
     hash_runs_of_lengths,
 )
 from trimaran.runtime.data.document import Counts, Document, Removal
-from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.permutation import Int64Array, UInt64Array
-from trimaran.runtime.files import MOST_BYTES, check_regular, parse_json, read_bytes
+from trimaran.runtime.data.records import read_records
+from trimaran.runtime.evaluate.datasets import read_item_texts
 
 NGRAM: Final = 13
-_READABLE: Final = ".jsonl, .csv, .parquet, or .gz of one"
 # Bits of the filter for each run: of the words of a text that are in no item, one in 16 is looked up for nothing.
 _FILTER_BITS_PER_RUN: Final = 16
 _BLANK_LINES = re.compile(r"(\n[ \t\r]*\n\s*)")
 _LINE_ENDS = re.compile(r"(\n\s*)")
+_Read = TypeVar("_Read")
 
 
 class Hit(NamedTuple):
@@ -62,63 +58,31 @@ def read_items(path: Path, fields: Sequence[str]) -> list[str]:
     A dot in a field's name leads into a nested record; a list stands for its elements, and null for nothing.
 
     Args:
-        path: .jsonl, .csv with a row of names, .parquet, or .gz of one.
+        path: .json, .jsonl, .csv with a row of names, .parquet, or .gz of one.
 
     Raises:
         DataError: the file can't be read, is of another kind, or a record has no such field.
     """
-    kind = next((kind for kind in _RECORDS if path.name.lower().removesuffix(".gz").endswith(kind)), "")
-    if not kind:
-        raise DataError(f"decontaminate.against: {path} is no evaluation set of a known kind; use {_READABLE}")
-    try:
-        records = list(_RECORDS[kind](_content(path)))
-    except FileNotFoundError as error:
-        raise DataError(f"decontaminate.against: there is no file {path}; name one that is there") from error
-    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"decontaminate.against: cannot read {path} as {kind}: {reason}; use {_READABLE}") from error
     return [
-        " ".join(text for name in fields for text in _texts(_field(record, name, f"{path}, record {number}")))
-        for number, record in enumerate(records, start=1)
+        " ".join(text for name in fields for text in _texts(_field(record, name, f"{path}, {place}")))
+        for place, record in _told(lambda: read_records(path))
     ]
 
 
-def _content(path: Path) -> bytes:
-    if not path.name.lower().endswith(".gz"):
-        return read_bytes(path)
-    with gzip.open(check_regular(path)) as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB, too much for an evaluation set")
-    return content
+def read_items_of_set(name: str, folder: Path) -> list[str]:
+    """Return the items of a set that evaluation knows by name: question and answers of each document.
+
+    Raises:
+        DataError: no file of the folder has it, or a record breaks a rule.
+    """
+    return _told(lambda: list(read_item_texts(name, folder)))
 
 
-def _json_records(content: bytes) -> Iterator[object]:
-    for number, line in enumerate(content.decode("utf-8-sig").split("\n"), start=1):
-        if line.strip():
-            try:
-                yield parse_json(line)
-            except ValueError as error:
-                raise ValueError(f"line {number} is not JSON ({error})") from error
-
-
-def _csv_records(content: bytes) -> Iterator[object]:
-    return csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-
-
-def _parquet_records(content: bytes) -> Iterator[object]:
-    require_extra("pyarrow")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _told(read: Callable[[], _Read]) -> _Read:
     try:
-        records: list[object] = pq.read_table(pa.BufferReader(content)).to_pylist()
-    except pa.ArrowException as error:
-        raise ValueError(str(error)) from error
-    return iter(records)
-
-
-_RECORDS: Final = {".jsonl": _json_records, ".csv": _csv_records, ".parquet": _parquet_records}
+        return read()
+    except DataError as error:
+        raise DataError(f"decontaminate.against: {error}") from error
 
 
 def _field(record: object, name: str, place: str) -> object:

@@ -276,9 +276,7 @@ class Library:
         best = ranked[min(ranked)]
         if len(best) > 1:
             names = " and ".join(str(paths[0]) for paths in best.values())
-            raise DataError(
-                f"{names} could both be the {split} split of {wanted.name}; leave one of them in the folder"
-            )
+            raise DataError(f"{names} could both be the {split} split of {wanted.name}; leave one of them there")
         return next(iter(best.values()))
 
     def _parts(self, path: Path) -> tuple[str, ...]:

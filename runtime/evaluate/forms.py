@@ -18,6 +18,8 @@ _BOOLQ: Final = re.compile(r"(?:Passage:\s)?(.*)\nQuestion:\s(.*?)\??\s*(?:\nAns
 _COPA: Final = re.compile(r"(.*?),?\s(because|therefore)\s*", re.DOTALL)
 _WSC: Final = re.compile(r'(?:Passage:\s)?(.*)\nQuestion:\s.*"\*(.+?)\*".*"\*(.+?)\*".*', re.DOTALL)
 _SENTENCE_END: Final = re.compile(r"""[.!?]["')\]]*\s+""")
+_NO_TEXT: Final = frozenset(("label", "answerKey", "span1_text", "span2_text", "mc1_targets", "activity_label"))
+"""Fields that are no question and no answer, or have those of another field."""
 _CONNECTORS: Final[Mapping[str, str]] = {"because": "cause", "therefore": "effect"}
 
 
@@ -287,19 +289,18 @@ READ: Final[Mapping[str, Callable[[Row], Document]]] = {
 
 
 def texts_of(name: str, document: Document) -> list[str]:
-    """Return question and answers of a document, as a page that has them would write them."""
-    if name in ("winogrande", "wsc273"):
-        text = document.get("sentence") or document["text"]
-        start = document["pronoun_loc"] if name == "wsc273" else text.index("_")
-        end = start + len(document.get("pronoun", "_"))
-        options = document.get("options") or [document["option1"], document["option2"]]
-        return [text[:start] + option + text[end:] for option in options]
-    found = []
+    """Return question and answers of a document, as a page that has them would write them; a blank is filled."""
+    if name == "winogrande":
+        return [document["sentence"].replace("_", document[f"option{document['answer']}"], 1)]
+    if name == "wsc273":
+        start, pronoun = document["pronoun_loc"], document["pronoun"]
+        filled = document["options"][document["label"]] if pronoun == "_" else pronoun
+        return [document["text"][:start] + filled + document["text"][start + len(pronoun) :]]
+    found: list[str] = []
     for key, value in document.items():
-        if key in ("label", "answerKey", "span1_text", "span2_text", "span2_index", "mc1_targets", "activity_label"):
+        if key in _NO_TEXT or (name == "copa" and key == "question") or isinstance(value, int):
             continue
         if isinstance(value, dict):
             value = value["text"] if "text" in value else value["choices"]
-        if not isinstance(value, int) and not (key == "question" and name == "copa"):
-            found += value if isinstance(value, list) else [value]
+        found += value if isinstance(value, list) else [value]
     return found

@@ -44,6 +44,8 @@ LATER = [
     "torch.distributed.elastic.rendezvous.dynamic_rendezvous",
     "torch.utils.tensorboard",
 ]
+# pyarrow, which lm-eval brings, starts a thread when it is imported, and a fork would lose it.
+STARTING_THREADS = ("trimaran.runtime.evaluate.harness", "trimaran.runtime.evaluate.tasks.offline")
 # Imported before the first command that needs it.
 HUGGING_FACE = [
     "transformers",
@@ -324,7 +326,8 @@ def _serve_command(connection: socket.socket, command: int) -> NoReturn:
 def _our_modules() -> list[str]:
     packages = [importlib.import_module(f"trimaran.{room}") for room in ("launchers", "runtime")]
     found = [module for each in packages for module in pkgutil.walk_packages(each.__path__, f"{each.__name__}.")]
-    return [module.name for module in found if not module.name.endswith("__main__")]
+    names = [module.name for module in found if not module.name.endswith("__main__")]
+    return [name for name in names if name not in STARTING_THREADS]
 
 
 def shorten_ends() -> None:

@@ -13,9 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trimaran.runtime.data.decontaminate import Decontaminate, EvaluationSets, Hit, read_items
+from tests.runtime import evaluation_files
+from trimaran.runtime.data.decontaminate import Decontaminate, EvaluationSets, Hit, read_items, read_items_of_set
 from trimaran.runtime.data.document import Counts, Document, Removal
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.recipe.steps import evaluation_sets
+from trimaran.runtime.spec.sections.dedup import DecontaminateSection
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 QUESTION = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many?"
@@ -161,10 +164,10 @@ def test_sets_of_every_format_give_the_same_items(tmp_path: Path) -> None:
             "a.jsonl",
             b'{"q": "x"}\n{"p": 1}',
             ["q"],
-            r"a.jsonl, record 2 has no field 'q'; name those of its text \(p\)",
+            r"a.jsonl, line 2 has no field 'q'; name those of its text \(p\)",
         ),
         ("a.jsonl", b'{"q": "x"}\n{', ["q"], "a.jsonl as .jsonl: line 2 is not JSON"),
-        ("a.jsonl", b'["x"]', ["q"], "record 1 has no field 'q'"),
+        ("a.jsonl", b'["x"]', ["q"], "line 1 has no field 'q'"),
         ("a.jsonl", b'{"q": "\xff"}', ["q"], "a.jsonl as .jsonl: .*codec can't decode"),
         ("a.csv", b"q\nx\n", ["r"], "has no field 'r'"),
         ("a.csv", b'q\n"x', ["q"], "a.csv as .csv: unexpected end"),
@@ -185,6 +188,24 @@ def test_a_set_that_is_none_is_a_sentence(
 def test_a_set_that_is_missing_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no file .*none\.jsonl; name one that is there"):
         read_items(tmp_path / "none.jsonl", ["q"])
+
+
+def test_a_set_that_evaluation_knows_is_found_by_its_name(tmp_path: Path) -> None:
+    """Question and answers of each document are an item, also where the file is flat."""
+    evaluation_files.write_sets(tmp_path)
+    section = DecontaminateSection.model_validate(
+        {"against": [{"set": name, "file": str(tmp_path)} for name in ("gsm8k", "winogrande", "mmlu")]}
+    )
+    sets = evaluation_sets(section)
+    assert sets.names == tuple(f"{name} of {tmp_path}" for name in ("gsm8k", "winogrande", "mmlu"))
+    assert np.diff(sets.bounds).tolist() == [12, 12, 12]
+    schema = evaluation_files.documents("winogrande")[0][4]
+    text = schema["sentence"].replace("_", schema[f"option{schema['answer']}"])
+    step, document = Decontaminate(sets), Document("web#1", f"She said: {text} It is so.")
+    assert step(document, Counter()) is not None
+    assert {(hit.set, hit.item) for hit in step.hits} == {(sets.names[1], 5)}
+    with pytest.raises(DataError, match=r"decontaminate.against: the validation split of boolq is missing"):
+        read_items_of_set("boolq", tmp_path / "gsm8k")
 
 
 REAL = {

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.presets import PRESETS
+from trimaran.runtime.evaluate.datasets import SETS
 from trimaran.runtime.spec import (
     ModelSection,
     RunSpec,
@@ -580,6 +581,24 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"data.corpora": WEB, "data.stages": [{"tokens": 5, "weights": {"web": 1}}]},
         ("data.stages[0].tokens: the first stage must begin at 0 tokens, got 5; set it to 0, or put a stage before it"),
+    ),
+    (
+        {"data.decontaminate": {"against": [{"file": "sets", "set": "gsm8"}]}},
+        "data.decontaminate.against[0].set: gsm8 is no set that is known by name; did you mean gsm8k?",
+    ),
+    (
+        {"data.decontaminate": {"against": [{"file": "sets", "set": "gsm8k", "fields": ["question"]}]}},
+        (
+            "data.decontaminate.against[0].fields: the fields of gsm8k are known; take the fields out: file is then "
+            "the folder that has the set's files"
+        ),
+    ),
+    (
+        {"data.decontaminate": {"against": [{"file": "sets/a.jsonl"}]}},
+        (
+            "data.decontaminate.against[0].fields: a file needs the fields that make an item; name its fields, such as "
+            f"[question, answer], or name a known set ({', '.join(SETS)}) in set"
+        ),
     ),
     (
         {"data.corpora": WEB, "data.stages": [{"tokens": each, "weights": {"web": 1}} for each in (0, 9, 8)]},

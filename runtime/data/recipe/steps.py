@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trimaran.runtime.data.clean.steps import clean_steps
-from trimaran.runtime.data.decontaminate import Decontaminate, EvaluationSets, read_items
+from trimaran.runtime.data.decontaminate import Decontaminate, EvaluationSets, read_items, read_items_of_set
 from trimaran.runtime.data.document import TOKENS, Document, Loss, Removal, Step
 from trimaran.runtime.data.engine.parts import PartWriter, Removed, read_kept
 from trimaran.runtime.data.engine.task import PIECE
@@ -57,7 +57,12 @@ def decontaminate_kept(
 
 def evaluation_sets(section: DecontaminateSection) -> EvaluationSets:
     """Return the runs of words of the sets that a section names."""
-    sets = {each.file: read_items(Path(each.file), each.fields) for each in section.against}
+    sets = {}
+    for each in section.against:
+        if each.set is None:
+            sets[each.file] = read_items(Path(each.file), each.fields)
+        else:
+            sets[f"{each.set} of {each.file}"] = read_items_of_set(each.set, Path(each.file))
     return EvaluationSets.of_items(sets, section.ngram)
 
 

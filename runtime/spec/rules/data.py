@@ -7,6 +7,7 @@ from typing import Final
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import FieldError
+from trimaran.runtime.evaluate.datasets import SETS
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.rules.table import Rules
 from trimaran.runtime.spec.sections import DataSection
@@ -63,3 +64,20 @@ def _stages_follow_each_other(spec: RunFields, shape: TransformerConfig) -> Iter
             rule = f"tokens ({stage.tokens}) must be above those of the stage before ({before.tokens})"
             fix = f"put the stages in order, or set it to {before.tokens + 1} or more"
             yield FieldError(f"data.stages[{number}].tokens", rule, stage.tokens, fix)
+
+
+@RULES.needs("data.decontaminate.against[N].set", "data.decontaminate.against[N].fields")
+def _evaluation_sets(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    section = spec.data.decontaminate
+    for number, each in enumerate(section.against if section is not None else ()):
+        path = f"data.decontaminate.against[{number}]"
+        if each.set is None and not each.fields:
+            fix = f"name its fields, such as [question, answer], or name a known set ({', '.join(SETS)}) in set"
+            yield FieldError(f"{path}.fields", "a file needs the fields that make an item", [], fix)
+        elif each.set is not None and each.set not in SETS:
+            near = difflib.get_close_matches(each.set, SETS, n=1)
+            fix = f"did you mean {near[0]}?" if near else f"take one of {', '.join(SETS)}, or write file and fields"
+            yield FieldError(f"{path}.set", f"{each.set} is no set that is known by name", each.set, fix)
+        elif each.set is not None and each.fields:
+            fix = "take the fields out: file is then the folder that has the set's files"
+            yield FieldError(f"{path}.fields", f"the fields of {each.set} are known", each.fields, fix)

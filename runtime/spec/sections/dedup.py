@@ -84,9 +84,16 @@ class EvaluationFile(BaseModel):
 
     model_config = SECTION_CONFIG
 
-    file: FilePath = Field(description="File of the set: .jsonl, .csv, .parquet, or .gz of one.")
-    fields: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=100)] = Field(
-        description="Fields that make an item, in this order; a dot leads into a nested record."
+    file: FilePath = Field(
+        description="File of the set: .json, .jsonl, .csv, .parquet, or .gz of one; of a known set the folder."
+    )
+    fields: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=100)] = Field(
+        default=[],
+        description="Fields that make an item, in this order; a dot leads into a nested record. A known set has none.",
+    )
+    set: str | None = Field(
+        default=None,
+        description="Name of a set that evaluation knows, such as gsm8k, whose files are in the folder (null: none).",
     )
 
 
