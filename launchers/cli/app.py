@@ -4,6 +4,7 @@ import typer
 
 from trimaran.launchers.cli.check import check, schema
 from trimaran.launchers.cli.convert import export, import_
+from trimaran.launchers.cli.evaluate import evaluate
 from trimaran.launchers.cli.generate import generate
 from trimaran.launchers.cli.jobs import cancel, logs, status
 from trimaran.launchers.cli.mup_check import coordinate_check
@@ -16,6 +17,7 @@ from trimaran.launchers.cli.tune import tune
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command()(generate)
+app.command()(evaluate)
 app.command()(models)
 app.command()(coordinate_check)
 app.command()(status)

@@ -57,8 +57,8 @@ def _score_table(scores: Sequence[Score]) -> str:
             "\N{NO-BREAK SPACE}" * 4 * score.depth + score.alias.strip(" -"),
             _shots(score),
             score.metric + ("" if score.filter == "none" else f" ({score.filter})"),
-            _number(score.value),
-            "" if score.stderr is None else f"± {_number(score.stderr)}",
+            number_text(score.value),
+            "" if score.stderr is None else f"± {number_text(score.stderr)}",
             "" if score.stderr is None else _range(score.value, score.stderr),
             "" if score.documents is None else f"{score.documents:,}",
         )
@@ -89,8 +89,8 @@ def _comparison(found: Comparison) -> str:
         (
             row.task,
             row.metric + ("" if row.filter == "none" else f" ({row.filter})"),
-            _number(row.first),
-            _number(row.other),
+            number_text(row.first),
+            number_text(row.other),
             f"{row.difference:+.4g}",
             interval_text(row),
             row.verdict,
@@ -174,12 +174,13 @@ def _shots(score: Score) -> str:
     return "" if score.num_fewshot is None else str(score.num_fewshot)
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """Return a figure in a few digits."""
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.6g}"
 
 
 def _range(value: float, stderr: float) -> str:
-    return f"{_number(value - _WIDTH * stderr)} to {_number(value + _WIDTH * stderr)}"
+    return f"{number_text(value - _WIDTH * stderr)} to {number_text(value + _WIDTH * stderr)}"
 
 
 def _value(value: object) -> str:

@@ -17,11 +17,12 @@ from trimaran.launchers.rendezvous.fingerprint import check_same_everywhere, fac
 from trimaran.launchers.rendezvous.mpi import MPIWorld
 from trimaran.launchers.rendezvous.store import Rendezvous, join_rendezvous, single_process
 from trimaran.launchers.worker.device import Resources, check_resources, choose_device, resources_of, threads_of_rank
+from trimaran.launchers.worker.evaluate import run_evaluate
 from trimaran.launchers.worker.failure_relay import FailureRelay, this_process
 from trimaran.launchers.worker.generate import run_generate
 from trimaran.launchers.worker.process import Rank
 from trimaran.launchers.worker.process_group import join_world, leave_world
-from trimaran.launchers.worker.tasks import SpecFile, Task, TaskFile, TrainTask, read_task
+from trimaran.launchers.worker.tasks import GenerateTask, SpecFile, Task, TaskFile, TrainTask, read_task
 from trimaran.runtime.data.prepare import open_prepared
 from trimaran.runtime.files import write_text
 from trimaran.runtime.mesh import Mesh
@@ -80,8 +81,10 @@ def run_task(rank: Rank, connection: Connection) -> int:
     task, spec, mesh, device = connection.task, connection.spec, connection.mesh, connection.device
     if isinstance(task, TrainTask):
         exit_code = _train(rank, task, spec, mesh, device)
-    else:
+    elif isinstance(task, GenerateTask):
         exit_code = run_generate(task, spec, mesh, device)
+    else:
+        exit_code = run_evaluate(task, spec, mesh, device, connection.rendezvous.store)
     leave_world(mesh, rank.relay)
     if connection.report_folder is not None:
         store = connection.rendezvous.store

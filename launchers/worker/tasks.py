@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from trimaran.runtime.evaluate.options import EvaluationOptions
 from trimaran.runtime.files import read_json
 from trimaran.runtime.infer.sampling_params import SamplingParams
 
@@ -54,7 +55,26 @@ class GenerateTask(BaseModel):
     as_json: bool
 
 
-Task = TrainTask | GenerateTask
+class EvaluateTask(BaseModel):
+    """Evaluate a model; `spec` has the layout of the ranks.
+
+    Args:
+        model: a checkpoint folder, or the folder of a Hugging Face model.
+        name: the run or the model's folder, as the user has named it.
+        folder: where the results and the journal are written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["evaluate"] = "evaluate"
+    spec: Path
+    model: Path
+    name: Path
+    folder: Path
+    options: EvaluationOptions
+
+
+Task = TrainTask | GenerateTask | EvaluateTask
+_KINDS: Final[dict[str, type[Task]]] = {"train": TrainTask, "generate": GenerateTask, "evaluate": EvaluateTask}
 
 
 def read_task(path: Path) -> Task:
@@ -63,7 +83,7 @@ def read_task(path: Path) -> Task:
         raw = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is no whole task file ({error}); start the run anew") from error
-    return TrainTask.model_validate(raw) if raw["kind"] == "train" else GenerateTask.model_validate(raw)
+    return _KINDS[raw["kind"]].model_validate(raw)
 
 
 @dataclass(frozen=True)

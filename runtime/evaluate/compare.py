@@ -21,8 +21,8 @@ from trimaran.runtime.evaluate.bootstrap import (
     resampled,
     transformed,
 )
-from trimaran.runtime.evaluate.results import Evaluation
-from trimaran.runtime.evaluate.text import OF_TOKENS, TEXT
+from trimaran.runtime.evaluate.results import TEXT, Evaluation
+from trimaran.runtime.evaluate.text import OF_TOKENS
 
 Figure = tuple[str, str, str]
 """Task or group, metric, and filter."""
@@ -108,7 +108,10 @@ def compare(first: Evaluation, other: Evaluation, *, seed: int = 0, resamples: i
         notes += _add_group(figure, members, first, other, found)
     order = {name: number for number, name in enumerate(first.results["results"])}
     rows = sorted((row for row, _ in found.values()), key=lambda row: order.get(row.task, len(order)))
-    return Comparison(first.name, other.name, rows, notes)
+    names = [each.name for each in (first, other)]
+    if names[0] == names[1]:
+        names = [f"{each.results['checkpoint']['model']}, {each.name}" for each in (first, other)]
+    return Comparison(names[0], names[1], rows, notes)
 
 
 def _notes(first: Evaluation, other: Evaluation) -> list[str]:

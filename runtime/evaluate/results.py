@@ -19,8 +19,12 @@ from typing import Any, Final
 from trimaran.runtime.files import parse_json, read_bytes, read_json, write_text
 
 RESULTS, SAMPLES, REPORT = "results.json", "samples.jsonl", "report.html"
+JOURNAL: Final = "answers.jsonl"
+"""The journal of an evaluation under way; it goes when the command has ended well."""
 FOLDER: Final = "evaluations"
 """Folder of a run that holds a folder for each evaluation."""
+TEXT: Final = "text"
+"""The name of `--text` among the tasks of an evaluation."""
 _MOST_BYTES: Final = 8 << 30
 _MOST_NAME: Final = 100
 _LARGE: Final = ("arguments", "resps")  # prompts: of MMLU with five examples 170 MB

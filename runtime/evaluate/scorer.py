@@ -179,7 +179,7 @@ class Scorer:
             looked = 0.0
             look()
         if collected.failed is not None:
-            raise NotFiniteError(collected.failed)
+            raise collected.failed
         if board is not None:
             while board.count(call.name("left"), 0) < self._engine.mesh.world_size - 1:
                 time.sleep(_POLL_S / 10)
@@ -195,14 +195,14 @@ class _Collected:
 
     Attributes:
         missing: jobs that are not answered yet.
-        failed: a sentence about the first request whose logits are not finite.
+        failed: the error about the first request whose logits are not finite.
     """
 
     def __init__(self, parts: Sequence[Sequence[int]], done: Callable[[int, Any], None]) -> None:
         self._parts, self._done = parts, done
         self._answers: dict[int, Any] = {}
         self._unanswered = {job: len(part) for job, part in enumerate(parts)}
-        self.failed: str | None = None
+        self.failed: NotFiniteError | None = None
 
     @property
     def missing(self) -> set[int]:
@@ -223,9 +223,10 @@ class _Collected:
             return False
         if self.failed is not None:
             return False
-        self.failed = (
+        self.failed = NotFiniteError(
             f"the model's logits for request {request + 1} of {sum(map(len, self._parts))} are not finite; the "
-            "weights hold infinite values or NaN, or precision.dtype is too narrow for them"
+            "weights hold infinite values or NaN, or precision.dtype is too narrow for them",
+            request,
         )
         return True
 

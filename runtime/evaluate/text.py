@@ -2,7 +2,7 @@
 
 A window predicts each of its tokens from those before it in the window. The first begins with a prefix token
 (begin-of-text, or end-of-text where there is none); each further one begins `stride` tokens later and predicts only
-what no window before it has predicted. No torch.
+what no window before it has predicted.
 """
 
 import bz2
@@ -22,9 +22,12 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import counted
 from trimaran.runtime.data.corpus import check_is_text, check_nul
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.evaluate.answers import Answers
 from trimaran.runtime.evaluate.bootstrap import standard_error
-from trimaran.runtime.evaluate.requests import Likelihood, ScorerProtocol
+from trimaran.runtime.evaluate.requests import Likelihood, LikelihoodScore, ScorerProtocol
+from trimaran.runtime.evaluate.results import TEXT
 from trimaran.runtime.files import parse_json, read_bytes
+from trimaran.runtime.infer.sample_group import NotFiniteError
 
 _MOST_BYTES: Final = 4 << 30
 _UNPACK: Final[dict[str, Callable[[bytes], bytes]]] = {
@@ -32,8 +35,6 @@ _UNPACK: Final[dict[str, Callable[[bytes], bytes]]] = {
     ".bz2": bz2.decompress,
     ".xz": lzma.decompress,
 }
-TEXT: Final = "text"
-"""The name of `--text` among the tasks of an evaluation; and the field of a text in a .jsonl file."""
 _COUNTS: Final = {
     "nats_per_token": "tokens",
     "token_perplexity": "tokens",
@@ -58,6 +59,11 @@ class TextDocument:
 
     name: str
     text: str
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -212,6 +218,8 @@ def score_texts(
     prefix: int,
     max_seq_len: int,
     stride: int | None = None,
+    answers: Answers | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[TextCounts]:
     """Return what each document costs the model of `scorer`.
 
@@ -219,12 +227,18 @@ def score_texts(
         texts: documents with their tokens.
         prefix: token before the first of each.
         stride: as for `rolling_windows`.
+        answers: the journal of windows that are scored already.
+        progress: called with (windows scored, of how many).
+
+    Raises:
+        NotFiniteError: the logits of a window are not finite; names the document.
     """
     windows = [list(rolling_windows(tokens, prefix, max_seq_len, stride)) for _, tokens in texts]
-    scores = iter(scorer.likelihoods([window for each in windows for window in each]))
+    names = [document.name for (document, _), each in zip(texts, windows, strict=True) for _ in each]
+    scores = iter(_scores([window for each in windows for window in each], names, scorer, answers, progress))
     return [
         TextCounts(
-            -math.fsum(score.log_likelihood for score in islice(scores, len(each))),
+            -math.fsum(islice(scores, len(each))),
             len(tokens),
             len(re.split(r"\s+", document.text)),
             len(document.text.encode()),
@@ -232,6 +246,41 @@ def score_texts(
         )
         for (document, tokens), each in zip(texts, windows, strict=True)
     ]
+
+
+def _scores(
+    windows: Sequence[Likelihood],
+    names: Sequence[str],
+    scorer: ScorerProtocol,
+    answers: Answers | None,
+    progress: Callable[[int, int], None],
+) -> list[float]:
+    """Return the log-likelihood of each window; those in the journal are not asked again."""
+    journal = Answers(None, "") if answers is None else answers
+    keys = [journal.key(window) for window in windows]
+    asked = [number for number, key in enumerate(keys) if journal.get(key) is None]
+    done = len(windows) - len(asked)
+
+    def take(number: int, score: LikelihoodScore) -> None:
+        nonlocal done
+        journal.put(keys[asked[number]], score)
+        done += 1
+        progress(done, len(windows))
+
+    try:
+        scorer.likelihoods([windows[number] for number in asked], take)
+    except NotFiniteError as error:
+        name = names[asked[error.request]] if error.request is not None else "a text"
+        raise NotFiniteError(
+            f"{name}: the logits are infinite or NaN, so its perplexity would mean nothing; take an earlier checkpoint "
+            "of the run, from before it diverged"
+        ) from error
+    finally:
+        journal.write()
+    found = [journal.get(key) for key in keys]
+    scores = [score.log_likelihood for score in found if isinstance(score, LikelihoodScore)]
+    assert len(scores) == len(windows), "the scorer tells every score as it arrives"
+    return scores
 
 
 def text_results(
@@ -246,7 +295,7 @@ def text_results(
             "target": "",
             "filter": "none",
             "metrics": list(_COUNTS),
-            **dict.fromkeys(("doc_hash", "target_hash"), hashlib.sha256(document.text.encode()).hexdigest()),
+            **dict.fromkeys(("doc_hash", "target_hash"), document.digest),
             "prompt_hash": "",
             **{name: [-each.nats, getattr(each, count)] for name, count in _COUNTS.items()},
         }

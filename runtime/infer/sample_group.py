@@ -31,7 +31,15 @@ _DRAWS = 64  # new tokens for which random numbers are drawn at once
 
 
 class NotFiniteError(ValueError):
-    """The weights, or the logits computed from them, hold infinite values or NaN."""
+    """The weights, or the logits computed from them, hold infinite values or NaN.
+
+    Args:
+        request: which of several requests has the logits, counted from 0.
+    """
+
+    def __init__(self, message: str = "", request: int | None = None) -> None:
+        super().__init__(message)
+        self.request = request
 
 
 @dataclass

@@ -46,10 +46,11 @@ class Bigrams:
         self, requests: Sequence[Likelihood], done: Callable[[int, LikelihoodScore], None] = ignore
     ) -> list[LikelihoodScore]:
         found = []
-        for request in requests:
+        for number, request in enumerate(requests):
             whole = (*request.context, *request.continuation)[len(request.context) - 1 :]
             each = [self.log_probability(a, b) for a, b in itertools.pairwise(whole)]
             found.append(LikelihoodScore(sum(each), False))
+            done(number, found[-1])
         return found
 
     def continuations(self, requests: Sequence[object], done: Callable[[int, str], None] = ignore) -> list[str]:

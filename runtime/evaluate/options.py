@@ -1,0 +1,69 @@
+"""What is asked of an evaluation, as a record. Imports no torch."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from trimaran.runtime.evaluate.results import TEXT, evaluation_name
+
+SEED = 1234
+"""Of the draw of few-shot examples in lm-eval."""
+
+
+class EvaluationOptions(BaseModel):
+    """What is evaluated, and how.
+
+    Args:
+        texts: files whose perplexity is measured, with windows that are `stride` tokens apart (None: disjoint).
+        tasks: names, groups and files of own tasks; all that follows is theirs.
+        data: folder of their data, None for the cache of lm-eval's own.
+        limit: most documents of a task, below 1 their share.
+        num_fewshot: examples before each question, None for as many as the task says.
+        batch_size: requests that are computed at once, None to fill the memory.
+        chat: whether prompts are turns of a conversation, by the chat template.
+        generation: settings of generation in the place of a task's own.
+        keep_prompts: whether samples.jsonl holds the prompts too.
+        seed: of few-shot examples, and of draws where a task asks for sampling.
+        allow_code: whether a file of a task may name functions to run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    texts: tuple[Path, ...] = ()
+    stride: int | None = None
+    tasks: tuple[str, ...] = ()
+    data: Path | None = None
+    limit: int | float | None = None
+    num_fewshot: int | None = None
+    batch_size: int | None = None
+    chat: bool = False
+    system: str | None = None
+    generation: dict[str, Any] = {}
+    keep_prompts: bool = False
+    seed: int = SEED
+    allow_code: bool = False
+
+    def name(self, step: int | None) -> str:
+        """Return the name of the folder of the evaluation of a checkpoint's step."""
+        chosen = {
+            "limit": None if self.limit is None else f"{self.limit:g}",
+            "num_fewshot": self.num_fewshot,
+            "stride": self.stride,
+            "chat": self.chat,
+        }
+        return evaluation_name([*([TEXT] if self.texts else []), *self.tasks], step, chosen)
+
+    def config(self) -> dict[str, Any]:
+        """Return the options as lm-eval's `config` has them."""
+        return {
+            "batch_size": "auto" if self.batch_size is None else self.batch_size,
+            "limit": self.limit,
+            "num_fewshot": self.num_fewshot,
+            "gen_kwargs": self.generation or None,
+            "fewshot_seed": self.seed,
+            "apply_chat_template": self.chat,
+            "system_instruction": self.system,
+            "fewshot_as_multiturn": self.chat,
+            "texts": [str(each) for each in self.texts],
+            "data": None if self.data is None else str(self.data),
+        }

@@ -1,0 +1,237 @@
+"""`trimaran evaluate` on small runs: what it prints and writes, at any layout, interrupted, and to what it says no."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from typer.testing import CliRunner
+
+from tests.launchers.runs import text_of, trimaran
+from tests.launchers.test_report import Outline
+from tests.runtime.evaluation_files import write_sets
+from trimaran.launchers.cli.app import app
+from trimaran.launchers.rendezvous.store import single_process
+from trimaran.launchers.worker.process_group import join_world
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
+from trimaran.runtime.evaluate.requests import Likelihood, LikelihoodScore
+from trimaran.runtime.evaluate.results import read_evaluation
+from trimaran.runtime.evaluate.scorer import Scorer
+from trimaran.runtime.spec import dump_spec, parse_spec
+from trimaran.runtime.train.state import TrainState, save_state
+from trimaran.runtime.train.train_context import build_train_context
+
+CONTEXT = 128
+
+
+def make_run(folder: Path, steps: Sequence[int] = (10, 20)) -> Path:
+    """Write a run folder whose checkpoints have different random weights."""
+    tokenizer = Tokenizer.train([text_of(300)], 300)
+    spec = parse_spec(
+        {
+            "model": {
+                "num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24,
+                "vocab_size": tokenizer.vocab_size, "max_seq_len": CONTEXT, "init_std": 0.3,
+            },
+            "data": {"tokenizer_vocab_size": 300},
+            "optimizer": {"lr": 1e-3},
+            "train": {
+                "num_steps": 20, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": CONTEXT,
+                "output_dir": str(folder),
+            },
+            "launcher": {"timeout_s": 60},
+        }
+    )  # fmt: skip
+    mesh = join_world(spec, torch.device("cpu"), single_process())
+    context = build_train_context(spec, mesh, torch.device("cpu"))
+    for step in steps:
+        for stage in context.stages.values():
+            for parameter in stage.parameters():
+                parameter.data.add_(torch.sin(torch.arange(parameter.numel()) + step).view_as(parameter), alpha=0.1)
+        save_state(context, TrainState(step=step, tokens_seen=1000 * step))
+    mesh.close()
+    dist.destroy_process_group()
+    (folder / "spec.yaml").write_text(dump_spec(spec))
+    tokenizer.save(folder / "tokenizer.json")
+    return folder
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended in this process."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, evaluation sets and two texts."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    make_run(folder / "run")
+    write_sets(folder / "sets")
+    (folder / "a.txt").write_text(text_of(40))
+    (folder / "b.txt").write_text(text_of(60)[::-1])
+    return folder
+
+
+@pytest.fixture
+def evaluate(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
+    monkeypatch.setattr("trimaran.launchers.worker.run.threads_of_rank", lambda spec, found, rank: 1)
+    monkeypatch.chdir(place)
+
+    def call(*options: str) -> Answer:
+        threads = torch.get_num_threads()
+        try:
+            result = CliRunner().invoke(app, ["evaluate", *options], catch_exceptions=False)
+        finally:
+            torch.set_num_threads(threads)
+            if dist.is_initialized():  # an error left it, and would have ended a process of its own
+                dist.destroy_process_group()
+        return Answer(result.exit_code, result.stdout, result.stderr)
+
+    return call
+
+
+def metrics(folder: Path) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, Any]] = json.loads((folder / "results.json").read_text())["results"]
+    return {task: {name: value for name, value in row.items() if "," in name} for task, row in found.items()}
+
+
+def test_texts_and_tasks_are_shown_and_written(place: Path, evaluate: Callable[..., Answer]) -> None:
+    tasks = ("--tasks", "arc_easy,gsm8k", "--data", "sets", "--limit", "5", "--gen", "max_gen_toks=4", "--samples")
+    found = evaluate("run", "--text", "a.txt", "--text", "b.txt", *tasks, "--num-fewshot", "0")
+    assert found.code == 0, found.err
+    for words in ("arc_easy", "acc_norm ↑", "bits_per_byte ↓", "exact_match", "--limit 5: 10 of 24 documents"):
+        assert words in found.out, words
+    folder = place / "run" / "evaluations" / "text+arc_easy+gsm8k-limit-5-num-fewshot-0-step-20"
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "results.json", "samples.jsonl"]
+    again = read_evaluation(folder)
+    assert again.results["layout"] == {"tp": 1, "pp": 1, "dp": 1}
+    assert again.results["checkpoint"] == {"model": "run", "step": 20, "tokens_seen": 20000}
+    assert again.results["hashes"].keys() == {"weights", "tokenizer", "tasks", "data", "texts", "samples"}
+    assert {"trimaran", "torch", "lm_eval"} <= again.results["software"].keys()
+    assert {task: len(samples) for task, samples in again.samples.items()} == {"text": 2, "arc_easy": 5, "gsm8k": 10}
+    assert "arguments" in again.samples["arc_easy"][0]
+    page = Outline((folder / "report.html").read_text())
+    assert page.open == []
+    assert all(link.startswith("#") for link in page.links)
+    for words in ("Evaluation of run step 20", "--limit 5", "95% interval", "bits_per_character"):
+        assert words in page.text
+
+
+def test_every_layout_and_batch_size_gives_the_same_scores(place: Path, evaluate: Callable[..., Answer]) -> None:
+    asked = ("run", "--text", "a.txt", "--text", "b.txt")
+    assert evaluate(*asked, "--output", "one").code == 0
+    assert evaluate(*asked, "--output", "seven", "--batch-size", "7").code == 0
+    ranks = trimaran(place, "evaluate", *asked, "--output", "ranks", "--tp", "2", "--dp", "2")
+    assert ranks.code == 0, ranks.err
+    for name in ("seven", "ranks"):
+        assert metrics(place / name)["text"] == pytest.approx(metrics(place / "one")["text"], rel=1e-5)
+    assert read_evaluation(place / "ranks").results["layout"] == {"tp": 2, "pp": 1, "dp": 2}
+    assert "bits_per_byte" in ranks.out
+
+
+def test_several_models_are_compared_over_the_same_documents(place: Path, evaluate: Callable[..., Answer]) -> None:
+    other = "run/checkpoints/step-00000010"
+    found = evaluate("run", other, "--tasks", "arc_easy", "--data", "sets", "--output", "compared")
+    assert found.code == 0, found.err
+    assert "verdict" in found.out
+    assert "run step 20" in found.out
+    assert "step-00000010 step 10" in found.out
+    page = Outline((place / "compared" / "run-step-20" / "report.html").read_text())
+    assert "step-00000010 step 10 beside run step 20" in page.text
+    assert "bootstrap" in page.text
+
+
+def test_checkpoints_are_drawn_over_tokens(place: Path, evaluate: Callable[..., Answer]) -> None:
+    found = evaluate("run", "--text", "b.txt", "--checkpoints", "all", "--stride", "100")
+    assert found.code == 0, found.err
+    page = Outline((place / "run/evaluations/text-stride-100-step-20/report.html").read_text())
+    assert "Scores of the checkpoints" in page.text
+    assert "tokens" in page.text
+    folders = [place / "run" / "evaluations" / f"text-stride-100-step-{step}" for step in (10, 20)]
+    assert len({metrics(folder)["text"]["bits_per_byte,none"] for folder in folders}) == 2
+
+
+def test_an_interrupted_evaluation_goes_on(
+    place: Path, evaluate: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = Scorer.likelihoods
+
+    def interrupted(self: Scorer, requests: Sequence[Likelihood], done: Callable[[int, LikelihoodScore], None]) -> Any:
+        def take(number: int, score: LikelihoodScore) -> None:
+            done(number, score)
+            asked.append(number)
+            if len(asked) == 11:
+                raise KeyboardInterrupt
+
+        return real(self, requests, take)
+
+    monkeypatch.setattr(Scorer, "likelihoods", interrupted)
+    command = ("run", "--tasks", "piqa", "--data", "sets", "--output", "interrupted", "--batch-size", "1")
+    stopped = evaluate(*command)
+    assert stopped.code == 130
+    assert (
+        "stopped by SIGINT; 11 requests are answered in interrupted/answers.jsonl, and the same command" in stopped.err
+    )
+    assert not (place / "interrupted" / "results.json").exists()
+    assert evaluate(*command).code == 0
+    needed = len(asked)
+    assert not (place / "interrupted" / "answers.jsonl").exists()
+    assert evaluate(*command[:-4], "--output", "whole").code == 0
+    assert len(asked) == 2 * needed, "none is asked twice"
+    assert metrics(place / "interrupted") == metrics(place / "whole")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("run",), "nothing to evaluate: give --text FILE, or --tasks"),
+        (("run", "--text", "a.txt", "--limit", "3"), "--limit is for --tasks"),
+        (("run", "--tasks", "piqa", "--stride", "3"), "--stride is for --text"),
+        (("run", "--text", "a.txt", "--stride", "129"), "--stride (129) must be from 1 to the model's context of 128"),
+        (("run", "--text", "none.txt"), "none.txt: No such file"),
+        (("run", "--text", "a.txt", "--batch-size", "0"), "--batch-size (0) must be auto or a whole number"),
+        (("run", "--tasks", "piqa", "--data", "sets", "--gen", "x"), "--gen (x) must be NAME=VALUE"),
+        (("run", "--tasks", "arc_esay", "--data", "sets"), "arc_easy"),
+        (("run", "--tasks", "piqa", "--data", "none"), "none"),
+        (("run", "--tasks", "piqa", "--data", "sets", "--apply-chat-template"), "has no chat template"),
+        (("run", "--text", "a.txt", "--tp", "3"), "tp (3)"),
+        (("run", "--text", "a.txt", "--checkpoints", "15"), "no whole checkpoint of step 15; it has those of 10, 20"),
+        (("nowhere", "--text", "a.txt"), "nowhere"),
+        (("sets", "--text", "a.txt"), "no whole checkpoint"),
+        (("run", "run", "--text", "a.txt"), "run is given twice"),
+        (("run", "--text", "a.txt", "--output", "a.txt"), "--output a.txt can't be made, because a.txt is a file"),
+    ],
+)
+def test_wrong_options_are_a_sentence_before_weights_load(
+    evaluate: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.setattr("trimaran.launchers.worker.evaluate.load_stages", None)
+    found = evaluate(*options)
+    assert found.code == 2, found.err
+    assert words in found.err
+    assert found.out == ""
+    assert len(found.err.splitlines()) == 1 or "1 error in" in found.err
+
+
+def test_a_text_that_the_tokenizer_changes_and_weights_that_are_not_numbers(
+    place: Path, evaluate: Callable[..., Answer], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    inner = json.loads((run / "tokenizer.json").read_text())
+    (run / "tokenizer.json").write_text(json.dumps(inner | {"normalizer": {"type": "Lowercase"}}))
+    (tmp_path / "c.txt").write_text("many A words\nB")
+    found = evaluate(str(run), "--text", str(tmp_path / "c.txt"))
+    assert found.code == 0, found.err
+    assert "the tokenizer does not return this text as it is: 2 characters (2 bytes) of 14 differ" in found.err
+    assert "first at line 1, column 6" in found.err
