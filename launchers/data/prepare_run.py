@@ -78,6 +78,11 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     if same_tokenizer:
         copy_tokenizer_configs(spec, folder)
     data.tokenizer.keep_end_of_text(folder)
+    if spec.evaluation is not None:
+        from trimaran.runtime.infer.prompts import RunText
+        from trimaran.runtime.train.task_evaluation import prepare_tasks
+
+        prepare_tasks(spec.evaluation, RunText.open(folder), spec)
     task = folder / "logs" / "task.json"
     content = {"kind": "train", "spec": str((folder / "spec.yaml").resolve()), "data": str(data.folder.resolve())}
     write_text(task, json.dumps(content))

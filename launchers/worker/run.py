@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch._C._distributed_c10d import Store
 
 from trimaran.launchers.data.prepare_run import lock_run, prepare_run, try_to_report
 from trimaran.launchers.env.exit_codes import exit_code_after
@@ -80,7 +81,7 @@ def run_task(rank: Rank, connection: Connection) -> int:
     """Run the task, leave the process group and return the exit code, equal on all ranks. Every rank must call it."""
     task, spec, mesh, device = connection.task, connection.spec, connection.mesh, connection.device
     if isinstance(task, TrainTask):
-        exit_code = _train(rank, task, spec, mesh, device)
+        exit_code = _train(rank, task, spec, mesh, device, connection.rendezvous.store)
     elif isinstance(task, GenerateTask):
         exit_code = run_generate(task, spec, mesh, device)
     else:
@@ -176,7 +177,7 @@ def _join(
     return join_world(spec, device, rendezvous, placement), device
 
 
-def _train(rank: Rank, task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
+def _train(rank: Rank, task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch.device, store: Store) -> int:
     """Train; return the exit code, the same on every rank. Collective over the world."""
 
     def at_step(step: int, saves: bool) -> None:
@@ -185,7 +186,7 @@ def _train(rank: Rank, task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch
     # From here on a signal lets every rank finish the step and save: a rank that died of it at once would take the
     # others with it.
     with StopRequest() as stop:
-        state = train(spec, mesh, device, open_prepared(task.data), stop, at_step)
+        state = train(spec, mesh, device, open_prepared(task.data), stop, at_step, store)
     if state.step >= spec.train.num_steps:
         return 0
     # Slurm's signal may have reached only some of the ranks; all must exit with the code of the same signal.

@@ -3,11 +3,12 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
 import torch
+from torch._C._distributed_c10d import Store
 
 from trimaran.models.batch import Microbatch
 from trimaran.runtime.checkpoint.reshard import Checkpoint
@@ -35,6 +36,7 @@ from trimaran.runtime.train.state import (
     resume_path,
     save_state,
 )
+from trimaran.runtime.train.task_evaluation import TaskEvaluation
 from trimaran.runtime.train.timeline import record_timeline
 from trimaran.runtime.train.train_context import (
     StepResult,
@@ -58,6 +60,7 @@ def train(
     data: PreparedData,
     stop: StopRequest,
     at_step: Callable[[int, bool], None] = lambda step, saves: None,
+    store: Store | None = None,
 ) -> TrainState:
     """Train to spec.train.num_steps, or until any rank has a stop request; then save the state.
 
@@ -67,6 +70,7 @@ def train(
         stop: already installed: a signal lets every rank finish the step and save.
         at_step: called with a step's number, from 1, and whether it is saved now: at its start, and before and after
             a save.
+        store: of this start, for an evaluation of tasks by several ranks.
 
     Returns:
         The state at the end.
@@ -80,6 +84,7 @@ def train(
     state = TrainState(data=fingerprint(data)) if path is None else load_state(train_context, path)
     check_same_data(state, data)
     started_from = load_initial_weights(train_context) if path is None and spec.checkpoint.init_from else ""
+    tasks = TaskEvaluation(spec.evaluation, train_context, data, store) if spec.evaluation is not None else None
     with StepLog(spec, mesh, device, state, path, at_step) as log:
         log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")
         if train_context.optimizer.description:
@@ -93,7 +98,7 @@ def train(
             )
         if state.step < spec.train.num_steps:
             log.say(f"training begins at step {state.step + 1} of {spec.train.num_steps}")
-        return run_steps(train_context, state, loader, held_out, stop, log, data)
+        return run_steps(train_context, state, loader, held_out, stop, log, data, tasks)
 
 
 def run_steps(
@@ -104,6 +109,7 @@ def run_steps(
     stop: StopRequest,
     log: "StepLog",
     data: PreparedData,
+    tasks: TaskEvaluation | None = None,
 ) -> TrainState:
     """Train from `state` to the last step, or until the ranks agree to stop; return the state there.
 
@@ -122,6 +128,8 @@ def run_steps(
         log.step(state, result, lr)
         if held_out and (due(state.step, spec.train.eval_interval) or state.step == spec.train.num_steps):
             log.evaluation(state, evaluate(train_context, held_out))
+        if tasks is not None and tasks.is_due(state.step):
+            log.scores(state, tasks.scores(state.step, state.tokens_seen), tasks.told)
         if due(state.step, spec.checkpoint.interval) or state.step == spec.train.num_steps or stopped:
             log.at_step(state.step, True)
             save_state(train_context, state)
@@ -222,6 +230,10 @@ class StepLog:
     def evaluation(self, state: TrainState, held_out_loss: float) -> None:
         """Log an evaluation."""
         self._do(lambda metrics: metrics.log_evaluation(step=state.step, held_out_loss=held_out_loss))
+
+    def scores(self, state: TrainState, scores: Mapping[str, float | None], told: str) -> None:
+        """Log an evaluation of tasks; `told` belongs beside the scores."""
+        self._do(lambda metrics: metrics.log_scores(step=state.step, scores=scores, told=told))
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -35,6 +35,7 @@ _RENAMED_FIELDS = {"expert_balance": "load_balancing_loss"}  # old name -> name;
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # window of the median step time for the ETA: long enough to outlive one slow step, short enough to follow a change
 _RECENT_STEPS = 50
+_MOST_SCORES = 8  # on a line of the screen
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -173,13 +174,18 @@ class MetricsLogger:
         self._write({"step": step, "held_out_loss": held_out_loss, "held_out_perplexity": perplexity}, prefix="")
         self.say(f"step {step}/{self._num_steps}  held-out loss {held_out_loss:.4f}  perplexity {perplexity:.2f}")
 
-    def log_scores(self, *, step: int, scores: Mapping[str, float | None]) -> None:
+    def log_scores(self, *, step: int, scores: Mapping[str, float | None], told: str = "") -> None:
         """Write the row of an evaluation of tasks after ``step`` finished steps.
 
         Args:
             scores: TASK/METRIC -> figure.
+            told: what belongs beside the scores on the screen.
         """
         self._write({"step": step, **scores}, prefix="evaluation/")
+        shown = [(name, value) for name, value in scores.items() if value is not None and "_stderr" not in name]
+        parts = [f"{name} {value:.4f}" for name, value in shown[:_MOST_SCORES]]
+        further = f"  and {len(shown) - len(parts)} more in metrics.jsonl" if len(shown) > len(parts) else ""
+        self.say(f"step {step}/{self._num_steps}  " + "  ".join(parts) + further + told)
 
     def say(self, text: str) -> None:
         """Print one line of text above the live line.

@@ -1,0 +1,115 @@
+"""Tasks evaluated while a run trains: its curve is bit for bit that without them, their scores are a checkpoint's."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed.ranks import RankPool
+from tests.distributed.test_generate import ranks_of
+from tests.launchers.runs import text_of
+from tests.runtime.evaluation_files import write_sets
+from trimaran.runtime.data.prepare import prepare_data
+from trimaran.runtime.evaluate.answers import Answers
+from trimaran.runtime.evaluate.evaluation import evaluate
+from trimaran.runtime.evaluate.replica import Engine
+from trimaran.runtime.evaluate.results import Origin, score_row
+from trimaran.runtime.evaluate.scorer import Scorer
+from trimaran.runtime.evaluate.weights import load_stages, open_model
+from trimaran.runtime.mesh import lone_mesh
+from trimaran.runtime.spec import RunSpec, parse_spec
+from trimaran.runtime.train.loop import train
+from trimaran.runtime.train.metrics import Row, read_metrics
+from trimaran.runtime.train.signals import StopRequest
+from trimaran.runtime.train.task_evaluation import prepare_tasks
+from trimaran.runtime.train.train_context import build_mesh_of
+
+CPU = torch.device("cpu")
+TIMES = ("tokens_per_second", "step_time_ms")
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "pp2": {"parallel": {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"}},
+    "dp2-zero3": {"parallel": {"dp": 2}, "zero": {"stage": 3}},
+}
+
+
+def spec_of(folder: Path, layout: dict[str, Any], output: str, **sections: Any) -> RunSpec:
+    return parse_spec(
+        {
+            "model": {
+                "num_layers": 4, "hidden_size": 16, "num_heads": 2, "vocab_size": 300, "max_seq_len": 128,
+                "hidden_dropout": 0.1, "embedding_dropout": 0.1, "attention_dropout": 0.1,
+            },
+            "data": {
+                "source": [str(folder / "text.txt")], "cache_dir": str(folder / "cache"), "tokenizer_vocab_size": 300,
+            },
+            "optimizer": {"lr": 1e-2},
+            "precision": {"dtype": "float64"},
+            "kernels": {"deterministic": True},
+            "train": {
+                "num_steps": 4, "global_batch_size": 4, "micro_batch_size": 1, "seq_len": 32,
+                "output_dir": str(folder / output), "eval_interval": 2, "eval_batches": 1,
+            },
+            "logging": {"timeline": False, "tensorboard": False},
+            **layout,
+            **sections,
+        }
+    )  # fmt: skip
+
+
+def train_both(folder: Path, layout: dict[str, Any], name: str) -> None:
+    """On every rank: train the run once with tasks and once without."""
+    tasks = {"tasks": ["arc_easy"], "data": str(folder / "sets"), "interval": 2, "limit": 4}
+    for kind, sections in (("with", {"evaluation": tasks}), ("without", {})):
+        spec = spec_of(folder, layout, f"{name}-{kind}", **sections)
+        mesh, data = build_mesh_of(spec), prepare_data(spec)
+        if mesh.rank == 0:
+            Path(spec.train.output_dir).mkdir()
+            data.tokenizer.save(Path(spec.train.output_dir) / "tokenizer.json")
+        store = dist.distributed_c10d._get_default_store()  # type: ignore[attr-defined]
+        before = torch.get_rng_state()
+        with StopRequest() as stop:
+            train(spec, mesh, CPU, data, stop, store=store)
+        assert torch.equal(torch.get_rng_state(), before)
+        mesh.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "text.txt").write_text(text_of(300))
+    write_sets(folder / "sets")
+    prepare_data(spec_of(folder, {}, "any"))
+    return folder
+
+
+def rows_of(run: Path) -> list[Row]:
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_curve_stays_bit_for_bit_and_the_scores_are_the_checkpoints(
+    name: str, folder: Path, ranks: RankPool
+) -> None:
+    layout = LAYOUTS[name]
+    ranks.run(train_both, ranks_of(layout.get("parallel", {})), folder, layout, name)
+    rows = rows_of(folder / f"{name}-with")
+    scores = [row for row in rows if "arc_easy/acc" in row]
+    assert [row["step"] for row in scores] == [2, 4]
+    assert [row for row in rows if row not in scores] == rows_of(folder / f"{name}-without")
+    standalone = scores_of_checkpoint(folder, folder / f"{name}-with")
+    assert {name: value for name, value in scores[-1].items() if name != "step"} == pytest.approx(standalone, rel=1e-9)
+
+
+def scores_of_checkpoint(folder: Path, run: Path) -> dict[str, float | None]:
+    """The scores of the last checkpoint by one process."""
+    model = open_model(run)
+    spec = spec_of(folder, {}, "x", evaluation={"tasks": ["arc_easy"], "data": str(folder / "sets"), "limit": 4})
+    assert spec.evaluation is not None
+    mesh = lone_mesh()
+    with Scorer(Engine(load_stages(model.origin, model.spec, mesh, CPU), mesh, model.spec)) as scorer:
+        prepared = prepare_tasks(spec.evaluation, model.text, model.spec)
+        found = evaluate(prepared, scorer, Answers(None, ""), Origin("run", 4, 0, {}, {}, "float64", "cpu"))
+    return score_row(found.results)
