@@ -72,8 +72,9 @@ def processes_in(folder: Path) -> dict[str, list[int]]:
     for name in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):
             program = name.read_text().strip()
-            if program.startswith("trimaran-") and os.readlink(name.with_name("cwd")) == str(folder):
-                found["worker" if program == "trimaran-tune" else "rank"].append(int(name.parent.name))
+            kind = "worker" if program == "tune-worker" else "rank" if program.startswith("trimaran-") else ""
+            if kind and os.readlink(name.with_name("cwd")) == str(folder):
+                found[kind].append(int(name.parent.name))
     return found
 
 

@@ -44,7 +44,7 @@ def work(folder: Path, tuner: Holder | None = None) -> int:
     """
     parent = os.getppid()
     exit_with_parent(None if tuner is None else tuner.pid)
-    set_process_name("trimaran-tune")
+    set_process_name("tune-worker")
     log_to_terminal()
     study = Study(folder, os.environ, tuner)
     plan = Plan.of_study(study.read())
