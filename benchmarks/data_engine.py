@@ -4,6 +4,7 @@
     python benchmarks/data_engine.py pages PAGES.jsonl.gz [--rounds 3]
     python benchmarks/data_engine.py tokens PAGES.jsonl.gz [--rounds 3] [--vocab-size 32768]
     python benchmarks/data_engine.py corpus NEW_FOLDER --megabytes 300
+    python benchmarks/data_engine.py compare NEW_FOLDER --megabytes 10000
     python benchmarks/data_engine.py prepare SPEC --workers 1 2 --cache-dir NEW_FOLDER [--rounds 1]
 
 `pages`: HTML to text, Gopher's two filters and the MinHash signature of the same pages, by our steps and by datatrove's
@@ -14,6 +15,10 @@ must give the same ids. The tokenizer is trained on them.
 
 `corpus`: writes so much text into a folder, a fifth of it packed, and a spec with all stages beside it. A document is
 phrases of the text files of this machine in any order; one in eight is a copy, a near copy or quotes another.
+
+`compare`: the comparisons, which alone see keys of the whole corpus, on keys as a corpus of that size has them: 3 kB a
+document, 64 bytes a line, a tenth of the documents copies, a seventh near copies, a quarter of the lines repeated.
+Prints the peak of resident memory of a process for each.
 
 `prepare`: runs the command on nothing that was done before, and looks at all its processes ten times a second. Prints
 the seconds until the first task begins, until the recipe is done and until the end, the peak of every process's
@@ -36,20 +41,25 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from cpu_seconds import least_cpu_seconds
 
 from trimaran.runtime.data.clean.steps import clean_steps
 from trimaran.runtime.data.dedup import near
-from trimaran.runtime.data.dedup.arrays import save_arrays
+from trimaran.runtime.data.dedup.arrays import Arrays, SavedArrays, save_arrays
+from trimaran.runtime.data.dedup.copies import find_copies
+from trimaran.runtime.data.dedup.lines import find_line_repeats
 from trimaran.runtime.data.document import Document
 from trimaran.runtime.data.filters.gopher import GopherFilter
 from trimaran.runtime.data.filters.gopher_repetition import GopherRepetitionFilter
+from trimaran.runtime.data.permutation import UInt64Array, mix64
 from trimaran.runtime.data.tokens.fast_encode import FastEncoder, why_not
 from trimaran.runtime.spec.sections.clean import CleanSection
 from trimaran.runtime.spec.sections.filter import GopherRepetitionSettings, GopherSettings
 
 _EVERY = 8
 _LOOK_S = 0.1
+_PART = 16 << 20
 _REMEMBERED = 4096
 _PLAIN = re.compile(r"[A-Za-z' -]+")
 
@@ -201,6 +211,59 @@ def write_corpus(folder: Path, megabytes: int, phrases: Sequence[str]) -> None:
     (folder / "spec.yaml").write_text(_SPEC.format(folder=folder.resolve()), encoding="utf-8")
 
 
+def write_keys(folder: Path, megabytes: int) -> list[Path]:
+    """Write the keys of the parts of a corpus, of which some are those of other documents and lines."""
+    folder.mkdir(parents=True)
+    draw, paths = np.random.default_rng(megabytes), list[Path]()
+    documents, lines = _PART // 3000, _PART // 64
+
+    def some(count: int, of: int) -> UInt64Array:
+        return mix64(draw.integers(0, of, count).astype(np.uint64))
+
+    for number in range(megabytes * 1_000_000 // _PART):
+        keys = {"texts": some(2 * documents, 1 << 62).reshape(-1, 2), "lines": some(lines, 1 << 62)}
+        keys["texts"][::10] = some(len(keys["texts"][::10]), 1 << 17)[:, None]
+        keys["lines"][::4] = some(len(keys["lines"][::4]), 1 << 20)
+        near_keys = some(len(near.BAND_NAMES) * documents, 1 << 62).reshape(-1, documents)
+        near_keys[:20, ::7] = some(len(near_keys[0, ::7]), 1 << 17)
+        keys |= dict(zip(near.BAND_NAMES, near_keys, strict=True))
+        paths.append(folder / f"{number}.npz")
+        save_arrays(paths[-1], {**keys, "counts": np.full(documents, lines // documents)}, {})
+    return paths
+
+
+def measure_comparisons(folder: Path, megabytes: int) -> dict[str, float]:
+    """Print and return the MiB of a process that compares the keys of a corpus, for each comparison."""
+    parts = [SavedArrays(path, {}) for path in write_keys(folder / "keys", megabytes)]
+
+    def compare_near() -> None:
+        bands: list[Arrays] = []
+        for name in near.BAND_NAMES:
+            save_arrays(folder / f"{name}.npz", near.find_buckets(parts, name), {})
+            bands.append(SavedArrays(folder / f"{name}.npz", {}))
+        near.find_near_copies(bands, lambda *_: 0.9, 0.7)
+
+    def compare_lines() -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            for _ in find_line_repeats(parts, Path(scratch)):
+                pass
+
+    works = {"copies": lambda: find_copies(parts, "texts"), "near": compare_near, "lines": compare_lines}
+    peaks = {}
+    for name, work in {"nothing": lambda: None, **works}.items():
+        begin = time.perf_counter()
+        child = os.fork()
+        if child == 0:
+            work()
+            os._exit(0)
+        _, code, used = os.wait4(child, 0)
+        assert code == 0, name
+        peaks[name] = used.ru_maxrss / 1024
+        seconds = time.perf_counter() - begin
+        print(f"{megabytes} MB, {len(parts)} parts, {name}: peak {peaks[name]:.0f} MiB, {seconds:.0f} s", flush=True)
+    return peaks
+
+
 _SPEC = """
 data:
   corpora: {{text: {{source: [{folder}/*.jsonl*]}}}}
@@ -299,7 +362,7 @@ def measure_prepare(spec: Path, workers: Sequence[int], cache: Path, rounds: int
 def main() -> None:
     """Run the part that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("pages", "tokens", "corpus", "prepare"))
+    parser.add_argument("part", choices=("pages", "tokens", "corpus", "compare", "prepare"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab-size", type=int, default=32768)
@@ -307,6 +370,9 @@ def main() -> None:
     parser.add_argument("--cache-dir", type=Path)
     parser.add_argument("--megabytes", type=int, default=300)
     options = parser.parse_args()
+    if options.part == "compare":
+        measure_comparisons(options.file, options.megabytes)
+        return
     if options.part == "corpus":
         write_corpus(options.file, options.megabytes, phrases_of([Path("/usr/share/doc"), Path(sys.prefix)], 40 << 20))
         return

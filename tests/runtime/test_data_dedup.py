@@ -4,8 +4,10 @@ import gzip
 import json
 import random
 import re
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +22,7 @@ from trimaran.runtime.data.dedup.names import Names, write_names
 from trimaran.runtime.data.dedup.words import find_runs, find_words
 from trimaran.runtime.data.document import Counts, Removal
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.permutation import mix64
 from trimaran.runtime.spec.sections.dedup import DecontaminateSection, DedupSection
 
 PAGES = Path(__file__).parents[3] / "shared" / "data" / "html-sample" / "pages.jsonl.gz"
@@ -361,6 +364,41 @@ def test_repeated_lines_over_many_parts_are_those_of_one_set(most_keys: int) -> 
     got = cut_lines(parts, 10, most_keys)[0]
     assert [text.rstrip() if isinstance(text, str) else text for text in got] == want
     assert any(isinstance(text, Removal) for text in got)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the most memory that is allocated at a time, beside what there was before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_memory_of_comparing_lines_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    draw, parts = np.random.default_rng(0), list[SavedArrays]()
+    for number in range(32):
+        keys = mix64(draw.integers(0, 30_000, 8000).astype(np.uint64))  # most of them were there before
+        save_arrays(tmp_path / f"{number}.npz", {"lines": keys, "counts": np.array([8000])}, {})
+        parts.append(SavedArrays(tmp_path / f"{number}.npz", {}))
+
+    def compare(count: int) -> None:
+        (tmp_path / str(count)).mkdir()
+        assert sum(len(found.units) for found in lines.find_line_repeats(parts[:count], tmp_path / str(count), 1 << 14))
+
+    peaks = [peak_bytes(partial(compare, count)) for count in (8, 32)]
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_substrings_take_nine_bytes_of_memory_a_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(substring, "_BLOCK", 1 << 12)
+    draw = random.Random(3)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 9))) for _ in range(5000)]
+    texts = [" ".join(draw.choices(words, k=400)).encode() for _ in range(300)]
+    size = sum(map(len, texts)) * 11 // 10
+    copies_too = (text for number, text in enumerate(texts) for text in ([text, text] if number % 10 == 0 else [text]))
+    assert peak_bytes(lambda: substring.find_spans(substring.Texts(copies_too), 200)) < substring.MEMORY_PER_BYTE * size
 
 
 def brute_spans(texts: Sequence[bytes], size: int) -> list[tuple[int, int, int]]:

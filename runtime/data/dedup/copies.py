@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from trimaran.runtime.data.dedup.arrays import Arrays
+from trimaran.runtime.data.dedup.arrays import Arrays, window
 from trimaran.runtime.data.dedup.names import Named
 from trimaran.runtime.data.document import Removal
 from trimaran.runtime.data.permutation import Int64Array, UInt64Array
@@ -79,18 +79,22 @@ def iter_shares(parts: Sequence[Arrays], name: str, most_keys: int) -> Iterator[
     """Yield the keys of each share, [keys] or [keys, 2], and their ordinals; keys of zeros are left out."""
     sizes: list[int] = []
     held: list[UInt64Array] = []  # all of them, where they are few
-    total = 0
+    total, columns = 0, 1
+
+    def read(part: Arrays, size: int) -> UInt64Array:
+        return window(part, name, 0, size) if columns == 1 else part[name]
+
     for part in parts:
         held.append(part[name])
         sizes.append(len(held[-1]))
-        total += sizes[-1]
+        total, columns = total + sizes[-1], held[-1].ndim
         if total > most_keys:
             held.clear()
     bits = max(0, max(0, total - 1).bit_length() - (most_keys.bit_length() - 1))
     for share in range(1 << bits):
         keys, ordinals, start = [], [], 0
         for index, size in enumerate(sizes):
-            array: UInt64Array = held[index] if len(held) == len(sizes) else parts[index][name]
+            array: UInt64Array = held[index] if len(held) == len(sizes) else read(parts[index], size)
             chosen = array != 0 if array.ndim == 1 else array.any(axis=1)
             if bits:
                 leading = array if array.ndim == 1 else array[:, 0]
