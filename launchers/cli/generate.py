@@ -1,7 +1,6 @@
 """`trimaran generate`: turn the options into a task for the ranks. Imports no torch before the options are valid."""
 
 import signal
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,6 +12,7 @@ from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_af
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.terminal import discard_output, say
 from trimaran.runtime.infer.sampling_params import SamplingParams
+from trimaran.runtime.scratch import scratch_folder
 from trimaran.runtime.spec import RunSpec, dump_spec, fields_at_layout, load_spec, parse_spec
 
 if TYPE_CHECKING:
@@ -143,8 +143,7 @@ def _generate(
         say(f"the model's vocabulary has {vocab_size} tokens, so no text ends at the stop token {beyond[0]}")
     encoded = [text.encode(each) for each in inputs]
     check_prompts(encoded, spec.transformer)
-    with tempfile.TemporaryDirectory(prefix="trimaran-generate-") as scratch:
-        folder = Path(scratch)
+    with scratch_folder("generate") as folder:
         (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
         task = GenerateTask(
             spec=folder / "spec.yaml",

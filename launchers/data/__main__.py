@@ -6,7 +6,6 @@ Launchers start the supervisor, once for each worker: as a process of this machi
 import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from trimaran.launchers.data.supervisor import supervise
@@ -38,8 +37,8 @@ def work(credentials: Path, board: Path, memory_bytes: int | None) -> int:
     for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
         os.environ.setdefault(name, "1" if name != "TOKENIZERS_PARALLELISM" else "false")
     try:
-        with tempfile.TemporaryDirectory(prefix="trimaran-dask-") as scratch:
-            serve(Credentials.read(credentials), Path(scratch), board, memory_bytes)
+        # What a killed worker leaves there goes with the supervisor's folder.
+        serve(Credentials.read(credentials), board.parent, board, memory_bytes)
     except DataError as error:
         print(error, file=sys.stderr)
         return 0  # the run has ended, and nobody needs a new worker

@@ -8,13 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Final
 
 from trimaran.runtime.data.engine.watch import Board, note_slow
+from trimaran.runtime.scratch import scratch_folder
 
 MOST_FAILURES: Final = 5
 """Deaths in a row of a worker that has not begun a document."""
@@ -32,9 +31,9 @@ def supervise(arguments: Sequence[str], timeout_s: float) -> int:
         timeout_s: the most seconds of one document.
     """
     failures = 0
-    memory = str(_MEMORY) if _MEMORY.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="trimaran-worker-", dir=memory) as folder, _stop_signals() as stop:
-        path = Path(folder, "board")
+    memory = _MEMORY if _MEMORY.is_dir() else None
+    with scratch_folder("worker", memory) as folder, _stop_signals() as stop:
+        path = folder / "board"
         board = Board(path)
         command = [sys.executable, "-P", "-m", "trimaran.launchers.data", *arguments]
         command += ["--board", str(path), "--parent", str(os.getpid())]

@@ -3,7 +3,6 @@
 import fcntl
 import logging
 import signal
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -18,6 +17,7 @@ from trimaran.launchers.worker.failure_relay import DIED_SILENTLY, Failure
 from trimaran.launchers.worker.nccl_messages import WatchdogEnd, watchdog_end_in
 from trimaran.launchers.worker.process import ERROR_FILE, RANKS_FILE, STDERR_FILE
 from trimaran.runtime.files import read_json
+from trimaran.runtime.scratch import scratch_folder
 from trimaran.runtime.spec import RunSpec
 
 _POLL_S, _TOLD_S, _LEAVE_S = 0.05, 5.0, 600.0
@@ -98,13 +98,13 @@ def launch(run: LocalRun) -> None:
     log_folder.mkdir(parents=True, exist_ok=True)
     _wait_for_former_ranks(run.log_folder)
     node = Node("local", serve_store(LOOPBACK, 0), LOOPBACK, 1, run.spec.world_size, log_folder / "torchrun")
-    with tempfile.TemporaryDirectory(prefix="trimaran-records-") as spare:
+    with scratch_folder("records") as spare:
         try:
-            run_ranks(node, run.spec, run_task_of_launcher, str(run.task), str(log_folder), spare)
+            run_ranks(node, run.spec, run_task_of_launcher, str(run.task), str(log_folder), str(spare))
         except ChildFailedError as error:
-            raise _why(error.failures, _read_records(Path(spare)) | _read_records(log_folder), log_folder) from error
+            raise _why(error.failures, _read_records(spare) | _read_records(log_folder), log_folder) from error
         except SignalException as error:
-            problem = _problem_of(_read_records(Path(spare)) | _read_records(log_folder))
+            problem = _problem_of(_read_records(spare) | _read_records(log_folder))
             raise Stopped(int(error.sigval), problem) from error
 
 

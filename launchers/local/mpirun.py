@@ -1,7 +1,9 @@
 """Start all ranks on this machine by mpirun."""
 
+import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from trimaran.launchers.env.commands import find_mpirun
@@ -22,4 +24,5 @@ def run_by_mpirun(spec: RunSpec, spec_path: Path, overrides: list[str]) -> int:
     words = [word for override in overrides for word in ("--set", override)]
     rank = [sys.executable, "-m", "trimaran.launchers.worker", str(spec_path), *words, "--launcher", "mpi"]
     command = [mpirun, "-n", str(spec.world_size), *rank]
-    return exit_code_of(subprocess.run(command, check=False, preexec_fn=exit_with_parent).returncode)
+    with_us = partial(exit_with_parent, os.getpid())
+    return exit_code_of(subprocess.run(command, check=False, preexec_fn=with_us).returncode)

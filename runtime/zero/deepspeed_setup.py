@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -194,7 +195,7 @@ def _adam(
 
 _BEAT_S = 5.0
 _COMPILE = """
-import os, signal
+import os, signal, sys
 from trimaran.runtime.processes import exit_with_parent
 
 def stop(*_):
@@ -203,7 +204,7 @@ def stop(*_):
     os._exit(1)
 
 signal.signal(signal.SIGTERM, stop)
-exit_with_parent()
+exit_with_parent(int(sys.argv[1]))
 from deepspeed.ops.op_builder import CPUAdamBuilder
 CPUAdamBuilder().load(verbose=False)
 """
@@ -222,7 +223,7 @@ def _compile_cpu_adam(mesh: Mesh, options: DeepSpeedOptions) -> str:
             print("compiling DeepSpeedCPUAdam, which takes a minute or two", flush=True)
             (options.build_folder / "cpu_adam" / "lock").unlink(missing_ok=True)  # of a start that was killed meanwhile
             errors = stack.enter_context(tempfile.TemporaryFile("w+"))
-            command = [sys.executable, "-c", _COMPILE]
+            command = [sys.executable, "-c", _COMPILE, str(os.getpid())]
             compiler = subprocess.Popen(command, stdout=errors, stderr=errors, text=True, start_new_session=True)
         while True:
             is_done = True

@@ -3,19 +3,22 @@
 import gzip
 import json
 import os
+import runpy
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from trimaran.launchers.data import supervisor
 from trimaran.launchers.data.workers import WorkerOptions, local_workers
+from trimaran.launchers.local import mpirun
 from trimaran.runtime import processes
 from trimaran.runtime.data.engine.cluster import MOST_DEATHS, MOST_FAILURES, Cluster, Credentials, TaskFailed
 from trimaran.runtime.data.engine.task import Output, Task
@@ -26,6 +29,8 @@ from trimaran.runtime.data.recipe import stage_runner
 from trimaran.runtime.data.recipe.curate import curate
 from trimaran.runtime.data.recipe.of_spec import recipe_of
 from trimaran.runtime.data.tokens import kept
+from trimaran.runtime.scratch import scratch_folder
+from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.parsing import parse_spec
 
 _MODULE = """
@@ -176,6 +181,45 @@ def test_a_process_ends_where_its_starter_died_before_it_could_ask_to(monkeypatc
     with local_workers(WorkerOptions(1, 2.0, None)).start(Path("credentials.json")):
         pass
     assert commands[1][-2:] == ["--parent", str(os.getpid())]
+    monkeypatch.setattr(mpirun, "find_mpirun", lambda: "mpirun")
+    given = dict[str, Any]()
+    monkeypatch.setattr("subprocess.run", lambda command, **more: given.update(more) or worker)
+    assert mpirun.run_by_mpirun(cast(RunSpec, SimpleNamespace(world_size=1)), Path("spec.yaml"), []) == 0
+    assert given["preexec_fn"].args == (os.getpid(),)
+
+
+def test_a_rank_asks_to_end_with_its_launcher_before_it_imports_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("trimaran.launchers.worker")]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def ended() -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(processes, "exit_with_parent", ended)
+    with pytest.raises(SystemExit):
+        runpy.run_module("trimaran.launchers.worker", run_name="__main__")
+    assert "trimaran.launchers.worker.entry" not in sys.modules
+
+
+def test_the_folder_of_a_killed_process_goes_with_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left, fresh, other = (
+        tmp_path / name for name in ("trimaran-worker-left", "trimaran-worker-new", "trimaran-other-1")
+    )
+    with scratch_folder("worker") as used:
+        for folder in (left, fresh, other, used):
+            folder.mkdir(exist_ok=True)
+            (folder / "board").touch()
+            if folder != fresh:
+                os.utime(folder, (0, 0))
+        (tmp_path / "trimaran-worker-link").symlink_to(other)
+        with scratch_folder("worker") as second:
+            assert not list(second.iterdir())
+            assert not left.exists()
+            assert all((folder / "board").exists() for folder in (fresh, other, used))
+    assert not used.exists()
 
 
 def test_credentials_are_this_users(tmp_path: Path) -> None:
