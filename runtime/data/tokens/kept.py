@@ -112,7 +112,7 @@ class KeptCorpus:
         inputs: Sequence[Output],
         identity: Mapping[str, Any] | None = None,
     ) -> Task:
-        about = str(inputs[0].folder) if inputs else stage
+        about = f"what the recipe keeps, {inputs[0].folder}" if inputs else stage
         versions = {"format": str(_FORMAT)} | installed_versions(_PACKAGES)
         return Task(stage, f"{_TASKS}:{function}", arguments, about, tuple(inputs), identity, versions)
 
