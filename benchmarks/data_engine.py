@@ -14,7 +14,7 @@ blocks (Trafilatura, its own word splitter), which take every eighth page. CPU-s
 must give the same ids. The tokenizer is trained on them.
 
 `corpus`: writes so much text into a folder, a fifth of it packed, and a spec with all stages beside it. A document is
-phrases of the text files of this machine in any order; one in eight is a copy, a near copy or quotes another.
+phrases of the text files of this machine in any order; three in sixteen are a copy, a near copy or quote another.
 
 `compare`: the comparisons, which alone see keys of the whole corpus, on keys as a corpus of that size has them: 3 kB a
 document, 64 bytes a line, a tenth of the documents copies, a seventh near copies, a quarter of the lines repeated.
