@@ -90,15 +90,15 @@ def test_the_time_to_the_first_step_is_taken_apart(cluster: Cluster, tmp_path: P
 
 
 def test_workers_of_a_recipe_are_started_by_srun(cluster: Cluster, tmp_path: Path) -> None:
-    """Without a job of its own, prepare has srun ask for one; the manifest is that of a machine alone."""
+    """Without a job of its own, prepare has srun ask for one; manifest and shards are those of a machine alone."""
     (tmp_path / "texts").mkdir()
     for number in range(4):
         (tmp_path / "texts" / f"{number}.jsonl").write_text(f'{{"text": "a line {number // 2} of text"}}\n')
     data = {"corpora": {"a": {"source": ["texts"]}}, "dedup": {"near": False}, "clean": {}, "workers": 2}
     run = make_workplace(tmp_path, data={"source": ["quickstart"], **data})
-    alone = trimaran(tmp_path, "prepare", "spec.yaml", "--only", "dedup", "--set", "data.cache_dir=alone")
+    alone = trimaran(tmp_path, "prepare", "spec.yaml", "--set", "data.cache_dir=alone")
     assert alone.code == 0, alone.err
-    words = ["prepare", "spec.yaml", "--only", "dedup", "--launcher", "slurm"]
+    words = ["prepare", "spec.yaml", "--launcher", "slurm"]
     with Command.start(run.folder, words, dict(cluster.environment)) as command:
         together = command.finish()
     assert together.code == 0, together.err
@@ -107,3 +107,10 @@ def test_workers_of_a_recipe_are_started_by_srun(cluster: Cluster, tmp_path: Pat
     ]
     assert names[0] == names[1]
     assert len(names[0]) == 1
+    shards = [
+        {path.name: path.read_bytes() for path in (tmp_path / cache / "data").glob("*/*.bin")}
+        for cache in ("alone", "cache")
+    ]
+    assert shards[0]
+    assert shards[0] == shards[1]
+    assert len(list((tmp_path / "cache" / "recipes" / "tokens").iterdir())) == 1, "four small files are one part"
