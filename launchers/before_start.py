@@ -4,7 +4,6 @@ import os
 import tempfile
 from pathlib import Path
 
-from trimaran.launchers.rendezvous.network import check_loopback, interface_address
 from trimaran.models.fields import counted
 from trimaran.runtime.files import check_regular
 from trimaran.runtime.folder_lock import LOCK
@@ -68,13 +67,6 @@ def check_nodes(spec: RunSpec, kind: str) -> None:
             f"launcher.nodes says {nodes}, which must meet somewhere, and launcher.rendezvous is not set; set it to "
             f"HOST:PORT, such as n1:29400, and run the same command on each, or {here}, or take --launcher slurm"
         )
-
-
-def check_network(spec: RunSpec) -> None:
-    """Refuse a machine whose processes can't meet, and a launcher.interface that it has not."""
-    if spec.launcher.interface is not None:
-        interface_address(spec.launcher.interface)
-    check_loopback()
 
 
 def check_device(spec: RunSpec, ranks: int) -> None:

@@ -75,13 +75,12 @@ def prepare(
 
 
 def _workers_of(spec: RunSpec, kind: str, count: int | None) -> "Workers":
-    from trimaran.launchers.before_start import check_network
     from trimaran.launchers.data.workers import WorkerOptions, local_workers, mpi_workers, slurm_workers
-    from trimaran.launchers.rendezvous.network import reachable_address
+    from trimaran.launchers.env.network import check_network, reachable_address
 
     options = WorkerOptions.of_spec(spec, count)
     if kind == "local":
-        check_network(spec)
+        check_network(spec.launcher.interface)
         return local_workers(options)
     host = reachable_address(os.environ, interface=spec.launcher.interface, one_node=False)
     if kind == "mpi":

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.before_start import check_device, check_network, check_nodes
+from trimaran.launchers.before_start import check_device, check_nodes
 from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences
 from trimaran.launchers.data.prepare_run import lock_run, prepare_run, try_to_report, what_is_saved
 from trimaran.launchers.env.exit_codes import Stopped
+from trimaran.launchers.env.network import check_network
 from trimaran.launchers.env.rank_env import is_rank
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.local.mpirun import run_by_mpirun
@@ -51,7 +52,7 @@ def train(
         if kind == "slurm":
             raise typer.Exit(train_on_slurm(spec_path, overrides, array, dry_run=dry_run, following=following))
         check_nodes(spec, kind)
-        check_network(spec)
+        check_network(spec.launcher.interface)
         check_device(spec, spec.world_size // spec.launcher.nodes)
         if kind == "mpi":
             raise typer.Exit(run_by_mpirun(spec, spec_path, overrides))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from trimaran.launchers.env.commands import find_mpirun
-from trimaran.launchers.rendezvous.network import LOOPBACK, check_loopback
+from trimaran.launchers.env.network import LOOPBACK, check_loopback
 from trimaran.runtime.data.engine.cluster import StartWorkers, Workers
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.processes import usable_cores

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_of, signal_behind
+from trimaran.launchers.env.network import LOOPBACK, check_loopback
 from trimaran.launchers.local.torch_elastic import Node, run_ranks
-from trimaran.launchers.rendezvous.network import LOOPBACK, check_loopback
 from trimaran.launchers.worker.entry import run_task_of_launcher
 from trimaran.launchers.worker.failure_relay import DIED_SILENTLY, Failure
 from trimaran.launchers.worker.nccl_messages import WatchdogEnd, watchdog_end_in

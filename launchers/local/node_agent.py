@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimaran.launchers.env.exit_codes import exit_code_after, exit_code_of
-from trimaran.launchers.env.rank_env import node_name
-from trimaran.launchers.local.torch_elastic import Node, get_ready, run_ranks
-from trimaran.launchers.rendezvous.network import (
+from trimaran.launchers.env.network import (
     AddressError,
     interface_of,
     own_address,
     resolve_name,
     wait_for_store,
 )
+from trimaran.launchers.env.rank_env import node_name
+from trimaran.launchers.local.torch_elastic import Node, get_ready, run_ranks
 from trimaran.launchers.worker.entry import run_spec_of_agent
 from trimaran.runtime.spec import RunSpec
 

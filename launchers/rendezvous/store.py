@@ -16,15 +16,15 @@ from typing import Any
 
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
-from trimaran.launchers.env.rank_env import RankEnv, read_env
-from trimaran.launchers.rendezvous.address_file import AddressFile
-from trimaran.launchers.rendezvous.network import (
+from trimaran.launchers.env.network import (
     AddressError,
     own_address,
     reachable_address,
     wait_for_store,
     wait_until_open,
 )
+from trimaran.launchers.env.rank_env import RankEnv, read_env
+from trimaran.launchers.rendezvous.address_file import AddressFile
 from trimaran.runtime.spec import LauncherSection
 
 _POLL_S, _LONGEST_POLL_S = 0.05, 1.0

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimaran.launchers.env.exit_codes import NODES_REFUSED, write_exit_file
+from trimaran.launchers.env.network import AddressError
 from trimaran.launchers.env.rank_env import RankEnv, read_env
 from trimaran.launchers.rendezvous.address_file import AddressFile
 from trimaran.launchers.rendezvous.fingerprint import versions_here
-from trimaran.launchers.rendezvous.network import AddressError
 from trimaran.launchers.slurm.node_report import NodeFacts, refused_nodes
 from trimaran.launchers.slurm.requeue import nodes_of_job, refuse
 from trimaran.launchers.terminal import run_main

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
-from trimaran.launchers.rendezvous.network import interface_of
+from trimaran.launchers.env.network import interface_of
 from trimaran.launchers.rendezvous.store import Rendezvous
 from trimaran.launchers.worker.failure_relay import FailureRelay
 from trimaran.runtime.mesh import Mesh

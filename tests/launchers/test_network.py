@@ -11,19 +11,19 @@ import psutil
 import pytest
 
 from tests.launchers.runs import make_workplace, trimaran
-from trimaran.launchers.before_start import check_network
 from trimaran.launchers.data.workers import WorkerOptions, local_workers
-from trimaran.launchers.local.launch import LocalRun, launch
-from trimaran.launchers.local.node_agent import RUN, refuse_taken, store_at
-from trimaran.launchers.rendezvous import network as addresses
-from trimaran.launchers.rendezvous.network import (
+from trimaran.launchers.env import network as addresses
+from trimaran.launchers.env.network import (
     AddressError,
     check_loopback,
+    check_network,
     interface_address,
     interface_of,
     reachable_address,
     wait_until_open,
 )
+from trimaran.launchers.local.launch import LocalRun, launch
+from trimaran.launchers.local.node_agent import RUN, refuse_taken, store_at
 from trimaran.launchers.rendezvous.store import connect_store, serve_store
 from trimaran.runtime.spec import load_spec
 
@@ -95,7 +95,7 @@ def test_a_machine_that_does_not_reach_itself_is_told_before_anything_starts(
 
     monkeypatch.setattr(socket, "create_connection", unreachable)
     for start in (
-        lambda: check_network(spec),
+        lambda: check_network(spec.launcher.interface),
         lambda: local_workers(options),
         lambda: launch(LocalRun(spec, tmp_path / "task.json", tmp_path / "logs")),
     ):

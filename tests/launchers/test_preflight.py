@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from trimaran.launchers.env.network import AddressError
 from trimaran.launchers.env.rank_env import RankEnv
 from trimaran.launchers.rendezvous.address_file import AddressFile
-from trimaran.launchers.rendezvous.network import AddressError
 from trimaran.launchers.rendezvous.store import Rendezvous, join_rendezvous
 from trimaran.launchers.slurm import gpu_check
 from trimaran.launchers.slurm.gpu_check import GpuFacts, check_nccl_here, look_at_gpus, matrix_gflops

@@ -172,8 +172,8 @@ def near_copies(texts: Sequence[str], threshold: float = 0.7, parts: int = 3) ->
 
 
 def test_near_copies_against_the_similarity_of_all_pairs() -> None:
-    """Promised of pairs: each at 0.95 and 0.97 of those at 0.8; what is removed is like a kept one by 0.7."""
-    texts = families() + real_pages()
+    """Promised of pairs: all at 0.75, but for one in a hundred; what is removed is like a kept one by 0.7."""
+    texts = families() + families(seed=4, count=60) + real_pages()
     sets = [naive_shingles(text) for text in texts]
     having: dict[tuple[str, ...], list[int]] = {}
     for number, shingles in enumerate(sets):
@@ -188,7 +188,7 @@ def test_near_copies_against_the_similarity_of_all_pairs() -> None:
         assert kept not in removed
         assert similar[kept, number] == pytest.approx(alike)
         assert alike >= np.float32(0.7)
-    left = Counter(dict.fromkeys((0.95, 0.8), 0))
+    left = Counter(dict.fromkeys((0.95, 0.8, 0.75), 0))
     pairs = Counter(left)
     for (first, second), alike in similar.items():
         for limit in pairs:
@@ -196,8 +196,8 @@ def test_near_copies_against_the_similarity_of_all_pairs() -> None:
             left[limit] += alike >= limit and first not in removed and second not in removed
     print(f"{pairs} pairs, of which are left {left}; {len(removed)} of {len(texts)} documents removed")
     assert pairs[0.8] > 300
-    assert left[0.95] == 0
-    assert left[0.8] <= 0.03 * pairs[0.8]
+    assert left[0.8] == 0
+    assert left[0.75] <= 0.01 * pairs[0.75]
     assert found.compared < 0.02 * len(texts) ** 2
     assert found.cut_short == 0
 
@@ -205,7 +205,7 @@ def test_near_copies_against_the_similarity_of_all_pairs() -> None:
 def test_the_bands_find_what_they_promise() -> None:
     """400 pairs at each similarity, counted as found where they share any band."""
     draw = np.random.default_rng(5)
-    for similarity, least, most in ((0.5, 0.02, 0.2), (0.8, 0.97, 1), (0.95, 1, 1)):
+    for similarity, least, most in ((0.5, 0.04, 0.3), (0.75, 0.98, 1), (0.8, 0.99, 1), (0.95, 1, 1)):
         common = round(2 * 150 * similarity / (1 + similarity))
         texts = []
         for _ in range(400):
@@ -229,7 +229,7 @@ def test_signatures_are_the_same_on_every_machine_and_in_every_version() -> None
     """Saved ones are compared with those of later runs."""
     keys = near.band_keys(["the quick brown fox jumps over the lazy dog", ""])
     assert {int(key[1]) for key in keys.values()} == {0}
-    assert len({int(key[0]) for key in keys.values()}) == 28
+    assert len({int(key[0]) for key in keys.values()}) == 56
     assert (int(keys["band00"][0]), int(keys["band27"][0])) == (13862971140513578416, 16532843841511398966)
 
 

@@ -34,7 +34,7 @@ def settings(length: int = near.WORDS) -> Settings:
         "exact_version": exact.VERSION,
         "words_version": words.VERSION,
         "near_words": length,
-        "bands": f"{near.BANDS} x {near.ROWS}, twice",
+        "bands": f"{near.BANDS} x {near.ROWS}, {near.BANDINGS} times",
     }
 
 

@@ -65,7 +65,7 @@ def _near(
     runner: StageRunner, section: Mapping[str, Any], parts: list[Output], earlier: Sequence[Output]
 ) -> list[Output]:
     words, count, names = section["words"], len(parts), _names(runner, "near", parts, earlier, section["words"])
-    keys = runner.each("near-keys", f"{_TASKS}:near_keys", {"words": words}, parts)
+    keys = runner.each("near-keys", f"{_TASKS}:near_keys", {"words": words, "bands": len(BAND_NAMES)}, parts)
     bands = runner.several(
         "near-buckets",
         f"{_TASKS}:near_buckets",

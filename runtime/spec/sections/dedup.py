@@ -16,7 +16,7 @@ class NearSection(BaseModel):
     threshold: Annotated[float, Field(ge=0.7, le=1, allow_inf_nan=False)] = Field(
         default=0.7,
         description="Least Jaccard similarity of a document to the kept one that it is a copy of; below 0.7 too few "
-        "pairs would be found (14 bands of 8 hashes, used twice).",
+        "pairs would be found (14 bands of 8 hashes, used four times).",
     )
     words: Annotated[int, Field(ge=1, le=32), INTEGRAL] = Field(
         default=5,

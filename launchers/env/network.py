@@ -69,6 +69,13 @@ def interface_address(name: str) -> str:
     return str(known[name].ip)
 
 
+def check_network(interface: str | None) -> None:
+    """Raise AddressError where processes of this machine do not reach each other, or it has no such interface."""
+    if interface is not None:
+        interface_address(interface)
+    check_loopback()
+
+
 def check_loopback() -> None:
     """Raise AddressError where processes of this machine do not reach each other."""
     try:
