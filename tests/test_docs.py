@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
 from tests import counting
+from tests.launchers.forked import fork_server
 from tests.launchers.runs import trimaran
 from trimaran.runtime.spec.names import known_paths, place_of
 from trimaran.runtime.spec.tree import Place
@@ -27,7 +28,8 @@ from trimaran.runtime.spec.tree import Place
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-AS_A_SHELL_WOULD = "generation.md"  # commands of the other pages are forked, see tests/launchers/fork_server.py
+AS_A_SHELL_WOULD = "generation.md"
+"""The page whose first `train` and first `generate` run as a user starts them; other commands are forked."""
 SHORT = {
     "parallel.dp": 1,
     "train.num_steps": 4,
@@ -223,12 +225,14 @@ for name in [name for name in sys.modules if name.partition(".")[0] in HIDDEN]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_runs(page: Path, folder: Path) -> None:
     environment = environment_of(page, folder)
+    cold = (
+        {"train": 2, "generate": 1} if page.name == AS_A_SHELL_WOULD else {}
+    )  # ranks have an interpreter of their own
     for command in commands_of(page):
         line, _, target = command.partition(" > ")
         words = shortened(line)
-        if page.name == AS_A_SHELL_WOULD:
-            has_ranks = words[0] == "train" or "--tp" in words  # they are forked from an interpreter of their own
-            done = run_in_shell(shlex.join(["trimaran", *words]), folder, interpreters=2 if has_ranks else 1)
+        if interpreters := cold.pop(words[0], 0):
+            done = run_in_shell(shlex.join(["trimaran", *words]), folder, interpreters)
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
             continue
         outcome = trimaran(folder, *words, environment=environment)
@@ -299,7 +303,10 @@ def test_example_for_a_gpu_is_refused_at_once_on_a_host_without_one(folder: Path
 
 @pytest.mark.slow
 def test_make_train(folder: Path) -> None:
-    """`make train` in the repository's own environment, on an example as it is, made short by --set."""
+    """`make train` in the repository's own environment, on an example as it is, made short by --set.
+
+    Its `trimaran` is forked: test_every_command_of_a_page_runs starts the one that is installed.
+    """
     if not (ROOT / ".venv" / ".trimaran-runtime").exists():
         pytest.skip("no .venv made by make: these tests run in another environment")
     places = {
@@ -308,10 +315,10 @@ def test_make_train(folder: Path) -> None:
         "train.output_dir": f"{folder}/runs/short",
     }
     options = " ".join(f"--set {name}={value}" for name, value in {**SHORT, **places}.items())
-    counting.record("cold start", "make train", 2)
-    environment = {**os.environ, "MAKEFLAGS": "", "OMP_WAIT_POLICY": "passive"}
+    shims = fork_server().make_shim("trimaran").parent
+    environment = {**os.environ, "MAKEFLAGS": ""}
     done = subprocess.run(
-        ["make", "-C", str(ROOT), "train", "SPEC=examples/gpt2-cpu.yaml", f"ARGS={options}"],
+        ["make", "-C", str(ROOT), "train", f"BIN={shims}", "SPEC=examples/gpt2-cpu.yaml", f"ARGS={options}"],
         env=environment,
         capture_output=True,
         text=True,

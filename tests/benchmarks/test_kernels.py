@@ -4,17 +4,19 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import IO
 
 import pytest
 import torch
 
-from tests import counting
+from tests.kernels.interpreter import start_interpreted
+from tests.launchers.forked import Forked
 
+TIMEOUT_S = 100.0
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "kernels.py"
 MEMORY_OPS = (
@@ -34,8 +36,8 @@ MEMORY_OPS = (
 class InInterpreter:
     """Runs the benchmark with Triton's interpreter: see interpreter_process.py."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, process: Forked, requests: IO[str], answers: IO[str]) -> None:
+        self._process, self._requests, self._answers = process, requests, answers
 
     def __call__(self, folder: Path, *arguments: str, wrong: str = "") -> tuple[int, str, str]:
         """Run it into `folder`; return the exit status, its standard output and its errors.
@@ -50,12 +52,10 @@ class InInterpreter:
             "output": str(output),
             "errors": str(errors),
         }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        self._requests.write(json.dumps(request) + "\n")
+        self._requests.flush()
         try:
-            status = self._process.stdout.readline()
+            status = self._answers.readline()
         except BaseException:  # a later test must not read the answer of this one
             self._process.kill()
             raise
@@ -64,16 +64,17 @@ class InInterpreter:
 
 
 @pytest.fixture(scope="module")
-def in_interpreter() -> Iterator[InInterpreter]:
+def in_interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InInterpreter]:
     """What runs the benchmark in the interpreter."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("interpreter_process.py"))]
-    counting.record("cold start", "benchmarks/kernels.py in the interpreter")
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield InInterpreter(process)
-        process.communicate()
+    code = "from tests.benchmarks.interpreter_process import serve; serve()"
+    (read_requests, write_requests), (read_answers, write_answers) = os.pipe(), os.pipe()
+    with open(write_requests, "w") as requests, open(read_answers) as answers:
+        errors = (tmp_path_factory.mktemp("interpreter") / "errors").open("w")
+        with open(read_requests) as stdin, open(write_answers, "w") as stdout, errors:
+            process = start_interpreted(code, [], (stdin, stdout, errors), preload=["torch._dynamo"])
+        yield InInterpreter(process, requests, answers)
+        requests.close()
+        process.wait(TIMEOUT_S)
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """The process that forks ranks for the pool, and the loop of one rank: take a function, send back what came of it.
 
-`tests.distributed.ranks` starts ``python -P rank_process.py CONTROL_FD PARENT_PID`` once. This process, the nursery,
-pays the seconds of importing torch and trimaran once and has a single thread, so that a fork of it is a whole rank
-after a few milliseconds. It never computes. Messages are pickled dictionaries of plain values, for this file is
-`__main__` here and has another name in the parent. A task goes like this:
+`tests.distributed.ranks` has this process, the nursery, forked from the session's fork server, which has imported torch
+and trimaran. It has a single thread, so that a fork of it is a whole rank after a few milliseconds, and never computes.
+Messages are pickled dictionaries of plain values. A task goes like this:
 
 - the rank enters the group, says "entered" and waits for the parent's word that all have: a function that raises at
   once would else close connections that a peer is still making, and torch cannot take back a group that was made by
@@ -40,16 +39,6 @@ from trimaran.launchers.worker.process import exit_process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-PRELOADED = (
-    "torch.distributed.device_mesh",
-    "torch.distributed.tensor",
-    "torch._dynamo",
-    "pytest",
-    "trimaran.runtime.data.objectives",
-    "trimaran.runtime.infer.generate",
-    "trimaran.runtime.train.state",
-    "trimaran.runtime.train.train_context",
-)
 # What gloo and the store say on a rank whose peer has left; such an error is seldom the cause of a failure.
 PEER_LEFT = (
     "Connection reset",
@@ -248,21 +237,14 @@ def fork_rank(control: socket.socket, descriptor: int, request: dict[str, Any]) 
     return pid
 
 
-def main() -> None:
-    """Import torch and trimaran, then fork and reap ranks on request until the parent closes the control socket."""
-    control = socket.socket(fileno=int(sys.argv[1]))
+def main(descriptor: int) -> None:
+    """Fork and reap ranks on request until the other end of the control socket closes."""
+    control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
-    die_with_parent(int(sys.argv[2]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it ends us
-    sys.path.append(str(REPOSITORY))  # last, so that only `tests.` is found by it
-
-    # Imported here so that no rank has to: together they take a rank some three seconds.
-    for module in PRELOADED:
-        importlib.import_module(module)
-
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the test session's to answer: it ends us
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
-        raise RuntimeError(f"importing torch started {threads - 1} threads; a fork would lose them in an unknown state")
+        raise RuntimeError(f"a fork of this process would lose {threads - 1} threads in an unknown state")
     control.send(pickle.dumps({"pid": os.getpid()}))
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 65536, 1)
@@ -273,7 +255,3 @@ def main() -> None:
             control.send(pickle.dumps({"pid": fork_rank(control, descriptors[0], request)}))
         else:
             control.send(pickle.dumps({"code": os.waitstatus_to_exitcode(os.waitpid(request["pid"], 0)[1])}))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,9 +2,9 @@
 
 A test takes the session fixture `ranks` and calls ``ranks.run(function, world_size, *args)`` with a function of its own
 module; the function sees an initialised default group of exactly that size and may use all of `torch.distributed`.
-Importing torch and trimaran costs seconds of CPU, so one process, the nursery, does it once and forks the ranks, and
-these stay from test to test; everything in `torch.distributed` is made anew for each run. Ranks are never forked from
-the test's own process: it has torch's threads.
+Importing torch and trimaran costs seconds of CPU, so the session's fork server does it once; a fork of it, the nursery,
+forks the ranks, and these stay from test to test; everything in `torch.distributed` is made anew for each run. Ranks
+are never forked from the test's own process: it has torch's threads.
 """
 
 import atexit
@@ -15,7 +15,6 @@ import pickle
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.launchers.forked import Forked, fork_server
+
 R = TypeVar("R")
 
 MAX_RANKS = 8
@@ -36,6 +37,23 @@ GRACE_S = 5.0  # after one rank failed, for its peers to notice
 IDLE_TIMEOUT_S = 30.0  # for a rank to destroy its group
 STACKS_TIMEOUT_S = 2.0  # for a signalled rank to write its stacks
 OUTPUT_CHARACTERS = 4000  # of a rank's standard output and error, in an error message
+PRELOADED = (
+    "torch.distributed.device_mesh",
+    "torch.distributed.tensor",
+    "torch._dynamo",
+    "pytest",
+    "trimaran.runtime.data.objectives",
+    "trimaran.runtime.infer.generate",
+    "trimaran.runtime.train.state",
+    "trimaran.runtime.train.train_context",
+)
+"""What ranks import: the process that the nursery is forked from does it for all of them."""
+NURSERY = """
+import sys
+sys.path.append(sys.argv[1])  # last, so that only `tests.` is found by it
+from tests.distributed.rank_process import main
+main(int(sys.argv[2]))
+"""
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -74,7 +92,7 @@ class RankProcess:
 
 
 class Nursery:
-    """The process that imports torch once and forks ranks; see rank_process.py."""
+    """The process that forks ranks; see rank_process.py."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -83,20 +101,13 @@ class Nursery:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
         # gloo asks the resolver for this host's name unless it is told an interface, and that name may not resolve.
-        # numpy's and torch's libraries start their threads at import unless they are told to have one.
-        environment |= {"GLOO_SOCKET_IFNAME": "lo"} | dict.fromkeys(
-            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
-        )
-        script = Path(__file__).with_name("rank_process.py")
-        with theirs, self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(script), str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-                env=environment,
-            )
+        environment |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        fork_server()
+        with theirs, self._log.open("wb") as log, Path(os.devnull).open() as nothing:
+            descriptors = {0: nothing.fileno(), 1: log.fileno(), 2: log.fileno(), theirs.fileno(): theirs.fileno()}
+            root = str(Path(__file__).parents[2])
+            words = ["-c", NURSERY, root, str(theirs.fileno())]
+            self._process = Forked(words, Path.cwd(), descriptors, environment, preload=PRELOADED)
         self._control.settimeout(START_TIMEOUT_S)
         try:
             self._receive()

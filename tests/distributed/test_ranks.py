@@ -153,7 +153,8 @@ def test_a_failed_assertion_shows_the_values(ranks: RankPool) -> None:
         ranks.run(assert_on_one, 2)
 
 
-def test_a_peer_that_notices_nothing_does_not_delay_the_error(ranks: RankPool) -> None:
+def test_a_peer_that_notices_nothing_does_not_delay_the_error(ranks: RankPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.distributed.ranks.GRACE_S", 0.5)
     start = time.monotonic()
     with pytest.raises(RankFailed, match=r"\Arank 0 of 2 raised") as caught:
         ranks.run(raise_while_a_peer_sleeps, 2)

@@ -1,13 +1,11 @@
 """Runs the files of tests/kernels/interpreted in Triton's interpreter, in two processes of their own."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests import counting
+from tests.kernels.interpreter import start_interpreted
 
 FILES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
 FIRST_HALF = {"test_attention.py", "test_dropout.py", "test_random.py"}  # about as much work as all the others
@@ -26,13 +24,15 @@ def test_there_are_files() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_S + 20)
 @pytest.mark.parametrize("half", HALVES)
-def test_in_the_interpreter(half: str) -> None:
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
+def test_in_the_interpreter(half: str, tmp_path: Path) -> None:
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
     # NumPy's: exp() may well be infinite, as it may on a GPU.
-    command += ["-W", "ignore:overflow encountered:RuntimeWarning", *map(str, HALVES[half])]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    counting.record("cold start", "tests/kernels/interpreted")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
-    assert " skipped" not in done.stdout
+    options += ["-W", "ignore:overflow encountered:RuntimeWarning", *map(str, HALVES[half])]
+    code = "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    with Path(os.devnull).open() as nothing, (tmp_path / "out").open("w") as out:
+        process = start_interpreted(code, options, (nothing, out, out), preload=["pytest"])
+        status = process.wait(TIMEOUT_S)
+    printed = (tmp_path / "out").read_text(encoding="utf-8")
+    assert status == 0, printed[-10000:]
+    assert " passed" in printed
+    assert " skipped" not in printed

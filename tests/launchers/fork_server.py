@@ -46,13 +46,6 @@ LATER = [
 ]
 # pyarrow, which lm-eval brings, starts a thread when it is imported, and a fork would lose it.
 STARTING_THREADS = ("trimaran.runtime.evaluate.harness", "trimaran.runtime.evaluate.tasks.offline")
-# Imported before the first command that needs it.
-HUGGING_FACE = [
-    "transformers",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.llama.modeling_llama",
-]
 STARTS_INTERPRETERS = "trimaran.launchers.tune.worker"
 """A program that commands start and that starts ranks itself."""
 EXEC_FLAGS = {"-P", "-u", "-s", "-B", "-E"}
@@ -64,7 +57,8 @@ Request = dict[str, Any]
 def serve(listener: socket.socket, session: int) -> None:
     """Fork a command for every connection until the session's process ends.
 
-    The answers are the command's pid and, later, its exit code. A connection that closes early ends its command.
+    The answers are the command's pid and, later, its exit code. A connection that closes early ends its command. What a
+    request wants preloaded stays imported for those that follow.
     """
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ, None)
@@ -91,9 +85,8 @@ def serve(listener: socket.socket, session: int) -> None:
                 if request is None:
                     _hang_up(selector, commands, key.fileobj)
                     continue
-                if request.get("preload"):
-                    for name in HUGGING_FACE:
-                        importlib.import_module(name)
+                for name in request.get("preload", ()):
+                    importlib.import_module(name)
                 pid = os.fork()
                 if pid == 0:
                     _close_all(selector)

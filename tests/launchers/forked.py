@@ -22,10 +22,23 @@ SOCKET = "TRIMARAN_TEST_FORK_SERVER"
 START_S = 200.0  # five seconds on idle cores, far more where many others want them
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 COMMAND_LINE = "trimaran.launchers.cli.app"
+HUGGING_FACE = (
+    "transformers",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+)
+"""To be preloaded for commands that use transformers."""
 
 
 class Forked:
-    """A command that runs, with the interface of subprocess.Popen as far as tests need it."""
+    """A command that runs, with the interface of subprocess.Popen as far as tests need it.
+
+    Args:
+        words: what follows the interpreter: -m MODULE, -c CODE or FILE.py, and arguments.
+        descriptors: number in the command -> file of this process.
+        options: of the request, see fork_server.py: `network`, and `preload`, modules to import before the fork.
+    """
 
     def __init__(
         self,
@@ -107,7 +120,7 @@ class ForkServer:
         os.environ[SOCKET] = str(folder / "socket")
 
     def make_shim(self, name: str) -> Path:
-        """Return a program that has itself forked; one named `trimaran` is the command line."""
+        """Return a program that has itself forked; one that is called trimaran or torchrun is that command."""
         shim = self._folder / name
         if not shim.exists():
             text = f"#!{sys.executable} -IS\n" + Path(__file__).read_text(encoding="utf-8")
@@ -123,6 +136,8 @@ def fork_server() -> ForkServer:
     """Return this test session's, which the first worker that needs it starts."""
     from tests import counting
 
+    if SOCKET in os.environ:  # a process that a test started
+        return ForkServer(Path(os.environ[SOCKET]).parent)
     session = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     folder = Path(tempfile.gettempdir(), f"trimaran-forks-{session}")
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -163,7 +178,8 @@ def shim(arguments: Sequence[str]) -> int:
     name, words = Path(arguments[0]).name, list(arguments[1:])
     while words and words[0] in ("-u", "-P"):
         del words[0]
-    words = ["-m", COMMAND_LINE, *words] if name == "trimaran" else words
+    module = {"trimaran": COMMAND_LINE, "torchrun": "torch.distributed.run"}.get(name)
+    words = ["-m", module, *words] if module else words
     numbers = [int(each) for each in os.listdir("/proc/self/fd")]
     descriptors = {number: number for number in numbers if _is_inherited(number)}
     process = Forked(words, Path.cwd(), descriptors, dict(os.environ), network=f"/proc/{os.getpid()}/ns/net")
@@ -171,7 +187,8 @@ def shim(arguments: Sequence[str]) -> int:
         if number > 2:
             os.close(number)  # the other end waits for the command to close them, as mpirun does before its exit
     for number in FORWARDED:
-        signal.signal(number, lambda number, frame: os.kill(process.pid, number))
+        if signal.getsignal(number) != signal.SIG_IGN:  # what a shell has its commands ignore
+            signal.signal(number, lambda number, frame: os.kill(process.pid, number))
     return process.wait()
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from tests import counting
-from tests.launchers.forked import COMMAND_LINE, Forked, fork_server
+from tests.launchers.forked import COMMAND_LINE, HUGGING_FACE, Forked, fork_server
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.train.metrics import Row, read_metrics
 
@@ -108,9 +108,9 @@ class Command:
         with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err, Path(os.devnull).open() as nothing:
             if cold is None:
                 descriptors = {0: nothing.fileno(), 1: out.fileno(), 2: err.fileno()}
-                needs_transformers = arguments[0] in ("import", "export")
+                preload = HUGGING_FACE if arguments[0] in ("import", "export") else ()
                 words = ["-m", COMMAND_LINE, *arguments] if kind == "-m" else [kind, *arguments]
-                process = Forked(words, folder, descriptors, variables, preload=needs_transformers)
+                process = Forked(words, folder, descriptors, variables, preload=preload)
             else:
                 counting.record("cold start", cold, 2 if arguments[0] == "train" else 1)  # train forks ranks from one
                 process = subprocess.Popen(
@@ -190,6 +190,24 @@ def trimaran(
     """Run any command to its end."""
     with Command.start(folder, list(arguments), environment) as command:
         return command.finish(timeout_s)
+
+
+def run_script(
+    folder: Path,
+    script: Path,
+    *arguments: str,
+    preload: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
+) -> Outcome:
+    """Run a file of Python to its end, forked."""
+    fork_server()
+    with (folder / "out").open("w+") as out, (folder / "err").open("w+") as err, Path(os.devnull).open() as nothing:
+        descriptors = {0: nothing.fileno(), 1: out.fileno(), 2: err.fileno()}
+        process = Forked(
+            [str(script), *arguments], folder, descriptors, environment or dict(os.environ), preload=preload
+        )
+        code = process.wait(TIMEOUT_S)
+    return Outcome(code, (folder / "out").read_text(), (folder / "err").read_text(), [])
 
 
 def run_code(folder: Path, code: str, *arguments: str) -> Outcome:
