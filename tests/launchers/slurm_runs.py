@@ -17,10 +17,11 @@ STEPS, MANY_STEPS = 8, 30
 TRAIN = {"num_steps": STEPS, "eval_interval": 0}
 OFTEN = {"interval": 2, "keep_last": 20}
 JOB_S = 400.0  # ten seconds on idle cores
-# What every interpreter of a job runs first; the command that submits the job runs it too and is none of them.
+# What every interpreter of a job runs first. The command that submits the job runs it too and is none of them; nor is a
+# fork, which has torch by then.
 COUNT = f"""
-import json, os
-if "SLURM_JOB_ID" in os.environ and "{counting.FOLDER}" in os.environ:
+import json, os, sys
+if "SLURM_JOB_ID" in os.environ and "{counting.FOLDER}" in os.environ and "torch" not in sys.modules:
     entry = {{"kind": "slurm process", "detail": os.environ.get("SLURM_JOB_NAME", ""), "count": 1}}
     with open(f"{{os.environ['{counting.FOLDER}']}}/{{os.getpid()}}.jsonl", "a") as file:
         file.write(json.dumps(entry) + "\\n")

@@ -5,7 +5,6 @@ run that is under way.
 """
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.launchers.runs import RAISE_AT_STEP_6, fault, losses, make_workplace, trimaran
+from tests.launchers.runs import RAISE_AT_STEP_6, fault, losses, make_workplace, ranks_in, trimaran
 from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
 from tests.launchers.slurm_runs import FOUR_RANKS, JOB_S, MANY_STEPS, OFTEN, STEPS, TRAIN, TWO_RANKS, Run
 from trimaran.launchers.slurm.commands import parse_state
@@ -80,7 +79,14 @@ def test_tasks_of_ranks_and_agents_give_the_losses_of_the_local_launcher(
     where, train = {"exclude": "n[1-2],n[5-6]"}, {"num_steps": MANY_STEPS}
     runs = [
         Run(cluster, tmp_path / "ranks", parallel=FOUR_RANKS, train=train, slurm=where),
-        Run(cluster, tmp_path / "agents", parallel=FOUR_RANKS, train=train, slurm={"tasks": "node", **where}),
+        Run(
+            cluster,
+            tmp_path / "agents",
+            parallel=FOUR_RANKS,
+            train=train,
+            slurm={"tasks": "node", **where},
+            forked=True,
+        ),
     ]
     jobs = [run.submit() for run in runs]
     for run, job in zip(runs, jobs, strict=True):
@@ -93,25 +99,6 @@ def test_tasks_of_ranks_and_agents_give_the_losses_of_the_local_launcher(
     assert f"step {MANY_STEPS} of {MANY_STEPS}" in status.stdout
     assert f"step {MANY_STEPS}/{MANY_STEPS}" in runs[0].trimaran("logs", "run").stdout
     assert (runs[0].run / "report.html").exists()
-
-
-def test_srun_with_mpi_gives_the_losses_of_the_local_launcher(
-    cluster: Cluster, expected: list[Any], tmp_path: Path
-) -> None:
-    run = Run(cluster, tmp_path)
-    command = [sys.executable, "-m", "trimaran.launchers.cli.app", "train", "spec.yaml"]
-    done = subprocess.run(
-        ["srun", "--mpi=pmi2", "--kill-on-bad-exit=1", "-N2", "-n2", "--overcommit", *command],
-        cwd=tmp_path,
-        env=run.environment,
-        capture_output=True,
-        text=True,
-        timeout=JOB_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert losses(run.workplace) == expected
-    assert list((run.run / "logs").glob("mpi-*"))
 
 
 def test_a_job_whose_node_is_lost_goes_on_elsewhere(cluster: Cluster, expected: list[Any], tmp_path: Path) -> None:
@@ -132,7 +119,7 @@ def test_a_job_whose_node_is_lost_goes_on_elsewhere(cluster: Cluster, expected: 
 
 def test_cancelling_saves_and_the_run_can_go_on(cluster: Cluster, expected: list[Any], tmp_path: Path) -> None:
     """By `trimaran cancel` first, and by scancel when the run has gone on."""
-    run = Run(cluster, tmp_path, hold=2)
+    run = Run(cluster, tmp_path, hold=2, forked=True)
     job = run.submit_and_hold()
     refused = run.trimaran("train", "spec.yaml", "--launcher", "slurm")
     assert refused.returncode != 0
@@ -145,11 +132,7 @@ def test_cancelling_saves_and_the_run_can_go_on(cluster: Cluster, expected: list
 
     run.hold_at(5)
     job = run.submit_and_hold()
-    mine = [
-        process
-        for process in cluster.steps()
-        if process.name().startswith("trimaran-") and process.cwd() == str(tmp_path)
-    ]
+    mine = ranks_in(tmp_path)
     assert len(mine) == 2
     cluster.call("scancel", job)
     assert run.finish(job).state == "CANCELLED"
@@ -162,16 +145,15 @@ def test_cancelling_saves_and_the_run_can_go_on(cluster: Cluster, expected: list
 # A matrix product is slow on one node, and the disk of another is full.
 BAD_NODES = """
 import os
-import sys
 
-if sys.argv[0] == "-m" and os.environ.get("SLURMD_NODENAME") == "n3":
+if os.environ.get("SLURMD_NODENAME") == "n3":
     import time
 
     import torch
 
     real = torch.Tensor.__matmul__
     torch.Tensor.__matmul__ = lambda self, other: (time.sleep(0.3), real(self, other))[1]
-if sys.argv[0] == "-m" and os.environ.get("SLURMD_NODENAME") == "n4":
+if os.environ.get("SLURMD_NODENAME") == "n4":
     import shutil
 
     shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1 << 30, 1 << 30, 0)
@@ -185,6 +167,7 @@ def test_slow_and_full_nodes_are_named_left_out_and_replaced(cluster: Cluster, t
     run = Run(
         cluster,
         tmp_path / "run-place",
+        forked=True,
         environment=environment,
         train={"num_steps": 4},
         launcher={"nodes": 3},
@@ -206,6 +189,7 @@ def test_a_rank_that_fails_ends_the_job_is_named_first_and_secrets_stay_in_the_e
     run = Run(
         cluster,
         tmp_path,
+        forked=True,
         environment=fault(tmp_path, RAISE_AT_STEP_6, rank=1) | {"HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET},
     )
     state = run.finish(run.submit())

@@ -1,5 +1,6 @@
 """On a real Slurm: the commands of docs/clusters.md, and the benchmark of a job's start."""
 
+import os
 import re
 import shlex
 import shutil
@@ -7,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.launchers.runs import Command, make_workplace, torchrun_port, trimaran
+from tests.launchers.forked import SOCKET, fork_server
+from tests.launchers.runs import Command, losses, make_workplace, run_script, torchrun_port, trimaran
 from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
 from tests.launchers.slurm_runs import JOB_S, Run
 from trimaran.launchers.slurm.jobs import jobs_of
@@ -40,7 +43,11 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
     run = Run(cluster, tmp_path, train={"num_steps": 4}, parallel={"tp": 1}, launcher={"nodes": 1}, forked=True)
     two_ranks = (tmp_path / "spec.yaml").read_text().replace("tp: 1", "tp: 2")
     (tmp_path / "two.yaml").write_text(two_ranks)
-    path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "torchrun").symlink_to(fork_server().shim)
+    path = f"{tmp_path}/bin:{Path(sys.executable).parent}:{cluster.environment['PATH']}"
+    environment = run.environment | {"PATH": path, SOCKET: os.environ[SOCKET]}
+    by_launcher: dict[str, list[Any]] = {}
     for number, command in enumerate(commands):
         if "n1:29400" in command or "launcher.nodes=2" in command:  # test_other_launchers runs these, on two nodes
             continue
@@ -56,13 +63,18 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
             done = subprocess.run(
                 shown,
                 cwd=tmp_path,
-                env=run.environment | torchrun_port() | {"PATH": path},
+                env=environment | torchrun_port(),
                 capture_output=True,
                 text=True,
                 timeout=JOB_S,
                 check=False,
             )
         assert done.returncode == 0, f"{number}: {shown}\n{done.stdout}\n{done.stderr}\n{run.log()}"
+        if command[0] != "trimaran":
+            by_launcher[command[0]] = losses(run.workplace)
+    # test_other_launchers compares torchrun and mpirun with the local launcher.
+    assert len(by_launcher["srun"]) == 4
+    assert by_launcher["srun"] == by_launcher["torchrun"] == by_launcher["mpirun"]
     assert len({(folder / "metrics.jsonl").read_text() for folder in tmp_path.glob("run-*")}) == 4, (
         "a run for each combination of the array"
     )
@@ -79,12 +91,10 @@ def test_a_job_that_sbatch_refuses_is_one_sentence(cluster: Cluster, tmp_path: P
 
 def test_the_time_to_the_first_step_is_taken_apart(cluster: Cluster, tmp_path: Path) -> None:
     run = Run(cluster, tmp_path, parallel={"tp": 1}, launcher={"nodes": 1})
-    command = [sys.executable, str(ROOT / "benchmarks" / "slurm_start.py"), "spec.yaml", "--repeats", "1"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=run.environment, capture_output=True, text=True, timeout=JOB_S, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
+    script = ROOT / "benchmarks" / "slurm_start.py"
+    done = run_script(tmp_path, script, "spec.yaml", "--repeats", "1", environment=run.environment)
+    assert done.code == 0, done.err
+    cells = [cell.strip() for cell in done.out.splitlines()[-1].strip("|").split("|")]
     assert cells[:2] == ["1", "1"]
     assert all(float(cell) > 0 for cell in cells[3:5])
 
