@@ -20,7 +20,7 @@ PIP_INSTALL := DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version
 	$(if $(MAKE_TERMOUT),,--quiet) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test quick durations check clean
+.PHONY: help train test quick check clean
 
 help:
 	@echo "make train   set up and train $(SPEC) (another: make train SPEC=FILE ARGS='--set FIELD=VALUE')"
@@ -37,9 +37,6 @@ test: $(TESTS)
 
 quick: $(TESTS)
 	@$(BIN)/python -P -m pytest -n $(TEST_WORKERS) -m "not slow"
-
-durations: $(TESTS)
-	@$(BIN)/python -P -m pytest -n $(TEST_WORKERS) --record-durations
 
 check: $(TESTS)
 	@$(BIN)/ruff check .

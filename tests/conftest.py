@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -23,13 +24,7 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 DURATIONS: pytest.StashKey[Durations] = pytest.StashKey()
 STARTED: pytest.StashKey[float] = pytest.StashKey()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a session record what its tests took."""
-    parser.addoption(
-        "--record-durations", action="store_true", help="write tests/durations.json and the table of tests/README.md"
-    )
+OWN_FOLDER: pytest.StashKey[Path] = pytest.StashKey()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,7 +35,16 @@ def pytest_configure(config: pytest.Config) -> None:
     if (
         not is_worker(config) and counting.FOLDER not in os.environ
     ):  # a session inside a session counts for the outer one
-        os.environ[counting.FOLDER] = tempfile.mkdtemp(prefix="trimaran-counts-")
+        config.stash[OWN_FOLDER] = Path(tempfile.mkdtemp(prefix="trimaran-session-"))
+        os.environ[counting.FOLDER] = str(config.stash[OWN_FOLDER])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what the session's processes shared."""
+    folder = config.stash.get(OWN_FOLDER, None)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop(counting.FOLDER, None)
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -112,8 +116,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     skipped = os.environ.get("CI") == "true" and unexcused(all_skips(config))
     if skipped or counting.over_bounds(counts()):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    elif config.getoption("--record-durations"):
-        config.stash[DURATIONS].write()
+    elif OWN_FOLDER in config.stash:
+        config.stash[DURATIONS].leave()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

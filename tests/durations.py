@@ -1,14 +1,17 @@
 """The seconds that tests took, recorded, and the table of tests/README.md that is made of them.
 
-    make durations                          run the whole suite, record every function's seconds, write the table
     python -m tests.durations               write the table anew, from the seconds that are recorded
+    python -m tests.durations --take        before that, record what the sessions since the last time took
 
-The table names every file of tests: the promise that it holds, which is the first sentence of its docstring, and its
+A session that passes, of all tests or some, leaves the seconds of its functions in .cache/tests/durations.json. The
+table names every file of tests: the promise that it holds, which is the first sentence of its docstring, and its
 seconds.
 """
 
 import ast
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from tests.scheduling import RECORD, SHORTEST_RECORDED_S, function_of, recorded_
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "tests" / "README.md"
+LEFT = ROOT / ".cache" / "tests" / "durations.json"
+"""What sessions left: node id of a function -> seconds of all its cases that ran."""
 _START, _END = "<!-- table -->\n", "<!-- end of table -->\n"
 
 
@@ -30,11 +35,31 @@ class Durations:
         function = function_of(node_id)
         self.seconds[function] = self.seconds.get(function, 0.0) + seconds
 
-    def write(self) -> None:
-        """Replace what is recorded, and the page's table."""
-        worth = {name: round(s, 2) for name, s in sorted(self.seconds.items()) if s >= SHORTEST_RECORDED_S}
-        RECORD.write_text(json.dumps(worth, indent=0) + "\n", encoding="utf-8")
-        PAGE.write_text(page_with(table(recorded_seconds())), encoding="utf-8")
+    def leave(self, file: Path = LEFT) -> None:
+        """Add the seconds to those that earlier sessions left; a function's latest count."""
+        seconds = (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}) | self.seconds
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f"{file.name}-{os.getpid()}")
+        new.write_text(json.dumps({name: round(each, 2) for name, each in seconds.items()}), encoding="utf-8")
+        new.replace(file)
+
+
+def merged(recorded: Mapping[str, float], left: Mapping[str, float]) -> dict[str, float]:
+    """Return the record with the seconds that sessions left, of functions that still exist and take long enough."""
+    texts = {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in files_of_tests()}
+    found = {}
+    for function, seconds in sorted({**recorded, **left}.items()):
+        file, _, name = function.rpartition("::")
+        if seconds >= SHORTEST_RECORDED_S and f"def {name}(" in texts.get(file, ""):
+            found[function] = seconds
+    return found
+
+
+def take(file: Path = LEFT) -> None:
+    """Record what sessions left."""
+    recorded = merged(recorded_seconds(), json.loads(file.read_text(encoding="utf-8")))
+    RECORD.write_text(json.dumps(recorded, indent=0) + "\n", encoding="utf-8")
+    file.unlink()
 
 
 def files_of_tests() -> list[Path]:
@@ -69,4 +94,6 @@ def page_with(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if "--take" in sys.argv:
+        take()
     PAGE.write_text(page_with(table(recorded_seconds())), encoding="utf-8")

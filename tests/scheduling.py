@@ -1,7 +1,8 @@
 """In which order and on which worker tests run: by the seconds that they took when they were last recorded.
 
 tests/durations.json holds the seconds of every test function that took long enough to matter. A file is one unit of
-work, or several where it takes long; the longest units start first, so that the workers of xdist end together.
+work, or several where it takes long. Files of which nothing is recorded start first, for they may take long, and then
+the longest units, so that the workers of xdist end together.
 """
 
 import json
@@ -49,8 +50,12 @@ def seconds_by_test(node_ids: Sequence[str], recorded: Mapping[str, float]) -> d
 
 
 def units_of_work(node_ids: Sequence[str], recorded: Mapping[str, float]) -> list[list[str]]:
-    """Return the tests in units, the longest first; a unit holds neighbours of one file, which share its fixtures."""
+    """Return the tests in units, which hold neighbours of one file, for they share its fixtures.
+
+    Unknown files come first, then the longest units.
+    """
     expected = seconds_by_test(node_ids, recorded)
+    known = {function.partition("::")[0] for function in recorded}
     files: dict[str, list[str]] = {}
     for node_id in node_ids:
         files.setdefault(node_id.partition("::")[0], []).append(node_id)
@@ -64,7 +69,7 @@ def units_of_work(node_ids: Sequence[str], recorded: Mapping[str, float]) -> lis
                 unit = []
             unit.append(test)
         units.append(unit)
-    return sorted(units, key=lambda unit: -sum(expected[each] for each in unit))
+    return sorted(units, key=lambda unit: (unit[0].partition("::")[0] in known, -sum(expected[each] for each in unit)))
 
 
 class ByDuration(LoadScopeScheduling):

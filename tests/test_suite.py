@@ -1,5 +1,6 @@
 """The suite itself: its table names every file and promise, its units of work lose no test, and its counts add up."""
 
+import json
 import os
 import time
 from collections import Counter
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import counting
-from tests.durations import PAGE, ROOT, files_of_tests, page_with, promise, table
+from tests.durations import PAGE, ROOT, Durations, files_of_tests, merged, page_with, promise, table
 from tests.launchers.forked import Forked, fork_server
 from tests.scheduling import LONGEST_UNIT_S, WHOLE_FILES, recorded_seconds, seconds_by_test, units_of_work
 
@@ -47,10 +48,28 @@ def test_units_hold_every_test_once_and_the_longest_come_first() -> None:
     assert Counter(test for unit in units for test in unit) == Counter(tests)
     expected = seconds_by_test(tests, recorded)
     lengths = [sum(expected[test] for test in unit) for unit in units]
-    assert lengths == sorted(lengths, reverse=True)
-    assert lengths[0] == pytest.approx(90.0), "a file that must stay whole is one unit"
-    assert all(length <= LONGEST_UNIT_S for length in lengths[1:])
+    assert [test.partition("::")[0] for test in units[0]] == ["tests/test_a.py"] * 15, "nothing is known of it"
+    assert lengths[1:] == sorted(lengths[1:], reverse=True)
+    assert lengths[1] == pytest.approx(90.0), "a file that must stay whole is one unit"
+    assert all(length <= LONGEST_UNIT_S for length in lengths[2:])
     assert all(len({test.partition("::")[0] for test in unit}) == 1 for unit in units)
+
+
+def test_seconds_of_sessions_of_some_tests_are_merged(tmp_path: Path) -> None:
+    suite = "tests/test_suite.py::test_every_test_file_states_its_promise"
+    house, gone = "tests/test_house.py::test_no_todo_comments", "tests/test_suite.py::test_that_is_gone"
+    for seconds in (9.0, 3.0):
+        session = Durations()
+        session.add(f"{suite}[first]", seconds)
+        session.add(f"{suite}[second]", 0.5)
+        session.leave(tmp_path / "left" / "durations.json")
+    other = Durations()
+    other.add(gone, 5.0)
+    other.leave(tmp_path / "left" / "durations.json")
+    left = json.loads((tmp_path / "left" / "durations.json").read_text())
+    assert left == {suite: 3.5, gone: 5.0}
+    known = next(iter(recorded_seconds()))
+    assert merged({known: 1.0, house: 1.0, suite: 2.0}, left) == {known: 1.0, suite: 3.5}
 
 
 def test_counts_of_several_processes_add_up_and_are_held_to_their_bounds(

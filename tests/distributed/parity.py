@@ -15,6 +15,7 @@ import torch
 
 from tests import counting
 from tests.distributed.ranks import RankFailed, RankPool
+from tests.session import made_once
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.parameter import info_of
 from trimaran.runtime.data.objectives import MaskedTokens, Objective, PermutedTokens
@@ -239,15 +240,22 @@ _REFERENCES: dict[str, Result] = {}
 
 
 def references_of(layouts: Sequence[Layout], pool: RankPool) -> list[Result]:
-    """The runs of one process that the layouts are compared with, each made once."""
-    alone = [layout.in_one_process() for layout in layouts]
-    keys = [json.dumps(vars(each), sort_keys=True) for each in alone]
-    missing = {key: each for key, each in zip(keys, alone, strict=True) if key not in _REFERENCES}
-    if missing:
-        record_steps(missing.values())
-        (made,) = pool.run(train_all_on_rank, 1, list(missing.values()))
-        _REFERENCES.update(zip(missing, made, strict=True))
-    return [_REFERENCES[key] for key in keys]
+    """The runs of one process that the layouts are compared with, each made once a session."""
+    return [reference_of(json.dumps(vars(layout.in_one_process()), sort_keys=True), pool) for layout in layouts]
+
+
+def reference_of(key: str, pool: RankPool) -> Result:
+    """The run of the layout that is described by the key."""
+
+    def train(layout: str) -> Result:
+        alone = Layout(**json.loads(layout))
+        record_steps([alone])
+        ((result,),) = pool.run(train_all_on_rank, 1, [alone])
+        return result
+
+    if key not in _REFERENCES:
+        _REFERENCES[key] = made_once(train, key)
+    return _REFERENCES[key]
 
 
 def record_steps(layouts: Iterable[Layout]) -> None:

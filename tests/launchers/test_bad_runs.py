@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.launchers.runs import RAISE_AT_STEP_6, Hold, Outcome, Workplace, fault, losses, make_workplace, text_of
+from tests.session import made_once, session_folder
 from trimaran.runtime.checkpoint.folder import find_checkpoints
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 
@@ -20,9 +21,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def short() -> Workplace:
     """A finished run of 8 steps on 2 ranks, with the checkpoints of steps 4 and 8."""
-    workplace = make_workplace(tmp_path_factory.mktemp("short"), train={"num_steps": 8, "eval_interval": 0})
+    return made_once(short_run)
+
+
+def short_run() -> Workplace:
+    workplace = make_workplace(session_folder() / "short", train={"num_steps": 8, "eval_interval": 0})
     outcome = workplace.train()
     assert outcome.code == 0, outcome.err
     return workplace

@@ -33,6 +33,7 @@ from tests.launchers.runs import (
     ranks_in,
     torchrun_port,
 )
+from tests.session import made_once, session_folder
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -101,18 +102,21 @@ def wait_for(what: str, process: "subprocess.Popen[str]", happened: Callable[[],
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def expected_of_two(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    workplace = make_workplace(tmp_path_factory.mktemp("local-two"), **TWO_RANKS)
+def losses_of_local_launcher(ranks: int) -> list[Any]:
+    sections = TWO_RANKS if ranks == 2 else SECTIONS
+    workplace = make_workplace(session_folder() / f"local-{ranks}", **sections)
     assert workplace.train().code == 0
     return losses(workplace)
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    workplace = make_workplace(tmp_path_factory.mktemp("local"), **SECTIONS)
-    assert workplace.train().code == 0
-    return losses(workplace)
+def expected_of_two() -> list[Any]:
+    return made_once(losses_of_local_launcher, 2)
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[Any]:
+    return made_once(losses_of_local_launcher, 4)
 
 
 def assert_same_run(workplace: Workplace, others: list[Any]) -> None:
