@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
+from tests.kernels.covering import covering_array, label
 from trimaran.kernels.attention import (
     CAUSAL,
     AttentionDropout,
@@ -96,13 +97,17 @@ def mask_of(dropout: AttentionDropout, batch: int, heads: int, seq: int, documen
     return attention_keep_mask(dropout, Sizes(batch, seq, seq, heads, heads, 1), documents, CPU)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-@pytest.mark.parametrize("packed", [False, True], ids=["", "documents"])
-@pytest.mark.parametrize("alibi", [False, True], ids=["", "alibi"])
-@pytest.mark.parametrize("name", OPTIONS)
-def test_every_variant_and_its_gradients_equal_the_definition(
-    name: str, alibi: bool, packed: bool, rate: float
-) -> None:
+VARIANTS: dict[str, Sequence[Any]] = {
+    "name": tuple(OPTIONS),
+    "alibi": (False, True),
+    "documents": (False, True),
+    "rate": (0.0, 0.3),
+}
+
+
+@pytest.mark.parametrize("case", covering_array(VARIANTS), ids=label)
+def test_every_two_options_together_and_their_gradients_equal_the_definition(case: dict[str, Any]) -> None:
+    name, alibi, packed, rate = case.values()
     options, tensors = OPTIONS[name], qkv(2, 7, 6, 2, 4)
     slopes = torch.tensor(alibi_slopes(6)) if alibi else None
     documents = Documents(torch.tensor([0, 3, 4, 7, 14], dtype=torch.int32), longest=7) if packed else None

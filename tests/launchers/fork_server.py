@@ -85,8 +85,7 @@ def serve(listener: socket.socket, session: int) -> None:
                 if request is None:
                     _hang_up(selector, commands, key.fileobj)
                     continue
-                for name in request.get("preload", ()):
-                    importlib.import_module(name)
+                import_all(request.get("preload", ()))
                 pid = os.fork()
                 if pid == 0:
                     _close_all(selector)
@@ -97,6 +96,14 @@ def serve(listener: socket.socket, session: int) -> None:
                 commands[pidfd] = key.fileobj, pid
                 selector.register(pidfd, selectors.EVENT_READ, pid)
                 _answer(key.fileobj, {"pid": pid})
+
+
+def import_all(names: Sequence[str]) -> None:
+    """Import modules into this process, and so into all forks of it that follow."""
+    for name in names:
+        importlib.import_module(name)
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"a fork would lose {threads - 1} threads"
 
 
 def receive(connection: socket.socket) -> tuple[Request | None, list[int]]:
@@ -342,11 +349,8 @@ def main() -> None:
         for stage, name in STAGES.items():
             importlib.import_module(name)
             imported[stage] = sorted(sys.modules)
-        for name in [*LATER, *_our_modules()]:
-            importlib.import_module(name)
+        import_all([*LATER, *_our_modules()])
         shorten_ends()
-        threads = len(os.listdir("/proc/self/task"))
-        assert threads == 1, f"a fork would lose {threads - 1} threads"
         listener.bind(str(folder / "socket"))
         listener.listen(64)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has started us in its background

@@ -202,7 +202,7 @@ def test_validate_accepts_a_mutated_schedule_exactly_when_it_runs(shape: tuple[s
     rng = random.Random(f"{shape}")
     schedule = _communicated(*shape)
     verdicts = Counter[bool]()
-    for _ in range(400):
+    for _ in range(200):
         mutant = schedule
         for _ in range(rng.choice([1, 1, 2, 3])):
             if any(mutant.actions):
@@ -210,7 +210,7 @@ def test_validate_accepts_a_mutated_schedule_exactly_when_it_runs(shape: tuple[s
         expected = _runs(mutant, num_microbatches, rng)
         assert _is_accepted(mutant, num_microbatches) == expected, format_schedule(mutant)
         verdicts[expected] += 1
-    assert verdicts[False] > 50, "the mutations were too tame to test anything"
+    assert verdicts[False] > 25, "the mutations were too tame to test anything"
 
 
 @st.composite
