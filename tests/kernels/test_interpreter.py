@@ -1,4 +1,4 @@
-"""Runs the files of tests/kernels/interpreted in Triton's interpreter, in two processes of their own."""
+"""Runs the files of tests/kernels/interpreted in Triton's interpreter, in three processes of their own."""
 
 import os
 from pathlib import Path
@@ -8,26 +8,28 @@ import pytest
 from tests.kernels.interpreter import start_interpreted
 
 FILES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
-FIRST_HALF = {"test_attention.py", "test_dropout.py", "test_random.py"}  # about as much work as all the others
-HALVES = {
-    "first": [file for file in FILES if file.name in FIRST_HALF],
-    "second": [file for file in FILES if file.name not in FIRST_HALF],
+PARTS = {  # about as much work each
+    "attention": {"test_attention.py", "test_dropout.py", "test_random.py"},
+    "decode": {"test_decode.py", "test_rotary.py"},
 }
+PARTS["others"] = {file.name for file in FILES} - PARTS["attention"] - PARTS["decode"]
 
 TIMEOUT_S = 600  # half a minute of work: only for what hangs, however busy the machine is
 
 
 def test_there_are_files() -> None:
-    assert {file.name for file in FILES} > FIRST_HALF
+    assert set.union(*PARTS.values()) == {file.name for file in FILES}
+    assert all(PARTS.values())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_S + 20)
-@pytest.mark.parametrize("half", HALVES)
-def test_in_the_interpreter(half: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_in_the_interpreter(part: str, tmp_path: Path) -> None:
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
     # NumPy's: exp() may well be infinite, as it may on a GPU.
-    options += ["-W", "ignore:overflow encountered:RuntimeWarning", *map(str, HALVES[half])]
+    options += ["-W", "ignore:overflow encountered:RuntimeWarning"]
+    options += [str(file) for file in FILES if file.name in PARTS[part]]
     code = "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     with Path(os.devnull).open() as nothing, (tmp_path / "out").open("w") as out:
         process = start_interpreted(code, options, (nothing, out, out), preload=["pytest"])

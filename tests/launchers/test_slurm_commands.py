@@ -32,52 +32,63 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path: Path) -> None:
-    """The lines of docs/clusters.md that start a program, in their order, with a spec of four steps and its run."""
+def commands_of_the_page() -> list[list[str]]:
+    """Return the lines of docs/clusters.md that start a program; test_other_launchers runs those on two nodes."""
     text = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
     text = re.sub(r"\\\n\s*", "", text)  # a command may continue on the next line
     blocks = re.findall(r"^```text\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = [re.split(r"\s{2,}", line)[0] for block in blocks for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith(("trimaran ", "torchrun ", "mpirun ", "srun "))]
     assert len(commands) >= 10
+    return [each for each in commands if "n1:29400" not in each and "launcher.nodes=2" not in each]
+
+
+def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path: Path) -> None:
+    """In their order, with a spec of four steps and its run."""
     run = Run(cluster, tmp_path, train={"num_steps": 4}, parallel={"tp": 1}, launcher={"nodes": 1}, forked=True)
-    two_ranks = (tmp_path / "spec.yaml").read_text().replace("tp: 1", "tp: 2")
-    (tmp_path / "two.yaml").write_text(two_ranks)
+    for command in commands_of_the_page():
+        if command[0] != "trimaran":
+            continue
+        if command[1] == "train":
+            for folder in tmp_path.glob("run*"):
+                assert all(run.finish(job["job"]).state == "COMPLETED" for job in jobs_of(folder)), run.log()
+            shutil.rmtree(run.run, ignore_errors=True)
+        words = {"SPEC": "spec.yaml", "RUN": "run"}
+        shown = [words.get(word, word) for word in command]
+        done = run.trimaran(*shown[1:])
+        assert done.returncode == 0, f"{shown}\n{done.stdout}\n{done.stderr}\n{run.log()}"
+    assert len({(folder / "metrics.jsonl").read_text() for folder in tmp_path.glob("run-*")}) == 4, (
+        "a run for each combination of the array"
+    )
+
+
+def test_the_other_launchers_of_the_page_give_the_same_losses(cluster: Cluster, tmp_path: Path) -> None:
+    """Of four steps on two ranks; test_other_launchers compares torchrun and mpirun with the local launcher."""
+    run = Run(cluster, tmp_path, train={"num_steps": 4}, launcher={"nodes": 1})
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "torchrun").symlink_to(fork_server().shim)
     path = f"{tmp_path}/bin:{Path(sys.executable).parent}:{cluster.environment['PATH']}"
     environment = run.environment | {"PATH": path, SOCKET: os.environ[SOCKET]}
-    by_launcher: dict[str, list[Any]] = {}
-    for number, command in enumerate(commands):
-        if "n1:29400" in command or "launcher.nodes=2" in command:  # test_other_launchers runs these, on two nodes
-            continue
-        if command[0] != "trimaran" or command[1] == "train":
-            for folder in tmp_path.glob("run*"):
-                assert all(run.finish(job["job"]).state == "COMPLETED" for job in jobs_of(folder)), run.log()
-            shutil.rmtree(run.run, ignore_errors=True)
-        words = {"SPEC": "spec.yaml" if command[0] == "trimaran" else "two.yaml", "RUN": "run", "8": "2"}
-        shown = [words.get(word, word) for word in command]
+    found: dict[str, list[Any]] = {}
+    for command in commands_of_the_page():
         if command[0] == "trimaran":
-            done = run.trimaran(*shown[1:])
-        else:
-            done = subprocess.run(
-                shown,
-                cwd=tmp_path,
-                env=environment | torchrun_port(),
-                capture_output=True,
-                text=True,
-                timeout=JOB_S,
-                check=False,
-            )
-        assert done.returncode == 0, f"{number}: {shown}\n{done.stdout}\n{done.stderr}\n{run.log()}"
-        if command[0] != "trimaran":
-            by_launcher[command[0]] = losses(run.workplace)
-    # test_other_launchers compares torchrun and mpirun with the local launcher.
-    assert len(by_launcher["srun"]) == 4
-    assert by_launcher["srun"] == by_launcher["torchrun"] == by_launcher["mpirun"]
-    assert len({(folder / "metrics.jsonl").read_text() for folder in tmp_path.glob("run-*")}) == 4, (
-        "a run for each combination of the array"
-    )
+            continue
+        shutil.rmtree(run.run, ignore_errors=True)
+        words = {"SPEC": "spec.yaml", "8": "2"}
+        shown = [words.get(word, word) for word in command]
+        done = subprocess.run(
+            shown,
+            cwd=tmp_path,
+            env=environment | torchrun_port(),
+            capture_output=True,
+            text=True,
+            timeout=JOB_S,
+            check=False,
+        )
+        assert done.returncode == 0, f"{shown}\n{done.stdout}\n{done.stderr}"
+        found[command[0]] = losses(run.workplace)
+    assert len(found["srun"]) == 4
+    assert found["srun"] == found["torchrun"] == found["mpirun"]
 
 
 def test_a_job_that_sbatch_refuses_is_one_sentence(cluster: Cluster, tmp_path: Path) -> None:
