@@ -51,8 +51,9 @@ def open_model(
         step: of the run's checkpoint to take.
 
     Raises:
-        ValueError: there is no such model, a file of it is damaged, the layout is impossible (SpecError), or the model
-            is not causal.
+        ValueError: there is no such model, the layout is impossible (SpecError), the tokenizer is another model's, or
+            the model is not causal; a file of a Hugging Face folder is damaged (ConversionError).
+        CheckpointError: a file of the checkpoint is missing or cut.
         OSError: a file can't be read.
     """
     if not path.is_dir():
