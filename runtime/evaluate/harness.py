@@ -12,17 +12,18 @@ import lm_eval.api.task as lm_eval_task
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
+from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from trimaran.models.fields import counted
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate.answers import Answers
-from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore, ScorerProtocol
+from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore, ScorerProtocol, ignore
 from trimaran.runtime.evaluate.tasks.catalog import means_of
 from trimaran.runtime.evaluate.tasks.load import TaskSet, plain
-from trimaran.runtime.evaluate.tasks.offline import offline
-from trimaran.runtime.evaluate.text_codes import TextCodes, cut
+from trimaran.runtime.evaluate.tasks.offline import PROMPT_ERRORS, OfflineTask, offline
+from trimaran.runtime.evaluate.text_codes import TextCodes, cut, moved
 from trimaran.runtime.infer.chat import ChatError
 from trimaran.runtime.infer.sample_group import NotFiniteError
 from trimaran.runtime.infer.sampling_params import SamplingParams
@@ -161,10 +162,7 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def _check_continuation(self, continuation: Sequence[int], request: Instance) -> None:
         if not continuation:
-            raise DataError(
-                f"{_place(request)}: the continuation {request.args[1]!r} has no tokens after its context, so there is "
-                "nothing to score; correct the document, or the task's target_delimiter"
-            )
+            raise _nothing_to_score(request)
         if len(continuation) > self._max:
             raise DataError(
                 f"{_place(request)}: the continuation has {len(continuation)} tokens, more than the model's context of "
@@ -220,10 +218,9 @@ class HarnessModel(LM):  # type: ignore[misc]
             try:
                 score([asked[first[key]] for key in open_keys], take)
             except NotFiniteError as error:
-                number = getattr(error, "request", None)
-                if not isinstance(number, int):
+                if error.request is None:
                     raise
-                raise _not_finite(owners[first[open_keys[number]]]) from error
+                raise _not_finite(owners[first[open_keys[error.request]]]) from error
             finally:
                 self._answers.write()
         return [self._answers.get(key) for key in keys]
@@ -240,6 +237,13 @@ def _rendered(render: Callable[..., str], messages: list[dict[str, str]], add_ge
 
 def _place(request: Instance) -> str:
     return f"task {request.task_name}, document {request.doc_id}"
+
+
+def _nothing_to_score(request: Instance) -> DataError:
+    return DataError(
+        f"{_place(request)}: the continuation {request.args[1]!r} has no tokens after its context, so there is "
+        "nothing to score; correct the document, or the task's target_delimiter"
+    )
 
 
 def _not_finite(request: Instance) -> NotFiniteError:
@@ -282,10 +286,7 @@ def run_tasks(
         NotFiniteError: the logits of a request are not finite; names task and document.
     """
     chat = chat or ChatOptions()
-    if chat.apply and codes.text.template is None:
-        raise ChatError(f"{codes.text.folder} has no chat template; leave out --apply-chat-template")
-    for task in tasks.tasks.values():
-        task.set_fewshot_seed(seed=tasks.seed)
+    check_requests(tasks, codes, chat)
     model = HarnessModel(scorer, codes, max_seq_len, answers, seed=seed, progress=progress)
     with offline(), _quiet():
         found = evaluate(
@@ -296,7 +297,7 @@ def run_tasks(
             system_instruction=chat.system,
             apply_chat_template=chat.apply,
             fewshot_as_multiturn=chat.apply and chat.examples_as_turns,
-            confirm_run_unsafe_code=False,
+            confirm_run_unsafe_code=True,  # `load_tasks` has looked
         )
     assert found is not None
     results: dict[str, Any] = dict(found)
@@ -308,6 +309,55 @@ def run_tasks(
         results["higher_is_better"] = {**results["higher_is_better"], **{name: {"mean": True} for name in means}}
     results["notes"] = model.told.sentences(max_seq_len)
     return results
+
+
+def check_requests(tasks: TaskSet, codes: TextCodes, chat: ChatOptions | None = None) -> None:
+    """Make the prompts of all documents, which `run_tasks` then takes; needs no weights.
+
+    Raises:
+        DataError: a prompt can't be made, or there is nothing to score; names the task, and the document where known.
+        ChatError: there is no chat template, or it rejects a prompt.
+    """
+    chat = chat or ChatOptions()
+    if chat.apply and codes.text.template is None:
+        raise ChatError(f"{codes.text.folder} has no chat template; leave out --apply-chat-template")
+    model = HarnessModel(_Nobody(), codes, 1, Answers(None, ""))
+    for name, task in tasks.tasks.items():
+        task.set_fewshot_seed(seed=tasks.seed)
+        if not isinstance(task, OfflineTask):
+            continue
+        try:
+            with offline(), _quiet():
+                task.build_all_requests(
+                    limit=get_sample_size(task, tasks.limit),
+                    system_instruction=chat.system,
+                    apply_chat_template=chat.apply,
+                    fewshot_as_multiturn=chat.apply and chat.examples_as_turns,
+                    chat_template=model.apply_chat_template if chat.apply else None,
+                    tokenizer_name=model.tokenizer_name if chat.apply else "",
+                )
+                task.check_targets()
+        except (DataError, ChatError):
+            raise
+        except PROMPT_ERRORS as error:
+            raise DataError(f"task {name}: a prompt can't be made: {type(error).__name__}: {error}") from error
+        for request in task.instances:
+            if request.request_type == "loglikelihood" and not moved(*request.args[:2])[1]:
+                raise _nothing_to_score(request)
+
+
+class _Nobody:
+    """The scorer of a model that only makes prompts."""
+
+    def likelihoods(
+        self, requests: Sequence[Likelihood], done: Callable[[int, LikelihoodScore], None] = ignore
+    ) -> list[LikelihoodScore]:
+        """Answer nothing."""
+        raise AssertionError("prompts alone are made here")
+
+    def continuations(self, requests: Sequence[Continuation], done: Callable[[int, str], None] = ignore) -> list[str]:
+        """Answer nothing."""
+        raise AssertionError("prompts alone are made here")
 
 
 @contextmanager

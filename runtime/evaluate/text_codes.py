@@ -90,21 +90,22 @@ class TextCodes:
         White space that ends a context goes to the continuation, and both are encoded as one text, which is cut after
         as many tokens as the context alone has.
         """
-        moved = [_moved(*request) for request in requests]
-        with_context = [(context, rest) for context, rest in moved if context]
+        pairs = [moved(*request) for request in requests]
+        with_context = [(context, rest) for context, rest in pairs if context]
         whole = self.encode(text for context, rest in with_context for text in (context, context + rest))
-        alone = self.encode_continuations(rest for context, rest in moved if not context)
+        alone = self.encode_continuations(rest for context, rest in pairs if not context)
         # Equal contexts are one object, as `encode` has it.
         return [
             (whole[context], whole[context + rest][len(whole[context]) :]) if context else self._begun(alone[rest])
-            for context, rest in moved
+            for context, rest in pairs
         ]
 
     def _begun(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (ids[:1], ids[1:]) if ids[:1] == (self.prefix,) else ((self.prefix,), ids)
 
 
-def _moved(context: str, continuation: str) -> tuple[str, str]:
+def moved(context: str, continuation: str) -> tuple[str, str]:
+    """Return context and continuation with the white space that ends the context before the continuation."""
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation
 

@@ -24,7 +24,7 @@ from tests.runtime.huggingface_folders import llama, saved
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate.answers import Answers
 from trimaran.runtime.evaluate.datasets import SETS, SUBJECTS
-from trimaran.runtime.evaluate.harness import ChatOptions, HarnessModel, run_tasks
+from trimaran.runtime.evaluate.harness import ChatOptions, HarnessModel, check_requests, run_tasks
 from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore, ignore
 from trimaran.runtime.evaluate.tasks.load import TaskSet, load_tasks
 from trimaran.runtime.evaluate.tasks.offline import TASKS, offline
@@ -328,8 +328,13 @@ def test_a_request_without_finite_logits_or_without_tokens_names_its_document(st
                 done(index, LikelihoodScore(math.nan if index == 5 else -1.0, False))
             raise AssertionError("NaN was taken")
 
-    with pytest.raises(NotFiniteError, match="task piqa, document 2: the logits are infinite or NaN"):
-        run_tasks(tasks, NotFinite(stand.scorer.model, stand.codes), stand.codes, CONTEXT, Answers(None, ""))
+    class Refusing(InProcess):
+        def likelihoods(self, requests: Sequence[Likelihood], done: Any = ignore) -> list[LikelihoodScore]:
+            raise NotFiniteError("request 6 of 8 is not finite", 5)
+
+    for kind in (NotFinite, Refusing):
+        with pytest.raises(NotFiniteError, match="task piqa, document 2: the logits are infinite or NaN"):
+            run_tasks(tasks, kind(stand.scorer.model, stand.codes), stand.codes, CONTEXT, Answers(None, ""))
     own = own_task(tmp_path, doc_to_choice=["", "b"], target_delimiter="")
     with pytest.raises(DataError, match="can't be built: IndexError"):
         load_tasks([str(own)])
@@ -337,7 +342,18 @@ def test_a_request_without_finite_logits_or_without_tokens_names_its_document(st
         tmp_path, output_type="loglikelihood", doc_to_choice=None, doc_to_target="{{''}}", target_delimiter=""
     )
     with pytest.raises(DataError, match=r"task own, document 0: the continuation '' has no tokens after its context"):
-        stand.run(load_tasks([str(own)]))
+        check_requests(load_tasks([str(own)]), stand.codes)
+    own = own_task(tmp_path, doc_to_choice=["no"])
+    with pytest.raises(DataError, match=r"can't be built: IndexError"):
+        load_tasks([str(own)])
+    own = own_task(tmp_path, doc_to_target="{{3 if q == 'So?' else 0}}")
+    with pytest.raises(
+        DataError, match=r"task own, document 1 \(.*rows.jsonl\): the right answer is 3, and there are 2"
+    ):
+        check_requests(load_tasks([str(own)]), stand.codes)
+    own = own_task(tmp_path, doc_to_text="{{q[99] if q == 'So?' else 0}}")
+    with pytest.raises(DataError, match="task own: a prompt can't be made: UndefinedError"):
+        check_requests(load_tasks([str(own)]), stand.codes)
     long = own_task(tmp_path, doc_to_choice=["b " * CONTEXT, "c"])
     with pytest.raises(DataError, match=r"document 0: the continuation has \d+ tokens, more than the model's context"):
         stand.run(load_tasks([str(long)]))

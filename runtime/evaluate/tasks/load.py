@@ -97,6 +97,10 @@ def load_tasks(
             built = builder.build(name) if shots is None else builder.build(name, num_fewshot=shots)
             _add(built, tasks, groups)
     for name, task in tasks.items():
+        if getattr(task, "MULTIMODAL", False):
+            raise DataError(f"{name} shows pictures or sound, which a language model does not take; leave it out")
+        if getattr(task, "UNSAFE_CODE", False) and not allow_code:
+            raise DataError(f"{name} runs code that the model writes; give --allow-code where that may do no harm")
         _settle(name, task, num_fewshot, generation)
     return TaskSet(tuple(names), tasks, groups, limit, seed)
 

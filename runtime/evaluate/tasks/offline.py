@@ -1,9 +1,11 @@
 """Tasks of lm-eval over local files: of the known sets, of a task's own data_files, of the hub's cache. No network."""
 
+import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +29,7 @@ from trimaran.runtime.evaluate.tasks.catalog import FOLDERS, nearest
 from trimaran.runtime.evaluate.tasks.own_yaml import check_task_file
 
 TASKS: Final = Path(lm_eval.tasks.__file__).parent
+_MOST_TEMPLATES: Final = 512
 _FILE_KINDS: Final = ("json", "csv", "parquet")
 _TEMPLATES: Final = (
     "doc_to_text",
@@ -36,6 +39,25 @@ _TEMPLATES: Final = (
     "gen_prefix",
     "doc_to_decontamination_query",
 )
+PROMPT_ERRORS: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    jinja2.TemplateError,
+)
+"""What a configuration can make lm-eval raise."""
+_PROMPT_OPTIONS: Final = (
+    "limit",
+    "system_instruction",
+    "apply_chat_template",
+    "fewshot_as_multiturn",
+    "tokenizer_name",
+)
+"""Options of `build_all_requests` that prompts depend on; the name of the tokenizer stands for its chat template."""
 _NAME: Final = re.compile(r"""^["']?(?:task|group)["']?:[ \t]*["']?([^\s"'#]+)""", re.MULTILINE)
 
 
@@ -48,17 +70,20 @@ def offline() -> Iterator[None]:
     )
     before = [getattr(module, name) for module, name in constants]
     has_bars = datasets.is_progress_bar_enabled()
+    compile_template = templates.from_string  # lm-eval compiles a template anew for each field of each document
     logger = logging.getLogger("lm_eval")
     level = logger.level
     try:
         for module, name in constants:
             setattr(module, name, True)
         datasets.disable_progress_bars()
+        templates.from_string = lru_cache(_MOST_TEMPLATES)(compile_template)
         logger.setLevel(logging.ERROR)
         yield
     finally:
         for (module, name), value in zip(constants, before, strict=True):
             setattr(module, name, value)
+        templates.from_string = compile_template
         if has_bars:
             datasets.enable_progress_bars()
         logger.setLevel(level)
@@ -76,7 +101,38 @@ class OfflineTask(ConfigurableTask):  # type: ignore[misc]
         self.library, self.files = library, dict[str, str]()
         self.without: DataError | None = None
         self._processed: dict[str, Any] = {}
+        self._built: tuple[Any, ...] = ()
+        self._own: Sequence[str] = ()
         super().__init__(config=config)
+
+    def set_fewshot_seed(self, seed: int | None = None) -> None:
+        """Begin the draw of few-shot examples again."""
+        self._seed = seed
+        super().set_fewshot_seed(seed)
+
+    def build_all_requests(self, **options: Any) -> None:
+        """Make the prompts of all documents, once: those of the next evaluation with the same options are the same."""
+        key = (self.config.num_fewshot, self._seed, *(options.get(name) for name in _PROMPT_OPTIONS))
+        if key != self._built:
+            super().set_fewshot_seed(self._seed)
+            super().build_all_requests(**options)
+            self._built = key
+        for instance in self.instances:
+            instance.resps, instance.filtered_resps = [], {}
+
+    def check_targets(self) -> None:
+        """Raise DataError where the right answer of a document of the task's own files is none of its choices."""
+        if not self._own or self.OUTPUT_TYPE != "multiple_choice" or callable(self.config.process_results):
+            return
+        for doc_id, document in {each.doc_id: each.doc for each in self.instances}.items():
+            choices = self.doc_to_choice(document)
+            gold = self.doc_to_text(document) if self.multiple_input else self.doc_to_target(document)
+            for each in gold if isinstance(gold, list) else [gold]:
+                if not (0 <= each < len(choices) if isinstance(each, int) else each in choices):
+                    raise DataError(
+                        f"task {self.config.task}, document {doc_id} ({', '.join(self._own)}): the right answer is "
+                        f"{each!r}, and there are {len(choices)} choices; correct the file, or doc_to_target"
+                    )
 
     def training_docs(self) -> Any:
         """Return the documents of the training split, processed once: lm-eval does it at every look."""
@@ -148,14 +204,16 @@ class OfflineTask(ConfigurableTask):  # type: ignore[misc]
             records: list[Any] = []
             for name in paths if isinstance(paths, list) else [paths]:
                 path = self._path_of(str(name))
-                for place, record in read_records(path, read_content(path)):
+                content = read_content(path)
+                for place, record in read_records(path, content):
                     if not isinstance(record, dict):
                         raise DataError(f"{path}, {place} must be a record of fields, and it is {str(record)[:80]}")
                     records.append(record)
-                self.files[str(path)] = ""
+                self.files[str(path)] = hashlib.sha256(content).hexdigest()
             if not records:
                 raise DataError(f"{self.config.task}: {paths} has no record")
             found[split] = datasets.Dataset.from_list(records)
+        self._own = tuple(self.files)
         return datasets.DatasetDict(found)
 
     def _path_of(self, name: str) -> Path:
@@ -210,16 +268,7 @@ class _Factory(TaskFactory):  # type: ignore[misc]
             return OfflineTask(config, self.library)
         except DataError:
             raise
-        except (
-            ArithmeticError,
-            AssertionError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-            jinja2.TemplateError,
-            re.error,
-        ) as error:  # whatever a configuration makes lm-eval do
+        except PROMPT_ERRORS as error:
             reason = f"{type(error).__name__}: {error}"
             raise DataError(f"the task {name} ({entry.yaml_path}) can't be built: {reason}") from error
 
