@@ -160,6 +160,14 @@ class HarnessModel(LM):  # type: ignore[misc]
         texts = self._ask(asked, requests, self._scorer.continuations)
         return [self._codes.without_special(_before(text, until)) for text, until in zip(texts, stops, strict=True)]
 
+    def check(self, requests: Sequence[Instance]) -> None:
+        """Raise DataError for what no weights are needed to see: no continuation, or a wrong setting of generation."""
+        for request in requests:
+            if request.request_type == "loglikelihood" and not moved(*request.args[:2])[1]:
+                raise _nothing_to_score(request)
+            if request.request_type == "generate_until":
+                self._sampling(request, 0)
+
     def _check_continuation(self, continuation: Sequence[int], request: Instance) -> None:
         if not continuation:
             raise _nothing_to_score(request)
@@ -286,7 +294,7 @@ def run_tasks(
         NotFiniteError: the logits of a request are not finite; names task and document.
     """
     chat = chat or ChatOptions()
-    check_requests(tasks, codes, chat)
+    check_requests(tasks, codes, max_seq_len, chat)
     model = HarnessModel(scorer, codes, max_seq_len, answers, seed=seed, progress=progress)
     with offline(), _quiet():
         found = evaluate(
@@ -311,17 +319,18 @@ def run_tasks(
     return results
 
 
-def check_requests(tasks: TaskSet, codes: TextCodes, chat: ChatOptions | None = None) -> None:
+def check_requests(tasks: TaskSet, codes: TextCodes, max_seq_len: int, chat: ChatOptions | None = None) -> None:
     """Make the prompts of all documents, which `run_tasks` then takes; needs no weights.
 
     Raises:
-        DataError: a prompt can't be made, or there is nothing to score; names the task, and the document where known.
+        DataError: a prompt can't be made, there is nothing to score, or a setting of generation is wrong; names the
+            task, and the document where it is known.
         ChatError: there is no chat template, or it rejects a prompt.
     """
     chat = chat or ChatOptions()
     if chat.apply and codes.text.template is None:
         raise ChatError(f"{codes.text.folder} has no chat template; leave out --apply-chat-template")
-    model = HarnessModel(_Nobody(), codes, 1, Answers(None, ""))
+    model = HarnessModel(_Nobody(), codes, max_seq_len, Answers(None, ""))
     for name, task in tasks.tasks.items():
         task.set_fewshot_seed(seed=tasks.seed)
         if not isinstance(task, OfflineTask):
@@ -341,9 +350,7 @@ def check_requests(tasks: TaskSet, codes: TextCodes, chat: ChatOptions | None = 
             raise
         except PROMPT_ERRORS as error:
             raise DataError(f"task {name}: a prompt can't be made: {type(error).__name__}: {error}") from error
-        for request in task.instances:
-            if request.request_type == "loglikelihood" and not moved(*request.args[:2])[1]:
-                raise _nothing_to_score(request)
+        model.check(task.instances)
 
 
 class _Nobody:

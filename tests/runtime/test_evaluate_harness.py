@@ -25,14 +25,18 @@ from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate.answers import Answers
 from trimaran.runtime.evaluate.datasets import SETS, SUBJECTS
 from trimaran.runtime.evaluate.harness import ChatOptions, HarnessModel, check_requests, run_tasks
-from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore, ignore
+from trimaran.runtime.evaluate.replica import Engine
+from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore, ScorerProtocol, ignore
+from trimaran.runtime.evaluate.scorer import Scorer
 from trimaran.runtime.evaluate.tasks.load import TaskSet, load_tasks
 from trimaran.runtime.evaluate.tasks.offline import TASKS, offline
 from trimaran.runtime.evaluate.text_codes import TextCodes
+from trimaran.runtime.evaluate.weights import load_stages, open_model
 from trimaran.runtime.infer.chat import ChatError
 from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.infer.sample_group import NotFiniteError
 from trimaran.runtime.infer.text import TextStream
+from trimaran.runtime.mesh import lone_mesh
 
 CONTEXT = 256
 YAMLS = {
@@ -108,8 +112,11 @@ class Stand:
     scorer: InProcess
     codes: TextCodes
 
-    def run(self, tasks: TaskSet, answers: Answers | None = None, **options: Any) -> dict[str, Any]:
-        return run_tasks(tasks, self.scorer, self.codes, CONTEXT, answers or Answers(None, "tiny"), **options)
+    def run(
+        self, tasks: TaskSet, answers: Answers | None = None, scorer: ScorerProtocol | None = None, **options: Any
+    ) -> dict[str, Any]:
+        journal = Answers(None, "tiny") if answers is None else answers
+        return run_tasks(tasks, scorer or self.scorer, self.codes, CONTEXT, journal, **options)
 
 
 TEMPLATE = (
@@ -184,25 +191,28 @@ def asked_of(task: Any) -> list[tuple[Any, ...]]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_every_shipped_task_scores_as_lm_eval_with_its_hf_backend(stand: Stand, tmp_path: Path) -> None:
-    """Prompts, each likelihood, texts, metrics and standard errors; the flat files of the same documents too."""
+    """Prompts, each likelihood, texts and metrics; from flat files of the same documents too, by the scorer of a run.
+
+    transformers computes rotary positions in float32 whatever the model's dtype; ours then differs by more.
+    """
     tasks = theirs(stand.data, tmp_path)
     with offline():
         wanted = evaluate(lm=stand.backend, task_dict={"tasks": tasks, "groups": {}}, bootstrap_iters=0)
     assert wanted is not None
-    flat, answers = write_sets(tmp_path / "flat", flat=True), Answers(None, "tiny")
-    for data in (stand.data, flat):
+    flat = write_sets(tmp_path / "flat", flat=True)
+    for data, scorer, most in ((stand.data, stand.scorer, 1e-9), (flat, scorer_of(stand.folder), 2e-4)):
         ours = load_tasks(shots_for(ASKED), data, num_fewshot=SHOTS, generation=GENERATION)
         alone = load_tasks(["lambada", "wsc273"], data, generation=GENERATION)
-        found = [stand.run(each, answers, bootstraps=0) for each in (ours, alone)]
+        found = [stand.run(each, scorer=scorer, bootstraps=0) for each in (ours, alone)]
         for name, task in {**ours.tasks, **alone.tasks}.items():
             assert asked_of(task) == asked_of(tasks[name]), name
         results = {**found[0]["results"], **found[1]["results"]}
         samples = {**found[0]["samples"], **found[1]["samples"]}
         assert results.keys() == wanted["results"].keys()
         for name, record in wanted["results"].items():
-            compare(results[name], record, name)
+            compare(results[name], record, name, most if "lambada" in name or "mc2" in name else 1e-9)
             for mine, other in zip(samples[name], wanted["samples"][name], strict=True):
-                compare(mine["filtered_resps"], other["filtered_resps"], name)
+                compare(mine["filtered_resps"], other["filtered_resps"], name, most)
 
 
 def shots_for(names: Sequence[str]) -> list[str]:
@@ -210,17 +220,24 @@ def shots_for(names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in ("lambada", "wsc273")]
 
 
-def compare(mine: Any, other: Any, place: str) -> None:
-    """Assert that two values are equal, numbers within rounding of float64."""
+def scorer_of(folder: Path) -> Scorer:
+    """Return the scorer of a model's folder in this process."""
+    model, mesh = open_model(folder), lone_mesh()
+    stages = load_stages(model.origin, model.spec, mesh, torch.device("cpu"))
+    return Scorer(Engine(stages, mesh, model.spec, model.text.tokenizer))
+
+
+def compare(mine: Any, other: Any, place: str, most: float = 1e-9) -> None:
+    """Assert that two values are equal, numbers within `most`, absolute or relative."""
     if isinstance(other, dict):
         for key in other.keys() - {"alias"}:
-            compare(mine[key], other[key], f"{place}.{key}")
+            compare(mine[key], other[key], f"{place}.{key}", most)
     elif isinstance(other, list | tuple):
         assert len(mine) == len(other), place
         for number, (one, two) in enumerate(zip(mine, other, strict=True)):
-            compare(one, two, f"{place}[{number}]")
+            compare(one, two, f"{place}[{number}]", most)
     elif isinstance(other, float):
-        assert mine == pytest.approx(other, rel=1e-9, abs=1e-9), place
+        assert mine == pytest.approx(other, rel=most, abs=most), place
     else:
         assert mine == other, place
 
@@ -342,7 +359,7 @@ def test_a_request_without_finite_logits_or_without_tokens_names_its_document(st
         tmp_path, output_type="loglikelihood", doc_to_choice=None, doc_to_target="{{''}}", target_delimiter=""
     )
     with pytest.raises(DataError, match=r"task own, document 0: the continuation '' has no tokens after its context"):
-        check_requests(load_tasks([str(own)]), stand.codes)
+        check_requests(load_tasks([str(own)]), stand.codes, CONTEXT)
     own = own_task(tmp_path, doc_to_choice=["no"])
     with pytest.raises(DataError, match=r"can't be built: IndexError"):
         load_tasks([str(own)])
@@ -350,19 +367,19 @@ def test_a_request_without_finite_logits_or_without_tokens_names_its_document(st
     with pytest.raises(
         DataError, match=r"task own, document 1 \(.*rows.jsonl\): the right answer is 3, and there are 2"
     ):
-        check_requests(load_tasks([str(own)]), stand.codes)
+        check_requests(load_tasks([str(own)]), stand.codes, CONTEXT)
     own = own_task(tmp_path, doc_to_text="{{q[99] if q == 'So?' else 0}}")
     with pytest.raises(DataError, match="task own: a prompt can't be made: UndefinedError"):
-        check_requests(load_tasks([str(own)]), stand.codes)
+        check_requests(load_tasks([str(own)]), stand.codes, CONTEXT)
     long = own_task(tmp_path, doc_to_choice=["b " * CONTEXT, "c"])
     with pytest.raises(DataError, match=r"document 0: the continuation has \d+ tokens, more than the model's context"):
         stand.run(load_tasks([str(long)]))
     generating = load_tasks(["gsm8k"], stand.data, num_fewshot=0, generation={"num_beams": 3})
     with pytest.raises(DataError, match="task gsm8k, document 0: generation has no setting num_beams"):
-        stand.run(generating)
+        check_requests(generating, stand.codes, CONTEXT)
     generating = load_tasks(["gsm8k"], stand.data, num_fewshot=0, generation={"max_gen_toks": CONTEXT})
     with pytest.raises(DataError, match=f"generates {CONTEXT} tokens, and the model's context has {CONTEXT}"):
-        stand.run(generating)
+        check_requests(generating, stand.codes, CONTEXT)
 
 
 def test_contexts_that_are_too_long_are_counted_and_told(stand: Stand) -> None:
