@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from tests import counting
 from tests.launchers.forked import fork_server
 from tests.launchers.runs import trimaran
+from tests.runtime.evaluation_files import write_sets
 from trimaran.runtime.spec.names import known_paths, place_of
 from trimaran.runtime.spec.tree import Place
 
@@ -54,8 +55,8 @@ SMALLER = {
     },
 }  # fmt: skip
 RECIPES = ("web-corpus.yaml",)
-WITH_DATA = ("data.md", "web-corpus.yaml")
-"""What tells its readers to install the extra `data`."""
+EXTRAS = {"data.md": "data", "web-corpus.yaml": "data", "evaluation.md": "evaluate"}
+"""Page or example -> the extra that it tells its readers to install."""
 NOT_RUN = {
     "make train": "test_make_train runs it with a shortened spec",
     "make test": "it is what runs this test",
@@ -133,6 +134,8 @@ def folder(tmp_path: Path) -> Path:
     ]
     text = "\n\n".join(" ".join(words[(i * k + k) % len(words)] for k in range(90)) for i in range(1, 900))
     (tmp_path / "my-texts" / "fox.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "held-out.txt").write_text(text[:2000], encoding="utf-8")
+    write_sets(tmp_path / "evaluation-sets")
     write_pages(tmp_path / "texts")
     return tmp_path
 
@@ -188,7 +191,7 @@ def environment_of(text: Path, folder: Path) -> dict[str, str]:
     """Return the environment of a page's commands: the packages that it tells to install, and none of the tests'."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     recipe = makefile[makefile.index("\n$(RUNTIME):") : makefile.index("\n$(TESTS):")]
-    extras = re.findall(r"-e '?\.\[(\w+)\]", recipe) + (["data"] if text.name in WITH_DATA else [])
+    extras = re.findall(r"-e '?\.\[(\w+)\]", recipe) + [extra for name, extra in EXTRAS.items() if name == text.name]
     place = folder / "hidden"
     place.mkdir()
     (place / "sitecustomize.py").write_text(f"HIDDEN = {set(modules_outside(tuple(extras)))!r}\n{HIDE}")
@@ -340,13 +343,14 @@ def default_of(place: Place) -> str:
     return f"`{json.dumps(value)}`"
 
 
-def test_the_table_of_data_fields_is_that_of_the_spec() -> None:
-    places = [(path, place_of(path)) for path in known_paths() if path.startswith("data.")]
+@pytest.mark.parametrize(("section", "page"), [("data", "data.md"), ("evaluation", "evaluation.md")])
+def test_the_table_of_fields_is_that_of_the_spec(section: str, page: str) -> None:
+    places = [(path, place_of(path)) for path in known_paths() if path.startswith(f"{section}.")]
     rows = [
-        f"| `{path.removeprefix('data.')}` | {default_of(place)} | {place.field.description} |"
+        f"| `{path.removeprefix(f'{section}.')}` | {default_of(place)} | {place.field.description} |"
         for path, place in places
         if place is not None and place.field is not None and not place.is_item
     ]
-    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     table = "\n".join(["| field | default | |", "|---|---|---|", *rows])
-    assert table in page, f"docs/data.md, Fields of data, must be\n\n{table}"
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert table in text, f"docs/{page}, the fields of {section}, must be\n\n{table}"
