@@ -24,12 +24,15 @@ from tests.runtime.huggingface_folders import llama, saved
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate.answers import Answers
 from trimaran.runtime.evaluate.datasets import SETS, SUBJECTS
+from trimaran.runtime.evaluate.evaluation import prepare
 from trimaran.runtime.evaluate.harness import ChatOptions, HarnessModel, check_requests, run_tasks
+from trimaran.runtime.evaluate.options import EvaluationOptions
 from trimaran.runtime.evaluate.replica import Engine
 from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore, ScorerProtocol, ignore
 from trimaran.runtime.evaluate.scorer import Scorer
 from trimaran.runtime.evaluate.tasks.load import TaskSet, load_tasks
 from trimaran.runtime.evaluate.tasks.offline import TASKS, offline
+from trimaran.runtime.evaluate.text import score_texts
 from trimaran.runtime.evaluate.text_codes import TextCodes
 from trimaran.runtime.evaluate.weights import load_stages, open_model
 from trimaran.runtime.infer.chat import ChatError
@@ -37,6 +40,7 @@ from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.infer.sample_group import NotFiniteError
 from trimaran.runtime.infer.text import TextStream
 from trimaran.runtime.mesh import lone_mesh
+from trimaran.runtime.spec.sections import PrecisionSection
 
 CONTEXT = 256
 YAMLS = {
@@ -271,6 +275,22 @@ def test_rolling_likelihood_equals_the_hf_backend(stand: Stand) -> None:
     assert model.loglikelihood_rolling(requests) == pytest.approx(
         stand.backend.loglikelihood_rolling(requests, disable_tqdm=True), rel=1e-9
     )
+
+
+def test_the_perplexity_of_texts_is_the_rolling_likelihood_of_the_hf_backend(stand: Stand, tmp_path: Path) -> None:
+    """From the files of `--text` to the sums, on our own model of the same folder."""
+    texts = ["Anna painted two old maps. " * 90, "<s>one line", "çay"]
+    write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    options = EvaluationOptions(texts=(tmp_path / "texts.jsonl",))
+    model, mesh = open_model(stand.folder), lone_mesh()
+    spec = model.spec.model_copy(update={"precision": PrecisionSection(dtype="float64")})
+    prepared = prepare(options, model.text, spec.transformer)
+    with Scorer(Engine(load_stages(stand.folder, spec, mesh, torch.device("cpu")), mesh, spec)) as scorer:
+        counts = score_texts(prepared.texts, scorer, prepared.codes.prefix, prepared.max_seq_len)
+    requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
+    expected = stand.backend.loglikelihood_rolling(requests, disable_tqdm=True)
+    assert [-each.nats for each in counts] == pytest.approx(expected, rel=1e-6)
+    assert sum(each.tokens for each in counts) > 2 * CONTEXT
 
 
 def test_conversations_equal_the_hf_backend(stand: Stand) -> None:
