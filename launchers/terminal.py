@@ -7,12 +7,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from trimaran.models.fields import printable
 from trimaran.runtime.files import naming
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 OUTPUT = "standard output"
 _WIDE = 10_000  # columns where no terminal has fewer
@@ -51,6 +55,18 @@ def print_table(table: Table) -> None:
     console.width = console.width if console.is_terminal else _WIDE
     with writing_output():
         console.print(table)
+
+
+def start_live() -> "Live | None":
+    """Start a part of the error stream that is drawn again at each `update`; None where that is no terminal."""
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        return None
+    from rich.live import Live
+
+    live = Live(console=console, auto_refresh=False, transient=True)
+    live.start()
+    return live
 
 
 @contextmanager

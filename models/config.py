@@ -204,6 +204,9 @@ class TransformerConfig(BaseModel):
     z_loss: NonNegative = Field(
         default=0.0, description="Weight of the squared log-normalizer in the loss (PaLM, section 5: 1e-4)."
     )
+    label_smoothing: Dropout = Field(
+        default=0.0, description="Share of the target that is spread evenly over the vocabulary (Szegedy et al. 2016)."
+    )
     embedding_dropout: Dropout = Field(default=0.0, description="Dropout probability after the embeddings.")
     hidden_dropout: Dropout = Field(
         default=0.0, description="Dropout probability on each block's output, before the residual sum."

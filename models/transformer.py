@@ -268,7 +268,9 @@ class Stage(nn.Module):
                 bias=self.head_bias,
                 kernels=self.context.kernels.cross_entropy,
                 softcap=self.config.logits_softcap,
-                z_loss=self.config.z_loss,
+                # Held-out losses are plain: they are compared between runs with other terms in training.
+                label_smoothing=self.config.label_smoothing if self.training else 0.0,
+                z_loss=self.config.z_loss if self.training else 0.0,
                 loss_weight=loss_weight,
             )
 
@@ -545,7 +547,7 @@ def rotary_scaling(config: RotaryScaling | None) -> rotary.RotaryScaling | None:
 
 @contextmanager
 def in_eval_mode(stages: Iterable[Stage]) -> Iterator[None]:
-    """Switch dropout off inside the block."""
+    """Switch dropout, and what training adds to the loss, off inside the block."""
     stages = list(stages)
     for stage in stages:
         stage.eval()

@@ -73,7 +73,7 @@ def run(
 
 
 def _run_on_slurm(plan: Plan, study: Study, *, dry_run: bool) -> None:
-    from trimaran.launchers.tune.slurm import print_script, submit_workers
+    from trimaran.launchers.slurm.search import print_script, submit_workers
 
     if dry_run:
         print_script(plan)

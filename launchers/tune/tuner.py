@@ -12,15 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, Self
 
-from rich.console import Console
-
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped
-from trimaran.launchers.terminal import say
+from trimaran.launchers.terminal import say, start_live
 from trimaran.launchers.tune.table import line_of, live_table_of, notes_of, summary_of
 from trimaran.models.fields import counted
 from trimaran.runtime.files import read_text
@@ -177,7 +174,6 @@ class _Screen:
 
     def __init__(self, plan: Plan, study: Study) -> None:
         self._plan, self._study = plan, study
-        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._live: Any = None
         self._size, self._found = -1, Found(plan.tune, plan.base, ())
         self._told: set[int] = set()
@@ -192,9 +188,7 @@ class _Screen:
         self._told = {trial.number for trial in self._found.trials if trial.state != "running"}
         if self._told:
             say(f"going on with the study in {self._study.folder}: {summary_of(self._found)}")
-        if self._console.is_terminal:
-            self._live = import_module("rich.live").Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
+        self._live = start_live()
         return self
 
     def __exit__(self, *exception: object) -> None:

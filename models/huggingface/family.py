@@ -18,6 +18,7 @@ TRAINING_ONLY: Final = frozenset(
         "hidden_dropout",
         "attention_dropout",
         "z_loss",
+        "label_smoothing",
         "router_aux_loss",
         "init",
         "init_std",

@@ -8,11 +8,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.distributed.parity import GPT, Layout, make_batches, make_spec
 from tests.distributed.ranks import RankPool
 from trimaran.kernels.cross_entropy import IGNORED_LABEL, TORCH_CROSS_ENTROPY, CrossEntropyKernels
 from trimaran.models.parallel.group import all_gather, single
 from trimaran.models.parallel.parameter import InitSpec, LayerContext, info_of, initialize, new_parameter
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss
+from trimaran.models.transformer import build_stages, in_eval_mode
 from trimaran.runtime.mesh import build_mesh
 
 CPU = torch.device("cpu")
@@ -265,3 +267,19 @@ def test_bad_arguments_are_named(options: dict[str, float], message: str) -> Non
     x, _, _, labels = inputs(11)
     with pytest.raises(ValueError, match=message):
         head_loss(x, weight, labels, context, **options)  # type: ignore[arg-type]
+
+
+def test_held_out_losses_have_no_terms_of_training() -> None:
+    """With and without smoothing and z-loss a stage that evaluates gives the same; in training it does not."""
+    found = []
+    for terms in ({}, TERMS):
+        spec = make_spec(Layout("one", {}, {**GPT, **terms}))
+        context = LayerContext(single("tp"), False, torch.float64, CPU)
+        config = spec.transformer
+        (stage,) = build_stages(config, [range(config.num_layers)], [0], context, seed=1)
+        batch = make_batches(spec, 0, 0, 1)[0]
+        with in_eval_mode([stage]):
+            evaluated = stage(None, batch).item()
+        found.append((evaluated, stage(None, batch).item()))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]

@@ -31,7 +31,13 @@ FALCON: dict[str, Any] = GPT | {
 # Heads in the proportions of Falcon-7B (71 read one key-value head) and of Qwen2-0.5B (14 read two).
 FALCON_7B: dict[str, Any] = FALCON | {"num_heads": 7, "head_dim": 4, "bias": True, "query_key_norm": "width"}
 QWEN_500M: dict[str, Any] = LLAMA | {"num_heads": 14, "num_kv_heads": 2, "head_dim": 4, "attention_dropout": 0.1}
-BLOOM: dict[str, Any] = GPT | {"position": "alibi", "embedding_norm": True, "block": "parallel", "z_loss": 1e-2}
+BLOOM: dict[str, Any] = GPT | {
+    "position": "alibi",
+    "embedding_norm": True,
+    "block": "parallel",
+    "z_loss": 1e-2,
+    "label_smoothing": 0.1,
+}
 GEMMA: dict[str, Any] = LLAMA | {
     "norm_position": "sandwich", "activation": "geglu_tanh", "attention_window": 3,
     "attention_pattern": ["window", "full"], "logits_softcap": 2.0,

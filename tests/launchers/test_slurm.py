@@ -308,7 +308,7 @@ def test_a_search_goes_on_after_scancel(cluster: Cluster, tmp_path: Path) -> Non
     trials = study.read().trials
     logs = "".join(file.read_text() for file in (tmp_path / "study" / "logs").glob("slurm-*.log"))
     assert [trial.state for trial in trials] == ["complete"] * 4, logs
-    assert logs.count("resuming at step 3") == 2, logs
+    assert logs.count("resuming at step 4") == 2, logs
     assert len({trial.objectives for trial in trials}) == 1
     assert len({tuple(steps_of(study.run_folder(trial))) for trial in trials}) == 1
 
