@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel
@@ -28,7 +29,15 @@ from trimaran.runtime.spec.tree import Place
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
-EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+SEARCHES = {
+    "tune-lr.yaml": {"search": {"trials": 2}, "prune": {"first_step": 2}},
+    "ladder.yaml": {
+        "space": {"optimizer.lr": [3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]},
+        "ladder": {"tokens_per_parameter": [0.05]},
+    },
+}
+"""Examples that are searches, not runs, and what makes them short."""
+EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.yaml")) if path.name not in SEARCHES]
 AS_A_SHELL_WOULD = "generation.md"
 """The page whose first `train` and first `generate` run as a user starts them; other commands are forked."""
 SHORT = {
@@ -55,7 +64,7 @@ SMALLER = {
     },
 }  # fmt: skip
 RECIPES = ("web-corpus.yaml",)
-EXTRAS = {"data.md": "data", "web-corpus.yaml": "data", "evaluation.md": "evaluate"}
+EXTRAS = {"data.md": "data", "web-corpus.yaml": "data", "evaluation.md": "evaluate", "tuning.md": "tune"}
 """Page or example -> the extra that it tells its readers to install."""
 NOT_RUN = {
     "make train": "test_make_train runs it with a shortened spec",
@@ -81,7 +90,7 @@ def shortened(command: str) -> list[str]:
     assert words[0] == "trimaran", f"{command!r} is not a trimaran command; run it here or list it in NOT_RUN"
     example = Path(words[2]).name if len(words) > 2 else ""
     changes: dict[str, object] = {}
-    if words[1] in ("train", "schedules", "prepare") or example in RECIPES:
+    if words[1] in ("train", "schedules", "prepare") or "--rates" in words or example in RECIPES:
         changes = {name: value for name, value in SHORT.items() if name != "data.source" or example not in RECIPES}
     if changes or "--memory" in words:
         changes |= SMALLER.get(example, {})
@@ -90,7 +99,28 @@ def shortened(command: str) -> list[str]:
         words += ["--rank", "0"]
     if words[1] == "generate":
         words += ["--max-new-tokens", "5"]
+    for option in {"--widths", "--rates"}.intersection(words):  # the narrowest two, and three rates
+        place = words.index(option) + 1
+        words[place] = ",".join(words[place].split(",")[: 2 if option == "--widths" else 3])
     return words[1:]
+
+
+def shorten_searches(folder: Path) -> None:
+    """Make the searches among the examples short: their base as a training run's command, few trials and tokens."""
+    for name in SEARCHES.keys() & {path.name for path in (folder / "examples").iterdir()}:
+        search = yaml.safe_load((folder / "examples" / name).read_text())
+        base = yaml.safe_load((folder / search["base"]).read_text())
+        for path, value in SHORT.items():
+            section, _, field = path.partition(".")
+            base.setdefault(section, {})[field] = yaml.safe_load(str(value))
+        short = folder / "examples" / f"short-{name}"
+        short.write_text(yaml.safe_dump(base))
+        search["base"] = f"examples/{short.name}"
+        for section, fields in SEARCHES[name].items():
+            search[section] |= fields
+        if "ladder" in search:
+            search["ladder"]["rungs"] = search["ladder"]["rungs"][:3]
+        (folder / "examples" / name).write_text(yaml.safe_dump(search))
 
 
 def run_in_shell(line: str, folder: Path, interpreters: int) -> subprocess.CompletedProcess[str]:
@@ -137,6 +167,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "held-out.txt").write_text(text[:2000], encoding="utf-8")
     write_sets(tmp_path / "evaluation-sets")
     write_pages(tmp_path / "texts")
+    shorten_searches(tmp_path)
     return tmp_path
 
 
