@@ -83,7 +83,7 @@ def _run_on_slurm(plan: Plan, study: Study, *, dry_run: bool) -> None:
 
 
 def _begin(plan: Plan, study: Study) -> None:
-    for change in study.begin(plan.tune, plan.base):
+    for change in study.begin(plan.tune, plan.base, plan.holds):
         say(f"changed since the last start: {change}")
 
 

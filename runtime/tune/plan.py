@@ -80,6 +80,11 @@ class Plan:
         """Return the number of the part that a trial belongs to."""
         return next(number for number, part in enumerate(self.parts) if part.rung == trial.rung)
 
+    def holds(self, trial: Trial) -> bool:
+        """Return whether a trial's values are points of the space, or were carried to its rung."""
+        part = next((part for part in self.parts if part.rung == trial.rung), None)
+        return part is not None and (part.follows is not None or self.space.holds(trial.values))
+
     def rivals_of(self, trial: Trial, trials: Sequence[Trial]) -> list[Trial]:
         """Return the other trials of its part."""
         return [each for each in trials if each.rung == trial.rung and each.number != trial.number]

@@ -8,7 +8,7 @@ import itertools
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from types import MappingProxyType
@@ -88,14 +88,20 @@ def _random(search: SearchSection, _: object, space: Space, part: int, trials: S
 
 
 def _grid(search: SearchSection, _: object, space: Space, part: int, trials: Sequence[Trial]) -> Coordinates | None:
-    """Return the next point; where only some are wanted, in a shuffled order."""
+    """Return the first point that no trial has tried, of a grid that may have been widened since.
+
+    Where only some are wanted, in a shuffled order.
+    """
     ranges = [range(dimension.num_points or 0) for dimension in space.dimensions]
-    points = (point for point in itertools.product(*ranges) if _is_first_of_its_values(space, point))
-    if search.trials is None or search.trials >= math.prod(map(len, ranges)):
-        return next(itertools.islice(points, len(trials), None), None)
-    shuffled = list(points)
-    _seed(search, part, -1).shuffle(shuffled)
-    return shuffled[len(trials)] if len(trials) < len(shuffled) else None
+    points: Iterable[Coordinates] = (
+        point for point in itertools.product(*ranges) if _is_first_of_its_values(space, point)
+    )
+    if search.trials is not None and search.trials < math.prod(map(len, ranges)):
+        shuffled = list(points)
+        _seed(search, part, -1).shuffle(shuffled)
+        points = shuffled
+    tried = [dict(trial.values) for trial in trials]
+    return next((point for point in points if space.values_at(point) not in tried), None)
 
 
 def _is_first_of_its_values(space: Space, point: Coordinates) -> bool:

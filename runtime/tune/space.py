@@ -103,6 +103,14 @@ class Dimension:
             return math.log(coordinate / self.low) / math.log(self.high / self.low)
         return (coordinate - self.low) / (self.high - self.low)
 
+    def has(self, value: Any) -> bool:
+        """Return whether a value is one of this dimension's."""
+        if self.choices is not None:
+            return any(type(each) is type(value) and each == value for each in self.choices)
+        if type(value) not in (int, float) or not self.low <= value <= self.high:
+            return False
+        return self.step is None or self.value_at(self.coordinate_of(value)) == value
+
     def exists(self, values: Values) -> bool:
         """Return whether this dimension has a value beside those of the ones before it."""
         return all(key in values and values[key] in wanted for key, wanted in self.when.items())
@@ -152,6 +160,16 @@ class Space:
             if dimension.exists(values):
                 values[dimension.key] = dimension.value_at(coordinate)
         return values
+
+    def holds(self, values: Values) -> bool:
+        """Return whether these are values that the dimensions have together."""
+        present: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            if dimension.exists(present):
+                if dimension.key not in values or not dimension.has(values[dimension.key]):
+                    return False
+                present[dimension.key] = values[dimension.key]
+        return present.keys() == values.keys()
 
     def fields_of(self, values: Values) -> dict[str, Any]:
         """Return the value of each field that is searched, by its path."""

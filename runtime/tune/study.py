@@ -148,8 +148,13 @@ class Study:
             raise StudyError(f"{self._path} lacks trial {missing[0]}; it is not whole: choose another output_dir")
         return Found(tune, base, tuple(trials[number] for number in sorted(trials)))
 
-    def begin(self, tune: TuneSpec, base: Mapping[str, Any]) -> list[str]:
+    def begin(
+        self, tune: TuneSpec, base: Mapping[str, Any], holds: Callable[[Trial], bool] = lambda trial: False
+    ) -> list[str]:
         """Begin the study, or go on with it; return the settings that have changed since, as `trials: 10 -> 20`.
+
+        Args:
+            holds: whether a trial's values are points of the space as it is now: a grid may be widened and keeps them.
 
         Raises:
             StudyError: the folder has another study, or something else.
@@ -167,7 +172,10 @@ class Study:
                 return []
             found = self.read()
             changes = _differences(found, tune, base)
-            refused = [change for change in changes if not change.startswith(tuple(f"{name}:" for name in _MAY_CHANGE))]
+            allowed = [f"{name}:" for name in _MAY_CHANGE]
+            if tune.search.sampler == "grid" and all(map(holds, found.trials)):
+                allowed.append("space.")
+            refused = [change for change in changes if not change.startswith(tuple(allowed))]
             if set(found.tune.space).isdisjoint(tune.space):
                 keys = ", ".join(found.tune.space)
                 raise StudyError(f"output_dir {self.folder} has another study, over {keys}; choose another output_dir")

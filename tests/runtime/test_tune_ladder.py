@@ -23,7 +23,9 @@ from trimaran.runtime.plan.scaling import ScalingError
 from trimaran.runtime.spec import load_spec
 from trimaran.runtime.tune.extrapolate import Extrapolation, extrapolate, rows_of, write_extrapolation
 from trimaran.runtime.tune.ladder import Ladder, ladder_of
+from trimaran.runtime.tune.plan import Plan
 from trimaran.runtime.tune.space import space_of
+from trimaran.runtime.tune.study import Found, Study, StudyError, Trial
 from trimaran.runtime.tune.transfer import carried_values
 
 
@@ -112,6 +114,32 @@ def test_the_best_at_an_edge_is_refused_for_every_rung_at_once(rates: dict[str, 
     assert len(lines) >= 2, lines
     assert all(line.startswith("rung ") for line in lines)
     assert sentence in lines[0]
+
+
+def test_a_ladder_goes_on_from_a_range_that_was_widened(tmp_path: Path) -> None:
+    """The trials so far are kept, and the values between and beyond them are tried."""
+    narrow = {"optimizer.lr": RATES | {"low": 2e-4, "high": 1.6e-3}}
+    tune = record(space=narrow)
+    study = Study(tmp_path / "study", {})
+    plan = Plan.of(tune, BASE, {}, "tune.yaml")
+    study.begin(tune, BASE, plan.holds)
+    started: list[Trial] = []
+    while new := plan.next_trials(Found(tune, BASE, tuple(started))):
+        started += [trial.model_copy(update={"state": "complete", "objectives": (3.0,)}) for trial in new]
+    assert len(started) == len(WIDTHS) * 4
+    for trial in started:
+        study.record(trial)
+    wide = record(space={"optimizer.lr": RATES | {"low": 1e-4, "high": 3.2e-3}})
+    widened = Plan.of(wide, BASE, {}, "tune.yaml")
+    changes = study.begin(wide, BASE, widened.holds)
+    assert [change.partition(":")[0] for change in changes] == ["space.optimizer.lr.low", "space.optimizer.lr.high"]
+    more = list(started)
+    while new := widened.next_trials(Found(wide, BASE, tuple(more))):
+        more += [trial.model_copy(update={"state": "complete"}) for trial in new]
+    assert [trial.values["optimizer.lr"] for trial in more[len(started) :]] == [1e-4, 3.2e-3] * len(WIDTHS)
+    shifted = record(space={"optimizer.lr": RATES | {"low": 3e-4, "high": 2.4e-3}})
+    with pytest.raises(StudyError, match="begun with other settings"):
+        study.begin(shifted, BASE, Plan.of(shifted, BASE, {}, "tune.yaml").holds)
 
 
 def test_running_and_missing_trials_are_named() -> None:
