@@ -1,6 +1,8 @@
-"""trimaran tune: random SIGKILLs over a study, and what the tuner itself costs.
+"""trimaran tune: random SIGKILLs over a study, a ladder against its held-out rung, and muP's best rate over widths.
 
     python benchmarks/tune.py kills --count 200      kill tuner, worker or rank at random moments; compare the tables
+    python benchmarks/tune.py ladder                 climb examples/ladder.yaml; the held-out rung beside its prediction
+    python benchmarks/tune.py widths                 the best rate at widths 64 to 512, muP beside one rate for all
 
 It prints one line of JSON at its end.
 """
@@ -9,6 +11,8 @@ import argparse
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +170,67 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
     return {"kills": total, "studies": number, "trials": {state: states.count(state) for state in sorted(set(states))}}
 
 
+MOST_LOSS_ERROR: Final = 0.015
+MOST_RATE_FACTOR: Final = 1.5
+MOST_MUP_SHIFT: Final = 2.0
+
+
+def ladder(options: argparse.Namespace) -> dict[str, Any]:
+    """Climb a ladder and hold its largest rung against what the others predict of it."""
+    folder = Path(options.folder)
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    started = time.monotonic()
+    _run(folder, "tune", options.search)
+    seconds = time.monotonic() - started
+    output_dir = yaml.safe_load((folder / options.search).read_text()).get("output_dir", "runs/ladder")
+    found = json.loads((folder / output_dir / "ladder.json").read_text())
+    if options.keep:
+        shutil.copytree(folder / output_dir, options.keep, ignore=shutil.ignore_patterns("checkpoints"))
+    error = max(abs(each["error"]) for each in found["held_out"])
+    factor = max(each["factor"] for each in found["held_out_optima"])
+    sizes = [each["parameters"] for each in found["rungs"]]
+    return {
+        "rungs": [{name: each[name] for name in ("parameters", "tokens", "loss", "best")} for each in found["rungs"]],
+        "span": sizes[-1] / sizes[0],
+        "law": found["loss_law"],
+        "held_out": found["held_out"],
+        "held_out_optima": found["held_out_optima"],
+        "loss_error": error,
+        "rate_factor": factor,
+        "holds": error <= MOST_LOSS_ERROR and factor <= MOST_RATE_FACTOR,
+        "seconds": round(seconds),
+    }
+
+
+def widths(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare the shift of the best rate over widths under muP with that of one deviation and rate for all."""
+    changes = {
+        "model.init": "mup", "model.mup_base_width": 64, "model.num_layers": 2, "data.tokenizer_vocab_size": 512,
+        "train.num_steps": options.steps, "train.global_batch_size": 16, "train.micro_batch_size": 16,
+        "train.seq_len": 64, "lr_schedule.warmup_steps": max(1, options.steps // 10), "launcher.threads_per_rank": 2,
+    }  # fmt: skip
+    words = ["coordinate-check", str(ROOT / "examples" / "quickstart.yaml"), "--widths", options.widths]
+    words += ["--rates", options.rates, *(each for name in changes for each in ("--set", f"{name}={changes[name]}"))]
+    told = _run(Path(options.folder), *words)
+    found = {
+        init: {"first": float(first), "last": float(last), "shift": float(shift)}
+        for init, first, last, shift in re.findall(
+            r"^(\w+): the best rate is (\S+) at width \d+, (\S+) at width \d+: times (\S+)$", told, re.MULTILINE
+        )
+    }
+    shift = found["mup"]["shift"]
+    holds = 1 / MOST_MUP_SHIFT <= shift <= MOST_MUP_SHIFT and "edge" not in told.partition("normal: the best")[0]
+    return {"widths": options.widths, "rates": options.rates, **found, "holds": holds}
+
+
+def _run(folder: Path, *words: str) -> str:
+    """Run a command of trimaran to its end and return what it prints; its progress goes to stderr as it comes."""
+    command = [sys.executable, "-P", "-m", "trimaran.launchers.cli.app", *words]
+    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True)
+    print(done.stdout, file=sys.stderr)
+    return done.stdout
+
+
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -175,6 +240,15 @@ def main() -> None:
     killing.add_argument("--seed", type=int, default=0)
     killing.add_argument("--pause-s", type=float, default=6.0)
     killing.set_defaults(run=kills)
+    climbing = commands.add_parser("ladder")
+    climbing.add_argument("--search", default="examples/ladder.yaml")
+    climbing.add_argument("--keep", help="a folder to be made, for the study without its checkpoints")
+    climbing.set_defaults(run=ladder)
+    widening = commands.add_parser("widths")
+    widening.add_argument("--widths", default="64,128,256,512")
+    widening.add_argument("--rates", default="5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2,6.4e-2")
+    widening.add_argument("--steps", type=int, default=60)
+    widening.set_defaults(run=widths)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="trimaran-tune-") as folder:
         options.folder = folder

@@ -32,7 +32,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benc
 SEARCHES = {
     "tune-lr.yaml": {"search": {"trials": 2}, "prune": {"first_step": 2}},
     "ladder.yaml": {
-        "space": {"optimizer.lr": [3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]},
+        "space": {"optimizer.lr": [0.01, 0.03, 0.1, 0.2]},
         "ladder": {"tokens_per_parameter": [0.05]},
     },
 }

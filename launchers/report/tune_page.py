@@ -124,11 +124,15 @@ def _front(found: SearchResult) -> str:
 def _importance(found: SearchResult) -> str:
     """Draw what explains the first objective, of a ladder at its largest rung."""
     group = _groups(found)[-1]
-    shares = importances(found.objectives, found.space, [trial for trial in found.trials if trial.rung == group])
+    heading = "What mattered (fANOVA)"
+    try:
+        shares = importances(found.objectives, found.space, [trial for trial in found.trials if trial.rung == group])
+    except ValueError as error:
+        return section(heading, f"<p>{escape(str(error))}</p>")
     if len(shares) < 2:
         return ""
     title = f"share of the variance of {found.objectives[0].metric}" + (f", {group}" if group else "")
-    return section("What mattered (fANOVA)", bars("importance", title, list(shares), list(shares.values())))
+    return section(heading, bars("importance", title, list(shares), list(shares.values())))
 
 
 def _slices(found: SearchResult) -> str:

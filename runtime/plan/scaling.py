@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 
 ONE_RATIO: Final = "E + C/N^c"
 SEVERAL_RATIOS: Final = "E + A/N^a + B/D^b"
+INSTALL: Final = 'pip install "trimaran[tune]"'
 _NAMES: Final = {ONE_RATIO: ("E", "C", "c"), SEVERAL_RATIOS: ("E", "A", "a", "B", "b")}
 _DRAWS: Final = 1000
 _SEED: Final = 20220329  # of the bootstrap: the same runs give the same intervals
@@ -32,6 +33,7 @@ _LEAST_SPREAD: Final = 1.15  # ratios of tokens to parameters nearer than this a
 _HUBER: Final = 1.345  # in deviations: 95 % of the efficiency of least squares (Huber 1981)
 _LEAST_DELTA: Final = 1e-3  # Hoffmann et al. 2022, section 3.3
 _NEAR: Final = 4.0  # a parabola holds within this factor of the best rate
+_LOST: Final = 2.0  # a run whose loss is so many times the best has come to nothing
 _STUDENT: Final = 0.975
 _MOST_STEPS: Final = 50
 
@@ -239,7 +241,7 @@ def _scipy() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ImportError("scaling laws need scipy; pip install 'trimaran[tune]'") from error
+        raise ScalingError("a scaling law needs the package scipy; " + INSTALL) from error
 
 
 def _features(form: str, logs: Array) -> Array:
@@ -446,14 +448,16 @@ def find_optimum(names: Sequence[str], points: Sequence[tuple[float, ...]], loss
     Args:
         names: of the axes, for errors.
         points: a value above 0 of each axis, for each loss.
-        losses: infinite or NaN where training diverged.
+        losses: infinite or NaN where training diverged; one of more than twice the best counts as that.
 
     Raises ScalingError where the best is at the edge of what was tried, or the points are too few or not bent.
     """
     tried = np.log(np.array(points, dtype=float).reshape(len(losses), len(names)))
     finite = np.isfinite(losses)
+    if finite.any():
+        finite &= np.asarray(losses) <= _LOST * np.min(np.asarray(losses)[finite])
     if not finite.any():
-        raise ScalingError(f"training diverged at every {names[0]}; widen low of {names[0]} in vary")
+        raise ScalingError(f"training diverged at every {names[0]}; widen low of {names[0]}")
     logs, values = tried[finite], np.asarray(losses, dtype=float)[finite]
     center = logs[values.argmin()]
     for axis, name in enumerate(names):
@@ -466,7 +470,7 @@ def find_optimum(names: Sequence[str], points: Sequence[tuple[float, ...]], loss
     if len(columns) < needed or np.linalg.matrix_rank(columns) < needed - 1:
         raise ScalingError(
             f"a parabola over {' and '.join(names)} needs {needed} points or more, at 3 values of each, "
-            f"got {len(columns)} where training didn't diverge; try more values in vary"
+            f"got {len(columns)} where training didn't diverge or have twice the loss; try more values"
         )
     line = _Line(columns, values[near])
     drawn = line.draws(_DRAWS)
@@ -474,7 +478,7 @@ def find_optimum(names: Sequence[str], points: Sequence[tuple[float, ...]], loss
     if not bent[0]:
         raise ScalingError(
             f"the loss has no lowest point over {' and '.join(names)}: it does not rise on every side of the best; "
-            "widen low and high of vary, or train longer so that its noise matters less"
+            "widen low and high, or train longer so that its noise matters less"
         )
     for axis, name in enumerate(names):
         _check_edge(name, float(center[axis] + lowest[0, axis]), logs[:, axis], tried[:, axis])
@@ -505,12 +509,12 @@ def _check_edge(name: str, best: float, finite: Array, tried: Array | None = Non
         if is_out and math.isfinite(next_one):
             raise ScalingError(
                 f"the best {name} lies beyond {math.exp(edge):.4g}, and at {math.exp(next_one):.4g} training "
-                "diverged; try values between them in vary"
+                "diverged or had twice the loss; try values between them"
             )
         if is_out:
             raise ScalingError(
                 f"the best {name} is at the edge, {math.exp(edge):.4g} of {math.exp(low):.4g} to {math.exp(high):.4g}; "
-                f"widen {side} of {name} in vary"
+                f"widen {side} of {name}"
             )
 
 

@@ -39,7 +39,8 @@ class Climbed:
 
     Attributes:
         optimum: None for a rung that was not searched but trained at the values of another.
-        run: its loss, that of the optimum or of its only trial, at the tokens that it was trained on.
+        run: its loss, that of the optimum or of its only trial, at the tokens that were asked for: the laws shall not
+            see how they are rounded to whole steps.
     """
 
     rung: Rung
@@ -120,7 +121,7 @@ def extrapolate(ladder: Ladder, space: Space, trials: Sequence[Trial], output_di
     held_out: tuple[HeldOut, ...] = ()
     try:
         loss = fit_loss(runs)
-        predicted = loss.predict(target.parameters, tokens)
+        predicted = loss.predict(target.parameters, target.tokens)
     except ScalingError as error:
         untold.append(f"no loss is predicted: {error}")
     held_out_optima: tuple[HeldOutOptimum, ...] = ()
@@ -181,8 +182,7 @@ def _climb(rung: Rung, trials: tuple[Trial, ...], keys: Sequence[str] | None) ->
         loss = complete[0].objectives[0]
     else:
         raise ScalingError(f"its trial has no loss: {trials[0].error or trials[0].state}")
-    tokens = math.exp(sum(math.log(trial.tokens) for trial in complete) / len(complete))
-    return Climbed(rung, trials, optimum, Run(rung.parameters, tokens, loss))
+    return Climbed(rung, trials, optimum, Run(rung.parameters, rung.tokens, loss))
 
 
 def _at(climbed: Climbed, axis: int) -> Interval:

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Final
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import FieldError, one_of
+from trimaran.runtime.plan.scaling import INSTALL
 from trimaran.runtime.spec import SpecError
 from trimaran.runtime.spec.errors import show
 from trimaran.runtime.tune.space import Part, Space
@@ -125,6 +127,8 @@ def _wrong_settings(tune: TuneSpec, section: LadderSection, space: Space) -> Ite
             rule = f"{key} is not fitted over the rungs of a ladder, which are {allowed} as ladder.vary names them"
             fix = "add its name to ladder.vary" if key in FIELDS.values() else "search it without ladder first"
             yield FieldError("space", rule, key, fix)
+    if find_spec("scipy") is None:  # said now, not after the last trial
+        yield FieldError("ladder", "needs the package scipy", None, INSTALL)
     if len(set(section.vary)) < len(section.vary):
         yield FieldError("ladder.vary", f"names {section.vary[0]} twice", section.vary, "name it once")
     if [each.metric for each in tune.objective] != ["held_out_loss"]:

@@ -14,12 +14,12 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, Final
 
+from trimaran.runtime.plan.scaling import INSTALL
 from trimaran.runtime.tune.space import Dimension, Space
 from trimaran.runtime.tune.study import Trial
 from trimaran.runtime.tune.tune_spec import ObjectiveSection, SearchSection
 
 Coordinates = Sequence[float]
-INSTALL: Final = 'pip install "trimaran[tune]"'
 
 
 def propose(
@@ -38,6 +38,8 @@ def importances(objectives: Sequence[ObjectiveSection], space: Space, trials: Se
     """Return the share of the first objective's variance that each dimension explains (fANOVA, Hutter et al. 2014).
 
     Only finished trials count; empty where they are fewer than the dimensions and two, or all alike.
+
+    Raises ValueError where optuna or scikit-learn is missing.
     """
     told = [trial for trial in trials if trial.state == "complete" and trial.objectives is not None]
     varied = [
@@ -45,6 +47,8 @@ def importances(objectives: Sequence[ObjectiveSection], space: Space, trials: Se
     ]
     if not varied or len(told) < len(varied) + 2 or len({trial.objectives for trial in told}) < 2:
         return {}
+    if find_spec("optuna") is None or find_spec("sklearn") is None:
+        raise ValueError(f"importance needs the packages optuna and scikit-learn; {INSTALL}")
     optuna = _package("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     distributions = {dimension.key: _distribution(optuna, dimension) for dimension in varied}

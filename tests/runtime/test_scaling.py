@@ -154,17 +154,18 @@ def bowl(best: float, scale: float = 0.05) -> list[float]:
 @pytest.mark.parametrize(
     ("losses", "sentence"),
     [
-        (bowl(1e-4), "the best rate is at the edge, 0.001 of 0.001 to 0.064; widen low of rate in vary"),
-        (bowl(1.0), "the best rate is at the edge, 0.064 of 0.001 to 0.064; widen high of rate in vary"),
-        ([np.nan] * 7, "training diverged at every rate; widen low of rate in vary"),
+        (bowl(1e-4), "the best rate is at the edge, 0.001 of 0.001 to 0.064; widen low of rate"),
+        (bowl(1.0), "the best rate is at the edge, 0.064 of 0.001 to 0.064; widen high of rate"),
+        ([np.nan] * 7, "training diverged at every rate; widen low of rate"),
         (
             [3.2, 3.1, 3.06, 3.01, 3.0, np.inf, np.inf],
-            "the best rate lies beyond 0.016, and at 0.032 training diverged; try values between them in vary",
+            "the best rate lies beyond 0.016, and at 0.032 training diverged or had twice the loss; try values between",
         ),
         (
             [3.0, 2.0, 3.0, *[np.inf] * 4],
             "needs 4 points or more, at 3 values of each, got 3 where training didn't diverge",
         ),
+        ([2.0, 1.9, 2.0, 1986.0, 5.0, 9.0, np.inf], "got 3 where training didn't diverge or have twice the loss"),
         ([3, 3, 3, 2.99, 3, 2.9901, 2.9899], "at the edge, 0.064"),
     ],
 )
