@@ -110,10 +110,10 @@ def why(
         if fate is None:
             raise ValueError(f"{folder} has no document {document!r}; ids are CORPUS/FILE#PLACE, as prepare shows them")
         if fate.removed is None:
-            typer.echo(f"{document} is kept")
+            typer.echo(f"{printable(document)} is kept")
         else:
             detail = f" ({printable(fate.removed.detail)})" if fate.removed.detail else ""
-            typer.echo(f"{document} is removed by {fate.removed.stage}: {fate.removed.reason}{detail}")
+            typer.echo(f"{printable(document)} is removed by {fate.removed.stage}: {fate.removed.reason}{detail}")
         typer.echo(printable(fate.text, "\n"))
 
 

@@ -1,5 +1,6 @@
 """Tasks that prepare data survive the death of any process, and a document that never ends is left out."""
 
+import errno
 import gzip
 import json
 import os
@@ -20,6 +21,7 @@ from trimaran.launchers.data import supervisor
 from trimaran.launchers.data.workers import WorkerOptions, local_workers
 from trimaran.launchers.local import mpirun
 from trimaran.runtime import processes
+from trimaran.runtime.data.engine import cluster as cluster_of_engine
 from trimaran.runtime.data.engine.cluster import MOST_DEATHS, MOST_FAILURES, Cluster, Credentials, TaskFailed
 from trimaran.runtime.data.engine.task import Output, Task
 from trimaran.runtime.data.engine.watch import Board, Watch, note_slow, slow_documents
@@ -116,6 +118,10 @@ def test_failures_name_their_input(cluster: Cluster, marks: Path) -> None:
     with pytest.raises(TaskFailed, match=r"shelf wrong: .*Input/output error: 'shelf.jsonl'"):
         cluster.run([_task(marks, "wrong")], lambda task, output: None)
     assert len(list(marks.glob("wrong-*"))) == MOST_FAILURES, "a remote store may come back"
+    full = cluster_of_engine._failure(_task(marks, 1), OSError(errno.ENOSPC, "No space left on device", "a.npz"))
+    assert str(full) == (
+        "shelf 1: No space left on device: 'a.npz'; make room there and run the command again, which goes on"
+    )
 
 
 def test_any_number_of_workers_and_deaths_give_the_same_manifest_and_shards(

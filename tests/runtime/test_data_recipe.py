@@ -27,7 +27,7 @@ from trimaran.runtime.data.files import DataError, NotPrepared
 from trimaran.runtime.data.prepare import prepare_data
 from trimaran.runtime.data.recipe import stage_runner
 from trimaran.runtime.data.recipe.curate import curate
-from trimaran.runtime.data.recipe.curated import Curated, open_curated
+from trimaran.runtime.data.recipe.curated import Curated, folder_of_recipe, open_curated
 from trimaran.runtime.data.recipe.fate import fate_of, samples, stage_folders
 from trimaran.runtime.data.recipe.of_spec import recipe_of
 from trimaran.runtime.data.recipe.sample import sample_documents
@@ -315,6 +315,10 @@ def test_copies_of_an_earlier_run_are_removed(curated: Curated, corpus: Path, tm
     later = _curate(spec, Here(tmp_path / "root"))
     assert sorted(_reasons(later).values()) == ["exact.copy", "near.copy"]
     assert [document.text for part in later.parts for document in read_kept(part)] == [_text(900)]
+    with pytest.raises(DataError, match=r"^data\.dedup\.against: .* holds no recipe; name the folder of a run"):
+        recipe_of(_spec(corpus, dedup={"against": [str(tmp_path)]}), {})
+    with pytest.raises(DataError, match=r"new\.jsonl is no folder with a recipe; name the folder of a run"):
+        folder_of_recipe(tmp_path / "new.jsonl")
 
 
 def test_tokenizing_goes_on_where_it_stopped(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,8 @@ MOST_DEATHS: Final = 3
 """Workers that may die while they do one task, until the run ends as failed."""
 MOST_FAILURES: Final = 3
 """Errors of reading or writing that one task may have, as of a remote store, until the run ends as failed."""
-_LASTING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES)
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_LASTING: Final = (*_FULL, errno.EROFS, errno.ENOENT, errno.EACCES)
 _PACKAGES: Final = ("distributed", "cryptography")
 _BOARD: Final = "board"
 _JOIN: Final = ".join-"
@@ -263,7 +264,11 @@ def _failure(task: Task, error: BaseException) -> BaseException:
         )
     if isinstance(error, MemoryError):
         return TaskFailed(f"{task.about}: its stage {task.stage} needs more than data.worker_memory; raise it")
-    return TaskFailed(f"{task.about}: {error}") if isinstance(error, DataError | OSError) else error
+    if isinstance(error, OSError):
+        told = f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}"
+        remedy = "make room there and run the command again, which goes on" if error.errno in _FULL else ""
+        return TaskFailed(f"{task.about}: {told}{remedy and f'; {remedy}'}")
+    return TaskFailed(f"{task.about}: {error}") if isinstance(error, DataError) else error
 
 
 def do_task(task: Task, root: str) -> Output:

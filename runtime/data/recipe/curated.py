@@ -42,6 +42,8 @@ def folder_of_recipe(folder: Path) -> Path:
     Raises:
         DataError: there is none.
     """
+    if folder.is_file() and folder.name not in ("data.html", MANIFEST, "data_manifest.json"):
+        raise DataError(f"{folder} is no folder with a recipe; name the folder of a run, or the one with the data.html")
     folder = folder.parent if folder.is_file() else folder
     run = folder / "data_manifest.json"
     if not run.is_file():

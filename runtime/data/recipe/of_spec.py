@@ -91,7 +91,10 @@ def _check_sections(recipe: Recipe) -> None:
     if recipe.dedup is not None:
         require_extra(*(name for name, wanted in _DEDUP_PACKAGES.items() if recipe.dedup[wanted]))
         for folder in recipe.dedup["against"]:
-            open_curated(folder_of_recipe(Path(folder)))
+            try:
+                open_curated(folder_of_recipe(Path(folder)))
+            except DataError as error:
+                raise DataError(f"data.dedup.against: {error}") from error
 
 
 def _corpora(spec: "RunSpec") -> dict[str, dict[str, Any]]:
