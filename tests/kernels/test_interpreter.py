@@ -9,8 +9,8 @@ from tests.kernels.interpreter import start_interpreted
 
 FILES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
 PARTS = {  # about as much work each
-    "attention": {"test_attention.py", "test_dropout.py", "test_random.py"},
-    "decode": {"test_decode.py", "test_rotary.py"},
+    "attention": {"test_attention.py"},
+    "decode": {"test_decode.py", "test_dropout.py", "test_random.py", "test_rotary.py"},
 }
 PARTS["others"] = {file.name for file in FILES} - PARTS["attention"] - PARTS["decode"]
 
