@@ -53,6 +53,12 @@ class KeyValueCache:
             self._layers[index] = (self._empty(kv_heads), self._empty(kv_heads))
         return self._layers[index]
 
+    def begin_with(self, other: "KeyValueCache") -> None:
+        """Copy the tokens of the only sample of `other`, in the layers that it has, to the beginning of all samples."""
+        for index, (keys, values) in other._layers.items():
+            for mine, theirs in zip(self.of_layer(index, keys.shape[2]), (keys, values), strict=True):
+                mine[:, : other.capacity] = theirs
+
     def _empty(self, kv_heads: int) -> Tensor:
         shape = (self._batch, self.capacity, kv_heads, self._head_dim)
         return torch.zeros(shape, dtype=self._context.dtype, device=self._context.device)

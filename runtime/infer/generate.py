@@ -175,13 +175,15 @@ class _Passes:
         hidden, self._hidden[number] = self._hidden[number], None
         source = self._placement[stage_index - 1] if stage_index else rank
         if source != rank:
-            shape = (len(group), tokens.shape[1] // self._parts, stage.config.hidden_size)
+            shape = (len(tokens), tokens.shape[1] // self._parts, stage.config.hidden_size)
             x = torch.empty(shape, dtype=self._layer_context.dtype, device=self._layer_context.device)
             hidden = self._ring.receive(x, source)
             if self._draws:  # it comes of all that this rank has sent before
                 self._ring.settle(number)
         hidden = stage.extend(hidden, tokens, group.cache)
         if stage_index == self._last:
+            if not group.num_passes:  # what the prompts have in common
+                return
             drawn = self._draw(group, stage, hidden)
             if self._mesh.pp.size > 1:
                 self._ring.send(drawn, self._ring.next, number)

@@ -3,7 +3,8 @@
 A pass feeds the same number of tokens to every sample: as many as the sample with the most tokens outside the key-value
 cache needs. A sample with fewer feeds cached tokens again; one that has no more is padded on the left. So the prompts
 are one pass, each new token is one, and each slide of a full context to its newer half is one. With sequence
-parallelism the number is rounded up to a multiple of tp.
+parallelism the number is rounded up to a multiple of tp. What all prompts have in common at their beginning is a pass
+before, of one sample, whose keys and values are copied for all.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ Must agree on all ranks.
 """
 
 _PADDING = 0
+_LEAST_SAVED = 64  # tokens, for which another pass through the network pays
 _DRAWS = 64  # new tokens for which random numbers are drawn at once
 
 
@@ -90,7 +92,9 @@ class SampleGroup:
         self._alive = [True] * len(prompts)
         self._parts = layer_context.tp.size if layer_context.sequence_parallel else 1
         longest = min(config.max_seq_len, max(map(len, prompts)) + sampling.max_new_tokens)
-        self.cache = KeyValueCache(len(prompts), self._round_up(longest), config, layer_context)
+        self._whole_cache = KeyValueCache(len(prompts), self._round_up(longest), config, layer_context)
+        self.cache = self._whole_cache
+        self._num_common = self._common_tokens()
         self._seen: Tensor | None = None
         self._uniforms: Tensor | None = None
 
@@ -103,7 +107,19 @@ class SampleGroup:
         return not any(self._alive)
 
     def next_tokens(self) -> Tensor:
-        """Return the model's next input, [samples, new] int64 on the rank's device, and prepare the cache for it."""
+        """Return the model's next input, [samples, new] int64 on the rank's device, and prepare the cache for it.
+
+        Where the prompts begin alike, the first input is what they have in common, as that of one sample; no token is
+        drawn after it.
+        """
+        if self._num_common and self.cache is self._whole_cache:
+            self.cache = KeyValueCache(1, self._num_common, self.config, self.layer_context)
+            self.cache.set_lengths([self._num_common])
+            return torch.tensor([list(self._prompts[0][: self._num_common])], device=self.layer_context.device)
+        if self._num_common:
+            self._whole_cache.begin_with(self.cache)
+            self._num_cached = [self._num_common] * len(self)
+            self.cache, self._num_common = self._whole_cache, 0
         contexts, cached = self._contexts, self._num_cached
         lengths = list(map(len, contexts))
         new = self._round_up(max(1, *(length - has for length, has in zip(lengths, cached, strict=True))))
@@ -172,6 +188,17 @@ class SampleGroup:
                 return
             completion.finish = "context"
         self._alive[row] = False
+
+    def _common_tokens(self) -> int:
+        """Return how many tokens all prompts have in common at their beginning; 0 where a pass of its own costs more.
+
+        At least one token of each prompt is not among them.
+        """
+        lowest, highest = (end(map(tuple, self._prompts)) for end in (min, max))
+        most = min(map(len, self._prompts)) - 1
+        common = next((index for index in range(most) if lowest[index] != highest[index]), most)
+        common = common // self._parts * self._parts
+        return common if common * (len(self) - 1) >= _LEAST_SAVED else 0
 
     def _round_up(self, count: int) -> int:
         return -(-count // self._parts) * self._parts

@@ -155,6 +155,35 @@ def test_a_sample_does_not_depend_on_its_batch(expected: dict[str, dict[str, Ans
         assert each["greedy"] != each["drawn"]
 
 
+def continue_alike(parallel: dict[str, Any], together: bool) -> list[Answer]:
+    """The continuations of prompts that begin alike, by model; together, or each by itself."""
+    found = []
+    for name in ("rotary", "learned-tied"):
+        spec, mesh, stages = make(parallel, MODELS[name])
+        prompts = [[5, 6, 7, 8, 9, *range(number % 4)] for number in range(34)]
+        parts = [slice(0, 34)] if together else [slice(number, number + 1) for number in range(34)]
+        completions = [
+            each
+            for part in parts
+            for each in generate(stages, mesh, spec, prompts[part], SAMPLINGS["drawn"], first_sample=part.start)
+        ]
+        found.append([(each.tokens, each.finish, each.slides) for each in completions])
+        mesh.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def one_by_one(ranks: RankPool) -> list[Answer]:
+    return ranks.run(continue_alike, 1, {}, False)[0]
+
+
+@pytest.mark.parametrize("layout", ["one", "tp2-sequence-parallel", "pp2", "pp2-interleaved"])
+def test_what_prompts_have_in_common_changes_no_token(layout: str, one_by_one: list[Answer], ranks: RankPool) -> None:
+    parallel = LAYOUTS.get(layout, {})
+    for found in ranks.run(continue_alike, ranks_of(parallel), parallel, True):
+        assert found == one_by_one
+
+
 def logits_both_ways(parallel: dict[str, Any], model: dict[str, Any]) -> float:
     """The largest difference of logits with a cache from whole sequences', with samples of different lengths."""
     _, mesh, stages = make(parallel, model)
