@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from transformers import AutoTokenizer
 from tests.runtime.evaluation_files import PLACES, documents, write_lines, write_sets
 from tests.runtime.huggingface_folders import llama, saved
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.evaluate import text_codes
 from trimaran.runtime.evaluate.answers import Answers
 from trimaran.runtime.evaluate.datasets import SETS, SUBJECTS
 from trimaran.runtime.evaluate.evaluation import prepare
@@ -246,8 +248,14 @@ def compare(mine: Any, other: Any, place: str, most: float = 1e-9) -> None:
         assert mine == other, place
 
 
-def test_texts_are_encoded_as_the_hf_backend_does(stand: Stand) -> None:
-    """Spaces at the end of a context, no context, special tokens spelled out, and begin-of-text given already."""
+@pytest.mark.parametrize("many", [0, 100])
+def test_texts_are_encoded_as_the_hf_backend_does(stand: Stand, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spaces at the end of a context, no context, special tokens spelled out, and begin-of-text given already.
+
+    Many texts are encoded by a faster engine, which must give the same ids.
+    """
+    monkeypatch.setattr(text_codes, "_MANY", many)
+    monkeypatch.setattr(text_codes, "_BATCH", 3)
     pairs = [
         ("Question: who?\nAnswer:", " Anna"),
         ("ends in space  ", "word"),
@@ -264,6 +272,29 @@ def test_texts_are_encoded_as_the_hf_backend_does(stand: Stand) -> None:
             wanted = (ids[:1], ids[1:])
         assert [list(each) for each in stand.codes.pairs([(context, continuation)])[0]] == list(wanted), context
     assert stand.codes.pairs([("  ", "word")]) == stand.codes.pairs([("", "  word")])
+    assert stand.codes.pairs(pairs) == [stand.codes.pairs([pair])[0] for pair in pairs]
+    assert stand.codes._fast is not None
+
+
+def test_the_end_of_a_turn_ends_a_text_where_the_model_says_so(stand: Stand, tmp_path: Path) -> None:
+    """As of SmolLM2 and others: begin and end of a turn stand in for those of a text, which is no stop then."""
+    folder = tmp_path / "model"
+    shutil.copytree(stand.folder, folder)
+    inner = Inner.from_file(str(folder / "tokenizer.json"))
+    inner.add_special_tokens([AddedToken("<|im_end|>", special=True)])
+    inner.save(str(folder / "tokenizer.json"))
+    for file, content in (
+        ("tokenizer_config.json", {"bos_token": {"content": "<s>"}, "eos_token": "<|im_end|>"}),
+        ("generation_config.json", {"eos_token_id": [301]}),
+    ):
+        (folder / file).write_text(json.dumps(content))
+    codes = TextCodes.of(RunText.open(folder))
+    assert (codes.prefix, codes.end, codes.stops) == (300, "<|im_end|>", (301,))
+    assert codes.without_special("so<|endoftext|> it is") == "so it is"
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "generation_config.json").unlink()
+    codes = TextCodes.of(RunText.open(folder))
+    assert (codes.prefix, codes.end, codes.stops) == (0, "<|endoftext|>", (0,))
 
 
 def test_rolling_likelihood_equals_the_hf_backend(stand: Stand) -> None:
