@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from lm_eval.api.instance import Instance
@@ -473,6 +474,29 @@ def test_a_task_of_ones_own_runs_and_its_code_only_where_allowed(stand: Stand, t
     assert not (tmp_path / "ran").exists()
     assert list(load_tasks([str(path)], allow_code=True).tasks) == ["coded"]
     assert (tmp_path / "ran").exists()
+
+
+def test_a_set_of_the_hub_comes_from_the_cache(stand: Stand, tmp_path: Path) -> None:
+    own = own_task(tmp_path)
+    with offline():
+        datasets.load_dataset(
+            "json", data_files={"test": str(tmp_path / "rows.jsonl")}, cache_dir=str(tmp_path / "json")
+        )
+    made = next((tmp_path / "json").rglob("*.arrow"))
+    cached = tmp_path / "cache" / "nobody___nothing" / "default" / "0.0.0" / "0123abc"  # as `datasets` lays it down
+    cached.mkdir(parents=True)
+    shutil.copy(made, cached / "nothing-test.arrow")
+    info = json.loads((made.parent / "dataset_info.json").read_text())
+    (cached / "dataset_info.json").write_text(
+        json.dumps({**info, "builder_name": "nothing", "dataset_name": "nothing"})
+    )
+    wanted = stand.run(load_tasks([str(own)]))["results"]["own"]
+    own_task(tmp_path, dataset_path="nobody/nothing", dataset_kwargs={"cache_dir": str(tmp_path / "cache")})
+    assert stand.run(load_tasks([str(own)]))["results"]["own"] == wanted
+    with pytest.raises(
+        DataError, match=r"sciq needs allenai/sciq .*and the fields correct_answer, .* nothing is downloaded"
+    ):
+        load_tasks(["sciq"])
 
 
 @pytest.mark.parametrize(

@@ -71,14 +71,15 @@ def offline() -> Iterator[None]:
     before = [getattr(module, name) for module, name in constants]
     has_bars = datasets.is_progress_bar_enabled()
     compile_template = templates.from_string  # lm-eval compiles a template anew for each field of each document
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
     try:
         for module, name in constants:
             setattr(module, name, True)
         datasets.disable_progress_bars()
         templates.from_string = lru_cache(_MOST_TEMPLATES)(compile_template)
-        logger.setLevel(logging.ERROR)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         yield
     finally:
         for (module, name), value in zip(constants, before, strict=True):
@@ -86,7 +87,8 @@ def offline() -> Iterator[None]:
         templates.from_string = compile_template
         if has_bars:
             datasets.enable_progress_bars()
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class OfflineTask(ConfigurableTask):  # type: ignore[misc]
