@@ -476,6 +476,20 @@ def test_a_task_of_ones_own_runs_and_its_code_only_where_allowed(stand: Stand, t
     assert (tmp_path / "ran").exists()
 
 
+def test_a_group_of_ones_own_is_the_mean_of_its_tasks(stand: Stand, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    group: dict[str, Any] = {"group": "mine", "task": ["piqa", {"task": "copa", "num_fewshot": 1}]}
+    path.write_text(json.dumps({**group, "aggregate_metric_list": [{"metric": "acc"}]}))
+    tasks = load_tasks([str(path)], stand.data)
+    assert [task.get_config("num_fewshot") for task in tasks.tasks.values()] == [0, 1]
+    results = run_tasks(tasks, Constant(), stand.codes, CONTEXT, Answers(None, ""))["results"]
+    parts = [results[name]["acc,none"] for name in ("piqa", "copa")]
+    assert results["mine"]["acc,none"] == pytest.approx(sum(parts) / 2)
+    path.write_text(json.dumps({**group, "task": ["piqa", "copaa"]}))
+    with pytest.raises(DataError, match="there is no task copaa; did you mean copa"):
+        load_tasks([str(path)], stand.data)
+
+
 def test_a_set_of_the_hub_comes_from_the_cache(stand: Stand, tmp_path: Path) -> None:
     own = own_task(tmp_path)
     with offline():

@@ -371,8 +371,23 @@ class Builder:
     def _own(self, path: Path) -> Entry:
         check_task_file(path, allow_code=self._allow_code)
         config = load_yaml(path, resolve_func=False)
-        name = config.get("task") or config.get("group")
+        name = config.get("group", config.get("task"))
         if not isinstance(name, str):
             raise DataError(f"the task file {path} has no name; write task: NAME")
         kind = Kind.GROUP if "group" in config else Kind.PY_TASK if "class" in config else Kind.TASK
+        for member in _members(config) if kind is Kind.GROUP else ():
+            if member not in self._index:
+                self._index[member] = self._entry(member)
         return Entry(name, kind, path.resolve(), config)
+
+
+def _members(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the tasks and groups that the file of a group names; those that it defines itself are none of them."""
+    listed = config.get("task")
+    for each in listed if isinstance(listed, list) else [listed]:
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, dict) and "group" in each:
+            yield from _members(each)
+        elif isinstance(each, dict) and isinstance(each.get("task"), str) and "dataset_path" not in each:
+            yield each["task"]
