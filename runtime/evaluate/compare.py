@@ -22,6 +22,7 @@ from trimaran.runtime.evaluate.bootstrap import (
     transformed,
 )
 from trimaran.runtime.evaluate.results import TEXT, Evaluation
+from trimaran.runtime.evaluate.tasks.catalog import MEANS
 from trimaran.runtime.evaluate.text import OF_TOKENS
 
 Figure = tuple[str, str, str]
@@ -211,6 +212,13 @@ def _figures_of_groups(results: Mapping[str, Any]) -> Iterator[tuple[Figure, lis
             metric, comma, name = key.partition(",")
             if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
                 yield (group, metric, name), [(member, metric, name) for member in children[group]]
+    for mean in MEANS.keys() & results["results"].keys():
+        yield (mean, "mean", "none"), [_figure(part.name, part.metric) for part in MEANS[mean]]
+
+
+def _figure(task: str, key: str) -> Figure:
+    metric, _, name = key.partition(",")
+    return task, metric, name
 
 
 def _add_group(

@@ -22,7 +22,6 @@ from trimaran.runtime.evaluate.text import (
     text_results,
 )
 from trimaran.runtime.evaluate.text_codes import TextCodes
-from trimaran.runtime.infer.chat import ChatError
 from trimaran.runtime.infer.prompts import RunText
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class Prepared:
 
 
 def prepare(options: EvaluationOptions, text: RunText, shape: TransformerConfig) -> Prepared:
-    """Read the texts and load the tasks.
+    """Read the texts, load the tasks, and make their prompts.
 
     Raises:
         ValueError: a text, a task, its data or an option is wrong; a sentence.
@@ -64,8 +63,6 @@ def prepare(options: EvaluationOptions, text: RunText, shape: TransformerConfig)
     """
     codes = TextCodes.of(text)
     check_stride(options.stride, shape.max_seq_len)
-    if options.chat and text.template is None:
-        raise ChatError(f"{text.folder} has no chat template; leave out --apply-chat-template")
     documents = read_documents(options.texts)
     ids = codes.encode(document.text for document in documents)
     plain = codes.encode_continuations(document.text for document in documents)
@@ -77,7 +74,10 @@ def prepare(options: EvaluationOptions, text: RunText, shape: TransformerConfig)
             notes.append(describe_difference(document, found))
     tasks = None
     if options.tasks:
+        from trimaran.runtime.evaluate.harness import check_requests  # lm-eval takes seconds to import
+
         tasks = _tasks(options.model_dump_json(exclude={"texts", "stride", "batch_size"}))
+        check_requests(tasks, codes, _chat(options))
     texts = [(document, ids[document.text]) for document in documents]
     return Prepared(options, codes, shape.max_seq_len, texts, tasks, notes)
 
@@ -120,7 +120,7 @@ def evaluate(
         documents = [document for document, _ in prepared.texts]
         found.append(text_results(documents, counts, options.stride, prepared.max_seq_len))
     if prepared.tasks is not None:
-        from trimaran.runtime.evaluate.harness import run_tasks  # lm-eval takes seconds to import
+        from trimaran.runtime.evaluate.harness import run_tasks
 
         results = run_tasks(
             prepared.tasks,

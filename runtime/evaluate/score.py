@@ -26,12 +26,17 @@ TakeScores = Callable[[LikelihoodBatch, Sequence[float], Sequence[bool]], None]
 
 
 def check_causal(config: TransformerConfig) -> None:
-    """Raise ValueError for a model that does not predict each token from those before it."""
-    if not config.is_causal:
-        raise ValueError(
-            f"a model of objective {config.objective} predicts hidden tokens from both sides, so the likelihood of a "
-            "text is not defined by it; evaluate a causal_lm model"
-        )
+    """Raise ValueError for BERT and XLNet, which give a text no likelihood."""
+    if config.is_causal:
+        return
+    predicts = {
+        "masked_lm": "predicts hidden tokens from both sides",
+        "permutation_lm": "predicts a part of the tokens in a random order, given the others",
+    }[config.objective]
+    raise ValueError(
+        f"a model of objective {config.objective} {predicts}, so its predictions do not multiply to the likelihood of "
+        "a text; evaluate a causal_lm model"
+    )
 
 
 def longest_shared(config: TransformerConfig) -> int | None:

@@ -18,7 +18,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import counted
 from trimaran.runtime.data.corpus import check_is_text, check_nul
 from trimaran.runtime.data.files import DataError
@@ -176,19 +175,6 @@ def _text_of_line(line: str, place: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"{place} has half a surrogate pair, which is no character; write the whole pair") from error
     return text
-
-
-def check_continues_text(config: TransformerConfig) -> None:
-    """Raise ValueError for BERT and XLNet, which give a text no likelihood."""
-    if config.is_causal:
-        return
-    reason = {
-        "masked_lm": "predicts hidden tokens from both sides, so its predictions do not multiply to the likelihood of "
-        "a text",
-        "permutation_lm": "predicts a part of the tokens in a random order, given the others, so its predictions do "
-        "not multiply to the likelihood of a text from left to right",
-    }[config.objective]
-    raise ValueError(f"a model of objective {config.objective} {reason}; evaluate a causal_lm model")
 
 
 def rolling_windows(

@@ -22,6 +22,7 @@ from trimaran.runtime.evaluate.results import (
     scores_of,
     write_evaluation,
 )
+from trimaran.runtime.evaluate.tasks.catalog import MEANS
 from trimaran.runtime.evaluate.text import TextCounts, TextDocument, text_results
 
 ORIGIN = Origin("runs/a", 20, 400, {"tp": 2, "pp": 1, "dp": 1}, {"weights": "w", "tokenizer": "t"}, "fp32", "cpu")
@@ -158,6 +159,19 @@ def test_a_group_is_compared_by_the_weights_of_its_figure() -> None:
     assert [note for note in found.notes if "acc of odd is not compared" in note]
     depths = {score.task: score.depth for score in scores_of(sides[0].results)}
     assert depths == {"by_size": 0, "small": 1, "large": 1, "plain": 0, "odd": 0}
+
+
+def test_the_mean_of_groups_and_tasks_is_compared() -> None:
+    sides = []
+    for score in (0, 1):
+        parts = [task(part.name, {part.metric.partition(",")[0]: [score, 0, 1]}) for part in MEANS["leaderboard"]]
+        whole = joined(parts)
+        whole["results"]["leaderboard"] = {"alias": "leaderboard", "mean,none": (score + 1) / 3}
+        sides.append(evaluation(whole))
+    (row,) = [row for row in compare(*sides).differences if row.task == "leaderboard"]
+    assert (row.metric, row.documents) == ("mean", 12)
+    assert row.difference == pytest.approx(1 / 3)
+    assert row.verdict == "higher"
 
 
 def test_texts_are_compared_by_what_does_not_depend_on_the_tokenizer() -> None:

@@ -17,10 +17,10 @@ from trimaran.models.config import TransformerConfig
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.evaluate.requests import Likelihood, LikelihoodScore, ignore
+from trimaran.runtime.evaluate.score import check_causal
 from trimaran.runtime.evaluate.text import (
     Difference,
     TextDocument,
-    check_continues_text,
     check_stride,
     check_tokens,
     describe_difference,
@@ -166,7 +166,7 @@ def test_what_can_not_be_scored_is_refused_with_the_reason() -> None:
     for objective, position in (("masked_lm", "learned"), ("permutation_lm", "relative")):
         config = TransformerConfig.model_validate(SMALL | {"objective": objective, "position": position})
         with pytest.raises(ValueError, match=f"objective {objective} .* likelihood of a text.*; evaluate a causal_lm"):
-            check_continues_text(config)
+            check_causal(config)
     for stride in (0, 9):
         with pytest.raises(ValueError, match=rf"--stride \({stride}\) must be from 1 to the model's context of 8"):
             check_stride(stride, 8)

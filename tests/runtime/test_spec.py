@@ -56,6 +56,14 @@ def errors_of(changes: dict[str, Any]) -> list[str]:
 
 WEB = {"web": {"source": ["web.warc.gz"]}}
 BAD: list[tuple[dict[str, Any], str]] = [
+    # evaluation
+    (
+        {"model.objective": "masked_lm", "evaluation": {"tasks": ["piqa"]}},
+        (
+            "evaluation: a model of objective masked_lm gives a text no likelihood, which tasks are evaluated by; "
+            "leave the section evaluation out, or set model.objective to causal_lm"
+        ),
+    ),
     # tensor parallelism
     (
         {"parallel.tp": 8},

@@ -66,7 +66,12 @@ def _stages_follow_each_other(spec: RunFields, shape: TransformerConfig) -> Iter
             yield FieldError(f"data.stages[{number}].tokens", rule, stage.tokens, fix)
 
 
-@RULES.needs("data.decontaminate.against[N].set", "data.decontaminate.against[N].fields")
+@RULES.needs(
+    "data.decontaminate",
+    "data.decontaminate.against",
+    "data.decontaminate.against[N].set",
+    "data.decontaminate.against[N].fields",
+)
 def _evaluation_sets(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     section = spec.data.decontaminate
     for number, each in enumerate(section.against if section is not None else ()):
