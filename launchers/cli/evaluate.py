@@ -13,6 +13,7 @@ from trimaran.launchers.cli.console import errors_as_sentences, path
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.terminal import new_table, print_table, say
+from trimaran.models.fields import counted
 from trimaran.runtime.spec import dump_spec, load_spec
 
 if TYPE_CHECKING:
@@ -283,8 +284,8 @@ def _where_it_goes_on(job: Job) -> str:
     from trimaran.runtime.evaluate.answers import Answers
     from trimaran.runtime.evaluate.results import JOURNAL
 
-    answers = Answers(job.folder / JOURNAL, "").number
-    return f"{answers:,} requests are answered in {job.folder / JOURNAL}, and the same command goes on from there"
+    answers = counted(Answers(job.folder / JOURNAL, "").number, "answer")
+    return f"{job.folder / JOURNAL} has {answers}, and the same command goes on from there"
 
 
 def _show(found: "Evaluation") -> None:

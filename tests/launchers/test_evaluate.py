@@ -179,9 +179,7 @@ def test_an_interrupted_evaluation_goes_on(
     command = ("run", "--tasks", "piqa", "--data", "sets", "--output", "interrupted", "--batch-size", "1")
     stopped = evaluate(*command)
     assert stopped.code == 130
-    assert (
-        "stopped by SIGINT; 11 requests are answered in interrupted/answers.jsonl, and the same command" in stopped.err
-    )
+    assert "by SIGINT; interrupted/answers.jsonl has 11 answers, and the same command goes on" in stopped.err
     assert not (place / "interrupted" / "results.json").exists()
     assert evaluate(*command).code == 0
     needed = len(asked)
