@@ -46,8 +46,11 @@ StudyFolder = Annotated[Path, typer.Argument(parser=path, metavar="DIR", help="T
 def run(
     tune_path: Annotated[Path, typer.Argument(parser=path, metavar="TUNE", help="The search, a YAML file.")],
     launcher: Annotated[
-        Literal["local", "slurm"], typer.Option(help="Where the trials run: here, or as an array of batch jobs.")
-    ] = "local",
+        Literal["local", "slurm"] | None,
+        typer.Option(
+            help="Where the trials run: here, or as an array of batch jobs; by default as the base spec says."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell what would be tried (slurm: print the batch script); start nothing.")
     ] = False,
@@ -56,11 +59,11 @@ def run(
     with errors_as_sentences():
         plan = Plan.load(tune_path)
         study = Study(Path(plan.tune.output_dir), os.environ)
-        if dry_run and launcher == "local":
-            _describe(plan, study)
-            return
-        if launcher == "slurm":
+        if (launcher or plan.first_spec().launcher.kind) == "slurm":
             _run_on_slurm(plan, study, dry_run=dry_run)
+            return
+        if dry_run:
+            _describe(plan, study)
             return
         from trimaran.launchers.tune.tuner import tell, tune_here
 

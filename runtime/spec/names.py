@@ -187,8 +187,9 @@ def known_paths() -> tuple[str, ...]:
 def nearest_path(path: str) -> str | None:
     """Return the known path that the unknown `path` was most likely meant to be, or None.
 
-    In this order: its name of today, a slip in a name of the same record, the same name in another one, a former name
-    in another section, another trainer's name for it, a near spelling in the same record, a near spelling anywhere.
+    In this order: its name of today, a slip in a name of the same record, another trainer's name for one of the same
+    section, the same name in another record, a former name in another section, another trainer's name for it, a near
+    spelling in the same record, a near spelling anywhere.
     """
     if (today := name_of_today(path)) is not None:
         return today
@@ -196,6 +197,9 @@ def nearest_path(path: str) -> str | None:
     siblings = [step(above(path), each) for each in record.model_fields] if record else []
     if slip := _nearest(name, siblings, cutoff=0.9):
         return slip
+    other = _OTHER_NAMES.get(name.lower())
+    if other is not None and above(other) == above(path):  # as train.batch_size, though another section has that name
+        return other
     same_name = [candidate for candidate in known_paths() if name_in(candidate) == name]
     if same_name:
         parts = path.split(".")
@@ -210,9 +214,7 @@ def nearest_path(path: str) -> str | None:
     former = [today for old, today in RENAMED.items() if name_in(old) == name]
     if former:
         return former[0]
-    if name.lower() in _OTHER_NAMES:
-        return _OTHER_NAMES[name.lower()]
-    return _nearest(name, siblings, cutoff=0.6) or _nearest(name, known_paths(), cutoff=0.7)
+    return other or _nearest(name, siblings, cutoff=0.6) or _nearest(name, known_paths(), cutoff=0.7)
 
 
 def _nearest(name: str, paths: Iterable[str], cutoff: float) -> str | None:

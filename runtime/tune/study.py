@@ -1,13 +1,14 @@
 """The study: what is known of every trial, from study.jsonl and the trials' run folders. Imports no torch.
 
 study.jsonl is one JSON object a line and only grows. Its first line has the settings of the search; every other one has
-a trial as it then was, or settings that were changed, and the last line about a trial counts. Processes of several
-hosts add lines under a lock; a line that was cut by a kill is dropped by the next one who adds. A trial belongs to
-the process that holds the lock of its run folder, so that a process that dies leaves it to the others.
+a trial as it then was, or settings that were changed, each with its time; the last line about a trial counts. Processes
+of several hosts add lines under a lock; a line that was cut by a kill is dropped by the next one who adds. A trial
+belongs to the process that holds the lock of its run folder, so that a process that dies leaves it to the others.
 """
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -267,7 +268,7 @@ class Study:
 
     def _append(self, *records: Mapping[str, Any]) -> None:
         """Add lines, all or none. The caller holds the lock."""
-        text = "".join(json.dumps(record) + "\n" for record in records).encode()
+        text = "".join(json.dumps({"time": time.time(), **record}) + "\n" for record in records).encode()
         with naming(self._path), self._path.open("ab+") as file:
             file.seek(0)
             whole = file.read().rfind(b"\n") + 1
