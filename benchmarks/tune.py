@@ -3,8 +3,10 @@
     python benchmarks/tune.py kills --count 200      kill tuner, worker or rank at random moments; compare the tables
     python benchmarks/tune.py ladder                 climb examples/ladder.yaml; the held-out rung beside its prediction
     python benchmarks/tune.py widths                 the best rate at widths 64 to 512, muP beside one rate for all
+    python benchmarks/tune.py overhead               a search beside its trials' own commands; the time between trials
+    python benchmarks/tune.py search                 rate, decay and warmup by TPE, beside a grid of 60 points
 
-It prints one line of JSON at its end.
+Each prints a line of JSON at its end. overhead and search need a machine on which nothing else runs.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import random
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +29,7 @@ from typing import Any, Final
 import yaml
 
 from trimaran.runtime.train.metrics import read_metrics
-from trimaran.runtime.tune.study import Found, Study, Trial
+from trimaran.runtime.tune.study import STUDY, Found, Study, Trial
 
 ROOT: Final = Path(__file__).parents[1]
 _END_S: Final = 600.0
@@ -231,6 +234,86 @@ def _run(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+def _measured(base: dict[str, Any], num_steps: int) -> dict[str, Any]:
+    """Return a base spec with a length, its warmup and evaluations in proportion; the rest as in the file."""
+    base["train"] |= {"num_steps": num_steps, "eval_interval": max(1, num_steps // 5)}
+    base["train"].pop("output_dir", None)
+    base["parallel"] = {"tp": 1, "pp": 1, "dp": 1}
+    base.get("zero", {}).pop("shard_size", None)
+    base["checkpoint"] = {"interval": 0}
+    base["data"]["cache_dir"] = str(ROOT / ".cache" / "tune-benchmark")
+    return base
+
+
+def _finish(folder: Path, base: dict[str, Any], tune: dict[str, Any]) -> tuple[Study, float]:
+    """Run a search to its end; return its study and the seconds."""
+    study = write_study(folder, base, tune)
+    begun = time.monotonic()
+    process = _command(folder)()
+    if process.wait():
+        raise SystemExit((folder / "output").read_text()[-4000:])
+    return Study(study, {}), time.monotonic() - begun
+
+
+def overhead(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare a search with its trials' own commands, one after the other, and measure the time between two trials."""
+    folder = Path(options.folder)
+    base = _measured(yaml.safe_load(Path(options.base).read_text()), options.steps)
+    tune = {"space": {"seed": list(range(1, options.trials + 1))}, "search": {"sampler": "grid"}}
+    _finish(folder / "data", base, {"space": {"seed": [0]}, "search": {"sampler": "grid"}})  # prepares the text
+    study, of_search = _finish(folder / "search", base, tune)
+    begun = time.monotonic()
+    for trial in study.read().trials:
+        words = ["train", str(study.run_folder(trial) / "spec.yaml"), "--set", f"train.output_dir=run-{trial.number}"]
+        command = [sys.executable, "-P", "-m", "trimaran.launchers.cli.app", *words]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    of_commands = time.monotonic() - begun
+    lines = [json.loads(line) for line in (study.folder / STUDY).read_text().splitlines()]
+    ended = {line["trial"]["number"]: line["time"] for line in lines if "trial" in line}
+    gaps = [
+        (study.run_folder(trial) / "machine.json").stat().st_mtime - ended[trial.number - 1]
+        for trial in study.read().trials[1:]
+    ]
+    return {
+        "search_s": round(of_search, 2),
+        "commands_s": round(of_commands, 2),
+        "overhead": round(of_search / of_commands - 1, 4),
+        "to_next_trial_s": round(statistics.median(gaps), 3),
+    }
+
+
+def search(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare TPE of several seeds with a grid of 60 points over rate, decay and warmup."""
+    folder = Path(options.folder)
+    base = _measured(yaml.safe_load(Path(options.base).read_text()), options.steps)
+    warmups = [round(share * options.steps) for share in (0.0, 0.05, 0.1, 0.2)]
+    grid = {
+        "optimizer.lr": {"low": 1e-3, "high": 1.6e-2, "log": True, "step": 2},
+        "optimizer.weight_decay": [0.0, 0.1, 0.3],
+        "lr_schedule.warmup_steps": warmups,
+    }
+    whole = _finish(folder / "grid", base, {"space": grid, "search": {"sampler": "grid"}})[0].read()
+    best = min(trial.objectives[0] for trial in whole.trials if trial.objectives is not None)
+    tokens = sum(trial.tokens for trial in whole.trials)
+    found = []
+    for seed in range(options.seeds):
+        tune = {
+            "space": {
+                "optimizer.lr": {"low": 1e-3, "high": 1.6e-2, "log": True},
+                "optimizer.weight_decay": {"low": 0.0, "high": 0.3},
+                "lr_schedule.warmup_steps": {"low": 0, "high": warmups[-1]},
+            },
+            "search": {"sampler": "tpe", "trials": 24, "seed": seed},
+            "prune": {"method": "median", "first_step": max(1, options.steps // 5 * 2)},
+        }
+        trials = _finish(folder / f"tpe-{seed}", base, tune)[0].read().trials
+        loss = min(trial.objectives[0] for trial in trials if trial.state == "complete" and trial.objectives)
+        share = sum(trial.tokens for trial in trials) / tokens
+        found.append({"seed": seed, "above_the_grid": round(loss - best, 4), "share_of_tokens": round(share, 3)})
+        print(json.dumps(found[-1]), flush=True)
+    return {"grid": len(whole.trials), "best_of_grid": round(best, 4), "tpe": found}
+
+
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -249,6 +332,13 @@ def main() -> None:
     widening.add_argument("--rates", default="5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2,6.4e-2")
     widening.add_argument("--steps", type=int, default=60)
     widening.set_defaults(run=widths)
+    for name, run in (("overhead", overhead), ("search", search)):
+        measuring = commands.add_parser(name)
+        measuring.add_argument("--base", default=str(ROOT / "examples" / "quickstart.yaml"))
+        measuring.add_argument("--steps", type=int, default=100)
+        measuring.add_argument("--trials", type=int, default=8)
+        measuring.add_argument("--seeds", type=int, default=3)
+        measuring.set_defaults(run=run)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="trimaran-tune-") as folder:
         options.folder = folder
