@@ -4,9 +4,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from trimaran.models.fields import FieldError
+from trimaran.runtime.evaluate.results import FOLDER, RESULTS, score_row
+from trimaran.runtime.evaluate.tasks.catalog import ALIASES, MEANS
 from trimaran.runtime.files import read_json
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.metrics import Row, read_metrics
@@ -88,15 +89,10 @@ def _tokens_per_byte(folder: Path) -> float:
 
 
 def _of_results(metric: str, folder: Path) -> float | None:
-    """Return TASK/METRIC of the newest evaluation in the run folder, in the schema of lm-eval's results.json."""
-    task, _, name = metric.rpartition("/")
-    files = sorted(folder.glob("evaluations/*/results.json"), key=lambda file: file.stat().st_mtime)
-    for file in reversed(files):
-        figures: dict[str, Any] = read_json(file).get("results", {}).get(task, {})
-        for key, value in figures.items():
-            if key.partition(",")[0] == name and isinstance(value, int | float):
-                return float(value)
-    return None
+    """Return TASK/METRIC of the newest evaluation in the run folder that has it."""
+    files = sorted(folder.glob(f"{FOLDER}/*/{RESULTS}"), key=lambda file: file.stat().st_mtime)
+    figures = (score_row(read_json(file)).get(metric) for file in reversed(files))
+    return next((figure for figure in figures if figure is not None), None)
 
 
 def wrong_objectives(tune: TuneSpec, spec: RunSpec) -> list[FieldError]:
@@ -131,20 +127,17 @@ def wrong_objectives(tune: TuneSpec, spec: RunSpec) -> list[FieldError]:
 
 
 def _wrong_task(path: str, metric: str, spec: RunSpec) -> list[FieldError]:
-    section = getattr(spec, "evaluation", None)
     task = metric.rpartition("/")[0]
-    tasks = [str(each) for each in getattr(section, "tasks", None) or []]
-    if task in tasks or any(task.startswith(f"{each}_") for each in tasks):
-        return []
+    tasks = spec.evaluation.tasks if spec.evaluation is not None else []
+    for each in tasks:
+        parts = [*ALIASES.get(each, ()), *(part.name for part in MEANS.get(each, ()))]
+        # What the tasks of a file are called is in the file.
+        if task == each or task in parts or task.startswith(f"{each}_") or each.endswith((".yaml", ".yml")):
+            return []
     has = f"they evaluate {', '.join(tasks)}" if tasks else "they evaluate no task"
-    return [
-        FieldError(
-            path,
-            f"is a metric of the task {task}, and the trials don't run it: {has}",
-            metric,
-            "add the task to evaluation.tasks of the base spec, or take held_out_loss",
-        )
-    ]
+    rule = f"is a metric of the task {task}, and the trials don't run it: {has}"
+    fix = "add the task to evaluation.tasks of the base spec, or take held_out_loss"
+    return [FieldError(path, rule, metric, fix)]
 
 
 def has_diverged(trial: Trial) -> bool:

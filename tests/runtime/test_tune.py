@@ -220,6 +220,9 @@ def test_an_objective_that_the_runs_do_not_give_is_refused(tmp_path: Path) -> No
     assert "the trials hold no text out; set data.held_out_fraction above 0" in str(caught.value)
     assert "the trials never evaluate; set train.eval_interval" in str(caught.value)
     assert Plan.load(write(tmp_path, base, objective={"metric": "tokens_per_second"})).first_spec()
+    for task, metric in (("arc_easy", "arc_easy/acc"), ("mmlu", "mmlu_stem/acc"), ("leaderboard", "mmlu/acc")):
+        evaluated = base | {"evaluation": {"tasks": [task]}}
+        assert Plan.load(write(tmp_path, evaluated, objective={"metric": metric})).first_spec()
 
 
 MIXED: dict[str, Any] = {
@@ -258,7 +261,7 @@ def test_proposals_follow_from_the_study_alone_and_get_better(sampler: str) -> N
     states: list[Any] = ["running", "failed", "diverged", "invalid", "pruned"]
     mixed = [trial.model_copy(update={"state": states[i % 5], "objectives": None}) for i, trial in enumerate(trials)]
     space = make_space(MIXED)
-    assert propose(SearchSection(sampler=sampler, trials=99), LOWER, space, 0, [*trials[:16], *mixed]) is not None  # type: ignore[arg-type]
+    assert propose(SearchSection(sampler=sampler, trials=99), LOWER, space, 0, [*trials[:16], *mixed]) is not None
 
 
 def test_a_grid_has_every_point_once() -> None:
