@@ -117,7 +117,7 @@ class LossLaw:
         _check_ratio(self.ratio, tokens / parameters)
         features = _features(self.form, np.log([[parameters], [tokens]]) - self._center)
         drawn = _log_loss(self._draws, features)[:, 0] + noise * self._noise
-        return _interval(float(_log_loss(self._point[None], features)[0, 0]), drawn, np.exp)
+        return _interval(float(_log_loss(self._point[None], features)[0, 0]), drawn, _exp)
 
 
 def fit_loss(runs: Sequence[Run], delta: float | None = None, draws: int = _DRAWS) -> LossLaw:
@@ -229,7 +229,7 @@ def _fit(form: str, runs: Sequence[Run], delta: float | None, draws: int) -> Los
         column = both[:, index]
         if name in ("A", "B", "C"):
             column = column + both[:, index + 1] * center[int(name == "B"), 0]
-        constants[name] = _interval(float(column[0]), column[1:], np.exp if name.isupper() else np.asarray)
+        constants[name] = _interval(float(column[0]), column[1:], _exp if name.isupper() else np.asarray)
     ratio = float(np.exp(np.mean(logs[1] - logs[0]))) if form == ONE_RATIO else None
     noise = deviations * random.standard_normal(draws)
     largest = max(run.parameters for run in runs)
@@ -350,6 +350,11 @@ def _refit(starts: Array, features: Array, losses: Array, delta: float) -> Array
     return fits
 
 
+def _exp(logs: Any) -> Any:
+    """Return the exponentials, none of them beyond what a number can be."""
+    return np.exp(np.clip(logs, -690.0, 690.0))
+
+
 def _interval(value: float, drawn: Array, of: Any) -> Interval:
     low, high = of(np.percentile(drawn, [2.5, 97.5]))
     return Interval(float(of(value)), float(low), float(high))
@@ -384,7 +389,7 @@ class PowerLaw:
         at = np.concatenate([[1.0], logs - self._center])
         value = float(at @ self._line)
         reach = self._quantile * math.sqrt(self.scatter**2 + float(at @ self._spread @ at))
-        return Interval(*(math.exp(value + side * reach) for side in (0, -1, 1)))
+        return Interval(*(float(_exp(value + side * reach)) for side in (0, -1, 1)))
 
 
 def fit_power_law(points: Sequence[tuple[float, float, float]]) -> PowerLaw:
@@ -415,7 +420,7 @@ def fit_power_law(points: Sequence[tuple[float, float, float]]) -> PowerLaw:
     origin = np.concatenate([[1.0], -center])
     log_factor = float(origin @ line.constants)
     reach = line.quantile * math.sqrt(float(origin @ line.spread @ origin))
-    factor = Interval(*(math.exp(log_factor + side * reach) for side in (0, -1, 1)))
+    factor = Interval(*(float(_exp(log_factor + side * reach)) for side in (0, -1, 1)))
     ratio = float(np.exp(np.mean(np.log(ratios)))) if one_ratio else None
     return PowerLaw(factor, tuple(exponents), line.scatter, ratio, center, line.constants, line.spread, line.quantile)
 
@@ -488,7 +493,7 @@ def find_optimum(names: Sequence[str], points: Sequence[tuple[float, ...]], loss
         # draws without a lowest point leave the value open: half of them on either side
         open_ends = np.where(np.arange(len(bends)) % 2, tried[:, axis].min(), tried[:, axis].max()) - center[axis]
         column = np.where(bends, spots[:, axis], open_ends)
-        at.append(_interval(float(center[axis] + lowest[0, axis]), center[axis] + column, np.exp))
+        at.append(_interval(float(center[axis] + lowest[0, axis]), center[axis] + column, _exp))
     inside = tuple(tuple(float(value) for value in row) for row in np.exp(logs[near]))
     return Optimum(tuple(at), _interval(float(loss[0]), depths[bends], np.asarray), inside, center, line.constants)
 

@@ -203,6 +203,14 @@ def test_equal_losses_give_a_law_that_is_flat() -> None:
     assert law.predict(1e8, 2e9).value == pytest.approx(3.0, rel=1e-6)
 
 
+def test_noise_that_leaves_everything_open_gives_wide_finite_intervals() -> None:
+    law = fit_power_law([(1e5, 2e6, 1.0), (1.01e5, 2.02e6, 1e-40), (1.02e5, 2.04e6, 1e40)])
+    far = law.predict(1e12, 2e13)
+    assert 0 < far.low < far.high < float("inf")
+    loss = fit_loss([Run(n, 20 * n, each) for n, each in zip(SIZES, (3.0, 9.0, 1.0, 8.0, 2.0, 7.0), strict=True)])
+    assert np.isfinite([(each.low, each.high) for each in loss.constants.values()]).all()
+
+
 def test_an_interval_is_told_with_its_bounds() -> None:
     assert str(Interval(2.4123, 2.3, 2.5)) == "2.412 (2.3 to 2.5)"
 
