@@ -151,38 +151,3 @@ def test_a_crash_is_tried_again_and_then_told(tmp_path: Path) -> None:
     assert "trial 0 failed after 2 attempts" in outcome.err
     assert "made to fail" in outcome.err
     assert "no trial in study is complete" in outcome.last_line
-
-
-LADDER: dict[str, Any] = {
-    "base": "spec.yaml",
-    "output_dir": "study",
-    "space": {"optimizer.lr": [1e-3, 1e-2, 0.1, 1.0, 3.0]},
-    "search": {"sampler": "grid"},
-    "ladder": {
-        "rungs": [{"hidden_size": width} for width in (16, 24, 32)],
-        "tokens_per_parameter": [0.1],
-        "vary": ["rate"],
-        "target": {"hidden_size": 48},
-    },
-}
-
-
-def test_a_ladder_ends_with_the_spec_of_its_target(tmp_path: Path) -> None:
-    make_study(tmp_path, LADDER)
-    outcome = trimaran(tmp_path, "tune", "tune.yaml")
-    assert outcome.code == 0, outcome.err
-    trials = read(tmp_path).trials
-    assert len(trials) == 15
-    assert len({trial.rung for trial in trials}) == 3
-    for words in ("learning rate", "law of the rate", "Step Law", "compute to come"):
-        assert words in outcome.out
-    assert "no loss is predicted: E + C/N^c has 3 constants and needs 4 sizes" in outcome.err
-    spec = load_spec(tmp_path / "study" / "target.yaml")
-    assert (spec.transformer.hidden_size, spec.train.output_dir) == (48, "study/target")
-    assert trimaran(tmp_path, "check", "study/target.yaml").code == 0
-    page = (tmp_path / "study" / "tune.html").read_text()
-    assert "The law of the rate" in page
-    assert trimaran(tmp_path, "tune", "best", "study").out == outcome.out
-    (tmp_path / "tune.yaml").write_text(yaml.safe_dump(LADDER | {"space": {"optimizer.lr": [0.1, 1.0, 10.0, 30.0]}}))
-    refused = trimaran(tmp_path, "tune", "tune.yaml")
-    assert "was begun with other settings" in refused.err
