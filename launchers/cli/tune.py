@@ -1,5 +1,6 @@
 """`trimaran tune`: search over fields of the spec; what a study has found so far."""
 
+import math
 import os
 import shlex
 from collections import Counter
@@ -15,6 +16,7 @@ from trimaran.launchers.tune.table import best_trials, notes_of, shown, summary_
 from trimaran.models.fields import counted
 from trimaran.runtime.spec import SpecError
 from trimaran.runtime.tune.extrapolate import rows_of
+from trimaran.runtime.tune.ladder import Ladder
 from trimaran.runtime.tune.plan import Plan
 from trimaran.runtime.tune.propose import draws
 from trimaran.runtime.tune.space import rule_of
@@ -195,3 +197,21 @@ def _describe(plan: Plan, study: Study) -> None:
         if trial.state != "invalid":
             table.add_row(str(trial.number), *(shown(trial.values[key]) if key in trial.values else "" for key in keys))
     print_table(table)
+    if plan.ladder is not None:
+        _describe_ladder(plan, plan.ladder)
+
+
+def _describe_ladder(plan: Plan, ladder: Ladder) -> None:
+    """Print the rungs and the target with what they cost; a grid's points that break a rule are counted too."""
+    points = math.prod(dimension.num_points or 1 for dimension in plan.space.dimensions)
+    table = new_table("rung", "parameters", "tokens", "trials", "FLOP")
+    total = 0.0
+    for rung, trials in zip(ladder.rungs, (part.trials or points for part in plan.parts), strict=True):
+        flops = trials * rung.tokens * rung.flops_per_token
+        total += flops
+        table.add_row(rung.name, f"{rung.parameters:,}", f"{rung.tokens:,.0f}", str(trials), f"{flops:.3g}")
+    target = ladder.target
+    flops = target.tokens * target.flops_per_token
+    table.add_row("target", f"{target.parameters:,}", f"{target.tokens:,.0f}", "", f"{flops:.3g}")
+    print_table(table)
+    say(f"the rungs take {total:.3g} FLOP, and the target then {flops:.3g}")
