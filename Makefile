@@ -66,4 +66,5 @@ $(RUNTIME): pyproject.toml $(CONSTRAINTS)
 $(TESTS): $(RUNTIME)
 	@echo "installing what the tests need"
 	@$(PIP_INSTALL) $(TRITON) "$(TORCH)" -e '.[test,data,s3,evaluate,tune]'
+	@$(PIP_INSTALL) --no-deps mup  # its torchvision, for figures alone, is a CUDA build that breaks transformers
 	@touch $@
