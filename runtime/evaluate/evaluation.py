@@ -77,7 +77,7 @@ def prepare(options: EvaluationOptions, text: RunText, shape: TransformerConfig)
         from trimaran.runtime.evaluate.harness import check_requests  # lm-eval takes seconds to import
 
         tasks = _tasks(options.model_dump_json(exclude={"texts", "stride", "batch_size"}))
-        check_requests(tasks, codes, _chat(options))
+        check_requests(tasks, codes, shape.max_seq_len, _chat(options))
     texts = [(document, ids[document.text]) for document in documents]
     return Prepared(options, codes, shape.max_seq_len, texts, tasks, notes)
 
