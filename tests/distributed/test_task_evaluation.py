@@ -11,6 +11,8 @@ from tests.distributed.ranks import RankPool
 from tests.distributed.test_generate import ranks_of
 from tests.launchers.runs import text_of
 from tests.runtime.evaluation_files import write_sets
+from trimaran.launchers.data.prepare_run import prepare_run
+from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.prepare import prepare_data
 from trimaran.runtime.evaluate.answers import Answers
 from trimaran.runtime.evaluate.evaluation import evaluate
@@ -20,6 +22,7 @@ from trimaran.runtime.evaluate.scorer import Scorer
 from trimaran.runtime.evaluate.weights import load_stages, open_model
 from trimaran.runtime.mesh import lone_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
+from trimaran.runtime.spec.describe import describe
 from trimaran.runtime.train.loop import train
 from trimaran.runtime.train.metrics import Row, read_metrics
 from trimaran.runtime.train.signals import StopRequest
@@ -113,3 +116,11 @@ def scores_of_checkpoint(folder: Path, run: Path) -> dict[str, float | None]:
         prepared = prepare_tasks(spec.evaluation, model.text, model.spec)
         found = evaluate(prepared, scorer, Answers(None, ""), Origin("run", 4, 0, {}, {}, "float64", "cpu"))
     return score_row(found.results)
+
+
+def test_a_wrong_task_is_refused_before_any_rank_starts(folder: Path) -> None:
+    tasks = {"tasks": ["arc_esay"], "data": str(folder / "sets")}
+    spec = spec_of(folder, {}, "wrong", evaluation=tasks)
+    with pytest.raises(DataError, match=r"arc_esay.*did you mean .*arc_easy"):
+        prepare_run(spec, Path(spec.train.output_dir))
+    assert "evaluation" in dict(describe(spec))
