@@ -1,11 +1,11 @@
-"""`trimaran tune`: search over fields of the spec; what a study has found so far."""
+"""`trimaran tune`: search over fields of the spec; what a study has found so far. Imports no numpy by itself."""
 
 import math
 import os
 import shlex
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -15,12 +15,12 @@ from trimaran.launchers.terminal import new_table, print_table, say, writing_out
 from trimaran.launchers.tune.table import best_trials, notes_of, shown, summary_of, table_of
 from trimaran.models.fields import counted
 from trimaran.runtime.spec import SpecError
-from trimaran.runtime.tune.extrapolate import rows_of
-from trimaran.runtime.tune.ladder import Ladder
-from trimaran.runtime.tune.plan import Plan
-from trimaran.runtime.tune.propose import draws
 from trimaran.runtime.tune.space import rule_of
 from trimaran.runtime.tune.study import STUDY, Found, Study, Trial
+
+if TYPE_CHECKING:
+    from trimaran.runtime.tune.ladder import Ladder
+    from trimaran.runtime.tune.plan import Plan
 
 _DRAWN = 200
 _SHOWN = 5
@@ -58,6 +58,8 @@ def run(
     ] = False,
 ) -> None:
     """Run the trials of a search; the same command goes on where it was interrupted."""
+    from trimaran.runtime.tune.plan import Plan
+
     with errors_as_sentences():
         plan = Plan.load(tune_path)
         study = Study(Path(plan.tune.output_dir), os.environ)
@@ -77,7 +79,7 @@ def run(
         _conclude(plan, study.folder, found)
 
 
-def _run_on_slurm(plan: Plan, study: Study, *, dry_run: bool) -> None:
+def _run_on_slurm(plan: "Plan", study: Study, *, dry_run: bool) -> None:
     from trimaran.launchers.slurm.search import print_script, submit_workers
 
     if dry_run:
@@ -87,7 +89,7 @@ def _run_on_slurm(plan: Plan, study: Study, *, dry_run: bool) -> None:
         submit_workers(plan, study)
 
 
-def _begin(plan: Plan, study: Study) -> None:
+def _begin(plan: "Plan", study: Study) -> None:
     for change in study.begin(plan.tune, plan.base, plan.holds):
         say(f"changed since the last start: {change}")
 
@@ -105,14 +107,17 @@ def status(folder: StudyFolder) -> None:
 @tune.command()
 def best(folder: StudyFolder) -> None:
     """Print the best trial of a search, of two objectives those that none beats in both, and of a ladder its target."""
+    from trimaran.runtime.tune.plan import Plan
+
     with errors_as_sentences():
         found = _read(folder)
         _conclude(Plan.of_study(found), folder, found)
 
 
-def _conclude(plan: Plan, folder: Path, found: Found) -> None:
+def _conclude(plan: "Plan", folder: Path, found: Found) -> None:
     """Print what a study comes to, and write its page and of a ladder the spec of its target."""
     from trimaran.launchers.tune.conclude import conclude
+    from trimaran.runtime.tune.extrapolate import rows_of
 
     if not best_trials(found.tune.objective, found.trials):
         raise ValueError(f"no trial in {folder} is complete: {summary_of(found)}")
@@ -164,8 +169,10 @@ def _yaml(value: Any) -> str:
     return repr(value) if isinstance(value, float) else shown(value)
 
 
-def _describe(plan: Plan, study: Study) -> None:
+def _describe(plan: "Plan", study: Study) -> None:
     """Say what would be tried: the size of the space, how much of it breaks rules, and the first proposals."""
+    from trimaran.runtime.tune.propose import draws
+
     tune = plan.tune
     rules: Counter[str] = Counter()
     part = plan.parts[0]
@@ -201,7 +208,7 @@ def _describe(plan: Plan, study: Study) -> None:
         _describe_ladder(plan, plan.ladder)
 
 
-def _describe_ladder(plan: Plan, ladder: Ladder) -> None:
+def _describe_ladder(plan: "Plan", ladder: "Ladder") -> None:
     """Print the rungs and the target with what they cost; a grid's points that break a rule are counted too."""
     points = math.prod(dimension.num_points or 1 for dimension in plan.space.dimensions)
     table = new_table("rung", "parameters", "tokens", "trials", "FLOP")
