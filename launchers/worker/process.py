@@ -12,7 +12,7 @@ import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from trimaran.launchers.env.exit_codes import exit_code_after, write_exit_file
 from trimaran.launchers.env.rank_env import RankEnv
@@ -70,7 +70,6 @@ class Rank:
         self._folder: Path | None = None
         self._spare: Path | None = None
         self._grid = ""
-        self._life: IO[bytes] | None = None
         self._cause: Failure | None = None  # another rank's failure, because of which this rank exits
         self._has_cause = threading.Event()
         self._terminal = os.dup(2)  # the user's terminal, kept for when the output of this rank goes to a file
@@ -109,8 +108,8 @@ class Rank:
     def _show_life(self, file: Path) -> None:
         """Lock a file in a way that the kernel undoes at the end of this process, however it ends."""
         with contextlib.suppress(OSError):  # a file system without locks, or a full disk
-            self._life = file.open("ab")
-            fcntl.flock(self._life, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)  # never closed
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def keep_native_errors(self) -> None:
         """Send to rank 0's records what libraries write to its standard error; Python's stays on the terminal.
