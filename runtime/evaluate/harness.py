@@ -64,6 +64,7 @@ class Told:
             f"{task}: {counted(number, 'request')} longer than the model's context of {max_seq_len} tokens "
             "(model.max_seq_len): the beginning was cut off, as lm-eval does"
             for task, number in sorted(self.truncated.items())
+            if number
         ]
 
 

@@ -435,6 +435,8 @@ def test_a_request_without_finite_logits_or_without_tokens_names_its_document(st
 
 
 def test_contexts_that_are_too_long_are_counted_and_told(stand: Stand) -> None:
+    tasks = load_tasks(["arc_easy", "lambada"], stand.data, limit=2)
+    assert stand.run(tasks)["notes"] == []
     tasks = load_tasks(["arc_easy"], stand.data, num_fewshot=20, limit=2)
     (note,) = stand.run(tasks)["notes"]
     assert note.startswith(f"arc_easy: 8 requests longer than the model's context of {CONTEXT} tokens")
