@@ -211,6 +211,7 @@ def widths(options: argparse.Namespace) -> dict[str, Any]:
         "model.init": "mup", "model.mup_base_width": 64, "model.num_layers": 2, "data.tokenizer_vocab_size": 512,
         "train.num_steps": options.steps, "train.global_batch_size": 16, "train.micro_batch_size": 16,
         "train.seq_len": 64, "lr_schedule.warmup_steps": max(1, options.steps // 10), "launcher.threads_per_rank": 2,
+        "parallel.tp": 1, "parallel.pp": 1, "parallel.dp": 1, "zero.stage": 1, "train.eval_batches": 8,
     }  # fmt: skip
     words = ["coordinate-check", str(ROOT / "examples" / "quickstart.yaml"), "--widths", options.widths]
     words += ["--rates", options.rates, *(each for name in changes for each in ("--set", f"{name}={changes[name]}"))]
