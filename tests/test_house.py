@@ -22,7 +22,19 @@ FLOORS = {"kernels": 1, "models": 2, "runtime": 3, "launchers": 4}
 LONGEST_FUNCTION = 80  # lines, without the docstring
 LONGEST_FILE = 600
 # Installed with us, yet not to be paid for at import by those who do not use them: one file may.
-OPTIONAL_PACKAGES = ("deepspeed", "mpi4py", "matplotlib", "tensorboard", "rich", "tokenizers", "transformers")
+OPTIONAL_PACKAGES = (
+    "deepspeed",
+    "mpi4py",
+    "matplotlib",
+    "tensorboard",
+    "rich",
+    "tokenizers",
+    "transformers",
+    "scipy",
+    "optuna",
+    "cmaes",
+    "sklearn",
+)
 # A run spec is checked in under a second and a schedule is drawn on a machine without torch; the command line starts at
 # once.
 WITHOUT_TORCH = (
