@@ -33,6 +33,7 @@ from trimaran.runtime.tune.study import STUDY, Found, Study, Trial
 
 ROOT: Final = Path(__file__).parents[1]
 _END_S: Final = 600.0
+_POLL_S: Final = 0.02
 _TINY: Final[dict[str, Any]] = {
     "model": {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24},
     "data": {"source": ["corpus.txt"], "cache_dir": "cache", "tokenizer_vocab_size": 270, "held_out_fraction": 0.2},
@@ -102,11 +103,15 @@ def kill_and_finish(
         if sum(killed.values()) >= kills:
             process.wait(_END_S)
             break
+        kind = draw.choice(list(killed))
+        while kind != "tuner" and process.poll() is None and not processes_in(folder)[kind]:
+            time.sleep(_POLL_S)
         time.sleep(draw.uniform(0.0, most_pause_s))
-        others = processes_in(folder)
-        kind = draw.choice(["tuner", *(kind for kind, pids in others.items() if pids)])
+        pids = [process.pid] if kind == "tuner" else processes_in(folder)[kind]
+        if not pids or process.poll() is not None:
+            continue
         with suppress(ProcessLookupError):
-            os.kill(process.pid if kind == "tuner" else draw.choice(others[kind]), signal.SIGKILL)
+            os.kill(draw.choice(pids), signal.SIGKILL)
             killed[kind] += 1
         if kind == "tuner":
             process.wait(_END_S)

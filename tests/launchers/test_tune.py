@@ -106,9 +106,9 @@ def test_a_search_that_was_killed_goes_on_to_the_same_table(finished: tuple[Path
         return reached
 
     def kill(kind: str) -> None:
-        for pid in processes_in(tmp_path)[kind]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        pids = processes_in(tmp_path)[kind]
+        assert len(pids) == 1, f"{kind}: {pids}"
+        os.kill(pids[0], signal.SIGKILL)
 
     with Command.start(tmp_path, ["tune", "tune.yaml"]) as command:
         command.wait_until(is_at(0, 6))
