@@ -243,6 +243,7 @@ def _run(folder: Path, *words: str) -> str:
 def _measured(base: dict[str, Any], num_steps: int) -> dict[str, Any]:
     """Return a base spec with a length, its warmup and evaluations in proportion; the rest as in the file."""
     base["train"] |= {"num_steps": num_steps, "eval_interval": max(1, num_steps // 5)}
+    base["lr_schedule"] = base.get("lr_schedule", {}) | {"warmup_steps": num_steps // 10}
     base["train"].pop("output_dir", None)
     base["parallel"] = {"tp": 1, "pp": 1, "dp": 1}
     base.get("zero", {}).pop("shard_size", None)
