@@ -45,7 +45,7 @@ class Finding:
     detail: ErrorDetails
 
 
-def locate(detail: ErrorDetails, known: Mapping[str, Any], record: Place = SPEC) -> Finding | None:
+def locate(detail: ErrorDetails, known: Mapping[str, Any], record: Place | None = None) -> Finding | None:
     """Return a finding with its place; None where it is about a type that the value was not meant to be.
 
     Of a field with several types pydantic tries each, and names it in the location, as in ("data", "clean", "pii",
@@ -53,9 +53,9 @@ def locate(detail: ErrorDetails, known: Mapping[str, Any], record: Place = SPEC)
 
     Args:
         known: what pydantic has read.
-        record: the record that it has read it for.
+        record: the record that it has read it for; None for the spec.
     """
-    path, place, value, is_choice = "", record, known, False
+    path, place, value, is_choice = "", record or SPEC, known, False
     for part in detail["loc"]:
         if part == "[key]":
             break

@@ -54,11 +54,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     )
 
 
-def test_blended_corpora_resume_at_another_dp(workplace: Workplace) -> None:
+@pytest.fixture(scope="module")
+def losses(workplace: Workplace) -> list[float]:
+    """The losses of the whole run, which is trained before."""
     whole = workplace.train()
     assert whole.code == 0, whole.err
-    expected = [row["loss"] for row in workplace.rows()]
-    assert len(expected) == 20
+    return [row["loss"] for row in workplace.rows()]
+
+
+def test_blended_corpora_resume_at_another_dp(workplace: Workplace, losses: list[float]) -> None:
+    assert len(losses) == 20
     stopped = workplace.folder / "stopped"
     shutil.copytree(workplace.run, stopped)
     for step in (14, 20):
@@ -67,9 +72,10 @@ def test_blended_corpora_resume_at_another_dp(workplace: Workplace) -> None:
     assert resumed.code == 0, resumed.err
     assert "step 8/20" in resumed.out
     rows = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
-    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(expected, rel=1e-9)
+    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(losses, rel=1e-9)
 
 
+@pytest.mark.usefixtures("losses")
 def test_the_commands_tell_what_became_of_documents(workplace: Workplace) -> None:
     prepared = trimaran(workplace.folder, "prepare", "spec.yaml", "--export", "jsonl.zst", "--export-to", "kept")
     assert prepared.code == 0, prepared.err

@@ -622,6 +622,7 @@ def test_the_benchmark_prints_each_step(
         file.write(json.dumps({"html": f"<html><p>{SENTENCE} I recieve 😀 mail at a@b.com.</p>"}) + "\n")
     monkeypatch.setattr("sys.argv", ["data_clean.py", str(pages), "--rounds", "1"])
     monkeypatch.setitem(sys.modules, "datatrove", None)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     runpy.run_path(str(ROOT / "benchmarks" / "data_clean.py"), run_name="__main__")
     rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     steps = ["html: all", "html", "repair_encoding", "unicode", "spelling", "pii", "emoji: name", "emoji: remove"]

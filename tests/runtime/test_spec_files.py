@@ -39,7 +39,10 @@ from trimaran.runtime.spec.sections.common import SECTION_CONFIG, Fraction
 from trimaran.runtime.spec.tree import Place
 from trimaran.runtime.spec.yaml_text import read_yaml
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+SEARCHES = ("ladder.yaml", "tune-lr.yaml")
+EXAMPLES = [
+    each for each in sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")) if each.name not in SEARCHES
+]
 
 BASE: dict[str, dict[str, Any]] = {
     "model": {"num_layers": 12, "hidden_size": 768, "num_heads": 12},
