@@ -68,7 +68,11 @@ def run_task_of_launcher(task: str, logs: str, spare: str) -> None:
     """
     rank = Rank(announces=False)
     _exit_with_launcher(rank)
-    _exit_unless_zero(rank, run_rank(rank, TaskFile(Path(task), Path(logs), Path(spare)), "torchrun"))
+    exit_code = run_rank(rank, TaskFile(Path(task), Path(logs), Path(spare)), "torchrun")
+    if rank.stopped_by is not None:
+        # The agent that has passed the signal on takes no result any more: a return would wait for it to the time-out.
+        rank.exit(exit_code or exit_code_after(signal.Signals[rank.stopped_by]))
+    _exit_unless_zero(rank, exit_code)
 
 
 def run_rank(rank: Rank, source: TaskFile | SpecFile, launcher: _Launcher) -> int:

@@ -55,6 +55,7 @@ class Rank:
         address_file: in which rank 0 of a Slurm step gives signs of life until it leaves its address there.
         saves: whether it writes a checkpoint.
         run: the folder of its run, on rank 0 alone and for a run that its launcher has locked.
+        stopped_by: the name of the signal that came while it trained, even at its last step.
         lock: of the run folder, on rank 0 where no process of ours has started the ranks, or that process is gone.
     """
 
@@ -62,6 +63,7 @@ class Rank:
         self.env: RankEnv | None = None
         self.step: int | None = None
         self.saves = False
+        self.stopped_by: str | None = None
         self.run: Path | None = None
         self.relay: FailureRelay | None = None
         self.address_file: AddressFile | None = None

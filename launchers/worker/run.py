@@ -187,6 +187,7 @@ def _train(rank: Rank, task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch
     # others with it.
     with StopRequest() as stop:
         state = train(spec, mesh, device, open_prepared(task.data), stop, at_step, store)
+    rank.stopped_by = stop.signal_name
     if state.step >= spec.train.num_steps:
         return 0
     # Slurm's signal may have reached only some of the ranks; all must exit with the code of the same signal.

@@ -139,7 +139,7 @@ def test_two_tuners_share_the_work_and_divergence_is_a_result(tmp_path: Path) ->
     assert "training diverged at step" in str(trials[1].error)
     assert trials[0].objectives == trials[2].objectives
     logs = [log.read_text() for log in (tmp_path / "study" / "logs").glob("*.log")]
-    assert len(logs) == 2
+    assert logs, "of both, unless one had done all before the other looked"
     ends = [f"trial {trial.number} is {trial.state}" for trial in trials]
     assert [sum(log.count(end) for log in logs) for end in ends] == [1] * 4
 
