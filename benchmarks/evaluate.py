@@ -28,11 +28,11 @@ import torch
 import transformers
 
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-from trimaran.runtime.evaluate.batches import Limits, batches, inputs_of
-from trimaran.runtime.evaluate.replica import Engine
-from trimaran.runtime.evaluate.requests import Likelihood
-from trimaran.runtime.evaluate.scorer import Scorer
-from trimaran.runtime.evaluate.weights import at_layout, load_stages
+from trimaran.runtime.evaluate.engine.batches import Limits, batches, inputs_of
+from trimaran.runtime.evaluate.engine.replica import Engine
+from trimaran.runtime.evaluate.engine.requests import Likelihood
+from trimaran.runtime.evaluate.engine.scorer import Scorer
+from trimaran.runtime.evaluate.engine.weights import at_layout, load_stages
 from trimaran.runtime.huggingface.importing import imported_spec
 from trimaran.runtime.huggingface.plan import make_plan
 from trimaran.runtime.huggingface.source import ModelFolder

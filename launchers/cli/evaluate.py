@@ -18,9 +18,9 @@ from trimaran.runtime.spec import dump_spec, load_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.evaluate.compare import Comparison
+    from trimaran.runtime.evaluate.engine.weights import EvaluatedModel
     from trimaran.runtime.evaluate.options import EvaluationOptions
     from trimaran.runtime.evaluate.results import Evaluation
-    from trimaran.runtime.evaluate.weights import EvaluatedModel
 
 _SEED = 1234  # lm-eval's
 
@@ -168,8 +168,8 @@ def _jobs(
     Args:
         layout: tp, pp and dp.
     """
+    from trimaran.runtime.evaluate.engine.weights import open_model
     from trimaran.runtime.evaluate.evaluation import prepare
-    from trimaran.runtime.evaluate.weights import open_model
 
     tp, pp, dp = layout
     jobs: list[Job] = []

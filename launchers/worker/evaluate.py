@@ -15,13 +15,13 @@ from trimaran.runtime.checkpoint.manifest import MANIFEST_NAME
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.files import hash_file
 from trimaran.runtime.evaluate.answers import Answers
+from trimaran.runtime.evaluate.engine.exchange import Board
+from trimaran.runtime.evaluate.engine.replica import Engine
+from trimaran.runtime.evaluate.engine.requests import Continuation, Likelihood, LikelihoodScore, ignore
+from trimaran.runtime.evaluate.engine.scorer import Scorer, serve
+from trimaran.runtime.evaluate.engine.weights import EvaluatedModel, is_huggingface, load_stages, open_model
 from trimaran.runtime.evaluate.evaluation import evaluate, prepare
-from trimaran.runtime.evaluate.exchange import Board
-from trimaran.runtime.evaluate.replica import Engine
-from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore, ignore
 from trimaran.runtime.evaluate.results import JOURNAL, Origin, write_evaluation
-from trimaran.runtime.evaluate.scorer import Scorer, serve
-from trimaran.runtime.evaluate.weights import EvaluatedModel, is_huggingface, load_stages, open_model
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore
+from trimaran.runtime.evaluate.engine.requests import Continuation, Likelihood, LikelihoodScore
 from trimaran.runtime.files import check_regular, naming, parse_json
 
 _BATCH: Final = 256

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from trimaran.models.config import TransformerConfig
 from trimaran.runtime.evaluate.answers import Answers
+from trimaran.runtime.evaluate.engine.requests import ScorerProtocol
 from trimaran.runtime.evaluate.options import EvaluationOptions
-from trimaran.runtime.evaluate.requests import ScorerProtocol
 from trimaran.runtime.evaluate.results import Evaluation, Origin, evaluation_of, joined
 from trimaran.runtime.evaluate.tasks.load import TaskSet, load_tasks
 from trimaran.runtime.evaluate.text import (

@@ -19,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from trimaran.models.fields import counted
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate.answers import Answers
-from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore, ScorerProtocol, ignore
+from trimaran.runtime.evaluate.engine.requests import Continuation, Likelihood, LikelihoodScore, ScorerProtocol, ignore
 from trimaran.runtime.evaluate.tasks.catalog import means_of
 from trimaran.runtime.evaluate.tasks.load import TaskSet, plain
 from trimaran.runtime.evaluate.tasks.offline import PROMPT_ERRORS, OfflineTask, offline

@@ -23,7 +23,7 @@ from trimaran.runtime.data.corpus import check_is_text, check_nul
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate.answers import Answers
 from trimaran.runtime.evaluate.bootstrap import standard_error
-from trimaran.runtime.evaluate.requests import Likelihood, LikelihoodScore, ScorerProtocol
+from trimaran.runtime.evaluate.engine.requests import Likelihood, LikelihoodScore, ScorerProtocol
 from trimaran.runtime.evaluate.results import TEXT
 from trimaran.runtime.files import parse_json, read_bytes
 from trimaran.runtime.infer.sample_group import NotFiniteError

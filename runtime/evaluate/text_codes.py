@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import islice
 
 from trimaran.runtime.data.tokens.end_of_text import token_text
-from trimaran.runtime.evaluate.requests import Likelihood
+from trimaran.runtime.evaluate.engine.requests import Likelihood
 from trimaran.runtime.infer.chat import read_json
 from trimaran.runtime.infer.prompts import RunText
 

@@ -7,11 +7,11 @@ from torch._C._distributed_c10d import Store
 from trimaran.models.fields import counted
 from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.evaluate.answers import Answers
+from trimaran.runtime.evaluate.engine.replica import Engine
+from trimaran.runtime.evaluate.engine.scorer import Scorer, serve
 from trimaran.runtime.evaluate.evaluation import Prepared, evaluate, prepare
 from trimaran.runtime.evaluate.options import EvaluationOptions
-from trimaran.runtime.evaluate.replica import Engine
 from trimaran.runtime.evaluate.results import Origin, score_row
-from trimaran.runtime.evaluate.scorer import Scorer, serve
 from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.sections import EvaluationSection

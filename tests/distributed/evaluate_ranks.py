@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.test_generate import ROTARY, VOCAB, make
-from trimaran.runtime.evaluate.replica import Engine
-from trimaran.runtime.evaluate.requests import Likelihood, LikelihoodScore
-from trimaran.runtime.evaluate.scorer import Scorer, serve
-from trimaran.runtime.evaluate.weights import at_layout, load_stages
+from trimaran.runtime.evaluate.engine.replica import Engine
+from trimaran.runtime.evaluate.engine.requests import Likelihood, LikelihoodScore
+from trimaran.runtime.evaluate.engine.scorer import Scorer, serve
+from trimaran.runtime.evaluate.engine.weights import at_layout, load_stages
 from trimaran.runtime.huggingface.importing import imported_spec
 from trimaran.runtime.huggingface.plan import make_plan
 from trimaran.runtime.huggingface.source import ModelFolder

@@ -10,7 +10,7 @@ from tests.distributed.evaluate_ranks import BatchSize, requests_of, score_famil
 from tests.distributed.ranks import RankPool
 from tests.distributed.test_generate import ranks_of
 from tests.models.huggingface_models import SMALL_MODELS, VOCAB, in_float64
-from trimaran.runtime.evaluate.requests import Likelihood, LikelihoodScore
+from trimaran.runtime.evaluate.engine.requests import Likelihood, LikelihoodScore
 
 MODELS = ["gpt2", "llama-grouped-biases", "falcon-40b", "gemma2", "bloom", "mixtral"]
 TOLERANCE = 1e-9  # of a token in float64; bloom's slopes are float32 there, and its own tests loosen theirs too

@@ -15,11 +15,11 @@ from trimaran.launchers.data.prepare_run import prepare_run
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.prepare import prepare_data
 from trimaran.runtime.evaluate.answers import Answers
+from trimaran.runtime.evaluate.engine.replica import Engine
+from trimaran.runtime.evaluate.engine.scorer import Scorer
+from trimaran.runtime.evaluate.engine.weights import load_stages, open_model
 from trimaran.runtime.evaluate.evaluation import evaluate
-from trimaran.runtime.evaluate.replica import Engine
 from trimaran.runtime.evaluate.results import Origin, score_row
-from trimaran.runtime.evaluate.scorer import Scorer
-from trimaran.runtime.evaluate.weights import load_stages, open_model
 from trimaran.runtime.mesh import lone_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.spec.describe import describe

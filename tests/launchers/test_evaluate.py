@@ -19,9 +19,9 @@ from trimaran.launchers.cli.app import app
 from trimaran.launchers.rendezvous.store import single_process
 from trimaran.launchers.worker.process_group import join_world
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-from trimaran.runtime.evaluate.requests import Likelihood, LikelihoodScore
+from trimaran.runtime.evaluate.engine.requests import Likelihood, LikelihoodScore
+from trimaran.runtime.evaluate.engine.scorer import Scorer
 from trimaran.runtime.evaluate.results import read_evaluation
-from trimaran.runtime.evaluate.scorer import Scorer
 from trimaran.runtime.spec import dump_spec, parse_spec
 from trimaran.runtime.train.state import TrainState, save_state
 from trimaran.runtime.train.train_context import build_train_context

@@ -3,15 +3,15 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimaran.runtime.evaluate.batches import UNIT_TOKENS, LikelihoodBatch, Limits, batches, divide, inputs_of
-from trimaran.runtime.evaluate.exchange import (
+from trimaran.runtime.evaluate.engine.batches import UNIT_TOKENS, LikelihoodBatch, Limits, batches, divide, inputs_of
+from trimaran.runtime.evaluate.engine.exchange import (
     decode_likelihoods,
     decode_scores,
     encode_likelihoods,
     encode_scores,
     score_of,
 )
-from trimaran.runtime.evaluate.requests import Likelihood
+from trimaran.runtime.evaluate.engine.requests import Likelihood
 
 _TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple)
 _LONG = st.builds(lambda token, length: (token,) * length, st.integers(0, 1), st.integers(UNIT_TOKENS, UNIT_TOKENS + 9))

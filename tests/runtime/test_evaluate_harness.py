@@ -27,17 +27,17 @@ from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate import text_codes
 from trimaran.runtime.evaluate.answers import Answers
 from trimaran.runtime.evaluate.datasets import SETS, SUBJECTS
+from trimaran.runtime.evaluate.engine.replica import Engine
+from trimaran.runtime.evaluate.engine.requests import Continuation, Likelihood, LikelihoodScore, ScorerProtocol, ignore
+from trimaran.runtime.evaluate.engine.scorer import Scorer
+from trimaran.runtime.evaluate.engine.weights import load_stages, open_model
 from trimaran.runtime.evaluate.evaluation import prepare
 from trimaran.runtime.evaluate.harness import ChatOptions, HarnessModel, check_requests, run_tasks
 from trimaran.runtime.evaluate.options import EvaluationOptions
-from trimaran.runtime.evaluate.replica import Engine
-from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore, ScorerProtocol, ignore
-from trimaran.runtime.evaluate.scorer import Scorer
 from trimaran.runtime.evaluate.tasks.load import TaskSet, load_tasks
 from trimaran.runtime.evaluate.tasks.offline import TASKS, offline
 from trimaran.runtime.evaluate.text import score_texts
 from trimaran.runtime.evaluate.text_codes import TextCodes
-from trimaran.runtime.evaluate.weights import load_stages, open_model
 from trimaran.runtime.infer.chat import ChatError
 from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.infer.sample_group import NotFiniteError

@@ -11,11 +11,11 @@ import torch
 
 from tests.runtime.huggingface_folders import VOCAB, llama, saved, tokenizer_of
 from trimaran.runtime.checkpoint.manifest import CheckpointError
-from trimaran.runtime.evaluate.replica import Engine, Numbered, decode_continuations, encode_continuations
-from trimaran.runtime.evaluate.requests import Continuation, Likelihood
-from trimaran.runtime.evaluate.score import check_causal
-from trimaran.runtime.evaluate.scorer import Scorer
-from trimaran.runtime.evaluate.weights import load_stages, open_model
+from trimaran.runtime.evaluate.engine.replica import Engine, Numbered, decode_continuations, encode_continuations
+from trimaran.runtime.evaluate.engine.requests import Continuation, Likelihood
+from trimaran.runtime.evaluate.engine.score import check_causal
+from trimaran.runtime.evaluate.engine.scorer import Scorer
+from trimaran.runtime.evaluate.engine.weights import load_stages, open_model
 from trimaran.runtime.huggingface.importing import import_model
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams

@@ -16,8 +16,8 @@ from tokenizers import normalizers
 from trimaran.models.config import TransformerConfig
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-from trimaran.runtime.evaluate.requests import Likelihood, LikelihoodScore, ignore
-from trimaran.runtime.evaluate.score import check_causal
+from trimaran.runtime.evaluate.engine.requests import Likelihood, LikelihoodScore, ignore
+from trimaran.runtime.evaluate.engine.score import check_causal
 from trimaran.runtime.evaluate.text import (
     Difference,
     TextDocument,

@@ -14,7 +14,7 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.likelihood import Scored
 from trimaran.models.prefix_cache import PackedAttention, PrefixCache
 from trimaran.models.transformer import Stage, in_eval_mode
-from trimaran.runtime.evaluate.batches import LikelihoodBatch, Target
+from trimaran.runtime.evaluate.engine.batches import LikelihoodBatch, Target
 from trimaran.runtime.infer.ring import Ring
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.pipeline.schedule import Placement

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from trimaran.runtime.evaluate.requests import Likelihood, LikelihoodScore
+from trimaran.runtime.evaluate.engine.requests import Likelihood, LikelihoodScore
 
 _POLL_S, _LONGEST_POLL_S = 0.001, 0.1
 

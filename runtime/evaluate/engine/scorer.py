@@ -16,10 +16,15 @@ from typing import Any, Literal, Self
 import torch
 
 from trimaran.models.config import TransformerConfig
-from trimaran.runtime.evaluate.batches import divide
-from trimaran.runtime.evaluate.continue_text import divide_continuations
-from trimaran.runtime.evaluate.exchange import decode_likelihoods, decode_scores, encode_likelihoods, encode_scores
-from trimaran.runtime.evaluate.replica import (
+from trimaran.runtime.evaluate.engine.batches import divide
+from trimaran.runtime.evaluate.engine.continue_text import divide_continuations
+from trimaran.runtime.evaluate.engine.exchange import (
+    decode_likelihoods,
+    decode_scores,
+    encode_likelihoods,
+    encode_scores,
+)
+from trimaran.runtime.evaluate.engine.replica import (
     Call,
     Engine,
     Numbered,
@@ -27,8 +32,8 @@ from trimaran.runtime.evaluate.replica import (
     decode_continuations,
     encode_continuations,
 )
-from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore, ignore
-from trimaran.runtime.evaluate.score import check_causal
+from trimaran.runtime.evaluate.engine.requests import Continuation, Likelihood, LikelihoodScore, ignore
+from trimaran.runtime.evaluate.engine.score import check_causal
 from trimaran.runtime.infer.sample_group import NotFiniteError
 
 _CPU_TOKENS, _GPU_TOKENS = 4096, 16384  # of a batch: a longer one is hardly faster

@@ -11,7 +11,7 @@ from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.transformer import Stage
 from trimaran.runtime.checkpoint.folder import newest_checkpoint, step_folder, step_of
 from trimaran.runtime.checkpoint.reshard import Checkpoint
-from trimaran.runtime.evaluate.score import check_causal
+from trimaran.runtime.evaluate.engine.score import check_causal
 from trimaran.runtime.huggingface.importing import imported_spec
 from trimaran.runtime.huggingface.plan import Plan, make_plan
 from trimaran.runtime.huggingface.source import ModelFolder

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from trimaran.models.packing import Packing, Unit
-from trimaran.runtime.evaluate.requests import Likelihood
+from trimaran.runtime.evaluate.engine.requests import Likelihood
 
 UNIT_TOKENS = 192
 """Most tokens of a unit that is no chain: each attends to all of its keys, those of other branches masked."""

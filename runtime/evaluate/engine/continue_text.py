@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from trimaran.models.transformer import Stage
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-from trimaran.runtime.evaluate.requests import Continuation
+from trimaran.runtime.evaluate.engine.requests import Continuation
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.infer.text import TextStream

@@ -12,11 +12,11 @@ from torch._C._distributed_c10d import Store
 from trimaran.models.parallel.group import all_reduce
 from trimaran.models.transformer import Stage
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-from trimaran.runtime.evaluate.batches import LikelihoodBatch, Limits, batches
-from trimaran.runtime.evaluate.continue_text import continue_texts
-from trimaran.runtime.evaluate.exchange import Board, score_of
-from trimaran.runtime.evaluate.requests import Continuation, Likelihood, LikelihoodScore
-from trimaran.runtime.evaluate.score import longest_shared, score
+from trimaran.runtime.evaluate.engine.batches import LikelihoodBatch, Limits, batches
+from trimaran.runtime.evaluate.engine.continue_text import continue_texts
+from trimaran.runtime.evaluate.engine.exchange import Board, score_of
+from trimaran.runtime.evaluate.engine.requests import Continuation, Likelihood, LikelihoodScore
+from trimaran.runtime.evaluate.engine.score import longest_shared, score
 from trimaran.runtime.infer.ring import Ring
 from trimaran.runtime.infer.sample_group import NotFiniteError
 from trimaran.runtime.infer.sampling_params import SamplingParams
