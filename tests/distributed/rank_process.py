@@ -39,6 +39,9 @@ from trimaran.launchers.worker.process import exit_process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# A rank writes its stacks at it. Not SIGUSR1, which the train loop catches: afterwards Python puts back the default
+# action, not faulthandler's, so the next SIGUSR1 would end the rank.
+STACKS_SIGNAL = signal.SIGUSR2
 # What gloo and the store say on a rank whose peer has left; such an error is seldom the cause of a failure.
 PEER_LEFT = (
     "Connection reset",
@@ -213,7 +216,7 @@ def serve_as_rank(descriptor: int, output: str, stacks: str, nursery_pid: int) -
     os.dup2(log, 1)
     os.dup2(log, 2)
     stacks_file = open(stacks, "a")  # noqa: SIM115 - stays open for the signal handler
-    faulthandler.register(signal.SIGUSR1, file=stacks_file, all_threads=True)
+    faulthandler.register(STACKS_SIGNAL, file=stacks_file, all_threads=True)
     faulthandler.enable()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the parent is gone
         serve(Connection(descriptor))

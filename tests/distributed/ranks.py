@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.distributed.rank_process import STACKS_SIGNAL
 from tests.launchers.forked import Forked, fork_server
 
 R = TypeVar("R")
@@ -358,7 +359,7 @@ class RankPool:
     def _describe_stuck(self, run: Run, stuck: list[int]) -> str:
         """Return who is still running and who is not, with the stacks of the former."""
         for rank in stuck:
-            os.kill(self._ranks[rank].pid, signal.SIGUSR1)
+            os.kill(self._ranks[rank].pid, STACKS_SIGNAL)
         deadline = time.monotonic() + STACKS_TIMEOUT_S
         while time.monotonic() < deadline and not all(self._ranks[rank].stacks.stat().st_size for rank in stuck):
             time.sleep(0.02)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.ranks import RankDied, RankFailed, RankHung, RankPool
+from trimaran.runtime.train.signals import StopRequest
 
 
 @dataclass
@@ -45,6 +46,8 @@ def leave_traces() -> None:
     torch.set_default_dtype(torch.float64)
     dist.new_group([0])
     torch.rand(3)
+    with StopRequest():  # as the train loop does; what it restores is not what faulthandler had installed
+        pass
 
 
 def traces() -> tuple[int, torch.dtype, float]:
@@ -155,6 +158,7 @@ def test_a_failed_assertion_shows_the_values(ranks: RankPool) -> None:
 
 def test_a_peer_that_notices_nothing_does_not_delay_the_error(ranks: RankPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.distributed.ranks.GRACE_S", 0.5)
+    ranks.run(leave_traces, 2)
     start = time.monotonic()
     with pytest.raises(RankFailed, match=r"\Arank 0 of 2 raised") as caught:
         ranks.run(raise_while_a_peer_sleeps, 2)
