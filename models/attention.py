@@ -156,7 +156,13 @@ class Attention(nn.Module):
             dropout = AttentionDropout(
                 self.dropout_rate, self.dropout_key, forward_context.first_sample, self.first_head, self.num_heads
             )
-        attend = partial(self.kernels.attention, options=self.options, slopes=self.slopes, dropout=dropout)
+        attend = partial(
+            self.kernels.attention,
+            options=self.options,
+            slopes=self.slopes,
+            documents=forward_context.documents,
+            dropout=dropout,
+        )
         if self.droppable.is_on and torch.is_grad_enabled() and self.kernels.keeps_scores(self.options, dropout):
             return self._padded(recompute(lambda inputs: (attend(*inputs),), q, k, v)[0])
         return self._padded(attend(q, k, v))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimaran.kernels.attention import Documents
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.prefix_cache import PackedAttention
@@ -76,6 +77,7 @@ class ForwardContext:
         sequence_weight: total weight of one sequence's token losses in the gradient, which is also the weight of its
             load-balancing loss.
         targets: [batch, predicted] int64, the positions that the query stream predicts; None without a query stream.
+        documents: packed into the rows; None where a row is one.
     """
 
     first_sample: int
@@ -84,3 +86,4 @@ class ForwardContext:
     sequence_weight: float = 0.0
     targets: Tensor | None = None
     packed: PackedAttention | None = None
+    documents: Documents | None = None

@@ -6,144 +6,32 @@ the number of sequences in a microbatch, `local seq` is seq, or seq / tp with se
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from trimaran.kernels import rotary
 from trimaran.kernels.cross_entropy import IGNORED_LABEL
-from trimaran.models.attention import Attention
 from trimaran.models.batch import Microbatch
+from trimaran.models.block import Block
 from trimaran.models.boundary import EMBEDDING, FINAL, HEAD, Boundary
 from trimaran.models.cache import ForwardContext, KeyValueCache, RotaryTables
 from trimaran.models.choices import RotaryScaling
 from trimaran.models.config import TransformerConfig
+from trimaran.models.criterion import Criterion, loss_with_gradients
 from trimaran.models.experts import ExpertMLP
 from trimaran.models.head import HeadTransform
 from trimaran.models.init import init_spec
-from trimaran.models.mlp import MLP
-from trimaran.models.parallel.collectives import gather_dim1, local_dim1
+from trimaran.models.parallel.collectives import gather_dim1, gather_sequence, local_dim1
 from trimaran.models.parallel.group import single
 from trimaran.models.parallel.likelihood import Scored, log_likelihoods
-from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallelWeights, column_linear, row_linear
+from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallelWeights, column_linear
 from trimaran.models.parallel.parameter import LayerContext, info_of, initialize, new_parameter
 from trimaran.models.parallel.shard import ShardSpec
-from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss
+from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss, token_log_probs
 from trimaran.models.prefix_cache import PackedAttention
-from trimaran.models.recompute import recompute
 from trimaran.models.residual import Dropout, Norm, PendingResidual, add_residual
-from trimaran.models.xlnet import RelativeAttention
-
-
-class Block(nn.Module):
-    """One transformer layer; `index` is its global number."""
-
-    def __init__(self, config: TransformerConfig, context: LayerContext, *, index: int, seed: int) -> None:
-        super().__init__()
-        site, every = f"layers.{index}", context.recompute
-        self.is_recomputed, self.droppable = every > 0 and index % every == 0, context.droppable
-        self.kind, self.residual_scale = config.block, config.residual_scale
-        self.is_post_norm = config.norm_position == "post"
-        has_norm = config.norm_position in ("pre", "sandwich")
-        has_post_norm = config.norm_position in ("post", "branch", "sandwich")
-
-        def norm(is_there: bool) -> Norm | None:
-            return Norm(config, context) if is_there else None
-
-        self.attention_norm = norm(has_norm)
-        attention = RelativeAttention if config.position == "relative" else Attention
-        self.attention = attention(config, context, index=index, seed=seed)
-        self.attention_dropout = Dropout(config.hidden_dropout, context, site=f"{site}.attention.output", seed=seed)
-        self.attention_post_norm = norm(has_post_norm)
-        self.mlp_norm = norm(has_norm and config.block != "parallel_one_norm")
-        self.mlp = ExpertMLP(config, context) if config.num_experts else MLP(config, context)
-        self.mlp_dropout = Dropout(config.hidden_dropout, context, site=f"{site}.mlp.output", seed=seed)
-        self.mlp_post_norm = norm(has_post_norm)
-
-    def forward(
-        self, x: Tensor, pending: PendingResidual | None, forward_context: ForwardContext
-    ) -> tuple[Tensor, PendingResidual | None]:
-        """Return the residual stream [batch, local seq, hidden] and the last residual, not added yet.
-
-        Args:
-            x, pending: those two from the layer before.
-        """
-        if self.is_recomputed and self.training and torch.is_grad_enabled():
-            return self._recomputed(x, pending, forward_context)
-        with self.droppable.block():
-            return self._compute(x, pending, forward_context)
-
-    def _recomputed(
-        self, x: Tensor, pending: PendingResidual | None, forward_context: ForwardContext
-    ) -> tuple[Tensor, PendingResidual | None]:
-        """Return what `_compute` returns, with its activations dropped and computed again in the backward pass."""
-        dropouts: list[Dropout] = []  # of the residual that is not added yet
-        is_first = True
-
-        def compute(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            nonlocal is_first
-            counting = nullcontext() if is_first or not isinstance(self.mlp, ExpertMLP) else self.mlp.without_counting()
-            is_first = False
-            before = None if pending is None else (inputs[1], pending[1])
-            with counting:
-                stream, after = self._compute(inputs[0], before, forward_context)
-            dropouts[:] = [] if after is None else [after[1]]
-            return (stream,) if after is None else (stream, after[0])
-
-        stream, *rest = recompute(compute, x, *([] if pending is None else [pending[0]]))
-        return stream, (rest[0], dropouts[0]) if rest else None
-
-    def _compute(
-        self, x: Tensor, pending: PendingResidual | None, forward_context: ForwardContext
-    ) -> tuple[Tensor, PendingResidual | None]:
-        sample = forward_context.first_sample
-        if self.kind != "sequential":
-            return self._parallel(x, pending, forward_context)
-        x, normed = self._read(self.attention_norm, x, pending, sample)
-        x, pending = self._add(
-            x, self.attention(normed, forward_context), self.attention_dropout, self.attention_post_norm, sample
-        )
-        x, normed = self._read(self.mlp_norm, x, pending, sample)
-        out = self.mlp(normed, forward_context.sequence_weight) if isinstance(self.mlp, ExpertMLP) else self.mlp(normed)
-        return self._add(x, out, self.mlp_dropout, self.mlp_post_norm, sample)
-
-    @staticmethod
-    def _read(
-        norm: Norm | None, x: Tensor, pending: PendingResidual | None, first_sample: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the stream with `pending` added, and the input of the next sub-layer."""
-        if norm is not None:
-            stream, normed = norm(x, pending, first_sample)
-            return stream, normed
-        x = add_residual(x, pending, first_sample)
-        return x, x
-
-    def _add(
-        self, x: Tensor, out: Tensor, dropout: Dropout, post_norm: Norm | None, first_sample: int
-    ) -> tuple[Tensor, PendingResidual | None]:
-        """Return the stream, and the sub-layer's residual, not added yet (None where the norm has added it)."""
-        if post_norm is None:
-            return x, (out, dropout)
-        if self.is_post_norm:
-            x = x if self.residual_scale == 1.0 else x * self.residual_scale
-            return post_norm(x, (out, dropout), first_sample)[1], None
-        return x, (post_norm(out, None, first_sample)[1], dropout)
-
-    def _parallel(
-        self, x: Tensor, pending: PendingResidual | None, forward_context: ForwardContext
-    ) -> tuple[Tensor, PendingResidual]:
-        """Run attention and feed-forward side by side (Wang and Komatsuzaki, GPT-J, 2021), with one collective."""
-        x, normed = self._read(self.attention_norm, x, pending, forward_context.first_sample)
-        attention, mlp = self.attention, self.mlp
-        assert isinstance(mlp, MLP), "a parallel block has no experts"
-        if self.mlp_norm is None:
-            q, kv, up = column_linear(normed, (attention.q, attention.kv, mlp.up))
-        else:
-            q, kv = column_linear(normed, (attention.q, attention.kv))
-            up = mlp.up(self.mlp_norm(x, None, forward_context.first_sample)[1])
-        out = row_linear([(attention.heads(q, kv, forward_context), attention.out), (mlp.activation(up), mlp.down)])
-        return x, (out, self.mlp_dropout)
 
 
 class Stage(nn.Module):
@@ -154,6 +42,9 @@ class Stage(nn.Module):
     Args:
         layers: global numbers of this stage's layers.
         seed: of the dropout masks.
+
+    Attributes:
+        criterion: makes the loss; None for the sum of the tokens' cross entropies.
     """
 
     def __init__(
@@ -208,6 +99,7 @@ class Stage(nn.Module):
                 self.head = ColumnParallelLinear(
                     hidden, vocab, context, bias=False, init_spec=init_spec(config, "head")
                 )
+        self.criterion: Criterion | None = None
         self._tables: RotaryTables | None = None
         self._tables_stretch = 0
         self._boundary: Boundary | None = None
@@ -244,19 +136,31 @@ class Stage(nn.Module):
                     blocks[HEAD][name] = parameter
         return blocks
 
-    def forward(self, hidden: Tensor | None, batch: Microbatch, loss_weight: float = 1.0) -> Tensor:
-        """Return the next stage's input [batch, local seq, hidden]; on the last stage the sum of the tokens' losses.
+    def forward(
+        self,
+        hidden: Tensor | None,
+        batch: Microbatch,
+        loss_weight: float = 1.0,
+        sequence_weight: float | None = None,
+    ) -> Tensor:
+        """Return the next stage's input [batch, local seq, hidden]; on the last stage the sum of the losses.
 
         Args:
             hidden: the previous stage's output; None on the first stage.
             batch: the whole microbatch, the same on every stage and tp rank.
-            loss_weight: the caller's weight of each token's loss; the layers' load-balancing losses are weighted by it.
+            loss_weight: the caller's weight of each token's loss, or of that of each unit of the criterion.
+            sequence_weight: that of a row's load-balancing losses; None: `loss_weight` for each of its labels.
         Collective over tp, and with experts over ep.
         """
-        targets = batch.targets if self.config.has_query_stream else None
-        hidden = self.run_layers(hidden, batch.tokens, batch.first_sample, loss_weight * batch.labels.shape[1], targets)
+        if sequence_weight is None:
+            sequence_weight = loss_weight * batch.labels.shape[1]
+        hidden = self._run(hidden, batch.tokens, *self._context_of(batch, sequence_weight))
         if not self.is_last:
             return hidden
+        if self.criterion is not None:
+            with self.boundary.forward(HEAD):
+                parameters = self.boundary.parameters[HEAD]
+                return loss_with_gradients(hidden, lambda x: self._criterion_loss(x, batch), parameters, loss_weight)
         hidden, labels = self._predicted(hidden, batch)
         hidden = self._head_input(hidden)
         with self.boundary.forward(HEAD):
@@ -274,6 +178,35 @@ class Stage(nn.Module):
                 loss_weight=loss_weight,
             )
 
+    def _criterion_loss(self, hidden: Tensor, batch: Microbatch) -> Tensor:
+        assert self.criterion is not None
+        return self.criterion(self, hidden, batch)
+
+    def token_log_probs(self, hidden: Tensor, batch: Microbatch, temperature: float = 1.0) -> Tensor:
+        """Return the log-probability of each label [batch, seq], 0 where there is none, on all tp ranks.
+
+        They are float32 (float64 for float64), and no z-loss or label smoothing is in them. Collective over tp.
+
+        Args:
+            hidden: [batch, local seq, hidden], of the last stage's layers.
+            temperature: the logits are divided by it.
+        """
+        if self.context.sequence_parallel:
+            hidden = gather_sequence(hidden, self.context.tp)
+        labels = batch.labels.flatten()
+        rows = (labels != IGNORED_LABEL).nonzero().squeeze(1)
+        found = token_log_probs(
+            self._head_input(hidden.flatten(0, 1).index_select(0, rows)),
+            self._head().weight,
+            labels[rows],
+            self.context,
+            bias=self.head_bias,
+            kernels=self.context.kernels.cross_entropy,
+            softcap=self.config.logits_softcap,
+            temperature=temperature,
+        )
+        return found.new_zeros(labels.shape).index_put((rows,), found).view_as(batch.labels)
+
     def backward(self, output: Tensor, grad: Tensor) -> None:
         """Run the backward pass of `output`, which `forward` has returned, from its gradient `grad`.
 
@@ -281,28 +214,29 @@ class Stage(nn.Module):
         """
         self.boundary.backward(output, grad)
 
-    def run_layers(
-        self,
-        hidden: Tensor | None,
-        tokens: Tensor,
-        first_sample: int = 0,
-        sequence_weight: float = 0.0,
-        targets: Tensor | None = None,
-    ) -> Tensor:
+    def run_layers(self, hidden: Tensor | None, tokens: Tensor) -> Tensor:
         """Return the output of this stage's layers [batch, local seq, hidden]; on the last stage after the final norm.
 
         Args:
             hidden: the previous stage's output; None on the first stage.
-            tokens: [batch, seq].
-            sequence_weight: see ForwardContext.
-            targets: [batch, predicted], the positions that a query stream predicts; in every stage's output its rows
-                follow the tokens' rows.
+            tokens: [batch, seq], a document each.
         """
-        seq_len = tokens.shape[1]
-        forward_context = ForwardContext(
-            first_sample, self._rotary(slice(0, seq_len), seq_len), sequence_weight=sequence_weight, targets=targets
+        return self._run(hidden, tokens, *self._context_of(Microbatch(tokens, tokens, 0), 0.0))
+
+    def _context_of(self, batch: Microbatch, sequence_weight: float) -> tuple[slice | Tensor, ForwardContext]:
+        """Return the positions of the tokens, and what all layers share.
+
+        Rows of a query stream, where there is one, follow the tokens' rows in every stage's output.
+        """
+        seq_len = batch.tokens.shape[1]
+        positions: slice | Tensor = slice(0, seq_len) if batch.positions is None else batch.positions
+        return positions, ForwardContext(
+            batch.first_sample,
+            self._rotary(positions, seq_len),
+            sequence_weight=sequence_weight,
+            targets=batch.targets if self.config.has_query_stream else None,
+            documents=batch.documents,
         )
-        return self._run(hidden, tokens, slice(0, seq_len), forward_context)
 
     @torch.no_grad()
     def extend(self, hidden: Tensor | None, tokens: Tensor, cache: KeyValueCache) -> Tensor:

@@ -93,6 +93,17 @@ class _CopyToTPRegion(torch.autograd.Function):
         return all_reduce(grads[0].contiguous().clone(), ctx.group), None, None
 
 
+class _GatherSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return gather_dim1(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return local_dim1(grads[0], ctx.group).contiguous(), None
+
+
 class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
@@ -110,6 +121,11 @@ def copy_to_tp_region(x: Tensor, group: Group, *, sequence_parallel: bool) -> Te
     x: [batch, seq, ...]; with sequence parallelism this rank's part of the sequence.
     """
     return x if group.size == 1 else _CopyToTPRegion.apply(x, group, sequence_parallel)  # type: ignore[no-untyped-call]
+
+
+def gather_sequence(x: Tensor, group: Group) -> Tensor:
+    """Return the whole sequence [batch, seq, ...], with which all ranks compute the same, of parts along dim 1."""
+    return x if group.size == 1 else _GatherSequence.apply(x, group)  # type: ignore[no-untyped-call]
 
 
 def all_to_all(x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:

@@ -114,12 +114,22 @@ class _Head:
     z_loss: float
     softcap: float | None
     chunk_rows: int | None
+    temperature: float = 1.0
 
-    def losses(self, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, grads: _Gradients) -> Tensor:
-        """Return the losses [rows] and fill `grads` with the gradients of their sum.
+    def losses(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        grads: _Gradients,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the losses [rows] and fill `grads` with the gradients of their sum, weighted by `row_weights`.
 
         Args:
             x: [rows, hidden]; weight: [local vocabulary, hidden]; bias: [local vocabulary]; labels: [rows].
+            row_weights: [rows]; None: 1 each.
         """
         shard = info_of(weight).shard
         num_real, vocab_size = shard.real_length(tuple(weight.shape)), shard.global_shape[0]
@@ -136,6 +146,8 @@ class _Head:
             if bias is not None:
                 real += bias[:num_real]
             slope = None if self.softcap is None else _cap_(real, self.softcap, with_slope=grads.any)
+            if self.temperature != 1.0:
+                real /= self.temperature
             where = (labels[rows], shard.offset, num_real)
             statistics = self.kernels.statistics_(logits, *where, self.label_smoothing > 0)
             terms = (vocab_size, self.label_smoothing, self.z_loss)
@@ -145,6 +157,8 @@ class _Head:
             self.kernels.gradient_(logits, *where, statistics, normalizer, *terms)
             if slope is not None:
                 real *= slope
+            if row_weights is not None:
+                real *= (row_weights[rows] / self.temperature).to(real.dtype).unsqueeze(1)
             if grads.dx is not None:
                 torch.mm(real, matrix, out=grads.dx[rows])
             factor, overwrite = (1.0, start == 0) if grads.factor is None else (grads.factor, False)
@@ -285,3 +299,66 @@ def head_loss(
         raise ValueError(f"chunk_rows ({chunk_rows}) must be at least 1")
     head = _Head(context, kernels, label_smoothing, z_loss, softcap, chunk_rows)
     return _HeadLoss.apply(x, weight, bias, labels, head, torch.is_grad_enabled(), loss_weight)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _TokenLosses(torch.autograd.Function):
+    """The losses of single tokens, whose gradients have any weights: the backward pass computes the logits again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: _Head, with_gradients: bool
+    ) -> Tensor:
+        ctx.head, ctx.weight, ctx.bias = head, weight, bias
+        if with_gradients:
+            ctx.save_for_backward(x, labels)
+        return head.losses(x, weight, bias, labels, _Gradients(None, None, None, None))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        x, labels = ctx.saved_tensors
+        (row_weights,) = grads
+        weight, bias = ctx.weight, ctx.bias
+        num_real = info_of(weight).shard.real_length(tuple(weight.shape))
+        needs_dx, needs_dweight, needs_dbias = ctx.needs_input_grad[:3]
+        dx = torch.empty_like(x) if needs_dx else None
+        dweight = _gradient_buffer(weight, num_real) if needs_dweight else None
+        dbias = _gradient_buffer(bias, num_real) if needs_dbias and bias is not None else None
+        in_place = info_of(weight).main_grad is not None
+        gradients = _Gradients(dx, dweight, dbias, 1.0 if in_place else None)
+        ctx.head.losses(x, weight, bias, labels, gradients, row_weights)
+        one = row_weights.new_ones(())
+        weight_grad = None if dweight is None or in_place else _scaled_gradient(weight, dweight, one)
+        bias_grad = None if dbias is None or in_place else _scaled_gradient(bias, dbias, one)
+        if dx is not None:
+            start_all_reduce(dx, ctx.head.context.tp)()
+        return dx, weight_grad, bias_grad, None, None, None
+
+
+def token_log_probs(
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    context: LayerContext,
+    *,
+    bias: Tensor | None = None,
+    kernels: CrossEntropyKernels = TORCH_CROSS_ENTROPY,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """Return the log-probability of each label under the logits x W^T + b, differentiable: [rows], on all tp ranks.
+
+    They are float32 (float64 for float64). Unlike `head_loss` each may have another weight in the gradient, which is
+    known only once all are, so the backward pass computes the logits again, chunk by chunk: one more product with the
+    weight. It adds the gradients of weight and bias to their `main_grad` where they have one.
+
+    Args:
+        x: [rows, hidden], the weight's dtype, the same rows on every tp rank: with sequence parallelism gathered.
+        labels: [rows] int64, global ids, the same on every tp rank.
+        weight, bias, kernels, softcap, chunk_rows: as in `head_loss`.
+        temperature: the logits are divided by it.
+    Collective over tp, in the forward and in the backward pass.
+    """
+    head = _Head(context, kernels, 0.0, 0.0, softcap, chunk_rows, temperature)
+    losses = _TokenLosses.apply(x, weight, bias, labels, head, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    return -losses  # type: ignore[no-any-return]

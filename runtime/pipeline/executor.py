@@ -23,7 +23,8 @@ class Executor:
     Args:
         stages: stage index -> stage, of this rank.
         actions: this rank's list, with communication.
-        loss_weight: weight of each token's loss in the gradient, such as 1 / tokens of the global batch.
+        loss_weight: weight of each token's loss in the gradient, such as 1 / tokens of the global batch, where every
+            row has as many labels; each row's load-balancing loss has that of its labels.
 
     Attributes:
         on_action: called with every action before it runs, and with None when all have run.
@@ -37,7 +38,7 @@ class Executor:
         self, stages: dict[int, Stage], actions: Sequence[Entry], transport: P2PTransport, *, loss_weight: float
     ) -> None:
         self.stages, self.actions, self.transport = stages, actions, transport
-        self._loss_weight = loss_weight
+        self._loss_weight = self._row_weight = loss_weight
         self._batches: Sequence[Microbatch] = ()
         self._arriving: dict[Action, P2PHandle] = {}
         self._flights: defaultdict[tuple[int, int], Flight] = defaultdict(Flight)  # (stage, microbatch) -> its flight
@@ -46,8 +47,13 @@ class Executor:
         self.loss = torch.zeros(())
         self.spans: list[tuple[Action, float, float]] = []
 
-    def run(self, batches: Sequence[Microbatch]) -> None:
-        """Run the whole list, with one batch for each microbatch. Collective over the pipeline and the tp group."""
+    def run(self, batches: Sequence[Microbatch], loss_weight: float | None = None) -> None:
+        """Run the whole list, with one batch for each microbatch. Collective over the pipeline and the tp group.
+
+        Args:
+            loss_weight: of each loss that the last stage sums, in this run; None: as constructed.
+        """
+        self._loss_weight = self._row_weight if loss_weight is None else loss_weight
         self._batches, self.spans = [batch.to(self.transport.device) for batch in batches], []
         self.loss = torch.zeros((), dtype=torch.float64, device=self.transport.device)
         begin = time.perf_counter()
@@ -69,7 +75,8 @@ class Executor:
         self._compute_start = time.perf_counter()
         if hidden is not None and torch.is_grad_enabled():
             hidden.requires_grad_()
-        output = stage(hidden, self._batches[action.microbatch], self._loss_weight)
+        batch = self._batches[action.microbatch]
+        output = stage(hidden, batch, self._loss_weight, self._row_weight * batch.labels.shape[1])
         if stage.is_last:
             self.loss += output.detach()
         after = None if stage.is_last else self._neighbour(action, 1)

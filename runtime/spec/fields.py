@@ -14,6 +14,7 @@ from trimaran.runtime.spec.sections import (
     CheckpointSection,
     DataSection,
     EvaluationSection,
+    FinetuneSection,
     KernelsSection,
     LauncherSection,
     LoggingSection,
@@ -58,6 +59,9 @@ class RunFields(BaseModel):
     train: TrainSection = Field(description="Length, batch and output folder.")
     evaluation: EvaluationSection | None = Field(
         default=None, description="Tasks that are evaluated while it trains (null: none)."
+    )
+    finetune: FinetuneSection | None = Field(
+        default=None, description="Learning from examples, preferences or rewards (null: from text)."
     )
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="Saving and resuming.")
     launcher: LauncherSection = Field(default_factory=LauncherSection, description="How processes are started.")

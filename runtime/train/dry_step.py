@@ -112,10 +112,10 @@ def count_step(
         live.watch(optimizer.gathered)
         batches = [_microbatch(spec, index, device) for index in range(spec.num_microbatches)]
         executor.on_action = lambda action: live.begin(_REDUCTION if action is None else str(action))
-        sums = accumulate(train_context, batches)
+        sums = accumulate(train_context, batches, spec.target_tokens_per_step)
         live.begin(_UPDATE)
         norm = 2.0 * (spec.optimizer.max_grad_norm or 1.0)  # is clipped
-        finish_step(train_context, [1.0, norm**2, 0.0, 0.0], spec.optimizer.lr)
+        finish_step(train_context, [1.0, norm**2, 0.0, 0.0], spec.optimizer.lr, spec.target_tokens_per_step)
         del batches, sums
         state = optimizer.state_bytes()
         buffers = state.pop("transit")  # nothing is gathered after a step

@@ -1,8 +1,8 @@
 """TrainContext: everything one rank holds to train, built from a run spec and a mesh; and the step it repeats."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trimaran.kernels.dispatch import KernelSet, choose_kernels
 from trimaran.models.batch import Microbatch
+from trimaran.models.criterion import Criterion
 from trimaran.models.parallel.group import all_reduce
 from trimaran.models.parallel.parameter import LayerContext, draw
 from trimaran.models.recompute import Droppable
@@ -44,7 +45,8 @@ class TrainContext:
     Args:
         stages: stage index -> stage, of this rank.
         schedule: the validated training schedule of all pipeline ranks, with communication; the executor runs this one.
-        target_tokens_per_step: tokens that a step predicts, over all ranks.
+        target_tokens_per_step: tokens that a step predicts, over all ranks, where every row predicts as many.
+        criterion: makes the loss; None for the tokens' cross entropy.
     """
 
     spec: RunSpec
@@ -55,6 +57,7 @@ class TrainContext:
     evaluator: Executor
     optimizer: Optimizer
     target_tokens_per_step: int
+    criterion: Criterion | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,14 @@ class StepResult:
         stop: whether any rank requested a stop.
         load_balancing_loss: unweighted mean over layers and sequences: 1 where all experts are used equally; None
             without experts.
+        statistics: name -> mean over the step's losses, of a criterion.
     """
 
     loss: float
     grad_norm: float
     stop: bool
     load_balancing_loss: float | None = None
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
 
 class TrainingDiverged(RuntimeError):
@@ -146,13 +151,21 @@ def build_stages_of_rank(
     return dict(zip(mine, stages, strict=True))
 
 
-def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device, *, draws_weights: bool = True) -> TrainContext:
+def build_train_context(
+    spec: RunSpec,
+    mesh: Mesh,
+    device: torch.device,
+    *,
+    draws_weights: bool = True,
+    criterion: Criterion | None = None,
+) -> TrainContext:
     """Build stages with initial weights, the validated schedule, executors and the optimizer.
 
     No communication, except with zero.backend deepspeed: then collective over the world.
 
     Args:
         draws_weights: whether to draw initial weights; False for tensors without numbers.
+        criterion: makes the loss; None for the tokens' cross entropy.
     """
     train = spec.train
     schedule = add_communication(schedule_of(spec))
@@ -169,6 +182,8 @@ def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device, *, draw
         without_storage=shards_parameters,
         placement=schedule.placement,
     )
+    for stage in stages.values():
+        stage.criterion = criterion if stage.is_last else None
     context = next(iter(stages.values())).context
     drawing = partial(draw, seed=spec.seed) if draws_weights else lambda name, parameter: None
     actions = actions_of(schedule.actions[mesh.pp.rank])
@@ -177,11 +192,17 @@ def build_train_context(spec: RunSpec, mesh: Mesh, device: torch.device, *, draw
     shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)
     transport = P2PTransport(mesh, schedule.placement, shape, context.dtype, device)
     weight = 1.0 / spec.target_tokens_per_step
-    # DeepSpeed averages gradients over dp, where our own optimizer sums.
-    factor = 1 if is_native else mesh.dp.size
-    executor = Executor(stages, schedule.actions[mesh.pp.rank], transport, loss_weight=weight * factor)
+    executor = Executor(
+        stages, schedule.actions[mesh.pp.rank], transport, loss_weight=weight * _gradient_factor(spec, mesh)
+    )
     evaluator = Executor(stages, evaluation.actions[mesh.pp.rank], transport, loss_weight=weight)
-    return TrainContext(spec, mesh, stages, schedule, executor, evaluator, optimizer, spec.target_tokens_per_step)
+    targets = spec.target_tokens_per_step
+    return TrainContext(spec, mesh, stages, schedule, executor, evaluator, optimizer, targets, criterion)
+
+
+def _gradient_factor(spec: RunSpec, mesh: Mesh) -> int:
+    """Return what losses are multiplied by: DeepSpeed averages gradients over dp, where our own optimizer sums."""
+    return 1 if spec.zero.backend == "native" else mesh.dp.size
 
 
 def build_optimizer(
@@ -230,40 +251,54 @@ def extensions_of(spec: RunSpec) -> Path:
 
 
 def train_step(
-    train_context: TrainContext, batches: Sequence[Microbatch], lr: float, *, stop: bool = False
+    train_context: TrainContext,
+    batches: Sequence[Microbatch],
+    lr: float,
+    *,
+    stop: bool = False,
+    num_losses: int | None = None,
 ) -> StepResult:
     """Run one optimizer step over the global batch. Collective over the world.
 
     Args:
         batches: this dp rank's microbatches of the global batch.
         stop: whether this rank requests a stop after the step; the result says whether any rank does.
+        num_losses: the losses of the global batch whose mean is the step's loss: of tokens, or of what a criterion
+            counts; at least 1. None: `target_tokens_per_step`. No layout, micro batch or packing changes it.
 
     Raises:
         TrainingDiverged: the loss or the gradient norm is not finite; the parameters are then still those of the
             previous step.
     """
-    sums: list[float] = accumulate(train_context, batches, stop=stop).tolist()  # the one device sync of a step
-    return finish_step(train_context, sums, lr)
+    num_losses = train_context.target_tokens_per_step if num_losses is None else num_losses
+    # The one device sync of a step.
+    sums: list[float] = accumulate(train_context, batches, num_losses, stop=stop).tolist()
+    return finish_step(train_context, sums, lr, num_losses)
 
 
-def accumulate(train_context: TrainContext, batches: Sequence[Microbatch], *, stop: bool = False) -> Tensor:
+def accumulate(
+    train_context: TrainContext, batches: Sequence[Microbatch], num_losses: int, *, stop: bool = False
+) -> Tensor:
     """Run the step's forwards and backwards and reduce the gradients. Collective over the world; waits for no device.
 
     Returns:
         What `finish_step` reads, summed over the world: loss, squared norm of the gradients, ranks that stop, load
-            balancing loss.
+            balancing loss, the criterion's statistics.
     """
+    weight = 1.0 / num_losses * _gradient_factor(train_context.spec, train_context.mesh)
     with train_context.optimizer.accumulating():
-        train_context.executor.run(batches)
+        train_context.executor.run(batches, weight)
     squared_norm = train_context.optimizer.finish_gradients()
     balance = torch.stack([stage.take_load_balancing_loss() for stage in train_context.stages.values()]).sum()
-    return _sum_over_world(train_context, train_context.executor.loss, squared_norm, torch.tensor(float(stop)), balance)
+    others = (squared_norm, torch.tensor(float(stop)), balance)
+    return _sum_over_world(train_context, train_context.executor.loss, *others)
 
 
-def finish_step(train_context: TrainContext, sums: Sequence[float], lr: float) -> StepResult:
+def finish_step(train_context: TrainContext, sums: Sequence[float], lr: float, num_losses: int) -> StepResult:
     """Take the optimizer step with what `accumulate` has returned. Collective over dp. Raises as `train_step`."""
-    loss_sum, squared_norm_sum, stops, balance_sum = sums
-    loss, grad_norm = loss_sum / train_context.target_tokens_per_step, math.sqrt(squared_norm_sum)
+    loss_sum, squared_norm_sum, stops, balance_sum, *statistics = sums
+    loss, grad_norm = loss_sum / num_losses, math.sqrt(squared_norm_sum)
+    criterion = train_context.criterion
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise TrainingDiverged(
             f"{DIVERGED} {train_context.optimizer.num_steps + 1}: loss {loss}, grad_norm {grad_norm}; "
@@ -272,31 +307,55 @@ def finish_step(train_context: TrainContext, sums: Sequence[float], lr: float) -
     train_context.optimizer.step(lr, clip_factor(grad_norm, train_context.spec.optimizer.max_grad_norm))
     shape = train_context.spec.transformer
     num_balances = train_context.spec.train.global_batch_size * shape.num_layers
-    return StepResult(loss, grad_norm, stops > 0, balance_sum / num_balances if shape.num_experts else None)
+    return StepResult(
+        loss,
+        grad_norm,
+        stops > 0,
+        balance_sum / num_balances if shape.num_experts else None,
+        {name: value / num_losses for name, value in zip(criterion.names, statistics, strict=True)}
+        if criterion
+        else {},
+    )
+
+
+def evaluate(train_context: TrainContext, global_batches: Sequence[Sequence[Microbatch]]) -> float:
+    """Return the mean loss a predicted token over the global batches; see `evaluate_losses`."""
+    return evaluate_losses(train_context, global_batches)[0]
 
 
 @torch.no_grad()
-def evaluate(train_context: TrainContext, global_batches: Sequence[Sequence[Microbatch]]) -> float:
-    """Return the mean loss a predicted token over the global batches. Collective over the world.
+def evaluate_losses(
+    train_context: TrainContext, global_batches: Sequence[Sequence[Microbatch]], num_losses: int | None = None
+) -> tuple[float, dict[str, float]]:
+    """Return the mean loss over the global batches, and the criterion's statistics. Collective over the world.
 
     Args:
         global_batches: for each global batch, this dp rank's microbatches.
+        num_losses: the losses of all of them; None: `target_tokens_per_step` each.
     """
     total = torch.zeros((), dtype=torch.float64, device=train_context.executor.transport.device)
     with in_eval_mode(train_context.stages.values()):
         for batches in global_batches:
             train_context.evaluator.run(batches)
             total += train_context.evaluator.loss
-    loss_sum: float = _sum_over_world(train_context, total).item()
-    return loss_sum / (len(global_batches) * train_context.target_tokens_per_step)
+    loss_sum, *statistics = _sum_over_world(train_context, total).tolist()
+    if num_losses is None:
+        num_losses = len(global_batches) * train_context.target_tokens_per_step
+    criterion = train_context.criterion
+    names = criterion.names if criterion is not None else ()
+    return loss_sum / num_losses, {name: value / num_losses for name, value in zip(names, statistics, strict=True)}
 
 
 def _sum_over_world(train_context: TrainContext, loss: Tensor, *others: Tensor) -> Tensor:
-    """Return the sums of scalars over the world [number of them], float64, by one all_reduce.
+    """Return the sums of scalars over the world, float64, by one all_reduce: loss, others, statistics.
 
-    The loss is counted on one rank of each tp group.
+    The loss and the statistics of the criterion are counted on one rank of each tp group.
     """
-    counted = loss if train_context.mesh.tp.rank == 0 else torch.zeros_like(loss)
-    device = train_context.executor.transport.device
-    totals = torch.stack([value.to(device, torch.float64) for value in (counted, *others)])
-    return all_reduce(totals, train_context.mesh.world)
+    device, criterion = train_context.executor.transport.device, train_context.criterion
+    counted = [loss.to(device, torch.float64).view(1)]
+    if criterion is not None:
+        counted.append(criterion.take_sums().to(device, torch.float64))
+    if train_context.mesh.tp.rank != 0:
+        counted = [torch.zeros_like(each) for each in counted]
+    scalars = [value.to(device, torch.float64).view(1) for value in others]
+    return all_reduce(torch.cat([counted[0], *scalars, *counted[1:]]), train_context.mesh.world)

@@ -9,6 +9,7 @@ from trimaran.runtime.spec.sections.compute import KernelsSection, PrecisionSect
 from trimaran.runtime.spec.sections.corpora import CorpusSection, StageSection
 from trimaran.runtime.spec.sections.data import DataSection
 from trimaran.runtime.spec.sections.evaluation import EvaluationSection
+from trimaran.runtime.spec.sections.finetune import FinetuneSection
 from trimaran.runtime.spec.sections.launcher import LauncherSection
 from trimaran.runtime.spec.sections.model import FALLBACKS, ModelSection
 from trimaran.runtime.spec.sections.optimizer import LrScheduleSection, OptimizerSection
@@ -23,6 +24,7 @@ __all__ = [
     "CorpusSection",
     "DataSection",
     "EvaluationSection",
+    "FinetuneSection",
     "KernelsSection",
     "LauncherSection",
     "LoggingSection",
