@@ -226,9 +226,11 @@ def exit_process(run: Callable[[], object]) -> NoReturn:
         os.kill(os.getpid(), signal.SIGINT)
     except BaseException:  # noqa: BLE001 - the last resort of a program
         traceback.print_exc()
-    with contextlib.suppress(BaseException):
-        threading._shutdown()  # type: ignore[attr-defined] # joins threads, as the interpreter does
-        atexit._run_exitfuncs()
+    # As the interpreter does: threads are joined, and whether or not that succeeds, the exit functions run. One of them
+    # takes multiprocessing's semaphores away; its resource tracker would warn of those that are left.
+    for last in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
+        with contextlib.suppress(BaseException):
+            last()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
