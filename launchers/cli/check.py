@@ -69,7 +69,7 @@ def _prepared_corpora(spec: RunSpec) -> "dict[str, TokenShards] | None":
     if not spec.data.corpora or (spec.checkpoint.init_from is not None and spec.data.tokenizer is None):
         return None
     from trimaran.launchers.data.prepare import find_prepared
-    from trimaran.runtime.data.epochs import corpora_of
+    from trimaran.runtime.data.samples.epochs import corpora_of
 
     try:
         prepared = find_prepared(spec)
@@ -82,7 +82,7 @@ def _rows_of(spec: RunSpec, corpora: "Mapping[str, TokenShards] | None") -> list
     if corpora is None:
         later = "their tokens and epochs are told here once trimaran prepare has run"
         return [("corpora", later)] if spec.data.corpora else []
-    from trimaran.runtime.data.epochs import epochs_of, samples_of
+    from trimaran.runtime.data.samples.epochs import epochs_of, samples_of
 
     drawn, epochs = samples_of(spec), epochs_of(spec, corpora)
     total = sum(drawn.values())
@@ -96,7 +96,7 @@ def _rows_of(spec: RunSpec, corpora: "Mapping[str, TokenShards] | None") -> list
 
 
 def _too_often(spec: RunSpec, corpora: "Mapping[str, TokenShards]") -> list[str]:
-    from trimaran.runtime.data.epochs import check_epochs
+    from trimaran.runtime.data.samples.epochs import check_epochs
 
     try:
         check_epochs(spec, corpora)

@@ -13,8 +13,8 @@ from torch._C._distributed_c10d import Store
 from trimaran.models.batch import Microbatch
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.loader import Loader
 from trimaran.runtime.data.prepare import PreparedData
+from trimaran.runtime.data.samples.loader import Loader
 from trimaran.runtime.files import write_text
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import Group
-from trimaran.runtime.data.blend import Blend
-from trimaran.runtime.data.epochs import blend_of, check_epochs, corpora_of
-from trimaran.runtime.data.loader import Loader
-from trimaran.runtime.data.objectives import objective_of
 from trimaran.runtime.data.prepare import PreparedData
+from trimaran.runtime.data.samples.blend import Blend
+from trimaran.runtime.data.samples.epochs import blend_of, check_epochs, corpora_of
+from trimaran.runtime.data.samples.loader import Loader
+from trimaran.runtime.data.samples.objectives import objective_of
 from trimaran.runtime.data.tokens.shards import TokenShards
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec

@@ -18,7 +18,7 @@ from tests.distributed.ranks import RankFailed, RankPool
 from tests.session import made_once
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.parameter import info_of
-from trimaran.runtime.data.objectives import MaskedTokens, Objective, PermutedTokens
+from trimaran.runtime.data.samples.objectives import MaskedTokens, Objective, PermutedTokens
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.pipeline import placement_of

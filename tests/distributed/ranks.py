@@ -43,7 +43,7 @@ PRELOADED = (
     "torch.distributed.tensor",
     "torch._dynamo",
     "pytest",
-    "trimaran.runtime.data.objectives",
+    "trimaran.runtime.data.samples.objectives",
     "trimaran.runtime.infer.generate",
     "trimaran.runtime.train.state",
     "trimaran.runtime.train.train_context",

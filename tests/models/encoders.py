@@ -16,7 +16,7 @@ from trimaran.models.huggingface import Family, family_of, resolve
 from trimaran.models.parallel.group import single
 from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages
-from trimaran.runtime.data.objectives import MaskedTokens, Objective, PermutedTokens
+from trimaran.runtime.data.samples.objectives import MaskedTokens, Objective, PermutedTokens
 
 BATCH, SEQ, VOCAB, HIDDEN, LAYERS, HEADS, FFN = 4, 14, 61, 24, 2, 4, 40
 PREDICTED = 4

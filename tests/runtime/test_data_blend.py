@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimaran.runtime.data.blend import Blend, Stage, chairmen, whole_counts
+from trimaran.runtime.data.samples.blend import Blend, Stage, chairmen, whole_counts
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import Group
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.loader import Loader
 from trimaran.runtime.data.permutation import held_out_units, permute
 from trimaran.runtime.data.prepare import prepare_data
+from trimaran.runtime.data.samples.loader import Loader
 from trimaran.runtime.data.tokens.shards import ShardWriter, TokenShards
 from trimaran.runtime.spec import parse_spec
 from trimaran.runtime.train.feed import BatchFeed

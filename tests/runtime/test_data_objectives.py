@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tests.runtime.test_data_loader import SEQ_LEN, make_shards
 from trimaran.models.batch import Microbatch
-from trimaran.runtime.data.loader import Loader
-from trimaran.runtime.data.objectives import MaskedTokens, Objective, PermutedTokens
 from trimaran.runtime.data.permutation import position_draws
+from trimaran.runtime.data.samples.loader import Loader
+from trimaran.runtime.data.samples.objectives import MaskedTokens, Objective, PermutedTokens
 
 SEQ, VOCAB, MASK, END = 512, 1000, 3, 0
 MASKED = MaskedTokens(seed=7, num_predicted=77, mask_id=MASK, eot_id=END, vocab_size=VOCAB)

@@ -21,7 +21,6 @@ from trimaran.runtime.data.engine.cluster import Workers
 from trimaran.runtime.data.engine.parts import read_kept, read_removed
 from trimaran.runtime.data.engine.task import OnDisk, Output, Task, find_outputs
 from trimaran.runtime.data.engine.watch import Watch, note_slow
-from trimaran.runtime.data.epochs import check_epochs, corpora_of, epochs_of, samples_of
 from trimaran.runtime.data.export import export_megatron
 from trimaran.runtime.data.files import DataError, NotPrepared
 from trimaran.runtime.data.prepare import prepare_data
@@ -31,6 +30,7 @@ from trimaran.runtime.data.recipe.curated import Curated, folder_of_recipe, open
 from trimaran.runtime.data.recipe.fate import fate_of, samples, stage_folders
 from trimaran.runtime.data.recipe.of_spec import recipe_of
 from trimaran.runtime.data.recipe.sample import sample_documents
+from trimaran.runtime.data.samples.epochs import check_epochs, corpora_of, epochs_of, samples_of
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.parsing import parse_spec

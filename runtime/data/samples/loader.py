@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from trimaran.models.batch import Microbatch
-from trimaran.runtime.data.blend import Blend
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.objectives import NextToken, Objective
 from trimaran.runtime.data.permutation import Int64Array, permute
+from trimaran.runtime.data.samples.blend import Blend
+from trimaran.runtime.data.samples.objectives import NextToken, Objective
 from trimaran.runtime.data.tokens.shards import TokenArray, TokenShards
 from trimaran.runtime.grid import num_microbatches
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from trimaran.runtime.data.blend import Blend
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.samples.blend import Blend
 from trimaran.runtime.data.tokens.shards import TokenShards
 
 if TYPE_CHECKING:

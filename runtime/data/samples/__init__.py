@@ -1,0 +1,1 @@
+"""What a run reads of its token shards: which sample comes when, from which corpus, and what is predicted of it."""
