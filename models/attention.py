@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trimaran.kernels.attention import AttentionDropout, AttentionOptions, alibi_slopes
 from trimaran.kernels.random import stream_key
-from trimaran.models.cache import ForwardContext, KeyValueCache, RotaryTables
+from trimaran.models.cache.key_value import ForwardContext, KeyValueCache, RotaryTables
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import init_spec
 from trimaran.models.parallel.collectives import sum_over_group

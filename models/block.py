@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trimaran.models.attention import Attention
-from trimaran.models.cache import ForwardContext
+from trimaran.models.cache.key_value import ForwardContext
 from trimaran.models.config import TransformerConfig
 from trimaran.models.experts import ExpertMLP
 from trimaran.models.mlp import MLP

@@ -16,7 +16,8 @@ from trimaran.kernels.cross_entropy import IGNORED_LABEL
 from trimaran.models.batch import Microbatch
 from trimaran.models.block import Block
 from trimaran.models.boundary import EMBEDDING, FINAL, HEAD, Boundary
-from trimaran.models.cache import ForwardContext, KeyValueCache, RotaryTables
+from trimaran.models.cache.key_value import ForwardContext, KeyValueCache, RotaryTables
+from trimaran.models.cache.prefix import PackedAttention
 from trimaran.models.choices import RotaryScaling
 from trimaran.models.config import TransformerConfig
 from trimaran.models.criterion import Criterion, loss_with_gradients
@@ -30,7 +31,6 @@ from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallel
 from trimaran.models.parallel.parameter import LayerContext, info_of, initialize, new_parameter
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss, token_log_probs
-from trimaran.models.prefix_cache import PackedAttention
 from trimaran.models.residual import Dropout, Norm, PendingResidual, add_residual
 
 

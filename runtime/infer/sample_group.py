@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trimaran.models.cache import KeyValueCache
+from trimaran.models.cache.key_value import KeyValueCache
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.parameter import LayerContext
 from trimaran.runtime.infer.sampling import NOT_FINITE, choose, uniforms

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.distributed.ranks import RankPool
-from trimaran.models.cache import KeyValueCache
+from trimaran.models.cache.key_value import KeyValueCache
 from trimaran.models.transformer import Stage, in_eval_mode
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sample_group import NotFiniteError

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from trimaran.models.batch import Microbatch
-from trimaran.models.cache import KeyValueCache
+from trimaran.models.cache.key_value import KeyValueCache
 from trimaran.models.config import TransformerConfig
 from trimaran.models.experts import ExpertMLP, Router, grouped_linear
 from trimaran.models.parallel.group import single

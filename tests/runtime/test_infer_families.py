@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.models.huggingface_models import SMALL_MODELS, VOCAB, Imported
-from trimaran.models.cache import KeyValueCache
+from trimaran.models.cache.key_value import KeyValueCache
 from trimaran.models.parallel.group import single
 from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages, in_eval_mode

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from trimaran.models.packing import Packing, Unit
+from trimaran.models.cache.packing import Packing, Unit
 from trimaran.runtime.evaluate.engine.requests import Likelihood
 
 UNIT_TOKENS = 192

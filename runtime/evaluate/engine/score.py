@@ -10,9 +10,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from trimaran.models.cache.prefix import PackedAttention, PrefixCache
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.likelihood import Scored
-from trimaran.models.prefix_cache import PackedAttention, PrefixCache
 from trimaran.models.transformer import Stage, in_eval_mode
 from trimaran.runtime.evaluate.engine.batches import LikelihoodBatch, Target
 from trimaran.runtime.infer.ring import Ring

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from trimaran.kernels.attention import Documents
+from trimaran.models.cache.prefix import PackedAttention
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.parameter import LayerContext
-from trimaran.models.prefix_cache import PackedAttention
 
 RotaryTables = tuple[Tensor, Tensor]
 """(cos, sin), each [seq, rotary_dim / 2], or [batch, seq, rotary_dim / 2] where samples have different positions."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trimaran.kernels.attention import AttentionOptions, masked_attention
 from trimaran.kernels.dispatch import KernelSet
-from trimaran.models.packing import Packing, Unit
+from trimaran.models.cache.packing import Packing, Unit
 
 _FEW_KEYS = 1 << 20
 """Elements of a mask above which it is made anew in every layer, not kept for the batch."""
