@@ -48,7 +48,7 @@ WITHOUT_TORCH = (
     "runtime/pipeline/draw.py",
     "runtime/pipeline/partition.py",
     "launchers/cli/app.py",
-    "launchers/cli/presets.py",
+    "launchers/cli/planning/presets.py",
 )
 # Methods that torch calls and documents.
 FRAMEWORK_METHODS = {"forward", "backward", "setup_context", "extra_repr"}

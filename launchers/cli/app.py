@@ -2,16 +2,16 @@
 
 import typer
 
-from trimaran.launchers.cli.check import check, schema
 from trimaran.launchers.cli.convert import export, import_
 from trimaran.launchers.cli.evaluate import evaluate
 from trimaran.launchers.cli.generate import generate
 from trimaran.launchers.cli.jobs import cancel, logs, status
-from trimaran.launchers.cli.mup_check import coordinate_check
+from trimaran.launchers.cli.planning.check import check, schema
+from trimaran.launchers.cli.planning.mup_check import coordinate_check
+from trimaran.launchers.cli.planning.presets import models
+from trimaran.launchers.cli.planning.schedules import schedules
 from trimaran.launchers.cli.prepare import data, prepare
-from trimaran.launchers.cli.presets import models
 from trimaran.launchers.cli.report import report
-from trimaran.launchers.cli.schedules import schedules
 from trimaran.launchers.cli.train import train
 from trimaran.launchers.cli.tune import tune
 

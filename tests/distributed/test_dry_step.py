@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.distributed.ranks import RankPool
-from trimaran.launchers.cli.memory import cells, step_of
+from trimaran.launchers.cli.planning.memory import cells, step_of
 from trimaran.models.experts import ExpertMLP
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.pipeline.simulate import Costs, simulate

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences, path
-from trimaran.launchers.cli.problems import problems_here
+from trimaran.launchers.cli.planning.problems import problems_here
 from trimaran.launchers.terminal import print_table, say, writing_output
 from trimaran.models.fields import printable
 from trimaran.runtime.files import write_text
@@ -53,7 +53,7 @@ def check(
             draw_schedule(spec, picture)
             say(f"schedule drawn in {picture}")
         if memory:
-            from trimaran.launchers.cli.memory import print_memory
+            from trimaran.launchers.cli.planning.memory import print_memory
 
             print_memory(spec, rank)
             return

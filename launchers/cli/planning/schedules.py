@@ -35,8 +35,8 @@ def schedules(
     """
     with errors_as_sentences():
         spec = load_spec(spec_path, overrides)
-        from trimaran.launchers.cli.check import check_drawable, draw_schedule
-        from trimaran.launchers.cli.memory import bytes_at_most
+        from trimaran.launchers.cli.planning.check import check_drawable, draw_schedule
+        from trimaran.launchers.cli.planning.memory import bytes_at_most
         from trimaran.runtime.pipeline.csv_text import write_csv
         from trimaran.runtime.pipeline.simulate import simulate
         from trimaran.runtime.train.pipeline import costs_of, schedule_of

@@ -1,0 +1,1 @@
+"""Commands that tell what a run would be, before any rank starts."""
