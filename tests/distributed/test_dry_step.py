@@ -16,7 +16,7 @@ from trimaran.models.experts import ExpertMLP
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.pipeline.simulate import Costs, simulate
 from trimaran.runtime.spec import RunSpec, load_spec, parse_spec
-from trimaran.runtime.train.dry_step import StepBytes, count_step
+from trimaran.runtime.train.checks.dry_step import StepBytes, count_step
 from trimaran.runtime.train.pipeline import placement_of, schedule_of
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,14 @@ from trimaran.models import init
 from trimaran.models.parallel.parameter import InitSpec
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.mup_check import ActivationSizes, Growth, measure, plain_spec, random_batches, spec_at_width
+from trimaran.runtime.train.checks.mup_check import (
+    ActivationSizes,
+    Growth,
+    measure,
+    plain_spec,
+    random_batches,
+    spec_at_width,
+)
 
 WIDTHS, NUM_STEPS = (32, 64, 128, 256), 6
 MUP: dict[str, Any] = {

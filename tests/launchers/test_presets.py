@@ -10,7 +10,7 @@ from tests.launchers.runs import make_workplace, trimaran
 from trimaran.launchers.cli.planning.presets import section_of_preset, short_count
 from trimaran.models.presets import CATALOG, PRESETS, preset
 from trimaran.runtime.spec import parse_spec
-from trimaran.runtime.train.rate_check import RateCurves
+from trimaran.runtime.train.checks.rate_check import RateCurves
 
 SMALL = [
     "--set",

@@ -7,7 +7,7 @@ from trimaran.launchers.terminal import print_table, say
 from trimaran.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
-    from trimaran.runtime.train.dry_step import Peak, StepBytes
+    from trimaran.runtime.train.checks.dry_step import Peak, StepBytes
 
 _PARTS = ("parameters", "gradients", "optimizer", "transit", "activations", "in all")
 
@@ -24,7 +24,7 @@ def print_memory(spec: RunSpec, rank: int | None) -> None:
         )
     from rich.table import Table
 
-    from trimaran.runtime.train.dry_step import kernels_without_device
+    from trimaran.runtime.train.checks.dry_step import kernels_without_device
 
     device = device_of(spec)
     ranks = ends_of_tensor_groups(spec) if rank is None else [rank]
@@ -66,7 +66,7 @@ def step_of(spec: RunSpec, rank: int, device: Literal["cpu", "cuda"]) -> "StepBy
         counted = "only the memory of native can be counted; add --set zero.backend=native"
         raise ValueError(f"zero.backend is {spec.zero.backend}, and {counted}")
     from trimaran.launchers.worker.process_group import fake_world
-    from trimaran.runtime.train.dry_step import dry_step
+    from trimaran.runtime.train.checks.dry_step import dry_step
 
     with fake_world(rank, spec.world_size):
         return dry_step(spec, device)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from trimaran.runtime.data.prepare import PreparedData
     from trimaran.runtime.mesh import Mesh
-    from trimaran.runtime.train.mup_check import ActivationSizes, Growth
-    from trimaran.runtime.train.rate_check import RateCurves
+    from trimaran.runtime.train.checks.mup_check import ActivationSizes, Growth
+    from trimaran.runtime.train.checks.rate_check import RateCurves
 
 _PANEL_INCHES = (5.2, 4.2)
 _COLORS = {"embedding": "#6b7280", "final_norm": "#f59e0b", "logits": "#dc2626"}
@@ -126,7 +126,7 @@ def _measure(
     spec: RunSpec, widths: list[int], num_steps: int, growth: "Growth", *, on_text: bool
 ) -> "dict[str, ActivationSizes]":
     """Return the sizes by init: the spec's, and normal too if the spec's is another."""
-    from trimaran.runtime.train import mup_check
+    from trimaran.runtime.train.checks import mup_check
     from trimaran.runtime.train.train_context import TrainingDiverged
 
     single = mup_check.spec_at_width(spec, spec.transformer.hidden_size, growth)
@@ -150,8 +150,8 @@ def _measure(
 
 def _measure_rates(spec: RunSpec, widths: list[int], rates: list[float], growth: "Growth") -> "dict[str, RateCurves]":
     """Return the losses by init: the spec's, and normal too if the spec's is another."""
-    from trimaran.runtime.train import mup_check
-    from trimaran.runtime.train.rate_check import RateCurves, losses_over_rates
+    from trimaran.runtime.train.checks import mup_check
+    from trimaran.runtime.train.checks.rate_check import RateCurves, losses_over_rates
 
     single = mup_check.spec_at_width(spec, spec.transformer.hidden_size, growth)
     text = _text_of(single)

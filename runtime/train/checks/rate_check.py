@@ -15,8 +15,8 @@ from trimaran.models.parallel.group import Group
 from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, fields_at_layout, parse_spec
+from trimaran.runtime.train.checks.mup_check import Growth, spec_at_width
 from trimaran.runtime.train.lr_schedule import lr_at
-from trimaran.runtime.train.mup_check import Growth, spec_at_width
 from trimaran.runtime.train.samples import held_out_batches, train_loader
 from trimaran.runtime.train.train_context import TrainingDiverged, build_train_context, evaluate, train_step
 

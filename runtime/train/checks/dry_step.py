@@ -22,7 +22,7 @@ from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.pipeline.action import Action, actions_of
 from trimaran.runtime.pipeline.transport import P2PTransport
 from trimaran.runtime.spec import RunSpec
-from trimaran.runtime.train.live_bytes import LiveBytes
+from trimaran.runtime.train.checks.live_bytes import LiveBytes
 from trimaran.runtime.train.pipeline import placement_of
 from trimaran.runtime.train.train_context import (
     accumulate,
