@@ -1,0 +1,171 @@
+"""Microbatches of examples as a pure function of the position in the run; see `runtime/data/loader.py`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from trimaran.kernels.attention import Documents
+from trimaran.models.batch import Microbatch
+from trimaran.runtime.data.permutation import Int64Array, permute
+from trimaran.runtime.finetune.examples import Document
+from trimaran.runtime.finetune.packing import Rows
+from trimaran.runtime.finetune.store import ExampleSet
+from trimaran.runtime.grid import num_microbatches
+
+Unit = Literal["tokens", "examples"]
+_NO_LABEL = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleBatch(Microbatch):
+    """Rows of packed documents of examples.
+
+    The rest of a row is padding: one more document, without labels, which `spans` leaves out.
+
+    Args:
+        spans: [documents, 2] int64, first token of each document and the end after its last one in the flattened
+            [batch * seq] tokens. The documents of an example follow each other in one row.
+        document_numbers: [documents] int64, the number of each in its split.
+        values: [examples] float64; see `Example`.
+        tokens_per_loss: learned tokens of the global batch over its examples.
+    """
+
+    spans: torch.Tensor
+    document_numbers: torch.Tensor
+    values: torch.Tensor
+    tokens_per_loss: float
+
+
+class ExampleLoader:
+    """Deals rows of examples to the data-parallel ranks.
+
+    Sample k of the run (counted over all ranks from step 0) is row `permutation of epoch k // n` of `k % n`, with n
+    = `num_samples`, the rows of the split.
+    """
+
+    def __init__(
+        self,
+        examples: ExampleSet,
+        rows: Rows,
+        *,
+        seq_len: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        dp_rank: int,
+        dp_size: int,
+        seed: int,
+        padding_id: int,
+        shuffle: bool = True,
+        repeats: bool = True,
+    ) -> None:
+        """Check the sizes, which are in rows.
+
+        Args:
+            rows: the examples of each row, at most `seq_len` tokens; see `pack`.
+            padding_id: the token that fills a row; nothing attends to it but padding.
+            repeats: whether the rows are repeated for ever; if not, samples from `num_samples` on have no labels, and
+                count nothing.
+        Raises ValueError where a rule is broken.
+        """
+        if not num_microbatches(global_batch_size, micro_batch_size, dp_size) or not 0 <= dp_rank < dp_size:
+            raise ValueError(
+                f"train.global_batch_size ({global_batch_size}) must be a positive multiple of dp x "
+                f"train.micro_batch_size ({dp_size} x {micro_batch_size}), and dp rank {dp_rank} below dp"
+            )
+        if not rows:
+            raise ValueError("the loader needs at least one row")
+        self.num_samples, self._rows, self._examples = len(rows), rows, examples
+        self.unused_tail_tokens = 0
+        self._seq_len, self._padding_id, self._seed = seq_len, padding_id, seed
+        self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
+        self._dp_rank, self._samples_per_rank = dp_rank, global_batch_size // dp_size
+        self._shuffle, self._repeats = shuffle, repeats
+        self._learned = np.array([examples.num_learned[list(row)].sum() for row in rows], dtype=np.int64)
+        self._sizes = np.array([len(row) for row in rows], dtype=np.int64)
+        self._tokens = np.array([examples.example_lengths[list(row)].sum() for row in rows], dtype=np.int64)
+
+    def rows_of(self, samples: Int64Array) -> Int64Array:
+        """Map samples of the run to rows: [n] int64 -> [n] int64 in [0, num_samples); -1 for samples without labels."""
+        epochs, indices = np.divmod(samples, self.num_samples)
+        if self._shuffle:
+            for epoch in np.unique(epochs):
+                mine = epochs == epoch
+                indices[mine] = permute(indices[mine], self.num_samples, self._seed, int(epoch))
+        return indices if self._repeats else np.where(epochs == 0, indices, -1)
+
+    def num_losses(self, consumed_samples: int, unit: Unit = "tokens") -> int:
+        """Return the learned tokens, or the examples, of the global batch that begins at a sample of the run."""
+        return self._count(self._learned if unit == "tokens" else self._sizes, consumed_samples)
+
+    def num_tokens(self, consumed_samples: int) -> int:
+        """Return the tokens of the global batch that begins at a sample of the run, without padding."""
+        return self._count(self._tokens, consumed_samples)
+
+    def _count(self, counts: Int64Array, consumed_samples: int) -> int:
+        rows = self.rows_of(np.arange(consumed_samples, consumed_samples + self._global_batch_size, dtype=np.int64))
+        return int(counts[rows[rows >= 0]].sum())
+
+    def microbatches(self, consumed_samples: int) -> list[Microbatch]:
+        """Return this rank's microbatches (ExampleBatch) of the global batch that begins at sample `consumed_samples`.
+
+        Which samples each holds is as in `Loader.microbatches`. The result depends on the position alone.
+        """
+        if consumed_samples < 0:
+            raise ValueError(f"consumed_samples ({consumed_samples}) must not be negative")
+        first = consumed_samples + self._dp_rank * self._samples_per_rank
+        rows = self.rows_of(np.arange(first, first + self._samples_per_rank, dtype=np.int64))
+        ratio = self.num_losses(consumed_samples) / max(1, self.num_losses(consumed_samples, "examples"))
+        size = self._micro_batch_size
+        return [
+            self._microbatch(rows[start : start + size].tolist(), first + start, ratio)
+            for start in range(0, self._samples_per_rank, size)
+        ]
+
+    def _microbatch(self, rows: list[int], first_sample: int, tokens_per_loss: float) -> ExampleBatch:
+        batch, seq = len(rows), self._seq_len
+        tokens = np.full(batch * seq, self._padding_id, dtype=np.int64)
+        labels = np.full(batch * seq, _NO_LABEL, dtype=np.int64)
+        positions = np.zeros(batch * seq, dtype=np.int64)
+        spans: list[tuple[int, int]] = []
+        numbers: list[int] = []
+        starts: list[int] = []
+        for place, row in enumerate(rows):
+            at = place * seq
+            for number in (each for example in self._members(row) for each in self._examples.documents_of(example)):
+                end = _put(self._examples.document(number), at, tokens, labels, positions)
+                spans.append((at, end))
+                numbers.append(number)
+                starts.append(at)
+                at = end
+            if at < (place + 1) * seq:
+                positions[at : (place + 1) * seq] = np.arange((place + 1) * seq - at)
+                starts.append(at)
+        ends = [*starts[1:], batch * seq]
+        longest = max(end - start for start, end in zip(starts, ends, strict=True))
+        values = [float(self._examples.values[example]) for row in rows for example in self._members(row)]
+        return ExampleBatch(
+            torch.from_numpy(tokens).view(batch, seq),
+            torch.from_numpy(labels).view(batch, seq),
+            first_sample,
+            documents=Documents(torch.tensor([*starts, batch * seq], dtype=torch.int32), longest),
+            positions=torch.from_numpy(positions).view(batch, seq),
+            spans=torch.tensor(spans, dtype=torch.int64).view(-1, 2),
+            document_numbers=torch.tensor(numbers, dtype=torch.int64),
+            values=torch.tensor(values, dtype=torch.float64),
+            tokens_per_loss=tokens_per_loss,
+        )
+
+    def _members(self, row: int) -> tuple[int, ...]:
+        return self._rows[row] if row >= 0 else ()
+
+
+def _put(document: Document, at: int, tokens: Int64Array, labels: Int64Array, positions: Int64Array) -> int:
+    """Write a document at a place of flattened rows; return its end."""
+    size = len(document.tokens)
+    end = at + size
+    tokens[at:end] = document.tokens
+    positions[at:end] = np.arange(size)
+    labels[at : end - 1] = np.where(document.learned[1:], document.tokens[1:], _NO_LABEL)
+    return end
