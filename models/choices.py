@@ -16,6 +16,7 @@ QueryKeyNorm = Literal["none", "head", "width"]
 AttentionKind = Literal["full", "window"]
 Objective = Literal["causal_lm", "masked_lm", "permutation_lm"]
 Initialization = Literal["normal", "depth_scaled", "small_init", "xavier", "fan_in", "tfixup", "deepnorm", "mup"]
+ScoreHeadKind = Literal["none", "only", "beside"]
 GATED_ACTIVATIONS: Final = ("swiglu", "geglu", "geglu_tanh")
 
 

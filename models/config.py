@@ -22,6 +22,7 @@ from trimaran.models.choices import (
     Position,
     QueryKeyNorm,
     RotaryScaling,
+    ScoreHeadKind,
     default_attention_scale,
     default_logits_scale,
     default_residual_scale,
@@ -178,6 +179,11 @@ class TransformerConfig(BaseModel):
     tie_embeddings: bool = Field(
         default=False, description="Whether the output projection shares the token embedding's weights."
     )
+    score_head: ScoreHeadKind = Field(
+        default="none",
+        description="A projection to one number: none; only, in place of that to the vocabulary (a reward model); "
+        "beside, with it (PPO's values).",
+    )
     attention_window: Count | None = Field(
         default=None, description="Sliding window: a token sees itself and the window - 1 before it (null: all)."
     )
@@ -236,6 +242,16 @@ class TransformerConfig(BaseModel):
         return self.objective == "permutation_lm"
 
     @property
+    def has_head(self) -> bool:
+        """Whether the last layer is followed by a projection to the vocabulary."""
+        return self.score_head != "only"
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether the projection to the vocabulary reads the token embedding's weights."""
+        return self.tie_embeddings and self.has_head
+
+    @property
     def has_final_norm(self) -> bool:
         """Whether a norm stands before the output projection; not where the last block ends with one."""
         return self.norm_position not in ("post", "none")
@@ -282,10 +298,11 @@ class TransformerConfig(BaseModel):
 
     def head_parameters(self) -> int:
         """Return the parameters after the last layer, without a tied projection."""
-        projection = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
+        projection = self.vocab_size * self.hidden_size if self.has_head and not self.tie_embeddings else 0
+        score = self.hidden_size if self.score_head != "none" else 0
         transform = self.hidden_size * (self.hidden_size + int(self.mlp_bias)) if self.head_transform else 0
         norms = (int(self.has_final_norm) + int(self.head_transform)) * self._norm_parameters()
-        return projection + (self.vocab_size if self.head_bias else 0) + transform + norms
+        return projection + (self.vocab_size if self.head_bias and self.has_head else 0) + score + transform + norms
 
     def num_active_parameters(self) -> int:
         """Return how many of the parameters one token meets: of the experts only those that it goes through."""
@@ -295,7 +312,7 @@ class TransformerConfig(BaseModel):
     def num_parameters_without_embeddings(self) -> int:
         """Return the parameters but the tables of tokens and positions and an untied projection to the vocabulary."""
         positions = self.max_seq_len if self.position == "learned" else 0
-        head = 0 if self.tie_embeddings else self.vocab_size
+        head = self.vocab_size if self.has_head and not self.tie_embeddings else 0
         return self.num_parameters() - (self.vocab_size + positions + head) * self.hidden_size
 
     def flops_per_token(self, seq_len: int) -> float:
@@ -319,7 +336,8 @@ class TransformerConfig(BaseModel):
 
     def head_forward_flops(self) -> float:
         """Return the forward FLOPs of the output projection, and of the dense layer before it, for one token."""
-        return 2.0 * (self.vocab_size + (self.hidden_size if self.head_transform else 0)) * self.hidden_size
+        outputs = (self.vocab_size if self.has_head else 0) + (1 if self.score_head != "none" else 0)
+        return 2.0 * (outputs + (self.hidden_size if self.head_transform else 0)) * self.hidden_size
 
     def padded_vocab_size(self, tp: int) -> int:
         """Return vocab_size rounded up to a multiple of tp, so that every tp rank holds the same number of rows."""
@@ -526,6 +544,13 @@ def _head_transform_has_no_gate(config: TransformerConfig) -> Iterator[FieldErro
     if config.head_transform and config.is_gated:
         rule = f"the dense layer before the output projection has no gate, and activation is {config.activation}"
         yield FieldError("head_transform", rule, True, "set activation to gelu, or head_transform to false")
+
+
+@SHAPE_RULES.needs("score_head", "objective", "head_transform")
+def _scores_are_of_texts_read_forward(config: TransformerConfig) -> Iterator[FieldError]:
+    if config.score_head != "none" and (config.objective != "causal_lm" or config.head_transform):
+        rule = "a score head reads a text from its end, so it needs objective causal_lm and no head_transform"
+        yield FieldError("score_head", rule, config.score_head, "set score_head to none")
 
 
 @SHAPE_RULES.needs("num_experts", "router_aux_loss")

@@ -25,6 +25,10 @@ class Head(Protocol):
         """Return the log-probability of each label [batch, seq], 0 where there is none."""
         ...
 
+    def scores(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Return the score head's number at each of the positions `rows` of the flattened batch * seq [rows]."""
+        ...
+
 
 class Criterion(Protocol):
     """Makes the loss of a microbatch, and counts what a step tells beside it.

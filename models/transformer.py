@@ -32,6 +32,7 @@ from trimaran.models.parallel.parameter import LayerContext, info_of, initialize
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss, token_log_probs
 from trimaran.models.residual import Dropout, Norm, PendingResidual, add_residual
+from trimaran.models.score import ScoreHead
 
 
 class Stage(nn.Module):
@@ -60,7 +61,7 @@ class Stage(nn.Module):
         super().__init__()
         self.config, self.context, self.is_first, self.is_last = config, context, is_first, is_last
         vocab, hidden = config.vocab_size, config.hidden_size
-        if is_first or (is_last and config.tie_embeddings):
+        if is_first or (is_last and config.ties_head):
             self.embedding = VocabParallelEmbedding(vocab, hidden, context, init_spec=init_spec(config, "embedding"))
             info_of(self.embedding.weight).tied_copy = not is_first
         if is_first:
@@ -92,13 +93,13 @@ class Stage(nn.Module):
             self.final_norm = Norm(config, context) if config.has_final_norm else None
             self.head_transform = HeadTransform(config, context) if config.head_transform else None
             self.head_transform_norm = Norm(config, context) if config.head_transform else None
-            self.head_bias = (
-                new_parameter((vocab,), context, dim=0, init="zeros", decay=False) if config.head_bias else None
-            )
-            if not config.tie_embeddings:
+            has_bias = config.head_bias and config.has_head
+            self.head_bias = new_parameter((vocab,), context, dim=0, init="zeros", decay=False) if has_bias else None
+            if config.has_head and not config.tie_embeddings:
                 self.head = ColumnParallelLinear(
                     hidden, vocab, context, bias=False, init_spec=init_spec(config, "head")
                 )
+            self.score = ScoreHead(config, context) if config.score_head != "none" else None
         self.criterion: Criterion | None = None
         self._tables: RotaryTables | None = None
         self._tables_stretch = 0
@@ -127,12 +128,12 @@ class Stage(nn.Module):
                 blocks[".".join(name.split(".")[:2])][name] = parameter
             elif part in ("final_norm", "head_transform", "head_transform_norm"):
                 blocks[FINAL][name] = parameter
-            elif part in ("head", "head_bias"):
+            elif part in ("head", "head_bias", "score"):
                 blocks[HEAD][name] = parameter
             else:
                 if self.is_first:
                     blocks[EMBEDDING][name] = parameter
-                if self.is_last and self.config.tie_embeddings and part == "embedding":
+                if self.is_last and self.config.ties_head and part == "embedding":
                     blocks[HEAD][name] = parameter
         return blocks
 
@@ -206,6 +207,12 @@ class Stage(nn.Module):
             temperature=temperature,
         )
         return found.new_zeros(labels.shape).index_put((rows,), found).view_as(batch.labels)
+
+    def scores(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Return the scores of positions [rows]; see `ScoreHead`. Only with a score head."""
+        assert self.score is not None, "model.score_head is none"
+        found: Tensor = self.score(hidden, rows)
+        return found
 
     def backward(self, output: Tensor, grad: Tensor) -> None:
         """Run the backward pass of `output`, which `forward` has returned, from its gradient `grad`.
@@ -412,6 +419,7 @@ class Stage(nn.Module):
         return out
 
     def _head(self) -> ColumnParallelWeights:
+        assert self.config.has_head, "model.score_head is only: there is no projection to the vocabulary"
         return _TiedHead(self.embedding, self.context) if self.config.tie_embeddings else self.head
 
 
@@ -446,7 +454,7 @@ def build_stages(
         Stage(config, layers[index], context, is_first=index == 0, is_last=index == last, seed=seed)
         for index in stage_indices
     ]
-    if config.tie_embeddings and len(stages) > 1 and stages[0].is_first and stages[-1].is_last:
+    if config.ties_head and len(stages) > 1 and stages[0].is_first and stages[-1].is_last:
         stages[-1].embedding = stages[0].embedding
     if draws_weights and context.device.type != "meta":
         for stage in stages:

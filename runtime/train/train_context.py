@@ -107,7 +107,7 @@ def build_mesh_of(spec: RunSpec, **options: Any) -> Mesh:
         ep=parallel.ep,
         shard_size=spec.zero.shard_size,
         timeout_s=spec.launcher.timeout_s,
-        tied_embedding=spec.transformer.tie_embeddings,
+        tied_embedding=spec.transformer.ties_head,
         **options,
     )
 

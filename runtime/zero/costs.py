@@ -57,7 +57,7 @@ def held_by_ranks(spec: RunSpec) -> list[list[Held]]:
         experts[rank] += len(layers[stage]) * shape.layer_expert_parameters()
     dense[placement[0]] += shape.embedding_parameters()
     dense[placement[-1]] += shape.head_parameters()
-    if shape.tie_embeddings and placement[0] != placement[-1]:
+    if shape.ties_head and placement[0] != placement[-1]:
         dense[placement[-1]] += shape.vocab_size * shape.hidden_size
     shard_size = 1 if spec.zero.stage == 0 else spec.zero.shard_size or parallel.dp
     tp, ep, dp = parallel.tp, parallel.ep, parallel.dp

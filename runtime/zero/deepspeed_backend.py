@@ -78,7 +78,7 @@ class DeepSpeedOptimizer:
     ) -> None:
         self._mesh, self._settings = mesh, settings
         first = next(iter(stages.values()))
-        context, self._has_copies = first.context, first.config.tie_embeddings and mesh.embedding.size > 1
+        context, self._has_copies = first.context, first.config.ties_head and mesh.embedding.size > 1
         self._dtype, self._device = context.dtype, context.device
         # A tied embedding may be one parameter of two stages of this rank.
         named = [item for stage in stages.values() for item in stage.named_parameters()]

@@ -96,7 +96,7 @@ class ShardedOptimizer:
         first = next(iter(stages.values()))
         alone = Sharding(single("dp"), mesh.dp), Sharding(single("expert_dp"), mesh.expert_dp)
         dp, expert_dp = (mesh.sharding, mesh.expert_sharding) if zero_stage else alone
-        tied = first.config.tie_embeddings and mesh.embedding.size > 1
+        tied = first.config.ties_head and mesh.embedding.size > 1
         blocks = {index: stage.blocks() for index, stage in stages.items()}
         made = build_buckets(list(blocks.values()), dp, expert_dp, mesh.tp, bucket_bytes=bucket_bytes, tied=tied)
         is_alone = dp.shard.size == 1  # then a shard is the whole
