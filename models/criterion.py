@@ -29,6 +29,10 @@ class Head(Protocol):
         """Return the score head's number at each of the positions `rows` of the flattened batch * seq [rows]."""
         ...
 
+    def token_entropies(self, hidden: Tensor, batch: Microbatch, temperature: float = 1.0) -> Tensor:
+        """Return the entropy of what is predicted at each label [batch, seq], 0 where there is none, no gradient."""
+        ...
+
 
 class Criterion(Protocol):
     """Makes the loss of a microbatch, and counts what a step tells beside it.

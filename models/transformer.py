@@ -25,6 +25,7 @@ from trimaran.models.experts import ExpertMLP
 from trimaran.models.head import HeadTransform
 from trimaran.models.init import init_spec
 from trimaran.models.parallel.collectives import gather_dim1, gather_sequence, local_dim1
+from trimaran.models.parallel.entropy import token_entropies
 from trimaran.models.parallel.group import single
 from trimaran.models.parallel.likelihood import Scored, log_likelihoods
 from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallelWeights, column_linear
@@ -213,6 +214,26 @@ class Stage(nn.Module):
         assert self.score is not None, "model.score_head is none"
         found: Tensor = self.score(hidden, rows)
         return found
+
+    @torch.no_grad()
+    def token_entropies(self, hidden: Tensor, batch: Microbatch, temperature: float = 1.0) -> Tensor:
+        """Return the entropy, in nats, of what is predicted at each label [batch, seq], 0 where there is none.
+
+        Arguments and dtype as in `token_log_probs`; no gradient flows. Collective over tp.
+        """
+        if self.context.sequence_parallel:
+            hidden = gather_dim1(hidden, self.context.tp)
+        labels = batch.labels.flatten()
+        rows = (labels != IGNORED_LABEL).nonzero().squeeze(1)
+        found = token_entropies(
+            self._head_input(hidden.flatten(0, 1).index_select(0, rows)),
+            self._head().weight,
+            self.context,
+            bias=self.head_bias,
+            softcap=self.config.logits_softcap,
+            temperature=temperature,
+        )
+        return found.new_zeros(labels.shape).index_put((rows,), found).view_as(batch.labels)
 
     def backward(self, output: Tensor, grad: Tensor) -> None:
         """Run the backward pass of `output`, which `forward` has returned, from its gradient `grad`.

@@ -55,10 +55,14 @@ class KeyValueCache:
         return self._layers[index]
 
     def begin_with(self, other: "KeyValueCache") -> None:
-        """Copy the tokens of the only sample of `other`, in the layers that it has, to the beginning of all samples."""
+        """Copy the tokens of the samples of `other`, in the layers that it has, to the beginning of this cache's.
+
+        Each sample of `other` begins as many consecutive samples: all, where it has one.
+        """
+        copies = self._batch // len(other.host_lengths)
         for index, (keys, values) in other._layers.items():
             for mine, theirs in zip(self.of_layer(index, keys.shape[2]), (keys, values), strict=True):
-                mine[:, : other.capacity] = theirs
+                mine[:, : other.capacity].unflatten(0, (-1, copies)).copy_(theirs.unsqueeze(1))
 
     def _empty(self, kv_heads: int) -> Tensor:
         shape = (self._batch, self.capacity, kv_heads, self._head_dim)

@@ -81,6 +81,8 @@ def generate(
     first_sample: int = 0,
     numbers: Sequence[int] | None = None,
     placement: Placement | None = None,
+    copies: int = 1,
+    tells_log_probs: bool = False,
 ) -> list[Completion]:
     """Return the continuation of each prompt, the same on every rank.
 
@@ -93,6 +95,8 @@ def generate(
         first_sample: number of the first prompt among all that are continued with this seed.
         numbers: of every prompt, where they do not follow the first one's.
         placement: stage -> pipeline rank; by default the stages go round the ranks.
+        copies: how often each prompt stands in `prompts`, one after the other: its keys and values are computed once.
+        tells_log_probs: whether completions get the log-probability of each token.
 
     Raises:
         ValueError: a prompt is empty or too long.
@@ -106,10 +110,20 @@ def generate(
     scaling = spec.transformer.rotary_scaling
     # Dynamic scaling depends on the longest sample of a pass: with one sample a pass, samples do not affect each other.
     is_dynamic = scaling is not None and scaling.kind == "dynamic_ntk"
-    size = 1 if is_dynamic else -(-len(prompts) // mesh.pp.size)
+    copies = 1 if is_dynamic else copies
+    size = 1 if is_dynamic else -(-len(prompts) // copies // mesh.pp.size) * copies
     numbers = range(first_sample, first_sample + len(prompts)) if numbers is None else numbers
     groups = [
-        SampleGroup(prompts[part], numbers[part], sampling, spec.transformer, layer_context, watch)
+        SampleGroup(
+            prompts[part],
+            numbers[part],
+            sampling,
+            spec.transformer,
+            layer_context,
+            watch,
+            copies=copies,
+            tells_log_probs=tells_log_probs,
+        )
         for part in (slice(first, first + size) for first in range(0, len(prompts), size))
     ]
     with in_eval_mode(stages.values()):
@@ -158,7 +172,7 @@ class _Passes:
         """Receive the tokens that the previous pass has drawn, and prepare the next pass."""
         group, ring = self._groups[number], self._ring
         if group.num_passes and not self._draws:
-            tokens = torch.empty(len(group), dtype=torch.int64, device=self._layer_context.device)
+            tokens = torch.empty(group.drawn_shape, dtype=torch.int64, device=self._layer_context.device)
             drawn = ring.receive(tokens, ring.previous)
             # The tokens have been around the ring, so everything this rank sent for the previous pass has arrived too.
             ring.settle(number)
@@ -195,13 +209,13 @@ class _Passes:
 
     def _take(self, number: int, drawn: Tensor) -> None:
         try:
-            self._groups[number].take(drawn.tolist())
+            self._groups[number].take(drawn)
         except NotFiniteError:
             self._ring.settle(number)  # so that every rank receives the tokens
             raise
 
     def _draw(self, group: SampleGroup, stage: Stage, hidden: Tensor) -> Tensor:
-        """Return the next token of each sample, [samples] int64, the same on every tp rank."""
+        """Return the next token of each sample, int64 `drawn_shape`, the same on every tp rank."""
         # With sequence parallelism each tp rank returns its last position; that of the last rank is the last of all.
         local = stage.logits(hidden[:, -1:])[:, -1]
         logits = all_gather(local, self._layer_context.tp).transpose(0, 1).flatten(1)[:, : self._vocab_size]

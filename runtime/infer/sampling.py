@@ -108,5 +108,19 @@ def choose(
     return chosen.where(largest.isfinite(), NOT_FINITE)
 
 
+def log_probs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Return the log-probability of each sample's token under softmax(logits / temperature), before any filter.
+
+    NaN for NOT_FINITE. [batch], float32, or float64 where the logits are.
+
+    Args:
+        logits: [batch, vocab] without padding.
+        tokens: [batch] int64, from `choose`.
+        temperature: 0 counts as 1.
+    """
+    found = (_wide(logits) / (temperature or 1.0)).log_softmax(-1)
+    return found.gather(1, tokens.clamp(min=0)[:, None]).squeeze(1).where(tokens != NOT_FINITE, torch.nan)
+
+
 def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

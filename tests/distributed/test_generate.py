@@ -256,3 +256,48 @@ def bad_prompts() -> None:
 
 def test_prompts_that_cannot_be_continued_are_told(ranks: RankPool) -> None:
     ranks.run(bad_prompts, 1)
+
+
+COPIES, COPIED = 9, [[9, 8, 7, 6, 5, 4], [250, 3], [5, 6, 7, 1]]
+
+
+def continue_copies(parallel: dict[str, Any], model: dict[str, Any]) -> dict[str, list[tuple[list[int], list[float]]]]:
+    """Tokens and log-probabilities of each prompt continued several times, its cache shared or not."""
+    spec, mesh, stages = make(parallel, model)
+    sampling = SamplingParams(6, temperature=0.7, top_p=0.8, seed=6, context="stop", stop_tokens=tuple(range(20)))
+    prompts = [prompt for prompt in COPIED for _ in range(COPIES)]
+    found = {
+        name: generate(stages, mesh, spec, prompts, sampling, copies=copies, tells_log_probs=True)
+        for name, copies in {"shared": COPIES, "apart": 1}.items()
+    }
+    mesh.close()
+    return {name: [(each.tokens, each.log_probs) for each in completions] for name, completions in found.items()}
+
+
+def log_probs_of(prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
+    """The log-probabilities of the answers' tokens by whole sequences, temperature 0.7."""
+    _, mesh, stages = make({}, ROTARY)
+    stage = stages[0]
+    found = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        tokens = torch.tensor([prompt + answer])
+        logits = stage.logits(stage.run_layers(None, tokens))[0, len(prompt) - 1 : -1, :VOCAB]
+        found.append((logits / 0.7).log_softmax(-1).gather(1, tokens[0, len(prompt) :, None]).flatten().tolist())
+    mesh.close()
+    return found
+
+
+@pytest.mark.parametrize("layout", ["tp2", "tp2-sequence-parallel", "pp2", "tp2-pp2-dp2-sequence-parallel"])
+def test_copies_of_a_prompt_share_its_cache_and_know_their_tokens_log_probabilities(
+    layout: str, ranks: RankPool
+) -> None:
+    (alone,) = ranks.run(continue_copies, 1, {}, ROTARY)
+    answers = [tokens for tokens, _ in alone["apart"]]
+    assert len({tuple(tokens) for tokens in answers}) > 20
+    assert {len(tokens) for tokens in answers} >= {1, 6}
+    (expected,) = ranks.run(log_probs_of, 1, [prompt for prompt in COPIED for _ in range(COPIES)], answers)
+    torch.testing.assert_close([found for _, found in alone["apart"]], expected, rtol=0, atol=1e-12)
+    for found in (alone, *ranks.run(continue_copies, ranks_of(LAYOUTS[layout]), LAYOUTS[layout], ROTARY)):
+        for name in ("shared", "apart"):
+            assert [tokens for tokens, _ in found[name]] == answers
+            torch.testing.assert_close([each for _, each in found[name]], expected, rtol=0, atol=1e-12)
