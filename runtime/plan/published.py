@@ -35,7 +35,7 @@ class PublishedLaw:
         exponents: by attribute of `Scale`.
         formula: as it was published.
         source: the paper or file, and the place in it.
-        read_in: where the formula was read for this table; None: it is quoted from memory and was not read again.
+        read_in: where the formula was read for this table: the code that computes it, or texts that print it.
     """
 
     name: str
@@ -44,7 +44,7 @@ class PublishedLaw:
     exponents: dict[str, float]
     formula: str
     source: str
-    read_in: str | None
+    read_in: str
 
     def at(self, scale: Scale) -> float:
         """Return what the law says of a run."""
@@ -56,9 +56,10 @@ class PublishedLaw:
 
 _OLMO: Final = "OLMo's model ladder (Bhagia et al. 2024), after Porian et al. 2024"
 _OLMO_FILE: Final = "allenai/OLMo: scripts/ladder.py, config_from_args"
-_DEEPSEEK: Final = "DeepSeek LLM (DeepSeek-AI 2024), section 3.1, equation 1; C of equation 2"
-_STEP: Final = "Step Law (Li et al. 2025), the law that its abstract announces"
-_STEP_PAGE: Final = "a summary of arXiv 2503.04715 that prints it"
+_DEEPSEEK: Final = "DeepSeek LLM (DeepSeek-AI 2024, arXiv 2401.02954), section 3.1, equation 1; C of equation 2"
+_DEEPSEEK_TEXT: Final = "notes that print it: mrshaw01/software-engineer, docs/deepseek/1-DeepSeek-V1.md"
+_STEP: Final = "Step Law (Li et al. 2025, arXiv 2503.04715), the law that its abstract announces"
+_STEP_TEXT: Final = "summaries of the paper that print both and say that N is without embeddings"
 _SEQUENCE: Final = 2048  # tokens of a sequence of OLMo's ladder
 
 PUBLISHED: Final = (
@@ -81,10 +82,22 @@ PUBLISHED: Final = (
         _OLMO_FILE,
     ),
     PublishedLaw(
-        "DeepSeek LLM", "rate", 0.3118, {"flops_without_embeddings": -0.1250}, "0.3118 C^-0.1250", _DEEPSEEK, None
+        "DeepSeek LLM",
+        "rate",
+        0.3118,
+        {"flops_without_embeddings": -0.1250},
+        "0.3118 C^-0.1250",
+        _DEEPSEEK,
+        _DEEPSEEK_TEXT,
     ),
     PublishedLaw(
-        "DeepSeek LLM", "batch", 0.2920, {"flops_without_embeddings": 0.3271}, "0.2920 C^0.3271 tokens", _DEEPSEEK, None
+        "DeepSeek LLM",
+        "batch",
+        0.2920,
+        {"flops_without_embeddings": 0.3271},
+        "0.2920 C^0.3271 tokens",
+        _DEEPSEEK,
+        _DEEPSEEK_TEXT,
     ),
     PublishedLaw(
         "Step Law",
@@ -93,7 +106,7 @@ PUBLISHED: Final = (
         {"parameters_without_embeddings": -0.713, "tokens": 0.307},
         "1.79 N^-0.713 D^0.307",
         _STEP,
-        _STEP_PAGE,
+        _STEP_TEXT,
     ),
-    PublishedLaw("Step Law", "batch", 0.58, {"tokens": 0.571}, "0.58 D^0.571 tokens", _STEP, _STEP_PAGE),
+    PublishedLaw("Step Law", "batch", 0.58, {"tokens": 0.571}, "0.58 D^0.571 tokens", _STEP, _STEP_TEXT),
 )

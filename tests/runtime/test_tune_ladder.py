@@ -54,7 +54,7 @@ def test_a_ladder_finds_the_known_optimum_and_loss_of_its_target(tmp_path: Path)
     written = write_extrapolation(found, tmp_path)
     assert load_spec(written) == found.target, "target.yaml is ready to train"
     words = dict(rows_of(found))
-    assert "quoted from memory" in words["DeepSeek LLM, learning rate"]
+    assert "by 0.3118 C^-0.1250" in words["DeepSeek LLM, learning rate"]
     assert "E 1." in words["law of the loss, E + C/N^c"]
 
 
