@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import NamedTuple
 
 from trimaran.runtime.files import open_regular, read_json
 from trimaran.runtime.folder_lock import NO_JOB, FolderLock
@@ -49,6 +50,27 @@ def hash_file(path: Path) -> str:
     except OSError as error:
         raise unreadable(path, error) from error
     return digest.hexdigest()
+
+
+class KnownFile(NamedTuple):
+    """A file of known content: its path, size and time of change in ns as they were before it was read, and sha256."""
+
+    path: str
+    size: int
+    changed_ns: int
+    sha256: str
+
+    def check(self) -> None:
+        """Raise DataError where the file has changed since."""
+        if _stamp(Path(self.path)) != (self.size, self.changed_ns):
+            raise DataError(f"{self.path} has changed since its work was laid out; run the command again")
+
+
+def know_files(paths: Sequence[Path], record: Path) -> list[KnownFile]:
+    """Return the files with their sha256; see `once_per_change`."""
+    stamps = [_stamp(path) for path in paths]
+    hashes = once_per_change(paths, record, hash_file)
+    return [KnownFile(str(path), *stamp, each) for path, stamp, each in zip(paths, stamps, hashes, strict=True)]
 
 
 def once_per_change(paths: Sequence[Path], record: Path, examine: Callable[[Path], str]) -> list[str]:

@@ -215,6 +215,11 @@ class Library:
             self._read[name, split] = self._read_split(SETS[name], split)
         return self._read[name, split]
 
+    def paths(self, name: str, split: str) -> list[Path]:
+        """Return the files that have a split of a set, none where it is missing; DataError as for `split`."""
+        subjects = _subject_files(self.folder, self._files, split) if name == "mmlu" else {}
+        return self._choose(SETS[name], split) or list(subjects)
+
     def missing(self, wanted: EvaluationSet, split: str) -> DataError:
         """Return the error of a split that no file has."""
         aliases = _SPLITS[split]
@@ -245,7 +250,7 @@ class Library:
 
     def _read_split(self, wanted: EvaluationSet, split: str) -> Split | None:
         subjects = _subject_files(self.folder, self._files, split) if wanted.name == "mmlu" else {}
-        paths = self._choose(wanted, split) or list(subjects)
+        paths = self.paths(wanted.name, split)
         if not paths:
             return None
         groups: dict[str, list[Document]] = {}
@@ -327,6 +332,11 @@ def _subject_files(folder: Path | None, files: Sequence[Path], split: str) -> di
             if subject in SUBJECTS:
                 found[path] = subject
     return found
+
+
+def find_item_files(name: str, folder: Path) -> list[Path]:
+    """Return the files that `read_item_texts` reads; DataError as there."""
+    return Library(folder).paths(name, SETS[name].split)
 
 
 def read_item_texts(name: str, folder: Path) -> Iterator[str]:

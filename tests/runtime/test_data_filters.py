@@ -604,9 +604,9 @@ def test_own_lexicons_add_words_of_one_language_or_of_all(tmp_path: Path) -> Non
 # Classifiers
 
 
-def write_model(path: Path, kind: int = 3, version: int = 12) -> Path:
-    """A fastText model of two labels: a text with more of `good` than of `bad` is __label__good."""
-    words = [b"</s>", b"good", b"bad"]
+def model_of(good: bytes, bad: bytes, kind: int = 3, version: int = 12) -> bytes:
+    """Return a fastText model of two labels: a text with more of `good` than of `bad` is __label__good."""
+    words = [b"</s>", good, bad]
     labels = [b"__label__good", b"__label__bad"]
     content = struct.pack("<2i", 793712314, version)
     content += struct.pack("<12id", 2, 5, 5, 1, 5, 1, 3, kind, 0, 0, 0, 100, 0.0)
@@ -614,7 +614,12 @@ def write_model(path: Path, kind: int = 3, version: int = 12) -> Path:
     content += b"".join(word + b"\0" + struct.pack("<qb", 3, word in labels) for word in words + labels)
     for rows in ([[0, 0], [9, 0], [0, 9]], [[1, 0], [0, 1]]):
         content += b"\0" + struct.pack("<2q", len(rows), 2) + struct.pack(f"<{2 * len(rows)}f", *chain(*rows))
-    path.write_bytes(content)
+    return content
+
+
+def write_model(path: Path, kind: int = 3, version: int = 12) -> Path:
+    """Write the model of the words good and bad."""
+    path.write_bytes(model_of(b"good", b"bad", kind, version))
     return path
 
 

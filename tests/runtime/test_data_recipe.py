@@ -2,18 +2,21 @@
 
 import gzip
 import json
+import os
 import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, cast, get_args
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import AfterValidator, BaseModel
 
+from tests.runtime.test_data_filters import model_of
 from trimaran.launchers.data.prepare import curate_spec
 from trimaran.launchers.report.data_page import write_data_page
 from trimaran.runtime.data.document import Counts, Document
@@ -24,7 +27,7 @@ from trimaran.runtime.data.engine.watch import Watch, note_slow
 from trimaran.runtime.data.export import export_megatron
 from trimaran.runtime.data.files import DataError, NotPrepared
 from trimaran.runtime.data.prepare import prepare_data
-from trimaran.runtime.data.recipe import stage_runner
+from trimaran.runtime.data.recipe import of_spec, stage_runner
 from trimaran.runtime.data.recipe.curate import curate
 from trimaran.runtime.data.recipe.curated import Curated, folder_of_recipe, open_curated
 from trimaran.runtime.data.recipe.fate import fate_of, samples, stage_folders
@@ -34,7 +37,10 @@ from trimaran.runtime.data.samples.epochs import check_epochs, corpora_of, epoch
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.parsing import parse_spec
-from trimaran.runtime.spec.sections.filter import GopherSettings
+from trimaran.runtime.spec.sections.clean import CleanSection
+from trimaran.runtime.spec.sections.common import FilePath
+from trimaran.runtime.spec.sections.dedup import DecontaminateSection
+from trimaran.runtime.spec.sections.filter import FilterSection, GopherSettings
 
 WORDS = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split()
 OFF = [name for name in GopherSettings.model_fields if name != "stop_words"]
@@ -458,3 +464,113 @@ def test_a_sample_leaves_out_what_never_ends(corpus: Path, tmp_path: Path, monke
     rows = {name: why for name, _, why in sample_documents(recipe, 100, 1.0)}
     assert rows["web/2.html#0"] == "slow.document"
     assert list(rows.values()).count("slow.document") == 1
+
+
+NAMED: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "spelling": lambda folder: {"clean": {"spelling": str(folder / "spelling")}},
+    "blocklist": lambda folder: {"filter": {"url_blocklist": [str(folder / "blocklist")]}},
+    "lexicon": lambda folder: {
+        "filter": {"toxicity": {"bundled": False, "lexicons": [{"file": str(folder / "lexicon")}], "min_hits": 2}}
+    },
+    "model": lambda folder: {"filter": {"classifiers": [{"file": str(folder / "model"), "label": "good", "min": 0.5}]}},
+    "items.jsonl": lambda folder: {
+        "decontaminate": {"against": [{"file": str(folder / "items.jsonl"), "fields": ["question"]}]}
+    },
+    "sets/gsm8k.jsonl": lambda folder: {"decontaminate": {"against": [{"file": str(folder / "sets"), "set": "gsm8k"}]}},
+}
+"""Files that settings name, each with the settings that do."""
+CONTENTS: dict[str, tuple[bytes, bytes]] = {
+    "spelling": (b"teh -> the\n", b"zwo -> two\n"),
+    "blocklist": (b"example.com\n", b"example.org\n"),
+    "lexicon": (b"teh\ngood\n", b"zwo\nwords\n"),
+    "model": (model_of(b"good", b"words"), model_of(b"words", b"good")),
+    "items.jsonl": (b'{"question": "mail him at home"}\n', b'{"question": "some zwo words"}\n'),
+    "sets/gsm8k.jsonl": (
+        b'{"question": "mail him at", "answer": "home #### 7"}\n',
+        b'{"question": "some zwo", "answer": "words #### 7"}\n',
+    ),
+}
+"""What such a file has at first, and later, with the same number of bytes or another."""
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_changed_file_that_settings_name_does_its_stage_again_and_what_follows(tmp_path: Path, name: str) -> None:
+    rows = [{"text": "teh good end of this text", "url": "http://example.com/1"}]
+    rows += [{"text": "here are some zwo words 7", "url": "http://example.org/2"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    changes: dict[str, Any] = {
+        "corpora": {"a": {"source": [str(tmp_path / "a.jsonl")]}, "b": {"source": [str(tmp_path / "a.jsonl")]}},
+        "cache_dir": str(tmp_path / "cache"),
+        "clean": None,
+        "filter": None,
+        "dedup": {"exact": False, "url": False, "near": False},
+        "decontaminate": None,
+        **NAMED[name](tmp_path),
+    }
+    spec, (first, later) = _spec(tmp_path, **changes), CONTENTS[name]
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(first)
+    before = _curate(spec, Here(tmp_path / "root"))
+    path.write_bytes(later)
+    here = Here(tmp_path / "root")
+    after = _curate(spec, here)
+    stage = next(iter(NAMED[name](tmp_path)))
+    assert here.ran == {stage: 2}, "one of each corpus"
+    fresh = _curate(spec, Here(tmp_path / "fresh"))
+    assert _results(after) == _results(fresh)
+    assert _results(after) != _results(before)
+    path.write_bytes(first)
+    again = Here(tmp_path / "root")
+    assert _curate(spec, again).manifest == before.manifest
+    assert not again.ran, "the former content's work is still there"
+
+
+def _results(curated: Curated) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Return the kept documents and why others are removed."""
+    kept = [(document.id, document.text) for part in curated.parts for document in read_kept(part)]
+    return kept, _reasons(curated)
+
+
+def _paths_in(annotation: Any) -> list[Any]:
+    """Return the fields below a type that are paths of files."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        rows = [(name, [field.annotation, *field.metadata]) for name, field in annotation.model_fields.items()]
+        return [f"{name}.{each}".strip(".") for name, row in rows for what in row for each in _paths_in(what)]
+    if isinstance(annotation, AfterValidator):
+        return [""] if annotation in get_args(FilePath) else []
+    return [each for what in get_args(annotation) for each in _paths_in(what)]
+
+
+def test_every_file_that_settings_can_name_is_among_those_above() -> None:
+    sections = (CleanSection, FilterSection, DecontaminateSection)
+    assert [path for section in sections for path in _paths_in(section)] == [
+        "spelling", "url_blocklist", "toxicity.lexicons.file", "classifiers.file", "against.file"
+    ], "a new one belongs in recipe/named_files.py and in NAMED"  # fmt: skip
+
+
+def test_a_named_file_that_changes_while_it_is_read_ends_the_task(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "teh end of it"}) + "\n", encoding="utf-8")
+    path = tmp_path / "spelling"
+    path.write_bytes(b"teh -> the\n")
+    corpora = {"a": {"source": [str(tmp_path / "a.jsonl")]}}
+    off = {"filter": None, "dedup": None, "decontaminate": None, "cache_dir": str(tmp_path / "cache")}
+    recipe = recipe_of(_spec(tmp_path, corpora=corpora, **NAMED["spelling"](tmp_path), **off))
+    path.write_bytes(b"teh -> ten\n")
+    with pytest.raises(DataError, match=r"spelling has changed since its work was laid out; run the command again"):
+        curate(recipe, Here(tmp_path / "root"), lambda *_: None)
+    assert not list((tmp_path / "root").rglob("kept.parquet"))
+
+
+def test_sources_of_every_corpus_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpora = {}
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps({"text": name}) + "\n", encoding="utf-8")
+        os.utime(path, (1, 1))  # long ago
+        corpora[name] = {"source": [str(path)]}
+    spec = _spec(tmp_path, corpora=corpora, decontaminate=None, cache_dir=str(tmp_path / "cache"))
+    first = recipe_of(spec)
+    monkeypatch.setattr(of_spec, "hash_file", lambda path: pytest.fail(f"{path} is read again"))
+    assert recipe_of(spec) == first
+    assert len({source.sha256 for source in first.parts}) == 2

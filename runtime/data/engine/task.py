@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from trimaran.runtime.data.engine.watch import Watch
-from trimaran.runtime.data.files import NotPrepared, hash_file, new_folder, once_per_change
+from trimaran.runtime.data.files import KnownFile, NotPrepared, hash_file, new_folder, once_per_change
 from trimaran.runtime.files import read_json
 
 _RECORD = "task.json"
@@ -93,6 +93,7 @@ class Task:
         about: the input, for a person.
         inputs: what earlier tasks have written.
         versions: of the packages that decide the content.
+        files: that `arguments` name, and whose content decides what is written.
     """
 
     stage: str
@@ -102,13 +103,18 @@ class Task:
     inputs: tuple[Output, ...] = ()
     identity: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[KnownFile, ...] = ()
 
     @cached_property
     def key(self) -> str:
-        """The name of the task's folder: a hash of function, arguments, the content of inputs, and versions."""
+        """The name of the task's folder: a hash of function, arguments, the content of inputs and files, and versions.
+
+        Files do not enter where there are none, so that work of before they did is found.
+        """
         inputs = [given.digest for given in self.inputs]
         identity = self.arguments if self.identity is None else self.identity
-        return _digest([self.function, dict(identity), inputs, dict(self.versions)])[:24]
+        files = [[[file.path, file.sha256] for file in self.files]] if self.files else []
+        return _digest([self.function, dict(identity), inputs, dict(self.versions), *files])[:24]
 
     def folder(self, root: Path) -> Path:
         """Return where its files stand, below `root`."""
@@ -123,7 +129,11 @@ class Task:
         return Output.read(self.folder(root))
 
     def run(self, root: Path, watch: Watch) -> Output:
-        """Do the task unless it is done; return what it wrote."""
+        """Do the task unless it is done; return what it wrote.
+
+        Raises:
+            DataError: one of `files` is not what it was.
+        """
         folder = self.folder(root)
         found = self.found(root)
         if found is not None:
@@ -133,6 +143,8 @@ class Task:
         function = getattr(import_module(module), name)
         with new_folder(folder) as temporary:
             result = function(self.arguments, [given.folder for given in self.inputs], temporary, watch)
+            for file in self.files:  # whenever the function has read it
+                file.check()
             files = {
                 str(path.relative_to(temporary)): (hash_file(path), path.stat().st_size)
                 for path in sorted(temporary.rglob("*"))

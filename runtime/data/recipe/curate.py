@@ -39,14 +39,14 @@ def curate(recipe: Recipe, cluster: TaskRunner, progress: Progress, last_stage: 
     _check_losses(recipe, runner.stages[0])
     last = STAGES.index(last_stage) if last_stage is not None else len(STAGES)
     if recipe.filter is not None and last >= STAGES.index("filter"):
-        settings = [{"filter": recipe.filter}] * len(parts)
-        parts = runner.apply("filter", f"{STEPS}:filter_kept", settings, parts, [()] * len(parts))
+        parts = runner.section("filter", f"{STEPS}:filter_kept", parts)
     if recipe.dedup is not None and last >= STAGES.index("dedup"):
         parts = deduplicate(runner, recipe.dedup, parts)
     if recipe.decontaminate is not None and last >= STAGES.index("decontaminate"):
-        settings = [{"decontaminate": recipe.decontaminate}] * len(parts)
-        parts = runner.apply("decontaminate", f"{STEPS}:decontaminate_kept", settings, parts, [()] * len(parts))
+        parts = runner.section("decontaminate", f"{STEPS}:decontaminate_kept", parts)
         runner.found_items = _found_items(recipe.decontaminate, parts)
+        for file in recipe.named_files.get("decontaminate", ()):  # the table is made of it
+            file.check()
     manifest = _manifest(recipe, runner, parts)
     text = json.dumps(manifest, indent=1, sort_keys=True)
     folder = cluster.root / "manifests" / hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -82,11 +82,13 @@ def _manifest(recipe: Recipe, runner: StageRunner, parts: Sequence[Output]) -> d
         f"{source.part.corpus}/{source.part.name}": {"sha256": source.sha256, "bytes": source.part.file_bytes}
         for source in recipe.parts
     }
+    named = {file.path: file.sha256 for files in recipe.named_files.values() for file in files}
     return {
         "format": FORMAT,
         "settings": {
             name: getattr(recipe, name) for name in ("clean", "filter", "dedup", "decontaminate", "max_document_bytes")
         },
+        "named_files": named,
         "versions": runner.versions,
         "sources": files,
         "passed_over": recipe.passed_over,

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.extras import require_extra
-from trimaran.runtime.data.files import DataError, hash_file, once_per_change
+from trimaran.runtime.data.files import DataError, hash_file, know_files, once_per_change
 from trimaran.runtime.data.prepare import QUICKSTART
 from trimaran.runtime.data.quickstart import ensure_quickstart
-from trimaran.runtime.data.readers.part import Part, ReadSettings
+from trimaran.runtime.data.readers.part import ReadSettings
 from trimaran.runtime.data.readers.parts import check_first, find_parts
 from trimaran.runtime.data.readers.streams import is_remote
 from trimaran.runtime.data.recipe.curated import folder_of_recipe, open_curated
+from trimaran.runtime.data.recipe.named_files import named_files
 from trimaran.runtime.data.recipe.recipe import Recipe, SourcePart
 from trimaran.runtime.data.recipe.steps import cleaning, evaluation_sets, filtering
 from trimaran.runtime.folder_lock import NO_JOB
@@ -64,12 +65,12 @@ def recipe_of(
         parts = find_parts(name, named, settings, account, format=corpus["format"], cache_dir=cache_dir)
         account.check(data.max_lost_fraction)
         check_first(parts, settings)
-        field = corpus["text_field"]
-        sources += _hashed(parts, field, cache_dir) if identify else [SourcePart(part, "", field) for part in parts]
+        sources += [SourcePart(part, "", corpus["text_field"]) for part in parts]
         passed_over[name] = account.record
     if recipe.clean is None:
         _check_no_pages(sources)
-    return replace(recipe, parts=sources, passed_over=passed_over)
+    recipe = replace(recipe, parts=sources, passed_over=passed_over)
+    return _identified(recipe, named_files(data), cache_dir) if identify else recipe
 
 
 def _check_no_pages(sources: Sequence[SourcePart]) -> None:
@@ -111,8 +112,13 @@ def _path_of(source: str, cache_dir: Path, environment: Mapping[str, str]) -> st
     return str(ensure_quickstart(cache_dir, environment=environment).path) if source == QUICKSTART else source
 
 
-def _hashed(parts: Sequence[Part], text_field: str, cache_dir: Path) -> list[SourcePart]:
-    """Return the parts with the sha256 of their files; of a remote file its stamp, as the store tells it."""
-    local = [Path(file) for file in dict.fromkeys(part.file for part in parts) if not is_remote(file)]
+def _identified(recipe: Recipe, named: Mapping[str, Sequence[Path]], cache_dir: Path) -> Recipe:
+    """Return the recipe with the sha256 of all its files; of a remote file its stamp, as the store tells it."""
+    files = dict.fromkeys(source.part.file for source in recipe.parts)
+    local = [Path(file) for file in files if not is_remote(file)]
     digests = dict(zip(map(str, local), once_per_change(local, cache_dir / "sources.json", hash_file), strict=True))
-    return [SourcePart(part, digests.get(part.file, part.stamp), text_field) for part in parts]
+    parts = [replace(each, sha256=digests.get(each.part.file, each.part.stamp)) for each in recipe.parts]
+    all_named = list(dict.fromkeys(path for paths in named.values() for path in paths))
+    known = dict(zip(all_named, know_files(all_named, cache_dir / "named_files.json"), strict=True))
+    mine = {name: tuple(known[path] for path in paths) for name, paths in named.items()}
+    return replace(recipe, parts=parts, named_files=mine)

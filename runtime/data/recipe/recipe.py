@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trimaran.runtime.data.files import KnownFile
 from trimaran.runtime.data.readers.part import Part
 from trimaran.runtime.data.readers.parts import PART_BYTES
 
@@ -25,6 +26,7 @@ class Recipe:
         substring_memory: bytes that the comparison of substrings may take; None for its default.
         max_lost_fraction: the largest share of the documents that may be unreadable for one reason.
         passed_over: corpus -> the account of its files, with those that were passed over.
+        named_files: section -> the files that it names, such as word lists and evaluation sets.
     """
 
     parts: Sequence[SourcePart]
@@ -36,6 +38,7 @@ class Recipe:
     substring_memory: int | None = None
     max_lost_fraction: float = 1.0
     passed_over: Mapping[str, Any] = field(default_factory=dict)
+    named_files: Mapping[str, tuple[KnownFile, ...]] = field(default_factory=dict)
 
     @property
     def groups(self) -> list[list[SourcePart]]:

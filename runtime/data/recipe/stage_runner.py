@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from trimaran.models.fields import counted
@@ -92,6 +92,12 @@ class StageRunner:
         ]
         return self._account(stage, self._run(stage, tasks))
 
+    def section(self, name: str, function: str, parts: Sequence[Output]) -> list[Output]:
+        """Run a task of every part that keeps and removes documents as a section of the recipe says."""
+        arguments, files = {name: getattr(self.recipe, name)}, self.recipe.named_files.get(name, ())
+        tasks = [replace(self._task(name, function, arguments, part, ()), files=files) for part in enumerate(parts)]
+        return self._account(name, self._run(name, tasks))
+
     def _task(
         self, stage: str, function: str, arguments: Mapping[str, Any], part: tuple[int, Output], more: Sequence[Output]
     ) -> Task:
@@ -131,6 +137,7 @@ class StageRunner:
             about=_about(group),
             identity={"parts": content, **settings},
             versions=self.versions,
+            files=self.recipe.named_files.get("clean", ()),
         )
 
 
