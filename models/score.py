@@ -1,12 +1,31 @@
 """The score head: one number for a position, from the state that the output projection reads; rewards and values."""
 
+from typing import Any, Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trimaran.kernels.random import fill_normal_
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.collectives import gather_sequence
 from trimaran.models.parallel.parameter import InitSpec, LayerContext, new_parameter
+
+SCORE_WEIGHT: Final = "score.weight"
+"""Global name of the head's parameter."""
+
+
+def drawn_score_weight(hidden_size: int, seed: int) -> Tensor:
+    """Return the weight of a new head [1, hidden], float32, as `initialize` draws it."""
+    shape = (1, hidden_size)
+    place: dict[str, Any] = {"global_shape": shape, "dim": None, "offset": 0}
+    out = torch.empty(shape, dtype=torch.float32)
+    fill_normal_(out, seed=seed, name=SCORE_WEIGHT, std=_deviation(hidden_size), **place)
+    return out
+
+
+def _deviation(hidden_size: int) -> float:
+    return float((hidden_size + 1) ** -0.5)
 
 
 class ScoreHead(nn.Module):
@@ -19,7 +38,7 @@ class ScoreHead(nn.Module):
     def __init__(self, config: TransformerConfig, context: LayerContext) -> None:
         super().__init__()
         self.context = context
-        start = InitSpec((config.hidden_size + 1) ** -0.5)
+        start = InitSpec(_deviation(config.hidden_size))
         self.weight = new_parameter((1, config.hidden_size), context, init_spec=start)
 
     def forward(self, hidden: Tensor, rows: Tensor) -> Tensor:

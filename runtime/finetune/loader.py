@@ -1,9 +1,10 @@
 """Microbatches of examples as a pure function of the position in the run; see `runtime/data/loader.py`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from trimaran.kernels.attention import Documents
@@ -11,11 +12,37 @@ from trimaran.models.batch import Microbatch
 from trimaran.runtime.data.permutation import Int64Array, permute
 from trimaran.runtime.finetune.examples import Document
 from trimaran.runtime.finetune.packing import Rows
-from trimaran.runtime.finetune.store import ExampleSet
 from trimaran.runtime.grid import num_microbatches
 
 Unit = Literal["tokens", "examples"]
 _NO_LABEL = -100
+
+
+class Examples(Protocol):
+    """What a loader reads of examples, from `store.ExampleSet` or from memory.
+
+    Attributes:
+        example_lengths: [examples] int64, tokens of each.
+        num_learned: [examples] int64, learned tokens of each.
+        values: [examples] float64; see `Example`.
+    """
+
+    @property
+    def example_lengths(self) -> Int64Array: ...
+
+    @property
+    def num_learned(self) -> Int64Array: ...
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]: ...
+
+    def documents_of(self, example: int) -> range:
+        """Return the numbers of an example's documents."""
+        ...
+
+    def document(self, number: int) -> Document:
+        """Return a document by its number."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +74,7 @@ class ExampleLoader:
 
     def __init__(
         self,
-        examples: ExampleSet,
+        examples: Examples,
         rows: Rows,
         *,
         seq_len: int,
@@ -102,6 +129,11 @@ class ExampleLoader:
     def num_tokens(self, consumed_samples: int) -> int:
         """Return the tokens of the global batch that begins at a sample of the run, without padding."""
         return self._count(self._tokens, consumed_samples)
+
+    def examples_at(self, consumed_samples: int) -> list[int]:
+        """Return the numbers of the examples of the global batch that begins at a sample of the run."""
+        rows = self.rows_of(np.arange(consumed_samples, consumed_samples + self._global_batch_size, dtype=np.int64))
+        return [example for row in rows.tolist() for example in self._members(row)]
 
     def _count(self, counts: Int64Array, consumed_samples: int) -> int:
         rows = self.rows_of(np.arange(consumed_samples, consumed_samples + self._global_batch_size, dtype=np.int64))

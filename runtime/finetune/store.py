@@ -88,6 +88,8 @@ class ExampleSet:
         num_documents: of the split.
         example_lengths: [examples] int64, tokens of each.
         num_learned: [examples] int64, learned tokens of each.
+        document_lengths: [documents] int64, tokens of each.
+        document_learned: [documents] int64, learned tokens of each.
         values: [examples] float64; see `Example`.
     """
 
@@ -110,6 +112,9 @@ class ExampleSet:
         starts = np.concatenate([[0], ends])
         self.example_lengths: npt.NDArray[np.int64] = np.diff(starts)
         self.num_learned: npt.NDArray[np.int64] = np.diff(learned_before[starts])
+        bounds = np.concatenate([np.zeros(1, np.int64), self._document_ends])
+        self.document_lengths: npt.NDArray[np.int64] = np.diff(bounds)
+        self.document_learned: npt.NDArray[np.int64] = np.diff(learned_before[bounds])
 
     def documents_of(self, example: int) -> range:
         """Return the numbers of an example's documents in the split."""

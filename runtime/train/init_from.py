@@ -4,8 +4,12 @@ import logging
 import shutil
 from pathlib import Path
 
+from torch import Tensor
+
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.family import canonical_config
+from trimaran.models.parallel.shard import ShardSpec
+from trimaran.models.score import SCORE_WEIGHT, drawn_score_weight
 from trimaran.models.transformer import parameter_shapes
 from trimaran.runtime.checkpoint.folder import newest_checkpoint
 from trimaran.runtime.checkpoint.manifest import CheckpointError
@@ -15,6 +19,7 @@ from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.state import spec_of, verify_together
 from trimaran.runtime.train.train_context import TrainContext
+from trimaran.runtime.zero.protocol import ReadRange
 
 IMPORT_RECORD = "import.json"
 """The record of a run's imported weights, written by `trimaran import`."""
@@ -80,6 +85,8 @@ def check_initial_weights(spec: RunSpec) -> None:
     source = spec.checkpoint.init_from
     checkpoint, _ = open_weights(Path(source))
     theirs, ours = spec_of(checkpoint).transformer, spec.transformer
+    if theirs.has_head or not ours.has_head:  # a new score head is drawn, and one that is not needed left out
+        theirs = theirs.model_copy(update={"score_head": ours.score_head})
     different = _differences(theirs, ours)
     refused = [line for name, line in different.items() if name not in _MAY_DIFFER]
     if not refused and parameter_shapes(theirs) != parameter_shapes(
@@ -161,22 +168,41 @@ def copy_import_weights(spec: RunSpec, folder: Path) -> None:
         shutil.copyfile(file, folder / IMPORT_WEIGHTS)
 
 
-def load_initial_weights(train_context: TrainContext) -> str:
+def load_initial_weights(train_context: TrainContext, source: str | None = None) -> str:
     """Load the weights of checkpoint.init_from into a new run, whatever layout wrote them; return a sentence about it.
+
+    A score head that they lack keeps the weights that it starts from.
+
+    Args:
+        source: the run or checkpoint folder to load from in its place.
 
     Collective over the world. Every rank verifies the checksums of a share of the files; if one is damaged all ranks
     raise CheckpointError.
     """
-    source = train_context.spec.checkpoint.init_from
+    source = source or train_context.spec.checkpoint.init_from
     assert source is not None, "only a run with checkpoint.init_from loads initial weights"
     # One rank chooses the checkpoint for all: a run that is still training may save a newer one between two ranks'
     # looks.
     newest = open_weights(Path(source))[0].path if train_context.mesh.rank == 0 else ""
     checkpoint = Checkpoint.open(Path(train_context.mesh.gather_text(str(newest))[0]), verify=False)
     verify_together(checkpoint, train_context.mesh)
-    train_context.optimizer.load(checkpoint.read_range, 0, weights_only=True)
+    read = _with_score_head(checkpoint, train_context.spec.seed)
+    train_context.optimizer.load(read, 0, weights_only=True)
     checkpoint.close()
     return f"starting from the weights of {checkpoint.path} (step {checkpoint.step}), with a fresh optimizer"
+
+
+def _with_score_head(checkpoint: Checkpoint, seed: int) -> ReadRange:
+    """Return `checkpoint.read_range`, which draws the score head where the checkpoint has none."""
+    if SCORE_WEIGHT in checkpoint.names():
+        return checkpoint.read_range
+
+    def read(name: str, key: str, shard: ShardSpec, shape: tuple[int, ...], start: int, stop: int) -> Tensor:
+        if name == SCORE_WEIGHT:
+            return drawn_score_weight(shape[1], seed).flatten()[start:stop]
+        return checkpoint.read_range(name, key, shard, shape, start, stop)
+
+    return read
 
 
 def _differences(theirs: TransformerConfig, ours: TransformerConfig) -> dict[str, str]:

@@ -121,6 +121,11 @@ class FinetuneSection(BaseModel):
     epochs: Positive | None = Field(
         default=None, description="Passes over the examples, in place of train.num_steps (null: by that)."
     )
+    centering: NonNegative = Field(
+        default=0.0,
+        description="reward: weight of the square of a pair's summed scores, which keeps them around 0 (Eisenstein et "
+        "al. 2023: 0.01).",
+    )
     preference: Annotated[PreferenceSettings | None, switch(PreferenceSettings)] = Field(
         default=None, description="Of method preference (null: the defaults)."
     )
