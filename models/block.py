@@ -29,6 +29,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, context: LayerContext, *, index: int, seed: int) -> None:
         super().__init__()
         site, every = f"layers.{index}", context.recompute
+        hidden_dropout = config.hidden_dropout_of(index)
         self.is_recomputed, self.droppable = every > 0 and index % every == 0, context.droppable
         self.kind, self.residual_scale = config.block, config.residual_scale
         self.is_post_norm = config.norm_position == "post"
@@ -41,11 +42,11 @@ class Block(nn.Module):
         self.attention_norm = norm(has_norm)
         attention = RelativeAttention if config.position == "relative" else Attention
         self.attention = attention(config, context, index=index, seed=seed)
-        self.attention_dropout = Dropout(config.hidden_dropout, context, site=f"{site}.attention.output", seed=seed)
+        self.attention_dropout = Dropout(hidden_dropout, context, site=f"{site}.attention.output", seed=seed)
         self.attention_post_norm = norm(has_post_norm)
         self.mlp_norm = norm(has_norm and config.block != "parallel_one_norm")
         self.mlp = ExpertMLP(config, context) if config.num_experts else MLP(config, context)
-        self.mlp_dropout = Dropout(config.hidden_dropout, context, site=f"{site}.mlp.output", seed=seed)
+        self.mlp_dropout = Dropout(hidden_dropout, context, site=f"{site}.mlp.output", seed=seed)
         self.mlp_post_norm = norm(has_post_norm)
 
     def forward(

@@ -217,6 +217,11 @@ class TransformerConfig(BaseModel):
     hidden_dropout: Dropout = Field(
         default=0.0, description="Dropout probability on each block's output, before the residual sum."
     )
+    first_hidden_dropout: Dropout | None = Field(
+        default=None,
+        description="hidden_dropout of the first block, from where it grows by equal steps to hidden_dropout in the "
+        "last (LIMA, Zhou et al. 2023: 0.0 to 0.3); null: all blocks have hidden_dropout.",
+    )
     attention_dropout: Dropout = Field(default=0.0, description="Dropout probability on the attention weights.")
 
     @model_validator(mode="after")
@@ -225,6 +230,13 @@ class TransformerConfig(BaseModel):
         if errors:
             raise ValueError("\n".join(str(error) for error in errors))
         return self
+
+    def hidden_dropout_of(self, layer: int) -> float:
+        """Return the dropout probability on the output of a block, by its global number."""
+        if self.first_hidden_dropout is None or self.num_layers == 1:
+            return self.hidden_dropout
+        share = layer / (self.num_layers - 1)
+        return self.first_hidden_dropout + share * (self.hidden_dropout - self.first_hidden_dropout)
 
     @property
     def is_gated(self) -> bool:

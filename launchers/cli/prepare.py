@@ -62,6 +62,13 @@ def prepare(
                 table.add_row(*row)
             print_table(table)
             return
+        if spec.finetune is not None:
+            from trimaran.launchers.data.examples import prepare_examples_of
+
+            if export is not None:
+                raise ValueError("--export writes text, and a spec with a section finetune has examples; leave it out")
+            say(f"examples: {prepare_examples_of(spec, resumed=False).folder}")
+            return
         crew = _workers_of(spec, launcher or spec.launcher.kind, workers) if spec.data.has_recipe else None
         if only is not None and crew is not None:
             write_data_page_of(curate_spec(spec, crew, only))

@@ -15,6 +15,7 @@ from trimaran.runtime.spec import RunSpec, dump_spec
 if TYPE_CHECKING:
     from trimaran.runtime.data.prepare import PreparedData
     from trimaran.runtime.data.recipe.curated import Curated
+    from trimaran.runtime.train.samples import TrainingData
 
 
 def lock_run(folder: Path) -> FolderLock:
@@ -32,10 +33,13 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
 
     The caller holds the lock of the folder.
     """
+    from trimaran.launchers.data.examples import prepare_examples_of
     from trimaran.launchers.data.prepare import prepare_spec
     from trimaran.launchers.data.workers import WorkerOptions, local_workers
     from trimaran.runtime.data.recipe.curated import MANIFEST
     from trimaran.runtime.data.tokens.build import Digests
+    from trimaran.runtime.finetune.prepare import PreparedExamples
+    from trimaran.runtime.finetune.run_files import with_examples, write_chat_files
     from trimaran.runtime.train.pipeline import schedule_of
 
     check_device(spec, 1)  # before the data, which may take long
@@ -46,7 +50,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
 
         resumed = resume_path(spec)
     starts_from = resumed is None and spec.checkpoint.init_from is not None
-    tokenizer, same_tokenizer = None, False
+    tokenizer, copies_texts = None, False
     if spec.checkpoint.init_from is not None:
         from trimaran.runtime.train.init_from import (
             check_initial_weights,
@@ -58,14 +62,22 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
 
         if starts_from:
             check_initial_weights(spec)
-        tokenizer = tokenizer_of_weights(spec, resumed=resumed is not None)
+        if spec.finetune is None:
+            tokenizer = tokenizer_of_weights(spec, resumed=resumed is not None)
     former = None if resumed is None else Digests.read(folder / "data_manifest.json")
     workers = local_workers(WorkerOptions.of_spec(spec)) if spec.data.has_recipe else None
-    curated, data = prepare_spec(spec, workers, tokenizer, former)
-    page = None if curated is None else write_data_page_of(curated, data)
+    curated: Curated | None = None
+    data: TrainingData
+    page = None
+    if spec.finetune is not None:
+        data = prepare_examples_of(spec, resumed=resumed is not None)
+        spec = with_examples(spec, data)
+    else:
+        curated, data = prepare_spec(spec, workers, tokenizer, former)
+        page = None if curated is None else write_data_page_of(curated, data)
     _check_run(spec, data)
     if starts_from:
-        same_tokenizer = has_same_tokenizer(spec, data)
+        copies_texts = has_same_tokenizer(spec, data) or spec.finetune is not None  # which adds tokens at most
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     write_text(folder / "spec.yaml", dump_spec(spec))
     write_text(folder / "data_manifest.json", json.dumps(data.manifest, indent=1))
@@ -75,9 +87,11 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
         shutil.copyfile(curated.folder / MANIFEST, folder / MANIFEST)
     if starts_from:
         copy_import_weights(spec, folder)
-    if same_tokenizer:
+    if copies_texts:
         copy_tokenizer_configs(spec, folder)
     data.tokenizer.keep_end_of_text(folder)
+    if isinstance(data, PreparedExamples):
+        write_chat_files(spec, data, folder)
     if spec.evaluation is not None:
         from trimaran.runtime.infer.prompts import RunText
         from trimaran.runtime.train.task_evaluation import prepare_tasks
@@ -89,7 +103,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     return task
 
 
-def _check_run(spec: RunSpec, data: "PreparedData") -> None:
+def _check_run(spec: RunSpec, data: "TrainingData") -> None:
     """Refuse what the ranks would refuse, before any rank is started."""
     from trimaran.runtime.train.samples import check_data
     from trimaran.runtime.train.state import check_same_data, read_state, resume_path

@@ -24,13 +24,13 @@ from trimaran.launchers.worker.generate import run_generate
 from trimaran.launchers.worker.process import Rank
 from trimaran.launchers.worker.process_group import join_world, leave_world
 from trimaran.launchers.worker.tasks import GenerateTask, SpecFile, Task, TaskFile, TrainTask, read_task
-from trimaran.runtime.data.prepare import open_prepared
 from trimaran.runtime.files import write_text
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
 from trimaran.runtime.train.hardware import describe_machine
 from trimaran.runtime.train.loop import train
 from trimaran.runtime.train.pipeline import placement_of
+from trimaran.runtime.train.samples import open_data
 from trimaran.runtime.train.signals import STOPPING, StopRequest
 
 
@@ -71,6 +71,8 @@ def connect(rank: Rank, source: TaskFile | SpecFile) -> Connection:
             rank.lock = lock_run(folder)
             rendezvous.store.set("task", str(prepare_run(spec, folder).resolve()))
         task = read_task(Path(rendezvous.wait_for("task")))
+        if spec.finetune is not None:  # the examples have decided how long the run is
+            spec = load_spec(task.spec)
     mesh, device = _join(rank, rendezvous, task, spec, mpi.all_gather if mpi else rendezvous.all_gather)
     return Connection(
         rendezvous, task, spec, mesh, device, mpi, report_folder=folder if isinstance(source, SpecFile) else None
@@ -164,7 +166,7 @@ def _join(
     data = task.data if isinstance(task, TrainTask) else None
     check_same_everywhere(all_gather(facts_of_rank(spec, data, rank.where)))
     if data is not None and rank_env.local_rank == 0:
-        open_prepared(data, verify=True)  # where nodes have copies, each has its own to verify
+        open_data(data, verify=True)  # where nodes have copies, each has its own to verify
     device = choose_device(spec.launcher.device, rank_env.local_rank, rank_env.local_world_size)
     mine = resources_of(spec, device, rank.where)
     found = [Resources(**json.loads(text)) for text in all_gather(json.dumps(asdict(mine)))]
@@ -186,7 +188,7 @@ def _train(rank: Rank, task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch
     # From here on a signal lets every rank finish the step and save: a rank that died of it at once would take the
     # others with it.
     with StopRequest() as stop:
-        state = train(spec, mesh, device, open_prepared(task.data), stop, at_step, store)
+        state = train(spec, mesh, device, open_data(task.data), stop, at_step, store)
     rank.stopped_by = stop.signal_name
     if state.step >= spec.train.num_steps:
         return 0

@@ -16,6 +16,7 @@ TRAINING_ONLY: Final = frozenset(
     {
         "embedding_dropout",
         "hidden_dropout",
+        "first_hidden_dropout",
         "attention_dropout",
         "z_loss",
         "label_smoothing",

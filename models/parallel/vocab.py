@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from trimaran.kernels.autograd import apply
-from trimaran.kernels.cross_entropy import TORCH_CROSS_ENTROPY, CrossEntropyKernels, combine, statistics_dtype
+from trimaran.kernels.cross_entropy import (
+    IGNORED_LABEL,
+    TORCH_CROSS_ENTROPY,
+    CrossEntropyKernels,
+    combine,
+    statistics_dtype,
+)
 from trimaran.models.parallel.collectives import (
     gather_dim1,
     reduce_from_tp_region,
@@ -208,7 +214,8 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         ctx.context, ctx.weight, ctx.bias = head.context, weight, bias
         full = gather_dim1(x, head.context.tp) if head.context.sequence_parallel else x
-        rows = full.flatten(0, -2)
+        every_row = full.flatten(0, -2)
+        rows, labels, learned = _rows_with_labels(every_row, labels.flatten())
         needs_dx, needs_dweight, needs_dbias = (with_gradients and needed for needed in ctx.needs_input_grad[:3])
         num_real = info_of(weight).shard.real_length(tuple(weight.shape))
         dx = torch.empty_like(rows) if needs_dx else None
@@ -217,8 +224,10 @@ class _HeadLoss(torch.autograd.Function):
         in_place = info_of(weight).main_grad is not None
         assert bias is None or (info_of(bias).main_grad is not None) == in_place, "one optimizer has both"
         factor = loss_weight if in_place else None
-        losses = head.losses(rows, weight, bias, labels.flatten(), _Gradients(dx, dweight, dbias, factor))
-        dx = None if dx is None else dx.view(full.shape)
+        losses = head.losses(rows, weight, bias, labels, _Gradients(dx, dweight, dbias, factor))
+        if dx is not None:
+            dx = dx if learned is None else torch.zeros_like(every_row).index_copy_(0, learned, dx)
+            dx = dx.view(full.shape)
         ctx.save_for_backward(dx, None if in_place else dweight, None if in_place else dbias)
         return losses.sum()
 
@@ -240,6 +249,20 @@ class _HeadLoss(torch.autograd.Function):
             else:
                 wait()
         return dx, weight_grad, bias_grad, None, None, None, None
+
+
+def _rows_with_labels(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the rows [n, hidden] that have a label, their labels and their numbers; None: all rows.
+
+    On a CPU, where a prompt's tokens are not learned, most of the head's work is saved. A GPU would have to wait for
+    the number of rows.
+    """
+    if rows.device.type != "cpu":
+        return rows, labels, None
+    learned = (labels != IGNORED_LABEL).nonzero().squeeze(1)
+    if len(learned) == len(labels):
+        return rows, labels, None
+    return rows.index_select(0, learned), labels[learned], learned
 
 
 def _gradient_buffer(parameter: Tensor, num_real: int) -> Tensor:

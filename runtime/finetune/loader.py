@@ -86,6 +86,7 @@ class ExampleLoader:
         padding_id: int,
         shuffle: bool = True,
         repeats: bool = True,
+        unit: Unit = "tokens",
     ) -> None:
         """Check the sizes, which are in rows.
 
@@ -94,6 +95,7 @@ class ExampleLoader:
             padding_id: the token that fills a row; nothing attends to it but padding.
             repeats: whether the rows are repeated for ever; if not, samples from `num_samples` on have no labels, and
                 count nothing.
+            unit: what has a loss: each learned token, or each example.
         Raises ValueError where a rule is broken.
         """
         if not num_microbatches(global_batch_size, micro_batch_size, dp_size) or not 0 <= dp_rank < dp_size:
@@ -108,7 +110,7 @@ class ExampleLoader:
         self._seq_len, self._padding_id, self._seed = seq_len, padding_id, seed
         self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
         self._dp_rank, self._samples_per_rank = dp_rank, global_batch_size // dp_size
-        self._shuffle, self._repeats = shuffle, repeats
+        self._shuffle, self._repeats, self._unit = shuffle, repeats, unit
         self._learned = np.array([examples.num_learned[list(row)].sum() for row in rows], dtype=np.int64)
         self._sizes = np.array([len(row) for row in rows], dtype=np.int64)
         self._tokens = np.array([examples.example_lengths[list(row)].sum() for row in rows], dtype=np.int64)
@@ -122,9 +124,13 @@ class ExampleLoader:
                 indices[mine] = permute(indices[mine], self.num_samples, self._seed, int(epoch))
         return indices if self._repeats else np.where(epochs == 0, indices, -1)
 
-    def num_losses(self, consumed_samples: int, unit: Unit = "tokens") -> int:
-        """Return the learned tokens, or the examples, of the global batch that begins at a sample of the run."""
-        return self._count(self._learned if unit == "tokens" else self._sizes, consumed_samples)
+    def num_losses(self, consumed_samples: int, unit: Unit | None = None) -> int:
+        """Return the learned tokens, or the examples, of the global batch that begins at a sample of the run.
+
+        Args:
+            unit: which of them; None for the loader's.
+        """
+        return self._count(self._learned if (unit or self._unit) == "tokens" else self._sizes, consumed_samples)
 
     def num_tokens(self, consumed_samples: int) -> int:
         """Return the tokens of the global batch that begins at a sample of the run, without padding."""
@@ -148,7 +154,7 @@ class ExampleLoader:
             raise ValueError(f"consumed_samples ({consumed_samples}) must not be negative")
         first = consumed_samples + self._dp_rank * self._samples_per_rank
         rows = self.rows_of(np.arange(first, first + self._samples_per_rank, dtype=np.int64))
-        ratio = self.num_losses(consumed_samples) / max(1, self.num_losses(consumed_samples, "examples"))
+        ratio = self.num_losses(consumed_samples, "tokens") / max(1, self.num_losses(consumed_samples, "examples"))
         size = self._micro_batch_size
         return [
             self._microbatch(rows[start : start + size].tolist(), first + start, ratio)

@@ -6,6 +6,14 @@ from typing import Any, Final
 
 ROLES: Final = ("system", "user", "assistant", "tool")
 
+FORMATS_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "sft": ("messages", "sharegpt", "alpaca", "prompt_completion", "text"),
+    "reward": ("preference",),
+    "preference": ("preference", "unpaired"),
+    "rl": ("prompts",),
+}
+"""The formats that each method learns from, in the order in which `auto` looks for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:

@@ -88,7 +88,7 @@ def reference_log_probs(
     if was_found:
         return Reference(_shared(train_context, found, sizes), f"log-probabilities of the reference: {place}")
     if source:
-        load_initial_weights(train_context, source)
+        load_initial_weights(train_context, source=source)
     forward = ForwardPass.of(train_context)
     values = {name: document_values(forward, each, document_log_probs) for name, each in documents.items()}
     if mesh.rank == 0:

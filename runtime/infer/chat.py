@@ -5,7 +5,7 @@ tokenizer_config.json) and writes the messages with the model's special tokens a
 with the functions that templates expect from the `transformers` package.
 
 Only the template may write special tokens. Where a message spells one out, the spelling is marked before the template
-runs, and encoded as plain text after it. The marks are two noncharacter code points of Unicode, reserved for internal
+runs, and encoded as plain text after it. The marks are noncharacter code points of Unicode, reserved for internal
 use.
 """
 
@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import parse_json, read_bytes, read_text
 
 _START, _END = "\ufdd0", "\ufdd1"
+GENERATED, GENERATED_END = "\ufdd2", "\ufdd3"
+"""Around what the template marks as the assistant's words by {% generation %}, where that is asked for."""
+_MARKS = (_START, _END, GENERATED, GENERATED_END)
 Message = Mapping[str, Any]
 """One turn: `role` (system, user, assistant, ...), `content` (text), and any other fields that the template reads."""
 
@@ -47,12 +51,7 @@ class ChatTemplate:
     @classmethod
     def find(cls, folder: Path) -> "ChatTemplate | None":
         """Return the template in a run folder; None where it has none. ChatError where its files can't be read."""
-        config = read_json(folder / "tokenizer_config.json")
-        names = {
-            name: text
-            for name, value in config.items()
-            if name.endswith("_token") and (text := token_text(value)) is not None
-        }
+        config, names = read_json(folder / "tokenizer_config.json"), cls.names_in(folder)
         path = folder / "chat_template.jinja"
         if path.exists():
             return cls(read_text(path), str(path), names)
@@ -65,13 +64,25 @@ class ChatTemplate:
             raise ChatError(f"{origin}: chat_template must be a text or a list of named texts")
         return cls(source, origin, names)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    @staticmethod
+    def names_in(folder: Path) -> dict[str, str]:
+        """Return the special tokens that the tokenizer_config.json in a folder names; ChatError where it is damaged."""
+        return {
+            name: text
+            for name, value in read_json(folder / "tokenizer_config.json").items()
+            if name.endswith("_token") and (text := token_text(value)) is not None
+        }
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, marks_generation: bool = False
+    ) -> str:
         """Return the text of the conversation; ChatError where the template is wrong or rejects the messages.
 
         Args:
             add_generation_prompt: whether the beginning of an assistant's turn follows.
+            marks_generation: whether GENERATED and GENERATED_END stand around the blocks {% generation %}.
         """
-        environment = _environment()
+        program = self._marking if marks_generation else self._plain
         import jinja2
 
         known = {
@@ -82,11 +93,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            text: str = environment.from_string(self.source).render(known)
-        except jinja2.TemplateSyntaxError as error:
-            raise ChatError(
-                f"the chat template of {self.origin} is wrong at line {error.lineno}: {error.message}"
-            ) from error
+            text: str = program.render(known)
         except jinja2.TemplateError as error:
             raise ChatError(f"the chat template of {self.origin} refuses these messages: {error}") from error
         except (
@@ -101,6 +108,28 @@ class ChatTemplate:
             raise ChatError(f"the chat template of {self.origin} fails on these messages: {error}") from error
         return text
 
+    @cached_property
+    def _plain(self) -> Any:
+        return self._compiled(marks_generation=False)
+
+    @cached_property
+    def _marking(self) -> Any:
+        return self._compiled(marks_generation=True)
+
+    def _compiled(self, *, marks_generation: bool) -> Any:
+        """Return the program; ChatError where it is wrong."""
+        environment = _environment(marks_generation)
+        import jinja2
+
+        try:
+            return environment.from_string(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ChatError(
+                f"the chat template of {self.origin} is wrong at line {error.lineno}: {error.message}"
+            ) from error
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise ChatError(f"the chat template of {self.origin} is wrong: {error}") from error
+
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True
     ) -> list[int]:
@@ -111,19 +140,17 @@ class ChatTemplate:
         Raises ChatError for invalid messages, and as `render` does.
         """
         check_messages(messages)
-        control = self._control_tokens(tokenizer)
-        # Longer ones first: a token takes precedence over one that it contains.
-        pattern = re.compile("|".join(re.escape(token) for token in sorted(control, key=len, reverse=True)) or "(?!)")
-        text = self.render(
-            [_marked(message, pattern) for message in messages], add_generation_prompt=add_generation_prompt
-        )
-        ids: list[int] = []
-        for number, piece in enumerate(re.split(f"{_START}({pattern.pattern}){_END}|[{_START}{_END}]", text)):
-            if piece:  # None stands for a mark that the template separated from its other half
-                ids += tokenizer.encode_spelled(piece) if number % 2 else tokenizer.encode_with_special(piece)
-        return ids
+        pattern = self.control_pattern(tokenizer)
+        marked = [marked_message(message, pattern) for message in messages]
+        return encode_marked(self.render(marked, add_generation_prompt=add_generation_prompt), pattern, tokenizer)
 
-    def _control_tokens(self, tokenizer: Tokenizer) -> list[str]:
+    def control_pattern(self, tokenizer: Tokenizer) -> re.Pattern[str]:
+        """Return what matches the tokens that only the template may write."""
+        # Longer ones first: a token takes precedence over one that it contains.
+        control = sorted(self.control_tokens(tokenizer), key=len, reverse=True)
+        return re.compile("|".join(re.escape(token) for token in control) or "(?!)")
+
+    def control_tokens(self, tokenizer: Tokenizer) -> list[str]:
         """Special tokens, and other added tokens that the template writes. Blank ones are layout and stay text."""
         return [
             text
@@ -169,35 +196,49 @@ def _default_of(named: Iterable[Any], origin: str) -> str:
     return str(templates["default"])
 
 
-def _marked(value: Any, pattern: re.Pattern[str]) -> Any:
-    """Return the value with marks around every control token that its texts spell."""
+def marked_message(value: Any, pattern: re.Pattern[str]) -> Any:
+    """Return a message with marks around every control token that its texts spell."""
     if isinstance(value, str):
-        if _START in value or _END in value:
-            raise ChatError("a message has the code points U+FDD0 or U+FDD1, which are no characters; remove them")
+        if any(mark in value for mark in _MARKS):
+            raise ChatError("a message has a code point from U+FDD0 to U+FDD3, which is no character; remove it")
         return pattern.sub(f"{_START}\\g<0>{_END}", value)
     if isinstance(value, Mapping):
-        return {key: _marked(each, pattern) for key, each in value.items()}
-    return [_marked(each, pattern) for each in value] if isinstance(value, list | tuple) else value
+        return {key: marked_message(each, pattern) for key, each in value.items()}
+    return [marked_message(each, pattern) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _environment() -> Any:
+def encode_marked(text: str, pattern: re.Pattern[str], tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids of what the template has made of marked messages."""
+    if _START not in text and _END not in text:
+        return tokenizer.encode_with_special(text)
+    ids: list[int] = []
+    for number, piece in enumerate(re.split(f"{_START}({pattern.pattern}){_END}|[{_START}{_END}]", text)):
+        if piece:  # None stands for a mark that the template separated from its other half
+            ids += tokenizer.encode_spelled(piece) if number % 2 else tokenizer.encode_with_special(piece)
+    return ids
+
+
+def _environment(marks_generation: bool) -> Any:
     """Return the sandbox that templates run in."""
     try:
         import jinja2
+        from jinja2 import nodes
         from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
         raise ChatError("chat templates need the package jinja2: pip install jinja2") from error
 
     class Generation(Extension):
-        """The block tag `generation`, which marks the assistant's words for training. Here it has no effect."""
+        """The block tag `generation`, which marks the assistant's words for training."""
 
         tags = {"generation"}  # noqa: RUF012 - jinja2's own attribute
 
         def parse(self, parser: Any) -> Any:
-            """Return the content of the block."""
+            """Return the content of the block, between marks where they are wanted."""
             next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            start, end = (nodes.Output([nodes.TemplateData(mark)]) for mark in (GENERATED, GENERATED_END))
+            return [start, *body, end] if marks_generation else body
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)

@@ -1,12 +1,15 @@
 """A valid run as rows of a table: its shape, layout, batch and length."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import counted
 from trimaran.runtime.pipeline.schedules import SCHEDULES
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.sections import EvaluationSection
+
+_BY_EXAMPLES: Final = "told once the examples are prepared, by finetune.epochs"
 
 
 def describe(spec: RunFields) -> list[tuple[str, str]]:
@@ -145,12 +148,16 @@ def _batch(spec: RunFields) -> str:
 
 
 def _total_tokens(spec: RunFields, shape: TransformerConfig) -> str:
+    if not spec.train.num_steps:
+        return _BY_EXAMPLES
     tokens = spec.tokens_per_step * spec.train.num_steps
     return f"{tokens:,} in {spec.train.num_steps:,} steps, {tokens / shape.num_parameters():.3g} a parameter"
 
 
 def _compute(spec: RunFields, shape: TransformerConfig) -> str:
     flops = shape.flops_per_token(spec.train.seq_len)
+    if not spec.train.num_steps:
+        return f"{flops:.3g} FLOP a token"
     return f"{flops * spec.tokens_per_step * spec.train.num_steps:.3g} FLOP, {flops:.3g} a token"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from trimaran.models.config import TransformerConfig
+from trimaran.models.fields import counted
 from trimaran.models.huggingface.family import canonical_config
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.score import SCORE_WEIGHT, drawn_score_weight
@@ -14,11 +15,12 @@ from trimaran.models.transformer import parameter_shapes
 from trimaran.runtime.checkpoint.folder import newest_checkpoint
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
-from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.samples import TrainingData
 from trimaran.runtime.train.state import spec_of, verify_together
 from trimaran.runtime.train.train_context import TrainContext
+from trimaran.runtime.train.vocabulary import grown_reader
 from trimaran.runtime.zero.protocol import ReadRange
 
 IMPORT_RECORD = "import.json"
@@ -87,6 +89,8 @@ def check_initial_weights(spec: RunSpec) -> None:
     theirs, ours = spec_of(checkpoint).transformer, spec.transformer
     if theirs.has_head or not ours.has_head:  # a new score head is drawn, and one that is not needed left out
         theirs = theirs.model_copy(update={"score_head": ours.score_head})
+    if spec.finetune is not None and ours.vocab_size > theirs.vocab_size:  # the tokens of a chat template
+        theirs = theirs.model_copy(update={"vocab_size": ours.vocab_size})
     different = _differences(theirs, ours)
     refused = [line for name, line in different.items() if name not in _MAY_DIFFER]
     if not refused and parameter_shapes(theirs) != parameter_shapes(
@@ -138,7 +142,7 @@ def tokenizer_of_weights(spec: RunSpec, *, resumed: bool) -> Path | None:
     return file
 
 
-def has_same_tokenizer(spec: RunSpec, data: PreparedData) -> bool:
+def has_same_tokenizer(spec: RunSpec, data: TrainingData) -> bool:
     """Return whether the data was tokenized with exactly the tokenizer of the initial weights.
 
     Needs checkpoint.init_from.
@@ -168,16 +172,17 @@ def copy_import_weights(spec: RunSpec, folder: Path) -> None:
         shutil.copyfile(file, folder / IMPORT_WEIGHTS)
 
 
-def load_initial_weights(train_context: TrainContext, source: str | None = None) -> str:
+def load_initial_weights(
+    train_context: TrainContext, tokenizer: Tokenizer | None = None, *, source: str | None = None
+) -> str:
     """Load the weights of checkpoint.init_from into a new run, whatever layout wrote them; return a sentence about it.
 
-    A score head that they lack keeps the weights that it starts from.
+    A score head that they lack keeps the weights that it starts from. Collective over the world. Every rank verifies the
+    checksums of a share of the files; if one is damaged all ranks raise CheckpointError.
 
     Args:
+        tokenizer: of the run's data: tokens that the weights don't know begin as the mean of the others.
         source: the run or checkpoint folder to load from in its place.
-
-    Collective over the world. Every rank verifies the checksums of a share of the files; if one is damaged all ranks
-    raise CheckpointError.
     """
     source = source or train_context.spec.checkpoint.init_from
     assert source is not None, "only a run with checkpoint.init_from loads initial weights"
@@ -186,23 +191,30 @@ def load_initial_weights(train_context: TrainContext, source: str | None = None)
     newest = open_weights(Path(source))[0].path if train_context.mesh.rank == 0 else ""
     checkpoint = Checkpoint.open(Path(train_context.mesh.gather_text(str(newest))[0]), verify=False)
     verify_together(checkpoint, train_context.mesh)
-    read = _with_score_head(checkpoint, train_context.spec.seed)
+    former = open_weights(Path(source))[1] / TOKENIZER
+    known = Tokenizer.load(former).vocab_size if tokenizer is not None and former.is_file() else 0
+    read: ReadRange = checkpoint.read_range
+    told = ""
+    if tokenizer is not None and train_context.spec.finetune is not None and 0 < known < tokenizer.vocab_size:
+        read = grown_reader(checkpoint, train_context.spec.transformer, known)
+        new = counted(tokenizer.vocab_size - known, "token")
+        told = f"; {new} that these don't know begin as the mean of the others"
+    if SCORE_WEIGHT not in checkpoint.names():
+        read = _with_score_head(read, train_context.spec.seed)
     train_context.optimizer.load(read, 0, weights_only=True)
     checkpoint.close()
-    return f"starting from the weights of {checkpoint.path} (step {checkpoint.step}), with a fresh optimizer"
+    return f"starting from the weights of {checkpoint.path} (step {checkpoint.step}), with a fresh optimizer{told}"
 
 
-def _with_score_head(checkpoint: Checkpoint, seed: int) -> ReadRange:
-    """Return `checkpoint.read_range`, which draws the score head where the checkpoint has none."""
-    if SCORE_WEIGHT in checkpoint.names():
-        return checkpoint.read_range
+def _with_score_head(read: ReadRange, seed: int) -> ReadRange:
+    """Return `read`, which draws the score head, where the checkpoint has none."""
 
-    def read(name: str, key: str, shard: ShardSpec, shape: tuple[int, ...], start: int, stop: int) -> Tensor:
+    def read_or_draw(name: str, key: str, shard: ShardSpec, shape: tuple[int, ...], start: int, stop: int) -> Tensor:
         if name == SCORE_WEIGHT:
             return drawn_score_weight(shape[1], seed).flatten()[start:stop]
-        return checkpoint.read_range(name, key, shard, shape, start, stop)
+        return read(name, key, shard, shape, start, stop)
 
-    return read
+    return read_or_draw
 
 
 def _differences(theirs: TransformerConfig, ours: TransformerConfig) -> dict[str, str]:

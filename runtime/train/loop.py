@@ -10,12 +10,11 @@ from typing import Self
 import torch
 from torch._C._distributed_c10d import Store
 
-from trimaran.models.batch import Microbatch
+from trimaran.models.fields import counted
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.prepare import PreparedData
-from trimaran.runtime.data.samples.loader import Loader
 from trimaran.runtime.files import write_text
+from trimaran.runtime.finetune.prepare import PreparedExamples
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh
@@ -25,7 +24,7 @@ from trimaran.runtime.train.hardware import mfu, peak_flops
 from trimaran.runtime.train.init_from import load_initial_weights
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
-from trimaran.runtime.train.samples import held_out_batches, train_loader
+from trimaran.runtime.train.samples import BatchSource, HeldOut, TrainingData, held_out_of, train_loader
 from trimaran.runtime.train.signals import StopRequest
 from trimaran.runtime.train.state import (
     TrainState,
@@ -42,7 +41,7 @@ from trimaran.runtime.train.train_context import (
     StepResult,
     TrainContext,
     build_train_context,
-    evaluate,
+    evaluate_losses,
     kernels_of,
     train_step,
 )
@@ -57,7 +56,7 @@ def train(
     spec: RunSpec,
     mesh: Mesh,
     device: torch.device,
-    data: PreparedData,
+    data: TrainingData,
     stop: StopRequest,
     at_step: Callable[[int, bool], None] = lambda step, saves: None,
     store: Store | None = None,
@@ -75,7 +74,7 @@ def train(
     Returns:
         The state at the end.
     """
-    loader, held_out = train_loader(spec, data, mesh.dp), held_out_batches(spec, data, mesh.dp)
+    loader, held_out = train_loader(spec, data, mesh.dp), held_out_of(spec, data, mesh.dp)
     path = resume_path(spec)
     if mesh.rank == 0:  # the weights of a large model take a minute on a CPU, and its first step several
         sizes = f"{spec.transformer.num_parameters():,} parameters, {spec.tokens_per_step:,} tokens a step"
@@ -83,7 +82,9 @@ def train(
     train_context = build_train_context(spec, mesh, device)
     state = TrainState(data=fingerprint(data)) if path is None else load_state(train_context, path)
     check_same_data(state, data)
-    started_from = load_initial_weights(train_context) if path is None and spec.checkpoint.init_from else ""
+    started_from = (
+        load_initial_weights(train_context, data.tokenizer) if path is None and spec.checkpoint.init_from else ""
+    )
     tasks = TaskEvaluation(spec.evaluation, train_context, data, store) if spec.evaluation is not None else None
     with StepLog(spec, mesh, device, state, path, at_step) as log:
         log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")
@@ -92,10 +93,7 @@ def train(
         if started_from:
             log.say(started_from)
         if path is None:
-            log.say(
-                f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens "
-                f"({loader.unused_tail_tokens} tokens at the end fill none)"
-            )
+            log.say(describe_samples(spec, loader, data))
         if state.step < spec.train.num_steps:
             log.say(f"training begins at step {state.step + 1} of {spec.train.num_steps}")
         return run_steps(train_context, state, loader, held_out, stop, log, data, tasks)
@@ -104,11 +102,11 @@ def train(
 def run_steps(
     train_context: TrainContext,
     state: TrainState,
-    loader: Loader,
-    held_out: list[list[Microbatch]],
+    loader: BatchSource,
+    held_out: HeldOut,
     stop: StopRequest,
     log: "StepLog",
-    data: PreparedData,
+    data: TrainingData,
     tasks: TaskEvaluation | None = None,
 ) -> TrainState:
     """Train from `state` to the last step, or until the ranks agree to stop; return the state there.
@@ -116,18 +114,19 @@ def run_steps(
     Collective over the world.
     """
     spec, device, stopped = train_context.spec, train_context.executor.transport.device, False
-    held_out = [pinned(batches, device) for batches in held_out]
+    evaluated = [pinned(batches, device) for batches in held_out.batches]
     feed = BatchFeed(loader.microbatches, spec.train.global_batch_size, device)
     saved_step = state.step
     while state.step < spec.train.num_steps and not stopped:
         log.at_step(state.step + 1, False)
-        batches = feed.at(state.consumed_samples)
+        consumed = state.consumed_samples
+        batches, num_losses = feed.at(consumed), loader.num_losses(consumed)
         lr = lr_at(state.step, base_lr=spec.optimizer.lr, section=spec.lr_schedule, num_steps=spec.train.num_steps)
-        result = train_step(train_context, batches, lr, stop=stop.requested)
+        result = train_step(train_context, batches, lr, stop=stop.requested, num_losses=num_losses)
         state, stopped = state.after_step(spec), result.stop
-        log.step(state, result, lr)
-        if held_out and (due(state.step, spec.train.eval_interval) or state.step == spec.train.num_steps):
-            log.evaluation(state, evaluate(train_context, held_out))
+        log.step(state, result, lr, loader.num_tokens(consumed), num_losses)
+        if evaluated and (due(state.step, spec.train.eval_interval) or state.step == spec.train.num_steps):
+            log.evaluation(state, evaluate_losses(train_context, evaluated, held_out.num_losses)[0])
         if tasks is not None and tasks.is_due(state.step):
             log.scores(state, tasks.scores(state.step, state.tokens_seen), tasks.told)
         if due(state.step, spec.checkpoint.interval) or state.step == spec.train.num_steps or stopped:
@@ -152,14 +151,50 @@ def due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def sample(train_context: TrainContext, data: PreparedData) -> str:
-    """Return the trained model's continuation of a fixed prompt. Collective over the world."""
+def describe_samples(spec: RunSpec, loader: BatchSource, data: TrainingData) -> str:
+    """Return a sentence about the samples of an epoch."""
+    if isinstance(data, PreparedExamples):
+        examples, learned = data.train.num_examples, int(data.train.num_learned.sum())
+        rows = counted(loader.num_samples, "row")
+        share = int(data.train.example_lengths.sum()) / (loader.num_samples * spec.train.seq_len)
+        return (
+            f"{counted(examples, 'example')} in {rows} of {spec.train.seq_len} tokens, {share:.1%} of them filled; "
+            f"{learned:,} tokens are learned"
+        )
+    return (
+        f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens "
+        f"({loader.unused_tail_tokens} tokens at the end fill none)"
+    )
+
+
+def sample(train_context: TrainContext, data: TrainingData) -> str:
+    """Return the trained model's continuation of a fixed prompt. Collective over the world.
+
+    Where it learns from examples, the prompt is that of a held-out example, or else of the first.
+    """
+    if isinstance(data, PreparedExamples):
+        return sample_answer(train_context, data)
     try:
         prompt = data.tokenizer.encode(SAMPLE_PROMPT)
     except DataError:  # it wrote the whole corpus, but can't write this
         prompt = []
     prompt = prompt[: train_context.spec.transformer.max_seq_len] or [data.tokenizer.eot_id]
-    sampling = SamplingParams(SAMPLE_TOKENS, temperature=0.8, top_k=40, seed=train_context.spec.seed)
+    return _continued(train_context, data, prompt)
+
+
+def sample_answer(train_context: TrainContext, data: PreparedExamples) -> str:
+    """Return the prompt of an example and the model's answer. Collective over the world."""
+    document = (data.held_out if data.held_out.num_examples else data.train).document(0)
+    first = int(document.learned.argmax()) if document.num_learned else len(document.tokens)
+    most = train_context.spec.transformer.max_seq_len
+    return _continued(train_context, data, document.tokens[:first].tolist()[-most:], (data.end_of_turn,))
+
+
+def _continued(
+    train_context: TrainContext, data: TrainingData, prompt: list[int], stop_tokens: tuple[int, ...] = ()
+) -> str:
+    seed = train_context.spec.seed
+    sampling = SamplingParams(SAMPLE_TOKENS, temperature=0.8, top_k=40, seed=seed, stop_tokens=stop_tokens)
     context, placement = train_context, train_context.schedule.placement
     (completion,) = generate(context.stages, context.mesh, context.spec, [prompt], sampling, placement=placement)
     return data.tokenizer.decode(prompt + completion.tokens)
@@ -209,10 +244,18 @@ class StepLog:
         """Restart the timing of the next step, so that evaluations and checkpoints don't count as step time."""
         self._start = time.perf_counter()
 
-    def step(self, state: TrainState, result: StepResult, lr: float) -> None:
-        """Log a finished step."""
+    def step(
+        self, state: TrainState, result: StepResult, lr: float, num_tokens: int, num_losses: int | None = None
+    ) -> None:
+        """Log a finished step.
+
+        Args:
+            num_tokens: of its global batch, without padding.
+            num_losses: whose mean its loss is; None where every step has as many.
+        """
         seconds = time.perf_counter() - self._start
-        tokens_per_second = self._spec.tokens_per_step / seconds
+        tokens_per_second = num_tokens / seconds
+        more = {} if num_losses is None else {"num_losses": float(num_losses)}
         self._do(
             lambda metrics: metrics.log(
                 step=state.step,
@@ -224,6 +267,7 @@ class StepLog:
                 step_time_ms=seconds * 1e3,
                 mfu=mfu(tokens_per_second, self._flops_per_token, self._peak, self._world_size),
                 load_balancing_loss=result.load_balancing_loss,
+                more={**more, **result.statistics},
             )
         )
 

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from trimaran.models.fields import printable
@@ -120,6 +120,7 @@ class MetricsLogger:
         step_time_ms: float,
         mfu: float | None = None,
         load_balancing_loss: float | None = None,
+        more: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Write the row of one finished training step to the files and the screen.
 
@@ -131,6 +132,7 @@ class MetricsLogger:
             tokens_per_second: of the whole run, all ranks together.
             mfu: share in [0, 1] or None.
             load_balancing_loss: 1 where all experts are used equally; None for a model without experts.
+            more: further columns by name.
 
         Raises:
             ValueError: ``step`` is not later than the last one logged; the file holds each step once.
@@ -152,6 +154,7 @@ class MetricsLogger:
         }
         if load_balancing_loss is not None:
             row["load_balancing_loss"] = load_balancing_loss
+        row |= more
         self._write(row, prefix="train/")
         self._step_times_ms.append(step_time_ms)
         # The first step of a start too: it shows that the run works and how long a step takes.

@@ -2,25 +2,77 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
 
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import Group
-from trimaran.runtime.data.prepare import PreparedData
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.prepare import PreparedData, open_prepared
 from trimaran.runtime.data.samples.blend import Blend
 from trimaran.runtime.data.samples.epochs import blend_of, check_epochs, corpora_of
 from trimaran.runtime.data.samples.loader import Loader
 from trimaran.runtime.data.samples.objectives import objective_of
 from trimaran.runtime.data.tokens.shards import TokenShards
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
+from trimaran.runtime.finetune.loader import ExampleLoader
+from trimaran.runtime.finetune.prepare import PreparedExamples, holds_examples, open_examples, rows_of
+from trimaran.runtime.finetune.store import ExampleSet
 from trimaran.runtime.spec import RunSpec
 
+TrainingData: TypeAlias = PreparedData | PreparedExamples
 logger = logging.getLogger(__name__)
 
 
-def check_data(spec: RunSpec, data: PreparedData) -> None:
-    """Raise DataError where the text is too short for the run. Called before any rank starts."""
+class BatchSource(Protocol):
+    """Deals the samples of a split to the dp ranks; see `Loader` and `ExampleLoader`."""
+
+    num_samples: int
+    unused_tail_tokens: int
+
+    def microbatches(self, consumed_samples: int) -> list[Microbatch]:
+        """Return this rank's microbatches of the global batch that begins at a sample of the run."""
+        ...
+
+    def num_losses(self, consumed_samples: int) -> int | None:
+        """Return the losses of that global batch; None where all have as many."""
+        ...
+
+    def num_tokens(self, consumed_samples: int) -> int:
+        """Return the tokens of that global batch, without padding."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The fixed global batches of an evaluation.
+
+    Args:
+        batches: for each global batch, this dp rank's microbatches; [] where evaluation is off.
+        num_losses: of all of them, over all ranks; None: as many as any global batches have.
+    """
+
+    batches: list[list[Microbatch]]
+    num_losses: int | None = None
+
+
+def open_data(folder: Path, verify: bool = False) -> TrainingData:
+    """Open a folder of prepared data: a text, or examples.
+
+    Args:
+        verify: whether to check the content of files that have changed since they were last checked.
+    """
+    return open_examples(folder, verify) if holds_examples(folder) else open_prepared(folder, verify)
+
+
+def check_data(spec: RunSpec, data: TrainingData) -> None:
+    """Raise DataError where the text is too short for the run, or a split has no example. For the time before ranks."""
     first = Group("dp", tuple(range(spec.parallel.dp)), 0)
     train_loader(spec, data, first)
+    if isinstance(data, PreparedExamples):
+        held_out_of(spec, data, first)
+        return
     if spec.data.corpora:
         check_epochs(spec, corpora_of(spec, data.train))
     if spec.train.eval_interval > 0:
@@ -33,8 +85,10 @@ def check_data(spec: RunSpec, data: PreparedData) -> None:
             )
 
 
-def train_loader(spec: RunSpec, data: PreparedData, dp: Group) -> Loader:
+def train_loader(spec: RunSpec, data: TrainingData, dp: Group) -> BatchSource:
     """Return this dp rank's loader over the training split, blended where there are corpora."""
+    if isinstance(data, PreparedExamples):
+        return example_loader(spec, data.train, data.tokenizer, dp, repeats=True)
     if not spec.data.corpora:
         return build_loader(spec, data.train, data.tokenizer, dp)
     corpora = corpora_of(spec, data.train)
@@ -63,6 +117,50 @@ def build_loader(
         objective=objective_of(spec, tokenizer),
         blend=blend,
     )
+
+
+def example_loader(
+    spec: RunSpec, examples: ExampleSet, tokenizer: Tokenizer, dp: Group, *, repeats: bool
+) -> ExampleLoader:
+    """Return this dp rank's loader over a split of examples.
+
+    Args:
+        repeats: whether epochs follow each other, shuffled if the spec says so; if not, each example comes once, in
+            order.
+
+    Raises:
+        DataError: the split is empty.
+    """
+    assert spec.finetune is not None, "only a run that finetunes has examples"
+    if not examples.num_examples:
+        more = "raise data.held_out_fraction, set train.eval_interval to 0, or " if not repeats else ""
+        raise DataError(f"split {examples.split!r} has no examples; {more}add examples to data.source")
+    return ExampleLoader(
+        examples,
+        rows_of(spec, examples),
+        seq_len=spec.train.seq_len,
+        global_batch_size=spec.train.global_batch_size,
+        micro_batch_size=spec.train.micro_batch_size,
+        dp_rank=dp.rank,
+        dp_size=dp.size,
+        seed=spec.seed,
+        padding_id=tokenizer.eot_id,
+        shuffle=repeats and spec.data.shuffle,
+        repeats=repeats,
+        unit="tokens" if spec.finetune.method == "sft" else "examples",
+    )
+
+
+def held_out_of(spec: RunSpec, data: TrainingData, dp: Group) -> HeldOut:
+    """Return this dp rank's part of the evaluation; without batches where evaluation is off."""
+    if not isinstance(data, PreparedExamples):
+        return HeldOut(held_out_batches(spec, data, dp))
+    if spec.train.eval_interval == 0:
+        return HeldOut([])
+    loader = example_loader(spec, data.held_out, data.tokenizer, dp, repeats=False)
+    size = spec.train.global_batch_size
+    starts = [index * size for index in range(min(spec.train.eval_batches, -(-loader.num_samples // size)))]
+    return HeldOut([loader.microbatches(start) for start in starts], sum(map(loader.num_losses, starts)))
 
 
 def held_out_batches(spec: RunSpec, data: PreparedData, dp: Group) -> list[list[Microbatch]]:

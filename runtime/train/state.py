@@ -12,11 +12,11 @@ from trimaran.runtime.checkpoint.folder import find_checkpoints, latest, what_to
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.checkpoint.store import save
-from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.data.tokens.build import CHANGED
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, SpecError, diff_specs, parse_spec
 from trimaran.runtime.spec.errors import show
+from trimaran.runtime.train.samples import TrainingData
 from trimaran.runtime.train.train_context import TrainContext
 
 # Fields that decide what the numbers in a checkpoint mean. All others may change between two starts of a run; of
@@ -31,6 +31,12 @@ _FIXED = (
     "data.tokenizer_vocab_size",
     "data.held_out_fraction",
     "data.shuffle",
+    "data.format",
+    "finetune.method",
+    "finetune.chat_template",
+    "finetune.loss_on",
+    "finetune.packing",
+    "finetune.truncation",
 )
 
 
@@ -57,14 +63,14 @@ class TrainState:
         return replace(self, step=self.step + 1, tokens_seen=tokens, consumed_samples=self.consumed_samples + samples)
 
 
-def fingerprint(data: PreparedData) -> str:
+def fingerprint(data: TrainingData) -> str:
     """Return a digest that identifies prepared data: of the training tokens and of the tokenizer."""
     manifest = data.manifest
     parts = [manifest["tokenizer"]["sha256"], *(shard["sha256"] for shard in manifest["splits"]["train"]["shards"])]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-def check_same_data(state: TrainState, data: PreparedData) -> None:
+def check_same_data(state: TrainState, data: TrainingData) -> None:
     """Raise where a run would continue from `state` with other data.
 
     Raises:
@@ -143,7 +149,12 @@ def changed_fields(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
     Raises:
         ValueError: one of them changes what the checkpoint's numbers mean.
     """
-    differences = diff_specs(spec_of(checkpoint), spec)
+    former = spec_of(checkpoint)
+    if spec.finetune is not None and former.transformer.vocab_size > spec.transformer.vocab_size:
+        # The tokens of a chat template were added when the run began, and are again before it goes on.
+        model = {"model": former.model.model_copy(update={"vocab_size": spec.model.vocab_size})}
+        former = former.model_copy(update=model)
+    differences = diff_specs(former, spec)
     refused = [line for line in differences if line.startswith(_FIXED)]
     if refused:
         shown = "\n  ".join(refused)

@@ -5,7 +5,6 @@ from pathlib import Path
 from torch._C._distributed_c10d import Store
 
 from trimaran.models.fields import counted
-from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.evaluate.answers import Answers
 from trimaran.runtime.evaluate.engine.replica import Engine
 from trimaran.runtime.evaluate.engine.scorer import Scorer, serve
@@ -15,6 +14,7 @@ from trimaran.runtime.evaluate.results import Origin, score_row
 from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.sections import EvaluationSection
+from trimaran.runtime.train.samples import TrainingData
 from trimaran.runtime.train.train_context import TrainContext
 
 
@@ -38,7 +38,7 @@ class TaskEvaluation:
     """
 
     def __init__(
-        self, section: EvaluationSection, train_context: TrainContext, data: PreparedData, store: Store | None
+        self, section: EvaluationSection, train_context: TrainContext, data: TrainingData, store: Store | None
     ) -> None:
         self._section, self._context = section, train_context
         spec, mesh = train_context.spec, train_context.mesh

@@ -33,6 +33,10 @@ def check(
     rank: Annotated[
         int | None, typer.Option(metavar="N", help="With --memory, count this rank alone, action by action.")
     ] = None,
+    examples: Annotated[
+        int,
+        typer.Option(min=0, help="Examples of a spec that finetunes, shown token by token, the learned ones coloured."),
+    ] = 1,
     launcher: Launcher = None,
 ) -> None:
     """Validate a spec, print the resolved run (layout, parameters, tokens, schedule), and tell what would keep it from
@@ -57,6 +61,10 @@ def check(
 
             print_memory(spec, rank)
             return
+        if spec.finetune is not None:
+            from trimaran.launchers.data.examples import print_examples
+
+            print_examples(spec, examples)
         found = problems_here(spec, launcher or spec.launcher.kind)
         if corpora is not None:
             found += _too_often(spec, corpora)

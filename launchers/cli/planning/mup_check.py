@@ -100,6 +100,10 @@ def _text_of(single: RunSpec) -> "PreparedData":
     from trimaran.launchers.data.prepare import prepare_spec
     from trimaran.launchers.data.workers import WorkerOptions, local_workers
 
+    if single.finetune is not None:
+        raise ValueError(
+            "this check trains on text, and the spec finetunes on examples; leave the section finetune out"
+        )
     _, text = prepare_spec(single, local_workers(WorkerOptions.of_spec(single)) if single.data.has_recipe else None)
     return text
 

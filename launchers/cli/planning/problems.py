@@ -68,6 +68,11 @@ def _check_text(spec: RunSpec) -> None:
     from trimaran.runtime.data.sources import SourceFile, find_files
 
     data, cache = spec.data, Path(spec.data.cache_dir)
+    if spec.finetune is not None:
+        from trimaran.launchers.data.examples import first_examples
+
+        first_examples(spec, 1)
+        return
     if data.has_recipe:
         from trimaran.runtime.data.recipe.of_spec import recipe_of
 

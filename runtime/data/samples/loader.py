@@ -104,6 +104,14 @@ class Loader:
         self._dp_rank, self._samples_per_rank = dp_rank, global_batch_size // dp_size
         self._objective = objective
 
+    def num_losses(self, consumed_samples: int) -> None:
+        """Return None: every global batch has as many losses, `RunFields.target_tokens_per_step`."""
+        return
+
+    def num_tokens(self, consumed_samples: int) -> int:
+        """Return the tokens of the global batch that begins at a sample of the run."""
+        return self._global_batch_size * self._seq_len
+
     def microbatches(self, consumed_samples: int) -> list[Microbatch]:
         """Return this rank's microbatches of the global batch that begins at sample `consumed_samples` of the run.
 

@@ -112,6 +112,12 @@ class Tokenizer:
             ) from error
         return cls(inner, str(path), end_of_text, path.parent)
 
+    def with_special_tokens(self, names: Sequence[str]) -> "Tokenizer":
+        """Return the tokenizer with more special tokens, whose ids follow the last one; the end of text is the same."""
+        inner = tokenizers.Tokenizer.from_str(self.definition)
+        inner.add_special_tokens([tokenizers.AddedToken(name, normalized=False, special=True) for name in names])
+        return Tokenizer(inner, self._origin, self.eot_token)
+
     def required_mask_id(self) -> int:
         """Return the id of the mask token.
 

@@ -30,10 +30,18 @@ def _evaluation_continues_text(spec: RunFields, shape: TransformerConfig) -> Ite
         yield FieldError("evaluation", rule, spec.evaluation.tasks, fix)
 
 
+@RULES.needs("train.num_steps", "finetune.epochs")
+def _run_has_a_length(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    if not spec.train.num_steps and (spec.finetune is None or spec.finetune.epochs is None):
+        rule = f"num_steps is required, and at least 1; got {spec.train.num_steps}"
+        fix = "set it to the optimizer steps of the run, or with a section finetune set finetune.epochs"
+        yield FieldError("train.num_steps", rule, spec.train.num_steps, fix)
+
+
 @RULES.needs("lr_schedule.warmup_steps", "train.num_steps")
 def _warmup_ends(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     warmup, steps = spec.lr_schedule.warmup_steps, spec.train.num_steps
-    if warmup >= steps:
+    if steps and warmup >= steps:  # 0 where the examples will tell it
         rule = f"warmup_steps ({warmup}) must be smaller than num_steps ({steps})"
         fix = f"set lr_schedule.warmup_steps to {steps - 1} or less, or train.num_steps to {warmup + 1} or more"
         yield FieldError("lr_schedule.warmup_steps", rule, warmup, fix)
@@ -68,7 +76,7 @@ def _wsd_parts_fit(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldE
     schedule = spec.lr_schedule
     warmup, fraction = schedule.warmup_steps, schedule.wsd_decay_fraction
     total: Any = schedule.decay_steps or getattr(getattr(spec, "train", None), "num_steps", None)
-    if schedule.name != "wsd" or total is None:
+    if schedule.name != "wsd" or not total:
         return
     decay = wsd_decay_steps(fraction, total)
     # Without a warmup that ends inside the run, the rules above have the better words.

@@ -1,6 +1,6 @@
 """The data section: the text, and how it becomes tokens."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
@@ -14,6 +14,9 @@ from trimaran.runtime.spec.sections.filter import FilterSection
 
 # A worker takes a quarter of a GiB before it has a document.
 WorkerMemory = Annotated[float, Field(ge=0.5, allow_inf_nan=False)]
+ExampleFormat = Literal[
+    "auto", "text", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "unpaired", "prompts"
+]
 TokenizerSize = Annotated[int, Field(ge=SMALLEST_VOCABULARY, le=2**31 - 1), INTEGRAL]
 
 
@@ -28,6 +31,11 @@ class DataSection(BaseModel):
         "quickstart is a small built-in corpus.",
     )
     text_field: Key = Field(default="text", description="Key of the text in a JSON record.")
+    format: ExampleFormat = Field(
+        default="auto",
+        description="finetune: how a record holds its example: text, messages, sharegpt, alpaca, prompt_completion, "
+        "preference, unpaired or prompts (auto: by the fields of a file's first record).",
+    )
     corpora: Corpora = Field(
         default={}, description="Several corpora by name, each with its weight in the blend, in place of source."
     )

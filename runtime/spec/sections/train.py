@@ -35,7 +35,10 @@ class TrainSection(BaseModel):
 
     model_config = SECTION_CONFIG
 
-    num_steps: Count = Field(description="Optimizer steps of the whole run.")
+    num_steps: NonNegativeWhole = Field(
+        default=0,
+        description="Optimizer steps of the whole run; 0, or left out, where finetune.epochs says how long it is.",
+    )
     global_batch_size: Count = Field(description="Sequences of one optimizer step, over all dp ranks and microbatches.")
     micro_batch_size: Count = Field(description="Sequences one rank computes at once.")
     seq_len: Count = Field(description="Tokens of one sequence.")

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 
 from trimaran.models.parallel.group import Group
-from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, fields_at_layout, parse_spec
 from trimaran.runtime.train.checks.mup_check import Growth, spec_at_width
 from trimaran.runtime.train.lr_schedule import lr_at
-from trimaran.runtime.train.samples import held_out_batches, train_loader
-from trimaran.runtime.train.train_context import TrainingDiverged, build_train_context, evaluate, train_step
+from trimaran.runtime.train.samples import TrainingData, held_out_of, train_loader
+from trimaran.runtime.train.train_context import TrainingDiverged, build_train_context, evaluate_losses, train_step
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def losses_over_rates(
     widths: Sequence[int],
     rates: Sequence[float],
     growth: Growth,
-    data: PreparedData,
+    data: TrainingData,
     mesh: Mesh,
     device: torch.device,
     tell: Callable[[int, float, float], None] = lambda width, rate, loss: None,
@@ -82,17 +81,19 @@ def _with_rate(spec: RunSpec, rate: float) -> RunSpec:
     return parse_spec(raw)
 
 
-def _loss_of(spec: RunSpec, data: PreparedData, mesh: Mesh, device: torch.device) -> float:
+def _loss_of(spec: RunSpec, data: TrainingData, mesh: Mesh, device: torch.device) -> float:
     """Return the held-out loss of a run that nothing is saved of."""
     alone = Group("dp", (0,), 0)
-    loader, held_out = train_loader(spec, data, alone), held_out_batches(spec, data, alone)
+    loader, held_out = train_loader(spec, data, alone), held_out_of(spec, data, alone)
     context = build_train_context(spec, mesh, device)
     try:
         for step in range(spec.train.num_steps):
-            batches = [batch.to(device) for batch in loader.microbatches(step * spec.train.global_batch_size)]
+            consumed = step * spec.train.global_batch_size
+            batches = [batch.to(device) for batch in loader.microbatches(consumed)]
             lr = lr_at(step, base_lr=spec.optimizer.lr, section=spec.lr_schedule, num_steps=spec.train.num_steps)
-            train_step(context, batches, lr)
+            train_step(context, batches, lr, num_losses=loader.num_losses(consumed))
     except TrainingDiverged:
         return math.inf
-    loss = evaluate(context, [[batch.to(device) for batch in batches] for batches in held_out])
+    on_device = [[batch.to(device) for batch in batches] for batches in held_out.batches]
+    loss, _ = evaluate_losses(context, on_device, held_out.num_losses)
     return loss if math.isfinite(loss) else math.inf
