@@ -5,14 +5,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
-
 from trimaran.launchers.terminal import say, writing_output
 from trimaran.models.fields import printable
 from trimaran.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from trimaran.runtime.data.tokens.tokenizer import Tokenizer
     from trimaran.runtime.finetune.examples import Example
     from trimaran.runtime.finetune.prepare import PreparedExamples
@@ -61,6 +60,8 @@ def print_examples(spec: RunSpec, count: int) -> None:
         examples, tokenizer = first_examples(spec, count)
     except (ValueError, OSError, RuntimeError):
         return  # told among the problems
+    from rich.console import Console
+
     console = Console(highlight=False, markup=False, emoji=False)
     with writing_output():
         for example in examples:
@@ -71,8 +72,10 @@ def print_examples(spec: RunSpec, count: int) -> None:
                 console.print(_text_of(tokens[:_MOST_TOKENS], console.color_system is not None), soft_wrap=True)
 
 
-def _text_of(tokens: "list[ShownToken]", has_colours: bool) -> Text:
+def _text_of(tokens: "list[ShownToken]", has_colours: bool) -> "Text":
     """Return tokens with lines between them; learned ones stand out."""
+    from rich.text import Text
+
     text, was_learned = Text(), False
     for token in tokens:
         if not has_colours and token.learned != was_learned:

@@ -240,7 +240,7 @@ def _prompts(fields: Fields, origin: Origin, text_field: str) -> Iterator[Record
         turns = turns[:-1] if turns[-1].role == "assistant" else turns
     else:
         turns = _ordered(_prompt_of(fields))
-    if not turns or turns[-1].role == "assistant":
+    if not turns or turns[-1].role not in ("user", "tool"):
         raise _Wrong("a prompt must end with a question, which the model answers")
     yield Prompt(turns, origin, dict(fields))
 

@@ -7,9 +7,10 @@ takes the thoughts out of earlier answers, would be learned on prompts that no c
 the template marks the assistant's words by {% generation %}, those are learned, and the token that ends their turn.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ from trimaran.runtime.infer.chat import (
     marked_message,
 )
 
+_MARKS: Final = re.compile(r"\{%-?\s*generation\b")
 LossOn = Literal["answers", "last_answer", "all"]
 
 
@@ -49,7 +51,7 @@ class ConversationEncoder:
         names = [] if self.template is None else self.template.control_tokens(self.tokenizer)
         ids = [self.tokenizer.id_of(name) for name in (*names, self.tokenizer.eot_token)]
         self._control = frozenset(each for each in ids if each is not None)
-        self._marks = self.template is not None and "generation" in self.template.source
+        self._marks = self.template is not None and _MARKS.search(self.template.source) is not None
 
     def prompt(self, turns: Turns, origin: Origin) -> Document:
         """Return the turns with the start of an answer; nothing is learned."""

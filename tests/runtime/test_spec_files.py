@@ -657,7 +657,7 @@ def test_there_are_examples_and_quickstart_has_eight_ranks() -> None:
         {"parallel.tpp": 2},
         {"zero.stage": 4},
         {"parallel.cp": 2},
-        {"train.num_steps": 0},
+        {"train.num_steps": -1},
         {"seed": "x"},
         {"data.corpora": {"web": {"source": ["a"], "wieght": 1}}},
         {"data.stages": [{"tokens": 0, "weights": {"web": -1}}]},

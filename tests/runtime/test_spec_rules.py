@@ -44,6 +44,11 @@ FURTHER: list[dict[str, Any]] = [
     {"data.corpora": {"web": {"source": ["web"]}}, "data.stages": [{"tokens": 0, "weights": {"web": 1}}] * 2},
     {"zero.stage": 0, "zero.shard_size": 2},
     {"evaluation": {"tasks": ["piqa"]}, "model.objective": "masked_lm"},
+    {"finetune": {}, "train.num_steps": 0, "data.source": ["chats.jsonl"]},
+    {"finetune": {"epochs": 2.0, "method": "reward", "loss_on": "all"}, "data.format": "messages"},
+    {"finetune": {"preference": {}}, "data.source": ["a.jsonl"], "data.clean": {}, "model.objective": "masked_lm"},
+    {"finetune": {"method": "rl"}, "data.format": "prompts"},
+    {"data.format": "alpaca"},
     {"zero.shard_size": 3, "parallel.dp": 12, "parallel.ep": 2},
 ]
 
@@ -90,13 +95,14 @@ def specs() -> list[RunFields]:
 
 
 def without(spec: RunFields, path: str) -> RunFields:
-    """Return a draft that lacks one field; of items the first one lacks it."""
+    """Return a draft that lacks one field; of items the first one lacks it, and a record that is null lacks none."""
     draft = spec.model_copy(deep=True)
     *way, name = parts_of(path)
     holder: Any = draft
     for part in way:
         holder = holder[part] if isinstance(part, int) else getattr(holder, part)
-    del vars(holder)[name]
+    if holder is not None:
+        del vars(holder)[name]
     return draft
 
 

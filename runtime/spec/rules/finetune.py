@@ -70,7 +70,7 @@ def _examples_come_from_files(spec: RunFields, shape: TransformerConfig) -> Iter
 @RULES.needs("finetune.method", "data.tokenizer", "checkpoint.init_from")
 def _examples_have_a_tokenizer(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     if spec.finetune is not None and spec.data.tokenizer is None and spec.checkpoint.init_from is None:
-        rule = "finetune needs a model that is there, or at least its tokenizer"
+        rule = f"method {spec.finetune.method} needs a model that is there, or at least its tokenizer"
         fix = "set it to the run folder of the model (trimaran import makes one), or set data.tokenizer"
         yield FieldError("checkpoint.init_from", rule, None, fix)
 
