@@ -116,8 +116,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, forward_context: ForwardContext) -> Tensor:
         """Return [batch, local seq, hidden] for x of that shape."""
-        q, kv = column_linear(x, (self.q, self.kv))
-        out: Tensor = self.out(self.heads(q, kv, forward_context))
+        sample = forward_context.first_sample
+        q, kv = column_linear(x, (self.q, self.kv), sample)
+        out: Tensor = self.out(self.heads(q, kv, forward_context), sample)
         return out
 
     def heads(self, q: Tensor, kv: Tensor, forward_context: ForwardContext) -> Tensor:

@@ -93,7 +93,11 @@ class Block(nn.Module):
             x, self.attention(normed, forward_context), self.attention_dropout, self.attention_post_norm, sample
         )
         x, normed = self._read(self.mlp_norm, x, pending, sample)
-        out = self.mlp(normed, forward_context.sequence_weight) if isinstance(self.mlp, ExpertMLP) else self.mlp(normed)
+        out = (
+            self.mlp(normed, forward_context.sequence_weight)
+            if isinstance(self.mlp, ExpertMLP)
+            else self.mlp(normed, sample)
+        )
         return self._add(x, out, self.mlp_dropout, self.mlp_post_norm, sample)
 
     @staticmethod
@@ -122,13 +126,15 @@ class Block(nn.Module):
         self, x: Tensor, pending: PendingResidual | None, forward_context: ForwardContext
     ) -> tuple[Tensor, PendingResidual]:
         """Run attention and feed-forward side by side (Wang and Komatsuzaki, GPT-J, 2021), with one collective."""
-        x, normed = self._read(self.attention_norm, x, pending, forward_context.first_sample)
+        sample = forward_context.first_sample
+        x, normed = self._read(self.attention_norm, x, pending, sample)
         attention, mlp = self.attention, self.mlp
         assert isinstance(mlp, MLP), "a parallel block has no experts"
         if self.mlp_norm is None:
-            q, kv, up = column_linear(normed, (attention.q, attention.kv, mlp.up))
+            q, kv, up = column_linear(normed, (attention.q, attention.kv, mlp.up), sample)
         else:
-            q, kv = column_linear(normed, (attention.q, attention.kv))
-            up = mlp.up(self.mlp_norm(x, None, forward_context.first_sample)[1])
-        out = row_linear([(attention.heads(q, kv, forward_context), attention.out), (mlp.activation(up), mlp.down)])
+            q, kv = column_linear(normed, (attention.q, attention.kv), sample)
+            up = mlp.up(self.mlp_norm(x, None, sample)[1], sample)
+        outputs = [(attention.heads(q, kv, forward_context), attention.out), (mlp.activation(up), mlp.down)]
+        out = row_linear(outputs, sample)
         return x, (out, self.mlp_dropout)

@@ -345,6 +345,8 @@ class _GroupedLinear(torch.autograd.Function):
         dx = torch.empty_like(x)
         for expert, rows in _runs(ctx.counts):
             torch.mm(dy[rows], matrices[expert], out=dx[rows])
+        if not ctx.needs_input_grad[1]:
+            return dx, None, None
         return dx, weight_gradient(weight, partial(_add_products, counts=ctx.counts, dy=dy, x=x)), None
 
 

@@ -25,7 +25,7 @@ class MLP(nn.Module):
         """Return the input of `down` for the output of `up`."""
         return self._droppable.offer(self._activation(up), self._activation, up)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [batch, local seq, hidden] for x of that shape."""
-        out: Tensor = self.down(self.activation(self.up(x)))
+    def forward(self, x: Tensor, first_sample: int = 0) -> Tensor:
+        """Return [batch, local seq, hidden] for x of that shape; `first_sample` as in `column_linear`."""
+        out: Tensor = self.down(self.activation(self.up(x, first_sample)), first_sample)
         return out

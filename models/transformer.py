@@ -29,7 +29,9 @@ from trimaran.models.parallel.entropy import token_entropies
 from trimaran.models.parallel.group import single
 from trimaran.models.parallel.likelihood import Scored, log_likelihoods
 from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallelWeights, column_linear
+from trimaran.models.parallel.low_rank import LowRank
 from trimaran.models.parallel.parameter import LayerContext, info_of, initialize, new_parameter
+from trimaran.models.parallel.quantized import QuantizedWeight
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss, token_log_probs
 from trimaran.models.residual import Dropout, Norm, PendingResidual, add_residual
@@ -115,7 +117,7 @@ class Stage(nn.Module):
         return self._boundary
 
     def blocks(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Return the parameters by global name, by block, in the order of the network.
+        """Return the parameters that learn by global name, by block, in the order of the network.
 
         A tied embedding is also in the head's block, where this stage has one.
         """
@@ -125,6 +127,8 @@ class Stage(nn.Module):
             blocks |= {FINAL: {}, HEAD: {}}
         for name, parameter in self.named_parameters():
             part = name.split(".")[0]
+            if not parameter.requires_grad:
+                continue
             if part == "layers":
                 blocks[".".join(name.split(".")[:2])][name] = parameter
             elif part in ("final_norm", "head_transform", "head_transform_norm"):
@@ -318,6 +322,8 @@ class Stage(nn.Module):
         if hidden is None:
             with boundary.forward(EMBEDDING):
                 hidden = self._embed(tokens, positions, forward_context)
+            if torch.is_grad_enabled() and not hidden.requires_grad:  # frozen; the layers behind it learn
+                hidden.requires_grad_()
             before = EMBEDDING
         pending: PendingResidual | None = None
         for number, layer in self.layers.items():
@@ -450,6 +456,8 @@ class _TiedHead:
     def __init__(self, embedding: VocabParallelEmbedding, context: LayerContext) -> None:
         self.weight, self.context = embedding.weight, context
         self.bias: nn.Parameter | None = None
+        self.adapter: LowRank | None = None
+        self.quantized: QuantizedWeight | None = None
 
 
 def build_stages(

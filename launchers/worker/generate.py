@@ -13,7 +13,7 @@ from trimaran.launchers.terminal import say, writing_output
 from trimaran.launchers.worker.tasks import GenerateTask, TaskPrompt
 from trimaran.models.fields import counted
 from trimaran.models.transformer import Stage
-from trimaran.runtime.checkpoint.reshard import Checkpoint
+from trimaran.runtime.adapters.merged import open_whole
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.infer.generate import check_weights, generate
 from trimaran.runtime.infer.sample_group import Completion
@@ -28,7 +28,7 @@ def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.de
     """Print the continuations on rank 0; return the exit code. Collective over the world."""
     tokenizer = Tokenizer.load(task.tokenizer)
     stages = build_stages_of_rank(spec, mesh, device, draws_weights=False)
-    checkpoint = Checkpoint.open(task.checkpoint, verify=False)
+    checkpoint = open_whole(task.checkpoint)
     verify_together(checkpoint, mesh)
     for stage in stages.values():
         stage.load(checkpoint.read)

@@ -8,8 +8,8 @@ The matrix product adds the weight gradient to `main_grad` itself, in its dtype:
 pass over memory. The all_reduce of the input gradient runs meanwhile.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -24,17 +24,77 @@ from trimaran.models.parallel.collectives import (
 )
 from trimaran.models.parallel.gradient import GradAccumulator, weight_gradients
 from trimaran.models.parallel.group import Group, start_all_reduce
+from trimaran.models.parallel.low_rank import LowRank, LowRankCall
 from trimaran.models.parallel.parameter import InitSpec, LayerContext, new_parameter
+from trimaran.models.parallel.quantized import QuantizedWeight, dense
 
 
-def _add_weight_gradients(
-    gradients: Sequence[GradAccumulator], dys: Sequence[Tensor], x: Tensor, group: Group | None
-) -> None:
-    """Add dy^T x for each of dys [rows, out]. x: [..., in]; with a group this rank's part of the sequence."""
-    # Gathered again: keeping the whole from the forward, or until a W, would cost what sequence parallelism saves.
-    rows = (x if group is None else gather_dim1(x, group)).flatten(0, -2)
-    for gradient, dy in zip(gradients, dys, strict=True):
-        gradient.add_product(dy.t(), rows)
+@dataclass(frozen=True, eq=False)
+class _Map:
+    """One of the linear maps of one input: x W^T + b, and what an adapter adds to it.
+
+    Args:
+        weight: [out, in], or with a leading dim of parts.
+    """
+
+    weight: Tensor | QuantizedWeight
+    bias: Tensor | None
+    adapter: LowRankCall | None
+
+    def of(self, full: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the output [..., parts * out] for the whole input [..., in], and the hidden rows of the adapter."""
+        y = _product(full, dense(self.weight), self.bias)
+        if self.adapter is None:
+            return y, None
+        hidden = self.adapter.hidden(full)
+        self.adapter.add_(y, hidden)
+        return y, hidden
+
+    @property
+    def parameters(self) -> tuple[Tensor | None, ...]:
+        """Weight, bias, A and B; None for what is not there, or no parameter."""
+        weight = self.weight if isinstance(self.weight, Tensor) else None
+        return weight, self.bias, *((None, None) if self.adapter is None else self.adapter.parameters)
+
+
+@dataclass(frozen=True, eq=False)
+class _Gradients:
+    """What the gradients of the maps' parameters are computed from, now or later.
+
+    Args:
+        x: [..., in]; with a group this rank's part of the sequence.
+        terms: for each map its gradient dy [rows, out] where the weight learns, and for its adapter dy, the hidden rows
+            and their gradient.
+        learns: for each map whether its weight learns.
+    """
+
+    x: Tensor
+    group: Group | None
+    maps: Sequence[_Map]
+    terms: Sequence[tuple[Tensor, Tensor | None, Tensor | None]]
+    learns: Sequence[bool]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that get one, in order."""
+        found: list[Tensor | None] = []
+        for each, learns in zip(self.maps, self.learns, strict=True):
+            weight, _, a, b = each.parameters
+            found += [weight if learns else None, a, b]
+        return [each for each in found if each is not None]
+
+    def add(self, gradients: Sequence[GradAccumulator]) -> None:
+        """Add them to `gradients`, in the order of `parameters`."""
+        # Gathered again: keeping the whole from the forward, or until a W, would cost what sequence parallelism saves.
+        full = self.x if self.group is None else gather_dim1(self.x, self.group)
+        left = iter(gradients)
+        for each, learns, (dy, hidden, dh) in zip(self.maps, self.learns, self.terms, strict=True):
+            if learns:
+                next(left).add_product(dy.t(), full.flatten(0, -2))
+            if each.adapter is not None:
+                assert hidden is not None, "the forward has kept it"
+                assert dh is not None, "the backward has made it"
+                each.adapter.add_gradients(next(left), next(left), dy, hidden, dh, full)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,46 +105,69 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """Several linear maps of one input. `group` is None where the input gradient needs no communication."""
+    """Several linear maps of one input. `group` is None where the input gradient needs no communication.
+
+    The parameters are those of the maps, in order: autograd must see them.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, group: Group | None, sequence_parallel: bool, *parameters: Tensor | None
+        ctx: Any, x: Tensor, group: Group | None, sequence_parallel: bool, maps: Sequence[_Map], *parameters: Any
     ) -> tuple[Tensor, ...]:
-        weights, biases = parameters[0::2], parameters[1::2]
-        ctx.group, ctx.weights, ctx.sequence_parallel = group, weights, sequence_parallel and group is not None
-        ctx.save_for_backward(x)
+        ctx.group, ctx.maps, ctx.sequence_parallel = group, maps, sequence_parallel and group is not None
         full = gather_dim1(x, group) if group is not None and sequence_parallel else x
-        return tuple(
-            [_product(full, weight, bias) for weight, bias in zip(weights, biases, strict=True) if weight is not None]
-        )
+        outputs, hidden = zip(*[each.of(full) for each in maps], strict=True)
+        ctx.save_for_backward(x, *hidden)
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        (x,) = ctx.saved_tensors
+        x, *hidden = ctx.saved_tensors
         group: Group | None = ctx.group
+        maps: Sequence[_Map] = ctx.maps
         dys = [dy.flatten(0, -2) for dy in grads]
-        weights = [weight.view(-1, x.shape[-1]) for weight in ctx.weights]
-        dx = dys[0] @ weights[0]
-        for dy, weight in zip(dys[1:], weights[1:], strict=True):
-            dx.addmm_(dy, weight)
+        dx = dys[0] @ dense(maps[0].weight).view(-1, x.shape[-1])
+        for each, dy in zip(maps[1:], dys[1:], strict=True):
+            dx.addmm_(dy, dense(each.weight).view(-1, x.shape[-1]))
+        dhs = _add_adapter_input_gradients_(dx, maps, dys, grads[0].shape[:-1])
         dx = dx.view(*grads[0].shape[:-1], x.shape[-1])
         if group is not None and not ctx.sequence_parallel:
             wait = start_all_reduce(dx, group)
-        add = partial(_add_weight_gradients, dys=dys, x=x, group=group if ctx.sequence_parallel else None)
+        needed = [ctx.needs_input_grad[4 + 4 * index : 8 + 4 * index] for index in range(len(maps))]
+        terms = list(zip(dys, hidden, dhs, strict=True))
+        learns = [need[0] for need in needed]
+        found = _found(_Gradients(x, group if ctx.sequence_parallel else None, maps, terms, learns))
         parameter_grads: list[Tensor | None] = []
-        for index, (dy, weight, found) in enumerate(
-            zip(dys, ctx.weights, weight_gradients(ctx.weights, add), strict=True)
-        ):
-            parameter_grads.append(found)
-            needs_bias = ctx.needs_input_grad[4 + 2 * index]
-            parameter_grads.append(dy.sum(0).view(weight.shape[:-1]) if needs_bias else None)
+        for each, dy, need in zip(maps, dys, needed, strict=True):
+            parameter_grads.append(next(found) if need[0] else None)
+            parameter_grads.append(dy.sum(0).view(each.weight.shape[:-1]) if need[1] else None)
+            parameter_grads += [None, None] if each.adapter is None else [next(found), next(found)]
         if ctx.sequence_parallel:
             assert group is not None
             dx = reduce_scatter_dim1(dx, group)
         elif group is not None:
             wait()
-        return dx, None, None, *parameter_grads
+        return dx, None, None, None, *parameter_grads
+
+
+def _add_adapter_input_gradients_(
+    dx: Tensor, maps: Sequence[_Map], dys: Sequence[Tensor], rows: torch.Size
+) -> list[Tensor | None]:
+    """Add to dx [*rows, in] what the adapters' inputs get; return the gradients of their hidden rows."""
+    found: list[Tensor | None] = []
+    for each, dy in zip(maps, dys, strict=True):
+        dh = None
+        if each.adapter is not None:
+            dh = each.adapter.hidden_gradient(dy)
+            each.adapter.add_input_gradient_(dx, dh, rows)
+        found.append(dh)
+    return found
+
+
+def _found(gradients: _Gradients) -> Iterator[Tensor | None]:
+    """Yield what autograd gets for each of the parameters; nothing is computed where there are none."""
+    parameters = gradients.parameters
+    return iter(weight_gradients(parameters, gradients.add) if parameters else ())
 
 
 class ColumnParallelLinear(nn.Module):
@@ -115,34 +198,54 @@ class ColumnParallelLinear(nn.Module):
         leading = (parts,) if parts > 1 else ()
         dim = None if is_whole else len(leading)
         self.context = context
+        self.adapter: LowRank | None = None
+        self.quantized: QuantizedWeight | None = None
         cut: dict[str, Any] = {"dim": dim, "needs_tp_grad_reduce": is_whole, "unit": unit}
         self.weight = new_parameter((*leading, out_features, in_features), context, init_spec=init_spec, **cut)
         self.bias = None
         if bias:
             self.bias = new_parameter((*leading, out_features), context, init="zeros", decay=False, **cut)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first_sample: int = 0) -> Tensor:
         """Return [batch, seq, parts * out_features / tp] for x [batch, local seq, in]."""
-        return column_linear(x, [self])[0]
+        return column_linear(x, [self], first_sample)[0]
 
 
 class ColumnParallelWeights(Protocol):
-    """The part of a layer that `column_linear` reads; a tied output projection has it too."""
+    """The part of a layer that `column_linear` reads; a tied output projection has it too.
+
+    Attributes:
+        weight: not there where `quantized` takes its place.
+    """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     context: LayerContext
+    adapter: LowRank | None
+    quantized: QuantizedWeight | None
 
 
-def column_linear(x: Tensor, layers: Sequence[ColumnParallelWeights]) -> tuple[Tensor, ...]:
-    """Return each layer's output for one input x [batch, local seq, in]; one collective for all input gradients."""
-    context = layers[0].context
+def _map_of(layer: "ColumnParallelWeights | RowParallelLinear", bias: Tensor | None, first_sample: int) -> _Map:
+    adapter = None if layer.adapter is None else layer.adapter.call(first_sample)
+    return _Map(layer.weight if layer.quantized is None else layer.quantized, bias, adapter)
+
+
+def _apply(x: Tensor, group: Group | None, sequence_parallel: bool, maps: Sequence[_Map]) -> tuple[Tensor, ...]:
+    parameters = [parameter for each in maps for parameter in each.parameters]
+    return _Linear.apply(x, group, sequence_parallel, maps, *parameters)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def column_linear(x: Tensor, layers: Sequence[ColumnParallelWeights], first_sample: int = 0) -> tuple[Tensor, ...]:
+    """Return each layer's output for one input x [batch, local seq, in]; one collective for all input gradients.
+
+    Args:
+        first_sample: number in the run of the first row of the batch, for dropout of adapters.
+    """
+    context, maps = layers[0].context, [_map_of(layer, layer.bias, first_sample) for layer in layers]
     if not torch.is_grad_enabled():  # in generation autograd's bookkeeping takes as long as a small product
         full = gather_dim1(x, context.tp) if context.sequence_parallel else x
-        return tuple([_product(full, layer.weight, layer.bias) for layer in layers])
-    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-    group = context.tp if context.tp.size > 1 else None
-    return _Linear.apply(x, group, context.sequence_parallel, *parameters)  # type: ignore[no-untyped-call, no-any-return]
+        return tuple([each.of(full)[0] for each in maps])
+    return _apply(x, context.tp if context.tp.size > 1 else None, context.sequence_parallel, maps)
 
 
 class RowParallelLinear(nn.Module):
@@ -164,6 +267,8 @@ class RowParallelLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.context = context
+        self.adapter: LowRank | None = None
+        self.quantized: QuantizedWeight | None = None
         self.weight = new_parameter((out_features, in_features), context, dim=1, init_spec=init_spec, unit=unit)
         is_partial = context.sequence_parallel
         self.bias = (
@@ -172,22 +277,25 @@ class RowParallelLinear(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first_sample: int = 0) -> Tensor:
         """Return [batch, local seq, out] for x [batch, seq, in / tp]."""
-        return row_linear([(x, self)])
+        return row_linear([(x, self)], first_sample)
 
 
-def row_linear(inputs: Sequence[tuple[Tensor, RowParallelLinear]]) -> Tensor:
+def row_linear(inputs: Sequence[tuple[Tensor, RowParallelLinear]], first_sample: int = 0) -> Tensor:
     """Return the sum of the layers' outputs [batch, local seq, out], each for its own input, in one collective.
 
-    inputs: [batch, seq, in / tp] each.
+    Args:
+        inputs: [batch, seq, in / tp] each.
+        first_sample: number in the run of the first row of the batch, for dropout of adapters.
     """
     context = inputs[0][1].context
     combine = reduce_scatter_to_sequence_region if context.sequence_parallel else reduce_from_tp_region
+    pairs = [(x, _map_of(layer, None, first_sample)) for x, layer in inputs]
     if torch.is_grad_enabled():
-        first, *others = [_Linear.apply(x, None, False, layer.weight, None)[0] for x, layer in inputs]  # type: ignore[no-untyped-call]
+        first, *others = [_apply(x, None, False, [each])[0] for x, each in pairs]
     else:
-        first, *others = [F.linear(x, layer.weight) for x, layer in inputs]
+        first, *others = [each.of(x)[0] for x, each in pairs]
     for other in others:
         first = first + other
     y: Tensor = combine(first, context.tp)

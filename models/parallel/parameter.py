@@ -142,10 +142,16 @@ def new_parameter(
         spec, local_shape = cut_evenly(global_shape, "ep", dim, index, count)
     else:
         spec, local_shape = cut_evenly(global_shape, "tp", dim, context.tp.rank, context.tp.size, unit)
+    return adopt(
+        local_shape, context, ParameterInfo(spec, init, init_spec, decay, needs_tp_grad_reduce, queue=context.queue)
+    )
+
+
+def adopt(local_shape: tuple[int, ...], context: LayerContext, info: ParameterInfo) -> nn.Parameter:
+    """Return an uninitialized parameter with the record `info`."""
     parameter = nn.Parameter(torch.empty(local_shape, dtype=context.dtype, device=context.device))
     if context.without_storage:
         parameter.untyped_storage().resize_(0)
-    info = ParameterInfo(spec, init, init_spec, decay, needs_tp_grad_reduce, queue=context.queue)
     setattr(parameter, _ATTRIBUTE, info)
     return parameter
 

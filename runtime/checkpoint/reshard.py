@@ -1,6 +1,7 @@
 """Reading a checkpoint at any layout: a local shard, or a flat range of it, assembled from the stored pieces."""
 
 import difflib
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,11 @@ class Checkpoint:
     def files(self) -> list[str]:
         """Names of the shard files, in rank order."""
         return [record.file for record in self._manifest.files]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the digests of the files: equal where two checkpoints hold the same, wherever they are."""
+        return hashlib.sha256(" ".join(sorted(record.sha256 for record in self._manifest.files)).encode()).hexdigest()
 
     def names(self) -> list[str]:
         """Names of the stored parameters, sorted."""

@@ -19,8 +19,8 @@ from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.registry import FAMILIES, family_for
 from trimaran.models.huggingface.weights import WeightMap, resolve
 from trimaran.models.transformer import model_dtype
+from trimaran.runtime.adapters.merged import Weights
 from trimaran.runtime.checkpoint.files import write_safetensors, write_text
-from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.folder_lock import NO_JOB
@@ -72,7 +72,7 @@ class Exported:
 class _Model:
     """A checkpoint and how it will be written."""
 
-    checkpoint: Checkpoint
+    checkpoint: Weights
     run: Path
     spec: RunSpec
     config: TransformerConfig

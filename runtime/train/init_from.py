@@ -2,16 +2,20 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
+from trimaran.models.adapter import load_frozen
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import counted
 from trimaran.models.huggingface.family import canonical_config
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.score import SCORE_WEIGHT, drawn_score_weight
 from trimaran.models.transformer import parameter_shapes
+from trimaran.runtime.adapters.merged import Weights, open_whole
+from trimaran.runtime.checkpoint.base import base_of, find_base, new_base
 from trimaran.runtime.checkpoint.folder import newest_checkpoint
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
@@ -55,10 +59,10 @@ _MAY_DIFFER = frozenset(
 logger = logging.getLogger(__name__)
 
 
-def open_weights(source: Path) -> tuple[Checkpoint, Path]:
+def open_weights(source: Path) -> tuple[Weights, Path]:
     """Return the newest complete checkpoint of a run folder, or a checkpoint folder itself, and the folder of its run.
 
-    Reads no weights.
+    Of adapters it reads the weights that they make with their base. Reads no weights here.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -70,7 +74,7 @@ def open_weights(source: Path) -> tuple[Checkpoint, Path]:
             f"{source} {what}; give the folder of a run that `trimaran train` or `trimaran import` "
             "has made, or a checkpoint in it"
         )
-    return Checkpoint.open(path, verify=False), source.resolve().parent.parent if path == source else source
+    return open_whole(path), source.resolve().parent.parent if path == source else source
 
 
 def check_initial_weights(spec: RunSpec) -> None:
@@ -177,8 +181,8 @@ def load_initial_weights(
 ) -> str:
     """Load the weights of checkpoint.init_from into a new run, whatever layout wrote them; return a sentence about it.
 
-    A score head that they lack keeps the weights that it starts from. Collective over the world. Every rank verifies the
-    checksums of a share of the files; if one is damaged all ranks raise CheckpointError.
+    A score head that they lack keeps the weights that it starts from. Collective over the world. Every rank verifies
+    the checksums of a share of the files; if one is damaged all ranks raise CheckpointError.
 
     Args:
         tokenizer: of the run's data: tokens that the weights don't know begin as the mean of the others.
@@ -189,7 +193,7 @@ def load_initial_weights(
     # One rank chooses the checkpoint for all: a run that is still training may save a newer one between two ranks'
     # looks.
     newest = open_weights(Path(source))[0].path if train_context.mesh.rank == 0 else ""
-    checkpoint = Checkpoint.open(Path(train_context.mesh.gather_text(str(newest))[0]), verify=False)
+    checkpoint = open_whole(Path(train_context.mesh.gather_text(str(newest))[0]))
     verify_together(checkpoint, train_context.mesh)
     former = open_weights(Path(source))[1] / TOKENIZER
     known = Tokenizer.load(former).vocab_size if tokenizer is not None and former.is_file() else 0
@@ -215,6 +219,31 @@ def _with_score_head(read: ReadRange, seed: int) -> ReadRange:
         return read(name, key, shard, shape, start, stop)
 
     return read_or_draw
+
+
+def load_base(train_context: TrainContext, resumed: Path | None) -> tuple[TrainContext, str]:
+    """Load the frozen weights of a run that trains adapters; return the context that names them, and a sentence.
+
+    Collective over the world. Every rank verifies the checksums of a share of the files; if one is damaged all ranks
+    raise CheckpointError.
+
+    Args:
+        resumed: the checkpoint of the adapters that the run continues, which names its base; None for a fresh run,
+            which takes the newest checkpoint of checkpoint.init_from.
+    """
+    source, mesh = train_context.spec.checkpoint.init_from, train_context.mesh
+    assert source is not None, "a rule asks for it"
+    record = None if resumed is None else base_of(Checkpoint.open(resumed, verify=False))
+    # One rank chooses the checkpoint for all: a run that is still training may save a newer one between two looks.
+    chosen = ""
+    if mesh.rank == 0:
+        chosen = str(open_weights(Path(source))[0].path if record is None else find_base(record, source))
+    checkpoint = open_whole(Path(mesh.gather_text(chosen)[0]))
+    verify_together(checkpoint, mesh)
+    load_frozen(train_context.stages.values(), checkpoint.read)
+    checkpoint.close()
+    base = record or new_base(source, checkpoint.path, checkpoint.digest)
+    return replace(train_context, base=base), f"adapters of the frozen weights of {checkpoint.path}"
 
 
 def _differences(theirs: TransformerConfig, ours: TransformerConfig) -> dict[str, str]:

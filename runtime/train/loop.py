@@ -21,7 +21,7 @@ from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.feed import BatchFeed, pinned
 from trimaran.runtime.train.hardware import mfu, peak_flops
-from trimaran.runtime.train.init_from import load_initial_weights
+from trimaran.runtime.train.init_from import load_base, load_initial_weights
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
 from trimaran.runtime.train.samples import BatchSource, HeldOut, TrainingData, held_out_of, train_loader
@@ -40,6 +40,7 @@ from trimaran.runtime.train.timeline import record_timeline
 from trimaran.runtime.train.train_context import (
     StepResult,
     TrainContext,
+    adapter_plan,
     build_train_context,
     evaluate_losses,
     kernels_of,
@@ -82,9 +83,11 @@ def train(
     train_context = build_train_context(spec, mesh, device)
     state = TrainState(data=fingerprint(data)) if path is None else load_state(train_context, path)
     check_same_data(state, data)
-    started_from = (
-        load_initial_weights(train_context, data.tokenizer) if path is None and spec.checkpoint.init_from else ""
-    )
+    started_from = ""
+    if adapter_plan(spec) is not None:
+        train_context, started_from = load_base(train_context, path)
+    elif path is None and spec.checkpoint.init_from:
+        started_from = load_initial_weights(train_context, data.tokenizer)
     tasks = TaskEvaluation(spec.evaluation, train_context, data, store) if spec.evaluation is not None else None
     with StepLog(spec, mesh, device, state, path, at_step) as log:
         log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")

@@ -5,9 +5,12 @@ order.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Protocol
 
+from trimaran.runtime.checkpoint.base import base_of, find_base
 from trimaran.runtime.checkpoint.folder import find_checkpoints, latest, what_to_do
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
@@ -37,6 +40,7 @@ _FIXED = (
     "finetune.loss_on",
     "finetune.packing",
     "finetune.truncation",
+    *(f"finetune.adapter{name}" for name in (":", ".rank", ".alpha", ".targets", ".scaling", ".base")),
 )
 
 
@@ -97,6 +101,7 @@ def save_state(train_context: TrainContext, state: TrainState) -> Path:
         "seed": spec.seed,
         "layout": dict(spec.parallel.model_dump()),
         "spec": spec.model_dump(mode="json"),
+        **(train_context.base.as_state() if train_context.base is not None else {}),
     }
     keep_last = spec.checkpoint.keep_last
     return save(
@@ -140,6 +145,9 @@ def resume_path(spec: RunSpec) -> Path | None:
             f"set checkpoint.init_from to {spec.train.output_dir} and train.output_dir to another folder"
         )
     changed_fields(checkpoint, spec)
+    base = base_of(checkpoint)
+    if base is not None:
+        find_base(base, spec.checkpoint.init_from)
     return path
 
 
@@ -165,7 +173,19 @@ def changed_fields(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
     return differences
 
 
-def spec_of(checkpoint: Checkpoint) -> RunSpec:
+class Saved(Protocol):
+    """What `spec_of` reads of an open checkpoint."""
+
+    @property
+    def step(self) -> int:
+        """Training step."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The JSON state."""
+
+
+def spec_of(checkpoint: Saved) -> RunSpec:
     """Return the run spec stored in a checkpoint.
 
     Raises:
@@ -213,7 +233,18 @@ def load_state(train_context: TrainContext, path: Path) -> TrainState:
     return state
 
 
-def verify_together(checkpoint: Checkpoint, mesh: Mesh) -> None:
+class Verified(Protocol):
+    """What `verify_together` reads of an open checkpoint."""
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files."""
+
+    def verify_files(self, files: Iterable[str]) -> None:
+        """Compare files with their digests."""
+
+
+def verify_together(checkpoint: Verified, mesh: Mesh) -> None:
     """Check every file's checksum, each file on one rank; all ranks raise any rank's error.
 
     Collective over the world.

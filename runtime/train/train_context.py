@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from trimaran.kernels.dispatch import KernelSet, choose_kernels
+from trimaran.models.adapter import AdapterPlan, adapt, draw_adapters, draw_frozen
 from trimaran.models.batch import Microbatch
 from trimaran.models.criterion import Criterion
 from trimaran.models.parallel.group import all_reduce
+from trimaran.models.parallel.low_rank import LowRankOptions
 from trimaran.models.parallel.parameter import LayerContext, draw
 from trimaran.models.recompute import Droppable
 from trimaran.models.transformer import Stage, build_stages, in_eval_mode, model_dtype
+from trimaran.runtime.checkpoint.base import Base
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.optimizer.adamw import AdamWSettings
 from trimaran.runtime.pipeline.action import Action, actions_of
@@ -47,6 +50,7 @@ class TrainContext:
         schedule: the validated training schedule of all pipeline ranks, with communication; the executor runs this one.
         target_tokens_per_step: tokens that a step predicts, over all ranks, where every row predicts as many.
         criterion: makes the loss; None for the tokens' cross entropy.
+        base: the frozen weights beside which adapters are trained.
     """
 
     spec: RunSpec
@@ -58,6 +62,7 @@ class TrainContext:
     optimizer: Optimizer
     target_tokens_per_step: int
     criterion: Criterion | None = None
+    base: Base | None = None
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,16 @@ def build_stages_of_rank(
     draws_weights: bool = True,
     without_storage: bool = False,
     placement: Placement | None = None,
+    adapters: AdapterPlan | None = None,
 ) -> dict[int, Stage]:
     """Build this rank's stages, stage index -> stage. No communication.
 
     Args:
+        adapters: freezes the parameters and adds adapters; without it a run with adapters has all weights in its
+            layers, as an evaluation needs them.
         placement: stage -> pipeline rank; by default the stages go round the ranks.
         draws_weights: whether to draw initial weights; False where weights are loaded next.
-        without_storage: whether the parameters get no memory, and no weights, yet.
+        without_storage: whether the parameters that learn get no memory, and no weights, yet.
     """
     parallel = spec.parallel
     dtype = model_dtype(spec.precision.dtype)
@@ -142,13 +150,30 @@ def build_stages_of_rank(
         ep=mesh.ep,
         recompute=spec.train.recompute_every,
         droppable=Droppable(is_on=spec.train.recompute == "selective"),
-        without_storage=without_storage,
+        without_storage=without_storage if adapters is None else adapters.is_quantized,
     )
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, parallel.layers_per_stage)
     mine = stages_of_rank(placement or round_robin(mesh.pp.size, parallel.virtual_stages), mesh.pp.rank)
-    draws_weights = draws_weights and not without_storage
-    stages = build_stages(spec.transformer, layers, mine, context, seed=spec.seed, draws_weights=draws_weights)
+    draws = draws_weights and not context.without_storage and adapters is None
+    stages = build_stages(spec.transformer, layers, mine, context, seed=spec.seed, draws_weights=draws)
+    if adapters is not None:
+        draws = draws_weights and device.type != "meta"
+        for stage in stages:
+            adapt(stage, adapters, without_storage=without_storage)
+            if draws:
+                draw_frozen(stage, spec.seed)
+            if draws and not without_storage:
+                draw_adapters(stage, spec.seed)
     return dict(zip(mine, stages, strict=True))
+
+
+def adapter_plan(spec: RunSpec) -> AdapterPlan | None:
+    """Return the adapters that the run trains, None where it trains all weights."""
+    settings = None if spec.finetune is None else spec.finetune.adapter
+    if settings is None:
+        return None
+    options = LowRankOptions(settings.rank, settings.scale, settings.dropout, spec.seed)
+    return AdapterPlan(options, tuple(settings.targets), settings.base == "nf4")
 
 
 def build_train_context(
@@ -181,6 +206,7 @@ def build_train_context(
         draws_weights=draws_weights,
         without_storage=shards_parameters,
         placement=schedule.placement,
+        adapters=adapter_plan(spec),
     )
     for stage in stages.values():
         stage.criterion = criterion if stage.is_last else None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.transformer import Stage
+from trimaran.runtime.adapters.merged import open_whole
 from trimaran.runtime.checkpoint.folder import newest_checkpoint, step_folder, step_of
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.evaluate.engine.score import check_causal
@@ -108,7 +109,7 @@ def load_stages(origin: Path, spec: RunSpec, mesh: Mesh, device: torch.device) -
     if is_huggingface(origin):
         _load_huggingface(stages.values(), make_plan(ModelFolder.open(origin)))
         return stages
-    checkpoint = Checkpoint.open(origin, verify=False)
+    checkpoint = open_whole(origin)
     verify_together(checkpoint, mesh)
     for stage in stages.values():
         stage.load(checkpoint.read)

@@ -11,7 +11,18 @@ from trimaran.models.config import SHAPE_RULES
 from trimaran.models.fields import FieldError
 from trimaran.runtime.spec.fields import RunFields, draft_transformer
 from trimaran.runtime.spec.names import known_paths
-from trimaran.runtime.spec.rules import data, finetune, kernels, launcher, layout, pipeline, tokens, training, zero
+from trimaran.runtime.spec.rules import (
+    adapter,
+    data,
+    finetune,
+    kernels,
+    launcher,
+    layout,
+    pipeline,
+    tokens,
+    training,
+    zero,
+)
 from trimaran.runtime.spec.rules.launcher import check_world_size
 from trimaran.runtime.spec.rules.table import Rules
 from trimaran.runtime.spec.tree import is_within, lacking_paths
@@ -20,7 +31,7 @@ __all__ = ["RULES", "broken_rules", "check_world_size"]
 
 RULES: Final = Rules()
 """All rules but those of the shape alone, in the order in which they are reported."""
-for _part in (layout, zero, data, tokens, pipeline, training, finetune, kernels, launcher):
+for _part in (layout, zero, data, tokens, pipeline, training, finetune, adapter, kernels, launcher):
     RULES.rules += _part.RULES.rules
 
 

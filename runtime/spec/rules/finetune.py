@@ -16,7 +16,9 @@ _BUILT: Final[tuple[str, ...]] = ("sft",)
 
 @RULES.needs("finetune.method")
 def _method_is_built(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
-    if spec.finetune is not None and spec.finetune.method not in _BUILT:
+    if spec.finetune is None or (spec.finetune.method == "sft" and spec.finetune.adapter is not None):
+        return
+    if spec.finetune.method not in _BUILT:
         method = spec.finetune.method
         yield FieldError("finetune.method", f"{method} is not built yet", method, "leave the section finetune out")
 

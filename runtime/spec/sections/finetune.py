@@ -1,5 +1,6 @@
 """The section `finetune`: learning from examples, preferences and rewards."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
@@ -92,6 +93,11 @@ class AdapterSettings(BaseModel):
         default="full",
         description="How the frozen weights are held: full, or in 4 bits (nf4; QLoRA, Dettmers et al. 2023).",
     )
+
+    @property
+    def scale(self) -> float:
+        """Factor of the product of the two matrices."""
+        return self.alpha / (self.rank if self.scaling == "lora" else math.sqrt(self.rank))
 
 
 class FinetuneSection(BaseModel):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trimaran.kernels.ahead_of_time import skipping_launches
+from trimaran.models.adapter import frozen_bytes
 from trimaran.models.batch import Microbatch
 from trimaran.models.experts import ExpertMLP
 from trimaran.runtime.mesh import Mesh
@@ -118,6 +119,7 @@ def count_step(
         finish_step(train_context, [1.0, norm**2, 0.0, 0.0], spec.optimizer.lr, spec.target_tokens_per_step)
         del batches, sums
         state = optimizer.state_bytes()
+        state["parameters"] += sum(frozen_bytes(stage) for stage in train_context.stages.values())
         buffers = state.pop("transit")  # nothing is gathered after a step
         held = sum(state.values())
         compute = {_REDUCTION, _UPDATE, *(str(action) for action in actions_of(executor.actions) if action.is_compute)}

@@ -1,0 +1,60 @@
+"""The linear layers of a transformer block by name, for adapters. No torch."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from trimaran.models.config import TransformerConfig
+
+# Names that people know from elsewhere -> ours.
+_OTHER_NAMES: Final = {
+    "q_proj": "attention.q",
+    "k_proj": "attention.kv",
+    "v_proj": "attention.kv",
+    "o_proj": "attention.out",
+    "query_key_value": "attention",
+    "c_attn": "attention",
+    "qkv_proj": "attention",
+    "gate_proj": "mlp.up",
+    "up_proj": "mlp.up",
+    "down_proj": "mlp.down",
+    "fc1": "mlp.up",
+    "fc2": "mlp.down",
+    "c_fc": "mlp.up",
+    "all-linear": "attention, mlp",
+}
+
+
+def linear_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """Return (inputs, outputs) of the linear layers of a block that can have an adapter, by name within the block.
+
+    Experts are none of them: they are products of groups of rows.
+    """
+    hidden, inner = config.hidden_size, config.ffn_hidden_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes = {"attention.q": (hidden, queries), "attention.kv": (hidden, keys), "attention.out": (queries, hidden)}
+    return shapes if config.num_experts else shapes | {"mlp.up": (hidden, inner), "mlp.down": (inner, hidden)}
+
+
+def is_target(name: str, targets: Iterable[str]) -> bool:
+    """Whether the layer `name`, such as attention.q, is one of `targets` or within one."""
+    return any(name == target or name.startswith(f"{target}.") for target in targets)
+
+
+def unmatched(targets: Sequence[str], config: TransformerConfig) -> list[tuple[int, str, str]]:
+    """Return (index, target, what would do) of the targets that match no layer of the model."""
+    names = list(linear_shapes(config))
+    return [
+        (index, target, _nearest(target, names))
+        for index, target in enumerate(targets)
+        if not any(is_target(name, [target]) for name in names)
+    ]
+
+
+def _nearest(target: str, names: Sequence[str]) -> str:
+    """Return the names nearest to `target`, as a list."""
+    known = [*dict.fromkeys(name.split(".")[0] for name in names), *names]
+    other = _OTHER_NAMES.get(target.rsplit(".", 1)[-1])
+    if other is not None and all(each in known for each in other.split(", ")):
+        return other
+    return ", ".join(difflib.get_close_matches(target, known, n=2, cutoff=0.5) or known)
