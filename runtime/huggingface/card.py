@@ -160,8 +160,10 @@ def _data(run: Path) -> Iterator[str]:
 
 
 def _use(card: Card) -> Iterator[str]:
-    is_causal = card.spec.transformer.is_causal
+    scores = not card.spec.transformer.has_head
+    is_causal = card.spec.transformer.is_causal and not scores
     loader = "AutoModelForCausalLM" if is_causal else card.architecture
+    loader = "AutoModelForSequenceClassification" if scores else loader
     yield "## Use"
     yield ""
     yield "```python"
@@ -172,6 +174,9 @@ def _use(card: Card) -> Iterator[str]:
     if is_causal:
         yield 'inputs = tokenizer("The ", return_tensors="pt", add_special_tokens=False)'
         yield "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50, do_sample=True)[0]))"
+    if scores:
+        yield "text = tokenizer.apply_chat_template(conversation, tokenize=False)  # or any text that the run has read"
+        yield 'print(model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits)  # the score'
     yield "```"
     yield ""
     if is_causal:
@@ -189,11 +194,14 @@ def _limits(card: Card) -> Iterator[str]:
     yield "## Limits"
     yield ""
     trained = "" if card.step == 0 else " No evaluation besides the losses above was made."
-    what = "continues text with" if card.spec.transformer.is_causal else "puts for hidden tokens"
-    yield (
-        f"The model {what} what is likely after its training data, which is not the same as "
-        f"what is true or harmless.{trained}"
-    )
+    if not card.spec.transformer.has_head:
+        yield f"The model scores answers as the pairs of its training data do, which may be wrong or unfair.{trained}"
+    else:
+        what = "continues text with" if card.spec.transformer.is_causal else "puts for hidden tokens"
+        yield (
+            f"The model {what} what is likely after its training data, which is not the same as "
+            f"what is true or harmless.{trained}"
+        )
     yield (
         "This card was written by a program from the files of a run. It grants no licence: "
         "whoever publishes the model must state one."

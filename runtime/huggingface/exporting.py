@@ -30,6 +30,7 @@ from trimaran.runtime.huggingface.originals import put_back
 from trimaran.runtime.huggingface.progress import Progress
 from trimaran.runtime.huggingface.proof import Agreement, Proof, ReadWeight
 from trimaran.runtime.huggingface.refusals import INDEX, WEIGHTS, ConversionError
+from trimaran.runtime.huggingface.scores import architecture_of, classifier_keys, units_of, without_scores
 from trimaran.runtime.huggingface.source import read_json
 from trimaran.runtime.huggingface.transformers_adapter import require_transformers
 from trimaran.runtime.spec import RunSpec
@@ -77,6 +78,7 @@ class _Model:
     spec: RunSpec
     config: TransformerConfig
     family: Family
+    architecture: str
     units: Sequence[WeightMap]
     dtype: torch.dtype
     record: dict[str, Any]
@@ -127,7 +129,7 @@ def export_model(
             model.config,
             rounded(model.units, model.config, model.read, model.dtype),
             temporary,
-            model.family.architecture,
+            model.architecture,
             temporary if tokenizer else None,
             options.memory_bytes,
             temporary / "offload",
@@ -140,14 +142,14 @@ def export_model(
             model.spec,
             model.checkpoint.step,
             int(model.checkpoint.state.get("tokens_seen", 0)),
-            model.family.architecture,
+            model.architecture,
             _name(model.dtype),
             agreements,
             model.record,
         )
         write_text(temporary / "README.md", model_card(card))
     return Exported(
-        target, model.family.architecture, _name(model.dtype), sum(sizes.values()), model.config.is_causal, agreements
+        target, model.architecture, _name(model.dtype), sum(sizes.values()), model.config.is_causal, agreements
     )
 
 
@@ -155,16 +157,19 @@ def _open(run: Path, options: ExportOptions) -> _Model:
     """Open the checkpoint and choose architecture and dtype."""
     checkpoint, folder = open_weights(run)
     spec = spec_of(checkpoint)
-    config = spec.transformer
+    # A value head beside the other is of training alone; the classes of transformers have no place for it.
+    config = without_scores(spec.transformer) if spec.transformer.has_head else spec.transformer
+    plain = without_scores(config)
     record = read_json(folder / IMPORT_RECORD) if (folder / IMPORT_RECORD).is_file() else {}
-    family = choose_family(config, options.family, record.get("family"))
+    family = choose_family(plain, options.family, record.get("family"))
     try:
-        units = resolve(family, config)
+        units = units_of(resolve(family, plain), config)
     except ValueError as error:
         raise ConversionError(str(error)) from error
     # float64 is for comparisons; the programs that read the folder compute in float32 at most.
     dtype = options.dtype or ("float32" if spec.precision.dtype == "float64" else spec.precision.dtype)
-    return _Model(checkpoint, folder, spec, config, family, units, model_dtype(dtype), record)
+    architecture = architecture_of(family, config)
+    return _Model(checkpoint, folder, spec, config, family, architecture, units, model_dtype(dtype), record)
 
 
 def choose_family(config: TransformerConfig, wanted: str | None, imported_as: str | None) -> Family:
@@ -286,7 +291,8 @@ def _tokenizer_of(run: Path, progress: Progress) -> Tokenizer | None:
 def _write_configs(folder: Path, model: _Model, tokenizer: Tokenizer | None) -> None:
     """Write config.json, tokenizer, chat template and generation config: the run's own files, or else plain ones."""
     ids = _token_ids(model, tokenizer)
-    config = {**model.family.from_config(model.config), **ids, "torch_dtype": _name(model.dtype)}
+    config = {**model.family.from_config(without_scores(model.config)), **ids, "torch_dtype": _name(model.dtype)}
+    config |= classifier_keys(model.config, model.architecture, ids)
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     for name in (TOKENIZER, *TOKENIZER_CONFIGS) if tokenizer else ():
         if (model.run / name).is_file():

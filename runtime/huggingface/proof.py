@@ -113,6 +113,8 @@ def our_logits(
 ) -> list[Tensor]:
     """Return our logits [batch, seq, vocab] float32 for each input [batch, seq], with one layer in memory at a time.
 
+    Of a reward model the scores at the last tokens [batch, 1].
+
     Args:
         read: parameter name -> weights.
         on_layer: called after each layer.
@@ -136,10 +138,17 @@ def our_logits(
         del built
         gc.collect()
         last = stage(range(0), is_last=True)
-        logits = [last.logits(last.run_layers(each, tokens)) for each, tokens in zip(hidden, inputs, strict=True)]
+        logits = [_outputs(last, last.run_layers(each, tokens)) for each, tokens in zip(hidden, inputs, strict=True)]
         del last
         gc.collect()
     return logits
+
+
+def _outputs(last: Stage, hidden: Tensor) -> Tensor:
+    if last.config.has_head:
+        return last.logits(hidden)
+    batch, seq, _ = hidden.shape
+    return last.scores(hidden, torch.arange(1, batch + 1) * seq - 1).unsqueeze(1)
 
 
 @contextmanager

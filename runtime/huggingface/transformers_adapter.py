@@ -32,6 +32,13 @@ def require_transformers(*more: str) -> None:
         raise ConversionError(f"this needs {' and '.join(missing)}; install what is missing {_INSTALL}")
 
 
+def has_class(name: str) -> bool:
+    """Return whether transformers has a class of that name."""
+    import transformers
+
+    return hasattr(transformers, name)
+
+
 def their_config(content: Mapping[str, Any], architecture: str) -> Any:
     """Return transformers' config object for the content of a config.json, each value in the type that it wants there.
 
