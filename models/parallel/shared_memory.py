@@ -128,7 +128,8 @@ class SharedMemory:
     def _view(self, rank: int, dtype: torch.dtype, numel: int) -> Tensor:
         key = (rank, self._count % 2, dtype, numel)
         if key not in self._views:
-            self._views[key] = self._memory[rank, self._count % 2, : numel * dtype.itemsize].view(dtype)
+            with torch.inference_mode(False):  # sampling may make it, and training writes it later
+                self._views[key] = self._memory[rank, self._count % 2, : numel * dtype.itemsize].view(dtype)
         return self._views[key]
 
     def _publish(self, x: Tensor) -> None:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -248,17 +249,24 @@ class StepLog:
         self._start = time.perf_counter()
 
     def step(
-        self, state: TrainState, result: StepResult, lr: float, num_tokens: int, num_losses: int | None = None
+        self,
+        state: TrainState,
+        result: StepResult,
+        lr: float,
+        num_tokens: int,
+        num_losses: int | None = None,
+        more: Mapping[str, float | None] = MappingProxyType({}),
     ) -> None:
         """Log a finished step.
 
         Args:
             num_tokens: of its global batch, without padding.
             num_losses: whose mean its loss is; None where every step has as many.
+            more: further columns of its row.
         """
         seconds = time.perf_counter() - self._start
         tokens_per_second = num_tokens / seconds
-        more = {} if num_losses is None else {"num_losses": float(num_losses)}
+        counts = {} if num_losses is None else {"num_losses": float(num_losses)}
         self._do(
             lambda metrics: metrics.log(
                 step=state.step,
@@ -270,7 +278,7 @@ class StepLog:
                 step_time_ms=seconds * 1e3,
                 mfu=mfu(tokens_per_second, self._flops_per_token, self._peak, self._world_size),
                 load_balancing_loss=result.load_balancing_loss,
-                more={**more, **result.statistics},
+                more={**counts, **result.statistics, **more},
             )
         )
 

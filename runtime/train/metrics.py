@@ -120,7 +120,7 @@ class MetricsLogger:
         step_time_ms: float,
         mfu: float | None = None,
         load_balancing_loss: float | None = None,
-        more: Mapping[str, float] = MappingProxyType({}),
+        more: Mapping[str, float | None] = MappingProxyType({}),
     ) -> None:
         """Write the row of one finished training step to the files and the screen.
 
@@ -225,6 +225,8 @@ class MetricsLogger:
     def _progress_line(self, row: Mapping[str, Any]) -> str:
         remaining_ms = statistics.median(self._step_times_ms) * max(0, self._num_steps - row["step"])
         parts = [f"step {row['step']}/{self._num_steps}", f"loss {row['loss']:.4f}", f"lr {row['lr']:.2e}"]
+        if row.get("reward") is not None:
+            parts.insert(1, f"reward {row['reward']:.3f}")
         if row["grad_norm"] is not None:
             parts.append(f"grad norm {row['grad_norm']:.3f}")
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")

@@ -15,6 +15,7 @@ from trimaran.runtime.spec.rules import (
     adapter,
     data,
     finetune,
+    finetune_rl,
     kernels,
     launcher,
     layout,
@@ -31,7 +32,7 @@ __all__ = ["RULES", "broken_rules", "check_world_size"]
 
 RULES: Final = Rules()
 """All rules but those of the shape alone, in the order in which they are reported."""
-for _part in (layout, zero, data, tokens, pipeline, training, finetune, adapter, kernels, launcher):
+for _part in (layout, zero, data, tokens, pipeline, training, finetune, finetune_rl, adapter, kernels, launcher):
     RULES.rules += _part.RULES.rules
 
 

@@ -11,7 +11,7 @@ from trimaran.runtime.spec.rules.table import Rules
 
 RULES: Final = Rules()
 QUICKSTART: Final = "quickstart"
-_BUILT: Final[tuple[str, ...]] = ("sft",)
+_BUILT: Final[tuple[str, ...]] = ("sft", "rl")
 
 
 @RULES.needs("finetune.method")
