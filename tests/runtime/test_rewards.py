@@ -1,0 +1,308 @@
+"""Rewards and what follows from them: torchrl's and TRL's advantages and losses; users' code, and answers that fail."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimaran.runtime.data.files import DataError
+from trimaran.runtime.finetune.records import Origin, Prompt, Turn
+from trimaran.runtime.finetune.rl.advantages import generalized_advantages, group_advantages, token_rewards, whitened
+from trimaran.runtime.finetune.rl.batches import Rows
+from trimaran.runtime.finetune.rl.losses import is_clipped, k3_divergence, policy_losses, value_losses
+from trimaran.runtime.finetune.rl.math_answer import is_right
+from trimaran.runtime.finetune.rl.prompts import PromptSet, check_lengths
+from trimaran.runtime.finetune.rl.rewards import (
+    Answer,
+    RewardError,
+    RewardItem,
+    Scoring,
+    check_fields,
+    check_files,
+    parse_reward,
+    parse_rewards,
+    total_rewards,
+)
+from trimaran.runtime.finetune.rl.targets import Recorded, minibatches_of, num_losses, targets_of
+from trimaran.runtime.spec.sections.finetune import RLSettings
+
+GOLDEN = Path(__file__).with_name("golden_rewards.json")
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    """Numbers, and what torchrl and TRL make of them: benchmarks/finetune_grpo_goldens.py."""
+    found: dict[str, Any] = json.loads(GOLDEN.read_text())
+    assert found["versions"]["trl"] == "1.16.0"
+    assert found["versions"]["torchrl"] == "0.14.1"
+    return found
+
+
+def given(golden: Mapping[str, Any], *names: str) -> list[Tensor]:
+    return [torch.tensor(golden["given"][name], dtype=torch.float64) for name in names]
+
+
+def close(found: Any, expected: Any, atol: float = 1e-12) -> None:
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(torch.as_tensor(found), expected, rtol=0, atol=atol)
+
+
+def test_generalized_advantages_are_torchrls(golden: dict[str, Any]) -> None:
+    rewards, values, mask = given(golden, "token_rewards", "values", "mask")
+    settings = golden["settings"]
+    advantages, returns = generalized_advantages(
+        rewards, values, mask.bool(), gamma=settings["gamma"], lam=settings["lam"]
+    )
+    close(advantages, golden["torchrl"]["advantages"])
+    close(returns, golden["torchrl"]["returns"])
+
+
+def test_the_clipped_losses_are_torchrls(golden: dict[str, Any]) -> None:
+    clip, theirs = golden["settings"]["clip"], golden["torchrl"]
+    ratios = torch.tensor(theirs["ratios"], dtype=torch.float64)
+    (advantage,) = given(golden, "advantage")
+    # torchrl clips the ratio's logarithm, at bounds that it holds in float32.
+    close(policy_losses(ratios, advantage, clip, clip), theirs["policy_losses"], atol=1e-7)
+    assert is_clipped(ratios, advantage, clip, clip).any()
+    value, old, target = given(golden, "value", "old_value", "target")
+    close(2 * value_losses(value, old, target, clip), theirs["squared_errors"])
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dapo", "dr_grpo"])
+def test_grpos_losses_and_gradients_are_trls(kind: str, golden: dict[str, Any]) -> None:
+    settings, theirs = golden["settings"], golden["trl"]
+    scores, mask, old, new, reference = given(golden, "scores", "mask", "old", "new", "reference")
+    answers = [[1] * int(length) for length in mask.sum(1).tolist()]
+    rows = Rows.of([[1]] * len(answers), answers, 1)
+    assert torch.equal(rows.mask, mask.bool())
+    rl = RLSettings(
+        rewards=["exact_match"],
+        loss=kind,
+        group_size=settings["group"],
+        max_new_tokens=settings["longest"],
+        minibatches=2,
+        kl=settings["kl"],
+    )
+    targets = targets_of(rl, rows, scores.tolist(), Recorded(old, None, reference))
+    expected = theirs["centred" if kind == "dr_grpo" else "advantages"]
+    close(targets["advantages"][:, 0], expected)
+    new.requires_grad_()
+    ratios = (new - targets["old_log_probs"]).exp()
+    losses = policy_losses(ratios, targets["advantages"], settings["low"], settings["high"])
+    losses = losses + rl.kl * k3_divergence(new, targets["reference_log_probs"])
+    loss = (losses * targets["weights"]).sum() / num_losses(rl, rows.mask)
+    loss.backward()
+    close(loss.detach(), theirs[kind]["loss"])
+    close(new.grad, theirs[kind]["gradients"])
+
+
+def test_equal_rewards_give_no_advantage() -> None:
+    close(group_advantages(torch.tensor([3.0, 3.0, 3.0], dtype=torch.float64), 3), [0.0, 0.0, 0.0])
+
+
+def test_the_score_is_at_the_last_token_and_the_divergence_at_each() -> None:
+    mask = torch.tensor([[False, True, True, False], [True, False, False, False]])
+    divergences = torch.tensor([[9.0, 1.0, 2.0, 9.0], [3.0, 9.0, 9.0, 9.0]], dtype=torch.float64)
+    found = token_rewards(torch.tensor([10.0, 20.0], dtype=torch.float64), divergences, mask, 0.5)
+    close(found, [[0.0, -0.5, 9.0, 0.0], [18.5, 0.0, 0.0, 0.0]])
+
+
+def test_whitened_advantages_have_mean_0_and_deviation_1_over_the_tokens() -> None:
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    found = whitened(torch.tensor([[1.0, 2.0, 99.0], [6.0, 99.0, 99.0]], dtype=torch.float64), mask)
+    close(found[mask], (torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64) - 3) / math.sqrt(7 + 1e-8))
+    assert not found[~mask].any()
+    assert not whitened(torch.full((1, 1), 5.0, dtype=torch.float64), torch.ones(1, 1, dtype=torch.bool)).any()
+
+
+def test_k3_is_the_divergence_on_average() -> None:
+    p, q = (torch.randn(50, dtype=torch.float64).log_softmax(0) for _ in range(2))
+    found = (p.exp() * k3_divergence(p, q)).sum()
+    close(found, F.kl_div(q, p, reduction="sum", log_target=True))
+    assert (k3_divergence(p, q) >= 0).all()
+
+
+def test_every_row_is_in_one_minibatch_of_an_epoch() -> None:
+    rl = RLSettings(rewards=["exact_match"], epochs=3, minibatches=4)
+    steps = minibatches_of(rl, 20, 7, 1)
+    assert [len(step) for step in steps] == [5] * 12
+    epochs = [[row for step in steps[start : start + 4] for row in step] for start in (0, 4, 8)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    another = [row for step in minibatches_of(rl, 20, 8, 1)[:4] for row in step]
+    assert len({tuple(epoch) for epoch in (*epochs, another)}) == 4
+
+
+def test_prompts_come_once_an_epoch_in_an_order_of_its_own() -> None:
+    prompts = PromptSet([prompt_of(str(i)) for i in range(7)], [[1]] * 7)
+    taken = [number for rollout in range(14) for number in prompts.of_rollout(rollout, 3, seed=1)]
+    epochs = [tuple(taken[start : start + 7]) for start in range(0, 42, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len(set(epochs)) > 3
+
+
+def prompt_of(question: str, **fields: Any) -> Prompt:
+    return Prompt((Turn("user", question),), Origin("prompts.jsonl", 3), fields)
+
+
+def reward(text: str, written: str, *, tokens: int = 1, timeout_s: float = 60.0, **fields: Any) -> float:
+    items = parse_rewards([text])
+    with Scoring(items, timeout_s) as scoring:
+        found = scoring.rewards([Answer(prompt_of("What?", **fields), written, tokens)])
+    return total_rewards(items, found)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected", "found"),
+    [
+        ("exact_match", " Paris\n", "Paris", 1.0),
+        ("exact_match", "paris", "Paris", 0.0),
+        ("exact_match*-2.5", "7", 7, -2.5),
+        ("math_answer", "So 3 + 4 = 7", "3 and 4 are seven\n#### 7", 1.0),
+        ("math_answer", "so 1,234 dollars. That is $1,234.00.", "#### 1234", 1.0),
+        ("math_answer", "It is \\boxed{\\frac{1}{2}}, not 3", "0.5", 1.0),
+        ("math_answer", "\\boxed{x^{2}+1}", "$x^{2} + 1$", 1.0),
+        ("math_answer", "7 or 8", "7", 0.0),
+        ("math_answer", "none", "7", 0.0),
+        ("math_answer", "-5", "5", 0.0),
+        ("math_answer", "1/0", "1", 0.0),
+        ("math_answer", "", "Paris", 0.0),
+        ("math_answer", "Paris.", "paris", 1.0),
+        ("regex:^[a-z]+$", "abc", None, 1.0),
+        ("regex:a*b*0.5", "xb", None, 0.5),
+        ("regex:^[a-z]+$", "ab c", None, 0.0),
+    ],
+)
+def test_rewards_of_texts(text: str, answer: str, expected: Any, found: float) -> None:
+    assert reward(text, answer, **({} if expected is None else {"answer": expected})) == found
+
+
+@pytest.mark.parametrize(("tokens", "found"), [(10, 1.0), (5, 0.5), (15, 0.5), (20, 0.0), (99, 0.0)])
+def test_the_reward_of_a_length_is_1_at_it(tokens: int, found: float) -> None:
+    assert reward("length:10", "", tokens=tokens) == found
+
+
+def test_math_answers_of_a_worked_solution() -> None:
+    assert is_right("first 5\n#### 12 apples", "12") is False
+    assert is_right("first 5\n#### 12", "a\n#### 12\n")
+    assert is_right("50%", "50")
+
+
+CODE = """
+import os, sys, time
+from beside import HALF
+
+def half(messages, answer, record):
+    print("on the way", file=sys.stdout)
+    return HALF * len(answer) + record["bonus"] + len(messages)
+
+def nothing(messages, answer, record):
+    return None
+
+def nan(messages, answer, record):
+    return float("nan")
+
+def fails(messages, answer, record):
+    return record["missing"]
+
+def sleeps(messages, answer, record):
+    time.sleep(3600)
+
+def ends(messages, answer, record):
+    os._exit(7)
+
+def leaves(messages, answer, record):
+    sys.exit(3)
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """A file of users' code."""
+    (tmp_path / "beside.py").write_text("HALF = 0.5\n")
+    (tmp_path / "code.py").write_text(CODE)
+    return tmp_path / "code.py"
+
+
+def test_users_code_runs_in_a_process_of_its_own_and_goes_on_after_each_call(code: Path) -> None:
+    items = parse_rewards([f"{code}:half*2", "regex:b"])
+    answers = [Answer(prompt_of("What?", bonus=10), "abc"[:length], 1) for length in range(4)] * 20
+    with Scoring(items, 60.0) as scoring:
+        found = scoring.rewards(answers)
+    assert total_rewards(items, found)[:4] == [22.0, 23.0, 25.0, 26.0]
+    assert found[f"{code}:half"] == [11.0, 11.5, 12.0, 12.5] * 20
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("nan", "is nan; it must be finite"),
+        ("nothing", "is 'None'; it must be a number"),
+        ("fails", r"KeyError: 'missing', .*code.py, line 16"),
+        ("ends", "has ended with exit code 7"),
+        ("leaves", "has ended with exit code 3"),
+        ("absent", "has no function absent"),
+    ],
+)
+def test_code_that_fails_is_told_with_the_record(name: str, problem: str, code: Path) -> None:
+    with pytest.raises(RewardError, match=rf"{name} of an answer to prompts.jsonl:3 \('abc'\) .*{problem}"):
+        reward(f"{code}:{name}", "abc", bonus=1)
+
+
+def test_code_that_takes_too_long_is_ended(code: Path) -> None:
+    with pytest.raises(RewardError, match=r"takes longer than finetune.rl.reward_timeout_s \(0.2\); make it quicker"):
+        reward(f"{code}:sleeps", "abc", timeout_s=0.2)
+
+
+def test_code_that_can_not_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text("def f(:\n")
+    with pytest.raises(RewardError, match="SyntaxError"):
+        reward(f"{tmp_path / 'wrong.py'}:f", "abc")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("regex:(", r"'\(' is no regular expression"),
+        ("regex", "lacks what follows the colon"),
+        ("length:many", "'many' is no number of tokens from 1"),
+        ("length:0", "'0' is no number of tokens from 1"),
+        ("exact_match*1e999", "is not finite"),
+    ],
+)
+def test_wrong_items_are_refused(text: str, problem: str) -> None:
+    with pytest.raises(RewardError, match=problem):
+        parse_reward(text)
+
+
+def test_items_are_read_with_their_weights(tmp_path: Path) -> None:
+    assert parse_reward("a/b.py:name*-1e-2") == RewardItem("code", "a/b.py:name", "a/b.py", "name", -0.01)
+    assert parse_reward("runs/reward*3") == RewardItem("run", "runs/reward", "runs/reward", weight=3.0)
+    with pytest.raises(RewardError, match="exact_match is there twice"):
+        parse_rewards(["exact_match", "exact_match*2"])
+    with pytest.raises(RewardError, match="is no reward: it is neither exact_match"):
+        check_files([parse_reward(str(tmp_path / "exact-match"))])
+    with pytest.raises(RewardError, match=r"gone.py of the reward .* is no file"):
+        check_files([parse_reward(f"{tmp_path / 'gone.py'}:name")])
+
+
+@pytest.mark.parametrize("fields", [{}, {"answer": ""}, {"answer": None}, {"answer": ["7"]}, {"answer": True}])
+def test_a_record_without_the_answer_that_a_reward_compares_is_refused(fields: dict[str, Any]) -> None:
+    right = prompt_of("What?", answer=7)
+    with pytest.raises(RewardError, match=r"prompts.jsonl:3 has no text or number in its field answer"):
+        check_fields(parse_rewards(["length:3", "math_answer"]), [right, prompt_of("What?", **fields)])
+    check_fields(parse_rewards(["length:3"]), [prompt_of("What?", **fields)])
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused() -> None:
+    prompts = PromptSet([prompt_of("What?")], [[1] * 9])
+    check_lengths(prompts, 12, 3)
+    with pytest.raises(DataError, match=r"prompts.jsonl:3 has 9 tokens, and train.seq_len \(12\) less .* room for 8"):
+        check_lengths(prompts, 12, 4)
+    with pytest.raises(DataError, match="has no prompt to answer"):
+        check_lengths(PromptSet([], []), 12, 4)
