@@ -34,8 +34,9 @@ from rank_processes import RanksFailed, result_of_ranks
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import all_reduce
 from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.plan.chips import peak_flops
 from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.hardware import mfu, peak_flops
+from trimaran.runtime.train.hardware import mfu
 from trimaran.runtime.train.train_context import build_train_context, train_step
 
 COUNTS = (1, 2, 4, 8)

@@ -19,7 +19,7 @@ from trimaran.kernels.attention.options import Sizes
 from trimaran.kernels.attention.reference import flops
 from trimaran.kernels.dispatch import TORCH, TRITON
 from trimaran.models.parallel.parameter import info_of
-from trimaran.runtime.train.hardware import peak_flops
+from trimaran.runtime.plan.chips import peak_flops
 
 Figures = dict[str, float | None]
 """By what was measured; None where it can't run."""

@@ -16,8 +16,9 @@ from throughput import BETAS, LR, MAX_NORM, WEIGHT_DECAY, PlainModel, Setting
 
 from trimaran.models.batch import Microbatch
 from trimaran.runtime.mesh import lone_mesh
+from trimaran.runtime.plan.chips import peak_flops
 from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.hardware import mfu, peak_flops
+from trimaran.runtime.train.hardware import mfu
 from trimaran.runtime.train.train_context import build_train_context, train_step
 
 WARM_UP_STEPS, STEPS = 3, 10

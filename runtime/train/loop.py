@@ -19,9 +19,10 @@ from trimaran.runtime.finetune.prepare import PreparedExamples
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.plan.chips import peak_flops
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.feed import BatchFeed, pinned
-from trimaran.runtime.train.hardware import mfu, peak_flops
+from trimaran.runtime.train.hardware import mfu
 from trimaran.runtime.train.init_from import load_base, load_initial_weights
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trimaran.runtime.train.hardware import describe_machine, mfu, peak_flops
+from trimaran.runtime.train.hardware import describe_machine, mfu
 from trimaran.runtime.train.metrics import MetricsLogger, perplexity_of, read_metrics
 
 
@@ -251,41 +251,6 @@ def test_perplexity_is_exp_and_does_not_overflow() -> None:
     assert perplexity_of(0.0) == 1.0
     assert perplexity_of(800.0) == math.inf
     assert math.isnan(perplexity_of(math.nan))
-
-
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA H100 80GB HBM3", 989.5e12),
-        ("NVIDIA H100 PCIe", 756.5e12),
-        ("NVIDIA H100 NVL", 835.5e12),
-        ("NVIDIA H200", 989.5e12),
-        ("NVIDIA B200", 2250e12),
-        ("NVIDIA L40S", 362.05e12),
-        ("NVIDIA GeForce RTX 4090", 165.2e12),
-        ("AMD Instinct MI300X", 1307.4e12),
-    ],
-)
-def test_known_accelerators_have_a_peak_in_16_bit(name: str, peak: float) -> None:
-    assert peak_flops(name, "bfloat16") == peak_flops(name, "float16") == peak
-    assert peak_flops(name, "float32") is None
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "cpu",
-        "AMD EPYC 9654",
-        "NVIDIA L40",
-        "NVIDIA GeForce RTX 4090 D",
-        "NVIDIA GeForce RTX 4090 Laptop GPU",
-        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
-        "",
-    ],
-)
-def test_what_is_not_known_exactly_has_no_peak(name: str) -> None:
-    assert peak_flops(name, "bfloat16") is None
 
 
 def test_mfu_is_useful_flops_over_the_peak_of_all_devices() -> None:
