@@ -13,11 +13,11 @@ from torch import Tensor
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.transformer import parameter_shapes
-from trimaran.runtime.checkpoint.reshard import Checkpoint
+from trimaran.runtime.adapters.merged import Weights
 from trimaran.runtime.zero.protocol import ReadRange
 
 
-def grown_reader(checkpoint: Checkpoint, config: TransformerConfig, known: int) -> ReadRange:
+def grown_reader(checkpoint: Weights, config: TransformerConfig, known: int) -> ReadRange:
     """Return a reader of a checkpoint in which the rows of the tokens from `known` on are the mean of the others.
 
     Args:
