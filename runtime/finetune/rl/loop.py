@@ -213,7 +213,9 @@ class RewardLoop:
             checked, self._is_checked, stopped = None, True, stopped or result.stop
             lengths = [len(prompts[row]) + len(samples[row].tokens) for row in chosen]
             state = replace(state.after_step(spec), tokens_seen=state.tokens_seen + sum(lengths))
-            self._log.step(state, replace(result, statistics={}), lr, sum(lengths), more={**told, **_told_of_step(result)})
+            self._log.step(
+                state, replace(result, statistics={}), lr, sum(lengths), more={**told, **_told_of_step(result)}
+            )
             self._log.restart_clock()
         return state, stopped
 
