@@ -70,7 +70,7 @@ def spec_of(case: Case, folder: Path) -> RunSpec:
             "model": SHAPE | case.model,
             "parallel": case.parallel,
             "zero": {"stage": case.zero_stage},
-            "data": {"tokenizer_vocab_size": 257},
+            "data": {"source": ["prompts.jsonl"], "tokenizer": "tokenizer.json", "tokenizer_vocab_size": 257},
             "optimizer": {"lr": 3e-3},
             "precision": {"dtype": case.dtype},
             "train": {
