@@ -101,3 +101,21 @@ def quota_of_cores() -> int | None:
     of_versions = [*cgroup_values("cpu.max"), *cgroup_values("cpu.cfs_quota_us", "cpu.cfs_period_us")]
     quotas = [-(-int(quota) // int(period)) for quota, period in of_versions if quota.isdigit() and int(period)]
     return min(quotas, default=None)
+
+
+def free_memory_bytes() -> int | None:
+    """Return the bytes of memory that processes here may still take; None where the kernel does not tell.
+
+    What files take up in the page cache counts as free, of the host and of a control group that has a limit.
+    """
+    try:
+        lines = read_text(Path("/proc/meminfo")).splitlines()
+    except OSError:
+        return None
+    found = [int(words[1]) * 1024 for line in lines if (words := line.split())[:1] == ["MemAvailable:"]]
+    names = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+    for most, used, *stat in (group for pair in names for group in cgroup_values(*pair, "memory.stat")):
+        files = dict(zip(stat[::2], stat[1::2], strict=True)).get("inactive_file", "0")
+        if most.isdigit():
+            found.append(max(0, int(most) - int(used) + int(files)))
+    return min(found, default=None)

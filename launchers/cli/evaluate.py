@@ -1,8 +1,9 @@
 """`trimaran evaluate`: turn the options into tasks for the ranks, and show what they found. Errors precede weights."""
 
+import os
 import signal
-import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,8 @@ from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.terminal import new_table, print_table, say
 from trimaran.models.fields import counted
+from trimaran.runtime.folder_lock import FolderLock
+from trimaran.runtime.scratch import scratch_folder
 from trimaran.runtime.spec import dump_spec, load_spec
 
 if TYPE_CHECKING:
@@ -101,7 +104,7 @@ def evaluate(
             stride=stride,
             tasks=tuple(name for name in (each.strip() for each in (tasks or "").split(",")) if name),
             data=data,
-            limit=int(limit) if limit is not None and limit.is_integer() else limit,
+            limit=_limit(limit),
             num_fewshot=num_fewshot,
             batch_size=_batch_size(batch_size),
             chat=apply_chat_template,
@@ -112,8 +115,11 @@ def evaluate(
             allow_code=allow_code,
         )
         _check(options)
-        jobs = _jobs(models, checkpoints, options, output, (tp, pp, dp))
-        _evaluate(jobs, options, by_checkpoint=checkpoints is not None)
+        with ExitStack() as locks:
+            jobs = _jobs(models, checkpoints, options, output, (tp, pp, dp))
+            for job in jobs:
+                locks.enter_context(FolderLock.of_run(job.folder, "trimaran evaluate", os.environ))
+            _evaluate(jobs, options, by_checkpoint=checkpoints is not None)
 
 
 def _check(options: "EvaluationOptions") -> None:
@@ -133,6 +139,13 @@ def _check(options: "EvaluationOptions") -> None:
     given = [name for name, is_given in of_tasks.items() if is_given]
     if given and not options.tasks:
         raise ValueError(f"{given[0]} is for --tasks: give --tasks too, or leave it out")
+
+
+def _limit(limit: float | None) -> int | float | None:
+    from trimaran.runtime.evaluate.options import check_limit
+
+    check_limit(limit)
+    return int(limit) if limit is not None and limit >= 1 else limit
 
 
 def _batch_size(text: str) -> int | None:
@@ -201,7 +214,9 @@ def _steps(run: Path, checkpoints: str | None) -> Sequence[int | None]:
             if each.broken is not None:
                 say(f"{each.path} is passed over: {each.broken}", style="yellow")
         return sorted(set(whole))
-    names = [each.strip() for each in checkpoints.split(",")]
+    names = [name for name in (each.strip() for each in checkpoints.split(",")) if name]
+    if not names:
+        raise ValueError(f"--checkpoints ({checkpoints}) must be all, or steps with commas between, such as 100,200")
     wrong = [each for each in names if not each.isdecimal() or int(each) not in whole]
     if wrong:
         shown = ", ".join(map(str, whole))
@@ -214,7 +229,8 @@ def _folder(
 ) -> Path:
     """Return the folder of a model's results, made if need be."""
     from trimaran.launchers.before_start import check_writable
-    from trimaran.runtime.evaluate.results import FOLDER
+    from trimaran.runtime.evaluate.results import FOLDER, JOURNAL, REPORT, RESULTS, SAMPLES
+    from trimaran.runtime.files import check_regular
 
     if output is not None:
         step = "" if model.step is None else f"-step-{model.step}"
@@ -224,6 +240,11 @@ def _folder(
     else:
         folder = model.origin.parent.parent / FOLDER / options.name(model.step)
     check_writable("--output" if output is not None else "the folder of the results,", folder)
+    for file in (folder / each for each in (RESULTS, SAMPLES, REPORT, JOURNAL)):
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder, in the place of a file of the results; remove it")
+        if file.exists():
+            check_regular(file)
     return folder
 
 
@@ -258,8 +279,7 @@ def _run(job: Job, options: "EvaluationOptions") -> None:
     from trimaran.launchers.worker.tasks import EvaluateTask
 
     spec = job.model.spec
-    with tempfile.TemporaryDirectory(prefix="trimaran-evaluate-") as scratch:
-        folder = Path(scratch)
+    with scratch_folder("evaluate") as folder:
         (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
         task = EvaluateTask(
             spec=folder / "spec.yaml",

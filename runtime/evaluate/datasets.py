@@ -5,7 +5,6 @@ arc_easy.jsonl, ARC-Easy/test-00000-of-00001.parquet, hellaswag/val.jsonl.gz, gs
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -242,11 +241,7 @@ class Library:
             return []
         if not self.folder.is_dir():
             raise DataError(f"there is no folder {self.folder}; name the one that has the evaluation sets")
-        found = []
-        for parent, folders, names in os.walk(self.folder, followlinks=True):
-            folders[:] = sorted(each for each in folders if not each.startswith("."))
-            found += [Path(parent, each) for each in sorted(names) if not each.startswith(".")]
-        return [path for path in found if kind_of(path)]
+        return [path for path in _walk(self.folder, frozenset()) if kind_of(path)]
 
     def _read_split(self, wanted: EvaluationSet, split: str) -> Split | None:
         subjects = _subject_files(self.folder, self._files, split) if wanted.name == "mmlu" else {}
@@ -287,6 +282,19 @@ class Library:
     def _parts(self, path: Path) -> tuple[str, ...]:
         assert self.folder is not None
         return (*_parents(self.folder, path), _normal(_stem(path)))
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Yield the files below a folder, its own first, links followed; a link to a folder above itself is passed over."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    yield from (path for path in paths if not path.is_dir())
+    for path in paths:
+        if path.is_dir():
+            yield from _walk(path, above | {here})
 
 
 def _parents(folder: Path, path: Path) -> list[str]:

@@ -6,10 +6,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from trimaran.models.config import TransformerConfig
+from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate.answers import Answers
 from trimaran.runtime.evaluate.engine.requests import ScorerProtocol
 from trimaran.runtime.evaluate.options import EvaluationOptions
-from trimaran.runtime.evaluate.results import Evaluation, Origin, evaluation_of, joined
+from trimaran.runtime.evaluate.results import TEXT, Evaluation, Origin, evaluation_of, joined
 from trimaran.runtime.evaluate.tasks.load import TaskSet, load_tasks
 from trimaran.runtime.evaluate.text import (
     TextDocument,
@@ -77,6 +78,8 @@ def prepare(options: EvaluationOptions, text: RunText, shape: TransformerConfig)
         from trimaran.runtime.evaluate.harness import check_requests  # lm-eval takes seconds to import
 
         tasks = _tasks(options.model_dump_json(exclude={"texts", "stride", "batch_size"}))
+        if documents and TEXT in tasks.tasks:
+            raise DataError(f"the task {TEXT} has the name that --text has among the results; name it otherwise")
         check_requests(tasks, codes, shape.max_seq_len, _chat(options))
     texts = [(document, ids[document.text]) for document in documents]
     return Prepared(options, codes, shape.max_seq_len, texts, tasks, notes)

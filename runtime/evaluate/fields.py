@@ -1,12 +1,14 @@
 """A record of an evaluation set, each of whose fields is checked: errors name file, line, field and value."""
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from trimaran.runtime.data.files import DataError
 
 _SHOWN: Final = 80
+_HALF_PAIR: Final = re.compile("[\ud800-\udfff]")
 _NUMBERS: Final[Mapping[str, int]] = {"true": 1, "false": 0}
 
 
@@ -46,6 +48,8 @@ class Row:
             raise self.error(name, "a text")
         if not value.strip() and not may_be_empty:
             raise self.error(name, "a text of at least one character that is no white space")
+        if _HALF_PAIR.search(value):
+            raise self.error(name, "a text without half a surrogate pair, which is no character")
         return value
 
     def texts(self, name: str, value: Any = None, *, least: int = 2, may_be_empty: bool = False) -> list[str]:
@@ -60,6 +64,8 @@ class Row:
             raise self.error(name, f"a list of at least {least} texts")
         if not may_be_empty and not all(each.strip() for each in value):
             raise self.error(name, "a list of texts none of which is empty: nothing would be scored")
+        if any(map(_HALF_PAIR.search, value)):
+            raise self.error(name, "a list of texts without half a surrogate pair, which is no character")
         return value
 
     def record(self, name: str) -> Any:
@@ -97,5 +103,5 @@ def _unpacked(value: Any) -> Any:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace").decode()
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -2,13 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import lm_eval.api.metrics as lm_eval_metrics
-import lm_eval.api.task as lm_eval_task
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
@@ -20,16 +17,16 @@ from trimaran.models.fields import counted
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate.answers import Answers
 from trimaran.runtime.evaluate.engine.requests import Continuation, Likelihood, LikelihoodScore, ScorerProtocol, ignore
+from trimaran.runtime.evaluate.generation import MAX_NEW_TOKENS, SAMPLING, check_settings
+from trimaran.runtime.evaluate.quiet import quiet
 from trimaran.runtime.evaluate.tasks.catalog import means_of
 from trimaran.runtime.evaluate.tasks.load import TaskSet, plain
-from trimaran.runtime.evaluate.tasks.offline import PROMPT_ERRORS, OfflineTask, offline
+from trimaran.runtime.evaluate.tasks.offline import PROMPT_ERRORS, OfflineTask, offline, reason_of
 from trimaran.runtime.evaluate.text_codes import TextCodes, cut, moved
 from trimaran.runtime.infer.chat import ChatError
 from trimaran.runtime.infer.sample_group import NotFiniteError
 from trimaran.runtime.infer.sampling_params import SamplingParams
 
-_MAX_NEW_TOKENS: Final = 256  # of lm-eval's `hf` backend where a task does not say
-_SAMPLING: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 BOOTSTRAPS: Final = 1000
 """Draws for the standard error of a metric that is no mean, such as LAMBADA's perplexity."""
 
@@ -74,6 +71,9 @@ class HarnessModel(LM):  # type: ignore[misc]
     Args:
         seed: of draws, where a task asks for sampling.
         progress: called with (requests answered, of how many).
+
+    Attributes:
+        is_asking: whether the scorer is at work, or has failed.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         self._scorer, self._codes, self._max, self._answers = scorer, codes, max_seq_len, answers
         self._seed, self._progress = seed, progress
         self.told = Told()
+        self.is_asking = False
 
     @property
     def tokenizer_name(self) -> str:
@@ -179,26 +180,21 @@ class HarnessModel(LM):  # type: ignore[misc]
             )
 
     def _sampling(self, request: Instance, number: int) -> tuple[SamplingParams, list[str]]:
-        options: dict[str, Any] = dict(normalize_gen_kwargs(request.args[1], _MAX_NEW_TOKENS))
-        until = [stop for stop in handle_stop_sequences(options.pop("until", None), eos=self._codes.end) if stop]
-        new_tokens, draws = options.pop("max_gen_toks"), options.pop("do_sample")
-        known = {name: options.pop(name) for name in _SAMPLING if options.get(name) is not None}
-        options.pop("max_length", None)
-        if options:
-            raise DataError(
-                f"{_place(request)}: generation has no setting {', '.join(map(str, options))}; take until, "
-                f"max_gen_toks, do_sample, {', '.join(_SAMPLING)}"
-            )
+        place = _place(request)
+        options: dict[str, Any] = dict(normalize_gen_kwargs(check_settings(request.args[1], place), MAX_NEW_TOKENS))
+        until = [stop for stop in handle_stop_sequences(options["until"], eos=self._codes.end) if stop]
+        new_tokens = options["max_gen_toks"]
         if not 0 < new_tokens < self._max:
             raise DataError(
-                f"{_place(request)} generates {new_tokens} tokens, and the model's context has {self._max} "
+                f"{place} generates {new_tokens} tokens, and the model's context has {self._max} "
                 f"(model.max_seq_len); give --gen max_gen_toks=N with N from 1 to {self._max - 1}"
             )
-        settings = {**known, "seed": self._seed + number} if draws else {"temperature": 0.0}
+        known = {name: options[name] for name in SAMPLING if name in options}
+        settings = {**known, "seed": self._seed + number} if options["do_sample"] else {"temperature": 0.0}
         try:
             sampling = SamplingParams(new_tokens, stop_tokens=self._codes.stops, context="stop", **settings)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{_place(request)}: {error}") from error
+        except ValueError as error:
+            raise DataError(f"{place}: {error}") from error
         return sampling, until
 
     def _likelihoods(self, asked: Sequence[Likelihood], owners: Sequence[Instance]) -> list[LikelihoodScore]:
@@ -224,8 +220,10 @@ class HarnessModel(LM):  # type: ignore[misc]
 
         self._progress(done, len(first))
         if open_keys:
+            self.is_asking = True
             try:
                 score([asked[first[key]] for key in open_keys], take)
+                self.is_asking = False
             except NotFiniteError as error:
                 if error.request is None:
                     raise
@@ -297,17 +295,22 @@ def run_tasks(
     chat = chat or ChatOptions()
     check_requests(tasks, codes, max_seq_len, chat)
     model = HarnessModel(scorer, codes, max_seq_len, answers, seed=seed, progress=progress)
-    with offline(), _quiet():
-        found = evaluate(
-            lm=model,
-            task_dict={"tasks": dict(tasks.tasks), "groups": dict(tasks.groups)},
-            limit=tasks.limit,
-            bootstrap_iters=bootstraps,
-            system_instruction=chat.system,
-            apply_chat_template=chat.apply,
-            fewshot_as_multiturn=chat.apply and chat.examples_as_turns,
-            confirm_run_unsafe_code=True,  # `load_tasks` has looked
-        )
+    try:
+        with offline(), quiet():
+            found = evaluate(
+                lm=model,
+                task_dict={"tasks": dict(tasks.tasks), "groups": dict(tasks.groups)},
+                limit=tasks.limit,
+                bootstrap_iters=bootstraps,
+                system_instruction=chat.system,
+                apply_chat_template=chat.apply,
+                fewshot_as_multiturn=chat.apply and chat.examples_as_turns,
+                confirm_run_unsafe_code=True,  # `load_tasks` has looked
+            )
+    except Exception as error:  # code of a task, which may raise anything
+        if model.is_asking or type(error).__module__.startswith("trimaran."):
+            raise
+        raise DataError(f"the answers to {', '.join(tasks.names)} can't be judged: {reason_of(error)}") from error
     assert found is not None
     results: dict[str, Any] = dict(found)
     results["configs"] = plain(results["configs"])
@@ -337,7 +340,7 @@ def check_requests(tasks: TaskSet, codes: TextCodes, max_seq_len: int, chat: Cha
         if not isinstance(task, OfflineTask):
             continue
         try:
-            with offline(), _quiet():
+            with offline(), quiet():
                 task.build_all_requests(
                     limit=get_sample_size(task, tasks.limit),
                     system_instruction=chat.system,
@@ -350,7 +353,7 @@ def check_requests(tasks: TaskSet, codes: TextCodes, max_seq_len: int, chat: Cha
         except (DataError, ChatError):
             raise
         except PROMPT_ERRORS as error:
-            raise DataError(f"task {name}: a prompt can't be made: {type(error).__name__}: {error}") from error
+            raise DataError(f"task {name}: a prompt can't be made: {reason_of(error)}") from error
         model.check(task.instances)
 
 
@@ -366,24 +369,3 @@ class _Nobody:
     def continuations(self, requests: Sequence[Continuation], done: Callable[[int, str], None] = ignore) -> list[str]:
         """Answer nothing."""
         raise AssertionError("prompts alone are made here")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Run lm-eval without its bars on standard error, and its bootstrap without processes of its own."""
-    bars, bootstrap = lm_eval_task.tqdm, lm_eval_metrics.bootstrap_stderr
-    lm_eval_task.tqdm = lambda items, **options: items
-    lm_eval_metrics.bootstrap_stderr = _bootstrap_stderr
-    try:
-        yield
-    finally:
-        lm_eval_task.tqdm, lm_eval_metrics.bootstrap_stderr = bars, bootstrap
-
-
-def _bootstrap_stderr(metric: Callable[[Sequence[Any]], float], items: Sequence[Any], iters: int) -> float:
-    """Return lm-eval's bootstrapped standard error, from the same draws."""
-    size = min(1000, iters)
-    draw = lm_eval_metrics._bootstrap_internal(metric, size)
-    values = [value for number in range(iters // size) for value in draw((number, items))]
-    error: float = lm_eval_metrics.sample_stddev(values)
-    return error

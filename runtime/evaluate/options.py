@@ -1,5 +1,6 @@
 """What is asked of an evaluation, as a record. Imports no torch."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from trimaran.runtime.evaluate.results import TEXT, evaluation_name
 
 SEED = 1234
 """Of the draw of few-shot examples in lm-eval."""
+_MOST_DOCUMENTS = 2**31 - 1
 
 
 class EvaluationOptions(BaseModel):
@@ -50,8 +52,11 @@ class EvaluationOptions(BaseModel):
             "num_fewshot": self.num_fewshot,
             "stride": self.stride,
             "chat": self.chat,
+            "system": None if self.system is None else hashlib.sha256(self.system.encode()).hexdigest()[:8],
+            "gen": "+".join(f"{name}={value}" for name, value in sorted(self.generation.items())) or None,
+            "seed": None if self.seed == SEED else self.seed,
         }
-        return evaluation_name([*([TEXT] if self.texts else []), *self.tasks], step, chosen)
+        return evaluation_name([*(f"{TEXT}-{each.stem}" for each in self.texts), *self.tasks], step, chosen)
 
     def config(self) -> dict[str, Any]:
         """Return the options as lm-eval's `config` has them."""
@@ -67,3 +72,9 @@ class EvaluationOptions(BaseModel):
             "texts": [str(each) for each in self.texts],
             "data": None if self.data is None else str(self.data),
         }
+
+
+def check_limit(limit: float | None) -> None:
+    """Raise ValueError for a limit that is neither a number of documents nor a share of them."""
+    if limit is not None and not (0 < limit < 1 or (1 <= limit <= _MOST_DOCUMENTS and float(limit).is_integer())):
+        raise ValueError(f"--limit ({limit:g}) must be a whole number of documents, or a share of them between 0 and 1")

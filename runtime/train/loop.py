@@ -90,7 +90,9 @@ def train(
         train_context, started_from = load_base(train_context, path)
     elif path is None and spec.checkpoint.init_from:
         started_from = load_initial_weights(train_context, data.tokenizer)
-    tasks = TaskEvaluation(spec.evaluation, train_context, data, store) if spec.evaluation is not None else None
+    tasks = None
+    if spec.evaluation is not None:
+        tasks = TaskEvaluation(spec.evaluation, train_context, data, store, lambda: stop.requested)
     with StepLog(spec, mesh, device, state, path, at_step) as log:
         log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")
         if train_context.optimizer.description:
@@ -133,7 +135,9 @@ def run_steps(
         if evaluated and (due(state.step, spec.train.eval_interval) or state.step == spec.train.num_steps):
             log.evaluation(state, evaluate_losses(train_context, evaluated, held_out.num_losses)[0])
         if tasks is not None and tasks.is_due(state.step):
-            log.scores(state, tasks.scores(state.step, state.tokens_seen), tasks.told)
+            scores = None if stopped else tasks.scores(state.step, state.tokens_seen)
+            log.scores(state, scores, tasks.told)
+            stopped = scores is None
         if due(state.step, spec.checkpoint.interval) or state.step == spec.train.num_steps or stopped:
             log.at_step(state.step, True)
             save_state(train_context, state)
@@ -287,9 +291,14 @@ class StepLog:
         """Log an evaluation."""
         self._do(lambda metrics: metrics.log_evaluation(step=state.step, held_out_loss=held_out_loss))
 
-    def scores(self, state: TrainState, scores: Mapping[str, float | None], told: str) -> None:
-        """Log an evaluation of tasks; `told` belongs beside the scores."""
-        self._do(lambda metrics: metrics.log_scores(step=state.step, scores=scores, told=told))
+    def scores(self, state: TrainState, scores: Mapping[str, float | None] | None, told: str) -> None:
+        """Log an evaluation of tasks, None for one that was left; `told` belongs beside the scores."""
+        if scores is None:
+            self.say(
+                f"step {state.step}: the tasks are not evaluated, for the run was asked to stop; trimaran evaluate"
+            )
+        else:
+            self._do(lambda metrics: metrics.log_scores(step=state.step, scores=scores, told=told))
 
     def say(self, text: str) -> None:
         """Print a line."""

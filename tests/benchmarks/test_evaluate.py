@@ -1,23 +1,61 @@
-"""benchmarks/evaluate.py scores alike on both sides and prints its table; the figures are not tested."""
+"""benchmarks/evaluate.py answers alike on both sides and prints its tables; the figures are not tested."""
 
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "evaluate.py"
 
 
-def test_evaluate_table_has_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmarks_evaluate", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--smoke", "--threads", "1", "--repeats", "1"])
-    module.main()
-    row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
+    return module
+
+
+def rows_of(
+    mode: str, benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *more: str
+) -> list[list[str]]:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), mode, "--smoke", "--threads", "1", "--repeats", "1", *more])
+    assert benchmark.main() == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_every_mode_prints_its_table(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (row,) = rows_of("likelihoods", benchmark, monkeypatch, capsys)
     assert row[:4] == ["smoke", "36", "180", "48"]
     assert all(float(figure) > 0 for figure in row[4:])
+    (row,) = rows_of("generation", benchmark, monkeypatch, capsys)
+    assert row[:4] == ["gsm8k", "3", "3", "4"]
+    assert all(float(figure) >= 0 for figure in row[4:])
+    (row,) = rows_of("in-loop", benchmark, monkeypatch, capsys)
+    assert row[:3] == ["gpt-tiny", "arc_easy", "3"]
+    assert all(float(figure) >= 0 for figure in row[3:])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_layouts_and_every_answer_agree(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of("layouts", benchmark, monkeypatch, capsys, "--layouts", "1", "dp2")
+    assert [row[:4] for row in rows] == [["1", "1", "1", "36"], ["dp2", "2", "1", "36"]]
+    assert all(float(row[-1]) < 1e-4 for row in rows)
+    rows = rows_of("compare", benchmark, monkeypatch, capsys, "--tasks", "arc_easy", "gsm8k", "copa")
+    assert [row[:5] for row in rows] == [
+        ["arc_easy", "1", "auto", "3", "6"],
+        ["gsm8k", "1", "auto", "3", "3"],
+    ]
+    assert all(row[-1] == "yes" for row in rows)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from tests.distributed.test_generate import ROTARY, VOCAB, make
 from trimaran.runtime.evaluate.engine.replica import Engine
-from trimaran.runtime.evaluate.engine.requests import Likelihood, LikelihoodScore
+from trimaran.runtime.evaluate.engine.requests import AskedToStop, Likelihood, LikelihoodScore
 from trimaran.runtime.evaluate.engine.scorer import Scorer, serve
 from trimaran.runtime.evaluate.engine.weights import at_layout, load_stages
 from trimaran.runtime.huggingface.importing import imported_spec
@@ -101,5 +101,32 @@ def score_small(parallel: dict[str, Any], spoil: bool = False) -> list[list[Like
         return ask(engine, requests_of(VOCAB, 24), ["auto"] if spoil else [3, "auto"])
     except NotFiniteError as error:
         return str(error)
+    finally:
+        mesh.close()
+
+
+def stop_on(parallel: dict[str, Any], rank: int, in_step: bool) -> bool:
+    """Whether a request to stop of one rank, after its second look, reaches rank 0, and by the end of serving all."""
+    spec, mesh, stages = make(parallel, {**ROTARY, "max_seq_len": 24})
+    store = dist.distributed_c10d._get_default_store()  # type: ignore[attr-defined]
+    looks = 0
+
+    def stop() -> bool:
+        nonlocal looks
+        looks += mesh.rank == rank
+        return looks > 2
+
+    engine = Engine(stages, mesh, spec, store=store, in_step=in_step, stop=stop)
+    try:
+        if mesh.rank:
+            return serve(engine)
+        scorer = Scorer(engine, 1)
+        try:
+            scorer.likelihoods(requests_of(VOCAB, 24) * 20)
+        except AskedToStop:
+            scorer.close(stopped=True)
+            return True
+        scorer.close()
+        return False
     finally:
         mesh.close()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.evaluate_ranks import BatchSize, requests_of, score_families, score_small
+from tests.distributed.evaluate_ranks import BatchSize, requests_of, score_families, score_small, stop_on
 from tests.distributed.ranks import RankPool
 from tests.distributed.test_generate import ranks_of
 from tests.models.huggingface_models import SMALL_MODELS, VOCAB, in_float64
@@ -90,3 +90,19 @@ def test_logits_that_are_not_finite_name_the_request(parallel: dict[str, Any], r
     assert isinstance(found, str)
     assert "the model's logits for request" in found
     assert "are not finite" in found
+
+
+@pytest.mark.parametrize(
+    ("parallel", "rank", "in_step"),
+    [
+        ({"tp": 2, "pp": 2}, 3, False),
+        ({"pp": 2, "dp": 2}, 0, False),
+        ({"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b", "dp": 2}, 1, False),
+        ({"tp": 2, "dp": 2, "sequence_parallel": True}, 2, True),
+    ],
+    ids=["tp2-pp2", "pp2-dp2", "interleaved-dp2", "in-step"],
+)
+def test_a_request_to_stop_of_any_rank_ends_all(
+    parallel: dict[str, Any], rank: int, in_step: bool, ranks: RankPool
+) -> None:
+    assert ranks.run(stop_on, ranks_of(parallel), parallel, rank, in_step) == [True] * ranks_of(parallel)

@@ -1,5 +1,6 @@
 """Tasks evaluated while a run trains: its curve is bit for bit that without them, their scores are a checkpoint's."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trimaran.launchers.data.prepare_run import prepare_run
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.prepare import prepare_data
 from trimaran.runtime.evaluate.answers import Answers
+from trimaran.runtime.evaluate.engine import replica
 from trimaran.runtime.evaluate.engine.replica import Engine
 from trimaran.runtime.evaluate.engine.scorer import Scorer
 from trimaran.runtime.evaluate.engine.weights import load_stages, open_model
@@ -26,7 +28,7 @@ from trimaran.runtime.spec.describe import describe
 from trimaran.runtime.train.loop import train
 from trimaran.runtime.train.metrics import Row, read_metrics
 from trimaran.runtime.train.signals import StopRequest
-from trimaran.runtime.train.task_evaluation import prepare_tasks
+from trimaran.runtime.train.task_evaluation import TaskEvaluation, prepare_tasks
 from trimaran.runtime.train.train_context import build_mesh_of
 
 CPU = torch.device("cpu")
@@ -78,6 +80,31 @@ def train_both(folder: Path, layout: dict[str, Any], name: str) -> None:
         mesh.close()
 
 
+def train_stopped(folder: Path, layout: dict[str, Any], name: str) -> None:
+    """On every rank: train until the last rank is asked to stop within the evaluation of step 2; then go on."""
+    tasks = {"tasks": ["arc_easy"], "data": str(folder / "sets"), "interval": 2, "limit": 4, "batch_size": 1}
+    for is_stopped in (True, False):
+        spec = spec_of(folder, layout, f"{name}-stopped", evaluation=tasks)
+        mesh, data = build_mesh_of(spec), prepare_data(spec)
+        if mesh.rank == 0:
+            Path(spec.train.output_dir).mkdir(exist_ok=True)
+            data.tokenizer.save(Path(spec.train.output_dir) / "tokenizer.json")
+        store = dist.distributed_c10d._get_default_store()  # type: ignore[attr-defined]
+        with StopRequest() as stop, pytest.MonkeyPatch.context() as patch:
+            real = TaskEvaluation.scores
+
+            def scores(self: TaskEvaluation, step: int, seen: int) -> Any:
+                if is_stopped and mesh.rank == mesh.world_size - 1:  # noqa: B023
+                    stop._remember(signal.SIGTERM, None)
+                return real(self, step, seen)  # noqa: B023
+
+            patch.setattr(TaskEvaluation, "scores", scores)
+            patch.setattr(replica, "_POLL_S", 0.0)  # the evaluation ends sooner than a leader looks
+            state = train(spec, mesh, CPU, data, stop, store=store)
+        assert state.step == (2 if is_stopped else 4)
+        mesh.close()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
@@ -104,6 +131,15 @@ def test_the_curve_stays_bit_for_bit_and_the_scores_are_the_checkpoints(
     assert [row for row in rows if row not in scores] == rows_of(folder / f"{name}-without")
     standalone = scores_of_checkpoint(folder, folder / f"{name}-with")
     assert {name: value for name, value in scores[-1].items() if name != "step"} == pytest.approx(standalone, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_request_to_stop_leaves_an_evaluation_and_saves(name: str, folder: Path, ranks: RankPool) -> None:
+    layout = LAYOUTS[name]
+    ranks.run(train_stopped, ranks_of(layout.get("parallel", {})), folder, layout, name)
+    rows = rows_of(folder / f"{name}-stopped")
+    assert [row["step"] for row in rows if "arc_easy/acc" in row] == [4]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
 
 
 def scores_of_checkpoint(folder: Path, run: Path) -> dict[str, float | None]:

@@ -45,7 +45,10 @@ LATER = [
     "torch.utils.tensorboard",
 ]
 # pyarrow, which lm-eval brings, starts a thread when it is imported, and a fork would lose it.
-STARTING_THREADS = ("trimaran.runtime.evaluate.harness", "trimaran.runtime.evaluate.tasks.offline")
+STARTING_THREADS = tuple(
+    f"trimaran.runtime.evaluate.{name}"
+    for name in ("harness", "quiet", "rehearsal", "tasks.check_config", "tasks.offline")
+)
 STARTS_INTERPRETERS = "trimaran.launchers.tune.worker"
 """A program that commands start and that starts ranks itself."""
 EXEC_FLAGS = {"-P", "-u", "-s", "-B", "-E"}

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from tests.launchers.runs import text_of, trimaran
 from tests.launchers.test_report import Outline
 from tests.runtime.evaluation_files import write_sets
+from tests.runtime.huggingface_folders import llama, saved
 from trimaran.launchers.cli.app import app
 from trimaran.launchers.rendezvous.store import single_process
 from trimaran.launchers.worker.process_group import join_world
@@ -22,6 +23,7 @@ from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.evaluate.engine.requests import Likelihood, LikelihoodScore
 from trimaran.runtime.evaluate.engine.scorer import Scorer
 from trimaran.runtime.evaluate.results import read_evaluation
+from trimaran.runtime.folder_lock import NO_JOB, FolderLock
 from trimaran.runtime.spec import dump_spec, parse_spec
 from trimaran.runtime.train.state import TrainState, save_state
 from trimaran.runtime.train.train_context import build_train_context
@@ -110,7 +112,9 @@ def test_texts_and_tasks_are_shown_and_written(place: Path, evaluate: Callable[.
     assert found.code == 0, found.err
     for words in ("arc_easy", "acc_norm ↑", "bits_per_byte ↓", "exact_match", "--limit 5: 10 of 24 documents"):
         assert words in found.out, words
-    folder = place / "run" / "evaluations" / "text+arc_easy+gsm8k-limit-5-num-fewshot-0-step-20"
+    folder = (
+        place / "run" / "evaluations" / "text-a+text-b+arc_easy+gsm8k-limit-5-num-fewshot-0-gen-max_gen_toks=4-step-20"
+    )
     assert sorted(path.name for path in folder.iterdir()) == ["report.html", "results.json", "samples.jsonl"]
     again = read_evaluation(folder)
     assert again.results["layout"] == {"tp": 1, "pp": 1, "dp": 1}
@@ -138,6 +142,50 @@ def test_every_layout_and_batch_size_gives_the_same_scores(place: Path, evaluate
     assert "bits_per_byte" in ranks.out
 
 
+def test_a_hugging_face_folder_and_tasks_on_several_ranks(place: Path, evaluate: Callable[..., Answer]) -> None:
+    """Likelihoods and texts of four ranks are those of one process."""
+    folder = saved(llama(max_position_embeddings=256), place / "hub" / "model", tokenizer=True)
+    asked = (str(folder), "--tasks", "piqa,gsm8k", "--data", "sets", "--limit", "4", "--num-fewshot", "0")
+    asked = (*asked, "--gen", "max_gen_toks=4", "--samples")
+    alone = evaluate(*asked, "--output", "hub-one")
+    assert alone.code == 0, alone.err
+    ranks = trimaran(place, "evaluate", *asked, "--output", "hub-ranks", "--pp", "2", "--dp", "2")
+    assert ranks.code == 0, ranks.err
+    assert read_evaluation(place / "hub-ranks").results["checkpoint"]["step"] is None
+    one, other = (read_evaluation(place / name).samples for name in ("hub-one", "hub-ranks"))
+    for task in ("piqa", "gsm8k"):
+        for left, right in zip(one[task], other[task], strict=True):
+            if task == "gsm8k":
+                assert left["resps"] == right["resps"]
+                continue
+            pairs = zip(left["resps"], right["resps"], strict=True)
+            assert all(abs(a[0][0] - b[0][0]) < 1e-4 and a[0][1] == b[0][1] for a, b in pairs)
+    assert metrics(place / "hub-one") == metrics(place / "hub-ranks")
+
+
+def test_two_commands_do_not_share_a_folder(place: Path, evaluate: Callable[..., Answer]) -> None:
+    with FolderLock.of_run(place / "busy", "trimaran evaluate", NO_JOB):
+        found = evaluate("run", "--text", "a.txt", "--output", "busy")
+    assert found.code == 2
+    assert "busy is in use: `trimaran evaluate` on host" in found.err
+    assert not (place / "busy").exists()
+
+
+def test_a_file_that_is_in_the_way_and_another_tokenizer_are_told(
+    place: Path, evaluate: Callable[..., Answer], tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "results.json").mkdir(parents=True)
+    found = evaluate("run", "--text", "a.txt", "--output", str(tmp_path / "out"))
+    assert found.code == 2
+    assert "results.json is a folder, in the place of a file of the results; remove it" in found.err
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    (run / "data_manifest.json").write_text(json.dumps({"tokenizer": {"sha256": "0" * 64}}))
+    found = evaluate(str(run), "--text", "a.txt")
+    assert found.code == 2
+    assert "tokenizer.json is not the tokenizer that the run was trained with" in found.err
+
+
 def test_several_models_are_compared_over_the_same_documents(place: Path, evaluate: Callable[..., Answer]) -> None:
     other = "run/checkpoints/step-00000010"
     found = evaluate("run", other, "--tasks", "arc_easy", "--data", "sets", "--output", "compared")
@@ -153,10 +201,10 @@ def test_several_models_are_compared_over_the_same_documents(place: Path, evalua
 def test_checkpoints_are_drawn_over_tokens(place: Path, evaluate: Callable[..., Answer]) -> None:
     found = evaluate("run", "--text", "b.txt", "--checkpoints", "all", "--stride", "100")
     assert found.code == 0, found.err
-    page = Outline((place / "run/evaluations/text-stride-100-step-20/report.html").read_text())
+    page = Outline((place / "run/evaluations/text-b-stride-100-step-20/report.html").read_text())
     assert "Scores of the checkpoints" in page.text
     assert "tokens" in page.text
-    folders = [place / "run" / "evaluations" / f"text-stride-100-step-{step}" for step in (10, 20)]
+    folders = [place / "run" / "evaluations" / f"text-b-stride-100-step-{step}" for step in (10, 20)]
     assert len({metrics(folder)["text"]["bits_per_byte,none"] for folder in folders}) == 2
 
 
@@ -200,6 +248,9 @@ def test_an_interrupted_evaluation_goes_on(
         (("run", "--text", "a.txt", "--batch-size", "0"), "--batch-size (0) must be auto or a whole number"),
         (("run", "--tasks", "piqa", "--data", "sets", "--gen", "x"), "--gen (x) must be NAME=VALUE"),
         (("run", "--tasks", "arc_esay", "--data", "sets"), "arc_easy"),
+        (("run", "--tasks", "piqa", "--data", "sets", "--limit", "nan"), "--limit (nan) must be a whole number of"),
+        (("run", "--tasks", "piqa", "--data", "sets", "--gen", "top_k=3"), "--gen is for tasks whose answers are"),
+        (("run", "--text", "a.txt", "--checkpoints", ","), "--checkpoints (,) must be all, or steps with commas"),
         (("run", "--tasks", "piqa", "--data", "none"), "none"),
         (("run", "--tasks", "piqa", "--data", "sets", "--apply-chat-template"), "has no chat template"),
         (("run", "--text", "a.txt", "--tp", "3"), "tp (3)"),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from trimaran.models.transformer import Stage
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
+from trimaran.runtime.evaluate.engine.budget import Budget
 from trimaran.runtime.evaluate.engine.requests import Continuation
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
@@ -12,17 +13,14 @@ from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.pipeline.schedule import Placement
 from trimaran.runtime.spec import RunSpec
 
-_MOST_TOGETHER = 32
-
 
 def divide_continuations(
-    requests: Sequence[Continuation], most: int | None, cache_tokens: int, max_seq_len: int
+    requests: Sequence[Continuation], most: int | None, budget: Budget, max_seq_len: int
 ) -> list[list[int]]:
     """Return the numbers of all requests in batches of the same sampling and similar lengths, the longest first.
 
     Args:
-        most: requests of a batch; None: up to 32, as far as the key-value cache allows.
-        cache_tokens: tokens that the key-value cache of a batch may hold where `most` is None.
+        most: requests of a batch; None for as many as the budget allows.
     """
     by_sampling: dict[SamplingParams, list[int]] = {}
     for number, request in enumerate(requests):
@@ -32,7 +30,7 @@ def divide_continuations(
         numbers.sort(key=lambda number: -len(requests[number].context))
         while numbers:
             longest = min(max_seq_len, len(requests[numbers[0]].context) + sampling.max_new_tokens)
-            size = most or max(1, min(_MOST_TOGETHER, cache_tokens // longest))
+            size = most or max(1, min(budget.together, budget.cache_tokens // longest))
             divided.append((longest * min(size, len(numbers)), numbers[:size]))
             del numbers[:size]
     return [numbers for _, numbers in sorted(divided, key=lambda each: -each[0])]

@@ -1,9 +1,13 @@
 """What every rank of a dp replica does in an evaluation: take jobs, and pass their batches through its stages."""
 
 import json
+import math
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -13,6 +17,7 @@ from trimaran.models.parallel.group import all_reduce
 from trimaran.models.transformer import Stage
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.evaluate.engine.batches import LikelihoodBatch, Limits, batches
+from trimaran.runtime.evaluate.engine.budget import measured_budget
 from trimaran.runtime.evaluate.engine.continue_text import continue_texts
 from trimaran.runtime.evaluate.engine.exchange import Board, score_of
 from trimaran.runtime.evaluate.engine.requests import Continuation, Likelihood, LikelihoodScore
@@ -25,7 +30,8 @@ from trimaran.runtime.pipeline.schedule import Placement, round_robin
 from trimaran.runtime.spec import RunSpec
 
 _MANY = 1 << 32  # more requests than a job has
-_IN_FLIGHT = 2  # jobs whose numbers a rank has sent and not waited for
+_IN_FLIGHT = 2  # numbers that a rank has sent and not waited for
+_POLL_S = 0.05  # between two looks whether another rank was asked to stop
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +44,8 @@ class Engine:
         placement: stage -> pipeline rank; by default the stages go round the ranks.
         in_step: whether the dp replicas must pass through the layers together (experts spread over ep, parameters
             shared out by ZeRO): then all of them compute the same.
+        stop: whether this rank was asked to stop; given on all ranks or on none. The requests are left between two
+            batches then, and the scorer raises AskedToStop.
     """
 
     stages: dict[int, Stage]
@@ -47,6 +55,7 @@ class Engine:
     store: Store | None = None
     placement: Placement | None = None
     in_step: bool = False
+    stop: Callable[[], bool] | None = None
 
     @property
     def stage_ranks(self) -> Placement:
@@ -95,6 +104,7 @@ class Replica:
 
     Attributes:
         board: None for a single rank.
+        budget: of the ranks' memory, measured anew for each replica.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -105,6 +115,8 @@ class Replica:
             names = engine.mesh.gather_text(secrets.token_hex(8) if engine.mesh.rank == 0 else "")
             self.board = Board(engine.store, names[0])
         mesh = engine.mesh
+        self.budget = measured_budget(engine.stages, mesh, engine.spec.transformer)
+        self._looked = -math.inf
         self._is_leader = mesh.pp.rank == 0 and mesh.tp.rank == 0
         self._reports = mesh.tp.rank == 0 and not (engine.in_step and mesh.dp.rank > 0)
 
@@ -123,29 +135,42 @@ class Replica:
         else:
             self._continuations(call, fetch, answer, meanwhile)
 
-    def _jobs(self, call: Call) -> Iterator[int]:
-        """Return the numbers of this replica's jobs: its leader takes one, and each stage tells the next."""
-        mesh, ring, taken = self.engine.mesh, Ring(self.engine.mesh), 0
-        device = next(iter(self.engine.stages.values())).context.device
-        while True:
-            if mesh.pp.rank == 0:
-                number = torch.tensor([self._take(call, taken) if self._is_leader else 0], device=device)
-                all_reduce(number, mesh.tp)
-            else:
-                number = ring.receive(torch.empty(1, dtype=torch.int64, device=device), ring.previous)
-            if mesh.pp.rank < mesh.pp.size - 1:
-                ring.send(number, ring.next, taken)
-                ring.settle(taken - _IN_FLIGHT)
-            found = int(number)
-            if found >= call.num_jobs:
-                ring.finish()
-                return
-            yield found
-            taken += 1
+    def must_stop(self, call: Call) -> bool:
+        """Whether any rank was asked to stop, as far as this one knows; it tells the others of itself."""
+        if self.engine.stop is None:
+            return False
+        name = call.name("stop")
+        if self.engine.stop():
+            if self.board is not None:
+                self.board.put(name, b"1")
+            return True
+        if self.board is None or time.monotonic() - self._looked < _POLL_S:
+            return False
+        self._looked = time.monotonic()
+        return self.board.find(name) is not None
 
-    def _take(self, call: Call, taken: int) -> int:
-        """Return the next job that no replica has taken."""
+    def _jobs(self, call: Call, leader: "_Leader") -> Iterator[int]:
+        """Return the numbers of this replica's jobs: its leader takes one, and each stage tells the next."""
+        for taken in count():
+            stops = self.must_stop(call)  # on every rank, which tells the others
+            found = leader.tell(partial(self._take, call, taken, stops))
+            if found >= call.num_jobs:
+                break
+            yield found
+        leader.finish()
+
+    def _take(self, call: Call, taken: int, stops: bool) -> int:
+        """Return the next job that no replica has taken; one too many where the call is left."""
+        if stops:
+            return call.num_jobs
         return taken if self.board is None or self.engine.in_step else self.board.count(call.name("next"))
+
+    def _goes_on(self, call: Call, leader: "_Leader") -> bool:
+        """Whether this replica computes the next batch of a job; the same on all of its ranks."""
+        if self.engine.stop is None:
+            return True
+        stops = self.must_stop(call)
+        return leader.tell(lambda: int(not stops)) == 1
 
     def _likelihoods(
         self,
@@ -158,14 +183,17 @@ class Replica:
         limits = Limits(call.tokens, call.sequences, longest_shared=longest_shared(config))
         reports = self._reports and self.engine.spec.num_stages - 1 in self.engine.stages
         waiting: dict[tuple[int, int], _Parts] = {}
+        leader = _Leader(self.engine)
 
         def stream() -> Iterator[LikelihoodBatch]:
-            for job in self._jobs(call):
+            for job in self._jobs(call, leader):
                 requests = fetch(job)
                 if reports:
                     for number, request in enumerate(requests):
                         waiting[job, number] = _Parts(len(request.continuation))
-                for batch in batches(requests, limits, first=job * _MANY):
+                for number, batch in enumerate(batches(requests, limits, first=job * _MANY)):
+                    if number and not self._goes_on(call, leader):
+                        return
                     yield batch
                     meanwhile()
 
@@ -178,13 +206,14 @@ class Replica:
                     answer(*key, waiting.pop(key).score())
 
         score(self.engine.stages, self.engine.mesh, self.engine.stage_ranks, stream(), take)
+        leader.finish()
 
     def _continuations(
         self, call: Call, fetch: Callable[[int], Sequence[Numbered]], answer: Answer, meanwhile: Callable[[], None]
     ) -> None:
         engine = self.engine
         assert engine.tokenizer is not None, "texts are continued with a tokenizer"
-        for job in self._jobs(call):
+        for job in self._jobs(call, _Leader(engine)):
             requests = fetch(job)
             arguments = [each.request for each in requests], [each.number for each in requests]
             try:
@@ -197,6 +226,40 @@ class Replica:
                 for number, text in enumerate(found):
                     answer(job, number, text)
             meanwhile()
+
+
+class _Leader:
+    """Numbers that the leader of a replica tells its other ranks, ahead of the hidden states."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._mesh, self._ring, self._told = engine.mesh, Ring(engine.mesh), 0
+        self._in_step = engine.in_step
+        self._device = next(iter(engine.stages.values())).context.device
+
+    def tell(self, number: Callable[[], int]) -> int:
+        """Return the leader's number, which it alone computes, on every rank of the replica.
+
+        Collective over the pipeline and the tp group; of replicas in step over dp too, and the first one's leader has
+        the word.
+        """
+        mesh, ring = self._mesh, self._ring
+        if mesh.pp.rank == 0:
+            has_the_word = mesh.tp.rank == 0 and not (self._in_step and mesh.dp.rank)
+            found = torch.tensor([number() if has_the_word else 0], device=self._device)
+            all_reduce(found, mesh.tp)
+            if self._in_step:
+                all_reduce(found, mesh.dp)
+        else:
+            found = ring.receive(torch.empty(1, dtype=torch.int64, device=self._device), ring.previous)
+        if mesh.pp.rank < mesh.pp.size - 1:
+            ring.send(found, ring.next, self._told)
+            ring.settle(self._told - _IN_FLIGHT)
+        self._told += 1
+        return int(found)
+
+    def finish(self) -> None:
+        """Wait until everything that was sent has arrived."""
+        self._ring.finish()
 
 
 class _Parts:

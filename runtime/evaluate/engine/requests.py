@@ -49,6 +49,10 @@ class Continuation:
     sampling: SamplingParams
 
 
+class AskedToStop(Exception):
+    """A rank was asked to stop, and the requests are not all answered."""
+
+
 def ignore(index: int, result: object) -> None:
     """The default `done`."""
 

@@ -13,8 +13,6 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import torch
-
 from trimaran.models.config import TransformerConfig
 from trimaran.runtime.evaluate.engine.batches import divide
 from trimaran.runtime.evaluate.engine.continue_text import divide_continuations
@@ -32,12 +30,10 @@ from trimaran.runtime.evaluate.engine.replica import (
     decode_continuations,
     encode_continuations,
 )
-from trimaran.runtime.evaluate.engine.requests import Continuation, Likelihood, LikelihoodScore, ignore
+from trimaran.runtime.evaluate.engine.requests import AskedToStop, Continuation, Likelihood, LikelihoodScore, ignore
 from trimaran.runtime.evaluate.engine.score import check_causal
 from trimaran.runtime.infer.sample_group import NotFiniteError
 
-_CPU_TOKENS, _GPU_TOKENS = 4096, 16384  # of a batch: a longer one is hardly faster
-_CPU_CACHE_BYTES, _GPU_CACHE_BYTES = 1 << 30, 8 << 30  # of the key-value cache of texts that are continued together
 _JOBS_PER_REPLICA = 8  # so that the last replica to finish is not far behind
 _JOB_TOKENS = 1 << 16  # about the longest job
 _POLL_S = 0.05  # between two looks for answers while rank 0 computes
@@ -49,7 +45,7 @@ class Scorer:
     To make one is collective over the world: the other ranks call `serve`.
 
     Args:
-        batch_size: most different sequences of a batch; "auto": as many as its budget of tokens allows.
+        batch_size: most different sequences of a batch; "auto": as many as the free memory has room for.
 
     Raises:
         ValueError: the model is not causal, or the batch size is not positive.
@@ -81,6 +77,7 @@ class Scorer:
         Raises:
             ValueError: a request is empty, too long or outside the vocabulary.
             NotFiniteError: the logits are not finite; names the request.
+            AskedToStop: a rank was asked to stop (Engine.stop).
         """
         most = self._engine.spec.transformer.max_seq_len + 1
         for number, request in enumerate(requests):
@@ -91,8 +88,7 @@ class Scorer:
         length = sum(len(each.context) + len(each.continuation) for each in requests)
         parts = divide(requests, self._num_parts(length))
         jobs = [[requests[number] for number in part] for part in parts]
-        tokens = _CPU_TOKENS if self._device.type == "cpu" else _GPU_TOKENS
-        call = self._call("likelihoods", len(jobs), tokens)
+        call = self._call("likelihoods", len(jobs), self._replica.budget.tokens)
         return self._run(call, jobs, parts, encode_likelihoods, decode_scores, done)
 
     def continuations(self, requests: Sequence[Continuation], done: Callable[[int, str], None] = ignore) -> list[str]:
@@ -101,33 +97,21 @@ class Scorer:
         Raises:
             ValueError: a context is empty, too long or outside the vocabulary.
             NotFiniteError: the logits are not finite; names the request.
+            AskedToStop: a rank was asked to stop (Engine.stop).
         """
         config = self._engine.spec.transformer
         for number, request in enumerate(requests):
             _check(number, request.context, "context", config.max_seq_len, config)
-        parts = divide_continuations(requests, self._most, self._cache_tokens, config.max_seq_len)
+        parts = divide_continuations(requests, self._most, self._replica.budget, config.max_seq_len)
         jobs = [[Numbered(number, requests[number]) for number in part] for part in parts]
         call = self._call("continuations", len(jobs), 1)
         return self._run(call, jobs, parts, encode_continuations, lambda data, _: _decode_texts(data), done)
 
-    def close(self) -> None:
-        """Let the other ranks leave `serve`."""
+    def close(self, *, stopped: bool = False) -> None:
+        """Let the other ranks leave `serve`, which returns `stopped` there."""
         if self._replica.board is not None and self._num_calls >= 0:
-            self._announce(self._call("close", 0, 1))
+            self._announce(self._call("close", int(stopped), 1))
         self._num_calls = -1
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self._engine.stages.values())).context.device
-
-    @property
-    def _cache_tokens(self) -> int:
-        """Tokens that fit the key-value cache of a batch of continuations."""
-        spec, mesh = self._engine.spec, self._engine.mesh
-        config, limit = spec.transformer, _CPU_CACHE_BYTES if self._device.type == "cpu" else _GPU_CACHE_BYTES
-        heads, layers = -(-config.num_kv_heads // mesh.tp.size), -(-config.num_layers // mesh.pp.size)
-        itemsize = next(iter(self._engine.stages.values())).context.dtype.itemsize
-        return max(1, limit // (2 * layers * heads * config.head_dim * itemsize))
 
     def _num_parts(self, num_tokens: int) -> int:
         """Return into how many jobs a call of likelihoods is divided."""
@@ -179,7 +163,7 @@ class Scorer:
             self._announce(call)
         self._num_calls += 1
         self._replica.run(call, jobs.__getitem__, accept, look)
-        while collected.missing and collected.failed is None:
+        while collected.missing and collected.failed is None and not self._replica.must_stop(call):
             time.sleep(_POLL_S / 10)
             looked = 0.0
             look()
@@ -188,6 +172,9 @@ class Scorer:
         if board is not None:
             while board.count(call.name("left"), 0) < self._engine.mesh.world_size - 1:
                 time.sleep(_POLL_S / 10)
+        if collected.missing:
+            raise AskedToStop
+        if board is not None:
             board.remove([call.name(what, job) for what in ("job", "answer") for job in range(call.num_jobs)])
         return collected.in_order()
 
@@ -240,8 +227,10 @@ class _Collected:
         return [self._answers[number] for number in range(len(self._answers))]
 
 
-def serve(engine: Engine) -> None:
-    """Answer rank 0's scorer on every other rank, until it is closed. Collective over the world.
+def serve(engine: Engine) -> bool:
+    """Answer rank 0's scorer on every other rank, until it is closed; return whether a rank was asked to stop.
+
+    Collective over the world.
 
     Between two calls a rank waits as long as rank 0 lives.
     """
@@ -254,6 +243,7 @@ def serve(engine: Engine) -> None:
         replica.run(call, kept.fetch, kept.answer, lambda: None)
         board.count(call.name("left"))  # rank 0 may remove the jobs
         number += 1
+    return call.num_jobs > 0
 
 
 class _Kept:

@@ -12,7 +12,9 @@ from trimaran.models.transformer import Stage
 from trimaran.runtime.adapters.merged import open_whole
 from trimaran.runtime.checkpoint.folder import newest_checkpoint, step_folder, step_of
 from trimaran.runtime.checkpoint.reshard import Checkpoint
+from trimaran.runtime.data.files import hash_file
 from trimaran.runtime.evaluate.engine.score import check_causal
+from trimaran.runtime.files import read_json
 from trimaran.runtime.huggingface.importing import imported_spec
 from trimaran.runtime.huggingface.plan import Plan, make_plan
 from trimaran.runtime.huggingface.source import ModelFolder
@@ -73,6 +75,7 @@ def open_model(
         spec, step = spec_of(checkpoint), checkpoint.step
         check_causal(spec.transformer)
         text = RunText.open(origin.parent.parent)
+        _check_tokenizer(text.folder)
     vocab_size = spec.transformer.vocab_size
     if text.tokenizer.vocab_size > vocab_size:
         raise ValueError(
@@ -131,6 +134,21 @@ def _checkpoint(path: Path, step: int | None) -> Path:
             "made, a checkpoint, or a Hugging Face folder"
         )
     return found
+
+
+def _check_tokenizer(run: Path) -> None:
+    """Raise ValueError where a run's tokenizer is not the one that it was trained with, as far as its files tell."""
+    manifest, path = run / "data_manifest.json", run / "tokenizer.json"
+    if not manifest.is_file():
+        return
+    try:
+        wanted = read_json(manifest)["tokenizer"]["sha256"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{manifest} does not name the run's tokenizer ({error!r}); copy the run again") from error
+    if hash_file(path) != wanted:
+        raise ValueError(
+            f"{path} is not the tokenizer that the run was trained with, whose sha256 {manifest.name} has; put it back"
+        )
 
 
 def _text_of_huggingface(path: Path) -> RunText:

@@ -108,10 +108,7 @@ def means_of(names: Iterable[str], results: Mapping[str, Mapping[str, Any]]) -> 
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return the end of a sentence on an unknown name: the nearest ones."""
-    close = difflib.get_close_matches(name, [*dict.fromkeys((*SHIPPED, *ALIASES, *MEANS)), *names], n=4)
-    shown = (
-        f"did you mean {' or '.join(dict.fromkeys(close))}?"
-        if close
-        else f"the tasks that come along are {', '.join(SHIPPED)}"
-    )
+    known = list(dict.fromkeys((*SHIPPED, *ALIASES, *MEANS, *names)))
+    close = difflib.get_close_matches(name.lower(), known, n=4)
+    shown = f"did you mean {' or '.join(close)}?" if close else f"the tasks that come along are {', '.join(SHIPPED)}."
     return f"{shown} A task of your own is a file: --tasks NAME.yaml"

@@ -10,10 +10,9 @@ from typing import Any
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate.datasets import Library
+from trimaran.runtime.evaluate.generation import with_options
+from trimaran.runtime.evaluate.options import SEED, check_limit
 from trimaran.runtime.evaluate.tasks.catalog import ALIASES, MEANS, shots_of
-
-SEED = 1234
-"""lm-eval's own seed of the draw of few-shot examples."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,10 @@ def load_tasks(
     require_extra("lm_eval", extra="evaluate")
     if not names:
         raise DataError("no task is named; give --tasks, such as --tasks arc_easy,hellaswag")
-    if limit is not None and not (0 < limit < 1 or (limit >= 1 and float(limit).is_integer())):
-        raise DataError(f"limit ({limit}) must be a whole number of documents, or a share of them between 0 and 1")
+    check_limit(limit)
     if num_fewshot is not None and num_fewshot < 0:
         raise DataError(f"num_fewshot ({num_fewshot}) must not be negative")
+    from trimaran.runtime.evaluate.rehearsal import rehearse
     from trimaran.runtime.evaluate.tasks.offline import Builder
 
     builder = Builder(Library(data), allow_code=allow_code)
@@ -102,6 +101,11 @@ def load_tasks(
         if getattr(task, "UNSAFE_CODE", False) and not allow_code:
             raise DataError(f"{name} runs code that the model writes; give --allow-code where that may do no harm")
         _settle(name, task, num_fewshot, generation)
+    if generation and not any(task.get_config("output_type") == "generate_until" for task in tasks.values()):
+        raise DataError(
+            f"--gen is for tasks whose answers are generated, and {', '.join(names)} has none; leave it out"
+        )
+    rehearse(tasks, seed)
     return TaskSet(tuple(names), tasks, groups, limit, seed)
 
 
@@ -118,6 +122,12 @@ def _add(built: Sequence[Any], tasks: dict[str, Any], groups: dict[str, Any]) ->
 
 
 def _check_same(known: Any, task: Any) -> None:
+    sources = [str((each.get_config("metadata") or {}).get("config_source")) for each in (known, task)]
+    if sources[0] != sources[1]:
+        raise DataError(
+            f"two tasks have the name {task.task_name}: those of {sources[0]} and {sources[1]}; name one otherwise, in "
+            "its line task:"
+        )
     if known.get_config("num_fewshot") != task.get_config("num_fewshot"):
         raise DataError(
             f"the task {task.task_name} is asked for twice, with different numbers of examples; ask for one"
@@ -130,7 +140,8 @@ def _settle(name: str, task: Any, num_fewshot: int | None, generation: Mapping[s
     shots = own if num_fewshot is None or own == 0 else num_fewshot
     task.set_config(key="num_fewshot", value=shots or 0)
     if generation and task.get_config("output_type") == "generate_until":
-        task.set_config(key="generation_kwargs", value=dict(generation), update=True)
+        settings = with_options(task.get_config("generation_kwargs"), generation, name)
+        task.set_config(key="generation_kwargs", value=settings)
     if shots:
         _check_shots(name, task, shots)
 
@@ -144,7 +155,9 @@ def _check_shots(name: str, task: Any, shots: int) -> None:
     pool = getattr(getattr(task, "sampler", None), "df", None)
     if pool is None:
         return
-    is_own = task.fewshot_cfg.split is not None and task.fewshot_cfg.split == task.config.test_split
+    asked = task.config.test_split or task.config.validation_split
+    own = task.fewshot_cfg.split or task.config.training_split or task.config.validation_split or task.config.test_split
+    is_own = own == asked and not (task.fewshot_cfg.split is None and task.fewshot_cfg.samples)
     if len(pool) < shots + is_own:
         raise DataError(
             f"{name} begins with {shots} examples, and there are {len(pool)} to draw from; give --num-fewshot "

@@ -12,9 +12,9 @@ from typing import Any, Final
 import datasets
 import huggingface_hub.constants
 import jinja2
+import jinja2.sandbox
 import lm_eval.tasks
 from lm_eval.api.group import Group
-from lm_eval.api.registry import filter_registry, metric_registry
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
@@ -26,19 +26,14 @@ from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.records import read_content, read_records
 from trimaran.runtime.evaluate.datasets import EvaluationSet, Library, Split, set_of_hub
 from trimaran.runtime.evaluate.tasks.catalog import FOLDERS, nearest
+from trimaran.runtime.evaluate.tasks.check_config import TEMPLATES, check_config
 from trimaran.runtime.evaluate.tasks.own_yaml import check_task_file
 
 TASKS: Final = Path(lm_eval.tasks.__file__).parent
+_BESIDE: Final = "group_source"
+"""Where the metadata of a task that the file of its group defines has that file."""
 _MOST_TEMPLATES: Final = 512
 _FILE_KINDS: Final = ("json", "csv", "parquet")
-_TEMPLATES: Final = (
-    "doc_to_text",
-    "doc_to_target",
-    "doc_to_choice",
-    "description",
-    "gen_prefix",
-    "doc_to_decontamination_query",
-)
 PROMPT_ERRORS: Final = (
     ArithmeticError,
     AssertionError,
@@ -70,14 +65,15 @@ def offline() -> Iterator[None]:
     )
     before = [getattr(module, name) for module, name in constants]
     has_bars = datasets.is_progress_bar_enabled()
-    compile_template = templates.from_string  # lm-eval compiles a template anew for each field of each document
+    compile_template = templates.from_string
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]
     try:
         for module, name in constants:
             setattr(module, name, True)
         datasets.disable_progress_bars()
-        templates.from_string = lru_cache(_MOST_TEMPLATES)(compile_template)
+        # lm-eval compiles a template anew for each field of each document, and lets it reach all of Python.
+        templates.from_string = lru_cache(_MOST_TEMPLATES)(_sandbox().from_string)
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         yield
@@ -89,6 +85,15 @@ def offline() -> Iterator[None]:
             datasets.enable_progress_bars()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _sandbox() -> jinja2.Environment:
+    """Return lm-eval's environment of templates with no way from a template to code: a task's file may be anybody's."""
+    found = jinja2.sandbox.SandboxedEnvironment(
+        loader=templates.loader, undefined=templates.undefined, keep_trailing_newline=templates.keep_trailing_newline
+    )
+    found.filters |= templates.filters
+    return found
 
 
 class OfflineTask(ConfigurableTask):  # type: ignore[misc]
@@ -215,12 +220,18 @@ class OfflineTask(ConfigurableTask):  # type: ignore[misc]
             if not records:
                 raise DataError(f"{self.config.task}: {paths} has no record")
             found[split] = datasets.Dataset.from_list(records)
+        for name in ("training_split", "validation_split", "test_split", "fewshot_split"):
+            split = getattr(self.config, name)
+            if split is not None and split not in found:
+                has = ", ".join(found)
+                raise DataError(f"{self.config.task}: {name} ({split}) is no split of data_files, which has {has}")
         self._own = tuple(self.files)
         return datasets.DatasetDict(found)
 
     def _path_of(self, name: str) -> Path:
         """Return a file that a task names: beside its YAML, in the folder of the data, or from where we stand."""
-        source = Path((self.config.metadata or {}).get("config_source", ""))
+        metadata = self.config.metadata or {}
+        source = Path(metadata.get(_BESIDE, metadata.get("config_source", "")))
         folders = [source.parent, *([self.library.folder] if self.library.folder else []), Path()]
         return next((path for folder in folders if (path := folder / name).is_file()), folders[0] / name)
 
@@ -238,12 +249,18 @@ class OfflineTask(ConfigurableTask):  # type: ignore[misc]
         )
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the kind and the message of an error that a task's configuration or code has raised, on one line."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _fields_of(config: Any) -> set[str]:
     """Return the fields of a document that the templates of a task read."""
     from jinja2 import meta
 
     found = set[str]()
-    for name in _TEMPLATES:
+    for name in TEMPLATES:
         text = getattr(config, name)
         if isinstance(text, str) and text:
             found |= meta.find_undeclared_variables(templates.parse(text))
@@ -271,60 +288,9 @@ class _Factory(TaskFactory):  # type: ignore[misc]
         except DataError:
             raise
         except PROMPT_ERRORS as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise DataError(f"the task {name} ({entry.yaml_path}) can't be built: {reason}") from error
-
-
-def check_config(config: Mapping[str, Any]) -> None:
-    """Raise DataError where a template or regex of a task does not compile, or a metric or filter is unknown."""
-    name = config["task"]
-    records = [("", config)]
-    if isinstance(config.get("fewshot_config"), dict):
-        records.append(("fewshot_config.", config["fewshot_config"]))
-    for prefix, record in records:
-        for key in _TEMPLATES:
-            if isinstance(record.get(key), str):
-                try:
-                    templates.from_string(record[key])
-                except jinja2.TemplateSyntaxError as error:
-                    raise DataError(
-                        f"the task {name}: the template {prefix}{key} is wrong at line {error.lineno}: {error.message}"
-                    ) from error
-    for metric in config.get("metric_list") or ():
-        known = metric.get("metric") if isinstance(metric, dict) else None
-        if isinstance(known, str) and (
-            metric.get("hf_evaluate") or (known not in metric_registry and not config.get("process_results"))
-        ):
-            raise DataError(
-                f"the task {name}: the metric {known} is none of lm-eval's own, and nothing is downloaded; take one of "
-                f"{', '.join(sorted(metric_registry.keys()))}"
-            )
-        for pattern in metric.get("regexes_to_ignore") or ():
-            _check_regex(name, "metric_list.regexes_to_ignore", pattern)
-    for each in config.get("filter_list") or ():
-        for step in each["filter"]:
-            _check_filter(name, each.get("name"), step)
-
-
-def _check_filter(task: str, name: str, step: Mapping[str, Any]) -> None:
-    options = {key: value for key, value in step.items() if key != "function"}
-    if step.get("function") not in filter_registry:
-        known = ", ".join(sorted(filter_registry.keys()))
-        raise DataError(f"the task {task}: the filter {name} has no function {step.get('function')!r}; take {known}")
-    for key, value in options.items():
-        if "regex" in key:
-            _check_regex(task, f"filter_list.{name}.{key}", value)
-    try:
-        filter_registry.get(step["function"])(**options)
-    except TypeError as error:
-        raise DataError(f"the task {task}: the filter {name}, {step['function']}: {error}") from error
-
-
-def _check_regex(task: str, place: str, pattern: object) -> None:
-    try:
-        re.compile(str(pattern))
-    except re.error as error:
-        raise DataError(f"the task {task}: the regex {place} ({pattern}) does not compile: {error}") from error
+            hint = "; of its first document, doc_to_target must be one of doc_to_choice, none of which may be empty"
+            hint = hint if isinstance(error, IndexError) and config.get("output_type") == "multiple_choice" else ""
+            raise DataError(f"the task {name} ({entry.yaml_path}) can't be built: {reason_of(error)}{hint}") from error
 
 
 class Builder:
@@ -343,11 +309,22 @@ class Builder:
         """Return the task or group of a name or .yaml file, or the tasks of a tag.
 
         Raises:
-            DataError: the name is unknown, the data are missing, or the configuration is wrong.
+            DataError: the name is unknown, the data or a package are missing, or the configuration is wrong.
         """
-        with offline():
-            entry = self._entry(name)
-            built = self._factory.build(entry, overrides=overrides, registry=self._index)
+        try:
+            with offline():
+                entry = self._entry(name)
+                built = self._factory.build(entry, overrides=overrides, registry=self._index)
+        except DataError:
+            raise
+        except ImportError as error:
+            if error.name is None:
+                raise DataError(f"the task {name} can't be built: {reason_of(error)}") from error
+            raise DataError(
+                f"the task {name} needs the package {error.name}; install it, or leave the task out"
+            ) from error
+        except Exception as error:  # code of a task, which may raise anything
+            raise DataError(f"the task {name} can't be built, and nothing is downloaded: {reason_of(error)}") from error
         return built if isinstance(built, list) else [built]
 
     def _entry(self, name: str) -> Entry:
@@ -375,10 +352,27 @@ class Builder:
         if not isinstance(name, str):
             raise DataError(f"the task file {path} has no name; write task: NAME")
         kind = Kind.GROUP if "group" in config else Kind.PY_TASK if "class" in config else Kind.TASK
+        if kind is Kind.GROUP and not config.get("task"):
+            raise DataError(f"the group {name} ({path}) has no task; name those that it consists of in its line task:")
+        for inner in _inline(config) if kind is Kind.GROUP else ():
+            beside = {**inner, "metadata": {_BESIDE: str(path)}}
+            self._index.setdefault(inner["task"], Entry(inner["task"], Kind.TASK, None, beside))
         for member in _members(config) if kind is Kind.GROUP else ():
+            if member == name:
+                raise DataError(f"the group {name} ({path}) has itself among its tasks; take it out of its line task:")
             if member not in self._index:
                 self._index[member] = self._entry(member)
         return Entry(name, kind, path.resolve(), config)
+
+
+def _inline(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the tasks that the file of a group defines itself."""
+    listed = config.get("task")
+    for each in listed if isinstance(listed, list) else ():
+        if isinstance(each, dict) and "group" in each:
+            yield from _inline(each)
+        elif isinstance(each, dict) and isinstance(each.get("task"), str) and "dataset_path" in each:
+            yield each
 
 
 def _members(config: Mapping[str, Any]) -> Iterator[str]:
