@@ -1,5 +1,6 @@
 """`trimaran tune`: search over fields of the spec; what a study has found so far. Imports no numpy by itself."""
 
+import difflib
 import math
 import os
 import shlex
@@ -12,10 +13,9 @@ from typer.core import TyperGroup
 
 from trimaran.launchers.cli.console import errors_as_sentences, path
 from trimaran.launchers.terminal import new_table, print_table, say, writing_output
-from trimaran.launchers.tune.table import best_trials, notes_of, shown, summary_of, table_of
+from trimaran.launchers.tune.table import notes_of, summary_of, table_of
 from trimaran.models.fields import counted
-from trimaran.runtime.spec import SpecError
-from trimaran.runtime.tune.space import rule_of
+from trimaran.runtime.tune.outcome import best_trials, shown
 from trimaran.runtime.tune.study import STUDY, Found, Study, Trial
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ class _WithFile(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the name of the command before a file; typer calls this."""
         if args and args[0] not in self.commands and args[0] != "--help":
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            if near and not Path(args[0]).exists():
+                ctx.fail(f"No such command or file {args[0]!r}; did you mean {near[0]}?")
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -58,9 +61,9 @@ def run(
     ] = False,
 ) -> None:
     """Run the trials of a search; the same command goes on where it was interrupted."""
-    from trimaran.runtime.tune.plan import Plan
-
     with errors_as_sentences():
+        from trimaran.runtime.tune.plan import Plan
+
         plan = Plan.load(tune_path)
         study = Study(Path(plan.tune.output_dir), os.environ)
         if (launcher or plan.first_spec().launcher.kind) == "slurm":
@@ -92,6 +95,7 @@ def _run_on_slurm(plan: "Plan", study: Study, *, dry_run: bool) -> None:
 def _begin(plan: "Plan", study: Study) -> None:
     for change in study.begin(plan.tune, plan.base, plan.holds):
         say(f"changed since the last start: {change}")
+    plan.check(study.read().trials)
 
 
 @tune.command()
@@ -107,9 +111,9 @@ def status(folder: StudyFolder) -> None:
 @tune.command()
 def best(folder: StudyFolder) -> None:
     """Print the best trial of a search, of two objectives those that none beats in both, and of a ladder its target."""
-    from trimaran.runtime.tune.plan import Plan
-
     with errors_as_sentences():
+        from trimaran.runtime.tune.plan import Plan
+
         found = _read(folder)
         _conclude(Plan.of_study(found), folder, found)
 
@@ -121,9 +125,9 @@ def _conclude(plan: "Plan", folder: Path, found: Found) -> None:
 
     if not best_trials(found.tune.objective, found.trials):
         raise ValueError(f"no trial in {folder} is complete: {summary_of(found)}")
-    conclusion = conclude(plan, folder, found.trials)
     if plan.ladder is None:
-        _print_best(folder, found)
+        _print_best(folder, found)  # before anything is written: on a full disk it is told too
+    conclusion = conclude(plan, folder, found.trials)
     if conclusion.extrapolation is not None:
         table = new_table("ladder", "")
         for name, words in rows_of(conclusion.extrapolation):
@@ -174,22 +178,17 @@ def _describe(plan: "Plan", study: Study) -> None:
     from trimaran.runtime.tune.propose import draws
 
     tune = plan.tune
-    rules: Counter[str] = Counter()
-    part = plan.parts[0]
-    for coordinates in draws(plan.space, _DRAWN):
-        try:
-            plan.space.spec_of(plan.space.values_at(coordinates), part, {})
-        except SpecError as error:
-            rules[rule_of(error)] += 1
+    runs = [plan.run_of(plan.space.values_at(coordinates), plan.parts[0]) for coordinates in draws(plan.space, _DRAWN)]
+    rules = Counter(run for run in runs if isinstance(run, str))
     found = study.read() if study.exists() else Found(tune, plan.base, ())
+    plan.check(found.trials)
     trials: list[Trial] = []
     while len([trial for trial in trials if trial.state != "invalid"]) < _SHOWN:
         new = plan.next_trials(Found(tune, plan.base, (*found.trials, *trials)))
         trials += new
         if not new:
             break
-    wanted = [each.trials for each in plan.parts]
-    total = "every point" if None in wanted else counted(sum(each or 0 for each in wanted), "trial")
+    total = counted(sum(_num_trials(plan)), "trial")
     metrics = ", ".join(f"{each.metric} ({'min' if each.is_better_lower else 'max'})" for each in tune.objective)
     say(f"{tune.search.sampler} over {counted(len(plan.space.dimensions), 'dimension')}: {total}, for {metrics}")
     broken = sum(rules.values())
@@ -198,22 +197,27 @@ def _describe(plan: "Plan", study: Study) -> None:
         say(f"  {count} break a rule: {rule}")
     if found.trials:
         say(f"study {study.folder}: {summary_of(found)}")
-    keys = list(tune.space)
-    table = new_table("trial", *keys)
+    keys, rungs = list(tune.space), ["rung"] * (plan.ladder is not None)
+    table = new_table("trial", *rungs, *keys)
     for trial in trials:
         if trial.state != "invalid":
-            table.add_row(str(trial.number), *(shown(trial.values[key]) if key in trial.values else "" for key in keys))
+            values = (shown(trial.values[key]) if key in trial.values else "" for key in keys)
+            table.add_row(str(trial.number), *[trial.rung or ""] * len(rungs), *values)
+    say(
+        f"the first {counted(table.row_count, 'proposal')}, where no trial has ended before:"
+        if not found.trials
+        else "next:"
+    )
     print_table(table)
     if plan.ladder is not None:
         _describe_ladder(plan, plan.ladder)
 
 
 def _describe_ladder(plan: "Plan", ladder: "Ladder") -> None:
-    """Print the rungs and the target with what they cost; a grid's points that break a rule are counted too."""
-    points = math.prod(dimension.num_points or 1 for dimension in plan.space.dimensions)
+    """Print the rungs and the target with what they cost."""
     table = new_table("rung", "parameters", "tokens", "trials", "FLOP")
     total = 0.0
-    for rung, trials in zip(ladder.rungs, (part.trials or points for part in plan.parts), strict=True):
+    for rung, trials in zip(ladder.rungs, _num_trials(plan), strict=True):
         flops = trials * rung.tokens * rung.flops_per_token
         total += flops
         table.add_row(rung.name, f"{rung.parameters:,}", f"{rung.tokens:,.0f}", str(trials), f"{flops:.3g}")
@@ -222,3 +226,11 @@ def _describe_ladder(plan: "Plan", ladder: "Ladder") -> None:
     table.add_row("target", f"{target.parameters:,}", f"{target.tokens:,.0f}", "", f"{flops:.3g}")
     print_table(table)
     say(f"the rungs take {total:.3g} FLOP, and the target then {flops:.3g}")
+
+
+def _num_trials(plan: "Plan") -> list[int]:
+    """Return how many trials each part has; a grid's points that break a rule are counted too."""
+    points = math.prod(dimension.num_points or 1 for dimension in plan.space.dimensions)
+    if plan.tune.search.sampler != "grid":
+        return [part.trials or 0 for part in plan.parts]
+    return [min(part.trials or points, points) for part in plan.parts]

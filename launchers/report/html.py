@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from trimaran.runtime.files import naming
+
 _STYLE = """
 :root { color-scheme: light; --ink: #1b2333; --soft: #5b6577; --line: #e3e7ee; --paper: #ffffff; --wash: #f5f7fa;
         --accent: #1d4ed8 }
@@ -71,8 +73,12 @@ def document(title: str, headline: str, parts: Iterable[str]) -> str:
 def write_page(path: Path, page: str) -> Path:
     """Write a page and return its path; an older one is replaced in one rename."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # a file's name may not be UTF-8
-    return temporary.replace(path)
+    try:
+        with naming(path):
+            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # a file's name may not be UTF-8
+            return temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def section(title: str, *parts: str) -> str:

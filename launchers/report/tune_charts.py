@@ -1,11 +1,12 @@
 """Charts of a search as SVG elements: marks, lines and bands over one value, and contours over two."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trimaran.launchers.report.charts import BLUE, Point, svg_of
+from trimaran.runtime.tune.tune_spec import ObjectiveSection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
 Size = tuple[float, float]
 
 WIDE: Size = (10.4, 3.7)
+GREY = "#5b6577"
+_MOST_INSIDE = 6  # names in a legend, above which it stands beside the chart
+_LABELS = {
+    "held_out_loss": "held-out loss (nats a token)",
+    "bits_per_byte": "bits a byte",
+    "tokens_per_second": "tokens a second",
+}
 NARROW: Size = (5.0, 3.4)
 
 
@@ -53,7 +61,9 @@ class Look:
 
     Args:
         log: which axes are logarithmic: "", "x", "y" or "xy".
-        ticks: names of whole numbers on the x axis, for values that are no numbers.
+        ticks: names of places on the x axis, for listed values.
+        span: the places that the x axis reaches in any case.
+        counts: which axes have counts, with k, M and G for thousands, millions and billions.
     """
 
     x: str
@@ -61,7 +71,21 @@ class Look:
     title: str = ""
     log: str = ""
     size: Size = WIDE
-    ticks: Sequence[str] = ()
+    ticks: Mapping[float, str] = field(default_factory=dict)
+    span: tuple[float, float] | None = None
+    counts: str = ""
+
+
+def label_of(objective: ObjectiveSection) -> str:
+    """Return an objective as the name of an axis, with its unit."""
+    return _LABELS.get(objective.metric, objective.metric)
+
+
+def colors(count: int) -> list[Any]:
+    """Return so many colours from dark to light."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](0.9 * index / max(1, count - 1)) for index in range(count)]
 
 
 def plot(name: str, look: Look, series: Sequence[Series], bands: Sequence[Band] = ()) -> str:
@@ -78,7 +102,10 @@ def plot(name: str, look: Look, series: Sequence[Series], bands: Sequence[Band] 
     for each in series:
         _draw(axes, each)
     _dress(axes, look)
-    if any(each.label for each in series) or any(band.label for band in bands):
+    names = len(axes.get_legend_handles_labels()[1])
+    if names > _MOST_INSIDE:
+        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    elif names:
         axes.legend(frameon=False, fontsize="small")
     return svg_of(figure, name)
 
@@ -107,7 +134,7 @@ def _draw(axes: "Axes", series: Series) -> None:
 
 
 def _dress(axes: "Axes", look: Look) -> None:
-    from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogFormatter, LogLocator, NullFormatter, NullLocator
 
     for letter, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if letter not in look.log:
@@ -118,8 +145,15 @@ def _dress(axes: "Axes", look: Look) -> None:
             axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(math.inf, math.inf)))
         axis.set_minor_formatter(NullFormatter())
+    for letter, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+        if letter in look.counts:
+            axis.set_major_formatter(EngFormatter(sep=""))
+    if look.span is not None:
+        axes.plot(look.span, [axes.get_ylim()[0]] * 2, alpha=0.0)
     if look.ticks:
-        axes.set_xticks(range(len(look.ticks)), look.ticks, rotation=20 if len(look.ticks) > 4 else 0)
+        axes.xaxis.set_minor_locator(NullLocator())
+        names = list(look.ticks.values())
+        axes.set_xticks(list(look.ticks), names, rotation=20 if len(", ".join(names)) > 40 else 0)
     axes.set_xlabel(look.x)
     axes.set_ylabel(look.y)
     axes.set_title(look.title, loc="left", fontsize="medium")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trimaran.launchers.report.tune_page import SearchResult, write_tune_page
 from trimaran.runtime.plan.scaling import ScalingError
+from trimaran.runtime.spec.errors import show
 from trimaran.runtime.tune.extrapolate import Extrapolation, extrapolate, write_extrapolation
 from trimaran.runtime.tune.plan import Plan
 from trimaran.runtime.tune.study import Trial
@@ -36,6 +37,21 @@ def conclude(plan: Plan, folder: Path, trials: Sequence[Trial]) -> Conclusion:
             files.append(write_extrapolation(found, folder))
         except ScalingError as error:
             problem = str(error)
-    result = SearchResult(folder.name, plan.tune.objective, plan.space, trials, plan.ladder, found, problem)
+    result = SearchResult(
+        folder.name, plan.tune.objective, plan.space, trials, plan.ladder, found, problem, _settings(plan)
+    )
     files.append(write_tune_page(result, folder))
     return Conclusion(found, problem, tuple(files))
+
+
+def _settings(plan: Plan) -> list[tuple[str, str]]:
+    """Return rows of what a search was asked for."""
+    tune = plan.tune
+    prune = tune.prune
+    rows = [("base", tune.base), *((f"space: {key}", show(value)) for key, value in tune.space.items())]
+    trials = f", {tune.search.trials} trials" if tune.search.trials is not None else ""
+    rows.append(("search", f"{tune.search.sampler}{trials}, seed {tune.search.seed}"))
+    if prune.method != "none":
+        rows.append(("prune", f"{prune.method} from step {prune.first_step} on"))
+    metrics = (f"{each.metric} ({'min' if each.is_better_lower else 'max'})" for each in tune.objective)
+    return [*rows, ("objective", ", ".join(metrics))]

@@ -1,45 +1,18 @@
-"""A study as people see it: the table of its trials, its best ones, and how many ended in which way. No torch."""
+"""A study as people see it: the table of its trials, and how many ended in which way. No torch."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from trimaran.launchers.terminal import new_table
 from trimaran.models.fields import counted
+from trimaran.runtime.tune.outcome import best_trials, losses_of_trial, shown
 from trimaran.runtime.tune.study import Found, Trial
-from trimaran.runtime.tune.tune_spec import ObjectiveSection
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _MOST_LIVE: Final = 20
-
-
-def best_trials(objectives: Sequence[ObjectiveSection], trials: Sequence[Trial]) -> list[Trial]:
-    """Return the best complete trial, or of two objectives the Pareto front: those that none beats in both."""
-    done = [trial for trial in trials if trial.state == "complete" and trial.objectives is not None]
-    losses = {trial.number: _losses(objectives, trial) for trial in done}
-    if len(objectives) == 1:
-        return sorted(done, key=lambda trial: losses[trial.number])[:1]
-    front = [
-        trial
-        for trial in done
-        if not any(
-            all(a <= b for a, b in zip(losses[other.number], losses[trial.number], strict=True))
-            and losses[other.number] != losses[trial.number]
-            for other in done
-        )
-    ]
-    return sorted(front, key=lambda trial: losses[trial.number])
-
-
-def _losses(objectives: Sequence[ObjectiveSection], trial: Trial) -> tuple[float, ...]:
-    assert trial.objectives is not None, "the trial is complete"
-    return tuple(
-        value if objective.is_better_lower else -value
-        for objective, value in zip(objectives, trial.objectives, strict=True)
-    )
 
 
 def table_of(found: Found, trials: Sequence[Trial]) -> "Table":
@@ -65,7 +38,7 @@ def live_table_of(found: Found) -> "Table":
     objectives = found.tune.objective
     running = [trial for trial in found.trials if trial.state == "running"]
     done = [trial for trial in found.trials if trial.objectives is not None and trial.state == "complete"]
-    done.sort(key=lambda trial: _losses(objectives, trial))
+    done.sort(key=lambda trial: losses_of_trial(objectives, trial))
     table = table_of(found, [*running, *done][:_MOST_LIVE])
     table.caption = summary_of(found)
     return table
@@ -89,17 +62,6 @@ def notes_of(found: Found) -> Iterator[str]:
     rules = Counter(str(trial.error) for trial in found.trials if trial.state == "invalid")
     for rule, count in rules.most_common():
         yield f"{counted(count, 'combination')} against a rule: {rule}"
-
-
-def shown(value: Any) -> str:
-    """Return a value for a person: numbers with four digits."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower() if value is not None else "null"
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else str(value)
-    if isinstance(value, tuple | list):
-        return ", ".join(shown(each) for each in value)
-    return str(value)
 
 
 def line_of(found: Found, trial: Trial) -> str:

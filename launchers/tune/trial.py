@@ -89,7 +89,7 @@ class TrialRun:
         except Exception as error:
             text = sentence(error)
             if any(words in text for words in _FULL):
-                raise DiskFull(text) from error
+                raise DiskFull(f"{text}; free some space there, then the same command goes on") from error
             if not is_for_users(error):
                 raise
             # What is wrong before any rank starts is as wrong at the next start.

@@ -29,6 +29,9 @@ from trimaran.runtime.tune.plan import Plan
 from trimaran.runtime.tune.study import STUDY, Found, Study
 
 _POLL_S: Final = 0.2
+_LOOK_S: Final = 1.0
+_LOOKS_SHARE: Final = 50.0
+"""So many times as long as it takes to read what the running trials have done, nothing is read again."""
 _MOST_DEATHS: Final = 20
 """Deaths in a row, by signals, of workers between two trials that end."""
 _LAST_WORDS: Final = 400
@@ -177,6 +180,7 @@ class _Screen:
         self._live: Any = None
         self._size, self._found = -1, Found(plan.tune, plan.base, ())
         self._told: set[int] = set()
+        self._next_look = 0.0
 
     @property
     def num_done(self) -> int:
@@ -186,8 +190,12 @@ class _Screen:
     def __enter__(self) -> Self:
         self._read()
         self._told = {trial.number for trial in self._found.trials if trial.state != "running"}
-        if self._told:
-            say(f"going on with the study in {self._study.folder}: {summary_of(self._found)}")
+        folder = self._study.folder
+        if self._found.trials:
+            say(f"going on with the study in {folder}: {summary_of(self._found)}")
+        at_once = counted(self._plan.tune.parallel_trials, "trial")
+        logs = folder / "logs"
+        say(f"{at_once} at a time; their output is in {logs}, and `trimaran tune status {folder}` tells of all")
         self._live = start_live()
         return self
 
@@ -204,8 +212,11 @@ class _Screen:
                     self._told.add(trial.number)
                     if self._live is None and trial.state != "invalid":
                         say(line_of(self._found, trial))
-        if self._live is not None:
+        begun = time.monotonic()
+        if self._live is not None and (changed or begun >= self._next_look):
             self._live.update(live_table_of(self._with_curves()), refresh=True)
+            now = time.monotonic()
+            self._next_look = now + max(_LOOK_S, _LOOKS_SHARE * (now - begun))
 
     def _read(self) -> bool:
         size = (self._study.folder / STUDY).stat().st_size

@@ -104,7 +104,8 @@ def _words(finding: Finding) -> tuple[str, str]:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     got = f", got {show(value)}"
     if kind == "missing":
-        return "is required", f"write {name_in(path)} under {above(path)}: {describe_field(place)}"
+        where = f" under {above(path)}" if above(path) else ""
+        return "is required", f"write {name_in(path)}{where}: {describe_field(place)}"
     if kind in _KINDS:
         return f"must be {_KINDS[kind]}{got}", _better_scalar(finding, value)
     if kind == "literal_error":
@@ -117,9 +118,15 @@ def _words(finding: Finding) -> tuple[str, str]:
     length = _length(place) if kind in ("list_type", "too_short", "too_long") else None
     if length is not None and place.field:
         return f"must be a list of {length} items{got}", f"write it as {place.field.default}"
+    if kind == "too_short" and isinstance(value, Mapping):
+        return "must have at least one name below it", f"write {describe_field(place)}"
     if kind in ("list_type", "too_short"):
-        example = f"[{value}]" if isinstance(value, str) and len(value) < MOST_WORD else "[item, item]"
-        return "must be a list with at least one item" + got, f"write it as {example}"
+        item = place.inside(0)
+        kinds = (str, int, float) if item and float in item.choices else (str,)
+        is_item = isinstance(value, kinds) and len(str(value)) < MOST_WORD
+        least = int(context.get("min_length", 1))
+        count = "one item" if least == 1 else f"{least} items"
+        return f"must be a list with at least {count}{got}", f"write it as [{value if is_item else 'item, item'}]"
     if kind == "too_long":
         globs = "; name folders or globs instead of single files" if name_in(path) == "source" else ""
         return f"must have at most {context['max_length']} items, got {len(value)}", f"write fewer{globs}"

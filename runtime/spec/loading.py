@@ -84,11 +84,12 @@ def dump_spec(spec: RunFields) -> str:
     return write_yaml(spec.model_dump())
 
 
-def read_file(path: Path, source: str) -> str:
+def read_file(path: Path, source: str, what: str = "run spec") -> str:
     """Return the text of a YAML file.
 
     Args:
         source: what the errors name.
+        what: it should be, for errors.
 
     Raises:
         SpecError: it can't be read, or is not UTF-8.
@@ -100,7 +101,7 @@ def read_file(path: Path, source: str) -> str:
             [FieldError(source, f"is not UTF-8 text (byte {error.start})", None, "save it as UTF-8")], source
         ) from error
     except OSError as error:
-        fix = SHORTER if error.errno == errno.EFBIG else "give the path of a YAML run spec"
+        fix = SHORTER if error.errno == errno.EFBIG else f"give the path of a YAML {what}"
         rule = f"cannot be read: {error.strerror or error}"
         raise SpecError([FieldError(source, rule, None, fix)], source) from error
 

@@ -303,7 +303,7 @@ def rows_of(found: Extrapolation) -> list[tuple[str, str]]:
         *((_WORDS[name], _of_target(name, each, seq_len)) for name, each in found.values.items()),
     ]
     if found.predicted is not None:
-        rows.append(("held-out loss", str(found.predicted)))
+        rows.append(("held-out loss", f"{found.predicted} nats a token"))
     if found.loss is not None:
         constants = ", ".join(f"{name} {each}" for name, each in found.loss.constants.items())
         rows.append((f"law of the loss, {found.loss.form}", constants))
@@ -312,7 +312,8 @@ def rows_of(found: Extrapolation) -> list[tuple[str, str]]:
         rows.append((f"law of the {name}", f"{law.factor} x {powers}"))
     for held in found.held_out:
         share = f"predicted {held.predicted}, measured {held.run.loss:.4g}: {held.error:+.2%}"
-        rows.append((f"held-out rung, {held.run.parameters:,} parameters", share))
+        ratio = f", {held.run.ratio:g} tokens a parameter" if len(found.held_out) > 1 else ""
+        rows.append((f"held-out rung, {held.run.parameters:,} parameters{ratio}", share))
     for each in found.held_out_optima:
         words = f"predicted {each.predicted}, measured {each.measured}: a factor {each.factor:.2f}"
         rows.append((f"{_WORDS[each.name]} of the held-out rung {each.rung}", words))

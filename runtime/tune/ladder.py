@@ -1,8 +1,9 @@
 """The ladder: models of rising size, each searched by itself, and the target they lead to. No torch."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -101,7 +102,7 @@ def ladder_of(tune: TuneSpec, space: Space) -> tuple[Ladder | None, list[FieldEr
     target = _read_rung("ladder.target", section.target, section.tokens_per_parameter[0], section, space, errors)
     if errors or target is None:
         return None, errors
-    rungs.sort(key=lambda rung: (rung.parameters, rung.ratio))
+    rungs = _with_names(rungs)
     smallest = rungs[0]
     if section.transfer == "mup":
         carried = carried_fields(smallest.shape)
@@ -129,6 +130,10 @@ def _wrong_settings(tune: TuneSpec, section: LadderSection, space: Space) -> Ite
             yield FieldError("space", rule, key, fix)
     if find_spec("scipy") is None:  # said now, not after the last trial
         yield FieldError("ladder", "needs the package scipy", None, INSTALL)
+    ratios = section.tokens_per_parameter
+    doubled = next((ratio for index, ratio in enumerate(ratios) if ratio in ratios[:index]), None)
+    if doubled is not None:
+        yield FieldError("ladder.tokens_per_parameter", f"names {doubled:g} twice", ratios, "name it once")
     if len(set(section.vary)) < len(section.vary):
         yield FieldError("ladder.vary", f"names {section.vary[0]} twice", section.vary, "name it once")
     if [each.metric for each in tune.objective] != ["held_out_loss"]:
@@ -204,7 +209,18 @@ def _read_rung(
         return rung
     name = str(given["preset"]) if set(given) == {"preset"} else _short(rung.parameters)
     several = len(section.tokens_per_parameter) > 1
-    return _measured(f"{name} x{ratio:g}" if several else name, fields, ratio, space)
+    return replace(rung, name=f"{name} x{ratio:g}" if several else name)
+
+
+def _with_names(rungs: Sequence[Rung]) -> list[Rung]:
+    """Return the rungs by size, each with a name of its own: near sizes get more digits."""
+    ordered = sorted(rungs, key=lambda rung: (rung.parameters, rung.ratio))
+    counts = Counter(rung.name for rung in ordered)
+    return [
+        rung if counts[rung.name] == 1 else replace(rung, name=rung.name.replace(_short(rung.parameters), exact, 1))
+        for rung in ordered
+        for exact in [f"{rung.parameters:,}"]
+    ]
 
 
 def _measured(name: str, fields: Mapping[str, Any], ratio: float, space: Space) -> Rung:

@@ -1,13 +1,14 @@
 """What a run folder says of a trial: its held-out losses so far, and the figure of each objective. Imports no torch."""
 
+import difflib
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trimaran.models.fields import FieldError
 from trimaran.runtime.evaluate.results import FOLDER, RESULTS, score_row
-from trimaran.runtime.evaluate.tasks.catalog import ALIASES, MEANS
+from trimaran.runtime.evaluate.tasks.catalog import ALIASES, MEANS, figures_of_task
 from trimaran.runtime.files import read_json
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.metrics import Row, read_metrics
@@ -133,11 +134,19 @@ def _wrong_task(path: str, metric: str, spec: RunSpec) -> list[FieldError]:
         parts = [*ALIASES.get(each, ()), *(part.name for part in MEANS.get(each, ()))]
         # What the tasks of a file are called is in the file.
         if task == each or task in parts or task.startswith(f"{each}_") or each.endswith((".yaml", ".yml")):
-            return []
+            return list(_wrong_figure(path, metric, task))
     has = f"they evaluate {', '.join(tasks)}" if tasks else "they evaluate no task"
     rule = f"is a metric of the task {task}, and the trials don't run it: {has}"
     fix = "add the task to evaluation.tasks of the base spec, or take held_out_loss"
     return [FieldError(path, rule, metric, fix)]
+
+
+def _wrong_figure(path: str, metric: str, task: str) -> Iterator[FieldError]:
+    figure, known = metric.rpartition("/")[2], figures_of_task(task)
+    if known and figure not in known:
+        near = difflib.get_close_matches(figure, known, n=1, cutoff=0.3)
+        rule = f"has no figure {figure} of the task {task}, which has {', '.join(known)}"
+        yield FieldError(path, rule, metric, f"did you mean {task}/{near[0] if near else known[0]}?")
 
 
 def has_diverged(trial: Trial) -> bool:

@@ -1,5 +1,7 @@
 """The plan of a study: what its settings ask for, which run a trial is, and which trials come next. No torch."""
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from typing import Any, Final
 
 from trimaran.models.fields import FieldError
 from trimaran.runtime.spec import RunSpec, SpecError
+from trimaran.runtime.spec.errors import show
 from trimaran.runtime.spec.loading import read_raw
 from trimaran.runtime.tune.ladder import FIELDS, Ladder, ladder_of
 from trimaran.runtime.tune.objective import wrong_objectives
@@ -21,7 +24,9 @@ TRIALS: Final = "trials"
 """Folder of the trials' run folders in that of the study."""
 _MOST_INVALID: Final = 200
 """Proposals in a row that break a rule, after which the search ends."""
-_FIRST_DRAWS: Final = 50
+_FIRST_DRAWS: Final = 200
+_MOST_TRIED: Final = 2_000
+"""Combinations of a space that are all looked at before it is called without a run."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,39 @@ class Plan:
     def load(path: Path) -> "Plan":
         """Return the plan of a TUNE.yaml. Raises SpecError."""
         tune, lines = load_tune(path)
-        base, _ = read_raw(tune.base)
+        try:
+            base, _ = read_raw(tune.base)
+        except SpecError as error:
+            if error.errors[0].field != str(tune.base) or not error.errors[0].rule.startswith("cannot be read"):
+                raise
+            found = FieldError("base", f"{tune.base} {error.errors[0].rule}", None, "name the YAML file of a run")
+            raise with_lines([found], lines, str(path)) from error
         return Plan.of(tune, base, lines, str(path))
 
     @staticmethod
     def of_study(found: Found) -> "Plan":
-        """Return the plan of a study that was begun."""
-        return Plan.of(found.tune, found.base, {}, "the settings of the study")
+        """Return the plan of a study that was begun.
+
+        Raises:
+            SpecError: its settings can't be searched by this version.
+            StudyError: a trial is none of its trials.
+        """
+        plan = Plan.of(found.tune, found.base, {}, "the settings of the study")
+        plan.check(found.trials)
+        return plan
+
+    def check(self, trials: Sequence[Trial]) -> None:
+        """Raise StudyError where somebody has written a trial into the study that is none of this plan."""
+        for trial in trials:
+            values = ", ".join(f"{key} {show(value)}" for key, value in trial.values.items())
+            if trial.folder != _folder_of(trial.number):
+                what = f"has the folder {trial.folder!r} instead of {_folder_of(trial.number)!r}"
+            elif not self.holds(trial):
+                rung = f" of rung {trial.rung}" if trial.rung else ""
+                what = f"has values{rung} that space does not have ({values})"
+            else:
+                continue
+            raise StudyError(f"trial {trial.number} in study.jsonl {what}; remove its lines: it is then tried again")
 
     def part_of(self, trial: Trial) -> int:
         """Return the number of the part that a trial belongs to."""
@@ -99,26 +130,43 @@ class Plan:
         Raises:
             StudyError: many combinations in a row break a rule.
         """
-        trials = list(found.trials)
-        new: list[Trial] = []
+        trials, new = list(found.trials), list[Trial]()
+        for number in sorted(set(range(trials[-1].number if trials else 0)) - {trial.number for trial in trials}):
+            # Its lines were removed: it is proposed again from the trials before it, and its run folder goes on.
+            before = [trial for trial in trials if trial.number < number]
+            for trial in itertools.islice(self._proposals(before), 1):
+                trials.insert(len(before), trial)
+                new.append(trial)
+                if trial.state == "running":
+                    return new
+        for trial in self._proposals(trials):
+            new.append(trial)
+            if trial.state == "running":
+                break
+            if len(new) >= _MOST_INVALID and self.tune.search.sampler != "grid":
+                rules = Counter(str(each.error) for each in new)
+                rule, count = rules.most_common(1)[0]
+                raise StudyError(
+                    f"the last {len(new)} combinations all break a rule, {count} of them: {rule}; "
+                    "leave such values out of space"
+                )
+        return new
+
+    def _proposals(self, found: Sequence[Trial]) -> Iterator[Trial]:
+        """Yield the trials to come after those of a study, each as if those before it that can be started ran."""
+        trials = list(found)
         for index, part in enumerate(self.parts):
             of_part = [trial for trial in trials if trial.rung == part.rung]
             wanted = self.tune.search.trials if part.trials is None else part.trials
             search = self.tune.search.model_copy(update={"trials": wanted})
             while wanted is None or sum(trial.state != "invalid" for trial in of_part) < wanted:
                 values = self._values(search, index, part, trials)
-                trial = None if values is None else self._trial(values, part, len(trials))
-                if trial is None:
+                if values is None:
                     break
-                for each in (trials, of_part, new):
-                    each.append(trial)
-                if trial.state == "running":
-                    return new
-                if len(new) >= _MOST_INVALID and search.sampler != "grid":
-                    rules = Counter(str(each.error) for each in new)
-                    rule, count = rules.most_common(1)[0]
-                    raise StudyError(f"the last {len(new)} combinations all break a rule, {count} of them: {rule}")
-        return new
+                trial = self._trial(values, part, trials[-1].number + 1 if trials else 0)
+                trials.append(trial)
+                of_part.append(trial)
+                yield trial
 
     def _values(self, search: SearchSection, index: int, part: Part, trials: Sequence[Trial]) -> dict[str, Any] | None:
         """Return the values to try next, None at the end of the part and while what it follows is being searched."""
@@ -130,14 +178,10 @@ class Plan:
         return None if coordinates is None else self.space.values_at(coordinates)
 
     def _trial(self, values: dict[str, Any], part: Part, number: int) -> Trial:
-        trial = Trial(number=number, values=values, state="running", folder=f"{TRIALS}/{number:05d}", rung=part.rung)
-        try:
-            spec = self.space.spec_of(values, part, {})
-        except SpecError as error:
-            return trial.model_copy(update={"state": "invalid", "error": rule_of(error)})
-        wrong = wrong_objectives(self.tune, spec)
-        if wrong:
-            return trial.model_copy(update={"state": "invalid", "error": f"{wrong[0].field} {wrong[0].rule}"})
+        trial = Trial(number=number, values=values, state="running", folder=_folder_of(number), rung=part.rung)
+        spec = self.run_of(values, part)
+        if isinstance(spec, str):
+            return trial.model_copy(update={"state": "invalid", "error": spec})
         shape = spec.transformer
         sizes = {
             "parameters": shape.num_parameters(),
@@ -145,13 +189,26 @@ class Plan:
         }
         return trial.model_copy(update=sizes)
 
+    def run_of(self, values: Mapping[str, Any], part: Part) -> RunSpec | str:
+        """Return the run of some values, or the rule that keeps it from being started."""
+        try:
+            spec = self.space.spec_of(values, part, {})
+        except SpecError as error:
+            return rule_of(error)
+        wrong = wrong_objectives(self.tune, spec)
+        return f"{wrong[0].field} {wrong[0].rule}" if wrong else spec
+
     def first_spec(self) -> RunSpec:
         """Return the run of some trial that can be started; `of` has made sure that there is one."""
         return next(self._valid_specs(self.parts[0], []))
 
     def _valid_specs(self, part: Part, errors: list[SpecError]) -> Iterator[RunSpec]:
         """Yield the runs of some draws of a part, and add the errors of those between them to `errors`."""
-        for coordinates in draws(self.space, _FIRST_DRAWS):
+        counts = [dimension.num_points for dimension in self.space.dimensions]
+        points = math.prod(count for count in counts if count is not None)
+        every = itertools.product(*(range(count or 0) for count in counts))
+        is_small = None not in counts and points <= _MOST_TRIED
+        for coordinates in every if is_small else draws(self.space, _FIRST_DRAWS):
             try:
                 yield self.space.spec_of(self.space.values_at(coordinates), part, {})
             except SpecError as error:
@@ -163,9 +220,9 @@ class Plan:
             failures: list[SpecError] = []
             spec = next(self._valid_specs(part, failures), None)
             if spec is None:
-                where = f"in every run of space over {self.tune.base}"
+                where = f"none of {len(failures)} combinations over {self.tune.base} can be started"
                 return [
-                    FieldError("base", f"{where}, {error.field} {error.rule}", None, error.suggestion)
+                    FieldError("space", f"{where}: {error.field} {error.rule}", None, error.suggestion)
                     for error in failures[0].errors
                 ]
             if spec.launcher.nodes > 1:
@@ -175,3 +232,8 @@ class Plan:
             if wrong:
                 return wrong
         return []
+
+
+def _folder_of(number: int) -> str:
+    """Return the run folder of a trial, relative to the study's."""
+    return f"{TRIALS}/{number:05d}"

@@ -104,8 +104,8 @@ def _grid(search: SearchSection, _: object, space: Space, part: int, trials: Seq
         shuffled = list(points)
         _seed(search, part, -1).shuffle(shuffled)
         points = shuffled
-    tried = [dict(trial.values) for trial in trials]
-    return next((point for point in points if space.values_at(point) not in tried), None)
+    tried = {repr(sorted(trial.values.items())) for trial in trials}
+    return next((point for point in points if repr(sorted(space.values_at(point).items())) not in tried), None)
 
 
 def _is_first_of_its_values(space: Space, point: Coordinates) -> bool:
@@ -180,25 +180,9 @@ def _tpe(
                 distributions={key: distributions[key] for key in given},
             )
         )
-    asked = study.ask()
-    coordinates: list[float] = []
-    values: dict[str, Any] = {}
-    for dimension in space.dimensions:
-        coordinate = 0.0 if dimension.num_points is not None else dimension.low
-        if dimension.exists(values):
-            coordinate = _suggested(asked, dimension)
-            values[dimension.key] = dimension.value_at(coordinate)
-        coordinates.append(coordinate)
-    return coordinates
-
-
-def _suggested(asked: Any, dimension: Dimension) -> float:
-    count = dimension.num_points
-    if count is None:
-        return float(asked.suggest_float(dimension.key, dimension.low, dimension.high, log=dimension.log))
-    if dimension.is_ordered:
-        return float(asked.suggest_int(dimension.key, 0, count - 1))
-    return float(asked.suggest_categorical(dimension.key, range(count)))
+    # What does not exist beside the other values is asked for too, and left out by `Space.values_at`.
+    params = study.ask(fixed_distributions=distributions).params
+    return [float(params[dimension.key]) for dimension in space.dimensions]
 
 
 def _distribution(optuna: Any, dimension: Dimension) -> Any:

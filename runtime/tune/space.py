@@ -56,10 +56,13 @@ class Dimension:
         """How many values there are; None where the range is continuous."""
         if self.choices is not None:
             return len(self.choices)
-        if self.step is None:
-            return None
-        steps = math.log(self.high / self.low, self.step) if self.log else (self.high - self.low) / self.step
-        return math.floor(steps + 1e-9) + 1
+        return None if self.step is None else math.floor(self.num_steps + 1e-9) + 1
+
+    @property
+    def num_steps(self) -> float:
+        """How many steps lie between the ends of a range that has a step."""
+        assert self.step is not None, f"{self.key} has a step"
+        return math.log(self.high / self.low) / math.log(self.step) if self.log else (self.high - self.low) / self.step
 
     @property
     def is_ordered(self) -> bool:
@@ -235,9 +238,10 @@ def _lists(value: Any) -> Any:
     return value
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_tuples(each) for each in value)
+def as_tuples(value: Any) -> Any:
+    """Return a value with tuples for lists, also inside of others: values of trials are compared."""
+    if isinstance(value, list | tuple):
+        return tuple(as_tuples(each) for each in value)
     return value
 
 
@@ -266,12 +270,20 @@ def space_of(
                     found.append(FieldError(path, rule, written, "give it a step, or list the values"))
                 dimensions[key] = dimension
         errors += found
+    counts = [dimension.num_points for dimension in dimensions.values()]
+    if is_grid and None not in counts and math.prod(filter(None, counts)) > _MOST_POINTS:
+        rule = f"has {math.prod(filter(None, counts)):,} points, and a grid can have {_MOST_POINTS:,}"
+        errors.append(FieldError("space", rule, None, "raise its steps, or take search.sampler random or qmc"))
     return Space(tuple(dimensions.values()), base, source), errors
 
 
 def _wrong_names(path: str, key: str, written: object, owners: Mapping[str, str]) -> Iterator[FieldError]:
     names = [name.strip() for name in key.split(",")]
-    for name in names:
+    if not all(names):
+        rule = f"{show(key)} names an empty field"
+        yield FieldError(path, rule, written, "write names of fields, with a comma between those that move together")
+        return
+    for name in dict.fromkeys(names):
         place = place_of(name)
         if place is None:
             suggestion = unknown_field(name, written).suggestion
@@ -335,7 +347,7 @@ def _read_choices(path: str, fields: tuple[str, ...], values: Any, errors: list[
                 errors.append(FieldError(where, f"{name} {wrong.rule}", value, wrong.suggestion))
         if value in values[:index]:
             errors.append(FieldError(where, f"{show(value)} is listed twice", value, "list every value once"))
-    return tuple(_tuples(value) for value in values)
+    return tuple(as_tuples(value) for value in values)
 
 
 def _read_range(
@@ -379,13 +391,17 @@ def _read_range(
     if stride is not None and stride <= least:
         rule = f"must be above {least}, got {show(stride)}" + (", as the factor between neighbours" if log else "")
         errors.append(FieldError(f"{path}.step", rule, stride, f"write a step above {least}"))
+    elif stride is not None and not errors and stride > (high / low if log else high - low):
+        rule = f"is larger than the range, so that {show(written['low'])} alone would be tried, got {show(stride)}"
+        errors.append(FieldError(f"{path}.step", rule, stride, "lower it, or list the values"))
     if errors:
         return None
     stride = float(stride) if stride is not None else 1.0 if is_whole and not log else None
     found = Dimension(key, fields, None, low, high, log, stride, is_whole, when)
-    if written.get("step") is not None and (found.num_points or 0) > _MOST_POINTS:
-        rule = f"makes {found.num_points:,} points"
+    if written.get("step") is not None and found.num_steps > _MOST_POINTS:
+        rule = f"makes {found.num_steps:,.0f} steps"
         errors.append(FieldError(f"{path}.step", rule, stride, f"raise it: at most {_MOST_POINTS:,}"))
+        return None
     return found
 
 
@@ -409,7 +425,7 @@ def _read_when(
             fix = f"did you mean {near[0]}?" if near else "name a key of space that stands above this one"
             errors.append(FieldError(here, "is no key of space that stands above this one", wanted, fix))
             continue
-        values = tuple(_tuples(each) for each in (wanted if isinstance(wanted, list) else [wanted]))
+        values = tuple(as_tuples(each) for each in (wanted if isinstance(wanted, list) else [wanted]))
         if dimension.choices is not None:
             for value in values:
                 if value not in dimension.choices:

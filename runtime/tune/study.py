@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from trimaran.runtime.files import naming, open_regular, parse_json, read_json, write_text
 from trimaran.runtime.folder_lock import FolderInUse, FolderLock, Holder
 from trimaran.runtime.spec.errors import show
+from trimaran.runtime.tune.space import as_tuples
 from trimaran.runtime.tune.tune_spec import TuneSpec
 
 STUDY: Final = "study.jsonl"
@@ -28,7 +29,9 @@ _CLAIM: Final = "claim.json"
 _MAY_CHANGE: Final = ("search.trials", "parallel_trials", "max_retries")
 """Settings that don't change what the trials so far mean."""
 
-Value: TypeAlias = bool | int | float | str | tuple[Any, ...] | dict[str, Any] | None
+Value: TypeAlias = Annotated[
+    bool | int | float | str | tuple[Any, ...] | dict[str, Any] | None, BeforeValidator(as_tuples)
+]
 """A value of a field of the spec; a list of YAML is a tuple."""
 State = Literal["running", "complete", "pruned", "diverged", "failed", "invalid"]
 
@@ -83,7 +86,10 @@ class Trial(BaseModel):
 
 @dataclass(frozen=True)
 class Found:
-    """What study.jsonl holds: the settings of the search, the sections of the base spec, and the trials by number."""
+    """What study.jsonl holds: the settings of the search, the sections of the base spec, and the trials by number.
+
+    A number is missing where somebody has removed its lines.
+    """
 
     tune: TuneSpec
     base: Mapping[str, Any]
@@ -133,6 +139,8 @@ class Study:
         for number, line in enumerate(lines[:-1], start=1):
             try:
                 record = parse_json(line)
+                if not isinstance(record, dict) or not {"trial", "tune"} & record.keys():
+                    raise ValueError("it tells of no trial and no settings")
                 if "trial" in record:
                     trial = Trial.model_validate_json(json.dumps(record["trial"]))
                     trials[trial.number] = trial
@@ -140,13 +148,10 @@ class Study:
                     tune = TuneSpec.model_validate(record["tune"])
                     base = record.get("base", base)
             except (ValueError, TypeError, KeyError) as error:
-                rule = f"{self._path} line {number} is damaged ({str(error).splitlines()[0]})"
+                rule = f"{self._path} line {number} is damaged ({_why(error)})"
                 raise StudyError(f"{rule}; remove that line: what it tells is then tried again") from error
         if tune is None:
             raise StudyError(f"{self._path} does not begin with the settings of a study; choose another output_dir")
-        missing = sorted(set(range(max(trials, default=-1) + 1)) - trials.keys())
-        if missing:
-            raise StudyError(f"{self._path} lacks trial {missing[0]}; it is not whole: choose another output_dir")
         return Found(tune, base, tuple(trials[number] for number in sorted(trials)))
 
     def begin(
@@ -161,6 +166,8 @@ class Study:
             StudyError: the folder has another study, or something else.
         """
         if not self.exists():
+            if self.folder.exists() and not self.folder.is_dir():
+                raise StudyError(f"output_dir {self.folder} is a file; choose another output_dir")
             others = sorted(each.name for each in self.folder.iterdir()) if self.folder.is_dir() else []
             others = [name for name in others if not name.startswith(".") and name != "logs"]
             if others:
@@ -281,6 +288,14 @@ class Study:
                 with suppress(OSError):
                     os.ftruncate(file.fileno(), whole)
                 raise
+
+
+def _why(error: Exception) -> str:
+    """Return why a line can't be read, as a part of a sentence."""
+    if isinstance(error, ValidationError):
+        detail = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, detail['loc'])) or 'it'}: {detail['msg']}"
+    return str(error).splitlines()[0]
 
 
 def _dumped(trial: Trial) -> dict[str, Any]:

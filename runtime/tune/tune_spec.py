@@ -18,6 +18,7 @@ from trimaran.runtime.spec.tree import Place, step
 from trimaran.runtime.spec.yaml_text import read_yaml
 
 _METRICS: Final = ("held_out_loss", "bits_per_byte", "tokens_per_second")
+_DEFAULT_METRIC: Final = "held_out_loss"
 _LOWER_IS_BETTER: Final = ("loss", "bits", "perplexity", "ppl")
 Seed = Annotated[int, Field(ge=0, lt=2**31), INTEGRAL]
 Factor = Annotated[int, Field(ge=2, le=100), INTEGRAL]
@@ -67,7 +68,7 @@ class ObjectiveSection(BaseModel):
     model_config = SECTION_CONFIG
 
     metric: Annotated[str, AfterValidator(_check_metric)] = Field(
-        default="held_out_loss",
+        default=_DEFAULT_METRIC,
         description="held_out_loss and bits_per_byte of the last evaluation, TASK/METRIC of the last evaluation of "
         "that task, or tokens_per_second.",
     )
@@ -94,7 +95,7 @@ class LadderSection(BaseModel):
     tokens_per_parameter: Annotated[list[Positive], Field(min_length=1, max_length=20)] = Field(
         default=[20.0], description="Trained tokens for each parameter; several tell model size from text apart."
     )
-    vary: Annotated[list[Literal["rate", "batch"]], Field(max_length=2)] = Field(
+    vary: Annotated[list[Literal["rate", "batch"]], Field(min_length=1, max_length=2)] = Field(
         default=["rate", "batch"],
         description="What is fitted over the rungs: optimizer.lr and train.global_batch_size.",
     )
@@ -145,14 +146,19 @@ def load_tune(path: Path) -> tuple[TuneSpec, dict[str, int | None]]:
         SpecError: the file is missing, is not YAML or breaks a rule; holds all errors.
     """
     source = str(path)
-    document = read_yaml(read_file(path, source), source)
+    document = read_yaml(read_file(path, source, "search"), source)
     if document.errors:
         raise SpecError(document.errors, source)
     if not isinstance(document.value, dict) or not document.value:
         fix = f"write fields: {', '.join(TuneSpec.model_fields)}"
         raise SpecError([FieldError(source, "must be a mapping of fields", document.value, fix)], source)
+    if "base" not in document.value and {"model", "train"} & document.value.keys():
+        rule = "is a run spec, not a search"
+        fix = f"write a file with base: {source} and the fields to search under space"
+        raise SpecError([FieldError(source, rule, None, fix)], source)
     errors: list[FieldError] = []
-    raw = {"output_dir": f"runs/{path.stem}", **_known(document.value, TUNE, "", errors)}
+    written = {**document.value, "objective": _sections(document.value.get("objective", _DEFAULT_METRIC))}
+    raw = {"output_dir": f"runs/{path.stem}", **_known(written, TUNE, "", errors)}
     tune = None
     try:
         tune = TuneSpec.model_validate(raw)
@@ -162,12 +168,26 @@ def load_tune(path: Path) -> tuple[TuneSpec, dict[str, int | None]]:
             finding = locate(detail, raw, TUNE)
             if finding is not None:
                 found.setdefault((finding.path, -1 if finding.is_choice else number), []).append(finding)
-        errors += [field_error(findings) for findings in found.values()]
+        errors += [_as_written(field_error(findings), document.value) for findings in found.values()]
     if tune is not None:
         errors += _broken_rules(tune)
     if errors or tune is None:
         raise with_lines(errors, document.lines, source)
     return tune, document.lines
+
+
+def _sections(objective: object) -> object:
+    """Return the objectives as sections; the name of a metric stands for a section with that alone."""
+    if isinstance(objective, list):
+        return [_sections(each) if isinstance(each, str) else each for each in objective]
+    return {"metric": objective} if isinstance(objective, str) else objective
+
+
+def _as_written(error: FieldError, written: Mapping[Any, Any]) -> FieldError:
+    """Return an error under the path that the file has, where one objective may stand without a list."""
+    if isinstance(written.get("objective"), list):
+        return error
+    return replace(error, field=error.field.replace("objective[0]", "objective", 1))
 
 
 def with_lines(errors: list[FieldError], lines: Mapping[str, int | None], source: str) -> SpecError:

@@ -31,7 +31,7 @@ def test_a_ladder_has_all_its_pictures_on_one_page(tmp_path: Path) -> None:
     assert titles == [
         "The target", "Best rate of each rung", "Best batch of each rung", "The law of the rate",
         "The law of the batch", "The law of the loss", "Trials by outcome", "History", "What mattered (fANOVA)",
-        "Slices", "Rate x batch", "Learning curves", "Trials",
+        "Slices: complete trials over each key of the space", "Rate x batch", "Learning curves", "Trials",
     ]  # fmt: skip
     assert len(FIGURE.findall(page)) == 5 + 1 + 1 + 1 + 2 + 5 + 1
     assert "a &lt;b&gt;" in page
@@ -57,6 +57,9 @@ def test_a_search_with_two_objectives_shows_its_front_and_failures(tmp_path: Pat
     assert "Pareto front" in page
     assert "failed: a &lt;crash&gt;" in page
     assert "swiglu" in page
+    assert "The trials that none beats in both" in page
+    listed = FIGURE.findall(page)[-2]
+    assert {"gelu", "swiglu"} <= set(re.findall(r"<!-- (.*?) -->", listed)), "an axis has every listed value"
     empty = write_tune_page(SearchResult("none", objectives, space, []), tmp_path).read_text()
     assert "no trial yet" in empty
 

@@ -197,9 +197,33 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"serach": {}, "search": RANDOM | {"sampler": "tpe2"}, "parallel_trials": 0},
         ["serach.*did you mean search", "search.sampler.*did you mean tpe", "parallel_trials.*must be at least 1"],
     ),
+    "too many points": (
+        {
+            "space": {
+                "optimizer.lr": {"low": 1e-3, "high": 1e-2, "step": 1e-5},
+                "optimizer.weight_decay": {"low": 0, "high": 1, "step": 1e-3},
+            },
+            "search": {"sampler": "grid", "trials": 5},
+        },
+        ["has 901,901 points, and a grid can have 100,000"],
+    ),
+    "steps without a count": (
+        {"space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2, "step": 5e-324}, "model.bias": []}},
+        ["makes inf steps"],
+    ),
+    "a step beyond the range": (
+        {"space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2, "step": 1}}},
+        ["larger than the range, so that 0.001 alone would be tried"],
+    ),
+    "an empty name": ({"space": {"model.num_layers,": [[1, 2]]}}, ["'model.num_layers,' names an empty field"]),
+    "nothing to search": ({"space": {}}, ["must have at least one name below it"]),
+    "no such figure": (
+        {"base": BASE | {"evaluation": {"tasks": ["arc_easy"]}}, "objective": "arc_easy/accuracy"},
+        ["objective.metric .* has no figure accuracy of the task arc_easy.*did you mean arc_easy/acc?"],
+    ),
     "no valid run": (
         {"space": {"model.num_heads": [5, 7]}},
-        ["in every run of space over .* must be divisible by num_heads"],
+        ["space.*none of 2 combinations over .* can be started: .* must be divisible by num_heads"],
     ),
 }
 
@@ -211,6 +235,59 @@ def test_a_wrong_search_is_refused_with_every_error(case: str, tmp_path: Path) -
         Plan.load(write(tmp_path, **fields))
     for pattern in expected:
         assert re.search(pattern, str(caught.value)), str(caught.value)
+
+
+def test_a_missing_base_and_a_run_spec_in_the_place_of_a_search_are_named(tmp_path: Path) -> None:
+    search = write(tmp_path)
+    (tmp_path / "base.yaml").rename(tmp_path / "away.yaml")
+    with pytest.raises(SpecError, match=r"1 error in .*tune.yaml:\n  base \(line 1\): .*base.yaml cannot be read"):
+        Plan.load(search)
+    with pytest.raises(SpecError, match=r"is a run spec, not a search; write a file with base: .*away.yaml"):
+        Plan.load(tmp_path / "away.yaml")
+
+
+def test_values_inside_of_others_come_back_from_the_study(tmp_path: Path) -> None:
+    """Fields that move together, one of which is a list."""
+    key = "optimizer.betas, optimizer.lr"
+    study, plan = study_at(tmp_path, space={key: [[[0.9, 0.95], 1e-3], [[0.9, 0.99], 1e-2]]}, search={"trials": 3})
+    study.begin(plan.tune, plan.base)
+    for _ in range(3):
+        claim = study.claim(plan.next_trials)
+        assert not isinstance(claim, str)
+        study.record(claim.trial.model_copy(update={"state": "complete", "objectives": (1.0,)}))
+        claim.lock.release()
+    found = study.read()
+    Plan.of_study(found)
+    assert {trial.values[key] for trial in found.trials} <= {((0.9, 0.95), 1e-3), ((0.9, 0.99), 1e-2)}
+
+
+def test_lines_of_a_trial_that_were_removed_are_proposed_again(tmp_path: Path) -> None:
+    """And a trial that somebody has written into the study is refused."""
+    study, plan = study_at(
+        tmp_path, space={"model.num_heads": [2, 5], **SPACE}, search={"sampler": "tpe", "trials": 6, "seed": 1}
+    )
+    study.begin(plan.tune, plan.base)
+    while not isinstance(claim := study.claim(plan.next_trials), str):
+        study.record(claim.trial.model_copy(update={"state": "complete", "objectives": (3.0,)}))
+        claim.lock.release()
+    whole = study.read().trials
+    assert {trial.state for trial in whole} == {"complete", "invalid"}
+    path = study.folder / "study.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    for lost in ([0], [2], [1, 3, 4], [len(whole) - 1]):
+        path.write_text("".join(line for line in lines if not any(f'"number": {n},' in line for n in lost)))
+        while not isinstance(claim := study.claim(plan.next_trials), str):
+            study.record(claim.trial.model_copy(update={"state": "complete", "objectives": (3.0,)}))
+            claim.lock.release()
+        assert study.read().trials == whole
+    for change, sentence in (
+        ('"optimizer.lr"', '"optimizer.lrr"'), ("trials/00000", "../00000"),
+    ):  # fmt: skip
+        path.write_text(lines[0] + "".join(lines[1:]).replace(change, sentence))
+        with pytest.raises(
+            StudyError, match=r"trial 0 in study.jsonl has .*; remove its lines: it is then tried again"
+        ):
+            Plan.of_study(study.read())
 
 
 def test_an_objective_that_the_runs_do_not_give_is_refused(tmp_path: Path) -> None:

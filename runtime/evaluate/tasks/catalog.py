@@ -76,6 +76,20 @@ SHIPPED: Final = (
 )
 """Names for messages and pages; `mmlu_SUBJECT` and the groups of subjects are tasks too."""
 
+_FIGURES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        **dict.fromkeys(("arc_easy", "arc_challenge", "hellaswag", "piqa", "openbookqa"), ("acc", "acc_norm")),
+        **dict.fromkeys(("truthfulqa_mc1", "truthfulqa_mc2", "winogrande", "wsc", "wsc273", "boolq", "copa"), ("acc",)),
+        "lambada_openai": ("acc", "perplexity"),
+        "gsm8k": ("exact_match,strict-match", "exact_match,flexible-extract"),
+    }
+)
+
+
+def figures_of_task(name: str) -> tuple[str, ...]:
+    """Return the figures that lm-eval gives of a shipped task, as metrics.jsonl calls them; none for another task."""
+    return ("acc",) if name == "mmlu" or name.startswith("mmlu_") else _FIGURES.get(name, ())
+
 
 def shots_of(name: str) -> int | None:
     """Return the few-shot examples of a task by our default, None where lm-eval's own holds."""
