@@ -119,8 +119,9 @@ def why(
         if fate.removed is None:
             typer.echo(f"{printable(document)} is kept")
         else:
-            detail = f" ({printable(fate.removed.detail)})" if fate.removed.detail else ""
-            typer.echo(f"{printable(document)} is removed by {fate.removed.stage}: {fate.removed.reason}{detail}")
+            # The name of a file may be part of the reason, as of a classifier.
+            why, detail = printable(fate.removed.reason), printable(fate.removed.detail)
+            typer.echo(f"{printable(document)} is removed by {fate.removed.stage}: {why}{detail and f' ({detail})'}")
         typer.echo(printable(fate.text, "\n"))
 
 
@@ -142,8 +143,8 @@ def _table_of(manifest: dict[str, Any]) -> "Table":
         came, size = stage["documents"].get("in", 0), stage["text_bytes"]
         table.add_row(stage["name"], f"{came:,} in", f"{size.get('in', 0):,}", "")
         for reason, count in sorted(stage["reasons"].items(), key=lambda item: -item[1]):
-            table.add_row("", f"-{count:,}", "", f"{reason} ({count / max(1, came):.2%})")
+            table.add_row("", f"-{count:,}", "", f"{printable(reason)} ({count / max(1, came):.2%})")
         table.add_row("", f"{stage['documents'].get('out', 0):,} kept", f"{size.get('out', 0):,}", "")
         for name, count in sorted(item for item in stage["counts"].items() if ":" not in item[0]):
-            table.add_row("", "", "", f"{name}: {count:,}")
+            table.add_row("", "", "", f"{printable(name)}: {count:,}")
     return table

@@ -177,7 +177,8 @@ def sample_rows(spec: RunSpec, count: int) -> Iterator[tuple[str, str, str]]:
 
     recipe = recipe_of(spec, os.environ, identify=False)
     for name, text, why in sample_documents(recipe, count, spec.data.task_timeout_s):
-        yield (name, "", f"[{why}]\n{_short(text)}") if why else (name, _short(text), "")
+        kept, removed = ("", f"[{printable(why)}]\n{_short(text)}") if why else (_short(text), "")
+        yield printable(name), kept, removed
 
 
 def _short(text: str) -> str:

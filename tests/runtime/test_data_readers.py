@@ -12,9 +12,10 @@ import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from itertools import compress
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,9 +33,10 @@ from trimaran.runtime.data import extras
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.document import Document, Loss
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.readers.part import ReadSettings
+from trimaran.runtime.data.readers.part import Part, ReadSettings
 from trimaran.runtime.data.readers.parts import FORMATS, check_first, find_parts
 from trimaran.runtime.data.readers.read import read_part
+from trimaran.runtime.data.readers.slices import find_slices
 from trimaran.runtime.spec.sections.corpora import Format
 
 TEXTS = ["first", "zwölf Äpfel\nund mehr", 'with "quotes", and commas', "日本語 " * 30, "last"]
@@ -318,10 +320,11 @@ def test_a_binary_file_and_one_in_another_encoding_are_no_text(tmp_path: Path) -
 
 
 def test_a_csv_row_of_other_length_and_a_quote_without_end_are_counted(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text('text,n\n"one\n""two""",1\nshort\n\nx\u2028y,2\n5" disk,3\n"never,3\nlost,4\n')
+    (tmp_path / "a.csv").write_text('text,n\n"one\n""two""",1\nshort\n\nx\u2028y,2\n5" disk,3\n"never,3\nfound,4\n')
     documents, losses = read(tmp_path)
-    assert [document.text for document in documents] == ['one\n"two"', "x\u2028y", '5" disk']
+    assert [document.text for document in documents] == ['one\n"two"', "x\u2028y", '5" disk', "found"]
     assert reasons(losses) == {"not_csv": (1, "23"), "blank": (1, "29"), "damaged": (1, "48")}
+    assert documents[-1].id.endswith("#57")
     content = b'text,n\nfirst,1\n"%b\n""%b""\n%b",2\nlast,3\n' % (b"x" * 40, b"y" * 3000, b"z")
     (tmp_path / "a.csv").write_bytes(content)
     for limit in (2000, 1000, 10):  # the row is held, its second line is not, no line is
@@ -330,6 +333,48 @@ def test_a_csv_row_of_other_length_and_a_quote_without_end_are_counted(tmp_path:
             ["first", "last"],
             {"too_large": (1, "15")},
         )
+
+
+@pytest.mark.parametrize("suffix", list(PACK)[1:])
+def test_a_csv_goes_on_after_damage_at_the_next_line_that_is_a_row(tmp_path: Path, suffix: str) -> None:
+    pack = zstandard.ZstdCompressor(write_checksum=True).compress if suffix == ".zst" else PACK[suffix]
+    rows = [f'"text {number}\n""quoted""",{number}\n'.encode() for number in range(40)]
+    rows[22] = b"plain,22\n"
+    members = [
+        pack(b"text,n\n"),
+        *(pack(b"".join(rows[start : start + 8])) for start in range(0, 40, 8)),
+    ]
+    members[2] = flipped(members[2], len(members[2]) // 2)
+    path = tmp_path / f"a.csv{suffix}"
+    path.write_bytes(b"".join(members))
+    documents, losses = read(path)
+    found = [document.text.split()[1] if "text" in document.text else "22" for document in documents]
+    assert found == [*map(str, range(8)), *map(str, range(22, 40))], "the lines of text before row 22 are no rows"
+    [loss] = losses
+    place = 7 + sum(map(len, rows[:8]))
+    assert (loss.reason, loss.place) == ("read.damaged", f"c/a.csv{suffix}#{place}")
+    assert "12 lines passed over to the next row" in loss.detail
+    assert len({document.id for document in documents}) == len(documents)
+    path.write_bytes(b"".join([*members[:2], pack(b"".join(rows[8:16])), members[3][:-9]]))
+    documents, losses = read(path)
+    assert [loss.reason for loss in losses] == ["read.truncated"]
+    assert len(documents) >= 16
+    one = [pack(b"text\nfirst\n"), flipped(pack(b"second\n" * 99), 20), pack(b"third\n")]
+    path.write_bytes(b"".join(one))
+    documents, losses = read(path)
+    assert [document.text for document in documents] == ["first"], "of one column any line is a row"
+    assert [loss.reason for loss in losses] == ["read.damaged"]
+
+
+def test_a_quote_that_never_ends_costs_its_row_alone(tmp_path: Path) -> None:
+    rows = [f"text {number},{number}\n" for number in range(9)]
+    rows[3] = '"never,3\n'
+    rows[1] = '"of ""two""\nlines",6\n'
+    (tmp_path / "a.csv").write_text("text,n\n" + "".join(rows))
+    documents, losses = read(tmp_path)
+    texts = [document.text for document in documents]
+    assert texts == ["text 0", 'of "two"\nlines', *(f"text {number}" for number in (2, 4, 5, 6, 7, 8))]
+    assert reasons(losses) == {"damaged": (1, str(7 + len("".join(rows[:3]))))}
 
 
 def test_of_a_damaged_parquet_file_the_other_row_groups_are_read(tmp_path: Path) -> None:
@@ -511,6 +556,86 @@ def test_of_a_file_of_several_members_a_damaged_one_alone_is_lost(tmp_path: Path
             ), "no two have one place"
             if case in ("middle", "large"):
                 assert f"packed bytes {ends[lost[0] - 1]:,} to {ends[lost[0]]:,} can't" in losses[0].detail
+
+
+@pytest.mark.parametrize("suffix", list(PACK)[1:])
+def test_members_without_content_hide_nothing(tmp_path: Path, suffix: str) -> None:
+    """bgzip ends each file by one, which then stands between two that are joined."""
+    path, pack = tmp_path / f"a.lines{suffix}", PACK[suffix]
+    for members in (
+        ["", "a"],
+        ["a", "", "b"],
+        ["", "", "a", ""],
+        ["a", "", "", "", "b", "", ""],
+        ["", ""],
+        [*"ab", *[""] * 90, "c"],
+    ):
+        path.write_bytes(b"".join(pack(f"{each}\n".encode() if each else b"") for each in members))
+        documents, losses = read(path, format="lines")
+        assert [document.text for document in documents] == [each for each in members if each], members
+        assert not losses, members
+
+
+def cut_into(content: bytes, ends: list[int], pack: Callable[[bytes], bytes]) -> bytes:
+    """Return a packed file whose members hold the content up to each end."""
+    bounds = [0, *ends, len(content)]
+    return b"".join(pack(content[start:stop]) for start, stop in pairwise(bounds))
+
+
+@pytest.mark.parametrize("suffix", list(PACK)[1:])
+def test_slices_of_a_packed_file_give_its_documents_and_ids(tmp_path: Path, suffix: str) -> None:
+    draw = random.Random(3)
+    texts = [" ".join(draw.choices(("boat", "hull", "sâil", "mast"), k=draw.randint(1, 60))) for _ in range(60)]
+    contents = {
+        "a.jsonl": "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode(),
+        "a.warc": b"".join(record("conversion", text.encode() + b"\r\n\r\n") for text in texts),
+        "a.lines": "\r\n".join([*texts[:30], "", *texts[30:]]).encode(),  # without a line end
+    }
+    for name, content in contents.items():
+        path, format = tmp_path / (name + suffix), "lines" if name == "a.lines" else None
+        aligned = [match.end() for match in re.finditer(rb"\r\n\r\n(?=WARC)" if name == "a.warc" else b"\n", content)]
+        for ends in (
+            aligned,
+            aligned[::9],
+            sorted(draw.sample(range(len(content)), 40)),
+            list(range(0, len(content), 97)),
+        ):
+            path.write_bytes(cut_into(content, ends, PACK[suffix]))
+            [whole] = find_parts("c", [str(path)], ReadSettings(), Account(), format=format)
+            expected = list(read_part(whole, ReadSettings()))
+            assert len(expected) >= 60
+            for size in (1, 3000):
+                slices = find_slices(whole, size)
+                assert len(slices) > 2, (name, size)
+                parts = [replace(whole, **each._asdict()) for each in slices]
+                found = [list(read_part(part, ReadSettings())) for part in parts]
+                documents = [each for few in found for each in few if isinstance(each, Document)]
+                assert documents == [each for each in expected if isinstance(each, Document)], (name, size)
+                losses = [each for few in found for each in few if isinstance(each, Loss)]
+                assert reasons(losses) == reasons([each for each in expected if isinstance(each, Loss)])
+                assert all(few for few in found[:-1]), "none is read for nothing"
+        assert find_slices(replace(whole), 10**6) == []
+
+
+def test_a_packed_file_that_has_to_be_read_in_one_piece_has_no_slices(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"text {number}"}).encode() + b"\n" for number in range(50)]
+    path = tmp_path / "a.jsonl.gz"
+    marked = ("\ufeff" + b"".join(lines).decode()).encode("utf-16-le")
+    members = [gzip.compress(line) for line in lines]
+    for packed in (
+        gzip.compress(b"".join(lines)),
+        cut_into(marked, list(range(0, 900, 30)), gzip.compress),
+        b"".join([*members[:20], flipped(members[20], 15), *members[21:]]),
+        b"".join(members)[:-3],
+        b"",
+    ):
+        path.write_bytes(packed)
+        part = Part("c", str(path), "a", "jsonl", ".gz")
+        assert find_slices(part, 100) == []
+    path.write_bytes(b"".join(members))
+    assert len(find_slices(part, 100)) > 9
+    with pytest.raises(OSError, match="changed since its work was laid out"):
+        find_slices(replace(part, stamp="of before"), 100)
 
 
 def test_a_web_archive_with_a_wrong_length_loses_that_record_alone(tmp_path: Path) -> None:

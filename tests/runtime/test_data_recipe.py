@@ -15,9 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel
+from typer.testing import CliRunner
 
 from tests.runtime.test_data_filters import model_of
-from trimaran.launchers.data.prepare import curate_spec
+from trimaran.launchers.cli.prepare import data
+from trimaran.launchers.data.prepare import curate_spec, sample_rows
 from trimaran.launchers.report.data_page import write_data_page
 from trimaran.runtime.data.document import Counts, Document
 from trimaran.runtime.data.engine.cluster import Workers
@@ -27,7 +29,9 @@ from trimaran.runtime.data.engine.watch import Watch, note_slow
 from trimaran.runtime.data.export import export_megatron
 from trimaran.runtime.data.files import DataError, NotPrepared
 from trimaran.runtime.data.prepare import prepare_data
+from trimaran.runtime.data.readers import slices
 from trimaran.runtime.data.recipe import of_spec, stage_runner
+from trimaran.runtime.data.recipe import recipe as recipe_module
 from trimaran.runtime.data.recipe.curate import curate
 from trimaran.runtime.data.recipe.curated import Curated, folder_of_recipe, open_curated
 from trimaran.runtime.data.recipe.fate import fate_of, samples, stage_folders
@@ -236,6 +240,31 @@ def test_a_packed_file_becomes_many_parts_with_the_same_ids(
     mended = Here(tmp_path / "3")
     _curate(_spec(corpus, corpora=corpora), mended)
     assert mended.ran == {"clean": 1}
+
+
+def test_a_packed_file_of_members_becomes_many_tasks_with_the_same_documents(
+    curated: Curated, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = (corpus / "records.jsonl").read_bytes()
+    members = [content[start : start + 500] for start in range(0, len(content), 500)]  # lines cross their borders
+    (tmp_path / "records.jsonl.gz").write_bytes(b"".join(map(gzip.compress, members)))
+    corpora = {
+        "web": {"source": [str(corpus / "pages")], "weight": 3.0},
+        "records": {"source": [str(tmp_path / "records.jsonl.gz")]},
+    }
+    monkeypatch.setattr(stage_runner, "PART_BYTES", 2000)
+    monkeypatch.setattr(recipe_module, "PART_BYTES", 2000)
+    monkeypatch.setattr(slices, "LEAST_SLICED", 1000)
+    spec, here = _spec(corpus, corpora=corpora), Here(tmp_path / "3", seed=3)
+    first, again = _curate(spec, here), _curate(spec, Here(tmp_path / "4", seed=4))
+    assert first.manifest == again.manifest
+    assert here.ran["slices"] == 1
+    assert here.ran["clean"] > 5
+    assert [name.replace(".gz", "") for name in _kept_ids(first)] == _kept_ids(curated)
+    assert {name.replace(".gz", ""): why for name, why in _reasons(first).items()} == _reasons(curated)
+    later = Here(tmp_path / "3")
+    assert _curate(spec, later).folder == first.folder
+    assert not later.ran, "what is done is not done again"
 
 
 def test_a_change_does_again_what_follows_alone(curated: Curated, corpus: Path) -> None:
@@ -574,3 +603,39 @@ def test_sources_of_every_corpus_are_hashed_once(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(of_spec, "hash_file", lambda path: pytest.fail(f"{path} is read again"))
     assert recipe_of(spec) == first
     assert len({source.sha256 for source in first.parts}) == 2
+
+
+def test_nothing_of_a_document_reaches_the_terminal_as_a_command(tmp_path: Path) -> None:
+    bad = "\x1b]0;title\x07\x1b[2J\x9b5n\r\u202e\u2028[red]x[/red]"
+    folder = tmp_path / "a\x1b[31m"
+    folder.mkdir()
+    rows = [f"good {bad} good", f"words {bad}"]
+    (folder / "b\x1b[1m.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
+    (folder / "m\x1b[2J").write_bytes(model_of(b"good", b"words"))
+    rule = {"file": str(folder / "m\x1b[2J"), "label": "good", "min": 0.5}
+    spec = _spec(
+        tmp_path,
+        corpora={"c": {"source": [str(folder / "b\x1b[1m.jsonl")]}},
+        cache_dir=str(tmp_path / "cache"),
+        clean=None,
+        filter={"classifiers": [rule]},
+        dedup=None,
+        decontaminate=None,
+    )
+    curated = _curate(spec, Here(tmp_path / "root"))
+    [kept] = [document.id for part in curated.parts for document in read_kept(part)]
+    [removed] = _reasons(curated)
+    commands = [["why", str(curated.folder), name] for name in (kept, removed, "\x1b[3m")]
+    results = [CliRunner().invoke(data, words) for words in (*commands, ["show", str(curated.folder)])]
+    assert [result.exit_code for result in results] == [0, 0, 2, 0]
+    table = "".join("".join(row) for row in sample_rows(spec, 9))
+    for shown in (*(result.output for result in results), table):
+        assert not [each for each in shown if not each.isprintable() and each != "\n"], shown
+    kept_out, removed_out, unknown, whole = (result.output for result in results)
+    escaped = "\\x1b]0;title\\x07\\x1b[2J\\x9b5n\\r\\u202e\\u2028[red]x[/red]"
+    assert escaped in kept_out
+    assert escaped in removed_out
+    assert "classifiers.m\\x1b[2J.good" in removed_out
+    assert "\\x1b[3m" in unknown
+    assert "classifiers.m\\x1b[2J.good" in whole
+    assert "classifiers.m\\x1b[2J.good" in table

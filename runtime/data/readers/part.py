@@ -27,6 +27,8 @@ class Part:
             (arrow) or document (megatron).
         stop: where it ends; None at the end of the file.
         part_bytes: about what is read of the file, to show progress by.
+        member: where, in a packed file, the member begins at which reading does.
+        member_place: the byte of the unpacked file that this member begins with, at `start` or before.
     """
 
     corpus: str
@@ -40,6 +42,13 @@ class Part:
     start: int = 0
     stop: int | None = None
     part_bytes: int = 0
+    member: int = 0
+    member_place: int = 0
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether it is a range of a packed file."""
+        return bool(self.compression) and (self.start > 0 or self.stop is not None)
 
     def place(self, at: int) -> str:
         """Return the id of the document that is number `at` of the file, or begins at its byte `at` when unpacked."""

@@ -90,8 +90,8 @@ def find_parts(
     Args:
         sources: files, folders, globs, and addresses of these such as s3://bucket/folder/*.warc.gz.
         format: one of FORMATS, for files of any suffix; None: the suffix tells.
-        part_bytes: about the bytes of a part of a file that can be split. Packed files, .csv, .html, .txt and web
-            archives are one part each.
+        part_bytes: about the bytes of a part of a file that can be split. Packed files (see `slices`), .csv, .html,
+            .txt and web archives are one part each.
 
     Raises:
         DataError: a source doesn't exist, holds no file of these formats, or is a pickle.

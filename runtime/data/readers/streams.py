@@ -15,7 +15,7 @@ from trimaran.runtime.data.corpus import MARKS
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.readers.part import Damage, Part
-from trimaran.runtime.data.readers.unpack import unpack
+from trimaran.runtime.data.readers.unpack import unpack, without_first
 from trimaran.runtime.files import open_regular
 
 T = TypeVar("T")
@@ -85,6 +85,33 @@ class _Remote(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             self._file.close()
+        super().close()
+
+
+class _From(io.RawIOBase):
+    """A file without its first bytes."""
+
+    def __init__(self, file: io.BufferedReader, start: int) -> None:
+        self._file, self._start = file, start
+        self._file.seek(start)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset + (self._start if whence == 0 else 0), whence) - self._start
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
+
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
         super().close()
 
 
@@ -181,11 +208,21 @@ def open_raw(part: Part) -> io.BufferedReader:
 
 
 def open_part(part: Part) -> Stream:
-    """Open the file of a part and unpack it as it is read."""
+    """Open the file of a part and unpack it as it is read; of a slice, from its `start` on."""
     file = open_raw(part)
+    if part.member:
+        file = io.BufferedReader(_From(file, part.member))
     if not part.compression:
         return Stream(file.detach(), _BLOCK)
-    return Stream(_Blocks(unpack(file, part.compression), file), _BLOCK)
+    blocks = unpack(file, part.compression)
+    if part.is_slice:
+        blocks = without_first(blocks, part.start - part.member_place)
+    return Stream(_Blocks(blocks, file), _BLOCK)
+
+
+def stream_of(blocks: Iterator[bytes | Damage]) -> Stream:
+    """Return a stream of bytes that come in blocks."""
+    return Stream(_Blocks(blocks, io.BytesIO()), _BLOCK)
 
 
 def open_table(part: Part) -> BinaryIO:
@@ -252,15 +289,18 @@ def as_utf8(stream: Stream) -> Stream:
 
 
 def lines(
-    stream: Stream, most_bytes: int, start: int = 0, stop: int | None = None
+    stream: Stream, most_bytes: int, start: int = 0, stop: int | None = None, *, is_there: bool = False
 ) -> Iterator[tuple[int, bytes | None] | Damage]:
     """Yield (offset, line) of every line that begins in [start, stop), None for one of more bytes, which isn't held.
 
     In the place of bytes that are lost, and of the line that they end, a Damage is yielded; the next line may have
     begun in them.
+
+    Args:
+        is_there: whether the stream is at `start`, where a line begins; else it is at its begin, and can be moved.
     """
     at = start
-    if start:  # the line that the byte before belongs to is another part's
+    if start and not is_there:  # the line that the byte before belongs to is another part's
         at = start - 1
         stream.seek(at)
         at += _skip_line(stream, stop - at if stop is not None else None)

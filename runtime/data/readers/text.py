@@ -52,7 +52,8 @@ def text_lines(part: Part, most: int, tally: Tally) -> Iterator[tuple[str, str] 
         most: bytes of the longest line; for a longer one, one that is no text, and damage a Loss is yielded.
     """
     with open_part(part) as stream:
-        for found in lines(as_utf8(stream), most, part.start, part.stop):
+        utf8 = stream if part.is_slice else as_utf8(stream)
+        for found in lines(utf8, most, part.start, part.stop, is_there=part.is_slice):
             if isinstance(found, Damage):
                 yield Loss(part.place(found.at or 0), found.reason, found.detail)
                 continue

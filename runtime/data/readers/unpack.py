@@ -11,7 +11,6 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import dropwhile
 from types import MappingProxyType
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -46,6 +45,12 @@ class _Kind(NamedTuple):
     has_length: bool = False
 
 
+class Member(NamedTuple):
+    """A member begins: at which byte of the packed file."""
+
+    at: int
+
+
 class _Held:
     """The last pieces of a member, until it is known to be whole."""
 
@@ -75,22 +80,31 @@ def unpack(file: BinaryIO, suffix: str) -> Iterator[bytes | Damage]:
         suffix: of the compression, such as .gz.
     """
     kind = _KINDS[suffix]()
-    return _unpack(file, kind) if kind.reader is None else _unpack_fast(file, kind, kind.reader)
+    return _contents(_unpack(file, kind)) if kind.reader is None else _unpack_fast(file, kind, kind.reader)
+
+
+def unpack_members(file: BinaryIO, suffix: str) -> Iterator[bytes | Damage | Member]:
+    """Yield the same as `unpack`, and before what a member holds where it begins."""
+    return _unpack(file, _KINDS[suffix](), with_members=True)
 
 
 def _unpack_fast(file: BinaryIO, kind: _Kind, begin: Callable[[BinaryIO], Any]) -> Iterator[bytes | Damage]:
-    reader, held, given, size = begin(file), _Held(), 0, 0
+    reader, held, given, size, last, before = begin(file), _Held(), 0, 0, 0, -1
     try:
-        while block := reader.read(_BLOCK):
+        # A member without content reads as the end, so the end is what reads as one twice at the same member.
+        while (block := reader.read(_BLOCK)) or reader.frame_start_position() != before:
+            before = -1 if block else reader.frame_start_position()
+            if not block:
+                continue
+            last = reader.frame_start_position() or 0
             size += len(block)
             for piece in held.add(block):
                 given += len(piece)
                 yield piece
-        last = reader.frame_start_position() or 0
     except OSError as error:
         if error.errno is not None:  # of the file's own
             raise
-        yield from _after(given, _unpack(file, kind))
+        yield from without_first(_contents(_unpack(file, kind)), given)
         return
     yield from held.release()
     if not kind.has_length:
@@ -98,28 +112,46 @@ def _unpack_fast(file: BinaryIO, kind: _Kind, begin: Callable[[BinaryIO], Any]) 
     end = file.seek(0, os.SEEK_END)
     # A single member's is that of all; where there are several, the last is unpacked again.
     if last or end < 18 or int.from_bytes(_read(file, end - 4, 4), "little") != size % (1 << 32):
-        yield from dropwhile(lambda found: isinstance(found, bytes), _unpack(file, kind, last))
+        yield from _after_first(_unpack(file, kind, last, with_members=True))
 
 
-def _after(given: int, found: Iterator[bytes | Damage]) -> Iterator[bytes | Damage]:
-    """Yield what is found without its first `given` bytes, all of which come before the first Damage."""
+def _after_first(found: Iterator[bytes | Damage | Member]) -> Iterator[bytes | Damage]:
+    """Yield what is found without what the first member holds."""
+    members = 0
+    for each in found:
+        if isinstance(each, Member):
+            members += 1
+        elif members > 1 or isinstance(each, Damage):
+            yield each
+
+
+def without_first(found: Iterator[bytes | Damage], count: int) -> Iterator[bytes | Damage]:
+    """Yield what is found without its first `count` bytes, all of which come before the first Damage."""
     for each in found:
         if isinstance(each, Damage):
-            given = 0
+            count = 0
             yield each
             continue
-        if len(each) > given:
-            yield each[given:]
-        given = max(0, given - len(each))
+        if len(each) > count:
+            yield each[count:]
+        count = max(0, count - len(each))
 
 
-def _unpack(file: BinaryIO, kind: _Kind, start: int = 0) -> Iterator[bytes | Damage]:
+def _contents(found: Iterator[bytes | Damage | Member]) -> Iterator[bytes | Damage]:
+    return (each for each in found if not isinstance(each, Member))
+
+
+def _unpack(
+    file: BinaryIO, kind: _Kind, start: int = 0, with_members: bool = False
+) -> Iterator[bytes | Damage | Member]:
     known = set[tuple[bytes, ...]]()
     at = _skip_padding(file, start)
     while at is not None:
         stream, held, begin, why = kind.begin(), _Held(), at, ""
         head = kind.head.match(_read(file, begin, _HEAD_BYTES))
         file.seek(begin)
+        if with_members:
+            yield Member(begin)
         try:
             while not stream.eof and (data := file.read(_PACKED_BLOCK)):
                 for piece in filter(None, _pieces(stream, data)):

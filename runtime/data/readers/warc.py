@@ -53,10 +53,11 @@ class Record(NamedTuple):
 class _Window:
     """The bytes of a stream that are looked at: `data` from `at` to `end`, in memory that is used over and over."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, start: int) -> None:
         self._stream = stream
         self.data = bytearray(4 * _BLOCK)
-        self.at = self.end = self._base = 0
+        self.at = self.end = 0
+        self._base = start
 
     @property
     def place(self) -> int:
@@ -139,15 +140,21 @@ class _Window:
             self.at = self.end - 32 if self.left > 64 else self.end
 
 
-def records(stream: Stream, most_bytes: int) -> Iterator[Record | Damage]:
+def records(stream: Stream, most_bytes: int, start: int = 0, stop: int | None = None) -> Iterator[Record | Damage]:
     """Yield every record, and in the place of bytes that are none a Damage: neither fastwarc nor warcio tells of all.
 
     Of a record whose length is wrong nothing is yielded; it goes on at the next line that begins a record.
+
+    Args:
+        start: the place of the stream's first byte.
+        stop: a place at which, or behind which, the first record begins that is not yielded.
     """
-    window = _Window(stream)
+    window = _Window(stream, start)
     while True:
         window.skip_blank_lines()
         begin = window.place
+        if stop is not None and begin >= stop:
+            return
         if not window.left:
             if damage := window.go_on(begin):
                 yield damage
@@ -213,7 +220,7 @@ def read_warc(part: Part, settings: ReadSettings, tally: Tally) -> Iterator[Docu
     # The block of a response has headers too, and its body may have grown where it was encoded.
     most = 2 * settings.max_document_bytes + _MOST_HEADER
     with open_part(part) as stream:
-        yield from _documents(records(stream, most), part, settings, tally)
+        yield from _documents(records(stream, most, part.start, part.stop), part, settings, tally)
 
 
 def _documents(

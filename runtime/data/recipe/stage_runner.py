@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from trimaran.models.fields import counted
 from trimaran.runtime.data.engine.task import Output, Progress, Task, TaskRunner, installed_versions, run_stage
-from trimaran.runtime.data.readers.parts import PIECE_BYTES
+from trimaran.runtime.data.readers.parts import PART_BYTES, PIECE_BYTES
+from trimaran.runtime.data.readers.slices import Slice, may_have_slices, slice_of
 from trimaran.runtime.data.recipe.recipe import Recipe, SourcePart
 from trimaran.runtime.data.recipe.tally import Tally
 
@@ -47,6 +48,7 @@ class StageRunner:
 
     def read(self) -> list[Output]:
         """Read and clean every part of the sources; return the parts that come of it, each of a bounded size."""
+        self.recipe = replace(self.recipe, parts=self._in_slices())
         groups, parts = self.recipe.groups, list[Output]()
         for group, output in zip(groups, self._run("clean", [self._reading(group) for group in groups]), strict=True):
             pieces = output.pieces
@@ -55,6 +57,28 @@ class StageRunner:
             more = [f", piece {number} of {len(pieces)}" if number > 1 else "" for number in range(1, len(pieces) + 1)]
             self._abouts += [_about(group) + each for each in more]
         return self._account("clean", parts)
+
+    def _in_slices(self) -> list[SourcePart]:
+        """Return the parts of the sources, large packed files in slices that are tasks of their own."""
+        large = [source for source in self.recipe.parts if may_have_slices(source.part)]
+        found = self._run("slices", [self._slicing(source) for source in large]) if large else []
+        slices = {source.part: output.result["slices"] for source, output in zip(large, found, strict=True)}
+        parts = list[SourcePart]()
+        for source in self.recipe.parts:
+            own = [slice_of(source.part, Slice(*row), PART_BYTES) for row in slices.get(source.part, ())]
+            parts += [replace(source, part=part) for part in own] or [source]
+        return parts
+
+    def _slicing(self, source: SourcePart) -> Task:
+        part = source.part
+        return Task(
+            stage="slices",
+            function=f"{_STEPS}:slice_file",
+            arguments={"part": asdict(part), "slice_bytes": PART_BYTES},
+            about=part.file,
+            identity={"sha256": source.sha256, "format": part.format, "slice_bytes": PART_BYTES},
+            versions=self.versions,
+        )
 
     def each(
         self, stage: str, function: str, arguments: Mapping[str, Any], parts: Sequence[Output], *shared: Output

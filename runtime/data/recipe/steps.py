@@ -15,6 +15,7 @@ from trimaran.runtime.data.engine.watch import Watch
 from trimaran.runtime.data.filters.steps import filter_steps
 from trimaran.runtime.data.readers.part import Part, ReadSettings
 from trimaran.runtime.data.readers.read import read_part
+from trimaran.runtime.data.readers.slices import find_slices
 from trimaran.runtime.data.recipe.tally import Tally
 from trimaran.runtime.spec.sections.clean import CleanSection
 from trimaran.runtime.spec.sections.dedup import DecontaminateSection
@@ -38,6 +39,12 @@ def read_and_clean(arguments: Mapping[str, Any], inputs: Sequence[Path], folder:
         pieces.append(_run(steps, chain(ahead, items), piece, watch, parts[0].corpus, arguments["piece_bytes"]))
         ahead = list(islice(items, 1))
     return {"pieces": pieces}
+
+
+def slice_file(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> dict[str, Any]:
+    """Find the slices of a packed file: a task's function. Writes nothing."""
+    del inputs, folder, watch
+    return {"slices": find_slices(Part(**arguments["part"]), arguments["slice_bytes"])}
 
 
 def filter_kept(arguments: Mapping[str, Any], inputs: Sequence[Path], folder: Path, watch: Watch) -> dict[str, Any]:
