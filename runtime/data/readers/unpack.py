@@ -18,6 +18,8 @@ from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.readers.part import Damage
 
 _BLOCK = 1 << 18
+# Of fastwarc's readers: what is larger is mapped anew for each block, which takes a tenth of the time.
+_FAST_BLOCK = 1 << 16
 # zstandard makes all of its input at once: what packs best, a byte repeated, grows to 32 MiB.
 _PACKED_BLOCK = 1 << 10
 # Of a damaged member the check sum tells, which stands at its end: so many bytes wait for that, most pages whole.
@@ -92,7 +94,7 @@ def _unpack_fast(file: BinaryIO, kind: _Kind, begin: Callable[[BinaryIO], Any]) 
     reader, held, given, size, last, before = begin(file), _Held(), 0, 0, 0, -1
     try:
         # A member without content reads as the end, so the end is what reads as one twice at the same member.
-        while (block := reader.read(_BLOCK)) or reader.frame_start_position() != before:
+        while (block := reader.read(_FAST_BLOCK)) or reader.frame_start_position() != before:
             before = -1 if block else reader.frame_start_position()
             if not block:
                 continue

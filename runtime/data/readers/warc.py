@@ -105,6 +105,8 @@ class _Window:
     def has_end(self) -> bool:
         """Return whether a block ends here: blank lines follow, a record or nothing."""
         self.fill(_MOST_AFTER)
+        if self.data.startswith(b"\r\n\r\n", self.at, self.end):
+            return True
         return _AFTER.match(bytes(self.data[self.at : min(self.end, self.at + _MOST_AFTER)])) is not None
 
     def rewind(self, place: int) -> None:
