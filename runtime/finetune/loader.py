@@ -105,7 +105,7 @@ class ExampleLoader:
             )
         if not rows:
             raise ValueError("the loader needs at least one row")
-        self.num_samples, self._rows, self._examples = len(rows), rows, examples
+        self.num_samples, self._rows, self.examples = len(rows), rows, examples
         self.unused_tail_tokens = 0
         self._seq_len, self._padding_id, self._seed = seq_len, padding_id, seed
         self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
@@ -171,8 +171,8 @@ class ExampleLoader:
         starts: list[int] = []
         for place, row in enumerate(rows):
             at = place * seq
-            for number in (each for example in self._members(row) for each in self._examples.documents_of(example)):
-                end = _put(self._examples.document(number), at, tokens, labels, positions)
+            for number in (each for example in self._members(row) for each in self.examples.documents_of(example)):
+                end = _put(self.examples.document(number), at, tokens, labels, positions)
                 spans.append((at, end))
                 numbers.append(number)
                 starts.append(at)
@@ -182,7 +182,7 @@ class ExampleLoader:
                 starts.append(at)
         ends = [*starts[1:], batch * seq]
         longest = max(end - start for start, end in zip(starts, ends, strict=True))
-        values = [float(self._examples.values[example]) for row in rows for example in self._members(row)]
+        values = [float(self.examples.values[example]) for row in rows for example in self._members(row)]
         return ExampleBatch(
             torch.from_numpy(tokens).view(batch, seq),
             torch.from_numpy(labels).view(batch, seq),
