@@ -64,7 +64,23 @@ SMALLER = {
     },
 }  # fmt: skip
 RECIPES = ("web-corpus.yaml",)
-EXTRAS = {"data.md": "data", "web-corpus.yaml": "data", "evaluation.md": "evaluate", "tuning.md": "tune"}
+BASE_MODEL = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "vocab_size": 300}
+FINETUNES: dict[str, dict[str, object]] = {"sft.yaml": {"finetune.epochs": 2}, "lima.yaml": {"finetune.epochs": 2}}
+"""Examples that start from a model and have examples of their own -> what makes them short."""
+STARTS_FROM_BASE = {
+    "model.preset": "null",
+    **{f"model.{name}": value for name, value in BASE_MODEL.items()},
+    "checkpoint.init_from": "runs/base",
+    "train.seq_len": 512,
+}
+NOT_OF_FINETUNES = ("data.source", "train.num_steps")
+EXTRAS = {
+    "data.md": "data",
+    "finetuning.md": "huggingface",
+    "web-corpus.yaml": "data",
+    "evaluation.md": "evaluate",
+    "tuning.md": "tune",
+}
 """Page or example -> the extra that it tells its readers to install."""
 NOT_RUN = {
     "make train": "test_make_train runs it with a shortened spec",
@@ -90,7 +106,10 @@ def shortened(command: str) -> list[str]:
     assert words[0] == "trimaran", f"{command!r} is not a trimaran command; run it here or list it in NOT_RUN"
     example = Path(words[2]).name if len(words) > 2 else ""
     changes: dict[str, object] = {}
-    if words[1] in ("train", "schedules", "prepare") or "--rates" in words or example in RECIPES:
+    if example in FINETUNES:
+        changes = {name: value for name, value in SHORT.items() if name not in NOT_OF_FINETUNES}
+        changes |= STARTS_FROM_BASE | FINETUNES[example]
+    elif words[1] in ("train", "schedules", "prepare") or "--rates" in words or example in RECIPES:
         changes = {name: value for name, value in SHORT.items() if name != "data.source" or example not in RECIPES}
     if changes or "--memory" in words:
         changes |= SMALLER.get(example, {})
@@ -103,6 +122,23 @@ def shortened(command: str) -> list[str]:
         place = words.index(option) + 1
         words[place] = ",".join(words[place].split(",")[: 2 if option == "--widths" else 3])
     return words[1:]
+
+
+def make_base(folder: Path, commands: list[str]) -> None:
+    """Train the small model that examples of finetuning start from, where one of the commands is of such an example."""
+    if not any(f"examples/{name}" in command for name in FINETUNES for command in commands):
+        return
+    train = {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": 64}
+    spec = {
+        "model": BASE_MODEL,
+        "data": {"source": ["my-texts"], "tokenizer_vocab_size": 300},
+        "optimizer": {"lr": 1e-3},
+        "train": train,
+        "launcher": {"device": "cpu", "threads_per_rank": 1},
+    }
+    (folder / "base.yaml").write_text(yaml.safe_dump(spec))
+    outcome = trimaran(folder, "train", "base.yaml")
+    assert outcome.code == 0, outcome.err
 
 
 def shorten_searches(folder: Path) -> None:
@@ -262,6 +298,7 @@ def test_every_command_of_a_page_runs(page: Path, folder: Path) -> None:
     cold = (
         {"train": 2, "generate": 1} if page.name == AS_A_SHELL_WOULD else {}
     )  # ranks have an interpreter of their own
+    make_base(folder, commands_of(page))
     for command in commands_of(page):
         line, _, target = command.partition(" > ")
         words = shortened(line)
@@ -306,7 +343,9 @@ def test_command_shown_in_an_example_names_the_example(example: Path) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_example_can_start_where_its_device_is(example: Path, folder: Path) -> None:
-    outcome = trimaran(folder, "check", f"examples/{example.name}", "--set", "launcher.device=auto")
+    command = f"trimaran check examples/{example.name} --set launcher.device=auto"
+    make_base(folder, [command])
+    outcome = trimaran(folder, *(shortened(command) if example.name in FINETUNES else command.split()[1:]))
     assert outcome.code == 0, outcome.err
     assert "parameters" in outcome.out
 
@@ -318,6 +357,7 @@ def test_example_runs_by_its_own_command(example: Path, folder: Path) -> None:
     if any(f"trimaran train examples/{example.name}" in line for page in PAGES for line in commands_of(page)):
         return
     environment = environment_of(example, folder)
+    make_base(folder, commands_in(example))
     for command in commands_in(example):
         outcome = trimaran(folder, *shortened(command), environment=environment)
         assert outcome.code == 0, outcome.err
