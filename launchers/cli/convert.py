@@ -49,12 +49,19 @@ def import_(
         Path | None, typer.Argument(parser=path, metavar="[RUN]", help="The run folder to make; runs/NAME by default.")
     ] = None,
     memory_gib: MemoryGib = 2.0,
+    base: Annotated[
+        Path | None,
+        typer.Option(parser=path, metavar="RUN", help="Of a PEFT adapter's folder: the run of the model it changes."),
+    ] = None,
 ) -> None:
     """Make a run of a Hugging Face model, which any layout trains on from and generates with; proven by its logits."""
     with errors_as_sentences(), _stoppable():
+        target = run if run is not None else Path("runs") / _name_of(source)
+        if base is not None:
+            _import_adapter(source, target, base)
+            return
         from trimaran.runtime.huggingface.importing import Limits, import_model
 
-        target = run if run is not None else Path("runs") / _name_of(source)
         with _progress() as progress:
             imported = import_model(source, target, Limits(memory_bytes=int(memory_gib * _GIB)), progress, os.environ)
         _say_agreements(imported.agreements)
@@ -77,13 +84,27 @@ def export(
     ] = None,
     max_shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file; more than one get an index.")] = 2.0,
     memory_gib: MemoryGib = 2.0,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Of a run of adapters: these alone, as a folder for PEFT.")
+    ] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Of a run of adapters: the weights they make with their base (the default).")
+    ] = False,
 ) -> None:
     """Write a folder that transformers and vLLM load, from a run's newest checkpoint; proven by its logits."""
     with errors_as_sentences(), _stoppable():
+        if adapter and merge:
+            raise ValueError("--adapter writes the adapters alone and --merge whole weights; give one of them")
+        if adapter:
+            _export_adapter(run, folder, dtype, family)
+            return
         from trimaran.runtime.huggingface.exporting import ExportOptions, export_model
         from trimaran.runtime.train.init_from import open_weights
 
-        target = folder if folder is not None else open_weights(run)[1] / "huggingface"
+        weights, run_folder = open_weights(run)
+        if merge and not hasattr(weights, "adapters"):
+            raise ValueError(f"{run} has no adapters to merge, for it trained all weights; leave --merge out")
+        target = folder if folder is not None else run_folder / "huggingface"
         options = ExportOptions(dtype, family, int(max_shard_gib * _GIB), int(memory_gib * _GIB))
         with _progress() as progress:
             exported = export_model(run, target, options, progress, os.environ)
@@ -94,6 +115,29 @@ def export(
         )
         served = f", or vllm serve {shlex.quote(str(exported.folder))}" if exported.is_causal else ""
         say(f"load it: transformers.{exported.architecture}.from_pretrained({str(exported.folder)!r}){served}")
+
+
+def _export_adapter(
+    run: Path, folder: Path | None, dtype: Literal["float32", "bfloat16", "float16"] | None, family: str | None
+) -> None:
+    from trimaran.runtime.adapters.peft_export import export_adapter
+    from trimaran.runtime.huggingface.exporting import ExportOptions
+    from trimaran.runtime.train.init_from import open_weights
+
+    target = folder if folder is not None else open_weights(run)[1] / "adapter"
+    exported = export_adapter(run, target, ExportOptions(dtype, family), os.environ)
+    say(f"adapters of rank {exported.rank} beside {exported.num_modules} layers of {exported.architecture}: {target}")
+    say(f"load it: peft.PeftModel.from_pretrained(model, {str(target)!r}), with the model of {exported.base}")
+
+
+def _import_adapter(source: Path, target: Path, base: Path) -> None:
+    from trimaran.runtime.adapters.peft_import import import_adapter
+
+    imported = import_adapter(source, target, base, os.environ)
+    for note in imported.notes:
+        say(note)
+    say(f"adapters of rank {imported.rank} beside {', '.join(imported.targets)} imported into {imported.run}")
+    say(f"text: trimaran generate {shlex.quote(str(imported.run))} --prompt 'To be'")
 
 
 def _name_of(source: Path) -> str:

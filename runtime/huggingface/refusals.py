@@ -20,8 +20,9 @@ class ConversionError(ValueError):
 
 # Files that give a folder away -> what it is, and what to do; the first that is there counts.
 _KINDS: Final[Mapping[tuple[str, ...], str]] = {
-    ("adapter_config.json", "adapter_model.*"): "holds an adapter (LoRA or the like), not a model; merge it into its "
-    "base model (peft: merge_and_unload) and import what that saves",
+    ("adapter_config.json", "adapter_model.*"): "holds an adapter (LoRA or the like), not a model; import the "
+    "model it changes, and then the adapter with --base RUN, or merge it (peft: merge_and_unload) and import what that "
+    "saves",
     ("model_index.json",): "is a pipeline of diffusers, not a language model; give the folder of a language model",
     ("checkpoints/step-*",): "is a run of trimaran already; train on from it with checkpoint.init_from",
     ("*.incomplete", ".cache/huggingface/download/*.incomplete", ".cache/huggingface/download/**/*.incomplete"): "is "
