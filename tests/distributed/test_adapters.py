@@ -5,15 +5,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.distributed.parity import GPT, LLAMA, Layout, make_spec
 from tests.distributed.ranks import RankPool
+from trimaran.models.adapter import AdapterPlan, quantized_weights
 from trimaran.models.batch import Microbatch
+from trimaran.models.parallel.parameter import info_of
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.sections.finetune import AdapterSettings, FinetuneSection
 from trimaran.runtime.train.pipeline import placement_of
 from trimaran.runtime.train.train_context import (
+    adapter_plan,
+    build_stages_of_rank,
     build_train_context,
     evaluate,
     train_step,
@@ -91,3 +96,127 @@ def test_adapters_learn_like_one_process_at_every_layout(layout: Layout, ranks: 
     stored = set().union(*(each["stored"] for each in found))
     assert stored == expected["stored"]
     assert all(name.rsplit(".", 1)[0].endswith(".adapter") for name, _ in stored)
+
+
+def stages_of(spec: RunSpec, mesh: Mesh, plan: AdapterPlan | None) -> Any:
+    (stage,) = build_stages_of_rank(spec, mesh, torch.device("cpu"), adapters=plan).values()
+    return stage
+
+
+def merged_and_apart(model: dict[str, Any], base: str) -> dict[str, Any]:
+    """Loss and gradients of adapters beside frozen weights, and of the whole weights that they make together."""
+    spec = adapted(Layout("alone", {}, model), dropout=0.0)
+    mesh = mesh_of(spec)
+    plan = adapter_plan(spec)
+    assert plan is not None
+    stage = stages_of(spec, mesh, replace(plan, is_quantized=base == "nf4"))
+    adapters = {name: p for name, p in stage.named_parameters() if p.requires_grad}
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in adapters.items():
+            if name.endswith(".b"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.1)
+    whole = stages_of(spec, mesh, None)
+    scale = plan.options.scale
+    held = dict(quantized_weights(stage))
+    with torch.no_grad():
+        for name, parameter in whole.named_parameters():
+            layer = name.removesuffix(".weight")
+            if name in held:
+                parameter.copy_(held[name].dense())
+            if f"{layer}.adapter.a" in adapters:
+                parameter.add_(scale * adapters[f"{layer}.adapter.b"] @ adapters[f"{layer}.adapter.a"])
+    (batch, *_) = batches_of(0, mesh)
+    losses = [each(None, batch) for each in (stage, whole)]
+    for loss in losses:
+        loss.backward()
+    expected: dict[str, Tensor] = {}
+    for name, parameter in whole.named_parameters():
+        layer = name.removesuffix(".weight")
+        if f"{layer}.adapter.a" in adapters:
+            a, b = (adapters[f"{layer}.adapter.{each}"].detach() for each in ("a", "b"))
+            expected[f"{layer}.adapter.a"] = scale * b.transpose(-1, -2) @ parameter.grad
+            expected[f"{layer}.adapter.b"] = scale * parameter.grad @ a.transpose(-1, -2)
+    frozen = [name for name, parameter in stage.named_parameters() if parameter.grad is not None]
+    mesh.close()
+    return {
+        "losses": [loss.item() for loss in losses],
+        "found": {name: parameter.grad for name, parameter in adapters.items()},
+        "expected": expected,
+        "with gradients": frozen,
+        "in 4 bits": len(held),
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "in_4_bits"),
+    [(LLAMA, "full", 0), (SIDE_BY_SIDE, "full", 0), (LLAMA, "nf4", 20), (EXPERTS, "full", 0)],
+    ids=["llama", "parallel-block", "nf4", "experts"],
+)
+def test_loss_and_gradients_are_those_of_the_merged_weights(
+    model: dict[str, Any], base: str, in_4_bits: int, ranks: RankPool
+) -> None:
+    (found,) = ranks.run(merged_and_apart, 1, model, base)
+    assert found["in 4 bits"] == in_4_bits
+    apart, merged = found["losses"]
+    assert apart == pytest.approx(merged, abs=1e-9)
+    assert found["found"].keys() == found["expected"].keys()
+    assert found["with gradients"] == list(found["found"])
+    torch.testing.assert_close(found["found"], found["expected"], rtol=1e-9, atol=1e-9)
+
+
+def quantized_on_rank(parallel: dict[str, Any]) -> dict[str, Any]:
+    """The codes and scales of this rank's weights in 4 bits with their places, and the losses of float32 steps."""
+    spec = adapted(Layout("nf4", parallel, WIDE, dtype="float32"), base="nf4")
+    mesh = mesh_of(spec)
+    context = build_train_context(spec, mesh, torch.device("cpu"))
+    held = [item for stage in context.stages.values() for item in quantized_weights(stage)]
+    found = {name: (weight.dense(), weight.info.shard.box(weight.shape), weight.num_bytes) for name, weight in held}
+    losses = [train_step(context, batches_of(step, mesh), 2e-2).loss for step in range(3)]
+    mesh.close()
+    return {"weights": found, "losses": losses}
+
+
+def test_a_cut_base_in_4_bits_has_the_bits_of_one_process(ranks: RankPool) -> None:
+    (whole,) = ranks.run(quantized_on_rank, 1, {})
+    assert len(whole["weights"]) == 5 * 2
+    parts = ranks.run(quantized_on_rank, 2, {"tp": 2, "sequence_parallel": True})
+    cut = 0
+    for part in parts:
+        for name, (weight, box, num_bytes) in part["weights"].items():
+            expected, _, all_bytes = whole["weights"][name]
+            expected = expected[tuple(slice(low, high) for low, high in box)]
+            assert torch.equal(weight, expected)
+            assert num_bytes * weight.element_size() < 0.6 * weight.nbytes
+            cut += num_bytes < all_bytes
+        assert part["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+    assert cut == 2 * 5 * 2
+    assert len(set(whole["losses"])) == 3
+
+
+def frozen_on_rank(zero_stage: int) -> dict[str, Any]:
+    """What a rank of two holds, and whether a step changed a frozen weight."""
+    spec = adapted(Layout("frozen", {"dp": 2}, WIDE, zero_stage=zero_stage))
+    mesh = mesh_of(spec)
+    context = build_train_context(spec, mesh, torch.device("cpu"))
+    (stage,) = context.stages.values()
+    frozen = {name: p.detach().clone() for name, p in stage.named_parameters() if not p.requires_grad}
+    train_step(context, batches_of(0, mesh), 2e-2)
+    changed = [name for name, p in stage.named_parameters() if name in frozen and not torch.equal(p, frozen[name])]
+    buffers = [name for name, p in stage.named_parameters() if name in frozen and info_of(p).main_grad is not None]
+    state = context.optimizer.state_bytes()
+    mesh.close()
+    return {"changed": changed, "buffers": buffers, "frozen": len(frozen), "state": state}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_frozen_weights_have_no_gradient_buffer_and_no_place_in_zero(zero_stage: int, ranks: RankPool) -> None:
+    for found in ranks.run(frozen_on_rank, 2, zero_stage):
+        assert found["frozen"] == 2 * 7 + 3
+        assert found["changed"] == []
+        assert found["buffers"] == []
+        # A: rank x in, B: out x rank; q, k, v, out, gate, up and down of two layers, in float64.
+        kv = 64
+        elements = 2 * 3 * (128 + 128 + 2 * (128 + kv) + 128 + 128 + 3 * (128 + 256))
+        share = 1 if zero_stage == 0 else 2
+        assert found["state"]["optimizer"] == pytest.approx(2 * 8 * elements / share, abs=64)
