@@ -25,15 +25,27 @@ _OTHER_NAMES: Final = {
 }
 
 
-def linear_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
-    """Return (inputs, outputs) of the linear layers of a block that can have an adapter, by name within the block.
+def linear_names(config: TransformerConfig) -> tuple[str, ...]:
+    """Return the names within a block of the linear layers that can have an adapter.
 
     Experts are none of them: they are products of groups of rows.
     """
+    attention = ("attention.q", "attention.kv", "attention.out")
+    return attention if config.num_experts else (*attention, "mlp.up", "mlp.down")
+
+
+def linear_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """Return (inputs, outputs) of the layers of `linear_names`, of each of those that are stacked."""
     hidden, inner = config.hidden_size, config.ffn_hidden_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes = {"attention.q": (hidden, queries), "attention.kv": (hidden, keys), "attention.out": (queries, hidden)}
-    return shapes if config.num_experts else shapes | {"mlp.up": (hidden, inner), "mlp.down": (inner, hidden)}
+    shapes = {
+        "attention.q": (hidden, queries),
+        "attention.kv": (hidden, keys),
+        "attention.out": (queries, hidden),
+        "mlp.up": (hidden, inner),
+        "mlp.down": (inner, hidden),
+    }
+    return {name: shapes[name] for name in linear_names(config)}
 
 
 def is_target(name: str, targets: Iterable[str]) -> bool:
@@ -43,7 +55,7 @@ def is_target(name: str, targets: Iterable[str]) -> bool:
 
 def unmatched(targets: Sequence[str], config: TransformerConfig) -> list[tuple[int, str, str]]:
     """Return (index, target, what would do) of the targets that match no layer of the model."""
-    names = list(linear_shapes(config))
+    names = linear_names(config)
     return [
         (index, target, _nearest(target, names))
         for index, target in enumerate(targets)

@@ -55,7 +55,66 @@ def errors_of(changes: dict[str, Any]) -> list[str]:
 
 
 WEB = {"web": {"source": ["web.warc.gz"]}}
+BASED: dict[str, Any] = {"checkpoint.init_from": "run"}
+
+
+def adapter(**fields: Any) -> dict[str, Any]:
+    """Changes for a run with adapters."""
+    return BASED | {"finetune": {"adapter": fields}}
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
+    # adapters
+    (
+        {"finetune": {"adapter": {}}},
+        (
+            "checkpoint.init_from: is needed by finetune.adapter, whose frozen weights it names; set it to the folder "
+            "of a trained or imported run"
+        ),
+    ),
+    (
+        adapter(targets=["attention", "q_proj"]),
+        "finetune.adapter.targets[1]: 'q_proj' is no linear layer of a block of this model; did you mean attention.q?",
+    ),
+    (
+        adapter(targets=["mpl.up"]),
+        "finetune.adapter.targets[0]: 'mpl.up' is no linear layer of a block of this model; did you mean mlp.up, mlp?",
+    ),
+    (
+        adapter() | {"model.num_experts": 4},
+        (
+            "finetune.adapter.targets[1]: 'mlp' is no linear layer of a block of this model, whose feed-forward layers "
+            "are experts, which get none; did you mean attention, attention.q, attention.kv, attention.out?"
+        ),
+    ),
+    (
+        adapter(rank=300) | {"model.num_kv_heads": 4},
+        (
+            "finetune.adapter.rank: rank (300) is larger than the rank of attention.kv, a matrix of 256 x 768; set "
+            "finetune.adapter.rank to 256 or less, or leave attention.kv out of finetune.adapter.targets"
+        ),
+    ),
+    (
+        adapter() | {"zero.backend": "deepspeed"},
+        (
+            "zero.backend: DeepSpeed's engine takes all parameters of the model, and with finetune.adapter most are "
+            "frozen; set zero.backend to native"
+        ),
+    ),
+    (
+        adapter(base="nf4") | {"precision.dtype": "float64"},
+        (
+            "finetune.adapter.base: nf4 holds 16 levels times a float32 scale, which float64 adds nothing to; set "
+            "precision.dtype to bfloat16 or float32, or finetune.adapter.base to full"
+        ),
+    ),
+    (
+        adapter(base="nf4") | {"model.head_dim": 20, "parallel.tp": 2},
+        (
+            "parallel.tp: tp (2) cuts attention.out into pieces of 120 consecutive elements, and nf4 scales 64 of them "
+            "together, so pieces must be multiples of that; set parallel.tp to 1, or finetune.adapter.base to full"
+        ),
+    ),
     # evaluation
     (
         {"model.objective": "masked_lm", "evaluation": {"tasks": ["piqa"]}},

@@ -50,6 +50,9 @@ FURTHER: list[dict[str, Any]] = [
     {"finetune": {"method": "rl"}, "data.format": "prompts"},
     {"data.format": "alpaca"},
     {"zero.shard_size": 3, "parallel.dp": 12, "parallel.ep": 2},
+    {"finetune": {"adapter": {}}, "model.objective": "masked_lm"},
+    {"finetune": {"adapter": {"base": "nf4"}}, "parallel.tp": 3, "model.num_kv_heads": 4},
+    {"finetune": {"adapter": {"base": "nf4"}}, "parallel.tp": 16, "model.num_kv_heads": 4, "model.num_heads": 16},
 ]
 
 

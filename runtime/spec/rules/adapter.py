@@ -13,6 +13,14 @@ from trimaran.runtime.spec.sections.finetune import AdapterSettings
 RULES: Final = Rules()
 
 _BLOCK: Final = 64  # elements of nf4 with one scale; kernels.nf4 has it too, but imports torch
+_SIZES: Final = (
+    "model.hidden_size",
+    "model.ffn_hidden_size",
+    "model.num_heads",
+    "model.num_kv_heads",
+    "model.head_dim",
+    "model.num_experts",
+)
 
 
 def _settings(spec: RunFields) -> AdapterSettings | None:
@@ -26,7 +34,7 @@ def _adapters_have_a_base(spec: RunFields, shape: TransformerConfig) -> Iterator
         yield FieldError("checkpoint.init_from", rule, None, "set it to the folder of a trained or imported run")
 
 
-@RULES.needs("finetune.adapter.targets", "model.num_experts", "model.num_layers")
+@RULES.needs("finetune.adapter", "finetune.adapter.targets", "model.num_experts")
 def _targets_match(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     settings = _settings(spec)
     if settings is None:
@@ -37,10 +45,7 @@ def _targets_match(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldE
         yield FieldError(f"finetune.adapter.targets[{index}]", rule, target, f"did you mean {nearest}?")
 
 
-@RULES.needs(
-    "finetune.adapter.rank", "finetune.adapter.targets", "model.hidden_size", "model.ffn_hidden_size",
-    "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.num_experts",
-)  # fmt: skip
+@RULES.needs("finetune.adapter", "finetune.adapter.rank", "finetune.adapter.targets", *_SIZES)
 def _rank_fits(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     settings = _settings(spec)
     if settings is None:
@@ -61,7 +66,7 @@ def _who_trains_adapters(spec: RunFields, shape: TransformerConfig) -> Iterator[
         yield FieldError("zero.backend", rule, spec.zero.backend, "set zero.backend to native")
 
 
-@RULES.needs("finetune.adapter.base", "precision.dtype")
+@RULES.needs("finetune.adapter", "finetune.adapter.base", "precision.dtype")
 def _nf4_has_its_dtype(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     settings, dtype = _settings(spec), spec.precision.dtype
     if settings is not None and settings.base == "nf4" and dtype == "float64":
@@ -70,8 +75,7 @@ def _nf4_has_its_dtype(spec: RunFields, shape: TransformerConfig) -> Iterator[Fi
         yield FieldError("finetune.adapter.base", rule, "nf4", fix)
 
 
-@RULES.needs("finetune.adapter.base", "parallel.tp", "model.ffn_hidden_size", "model.num_heads", "model.num_kv_heads",
-             "model.head_dim", "model.hidden_size", "model.num_experts")  # fmt: skip
+@RULES.needs("finetune.adapter", "finetune.adapter.base", "parallel.tp", *_SIZES)
 def _nf4_blocks_stay_whole(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     """A rank's part of a matrix has the bits that one process has where it is made of whole blocks."""
     settings, tp = _settings(spec), spec.parallel.tp

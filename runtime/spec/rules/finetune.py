@@ -14,7 +14,7 @@ QUICKSTART: Final = "quickstart"
 _BUILT: Final[tuple[str, ...]] = ("sft", "rl")
 
 
-@RULES.needs("finetune.method")
+@RULES.needs("finetune.method", "finetune.adapter")
 def _method_is_built(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     if spec.finetune is None or (spec.finetune.method == "sft" and spec.finetune.adapter is not None):
         return
