@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,20 +10,22 @@ import torch
 
 from trimaran.models.batch import Microbatch
 from trimaran.models.criterion import Criterion
-from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
+from trimaran.runtime.finetune.comparable import compares
 from trimaran.runtime.finetune.criteria import KTO, ORPO, criterion_of
 from trimaran.runtime.finetune.criteria.batch import ComparisonBatch, document_log_probs
 from trimaran.runtime.finetune.documents import Documents
 from trimaran.runtime.finetune.forward import ForwardPass, document_values
 from trimaran.runtime.finetune.loader import ExampleBatch, ExampleLoader, Unit
 from trimaran.runtime.finetune.mismatch import mismatched
+from trimaran.runtime.finetune.prepare import PreparedExamples
 from trimaran.runtime.finetune.reference import Reference, reference_log_probs
 from trimaran.runtime.finetune.store import ExampleSet
 from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.samples import BatchSource, Split
 from trimaran.runtime.train.train_context import TrainContext
 
 Values = npt.NDArray[np.float64]
-Split = Literal["train", "held_out"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "held_out")
 
 
@@ -78,10 +80,12 @@ class Comparisons:
 
     Args:
         examples: of each split.
+        tokenizer: of the data.
     """
 
     spec: RunSpec
     examples: dict[Split, ExampleSet]
+    tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
         criterion = criterion_of(self.spec)
@@ -90,7 +94,6 @@ class Comparisons:
         self._reference: dict[str, Values] = {}
         self._mismatched: dict[Split, Documents] = {}
         if isinstance(criterion, KTO):
-            check_rated(self.examples["train"])
             length = self.spec.train.seq_len
             self._mismatched = {name: mismatched(each, length) for name, each in self._filled()}
 
@@ -115,7 +118,7 @@ class Comparisons:
         documents: dict[str, Documents] = {name: documents_of(each) for name, each in self._filled()}
         documents |= {f"{name}_mismatched": each for name, each in self._mismatched.items()}
         digests = [info["sha256"] for _, each in self._filled() for info in each.record["shards"]]
-        reference: Reference = reference_log_probs(train_context, documents, digests, resumed=resumed)
+        reference: Reference = reference_log_probs(train_context, documents, digests, self.tokenizer, resumed=resumed)
         self._reference = dict(reference.values)
         return reference.told
 
@@ -123,32 +126,43 @@ class Comparisons:
         """Return the loader of a split whose batches can be compared; after `begin`."""
         return ComparisonLoader(loader, self.examples[split], self._reference.get(split))
 
-    def before_step(self, train_context: TrainContext, split: Split, members: Sequence[int]) -> None:
-        """Set what the losses of a global batch have in common: KTO's divergence. Collective over the world.
+    def before_step(self, train_context: TrainContext, loader: BatchSource, consumed_samples: int) -> None:
+        """Set what the losses of the global batch that begins at a sample have in common. Collective over the world.
 
         Args:
-            members: the examples of the global batch, or of several that are evaluated together.
+            loader: that of the training split, which `loader` has returned.
         """
-        if not isinstance(self.criterion, KTO):
-            return
+        if isinstance(self.criterion, KTO):
+            assert isinstance(loader, ComparisonLoader), type(loader)
+            self._set_divergence(self.criterion, train_context, "train", loader.examples_at(consumed_samples))
+
+    def before_evaluation(self, train_context: TrainContext, members: Sequence[int]) -> None:
+        """Set what the losses of held-out examples have in common. Collective over the world.
+
+        Args:
+            members: the examples that are evaluated.
+        """
+        if isinstance(self.criterion, KTO):
+            self._set_divergence(self.criterion, train_context, "held_out", members)
+
+    def _set_divergence(
+        self, criterion: KTO, train_context: TrainContext, split: Split, members: Sequence[int]
+    ) -> None:
         chosen = self._mismatched[split]
         documents = Documents(chosen.example_lengths[list(members)], lambda number: chosen.document(members[number]))
         found = document_values(ForwardPass.of(train_context), documents, document_log_probs)
         ratios = found - self._reference[f"{split}_mismatched"][list(members)]
-        self.criterion.divergence = max(0.0, float(ratios.mean()) if len(ratios) else 0.0)
+        criterion.divergence = max(0.0, float(ratios.mean()) if len(ratios) else 0.0)
+
+
+def comparisons_of(spec: RunSpec, data: object) -> Comparisons | None:
+    """Return what a run that compares answers adds to training; None for another run."""
+    if not compares(spec):
+        return None
+    assert isinstance(data, PreparedExamples), type(data)
+    return Comparisons(spec, {"train": data.train, "held_out": data.held_out}, data.tokenizer)
 
 
 def documents_of(examples: ExampleSet) -> Documents:
     """Return all documents of a split, each by itself."""
     return Documents(examples.document_lengths, examples.document)
-
-
-def check_rated(examples: ExampleSet) -> None:
-    """Raise DataError where rated answers are all good, or all bad."""
-    good = int((examples.values > 0).sum())
-    if good in (0, examples.num_examples):
-        found, lacking = ("good", "bad") if good else ("bad", "good")
-        raise DataError(
-            f"kto learns from good and from bad answers, and all {examples.num_examples:,} examples are {found}; add "
-            f"{lacking} ones (label {'false' if good else 'true'})"
-        )

@@ -21,8 +21,9 @@ from trimaran.models.parallel.group import all_reduce
 from trimaran.runtime.checkpoint.files import write_safetensors
 from trimaran.runtime.checkpoint.manifest import MANIFEST_NAME
 from trimaran.runtime.data.files import hash_file
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import check_regular
-from trimaran.runtime.finetune.criteria import preference_of
+from trimaran.runtime.finetune.comparable import preference_of
 from trimaran.runtime.finetune.criteria.batch import document_log_probs
 from trimaran.runtime.finetune.documents import Documents
 from trimaran.runtime.finetune.forward import ForwardPass, document_values
@@ -51,7 +52,12 @@ def source_of(spec: RunSpec) -> str | None:
 
 
 def reference_log_probs(
-    train_context: TrainContext, documents: Mapping[str, Documents], data: Sequence[str], *, resumed: bool
+    train_context: TrainContext,
+    documents: Mapping[str, Documents],
+    data: Sequence[str],
+    tokenizer: Tokenizer | None,
+    *,
+    resumed: bool,
 ) -> Reference:
     """Return the reference's log-probability of each document's learned tokens, the same on all ranks.
 
@@ -60,6 +66,7 @@ def reference_log_probs(
 
     Args:
         data: hashes of the files that the documents come from.
+        tokenizer: see `load_initial_weights`.
         resumed: whether the run has begun: then the values of its beginning are taken, whatever the folder of the
             weights holds by now.
 
@@ -88,7 +95,7 @@ def reference_log_probs(
     if was_found:
         return Reference(_shared(train_context, found, sizes), f"log-probabilities of the reference: {place}")
     if source:
-        load_initial_weights(train_context, source=source)
+        load_initial_weights(train_context, tokenizer, source=source)
     forward = ForwardPass.of(train_context)
     values = {name: document_values(forward, each, document_log_probs) for name, each in documents.items()}
     if mesh.rank == 0:

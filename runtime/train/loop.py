@@ -15,6 +15,7 @@ from trimaran.models.fields import counted
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.files import write_text
+from trimaran.runtime.finetune.comparisons import Comparisons, comparisons_of
 from trimaran.runtime.finetune.prepare import PreparedExamples
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
@@ -77,12 +78,15 @@ def train(
     Returns:
         The state at the end.
     """
-    loader, held_out = train_loader(spec, data, mesh.dp), held_out_of(spec, data, mesh.dp)
-    path = resume_path(spec)
+    path, comparisons = resume_path(spec), comparisons_of(spec, data)
     if mesh.rank == 0:  # the weights of a large model take a minute on a CPU, and its first step several
         sizes = f"{spec.transformer.num_parameters():,} parameters, {spec.tokens_per_step:,} tokens a step"
         print(f"{sizes}: {'making the weights' if path is None else f'reading {path}'}", flush=True)
-    train_context = build_train_context(spec, mesh, device)
+    criterion = None if comparisons is None else comparisons.criterion
+    train_context = build_train_context(spec, mesh, device, criterion=criterion)
+    reference = "" if comparisons is None else comparisons.begin(train_context, resumed=path is not None)
+    loader = train_loader(spec, data, mesh.dp, comparisons)
+    held_out = held_out_of(spec, data, mesh.dp, comparisons)
     state = TrainState(data=fingerprint(data)) if path is None else load_state(train_context, path)
     check_same_data(state, data)
     started_from = ""
@@ -97,13 +101,13 @@ def train(
         log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")
         if train_context.optimizer.description:
             log.say(train_context.optimizer.description)
-        if started_from:
-            log.say(started_from)
+        for line in filter(None, (started_from, reference)):
+            log.say(line)
         if path is None:
             log.say(describe_samples(spec, loader, data))
         if state.step < spec.train.num_steps:
             log.say(f"training begins at step {state.step + 1} of {spec.train.num_steps}")
-        return run_steps(train_context, state, loader, held_out, stop, log, data, tasks)
+        return run_steps(train_context, state, loader, held_out, stop, log, data, tasks, comparisons)
 
 
 def run_steps(
@@ -115,6 +119,7 @@ def run_steps(
     log: "StepLog",
     data: TrainingData,
     tasks: TaskEvaluation | None = None,
+    comparisons: Comparisons | None = None,
 ) -> TrainState:
     """Train from `state` to the last step, or until the ranks agree to stop; return the state there.
 
@@ -129,11 +134,15 @@ def run_steps(
         consumed = state.consumed_samples
         batches, num_losses = feed.at(consumed), loader.num_losses(consumed)
         lr = lr_at(state.step, base_lr=spec.optimizer.lr, section=spec.lr_schedule, num_steps=spec.train.num_steps)
+        if comparisons is not None:
+            comparisons.before_step(train_context, loader, consumed)
         result = train_step(train_context, batches, lr, stop=stop.requested, num_losses=num_losses)
         state, stopped = state.after_step(spec), result.stop
         log.step(state, result, lr, loader.num_tokens(consumed), num_losses)
         if evaluated and (due(state.step, spec.train.eval_interval) or state.step == spec.train.num_steps):
-            log.evaluation(state, evaluate_losses(train_context, evaluated, held_out.num_losses)[0])
+            if comparisons is not None:
+                comparisons.before_evaluation(train_context, held_out.members)
+            log.evaluation(state, *evaluate_losses(train_context, evaluated, held_out.num_losses))
         if tasks is not None and tasks.is_due(state.step):
             scores = None if stopped else tasks.scores(state.step, state.tokens_seen)
             log.scores(state, scores, tasks.told)
@@ -150,7 +159,7 @@ def run_steps(
     if train_context.executor.spans and spec.logging.timeline and device.type == "cpu":
         log.write("timeline.json", json.dumps(record_timeline(train_context)))
     # Not `stop.requested`, which is local to this rank: the sample is collective, so all ranks must skip it or none.
-    if not stopped and spec.transformer.is_causal:
+    if not stopped and spec.transformer.is_causal and spec.transformer.has_head:
         log.write("sample.txt", sample(train_context, data))
     return state
 
@@ -287,9 +296,11 @@ class StepLog:
             )
         )
 
-    def evaluation(self, state: TrainState, held_out_loss: float) -> None:
+    def evaluation(self, state: TrainState, held_out_loss: float, statistics: Mapping[str, float]) -> None:
         """Log an evaluation."""
-        self._do(lambda metrics: metrics.log_evaluation(step=state.step, held_out_loss=held_out_loss))
+        self._do(
+            lambda metrics: metrics.log_evaluation(step=state.step, held_out_loss=held_out_loss, statistics=statistics)
+        )
 
     def scores(self, state: TrainState, scores: Mapping[str, float | None] | None, told: str) -> None:
         """Log an evaluation of tasks, None for one that was left; `told` belongs beside the scores."""

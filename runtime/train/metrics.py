@@ -162,8 +162,13 @@ class MetricsLogger:
         with contextlib.suppress(OSError):  # as in `say`
             self._screen.show(self._progress_line(row), due)
 
-    def log_evaluation(self, *, step: int, held_out_loss: float) -> None:
+    def log_evaluation(
+        self, *, step: int, held_out_loss: float, statistics: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
         """Write the row of an evaluation after ``step`` finished steps (0 = before training); perplexity is exp(loss).
+
+        Args:
+            statistics: what is told beside a loss that is not that of tokens, and has no perplexity.
 
         Raises:
             ValueError: an evaluation at this step or a later one was logged before.
@@ -173,9 +178,13 @@ class MetricsLogger:
                 f"step ({step}) was evaluated before: the last evaluation row is step {self._last_evaluation}"
             )
         self._last_evaluation = step
-        perplexity = perplexity_of(held_out_loss)
-        self._write({"step": step, "held_out_loss": held_out_loss, "held_out_perplexity": perplexity}, prefix="")
-        self.say(f"step {step}/{self._num_steps}  held-out loss {held_out_loss:.4f}  perplexity {perplexity:.2f}")
+        more = {f"held_out_{name}": value for name, value in statistics.items()}
+        told = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in statistics.items())
+        if not statistics:
+            more = {"held_out_perplexity": perplexity_of(held_out_loss)}
+            told = f"perplexity {more['held_out_perplexity']:.2f}"
+        self._write({"step": step, "held_out_loss": held_out_loss, **more}, prefix="")
+        self.say(f"step {step}/{self._num_steps}  held-out loss {held_out_loss:.4f}  {told}")
 
     def log_scores(self, *, step: int, scores: Mapping[str, float | None], told: str = "") -> None:
         """Write the row of an evaluation of tasks after ``step`` finished steps.

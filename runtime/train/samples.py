@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from trimaran.models.batch import Microbatch
 from trimaran.models.parallel.group import Group
@@ -16,6 +16,7 @@ from trimaran.runtime.data.samples.loader import Loader
 from trimaran.runtime.data.samples.objectives import objective_of
 from trimaran.runtime.data.tokens.shards import TokenShards
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
+from trimaran.runtime.finetune.comparable import check_comparable
 from trimaran.runtime.finetune.loader import ExampleLoader
 from trimaran.runtime.finetune.prepare import PreparedExamples, holds_examples, open_examples, rows_of
 from trimaran.runtime.finetune.store import ExampleSet
@@ -23,6 +24,17 @@ from trimaran.runtime.spec import RunSpec
 
 TrainingData: TypeAlias = PreparedData | PreparedExamples
 logger = logging.getLogger(__name__)
+
+
+Split = Literal["train", "held_out"]
+
+
+class Enriches(Protocol):
+    """Adds to the batches of a loader what a method reads beside tokens."""
+
+    def loader(self, loader: ExampleLoader, split: Split) -> "BatchSource":
+        """Return the loader with richer batches."""
+        ...
 
 
 class BatchSource(Protocol):
@@ -51,10 +63,12 @@ class HeldOut:
     Args:
         batches: for each global batch, this dp rank's microbatches; [] where evaluation is off.
         num_losses: of all of them, over all ranks; None: as many as any global batches have.
+        members: the examples in them, over all ranks; () for a text.
     """
 
     batches: list[list[Microbatch]]
     num_losses: int | None = None
+    members: Sequence[int] = ()
 
 
 def open_data(folder: Path, verify: bool = False) -> TrainingData:
@@ -72,6 +86,7 @@ def check_data(spec: RunSpec, data: TrainingData) -> None:
     train_loader(spec, data, first)
     if isinstance(data, PreparedExamples):
         held_out_of(spec, data, first)
+        check_comparable(spec, data.train, data.held_out)
         return
     if spec.data.corpora:
         check_epochs(spec, corpora_of(spec, data.train))
@@ -85,10 +100,11 @@ def check_data(spec: RunSpec, data: TrainingData) -> None:
             )
 
 
-def train_loader(spec: RunSpec, data: TrainingData, dp: Group) -> BatchSource:
+def train_loader(spec: RunSpec, data: TrainingData, dp: Group, enriches: Enriches | None = None) -> BatchSource:
     """Return this dp rank's loader over the training split, blended where there are corpora."""
     if isinstance(data, PreparedExamples):
-        return example_loader(spec, data.train, data.tokenizer, dp, repeats=True)
+        loader = example_loader(spec, data.train, data.tokenizer, dp, repeats=True)
+        return loader if enriches is None else enriches.loader(loader, "train")
     if not spec.data.corpora:
         return build_loader(spec, data.train, data.tokenizer, dp)
     corpora = corpora_of(spec, data.train)
@@ -151,7 +167,7 @@ def example_loader(
     )
 
 
-def held_out_of(spec: RunSpec, data: TrainingData, dp: Group) -> HeldOut:
+def held_out_of(spec: RunSpec, data: TrainingData, dp: Group, enriches: Enriches | None = None) -> HeldOut:
     """Return this dp rank's part of the evaluation; without batches where evaluation is off."""
     if not isinstance(data, PreparedExamples):
         return HeldOut(held_out_batches(spec, data, dp))
@@ -160,7 +176,9 @@ def held_out_of(spec: RunSpec, data: TrainingData, dp: Group) -> HeldOut:
     loader = example_loader(spec, data.held_out, data.tokenizer, dp, repeats=False)
     size = spec.train.global_batch_size
     starts = [index * size for index in range(min(spec.train.eval_batches, -(-loader.num_samples // size)))]
-    return HeldOut([loader.microbatches(start) for start in starts], sum(map(loader.num_losses, starts)))
+    dealt: BatchSource = loader if enriches is None else enriches.loader(loader, "held_out")
+    members = [example for start in starts for example in loader.examples_at(start)]
+    return HeldOut([dealt.microbatches(start) for start in starts], sum(map(loader.num_losses, starts)), members)
 
 
 def held_out_batches(spec: RunSpec, data: PreparedData, dp: Group) -> list[list[Microbatch]]:

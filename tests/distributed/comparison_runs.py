@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tests.distributed.parity import LLAMA, Layout, make_spec
-from trimaran.runtime.finetune.comparisons import ComparisonLoader, Comparisons, Split
+from trimaran.runtime.finetune.comparisons import ComparisonLoader, Comparisons
 from trimaran.runtime.finetune.examples import Document, Example
 from trimaran.runtime.finetune.loader import ExampleLoader
 from trimaran.runtime.finetune.packing import one_a_row, pack
@@ -19,6 +19,7 @@ from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.sections.finetune import FinetuneSection
 from trimaran.runtime.train.pipeline import placement_of
+from trimaran.runtime.train.samples import Split
 from trimaran.runtime.train.train_context import TrainContext, build_train_context, evaluate_losses, train_step
 
 SEQ, VOCAB, NUM = 32, 263, 8
@@ -142,11 +143,11 @@ def train_all(case: Case, written: dict[str, Any], folder: Path, steps: int) -> 
     figures = []
     for step in range(steps):
         at = step * len(rows["train"])
-        comparisons.before_step(context, "train", dealt["train"].examples_at(at))
+        comparisons.before_step(context, dealt["train"], at)
         result = train_step(context, dealt["train"].microbatches(at), 3e-3, num_losses=dealt["train"].num_losses(at))
         figures.append({"loss": result.loss, "norm": result.grad_norm, **result.statistics})
     if len(rows["held_out"]) == len(rows["train"]):
-        comparisons.before_step(context, "held_out", dealt["held_out"].examples_at(0))
+        comparisons.before_evaluation(context, dealt["held_out"].examples_at(0))
         held_out, statistics = evaluate_losses(context, [dealt["held_out"].microbatches(0)], NUM)
         figures.append({"held_out": held_out, **statistics})
     context.mesh.close()

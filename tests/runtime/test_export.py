@@ -48,7 +48,14 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def make_run(folder: Path, model: dict[str, Any], *, tokenizer: bool = True, step: int = 40) -> Path:
+def make_run(
+    folder: Path,
+    model: dict[str, Any],
+    *,
+    tokenizer: bool = True,
+    step: int = 40,
+    finetune: dict[str, Any] | None = None,
+) -> Path:
     """A run as training leaves it, with drawn weights, metrics and a manifest of its data."""
     shape = {
         "num_layers": 2,
@@ -61,7 +68,8 @@ def make_run(folder: Path, model: dict[str, Any], *, tokenizer: bool = True, ste
     spec = parse_spec(
         {
             "model": {**shape, **model},
-            "data": {"source": ["my-texts"], "tokenizer_vocab_size": VOCAB},
+            "data": {"source": ["my-texts"], "tokenizer_vocab_size": VOCAB, "tokenizer": finetune and "tokenizer.json"},
+            "finetune": finetune,
             "optimizer": {"lr": 0.003},
             "train": {
                 "num_steps": 60,

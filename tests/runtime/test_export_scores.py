@@ -20,6 +20,8 @@ from trimaran.runtime.train.state import spec_of
 
 LLAMA = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "num_kv_heads": 2}
 GPT2 = {"position": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True, "tie_embeddings": True}
+REWARD = {"method": "reward"}
+PPO = {"method": "rl", "rl": {"algorithm": "ppo", "rewards": ["exact_match"]}}
 TOKENS = torch.randint(VOCAB, (3, 12), generator=torch.Generator().manual_seed(3))
 
 
@@ -40,7 +42,7 @@ def scores_of(run: Path) -> torch.Tensor:
 def test_transformers_gives_an_exported_reward_model_the_same_scores(
     model: dict[str, object], kind: str, tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path / "run", {**model, "score_head": "only"})
+    run = make_run(tmp_path / "run", {**model, "score_head": "only"}, finetune=REWARD)
     exported = export_model(run, tmp_path / "out", ExportOptions())
     assert exported.architecture == f"{kind}ForSequenceClassification"
     assert {each.what for each in exported.agreements} == {"random tokens", "real text"}
@@ -60,14 +62,18 @@ def test_transformers_gives_an_exported_reward_model_the_same_scores(
 
 
 def test_a_classifier_names_no_padding_that_may_end_a_text(tmp_path: Path) -> None:
-    export_model(make_run(tmp_path / "run", {**LLAMA, "score_head": "only"}), tmp_path / "out", ExportOptions())
+    export_model(
+        make_run(tmp_path / "run", {**LLAMA, "score_head": "only"}, finetune=REWARD), tmp_path / "out", ExportOptions()
+    )
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["eos_token_id"] is not None
     assert config["pad_token_id"] is None
 
 
 def test_a_value_head_beside_the_other_is_left_out(tmp_path: Path) -> None:
-    export_model(make_run(tmp_path / "run", {**LLAMA, "score_head": "beside"}), tmp_path / "out", ExportOptions())
+    export_model(
+        make_run(tmp_path / "run", {**LLAMA, "score_head": "beside"}, finetune=PPO), tmp_path / "out", ExportOptions()
+    )
     assert not [name for name in weights_of(tmp_path / "out") if "score" in name]
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
     assert theirs(input_ids=TOKENS).logits.shape == (3, 12, VOCAB)
@@ -75,6 +81,6 @@ def test_a_value_head_beside_the_other_is_left_out(tmp_path: Path) -> None:
 
 def test_a_family_without_a_classifier_is_refused(tmp_path: Path) -> None:
     palm = {"norm": "layernorm", "block": "parallel_one_norm", "rotary_interleaved": True, "tie_embeddings": True}
-    run = make_run(tmp_path / "run", {**LLAMA, **palm, "score_head": "only"})
+    run = make_run(tmp_path / "run", {**LLAMA, **palm, "score_head": "only"}, finetune=REWARD)
     with pytest.raises(ConversionError, match="transformers has no CohereForSequenceClassification"):
         export_model(run, tmp_path / "out", ExportOptions())

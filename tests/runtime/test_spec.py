@@ -63,6 +63,16 @@ def adapter(**fields: Any) -> dict[str, Any]:
     return BASED | {"finetune": {"adapter": fields}}
 
 
+EXAMPLES = {"data.source": ["pairs.jsonl"], "data.tokenizer": "tokenizer.json"}
+PREFERENCE = {**EXAMPLES, "finetune": {"method": "preference"}}
+REWARD = {**EXAMPLES, "finetune": {"method": "reward"}}
+
+
+def preferring(**settings: Any) -> dict[str, Any]:
+    """Return the changes to BASE of a run that learns from preferences with these settings."""
+    return {**EXAMPLES, "finetune": {"method": "preference", "preference": settings}}
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     # adapters
     (
@@ -113,6 +123,60 @@ BAD: list[tuple[dict[str, Any], str]] = [
         (
             "parallel.tp: tp (2) cuts attention.out into pieces of 120 consecutive elements, and nf4 scales 64 of them "
             "together, so pieces must be multiples of that; set parallel.tp to 1, or finetune.adapter.base to full"
+        ),
+    ),
+    # preferences and rewards
+    (
+        REWARD,
+        (
+            "model.score_head: a reward model scores answers, so it has a score head in place of the projection to the "
+            "vocabulary; set it to only"
+        ),
+    ),
+    (
+        {**PREFERENCE, "model.score_head": "only"},
+        (
+            "model.score_head: a model with a score head alone writes no text, so it learns by finetune.method reward "
+            "alone; set it to none, or finetune.method to reward"
+        ),
+    ),
+    (
+        {"model.score_head": "beside"},
+        (
+            "model.score_head: a score head beside the projection to the vocabulary gives the values of PPO, and "
+            "nothing else reads it; set it to none, or finetune.method to rl with finetune.rl.algorithm ppo"
+        ),
+    ),
+    (
+        {**EXAMPLES, "finetune": {"method": "sft", "centering": 0.01}},
+        (
+            "finetune.centering: centers the scores of method reward, and finetune.method is sft; set it to 0, or the "
+            "method to reward"
+        ),
+    ),
+    (
+        preferring(loss="ipo", label_smoothing=0.1),
+        (
+            "finetune.preference.label_smoothing: smooths the labels of dpo, and the loss is ipo; set it to 0, or the "
+            "loss to dpo"
+        ),
+    ),
+    (
+        {**preferring(loss="orpo", reference="runs/sft"), "checkpoint.init_from": "runs/sft"},
+        ("finetune.preference.reference: orpo compares the answers without a reference; take it out"),
+    ),
+    (
+        preferring(loss="orpo", sft_weight=0.5),
+        (
+            "finetune.preference.sft_weight: orpo has the cross entropy of the chosen answers already, with weight 1; "
+            "set it to 0"
+        ),
+    ),
+    (
+        preferring(reference="runs/sft"),
+        (
+            "finetune.preference.reference: is another model than the one that the run starts from, and "
+            "checkpoint.init_from names none; set checkpoint.init_from to the run to start from, or reference to null"
         ),
     ),
     # evaluation
@@ -948,6 +1012,8 @@ def test_building_a_run_spec_directly_checks_the_same_rules() -> None:
 
 
 GOOD: list[dict[str, Any]] = [
+    {**REWARD, "model.score_head": "only", "finetune": {"method": "reward", "centering": 0.01}},
+    {**preferring(label_smoothing=0.1, reference="runs/other"), "checkpoint.init_from": "runs/sft"},
     {"parallel.sequence_parallel": True},  # nothing to cut at tp 1
     {"parallel.schedule": "interleaved_1f1b", "parallel.pp": 2},  # one virtual stage
     {"parallel.schedule": "interleaved_1f1b", "parallel.virtual_stages": 3},  # three stages on one rank

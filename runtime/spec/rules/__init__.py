@@ -20,6 +20,7 @@ from trimaran.runtime.spec.rules import (
     launcher,
     layout,
     pipeline,
+    preference,
     tokens,
     training,
     zero,
@@ -32,7 +33,11 @@ __all__ = ["RULES", "broken_rules", "check_world_size"]
 
 RULES: Final = Rules()
 """All rules but those of the shape alone, in the order in which they are reported."""
-for _part in (layout, zero, data, tokens, pipeline, training, finetune, finetune_rl, adapter, kernels, launcher):
+for _part in (
+    *(layout, zero, data, tokens, pipeline, training),
+    *(finetune, finetune_rl, preference, adapter),
+    *(kernels, launcher),
+):
     RULES.rules += _part.RULES.rules
 
 

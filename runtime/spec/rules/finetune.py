@@ -11,7 +11,7 @@ from trimaran.runtime.spec.rules.table import Rules
 
 RULES: Final = Rules()
 QUICKSTART: Final = "quickstart"
-_BUILT: Final[tuple[str, ...]] = ("sft", "rl")
+_BUILT: Final = ("sft", "reward", "preference", "rl")
 
 
 @RULES.needs("finetune.method", "finetune.adapter")
