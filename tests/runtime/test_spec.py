@@ -141,10 +141,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         ),
     ),
     (
-        {"model.score_head": "beside"},
+        {**PREFERENCE, "model.score_head": "beside"},
         (
             "model.score_head: a score head beside the projection to the vocabulary gives the values of PPO, and "
-            "nothing else reads it; set it to none, or finetune.method to rl with finetune.rl.algorithm ppo"
+            "nothing else reads it; set it to none, or finetune.method to rl"
         ),
     ),
     (

@@ -12,7 +12,7 @@ RULES: Final = Rules()
 
 
 @RULES.needs("finetune.method", "model.score_head")
-def _rewards_have_a_score_head(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+def _the_score_head_fits_the_method(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     method = None if spec.finetune is None else spec.finetune.method
     kind = shape.score_head
     if method == "reward" and kind != "only":
@@ -21,17 +21,9 @@ def _rewards_have_a_score_head(spec: RunFields, shape: TransformerConfig) -> Ite
     elif method != "reward" and kind == "only":
         rule = "a model with a score head alone writes no text, so it learns by finetune.method reward alone"
         yield FieldError("model.score_head", rule, kind, "set it to none, or finetune.method to reward")
-
-
-@RULES.needs("finetune.method", "finetune.rl", "finetune.rl.algorithm", "model.score_head")
-def _values_are_for_ppo(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
-    if shape.score_head != "beside":
-        return
-    finetune = spec.finetune
-    if finetune is None or finetune.method != "rl" or finetune.rl is None or finetune.rl.algorithm != "ppo":
+    elif method != "rl" and kind == "beside":
         rule = "a score head beside the projection to the vocabulary gives the values of PPO, and nothing else reads it"
-        fix = "set it to none, or finetune.method to rl with finetune.rl.algorithm ppo"
-        yield FieldError("model.score_head", rule, "beside", fix)
+        yield FieldError("model.score_head", rule, kind, "set it to none, or finetune.method to rl")
 
 
 @RULES.needs("finetune.method", "finetune.centering")
