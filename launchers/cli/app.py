@@ -12,12 +12,14 @@ from trimaran.launchers.cli.planning.presets import models
 from trimaran.launchers.cli.planning.schedules import schedules
 from trimaran.launchers.cli.prepare import data, prepare
 from trimaran.launchers.cli.report import report
+from trimaran.launchers.cli.score import score
 from trimaran.launchers.cli.train import train
 from trimaran.launchers.cli.tune import tune
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command()(generate)
 app.command()(evaluate)
+app.command()(score)
 app.command()(models)
 app.command()(coordinate_check)
 app.command()(status)

@@ -23,7 +23,8 @@ from trimaran.launchers.worker.failure_relay import FailureRelay, this_process
 from trimaran.launchers.worker.generate import run_generate
 from trimaran.launchers.worker.process import Rank
 from trimaran.launchers.worker.process_group import join_world, leave_world
-from trimaran.launchers.worker.tasks import GenerateTask, SpecFile, Task, TaskFile, TrainTask, read_task
+from trimaran.launchers.worker.score import run_score
+from trimaran.launchers.worker.tasks import GenerateTask, ScoreTask, SpecFile, Task, TaskFile, TrainTask, read_task
 from trimaran.runtime.files import write_text
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
@@ -86,6 +87,8 @@ def run_task(rank: Rank, connection: Connection) -> int:
         exit_code = _train(rank, task, spec, mesh, device, connection.rendezvous.store)
     elif isinstance(task, GenerateTask):
         exit_code = run_generate(task, spec, mesh, device)
+    elif isinstance(task, ScoreTask):
+        exit_code = run_score(task, spec, mesh, device)
     else:
         exit_code = run_evaluate(task, spec, mesh, device, connection.rendezvous.store)
     leave_world(mesh, rank.relay)

@@ -73,8 +73,27 @@ class EvaluateTask(BaseModel):
     options: EvaluationOptions
 
 
-Task = TrainTask | GenerateTask | EvaluateTask
-_KINDS: Final[dict[str, type[Task]]] = {"train": TrainTask, "generate": GenerateTask, "evaluate": EvaluateTask}
+class ScoreTask(BaseModel):
+    """Score examples by a reward model; `spec` has the layout of the ranks.
+
+    Args:
+        examples: folder of the tokens to score.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["score"] = "score"
+    spec: Path
+    checkpoint: Path
+    examples: Path
+
+
+Task = TrainTask | GenerateTask | EvaluateTask | ScoreTask
+_KINDS: Final[dict[str, type[Task]]] = {
+    "train": TrainTask,
+    "generate": GenerateTask,
+    "evaluate": EvaluateTask,
+    "score": ScoreTask,
+}
 
 
 def read_task(path: Path) -> Task:

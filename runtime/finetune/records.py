@@ -11,8 +11,9 @@ FORMATS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "reward": ("preference",),
     "preference": ("preference", "unpaired"),
     "rl": ("prompts",),
+    "score": ("preference", "messages", "sharegpt", "alpaca", "prompt_completion"),
 }
-"""The formats that each method learns from, in the order in which `auto` looks for them."""
+"""The formats that each method learns from, in the order in which `auto` looks for them; and those that are scored."""
 
 
 @dataclass(frozen=True, slots=True)
