@@ -75,9 +75,9 @@ def _train_here(spec: RunSpec) -> None:
         raise Stopped(stopped.signal_number, stopped.problem, what_is_saved(folder)) from stopped
     finally:
         try_to_report(folder)
-    more = (
-        f"   more text: trimaran generate {shlex.quote(str(folder))} --prompt 'To be'"
-        if spec.transformer.is_causal
-        else ""
-    )
+    more = ""
+    if not spec.transformer.has_head:
+        more = f"   scores: trimaran score {shlex.quote(str(folder))} FILE"
+    elif spec.transformer.is_causal:
+        more = f"   more text: trimaran generate {shlex.quote(str(folder))} --prompt 'To be'"
     say(f"report: {folder / 'report.html'}{more}")

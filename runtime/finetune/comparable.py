@@ -32,15 +32,15 @@ def check_comparable(spec: "RunSpec", train: ExampleSet, held_out: ExampleSet) -
     for examples in (train, held_out):
         wrong = _first_of_another_kind(examples, 1 if is_kto else 2)
         if wrong is not None:
-            has, rule, fix = (
-                ("a pair", "kto learns from single answers", "unpaired")
+            has, learns, fix = (
+                ("a pair", "single answers", "unpaired")
                 if is_kto
-                else ("a single answer", "pairs of a chosen and a rejected answer are compared", "preference")
+                else ("a single answer", "pairs of a chosen and a rejected one", "preference")
             )
             name = "finetune.method reward" if settings is None else f"finetune.preference.loss {settings.loss}"
             raise DataError(
-                f"{examples.origin(wrong)} is {has}, and with {name} {rule}; give records of data.format {fix}, or "
-                f"set finetune.preference.loss to {'dpo' if is_kto else 'kto'}"
+                f"{examples.origin(wrong)} is {has}, and {name} learns from {learns}; give records of data.format "
+                f"{fix}, or take another loss"
             )
     if is_kto:
         _check_both_kinds(train)

@@ -87,10 +87,11 @@ def reference_log_probs(
             weights, chosen = _weights(spec)
             marks[_KEY] = _hash([marks[_DATA], weights])
             shared = shared / f"{marks[_KEY]}.safetensors"
-            for place in (own, shared):
-                found = _read(place, sizes, marks) if found is None else found
-            if found is not None and not own.is_file():
-                _write(own, found, marks)
+            found = _read(own, sizes, marks)
+            if found is None:
+                found, place = _read(shared, sizes, marks), shared
+                if found is not None:
+                    _write(own, found, marks)
     was_found, source = json.loads(mesh.gather_text(json.dumps([found is not None, chosen]))[0])
     if was_found:
         return Reference(_shared(train_context, found, sizes), f"log-probabilities of the reference: {place}")

@@ -45,7 +45,12 @@ def never(sample: int, token: int) -> bool:
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], config: TransformerConfig) -> None:
-    """Raise ValueError for a prompt that is empty, too long or outside the vocabulary, and for a non-causal model."""
+    """Raise ValueError for a prompt that is empty, too long or outside the vocabulary, and for a model without text."""
+    if not config.has_head:
+        raise ValueError(
+            "a reward model (model.score_head only) scores answers and writes none; use `trimaran score`, or generate "
+            "with the model that it judges"
+        )
     if not config.is_causal:
         raise ValueError(
             f"a model of objective {config.objective} predicts hidden tokens from both sides and continues no text; "

@@ -26,7 +26,12 @@ TakeScores = Callable[[LikelihoodBatch, Sequence[float], Sequence[bool]], None]
 
 
 def check_causal(config: TransformerConfig) -> None:
-    """Raise ValueError for BERT and XLNet, which give a text no likelihood."""
+    """Raise ValueError for BERT, XLNet and reward models, which give a text no likelihood."""
+    if not config.has_head:
+        raise ValueError(
+            "a reward model (model.score_head only) gives a text no likelihood; use `trimaran score`, or evaluate the "
+            "model that it judges"
+        )
     if config.is_causal:
         return
     predicts = {
