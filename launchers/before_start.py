@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trimaran.models.fields import counted
 from trimaran.runtime.files import check_regular
+from trimaran.runtime.finetune.rl.rewards import check_files, parse_rewards
 from trimaran.runtime.folder_lock import LOCK
 from trimaran.runtime.spec import RunSpec
 
@@ -14,7 +15,9 @@ _FILES = (
     "data_manifest.json",
     "machine.json",
     "metrics.jsonl",
+    "reference.json",
     "report.html",
+    "rollouts.jsonl",
     "sample.txt",
     "spec.yaml",
     "timeline.json",
@@ -49,6 +52,24 @@ def check_writable(field: str, folder: Path) -> None:
     except OSError as error:
         rule = f"{field} {folder} can't be {'written' if existing == folder else 'made'}"
         raise ValueError(f"{rule}: {error.strerror} in {existing}; choose another folder") from error
+
+
+def check_code(spec: RunSpec, *, allow_code: bool) -> None:
+    """Refuse a run whose rewards are not there, or run a Python file of the user's, unless that is allowed.
+
+    Raises:
+        ValueError: names the reward.
+    """
+    if spec.finetune is None or spec.finetune.rl is None:
+        return
+    items = parse_rewards(spec.finetune.rl.rewards)
+    check_files(items)
+    code = next((item.text for item in items if item.kind == "code"), None)
+    if code is not None and not allow_code:
+        raise ValueError(
+            f"finetune.rl.rewards has {code}, which runs that file's code as you; read it, and give --allow-code "
+            "where you trust it"
+        )
 
 
 def check_nodes(spec: RunSpec, kind: str) -> None:

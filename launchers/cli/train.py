@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.before_start import check_device, check_nodes
+from trimaran.launchers.before_start import check_code, check_device, check_nodes
 from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences
 from trimaran.launchers.data.prepare_run import lock_run, prepare_run, try_to_report, what_is_saved
 from trimaran.launchers.env.exit_codes import Stopped
@@ -38,14 +38,18 @@ def train(
             metavar="FIELD=VALUE,VALUE", help="slurm: one job array, a run for each combination; may be repeated."
         ),
     ] = [],  # noqa: B006
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let finetune.rl.rewards run the Python files that it names.")
+    ] = False,
 ) -> None:
     """Validate, prepare the data, start the ranks, train, and write the report; resumes where the run's last checkpoint
     stands."""
     with errors_as_sentences():
         # Under mpirun, srun or torchrun, this process is one rank of the run.
         if launcher != "local" and is_rank(os.environ):
-            serve_as_rank(spec_path, overrides)
+            serve_as_rank(spec_path, overrides, allow_code=allow_code)
         spec = load_spec(spec_path, overrides)
+        check_code(spec, allow_code=allow_code)
         kind = launcher or spec.launcher.kind
         if kind != "slurm" and (dry_run or following or array):
             raise ValueError("--dry-run, --follow and --array are for --launcher slurm")

@@ -108,7 +108,12 @@ def _check_run(spec: RunSpec, data: "TrainingData") -> None:
     from trimaran.runtime.train.samples import check_data
     from trimaran.runtime.train.state import check_same_data, read_state, resume_path
 
-    check_data(spec, data)
+    if spec.finetune is not None and spec.finetune.method == "rl":
+        from trimaran.runtime.finetune.rl.inputs import check_prompts
+
+        check_prompts(spec, data)
+    else:
+        check_data(spec, data)
     path = resume_path(spec)
     if path is not None:
         check_same_data(read_state(path), data)

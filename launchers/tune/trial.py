@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from trimaran.launchers.before_start import check_code
 from trimaran.launchers.data.prepare_run import prepare_run
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped
 from trimaran.launchers.local.launch import LocalRun, launch
@@ -80,6 +81,7 @@ class TrialRun:
         spec, folder = self._spec, self._folder
         try:
             get_ready(spec, spec.world_size)
+            check_code(spec, allow_code=False)
             task = prepare_run(spec, folder)
             with Watch(folder, self._step_of_end if self._ends_early else None) as self.watch:
                 launch(LocalRun(spec, task, folder / "logs"))

@@ -1,6 +1,6 @@
 """The entry points of a rank, one for each kind of launcher, and the three calls of every rank's life (`run_rank`).
 
-    python -m trimaran.launchers.worker SPEC [--set FIELD=VALUE]... [--launcher KIND]
+    python -m trimaran.launchers.worker SPEC [--set FIELD=VALUE]... [--launcher KIND] [--allow-code]
 
 is a rank under torchrun, srun or mpirun. `trimaran` itself forks its ranks from a process that has imported torch.
 """
@@ -34,11 +34,19 @@ _Launcher = Literal["auto"] | Kind
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one rank under another launcher, from the command line."""
     options = _parser().parse_args(arguments)
-    serve_as_rank(options.spec, options.overrides, options.launcher)
+    # Whoever names the launcher is a batch script or mpirun of `trimaran train`, which has asked already.
+    is_asked = options.allow_code or options.launcher != "auto"
+    serve_as_rank(options.spec, options.overrides, options.launcher, allow_code=is_asked)
 
 
-def serve_as_rank(spec: Path, overrides: Sequence[str], launcher: _Launcher = "auto") -> NoReturn:
-    """Train as one rank of the start that the environment describes, then exit."""
+def serve_as_rank(
+    spec: Path, overrides: Sequence[str], launcher: _Launcher = "auto", *, allow_code: bool = False
+) -> NoReturn:
+    """Train as one rank of the start that the environment describes, then exit.
+
+    Args:
+        allow_code: whether rewards may run the files that they name.
+    """
     parent = os.getppid()
     exit_with_parent()  # before torch is imported, which takes seconds
     rank = Rank(announces=True)
@@ -48,7 +56,7 @@ def serve_as_rank(spec: Path, overrides: Sequence[str], launcher: _Launcher = "a
             time.sleep(_PARENT_S)
 
     leave_after(wait_for_end, rank)
-    rank.exit(run_rank(rank, SpecFile(spec, overrides), launcher))
+    rank.exit(run_rank(rank, SpecFile(spec, overrides, allow_code), launcher))
 
 
 def run_spec_of_agent(spec: str, *overrides: str) -> None:
@@ -149,6 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("spec", type=Path, metavar="SPEC", help="The run spec, a YAML file that every node can read.")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE", help="Change a field."
+    )
+    parser.add_argument(
+        "--allow-code", action="store_true", help="Let finetune.rl.rewards run the Python files that it names."
     )
     parser.add_argument(
         "--launcher", choices=("auto", "torchrun", "mpi", "slurm"), default="auto", help="Whose environment to read."

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch._C._distributed_c10d import Store
 
+from trimaran.launchers.before_start import check_code
 from trimaran.launchers.data.prepare_run import lock_run, prepare_run, try_to_report
 from trimaran.launchers.env.exit_codes import exit_code_after
 from trimaran.launchers.env.rank_env import RankEnv, read_env
@@ -26,6 +27,8 @@ from trimaran.launchers.worker.process_group import join_world, leave_world
 from trimaran.launchers.worker.score import run_score
 from trimaran.launchers.worker.tasks import GenerateTask, ScoreTask, SpecFile, Task, TaskFile, TrainTask, read_task
 from trimaran.runtime.files import write_text
+from trimaran.runtime.finetune.rl.inputs import inputs_of
+from trimaran.runtime.finetune.rl.loop import train_on_rewards
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
 from trimaran.runtime.train.hardware import describe_machine
@@ -68,7 +71,9 @@ def connect(rank: Rank, source: TaskFile | SpecFile) -> Connection:
     rendezvous = join_rendezvous(rank_env, os.environ, spec.launcher, folder, broadcast, rank.address_file)
     connect_failure_relay(rank, rendezvous)
     if task is None:
+        assert isinstance(source, SpecFile), "a task file has a task"
         if rank.number == 0:
+            check_code(spec, allow_code=source.allow_code)
             rank.lock = lock_run(folder)
             rendezvous.store.set("task", str(prepare_run(spec, folder).resolve()))
         task = read_task(Path(rendezvous.wait_for("task")))
@@ -191,7 +196,11 @@ def _train(rank: Rank, task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch
     # From here on a signal lets every rank finish the step and save: a rank that died of it at once would take the
     # others with it.
     with StopRequest() as stop:
-        state = train(spec, mesh, device, open_data(task.data), stop, at_step, store)
+        data = open_data(task.data)
+        if spec.finetune is not None and spec.finetune.method == "rl":
+            state = train_on_rewards(spec, mesh, device, inputs_of(spec, data), stop, at_step)
+        else:
+            state = train(spec, mesh, device, data, stop, at_step, store)
     rank.stopped_by = stop.signal_name
     if state.step >= spec.train.num_steps:
         return 0

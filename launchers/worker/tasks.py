@@ -121,7 +121,12 @@ class TaskFile:
 
 @dataclass(frozen=True)
 class SpecFile:
-    """The spec of a run whose ranks another launcher starts: rank 0 prepares the run and writes the task."""
+    """The spec of a run whose ranks another launcher starts: rank 0 prepares the run and writes the task.
+
+    Args:
+        allow_code: whether rewards may run the files that they name.
+    """
 
     path: Path
     overrides: Sequence[str]
+    allow_code: bool = True

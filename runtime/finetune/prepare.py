@@ -175,6 +175,10 @@ def steps_of_epochs(spec: "RunSpec", examples: ExampleSet) -> int | None:
     """Return the steps of finetune.epochs over the examples; None where the spec does not give them."""
     if spec.finetune is None or spec.finetune.epochs is None:
         return None
+    settings = spec.finetune.rl
+    if settings is not None:
+        rollouts = max(1, math.ceil(spec.finetune.epochs * examples.num_examples / settings.prompts_per_step))
+        return rollouts * settings.epochs * settings.minibatches
     return max(1, math.ceil(spec.finetune.epochs * len(rows_of(spec, examples)) / spec.train.global_batch_size))
 
 

@@ -15,7 +15,7 @@ from typing import Final, Literal
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.finetune.examples import Document
-from trimaran.runtime.finetune.records import Origin, Turns
+from trimaran.runtime.finetune.records import Origin, Turn, Turns
 from trimaran.runtime.infer.chat import (
     GENERATED,
     GENERATED_END,
@@ -26,6 +26,7 @@ from trimaran.runtime.infer.chat import (
 )
 
 _MARKS: Final = re.compile(r"\{%-?\s*generation\b")
+_ANSWER = "1"
 LossOn = Literal["answers", "last_answer", "all"]
 
 
@@ -54,7 +55,11 @@ class ConversationEncoder:
         self._marks = self.template is not None and _MARKS.search(self.template.source) is not None
 
     def prompt(self, turns: Turns, origin: Origin) -> Document:
-        """Return the turns with the start of an answer; nothing is learned."""
+        """Return the turns with the start of an answer; nothing is learned.
+
+        The token that ends an answer is counted: that of one which stands for those that will be sampled.
+        """
+        self.conversation((*turns, Turn("assistant", _ANSWER)), origin, "last_answer", len(turns))
         ids = self._ids(self._render(turns, origin, starts_answer=True))
         return Document.of(ids, [False] * len(ids))
 

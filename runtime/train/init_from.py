@@ -195,19 +195,25 @@ def load_initial_weights(
     newest = open_weights(Path(source))[0].path if train_context.mesh.rank == 0 else ""
     checkpoint = open_whole(Path(train_context.mesh.gather_text(str(newest))[0]))
     verify_together(checkpoint, train_context.mesh)
-    former = open_weights(Path(source))[1] / TOKENIZER
-    known = Tokenizer.load(former).vocab_size if tokenizer is not None and former.is_file() else 0
-    read: ReadRange = checkpoint.read_range
-    told = ""
-    if tokenizer is not None and train_context.spec.finetune is not None and 0 < known < tokenizer.vocab_size:
-        read = grown_reader(checkpoint, train_context.spec.transformer, known)
-        new = counted(tokenizer.vocab_size - known, "token")
-        told = f"; {new} that these don't know begin as the mean of the others"
-    if SCORE_WEIGHT not in checkpoint.names():
-        read = _with_score_head(read, train_context.spec.seed)
+    read, told = reader_of_weights(checkpoint, train_context.spec, tokenizer)
     train_context.optimizer.load(read, 0, weights_only=True)
     checkpoint.close()
     return f"starting from the weights of {checkpoint.path} (step {checkpoint.step}), with a fresh optimizer{told}"
+
+
+def reader_of_weights(checkpoint: Weights, spec: RunSpec, tokenizer: Tokenizer | None) -> tuple[ReadRange, str]:
+    """Return what reads the weights of checkpoint.init_from for a run, and what is told of that, "" for nothing.
+
+    Args:
+        tokenizer: as in `load_initial_weights`.
+    """
+    read, told = checkpoint.read_range, ""
+    former = open_weights(checkpoint.path)[1] / TOKENIZER
+    known = Tokenizer.load(former).vocab_size if tokenizer is not None and former.is_file() else 0
+    if tokenizer is not None and spec.finetune is not None and 0 < known < tokenizer.vocab_size:
+        read = grown_reader(checkpoint, spec.transformer, known)
+        told = f"; {counted(tokenizer.vocab_size - known, 'token')} that these don't know begin as the mean of the others"
+    return (read if SCORE_WEIGHT in checkpoint.names() else _with_score_head(read, spec.seed)), told
 
 
 def _with_score_head(read: ReadRange, seed: int) -> ReadRange:

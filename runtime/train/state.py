@@ -41,6 +41,11 @@ _FIXED = (
     "finetune.packing",
     "finetune.truncation",
     *(f"finetune.adapter{name}" for name in (":", ".rank", ".alpha", ".targets", ".scaling", ".base")),
+    "finetune.rl.algorithm",
+    "finetune.rl.group_size",
+    "finetune.rl.prompts_per_step",
+    "finetune.rl.epochs",
+    "finetune.rl.minibatches",
 )
 
 

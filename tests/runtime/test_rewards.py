@@ -197,26 +197,26 @@ CODE = """
 import os, sys, time
 from beside import HALF
 
-def half(messages, answer, record):
+def half(answer, record):
     print("on the way", file=sys.stdout)
-    return HALF * len(answer) + record["bonus"] + len(messages)
+    return HALF * len(answer) + record["bonus"] + 1
 
-def nothing(messages, answer, record):
+def nothing(answer, record):
     return None
 
-def nan(messages, answer, record):
+def nan(answer, record):
     return float("nan")
 
-def fails(messages, answer, record):
+def fails(answer, record):
     return record["missing"]
 
-def sleeps(messages, answer, record):
+def sleeps(answer, record):
     time.sleep(3600)
 
-def ends(messages, answer, record):
+def ends(answer, record):
     os._exit(7)
 
-def leaves(messages, answer, record):
+def leaves(answer, record):
     sys.exit(3)
 """
 

@@ -131,8 +131,8 @@ def train_on_rewards(
             f"the prompts of data.source have changed since the checkpoint of step {state.step}; put the files back, "
             "or choose another train.output_dir for a new run"
         )
-    started_from = load_initial_weights(context) if path is None and spec.checkpoint.init_from else ""
-    reference = build_reference(context) if settings.kl > 0 else None
+    started_from = load_initial_weights(context, inputs.tokenizer) if path is None and spec.checkpoint.init_from else ""
+    reference = build_reference(context, inputs.tokenizer) if settings.kl > 0 else None
     with StepLog(spec, mesh, device, state, path, at_step) as log, Scoring(items, settings.reward_timeout_s) as scoring:
         log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")
         for told in (context.optimizer.description, started_from):

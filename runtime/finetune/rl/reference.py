@@ -1,12 +1,17 @@
 """The model that the policy is kept near: the weights that the run has started from, held beside those that train."""
 
 import json
+import math
 from pathlib import Path
 from typing import Final
 
+from torch import Tensor
+
+from trimaran.models.parallel.shard import ShardSpec
 from trimaran.runtime.checkpoint.manifest import MANIFEST_NAME, CheckpointError
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.files import hash_file
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import read_json, write_text
 from trimaran.runtime.finetune.rl.recording import ForwardOnly
 from trimaran.runtime.mesh import Mesh
@@ -14,17 +19,20 @@ from trimaran.runtime.pipeline.executor import Executor
 from trimaran.runtime.pipeline.passes import add_communication
 from trimaran.runtime.pipeline.schedule import forward_only
 from trimaran.runtime.spec import RunSpec
-from trimaran.runtime.train.init_from import open_weights
+from trimaran.runtime.train.init_from import open_weights, reader_of_weights
 from trimaran.runtime.train.state import verify_together
 from trimaran.runtime.train.train_context import TrainContext, build_stages_of_rank
 
 FILE: Final = "reference.json"
 
 
-def build_reference(train_context: TrainContext) -> ForwardOnly:
+def build_reference(train_context: TrainContext, tokenizer: Tokenizer) -> ForwardOnly:
     """Return the reference, whose weights take as much memory as the parameters of this rank's stages.
 
     They are those of checkpoint.init_from, or else those that are drawn from the seed. Collective over the world.
+
+    Args:
+        tokenizer: of the run's data: tokens that the weights don't know are as at the run's start.
 
     Raises:
         CheckpointError: they can't be read, or are others than at the run's start.
@@ -37,8 +45,13 @@ def build_reference(train_context: TrainContext) -> ForwardOnly:
     if starts_from is not None:
         checkpoint = Checkpoint.open(Path(_origin(spec, mesh, Path(starts_from))), verify=False)
         verify_together(checkpoint, mesh)
+        read, _ = reader_of_weights(checkpoint, spec, tokenizer)
+
+        def local(name: str, key: str, shard: ShardSpec, shape: tuple[int, ...]) -> Tensor:
+            return read(name, key, shard, shape, 0, math.prod(shape)).view(shape)
+
         for stage in stages.values():
-            stage.load(checkpoint.read)
+            stage.load(local)
         checkpoint.close()
     for stage in stages.values():
         stage.requires_grad_(False)

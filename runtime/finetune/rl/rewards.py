@@ -180,9 +180,8 @@ class Scoring:
         where = f"the reward {item.text} of an answer to {answer.prompt.origin} ({_shown(answer.text)})"
         if item.kind != "code":
             return _FUNCTIONS[item.kind](item, answer)
-        messages = [turn.message for turn in answer.prompt.turns]
         try:
-            value = self._processes[item.text].call([messages, answer.text, dict(answer.prompt.fields)])
+            value = self._processes[item.text].call([answer.text, dict(answer.prompt.fields)])
         except ValueError as error:
             raise RewardError(f"{where} can't be computed: {error}") from error
         return checked(value, where)
