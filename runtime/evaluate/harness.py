@@ -189,8 +189,8 @@ class HarnessModel(LM):  # type: ignore[misc]
                 f"{place} generates {new_tokens} tokens, and the model's context has {self._max} "
                 f"(model.max_seq_len); give --gen max_gen_toks=N with N from 1 to {self._max - 1}"
             )
-        known = {name: options[name] for name in SAMPLING if name in options}
-        settings = {**known, "seed": self._seed + number} if options["do_sample"] else {"temperature": 0.0}
+        known: dict[str, Any] = {name: options[name] for name in SAMPLING if name in options}
+        settings: dict[str, Any] = {**known, "seed": self._seed + number} if options["do_sample"] else {"temperature": 0.0}
         try:
             sampling = SamplingParams(new_tokens, stop_tokens=self._codes.stops, context="stop", **settings)
         except ValueError as error:

@@ -24,7 +24,7 @@ TEMPLATES: Final = (
 """Fields whose text is a template."""
 _NAMES: Final = frozenset(each.name for each in fields(TaskConfig))
 _FUNCTION: Final = "a function, written !function FILE.NAME"
-_KINDS: Final[Mapping[str, tuple[type, str]]] = {
+_KINDS: Final[Mapping[str, tuple[Any, str]]] = {
     "custom_dataset": (Callable, _FUNCTION),
     "process_docs": (Callable, _FUNCTION),
     "process_results": (Callable, _FUNCTION),
