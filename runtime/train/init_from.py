@@ -207,12 +207,15 @@ def reader_of_weights(checkpoint: Weights, spec: RunSpec, tokenizer: Tokenizer |
     Args:
         tokenizer: as in `load_initial_weights`.
     """
-    read, told = checkpoint.read_range, ""
+    read: ReadRange = checkpoint.read_range
+    told = ""
     former = open_weights(checkpoint.path)[1] / TOKENIZER
     known = Tokenizer.load(former).vocab_size if tokenizer is not None and former.is_file() else 0
     if tokenizer is not None and spec.finetune is not None and 0 < known < tokenizer.vocab_size:
         read = grown_reader(checkpoint, spec.transformer, known)
-        told = f"; {counted(tokenizer.vocab_size - known, 'token')} that these don't know begin as the mean of the others"
+        told = (
+            f"; {counted(tokenizer.vocab_size - known, 'token')} that these don't know begin as the mean of the others"
+        )
     return (read if SCORE_WEIGHT in checkpoint.names() else _with_score_head(read, spec.seed)), told
 
 

@@ -11,16 +11,6 @@ from trimaran.runtime.spec.rules.table import Rules
 
 RULES: Final = Rules()
 QUICKSTART: Final = "quickstart"
-_BUILT: Final = ("sft", "reward", "preference", "rl")
-
-
-@RULES.needs("finetune.method", "finetune.adapter")
-def _method_is_built(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
-    if spec.finetune is None or (spec.finetune.method == "sft" and spec.finetune.adapter is not None):
-        return
-    if spec.finetune.method not in _BUILT:
-        method = spec.finetune.method
-        yield FieldError("finetune.method", f"{method} is not built yet", method, "leave the section finetune out")
 
 
 @RULES.needs("finetune.method", "model.objective")
