@@ -352,6 +352,13 @@ def test_copies_of_an_earlier_run_are_removed(curated: Curated, corpus: Path, tm
     assert [document.text for part in later.parts for document in read_kept(part)] == [_text(900)]
     with pytest.raises(DataError, match=r"^data\.dedup\.against: .* holds no recipe; name the folder of a run"):
         recipe_of(_spec(corpus, dedup={"against": [str(tmp_path)]}), {})
+    shutil.copytree(curated.root, tmp_path / "earlier")
+    near = next(stage for stage in curated.manifest["stages"] if stage["name"] == "near")
+    damaged = tmp_path / "earlier" / near["folders"][0] / "kept.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    against = str(tmp_path / "earlier" / "manifests" / curated.folder.name)
+    with pytest.raises(DataError, match=r"dedup\.against .*kept\.parquet is not what it was; run trimaran prepare"):
+        _curate(_spec(corpus, dedup={"against": [against]}), Here(tmp_path / "root"))
     with pytest.raises(DataError, match=r"new\.jsonl is no folder with a recipe; name the folder of a run"):
         folder_of_recipe(tmp_path / "new.jsonl")
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from trimaran.runtime.data.dedup.near import BAND_NAMES
 from trimaran.runtime.data.dedup.substring import plan_groups
 from trimaran.runtime.data.engine.parts import count_kept
-from trimaran.runtime.data.engine.task import Output
+from trimaran.runtime.data.engine.task import Output, damaged_files
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.recipe.curated import folder_of_recipe, open_curated
 from trimaran.runtime.data.recipe.stage_runner import StageRunner
@@ -131,7 +131,7 @@ def _index_of(runner: StageRunner, folder: Path, words: int) -> list[Output]:
     """Return the index of an earlier run, made of what it kept before lines and substrings were cut.
 
     Raises:
-        DataError: the folder is of no run with a recipe.
+        DataError: the folder is of no run with a recipe, or what is compared is gone or damaged.
     """
     earlier = open_curated(folder_of_recipe(folder))
     whole = [stage for stage in earlier.manifest["stages"] if stage["name"] not in _CUT_LATER]
@@ -139,6 +139,8 @@ def _index_of(runner: StageRunner, folder: Path, words: int) -> list[Output]:
     kept = [output for output in outputs if output is not None]
     if len(kept) < len(outputs):
         raise DataError(f"dedup.against {folder}: its documents are gone; run trimaran prepare on its spec again")
+    for path in damaged_files(kept, earlier.folder / "checked-documents.json"):
+        raise DataError(f"dedup.against {folder}: {path} is not what it was; run trimaran prepare on its spec again")
     return runner.several(
         "index", f"{_TASKS}:write_index", [{"words": words}] * len(kept), [[output] for output in kept]
     )
