@@ -1,13 +1,13 @@
 """Supervised finetuning on a CPU in one process: trimaran packed and padded against TRL's SFTTrainer, padded.
 
-    python benchmarks/finetune_sft.py --model FOLDER --data FILE [--rows 2] [--seq-len 256] [--rounds 3] [--steps 2]
+    python benchmarks/finetune_sft.py --model FOLDER --data FILE [--rows 2] [--seq-len 256] [--rounds 3] [--peer none]
 
 FOLDER holds a model of Hugging Face with a chat template, FILE examples of any format. All learn the same tokens of the
 same examples from the same weights, in float32 with AdamW; that the losses of one batch are equal is checked first. The
 ways take turns, so that a slow moment meets all, and medians are printed: tokens of examples, without padding, per
 second and per second of CPU time, which is less disturbed by what else the machine does. TRL takes about as many
 examples a step as the packed rows hold, pads them to the longest, and keeps its activations.
-Needs trl (pip install trl).
+Needs trl (pip install trl), but for --peer none, which compares packed and padded rows alone.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimaran.models.huggingface import family_of, resolve
 from trimaran.models.parallel.shard import ShardSpec
@@ -136,7 +137,6 @@ class Theirs:
 
     def __init__(self, model: Path, examples: Sequence[Example], batch: int, seq_len: int) -> None:
         from datasets import Dataset
-        from transformers import AutoModelForCausalLM, AutoTokenizer
         from trl import SFTConfig, SFTTrainer
 
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -205,6 +205,34 @@ def measure(ways: dict[str, Step], rounds: int, steps: int) -> dict[str, tuple[f
     }
 
 
+def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, tuple[float, float]]:
+    """Check the losses, measure all ways and return their medians; see `measure`."""
+    examples = examples_of(arguments.model, arguments.data, arguments.seq_len)
+    files = {each.origin.file: 0 for each in examples}
+    record = write_split(folder, "train", "uint16", examples, files)
+    stored = ExampleSet(folder, "train", record, "uint16", list(files))
+    num_rows = len(pack(stored.example_lengths, arguments.seq_len))
+    batch = max(1, round(len(examples) / num_rows * arguments.rows))
+    print(f"{len(examples)} examples in {num_rows} rows of {arguments.seq_len}; TRL takes {batch} a step")
+    theirs = Theirs(arguments.model, examples, batch, arguments.seq_len) if arguments.peer == "trl" else None
+    weights = dict(AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).state_dict())
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    mesh = build_mesh(pp=1, dp=1, cp=1, tp=1, timeout_s=600)
+    spec = spec_of(arguments.model, arguments, arguments.rows)
+    packed, apart = (Ours(spec, mesh, stored, weights, packed=is_packed) for is_packed in (True, False))
+    ways: dict[str, Step] = {"trimaran packed": packed.step, "trimaran padded": apart.step}
+    if theirs is not None:
+        shared = packed.examples_of_step(0)
+        losses = packed.loss(0), theirs.loss([examples[number] for number in shared])
+        print(f"loss of one batch of {len(shared)} examples: trimaran {losses[0]:.7f}, TRL {losses[1]:.7f}", flush=True)
+        assert abs(losses[0] - losses[1]) < 1e-5 * abs(losses[1]), "the two learn other things"
+        ways["TRL padded"] = theirs.step
+    medians = measure(ways, arguments.rounds, arguments.steps)
+    mesh.close()
+    dist.destroy_process_group()
+    return medians
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,31 +243,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peer", choices=("trl", "none"), default="trl")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    examples = examples_of(arguments.model, arguments.data, arguments.seq_len)
     with tempfile.TemporaryDirectory() as folder:
-        files = {each.origin.file: 0 for each in examples}
-        record = write_split(Path(folder), "train", "uint16", examples, files)
-        stored = ExampleSet(Path(folder), "train", record, "uint16", list(files))
-        num_rows = len(pack(stored.example_lengths, arguments.seq_len))
-        batch = round(len(examples) / num_rows * arguments.rows)
-        theirs = Theirs(arguments.model, examples, batch, arguments.seq_len)
-        spec, weights = spec_of(arguments.model, arguments, arguments.rows), dict(theirs.model.state_dict())
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        mesh = build_mesh(pp=1, dp=1, cp=1, tp=1, timeout_s=600)
-        packed = Ours(spec, mesh, stored, weights, packed=True)
-        apart = Ours(spec, mesh, stored, weights, packed=False)
-        shared = packed.examples_of_step(0)
-        losses = packed.loss(0), theirs.loss([examples[number] for number in shared])
-        print(f"loss of one batch of {len(shared)} examples: trimaran {losses[0]:.7f}, TRL {losses[1]:.7f}")
-        assert abs(losses[0] - losses[1]) < 1e-5 * abs(losses[1]), "the two learn other things"
-        print(f"{len(examples)} examples in {num_rows} rows of {arguments.seq_len}; TRL takes {batch} a step")
-        ways = {"trimaran packed": packed.step, "trimaran padded": apart.step, "TRL padded": theirs.step}
-        medians = measure(ways, arguments.rounds, arguments.steps)
-    base = medians["TRL padded"]
+        medians = compare(arguments, Path(folder))
+    base = list(medians)[-1]
     for name, (wall, cpu) in medians.items():
-        ratios = f"{wall / base[0]:.2f}x TRL, {cpu / base[1]:.2f}x by CPU time"
+        ratios = f"{wall / medians[base][0]:.2f} x {base}, {cpu / medians[base][1]:.2f} x by CPU time"
         print(f"{name}: {wall:.1f} tokens/s, {cpu:.1f} a CPU-second ({ratios})")
     return 0
 

@@ -107,14 +107,21 @@ class ExampleSet:
         self._origins = arrays["origins"].reshape(-1, 2)
         self.values: npt.NDArray[np.float64] = arrays["values"]
         self.num_examples, self.num_documents = len(self._example_ends), len(self._document_ends)
-        learned_before = np.concatenate([[0], np.cumsum(self._learned, dtype=np.int64)])
         ends = self._document_ends[self._example_ends - 1] if self.num_examples else np.empty(0, np.int64)
         starts = np.concatenate([[0], ends])
         self.example_lengths: npt.NDArray[np.int64] = np.diff(starts)
-        self.num_learned: npt.NDArray[np.int64] = np.diff(learned_before[starts])
+        self.num_learned: npt.NDArray[np.int64] = self._learned_between(starts)
         bounds = np.concatenate([np.zeros(1, np.int64), self._document_ends])
         self.document_lengths: npt.NDArray[np.int64] = np.diff(bounds)
-        self.document_learned: npt.NDArray[np.int64] = np.diff(learned_before[bounds])
+        self.document_learned: npt.NDArray[np.int64] = self._learned_between(bounds)
+
+    def _learned_between(self, bounds: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return how many tokens are learned between consecutive bounds, which have a token between them each."""
+        # A range that is empty would count the token at its place.
+        if len(bounds) < 2:
+            return np.empty(0, np.int64)
+        counts: npt.NDArray[np.int64] = np.add.reduceat(self._learned, bounds[:-1], dtype=np.int64)
+        return counts
 
     def documents_of(self, example: int) -> range:
         """Return the numbers of an example's documents in the split."""

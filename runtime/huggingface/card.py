@@ -11,6 +11,7 @@ from typing import Any
 
 from trimaran.models.config import TransformerConfig
 from trimaran.runtime.files import read_json
+from trimaran.runtime.finetune.account import REASONS
 from trimaran.runtime.huggingface.proof import TOLERANCE, Agreement
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.metrics import Row, read_metrics
@@ -146,6 +147,9 @@ def _data(run: Path) -> Iterator[str]:
     if not manifest:
         yield "The run folder has no data_manifest.json, so what the model was trained on is not known here."
         return
+    if manifest.get("kind") == "examples":
+        yield from _examples(manifest)
+        return
     corpus, splits = manifest.get("corpus", {}), manifest.get("splits", {})
     named = ", ".join(f"`{PurePath(str(name)).name}`" for name in manifest.get("source", {}).get("named", []))
     yield (
@@ -157,6 +161,27 @@ def _data(run: Path) -> Iterator[str]:
     dropped = corpus.get("dropped") or {}
     if dropped:
         yield "Left out: " + ", ".join(f"{count:,} ({reason})" for reason, count in dropped.items()) + "."
+
+
+def _examples(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """The examples that it was finetuned on."""
+    account, splits = manifest.get("account", {}), manifest.get("splits", {})
+    named = ", ".join(f"`{PurePath(str(name)).name}`" for name in manifest.get("source", {}).get("named", []))
+    train, held_out = splits.get("train", {}), splits.get("held_out", {})
+    yield (
+        f"Examples from {named or 'files that are not named'}: {account.get('used', 0):,} of "
+        f"{account.get('records', 0):,} records."
+    )
+    yield (
+        f"{train.get('examples', 0):,} examples for training ({train.get('tokens', 0):,} tokens, "
+        f"{train.get('learned', 0):,} of them learned), {held_out.get('examples', 0):,} held out."
+    )
+    counts = account.get("counts") or {}
+    if counts:
+        yield (
+            ", ".join(f"{count:,} {REASONS[reason].words}" for reason, count in counts.items() if reason in REASONS)
+            + "."
+        )
 
 
 def _use(card: Card) -> Iterator[str]:
@@ -171,7 +196,11 @@ def _use(card: Card) -> Iterator[str]:
     yield ""
     yield f'model = {loader}.from_pretrained("{card.name}")'
     yield f'tokenizer = AutoTokenizer.from_pretrained("{card.name}")'
-    if is_causal:
+    if is_causal and card.spec.finetune is not None:
+        yield 'messages = [{"role": "user", "content": "Who are you?"}]'
+        yield 'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")'
+        yield "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"
+    elif is_causal:
         yield 'inputs = tokenizer("The ", return_tensors="pt", add_special_tokens=False)'
         yield "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50, do_sample=True)[0]))"
     if scores:
