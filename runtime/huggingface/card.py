@@ -178,10 +178,7 @@ def _examples(manifest: Mapping[str, Any]) -> Iterator[str]:
     )
     counts = account.get("counts") or {}
     if counts:
-        yield (
-            ", ".join(f"{count:,} {REASONS[reason].words}" for reason, count in counts.items() if reason in REASONS)
-            + "."
-        )
+        yield "; ".join(f"{count:,} {REASONS[name].words}" for name, count in counts.items() if name in REASONS) + "."
 
 
 def _use(card: Card) -> Iterator[str]:

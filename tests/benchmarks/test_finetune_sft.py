@@ -1,4 +1,4 @@
-"""benchmarks/finetune_sft.py runs on a small model, packed and padded; the figures are not tested, and TRL is not there."""
+"""benchmarks/finetune_sft.py runs on a small model, packed and padded, without TRL; the figures are not tested."""
 
 import json
 from pathlib import Path
