@@ -29,7 +29,7 @@ from trimaran.runtime.finetune.documents import Documents
 from trimaran.runtime.finetune.forward import ForwardPass, document_values
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.init_from import load_initial_weights, open_weights
-from trimaran.runtime.train.train_context import TrainContext
+from trimaran.runtime.train.train_context import TrainContext, adapter_plan
 
 FILE: Final = "reference.safetensors"
 _FORMAT: Final = 1
@@ -112,7 +112,9 @@ def _weights(spec: RunSpec) -> tuple[str, str]:
     if source is None:
         return _hash(["drawn", spec.seed, spec.transformer.model_dump(mode="json")]), ""
     path = open_weights(Path(source))[0].path
-    return hash_file(path / MANIFEST_NAME), str(path)
+    plan = adapter_plan(spec)
+    rounded = "nf4" if plan is not None and plan.is_quantized else ""  # other weights than those of the file
+    return hash_file(path / MANIFEST_NAME) + rounded, str(path)
 
 
 def _hash(parts: Any) -> str:

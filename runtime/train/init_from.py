@@ -23,7 +23,7 @@ from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.samples import TrainingData
 from trimaran.runtime.train.state import spec_of, verify_together
-from trimaran.runtime.train.train_context import TrainContext
+from trimaran.runtime.train.train_context import TrainContext, adapter_plan
 from trimaran.runtime.train.vocabulary import grown_reader
 from trimaran.runtime.zero.protocol import ReadRange
 
@@ -181,8 +181,8 @@ def load_initial_weights(
 ) -> str:
     """Load the weights of checkpoint.init_from into a new run, whatever layout wrote them; return a sentence about it.
 
-    A score head that they lack keeps the weights that it starts from. Collective over the world. Every rank verifies
-    the checksums of a share of the files; if one is damaged all ranks raise CheckpointError.
+    A score head that they lack keeps the weights that it starts from, and so do adapters. Collective over the world.
+    Every rank verifies the checksums of a share of the files; if one is damaged all ranks raise CheckpointError.
 
     Args:
         tokenizer: of the run's data: tokens that the weights don't know begin as the mean of the others.
@@ -195,6 +195,10 @@ def load_initial_weights(
     newest = open_weights(Path(source))[0].path if train_context.mesh.rank == 0 else ""
     checkpoint = open_whole(Path(train_context.mesh.gather_text(str(newest))[0]))
     verify_together(checkpoint, train_context.mesh)
+    if adapter_plan(train_context.spec) is not None:
+        load_frozen(train_context.stages.values(), checkpoint.read)
+        checkpoint.close()
+        return f"frozen weights of {checkpoint.path}"
     read, told = reader_of_weights(checkpoint, train_context.spec, tokenizer)
     train_context.optimizer.load(read, 0, weights_only=True)
     checkpoint.close()
@@ -228,6 +232,25 @@ def _with_score_head(read: ReadRange, seed: int) -> ReadRange:
         return read(name, key, shard, shape, start, stop)
 
     return read_or_draw
+
+
+def start_from(
+    train_context: TrainContext, tokenizer: Tokenizer | None, resumed: Path | None
+) -> tuple[TrainContext, str]:
+    """Load what a run needs besides the checkpoint that it continues; return its context and a sentence, "" for none.
+
+    Collective over the world.
+
+    Args:
+        tokenizer: see `load_initial_weights`.
+        resumed: the checkpoint that the run continues; None for a fresh one, which takes the weights of
+            checkpoint.init_from.
+    """
+    if adapter_plan(train_context.spec) is not None:
+        return load_base(train_context, resumed)
+    if resumed is None and train_context.spec.checkpoint.init_from:
+        return train_context, load_initial_weights(train_context, tokenizer)
+    return train_context, ""
 
 
 def load_base(train_context: TrainContext, resumed: Path | None) -> tuple[TrainContext, str]:

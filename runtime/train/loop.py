@@ -24,7 +24,7 @@ from trimaran.runtime.plan.chips import peak_flops
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.feed import BatchFeed, pinned
 from trimaran.runtime.train.hardware import mfu
-from trimaran.runtime.train.init_from import load_base, load_initial_weights
+from trimaran.runtime.train.init_from import start_from
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
 from trimaran.runtime.train.samples import BatchSource, HeldOut, TrainingData, held_out_of, train_loader
@@ -43,7 +43,6 @@ from trimaran.runtime.train.timeline import record_timeline
 from trimaran.runtime.train.train_context import (
     StepResult,
     TrainContext,
-    adapter_plan,
     build_train_context,
     evaluate_losses,
     kernels_of,
@@ -89,11 +88,7 @@ def train(
     held_out = held_out_of(spec, data, mesh.dp, comparisons)
     state = TrainState(data=fingerprint(data)) if path is None else load_state(train_context, path)
     check_same_data(state, data)
-    started_from = ""
-    if adapter_plan(spec) is not None:
-        train_context, started_from = load_base(train_context, path)
-    elif path is None and spec.checkpoint.init_from:
-        started_from = load_initial_weights(train_context, data.tokenizer)
+    train_context, started_from = start_from(train_context, data.tokenizer, path)
     tasks = None
     if spec.evaluation is not None:
         tasks = TaskEvaluation(spec.evaluation, train_context, data, store, lambda: stop.requested)

@@ -29,7 +29,7 @@ from trimaran.runtime.finetune.rl.targets import (
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.sections.finetune import RLSettings
-from trimaran.runtime.train.init_from import load_initial_weights
+from trimaran.runtime.train.init_from import start_from
 from trimaran.runtime.train.loop import StepLog
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.signals import StopRequest
@@ -131,7 +131,7 @@ def train_on_rewards(
             f"the prompts of data.source have changed since the checkpoint of step {state.step}; put the files back, "
             "or choose another train.output_dir for a new run"
         )
-    started_from = load_initial_weights(context, inputs.tokenizer) if path is None and spec.checkpoint.init_from else ""
+    context, started_from = start_from(context, inputs.tokenizer, path)
     reference = build_reference(context, inputs.tokenizer) if settings.kl > 0 else None
     with StepLog(spec, mesh, device, state, path, at_step) as log, Scoring(items, settings.reward_timeout_s) as scoring:
         log.say(f"computing on {device.type} with {kernels_of(spec, device)[1]}")

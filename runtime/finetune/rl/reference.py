@@ -8,8 +8,8 @@ from typing import Final
 from torch import Tensor
 
 from trimaran.models.parallel.shard import ShardSpec
+from trimaran.runtime.adapters.merged import open_whole
 from trimaran.runtime.checkpoint.manifest import MANIFEST_NAME, CheckpointError
-from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.files import hash_file
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import read_json, write_text
@@ -43,7 +43,7 @@ def build_reference(train_context: TrainContext, tokenizer: Tokenizer) -> Forwar
     starts_from = spec.checkpoint.init_from
     stages = build_stages_of_rank(plain, mesh, device, draws_weights=starts_from is None, placement=placement)
     if starts_from is not None:
-        checkpoint = Checkpoint.open(Path(_origin(spec, mesh, Path(starts_from))), verify=False)
+        checkpoint = open_whole(Path(_origin(spec, mesh, Path(starts_from))))
         verify_together(checkpoint, mesh)
         read, _ = reader_of_weights(checkpoint, spec, tokenizer)
 

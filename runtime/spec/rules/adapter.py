@@ -75,6 +75,14 @@ def _nf4_has_its_dtype(spec: RunFields, shape: TransformerConfig) -> Iterator[Fi
         yield FieldError("finetune.adapter.base", rule, "nf4", fix)
 
 
+@RULES.needs("finetune.adapter", "finetune.adapter.base", "finetune.rl", "finetune.rl.kl")
+def _divergence_is_from_what_is_held(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    settings, rl = _settings(spec), None if spec.finetune is None else spec.finetune.rl
+    if settings is not None and settings.base == "nf4" and rl is not None and rl.kl > 0:
+        rule = f"kl ({rl.kl:g}) is from the weights of checkpoint.init_from, and nf4 starts from rounded ones"
+        yield FieldError("finetune.rl.kl", rule, rl.kl, "set it to 0, or finetune.adapter.base to full")
+
+
 @RULES.needs("finetune.adapter", "finetune.adapter.base", "parallel.tp", *_SIZES)
 def _nf4_blocks_stay_whole(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     """A rank's part of a matrix has the bits that one process has where it is made of whole blocks."""
