@@ -65,7 +65,11 @@ SMALLER = {
 }  # fmt: skip
 RECIPES = ("web-corpus.yaml",)
 BASE_MODEL = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "vocab_size": 300}
-FINETUNES: dict[str, dict[str, object]] = {"sft.yaml": {"finetune.epochs": 2}, "lima.yaml": {"finetune.epochs": 2}}
+FINETUNES: dict[str, dict[str, object]] = {
+    "sft.yaml": {"finetune.epochs": 2},
+    "lima.yaml": {"finetune.epochs": 2},
+    "dpo.yaml": {"finetune.epochs": 2},
+}
 """Examples that start from a model and have examples of their own -> what makes them short."""
 STARTS_FROM_BASE = {
     "model.preset": "null",
@@ -76,6 +80,7 @@ STARTS_FROM_BASE = {
 NOT_OF_FINETUNES = ("data.source", "train.num_steps")
 EXTRAS = {
     "data.md": "data",
+    "alignment.md": "huggingface",
     "finetuning.md": "huggingface",
     "web-corpus.yaml": "data",
     "evaluation.md": "evaluate",
