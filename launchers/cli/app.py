@@ -8,6 +8,7 @@ from trimaran.launchers.cli.generate import generate
 from trimaran.launchers.cli.jobs import cancel, logs, status
 from trimaran.launchers.cli.planning.check import check, schema
 from trimaran.launchers.cli.planning.mup_check import coordinate_check
+from trimaran.launchers.cli.planning.plan import plan
 from trimaran.launchers.cli.planning.presets import models
 from trimaran.launchers.cli.planning.schedules import schedules
 from trimaran.launchers.cli.prepare import data, prepare
@@ -32,6 +33,7 @@ app.add_typer(data, name="data")
 app.command()(train)
 app.add_typer(tune, name="tune")
 app.command()(check)
+app.command()(plan)
 app.command()(schedules)
 app.command()(schema)
 app.command()(report)

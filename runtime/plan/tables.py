@@ -21,6 +21,7 @@ _GBIT: Final = 1e9 / 8
 _DTYPES: Final = {"fp16": "float16", "bf16": "bfloat16", "fp8": "fp8", "": "bfloat16"}
 _TRIED: Final = (1, 2, 4, 8)
 _WITHOUT_VIRTUAL_STAGES: Final = ("mcore-2024",)  # print neither them nor the microbatch
+_STEADY: Final = 8  # microbatches a pipeline rank where no batch is printed, so that the pipeline is full
 _LAYOUT: Final = ("layers", "hidden", "seq", "tp", "pp", "dp")
 
 
@@ -123,7 +124,7 @@ def _cases(cells: _Cells) -> Iterator[Case]:
     if not all(cells.has(column) for column in (*_LAYOUT, "chip")):
         return
     layers, pp, dp = int(cells.number("layers")), int(cells.number("pp")), cells.number("dp")
-    batch = cells.number("gbs", dp * cells.number("mbs", 1) * pp)
+    batch = cells.number("gbs", dp * cells.number("mbs", 1) * pp * _STEADY)
     microbatches = (cells.number("mbs"),) if cells.has("mbs") else _TRIED
     virtual: tuple[float, ...] = (cells.number("vpp", 1),)
     if cells.text("stack") in _WITHOUT_VIRTUAL_STAGES and pp > 1:

@@ -1,0 +1,168 @@
+"""`trimaran plan`: what a run will take, before it starts, with its error band; its errors on published runs."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trimaran.launchers.cli.console import Overrides, errors_as_sentences, path
+from trimaran.launchers.terminal import print_table, say
+from trimaran.runtime.files import write_text
+from trimaran.runtime.spec import load_spec
+
+if TYPE_CHECKING:
+    from trimaran.runtime.plan.chips import Chip
+    from trimaran.runtime.plan.forecast import Plan, Setting
+    from trimaran.runtime.spec import RunSpec
+
+_TABLES = Path(__file__).parents[3] / "tests" / "plan" / "published"
+_GBIT = 1e9 / 8
+
+
+def plan(
+    spec_path: Annotated[
+        Path | None, typer.Argument(parser=path, metavar="[SPEC]", help="The run spec, a YAML file.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    chip: Annotated[str, typer.Option(metavar="NAME", help="Accelerator, by its datasheet.")] = "H100-SXM",
+    software: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Whose calibration: a published software's; by default all of them."),
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs that the fast links join.")] = 8,
+    nic: Annotated[float, typer.Option(help="Gbit/s between nodes, a GPU and direction.")] = 400.0,
+    price_per_hour: Annotated[float | None, typer.Option(help="Price of a GPU-hour, in any currency.")] = None,
+    watts: Annotated[
+        float | None, typer.Option(help="Watts of a GPU with its share of the node; by default its own.")
+    ] = None,
+    pue: Annotated[float, typer.Option(help="Energy of the site over that of its computers.")] = 1.1,
+    hours_per_failure: Annotated[float, typer.Option(help="GPU-hours between two failures.")] = 50_700.0,
+    restart: Annotated[float, typer.Option(help="Seconds from a failure to the next step.")] = 300.0,
+    write_rate: Annotated[float, typer.Option(help="GB/s at which all ranks together write a checkpoint.")] = 10.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", parser=path, metavar="FILE", help="Write the plan into this file too.")
+    ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Print how far plans lie from the published runs, in place of a plan.")
+    ] = False,
+) -> None:
+    """Tell what a run will take, before it starts: memory of every pipeline rank, step time, days, money, energy."""
+    with errors_as_sentences():
+        if published:
+            _print_published()
+            return
+        if spec_path is None:
+            raise ValueError("a plan is made of a run spec; give one, or --published for the errors of plans")
+        positive = {
+            "--gpus-per-node": gpus_per_node, "--nic": nic, "--price-per-hour": price_per_hour, "--watts": watts,
+            "--pue": pue, "--hours-per-failure": hours_per_failure, "--write-rate": write_rate,
+        }  # fmt: skip
+        for option, value in positive.items():
+            if value is not None and not (0 < value < math.inf):
+                raise ValueError(f"{option} must be above 0 and finite; got {value}")
+        if not 0 <= restart < math.inf:
+            raise ValueError(f"--restart must be at least 0 and finite; got {restart}")
+        spec = load_spec(spec_path, overrides)
+        from trimaran.runtime.plan.chips import chip_named
+        from trimaran.runtime.plan.forecast import Setting
+        from trimaran.runtime.plan.forecast import plan as make_plan
+
+        setting = Setting(
+            chip_named(chip), software, nic * _GBIT, gpus_per_node, price_per_hour, watts, pue, hours_per_failure,
+            restart, write_rate * 1e9,
+        )  # fmt: skip
+        found = make_plan(spec, setting)
+        _print_plan(spec, setting, found)
+        if json_file is not None:
+            write_text(json_file, json.dumps(content_of(setting, found), indent=1) + "\n")
+            say(f"plan written to {json_file}")
+
+
+def content_of(setting: "Setting", found: "Plan") -> dict[str, Any]:
+    """Return a plan as JSON can hold it."""
+    calibration = found.calibration
+    return {
+        "version": 1,
+        "chip": setting.chip.name,
+        "calibration": {"software": calibration.software, "chip": calibration.chip, "runs": calibration.runs},
+        "error_p90": found.error,
+        "memory_bytes": found.memory,
+        "fullest_pipeline_rank": found.fullest,
+        "chip_bytes": setting.chip.memory_bytes,
+        "step_seconds": found.seconds,
+        "step_parts": dict(found.parts),
+        "bubble": found.bubble,
+        "figures": {name: value if math.isfinite(value) else None for name, value in found.figures.items()},
+    }
+
+
+def _print_plan(spec: "RunSpec", setting: "Setting", found: "Plan") -> None:
+    from rich.table import Table
+
+    names = [name for name in found.memory[0] if any(rank[name] for rank in found.memory)]
+    table = Table("pipeline rank", *names, "in all", f"of {_gib(setting.chip.memory_bytes)}", box=None)
+    for number, rank in enumerate(found.memory):
+        whole = found.total(number)
+        cells = [_gib(rank[name]) for name in names]
+        mark = " (fullest)" if number == found.fullest and spec.parallel.pp > 1 else ""
+        table.add_row(f"{number}{mark}", *cells, _gib(whole), f"{whole / setting.chip.memory_bytes:.0%}")
+    print_table(table)
+    if not found.exact:
+        say("what a layer of this kind keeps is estimated; trimaran check --memory counts it")
+    _print_fit(setting.chip, found)
+    steps = Table("of a step", "seconds", "share", box=None)
+    for name, value in sorted(found.parts.items(), key=lambda item: -item[1]):
+        if abs(value) >= 5e-4 * found.seconds:
+            steps.add_row(name, f"{value:.4g}", f"{value / found.seconds:.1%}")
+    steps.add_row("in all", f"{found.seconds:.4g}", "")
+    print_table(steps)
+    band = "outside what was calibrated" if found.error is None else f"± {found.error:.0%} in 9 of 10 published runs"
+    whose = found.calibration
+    say(f"calibration: {whose.software} on {whose.chip}, {whose.runs} published runs, GPUs {whose.gpus}; error {band}")
+    peak = f"{setting.chip.flops:.4g} FLOP/s a GPU"
+    say(f"MFU and HFU: matrix FLOPs, attention's square whole (PaLM, appendix B), over {peak}")
+    totals = Table("of the run", "", box=None)
+    for name, value in found.figures.items():
+        totals.add_row(name, _figure(name, value))
+    print_table(totals)
+
+
+def _print_fit(chip: "Chip", found: "Plan") -> None:
+    missing = found.total(found.fullest) - chip.memory_bytes
+    if missing > 0:
+        say(
+            f"it doesn't fit: pipeline rank {found.fullest} needs {_gib(missing)} more than {chip.name} has; "
+            "lower train.micro_batch_size, set train.recompute or raise zero.stage, tp or pp",
+            style="yellow",
+        )
+
+
+def _print_published() -> None:
+    from rich.table import Table
+
+    from trimaran.runtime.plan.accuracy import memory_rows, published_runs, time_rows
+    from trimaran.runtime.plan.calibrations import shipped
+
+    if not _TABLES.is_dir():
+        raise ValueError(f"the published tables are in the repository, not in an installed package: no {_TABLES}")
+    timed, measured = published_runs(_TABLES)
+    table = Table("published rows", "number", "error", "bar", "", box=None)
+    for row in [*time_rows(timed, shipped()), *memory_rows(measured)]:
+        table.add_row(
+            row.what, str(row.rows), row.figures, row.bar, ("held" if row.holds else "missed") if row.bar else ""
+        )
+    print_table(table)
+
+
+def _figure(name: str, value: float) -> str:
+    if name in ("MFU", "HFU") or name.startswith("goodput"):
+        return f"{value:.1%}"
+    if name == "checkpoint bytes":
+        return _gib(value)
+    return f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,70 @@
+"""`trimaran plan`: what it prints and writes, its table of errors, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.launchers.runs import trimaran
+
+ROOT = Path(__file__).parents[2]
+FALCON = str(ROOT / "examples" / "falcon-40b.yaml")
+
+
+def test_a_plan_tells_memory_time_and_totals(tmp_path: Path) -> None:
+    outcome = trimaran(tmp_path, "plan", FALCON, "--chip", "A100-40GB", "--price-per-hour", "2", "--json", "plan.json")
+    assert outcome.code == 0, outcome.err
+    for words in ("0 (fullest)", "of a step", "products", "tokens a second", "MFU", "days with failures", "money"):
+        assert words in outcome.out
+    assert "calibration: default on any" in outcome.err
+    assert "in 9 of 10 published runs" in outcome.err
+    assert "doesn't fit" not in outcome.err
+    plan = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    assert plan["chip"] == "A100-40GB"
+    assert len(plan["memory_bytes"]) == 4
+    assert plan["fullest_pipeline_rank"] == 0
+    assert sum(plan["step_parts"].values()) == pytest.approx(plan["step_seconds"])
+    assert plan["figures"]["money"] == pytest.approx(2 * plan["figures"]["GPU-hours"])
+
+
+def test_one_that_does_not_fit_says_by_how_much(tmp_path: Path) -> None:
+    outcome = trimaran(tmp_path, "plan", FALCON, "--chip", "RTX-4090", "--set", "parallel.tp=1")
+    assert outcome.code == 0, outcome.err
+    assert "it doesn't fit: pipeline rank 0 needs" in outcome.err
+    assert "more than RTX-4090 has" in outcome.err
+
+
+def test_outside_of_a_calibration_is_said(tmp_path: Path) -> None:
+    outcome = trimaran(tmp_path, "plan", FALCON, "--software", "internevo")
+    assert outcome.code == 0, outcome.err
+    assert "error outside what was calibrated" in outcome.err
+
+
+def test_published_prints_every_bar(tmp_path: Path) -> None:
+    outcome = trimaran(tmp_path, "plan", "--published")
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert len(lines) == 14
+    assert sum(line.rstrip().endswith("held") for line in lines) == 10
+    assert [line.split("  ")[0].strip() for line in lines if line.rstrip().endswith("missed")] == [
+        "left out, by whole models"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ([], "a plan is made of a run spec; give one, or --published for the errors of plans"),
+        ([FALCON, "--chip", "H1000"], "chip 'H1000' is not known; the nearest is 'H100-"),
+        ([FALCON, "--software", "nemmo"], "software 'nemmo' is not known; the nearest is 'nemo', of "),
+        ([FALCON, "--price-per-hour", "0"], "--price-per-hour must be above 0 and finite; got 0.0"),
+        ([FALCON, "--price-per-hour", "nan"], "--price-per-hour must be above 0 and finite; got nan"),
+        ([FALCON, "--nic", "-1"], "--nic must be above 0 and finite; got -1.0"),
+        ([FALCON, "--restart", "-1"], "--restart must be at least 0 and finite; got -1.0"),
+        ([FALCON, "--set", "zero.backend=deepspeed"], "zero.backend is deepspeed, whose buffers are not known"),
+    ],
+)
+def test_what_can_not_be_planned_is_a_sentence(tmp_path: Path, arguments: list[str], error: str) -> None:
+    outcome = trimaran(tmp_path, "plan", *arguments)
+    assert outcome.code == 2
+    assert outcome.last_line.startswith(f"error: {error}")

@@ -1,0 +1,112 @@
+"""The plan of a spec: memory beside what the dry step counted, time by the list that is executed, totals by formula."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimaran.runtime.plan.calibrations import shipped
+from trimaran.runtime.plan.cases import Cases
+from trimaran.runtime.plan.chips import chip_named
+from trimaran.runtime.plan.forecast import CONTEXT_BYTES, Plan, Setting, case_of, plan
+from trimaran.runtime.plan.time import step_time
+from trimaran.runtime.spec import RunSpec, load_spec
+
+ROOT = Path(__file__).parents[2]
+FALCON = ROOT / "examples" / "falcon-40b.yaml"
+GIB = 2**30
+
+
+def setting(**changes: Any) -> Setting:
+    fields: dict[str, Any] = {
+        "chip": chip_named("A100-40GB"), "software": None, "nic_rate": 50e9 / 8, "gpus_per_node": 8, "price": 2.0,
+        "watts": None, "pue": 1.1, "hours_per_failure": 50_700.0, "restart": 300.0, "write_rate": 1e10,
+    }  # fmt: skip
+    return Setting(**fields | changes)
+
+
+def falcon(*sets: str) -> RunSpec:
+    return load_spec(FALCON, list(sets))
+
+
+def planned(*sets: str, **changes: Any) -> Plan:
+    return plan(falcon(*sets), setting(**changes))
+
+
+@pytest.mark.parametrize(
+    ("stage", "counted"),
+    [(1, [11.96, 10.75, 9.97, 9.69]), (2, [8.01, 7.03, 6.25, 5.74]), (3, [6.04, 5.17, 4.39, 3.66])],
+)
+def test_falcon_40b_s_ranks_hold_what_the_dry_step_counted(stage: int, counted: list[float]) -> None:
+    """benchmarks/RESULTS.md has the dry step's GiB; the context is no tensor."""
+    found = planned(f"zero.stage={stage}")
+    for rank, gib in enumerate(counted):
+        assert (found.total(rank) - CONTEXT_BYTES) / GIB == pytest.approx(gib, rel=0.05)
+    assert found.fullest == 0
+    assert found.exact
+
+
+def test_the_fullest_rank_is_found_and_not_assumed() -> None:
+    """A first stage of few layers holds less than the second, however many microbatches it keeps."""
+    assert planned("parallel.layers_per_stage=[6, 18, 18, 18]").fullest == 1
+
+
+def test_the_simulated_list_takes_what_the_closed_form_says() -> None:
+    """1F1B, even stages: m x slowest + the others."""
+    spec, own = falcon("parallel.layers_per_stage=[15, 15, 15, 15]"), setting()
+    found = plan(spec, own)
+    closed = step_time(Cases.of([case_of(spec, own)]), shipped().default.values())
+    assert found.seconds == pytest.approx(float(closed.total[0]), rel=0.03)
+    assert found.bubble == pytest.approx(3 / 11, abs=0.05)
+    assert sum(found.parts.values()) == pytest.approx(found.seconds)
+
+
+def test_many_microbatches_are_not_all_simulated() -> None:
+    few, many = planned("train.global_batch_size=9600"), planned("train.global_batch_size=192000")
+    per_microbatch = [each.seconds / count for each, count in ((few, 800), (many, 16_000))]
+    assert per_microbatch[1] == pytest.approx(per_microbatch[0], rel=0.02)
+
+
+def test_falcon_40b_takes_about_two_months() -> None:
+    """1 trillion tokens on 384 A100-40GB; its batch was 1152 sequences."""
+    found = planned("train.global_batch_size=1152", "train.num_steps=423855", "train.recompute=none")
+    assert 45 < found.figures["days"] < 75
+
+
+def test_totals_follow_from_the_step() -> None:
+    found = planned()
+    figures, spec = found.figures, falcon()
+    hours = found.seconds * spec.train.num_steps / 3600 * 384
+    assert figures["GPU-hours"] == pytest.approx(hours)
+    assert figures["money"] == pytest.approx(2 * hours)
+    assert figures["MWh"] == pytest.approx(hours * 400 * 1.1 / 1e6)
+    assert figures["checkpoint bytes"] == 12 * spec.transformer.num_parameters()
+    assert figures["MFU"] == figures["HFU"] < 1
+    assert figures["days with failures"] > figures["days"]
+    recomputed = planned("train.recompute=full").figures
+    assert recomputed["HFU"] > recomputed["MFU"] < figures["MFU"]
+
+
+def test_no_price_is_no_money() -> None:
+    assert "money" not in planned(price=None).figures
+
+
+def test_llama_65b_s_energy() -> None:
+    """1,022,362 GPU-hours of 400 W at a PUE of 1.1 are 449 MWh (Touvron et al. 2023, table 15)."""
+    assert 1_022_362 * chip_named("A100-80GB").watts * 1.1 / 1e6 == pytest.approx(449, rel=0.02)
+
+
+def test_an_error_band_is_that_of_the_calibration_or_none() -> None:
+    assert planned().error == shipped().default.p90
+    assert planned(software="internevo").error is None, "calibrated on 8 to 512 A100-80GB"
+    near = planned(software="internevo", chip=chip_named("A100-80GB"))
+    assert near.error is not None
+    assert near.calibration.software == "internevo"
+
+
+@pytest.mark.parametrize("field", ["parallel.tp", "zero.stage"])
+def test_memory_never_rises_with_tp_or_zero_stage(field: str) -> None:
+    values = {"parallel.tp": (1, 2, 4, 8), "zero.stage": (0, 1, 2)}[field]
+    found = [planned(f"{field}={value}") for value in values]
+    totals = [each.total(each.fullest) for each in found]
+    assert totals == sorted(totals, reverse=True)
