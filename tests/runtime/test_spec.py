@@ -55,7 +55,7 @@ def errors_of(changes: dict[str, Any]) -> list[str]:
 
 
 WEB = {"web": {"source": ["web.warc.gz"]}}
-BASED: dict[str, Any] = {"checkpoint.init_from": "run"}
+BASED: dict[str, Any] = {"checkpoint.init_from": "run", "data.source": ["answers.jsonl"]}
 
 
 def adapter(**fields: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def preferring(**settings: Any) -> dict[str, Any]:
 BAD: list[tuple[dict[str, Any], str]] = [
     # adapters
     (
-        {"finetune": {"adapter": {}}},
+        {"data.source": ["answers.jsonl"], "data.tokenizer": "tokenizer.json", "finetune": {"adapter": {}}},
         (
             "checkpoint.init_from: is needed by finetune.adapter, whose frozen weights it names; set it to the folder "
             "of a trained or imported run"
@@ -143,8 +143,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (
         {**PREFERENCE, "model.score_head": "beside"},
         (
-            "model.score_head: a score head beside the projection to the vocabulary gives the values of PPO, and "
-            "nothing else reads it; set it to none, or finetune.method to rl"
+            "model.score_head: a value head (beside) learns from rewards, which needs finetune.method rl with "
+            "algorithm ppo; set model.score_head to none"
         ),
     ),
     (

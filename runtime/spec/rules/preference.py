@@ -21,9 +21,6 @@ def _the_score_head_fits_the_method(spec: RunFields, shape: TransformerConfig) -
     elif method != "reward" and kind == "only":
         rule = "a model with a score head alone writes no text, so it learns by finetune.method reward alone"
         yield FieldError("model.score_head", rule, kind, "set it to none, or finetune.method to reward")
-    elif method != "rl" and kind == "beside":
-        rule = "a score head beside the projection to the vocabulary gives the values of PPO, and nothing else reads it"
-        yield FieldError("model.score_head", rule, kind, "set it to none, or finetune.method to rl")
 
 
 @RULES.needs("finetune.method", "finetune.centering")
