@@ -5,18 +5,16 @@ Imports no torch before a command runs.
 
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from trimaran.launchers.cli.console import RunPath, errors_as_sentences, path
-from trimaran.launchers.env.exit_codes import Stopped
+from trimaran.launchers.cli.stoppable import stoppable
 from trimaran.launchers.terminal import say
 from trimaran.models.fields import printable
 
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from trimaran.runtime.huggingface.proof import Agreement
 
 _GIB = 2**30
+_LEFT = "nothing is left of what was half written"
 _MOST_BAR = 30  # characters of the progress bar
 
 MemoryGib = Annotated[
@@ -55,7 +54,7 @@ def import_(
     ] = None,
 ) -> None:
     """Make a run of a Hugging Face model, which any layout trains on from and generates with; proven by its logits."""
-    with errors_as_sentences(), _stoppable():
+    with errors_as_sentences(), stoppable(lambda: _LEFT):
         target = run if run is not None else Path("runs") / _name_of(source)
         if base is not None:
             _import_adapter(source, target, base)
@@ -92,7 +91,7 @@ def export(
     ] = False,
 ) -> None:
     """Write a folder that transformers and vLLM load, from a run's newest checkpoint; proven by its logits."""
-    with errors_as_sentences(), _stoppable():
+    with errors_as_sentences(), stoppable(lambda: _LEFT):
         if adapter and merge:
             raise ValueError("--adapter writes the adapters alone and --merge whole weights; give one of them")
         if adapter:
@@ -143,38 +142,6 @@ def _import_adapter(source: Path, target: Path, base: Path) -> None:
 def _name_of(source: Path) -> str:
     name = source.resolve().name
     return name.removesuffix(".gguf")
-
-
-class _Interrupted(KeyboardInterrupt):
-    """A signal as an exception that `except Exception` does not catch."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Make Ctrl-C and SIGTERM end the block like an error, so that half-written files are removed.
-
-    Raises:
-        Stopped: one of them came.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # A second signal during the clean-up would leave the rest of the half-written files.
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_IGN)
-        raise _Interrupted(number)
-
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except _Interrupted as interrupted:
-        raise Stopped(interrupted.number, saved="nothing is left of what was half written") from None
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.cli.stoppable import stoppable
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.terminal import new_table, print_table, say
@@ -79,7 +80,9 @@ def evaluate(
     system: Annotated[str | None, typer.Option(help="What the model is told before each question.")] = None,
     gen: Annotated[
         list[str],
-        typer.Option("--gen", metavar="NAME=VALUE", help="Setting of generation, such as max_gen_toks=64; repeatable."),
+        typer.Option(
+            "--gen", metavar="NAME=VALUE", help="Setting of generation, such as max_gen_toks=64; may be repeated."
+        ),
     ] = [],  # noqa: B006
     samples: Annotated[bool, typer.Option("--samples", help="Keep the prompts too in samples.jsonl.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of few-shot examples and of sampling.")] = _SEED,
@@ -291,7 +294,8 @@ def _run(job: Job, options: "EvaluationOptions") -> None:
         (folder / "task.json").write_text(task.model_dump_json(), encoding="utf-8")
         try:
             if spec.world_size == 1:
-                run_alone(task)
+                with stoppable(lambda: ""):
+                    run_alone(task)
             else:
                 launch(LocalRun(load_spec(task.spec), folder / "task.json", folder / "logs"))
         except KeyboardInterrupt:
@@ -325,7 +329,7 @@ def _show(found: "Evaluation") -> None:
             "" if score.documents is None else f"{score.documents:,}",
         )
     limited, others = limit_notes(found.results), found.results["notes"]
-    table.caption = limited[0] if limited else None
+    table.caption, table.caption_justify = limited[0] if limited else None, "left"
     print_table(table)
     for note in others:
         if note not in limited:

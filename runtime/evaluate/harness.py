@@ -189,10 +189,9 @@ class HarnessModel(LM):  # type: ignore[misc]
                 f"{place} generates {new_tokens} tokens, and the model's context has {self._max} "
                 f"(model.max_seq_len); give --gen max_gen_toks=N with N from 1 to {self._max - 1}"
             )
-        known: dict[str, Any] = {name: options[name] for name in SAMPLING if name in options}
-        settings: dict[str, Any] = (
-            {**known, "seed": self._seed + number} if options["do_sample"] else {"temperature": 0.0}
-        )
+        settings: dict[str, Any] = {"temperature": 0.0}
+        if options["do_sample"]:
+            settings = {name: options[name] for name in SAMPLING if name in options} | {"seed": self._seed + number}
         try:
             sampling = SamplingParams(new_tokens, stop_tokens=self._codes.stops, context="stop", **settings)
         except ValueError as error:

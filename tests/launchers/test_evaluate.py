@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,15 +220,15 @@ def test_an_interrupted_evaluation_goes_on(
             done(number, score)
             asked.append(number)
             if len(asked) == 11:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGTERM)
 
         return real(self, requests, take)
 
     monkeypatch.setattr(Scorer, "likelihoods", interrupted)
     command = ("run", "--tasks", "piqa", "--data", "sets", "--output", "interrupted", "--batch-size", "1")
     stopped = evaluate(*command)
-    assert stopped.code == 130
-    assert "by SIGINT; interrupted/answers.jsonl has 11 answers, and the same command goes on" in stopped.err
+    assert stopped.code == 143
+    assert "by SIGTERM; interrupted/answers.jsonl has 11 answers, and the same command goes on" in stopped.err
     assert not (place / "interrupted" / "results.json").exists()
     assert evaluate(*command).code == 0
     needed = len(asked)

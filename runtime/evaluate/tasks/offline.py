@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,6 +22,7 @@ from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import env as templates
+from tqdm import tqdm
 
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.records import read_content, read_records
@@ -66,6 +68,9 @@ def offline() -> Iterator[None]:
     before = [getattr(module, name) for module, name in constants]
     has_bars = datasets.is_progress_bar_enabled()
     compile_template = templates.from_string
+    # tqdm's own lock is a semaphore of the system, which a rank that is killed would leave behind.
+    if not hasattr(tqdm, "_lock"):
+        tqdm.set_lock(threading.RLock())
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]
     try:
