@@ -1,5 +1,8 @@
 """The command line. Nothing here imports torch before the spec is valid."""
 
+import sys
+from signal import SIGINT
+
 import typer
 
 from trimaran.launchers.cli.convert import export, import_
@@ -16,6 +19,7 @@ from trimaran.launchers.cli.report import report
 from trimaran.launchers.cli.score import score
 from trimaran.launchers.cli.train import train
 from trimaran.launchers.cli.tune import tune
+from trimaran.launchers.env.exit_codes import exit_code_after
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command()(generate)
@@ -41,7 +45,10 @@ app.command()(report)
 
 def main() -> None:
     """Run the `trimaran` command."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command has begun, which would tell of it
+        sys.exit(exit_code_after(SIGINT))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from trimaran.runtime.tune.transfer import optimum_of
 
 TARGET_FILE: Final = "target.yaml"
 RESULT_FILE: Final = "ladder.json"
+_MOST_ROUNDED: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Extrapolation:
         predicted: loss of the target.
         spent_flops: of all trials, those that diverged or were ended early too.
         target_flops: of the target's training.
-        untold: sentences about what could not be told, and why.
+        untold: sentences about what could not be told or holds but roughly, and why.
     """
 
     climbed: tuple[Climbed, ...]
@@ -103,7 +104,7 @@ def extrapolate(ladder: Ladder, space: Space, trials: Sequence[Trial], output_di
             holds a sentence for each rung.
     """
     climbed = _climbed(ladder, trials)
-    untold: list[str] = []
+    untold = list(_rounded(climbed))
     optima: dict[str, PowerLaw] = {}
     values: dict[str, Interval] = {}
     target = ladder.target
@@ -183,6 +184,20 @@ def _climb(rung: Rung, trials: tuple[Trial, ...], keys: Sequence[str] | None) ->
     else:
         raise ScalingError(f"its trial has no loss: {trials[0].error or trials[0].state}")
     return Climbed(rung, trials, optimum, Run(rung.parameters, rung.tokens, loss))
+
+
+def _rounded(climbed: Sequence[Climbed]) -> Iterator[str]:
+    """Yield a sentence for each rung whose whole steps are far from the tokens that were asked for."""
+    for each in climbed:
+        asked = each.run.tokens
+        furthest = max(
+            (trial.tokens for trial in each.trials if trial.state == "complete"), key=lambda n: abs(n - asked)
+        )
+        if abs(furthest / asked - 1) > _MOST_ROUNDED:
+            yield (
+                f"the laws hold but roughly: rung {each.rung.name} has a trial of {furthest:,} tokens where "
+                f"{asked:,.0f} were asked for, because its steps are few; raise tokens_per_parameter or lower the batch"
+            )
 
 
 def _at(climbed: Climbed, axis: int) -> Interval:

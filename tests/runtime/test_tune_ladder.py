@@ -142,6 +142,24 @@ def test_a_ladder_goes_on_from_a_range_that_was_widened(tmp_path: Path) -> None:
         study.begin(shifted, BASE, Plan.of(shifted, BASE, {}, "tune.yaml").holds)
 
 
+def test_rungs_of_few_steps_are_told() -> None:
+    found, ladder = climbed(ladder={"tokens_per_parameter": [0.02]})
+    assert ladder.rungs[0].tokens / (8 * 32) == pytest.approx(3.1, abs=0.1), "3 steps"
+    assert len(found.untold) == 0
+    found, _ = climbed(ladder={"tokens_per_parameter": [0.01]})
+    assert "rung 40.2K has a trial of 512 tokens where 402 were asked for, because its steps are few" in found.untold[0]
+
+
+def test_rungs_have_names_of_their_own_and_ratios_are_named_once() -> None:
+    shapes = [shape(64), shape(64) | {"ffn_hidden_size": 161}, shape(96), shape(128)]
+    ladder, _ = read(ladder={"rungs": shapes})
+    assert len({rung.name for rung in ladder.rungs}) == 4, [rung.name for rung in ladder.rungs]
+    assert [part.rung for part in ladder.parts(None)] == [rung.name for rung in ladder.rungs]
+    assert problems(ladder={"tokens_per_parameter": [20, 5, 20]})[0].startswith(
+        "ladder.tokens_per_parameter: names 20 twice"
+    )
+
+
 def test_running_and_missing_trials_are_named() -> None:
     ladder, space = read()
     trials = trials_of(ladder, space)
