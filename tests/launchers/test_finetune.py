@@ -21,6 +21,7 @@ from tests.launchers.runs import (
     trimaran,
 )
 from tests.launchers.test_interrupt import kill_everything
+from tests.launchers.test_other_launchers import run, torchrun
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.spec import load_spec
 from trimaran.runtime.train.metrics import read_metrics
@@ -107,6 +108,7 @@ def test_epochs_and_the_template_decide_length_and_vocabulary(unbroken: tuple[Wo
     assert len(set(counts)) > 2
     held_out = [row for row in read_metrics(workplace.run / "metrics.jsonl") if "held_out_loss" in row]
     assert held_out[-1]["step"] == spec.train.num_steps
+    assert held_out[-1]["held_out_loss"] < held_out[0]["held_out_loss"]
     assert "<|im_start|>assistant" in (workplace.run / "sample.txt").read_text()
 
 
@@ -122,6 +124,15 @@ def test_a_killed_run_resumes_bit_for_bit(unbroken: tuple[Workplace, Outcome], b
     assert losses(workplace) == losses(unbroken[0])
     last = max(unbroken[0].checkpoints.iterdir()).name
     assert_same_bits(workplace.checkpoints / last, unbroken[0].checkpoints / last)
+
+
+def test_ranks_of_another_launcher_learn_for_as_long_as_the_examples_say(
+    unbroken: tuple[Workplace, Outcome], base: Path, tmp_path: Path
+) -> None:
+    workplace = finetuning(base, tmp_path, parallel={"dp": 2}, model=DROPOUT)
+    code, err = run(torchrun("--nproc-per-node", "2"), tmp_path)
+    assert code == 0, err
+    assert losses(workplace) == losses(unbroken[0])
 
 
 def test_new_tokens_begin_as_the_mean_of_those_that_are_known(base: Path, tmp_path: Path) -> None:
@@ -146,6 +157,9 @@ def test_an_export_stops_at_the_end_of_a_turn(unbroken: tuple[Workplace, Outcome
     end = tokenizer.id_of("<|im_end|>")
     config = json.loads((tmp_path / "exported" / "generation_config.json").read_text())
     assert config["eos_token_id"] == [end, tokenizer.eot_id]
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "Examples from `chats.jsonl`: 40 of 40 records." in card
+    assert "apply_chat_template" in card
     from transformers import AutoTokenizer
 
     peer = AutoTokenizer.from_pretrained(tmp_path / "exported")
