@@ -1,7 +1,7 @@
 """The linear layers of a transformer block by name, for adapters. No torch."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from trimaran.models.config import TransformerConfig
@@ -48,7 +48,15 @@ def linear_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
     return {name: shapes[name] for name in linear_names(config)}
 
 
-def is_target(name: str, targets: Iterable[str]) -> bool:
+def num_adapter_rows(targets: Collection[str], config: TransformerConfig) -> int:
+    """Return the parameters that adapters of rank 1 beside `targets` have, in all layers."""
+    shapes = linear_shapes(config)
+    parts = {"attention.kv": 2, "mlp.up": 2 if config.is_gated else 1}
+    rows = [parts.get(name, 1) * sum(shapes[name]) for name in shapes if is_target(name, targets)]
+    return config.num_layers * sum(rows)
+
+
+def is_target(name: str, targets: Collection[str]) -> bool:
     """Whether the layer `name`, such as attention.q, is one of `targets` or within one."""
     return any(name == target or name.startswith(f"{target}.") for target in targets)
 

@@ -69,6 +69,7 @@ FINETUNES: dict[str, dict[str, object]] = {
     "sft.yaml": {"finetune.epochs": 2},
     "lima.yaml": {"finetune.epochs": 2},
     "dpo.yaml": {"finetune.epochs": 2},
+    "lora.yaml": {"finetune.epochs": 1, "finetune.adapter.rank": 4},
 }
 """Examples that start from a model and have examples of their own -> what makes them short."""
 STARTS_FROM_BASE = {
@@ -81,6 +82,7 @@ NOT_OF_FINETUNES = ("data.source", "train.num_steps")
 EXTRAS = {
     "data.md": "data",
     "alignment.md": "huggingface",
+    "adapters.md": "huggingface",
     "finetuning.md": "huggingface",
     "web-corpus.yaml": "data",
     "evaluation.md": "evaluate",

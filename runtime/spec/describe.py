@@ -5,6 +5,7 @@ from typing import Final
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import counted
+from trimaran.models.targets import num_adapter_rows
 from trimaran.runtime.pipeline.schedules import SCHEDULES
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.sections import EvaluationSection
@@ -41,6 +42,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
         ("data", f"{_data(spec)}; {spec.data.held_out_fraction:.3g} of it held out"),
         *([("recipe", recipe)] if (recipe := _recipe(spec)) else []),
         ("objective", _objective(spec, shape)),
+        *([("adapters", adapters)] if (adapters := _adapters(spec, shape)) else []),
         *([("evaluation", _evaluation(spec.evaluation))] if spec.evaluation is not None else []),
         (
             "checkpoints",
@@ -183,6 +185,17 @@ def _recipe(spec: RunFields) -> str:
     if spec.data.decontaminate is not None:
         told.append(f"decontaminate ({counted(len(spec.data.decontaminate.against), 'evaluation set')})")
     return "; ".join(told)
+
+
+def _adapters(spec: RunFields, shape: TransformerConfig) -> str:
+    """Return what learns of a run with adapters; "" for another."""
+    settings = None if spec.finetune is None else spec.finetune.adapter
+    if settings is None:
+        return ""
+    count = settings.rank * num_adapter_rows(settings.targets, shape)
+    held = "" if settings.base == "full" else ", which are held in 4 bits"
+    beside = f"beside {', '.join(settings.targets)} of the frozen weights{held}"
+    return f"{counted(count, 'parameter')} of rank {settings.rank} {beside}; scale {settings.scale:.4g}"
 
 
 def _evaluation(section: EvaluationSection) -> str:

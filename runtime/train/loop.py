@@ -227,7 +227,9 @@ class StepLog:
     ) -> None:
         self.at_step = at_step
         self._spec, self._folder, self._world_size = spec, Path(spec.train.output_dir), mesh.world_size
-        self._flops_per_token = spec.transformer.flops_per_token(spec.train.seq_len)
+        # Forward and gradients of inputs: beside adapters those of the weights are a third that is not computed.
+        share = 1.0 if spec.finetune is None or spec.finetune.adapter is None else 2 / 3
+        self._flops_per_token = spec.transformer.flops_per_token(spec.train.seq_len) * share
         self._peak = (
             peak_flops(torch.cuda.get_device_name(device), spec.precision.dtype) if device.type == "cuda" else None
         )

@@ -12,6 +12,8 @@ from trimaran.runtime.checkpoint.reshard import Checkpoint
 
 pytestmark = pytest.mark.slow
 ADAPTER = {"rank": 4, "alpha": 16.0}
+# Without tokens of its own, which a frozen embedding has no rows for.
+TEMPLATE = "{% for message in messages %}{{ message['role'] + ':' + message['content'] + '\\n' }}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +28,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = [{"prompt": f"say {each} ", "chosen": f"good {each}", "rejected": f"bad {each}"} for each in numbers]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in pairs))
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": each["prompt"]}) + "\n" for each in pairs))
+    (folder / "plain.jinja").write_text(TEMPLATE)
     return folder
 
 
 def learn(folder: Path, name: str, source: str, finetune: dict[str, Any], **sections: Any) -> tuple[Workplace, Outcome]:
     """Train beside `base` at tp 2 x dp 2 into the folder `name`."""
     spec = yaml.safe_load((folder / "spec.yaml").read_text())
-    spec |= {"finetune": {**finetune, "adapter": ADAPTER}, "parallel": {"tp": 2, "dp": 2}}
+    spec |= {
+        "finetune": {"chat_template": "plain.jinja", **finetune, "adapter": ADAPTER},
+        "parallel": {"tp": 2, "dp": 2},
+    }
     spec["data"] |= {"source": [source]}
     spec["optimizer"] |= {"lr": 0.02}
     spec["checkpoint"] = {"init_from": "base"}
@@ -55,7 +61,7 @@ def test_preferences_begin_at_the_reference_which_is_the_frozen_base(place: Path
     assert outcome.code == 0, outcome.err
     rows = workplace.rows()
     assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
-    assert rows[-1]["loss"] < 0.65  # type: ignore[operator]
+    assert rows[-1]["loss"] < 0.68  # type: ignore[operator]
     assert learned(workplace) == {"adapter.a", "adapter.b"}
 
 

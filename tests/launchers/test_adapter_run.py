@@ -65,6 +65,14 @@ def test_a_run_saves_adapters_alone_and_names_its_base(adapted: Adapted) -> None
     assert len({row["loss"] for row in rows}) == 6
 
 
+def test_check_counts_what_learns(adapted: Adapted) -> None:
+    checkpoint = Checkpoint.open(adapted.workplace.checkpoints / "step-00000006")
+    count = sum(checkpoint.read_global(name, "weight").numel() for name in checkpoint.names())
+    told = trimaran(adapted.folder, "check", "spec.yaml")
+    assert told.code == 0, told.err
+    assert f"{count:,} parameters of rank 4 beside attention.q, attention.kv, mlp" in " ".join(told.out.split())
+
+
 def test_a_resumed_run_has_the_same_bits(adapted: Adapted, tmp_path: Path) -> None:
     again = copy_of(adapted, tmp_path)
     shutil.rmtree(again.workplace.checkpoints / "step-00000006")
