@@ -69,7 +69,7 @@ FINETUNES: dict[str, dict[str, object]] = {
     "sft.yaml": {"finetune.epochs": 2},
     "lima.yaml": {"finetune.epochs": 2},
     "dpo.yaml": {"finetune.epochs": 2},
-    "lora.yaml": {"finetune.epochs": 1, "finetune.adapter.rank": 4},
+    "lora.yaml": {"finetune.epochs": 2, "finetune.adapter.rank": 4},
 }
 """Examples that start from a model and have examples of their own -> what makes them short."""
 STARTS_FROM_BASE = {
