@@ -64,12 +64,20 @@ SMALLER = {
     },
 }  # fmt: skip
 RECIPES = ("web-corpus.yaml",)
+SHORT_REWARDS: dict[str, object] = {
+    "finetune.epochs": 0.2,
+    "finetune.rl.prompts_per_step": 2,
+    "finetune.rl.group_size": 4,
+    "finetune.rl.max_new_tokens": 8,
+    "train.eval_interval": 0,
+}
 BASE_MODEL = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "vocab_size": 300}
 FINETUNES: dict[str, dict[str, object]] = {
     "sft.yaml": {"finetune.epochs": 2},
     "lima.yaml": {"finetune.epochs": 2},
     "dpo.yaml": {"finetune.epochs": 2},
     "lora.yaml": {"finetune.epochs": 2, "finetune.adapter.rank": 4},
+    "grpo.yaml": SHORT_REWARDS,
 }
 """Examples that start from a model and have examples of their own -> what makes them short."""
 STARTS_FROM_BASE = {

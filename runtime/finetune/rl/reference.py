@@ -78,6 +78,7 @@ def _origin(spec: RunSpec, mesh: Mesh, source: Path) -> str:
 def _recorded(record: Path, source: Path) -> str:
     if not record.exists():
         path = open_weights(source)[0].path
+        record.parent.mkdir(parents=True, exist_ok=True)
         write_text(record, json.dumps({"checkpoint": str(path), "manifest_sha256": hash_file(path / MANIFEST_NAME)}))
         return str(path)
     known = read_json(record)
