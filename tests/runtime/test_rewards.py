@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trimaran.launchers.before_start import check_code
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.finetune.records import Origin, Prompt, Turn
 from trimaran.runtime.finetune.rl.advantages import generalized_advantages, group_advantages, token_rewards, whitened
@@ -30,6 +32,7 @@ from trimaran.runtime.finetune.rl.rewards import (
     total_rewards,
 )
 from trimaran.runtime.finetune.rl.targets import Recorded, minibatches_of, num_losses, targets_of
+from trimaran.runtime.spec import RunSpec, SpecError, parse_spec
 from trimaran.runtime.spec.sections.finetune import RLSettings
 
 GOLDEN = Path(__file__).with_name("golden_rewards.json")
@@ -306,3 +309,67 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused() -> None:
         check_lengths(prompts, 12, 4)
     with pytest.raises(DataError, match="has no prompt to answer"):
         check_lengths(PromptSet([], []), 12, 4)
+
+
+GOOD = {
+    "model": {"num_layers": 2, "hidden_size": 16, "num_heads": 2},
+    "data": {"source": ["prompts.jsonl"], "tokenizer": "tokenizer.json"},
+    "optimizer": {"lr": 1e-3},
+    "train": {"num_steps": 8, "global_batch_size": 16, "micro_batch_size": 1, "seq_len": 64},
+    "finetune": {
+        "method": "rl",
+        "rl": {
+            "rewards": ["exact_match"],
+            "group_size": 8,
+            "prompts_per_step": 4,
+            "minibatches": 2,
+            "max_new_tokens": 8,
+        },
+    },
+}
+
+
+def spec_with(changes: dict[str, Any]) -> RunSpec:
+    fields: dict[str, Any] = json.loads(json.dumps(GOOD))
+    for path, value in changes.items():
+        section = fields
+        *names, last = path.split(".")
+        for name in names:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return parse_spec(fields)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"finetune.rl.rewards": ["regex:("]}, "is no regular expression"),
+        ({"finetune.rl.group_size": 1, "finetune.rl.prompts_per_step": 32}, "algorithm grpo needs at least 2"),
+        ({"finetune.rl.minibatches": 3}, r"= 32 answers must be divisible by minibatches.* to 1, 2, 4, 8, 16"),
+        ({"train.global_batch_size": 8}, "set train.global_batch_size to 16"),
+        ({"parallel.dp": 8, "train.num_steps": 8}, "must be divisible by parallel.dp .* to 8"),
+        ({"train.num_steps": 7}, "set train.num_steps to 8"),
+        ({"finetune.rl.max_new_tokens": 64}, "leaves no room for a prompt in train.seq_len"),
+        ({"model.hidden_dropout": 0.1}, "must be 0 for method rl"),
+        ({"model.num_experts": 4}, "is not built for experts"),
+        ({"train.eval_interval": 2}, "set train.eval_interval to 0"),
+        ({"finetune.rl.algorithm": "ppo"}, "must be beside for algorithm ppo"),
+        ({"model.score_head": "beside"}, "needs finetune.method rl with algorithm ppo"),
+    ],
+)
+def test_rules_of_learning_from_rewards(changes: dict[str, Any], problem: str) -> None:
+    spec_with({})
+    with pytest.raises(SpecError) as caught:
+        spec_with(changes)
+    assert re.search(problem, str(caught.value)), str(caught.value)
+
+
+@pytest.mark.parametrize("allow_code", [True, False])
+def test_code_runs_only_where_that_is_allowed(allow_code: bool, code: Path) -> None:
+    check_code(spec_with({}), allow_code=False)
+    spec = spec_with({"finetune.rl.rewards": ["exact_match", f"{code}:half"]})
+    if allow_code:
+        check_code(spec, allow_code=True)
+        return
+    with pytest.raises(ValueError, match=r"code.py:half, which runs that file's code as you; .* give --allow-code"):
+        check_code(spec, allow_code=False)

@@ -17,7 +17,7 @@ def _settings(spec: RunFields) -> RLSettings | None:
     return spec.finetune.rl if spec.finetune is not None and spec.finetune.method == "rl" else None
 
 
-@RULES.needs("finetune.method", "finetune.rl.rewards")
+@RULES.needs("finetune.method", "finetune.rl", "finetune.rl.rewards")
 def _rewards_are_known(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     settings = _settings(spec)
     if settings is None:
@@ -29,16 +29,20 @@ def _rewards_are_known(spec: RunFields, shape: TransformerConfig) -> Iterator[Fi
         yield FieldError("finetune.rl.rewards", rule, settings.rewards, fix)
 
 
-@RULES.needs("finetune.method", "finetune.rl.algorithm", "finetune.rl.group_size")
+@RULES.needs("finetune.method", "finetune.rl", "finetune.rl.algorithm", "finetune.rl.group_size")
 def _group_has_a_mean(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     settings = _settings(spec)
-    if settings is not None and settings.algorithm == "grpo" and settings.group_size < 2:
+    if settings is None:
+        return
+    size, compares = settings.group_size, settings.algorithm == "grpo"
+    if compares and size < 2:
         rule = "compares the answers to one prompt with each other, so algorithm grpo needs at least 2"
-        yield FieldError("finetune.rl.group_size", rule, settings.group_size, "set it to 8")
+        yield FieldError("finetune.rl.group_size", rule, size, "set finetune.rl.group_size to 8")
 
 
 @RULES.needs(
     "finetune.method",
+    "finetune.rl",
     "finetune.rl.prompts_per_step",
     "finetune.rl.group_size",
     "finetune.rl.minibatches",
@@ -65,7 +69,7 @@ def _divisors(number: int) -> str:
     return ", ".join(found)
 
 
-@RULES.needs("finetune.method", "finetune.rl.prompts_per_step", "parallel.dp")
+@RULES.needs("finetune.method", "finetune.rl", "finetune.rl.prompts_per_step", "parallel.dp")
 def _prompts_are_dealt_over_dp(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     settings, dp = _settings(spec), spec.parallel.dp
     if settings is not None and settings.prompts_per_step % dp:
@@ -75,7 +79,7 @@ def _prompts_are_dealt_over_dp(spec: RunFields, shape: TransformerConfig) -> Ite
         yield FieldError("finetune.rl.prompts_per_step", rule, prompts, fix)
 
 
-@RULES.needs("finetune.method", "finetune.rl.epochs", "finetune.rl.minibatches", "train.num_steps")
+@RULES.needs("finetune.method", "finetune.rl", "finetune.rl.epochs", "finetune.rl.minibatches", "train.num_steps")
 def _rollouts_are_whole(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     settings, steps = _settings(spec), spec.train.num_steps
     if settings is None:
@@ -86,7 +90,7 @@ def _rollouts_are_whole(spec: RunFields, shape: TransformerConfig) -> Iterator[F
         yield FieldError("train.num_steps", rule, steps, f"set train.num_steps to {-(-steps // each) * each}")
 
 
-@RULES.needs("finetune.method", "finetune.rl.max_new_tokens", "train.seq_len")
+@RULES.needs("finetune.method", "finetune.rl", "finetune.rl.max_new_tokens", "train.seq_len")
 def _an_answer_fits_a_row(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     settings, seq_len = _settings(spec), spec.train.seq_len
     if settings is not None and settings.max_new_tokens >= seq_len:
@@ -98,7 +102,7 @@ def _an_answer_fits_a_row(spec: RunFields, shape: TransformerConfig) -> Iterator
 _DROPOUTS = ("embedding_dropout", "hidden_dropout", "attention_dropout")
 
 
-@RULES.needs("finetune.method", *(f"model.{name}" for name in _DROPOUTS))
+@RULES.needs("finetune.method", "finetune.rl", *(f"model.{name}" for name in _DROPOUTS))
 def _sampling_and_training_see_one_network(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     if _settings(spec) is None:
         return
@@ -108,14 +112,14 @@ def _sampling_and_training_see_one_network(spec: RunFields, shape: TransformerCo
             yield FieldError(f"model.{name}", rule, getattr(shape, name), f"set model.{name} to 0")
 
 
-@RULES.needs("finetune.method", "model.num_experts")
+@RULES.needs("finetune.method", "finetune.rl", "model.num_experts")
 def _experts_are_not_built(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     if _settings(spec) is not None and shape.num_experts:
         rule = "method rl is not built for experts, whose balance would count the padding after an answer"
         yield FieldError("model.num_experts", rule, shape.num_experts, "take a model without experts")
 
 
-@RULES.needs("finetune.method", "train.eval_interval")
+@RULES.needs("finetune.method", "finetune.rl", "train.eval_interval")
 def _rewards_need_no_held_out_text(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     if _settings(spec) is not None and spec.train.eval_interval:
         rule = "evaluates a loss on held-out text, which method rl has none of; its rewards are in metrics.jsonl"
@@ -123,7 +127,7 @@ def _rewards_need_no_held_out_text(spec: RunFields, shape: TransformerConfig) ->
         yield FieldError("train.eval_interval", rule, spec.train.eval_interval, fix)
 
 
-@RULES.needs("finetune.method", "finetune.rl.algorithm", "model.score_head")
+@RULES.needs("finetune.method", "finetune.rl", "finetune.rl.algorithm", "model.score_head")
 def _values_have_a_head(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     settings = _settings(spec)
     is_ppo = settings is not None and settings.algorithm == "ppo"
