@@ -24,7 +24,7 @@ from trimaran.runtime.train.pipeline import placement_of, schedule_of
 CONTEXT_BYTES: Final = 3 * 2**29
 """Of the device's context and of libraries' buffers: 1.5 GiB."""
 _CHUNK_BYTES, _CHUNK_ROWS = 2**27, 1024  # of logits that the head computes at once, on a GPU
-_MOST_SIMULATED: Final = 20_000  # forwards whose list is simulated; of more the closed form is taken
+_MOST_SIMULATED: Final = 4_000  # forwards whose list is simulated; of more the closed form is taken
 _ITEM: Final = {"bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -210,7 +210,7 @@ def _activations(spec: RunSpec) -> list[float]:
 def _shortened(spec: RunSpec) -> RunSpec:
     """Return the spec with no more microbatches than fill its pipeline several times over, for its peak is the same."""
     parallel, train = spec.parallel, spec.train
-    most = 8 * parallel.pp
+    most = 4 * parallel.pp
     if parallel.schedule_file is not None or spec.num_microbatches <= most:
         return spec
     batch = most * train.micro_batch_size * parallel.dp

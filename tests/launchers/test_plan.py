@@ -17,7 +17,7 @@ def test_a_plan_tells_memory_time_and_totals(tmp_path: Path) -> None:
     for words in ("0 (fullest)", "of a step", "products", "tokens a second", "MFU", "days with failures", "money"):
         assert words in outcome.out
     assert "calibration: default on any" in outcome.err
-    assert "in 9 of 10 published runs" in outcome.err
+    assert "in 9 of 10 of the runs that it was fitted on" in outcome.err
     assert "doesn't fit" not in outcome.err
     plan = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
     assert plan["chip"] == "A100-40GB"
@@ -38,6 +38,18 @@ def test_outside_of_a_calibration_is_said(tmp_path: Path) -> None:
     outcome = trimaran(tmp_path, "plan", FALCON, "--software", "internevo")
     assert outcome.code == 0, outcome.err
     assert "error outside what was calibrated" in outcome.err
+
+
+def test_a_search_writes_the_spec_of_the_fastest(tmp_path: Path) -> None:
+    sets = ("--set", "train.global_batch_size=1152", "--fix", "parallel.tp=8", "--gpus", "96")
+    outcome = trimaran(tmp_path, "plan", FALCON, "--search", *sets, "--write", "best.yaml")
+    assert outcome.code == 0, outcome.err
+    first = outcome.out.splitlines()[1].split()
+    assert first[:2] == ["1", "8"]
+    assert "layouts were timed" in outcome.err
+    planned = trimaran(tmp_path, "plan", "best.yaml")
+    assert planned.code == 0, planned.err
+    assert f"in all           {first[9]}" in planned.out
 
 
 def test_published_prints_every_bar(tmp_path: Path) -> None:
@@ -61,6 +73,14 @@ def test_published_prints_every_bar(tmp_path: Path) -> None:
         ([FALCON, "--price-per-hour", "nan"], "--price-per-hour must be above 0 and finite; got nan"),
         ([FALCON, "--nic", "-1"], "--nic must be above 0 and finite; got -1.0"),
         ([FALCON, "--restart", "-1"], "--restart must be at least 0 and finite; got -1.0"),
+        ([FALCON, "--gpus", "8"], "--gpus, --fix and --write are for a search; add --search"),
+        ([FALCON, "--search", "--headroom", "1"], "--headroom must be at least 0 and below 1"),
+        ([FALCON, "--search", "--gpus", "0"], "--gpus must be at least 1; got 0"),
+        (
+            [FALCON, "--search", "--fix", "parallel.tpp=2"],
+            "--fix parallel.tpp=2: write FIELD=VALUE of a field that ",
+        ),
+        ([FALCON, "--search", "--fix", "parallel.tp=two"], "--fix parallel.tp=two: parallel.tp takes a whole number"),
         ([FALCON, "--set", "zero.backend=deepspeed"], "zero.backend is deepspeed, whose buffers are not known"),
     ],
 )

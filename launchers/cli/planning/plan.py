@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +45,17 @@ def plan(
     json_file: Annotated[
         Path | None, typer.Option("--json", parser=path, metavar="FILE", help="Write the plan into this file too.")
     ] = None,
+    search: Annotated[bool, typer.Option("--search", help="Search for the fastest layouts that fit instead.")] = False,
+    gpus: Annotated[
+        int | None, typer.Option(metavar="N", help="With --search: GPUs; by default those of the spec.")
+    ] = None,
+    fix: Annotated[
+        list[str], typer.Option(metavar="FIELD=VALUE", help="With --search: keep a field, such as parallel.tp=8.")
+    ] = [],  # noqa: B006
+    headroom: Annotated[float, typer.Option(help="With --search: share of the chip's memory that stays free.")] = 0.05,
+    write: Annotated[
+        Path | None, typer.Option(parser=path, metavar="FILE", help="With --search: write the spec of the fastest.")
+    ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="Print how far plans lie from the published runs, in place of a plan.")
     ] = False,
@@ -55,29 +67,61 @@ def plan(
             return
         if spec_path is None:
             raise ValueError("a plan is made of a run spec; give one, or --published for the errors of plans")
-        positive = {
+        rates = {
             "--gpus-per-node": gpus_per_node, "--nic": nic, "--price-per-hour": price_per_hour, "--watts": watts,
             "--pue": pue, "--hours-per-failure": hours_per_failure, "--write-rate": write_rate,
         }  # fmt: skip
-        for option, value in positive.items():
-            if value is not None and not (0 < value < math.inf):
-                raise ValueError(f"{option} must be above 0 and finite; got {value}")
-        if not 0 <= restart < math.inf:
-            raise ValueError(f"--restart must be at least 0 and finite; got {restart}")
+        _check(rates, restart)
         spec = load_spec(spec_path, overrides)
-        from trimaran.runtime.plan.chips import chip_named
-        from trimaran.runtime.plan.forecast import Setting
-        from trimaran.runtime.plan.forecast import plan as make_plan
+        setting = _setting(
+            chip, software, nic, gpus_per_node, price_per_hour, watts, pue, hours_per_failure, restart, write_rate
+        )
+        if search:
+            from trimaran.launchers.cli.planning.layouts import print_search
 
-        setting = Setting(
-            chip_named(chip), software, nic * _GBIT, gpus_per_node, price_per_hour, watts, pue, hours_per_failure,
-            restart, write_rate * 1e9,
-        )  # fmt: skip
-        found = make_plan(spec, setting)
-        _print_plan(spec, setting, found)
-        if json_file is not None:
-            write_text(json_file, json.dumps(content_of(setting, found), indent=1) + "\n")
-            say(f"plan written to {json_file}")
+            print_search(spec, setting, gpus=gpus, headroom=headroom, fix=fix, write=write)
+            return
+        if gpus is not None or fix or write is not None:
+            raise ValueError("--gpus, --fix and --write are for a search; add --search, or leave them out")
+        _plan(spec, setting, json_file)
+
+
+def _check(rates: Mapping[str, float | None], restart: float) -> None:
+    for option, value in rates.items():
+        if value is not None and not (0 < value < math.inf):
+            raise ValueError(f"{option} must be above 0 and finite; got {value}")
+    if not 0 <= restart < math.inf:
+        raise ValueError(f"--restart must be at least 0 and finite; got {restart}")
+
+
+def _setting(
+    chip: str,
+    software: str | None,
+    nic: float,
+    gpus_per_node: int,
+    price: float | None,
+    watts: float | None,
+    pue: float,
+    hours_per_failure: float,
+    restart: float,
+    write_rate: float,
+) -> "Setting":
+    from trimaran.runtime.plan.chips import chip_named
+    from trimaran.runtime.plan.forecast import Setting
+
+    known = chip_named(chip)
+    rest = (price, watts, pue, hours_per_failure, restart)
+    return Setting(known, software, nic * _GBIT, gpus_per_node, *rest, write_rate * 1e9)
+
+
+def _plan(spec: "RunSpec", setting: "Setting", json_file: Path | None) -> None:
+    from trimaran.runtime.plan.forecast import plan as make_plan
+
+    found = make_plan(spec, setting)
+    _print_plan(spec, setting, found)
+    if json_file is not None:
+        write_text(json_file, json.dumps(content_of(setting, found), indent=1) + "\n")
+        say(f"plan written to {json_file}")
 
 
 def content_of(setting: "Setting", found: "Plan") -> dict[str, Any]:
@@ -118,7 +162,11 @@ def _print_plan(spec: "RunSpec", setting: "Setting", found: "Plan") -> None:
             steps.add_row(name, f"{value:.4g}", f"{value / found.seconds:.1%}")
     steps.add_row("in all", f"{found.seconds:.4g}", "")
     print_table(steps)
-    band = "outside what was calibrated" if found.error is None else f"± {found.error:.0%} in 9 of 10 published runs"
+    band = (
+        "outside what was calibrated"
+        if found.error is None
+        else f"± {found.error:.0%} in 9 of 10 of the runs that it was fitted on"
+    )
     whose = found.calibration
     say(f"calibration: {whose.software} on {whose.chip}, {whose.runs} published runs, GPUs {whose.gpus}; error {band}")
     peak = f"{setting.chip.flops:.4g} FLOP/s a GPU"
