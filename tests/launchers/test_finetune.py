@@ -178,6 +178,10 @@ def test_check_shows_examples_token_by_token(base: Path, tmp_path: Path) -> None
     marked = [part.partition("»")[0].replace("|<|im_end|>", "").replace("|", "") for part in first.split("«")[1:]]
     answers = [turn["content"] for turn in chats()[0]["messages"] if turn["role"] == "assistant"]
     assert marked == answers
+    assert not (tmp_path / "cache").exists(), "nothing is prepared"
+    prepared = trimaran(workplace.folder, "prepare", "spec.yaml")
+    assert prepared.code == 0, prepared.err
+    assert "examples: cache/examples/" in prepared.err
 
 
 @pytest.mark.parametrize(
