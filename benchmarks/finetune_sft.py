@@ -132,6 +132,11 @@ def rows_of(examples: Sequence[Example]) -> list[dict[str, list[int]]]:
     return [{"input_ids": d.tokens.tolist(), "completion_mask": d.learned.astype(int).tolist()} for d in documents]
 
 
+def labels_of(row: dict[str, list[int]]) -> list[int]:
+    """Return the learned tokens of a row, -100 for the others."""
+    return [token if learned else -100 for token, learned in zip(row["input_ids"], row["completion_mask"], strict=True)]
+
+
 class Theirs:
     """TRL's SFTTrainer on the same tokens and masks."""
 
@@ -182,7 +187,8 @@ class Theirs:
 
     def loss(self, examples: Sequence[Example]) -> float:
         """Return the loss of a batch of examples."""
-        inputs = self.trainer.data_collator(rows_of(examples))
+        rows = [row | {"labels": labels_of(row)} for row in rows_of(examples)]  # as TRL prepares its data set
+        inputs = self.trainer.data_collator(rows)
         self.model.eval()
         with torch.no_grad():
             return float(self.trainer.compute_loss(self.model, inputs))
