@@ -59,6 +59,8 @@ _PLAIN: Final[Mapping[str, tuple[object, ...]]] = {
     "layer_replication": (None,),
     "megatron_config": (None,),
 }
+_EXAMPLES: Final = "my-examples.jsonl"
+"""What stands for the examples in the spec of an imported run, to be set by whoever trains on."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,9 @@ def _spec_of_run(
         "targets": list(targets),
         "scaling": "rslora" if settings.is_rslora else "lora",
     }
+    # What the base was trained on is none of the adapters' examples, and the folder does not name those.
+    kept = ("tokenizer", "tokenizer_vocab_size", "end_of_text", "cache_dir")
+    fields["data"] = {"source": [_EXAMPLES]} | {name: fields["data"][name] for name in kept}
     fields["finetune"] = {"method": "sft", "adapter": adapter}
     fields["checkpoint"] |= {"init_from": str(base)}
     fields["train"] |= {"output_dir": str(run)}
