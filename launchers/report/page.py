@@ -31,6 +31,11 @@ from trimaran.runtime.pipeline.simulate import Span
 
 _INTERVAL = 1.96  # standard errors of half a 95% interval
 _MOST_SAMPLE_CHARACTERS = 20_000
+_COMPARED = {
+    "Accuracy": ("accuracy",),
+    "Rewards": ("chosen_reward", "rejected_reward"),
+    "Margin": ("margin",),
+}  # title of a picture -> columns of metrics.jsonl, and with held_out_ before their names
 _TIMELINES = {"measured": "As it ran", "simulated": "Simulated"}  # key in timeline.json -> title of the picture
 
 
@@ -52,6 +57,7 @@ def _render(run: Run) -> str:
     headline = f"{escape(_progress(run))} · layout {escape(_layout(run.spec))} · trimaran report"
     sections = [
         _loss(run),
+        _comparisons(run),
         _scores(run),
         _speed(run),
         _pipeline(run),
@@ -130,7 +136,10 @@ def _figures(run: Run) -> list[tuple[str, str]]:
     if run.evaluations:
         last = run.evaluations[-1]
         found.append(("Held-out loss", _number(last["held_out_loss"], ".4f")))
-        found.append(("Held-out perplexity", _number(last.get("held_out_perplexity"), ",.2f")))
+        if "held_out_perplexity" in last:
+            found.append(("Held-out perplexity", _number(last["held_out_perplexity"], ",.2f")))
+        if "held_out_accuracy" in last:
+            found.append(("Held-out accuracy", _number(last["held_out_accuracy"], ".1%")))
     return found
 
 
@@ -143,7 +152,27 @@ def _loss(run: Run) -> str:
         lines.append(Line(smooth(points), "training, smoothed", BLUE, width=1.8))
     lines.append(Line(finite_points(run.evaluations, "held_out_loss"), "held-out", ORANGE, width=1.8, dots=True))
     lost = [float(row["step"] or 0) for row in run.steps if not is_finite(row["loss"])]
-    return section("Loss", chart("loss", "cross entropy, nats per token", lines, size=(10.4, 3.7), lost=lost))
+    compares = any("accuracy" in row for row in run.steps)
+    label = "loss per example" if compares else "cross entropy, nats per token"
+    return section("Loss", chart("loss", label, lines, size=(10.4, 3.7), lost=lost))
+
+
+def _comparisons(run: Run) -> str:
+    """Return pictures of what a run that compares answers tells beside its loss."""
+    parts = []
+    for title, names in _COMPARED.items():
+        lines = [
+            Line(points, f"{plain(name.replace('_', ' '))}{suffix}", color, width=width, dots=bool(suffix))
+            for name, color in zip(names, (BLUE, ORANGE), strict=False)
+            for rows, column, suffix, width in (
+                (run.steps, name, "", 1.0),
+                (run.evaluations, f"held_out_{name}", ", held-out", 1.8),
+            )
+            if (points := finite_points(rows, column))
+        ]
+        if lines:
+            parts.append(chart(names[0], title.lower(), lines, size=(5.0, 2.6)))
+    return section("Comparisons of answers", *parts) if parts else ""
 
 
 def _scores(run: Run) -> str:

@@ -128,13 +128,14 @@ def _training(card: Card) -> Iterator[str]:
         ),
         ("precision", card.spec.precision.dtype),
     ]
+    each = "an example" if any("accuracy" in row for row in rows) else "a token"
     losses = [row["loss"] or 0.0 for row in rows if "loss" in row][-_RECENT_STEPS:]
     if losses:
         mean = sum(losses) / len(losses)
-        facts.append(("training loss", f"{mean:.4f} a token (natural logarithm), mean of the last {len(losses)} steps"))
+        facts.append(("training loss", f"{mean:.4f} {each} (natural logarithm), mean of the last {len(losses)} steps"))
     held_out = [row for row in rows if "held_out_loss" in row]
     if held_out:
-        facts.append(("held-out loss", f"{held_out[-1]['held_out_loss']:.4f} a token, at step {held_out[-1]['step']}"))
+        facts.append(("held-out loss", f"{held_out[-1]['held_out_loss']:.4f} {each}, at step {held_out[-1]['step']}"))
     yield from _table(facts)
     yield ""
     yield from _data(card.run)

@@ -5,23 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
-from tests.runtime.huggingface_folders import VOCAB, weights_of
+from tests.runtime.huggingface_folders import VOCAB
 from tests.runtime.test_export import make_run
+from trimaran.models.config import TransformerConfig
+from trimaran.models.huggingface.llama import LLAMA as LLAMA_FAMILY
+from trimaran.models.huggingface.weights import resolve
 from trimaran.models.parallel.group import single
 from trimaran.models.parallel.parameter import LayerContext
-from trimaran.models.transformer import build_stages
+from trimaran.models.score import SCORE_WEIGHT
+from trimaran.models.transformer import build_stages, parameter_shapes
 from trimaran.runtime.checkpoint.folder import newest_checkpoint
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.huggingface.exporting import ExportOptions, export_model
 from trimaran.runtime.huggingface.refusals import ConversionError
+from trimaran.runtime.huggingface.scores import architecture_of, classifier_keys, units_of, without_scores
 from trimaran.runtime.train.state import spec_of
 
 LLAMA = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "num_kv_heads": 2}
 GPT2 = {"position": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True, "tie_embeddings": True}
 REWARD = {"method": "reward"}
-PPO = {"method": "rl", "rl": {"algorithm": "ppo", "rewards": ["exact_match"]}}
 TOKENS = torch.randint(VOCAB, (3, 12), generator=torch.Generator().manual_seed(3))
 
 
@@ -70,13 +74,19 @@ def test_a_classifier_names_no_padding_that_may_end_a_text(tmp_path: Path) -> No
     assert config["pad_token_id"] is None
 
 
-def test_a_value_head_beside_the_other_is_left_out(tmp_path: Path) -> None:
-    export_model(
-        make_run(tmp_path / "run", {**LLAMA, "score_head": "beside"}, finetune=PPO), tmp_path / "out", ExportOptions()
+def test_a_value_head_beside_the_other_is_left_out() -> None:
+    config = TransformerConfig.model_validate(
+        {**LLAMA, "num_layers": 2, "hidden_size": 32, "num_heads": 4, "vocab_size": 50, "score_head": "beside"}
+        | {"max_seq_len": 16}
     )
-    assert not [name for name in weights_of(tmp_path / "out") if "score" in name]
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
-    assert theirs(input_ids=TOKENS).logits.shape == (3, 12, VOCAB)
+    plain = without_scores(config)
+    assert SCORE_WEIGHT in parameter_shapes(config)
+    units = units_of(resolve(LLAMA_FAMILY, plain), plain)
+    assert sorted(name for unit in units for name in unit.ours) == sorted(
+        parameter_shapes(config).keys() - {SCORE_WEIGHT}
+    )
+    assert architecture_of(LLAMA_FAMILY, config) == "LlamaForCausalLM"
+    assert classifier_keys(config, "LlamaForCausalLM", {}) == {}
 
 
 def test_a_family_without_a_classifier_is_refused(tmp_path: Path) -> None:
