@@ -11,6 +11,7 @@ from trimaran.models.parallel.low_rank import LowRank, LowRankOptions
 from trimaran.models.parallel.parameter import LayerContext, adopt, draw, info_of
 from trimaran.models.parallel.quantized import QuantizedWeight
 from trimaran.models.parallel.shard import ShardSpec
+from trimaran.models.score import SCORE_WEIGHT
 from trimaran.models.targets import is_target
 from trimaran.models.transformer import Stage
 
@@ -33,14 +34,14 @@ class AdapterPlan:
 
 
 def adapt(stage: Stage, plan: AdapterPlan, *, without_storage: bool) -> None:
-    """Freeze all parameters of a stage and give its linear layers adapters without numbers.
+    """Freeze the parameters of a stage, but not a score head, and give its linear layers adapters without numbers.
 
     Args:
         stage: whose parameters have no memory where the plan quantizes; those that are not quantized get it here.
-        without_storage: whether the adapters' parameters get no memory yet.
+        without_storage: whether the parameters that learn get no memory yet.
     """
-    for parameter in stage.parameters():
-        parameter.requires_grad_(False)
+    for name, parameter in stage.named_parameters():
+        parameter.requires_grad_(name == SCORE_WEIGHT)
     for name, layer in _linear_layers(stage):
         if is_target(name.split(".", 2)[2], plan.targets):
             layer.adapter = _adapter_of(name, layer, replace(stage.context, without_storage=without_storage), plan)
@@ -48,10 +49,10 @@ def adapt(stage: Stage, plan: AdapterPlan, *, without_storage: bool) -> None:
             weight = layer.weight
             layer.quantized = QuantizedWeight(info_of(weight), tuple(weight.shape), weight.dtype, weight.device)
             del layer.weight
-    if plan.is_quantized:
-        for parameter in stage.parameters():
-            if not parameter.requires_grad:
-                parameter.untyped_storage().resize_(parameter.numel() * parameter.element_size())
+    for parameter in stage.parameters():
+        has_storage = not (parameter.requires_grad and without_storage)
+        if plan.is_quantized or not has_storage:
+            parameter.untyped_storage().resize_(parameter.numel() * parameter.element_size() if has_storage else 0)
 
 
 def _adapter_of(
@@ -111,7 +112,7 @@ def draw_frozen(stage: Stage, seed: int) -> None:
 
 
 def draw_adapters(stage: Stage, seed: int) -> None:
-    """Fill the adapters: their product is zero."""
+    """Fill what learns: the adapters, whose product is zero, and a score head."""
     for name, parameter in stage.named_parameters():
         if parameter.requires_grad:
             draw(name, parameter, seed=seed)

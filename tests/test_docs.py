@@ -75,6 +75,7 @@ BASE_MODEL = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_si
 FINETUNES: dict[str, dict[str, object]] = {
     "sft.yaml": {"finetune.epochs": 2},
     "lima.yaml": {"finetune.epochs": 2},
+    "lora.yaml": {"finetune.epochs": 2, "finetune.adapter.rank": 4},
     "dpo.yaml": {"finetune.epochs": 2},
     "lora.yaml": {"finetune.epochs": 2, "finetune.adapter.rank": 4},
     "grpo.yaml": SHORT_REWARDS,
@@ -89,6 +90,7 @@ STARTS_FROM_BASE = {
 NOT_OF_FINETUNES = ("data.source", "train.num_steps")
 EXTRAS = {
     "data.md": "data",
+    "adapters.md": "huggingface",
     "alignment.md": "huggingface",
     "adapters.md": "huggingface",
     "finetuning.md": "huggingface",

@@ -21,6 +21,7 @@ from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.train.state import spec_of
 
 _WEIGHT = ".weight"
+_MATRICES = (".adapter.a", ".adapter.b")
 _BASE = "base/"  # before the names of the base's files
 
 
@@ -79,20 +80,22 @@ class Merged:
 
     def keys(self, name: str) -> list[str]:
         """State keys stored for a parameter of the network."""
-        return [key for key in self.base.keys(name) if key == "weight"]
+        return ["weight"] if name in self.names() else []
 
     def names(self) -> list[str]:
         """Names of the network's parameters."""
-        return self.base.names()
+        return sorted({*self.base.names(), *(name for name in self._names if not name.endswith(_MATRICES))})
 
     def global_shape(self, name: str, key: str) -> Shape:
         """Global shape of a parameter."""
-        return self.base.global_shape(name, key)
+        return (self.adapters if name in self._names else self.base).global_shape(name, key)
 
     def read(
         self, name: str, key: str, spec: ShardSpec, local_shape: Shape, *, dtype: torch.dtype | None = None
     ) -> Tensor:
         """Return the local shard of a merged weight [*local_shape], float32 at least; see `Checkpoint.read`."""
+        if name in self._names:  # a score head, which learned beside the adapters
+            return self.adapters.read(name, key, spec, local_shape, dtype=dtype)
         found = self._held(name, key, spec, local_shape)
         layer = name.removesuffix(_WEIGHT)
         if f"{layer}.adapter.a" in self._names:

@@ -82,6 +82,10 @@ def export_adapter(
         raise ConversionError(f"{run} has no adapters, for it trained all weights; export it without --adapter")
     spec = spec_of(weights)
     config = spec.transformer
+    if config.score_head != "none":
+        raise ConversionError(
+            f"{run} has learned a score head beside its adapters, which is no part of them; export it with --merge"
+        )
     record = read_json(folder / IMPORT_RECORD) if (folder / IMPORT_RECORD).is_file() else {}
     family = choose_family(config, options.family, record.get("family"))
     try:

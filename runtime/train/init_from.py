@@ -271,6 +271,11 @@ def load_base(train_context: TrainContext, resumed: Path | None) -> tuple[TrainC
     if mesh.rank == 0:
         chosen = str(open_weights(Path(source))[0].path if record is None else find_base(record, source))
     checkpoint = open_whole(Path(mesh.gather_text(chosen)[0]))
+    if record is None and SCORE_WEIGHT in checkpoint.names():
+        raise CheckpointError(
+            f"{source} has a score head, and beside adapters a score head is learned anew; set checkpoint.init_from to "
+            "the model that it was trained from, or leave finetune.adapter out"
+        )
     verify_together(checkpoint, mesh)
     load_frozen(train_context.stages.values(), checkpoint.read)
     checkpoint.close()

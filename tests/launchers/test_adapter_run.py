@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from tests.launchers.runs import Outcome, Workplace, assert_same_bits, losses, make_workplace, trimaran
@@ -38,10 +39,14 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
     workplace = make_workplace(folder, model=model, train=train, checkpoint={"interval": 3})
     base = workplace.train("train.output_dir=base")
     assert base.code == 0, base.err
-    with (folder / "spec.yaml").open("a") as spec:
-        spec.write("finetune: {adapter: {rank: 4, dropout: 0.1, targets: [attention.q, attention.kv, mlp]}}\n")
-    text = (folder / "spec.yaml").read_text().replace("interval: 3", "interval: 3\n  init_from: base")
-    (folder / "spec.yaml").write_text(text)
+    lines = (folder / "corpus.txt").read_text().splitlines()
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines[:200]))
+    spec = yaml.safe_load((folder / "spec.yaml").read_text())
+    spec["data"]["source"] = ["texts.jsonl"]
+    spec["checkpoint"]["init_from"] = "base"
+    adapter = {"rank": 4, "dropout": 0.1, "targets": ["attention.q", "attention.kv", "mlp"]}
+    spec["finetune"] = {"truncation": "right", "adapter": adapter}
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
     return Adapted(workplace, workplace.train("optimizer.lr=0.02"))
 
 
