@@ -77,7 +77,6 @@ FINETUNES: dict[str, dict[str, object]] = {
     "lima.yaml": {"finetune.epochs": 2},
     "lora.yaml": {"finetune.epochs": 2, "finetune.adapter.rank": 4},
     "dpo.yaml": {"finetune.epochs": 2},
-    "lora.yaml": {"finetune.epochs": 2, "finetune.adapter.rank": 4},
     "grpo.yaml": SHORT_REWARDS,
 }
 """Examples that start from a model and have examples of their own -> what makes them short."""
@@ -92,7 +91,6 @@ EXTRAS = {
     "data.md": "data",
     "adapters.md": "huggingface",
     "alignment.md": "huggingface",
-    "adapters.md": "huggingface",
     "finetuning.md": "huggingface",
     "web-corpus.yaml": "data",
     "evaluation.md": "evaluate",
