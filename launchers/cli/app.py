@@ -13,6 +13,7 @@ from trimaran.launchers.cli.planning.check import check, schema
 from trimaran.launchers.cli.planning.mup_check import coordinate_check
 from trimaran.launchers.cli.planning.plan import plan
 from trimaran.launchers.cli.planning.presets import models
+from trimaran.launchers.cli.planning.scaling import scaling
 from trimaran.launchers.cli.planning.schedules import schedules
 from trimaran.launchers.cli.prepare import data, prepare
 from trimaran.launchers.cli.report import report
@@ -38,6 +39,7 @@ app.command()(train)
 app.add_typer(tune, name="tune")
 app.command()(check)
 app.command()(plan)
+app.add_typer(scaling, name="scaling")
 app.command()(schedules)
 app.command()(schema)
 app.command()(report)

@@ -1,0 +1,174 @@
+"""`trimaran scaling`: how many tokens, parameters, or both, by published laws and by one that is fitted to runs."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.terminal import print_table, say
+from trimaran.runtime.files import read_text
+from trimaran.runtime.plan.laws import DEFAULT, FLOPS_PER_PARAMETER_AND_TOKEN, LAWS, TOKENS_PER_PARAMETER, read_count
+
+if TYPE_CHECKING:
+    from trimaran.runtime.plan.scaling import Run
+
+scaling = typer.Typer(no_args_is_help=True, help="How many tokens and parameters a budget is best spent on.")
+_FACTORS = (0.25, 0.5, 1.0, 2.0, 5.0, 20.0)
+_FEWEST_RUNS, _LEAST_SPREAD, _FAR = 6, 4.0, 100.0
+_OUTLIER = 4.0  # deviations
+
+
+@scaling.command()
+def tokens(parameters: Annotated[str, typer.Argument(metavar="N", help="Parameters, such as 7b or 7e9.")]) -> None:
+    """Tell how many tokens a model of N parameters is best trained on, and what more or fewer cost."""
+    with errors_as_sentences():
+        size = read_count(parameters, "N")
+        rows = [(f"{TOKENS_PER_PARAMETER:g} tokens a parameter", size, TOKENS_PER_PARAMETER * size)]
+        _print_best([*rows, *((law.name, size, law.tokens_for(size)) for law in LAWS)])
+        _print_factors(size, DEFAULT.tokens_for(size))
+
+
+@scaling.command()
+def params(tokens: Annotated[str, typer.Argument(metavar="TOKENS", help="Tokens, such as 2t or 2e12.")]) -> None:
+    """Tell for how many parameters a text of so many tokens is the best."""
+    with errors_as_sentences():
+        count = read_count(tokens, "TOKENS")
+        rows = [(f"{TOKENS_PER_PARAMETER:g} tokens a parameter", count / TOKENS_PER_PARAMETER, count)]
+        _print_best([*rows, *((law.name, law.parameters_for(count), count) for law in LAWS)])
+
+
+@scaling.command()
+def budget(
+    flops: Annotated[str | None, typer.Argument(metavar="[FLOP]", help="Compute, such as 5.76e23.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="In place of FLOP: GPU-hours.")] = None,
+    chip: Annotated[str, typer.Option(metavar="NAME", help="With --gpu-hours: accelerator.")] = "H100-SXM",
+    mfu: Annotated[float, typer.Option(help="With --gpu-hours: share of the chip's peak.")] = 0.4,
+) -> None:
+    """Tell how many parameters and tokens a budget is best spent on."""
+    with errors_as_sentences():
+        if (flops is None) == (gpu_hours is None):
+            raise ValueError("a budget is FLOP or --gpu-hours: give one of the two")
+        if flops is not None:
+            compute = read_count(flops, "FLOP")
+        else:
+            from trimaran.runtime.plan.chips import chip_named
+
+            if gpu_hours is None or not 0 < gpu_hours < math.inf:
+                raise ValueError(f"--gpu-hours must be above 0 and finite; got {gpu_hours}")
+            if not 0 < mfu <= 1:
+                raise ValueError(f"--mfu must be above 0 and at most 1; got {mfu}")
+            compute = gpu_hours * 3600 * chip_named(chip).flops * mfu
+        size = math.sqrt(compute / FLOPS_PER_PARAMETER_AND_TOKEN / TOKENS_PER_PARAMETER)
+        rows = [(f"{TOKENS_PER_PARAMETER:g} tokens a parameter", size, TOKENS_PER_PARAMETER * size)]
+        _print_best([*rows, *((law.name, *law.best(compute)) for law in LAWS)])
+
+
+@scaling.command()
+def fit(
+    tables: Annotated[list[Path], typer.Argument(parser=path, metavar="CSV...", help="Runs, a row each.")],
+    at: Annotated[list[str], typer.Option(metavar="FLOP", help="Tell the optimum at this compute; may repeat.")] = [],  # noqa: B006
+) -> None:
+    """Fit E + A/N^a + B/D^b to runs, with 95% intervals. Columns: parameters, loss, and tokens or flop."""
+    with errors_as_sentences():
+        computes = [read_count(each, "--at") for each in at]
+        runs = [run for table in tables for run in _read_runs(table)]
+        _check_spread(runs)
+        from trimaran.runtime.plan.scaling import fit_two_variables
+
+        law = fit_two_variables(runs)
+        from rich.table import Table
+
+        table = Table("constant", "fitted", "95% interval", box=None)
+        for name, found in law.constants.items():
+            table.add_row(name, f"{found.value:.4g}", f"{found.low:.4g} to {found.high:.4g}")
+        print_table(table)
+        say(f"{len(runs)} runs; they scatter around the law by {law.scatter:.2%}")
+        for run in runs:
+            expected = law.curve(run.parameters, run.tokens).value
+            if abs(math.log(run.loss / expected)) > _OUTLIER * law.scatter:
+                say(f"outlier: {run.parameters:.4g} parameters, {run.tokens:.4g} tokens: {run.loss} for {expected:.4g}")
+        most = max(FLOPS_PER_PARAMETER_AND_TOKEN * run.parameters * run.tokens for run in runs)
+        from trimaran.runtime.plan.laws import LossFormula
+
+        e, a_factor, a, b_factor, b = (law.constants[name].value for name in ("E", "A", "a", "B", "b"))
+        own = LossFormula("fitted", e, a_factor, a, b_factor, b, "these runs")
+        if computes:
+            _print_best([("fitted", *own.best(compute)) for compute in computes], own)
+        for compute in computes:
+            if compute > _FAR * most:
+                say(f"{compute:.4g} FLOP is {compute / most:,.0f} times the largest run: far beyond what was fitted")
+
+
+def _read_runs(table: Path) -> list["Run"]:
+    from trimaran.runtime.plan.scaling import Run
+
+    reader = csv.DictReader(io.StringIO(read_text(table), newline=""))
+    columns = reader.fieldnames or []
+    if "parameters" not in columns or not {"tokens", "flop"} & set(columns):
+        raise ValueError(f"{table}: line 1 must name the columns parameters, loss, and tokens or flop")
+    if "loss" not in columns:
+        raise ValueError(f"{table}: no column loss; a law of the loss needs the loss of every run")
+
+    def number(row: dict[str, str], column: str) -> float:
+        try:
+            value = float(row[column])
+        except (TypeError, ValueError):
+            value = math.nan
+        if not (math.isfinite(value) and value > 0):
+            where = f"{table}: line {reader.line_num}, column {column}"
+            raise ValueError(f"{where}: {row[column]!r} is no number above 0; mend the cell or leave out the row")
+        return value
+
+    found = []
+    for row in reader:
+        size, loss = number(row, "parameters"), number(row, "loss")
+        by_flops = "tokens" not in columns
+        count = number(row, "flop") / FLOPS_PER_PARAMETER_AND_TOKEN / size if by_flops else number(row, "tokens")
+        found.append(Run(size, count, loss))
+    return found
+
+
+def _check_spread(runs: Iterable["Run"]) -> None:
+    every = list(runs)
+    if len(every) < _FEWEST_RUNS:
+        raise ValueError(f"a law of five constants needs {_FEWEST_RUNS} runs or more; got {len(every)}")
+    for name in ("parameters", "tokens"):
+        values = [getattr(run, name) for run in every]
+        if max(values) < _LEAST_SPREAD * min(values):
+            raise ValueError(
+                f"the runs' {name} differ by a factor of {max(values) / min(values):.3g}; a law needs "
+                f"{_LEAST_SPREAD:g} or more: add runs with more or fewer {name}"
+            )
+
+
+def _print_best(rows: Iterable[tuple[str, float, float]], law: object = DEFAULT) -> None:
+    from rich.table import Table
+
+    from trimaran.runtime.plan.laws import LossFormula
+
+    assert isinstance(law, LossFormula)
+    table = Table("by", "parameters", "tokens", "tokens a parameter", "FLOP", f"loss ({law.name})", box=None)
+    for name, size, count in rows:
+        compute = FLOPS_PER_PARAMETER_AND_TOKEN * size * count
+        cells = (f"{size:.3g}", f"{count:.3g}", f"{count / size:.3g}", f"{compute:.3g}", f"{law.loss(size, count):.4g}")
+        table.add_row(name, *cells)
+    print_table(table)
+    if law is DEFAULT:
+        for each in LAWS:
+            say(f"{each.name}: {each.source}" + (f"; {each.note}" if each.note else ""))
+
+
+def _print_factors(size: float, best: float) -> None:
+    from rich.table import Table
+
+    table = Table("tokens over the best", "tokens", "loss", "FLOP over the least for that loss", box=None)
+    for factor in _FACTORS:
+        count = factor * best
+        waste = DEFAULT.waste(size, count)
+        table.add_row(f"{factor:g}", f"{count:.3g}", f"{DEFAULT.loss(size, count):.4g}", f"{waste:.3g}")
+    print_table(table)

@@ -1,0 +1,95 @@
+"""`trimaran scaling`: optima by published laws and by a fit of runs, and what it refuses."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.launchers.runs import trimaran
+
+RUNS = Path(__file__).parents[1] / "runtime" / "chinchilla.csv"
+ROW = "{},{},{}\n"
+
+
+def table(folder: Path, rows: list[tuple[float, float, object]], header: str = "parameters,tokens,loss\n") -> str:
+    path = folder / "runs.csv"
+    path.write_text(header + "".join(ROW.format(*row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_tokens_params_and_budget_agree(tmp_path: Path) -> None:
+    budget = trimaran(tmp_path, "scaling", "budget", "5.76e23")
+    assert budget.code == 0, budget.err
+    assert "3.22e+10" in budget.out
+    assert "7.22e+10" in budget.out
+    assert "32B at 5.76e23 FLOP" in " ".join(budget.err.split())
+    tokens = trimaran(tmp_path, "scaling", "tokens", "72.2b")
+    params = trimaran(tmp_path, "scaling", "params", "1.33t")
+    assert "1.33e+12" in tokens.out
+    assert re.search(r"Besiroglu 2024 +7\.2\de\+10", params.out)
+    assert "FLOP over the least for that loss" in tokens.out
+
+
+def test_gpu_hours_are_a_budget(tmp_path: Path) -> None:
+    hours = trimaran(tmp_path, "scaling", "budget", "--gpu-hours", "1000", "--chip", "A100-80GB", "--mfu", "0.5")
+    flops = trimaran(tmp_path, "scaling", "budget", "5.616e20")
+    assert hours.code == 0, hours.err
+    assert hours.out == flops.out
+
+
+def test_a_fit_of_chinchilla_s_runs_gives_the_published_constants(tmp_path: Path) -> None:
+    """Without the five outliers (Besiroglu et al. 2024): E 1.82, A 482, B 2085, a 0.348, b 0.366."""
+    lines = RUNS.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = sorted(lines[1:], key=lambda line: float(line.rpartition(",")[2]))[:-5]
+    path = tmp_path / "kept.csv"
+    path.write_text(lines[0] + "".join(kept), encoding="utf-8")
+    outcome = trimaran(tmp_path, "scaling", "fit", str(path), "--at", "5.76e23")
+    assert outcome.code == 0, outcome.err
+    constants = {line.split()[0]: float(line.split()[1]) for line in outcome.out.splitlines()[1:6]}
+    assert constants["E"] == pytest.approx(1.82, abs=0.03)
+    assert constants["a"] == pytest.approx(0.348, abs=0.02)
+    assert constants["b"] == pytest.approx(0.366, abs=0.02)
+    assert "240 runs" in outcome.err
+    assert "5.76e+23" in outcome.out
+
+
+SPREAD = [(n, d, 3.0) for n in (1e6, 1e7) for d in (1e8, 1e9, 1e10)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "error"),
+    [
+        (SPREAD[:5], None, "a law of five constants needs 6 runs or more; got 5"),
+        (
+            [(n, d, 3.0) for n in (1e6, 2e6) for d in (1e8, 1e9, 1e10)],
+            None,
+            "the runs' parameters differ by a factor of 2",
+        ),
+        ([(n, d, 3.0) for n in (1e6, 1e8) for d in (1e9, 2e9, 3e9)], None, "the runs' tokens differ by a factor of 3"),
+        ([*SPREAD, (1e6, 1e8, "nan")], None, "line 8, column loss: 'nan' is no number above 0"),
+        (SPREAD, "parameters,tokens,los\n", "no column loss; a law of the loss needs the loss of every run"),
+        (SPREAD, "size,tokens,loss\n", "line 1 must name the columns parameters, loss, and tokens or flop"),
+    ],
+)
+def test_runs_that_say_too_little_are_refused(
+    tmp_path: Path, rows: list[tuple[float, float, object]], header: str | None, error: str
+) -> None:
+    path = table(tmp_path, rows) if header is None else table(tmp_path, rows, header)
+    outcome = trimaran(tmp_path, "scaling", "fit", path)
+    assert outcome.code == 2
+    assert error in outcome.last_line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["tokens", "7 GB"], "N '7 GB': that is a size in bytes"),
+        (["budget"], "a budget is FLOP or --gpu-hours: give one of the two"),
+        (["budget", "--gpu-hours", "nan"], "--gpu-hours must be above 0 and finite; got nan"),
+        (["budget", "--gpu-hours", "10", "--mfu", "40"], "--mfu must be above 0 and at most 1; got 40.0"),
+    ],
+)
+def test_a_wrong_request_is_a_sentence(tmp_path: Path, arguments: list[str], error: str) -> None:
+    outcome = trimaran(tmp_path, "scaling", *arguments)
+    assert outcome.code == 2
+    assert outcome.last_line.startswith(f"error: {error}")
