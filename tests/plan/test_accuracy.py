@@ -52,7 +52,7 @@ def test_gpt_3_takes_34_days(timed: list[PublishedRun]) -> None:
     run = next(run for run in timed if run.model == "GPT-3 175B")
     seconds = predicted([run], shipped())[0]
     days = 300e9 / (1536 * 2048) * seconds / 86400
-    assert days == pytest.approx(34, rel=0.1)
+    assert days == pytest.approx(34, rel=0.05)
 
 
 def test_every_16_bit_row_is_counted(timed: list[PublishedRun]) -> None:
