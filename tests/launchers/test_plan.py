@@ -34,6 +34,12 @@ def test_one_that_does_not_fit_says_by_how_much(tmp_path: Path) -> None:
     assert "more than RTX-4090 has" in outcome.err
 
 
+def test_times_of_another_dtype_are_said_to_be_of_16_bits(tmp_path: Path) -> None:
+    outcome = trimaran(tmp_path, "plan", FALCON, "--set", "precision.dtype=float32")
+    assert outcome.code == 0, outcome.err
+    assert "those of 16-bit products, which those of float32 take longer than" in " ".join(outcome.err.split())
+
+
 def test_outside_of_a_calibration_is_said(tmp_path: Path) -> None:
     outcome = trimaran(tmp_path, "plan", FALCON, "--software", "internevo")
     assert outcome.code == 0, outcome.err

@@ -156,6 +156,9 @@ def _print_plan(spec: "RunSpec", setting: "Setting", found: "Plan") -> None:
     if not found.exact:
         say("what a layer of this kind keeps is estimated; trimaran check --memory counts it")
     _print_fit(setting.chip, found)
+    dtype = spec.precision.dtype
+    if dtype != "bfloat16":
+        say(f"the times are those of 16-bit products, which those of {dtype} take longer than", style="yellow")
     steps = Table("of a step", "seconds", "share", box=None)
     for name, value in sorted(found.parts.items(), key=lambda item: -item[1]):
         if abs(value) >= 5e-4 * found.seconds:
