@@ -126,6 +126,29 @@ def test_a_run_that_is_killed_in_the_middle_of_a_rollout_resumes_bit_for_bit(bas
     assert [[row[name] for name in names] for row in killed.rows()] == figures
 
 
+PAIRS = [{"prompt": f"say {n}", "chosen": "yes " * (n % 3 + 1), "rejected": "no"} for n in range(12)]
+
+
+def test_a_reward_run_gives_the_rewards(base: Path, tmp_path: Path) -> None:
+    workplace = rewarded(base, tmp_path, {"rewards": ["scorer/run*2", "length:3"]}, train={"num_steps": 2})
+    reward = spec_of(tmp_path / "scorer", {}, model={"score_head": "only"}, train={"num_steps": 2})
+    reward["finetune"] = {"method": "reward", "chat_template": "chatml"}
+    reward["data"] |= {"source": ["pairs.jsonl"], "format": "preference"}
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
+    (tmp_path / "scorer.yaml").write_text(yaml.safe_dump(reward))
+    with Command.start(tmp_path, ["train", "scorer.yaml"]) as command:
+        outcome = command.finish()
+    assert outcome.code == 0, outcome.err
+    outcome = train(workplace)
+    assert outcome.code == 0, outcome.err
+    lines = [json.loads(line) for line in (workplace.run / "rollouts.jsonl").read_text().splitlines()]
+    scores = [line["rewards"]["scorer/run"] for line in lines]
+    assert len(set(scores)) > len(lines) // 2
+    assert [
+        2 * score + line["rewards"]["length:3"] for score, line in zip(scores, lines, strict=True)
+    ] == pytest.approx([line["reward"] for line in lines])
+
+
 @pytest.mark.parametrize(
     ("rl", "words", "code", "problem"),
     [
@@ -136,6 +159,7 @@ def test_a_run_that_is_killed_in_the_middle_of_a_rollout_resumes_bit_for_bit(bas
             2,
             "has no text or number in its field answer, which the reward exact_match",
         ),
+        ({"rewards": ["base"]}, (), 2, "base has no score head, so it scores nothing"),
         ({"rewards": ["exactmatch"]}, (), 2, "exactmatch is no reward: it is neither exact_match"),
         ({"rewards": ["code.py:nan"]}, ("--allow-code",), 1, "is nan; it must be finite"),
         ({"rewards": ["code.py:ends"]}, ("--allow-code",), 1, "has ended with exit code 4"),

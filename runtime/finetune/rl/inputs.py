@@ -8,6 +8,7 @@ from trimaran.runtime.finetune.prepare import PreparedExamples
 from trimaran.runtime.finetune.records import Prompt
 from trimaran.runtime.finetune.rl.loop import Inputs
 from trimaran.runtime.finetune.rl.prompts import PromptSet, check_lengths
+from trimaran.runtime.finetune.rl.reward_run import spec_of_reward_run
 from trimaran.runtime.finetune.rl.rewards import check_fields, parse_rewards
 from trimaran.runtime.finetune.store import ExampleSet
 from trimaran.runtime.infer.prompts import RunText
@@ -40,7 +41,11 @@ def check_prompts(spec: RunSpec, data: TrainingData) -> None:
         raise DataError("data.held_out_fraction leaves no prompt to train on; set it to 0")
     prompts = prompts_of(data.train)
     check_lengths(prompts, spec.train.seq_len, spec.finetune.rl.max_new_tokens)
-    check_fields(parse_rewards(spec.finetune.rl.rewards), prompts.records)
+    items = parse_rewards(spec.finetune.rl.rewards)
+    check_fields(items, prompts.records)
+    for item in items:
+        if item.kind == "run":
+            spec_of_reward_run(item, spec, data.tokenizer)
 
 
 def inputs_of(spec: RunSpec, data: TrainingData) -> Inputs:

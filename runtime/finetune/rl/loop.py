@@ -16,6 +16,7 @@ from trimaran.runtime.finetune.rl.journal import Journal
 from trimaran.runtime.finetune.rl.prompts import PromptSet, check_lengths
 from trimaran.runtime.finetune.rl.recording import ForwardOnly, Recorder, set_width, share_of
 from trimaran.runtime.finetune.rl.reference import build_reference
+from trimaran.runtime.finetune.rl.reward_run import RewardModels
 from trimaran.runtime.finetune.rl.rewards import Scoring, check_fields, parse_rewards
 from trimaran.runtime.finetune.rl.rollout import Rollout, Sampler
 from trimaran.runtime.finetune.rl.targets import (
@@ -140,7 +141,8 @@ def train_on_rewards(
                 log.say(told)
         asked = f"{settings.prompts_per_step} prompts x {settings.group_size} answers a rollout"
         log.say(f"{len(inputs.prompts):,} prompts; {asked}")
-        sampler = Sampler(context, inputs.prompts, inputs.tokenizer, inputs.stop_tokens, settings, scoring)
+        models = RewardModels(items, spec, inputs.tokenizer, mesh, device)
+        sampler = Sampler(context, inputs.prompts, inputs.tokenizer, inputs.stop_tokens, settings, scoring, models)
         return RewardLoop(context, sampler, reference, inputs.prompts, log).run(state, stop)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.finetune.rl.prompts import PromptSet
+from trimaran.runtime.finetune.rl.reward_run import RewardModels
 from trimaran.runtime.finetune.rl.rewards import Answer, RewardError, RewardItem, Scoring, total_rewards
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sample_group import Completion
@@ -61,6 +62,7 @@ class Sampler:
     Args:
         stop_tokens: ids that end an answer.
         scoring: of the rewards without a model.
+        models: of the reward runs.
     """
 
     def __init__(
@@ -71,9 +73,10 @@ class Sampler:
         stop_tokens: Sequence[int],
         settings: RLSettings,
         scoring: Scoring,
+        models: RewardModels,
     ) -> None:
         self._context, self._prompts, self._tokenizer = train_context, prompts, tokenizer
-        self._settings, self._scoring = settings, scoring
+        self._settings, self._scoring, self._models = settings, scoring, models
         spec, mesh = train_context.spec, train_context.mesh
         # Blocks gathered over dp one by one make dp ranks keep step: each then samples all answers.
         self._in_step = spec.zero.stage == 3 and mesh.sharding.shard.size > 1
@@ -105,7 +108,9 @@ class Sampler:
         group = settings.group_size
         if self._in_step:
             found = found[mine.start * group : mine.stop * group]
-        return Rollout(number, self._exchange([chosen[place] for place in mine for _ in range(group)], found))
+        samples = self._exchange([chosen[place] for place in mine for _ in range(group)], found)
+        scores = self._models.rewards([[*self._prompts.tokens[each.prompt], *each.tokens] for each in samples])
+        return Rollout(number, tuple(_with_rewards(samples, scores)))
 
     def _answers(self, prompts: Sequence[int], numbers: Sequence[int]) -> list[Completion]:
         """Return group_size answers to each prompt.
@@ -171,15 +176,19 @@ class Sampler:
         """Return the answers with the rewards that need no model."""
         records = self._prompts.records
         answers = [Answer(records[each.prompt], each.text, len(each.tokens)) for each in samples]
-        found = self._scoring.rewards(answers)
-        return [
-            replace(sample, rewards={name: values[row] for name, values in found.items()})
-            for row, sample in enumerate(samples)
-        ]
+        return _with_rewards(samples, self._scoring.rewards(answers))
 
     def _text(self, completion: Completion) -> str:
         tokens = completion.tokens[:-1] if completion.finish == "stop_token" else completion.tokens
         return self._tokenizer.decode(tokens)
+
+
+def _with_rewards(samples: Sequence[Sample], found: Mapping[str, Sequence[float]]) -> list[Sample]:
+    """Return the answers with further rewards, each by the name of its item."""
+    return [
+        replace(sample, rewards={**sample.rewards, **{name: values[row] for name, values in found.items()}})
+        for row, sample in enumerate(samples)
+    ]
 
 
 def _sample_of(record: dict[str, Any]) -> Sample:
