@@ -54,6 +54,7 @@ FURTHER: list[dict[str, Any]] = [
     {"finetune": {"adapter": {}}, "model.objective": "masked_lm"},
     {"finetune": {"adapter": {"base": "nf4"}}, "parallel.tp": 3, "model.num_kv_heads": 4},
     {"finetune": {"adapter": {"base": "nf4"}}, "parallel.tp": 16, "model.num_kv_heads": 4, "model.num_heads": 16},
+    {"finetune": {"adapter": {"base": "nf4"}, "method": "rl", "rl": {"rewards": ["length:9"], "kl": 0.1}}},
 ]
 
 
