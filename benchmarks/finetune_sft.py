@@ -168,6 +168,7 @@ class Theirs:
             processing_class=AutoTokenizer.from_pretrained(model),
         )
         self.trainer.create_optimizer_and_scheduler(1_000_000)
+        self.trainer.current_gradient_accumulation_steps = 1
         self.batches = iter(self.trainer.get_train_dataloader())
 
     def step(self) -> int:
