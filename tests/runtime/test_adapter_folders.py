@@ -109,7 +109,6 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # of peft
 def test_peft_itself_loads_what_is_exported(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
     for number, (model, layers, modules) in enumerate(
         [("llama", "model.layers", {"self_attn.k_proj": (32, 32)}), ("gpt2", "transformer.h", GPT2)]
     ):
