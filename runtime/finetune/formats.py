@@ -5,6 +5,7 @@ questions in a row are never passed over.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -137,7 +138,7 @@ def _sharegpt(fields: Fields, origin: Origin, text_field: str) -> Iterator[Recor
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, Mapping) or not {"from", "value"} <= turn.keys():
             raise _Wrong(f"turn {number} of conversations must be a record with from and value, got {_shown(turn)}")
-        if turn["from"] not in _SHAREGPT_ROLES:
+        if not isinstance(turn["from"], str) or turn["from"] not in _SHAREGPT_ROLES:
             raise _Wrong(_unknown_role(number, turn["from"], list(_SHAREGPT_ROLES)))
         messages.append({"role": _SHAREGPT_ROLES[turn["from"]], "content": turn["value"]})
     if isinstance(fields.get("system"), str) and fields["system"].strip():
@@ -218,11 +219,17 @@ def _prompt_of(fields: Fields) -> Turns:
 def _margin(fields: Fields) -> float | None:
     value = fields.get("margin")
     if value is None and fields.get("score_chosen") is not None and fields.get("score_rejected") is not None:
-        scores = (fields["score_chosen"], fields["score_rejected"])
-        value = scores[0] - scores[1] if all(_is_number(each) for each in scores) else scores
-    if value is not None and not (_is_number(value) and abs(value) < float("inf")):
+        scores = (_finite(fields["score_chosen"]), _finite(fields["score_rejected"]))
+        value = None if scores[0] is None or scores[1] is None else scores[0] - scores[1]
+        if value is None or not math.isfinite(value):
+            told = [_shown(fields["score_chosen"]), _shown(fields["score_rejected"])]
+            raise _Wrong(f"score_chosen and score_rejected must be finite numbers, got {told[0]} and {told[1]}")
+    if value is None:
+        return None
+    margin = _finite(value)
+    if margin is None:
         raise _Wrong(f"margin must be a finite number, got {_shown(value)}")
-    return None if value is None else float(value)
+    return margin
 
 
 def _unpaired(fields: Fields, origin: Origin, text_field: str) -> Iterator[Record]:
@@ -334,8 +341,14 @@ def _unknown_role(number: int, role: Any, known: Sequence[str]) -> str:
     return f"turn {number} has the role {_shown(role)}, which is not known; write one of {', '.join(known)}"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _finite(value: Any) -> float | None:
+    """Return a number as a float, None where it is no number, or one that no float holds."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer of more than 308 digits
+        return None
 
 
 def _shown(value: Any) -> str:

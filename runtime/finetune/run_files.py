@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trimaran.models.fields import counted
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import read_json, write_text
 from trimaran.runtime.finetune.prepare import PreparedExamples, steps_of_epochs
 from trimaran.runtime.spec import RunSpec
@@ -18,9 +20,10 @@ def with_examples(spec: RunSpec, data: PreparedExamples) -> RunSpec:
     """Return the spec with the steps of finetune.epochs, and a vocabulary that has the chat template's tokens.
 
     Raises:
-        DataError: train.num_steps is given too, and differs.
+        DataError: train.num_steps is given too, and differs; or see `check_vocabulary`.
         SpecError: the run is too short for its other fields, such as lr_schedule.warmup_steps.
     """
+    check_vocabulary(spec, data.tokenizer)
     changes: dict[str, object] = {}
     steps = steps_of_epochs(spec, data.train)
     if steps is not None and spec.train.num_steps not in (0, steps) and spec.finetune is not None:
@@ -33,6 +36,17 @@ def with_examples(spec: RunSpec, data: PreparedExamples) -> RunSpec:
     if data.tokenizer.vocab_size > spec.transformer.vocab_size:
         changes["model.vocab_size"] = data.tokenizer.vocab_size
     return spec_with(spec.model_dump(mode="json"), changes, "the run with its examples") if changes else spec
+
+
+def check_vocabulary(spec: RunSpec, tokenizer: Tokenizer) -> None:
+    """Raise DataError where the chat template needs tokens that the model lacks, and its embedding is frozen."""
+    more = tokenizer.vocab_size - spec.transformer.vocab_size
+    if more > 0 and spec.finetune is not None and spec.finetune.adapter is not None:
+        raise DataError(
+            f"finetune.chat_template {spec.finetune.chat_template} writes {counted(more, 'token')} more than the "
+            f"{spec.transformer.vocab_size:,} that the model has, and with finetune.adapter its embedding is frozen; "
+            "take a template that writes turns in tokens of the model, or first train all weights with this one"
+        )
 
 
 def write_chat_files(spec: RunSpec, data: PreparedExamples, folder: Path) -> None:

@@ -105,7 +105,8 @@ class ChatTemplate:
             RecursionError,
             MemoryError,
         ) as error:  # errors of a template's own expressions
-            raise ChatError(f"the chat template of {self.origin} fails on these messages: {error}") from error
+            reason = str(error) or "it runs out of memory"  # MemoryError alone has no words
+            raise ChatError(f"the chat template of {self.origin} fails on these messages: {reason}") from error
         return text
 
     @cached_property

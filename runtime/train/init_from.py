@@ -78,22 +78,28 @@ def open_weights(source: Path) -> tuple[Weights, Path]:
 
 
 def check_initial_weights(spec: RunSpec) -> None:
-    """Raise where the weights of checkpoint.init_from don't fit the model of `spec`; log other differences as warnings.
+    """Raise where the weights that a run starts from don't fit the model of `spec`; log other differences as warnings.
 
-    Does nothing without checkpoint.init_from.
+    Those of checkpoint.init_from and finetune.preference.reference; does nothing where there are none.
 
     Raises:
         CheckpointError: there are no such weights.
         ValueError: they are of another model; names the fields that differ.
     """
-    if spec.checkpoint.init_from is None:
-        return
-    source = spec.checkpoint.init_from
+    if spec.checkpoint.init_from is not None:
+        _check_weights("checkpoint.init_from", spec.checkpoint.init_from, spec)
+    preference = None if spec.finetune is None else spec.finetune.preference
+    if preference is not None and preference.reference is not None:
+        _check_weights("finetune.preference.reference", preference.reference, spec)
+
+
+def _check_weights(field: str, source: str, spec: RunSpec) -> None:
+    """Raise where the weights that `field` of the spec names don't fit its model; as `check_initial_weights`."""
     checkpoint, _ = open_weights(Path(source))
     theirs, ours = spec_of(checkpoint).transformer, spec.transformer
     if theirs.has_head or not ours.has_head:  # a new score head is drawn, and one that is not needed left out
         theirs = theirs.model_copy(update={"score_head": ours.score_head})
-    if spec.finetune is not None and ours.vocab_size > theirs.vocab_size:  # the tokens of a chat template
+    if _may_grow(spec) and ours.vocab_size > theirs.vocab_size:  # the tokens of a chat template
         theirs = theirs.model_copy(update={"vocab_size": ours.vocab_size})
     different = _differences(theirs, ours)
     refused = [line for name, line in different.items() if name not in _MAY_DIFFER]
@@ -104,11 +110,20 @@ def check_initial_weights(spec: RunSpec) -> None:
     if refused:
         shown = "\n  ".join(refused)
         raise ValueError(
-            f"checkpoint.init_from {source} holds weights of another model:\n  {shown}\n"
-            "set these fields as they are there (its spec.yaml has them all), or checkpoint.init_from to null"
+            f"{field} {source} holds weights of another model:\n  {shown}\n"
+            f"set these fields as they are there (its spec.yaml has them all), or {field} to null"
         )
     for line in different.values():
-        logger.warning("the weights of checkpoint.init_from were trained otherwise: %s", line)
+        logger.warning("the weights of %s were trained otherwise: %s", field, line)
+
+
+def _may_grow(spec: RunSpec) -> bool:
+    """Return whether the vocabulary may be larger than that of the weights, because the spec says so in so many words.
+
+    A size that comes from elsewhere (data.tokenizer_vocab_size, a preset) says nothing of the weights: thousands of
+    tokens that no text has would share the probability. A frozen embedding takes no new rows at all.
+    """
+    return spec.finetune is not None and spec.finetune.adapter is None and spec.model.vocab_size is not None
 
 
 def tokenizer_of_weights(spec: RunSpec, *, resumed: bool) -> Path | None:

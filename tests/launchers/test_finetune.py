@@ -195,6 +195,8 @@ def test_check_shows_examples_token_by_token(base: Path, tmp_path: Path) -> None
         (None, {"train": {"seq_len": 16}}, "records would be left out: more tokens than train.seq_len (first "),
         (None, {"train": {"num_steps": 3}}, "steps, and train.num_steps is 3; leave one of them out"),
         (None, {"lr_schedule": {"warmup_steps": 5000}}, "warmup_steps (5000) must be smaller than num_steps ("),
+        (None, {"data": {"tokenizer_vocab_size": 300}}, "model.vocab_size: 270 -> 300\nset these fields as they are"),
+        (None, {"finetune": {"adapter": {"rank": 2}}}, "writes 2 tokens more than the 270 that the model has, and"),
         (None, {"data": {"source": ["none.jsonl"]}}, "data.source 'none.jsonl' does not exist"),
     ],
 )  # fmt: skip

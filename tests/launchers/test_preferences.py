@@ -166,6 +166,7 @@ EQUAL = {"prompt": "say one", "chosen": "one", "rejected": "one"}
         ([{**pairs()[0], "prompt": "say " * 200}] * 5, {}, "left out: more tokens than train.seq_len"),
         (rated(True, True, True, True), KTO, "kto learns from good and from bad answers, and all "),
         (rated(True, False, True, False), {}, "finetune.preference.loss dpo learns from pairs of a chosen"),
+        (pairs(), {"preference": {"reference": "none"}}, "none does not exist; give the folder of a run that"),
         (pairs(), KTO, "is a pair, and finetune.preference.loss kto learns from single answers"),
     ],
 )  # fmt: skip

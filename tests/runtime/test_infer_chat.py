@@ -151,7 +151,7 @@ def test_blanks_are_text_although_a_token_was_added_for_them(text: RunText, thei
         ("{{ messages.__class__.mro() }}", TURNS, "refuses these messages: access to attribute '__class__'"),
         ("{% for i in range(1000000000) %}{% endfor %}", TURNS, "fails on these messages: Range too big"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", TURNS, "fails on these messages: maximum recursion depth"),
-        ("{{ 'a' * 10**16 }}", TURNS, "fails on these messages"),
+        ("{{ 'a' * 10**16 }}", TURNS, "fails on these messages: it runs out of memory"),
         ("{{ messages.append(1) }}", TURNS, "refuses these messages: access to attribute 'append'"),
         (CHATML, [], "at least one message"),
         (

@@ -194,6 +194,8 @@ def test_math_answers_of_a_worked_solution() -> None:
     assert is_right("first 5\n#### 12 apples", "12") is False
     assert is_right("first 5\n#### 12", "a\n#### 12\n")
     assert is_right("50%", "50")
+    assert is_right("1" * 5000, "1" * 5000)  # more digits than Python turns into a number
+    assert not is_right(f"it is {'1' * 5000}", "1")
 
 
 CODE = """
@@ -209,6 +211,9 @@ def nothing(answer, record):
 
 def nan(answer, record):
     return float("nan")
+
+def huge(answer, record):
+    return 1e200
 
 def fails(answer, record):
     return record["missing"]
@@ -245,8 +250,9 @@ def test_users_code_runs_in_a_process_of_its_own_and_goes_on_after_each_call(cod
     ("name", "problem"),
     [
         ("nan", "is nan; it must be finite"),
+        ("huge", "is 1e+200; it must be finite, and at most 1e+09".replace("+", r"\+")),
         ("nothing", "is 'None'; it must be a number"),
-        ("fails", r"KeyError: 'missing', .*code.py, line 16"),
+        ("fails", r"KeyError: 'missing', .*code.py, line 19"),
         ("ends", "has ended with exit code 7"),
         ("leaves", "has ended with exit code 3"),
         ("absent", "has no function absent"),
@@ -272,10 +278,13 @@ def test_code_that_can_not_be_read_is_told(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ("regex:(", r"'\(' is no regular expression"),
+        ("regex:a{99999999999}", "is no regular expression"),
+        (f"regex:{'(' * 5000}", "is no regular expression"),
         ("regex", "lacks what follows the colon"),
         ("length:many", "'many' is no number of tokens from 1"),
         ("length:0", "'0' is no number of tokens from 1"),
         ("exact_match*1e999", "is not finite"),
+        ("exact_match*-1e30", "or over 1e.09"),
     ],
 )
 def test_wrong_items_are_refused(text: str, problem: str) -> None:
@@ -292,6 +301,31 @@ def test_items_are_read_with_their_weights(tmp_path: Path) -> None:
         check_files([parse_reward(str(tmp_path / "exact-match"))])
     with pytest.raises(RewardError, match=r"gone.py of the reward .* is no file"):
         check_files([parse_reward(f"{tmp_path / 'gone.py'}:name")])
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("def named(answer, record): return 1.0", None),
+        ("from math import cos as named", None),
+        ("from beside import *", None),
+        ("named = lambda answer, record: 1.0", None),
+        ("def other(answer, record): return 1.0", "code.py has no function named, which the reward .* names"),
+        ("import named.path as other", "code.py has no function named"),
+        ("x = 1\ndef named(:", "code.py, line 2 of finetune.rl.rewards can't be read as Python: invalid syntax"),
+        ("\0", "can't be read as Python: .*null bytes"),
+    ],
+)
+def test_the_function_of_a_reward_is_looked_for_before_any_rank_starts(
+    source: str, problem: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "code.py").write_text(source)
+    item = parse_reward(f"{tmp_path / 'code.py'}:named")
+    if problem is None:
+        check_files([item])
+        return
+    with pytest.raises(RewardError, match=problem):
+        check_files([item])
 
 
 @pytest.mark.parametrize("fields", [{}, {"answer": ""}, {"answer": None}, {"answer": ["7"]}, {"answer": True}])

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from trimaran.launchers.before_start import check_device, check_nodes, check_run_folder, check_writable
+from trimaran.launchers.before_start import check_code, check_device, check_nodes, check_run_folder, check_writable
 from trimaran.launchers.env.commands import find_mpirun
 from trimaran.launchers.terminal import sentence
 from trimaran.runtime.files import check_regular
@@ -70,8 +70,15 @@ def _check_text(spec: RunSpec) -> None:
     data, cache = spec.data, Path(spec.data.cache_dir)
     if spec.finetune is not None:
         from trimaran.launchers.data.examples import first_examples
+        from trimaran.runtime.finetune.run_files import check_vocabulary
 
-        first_examples(spec, 1)
+        _, tokenizer = first_examples(spec, 1)
+        check_vocabulary(spec, tokenizer)
+        if spec.finetune.rl is not None:
+            from trimaran.runtime.finetune.rl.inputs import check_reward_runs
+
+            check_code(spec, allow_code=True)  # check runs none of it
+            check_reward_runs(spec, tokenizer)
         return
     if data.has_recipe:
         from trimaran.runtime.data.recipe.of_spec import recipe_of

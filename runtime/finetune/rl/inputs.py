@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import parse_json
 from trimaran.runtime.finetune.prepare import PreparedExamples
 from trimaran.runtime.finetune.records import Prompt
@@ -41,11 +42,20 @@ def check_prompts(spec: RunSpec, data: TrainingData) -> None:
         raise DataError("data.held_out_fraction leaves no prompt to train on; set it to 0")
     prompts = prompts_of(data.train)
     check_lengths(prompts, spec.train.seq_len, spec.finetune.rl.max_new_tokens)
-    items = parse_rewards(spec.finetune.rl.rewards)
-    check_fields(items, prompts.records)
-    for item in items:
+    check_fields(parse_rewards(spec.finetune.rl.rewards), prompts.records)
+    check_reward_runs(spec, data.tokenizer)
+
+
+def check_reward_runs(spec: RunSpec, tokenizer: Tokenizer) -> None:
+    """Raise where a reward run can't score the answers of `spec`; errors as of `spec_of_reward_run`.
+
+    Args:
+        tokenizer: of the answers.
+    """
+    rl = None if spec.finetune is None else spec.finetune.rl
+    for item in () if rl is None else parse_rewards(rl.rewards):
         if item.kind == "run":
-            spec_of_reward_run(item, spec, data.tokenizer)
+            spec_of_reward_run(item, spec, tokenizer)
 
 
 def inputs_of(spec: RunSpec, data: TrainingData) -> Inputs:

@@ -48,8 +48,11 @@ def _value(text: str) -> Fraction | None:
     if not _NUMBER.fullmatch(plain):
         return None
     top, _, bottom = plain.replace(",", "").partition("/")
-    divisor = Fraction(bottom) if bottom else Fraction(1)
-    return Fraction(top) / divisor if divisor else None
+    try:
+        divisor = Fraction(bottom) if bottom else Fraction(1)
+        return Fraction(top) / divisor if divisor else None
+    except ValueError:  # more digits than Python turns into a number: such answers are compared by their letters
+        return None
 
 
 def _letters(text: str) -> str:

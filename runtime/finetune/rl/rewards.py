@@ -1,5 +1,6 @@
 """What gives an answer its reward: the items of finetune.rl.rewards, read and computed. No torch."""
 
+import ast
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self
 
+from trimaran.runtime.files import read_bytes
 from trimaran.runtime.finetune.records import Prompt
 from trimaran.runtime.finetune.rl.math_answer import is_right
 from trimaran.runtime.finetune.rl.reward_process import RewardProcess
@@ -16,6 +18,8 @@ Kind = Literal["exact_match", "math_answer", "regex", "length", "code", "run"]
 _WEIGHT: Final = re.compile(r"(?s)(.+)\*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
 _CODE: Final = re.compile(r"(.+\.py):([A-Za-z_][A-Za-z0-9_]*)")
 _READS_ANSWER: Final = ("exact_match", "math_answer")
+_MOST_CODE_BYTES: Final = 1 << 20
+_LARGEST: Final = 1e9  # of a reward and of a weight: far from where sums and squares of float32 overflow
 _SHOWN = 80  # characters of an answer in an error
 
 
@@ -62,15 +66,15 @@ def parse_reward(text: str) -> RewardItem:
     """
     found = _WEIGHT.fullmatch(text)
     name, weight = (found[1], float(found[2])) if found else (text, 1.0)
-    if not math.isfinite(weight):
-        raise RewardError(f"the weight of {text} is not finite; write a number such as *0.5")
+    if not abs(weight) <= _LARGEST:
+        raise RewardError(f"the weight of {text} is not finite, or over {_LARGEST:g}; write a number such as *0.5")
     kind, colon, argument = name.partition(":")
     if name in _READS_ANSWER:
         return RewardItem("exact_match" if name == "exact_match" else "math_answer", name, weight=weight)
     if kind == "regex" and colon:
         try:
             re.compile(argument)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:  # the last two: huge repeats, deep groups
             raise RewardError(f"{argument!r} is no regular expression ({error}); mend the pattern of {text}") from error
         return RewardItem("regex", name, argument, weight=weight)
     if kind == "length" and colon:
@@ -96,15 +100,43 @@ def parse_rewards(texts: Sequence[str]) -> list[RewardItem]:
 
 
 def check_files(items: Sequence[RewardItem]) -> None:
-    """Raise RewardError where the file of an item's code, or the folder of its run, is not there."""
+    """Raise RewardError where the file of an item's code lacks its function, or the folder of its run is not there."""
     for item in items:
         if item.kind == "code" and not Path(item.argument).is_file():
             raise RewardError(f"{item.argument} of the reward {item.text} is no file; write FILE.py:name")
+        if item.kind == "code" and not _binds(Path(item.argument), item.function):
+            raise RewardError(
+                f"{item.argument} has no function {item.function}, which the reward {item.text} names; write it there"
+            )
         if item.kind == "run" and not Path(item.argument).is_dir():
             raise RewardError(
                 f"{item.text} is no reward: it is neither exact_match, math_answer, regex:PATTERN, length:TOKENS, "
                 "FILE.py:name, nor the folder of a reward run"
             )
+
+
+def _binds(file: Path, name: str) -> bool:
+    """Return whether the source of a Python file gives `name` a value, as far as can be told without running it.
+
+    Raises:
+        RewardError: it is no Python.
+    """
+    try:
+        nodes = list(ast.walk(ast.parse(read_bytes(file, _MOST_CODE_BYTES), str(file))))
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise RewardError(f"{file}{line} of finetune.rl.rewards can't be read as Python: {reason}; mend it") from error
+    names: set[str] = set()
+    for node in nodes:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names.add(node.name)
+            case ast.alias():
+                names.add((node.asname or node.name).partition(".")[0])
+            case ast.Name():
+                names.add(node.id)
+    return name in names or "*" in names
 
 
 def check_fields(items: Sequence[RewardItem], prompts: Sequence[Prompt]) -> None:
@@ -195,8 +227,11 @@ def checked(value: Any, where: str) -> float:
     """
     if not isinstance(value, int | float):
         raise RewardError(f"{where} is {str(value)[:_SHOWN]!r}; it must be a number")
-    if not math.isfinite(value):
-        raise RewardError(f"{where} is {value}; it must be finite, so that advantages can be computed from it")
+    if not abs(value) <= _LARGEST:
+        raise RewardError(
+            f"{where} is {value}; it must be finite, and at most {_LARGEST:g}, so that advantages can be computed "
+            "from it"
+        )
     return float(value)
 
 
