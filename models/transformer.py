@@ -182,6 +182,7 @@ class Stage(nn.Module):
                 label_smoothing=self.config.label_smoothing if self.training else 0.0,
                 z_loss=self.config.z_loss if self.training else 0.0,
                 loss_weight=loss_weight,
+                skips_rows=batch.documents is not None,  # prompts of packed examples
             )
 
     def _criterion_loss(self, hidden: Tensor, batch: Microbatch) -> Tensor:

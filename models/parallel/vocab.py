@@ -121,6 +121,7 @@ class _Head:
     softcap: float | None
     chunk_rows: int | None
     temperature: float = 1.0
+    skips_rows: bool = False
 
     def losses(
         self,
@@ -215,7 +216,9 @@ class _HeadLoss(torch.autograd.Function):
         ctx.context, ctx.weight, ctx.bias = head.context, weight, bias
         full = gather_dim1(x, head.context.tp) if head.context.sequence_parallel else x
         every_row = full.flatten(0, -2)
-        rows, labels, learned = _rows_with_labels(every_row, labels.flatten())
+        rows, labels, learned = every_row, labels.flatten(), None
+        if head.skips_rows and x.device.type == "cpu":
+            rows, labels, learned = _rows_with_labels(every_row, labels)
         needs_dx, needs_dweight, needs_dbias = (with_gradients and needed for needed in ctx.needs_input_grad[:3])
         num_real = info_of(weight).shard.real_length(tuple(weight.shape))
         dx = torch.empty_like(rows) if needs_dx else None
@@ -254,11 +257,9 @@ class _HeadLoss(torch.autograd.Function):
 def _rows_with_labels(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the rows [n, hidden] that have a label, their labels and their numbers; None: all rows.
 
-    On a CPU, where a prompt's tokens are not learned, most of the head's work is saved. A GPU would have to wait for
-    the number of rows.
+    Where a prompt's tokens are not learned, most of the head's work is saved. A GPU would have to wait for the number
+    of rows.
     """
-    if rows.device.type != "cpu":
-        return rows, labels, None
     learned = (labels != IGNORED_LABEL).nonzero().squeeze(1)
     if len(learned) == len(labels):
         return rows, labels, None
@@ -293,6 +294,7 @@ def head_loss(
     softcap: float | None = None,
     chunk_rows: int | None = None,
     loss_weight: float = 1.0,
+    skips_rows: bool = False,
 ) -> Tensor:
     """Return the sum of the tokens' losses under the logits x W^T + b: a scalar, the same on all tp ranks.
 
@@ -311,6 +313,7 @@ def head_loss(
         label_smoothing, z_loss: see kernels.cross_entropy.
         loss_weight: the gradient that the backward pass will get, for the gradients of weight and bias.
         chunk_rows: tokens whose logits exist at once, the same on every tp rank; None: chosen by device.
+        skips_rows: whether many tokens have no label, so that on a CPU it pays to look for those that have one.
     Collective over tp, in the forward and in the backward pass.
     Raises ValueError for a label_smoothing outside [0, 1), a negative z_loss or chunk_rows below 1.
     """
@@ -320,7 +323,7 @@ def head_loss(
         raise ValueError(f"z_loss ({z_loss}) must not be negative")
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows ({chunk_rows}) must be at least 1")
-    head = _Head(context, kernels, label_smoothing, z_loss, softcap, chunk_rows)
+    head = _Head(context, kernels, label_smoothing, z_loss, softcap, chunk_rows, skips_rows=skips_rows)
     return _HeadLoss.apply(x, weight, bias, labels, head, torch.is_grad_enabled(), loss_weight)  # type: ignore[no-untyped-call, no-any-return]
 
 

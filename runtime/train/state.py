@@ -40,6 +40,8 @@ _FIXED = (
     "finetune.loss_on",
     "finetune.packing",
     "finetune.truncation",
+    "finetune.preference.loss",
+    "finetune.preference.reference",
     *(f"finetune.adapter{name}" for name in (":", ".rank", ".alpha", ".targets", ".scaling", ".base")),
     "finetune.rl.algorithm",
     "finetune.rl.group_size",
