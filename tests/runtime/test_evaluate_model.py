@@ -151,6 +151,6 @@ def test_continuations_are_those_of_generate_whatever_their_batch(places: tuple[
 
 
 def test_models_that_predict_hidden_tokens_are_refused() -> None:
-    config: Any = SimpleNamespace(is_causal=False, objective="masked_lm")
+    config: Any = SimpleNamespace(has_head=True, is_causal=False, objective="masked_lm")
     with pytest.raises(ValueError, match="predicts hidden tokens from both sides"):
         check_causal(config)
