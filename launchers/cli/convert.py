@@ -126,7 +126,15 @@ def _export_adapter(
     target = folder if folder is not None else open_weights(run)[1] / "adapter"
     exported = export_adapter(run, target, ExportOptions(dtype, family), os.environ)
     say(f"adapters of rank {exported.rank} beside {exported.num_modules} layers of {exported.architecture}: {target}")
-    say(f"load it: peft.PeftModel.from_pretrained(model, {str(target)!r}), with the model of {exported.base}")
+    made = (
+        "" if Path(exported.base).is_dir() else f", which trimaran export {shlex.quote(_run_of(exported.base))} makes"
+    )
+    say(f"load it: peft.PeftModel.from_pretrained(model, {str(target)!r}), with the model of {exported.base}{made}")
+
+
+def _run_of(base: str) -> str:
+    """Return the run whose export is the folder `base`."""
+    return base.removesuffix("/huggingface")
 
 
 def _import_adapter(source: Path, target: Path, base: Path) -> None:

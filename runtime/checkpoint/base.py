@@ -74,11 +74,12 @@ def find_base(base: Base, given: str | None = None) -> Path:
         where = given or base.source
         raise CheckpointError(
             f"the adapters were trained beside the weights of {recorded}, and {where} holds other weights (sha256 "
-            f"{base.sha256[:12]} is not there); set checkpoint.init_from to a folder with a copy of those"
+            f"{base.sha256[:12]} is not there); put those back, or for training set checkpoint.init_from to a folder "
+            "with a copy of them"
         )
     raise CheckpointError(
         f"the adapters were trained beside the weights of {recorded}, which are no longer there; put that checkpoint "
-        "back, or set checkpoint.init_from to a folder with a copy of it"
+        "back, or for training set checkpoint.init_from to a folder with a copy of it"
     )
 
 
