@@ -29,6 +29,8 @@ def test_in_the_interpreter(part: str, tmp_path: Path) -> None:
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
     # NumPy's: exp() may well be infinite, as it may on a GPU.
     options += ["-W", "ignore:overflow encountered:RuntimeWarning"]
+    # The process is forked from one that may have imported a plugin's module already.
+    options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
     options += [str(file) for file in FILES if file.name in PARTS[part]]
     code = "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     with Path(os.devnull).open() as nothing, (tmp_path / "out").open("w") as out:

@@ -167,7 +167,7 @@ def test_machine_json_names_the_gpus_of_all_ranks(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(run, "choose_device", lambda *_: torch.device("cuda", 0))
     monkeypatch.setattr(run, "resources_of", lambda *_: found[0])
     monkeypatch.setattr(run, "join_world", lambda *_: None)
-    monkeypatch.setattr(run, "open_prepared", lambda *_, **__: None)
+    monkeypatch.setattr(run, "open_data", lambda *_, **__: None)
     rank = process.Rank(announces=False)
     rendezvous = single_process()
     answers = iter([["{}", "{}"], [json.dumps(asdict(each)) for each in found]])
