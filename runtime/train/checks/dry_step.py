@@ -5,14 +5,16 @@ tensors that have shapes and no numbers: FakeTensors for a run on CPUs; for one 
 the GPU's code path and Triton kernels are chosen and not launched.
 """
 
+import time
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trimaran.kernels.ahead_of_time import skipping_launches
@@ -117,7 +119,9 @@ def count_step(
         live.begin(_UPDATE)
         norm = 2.0 * (spec.optimizer.max_grad_norm or 1.0)  # is clipped
         finish_step(train_context, [1.0, norm**2, 0.0, 0.0], spec.optimizer.lr, spec.target_tokens_per_step)
+        reduced = weakref.ref(sums.untyped_storage())
         del batches, sums
+        _wait_until_gone(reduced)
         state = optimizer.state_bytes()
         state["parameters"] += sum(frozen_bytes(stage) for stage in train_context.stages.values())
         buffers = state.pop("transit")  # nothing is gathered after a step
@@ -181,6 +185,13 @@ def _without_numbers(device: torch.device) -> Iterator[None]:
     with FakeTensorMode(), takes_all_rows, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         yield
+
+
+def _wait_until_gone(storage: weakref.ref[UntypedStorage]) -> None:
+    """Wait, for a second at most, until nothing holds the storage: gloo's thread lets go of it after the reduction."""
+    end = time.monotonic() + 1.0
+    while storage() is not None and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def _microbatch(spec: RunSpec, index: int, device: torch.device) -> Microbatch:
