@@ -19,11 +19,11 @@ import torch
 import torch.distributed as dist
 
 from trimaran.runtime.finetune.comparisons import Comparisons
-from trimaran.runtime.finetune.examples import Document, Example
-from trimaran.runtime.finetune.loader import ExampleLoader, Unit
-from trimaran.runtime.finetune.packing import pack
-from trimaran.runtime.finetune.records import Origin
-from trimaran.runtime.finetune.store import ExampleSet, write_split
+from trimaran.runtime.finetune.data.examples import Document, Example
+from trimaran.runtime.finetune.data.loader import ExampleLoader, Unit
+from trimaran.runtime.finetune.data.packing import pack
+from trimaran.runtime.finetune.data.records import Origin
+from trimaran.runtime.finetune.data.store import ExampleSet, write_split
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.samples import BatchSource

@@ -21,7 +21,7 @@ import torch
 
 from trimaran.models.batch import Microbatch
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-from trimaran.runtime.finetune.records import Origin, Prompt, Turn
+from trimaran.runtime.finetune.data.records import Origin, Prompt, Turn
 from trimaran.runtime.finetune.rl.batches import Rows
 from trimaran.runtime.finetune.rl.loop import Inputs, train_on_rewards
 from trimaran.runtime.finetune.rl.prompts import PromptSet

@@ -29,14 +29,14 @@ from trimaran.models.huggingface import family_of, resolve
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.transformer import Stage
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-from trimaran.runtime.finetune.account import ExampleAccount
-from trimaran.runtime.finetune.examples import Example
-from trimaran.runtime.finetune.formats import find_example_files, read_examples
-from trimaran.runtime.finetune.loader import ExampleLoader
-from trimaran.runtime.finetune.packing import one_a_row, pack
-from trimaran.runtime.finetune.prepare import example_of
-from trimaran.runtime.finetune.store import ExampleSet, write_split
-from trimaran.runtime.finetune.templates import ConversationEncoder
+from trimaran.runtime.finetune.data.account import ExampleAccount
+from trimaran.runtime.finetune.data.examples import Example
+from trimaran.runtime.finetune.data.formats import find_example_files, read_examples
+from trimaran.runtime.finetune.data.loader import ExampleLoader
+from trimaran.runtime.finetune.data.packing import one_a_row, pack
+from trimaran.runtime.finetune.data.prepare import example_of
+from trimaran.runtime.finetune.data.store import ExampleSet, write_split
+from trimaran.runtime.finetune.data.templates import ConversationEncoder
 from trimaran.runtime.infer.chat import ChatTemplate
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trimaran.models.fields import counted
 from trimaran.runtime.files import check_regular
-from trimaran.runtime.finetune.rl.rewards import check_files, parse_rewards
+from trimaran.runtime.finetune.rl.reward.rewards import check_files, parse_rewards
 from trimaran.runtime.folder_lock import LOCK
 from trimaran.runtime.spec import RunSpec
 

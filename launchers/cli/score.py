@@ -15,7 +15,7 @@ from trimaran.runtime.scratch import scratch_folder
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec, parse_spec
 
 if TYPE_CHECKING:
-    from trimaran.runtime.finetune.examples import Example
+    from trimaran.runtime.finetune.data.examples import Example
 
 
 def score(
@@ -64,7 +64,7 @@ def _score(spec: RunSpec, checkpoint: Path, examples: "list[Example]") -> None:
     from trimaran.launchers.worker.score import MANIFEST, SPLIT
     from trimaran.launchers.worker.tasks import ScoreTask
     from trimaran.runtime.data.tokens.shards import dtype_for
-    from trimaran.runtime.finetune.store import write_split
+    from trimaran.runtime.finetune.data.store import write_split
 
     with scratch_folder("score") as folder:
         files = sorted({example.origin.file for example in examples})

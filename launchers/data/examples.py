@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-    from trimaran.runtime.finetune.examples import Example
-    from trimaran.runtime.finetune.prepare import PreparedExamples
-    from trimaran.runtime.finetune.shown import ShownToken
+    from trimaran.runtime.finetune.data.examples import Example
+    from trimaran.runtime.finetune.data.prepare import PreparedExamples
+    from trimaran.runtime.finetune.data.shown import ShownToken
 
 _MOST_TOKENS = 2_000
 """Of a document that is shown."""
@@ -27,8 +27,8 @@ def prepare_examples_of(spec: RunSpec, *, resumed: bool) -> "PreparedExamples":
     Args:
         resumed: whether the run has begun, so that its own folder has the tokenizer and the chat template.
     """
-    from trimaran.runtime.finetune.prepare import prepare_examples
-    from trimaran.runtime.finetune.shown import table_of_examples
+    from trimaran.runtime.finetune.data.prepare import prepare_examples
+    from trimaran.runtime.finetune.data.shown import table_of_examples
 
     folder, tokenizer = _model_of(spec, resumed)
     prepared = prepare_examples(spec, folder, tokenizer, os.environ)
@@ -42,9 +42,9 @@ def first_examples(spec: RunSpec, count: int) -> "tuple[list[Example], Tokenizer
     Raises:
         ValueError: they, the chat template or the tokenizer can't be used.
     """
-    from trimaran.runtime.finetune.account import ExampleAccount
-    from trimaran.runtime.finetune.formats import find_example_files
-    from trimaran.runtime.finetune.prepare import encoder_of, tokenized
+    from trimaran.runtime.finetune.data.account import ExampleAccount
+    from trimaran.runtime.finetune.data.formats import find_example_files
+    from trimaran.runtime.finetune.data.prepare import encoder_of, tokenized
 
     folder, tokenizer = _model_of(spec, resumed=False)
     encoder = encoder_of(spec, folder, tokenizer)
@@ -54,7 +54,7 @@ def first_examples(spec: RunSpec, count: int) -> "tuple[list[Example], Tokenizer
 
 def print_examples(spec: RunSpec, count: int) -> None:
     """Print the first examples token by token; the learned ones in green, or where there is no colour in « »."""
-    from trimaran.runtime.finetune.shown import shown_documents
+    from trimaran.runtime.finetune.data.shown import shown_documents
 
     try:
         examples, tokenizer = first_examples(spec, count)

@@ -38,7 +38,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
     from trimaran.launchers.data.workers import WorkerOptions, local_workers
     from trimaran.runtime.data.recipe.curated import MANIFEST
     from trimaran.runtime.data.tokens.build import Digests
-    from trimaran.runtime.finetune.prepare import PreparedExamples
+    from trimaran.runtime.finetune.data.prepare import PreparedExamples
     from trimaran.runtime.finetune.run_files import with_examples, write_chat_files
     from trimaran.runtime.train.pipeline import schedule_of
 

@@ -8,10 +8,10 @@ from trimaran.launchers.worker.tasks import ScoreTask
 from trimaran.runtime.evaluate.engine.weights import load_stages
 from trimaran.runtime.files import read_json
 from trimaran.runtime.finetune.criteria.reward import document_scores
+from trimaran.runtime.finetune.data.store import ExampleSet
 from trimaran.runtime.finetune.documents import Documents
 from trimaran.runtime.finetune.forward import ForwardPass, document_values
 from trimaran.runtime.finetune.scoring import score_records, tally_of
-from trimaran.runtime.finetune.store import ExampleSet
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 

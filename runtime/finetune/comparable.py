@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from trimaran.models.fields import counted
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.finetune.store import ExampleSet
+from trimaran.runtime.finetune.data.store import ExampleSet
 from trimaran.runtime.spec.sections.finetune import PreferenceSettings
 
 if TYPE_CHECKING:

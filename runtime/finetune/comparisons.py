@@ -14,13 +14,13 @@ from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.finetune.comparable import compares
 from trimaran.runtime.finetune.criteria import KTO, ORPO, criterion_of
 from trimaran.runtime.finetune.criteria.batch import ComparisonBatch, document_log_probs
+from trimaran.runtime.finetune.data.loader import ExampleBatch, ExampleLoader, Unit
+from trimaran.runtime.finetune.data.prepare import PreparedExamples
+from trimaran.runtime.finetune.data.store import ExampleSet
 from trimaran.runtime.finetune.documents import Documents
 from trimaran.runtime.finetune.forward import ForwardPass, document_values
-from trimaran.runtime.finetune.loader import ExampleBatch, ExampleLoader, Unit
 from trimaran.runtime.finetune.mismatch import mismatched
-from trimaran.runtime.finetune.prepare import PreparedExamples
 from trimaran.runtime.finetune.reference import Reference, reference_log_probs
-from trimaran.runtime.finetune.store import ExampleSet
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.samples import BatchSource, Split
 from trimaran.runtime.train.train_context import TrainContext

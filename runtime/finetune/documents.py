@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimaran.runtime.data.permutation import Int64Array
-from trimaran.runtime.finetune.examples import Document
+from trimaran.runtime.finetune.data.examples import Document
 
 
 class Documents:

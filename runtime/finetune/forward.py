@@ -14,9 +14,9 @@ from trimaran.models.batch import Microbatch
 from trimaran.models.criterion import Criterion, Head
 from trimaran.models.parallel.group import all_reduce
 from trimaran.models.transformer import Stage, in_eval_mode
+from trimaran.runtime.finetune.data.loader import ExampleBatch, ExampleLoader
+from trimaran.runtime.finetune.data.packing import one_a_row, pack
 from trimaran.runtime.finetune.documents import Documents
-from trimaran.runtime.finetune.loader import ExampleBatch, ExampleLoader
-from trimaran.runtime.finetune.packing import one_a_row, pack
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.pipeline.executor import Executor
 from trimaran.runtime.pipeline.passes import add_communication, validate

@@ -5,9 +5,9 @@ import numpy.typing as npt
 
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.permutation import Int64Array
+from trimaran.runtime.finetune.data.examples import Document
+from trimaran.runtime.finetune.data.store import ExampleSet
 from trimaran.runtime.finetune.documents import Documents
-from trimaran.runtime.finetune.examples import Document
-from trimaran.runtime.finetune.store import ExampleSet
 
 
 def mismatched(examples: ExampleSet, seq_len: int) -> Documents:

@@ -8,7 +8,7 @@ from trimaran.models.fields import counted
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import read_json, write_text
-from trimaran.runtime.finetune.prepare import PreparedExamples, steps_of_epochs
+from trimaran.runtime.finetune.data.prepare import PreparedExamples, steps_of_epochs
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.loading import spec_with
 

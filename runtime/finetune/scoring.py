@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from trimaran.models.fields import counted
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.finetune.account import ExampleAccount
-from trimaran.runtime.finetune.examples import Example
-from trimaran.runtime.finetune.formats import read_examples
-from trimaran.runtime.finetune.prepare import encoder_of, example_of
-from trimaran.runtime.finetune.store import ExampleSet
+from trimaran.runtime.finetune.data.account import ExampleAccount
+from trimaran.runtime.finetune.data.examples import Example
+from trimaran.runtime.finetune.data.formats import read_examples
+from trimaran.runtime.finetune.data.prepare import encoder_of, example_of
+from trimaran.runtime.finetune.data.store import ExampleSet
 from trimaran.runtime.spec import RunSpec
 
 SCORED = "score"

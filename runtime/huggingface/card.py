@@ -11,7 +11,7 @@ from typing import Any
 
 from trimaran.models.config import TransformerConfig
 from trimaran.runtime.files import read_json
-from trimaran.runtime.finetune.account import REASONS
+from trimaran.runtime.finetune.data.account import REASONS
 from trimaran.runtime.huggingface.proof import TOLERANCE, Agreement
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.metrics import Row, read_metrics

@@ -16,7 +16,7 @@ from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.files import write_text
 from trimaran.runtime.finetune.comparisons import Comparisons, comparisons_of
-from trimaran.runtime.finetune.prepare import PreparedExamples
+from trimaran.runtime.finetune.data.prepare import PreparedExamples
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh

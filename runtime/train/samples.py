@@ -17,9 +17,9 @@ from trimaran.runtime.data.samples.objectives import objective_of
 from trimaran.runtime.data.tokens.shards import TokenShards
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.finetune.comparable import check_comparable
-from trimaran.runtime.finetune.loader import ExampleLoader
-from trimaran.runtime.finetune.prepare import PreparedExamples, holds_examples, open_examples, rows_of
-from trimaran.runtime.finetune.store import ExampleSet
+from trimaran.runtime.finetune.data.loader import ExampleLoader
+from trimaran.runtime.finetune.data.prepare import PreparedExamples, holds_examples, open_examples, rows_of
+from trimaran.runtime.finetune.data.store import ExampleSet
 from trimaran.runtime.spec import RunSpec
 
 TrainingData: TypeAlias = PreparedData | PreparedExamples

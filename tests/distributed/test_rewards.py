@@ -12,7 +12,7 @@ import torch
 
 from tests.distributed.ranks import RankFailed, RankPool
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-from trimaran.runtime.finetune.records import Origin, Prompt, Turn
+from trimaran.runtime.finetune.data.records import Origin, Prompt, Turn
 from trimaran.runtime.finetune.rl.loop import Inputs, train_on_rewards
 from trimaran.runtime.finetune.rl.prompts import PromptSet
 from trimaran.runtime.finetune.rl.rollout import Sampler

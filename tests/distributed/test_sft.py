@@ -10,11 +10,11 @@ import torch
 
 from tests.distributed.parity import GPT, LLAMA, Layout, make_spec
 from tests.distributed.ranks import RankPool
-from trimaran.runtime.finetune.examples import Document, Example
-from trimaran.runtime.finetune.loader import ExampleLoader
-from trimaran.runtime.finetune.packing import one_a_row, pack
-from trimaran.runtime.finetune.records import Origin
-from trimaran.runtime.finetune.store import ExampleSet, write_split
+from trimaran.runtime.finetune.data.examples import Document, Example
+from trimaran.runtime.finetune.data.loader import ExampleLoader
+from trimaran.runtime.finetune.data.packing import one_a_row, pack
+from trimaran.runtime.finetune.data.records import Origin
+from trimaran.runtime.finetune.data.store import ExampleSet, write_split
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.train.pipeline import placement_of
 from trimaran.runtime.train.train_context import build_train_context, evaluate_losses, train_step

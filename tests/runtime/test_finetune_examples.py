@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from trimaran.models.batch import Microbatch
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.finetune.examples import Document, Example
-from trimaran.runtime.finetune.loader import ExampleBatch, ExampleLoader
-from trimaran.runtime.finetune.packing import one_a_row, pack
-from trimaran.runtime.finetune.records import Origin
-from trimaran.runtime.finetune.store import ExampleSet, write_split
+from trimaran.runtime.finetune.data.examples import Document, Example
+from trimaran.runtime.finetune.data.loader import ExampleBatch, ExampleLoader
+from trimaran.runtime.finetune.data.packing import one_a_row, pack
+from trimaran.runtime.finetune.data.records import Origin
+from trimaran.runtime.finetune.data.store import ExampleSet, write_split
 
 SEQ, PADDING = 16, 7
 

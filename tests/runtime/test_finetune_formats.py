@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.finetune.account import ExampleAccount
-from trimaran.runtime.finetune.formats import find_example_files, read_examples
-from trimaran.runtime.finetune.records import Conversation, Pair, Plain, Prompt, Rated, Record, Turn
+from trimaran.runtime.finetune.data.account import ExampleAccount
+from trimaran.runtime.finetune.data.formats import find_example_files, read_examples
+from trimaran.runtime.finetune.data.records import Conversation, Pair, Plain, Prompt, Rated, Record, Turn
 
 Q, A = Turn("user", "q"), Turn("assistant", "a")
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "q"}]

@@ -18,11 +18,11 @@ from trimaran.models.transformer import Stage, build_stages
 from trimaran.runtime.finetune.comparisons import ComparisonLoader
 from trimaran.runtime.finetune.criteria import DPO, IPO, KTO, ORPO, Reward
 from trimaran.runtime.finetune.criteria.batch import ComparisonBatch, document_log_probs
-from trimaran.runtime.finetune.examples import Document, Example
-from trimaran.runtime.finetune.loader import ExampleLoader
-from trimaran.runtime.finetune.packing import pack
-from trimaran.runtime.finetune.records import Origin
-from trimaran.runtime.finetune.store import ExampleSet, write_split
+from trimaran.runtime.finetune.data.examples import Document, Example
+from trimaran.runtime.finetune.data.loader import ExampleLoader
+from trimaran.runtime.finetune.data.packing import pack
+from trimaran.runtime.finetune.data.records import Origin
+from trimaran.runtime.finetune.data.store import ExampleSet, write_split
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_comparisons" / "trl.json").read_text())
 LOSSES = GOLDEN["losses"]

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-from trimaran.runtime.finetune.chat_templates import BUILT_IN, choose_template
-from trimaran.runtime.finetune.examples import Document
-from trimaran.runtime.finetune.records import Origin, Turn, Turns
-from trimaran.runtime.finetune.templates import ConversationEncoder
+from trimaran.runtime.finetune.data.chat_templates import BUILT_IN, choose_template
+from trimaran.runtime.finetune.data.examples import Document
+from trimaran.runtime.finetune.data.records import Origin, Turn, Turns
+from trimaran.runtime.finetune.data.templates import ConversationEncoder
 from trimaran.runtime.infer.chat import ChatError, ChatTemplate
 
 WITH_SYSTEM = (

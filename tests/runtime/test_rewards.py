@@ -14,13 +14,13 @@ from torch import Tensor
 
 from trimaran.launchers.before_start import check_code
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.finetune.records import Origin, Prompt, Turn
+from trimaran.runtime.finetune.data.records import Origin, Prompt, Turn
 from trimaran.runtime.finetune.rl.advantages import generalized_advantages, group_advantages, token_rewards, whitened
 from trimaran.runtime.finetune.rl.batches import Rows
 from trimaran.runtime.finetune.rl.losses import is_clipped, k3_divergence, policy_losses, value_losses
-from trimaran.runtime.finetune.rl.math_answer import is_right
 from trimaran.runtime.finetune.rl.prompts import PromptSet, check_lengths
-from trimaran.runtime.finetune.rl.rewards import (
+from trimaran.runtime.finetune.rl.reward.math_answer import is_right
+from trimaran.runtime.finetune.rl.reward.rewards import (
     Answer,
     RewardError,
     RewardItem,

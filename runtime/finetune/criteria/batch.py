@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trimaran.kernels.cross_entropy import IGNORED_LABEL
 from trimaran.models.criterion import Head
-from trimaran.runtime.finetune.loader import ExampleBatch
+from trimaran.runtime.finetune.data.loader import ExampleBatch
 
 
 @dataclass(frozen=True, kw_only=True)

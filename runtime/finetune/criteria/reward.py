@@ -7,7 +7,7 @@ from trimaran.models.batch import Microbatch
 from trimaran.models.criterion import Head
 from trimaran.runtime.finetune.criteria.dpo import PAIR_STATISTICS
 from trimaran.runtime.finetune.criteria.statistics import Statistics
-from trimaran.runtime.finetune.loader import ExampleBatch
+from trimaran.runtime.finetune.data.loader import ExampleBatch
 
 
 class Reward:

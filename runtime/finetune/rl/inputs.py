@@ -5,13 +5,13 @@ from pathlib import Path
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import parse_json
-from trimaran.runtime.finetune.prepare import PreparedExamples
-from trimaran.runtime.finetune.records import Prompt
+from trimaran.runtime.finetune.data.prepare import PreparedExamples
+from trimaran.runtime.finetune.data.records import Prompt
+from trimaran.runtime.finetune.data.store import ExampleSet
 from trimaran.runtime.finetune.rl.loop import Inputs
 from trimaran.runtime.finetune.rl.prompts import PromptSet, check_lengths
-from trimaran.runtime.finetune.rl.reward_run import spec_of_reward_run
-from trimaran.runtime.finetune.rl.rewards import check_fields, parse_rewards
-from trimaran.runtime.finetune.store import ExampleSet
+from trimaran.runtime.finetune.rl.reward.reward_run import spec_of_reward_run
+from trimaran.runtime.finetune.rl.reward.rewards import check_fields, parse_rewards
 from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.samples import TrainingData

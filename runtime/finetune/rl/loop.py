@@ -16,8 +16,8 @@ from trimaran.runtime.finetune.rl.journal import Journal
 from trimaran.runtime.finetune.rl.prompts import PromptSet, check_lengths
 from trimaran.runtime.finetune.rl.recording import ForwardOnly, Recorder, set_width, share_of
 from trimaran.runtime.finetune.rl.reference import build_reference
-from trimaran.runtime.finetune.rl.reward_run import RewardModels
-from trimaran.runtime.finetune.rl.rewards import Scoring, check_fields, parse_rewards
+from trimaran.runtime.finetune.rl.reward.reward_run import RewardModels
+from trimaran.runtime.finetune.rl.reward.rewards import Scoring, check_fields, parse_rewards
 from trimaran.runtime.finetune.rl.rollout import Rollout, Sampler
 from trimaran.runtime.finetune.rl.targets import (
     Recorded,

@@ -7,7 +7,7 @@ import numpy as np
 
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.permutation import permute
-from trimaran.runtime.finetune.records import Prompt
+from trimaran.runtime.finetune.data.records import Prompt
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.finetune.rl.prompts import PromptSet
-from trimaran.runtime.finetune.rl.reward_run import RewardModels
-from trimaran.runtime.finetune.rl.rewards import Answer, RewardError, RewardItem, Scoring, total_rewards
+from trimaran.runtime.finetune.rl.reward.reward_run import RewardModels
+from trimaran.runtime.finetune.rl.reward.rewards import Answer, RewardError, RewardItem, Scoring, total_rewards
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sample_group import Completion
 from trimaran.runtime.infer.sampling_params import SamplingParams

@@ -5,7 +5,7 @@ from typing import Final
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import FieldError, one_of
-from trimaran.runtime.finetune.records import FORMATS_OF
+from trimaran.runtime.finetune.data.records import FORMATS_OF
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.rules.table import Rules
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import FieldError
-from trimaran.runtime.finetune.rl.rewards import RewardError, parse_rewards
+from trimaran.runtime.finetune.rl.reward.rewards import RewardError, parse_rewards
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.rules.table import Rules
 from trimaran.runtime.spec.sections.finetune import RLSettings

@@ -14,8 +14,8 @@ from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.records import kind_of, read_records
 from trimaran.runtime.data.sources import usable_files
-from trimaran.runtime.finetune.account import ExampleAccount
-from trimaran.runtime.finetune.records import (
+from trimaran.runtime.finetune.data.account import ExampleAccount
+from trimaran.runtime.finetune.data.records import (
     FORMATS_OF,
     ROLES,
     Conversation,

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from trimaran.runtime.data.files import DataError, hash_file, unreadable
 from trimaran.runtime.data.tokens.shards import DTYPES
 from trimaran.runtime.files import check_regular
-from trimaran.runtime.finetune.examples import Document, Example
-from trimaran.runtime.finetune.records import Origin
+from trimaran.runtime.finetune.data.examples import Document, Example
+from trimaran.runtime.finetune.data.records import Origin
 
 _REMEDY: Final = "delete the folder and the examples are prepared again"
 # Arrays of a split beside its tokens, by name. An array of ends has the end of each thing in the next array.

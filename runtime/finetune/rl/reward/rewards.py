@@ -10,9 +10,9 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self
 
 from trimaran.runtime.files import read_bytes
-from trimaran.runtime.finetune.records import Prompt
-from trimaran.runtime.finetune.rl.math_answer import is_right
-from trimaran.runtime.finetune.rl.reward_process import RewardProcess
+from trimaran.runtime.finetune.data.records import Prompt
+from trimaran.runtime.finetune.rl.reward.math_answer import is_right
+from trimaran.runtime.finetune.rl.reward.reward_process import RewardProcess
 
 Kind = Literal["exact_match", "math_answer", "regex", "length", "code", "run"]
 _WEIGHT: Final = re.compile(r"(?s)(.+)\*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")

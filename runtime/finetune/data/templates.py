@@ -14,8 +14,8 @@ from typing import Final, Literal
 
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-from trimaran.runtime.finetune.examples import Document
-from trimaran.runtime.finetune.records import Origin, Turn, Turns
+from trimaran.runtime.finetune.data.examples import Document
+from trimaran.runtime.finetune.data.records import Origin, Turn, Turns
 from trimaran.runtime.infer.chat import (
     GENERATED,
     GENERATED_END,

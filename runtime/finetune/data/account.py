@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from trimaran.models.fields import counted, printable
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.finetune.records import Origin
+from trimaran.runtime.finetune.data.records import Origin
 
 
 class _Reason(NamedTuple):

@@ -9,10 +9,10 @@ import torch
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.evaluate.engine.weights import at_layout, load_stages
 from trimaran.runtime.finetune.criteria.reward import document_scores
+from trimaran.runtime.finetune.data.examples import Document
 from trimaran.runtime.finetune.documents import Documents
-from trimaran.runtime.finetune.examples import Document
 from trimaran.runtime.finetune.forward import ForwardPass, document_values
-from trimaran.runtime.finetune.rl.rewards import RewardError, RewardItem
+from trimaran.runtime.finetune.rl.reward.rewards import RewardError, RewardItem
 from trimaran.runtime.finetune.scoring import check_scores
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from trimaran.models.fields import counted
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-from trimaran.runtime.finetune.examples import Document, Example
-from trimaran.runtime.finetune.prepare import PreparedExamples
+from trimaran.runtime.finetune.data.examples import Document, Example
+from trimaran.runtime.finetune.data.prepare import PreparedExamples
 
 
 class ShownToken(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from trimaran.runtime.finetune.records import Origin
+from trimaran.runtime.finetune.data.records import Origin
 
 Tokens = npt.NDArray[np.int64]
 Learned = npt.NDArray[np.bool_]

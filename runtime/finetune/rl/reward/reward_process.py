@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 
 from trimaran.runtime.files import parse_json
 
-_MODULE: Final = "trimaran.runtime.finetune.rl.reward_code"
+_MODULE: Final = "trimaran.runtime.finetune.rl.reward.reward_code"
 _START_S: Final = 60.0  # to import the file
 _MOST_BYTES: Final = 1 << 16  # of an answer
 

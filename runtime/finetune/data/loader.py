@@ -10,8 +10,8 @@ import torch
 from trimaran.kernels.attention import Documents
 from trimaran.models.batch import Microbatch
 from trimaran.runtime.data.permutation import Int64Array, permute
-from trimaran.runtime.finetune.examples import Document
-from trimaran.runtime.finetune.packing import Rows
+from trimaran.runtime.finetune.data.examples import Document
+from trimaran.runtime.finetune.data.packing import Rows
 from trimaran.runtime.grid import num_microbatches
 
 Unit = Literal["tokens", "examples"]

@@ -15,14 +15,14 @@ from trimaran.runtime.data.files import DataError, build_once, hash_file, once_p
 from trimaran.runtime.data.tokens.shards import dtype_for
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.files import read_json
-from trimaran.runtime.finetune.account import ExampleAccount
-from trimaran.runtime.finetune.chat_templates import choose_template
-from trimaran.runtime.finetune.examples import Document, Example
-from trimaran.runtime.finetune.formats import find_example_files, read_examples
-from trimaran.runtime.finetune.packing import Rows, one_a_row, pack
-from trimaran.runtime.finetune.records import Conversation, Pair, Plain, Prompt, Rated, Record
-from trimaran.runtime.finetune.store import ExampleSet, write_split
-from trimaran.runtime.finetune.templates import ConversationEncoder
+from trimaran.runtime.finetune.data.account import ExampleAccount
+from trimaran.runtime.finetune.data.chat_templates import choose_template
+from trimaran.runtime.finetune.data.examples import Document, Example
+from trimaran.runtime.finetune.data.formats import find_example_files, read_examples
+from trimaran.runtime.finetune.data.packing import Rows, one_a_row, pack
+from trimaran.runtime.finetune.data.records import Conversation, Pair, Plain, Prompt, Rated, Record
+from trimaran.runtime.finetune.data.store import ExampleSet, write_split
+from trimaran.runtime.finetune.data.templates import ConversationEncoder
 from trimaran.runtime.folder_lock import NO_JOB
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Examples: from files of records to packed rows of tokens."""

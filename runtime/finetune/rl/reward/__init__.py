@@ -1,0 +1,1 @@
+"""What gives a sampled answer its reward."""
