@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 import torch
@@ -105,7 +105,7 @@ class Command:
             fork_server()
         before, variables = shared_memory(), {**os.environ, **(environment or {})}
         process: subprocess.Popen[bytes] | Forked
-        with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err, Path(os.devnull).open() as nothing:
+        with new_file(folder / "out") as out, new_file(folder / "err") as err, Path(os.devnull).open() as nothing:
             if cold is None:
                 descriptors = {0: nothing.fileno(), 1: out.fileno(), 2: err.fileno()}
                 preload = HUGGING_FACE if arguments[0] in ("import", "export") else ()
@@ -169,6 +169,12 @@ class Command:
             time.sleep(0.1)
 
 
+def new_file(path: Path) -> BinaryIO:
+    """Open a new file in the place of one that a killed command's last process (multiprocessing's) may still write."""
+    path.unlink(missing_ok=True)
+    return path.open("wb")
+
+
 def ranks_in(folder: Path) -> list[psutil.Process]:
     """The rank processes that work in a folder, by rank."""
     found = {}
@@ -201,7 +207,7 @@ def run_script(
 ) -> Outcome:
     """Run a file of Python to its end, forked."""
     fork_server()
-    with (folder / "out").open("w+") as out, (folder / "err").open("w+") as err, Path(os.devnull).open() as nothing:
+    with new_file(folder / "out") as out, new_file(folder / "err") as err, Path(os.devnull).open() as nothing:
         descriptors = {0: nothing.fileno(), 1: out.fileno(), 2: err.fileno()}
         process = Forked(
             [str(script), *arguments], folder, descriptors, environment or dict(os.environ), preload=preload

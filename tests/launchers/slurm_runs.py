@@ -7,7 +7,7 @@ from typing import Any
 
 from tests import counting
 from tests.launchers.forked import COMMAND_LINE, SOCKET, Forked, fork_server
-from tests.launchers.runs import Hold, make_workplace
+from tests.launchers.runs import Hold, make_workplace, new_file
 from tests.launchers.slurm_cluster import Cluster
 from trimaran.launchers.slurm.commands import parse_state
 from trimaran.launchers.slurm.jobs import jobs_of
@@ -85,11 +85,7 @@ class Run:
         fork_server()
         words = ["-m", COMMAND_LINE, *arguments]
         folder = self.workplace.folder
-        with (
-            (folder / "out").open("w+") as out,
-            (folder / "err").open("w+") as err,
-            Path("/dev/null").open() as nothing,
-        ):
+        with new_file(folder / "out") as out, new_file(folder / "err") as err, Path("/dev/null").open() as nothing:
             descriptors = {0: nothing.fileno(), 1: out.fileno(), 2: err.fileno()}
             code = Forked(words, folder, descriptors, self.environment).wait(JOB_S)
             texts = [Path(file.name).read_text() for file in (out, err)]
