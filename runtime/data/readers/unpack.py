@@ -10,7 +10,6 @@ import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -18,8 +17,8 @@ from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.readers.part import Damage
 
 _BLOCK = 1 << 18
-# Of fastwarc's readers: what is larger is mapped anew for each block, which takes a tenth of the time.
-_FAST_BLOCK = 1 << 16
+# Of fastwarc's reader: what is larger is mapped anew for each block, which takes a tenth of the time.
+_ZSTD_BLOCK = 1 << 16
 # zstandard makes all of its input at once: what packs best, a byte repeated, grows to 32 MiB.
 _PACKED_BLOCK = 1 << 10
 # Of a damaged member the check sum tells, which stands at its end: so many bytes wait for that, most pages whole.
@@ -36,15 +35,13 @@ class _Kind(NamedTuple):
         begin: makes a decompressor of one member.
         error: what it raises for bytes that it can't unpack.
         head: how a member begins, at most _HEAD_BYTES. Its groups are the same in all members of one writer.
-        reader: makes fastwarc's reader of a file, which takes half the time, but ends at the first damage.
-        has_length: a member ends with its length, because that reader says nothing of an early end.
+        reader: yields what a whole file holds in half the time or less; raises at the first damage.
     """
 
     begin: Callable[[], Any]
     error: type[Exception]
     head: re.Pattern[bytes]
-    reader: Callable[[BinaryIO], Any] | None = None
-    has_length: bool = False
+    reader: Callable[[BinaryIO], Iterator[bytes]] | None = None
 
 
 class Member(NamedTuple):
@@ -90,41 +87,19 @@ def unpack_members(file: BinaryIO, suffix: str) -> Iterator[bytes | Damage | Mem
     return _unpack(file, _KINDS[suffix](), with_members=True)
 
 
-def _unpack_fast(file: BinaryIO, kind: _Kind, begin: Callable[[BinaryIO], Any]) -> Iterator[bytes | Damage]:
-    reader, held, given, size, last, before = begin(file), _Held(), 0, 0, 0, -1
+def _unpack_fast(file: BinaryIO, kind: _Kind, read: Callable[[BinaryIO], Iterator[bytes]]) -> Iterator[bytes | Damage]:
+    held, given = _Held(), 0
     try:
-        # A member without content reads as the end, so the end is what reads as one twice at the same member.
-        while (block := reader.read(_FAST_BLOCK)) or reader.frame_start_position() != before:
-            before = -1 if block else reader.frame_start_position()
-            if not block:
-                continue
-            last = reader.frame_start_position() or 0
-            size += len(block)
+        for block in read(file):
             for piece in held.add(block):
                 given += len(piece)
                 yield piece
-    except OSError as error:
-        if error.errno is not None:  # of the file's own
+    except (kind.error, EOFError, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # of the file's own
             raise
         yield from without_first(_contents(_unpack(file, kind)), given)
         return
     yield from held.release()
-    if not kind.has_length:
-        return
-    end = file.seek(0, os.SEEK_END)
-    # A single member's is that of all; where there are several, the last is unpacked again.
-    if last or end < 18 or int.from_bytes(_read(file, end - 4, 4), "little") != size % (1 << 32):
-        yield from _after_first(_unpack(file, kind, last, with_members=True))
-
-
-def _after_first(found: Iterator[bytes | Damage | Member]) -> Iterator[bytes | Damage]:
-    """Yield what is found without what the first member holds."""
-    members = 0
-    for each in found:
-        if isinstance(each, Member):
-            members += 1
-        elif members > 1 or isinstance(each, Damage):
-            yield each
 
 
 def without_first(found: Iterator[bytes | Damage], count: int) -> Iterator[bytes | Damage]:
@@ -235,22 +210,41 @@ def _pieces(stream: Any, data: bytes) -> Iterator[bytes]:
 
 
 def _gzip() -> _Kind:
-    require_extra("fastwarc")
-    from fastwarc.stream_io import GzipReader
-
+    require_extra("isal")
     # Between the groups stands a time, which may be another in each member.
     head = re.compile(rb"(\x1f\x8b\x08[\0-\x1f])....(..)", re.DOTALL)
-    reader = partial(GzipReader, buffer_size=_BLOCK)
-    return _Kind(lambda: zlib.decompressobj(31), zlib.error, head, reader, has_length=True)
+    return _Kind(lambda: zlib.decompressobj(31), zlib.error, head, _read_gzip)
+
+
+def _read_gzip(file: BinaryIO) -> Iterator[bytes]:
+    from isal import igzip, isal_zlib
+
+    reader = igzip.IGzipFile(fileobj=file, mode="rb")
+    try:
+        while block := reader.read1(_BLOCK):
+            yield block
+    except isal_zlib.error as error:  # type: ignore[misc]  # its stub declares an instance of Exception
+        raise zlib.error(str(error)) from error
 
 
 def _zstd() -> _Kind:
     require_extra("fastwarc", "zstandard")
     import zstandard
-    from fastwarc.stream_io import ZstdReader
 
     head = re.compile(rb"(\x28\xb5\x2f\xfd.)", re.DOTALL)
-    return _Kind(lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError, head, ZstdReader)
+    return _Kind(lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError, head, _read_zstd)
+
+
+def _read_zstd(file: BinaryIO) -> Iterator[bytes]:
+    from fastwarc.stream_io import ZstdReader
+
+    reader = ZstdReader(file)
+    before: int | None = -1
+    # A member without content reads as the end, so the end is what reads as one twice at the same member.
+    while (block := reader.read(_ZSTD_BLOCK)) or reader.frame_start_position() != before:
+        before = -1 if block else reader.frame_start_position()
+        if block:
+            yield block
 
 
 _KINDS: Final[Mapping[str, Callable[[], _Kind]]] = MappingProxyType(
