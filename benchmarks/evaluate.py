@@ -185,8 +185,9 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
     elif options.mode == "in-loop":
         in_loop.run(options.preset, options.context, options.data, tasks or ["arc_easy"], documents, options.repeats)
     elif options.mode == "compare":
+        keep = options.keep or scratch / "answers"
         asked = compare.Asked(options.model, options.data, documents, options.new_tokens)
-        return compare.run(asked, tasks or compare.TASKS, options.layouts or ["1"], options.batch_sizes, scratch)
+        return compare.run(asked, tasks or compare.TASKS, options.layouts or ["1"], options.batch_sizes, keep)
     else:
         likelihoods(options)
     return 0
@@ -204,6 +205,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layouts", nargs="+", help="1, tp2, pp2, dp2, tp2-pp2-dp2, ...")
     parser.add_argument("--batch-sizes", nargs="+", default=["auto"], help="of compare, such as auto 1 7")
+    parser.add_argument("--keep", type=Path, help="of compare: a folder of answers, to go on in after a stop")
     parser.add_argument("--new-tokens", type=int, default=128, help="of an answer to gsm8k")
     parser.add_argument("--shots", type=int, default=5, help="of generation")
     parser.add_argument("--preset", default="gpt2-124m", help="of in-loop: the shape of the model that trains")

@@ -4,12 +4,14 @@ Likelihoods must lie within 2e-4 nats of each other, and metrics be equal; a tex
 likeliest tokens have logits within 1e-3 of each other.
 """
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +45,7 @@ NATS: Final = 2e-4
 LOGITS: Final = 1e-3
 _RELATIVE: Final = 1e-4  # of a metric that is no share: LAMBADA's perplexity
 _PEERS_BATCH: Final = 16
+Metrics = Mapping[str, Mapping[str, Any]]
 Samples = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -76,36 +79,72 @@ class Asked:
         return found
 
 
-def theirs(asked: Asked, names: Sequence[str]) -> tuple[dict[str, Any], Samples, HFLM]:
-    """Return metrics and samples of lm-eval's `hf`, and its model."""
-    backend = HFLM(pretrained=str(asked.model), dtype="float32", device="cpu", batch_size=_PEERS_BATCH)
-    tasks = asked.load(names)
-    for task in tasks.tasks.values():
-        task.set_fewshot_seed(seed=tasks.seed)
-    with offline():
-        found = evaluate(
-            lm=backend,
-            task_dict={"tasks": dict(tasks.tasks), "groups": dict(tasks.groups)},
-            limit=asked.documents,
-            bootstrap_iters=0,
-        )
-    assert found is not None
-    return dict(found["results"]), found["samples"], backend
+@dataclass
+class Peer:
+    """lm-eval's `hf`, whose answers stay in a folder: a comparison that takes hours can be made in steps.
+
+    Args:
+        folder: of the answers, a file a task.
+    """
+
+    asked: Asked
+    folder: Path
+
+    @cached_property
+    def backend(self) -> HFLM:
+        """The model, in float32."""
+        return HFLM(pretrained=str(self.asked.model), dtype="float32", device="cpu", batch_size=_PEERS_BATCH)
+
+    @property
+    def digest(self) -> str:
+        """What stands for the model, the data and the questions in the names of files."""
+        return hashlib.sha256(repr(self.asked).encode()).hexdigest()[:8]
+
+    def answers(self, name: str) -> tuple[Metrics, Samples]:
+        """Return the metrics and samples of each task that the name stands for."""
+        file = self.folder / f"{self.digest}-hf-{name}.json"
+        if not file.exists():
+            tasks = self.asked.load([name])
+            for task in tasks.tasks.values():
+                task.set_fewshot_seed(seed=tasks.seed)
+            with offline():
+                found = evaluate(
+                    lm=self.backend,
+                    task_dict={"tasks": dict(tasks.tasks), "groups": dict(tasks.groups)},
+                    limit=self.asked.documents,
+                    bootstrap_iters=0,
+                )
+            assert found is not None
+            samples = {
+                task: [{key: sample[key] for key in ("doc_id", "filter", "arguments", "resps")} for sample in each]
+                for task, each in found["samples"].items()
+            }
+            # Text that was written in part never bears the name.
+            half = file.with_suffix(".tmp")
+            half.write_text(json.dumps([found["results"], samples], default=str), encoding="utf-8")
+            half.replace(file)
+        metrics, samples = json.loads(file.read_text(encoding="utf-8"))
+        return metrics, samples
 
 
 def ours(asked: Asked, names: Sequence[str], options: Sequence[str], folder: Path) -> tuple[dict[str, Any], Samples]:
     """Return metrics and samples of `trimaran evaluate` with these options."""
+    if not (folder / "results.json").exists():
+        _evaluate(asked, names, options, folder)
+    samples: dict[str, list[Mapping[str, Any]]] = {}
+    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+        sample = json.loads(line)
+        samples.setdefault(sample["task"], []).append(sample)
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"], samples
+
+
+def _evaluate(asked: Asked, names: Sequence[str], options: Sequence[str], folder: Path) -> None:
     command = [Path(sys.executable).with_name("trimaran"), "evaluate", asked.model, "--tasks", ",".join(names)]
     command += ["--data", asked.data, "--limit", str(asked.documents), "--samples", "--output", folder, *options]
     command += ["--gen", f"max_gen_toks={asked.new_tokens}"] if "gsm8k" in names else []
     done = subprocess.run(list(map(str, command)), env=dict(os.environ), capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} ended with code {done.returncode}: {done.stderr[-2000:]}")
-    samples: dict[str, list[Mapping[str, Any]]] = {}
-    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
-        sample = json.loads(line)
-        samples.setdefault(sample["task"], []).append(sample)
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"], samples
 
 
 @dataclass
@@ -134,7 +173,7 @@ class Row:
 def compare_task(
     wanted: tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]],
     found: tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]],
-    backend: HFLM,
+    peer: Peer,
 ) -> Row:
     """Return how the metrics and samples of a task differ."""
     row = Row(metrics=tuple(name for name in wanted[0] if _differ(name, wanted[0][name], found[0].get(name))))
@@ -145,7 +184,7 @@ def compare_task(
         for arguments, one, two in zip(sample["arguments"], sample["resps"], other["resps"], strict=True):
             row.requests += 1
             if isinstance(one[0], str):
-                row.texts += one[0] != two[0] and not _parts_at_a_tie(backend, arguments[0], one[0], two[0])
+                row.texts += one[0] != two[0] and not _parts_at_a_tie(peer.backend, arguments[0], one[0], two[0])
             elif isinstance(one[0], float):  # rolling
                 row.worst = max(row.worst, abs(one[0] - two[0]))
             else:
@@ -177,22 +216,26 @@ def options_of(layout: str, batch_size: str) -> list[str]:
     return [word for axis in axes for word in (f"--{axis[:2]}", axis[2:])] + ["--batch-size", batch_size]
 
 
-def run(asked: Asked, names: Sequence[str], layouts: Sequence[str], batch_sizes: Sequence[str], scratch: Path) -> int:
-    """Print a row for each task, layout and batch size; return 1 where one differs."""
-    names = asked.with_data(names)
-    metrics, samples, backend = theirs(asked, names)
+def run(asked: Asked, names: Sequence[str], layouts: Sequence[str], batch_sizes: Sequence[str], keep: Path) -> int:
+    """Print a row for each task, layout and batch size; return 1 where one differs.
+
+    Args:
+        keep: a folder of the answers of both, which the same comparison does not compute again.
+    """
+    keep.mkdir(parents=True, exist_ok=True)
+    names, peer = asked.with_data(names), Peer(asked, keep)
     print("| task | layout | batch | documents | requests | worst nats | greedy | texts | metrics | equal |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    wanted = {name: peer.answers(name) for name in names}
     failed = False
-    for number, (layout, size) in enumerate((layout, size) for layout in layouts for size in batch_sizes):
-        found_metrics, found = ours(asked, names, options_of(layout, size), scratch / str(number))
-        for task, wanted in samples.items():
-            row = compare_task((metrics[task], wanted), (found_metrics[task], found[task]), backend)
-            documents = len({sample["doc_id"] for sample in wanted})
-            figures = f"{documents} | {row.requests} | {row.worst:.1e} | {row.greedy} | {row.texts}"
-            told = ", ".join(row.metrics) or "equal"
-            print(
-                f"| {task} | {layout} | {size} | {figures} | {told} | {'yes' if row.is_equal else 'NO'} |", flush=True
-            )
-            failed |= not row.is_equal
+    for layout, size in ((layout, size) for layout in layouts for size in batch_sizes):
+        found_metrics, found = ours(asked, names, options_of(layout, size), keep / f"{peer.digest}-{layout}-{size}")
+        for metrics, samples in wanted.values():
+            for task, answers in samples.items():
+                row = compare_task((metrics[task], answers), (found_metrics[task], found[task]), peer)
+                documents = len({sample["doc_id"] for sample in answers})
+                figures = f"{documents} | {row.requests} | {row.worst:.1e} | {row.greedy} | {row.texts}"
+                told, is_equal = ", ".join(row.metrics) or "equal", "yes" if row.is_equal else "NO"
+                print(f"| {task} | {layout} | {size} | {figures} | {told} | {is_equal} |", flush=True)
+                failed |= not row.is_equal
     return int(failed)
