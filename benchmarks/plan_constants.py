@@ -2,8 +2,8 @@
 
     python -m benchmarks.plan_constants
 
-writes runtime/plan/constants.json; about four minutes of one core. Folds are drawn from a fixed seed; by whole models
-they are drawn by the hash of the model's name.
+writes runtime/plan/time/constants.json; about four minutes of one core. Folds are drawn from a fixed seed; by whole
+models they are drawn by the hash of the model's name.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from trimaran.runtime.files import write_text
-from trimaran.runtime.plan.accuracy import calibrate, left_out_errors, of_16_bits, published_runs, shares
-from trimaran.runtime.plan.calibrations import FILE, VERSION, Shipped
+from trimaran.runtime.plan.published.accuracy import calibrate, left_out_errors, of_16_bits, published_runs, shares
+from trimaran.runtime.plan.time.calibrations import FILE, VERSION, Shipped
 
 _FOLDER = Path(__file__).parents[1] / "tests" / "plan" / "published"
 _FOLDS = 5

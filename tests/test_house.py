@@ -47,7 +47,7 @@ WITHOUT_TORCH = (
     "runtime/pipeline/simulate.py",
     "runtime/pipeline/draw.py",
     "runtime/pipeline/partition.py",
-    "runtime/plan/*.py",
+    "runtime/plan/**/*.py",
     "launchers/cli/app.py",
     "launchers/cli/planning/plan.py",
     "launchers/cli/planning/presets.py",

@@ -11,13 +11,13 @@ from typing import Final
 from trimaran.runtime.pipeline.action import ActionKind
 from trimaran.runtime.pipeline.partition import stage_layers
 from trimaran.runtime.pipeline.simulate import Costs, simulate
-from trimaran.runtime.plan.calibrations import Calibration, calibration_for, shipped
 from trimaran.runtime.plan.cases import Case, Cases
 from trimaran.runtime.plan.chips import Chip
 from trimaran.runtime.plan.goodput import daly, goodput, mean_time_between_failures, simulated_goodput, young
-from trimaran.runtime.plan.saved import can_count, layer_bytes, stage_bytes
-from trimaran.runtime.plan.state import state_of
-from trimaran.runtime.plan.time import StepTime, step_time
+from trimaran.runtime.plan.memory.saved import can_count, layer_bytes, stage_bytes
+from trimaran.runtime.plan.memory.state import state_of
+from trimaran.runtime.plan.time.calibrations import Calibration, calibration_for, shipped
+from trimaran.runtime.plan.time.step import StepTime, step_time
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.pipeline import placement_of, schedule_of
 

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from trimaran.models.fields import counted
 from trimaran.runtime.files import write_text
-from trimaran.runtime.plan.published import PUBLISHED, PublishedLaw, Scale
-from trimaran.runtime.plan.scaling import (
+from trimaran.runtime.plan.scaling.fit import (
     HeldOut,
     Interval,
     LossLaw,
@@ -22,6 +21,7 @@ from trimaran.runtime.plan.scaling import (
     fit_power_law,
     hold_out,
 )
+from trimaran.runtime.plan.scaling.published import PUBLISHED, PublishedLaw, Scale
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.loading import dump_spec
 from trimaran.runtime.tune.ladder import FIELDS, TARGET, Ladder, Rung

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimaran.models.config import TransformerConfig
-from trimaran.runtime.plan.scaling import Optimum, ScalingError, find_optimum
+from trimaran.runtime.plan.scaling.fit import Optimum, ScalingError, find_optimum
 from trimaran.runtime.tune.study import Trial
 
 

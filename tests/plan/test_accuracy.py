@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimaran.runtime.plan.accuracy import group_of, of_16_bits, predicted, published_runs, time_rows
-from trimaran.runtime.plan.calibrations import calibration_for, shipped
-from trimaran.runtime.plan.fit import Measured, fit
-from trimaran.runtime.plan.tables import PublishedRun
+from trimaran.runtime.plan.published.accuracy import group_of, of_16_bits, predicted, published_runs, time_rows
+from trimaran.runtime.plan.published.tables import PublishedRun
+from trimaran.runtime.plan.time.calibrations import calibration_for, shipped
+from trimaran.runtime.plan.time.fit import Measured, fit
 
 PUBLISHED = Path(__file__).parent / "published"
 MISSED = ["left out, by whole models"]  # its median; docs/planner.md

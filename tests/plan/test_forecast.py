@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from trimaran.models.presets import preset
-from trimaran.runtime.plan.calibrations import shipped
 from trimaran.runtime.plan.cases import Cases
 from trimaran.runtime.plan.chips import chip_named
 from trimaran.runtime.plan.forecast import CONTEXT_BYTES, Plan, Setting, case_of, plan
-from trimaran.runtime.plan.time import step_time
+from trimaran.runtime.plan.time.calibrations import shipped
+from trimaran.runtime.plan.time.step import step_time
 from trimaran.runtime.spec import RunSpec, load_spec
 
 ROOT = Path(__file__).parents[2]

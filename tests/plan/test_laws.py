@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trimaran.runtime.plan.laws import DEFAULT, LAWS, LossFormula, read_count
+from trimaran.runtime.plan.scaling.laws import DEFAULT, LAWS, LossFormula, read_count
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimaran.runtime.plan.accuracy import memory_rows, planned_gib
 from trimaran.runtime.plan.cases import Cases
-from trimaran.runtime.plan.memory import HABITS, habits_of, rank_bytes
-from trimaran.runtime.plan.tables import PublishedRun, read_table
+from trimaran.runtime.plan.memory.habits import HABITS, habits_of, rank_bytes
+from trimaran.runtime.plan.published.accuracy import memory_rows, planned_gib
+from trimaran.runtime.plan.published.tables import PublishedRun, read_table
 
 PUBLISHED = Path(__file__).parent / "published"
 

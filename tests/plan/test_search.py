@@ -8,7 +8,7 @@ import pytest
 
 from trimaran.runtime.plan.chips import chip_named
 from trimaran.runtime.plan.forecast import Setting, plan
-from trimaran.runtime.plan.search import FIELDS, Search, layouts_of, search
+from trimaran.runtime.plan.search.search import FIELDS, Search, layouts_of, search
 from trimaran.runtime.spec import RunSpec, load_spec, parse_spec
 
 FALCON = Path(__file__).parents[2] / "examples" / "falcon-40b.yaml"

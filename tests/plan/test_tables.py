@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trimaran.runtime.plan.tables import read_table
+from trimaran.runtime.plan.published.tables import read_table
 
 PUBLISHED = Path(__file__).parent / "published"
 

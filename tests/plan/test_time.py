@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from trimaran.runtime.plan.cases import Case, Cases, even_layers
-from trimaran.runtime.plan.constants import DEFAULT, NAMES, SHARES, Constants, from_free, to_free
-from trimaran.runtime.plan.fit import Measured, fit
-from trimaran.runtime.plan.tables import read_table
-from trimaran.runtime.plan.time import StepTime, product, step_time
+from trimaran.runtime.plan.published.tables import read_table
+from trimaran.runtime.plan.time.constants import DEFAULT, NAMES, SHARES, Constants, from_free, to_free
+from trimaran.runtime.plan.time.fit import Measured, fit
+from trimaran.runtime.plan.time.step import StepTime, product, step_time
 
 PUBLISHED = Path(__file__).parent / "published"
 FAST_HOST = replace(DEFAULT, host=1e-9)

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimaran.runtime.plan.published import PUBLISHED, Scale
-from trimaran.runtime.plan.scaling import (
+from trimaran.runtime.plan.scaling.fit import (
     ONE_RATIO,
     SEVERAL_RATIOS,
     Interval,
@@ -22,6 +21,7 @@ from trimaran.runtime.plan.scaling import (
     fit_two_variables,
     hold_out,
 )
+from trimaran.runtime.plan.scaling.published import PUBLISHED, Scale
 
 ONE = {"E": 1.69, "C": 406.4, "c": 0.34}
 TWO = {"E": 1.69, "A": 406.4, "a": 0.34, "B": 410.7, "b": 0.28}  # Hoffmann et al. 2022, equation 10

@@ -10,7 +10,7 @@ from trimaran.runtime.spec.loading import dump_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.plan.forecast import Setting
-    from trimaran.runtime.plan.search import Search
+    from trimaran.runtime.plan.search.search import Search
     from trimaran.runtime.spec import RunSpec
 
 _MOST = 10
@@ -24,7 +24,7 @@ def print_search(
     Raises:
         ValueError: an option is wrong, or nothing is found.
     """
-    from trimaran.runtime.plan.search import search
+    from trimaran.runtime.plan.search.search import search
 
     if not 0 <= headroom < 1:
         raise ValueError(f"--headroom must be at least 0 and below 1, a share of the chip's memory; got {headroom}")
@@ -46,7 +46,7 @@ def fixed_values(fix: Sequence[str]) -> Mapping[str, object]:
     """
     import difflib
 
-    from trimaran.runtime.plan.search import FIELDS, Layout
+    from trimaran.runtime.plan.search.search import FIELDS, Layout
 
     found: dict[str, object] = {}
     for each in fix:

@@ -193,8 +193,8 @@ def _print_fit(chip: "Chip", found: "Plan") -> None:
 def _print_published() -> None:
     from rich.table import Table
 
-    from trimaran.runtime.plan.accuracy import memory_rows, published_runs, time_rows
-    from trimaran.runtime.plan.calibrations import shipped
+    from trimaran.runtime.plan.published.accuracy import memory_rows, published_runs, time_rows
+    from trimaran.runtime.plan.time.calibrations import shipped
 
     if not _TABLES.is_dir():
         raise ValueError(f"the published tables are in the repository, not in an installed package: no {_TABLES}")

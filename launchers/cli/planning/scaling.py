@@ -12,10 +12,16 @@ import typer
 from trimaran.launchers.cli.console import errors_as_sentences, path
 from trimaran.launchers.terminal import print_table, say
 from trimaran.runtime.files import read_text
-from trimaran.runtime.plan.laws import DEFAULT, FLOPS_PER_PARAMETER_AND_TOKEN, LAWS, TOKENS_PER_PARAMETER, read_count
+from trimaran.runtime.plan.scaling.laws import (
+    DEFAULT,
+    FLOPS_PER_PARAMETER_AND_TOKEN,
+    LAWS,
+    TOKENS_PER_PARAMETER,
+    read_count,
+)
 
 if TYPE_CHECKING:
-    from trimaran.runtime.plan.scaling import Run
+    from trimaran.runtime.plan.scaling.fit import Run
 
 scaling = typer.Typer(no_args_is_help=True, help="How many tokens and parameters a budget is best spent on.")
 _FACTORS = (0.25, 0.5, 1.0, 2.0, 5.0, 20.0)
@@ -78,7 +84,7 @@ def fit(
         computes = [read_count(each, "--at") for each in at]
         runs = [run for table in tables for run in _read_runs(table)]
         _check_spread(runs)
-        from trimaran.runtime.plan.scaling import fit_two_variables
+        from trimaran.runtime.plan.scaling.fit import fit_two_variables
 
         law = fit_two_variables(runs)
         from rich.table import Table
@@ -93,7 +99,7 @@ def fit(
             if abs(math.log(run.loss / expected)) > _OUTLIER * law.scatter:
                 say(f"outlier: {run.parameters:.4g} parameters, {run.tokens:.4g} tokens: {run.loss} for {expected:.4g}")
         most = max(FLOPS_PER_PARAMETER_AND_TOKEN * run.parameters * run.tokens for run in runs)
-        from trimaran.runtime.plan.laws import LossFormula
+        from trimaran.runtime.plan.scaling.laws import LossFormula
 
         e, a_factor, a, b_factor, b = (law.constants[name].value for name in ("E", "A", "a", "B", "b"))
         own = LossFormula("fitted", e, a_factor, a, b_factor, b, "these runs")
@@ -105,7 +111,7 @@ def fit(
 
 
 def _read_runs(table: Path) -> list["Run"]:
-    from trimaran.runtime.plan.scaling import Run
+    from trimaran.runtime.plan.scaling.fit import Run
 
     reader = csv.DictReader(io.StringIO(read_text(table), newline=""))
     columns = reader.fieldnames or []
@@ -149,7 +155,7 @@ def _check_spread(runs: Iterable["Run"]) -> None:
 def _print_best(rows: Iterable[tuple[str, float, float]], law: object = DEFAULT) -> None:
     from rich.table import Table
 
-    from trimaran.runtime.plan.laws import LossFormula
+    from trimaran.runtime.plan.scaling.laws import LossFormula
 
     assert isinstance(law, LossFormula)
     table = Table("by", "parameters", "tokens", "tokens a parameter", "FLOP", f"loss ({law.name})", box=None)

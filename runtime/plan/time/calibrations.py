@@ -11,7 +11,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trimaran.runtime.files import read_text
-from trimaran.runtime.plan.constants import Constants
+from trimaran.runtime.plan.time.constants import Constants
 
 FILE: Final = Path(__file__).with_name("constants.json")
 VERSION: Final = 1

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimaran.runtime.plan.cases import Array, Cases
-from trimaran.runtime.plan.constants import Constants
+from trimaran.runtime.plan.time.constants import Constants
 
 _TILE_ROWS, _TILE_COLUMNS = 128.0, 128.0
 _ALIGNMENT: Final = 64.0

@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 
 from trimaran.runtime.pipeline.schedules import SCHEDULES
-from trimaran.runtime.plan.calibrations import calibration_for, shipped
 from trimaran.runtime.plan.cases import Array, Case, Cases
 from trimaran.runtime.plan.forecast import CONTEXT_BYTES, Plan, Setting, case_of, plan
-from trimaran.runtime.plan.time import parameters_of_rank, step_time
+from trimaran.runtime.plan.time.calibrations import calibration_for, shipped
+from trimaran.runtime.plan.time.step import parameters_of_rank, step_time
 from trimaran.runtime.spec import RunSpec, SpecError, parse_spec
 
 FIELDS: Final = {

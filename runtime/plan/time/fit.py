@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 
 from trimaran.runtime.plan.cases import Array, Cases
-from trimaran.runtime.plan.constants import DEFAULT, Constants, from_free, to_free
-from trimaran.runtime.plan.tables import PublishedRun
-from trimaran.runtime.plan.time import step_time
+from trimaran.runtime.plan.published.tables import PublishedRun
+from trimaran.runtime.plan.time.constants import DEFAULT, Constants, from_free, to_free
+from trimaran.runtime.plan.time.step import step_time
 
 _ERROR: Final = 0.03  # of a step time, relative
 _HUBER: Final = 2.0  # errors beyond which a run counts by its distance, not by its square

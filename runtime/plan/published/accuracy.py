@@ -8,12 +8,12 @@ from typing import Final
 
 import numpy as np
 
-from trimaran.runtime.plan.calibrations import Calibration, Shipped
 from trimaran.runtime.plan.cases import Array, Cases
-from trimaran.runtime.plan.constants import DEFAULT, Constants
-from trimaran.runtime.plan.fit import Measured, fit
-from trimaran.runtime.plan.memory import GIB, habits_of, rank_bytes
-from trimaran.runtime.plan.tables import PublishedRun, read_table
+from trimaran.runtime.plan.memory.habits import GIB, habits_of, rank_bytes
+from trimaran.runtime.plan.published.tables import PublishedRun, read_table
+from trimaran.runtime.plan.time.calibrations import Calibration, Shipped
+from trimaran.runtime.plan.time.constants import DEFAULT, Constants
+from trimaran.runtime.plan.time.fit import Measured, fit
 
 SOFTWARES: Final = (
     "megatron-2021", "megatron-2022", "mcore-2024", "megatron-deepspeed-2022", "vtrain-mds", "deepspeed-z3-2021",

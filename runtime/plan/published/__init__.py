@@ -1,0 +1,1 @@
+"""Published runs as tables, and how far plans lie from them."""

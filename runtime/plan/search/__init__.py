@@ -1,0 +1,1 @@
+"""Layouts: which fit, which is fastest, and why the others lose."""
