@@ -20,12 +20,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from rank_processes import RanksFailed, result_of_ranks
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from trimaran.runtime.spec import RunSpec
 
 LR, BETAS, WEIGHT_DECAY, MAX_NORM = 3e-4, (0.9, 0.95), 0.1, 1.0
 WARMUP_STEPS = 2
@@ -148,14 +151,8 @@ def plain_step(setting: Setting) -> Callable[[], None]:
 def trimaran_step(
     setting: Setting, layout: str, shared_memory: bool
 ) -> tuple[Callable[[], None], Callable[[float], float], Callable[[], None]]:
-    """One optimizer step of this rank, a function that sums a number over all ranks, and one that leaves the ranks."""
-    from trimaran.launchers.env.rank_env import read_env
-    from trimaran.launchers.rendezvous.store import join_rendezvous
-    from trimaran.launchers.worker.process_group import join_world, leave_world
-    from trimaran.models.batch import Microbatch
-    from trimaran.models.parallel.group import all_reduce
+    """See `step_of_rank`."""
     from trimaran.runtime.spec import parse_spec
-    from trimaran.runtime.train.train_context import build_train_context, train_step
 
     spec = parse_spec(
         {
@@ -177,17 +174,29 @@ def trimaran_step(
             },
         }
     )
+    return step_of_rank(spec)
+
+
+def step_of_rank(spec: "RunSpec") -> tuple[Callable[[], None], Callable[[float], float], Callable[[], None]]:
+    """One optimizer step of this rank, a function that sums a number over all ranks, and one that leaves the ranks."""
+    from trimaran.launchers.env.rank_env import read_env
+    from trimaran.launchers.rendezvous.store import join_rendezvous
+    from trimaran.launchers.worker.process_group import join_world, leave_world
+    from trimaran.models.batch import Microbatch
+    from trimaran.models.parallel.group import all_reduce
+    from trimaran.runtime.train.train_context import build_train_context, train_step
+
     rendezvous = join_rendezvous(read_env(os.environ), os.environ, spec.launcher, Path())
     mesh = join_world(spec, torch.device("cpu"), rendezvous)
     train_context = build_train_context(spec, mesh, torch.device("cpu"))
-    per_rank = setting.global_batch // mesh.dp.size
+    train = spec.train
+    per_rank = train.global_batch_size // mesh.dp.size
     torch.manual_seed(0)
 
     def step() -> None:
-        tokens = torch.randint(setting.vocab_size, (setting.global_batch, setting.seq_len + 1)).split(per_rank)[
-            mesh.dp.rank
-        ]
-        parts = tokens.split(setting.micro_batch)
+        shape = (train.global_batch_size, train.seq_len + 1)
+        tokens = torch.randint(spec.transformer.vocab_size, shape).split(per_rank)[mesh.dp.rank]
+        parts = tokens.split(train.micro_batch_size)
         train_step(
             train_context, [Microbatch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), 0) for part in parts], LR
         )

@@ -9,6 +9,7 @@ from trimaran.launchers.cli.convert import export, import_
 from trimaran.launchers.cli.evaluate import evaluate
 from trimaran.launchers.cli.generate import generate
 from trimaran.launchers.cli.jobs import cancel, logs, status
+from trimaran.launchers.cli.planning.calibrate import calibrate
 from trimaran.launchers.cli.planning.check import check, schema
 from trimaran.launchers.cli.planning.mup_check import coordinate_check
 from trimaran.launchers.cli.planning.plan import plan
@@ -39,6 +40,7 @@ app.command()(train)
 app.add_typer(tune, name="tune")
 app.command()(check)
 app.command()(plan)
+app.command()(calibrate)
 app.add_typer(scaling, name="scaling")
 app.command()(schedules)
 app.command()(schema)

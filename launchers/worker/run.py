@@ -18,6 +18,7 @@ from trimaran.launchers.env.rank_env import RankEnv, read_env
 from trimaran.launchers.rendezvous.fingerprint import check_same_everywhere, facts_of_rank
 from trimaran.launchers.rendezvous.mpi import MPIWorld
 from trimaran.launchers.rendezvous.store import Rendezvous, join_rendezvous, single_process
+from trimaran.launchers.worker.calibrate import run_calibrate
 from trimaran.launchers.worker.device import Resources, check_resources, choose_device, resources_of, threads_of_rank
 from trimaran.launchers.worker.evaluate import run_evaluate
 from trimaran.launchers.worker.failure_relay import FailureRelay, this_process
@@ -25,7 +26,16 @@ from trimaran.launchers.worker.generate import run_generate
 from trimaran.launchers.worker.process import Rank
 from trimaran.launchers.worker.process_group import join_world, leave_world
 from trimaran.launchers.worker.score import run_score
-from trimaran.launchers.worker.tasks import GenerateTask, ScoreTask, SpecFile, Task, TaskFile, TrainTask, read_task
+from trimaran.launchers.worker.tasks import (
+    CalibrateTask,
+    GenerateTask,
+    ScoreTask,
+    SpecFile,
+    Task,
+    TaskFile,
+    TrainTask,
+    read_task,
+)
 from trimaran.runtime.files import write_text
 from trimaran.runtime.finetune.rl.inputs import inputs_of
 from trimaran.runtime.finetune.rl.loop import train_on_rewards
@@ -94,6 +104,8 @@ def run_task(rank: Rank, connection: Connection) -> int:
         exit_code = run_generate(task, spec, mesh, device)
     elif isinstance(task, ScoreTask):
         exit_code = run_score(task, spec, mesh, device)
+    elif isinstance(task, CalibrateTask):
+        exit_code = run_calibrate(task, spec, mesh, device)
     else:
         exit_code = run_evaluate(task, spec, mesh, device, connection.rendezvous.store)
     leave_world(mesh, rank.relay)

@@ -87,12 +87,29 @@ class ScoreTask(BaseModel):
     examples: Path
 
 
-Task = TrainTask | GenerateTask | EvaluateTask | ScoreTask
+class CalibrateTask(BaseModel):
+    """Measure the machine; `spec` has the number of ranks.
+
+    Args:
+        output: the file of the points.
+        is_smoke: whether as little as possible is measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["calibrate"] = "calibrate"
+    spec: Path
+    output: Path
+    dtypes: tuple[str, ...]
+    is_smoke: bool
+
+
+Task = TrainTask | GenerateTask | EvaluateTask | ScoreTask | CalibrateTask
 _KINDS: Final[dict[str, type[Task]]] = {
     "train": TrainTask,
     "generate": GenerateTask,
     "evaluate": EvaluateTask,
     "score": ScoreTask,
+    "calibrate": CalibrateTask,
 }
 
 

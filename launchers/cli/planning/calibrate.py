@@ -1,0 +1,240 @@
+"""`trimaran calibrate`: measure this machine, fit its constants, and write or compare the file of both."""
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trimaran.launchers.before_start import check_writable
+from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.cli.stoppable import stoppable
+from trimaran.launchers.terminal import print_table, say
+from trimaran.runtime.files import read_json, write_text
+from trimaran.runtime.scratch import scratch_folder
+
+if TYPE_CHECKING:
+    from trimaran.runtime.plan.calibrate.record import Machine
+    from trimaran.runtime.spec import RunSpec
+
+_DTYPES = ("float32", "bfloat16", "float64")
+_MOST_RANKS = 64
+_TIMEOUT_S = 900.0
+
+
+def calibrate(
+    output: Annotated[
+        Path | None, typer.Option(parser=path, metavar="FILE", help="Write the calibration into this file.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(parser=path, metavar="FILE", help="Show what has changed since this calibration.")
+    ] = None,
+    fit: Annotated[
+        Path | None,
+        typer.Option(parser=path, metavar="RUNS.CSV", help="Fit a software's constants on a table of runs instead."),
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(metavar="N", help="Ranks that measure together; by default one for each GPU or core.")
+    ] = None,
+    dtype: Annotated[
+        list[str], typer.Option(metavar="DTYPE", help="float32, bfloat16 or float64; may be repeated.")
+    ] = ["float32", "bfloat16"],  # noqa: B006
+    smoke: Annotated[bool, typer.Option("--smoke", hidden=True)] = False,
+) -> None:
+    """Measure this machine in less than three minutes: products, copies, attention, layers, and exchanges of ranks."""
+    with errors_as_sentences():
+        if fit is not None:
+            if compare is not None or ranks is not None:
+                raise ValueError("--fit measures nothing; give --compare and --ranks without it")
+            _fit(fit, output)
+            return
+        _check(ranks, dtype)
+        before = None if compare is None else _read(compare)
+        if output is not None:
+            check_writable("--output", output.absolute().parent)
+            if output.is_dir():
+                raise ValueError(f"--output {output} is a folder; name a file")
+        found = _measured(_ranks_of_machine() if ranks is None else ranks, list(dict.fromkeys(dtype)), smoke=smoke)
+        if output is not None:
+            write_text(output, found.model_dump_json(indent=1) + "\n")
+        _print(found)
+        if before is not None:
+            _print_drift(before, found)
+        if output is not None:
+            say(f"calibration written to {output}: trimaran plan SPEC --chip {output}")
+
+
+def _check(ranks: int | None, dtypes: Sequence[str]) -> None:
+    if ranks is not None and not 1 <= ranks <= _MOST_RANKS:
+        raise ValueError(f"--ranks must be from 1 to {_MOST_RANKS}; got {ranks}")
+    wrong = [each for each in dtypes if each not in _DTYPES]
+    if wrong:
+        raise ValueError(f"--dtype {wrong[0]}: give one of {', '.join(_DTYPES)}")
+
+
+def _read(file: Path) -> "Machine":
+    from trimaran.runtime.plan.calibrate.record import read_machine
+
+    return read_machine(file)
+
+
+def _ranks_of_machine() -> int:
+    """Return the GPUs of this machine, or its cores, eight at most."""
+    from trimaran.runtime.processes import usable_cores
+
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return min(8, gpus or usable_cores())
+
+
+def _measured(ranks: int, dtypes: Sequence[str], *, smoke: bool) -> "Machine":
+    """Measure on as many ranks of this machine, and fit."""
+    from trimaran.runtime.spec.loading import dump_spec
+
+    begun = time.monotonic()
+    spec = _spec(ranks)
+    with scratch_folder("calibrate") as folder:
+        write_text(folder / "spec.yaml", dump_spec(spec))
+        _run(spec, folder, dtypes, smoke=smoke)
+        raw = read_json(folder / "points.json")
+    return machine_of(raw, dtypes, time.monotonic() - begun)
+
+
+def _spec(ranks: int) -> "RunSpec":
+    """Return a spec with as many ranks; nothing of it is trained."""
+    from trimaran.runtime.spec import parse_spec
+
+    return parse_spec(
+        {
+            "model": {"num_layers": 1, "hidden_size": 64, "num_heads": 1, "vocab_size": 512},
+            "parallel": {"dp": ranks},
+            "data": {"tokenizer_vocab_size": 512},
+            "optimizer": {"lr": 1e-3},
+            "train": {"num_steps": 1, "global_batch_size": ranks, "micro_batch_size": 1, "seq_len": 16},
+            "launcher": {"timeout_s": _TIMEOUT_S},
+        }
+    )
+
+
+def _run(spec: "RunSpec", folder: Path, dtypes: Sequence[str], *, smoke: bool) -> None:
+    from trimaran.launchers.local.launch import LocalRun, launch
+    from trimaran.launchers.worker.tasks import CalibrateTask
+
+    task = CalibrateTask(spec=folder / "spec.yaml", output=folder / "points.json", dtypes=tuple(dtypes), is_smoke=smoke)
+    write_text(folder / "task.json", task.model_dump_json())
+    if spec.world_size > 1:
+        launch(LocalRun(spec, folder / "task.json", folder / "logs"))
+        return
+    from trimaran.launchers.worker.run import run_alone
+
+    with stoppable(lambda: ""):
+        run_alone(task)
+
+
+def machine_of(raw: Mapping[str, Any], dtypes: Sequence[str], seconds: float) -> "Machine":
+    """Return the calibration that the ranks' file of points makes."""
+    import platform
+    from importlib.metadata import version
+
+    import numpy as np
+
+    from trimaran.runtime.plan.calibrate.fitted import fit_exchanges, fit_rates
+    from trimaran.runtime.plan.calibrate.fitted_gpu import fit_constants
+    from trimaran.runtime.plan.calibrate.record import VERSION, Machine, Point
+    from trimaran.runtime.processes import usable_cores
+
+    points = [Point.model_validate(each) for each in raw["points"]]
+    settings = sorted({(each.ranks, each.threads) for each in points if each.what == "product"})
+    exchanges = fit_exchanges(points)
+    on_gpu = raw["kind"] == "gpu"
+    return Machine(
+        version=VERSION,
+        **{name: raw[name] for name in ("kind", "name", "memory_bytes", "processors", "context_bytes")},
+        cores=usable_cores(),
+        versions={"trimaran": version("trimaran"), "python": platform.python_version(), "torch": version("torch")},
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        spread=round(float(np.median([each.spread for each in points])), 4),
+        seconds=round(seconds, 1),
+        rates=[] if on_gpu else [fit_rates(points, *each, dtype) for each in settings for dtype in dtypes],
+        constants=[fit_constants(points, exchanges, raw["name"], raw["processors"], each) for each in dtypes]
+        if on_gpu
+        else [],
+        exchanges=exchanges,
+        points=points,
+    )
+
+
+def _print(found: "Machine") -> None:
+    from rich.table import Table
+
+    where = "cores" if found.kind == "cpu" else "processors"
+    say(
+        f"{found.name}, {found.cores if found.kind == 'cpu' else found.processors} {where}: {len(found.points)} points "
+        f"in {found.seconds:.0f} s, spread {found.spread:.1%}"
+    )
+    table = Table("fitted", "ranks x threads", "value", "error of the fit", box=None)
+    for each in found.rates:
+        where = f"{each.dtype}, {each.ranks} x {each.threads}"
+        for name, value in (
+            ("products", f"{each.flops * each.gemm / 1e9:.1f} GFLOP/s"),
+            ("attention", f"{each.flops * each.attention / 1e9:.1f} GFLOP/s"),
+            ("copies", f"{each.memory_rate * each.hbm / 1e9:.1f} GB/s"),
+            ("layer's host time", f"{each.host * 1e6:.0f} us"),
+        ):
+            kind = {"products": "product", "attention": "attention", "layer's host time": "step"}.get(name, "")
+            table.add_row(name, where, value, f"{each.residuals[kind]:.1%}" if kind else "")
+    for one in found.constants:
+        for name, number in one.constants.items():
+            table.add_row(name, one.dtype, f"{number:.4g}", "")
+        for kind, error in one.residuals.items():
+            table.add_row(f"error: {kind}", one.dtype, "", f"{error:.1%}")
+    for pair in found.exchanges:
+        what = f"{pair.operation} over {pair.axis}"
+        value = f"{pair.latency * 1e6:.0f} us + {pair.rate / 1e9:.2f} GB/s"
+        table.add_row(what, f"{pair.ranks} ranks", value, f"{pair.residual:.1%}")
+    print_table(table)
+    from trimaran.runtime.plan.calibrate.record import MOST_SPREAD
+
+    if found.spread > MOST_SPREAD:
+        say(
+            f"the spread is above {MOST_SPREAD:.0%}: the machine did other things meanwhile, and trimaran plan refuses "
+            "such a calibration; run it again while nothing else does",
+            style="yellow",
+        )
+
+
+def _print_drift(before: "Machine", now: "Machine") -> None:
+    from rich.table import Table
+
+    from trimaran.runtime.plan.calibrate.compare import drift
+
+    found = drift(before, now)
+    table = Table("changed since", before.date[:10], "now", "ratio", box=None)
+    for row in found.rows:
+        table.add_row(row.what, f"{row.before:.4g}", f"{row.now:.4g}", f"{row.ratio:.2f}")
+    print_table(table)
+    for note in found.notes:
+        say(note, style="yellow")
+
+
+def _fit(runs: Path, output: Path | None) -> None:
+    """Fit a software's constants on a table of runs, and print the errors in the sample and left out."""
+    import json
+
+    from rich.table import Table
+
+    from trimaran.runtime.plan.calibrate.software import fit_software
+
+    found = fit_software(runs)
+    table = Table("software", "chip", "runs", "median error", "within 10%", "left out: median", "within 10%", box=None)
+    for each in found:
+        left = ("", "") if each.left_out is None else (f"{each.left_out[0]:.1%}", f"{each.left_out[1]:.0%}")
+        inside = (f"{each.in_sample[0]:.1%}", f"{each.in_sample[1]:.0%}")
+        calibration = each.calibration
+        table.add_row(calibration.software, calibration.chip, str(calibration.runs), *inside, *left)
+    print_table(table)
+    if output is not None:
+        content = {"version": 1, "fits": [each.as_json() for each in found]}
+        write_text(output, json.dumps(content, indent=1) + "\n")
+        say(f"constants written to {output}")

@@ -1,0 +1,88 @@
+"""`trimaran calibrate` on the ranks: each measures, all at once and together; rank 0 writes the points."""
+
+import json
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from trimaran.launchers.terminal import say
+from trimaran.launchers.worker.tasks import CalibrateTask
+from trimaran.runtime.files import read_text, write_text
+from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.plan.calibrate.record import Point
+from trimaran.runtime.processes import usable_cores
+from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.calibration.exchange import measure_exchanges, merged, to_text
+from trimaran.runtime.train.calibration.measure import CPU, GPU, SMOKE, Effort, measure
+from trimaran.runtime.train.hardware import describe_machine
+
+
+def run_calibrate(task: CalibrateTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
+    """Measure, and write the points and the facts of the machine on rank 0. Collective over the world."""
+    effort = SMOKE if task.is_smoke else GPU if device.type == "cuda" else CPU
+    facts, alone = _facts(device), list[Point]()
+    cores, threads = usable_cores(), torch.get_num_threads()
+    if device.type == "cpu" and mesh.world_size > 1:
+        if mesh.rank == 0 and cores > threads:
+            torch.set_num_threads(cores)
+            alone = _alone(task, device, effort)
+            torch.set_num_threads(threads)
+        mesh.gather_text("")  # the others wait, and take no core meanwhile
+    if mesh.rank == 0:
+        say(f"measuring {mesh.world_size} ranks at once")
+    mine: Iterable[Point] = measure(device, task.dtypes, mesh.world_size, effort)
+    points = list(mine)
+    if mesh.world_size > 1:
+        points += measure_exchanges(device, effort.exchanges, spec.launcher.timeout_s)
+    texts = mesh.gather_text(to_text(points))
+    if mesh.rank == 0:
+        found = [*alone, *merged(texts)]
+        write_text(task.output, json.dumps({**facts, "points": [each.model_dump() for each in found]}))
+    return 0
+
+
+def _alone(task: CalibrateTask, device: torch.device, effort: Effort) -> list[Point]:
+    """Return the points of one process with all threads; none where other programs leave it too little time."""
+    threads, begun = torch.get_num_threads(), time.monotonic()
+    say(f"measuring one process of {threads} threads")
+    found = []
+    for point in measure(device, task.dtypes, 1, effort):
+        found.append(point)
+        if time.monotonic() - begun > effort.limit_s:
+            say(
+                f"one process of {threads} threads was not measured within {effort.limit_s:.0f} s, for other programs "
+                "use the cores: the calibration has nothing of it",
+                style="yellow",
+            )
+            return []
+    return found
+
+
+def _facts(device: torch.device) -> dict[str, object]:
+    """Return what is known of the machine before anything is measured."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        torch.zeros(1, device=device)
+        free, total = torch.cuda.mem_get_info(device)
+        return {
+            "kind": "gpu", "name": properties.name, "memory_bytes": properties.total_memory,
+            "processors": properties.multi_processor_count,
+            "context_bytes": total - free - torch.cuda.memory_reserved(device),
+        }  # fmt: skip
+    machine = describe_machine()
+    return {
+        "kind": "cpu", "name": machine["cpu"], "memory_bytes": machine["memory_bytes"], "processors": 0,
+        "context_bytes": _own_bytes(),
+    }  # fmt: skip
+
+
+def _own_bytes(status: Path = Path("/proc/self/status")) -> int:
+    """Return the bytes that this process holds and shares with no file; 0 where the kernel does not tell."""
+    try:
+        found = re.search(r"^RssAnon:\s*(\d+) kB$", read_text(status), re.MULTILINE)
+    except OSError:
+        found = None
+    return int(found.group(1)) * 1024 if found else 0

@@ -1,0 +1,117 @@
+"""What ranks measure together: the exchanges of every axis of the mesh, by size and by ranks of the group."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from trimaran.models.parallel.group import Group, all_gather_into, all_reduce, all_to_all, receive, send
+from trimaran.models.parallel.group import start_reduce_scatter_into as start_reduce_scatter
+from trimaran.runtime.mesh import Mesh, build_mesh
+from trimaran.runtime.plan.calibrate.record import Point
+from trimaran.runtime.train.calibration.clock import time_repeats
+
+_AXES: Final = {
+    "tp": ("all_reduce", "all_gather", "reduce_scatter"),
+    "dp": ("all_gather", "reduce_scatter"),
+    "pp": ("transfer",),
+    "ep": ("all_to_all",),
+}
+_LARGE, _REPEATS, _REPEATS_OF_LARGE = 1 << 20, 30, 8
+
+
+def measure_exchanges(device: torch.device, sizes: Sequence[int], timeout_s: float) -> Iterator[Point]:
+    """Yield the points of exchanges. Collective over the world; every rank gets points of its own.
+
+    Args:
+        sizes: bytes of a rank's whole tensor, multiples of 4 times the ranks.
+        timeout_s: bound of every wait.
+    """
+    world = torch.distributed.get_world_size()
+    for axis, operations in _AXES.items():
+        for ranks in sorted({2, world}):
+            if world % ranks:
+                continue
+            mesh = _mesh(axis, ranks, world, timeout_s, device)
+            group = mesh.pp if axis == "pp" else mesh.ep if axis == "ep" else getattr(mesh, axis)
+            try:
+                for operation in operations:
+                    if operation == "transfer" and ranks > 2:
+                        continue  # between two neighbours of any number
+                    for size in sizes:
+                        yield _point(axis, operation, size, group, mesh, device)
+            finally:
+                mesh.close()
+
+
+def _mesh(axis: str, ranks: int, world: int, timeout_s: float, device: torch.device) -> Mesh:
+    """Return a mesh with `ranks` ranks on the axis; the others, if any, are on dp, or for dp itself on pp."""
+    sizes = {"pp": 1, "dp": 1, "cp": 1, "tp": 1}
+    if axis == "ep":
+        return build_mesh(**{**sizes, "dp": world}, ep=ranks, timeout_s=timeout_s, device=device)
+    sizes[axis] = ranks
+    sizes["pp" if axis == "dp" else "dp"] *= world // ranks
+    return build_mesh(**sizes, timeout_s=timeout_s, device=device)
+
+
+def _point(axis: str, operation: str, size: int, group: Group, mesh: Mesh, device: torch.device) -> Point:
+    repeats = _REPEATS if size < _LARGE else _REPEATS_OF_LARGE
+    work = _work(operation, size, group, device)
+    mesh.gather_text("")  # nobody begins before the others are there
+    found = time_repeats(work, device, repeats)
+    return Point(
+        what="exchange", dtype="float32", ranks=group.size, threads=1, shape={"bytes": size}, axis=axis,
+        operation=operation, seconds=found.seconds, cpu_seconds=found.cpu_seconds, spread=found.spread,
+        repeats=repeats,
+    )  # fmt: skip
+
+
+def _work(operation: str, size: int, group: Group, device: torch.device) -> Callable[[], object]:
+    whole = torch.zeros(group.size, size // 4 // group.size, device=device)
+    part = torch.zeros_like(whole[0])
+    if operation == "all_reduce":
+        return lambda: all_reduce(whole, group)
+    if operation == "all_gather":
+        return lambda: all_gather_into(whole, part, group)
+    if operation == "reduce_scatter":
+        return lambda: start_reduce_scatter(part, whole, group)()
+    if operation == "all_to_all":
+        rows = [1] * group.size
+        return lambda: all_to_all(whole, rows, rows, group)
+    return lambda: _transfer(whole, group)
+
+
+def _transfer(x: Tensor, group: Group) -> None:
+    """Send to the neighbour and take back: half of this is one transfer, which `merged` accounts for."""
+    if group.rank == 0:
+        send(x, 1, group)
+        receive(x, 1, group)
+    else:
+        receive(x, 0, group)
+        send(x, 0, group)
+
+
+def merged(texts: Sequence[str]) -> list[Point]:
+    """Return one point for the points that ranks have of the same thing, the one with the median time.
+
+    A transfer there and back is two.
+
+    Args:
+        texts: of every rank, its points as `to_text` makes them.
+    """
+    by_rank = [[Point.model_validate(each) for each in json.loads(text)] for text in texts]
+    found = []
+    for same in zip(*by_rank, strict=True):
+        middle = sorted(same, key=lambda point: point.seconds)[len(same) // 2]
+        if middle.operation == "transfer":
+            halves = {"seconds": middle.seconds / 2, "cpu_seconds": middle.cpu_seconds / 2}
+            middle = middle.model_copy(update=halves)
+        found.append(middle)
+    return found
+
+
+def to_text(points: Sequence[Point]) -> str:
+    """Return points as a text that ranks exchange."""
+    return json.dumps([point.model_dump() for point in points])
