@@ -68,6 +68,7 @@ class Boundary:
     queue: WeightGradientQueue
     listener: BlockListener | None = None
     takes_gradients: bool = True
+    _current: str = ""  # block of the backward pass that runs
 
     def forward(self, block: str) -> "_Forward":
         """Return the context in which the block's forward runs."""
@@ -84,10 +85,13 @@ class Boundary:
         if self.listener is None:
             backward([output], [grad])
             return
-        blocks = backward_blocks(self.parameters)
-        self._begin(blocks[0])
+        first, *others = backward_blocks(self.parameters)
+        self._begin(first)
         backward([output], [grad])
-        self._end(blocks[-1])
+        # Autograd stops before blocks that no gradient is needed for: those that precede all that learns.
+        for block in others[others.index(self._current) + 1 if self._current in others else 0 :]:
+            self._cross(self._current, block)
+        self._end(self._current)
 
     def _cross(self, after: str, before: str) -> None:
         self._end(after)
@@ -95,6 +99,7 @@ class Boundary:
 
     def _begin(self, block: str) -> None:
         assert self.listener is not None
+        self._current = block
         self.listener.before_backward(block)
         self._now_or_later(partial(self.listener.before_gradients, block))
 

@@ -323,25 +323,28 @@ class Stage(nn.Module):
         if hidden is None:
             with boundary.forward(EMBEDDING):
                 hidden = self._embed(tokens, positions, forward_context)
-            if torch.is_grad_enabled() and not hidden.requires_grad:  # frozen; the layers behind it learn
-                hidden.requires_grad_()
             before = EMBEDDING
         pending: PendingResidual | None = None
         for number, layer in self.layers.items():
             block = f"layers.{number}"
+            if torch.is_grad_enabled() and layer.is_recomputed and not hidden.requires_grad:
+                hidden.requires_grad_()  # of a frozen embedding: else a layer that is computed again would not learn
             hidden, pending = self._cross(block, before, hidden, pending)
             with boundary.forward(block):
                 hidden, pending = layer(hidden, pending, forward_context)
             before = block
         assert hidden is not None
         if not self.is_last:
-            return add_residual(hidden, pending, forward_context.first_sample)
+            out: Tensor = add_residual(hidden, pending, forward_context.first_sample)
+            if torch.is_grad_enabled() and not out.requires_grad:  # a frozen embedding without a layer
+                out.requires_grad_()
+            return out
         hidden, pending = self._cross(FINAL, before, hidden, pending)
         if self.final_norm is None:
             return add_residual(hidden, pending, forward_context.first_sample)
         with boundary.forward(FINAL):
-            out: Tensor = self.final_norm(hidden, pending, forward_context.first_sample)[1]
-        return out
+            normed: Tensor = self.final_norm(hidden, pending, forward_context.first_sample)[1]
+        return normed
 
     def _cross(
         self, block: str, before: str, hidden: Tensor, pending: PendingResidual | None

@@ -24,7 +24,7 @@ from trimaran.models.parallel.collectives import (
 )
 from trimaran.models.parallel.gradient import GradAccumulator, weight_gradients
 from trimaran.models.parallel.group import Group, start_all_reduce
-from trimaran.models.parallel.low_rank import LowRank, LowRankCall
+from trimaran.models.parallel.low_rank import LowRank, LowRankCall, LowRankCalls
 from trimaran.models.parallel.parameter import InitSpec, LayerContext, new_parameter
 from trimaran.models.parallel.quantized import QuantizedWeight, dense
 
@@ -41,14 +41,12 @@ class _Map:
     bias: Tensor | None
     adapter: LowRankCall | None
 
-    def of(self, full: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the output [..., parts * out] for the whole input [..., in], and the hidden rows of the adapter."""
+    def of(self, full: Tensor, hidden: Tensor | None) -> Tensor:
+        """Return the output [..., parts * out] for the whole input [..., in]; hidden: that of its adapter."""
         y = _product(full, dense(self.weight), self.bias)
-        if self.adapter is None:
-            return y, None
-        hidden = self.adapter.hidden(full)
-        self.adapter.add_(y, hidden)
-        return y, hidden
+        if self.adapter is not None and hidden is not None:
+            self.adapter.add_(y, hidden)
+        return y
 
     @property
     def parameters(self) -> tuple[Tensor | None, ...]:
@@ -57,22 +55,39 @@ class _Map:
         return weight, self.bias, *((None, None) if self.adapter is None else self.adapter.parameters)
 
 
+def _outputs(maps: Sequence[_Map], full: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Return the maps' outputs for the whole input [..., in], and the hidden rows of their adapters."""
+    adapters = _adapters_of(maps)
+    if adapters is None:
+        return tuple([each.of(full, None) for each in maps]), None
+    hidden = adapters.hidden(full)
+    return tuple([each.of(full, low) for each, low in zip(maps, adapters.split(hidden), strict=True)]), hidden
+
+
+def _adapters_of(maps: Sequence[_Map]) -> LowRankCalls | None:
+    """Return the adapters of the maps, None where there is none."""
+    calls = [each.adapter for each in maps]
+    return None if all(call is None for call in calls) else LowRankCalls(calls)
+
+
 @dataclass(frozen=True, eq=False)
 class _Gradients:
     """What the gradients of the maps' parameters are computed from, now or later.
 
     Args:
         x: [..., in]; with a group this rank's part of the sequence.
-        terms: for each map its gradient dy [rows, out] where the weight learns, and for its adapter dy, the hidden rows
-            and their gradient.
+        dys: for each map the gradient of its output [rows, out].
         learns: for each map whether its weight learns.
+        hidden, dh: the hidden rows of the adapters and their gradient; None without adapters.
     """
 
     x: Tensor
     group: Group | None
     maps: Sequence[_Map]
-    terms: Sequence[tuple[Tensor, Tensor | None, Tensor | None]]
+    dys: Sequence[Tensor]
     learns: Sequence[bool]
+    hidden: Tensor | None
+    dh: Tensor | None
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -87,14 +102,17 @@ class _Gradients:
         """Add them to `gradients`, in the order of `parameters`."""
         # Gathered again: keeping the whole from the forward, or until a W, would cost what sequence parallelism saves.
         full = self.x if self.group is None else gather_dim1(self.x, self.group)
-        left = iter(gradients)
-        for each, learns, (dy, hidden, dh) in zip(self.maps, self.learns, self.terms, strict=True):
+        left, low_rank = iter(gradients), []
+        for each, learns, dy in zip(self.maps, self.learns, self.dys, strict=True):
             if learns:
                 next(left).add_product(dy.t(), full.flatten(0, -2))
             if each.adapter is not None:
-                assert hidden is not None, "the forward has kept it"
-                assert dh is not None, "the backward has made it"
-                each.adapter.add_gradients(next(left), next(left), dy, hidden, dh, full)
+                low_rank.append((next(left), next(left)))
+        adapters = _adapters_of(self.maps)
+        if adapters is not None:
+            assert self.hidden is not None, "the forward has kept it"
+            assert self.dh is not None, "the backward has made it"
+            adapters.add_gradients(low_rank, self.dys, self.hidden, self.dh, full)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -116,52 +134,47 @@ class _Linear(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.group, ctx.maps, ctx.sequence_parallel = group, maps, sequence_parallel and group is not None
         full = gather_dim1(x, group) if group is not None and sequence_parallel else x
-        outputs, hidden = zip(*[each.of(full) for each in maps], strict=True)
-        ctx.save_for_backward(x, *hidden)
+        outputs, hidden = _outputs(maps, full)
+        ctx.save_for_backward(x, hidden)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        x, *hidden = ctx.saved_tensors
+        x, hidden = ctx.saved_tensors
         group: Group | None = ctx.group
         maps: Sequence[_Map] = ctx.maps
         dys = [dy.flatten(0, -2) for dy in grads]
-        dx = dys[0] @ dense(maps[0].weight).view(-1, x.shape[-1])
-        for each, dy in zip(maps[1:], dys[1:], strict=True):
-            dx.addmm_(dy, dense(each.weight).view(-1, x.shape[-1]))
-        dhs = _add_adapter_input_gradients_(dx, maps, dys, grads[0].shape[:-1])
-        dx = dx.view(*grads[0].shape[:-1], x.shape[-1])
-        if group is not None and not ctx.sequence_parallel:
+        adapters = _adapters_of(maps)
+        dh = None if adapters is None else adapters.hidden_gradient(dys)
+        # Nothing reads it where all that precedes the first adapter of a network is frozen.
+        dx = _input_gradient(maps, dys, dh, grads[0].shape[:-1]) if ctx.needs_input_grad[0] else None
+        if dx is not None and group is not None and not ctx.sequence_parallel:
             wait = start_all_reduce(dx, group)
         needed = [ctx.needs_input_grad[4 + 4 * index : 8 + 4 * index] for index in range(len(maps))]
-        terms = list(zip(dys, hidden, dhs, strict=True))
         learns = [need[0] for need in needed]
-        found = _found(_Gradients(x, group if ctx.sequence_parallel else None, maps, terms, learns))
+        found = _found(_Gradients(x, group if ctx.sequence_parallel else None, maps, dys, learns, hidden, dh))
         parameter_grads: list[Tensor | None] = []
         for each, dy, need in zip(maps, dys, needed, strict=True):
             parameter_grads.append(next(found) if need[0] else None)
             parameter_grads.append(dy.sum(0).view(each.weight.shape[:-1]) if need[1] else None)
             parameter_grads += [None, None] if each.adapter is None else [next(found), next(found)]
-        if ctx.sequence_parallel:
+        if dx is not None and ctx.sequence_parallel:
             assert group is not None
             dx = reduce_scatter_dim1(dx, group)
-        elif group is not None:
+        elif dx is not None and group is not None:
             wait()
         return dx, None, None, None, *parameter_grads
 
 
-def _add_adapter_input_gradients_(
-    dx: Tensor, maps: Sequence[_Map], dys: Sequence[Tensor], rows: torch.Size
-) -> list[Tensor | None]:
-    """Add to dx [*rows, in] what the adapters' inputs get; return the gradients of their hidden rows."""
-    found: list[Tensor | None] = []
-    for each, dy in zip(maps, dys, strict=True):
-        dh = None
-        if each.adapter is not None:
-            dh = each.adapter.hidden_gradient(dy)
-            each.adapter.add_input_gradient_(dx, dh, rows)
-        found.append(dh)
-    return found
+def _input_gradient(maps: Sequence[_Map], dys: Sequence[Tensor], dh: Tensor | None, rows: torch.Size) -> Tensor:
+    """Return the gradient of the whole input [*rows, in]; dh: that of the adapters' hidden rows, where there are."""
+    dx = dys[0] @ dense(maps[0].weight).flatten(0, -2)
+    for each, dy in zip(maps[1:], dys[1:], strict=True):
+        dx.addmm_(dy, dense(each.weight).flatten(0, -2))
+    adapters = _adapters_of(maps)
+    if adapters is not None and dh is not None:
+        adapters.add_input_gradient_(dx, dh, rows)
+    return dx.view(*rows, -1)
 
 
 def _found(gradients: _Gradients) -> Iterator[Tensor | None]:
@@ -244,7 +257,7 @@ def column_linear(x: Tensor, layers: Sequence[ColumnParallelWeights], first_samp
     context, maps = layers[0].context, [_map_of(layer, layer.bias, first_sample) for layer in layers]
     if not torch.is_grad_enabled():  # in generation autograd's bookkeeping takes as long as a small product
         full = gather_dim1(x, context.tp) if context.sequence_parallel else x
-        return tuple([each.of(full)[0] for each in maps])
+        return _outputs(maps, full)[0]
     return _apply(x, context.tp if context.tp.size > 1 else None, context.sequence_parallel, maps)
 
 
@@ -295,7 +308,7 @@ def row_linear(inputs: Sequence[tuple[Tensor, RowParallelLinear]], first_sample:
     if torch.is_grad_enabled():
         first, *others = [_apply(x, None, False, [each])[0] for x, each in pairs]
     else:
-        first, *others = [each.of(x)[0] for x, each in pairs]
+        first, *others = [_outputs([each], x)[0][0] for x, each in pairs]
     for other in others:
         first = first + other
     y: Tensor = combine(first, context.tp)

@@ -10,6 +10,7 @@ Neither needs a collective of its own. For stacked matrices [parts, out, in] A i
 rank]: each matrix has its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,37 +113,30 @@ class LowRankCall:
         """Return x [batch, seq, local in] after dropout, whose mask depends on sample, position and column alone."""
         return x if self.rate == 0.0 else x * self._factors(x)
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """Return dropout(x) A^T [rows, parts * rank] for x [batch, seq, local in]."""
+    @property
+    def a(self) -> Tensor:
+        """A [parts * rank, local in], which no gradient flows to."""
         a = self.adapter.a.detach()
-        return self.dropped(x).flatten(0, -2) @ a.view(-1, x.shape[-1]).t()
+        return a.view(-1, a.shape[-1])
 
     def add_(self, y: Tensor, hidden: Tensor) -> None:
-        """Add scale hidden B^T to y [..., parts * local out]."""
+        """Add scale hidden B^T to y [..., parts * local out]; hidden: [rows, parts * rank]."""
         rows, scale = y.view(-1, y.shape[-1]), self.adapter.options.scale
         for out, low, b in self._parts(rows, hidden):
             out.addmm_(low, b.t(), alpha=scale)
 
-    def hidden_gradient(self, dy: Tensor) -> Tensor:
-        """Return the gradient of `hidden` [rows, parts * rank] for that of y [rows, parts * local out]."""
-        dh = dy.new_empty(len(dy), self.adapter.a[..., 0].numel())
+    def write_hidden_gradient(self, dy: Tensor, dh: Tensor) -> None:
+        """Write the gradient of the hidden rows to dh [rows, parts * rank], for that of y [rows, parts * local out]."""
         for out, low, b in self._parts(dy, dh):
             torch.mm(out, b, out=low)
-        return dh.mul_(self.adapter.options.scale)
+        dh.mul_(self.adapter.options.scale)
 
     def add_input_gradient_(self, dx: Tensor, dh: Tensor, leading: Shape) -> None:
         """Add the gradient of the input [*leading, local in] to dx [rows, local in]; leading: (batch, seq)."""
-        a = self.adapter.a.detach().view(-1, dx.shape[-1])
-        if self.rate == 0.0:
-            dx.addmm_(dh, a)
-        else:
-            dx.addcmul_(dh @ a, self._factors(dx.view(*leading, -1)).flatten(0, -2))
+        dx.addcmul_(dh @ self.a, self._factors(dx.view(*leading, -1)).flatten(0, -2))
 
-    def add_gradients(
-        self, a: GradAccumulator, b: GradAccumulator, dy: Tensor, hidden: Tensor, dh: Tensor, x: Tensor
-    ) -> None:
-        """Add the gradients of A and B; dy: [rows, parts * local out], x: [batch, seq, local in]."""
-        a.add_product(dh.t(), self.dropped(x).flatten(0, -2))
+    def add_b_gradient(self, b: GradAccumulator, dy: Tensor, hidden: Tensor) -> None:
+        """Add the gradient of B; dy: [rows, parts * local out]."""
         total = b.total()
         total = total.view(-1, *total.shape[-2:])
         for part, (out, low, _) in zip(total, self._parts(dy, hidden), strict=True):
@@ -163,3 +157,88 @@ class LowRankCall:
         columns = adapter.first_column, adapter.first_column + length
         keep = keep_mask(adapter._key, rows, adapter.width, self.rate, *columns)
         return keep.view(x.shape).to(x.dtype).div_(1.0 - self.rate)
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankCalls:
+    """The adapters of several linear maps of one input, of which some map has none.
+
+    Their A are multiplied in one product, unless dropout gives each an input of its own. `hidden`: what they make of
+    the input [rows, sum of parts * rank], the columns of each adapter after those of the one before.
+
+    Args:
+        calls: for each map its adapter.
+    """
+
+    calls: Sequence[LowRankCall | None]
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return dropout(x) A^T of every adapter, for x [batch, seq, local in]."""
+        if self._is_shared:
+            return x.flatten(0, -2) @ self._a().t()
+        return torch.cat([call.dropped(x).flatten(0, -2) @ call.a.t() for call in self._present], dim=1)
+
+    def split(self, hidden: Tensor) -> list[Tensor | None]:
+        """Return each map's columns, None where it has no adapter."""
+        columns = iter(hidden.split([len(call.a) for call in self._present], dim=1))
+        return [None if call is None else next(columns) for call in self.calls]
+
+    def hidden_gradient(self, dys: Sequence[Tensor]) -> Tensor:
+        """Return the gradient of `hidden` for those of the maps' outputs [rows, parts * local out]."""
+        dh = dys[0].new_empty(len(dys[0]), sum(len(call.a) for call in self._present))
+        for call, dy, part in zip(self.calls, dys, self.split(dh), strict=True):
+            if call is not None and part is not None:
+                call.write_hidden_gradient(dy, part)
+        return dh
+
+    def add_input_gradient_(self, dx: Tensor, dh: Tensor, leading: Shape) -> None:
+        """Add the gradient of the input [*leading, local in] to dx [rows, local in]; leading: (batch, seq)."""
+        if self._is_shared:
+            dx.addmm_(dh, self._a())
+            return
+        for call, part in zip(self.calls, self.split(dh), strict=True):
+            if call is not None and part is not None:
+                call.add_input_gradient_(dx, part, leading)
+
+    def add_gradients(
+        self,
+        gradients: Sequence[tuple[GradAccumulator, GradAccumulator]],
+        dys: Sequence[Tensor],
+        hidden: Tensor,
+        dh: Tensor,
+        x: Tensor,
+    ) -> None:
+        """Add the gradients of A and B.
+
+        Args:
+            gradients: those of A and B, of each adapter.
+            dys: gradients of the maps' outputs [rows, parts * local out].
+            x: the input [batch, seq, local in].
+        """
+        if self._is_shared and len(gradients) > 1:
+            totals = [a.total() for a, _ in gradients]
+            whole = x.new_empty(dh.shape[1], x.shape[-1], dtype=totals[0].dtype)
+            add_product_(whole, dh.t(), x.flatten(0, -2), overwrite=True)
+            for total, part in zip(totals, whole.split([len(call.a) for call in self._present]), strict=True):
+                total.add_(part.view_as(total))
+        left = iter(gradients)
+        for call, dy, low, d_low in zip(self.calls, dys, self.split(hidden), self.split(dh), strict=True):
+            if call is not None and low is not None and d_low is not None:
+                a, b = next(left)
+                if not self._is_shared or len(gradients) == 1:
+                    a.add_product(d_low.t(), call.dropped(x).flatten(0, -2))
+                call.add_b_gradient(b, dy, low)
+
+    @property
+    def _present(self) -> list[LowRankCall]:
+        return [call for call in self.calls if call is not None]
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether all have the same input."""
+        return all(call.rate == 0.0 for call in self._present)
+
+    def _a(self) -> Tensor:
+        """Return every A below the one before [sum of parts * rank, local in]."""
+        first, *others = [call.a for call in self._present]
+        return torch.cat([first, *others]) if others else first
