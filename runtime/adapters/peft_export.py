@@ -14,6 +14,7 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.weights import WeightMap, resolve
 from trimaran.models.targets import is_target, linear_shapes
 from trimaran.models.transformer import model_dtype
+from trimaran.runtime.adapters.identity import BASE_HASH, hash_of_weights
 from trimaran.runtime.adapters.merged import Merged
 from trimaran.runtime.adapters.peft import (
     A_NAME,
@@ -98,10 +99,11 @@ def export_adapter(
     dtype = model_dtype(options.dtype or "float32")
     tensors = _tensors(theirs, dtype)
     _compare(units, config, pairs, theirs)
-    base = _name_of_base(weights)
+    base, base_hash = _name_of_base(weights), hash_of_weights(weights.base)
     transposed = any(is_transposed(unit, config) for unit in units)
     with new_folder(target, environment) as temporary:
-        write_safetensors(temporary / ADAPTER_WEIGHTS, tensors, {"format": "pt"})
+        metadata = {"format": "pt"} | ({BASE_HASH: base_hash} if base_hash else {})
+        write_safetensors(temporary / ADAPTER_WEIGHTS, tensors, metadata)
         written = _config_of(weights.settings, theirs, base, transposed=transposed)
         write_text(temporary / ADAPTER_CONFIG, json.dumps(written, indent=2, sort_keys=True) + "\n")
     return ExportedAdapter(target, base, family.architecture, len(theirs), weights.settings.rank)

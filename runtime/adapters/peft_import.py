@@ -15,6 +15,7 @@ from torch import Tensor
 from trimaran.models.huggingface.weights import WeightMap, resolve
 from trimaran.models.parallel.shard import ShardPiece, whole
 from trimaran.models.targets import linear_shapes
+from trimaran.runtime.adapters.identity import check_base, named_base
 from trimaran.runtime.adapters.merged import Weights
 from trimaran.runtime.adapters.peft import (
     A_NAME,
@@ -104,7 +105,9 @@ def import_adapter(source: Path, run: Path, base: Path, environment: Mapping[str
     pairs = {layer: pair for unit in units for layer, pair in to_ours(unit, config, scaled, rank).items()}
     targets = [name for name in linear_shapes(config) if any(layer.endswith(f".{name}") for layer in pairs)]
     layers = {f"layers.{number}.{name}" for number in range(config.num_layers) for name in targets}
-    notes = _notes(units, theirs, sorted(layers - pairs.keys()))
+    named = named_base(read_json(source / ADAPTER_CONFIG), source / ADAPTER_WEIGHTS)
+    notes = [*filter(None, [check_base(named, weights, record, base)])]
+    notes += _notes(units, theirs, sorted(layers - pairs.keys()))
     made = _spec_of_run(spec, run, base, settings, rank, targets)
     with new_folder(run, environment) as temporary:
         _write_checkpoint(temporary / "checkpoints", made, _all_pairs(made, layers, pairs), weights, str(base))

@@ -249,6 +249,21 @@ def _with_score_head(read: ReadRange, seed: int) -> ReadRange:
     return read_or_draw
 
 
+def draws_weights(spec: RunSpec, resumed: Path | None, *, needs_reference: bool = False) -> bool:
+    """Return whether a run begins with drawn weights: not where it reads all of them, which then need no numbers.
+
+    Adapters, and a score head beside them, are drawn in any case: they are few, and a reference is taken with them.
+
+    Args:
+        resumed: the checkpoint that the run continues; None for a fresh one.
+        needs_reference: whether a reference may be computed (again), which is of the drawn weights where the run starts
+            from no others.
+    """
+    if spec.checkpoint.init_from is not None:
+        return False
+    return resumed is None or needs_reference
+
+
 def start_from(
     train_context: TrainContext, tokenizer: Tokenizer | None, resumed: Path | None
 ) -> tuple[TrainContext, str]:

@@ -24,7 +24,7 @@ from trimaran.runtime.plan.chips import peak_flops
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.feed import BatchFeed, pinned
 from trimaran.runtime.train.hardware import mfu
-from trimaran.runtime.train.init_from import start_from
+from trimaran.runtime.train.init_from import draws_weights, start_from
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
 from trimaran.runtime.train.samples import BatchSource, HeldOut, TrainingData, held_out_of, train_loader
@@ -80,9 +80,11 @@ def train(
     path, comparisons = resume_path(spec), comparisons_of(spec, data)
     if mesh.rank == 0:  # the weights of a large model take a minute on a CPU, and its first step several
         sizes = f"{spec.transformer.num_parameters():,} parameters, {spec.tokens_per_step:,} tokens a step"
-        print(f"{sizes}: {'making the weights' if path is None else f'reading {path}'}", flush=True)
+        source = path or spec.checkpoint.init_from
+        print(f"{sizes}: {'making the weights' if source is None else f'reading {source}'}", flush=True)
     criterion = None if comparisons is None else comparisons.criterion
-    train_context = build_train_context(spec, mesh, device, criterion=criterion)
+    draws = draws_weights(spec, path, needs_reference=comparisons is not None and comparisons.needs_reference)
+    train_context = build_train_context(spec, mesh, device, draws_weights=draws, criterion=criterion)
     reference = "" if comparisons is None else comparisons.begin(train_context, resumed=path is not None)
     loader = train_loader(spec, data, mesh.dp, comparisons)
     held_out = held_out_of(spec, data, mesh.dp, comparisons)

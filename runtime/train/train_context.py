@@ -123,6 +123,7 @@ def build_stages_of_rank(
     device: torch.device,
     *,
     draws_weights: bool = True,
+    draws_adapters: bool = True,
     without_storage: bool = False,
     placement: Placement | None = None,
     adapters: AdapterPlan | None = None,
@@ -134,6 +135,7 @@ def build_stages_of_rank(
             layers, as an evaluation needs them.
         placement: stage -> pipeline rank; by default the stages go round the ranks.
         draws_weights: whether to draw initial weights; False where weights are loaded next.
+        draws_adapters: whether to draw what learns beside frozen weights.
         without_storage: whether the parameters that learn get no memory, and no weights, yet.
     """
     parallel = spec.parallel
@@ -157,12 +159,11 @@ def build_stages_of_rank(
     draws = draws_weights and not context.without_storage and adapters is None
     stages = build_stages(spec.transformer, layers, mine, context, seed=spec.seed, draws_weights=draws)
     if adapters is not None:
-        draws = draws_weights and device.type != "meta"
         for stage in stages:
             adapt(stage, adapters, without_storage=without_storage)
-            if draws:
+            if draws_weights and device.type != "meta":
                 draw_frozen(stage, spec.seed)
-            if draws and not without_storage:
+            if draws_adapters and not without_storage and device.type != "meta":
                 draw_adapters(stage, spec.seed)
     return dict(zip(mine, stages, strict=True))
 
@@ -182,6 +183,7 @@ def build_train_context(
     device: torch.device,
     *,
     draws_weights: bool = True,
+    draws_adapters: bool = True,
     criterion: Criterion | None = None,
 ) -> TrainContext:
     """Build stages with initial weights, the validated schedule, executors and the optimizer.
@@ -189,7 +191,9 @@ def build_train_context(
     No communication, except with zero.backend deepspeed: then collective over the world.
 
     Args:
-        draws_weights: whether to draw initial weights; False for tensors without numbers.
+        draws_weights: whether to draw initial weights; False where weights are loaded next, and for tensors without
+            numbers.
+        draws_adapters: whether to draw what learns beside frozen weights, in a run that has those.
         criterion: makes the loss; None for the tokens' cross entropy.
     """
     train = spec.train
@@ -199,19 +203,22 @@ def build_train_context(
         validate(each, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
     is_native = spec.zero.backend == "native"
     shards_parameters = is_native and spec.zero.stage == 3 and mesh.sharding.shard.size > 1
+    plan = adapter_plan(spec)
     stages = build_stages_of_rank(
         spec,
         mesh,
         device,
         draws_weights=draws_weights,
+        draws_adapters=draws_adapters,
         without_storage=shards_parameters,
         placement=schedule.placement,
-        adapters=adapter_plan(spec),
+        adapters=plan,
     )
     for stage in stages.values():
         stage.criterion = criterion if stage.is_last else None
     context = next(iter(stages.values())).context
-    drawing = partial(draw, seed=spec.seed) if draws_weights else lambda name, parameter: None
+    draws = draws_weights if plan is None else draws_adapters
+    drawing = partial(draw, seed=spec.seed) if draws else lambda name, parameter: None
     actions = actions_of(schedule.actions[mesh.pp.rank])
     optimizer = build_optimizer(spec, stages, mesh, actions, drawing if shards_parameters else None)
     local_rows = spec.rows_per_sample // (mesh.tp.size if context.sequence_parallel else 1)

@@ -64,12 +64,13 @@ def open_examples(written: dict[str, Any]) -> dict[Split, ExampleSet]:
 
 @dataclass(frozen=True)
 class Case:
-    """A method at a layout, with its examples packed or not, and rows of a micro batch."""
+    """A method at a layout, with its examples packed or not, rows of a micro batch, and who optimizes."""
 
     layout: Layout
     method: str
     packing: str = "documents"
     micro: int = 1
+    backend: str = "native"
 
 
 def spec_of(case: Case, rows: int, folder: Path) -> RunSpec:
@@ -88,6 +89,7 @@ def spec_of(case: Case, rows: int, folder: Path) -> RunSpec:
             "model": spec.model.model_copy(update={"score_head": model["score_head"]}),
             "train": spec.train.model_copy(update=train),
             "data": spec.data.model_copy(update={"cache_dir": str(folder / "cache")}),
+            "zero": spec.zero.model_copy(update={"backend": case.backend}),
         }
     )
 

@@ -31,11 +31,12 @@ LENGTHS = [
 
 @dataclass(frozen=True)
 class Way:
-    """A layout with the packing and the micro batch that it trains with."""
+    """A layout with the packing and the micro batch that it trains with, and who optimizes."""
 
     layout: Layout
     packed: bool
     micro: int = 1
+    backend: str = "native"
 
 
 WAYS = [
@@ -80,7 +81,11 @@ def loader_of(folder: Path, number: int, way: Way, dp: tuple[int, int]) -> Examp
 def train_on_rank(way: Way, folder: Path) -> dict[str, Any]:
     """Losses and norms of the steps, and the loss of held-out examples after them."""
     spec = make_spec(replace(way.layout, global_batch_size=EXAMPLES // 2 if way.packed else EXAMPLES))
-    spec = spec.model_copy(update={"train": spec.train.model_copy(update={"micro_batch_size": way.micro})})
+    changed = {
+        "train": spec.train.model_copy(update={"micro_batch_size": way.micro}),
+        "zero": spec.zero.model_copy(update={"backend": way.backend}),
+    }
+    spec = spec.model_copy(update=changed)
     parallel = spec.parallel
     sizes = {axis: getattr(parallel, axis) for axis in ("pp", "dp", "cp", "tp", "ep")}
     mesh = build_mesh(**sizes, timeout_s=100, placement=placement_of(spec))

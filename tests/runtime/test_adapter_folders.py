@@ -1,6 +1,7 @@
 """PEFT's folders of adapters in and out: logits, names and ranks of several families, and what is refused."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -192,6 +193,35 @@ def test_an_adapter_of_another_model_is_refused(imported: Path, tmp_path: Path) 
     with pytest.raises(ConversionError, match=r"c_attn.lora_A.weight, and the model of .* has no linear layer"):
         import_adapter(tmp_path / "gpt", tmp_path / "run", imported / "base")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_of_another_base_of_equal_shapes_is_refused_or_told(imported: Path, tmp_path: Path) -> None:
+    export_adapter(imported / "run", tmp_path / "ours", ExportOptions())
+    export_model(imported / "base", tmp_path / "narrow", ExportOptions(dtype="bfloat16"))
+    import_model(tmp_path / "narrow", tmp_path / "again")
+    for number, base in enumerate((imported / "base", tmp_path / "again")):  # the same weights, also rounded
+        assert import_adapter(tmp_path / "ours", tmp_path / f"run-{number}", base).notes == []
+    import_model(saved(llama(initializer_range=0.1), tmp_path / "model", tokenizer=True), tmp_path / "other")
+    with pytest.raises(
+        ConversionError, match=r"beside other weights \(sha256 \w{12}, of .*model\) than those of .*other"
+    ):
+        import_adapter(tmp_path / "ours", tmp_path / "run", tmp_path / "other")
+    assert not (tmp_path / "run").exists()
+    named = {
+        "nothing": ({}, r"does not name its base: that it was trained beside .*other can't be known"),
+        "another": (
+            {"base_model_name_or_path": "org/large", "revision": "v2"},
+            r"names org/large at revision v2 as its base, and .*other is of .*model: whether they are one model can't",
+        ),
+        "same": (
+            {"base_model_name_or_path": "org/Model"},
+            r"org/Model as its base, as .*other is called; weights can't",
+        ),
+    }
+    for name, (config, said) in named.items():
+        write_adapter(tmp_path / name, "model.layers", LLAMA, **config)
+        note, *_ = import_adapter(tmp_path / name, tmp_path / f"{name}-run", tmp_path / "other").notes
+        assert re.search(said, note)
 
 
 @pytest.mark.parametrize(

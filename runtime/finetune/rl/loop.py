@@ -30,7 +30,7 @@ from trimaran.runtime.finetune.rl.targets import (
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.sections.finetune import RLSettings
-from trimaran.runtime.train.init_from import start_from
+from trimaran.runtime.train.init_from import draws_weights, start_from
 from trimaran.runtime.train.loop import StepLog
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.signals import StopRequest
@@ -125,7 +125,8 @@ def train_on_rewards(
     check_lengths(inputs.prompts, spec.train.seq_len, settings.max_new_tokens)
     check_fields(items, inputs.prompts.records)
     path = resume_path(spec)
-    context = build_train_context(spec, mesh, device, criterion=loss_of(settings))
+    draws = draws_weights(spec, path)
+    context = build_train_context(spec, mesh, device, draws_weights=draws, criterion=loss_of(settings))
     state = TrainState(data=inputs.data) if path is None else load_state(context, path)
     if state.data != inputs.data:
         raise ValueError(

@@ -102,7 +102,7 @@ def count_step(
         outside: see LiveBytes.
     """
     with LiveBytes(outside) as live:
-        train_context = build_train_context(spec, mesh, device, draws_weights=has_numbers)
+        train_context = build_train_context(spec, mesh, device, draws_weights=has_numbers, draws_adapters=has_numbers)
         optimizer, executor = train_context.optimizer, train_context.executor
         assert isinstance(optimizer, ShardedOptimizer), "another library's memory is not known"
         for module in (module for stage in train_context.stages.values() for module in stage.modules()):
