@@ -81,6 +81,25 @@ def held_out_of(workplace: Workplace) -> list[dict[str, Any]]:
     return [row for row in read_metrics(workplace.run / "metrics.jsonl") if "held_out_loss" in row]
 
 
+def test_deepspeed_learns_the_same_preferences_and_goes_on(unbroken: Workplace, base: Path, tmp_path: Path) -> None:
+    workplace = preferring(base, tmp_path, parallel={"dp": 2})
+    places = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    for steps in (3, 6):  # the second start resumes
+        outcome = workplace.train(
+            f"train.num_steps={steps}",
+            "lr_schedule.decay_steps=6",
+            "zero.backend=deepspeed",
+            "zero.stage=2",
+            environment=places,
+        )
+        assert outcome.code == 0, outcome.err
+        assert "the optimizer is DeepSpeed" in outcome.out
+    found, expected = ([row["loss"] for row in each.rows()] for each in (workplace, unbroken))
+    assert found == pytest.approx(expected, rel=1e-4)
+    held_out = [held_out_of(each)[-1]["held_out_loss"] for each in (workplace, unbroken)]
+    assert held_out[0] == pytest.approx(held_out[1], rel=1e-4)
+
+
 def test_preferences_are_learned_and_told(unbroken: Workplace) -> None:
     rows = unbroken.rows()
     assert len(rows) == 6
