@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ from trimaran.runtime.finetune.rl.reward.rewards import (
     total_rewards,
 )
 from trimaran.runtime.finetune.rl.targets import Recorded, minibatches_of, num_losses, targets_of
+from trimaran.runtime.processes import children_of
 from trimaran.runtime.spec import RunSpec, SpecError, parse_spec
 from trimaran.runtime.spec.sections.finetune import RLSettings
 
@@ -226,6 +228,9 @@ def ends(answer, record):
 
 def leaves(answer, record):
     sys.exit(3)
+
+def tells_much(answer, record):
+    raise ValueError("first line\\n  second line\\r\\nthird" + 1000 * ".")
 """
 
 
@@ -255,6 +260,7 @@ def test_users_code_runs_in_a_process_of_its_own_and_goes_on_after_each_call(cod
         ("fails", r"KeyError: 'missing', .*code.py, line 19"),
         ("ends", "has ended with exit code 7"),
         ("leaves", "has ended with exit code 3"),
+        ("tells_much", r"ValueError: first line second line third\.{200,500}, .*code.py, line 31$"),
         ("absent", "has no function absent"),
     ],
 )
@@ -266,6 +272,20 @@ def test_code_that_fails_is_told_with_the_record(name: str, problem: str, code: 
 def test_code_that_takes_too_long_is_ended(code: Path) -> None:
     with pytest.raises(RewardError, match=r"takes longer than finetune.rl.reward_timeout_s \(0.2\); make it quicker"):
         reward(f"{code}:sleeps", "abc", timeout_s=0.2)
+
+
+def test_a_pattern_that_takes_years_is_ended_and_told() -> None:
+    told = r"regex:\(a\+\)\+\$ of an answer to prompts.jsonl:3 \('a{30}!'\) can't be computed: the search for the pattern"
+    with pytest.raises(RewardError, match=rf"{told} takes longer than finetune.rl.reward_timeout_s \(0.2\); simplify"):
+        reward("regex:(a+)+$", "a" * 30 + "!", timeout_s=0.2)
+
+
+def test_patterns_and_code_have_processes_of_their_own_that_end_with_the_run(code: Path) -> None:
+    with Scoring(parse_rewards(["regex:a", "regex:b$", f"{code}:half"]), 60.0) as scoring:
+        found = scoring.rewards([Answer(prompt_of("What?", bonus=0), text, 1) for text in ("ab", "ba", "\n")])
+        assert len(children_of(os.getpid())) == 2
+    assert not children_of(os.getpid())
+    assert found == {"regex:a": [1.0, 1.0, 0.0], "regex:b$": [1.0, 0.0, 0.0], f"{code}:half": [2.0, 2.0, 1.5]}
 
 
 def test_code_that_can_not_be_read_is_told(tmp_path: Path) -> None:

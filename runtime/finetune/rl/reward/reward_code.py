@@ -12,6 +12,7 @@ from typing import Any
 from trimaran.runtime.processes import exit_with_parent
 
 _INPUT, _OUTPUT, _ERRORS = 0, 1, 2
+_SHOWN = 500  # characters of an error's message
 
 
 def load_function(file: Path, name: str) -> Callable[..., Any]:
@@ -33,10 +34,11 @@ def load_function(file: Path, name: str) -> Callable[..., Any]:
 
 
 def describe(error: BaseException, file: Path) -> str:
-    """Return a sentence about an error of users' code, with the last line of the file that it passed."""
+    """Return a line about an error of users' code, with the last line of the file that it passed."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     where = f", {file}, line {lines[-1]}" if lines else ""
-    return f"{type(error).__name__}: {error}{where}"
+    told = " ".join(str(error).split())  # a message may have lines of its own
+    return f"{type(error).__name__}: {told[:_SHOWN]}{'...' if len(told) > _SHOWN else ''}{where}"
 
 
 def main() -> None:

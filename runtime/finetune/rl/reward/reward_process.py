@@ -1,4 +1,4 @@
-"""Users' code in a process of its own, which answers one call after the other and is ended where it takes too long."""
+"""Code in a process of its own, which answers one call after the other and is ended where it takes too long."""
 
 import contextlib
 import json
@@ -27,10 +27,15 @@ class RewardProcess:
     Args:
         function: its name in the file.
         timeout_s: longest that one call may take.
+        name: of the function in errors; "" for both names.
+        mend: what to do where it takes longer.
     """
 
-    def __init__(self, file: Path, function: str, timeout_s: float) -> None:
+    def __init__(
+        self, file: Path, function: str, timeout_s: float, *, name: str = "", mend: str = "make it quicker"
+    ) -> None:
         self._file, self._function, self._timeout_s = file, function, timeout_s
+        self._name, self._mend = name or f"{function} of {file}", mend
         self._process: subprocess.Popen[bytes] | None = None
         self._read = b""
 
@@ -99,12 +104,10 @@ class RewardProcess:
         left = max(0.0, deadline - time.monotonic())
         ready = select.select([] if to_write else [pipe], [pipe] if to_write else [], [], left)
         if not any(ready):
-            raise ValueError(
-                f"{self._function} of {self._file} takes longer than {bound}; make it quicker, or allow more"
-            )
+            raise ValueError(f"{self._name} takes longer than {bound}; {self._mend}, or allow more")
 
     def _ended(self) -> ValueError:
         assert self._process is not None
         code = self._process.wait()
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return ValueError(f"the process of {self._function} of {self._file} has ended {how}")
+        return ValueError(f"the process of {self._name} has ended {how}")

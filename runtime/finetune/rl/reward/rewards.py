@@ -18,6 +18,7 @@ Kind = Literal["exact_match", "math_answer", "regex", "length", "code", "run"]
 _WEIGHT: Final = re.compile(r"(?s)(.+)\*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
 _CODE: Final = re.compile(r"(.+\.py):([A-Za-z_][A-Za-z0-9_]*)")
 _READS_ANSWER: Final = ("exact_match", "math_answer")
+_PATTERNS: Final = Path(__file__).with_name("patterns.py")
 _MOST_CODE_BYTES: Final = 1 << 20
 _LARGEST: Final = 1e9  # of a reward and of a weight: far from where sums and squares of float32 overflow
 _SHOWN = 80  # characters of an answer in an error
@@ -162,25 +163,21 @@ def _math_answer(item: RewardItem, answer: Answer) -> float:
     return float(is_right(answer.text, str(answer.prompt.fields["answer"])))
 
 
-def _regex(item: RewardItem, answer: Answer) -> float:
-    return float(re.search(item.argument, answer.text) is not None)
-
-
 def _length(item: RewardItem, answer: Answer) -> float:
     return max(0.0, 1.0 - abs(answer.num_tokens - int(item.argument)) / int(item.argument))
 
 
 _FUNCTIONS: Final[Mapping[str, Callable[[RewardItem, Answer], float]]] = MappingProxyType(
-    {"exact_match": _exact_match, "math_answer": _math_answer, "regex": _regex, "length": _length}
+    {"exact_match": _exact_match, "math_answer": _math_answer, "length": _length}
 )
 
 
 class Scoring:
-    """Computes the rewards that need no model; a context manager that ends the processes of users' code.
+    """Computes the rewards that need no model; a context manager that ends the processes of code and patterns.
 
     Args:
         items: those of kind run are left out.
-        timeout_s: longest that users' code may take for one answer.
+        timeout_s: longest that users' code, or the search of a pattern, may take for one answer.
     """
 
     def __init__(self, items: Sequence[RewardItem], timeout_s: float) -> None:
@@ -190,6 +187,13 @@ class Scoring:
             for item in self._items
             if item.kind == "code"
         }
+        self._patterns = RewardProcess(
+            _PATTERNS,
+            "is_found",
+            timeout_s,
+            name="the search for the pattern",
+            mend="simplify the pattern, for a repeat within a repeat can take years",
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -197,23 +201,26 @@ class Scoring:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for process in self._processes.values():
+        for process in (self._patterns, *self._processes.values()):
             process.close()
 
     def rewards(self, answers: Sequence[Answer]) -> dict[str, list[float]]:
         """Return the rewards of the answers by the name of each item, without its weight.
 
         Raises:
-            RewardError: a reward is not finite, or users' code fails, ends or takes too long; names the record.
+            RewardError: a reward is not finite, or code or a search fails, ends or takes too long; names the record.
         """
         return {item.text: [self._reward(item, answer) for answer in answers] for item in self._items}
 
     def _reward(self, item: RewardItem, answer: Answer) -> float:
         where = f"the reward {item.text} of an answer to {answer.prompt.origin} ({_shown(answer.text)})"
-        if item.kind != "code":
+        if item.kind in _FUNCTIONS:
             return _FUNCTIONS[item.kind](item, answer)
         try:
-            value = self._processes[item.text].call([answer.text, dict(answer.prompt.fields)])
+            if item.kind == "regex":
+                value = self._patterns.call([item.argument, answer.text])
+            else:
+                value = self._processes[item.text].call([answer.text, dict(answer.prompt.fields)])
         except ValueError as error:
             raise RewardError(f"{where} can't be computed: {error}") from error
         return checked(value, where)
