@@ -31,11 +31,22 @@ from trimaran.runtime.pipeline.simulate import Span
 
 _INTERVAL = 1.96  # standard errors of half a 95% interval
 _MOST_SAMPLE_CHARACTERS = 20_000
+# Label of a picture's axis -> names of its lines by their columns of metrics.jsonl, or with held_out_ before these.
 _COMPARED = {
-    "Accuracy": ("accuracy",),
-    "Rewards": ("chosen_reward", "rejected_reward"),
-    "Margin": ("margin",),
-}  # title of a picture -> columns of metrics.jsonl, and with held_out_ before their names
+    "accuracy": {"accuracy": "accuracy"},
+    "rewards": {"chosen_reward": "chosen reward", "rejected_reward": "rejected reward"},
+    "margin": {"margin": "margin"},
+    "divergence from the reference, nats": {"kl": "kl"},
+}
+_REWARDED = {
+    "reward": {"reward": "of the rollout", "reward_std": "deviation of its answers"},
+    "divergence, nats a token": {"kl": "from the reference", "old_kl": "from before the rollout"},
+    "entropy, nats a token": {"entropy": "entropy"},
+    "share of tokens that are clipped": {"clip_share": "clipped"},
+    "tokens of an answer": {"answer_tokens": "tokens"},
+    "share of answers without an end": {"cut_share": "cut"},
+    "loss of the values": {"value_loss": "loss"},
+}
 _TIMELINES = {"measured": "As it ran", "simulated": "Simulated"}  # key in timeline.json -> title of the picture
 
 
@@ -57,7 +68,7 @@ def _render(run: Run) -> str:
     headline = f"{escape(_progress(run))} · layout {escape(_layout(run.spec))} · trimaran report"
     sections = [
         _loss(run),
-        _comparisons(run),
+        _beside_the_loss(run),
         _scores(run),
         _speed(run),
         _pipeline(run),
@@ -152,27 +163,36 @@ def _loss(run: Run) -> str:
         lines.append(Line(smooth(points), "training, smoothed", BLUE, width=1.8))
     lines.append(Line(finite_points(run.evaluations, "held_out_loss"), "held-out", ORANGE, width=1.8, dots=True))
     lost = [float(row["step"] or 0) for row in run.steps if not is_finite(row["loss"])]
-    compares = any("accuracy" in row for row in run.steps)
-    label = "loss per example" if compares else "cross entropy, nats per token"
-    return section("Loss", chart("loss", label, lines, size=(10.4, 3.7), lost=lost))
+    return section("Loss", chart("loss", _unit_of_loss(run), lines, size=(10.4, 3.7), lost=lost))
 
 
-def _comparisons(run: Run) -> str:
-    """Return pictures of what a run that compares answers tells beside its loss."""
+def _unit_of_loss(run: Run) -> str:
+    if _has(run, "reward"):
+        return "loss of the policy"
+    return "loss per example" if _has(run, "accuracy") else "cross entropy, nats per token"
+
+
+def _has(run: Run, column: str) -> bool:
+    return any(column in row for row in run.steps)
+
+
+def _beside_the_loss(run: Run) -> str:
+    """Return pictures of what a run that learns from rewards, or compares answers, tells beside its loss."""
+    rewarded = _has(run, "reward")
     parts = []
-    for title, names in _COMPARED.items():
+    for label, names in (_REWARDED if rewarded else _COMPARED).items():
         lines = [
-            Line(points, f"{plain(name.replace('_', ' '))}{suffix}", color, width=width, dots=bool(suffix))
-            for name, color in zip(names, (BLUE, ORANGE), strict=False)
-            for rows, column, suffix, width in (
-                (run.steps, name, "", 1.0),
-                (run.evaluations, f"held_out_{name}", ", held-out", 1.8),
+            Line(points, f"{name}{suffix}", color, width=width, dots=bool(suffix))
+            for (column, name), color in zip(names.items(), (BLUE, ORANGE), strict=False)
+            for rows, prefix, suffix, width in (
+                (run.steps, "", "", 1.0),
+                (run.evaluations, "held_out_", ", held-out", 1.8),
             )
-            if (points := finite_points(rows, column))
+            if (points := finite_points(rows, prefix + column))
         ]
         if lines:
-            parts.append(chart(names[0], title.lower(), lines, size=(5.0, 2.6)))
-    return section("Comparisons of answers", *parts) if parts else ""
+            parts.append(chart(next(iter(names)), label, lines, size=(5.0, 2.6)))
+    return section("Learning from rewards" if rewarded else "Comparisons of answers", *parts) if parts else ""
 
 
 def _scores(run: Run) -> str:

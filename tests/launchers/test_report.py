@@ -135,6 +135,62 @@ def test_a_whole_run_shows_every_section_and_figure(tmp_path: Path) -> None:
     assert found.tags.count("svg") == 7
 
 
+LABELS = {
+    "reward": "reward",
+    "kl": "divergence, nats a token",
+    "entropy": "entropy, nats a token",
+    "clip_share": "share of tokens that are clipped",
+    "answer_tokens": "tokens of an answer",
+    "cut_share": "share of answers without an end",
+    "value_loss": "loss of the values",
+}
+
+
+def log_rows(folder: Path, rows: list[dict[str, float]]) -> str:
+    """The page of a run with these columns beside the loss."""
+    usual = {
+        "lr": 1e-3,
+        "grad_norm": 1.0,
+        "tokens_seen": 10,
+        "tokens_per_second": 9.0,
+        "step_time_ms": 5.0,
+        "mfu": None,
+    }
+    folder.mkdir()
+    lines = [json.dumps({"step": step, "loss": 0.5, **usual, **row}) for step, row in enumerate(rows, 1)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    outline_of(folder)
+    return (folder / "report.html").read_text()
+
+
+def drawn_labels(page: str, heading: str) -> list[str]:
+    """The texts of the pictures of a section, which matplotlib writes into comments."""
+    part = page.partition(heading)[2].partition("</section>")[0]
+    return [text.strip() for text in re.findall(r"<!--(.*?)-->", part, re.DOTALL)]
+
+
+def test_what_learning_from_rewards_tells_is_drawn(tmp_path: Path) -> None:
+    row = dict.fromkeys(LABELS, 0.25) | {"old_kl": 0.5, "reward_std": 0.1}
+    page = log_rows(tmp_path / "ppo", [row, row])
+    drawn = drawn_labels(page, "Learning from rewards")
+    assert set(LABELS.values()) <= set(drawn)
+    assert {"from the reference", "from before the rollout", "deviation of its answers"} <= set(drawn)
+    assert "loss of the policy" in page
+    assert "Comparisons of answers" not in page
+    without = {name: value for name, value in row.items() if name not in ("kl", "value_loss")}
+    assert "loss of the values" not in log_rows(tmp_path / "grpo", [without, without])
+
+
+def test_what_comparisons_tell_is_drawn_of_training_and_held_out_examples(tmp_path: Path) -> None:
+    row = {"accuracy": 0.5, "margin": 0.1, "chosen_reward": 0.2, "rejected_reward": 0.1, "kl": 0.3}
+    page = log_rows(tmp_path / "kto", [row, row | {"held_out_loss": 0.4, "held_out_accuracy": 0.75}])
+    drawn = drawn_labels(page, "Comparisons of answers")
+    assert {"accuracy", "margin", "rewards", "chosen reward", "divergence from the reference, nats"} <= set(drawn)
+    assert "accuracy, held-out" in drawn
+    assert "loss per example" in page
+    assert "Learning from rewards" not in page
+
+
 def test_the_page_reaches_for_nothing_outside_itself(tmp_path: Path) -> None:
     page = write_report(make_whole_run(tmp_path)).read_text()
     found = Outline(page)

@@ -111,10 +111,13 @@ def test_the_loss_of_odds_equals_trls_where_a_prompt_has_one_token(tmp_path: Pat
     assert loss(ORPO(0.5), model(1), batch_of(tmp_path, pairs("orpo_pairs"))) == pytest.approx(LOSSES["orpo"], rel=1e-5)
 
 
-def test_the_loss_of_rated_answers_equals_trls(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "weights"), [("kto", {}), ("kto_weighted", {"desirable_weight": 0.5, "undesirable_weight": 1.5})]
+)
+def test_the_loss_of_rated_answers_equals_trls(name: str, weights: dict[str, float], tmp_path: Path) -> None:
     documents = list(map(document, GOLDEN["rated"]))
     wrong = list(map(document, GOLDEN["mismatched"]))
-    criterion = KTO(0.7)
+    criterion = KTO(0.7, **weights)
     ratios = log_probs(1, tmp_path / "wrong", wrong) - log_probs(2, tmp_path / "wrong2", wrong)
     criterion.divergence = max(0.0, float(ratios.mean()))
     examples = [
@@ -122,7 +125,7 @@ def test_the_loss_of_rated_answers_equals_trls(tmp_path: Path) -> None:
     ]
     reference = log_probs(2, tmp_path / "reference", documents)
     found = loss(criterion, model(1), batch_of(tmp_path, examples, reference))
-    assert found == pytest.approx(LOSSES["kto"], rel=1e-5)
+    assert found == pytest.approx(LOSSES[name], rel=1e-5)
 
 
 def test_the_loss_of_rewards_equals_trls(tmp_path: Path) -> None:

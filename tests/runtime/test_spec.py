@@ -162,6 +162,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
         ),
     ),
     (
+        preferring(undesirable_weight=1.5),
+        (
+            "finetune.preference.undesirable_weight: weighs good or bad answers, which kto learns from, and the loss "
+            "is dpo; set it to 1, or the loss to kto"
+        ),
+    ),
+    (
         {**preferring(loss="orpo", reference="runs/sft"), "checkpoint.init_from": "runs/sft"},
         ("finetune.preference.reference: orpo compares the answers without a reference; take it out"),
     ),

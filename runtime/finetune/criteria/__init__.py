@@ -25,6 +25,11 @@ def criterion_of(spec: RunSpec) -> Criterion | None:
         case "ipo":
             return IPO(settings.beta, settings.sft_weight)
         case "kto":
-            return KTO(settings.beta, settings.sft_weight)
+            return KTO(
+                settings.beta,
+                settings.sft_weight,
+                desirable_weight=settings.desirable_weight,
+                undesirable_weight=settings.undesirable_weight,
+            )
         case "orpo":
             return ORPO(settings.beta)

@@ -39,6 +39,21 @@ def _smoothing_is_for_dpo(spec: RunFields, shape: TransformerConfig) -> Iterator
         yield FieldError("finetune.preference.label_smoothing", rule, settings.label_smoothing, fix)
 
 
+_KINDS: Final = ("desirable_weight", "undesirable_weight")
+
+
+@RULES.needs("finetune.preference", "finetune.preference.loss", *(f"finetune.preference.{name}" for name in _KINDS))
+def _weights_of_kinds_are_for_kto(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    settings = None if spec.finetune is None else spec.finetune.preference
+    if settings is None or settings.loss == "kto":
+        return
+    for name in _KINDS:
+        if getattr(settings, name) != 1:
+            rule = f"weighs good or bad answers, which kto learns from, and the loss is {settings.loss}"
+            fix = "set it to 1, or the loss to kto"
+            yield FieldError(f"finetune.preference.{name}", rule, getattr(settings, name), fix)
+
+
 @RULES.needs(
     "finetune.preference",
     "finetune.preference.loss",

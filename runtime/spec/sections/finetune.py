@@ -36,6 +36,8 @@ class PreferenceSettings(BaseModel):
     sft_weight: NonNegative = Field(
         default=0.0, description="Weight of the cross entropy of the chosen answers' tokens beside the loss."
     )
+    desirable_weight: Positive = Field(default=1.0, description="kto: weight of the loss of a good answer.")
+    undesirable_weight: Positive = Field(default=1.0, description="kto: weight of the loss of a bad answer.")
 
 
 class RLSettings(BaseModel):
@@ -68,7 +70,9 @@ class RLSettings(BaseModel):
     gamma: Fraction = Field(default=1.0, description="ppo: discount of later rewards.")
     lam: Fraction = Field(default=0.95, description="ppo: lambda of the advantages (GAE; Schulman et al. 2016).")
     value_coef: NonNegative = Field(default=0.1, description="ppo: weight of the value head's loss.")
-    reward_timeout_s: Positive = Field(default=10.0, description="Longest that FILE.py:name or regex:PATTERN may take for one answer.")
+    reward_timeout_s: Positive = Field(
+        default=10.0, description="Longest that FILE.py:name or regex:PATTERN may take for one answer."
+    )
 
 
 class AdapterSettings(BaseModel):
