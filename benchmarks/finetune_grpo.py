@@ -54,7 +54,7 @@ def spec_of(folder: Path, seed: int, steps: int, lr: float, **sections: Any) -> 
             "model": MODEL,
             "data": {"source": ["prompts.jsonl"], "tokenizer": "tokenizer.json", "tokenizer_vocab_size": 257},
             "optimizer": {"lr": lr},
-            "lr_schedule": {"name": "cosine", "warmup_steps": 5, "min_lr_ratio": 0.1},
+            "lr_schedule": {"name": "constant", "warmup_steps": 5},
             "train": {
                 "num_steps": steps,
                 "global_batch_size": PROMPTS * GROUP,

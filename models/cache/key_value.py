@@ -65,8 +65,11 @@ class KeyValueCache:
                 mine[:, : other.capacity].unflatten(0, (-1, copies)).copy_(theirs.unsqueeze(1))
 
     def _empty(self, kv_heads: int) -> Tensor:
-        shape = (self._batch, self.capacity, kv_heads, self._head_dim)
-        return torch.zeros(shape, dtype=self._context.dtype, device=self._context.device)
+        dtype, device = self._context.dtype, self._context.device
+        if device.type == "cpu":  # torch's attention reads head by head: the tokens of one lie together
+            shape = (self._batch, kv_heads, self.capacity, self._head_dim)
+            return torch.zeros(shape, dtype=dtype, device=device).transpose(1, 2)
+        return torch.zeros((self._batch, self.capacity, kv_heads, self._head_dim), dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, eq=False)
