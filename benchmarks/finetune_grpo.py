@@ -1,6 +1,6 @@
 """GRPO on a task that can be counted: copy the digit of the prompt, from answers that are right less than one in five.
 
-    python -P benchmarks/finetune_grpo.py [--seeds 1,2,3] [--steps 200] [--pretraining 400]
+    python -P benchmarks/finetune_grpo.py [--seeds 1,2,3] [--steps 400] [--pretraining 400]
 
 A small model first learns the form of an answer from texts in which the digit after the colon is a random one, but in a
 few. Then GRPO has nothing but the reward exact_match. The accuracy is the mean reward of sampled answers, at
@@ -39,11 +39,12 @@ MODEL = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "vocab_size": 257, 
 
 @dataclass(frozen=True)
 class Learned:
-    """Accuracies of one seed, and the seconds of its updates."""
+    """Accuracies of one seed, those on the way at every tenth of the updates, and the seconds of the updates."""
 
     seed: int
     before: float
     after: float
+    tenths: list[float]
     seconds: float
 
 
@@ -54,7 +55,7 @@ def spec_of(folder: Path, seed: int, steps: int, lr: float, **sections: Any) -> 
             "model": MODEL,
             "data": {"source": ["prompts.jsonl"], "tokenizer": "tokenizer.json", "tokenizer_vocab_size": 257},
             "optimizer": {"lr": lr},
-            "lr_schedule": {"name": "constant", "warmup_steps": 5},
+            "lr_schedule": {"name": "cosine", "warmup_steps": 5, "min_lr_ratio": 0.1},
             "train": {
                 "num_steps": steps,
                 "global_batch_size": PROMPTS * GROUP,
@@ -101,7 +102,7 @@ def pretrain(folder: Path, tokenizer: Tokenizer, steps: int, seed: int) -> None:
     tokenizer.save(folder / "tokenizer.json")
 
 
-def learn(folder: Path, seed: int, steps: int, pretraining: int, lr: float = 5e-3) -> Learned:
+def learn(folder: Path, seed: int, steps: int, pretraining: int, lr: float = 3e-3) -> Learned:
     """Pretrain, learn from rewards, and return the accuracies; both runs are in the folder."""
     tokenizer = Tokenizer.train([], 257)
     (folder / "pretrained").mkdir(parents=True)
@@ -125,14 +126,15 @@ def learn(folder: Path, seed: int, steps: int, pretraining: int, lr: float = 5e-
     with StopRequest() as stop:
         train_on_rewards(spec, lone_mesh(), torch.device("cpu"), inputs, stop)
     rewards = [float(row["reward"] or 0.0) for row in read_metrics(folder / "rewarded" / "metrics.jsonl")]
-    return Learned(seed, rewards[0], rewards[-1], time.perf_counter() - start)
+    tenths = rewards[:: max(1, steps // 10)]
+    return Learned(seed, rewards[0], rewards[-1], tenths, time.perf_counter() - start)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Learned]:
     """Print a line for each seed, and one of all as JSON; return the figures."""
     parser = argparse.ArgumentParser(description="GRPO on a task that can be counted.")
     parser.add_argument("--seeds", default="1,2,3", help="separated by commas")
-    parser.add_argument("--steps", type=int, default=200, help="updates by GRPO")
+    parser.add_argument("--steps", type=int, default=400, help="updates by GRPO")
     parser.add_argument("--pretraining", type=int, default=400, help="steps before them")
     options = parser.parse_args(arguments)
     found = []

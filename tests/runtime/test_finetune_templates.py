@@ -111,6 +111,23 @@ def test_every_answer_and_the_end_of_its_turn_are_learned(
     assert whole.learned.tolist() == [False] + [True] * (len(whole.tokens) - 1)
 
 
+@pytest.mark.parametrize(
+    ("source", "start"),
+    [(BUILT_IN["chatml"], "<|im_start|>assistant"), (ALPACA, "### assistant:"), (MARKED, "<|im_start|>assistant")],
+)
+def test_a_template_whose_prompts_lack_the_beginning_of_an_answer_is_refused(
+    source: str, start: str, tokenizer: Tokenizer
+) -> None:
+    """Else an answer's role would be learned, or never be asked for."""
+    deaf = source.replace("add_generation_prompt", "false")
+    for turns in (TURNS, TURNS[:2]):
+        with pytest.raises(DataError, match="does not look at add_generation_prompt") as caught:
+            encoder_of(tokenizer, deaf).conversation(turns, ORIGIN)
+        assert f"chats.jsonl:3: the chat template of a test writes {start!r} before an answer" in str(caught.value)
+    with pytest.raises(DataError, match="does not look at add_generation_prompt"):
+        encoder_of(tokenizer, deaf).prompt(TURNS[:1], ORIGIN)
+
+
 @pytest.mark.parametrize("source", [WITH_SYSTEM, BUILT_IN["chatml"], MARKED, INST, ALPACA])
 def test_an_answer_follows_the_tokens_of_its_prompt(source: str, tokenizer: Tokenizer) -> None:
     """What precedes the first learned token of each answer is what the model gets when it has to answer."""

@@ -5,8 +5,11 @@ an answer, up to the token that ends the turn. So the mask needs nothing of the 
 prompt of every answer must be a prefix of the whole conversation. A template that rewrites history, such as one that
 takes the thoughts out of earlier answers, would be learned on prompts that no conversation has, and is refused. Where
 the template marks the assistant's words by {% generation %}, those are learned, and the token that ends their turn.
+What a template writes before an answer must also end the prompt: else it is refused, for the model would learn to write
+it, or get prompts without it.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +29,7 @@ from trimaran.runtime.infer.chat import (
 )
 
 _MARKS: Final = re.compile(r"\{%-?\s*generation\b")
-_ANSWER = "1"
+_ANSWER, _OTHER_ANSWER = "1", "2"
 LossOn = Literal["answers", "last_answer", "all"]
 
 
@@ -53,6 +56,7 @@ class ConversationEncoder:
         ids = [self.tokenizer.id_of(name) for name in (*names, self.tokenizer.eot_token)]
         self._control = frozenset(each for each in ids if each is not None)
         self._marks = self.template is not None and _MARKS.search(self.template.source) is not None
+        self._starts_answers = False
 
     def prompt(self, turns: Turns, origin: Origin) -> Document:
         """Return the turns with the start of an answer; nothing is learned.
@@ -114,6 +118,7 @@ class ConversationEncoder:
         }
         for answer in answers:
             before = self._render(turns[:answer], origin, starts_answer=True)
+            self._check_start(turns[:answer], before, origin)
             after = whole if answer == len(turns) - 1 else self._render(turns[: answer + 1], origin)
             if not after.startswith(before) or not whole.startswith(after):
                 raise DataError(
@@ -127,6 +132,26 @@ class ConversationEncoder:
                 yield marked[number_of[answer]]
             else:
                 yield self._span(ids, _shared(ids, self._ids(before)), _shared(ids, self._ids(after)), origin)
+
+    def _check_start(self, prompt: Turns, rendered: str, origin: Origin) -> None:
+        """Raise DataError where the template writes something before an answer that its prompts lack.
+
+        Looks at the first prompt alone. Templates whose prompts end with the user's words, and write nothing before an
+        answer, need not look at add_generation_prompt.
+        """
+        if self._starts_answers or not prompt:
+            return
+        if rendered == self._render(prompt, origin):
+            answered = [self._render((*prompt, Turn("assistant", each)), origin) for each in (_ANSWER, _OTHER_ANSWER)]
+            start = os.path.commonprefix(answered)[len(rendered) :].strip()
+            if start:
+                raise DataError(
+                    f"{origin}: {self._name} writes {start!r} before an answer and not at the end of a prompt, for it "
+                    "does not look at add_generation_prompt: a model would learn to write it before every answer; end "
+                    "the template by {% if add_generation_prompt %} and that text, or take finetune.chat_template: "
+                    "chatml"
+                )
+        self._starts_answers = True
 
     def _span(self, ids: Sequence[int], start: int, end: int, origin: Origin) -> tuple[int, int]:
         """Return the tokens of an answer without what the template writes after the token that ends its turn."""
