@@ -1,11 +1,14 @@
 """benchmarks/evaluate.py answers alike on both sides and prints its tables; the figures are not tested."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.launchers.runs import run_forked
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "evaluate.py"
 
@@ -50,6 +53,7 @@ def test_every_mode_prints_its_table(
 def test_layouts_and_every_answer_agree(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(subprocess, "run", run_forked)
     rows = rows_of("layouts", benchmark, monkeypatch, capsys, "--layouts", "1", "dp2")
     assert [row[:4] for row in rows] == [["1", "1", "1", "36"], ["dp2", "2", "1", "36"]]
     assert all(float(row[-1]) < 1e-4 for row in rows)

@@ -2,10 +2,8 @@
 
 import argparse
 import importlib.util
-import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.launchers.forked import Forked, fork_server
+from tests.launchers.runs import run_forked
 from trimaran.runtime import spec
 from trimaran.runtime.spec import RunSpec, parse_spec
 
@@ -35,17 +33,6 @@ def load_script() -> ModuleType:
 
 
 throughput = load_script()
-
-
-def run_forked(command: list[str], env: dict[str, str], timeout: float, **_: object) -> Any:
-    """As subprocess.run, for a command of this interpreter, which is forked and forks its ranks."""
-    fork_server()
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, Path(os.devnull).open() as nothing:
-        descriptors = {0: nothing.fileno(), 1: out.fileno(), 2: err.fileno()}
-        code = Forked(command[1:], Path.cwd(), descriptors, env).wait(timeout)
-        out.seek(0)
-        err.seek(0)
-        return subprocess.CompletedProcess(command, code, out.read(), err.read())
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -44,11 +45,6 @@ LATER = [
     "torch.distributed.elastic.rendezvous.dynamic_rendezvous",
     "torch.utils.tensorboard",
 ]
-# pyarrow, which lm-eval brings, starts a thread when it is imported, and a fork would lose it.
-STARTING_THREADS = tuple(
-    f"trimaran.runtime.evaluate.{name}"
-    for name in ("harness", "quiet", "rehearsal", "tasks.check_config", "tasks.offline")
-)
 STARTS_INTERPRETERS = "trimaran.launchers.tune.worker"
 """A program that commands start and that starts ranks itself."""
 EXEC_FLAGS = {"-P", "-u", "-s", "-B", "-E"}
@@ -102,9 +98,13 @@ def serve(listener: socket.socket, session: int) -> None:
 
 
 def import_all(names: Sequence[str]) -> None:
-    """Import modules into this process, and so into all forks of it that follow."""
+    """Import modules into this process, and so into all forks of it that follow.
+
+    What they bring is never garbage: a fork that looked for garbage in it would copy its memory page by page.
+    """
     for name in names:
         importlib.import_module(name)
+    gc.freeze()
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"a fork would lose {threads - 1} threads"
 
@@ -331,8 +331,7 @@ def _serve_command(connection: socket.socket, command: int) -> NoReturn:
 def _our_modules() -> list[str]:
     packages = [importlib.import_module(f"trimaran.{room}") for room in ("launchers", "runtime")]
     found = [module for each in packages for module in pkgutil.walk_packages(each.__path__, f"{each.__name__}.")]
-    names = [module.name for module in found if not module.name.endswith("__main__")]
-    return [name for name in names if name not in STARTING_THREADS]
+    return [module.name for module in found if not module.name.endswith("__main__")]
 
 
 def shorten_ends() -> None:

@@ -153,6 +153,7 @@ def _start(folder: Path, session: int) -> None:
     """Start the process, which ends with the session's."""
     # Libraries start their threads at import unless they are told to have one, and a fork would lose them.
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    one_thread["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # of pyarrow, which lm-eval brings
     one_thread["OMP_WAIT_POLICY"] = "passive"  # a command that takes more does not spin where others want the cores
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(

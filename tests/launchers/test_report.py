@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.launchers.runs import run_code
+from trimaran.launchers.report import page as report_page
 from trimaran.launchers.report import write_report
 from trimaran.launchers.report.charts import Line, chart, smooth, thin
 from trimaran.runtime.train.metrics import MetricsLogger
@@ -95,6 +96,12 @@ def make_whole_run(folder: Path) -> Path:
     )
     (folder / "machine.json").write_text(json.dumps({"cpu": "Some CPU", "memory_bytes": 8 * 2**30, "torch": None}))
     return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are drawn as empty pictures, which takes no time, where a test looks at the rest of the page."""
+    monkeypatch.setattr(report_page, "chart", lambda *arguments, **options: "<svg></svg>")
 
 
 def outline_of(folder: Path) -> Outline:
@@ -265,7 +272,7 @@ def test_text_from_the_run_folder_is_escaped_everywhere(tmp_path: Path) -> None:
         '{"num_ranks": 1, "measured": null, "simulated": []}',
     ],
 )
-def test_a_broken_timeline_costs_only_its_own_section(tmp_path: Path, timeline: str) -> None:
+def test_a_broken_timeline_costs_only_its_own_section(tmp_path: Path, timeline: str, undrawn: None) -> None:
     make_run(tmp_path)
     (tmp_path / "timeline.json").write_text(timeline)
     found = outline_of(tmp_path)
@@ -292,7 +299,7 @@ def test_a_long_sample_is_cut_and_says_so(tmp_path: Path) -> None:
     assert "5 further characters are in sample.txt" in outline_of(tmp_path).text
 
 
-def test_a_report_can_be_written_again(tmp_path: Path) -> None:
+def test_a_report_can_be_written_again(tmp_path: Path, undrawn: None) -> None:
     make_whole_run(tmp_path)
     first = write_report(tmp_path).read_text()
     (tmp_path / "sample.txt").write_text("another sample")
