@@ -9,6 +9,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,13 +45,20 @@ def partition_layers(
             raise ValueError(
                 f"{name} must be finite and {'above' if name == 'layer_cost' else 'at least'} 0; got {cost}"
             )
+    return _ranges(_balanced_counts(num_layers, num_stages, layer_cost, embedding_cost, head_cost))
+
+
+@lru_cache(maxsize=1024)
+def _balanced_counts(
+    num_layers: int, num_stages: int, layer_cost: float, embedding_cost: float, head_cost: float
+) -> Sequence[int]:
     # Fractions represent floats exactly, so equal costs compare equal and the minimum is exact.
     layer = Fraction(layer_cost)
     extras = [Fraction(0)] * num_stages
     extras[0] += Fraction(embedding_cost)
     extras[-1] += Fraction(head_cost)
     limits = _count_limits(num_layers, layer, extras)
-    return _ranges(_even_counts(num_layers, layer, extras, limits))
+    return tuple(_even_counts(num_layers, layer, extras, limits))
 
 
 def stage_layers(

@@ -123,7 +123,7 @@ def simulate(schedule: Schedule, costs: Costs) -> Simulation:
         max(0.0, stop - start - busy) if stop - start - busy > 1e-9 * makespan else 0.0
         for start, stop, busy in zip(clock.first_start, clock.now, clock.busy, strict=True)
     ]
-    return Simulation(makespan, bubble, idle, [_peak_held(entries, costs) for entries in schedule.actions], spans)
+    return Simulation(makespan, bubble, idle, peaks_held(schedule, costs), spans)
 
 
 class _Clock:
@@ -202,6 +202,16 @@ class _Clock:
             self.spans.append(Span(sender, action if is_send else partner(action), start, stop))
         sleeper = self.sleepers.pop(receive, None)
         return [] if sleeper is None else [sleeper]
+
+
+def peaks_held(schedule: Schedule, costs: Costs) -> list[float]:
+    """Return for each rank the most that it holds, as in `Simulation`. It follows from the lists, without their times.
+
+    Raises:
+        ValueError: the costs do not fit the stages, or one is negative.
+    """
+    _check_costs(costs, schedule.num_stages)
+    return [_peak_held(entries, costs) for entries in schedule.actions]
 
 
 def _peak_held(entries: Sequence[Entry], costs: Costs) -> float:

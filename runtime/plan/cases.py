@@ -29,6 +29,7 @@ class Case:
         overlap: whether dp's collectives run beside the backward pass.
         gradient_bytes: of an element that dp ranks exchange.
         first_layers, last_layers: of the first and of the last pipeline rank; most_layers: of the fullest.
+        reductions: over tp of a layer's stream, forward and backward: 4; of a parallel block 3, with one norm 2.
         nic_rate: bytes a second, a GPU and direction, between nodes.
         flops: the chip's peak in FLOP/s in the dtype of the run.
         memory_rate, link_rate: the chip's, bytes a second.
@@ -66,6 +67,7 @@ class Case:
     first_layers: float
     last_layers: float
     most_layers: float
+    reductions: float
     nic_rate: float
     flops: float
     memory_rate: float
@@ -118,3 +120,22 @@ def even_layers(layers: int, stages: int) -> list[int]:
     if layers < stages:
         raise ValueError(f"{layers} layers can't be shared out over {stages} stages; give fewer stages")
     return [layers // stages + (stage < layers % stages) for stage in range(stages)]
+
+
+def layers_by_cost(layers: int, stages: int, layer: float, head: float) -> list[int]:
+    """Return the layers of each stage as nanotron shares them out: by their cost, the head's on the last one.
+
+    A block goes to the open stage, which closes with the block that exceeds its share of the whole cost
+    (huggingface/nanotron: src/nanotron/models/base.py, build_model).
+
+    Raises:
+        ValueError: fewer layers than stages.
+    """
+    even_layers(layers, stages)
+    counts, stage, spent, whole = [0] * stages, 0, 0.0, layers * layer + head
+    for _ in range(layers):
+        counts[stage] += 1
+        spent += layer
+        if spent > whole * (stage + 1) / stages:
+            stage += 1
+    return counts

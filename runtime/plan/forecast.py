@@ -4,27 +4,22 @@ Memory is that of this runtime: the state to the byte, what layers keep times wh
 Step time is a calibration's: that of a software, or the default of all that are published.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from trimaran.runtime.pipeline.action import ActionKind
 from trimaran.runtime.pipeline.partition import stage_layers
-from trimaran.runtime.pipeline.simulate import Costs, simulate
+from trimaran.runtime.pipeline.simulate import Costs, Span, simulate
 from trimaran.runtime.plan.cases import Case, Cases
 from trimaran.runtime.plan.chips import Chip
 from trimaran.runtime.plan.goodput import daly, goodput, mean_time_between_failures, simulated_goodput, young
-from trimaran.runtime.plan.memory.saved import can_count, layer_bytes, stage_bytes
-from trimaran.runtime.plan.memory.state import state_of
+from trimaran.runtime.plan.memory.ranks import memory_of, shortened
+from trimaran.runtime.plan.memory.saved import can_count
 from trimaran.runtime.plan.time.calibrations import Calibration, calibration_for, shipped
 from trimaran.runtime.plan.time.step import StepTime, step_time
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.pipeline import placement_of, schedule_of
 
-CONTEXT_BYTES: Final = 3 * 2**29
-"""Of the device's context and of libraries' buffers: 1.5 GiB."""
-_CHUNK_BYTES, _CHUNK_ROWS = 2**27, 1024  # of logits that the head computes at once, on a GPU
-_MOST_SIMULATED: Final = 4_000  # forwards whose list is simulated; of more the closed form is taken
 _ITEM: Final = {"bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -92,13 +87,9 @@ def plan(spec: RunSpec, setting: Setting) -> Plan:
     Raises:
         ValueError: the software is unknown, the spec's ZeRO is DeepSpeed's, or its schedule file is no schedule.
     """
-    memory = [_memory(spec, rank) for rank in range(spec.parallel.pp)]
-    held = _activations(spec)
-    for rank, parts in enumerate(memory):
-        parts["activations"] = held[rank]
+    memory = memory_of(spec)
     fullest = max(range(len(memory)), key=lambda rank: sum(memory[rank].values()))
-    calibration, is_of_chip = calibration_for(shipped(), setting.software, setting.chip.name, "bfloat16")
-    time = step_time(Cases.of([case_of(spec, setting)]), calibration.values())
+    time, calibration, is_of_chip = _step(spec, setting)
     pipelined, bubble = _pipelined(spec, time)
     seconds = pipelined + float(time.tail[0])
     parts = {name: float(value[0]) for name, value in time.parts.items()}
@@ -152,6 +143,7 @@ def case_of(spec: RunSpec, setting: Setting) -> Case:
         first_layers=counts[0],
         last_layers=counts[placement_of(spec)[-1]],
         most_layers=max(counts),
+        reductions={"parallel": 3.0, "parallel_one_norm": 2.0}.get(model.block, 4.0),
         nic_rate=setting.nic_rate,
         flops=chip.flops,
         memory_rate=chip.memory_rate,
@@ -160,78 +152,43 @@ def case_of(spec: RunSpec, setting: Setting) -> Case:
     )
 
 
-def _memory(spec: RunSpec, rank: int) -> dict[str, float]:
-    state = state_of(spec, rank)
-    parts: dict[str, float] = {
-        "parameters": state.parameters,
-        "gradients": state.gradients,
-        "optimizer": state.optimizer,
-        "in transit": state.gradient_buffers + state.gathered,
-    }
-    logits, work = _logits(spec) if placement_of(spec)[-1] == rank else 0.0, _work(spec)
-    # The loss is over before the backward pass of the first layer begins.
-    parts["logits"] = logits if logits > work else 0.0
-    parts["working set"] = 0.0 if logits > work else work
-    parts["context"] = float(CONTEXT_BYTES)
-    return parts
+def timeline(spec: RunSpec, setting: Setting) -> list[Span]:
+    """Return what each pipeline rank does in a step, in milliseconds, of as many microbatches as show its shape.
 
-
-def _logits(spec: RunSpec) -> float:
-    """Return the bytes of the head's chunk of logits, with a quarter of it for what the loss keeps."""
-    tokens = spec.train.micro_batch_size * spec.train.seq_len
-    row = spec.transformer.padded_vocab_size(spec.parallel.tp) / spec.parallel.tp * _ITEM[spec.precision.dtype]
-    return 1.25 * min(tokens * row, max(_CHUNK_BYTES, _CHUNK_ROWS * row))
-
-
-def _work(spec: RunSpec) -> float:
-    """Return the bytes beside the microbatches' while a layer's backward pass runs.
-
-    Gradients of the inner outputs and of two streams; where the layer is computed again, all that it keeps.
+    Raises:
+        ValueError: as `plan`.
     """
-    tokens, config = spec.train.micro_batch_size * spec.train.seq_len, spec.transformer
-    inner = (2 if config.is_gated else 1) * config.ffn_hidden_size / spec.parallel.tp
-    again = layer_bytes(spec, recomputed=False, selective=False) if spec.train.recompute_every else 0
-    return again + float(tokens * _ITEM[spec.precision.dtype] * (inner + 2 * config.hidden_size))
+    return simulate(schedule_of(shortened(spec)), _costs(spec, _busy(spec, _step(spec, setting)[0]))).spans
 
 
-def _activations(spec: RunSpec) -> list[float]:
-    """Return by pipeline rank the most bytes that microbatches keep, by the list that will be executed."""
+def _step(spec: RunSpec, setting: Setting) -> tuple[StepTime, Calibration, bool]:
+    calibration, is_of_chip = calibration_for(shipped(), setting.software, setting.chip.name, "bfloat16")
+    return step_time(Cases.of([case_of(spec, setting)]), calibration.values()), calibration, is_of_chip
+
+
+def _busy(spec: RunSpec, time: StepTime) -> list[float]:
+    """Return the seconds of a microbatch in each stage, forward and backward, with its transfer."""
     layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, spec.parallel.layers_per_stage)
-    kept = [float(stage_bytes(spec, held)) for held in layers]
-    spec = _shortened(spec)
-    none = [0.0] * len(kept)
-    held = {
-        ActionKind.F: kept, ActionKind.B: [-each for each in kept],
-        ActionKind.I: none, ActionKind.W: [-each for each in kept],
-    }  # fmt: skip
-    return simulate(schedule_of(spec), Costs(Costs.uniform(len(kept)).times, held)).peak_held
-
-
-def _shortened(spec: RunSpec) -> RunSpec:
-    """Return the spec with no more microbatches than fill its pipeline several times over, for its peak is the same."""
-    parallel, train = spec.parallel, spec.train
-    most = 4 * parallel.pp
-    if parallel.schedule_file is not None or spec.num_microbatches <= most:
-        return spec
-    batch = most * train.micro_batch_size * parallel.dp
-    return spec.model_copy(update={"train": train.model_copy(update={"global_batch_size": batch})})
-
-
-def _pipelined(spec: RunSpec, time: StepTime) -> tuple[float, float]:
-    """Return the seconds of the pipeline and the share of them in which a rank waits, by simulation of the list."""
-    layers = stage_layers(spec.transformer, spec.train.seq_len, spec.num_stages, spec.parallel.layers_per_stage)
-    every = spec.train.recompute_every
-    passes = 3.0 + (1 / every if every else 0.0)
     transfer = float(time.transfer[0]) / spec.parallel.virtual_stages
     busy = []
     for stage, held in enumerate(layers):
         is_last = stage == spec.num_stages - 1
         chip = len(held) * float(time.layer[0]) + (float(time.head[0]) if is_last else 0.0)
         busy.append(max(chip, (len(held) + is_last) * float(time.host[0])) + transfer)
-    short = spec if spec.num_stages * spec.num_microbatches <= _MOST_SIMULATED else _shortened(spec)
+    return busy
+
+
+def _costs(spec: RunSpec, busy: Sequence[float]) -> Costs:
+    every = spec.train.recompute_every
+    passes = 3.0 + (1 / every if every else 0.0)
     forward = [1e3 * each / passes for each in busy]
-    backward = [1e3 * each * (passes - 1) / passes for each in busy]
-    found = simulate(schedule_of(short), Costs.of_stages(forward, backward, forward))
+    return Costs.of_stages(forward, [each * (passes - 1) for each in forward], forward)
+
+
+def _pipelined(spec: RunSpec, time: StepTime) -> tuple[float, float]:
+    """Return the seconds of the pipeline and the share of them in which a rank waits, by simulation of the list."""
+    busy, short = _busy(spec, time), shortened(spec)
+    found = simulate(schedule_of(short), _costs(spec, busy))
     by_rank = [0.0] * spec.parallel.pp
     for rank, each in zip(placement_of(spec), busy, strict=True):
         by_rank[rank] += each

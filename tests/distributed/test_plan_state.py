@@ -8,7 +8,8 @@ import pytest
 from tests.distributed.test_dry_step import EXPERTS, LLAMA, ODD, TP2_PP2_DP2, spec_of
 from trimaran.launchers.cli.planning.memory import step_of
 from trimaran.runtime.plan.chips import chip_named
-from trimaran.runtime.plan.forecast import CONTEXT_BYTES, Setting, plan
+from trimaran.runtime.plan.forecast import Setting, plan
+from trimaran.runtime.plan.memory.ranks import CONTEXT_BYTES
 from trimaran.runtime.plan.memory.saved import layer_bytes
 from trimaran.runtime.plan.memory.state import buckets_of, state_of
 from trimaran.runtime.spec import RunSpec, load_spec, parse_spec

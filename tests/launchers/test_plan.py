@@ -1,6 +1,7 @@
 """`trimaran plan`: what it prints and writes, its table of errors, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,15 +56,18 @@ def test_a_search_writes_the_spec_of_the_fastest(tmp_path: Path) -> None:
     assert "layouts were timed" in outcome.err
     planned = trimaran(tmp_path, "plan", "best.yaml")
     assert planned.code == 0, planned.err
-    assert f"in all           {first[9]}" in planned.out
+    assert f"in all           {first[10]}" in planned.out
+    assert "fewest GPUs that hold the run" in outcome.err
+    assert "beside the first" in outcome.out
+    assert re.search(r"zero.stage \d +(memory: \d|\+\d)", outcome.out)
 
 
 def test_published_prints_every_bar(tmp_path: Path) -> None:
     outcome = trimaran(tmp_path, "plan", "--published")
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
-    assert len(lines) == 14
-    assert sum(line.rstrip().endswith("held") for line in lines) == 10
+    assert len(lines) == 15
+    assert sum(line.rstrip().endswith("held") for line in lines) == 11
     assert [line.split("  ")[0].strip() for line in lines if line.rstrip().endswith("missed")] == [
         "left out, by whole models"
     ]

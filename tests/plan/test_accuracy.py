@@ -1,5 +1,6 @@
 """The table of `trimaran plan --published`: its errors are those that the shipped constants make, and the bars hold."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from trimaran.runtime.plan.published.accuracy import group_of, of_16_bits, predicted, published_runs, time_rows
 from trimaran.runtime.plan.published.tables import PublishedRun
+from trimaran.runtime.plan.published.winners import places_of_winners
 from trimaran.runtime.plan.time.calibrations import calibration_for, shipped
 from trimaran.runtime.plan.time.fit import Measured, fit
 
@@ -24,7 +26,19 @@ def test_the_bars_hold_but_for_those_that_are_told(timed: list[PublishedRun]) ->
     assert [row.what for row in rows if not row.holds] == MISSED
     assert sum(row.rows for row in rows[1:3]) == 1152 + 62
     assert rows[0].rows == rows[5].rows == 412
-    assert rows[-1].rows == 93
+    assert [row.rows for row in rows[-2:]] == [93, 18]
+
+
+def test_a_winner_ranks_first_where_constants_make_it_fastest(timed: list[PublishedRun]) -> None:
+    """With links that cost nothing and a host that costs nothing, tp and pp only lose; so pp 1 and tp 1 come first."""
+    run = next(run for run in timed if run.stack == "nanotron" and run.gpus == 8)
+    free = replace(
+        shipped().default.values(), link=1e3, nic=1e3, link_latency=1e-12, dp_latency=1e-12, host=1e-9, half_depth=1e-6
+    )
+    alone = replace(run, cases=(replace(run.cases[0], tp=1.0, pp=1.0, dp=8.0, microbatch=1.0),))
+    across = replace(run, cases=(replace(run.cases[0], tp=8.0, pp=1.0, dp=1.0, microbatch=1.0),))
+    (first, _), (later, _) = places_of_winners([alone, across], free)
+    assert first < later
 
 
 def test_recorded_errors_are_those_of_the_shipped_constants(timed: list[PublishedRun]) -> None:

@@ -42,7 +42,7 @@ def test_the_rows_that_resist_are_these(runs: list[PublishedRun]) -> None:
         errors = planned_gib(own) / [run.gib for run in own] - 1
         far += [(run.stack, run.line) for run, error in zip(own, errors, strict=True) if abs(error) > 0.2]
     assert far == [
-        ("megatron-deepspeed-2022", 87), ("megatron-deepspeed-2022", 108), ("nanotron", 20),
+        ("megatron-deepspeed-2022", 87), ("megatron-deepspeed-2022", 108), ("nanotron", 35),
         ("torchtitan-compile", 18), ("torchtitan-compile", 19),
     ]  # fmt: skip
 

@@ -14,10 +14,21 @@ if TYPE_CHECKING:
     from trimaran.runtime.spec import RunSpec
 
 _MOST = 10
+_COLUMNS = {
+    "tp": "tp", "pp": "pp", "dp": "dp", "ep": "ep", "schedule": "schedule", "virtual_stages": "stages a rank",
+    "microbatch": "microbatch", "zero": "ZeRO", "recompute": "recompute",
+}  # fmt: skip
 
 
 def print_search(
-    spec: "RunSpec", setting: "Setting", *, gpus: int | None, headroom: float, fix: Sequence[str], write: Path | None
+    spec: "RunSpec",
+    setting: "Setting",
+    *,
+    gpus: int | None,
+    headroom: float,
+    fix: Sequence[str],
+    write: Path | None,
+    picture: Path | None,
 ) -> None:
     """Search, print the fastest layouts, and write the spec of the first.
 
@@ -36,6 +47,11 @@ def print_search(
     if write is not None:
         write_text(write, dump_spec(found.found[0].spec))
         say(f"the spec of the first is in {write}")
+    if picture is not None:
+        from trimaran.launchers.report.plan_charts import search_picture
+
+        write_text(picture, search_picture(found, setting))
+        say(f"search drawn in {picture}")
 
 
 def fixed_values(fix: Sequence[str]) -> Mapping[str, object]:
@@ -46,7 +62,7 @@ def fixed_values(fix: Sequence[str]) -> Mapping[str, object]:
     """
     import difflib
 
-    from trimaran.runtime.plan.search.search import FIELDS, Layout
+    from trimaran.runtime.plan.search.layouts import FIELDS, Layout
 
     found: dict[str, object] = {}
     for each in fix:
@@ -70,17 +86,24 @@ def fixed_values(fix: Sequence[str]) -> Mapping[str, object]:
 def _print_table(found: "Search", setting: "Setting") -> None:
     from rich.table import Table
 
-    columns = ("tp", "pp", "dp", "ep", "stages a rank", "microbatch", "ZeRO", "recompute")
-    table = Table("", *columns, "seconds", "slower by", "GiB", "MFU", "spends more on", box=None)
+    table = Table("", *_COLUMNS.values(), "seconds", "slower by", "GiB", "MFU", "spends more on", box=None)
     first = found.found[0].plan.seconds
     for number, each in enumerate(found.found, 1):
         own = each.layout
-        cells = (own.tp, own.pp, own.dp, own.ep, own.virtual_stages, own.microbatch, own.zero, own.recompute)
+        cells = [str(getattr(own, name)) for name in _COLUMNS]
         memory = each.plan.total(each.plan.fullest) / 2**30
         table.add_row(
-            str(number), *map(str, cells), f"{each.plan.seconds:.4g}", f"{each.plan.seconds / first - 1:.1%}",
+            str(number), *cells, f"{each.plan.seconds:.4g}", f"{each.plan.seconds / first - 1:.1%}",
             f"{memory:.1f}", f"{each.plan.figures['MFU']:.1%}", each.lost,
         )  # fmt: skip
     print_table(table)
     fit = f"about {found.fitting:,} fit {setting.chip.name}"
     say(f"{found.tried:,} layouts were timed, of which {fit}; the fastest of those were planned")
+    say(
+        f"largest microbatch of the first that fits: {found.largest_microbatch}; "
+        f"fewest GPUs that hold the run: {found.fewest.gpus} ({found.fewest})"
+    )
+    beside = Table("beside the first", "lost by", box=None)
+    for neighbour, verdict in found.beside:
+        beside.add_row(neighbour.change, verdict)
+    print_table(beside)

@@ -45,6 +45,14 @@ def plan(
     json_file: Annotated[
         Path | None, typer.Option("--json", parser=path, metavar="FILE", help="Write the plan into this file too.")
     ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path,
+            metavar="FILE",
+            help="Draw the plan, the search or --published into this .svg file.",
+        ),
+    ] = None,
     search: Annotated[bool, typer.Option("--search", help="Search for the fastest layouts that fit instead.")] = False,
     gpus: Annotated[
         int | None, typer.Option(metavar="N", help="With --search: GPUs; by default those of the spec.")
@@ -62,8 +70,10 @@ def plan(
 ) -> None:
     """Tell what a run will take, before it starts: memory of every pipeline rank, step time, days, money, energy."""
     with errors_as_sentences():
+        if picture is not None and picture.suffix != ".svg":
+            raise ValueError(f"--picture must end in .svg; got {picture}")
         if published:
-            _print_published()
+            _print_published(picture)
             return
         if spec_path is None:
             raise ValueError("a plan is made of a run spec; give one, or --published for the errors of plans")
@@ -79,11 +89,11 @@ def plan(
         if search:
             from trimaran.launchers.cli.planning.layouts import print_search
 
-            print_search(spec, setting, gpus=gpus, headroom=headroom, fix=fix, write=write)
+            print_search(spec, setting, gpus=gpus, headroom=headroom, fix=fix, write=write, picture=picture)
             return
         if gpus is not None or fix or write is not None:
             raise ValueError("--gpus, --fix and --write are for a search; add --search, or leave them out")
-        _plan(spec, setting, json_file)
+        _plan(spec, setting, json_file, picture)
 
 
 def _check(rates: Mapping[str, float | None], restart: float) -> None:
@@ -114,14 +124,20 @@ def _setting(
     return Setting(known, software, nic * _GBIT, gpus_per_node, *rest, write_rate * 1e9)
 
 
-def _plan(spec: "RunSpec", setting: "Setting", json_file: Path | None) -> None:
+def _plan(spec: "RunSpec", setting: "Setting", json_file: Path | None, picture: Path | None) -> None:
     from trimaran.runtime.plan.forecast import plan as make_plan
+    from trimaran.runtime.plan.forecast import timeline
 
     found = make_plan(spec, setting)
     _print_plan(spec, setting, found)
     if json_file is not None:
         write_text(json_file, json.dumps(content_of(setting, found), indent=1) + "\n")
         say(f"plan written to {json_file}")
+    if picture is not None:
+        from trimaran.launchers.report.plan_charts import plan_picture
+
+        write_text(picture, plan_picture(spec, setting, found, timeline(spec, setting)))
+        say(f"plan drawn in {picture}")
 
 
 def content_of(setting: "Setting", found: "Plan") -> dict[str, Any]:
@@ -190,7 +206,7 @@ def _print_fit(chip: "Chip", found: "Plan") -> None:
         )
 
 
-def _print_published() -> None:
+def _print_published(picture: Path | None) -> None:
     from rich.table import Table
 
     from trimaran.runtime.plan.published.accuracy import memory_rows, published_runs, time_rows
@@ -205,6 +221,12 @@ def _print_published() -> None:
             row.what, str(row.rows), row.figures, row.bar, ("held" if row.holds else "missed") if row.bar else ""
         )
     print_table(table)
+    if picture is not None:
+        from trimaran.launchers.report.plan_charts import published_picture
+        from trimaran.runtime.plan.published.accuracy import pairs_of
+
+        write_text(picture, published_picture(pairs_of(timed, measured, shipped())))
+        say(f"predicted against measured drawn in {picture}")
 
 
 def _figure(name: str, value: float) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,22 +12,25 @@ import typer
 
 from trimaran.launchers.cli.console import errors_as_sentences, path
 from trimaran.launchers.terminal import print_table, say
-from trimaran.runtime.files import read_text
+from trimaran.runtime.files import read_text, write_text
 from trimaran.runtime.plan.scaling.laws import (
     DEFAULT,
     FLOPS_PER_PARAMETER_AND_TOKEN,
     LAWS,
     TOKENS_PER_PARAMETER,
+    LossFormula,
     read_count,
 )
 
 if TYPE_CHECKING:
-    from trimaran.runtime.plan.scaling.fit import Run
+    from trimaran.runtime.plan.scaling.fit import LossLaw, PowerLaw, Run
+    from trimaran.runtime.plan.scaling.isoflops import IsoFlop
 
 scaling = typer.Typer(no_args_is_help=True, help="How many tokens and parameters a budget is best spent on.")
 _FACTORS = (0.25, 0.5, 1.0, 2.0, 5.0, 20.0)
 _FEWEST_RUNS, _LEAST_SPREAD, _FAR = 6, 4.0, 100.0
-_OUTLIER = 4.0  # deviations
+_MOST_FITS = 8  # without what lies far off the fit before
+_MOST_NAMED = 20  # outliers, one by one
 
 
 @scaling.command()
@@ -78,36 +82,118 @@ def budget(
 def fit(
     tables: Annotated[list[Path], typer.Argument(parser=path, metavar="CSV...", help="Runs, a row each.")],
     at: Annotated[list[str], typer.Option(metavar="FLOP", help="Tell the optimum at this compute; may repeat.")] = [],  # noqa: B006
+    without_outliers: Annotated[
+        bool, typer.Option("--without-outliers", help="Fit once more without the runs that lie far off the first fit.")
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(parser=path, metavar="FILE", help="Draw IsoFLOP curves and frontier as an .svg file.")
+    ] = None,
 ) -> None:
     """Fit E + A/N^a + B/D^b to runs, with 95% intervals. Columns: parameters, loss, and tokens or flop."""
     with errors_as_sentences():
         computes = [read_count(each, "--at") for each in at]
+        if picture is not None and picture.suffix != ".svg":
+            raise ValueError(f"--picture must end in .svg; got {picture}")
         runs = [run for table in tables for run in _read_runs(table)]
         _check_spread(runs)
-        from trimaran.runtime.plan.scaling.fit import fit_two_variables
+        fitted = _fitted(runs, without_outliers)
+        _print_fit(fitted, computes)
+        if picture is not None:
+            from trimaran.launchers.report.scaling_charts import scaling_picture
 
-        law = fit_two_variables(runs)
-        from rich.table import Table
+            write_text(picture, scaling_picture(runs, fitted.far_off, fitted.curves, fitted.formula, fitted.line))
+            say(f"IsoFLOP curves and frontier drawn in {picture}")
 
-        table = Table("constant", "fitted", "95% interval", box=None)
-        for name, found in law.constants.items():
-            table.add_row(name, f"{found.value:.4g}", f"{found.low:.4g} to {found.high:.4g}")
-        print_table(table)
-        say(f"{len(runs)} runs; they scatter around the law by {law.scatter:.2%}")
-        for run in runs:
-            expected = law.curve(run.parameters, run.tokens).value
-            if abs(math.log(run.loss / expected)) > _OUTLIER * law.scatter:
-                say(f"outlier: {run.parameters:.4g} parameters, {run.tokens:.4g} tokens: {run.loss} for {expected:.4g}")
-        most = max(FLOPS_PER_PARAMETER_AND_TOKEN * run.parameters * run.tokens for run in runs)
-        from trimaran.runtime.plan.scaling.laws import LossFormula
 
-        e, a_factor, a, b_factor, b = (law.constants[name].value for name in ("E", "A", "a", "B", "b"))
-        own = LossFormula("fitted", e, a_factor, a, b_factor, b, "these runs")
-        if computes:
-            _print_best([("fitted", *own.best(compute)) for compute in computes], own)
-        for compute in computes:
-            if compute > _FAR * most:
-                say(f"{compute:.4g} FLOP is {compute / most:,.0f} times the largest run: far beyond what was fitted")
+@dataclass(frozen=True)
+class _Fitted:
+    """A law of runs.
+
+    Attributes:
+        runs: that it was fitted on.
+        far_off: outliers, in `runs` or left out of them.
+        formula: the law without its intervals.
+        line: the best size over compute by IsoFLOP curves; None for too few of them.
+    """
+
+    runs: "list[Run]"
+    far_off: "list[Run]"
+    law: "LossLaw"
+    formula: LossFormula
+    curves: "list[IsoFlop]"
+    line: "PowerLaw | None"
+
+
+def _fitted(runs: "list[Run]", without_outliers: bool) -> _Fitted:
+    from trimaran.runtime.plan.scaling.fit import fit_two_variables
+    from trimaran.runtime.plan.scaling.isoflops import frontier, isoflops, outliers
+
+    kept = runs
+    law = fit_two_variables(kept)
+    far_off = outliers(runs, _formula(law).loss)
+    for _ in range(_MOST_FITS if without_outliers else 0):
+        kept = [run for run in runs if run not in far_off]
+        _check_spread(kept)
+        law = fit_two_variables(kept)
+        before, far_off = far_off, outliers(runs, _formula(law).loss)
+        if far_off == before:
+            break
+    formula = _formula(law)
+    curves = isoflops([run for run in runs if run not in far_off], formula.loss)
+    return _Fitted(kept, far_off, law, formula, curves, frontier(curves))
+
+
+def _formula(law: "LossLaw") -> LossFormula:
+    e, a_factor, a, b_factor, b = (law.constants[name].value for name in ("E", "A", "a", "B", "b"))
+    return LossFormula("fitted", e, a_factor, a, b_factor, b, "these runs")
+
+
+def _print_fit(fitted: _Fitted, computes: list[float]) -> None:
+    from rich.table import Table
+
+    table = Table("constant", "fitted", "95% interval", box=None)
+    for name, found in fitted.law.constants.items():
+        table.add_row(name, f"{found.value:.4g}", f"{found.low:.4g} to {found.high:.4g}")
+    print_table(table)
+    say(f"{len(fitted.runs)} runs; they scatter around the law by {fitted.law.scatter:.2%}")
+    for run in fitted.far_off[:_MOST_NAMED]:
+        where = f"{run.parameters:.4g} parameters, {run.tokens:.4g} tokens"
+        say(f"outlier: {where}: loss {run.loss:.4g}, by the law {fitted.formula.loss(run.parameters, run.tokens):.4g}")
+    left_out = fitted.far_off and not set(fitted.far_off) & set(fitted.runs)
+    if fitted.far_off:
+        more = "were left out" if left_out else "count in the fit; --without-outliers leaves them out"
+        say(f"{len(fitted.far_off)} outliers {more}")
+    _print_curves(fitted)
+    _print_optima(fitted, computes)
+
+
+def _print_curves(fitted: _Fitted) -> None:
+    from rich.table import Table
+
+    if not fitted.curves:
+        say("no IsoFLOP curves: they take five runs or more of about one compute")
+        return
+    table = Table("IsoFLOP curve", "runs", "best parameters", "95% interval", "loss", box=None)
+    for curve in fitted.curves:
+        cells = (curve.why, "", "")
+        if curve.best is not None:
+            size = curve.size
+            cells = (f"{size.value:.3g}", f"{size.low:.3g} to {size.high:.3g}", f"{curve.best.loss.value:.4g}")
+        table.add_row(f"{curve.flops:.3g} FLOP", str(len(curve.runs)), *cells)
+    print_table(table)
+    if fitted.line is not None:
+        say(f"by them the best size grows with the compute to the power {fitted.line.exponents[0]}")
+
+
+def _print_optima(fitted: _Fitted, computes: list[float]) -> None:
+    most = max(FLOPS_PER_PARAMETER_AND_TOKEN * run.parameters * run.tokens for run in fitted.runs)
+    if computes:
+        _print_best([("fitted", *fitted.formula.best(compute)) for compute in computes], fitted.formula)
+    for compute in computes:
+        if fitted.line is not None:
+            say(f"{compute:.4g} FLOP, by the IsoFLOP curves: {fitted.line.predict(compute, compute)} parameters")
+        if compute > _FAR * most:
+            say(f"{compute:.4g} FLOP is {compute / most:,.0f} times the largest run: far beyond what was fitted")
 
 
 def _read_runs(table: Path) -> list["Run"]:
@@ -152,12 +238,9 @@ def _check_spread(runs: Iterable["Run"]) -> None:
             )
 
 
-def _print_best(rows: Iterable[tuple[str, float, float]], law: object = DEFAULT) -> None:
+def _print_best(rows: Iterable[tuple[str, float, float]], law: LossFormula = DEFAULT) -> None:
     from rich.table import Table
 
-    from trimaran.runtime.plan.scaling.laws import LossFormula
-
-    assert isinstance(law, LossFormula)
     table = Table("by", "parameters", "tokens", "tokens a parameter", "FLOP", f"loss ({law.name})", box=None)
     for name, size, count in rows:
         compute = FLOPS_PER_PARAMETER_AND_TOKEN * size * count

@@ -56,7 +56,7 @@ HABITS: Final[Mapping[str, Habits]] = {
     "megatron-deepspeed-2022": Habits(
         2, None, 16, False, True, 14, 2.4, 1, 9, "BigScience, nvidia-smi: ZeRO-1 with float32 gradients of the shard"
     ),
-    "nanotron": Habits(2, 4, 12, False, False, 6, 1.9, 1, 1, "nanotron's benchmark: float32 gradients, ZeRO-1"),
+    "nanotron": Habits(2, 4, 12, False, False, 10, 1.6, 1, 0, "nanotron's benchmark: float32 gradients, ZeRO-1"),
     "torchtitan": Habits(4, 4, 8, True, False, 10, 1.5, 0.3, 10.5, "torchtitan's benchmarks, reserved memory: FSDP2"),
     "internevo": Habits(2, 2, 23, False, False, 8, 1, 1, 5.5, "InternEvo's table: what it counts is not said"),
 }

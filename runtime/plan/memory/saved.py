@@ -74,7 +74,10 @@ def _feed_forward(spec: RunSpec, *, selective: bool) -> int:
 def stage_bytes(spec: RunSpec, layers: range) -> int:
     """Return the bytes of a microbatch in these layers, with the stage's output."""
     every, selective = spec.train.recompute_every, spec.train.recompute == "selective"
-    kept = [layer_bytes(spec, recomputed=bool(every) and i % every == 0, selective=selective) for i in layers]
+    again = sum(i % every == 0 for i in layers) if every else 0
+    kept = again * layer_bytes(spec, recomputed=True, selective=selective) if again else 0
+    if len(layers) > again:
+        kept += (len(layers) - again) * layer_bytes(spec, recomputed=False, selective=selective)
     rows = spec.train.micro_batch_size * spec.train.seq_len
     local = rows // (spec.parallel.tp if spec.parallel.sequence_parallel else 1)
-    return sum(kept) + local * spec.transformer.hidden_size * _ITEM[spec.precision.dtype]
+    return kept + local * spec.transformer.hidden_size * _ITEM[spec.precision.dtype]

@@ -9,9 +9,10 @@ from typing import Final
 import numpy as np
 
 from trimaran.runtime.plan.cases import Array, Cases
-from trimaran.runtime.plan.memory.habits import GIB, habits_of, rank_bytes
+from trimaran.runtime.plan.memory.habits import GIB, HABITS, habits_of, rank_bytes
 from trimaran.runtime.plan.published.tables import PublishedRun, read_table
-from trimaran.runtime.plan.time.calibrations import Calibration, Shipped
+from trimaran.runtime.plan.published.winners import places_of_winners
+from trimaran.runtime.plan.time.calibrations import Calibration, Shipped, calibration_for
 from trimaran.runtime.plan.time.constants import DEFAULT, Constants
 from trimaran.runtime.plan.time.fit import Measured, fit
 
@@ -162,7 +163,24 @@ def time_rows(runs: Sequence[PublishedRun], found: Shipped) -> list[Accuracy]:
             "vTrain: best layout in the first 3", groups, f"{best:.0%}; mean tau {tau:.2f}", "92%; 0.8",
             best >= 0.915 and tau >= 0.795,
         ),
+        _winners(runs, found),
     ]  # fmt: skip
+
+
+def _winners(runs: Sequence[PublishedRun], found: Shipped) -> Accuracy:
+    """Of nanotron's winners: those whose tp x pp x dp is among the first 3, and those whose microbatch is too.
+
+    By the default set, as a search without a software; its own constants were fitted on winners alone.
+    """
+    own = [run for run in runs if run.stack == "nanotron"]
+    calibration, _ = calibration_for(found, "nanotron", own[0].chip, "bfloat16")
+    counts = [
+        [sum(place[index] <= 3 for place in places_of_winners(own, each.values())) for index in (0, 1)]
+        for each in (found.default, calibration)
+    ]
+    (grids, layouts), (fitted, _) = counts
+    figures = f"{grids}/{len(own)}; with the microbatch {layouts}/{len(own)}; by its own constants {fitted}/{len(own)}"
+    return Accuracy("nanotron: best tp x pp x dp in the first 3", len(own), figures, "14/18", grids >= 14)
 
 
 def memory_rows(runs: Sequence[PublishedRun]) -> list[Accuracy]:
@@ -175,6 +193,22 @@ def memory_rows(runs: Sequence[PublishedRun]) -> list[Accuracy]:
         ten, bar = float(np.mean(errors <= 0.1)), promised.get(name, 0.0)
         words = f"within 10% {ten:.0%}; within 20% {np.mean(errors <= 0.2):.0%}"
         made.append(Accuracy(f"memory, {name}", len(own), words, f"{bar:.0%}" if bar else "", ten >= bar - 0.005))
+    return made
+
+
+def pairs_of(
+    timed: Sequence[PublishedRun], held: Sequence[PublishedRun], found: Shipped
+) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Return by unit and software what was measured beside what is predicted, of time and of memory."""
+    made: dict[str, dict[str, list[tuple[float, float]]]] = {"seconds of a step": {}, "GiB of the fullest rank": {}}
+    for run, seconds in zip(timed, predicted(timed, found), strict=True):
+        made["seconds of a step"].setdefault(run.stack, []).append((run.seconds, float(seconds)))
+    for name in HABITS:
+        own = [run for run in held if run.stack.startswith(name)]
+        if own:
+            made["GiB of the fullest rank"][name] = [
+                (run.gib, float(gib)) for run, gib in zip(own, planned_gib(own), strict=True)
+            ]
     return made
 
 

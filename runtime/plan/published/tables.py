@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from trimaran.runtime.files import read_text
-from trimaran.runtime.plan.cases import Case, even_layers
+from trimaran.runtime.plan.cases import Case, even_layers, layers_by_cost
 from trimaran.runtime.plan.chips import chip_named
 
 _GBIT: Final = 1e9 / 8
@@ -132,7 +132,15 @@ def _cases(cells: _Cells) -> Iterator[Case]:
     for microbatch in microbatches:
         if batch % (microbatch * dp) == 0:
             for stages in virtual:
-                yield _case(cells, batch, microbatch, stages, even_layers(layers, pp))
+                yield _case(cells, batch, microbatch, stages, _shares(cells, layers, pp))
+
+
+def _shares(cells: _Cells, layers: int, pp: int) -> list[int]:
+    if cells.text("stack") != "nanotron":
+        return even_layers(layers, pp)
+    # What nanotron counts of a block: four square matrices of attention, three of the feed-forward layer.
+    hidden, ffn = cells.number("hidden"), cells.number("ffn")
+    return layers_by_cost(layers, pp, 4 * hidden**2 + 3 * ffn * hidden, cells.number("vocab") * hidden)
 
 
 def _case(cells: _Cells, batch: float, microbatch: float, virtual_stages: float, shares: list[int]) -> Case:
@@ -159,6 +167,7 @@ def _case(cells: _Cells, batch: float, microbatch: float, virtual_stages: float,
         first_layers=float(shares[0]),
         last_layers=float(shares[-1]),
         most_layers=float(max(shares)),
+        reductions=4.0,
         nic_rate=cells.number("nic_gbps_per_gpu", 100) * _GBIT,
         flops=peak or chip.flops,
         memory_rate=chip.memory_rate,

@@ -4,55 +4,34 @@ Every layout of the GPUs is timed in one array; the fastest are then built as sp
 every rule, and planned exactly: memory to the byte where the layer is in the table, time by the schedule's own list.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 
-from trimaran.runtime.pipeline.schedules import SCHEDULES
-from trimaran.runtime.plan.cases import Array, Case, Cases
-from trimaran.runtime.plan.forecast import CONTEXT_BYTES, Plan, Setting, case_of, plan
+from trimaran.runtime.plan.chips import CHIPS
+from trimaran.runtime.plan.forecast import Plan, Setting, plan
+from trimaran.runtime.plan.search.estimate import cases_of, estimated_bytes
+from trimaran.runtime.plan.search.fewest import counts_up_to, fewest_gpus, fullest_bytes, largest_microbatch
+from trimaran.runtime.plan.search.layouts import Layout, Sieve, layouts_of, spec_of
+from trimaran.runtime.plan.search.neighbours import Neighbour, neighbours
 from trimaran.runtime.plan.time.calibrations import calibration_for, shipped
-from trimaran.runtime.plan.time.step import parameters_of_rank, step_time
-from trimaran.runtime.spec import RunSpec, SpecError, parse_spec
+from trimaran.runtime.plan.time.step import step_time
+from trimaran.runtime.spec import RunSpec, SpecError
 
-FIELDS: Final = {
-    "parallel.tp": "tp", "parallel.pp": "pp", "parallel.dp": "dp", "parallel.ep": "ep",
-    "parallel.virtual_stages": "virtual_stages", "parallel.schedule": "schedule",
-    "parallel.sequence_parallel": "sequence_parallel", "train.micro_batch_size": "microbatch", "zero.stage": "zero",
-    "train.recompute": "recompute",
-}  # fmt: skip
-"""What is searched: field of the spec -> name in a layout."""
 _SLACK: Final = 1.15  # how far above the chip's memory an estimate may lie for the exact count to be made
-_MOST_PLANNED: Final = 60  # layouts of which specs are built, at most
-_MICROBATCHES: Final = (1, 2, 4, 8, 16, 32)
-_VIRTUAL: Final = (1, 2, 3, 4, 5, 6, 8, 10)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One way to lay a run out."""
-
-    tp: int
-    pp: int
-    dp: int
-    ep: int
-    virtual_stages: int
-    schedule: str
-    sequence_parallel: bool
-    microbatch: int
-    zero: int
-    recompute: str
-
-    def content(self) -> dict[str, dict[str, object]]:
-        """Return the fields of a spec, by section."""
-        found: dict[str, dict[str, object]] = {"parallel": {}, "train": {}, "zero": {}}
-        for path, name in FIELDS.items():
-            section, _, field = path.partition(".")
-            found[section][field] = getattr(self, name)
-        return found
+_MOST_COUNTED: Final = 400  # layouts of which specs are built, at most
+_CLOSEST: Final = 12  # layouts that are counted to find the one that lacks least
+TRAFFIC: Final = (
+    "tensor-parallel", "context-parallel", "experts' exchange", "sharded state", "transfers", "data-parallel",
+)  # fmt: skip
+_CAUSES: Final = {
+    "bubble": ("bubble", "head and loss"), "traffic": TRAFFIC, "host": ("host",),
+    "arithmetic": ("products", "attention", "memory-bound", "optimizer"),
+}  # fmt: skip
+"""What a layout may lose by -> parts of a step."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +56,19 @@ class Search:
         found: the fastest that fit, in order.
         tried: layouts of the GPUs that were timed.
         fitting: those that an estimate of memory lets fit.
+        timed: about, seconds of a step of each layout that fits, fastest first.
+        beside: what is one step away from the fastest, with what it lost by.
+        largest_microbatch: with which the fastest fits, all else the same.
+        fewest: a layout of the fewest GPUs that hold the run.
     """
 
     found: list[Found]
     tried: int
     fitting: int
+    timed: list[tuple[Layout, float]] = field(repr=False)
+    beside: list[tuple[Neighbour, str]]
+    largest_microbatch: int
+    fewest: Layout
 
 
 def search(
@@ -96,150 +83,112 @@ def search(
     Raises:
         ValueError: no layout obeys the rules, or none fits; the sentence says which and how far off the closest is.
     """
-    layouts = list(layouts_of(spec, gpus, setting.gpus_per_node, fixed))
+    layouts, sieve = [], Sieve()
+    layouts = list(layouts_of(spec, gpus, setting.gpus_per_node, fixed, sieve))
     if not layouts:
-        raise ValueError(
-            f"no layout of {gpus} GPUs: tp x pp x dp must be {gpus}, tp must divide the heads "
-            f"({spec.transformer.num_heads}) and at most the {setting.gpus_per_node} GPUs of a node, pp at most the "
-            f"layers, and micro_batch_size x dp must divide the batch ({spec.train.global_batch_size}); change --gpus, "
-            "--fix or train.global_batch_size"
-        )
-    base = case_of(_spec_of(spec, None), setting)
-    cases = Cases.of(_case(base, layout, spec) for layout in layouts)
+        raise ValueError(f"no layout of {gpus} GPUs is left: {sieve.last()}; change --gpus, --fix or the spec")
+    cases = cases_of(spec, setting, layouts)
     calibration, _ = calibration_for(shipped(), setting.software, setting.chip.name, "bfloat16")
     seconds = step_time(cases, calibration.values()).total
     room = setting.chip.memory_bytes * (1 - headroom)
-    needed = estimated_bytes(cases)
+    needed = estimated_bytes(cases, spec.precision.dtype)
     fits = needed <= room * _SLACK
-    if not fits.any():
-        _refuse(layouts[int(np.argmin(needed))], float(needed.min()) - room, setting)
-    order = [int(index) for index in np.argsort(seconds, kind="stable") if fits[index]]
-    found, closest = _planned([layouts[index] for index in order], spec, setting, room, most)
+    order = [index for index in np.argsort(seconds, kind="stable") if fits[index]]
+    found = _planned([layouts[index] for index in order], spec, setting, room, most)
     if not found:
-        layout, missing = closest or (layouts[order[0]], float(needed[order[0]]) - room)
-        _refuse(layout, missing, setting)
-    return Search([replace(each, lost=_why(each, found[0])) for each in found], len(layouts), int(fits.sum()))
+        _refuse([layouts[index] for index in np.argsort(needed, kind="stable")], spec, setting, room, fixed)
+    found, beside = _descended(found, spec, setting, room, fixed)
+    best = found[0]
+    counts = counts_up_to(gpus - 1, setting.gpus_per_node)
+    return Search(
+        found=[replace(each, lost=why(each.plan, best.plan)) for each in found[:most]],
+        tried=len(layouts),
+        fitting=len(order),
+        timed=[(layouts[index], float(seconds[index])) for index in order],
+        beside=[(each, _verdict(each, best.plan)) for each in beside],
+        largest_microbatch=largest_microbatch(spec, best.layout, room),
+        fewest=fewest_gpus(spec, setting, room, fixed, counts) or best.layout,
+    )
 
 
-def layouts_of(spec: RunSpec, gpus: int, gpus_per_node: int, fixed: Mapping[str, object]) -> Iterator[Layout]:
-    """Yield the layouts of so many GPUs, with the values that are fixed."""
-    model, batch = spec.transformer, spec.train.global_batch_size
-
-    def values(name: str, every: Sequence[Any]) -> Sequence[Any]:
-        return [fixed[name]] if name in fixed else every
-
-    tps = [tp for tp in _divisors(gpus) if tp <= gpus_per_node and model.num_heads % tp == 0]
-    pps = [pp for pp in _divisors(gpus) if pp <= model.num_layers]
-    recomputes = values("recompute", ["none", "selective", "full"])
-    for tp, pp in product(values("tp", tps), values("pp", pps)):
-        if gpus % (tp * pp):
-            continue
-        dp = gpus // (tp * pp)
-        eps = [ep for ep in _divisors(dp) if model.num_experts and model.num_experts % (ep * tp) == 0] or [1]
-        microbatches = [each for each in _MICROBATCHES if batch % (each * dp) == 0]
-        if dp not in values("dp", [dp]):
-            continue
-        stages = [v for v in _VIRTUAL if v * pp <= model.num_layers] if pp > 1 else [1]
-        for virtual, microbatch in product(values("virtual_stages", stages), values("microbatch", microbatches)):
-            if batch % (microbatch * dp):
-                continue
-            for schedule in values("schedule", ["1f1b"] if virtual == 1 else ["interleaved_1f1b"]):
-                if not _runs(schedule, pp, virtual, batch // (microbatch * dp)):
-                    continue
-                for zero, again, ep in product(values("zero", [0, 1] if pp > 1 else [0, 1, 2, 3]), recomputes, eps):
-                    for parallel in values("sequence_parallel", [True] if tp > 1 else [False]):
-                        yield Layout(tp, pp, dp, ep, virtual, schedule, parallel, microbatch, zero, again)
-
-
-def _runs(schedule: str, pp: int, virtual: int, microbatches: int) -> bool:
-    row = next((row for name, row in SCHEDULES.items() if name == schedule), None)
-    if row is None or row.virtual_stages not in (None, virtual):
-        return False
-    return microbatches >= row.fewest_microbatches(pp) and not (row.in_groups and virtual > 1 and microbatches % pp)
-
-
-def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]
-
-
-def _case(base: Case, layout: Layout, spec: RunSpec) -> Case:
-    share = -(-int(base.layers) // layout.pp)
-    every = int(layout.recompute) if layout.recompute.isdigit() else {"full": 1}.get(layout.recompute, 0)
-    return replace(
-        base, tp=layout.tp, pp=layout.pp, dp=layout.dp, ep=layout.ep, virtual_stages=layout.virtual_stages,
-        sequence_parallel=float(layout.sequence_parallel), microbatch=layout.microbatch, zero=layout.zero,
-        recompute=1 / every if every else 0.0, selective=float(layout.recompute == "selective"), most_layers=share,
-        first_layers=share, last_layers=max(0.0, base.layers - share * (layout.pp - 1)),
-        batch=spec.train.global_batch_size,
-    )  # fmt: skip
-
-
-def estimated_bytes(c: Cases) -> Array:
-    """Return about what the fullest rank of each layout holds, in 16 bits; the exact count is made of the fastest."""
-    held, group = parameters_of_rank(c), c.dp
-    whole = ((3, 2.0), (2, 4.0), (1, 12.0))  # from which stage on it is sharded, and bytes a parameter
-    state = held * sum(np.where(c.zero >= stage, size / group, size) for stage, size in whole)
-    tokens = c.microbatch * c.seq
-    cut = np.where(c.sequence_parallel > 0, c.tp, 1.0)
-    stream = np.where(c.selective > 0, 4.0, 8.0) * c.hidden / cut
-    heads = 2.0 * (2 * c.heads + 3 * np.maximum(c.kv_heads, np.minimum(c.tp, c.heads))) * c.head_dim / c.tp
-    inner = 2.0 * (1 + c.gated + np.where(c.selective > 0, 0.0, 1.0)) * c.ffn * c.experts_per_token / c.tp
-    layer = tokens * (stream + heads + inner)
-    kept = np.where(c.recompute > 0, c.recompute * tokens * 4.0 * c.hidden / cut + (1 - c.recompute) * layer, layer)
-    most = np.where(c.virtual_stages > 1, c.pp * (1 + (c.pp - 1) / (c.pp * c.virtual_stages)), c.pp)
-    flight = np.where(c.pp > 1, np.minimum(most, c.microbatches), 1.0)
-    return np.asarray(state + flight * c.most_layers * kept + np.where(c.recompute > 0, layer, 0.0) + CONTEXT_BYTES)
-
-
-def _spec_of(spec: RunSpec, layout: Layout | None) -> RunSpec:
-    content = spec.model_dump(mode="json")
-    content["parallel"] |= {"layers_per_stage": None, "schedule_file": None}
-    if layout is None:
-        content["parallel"] |= {"tp": 1, "pp": 1, "dp": 1, "ep": 1, "virtual_stages": 1, "schedule": "1f1b"}
-        content["parallel"]["sequence_parallel"] = False
-        content["train"]["micro_batch_size"] = 1
-        content["zero"] |= {"stage": 0, "shard_size": None}
-    else:
-        content["zero"]["shard_size"] = None
-        for section, values in layout.content().items():
-            content[section] |= values
-    return parse_spec(content)
-
-
-def _planned(
-    layouts: Sequence[Layout], spec: RunSpec, setting: Setting, room: float, most: int
-) -> tuple[list[Found], tuple[Layout, float] | None]:
-    """Return those that obey every rule and fit, fastest first, and the closest of those that don't fit."""
+def _planned(layouts: Sequence[Layout], spec: RunSpec, setting: Setting, room: float, most: int) -> list[Found]:
+    """Return the fastest that obey every rule and fit, of those that come first."""
     found: list[Found] = []
-    closest: tuple[Layout, float] | None = None
-    for layout in layouts[:_MOST_PLANNED]:
+    for layout in layouts[:_MOST_COUNTED]:
         try:
-            own = _spec_of(spec, layout)
-            made = plan(own, setting)
+            own = spec_of(spec, layout)
         except SpecError:
             continue
-        missing = made.total(made.fullest) - room
-        if missing <= 0:
-            found.append(Found(layout, own, made, ""))
-        elif closest is None or missing < closest[1]:
-            closest = layout, missing
+        if fullest_bytes(own) <= room:
+            found.append(Found(layout, own, plan(own, setting), ""))
         if len(found) >= 2 * most:
             break
-    return sorted(found, key=lambda each: each.plan.seconds)[:most], closest
+    return sorted(found, key=lambda each: each.plan.seconds)
 
 
-def _why(each: Found, best: Found) -> str:
-    """Return the two parts of a step that cost most more than in the fastest layout."""
-    if each.layout == best.layout:
-        return ""
-    more = {name: each.plan.parts.get(name, 0.0) - value for name, value in best.plan.parts.items()}
-    largest = sorted(more.items(), key=lambda item: -item[1])[:2]
-    return ", ".join(f"{name} +{value / best.plan.seconds:.1%}" for name, value in largest if value > 0)
+def _descended(
+    found: list[Found], spec: RunSpec, setting: Setting, room: float, fixed: Mapping[str, object]
+) -> tuple[list[Found], list[Neighbour]]:
+    """Go on to the fastest neighbour for as long as one is faster; return what fits, in order, and who was beside.
+
+    So the first is faster than everything one step away, with schedules that are not in the array too.
+    """
+    while True:
+        best, known = found[0], {each.layout for each in found}
+        beside = neighbours(spec, setting, best.layout, room, fixed)
+        new = [Found(each.layout, each.spec, each.plan, "") for each in beside if each.spec and each.plan]
+        found = sorted([*found, *(each for each in new if each.layout not in known)], key=lambda own: own.plan.seconds)
+        if found[0].layout == best.layout:
+            return found, beside
 
 
-def _refuse(layout: Layout, missing: float, setting: Setting) -> None:
+def _verdict(own: Neighbour, best: Plan) -> str:
+    if own.rule:
+        return f"rule: {own.rule}"
+    if own.plan is None:
+        return f"memory: {own.missing / 2**30:.1f} GiB too many"
+    slower = own.plan.seconds / best.seconds - 1
+    return f"{slower:+.1%}: {why(own.plan, best)}" if slower >= 5e-4 else "as fast"
+
+
+def why(own: Plan, best: Plan) -> str:
+    """Return what a layout spends more on than the best one: bubble, traffic, host or arithmetic, with its share.
+
+    Shares are of the best one's step; what is below 0.1% is left out.
+    """
+    more = {name: own.parts.get(name, 0.0) - value for name, value in best.parts.items()}
+    lost = []
+    for cause, parts in _CAUSES.items():
+        whole = sum(more.get(part, 0.0) for part in parts) / best.seconds
+        if whole >= 1e-3:
+            most = max(parts, key=lambda part: more.get(part, 0.0))
+            lost.append((whole, f"{cause} +{whole:.1%}" + (f" ({most})" if len(parts) > 1 and most != cause else "")))
+    return ", ".join(text for _, text in sorted(lost, reverse=True)[:2])
+
+
+def _refuse(
+    layouts: Sequence[Layout], spec: RunSpec, setting: Setting, room: float, fixed: Mapping[str, object]
+) -> None:
+    """Raise ValueError: no layout fits, or every one breaks a rule. The first ones hold about least."""
+    broken: Counter[str] = Counter()
+    missing: list[tuple[float, Layout]] = []
+    for layout in layouts:
+        try:
+            missing.append((fullest_bytes(spec_of(spec, layout)) - room, layout))
+        except SpecError as error:
+            broken[str(error.errors[0])] += 1
+        if len(missing) == _CLOSEST:
+            break
+    gpus, chip = layouts[0].gpus, setting.chip
+    if not missing:
+        raise ValueError(f"every layout of {gpus} GPUs breaks a rule: {broken.most_common(1)[0][0]}")
+    lacks, closest = min(missing, key=lambda pair: pair[0])
+    larger = fewest_gpus(spec, setting, room, fixed, (gpus * 2**power for power in range(1, 8)))
+    share = room / chip.memory_bytes
+    others = [each for each in CHIPS if each.memory_bytes * share >= room + lacks]
+    would = [f"{larger.gpus} GPUs ({larger})"] if larger else []
+    would += [f"{gpus} {min(others, key=lambda each: each.memory_bytes).name}"] if others else []
     raise ValueError(
-        f"no layout fits {setting.chip.name}: the closest, tp {layout.tp} pp {layout.pp} dp {layout.dp} "
-        f"micro_batch_size {layout.microbatch} zero {layout.zero} recompute {layout.recompute}, needs "
-        f"{missing / 2**30:.1f} GiB more; give more --gpus, a chip with more memory, or a lower --headroom"
+        f"no layout fits {gpus} {chip.name}: the closest, {closest}, lacks {lacks / 2**30:.1f} GiB; "
+        + (f"what would fit: {', or '.join(would)}" if would else "lower train.seq_len or take a smaller model")
     )

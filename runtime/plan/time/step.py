@@ -63,7 +63,7 @@ def step_time(cases: Cases, constants: Constants) -> StepTime:
         "tensor-parallel": layer.tensor_parallel,
         "context-parallel": layer.context_parallel,
         "experts' exchange": layer.experts,
-        "sharded parameters": _gathers(cases, constants, layer.compute),
+        "sharded state": _sharded(cases, constants, layer.compute / passes),
     }
     of_layer = np.asarray(sum(parts.values()))
     head, transfer = _head(cases, constants), _transfer(cases, constants)
@@ -136,18 +136,21 @@ class _Layer:
     def _memory_bound(self) -> Array:
         """Norms, residual sums, activation function, rotation: 2 bytes a number, read and written."""
         c, k, tokens = self._c, self._k, self._tokens
-        stream = 12.0 * c.hidden / np.where(c.sequence_parallel > 0, c.tp, 1.0)
-        inner = (
-            (2.0 + c.gated) * c.ffn * np.where(c.experts > 0, c.experts_per_token, 1.0) + 4.0 * c.heads * c.head_dim
-        ) / c.tp
+        cut = np.where(c.sequence_parallel > 0, c.tp, 1.0)
+        rows = np.where(c.experts > 0, c.experts_per_token, 1.0)
+        stream = (4.0 + 2.0 * c.reductions) * c.hidden / cut
+        inner = ((2.0 + c.gated) * c.ffn * rows + 4.0 * c.heads * c.head_dim) / c.tp
         passes = 2.5 + self._again
-        return tokens * (stream + inner) * _BYTES * passes * k.traffic / (c.memory_rate * k.hbm)
+        # Beside fused attention what is computed again selectively is norms and activation functions.
+        cheap = (4.0 * c.hidden / cut + (2.0 + c.gated) * rows * c.ffn / c.tp) * c.selective * (c.unfused == 0)
+        moved = tokens * ((stream + inner) * passes + cheap) * _BYTES
+        return np.asarray(moved * k.traffic / (c.memory_rate * k.hbm))
 
     def _tensor_parallel(self) -> Array:
         c, k = self._c, self._k
         size = self._tokens * c.hidden * _BYTES
         seconds = collective(c, k, size, c.tp, np.ones_like(c.tp))
-        count = np.where(c.tp > 1, 4.0 + 2.0 * self._again, 0.0)
+        count = np.where(c.tp > 1, c.reductions * (1.0 + 0.5 * self._again), 0.0)
         return count * (seconds * 2.0 * (1 - k.hidden_tp) + k.link_latency * (c.tp - 1))
 
     def _context_parallel(self) -> Array:
@@ -223,7 +226,8 @@ def parameters_of_rank(c: Cases) -> Array:
 def _data_parallel(c: Cases, k: Constants, backward: Array) -> Array:
     """Seconds of gradients' and parameters' exchange that no backward pass hides."""
     held, stride, group = parameters_of_rank(c), c.tp, c.dp * c.cp
-    size = held * (c.gradient_bytes + np.where(c.zero > 0, _BYTES, c.gradient_bytes))
+    # Stage 2 reduces gradients with every microbatch (`_sharded`), and gathers parameters once.
+    size = held * (np.where(c.zero == 2, 0.0, c.gradient_bytes) + np.where(c.zero > 0, _BYTES, c.gradient_bytes))
     seconds = np.where(group > 1, collective(c, k, size, group, stride), 0.0)
     hidden = np.where(c.overlap > 0, k.hidden_dp * backward, 0.0)
     exposed = np.maximum(0.0, seconds - hidden)
@@ -232,13 +236,19 @@ def _data_parallel(c: Cases, k: Constants, backward: Array) -> Array:
     return np.where(c.zero >= 3, 0.0, exposed) + k.dp_latency * (group - 1) + tied
 
 
-def _gathers(c: Cases, k: Constants, compute: Array) -> Array:
-    """ZeRO-3: what of a layer's two gatherings and one reduction its computation does not hide."""
-    held = c.hidden * (c.head_dim * (2 * c.heads + 2 * c.kv_heads) + (2 + c.gated) * c.ffn) / c.tp
-    size = held * (2 * _BYTES + c.gradient_bytes)
+def _sharded(c: Cases, k: Constants, forward: Array) -> Array:
+    """What a layer's computation does not hide of what ZeRO sends with every microbatch.
+
+    Stage 2 reduces the layer's gradients beside its backward pass; stage 3 gathers its parameters twice too.
+    """
+    experts = np.where(c.experts > 0, c.experts / c.ep, 1.0)
+    attention = c.head_dim * (2 * c.heads + 2 * c.kv_heads)
+    held = c.hidden * (attention + (2 + c.gated) * c.ffn * experts) / c.tp
+    size = held * (np.where(c.zero >= 3, 2 * _BYTES, 0.0) + c.gradient_bytes)
     seconds = collective(c, k, size, c.dp * c.cp, c.tp)
-    hidden = np.where(c.overlap > 0, k.hidden_dp * compute, 0.0)
-    return np.where((c.zero >= 3) & (c.dp * c.cp > 1), np.maximum(0.0, seconds - hidden), 0.0)
+    beside = forward * np.where(c.zero >= 3, 3.0 + c.recompute, 2.0)
+    hidden = np.where(c.overlap > 0, k.hidden_dp * beside, 0.0)
+    return np.where((c.zero >= 2) & (c.dp * c.cp > 1), np.maximum(0.0, seconds - hidden), 0.0)
 
 
 def _update(c: Cases, k: Constants) -> Array:
