@@ -41,6 +41,12 @@ def test_times_of_another_dtype_are_said_to_be_of_16_bits(tmp_path: Path) -> Non
     assert "those of 16-bit products, which those of float32 take longer than" in " ".join(outcome.err.split())
 
 
+def test_what_finetuning_adds_is_said_to_be_left_out(tmp_path: Path) -> None:
+    outcome = trimaran(tmp_path, "plan", str(ROOT / "examples" / "lora.yaml"))
+    assert outcome.code == 0, outcome.err
+    assert "frozen weights of an adapter hold less" in " ".join(outcome.err.split())
+
+
 def test_outside_of_a_calibration_is_said(tmp_path: Path) -> None:
     outcome = trimaran(tmp_path, "plan", FALCON, "--software", "internevo")
     assert outcome.code == 0, outcome.err
@@ -91,10 +97,39 @@ def test_published_prints_every_bar(tmp_path: Path) -> None:
             "--fix parallel.tpp=2: write FIELD=VALUE of a field that ",
         ),
         ([FALCON, "--search", "--fix", "parallel.tp=two"], "--fix parallel.tp=two: parallel.tp takes a whole number"),
+        ([FALCON, "--search", "--fix", "parallel.tp=0"], "--fix parallel.tp=0: parallel.tp: must be at least 1, got 0"),
+        ([FALCON, "--search", "--fix", "zero.stage=7"], "--fix zero.stage=7: zero.stage: must be at most 3, got 7"),
+        (
+            [FALCON, "--search", "--fix", "parallel.schedule=zigzag"],
+            "--fix parallel.schedule=zigzag: parallel.schedule: must be gpipe, 1f1b, ",
+        ),
+        (
+            [FALCON, "--search", "--fix", "train.recompute=maybe"],
+            "--fix train.recompute=maybe: train.recompute: must be none, selective, full, or",
+        ),
+        (
+            [FALCON, "--search", "--fix", "parallel.tp=8", "--fix", "parallel.tp=4"],
+            "--fix parallel.tp=4: parallel.tp is fixed already; fix a field once",
+        ),
+        (
+            [FALCON, "--search", "--gpus", "4", "--fix", "parallel.tp=8"],
+            "no layout of 4 GPUs is left: tp (8) x pp (1) must divide the GPUs (4)",
+        ),
+        ([FALCON, "--search", "--gpus", "8"], "no layout fits 8 H100-SXM: the closest, tp 8 pp 1 dp 1"),
+        ([FALCON, "--search", "--headroom", "nan"], "--headroom must be at least 0 and below 1"),
+        ([FALCON, "--search", "--set", "zero.backend=deepspeed"], "zero.backend is deepspeed, whose buffers are not"),
+        ([FALCON, "--pue", "0.5"], "--pue must be at least 1, the energy of the computers themselves; got 0.5"),
+        ([FALCON, "--watts", "nan"], "--watts must be above 0 and finite; got nan"),
+        ([FALCON, "--json", "none/plan.json"], "--json none/plan.json: there is no folder none; make it, or write"),
+        ([FALCON, "--search", "--write", "."], "--write . is a folder; give the name of a file"),
+        ([FALCON, "--published"], "--published is of published runs alone; leave out the spec and --search, or"),
+        (["none.yaml"], "1 error in none.yaml:"),
         ([FALCON, "--set", "zero.backend=deepspeed"], "zero.backend is deepspeed, whose buffers are not known"),
     ],
 )
 def test_what_can_not_be_planned_is_a_sentence(tmp_path: Path, arguments: list[str], error: str) -> None:
     outcome = trimaran(tmp_path, "plan", *arguments)
     assert outcome.code == 2
-    assert outcome.last_line.startswith(f"error: {error}")
+    assert f"error: {error}" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""

@@ -30,6 +30,48 @@ def test_tokens_params_and_budget_agree(tmp_path: Path) -> None:
     assert "FLOP over the least for that loss" in tokens.out
 
 
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (b"parameters,tokens,loss\n1e6,1e8,3\n1e7,1e9\n", "line 3 has 2 cells, and the header has 3"),
+        (b"parameters,tokens,loss\n1e6,1e8,3,9\n", "line 2 has 4 cells, and the header has 3"),
+        (b"parameters,tokens,loss\n", "a law of five constants needs 6 runs or more; got 0"),
+        (b"", "line 1 must name the columns parameters, loss, and tokens or flop"),
+        (b"parameters,\xaf\n", "not a text in UTF-8 from byte 11 on; give a CSV file"),
+    ],
+)
+def test_a_table_that_is_none_is_told_with_its_line(tmp_path: Path, text: bytes, error: str) -> None:
+    (tmp_path / "runs.csv").write_bytes(text)
+    outcome = trimaran(tmp_path, "scaling", "fit", "runs.csv")
+    assert outcome.code == 2
+    assert error in outcome.last_line
+
+
+def test_far_beyond_the_largest_run_is_said(tmp_path: Path) -> None:
+    near, far = (trimaran(tmp_path, "scaling", "budget", flops) for flops in ("5.76e23", "5.76e25"))
+    assert "far beyond" not in near.err
+    assert "5.76e+25 FLOP is 4,431 times the largest run" in " ".join(far.err.split())
+
+
+def test_a_fit_without_outliers_leaves_them_out_and_names_them(tmp_path: Path) -> None:
+    """All 245 runs: what lies far off is found, and the constants are the paper's within its errors."""
+    with_all, without = (
+        trimaran(tmp_path, "scaling", "fit", str(RUNS), *option) for option in ((), ("--without-outliers",))
+    )
+    assert "outliers count in the fit; --without-outliers leaves them out" in " ".join(with_all.err.split())
+    assert "outliers were left out" in without.err
+    constants = [
+        {line.split()[0]: float(line.split()[1]) for line in outcome.out.splitlines()[1:6]}
+        for outcome in (with_all, without)
+    ]
+    assert constants[0]["B"] > 10_000
+    assert constants[1]["E"] == pytest.approx(1.82, abs=0.05)
+    assert constants[1]["a"] == pytest.approx(0.348, abs=0.03)
+    assert constants[1]["b"] == pytest.approx(0.366, abs=0.03)
+    assert "loss 5.006" in without.err
+    assert "IsoFLOP curve" in without.out
+
+
 def test_gpu_hours_are_a_budget(tmp_path: Path) -> None:
     hours = trimaran(tmp_path, "scaling", "budget", "--gpu-hours", "1000", "--chip", "A100-80GB", "--mfu", "0.5")
     flops = trimaran(tmp_path, "scaling", "budget", "5.616e20")
@@ -84,6 +126,12 @@ def test_runs_that_say_too_little_are_refused(
     ("arguments", "error"),
     [
         (["tokens", "7 GB"], "N '7 GB': that is a size in bytes"),
+        (["tokens", "1e-3"], "N '1e-3': write a count, such as 7b or 7e9"),
+        (["params", ""], "TOKENS '': write a count, such as 7b or 7e9"),
+        (["budget", "1e400"], "FLOP '1e400': write a count"),
+        (["fit", "none.csv"], "none.csv: No such file or directory"),
+        (["fit", str(RUNS), "--at", "0"], "--at '0': write a count"),
+        (["fit", str(RUNS), "--picture", "none/law.svg"], "--picture none/law.svg: there is no folder none"),
         (["budget"], "a budget is FLOP or --gpu-hours: give one of the two"),
         (["budget", "--gpu-hours", "nan"], "--gpu-hours must be above 0 and finite; got nan"),
         (["budget", "--gpu-hours", "10", "--mfu", "40"], "--mfu must be above 0 and at most 1; got 40.0"),

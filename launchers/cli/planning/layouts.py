@@ -42,7 +42,7 @@ def print_search(
     count = spec.world_size if gpus is None else gpus
     if count < 1:
         raise ValueError(f"--gpus must be at least 1; got {count}")
-    found = search(spec, setting, gpus=count, headroom=headroom, fixed=fixed_values(fix), most=_MOST)
+    found = search(spec, setting, gpus=count, headroom=headroom, fixed=fixed_values(spec, fix), most=_MOST)
     _print_table(found, setting)
     if write is not None:
         write_text(write, dump_spec(found.found[0].spec))
@@ -54,15 +54,15 @@ def print_search(
         say(f"search drawn in {picture}")
 
 
-def fixed_values(fix: Sequence[str]) -> Mapping[str, object]:
+def fixed_values(spec: "RunSpec", fix: Sequence[str]) -> Mapping[str, object]:
     """Return what `--fix FIELD=VALUE` says, by name in a layout.
 
     Raises:
-        ValueError: one is no field that is searched, or no value of it.
+        ValueError: one is no field that is searched, is fixed twice, or has a value that it can't have.
     """
     import difflib
 
-    from trimaran.runtime.plan.search.layouts import FIELDS, Layout
+    from trimaran.runtime.plan.search.layouts import FIELDS, Layout, check_value
 
     found: dict[str, object] = {}
     for each in fix:
@@ -71,6 +71,8 @@ def fixed_values(fix: Sequence[str]) -> Mapping[str, object]:
             nearest = difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.0)[0]
             raise ValueError(f"--fix {each}: write FIELD=VALUE of a field that is searched, such as {nearest}=...; "
                              f"they are {', '.join(FIELDS)}")  # fmt: skip
+        if FIELDS[field] in found:
+            raise ValueError(f"--fix {each}: {field} is fixed already; fix a field once")
         kind = Layout.__annotations__[FIELDS[field]]
         if kind is str:
             found[FIELDS[field]] = text
@@ -80,6 +82,10 @@ def fixed_values(fix: Sequence[str]) -> Mapping[str, object]:
             found[FIELDS[field]] = int(text)
         else:
             raise ValueError(f"--fix {each}: {field} takes {'true or false' if kind is bool else 'a whole number'}")
+        try:
+            check_value(spec, field, found[FIELDS[field]])
+        except ValueError as error:
+            raise ValueError(f"--fix {each}: {error}") from error
     return found
 
 

@@ -72,6 +72,9 @@ def plan(
     with errors_as_sentences():
         if picture is not None and picture.suffix != ".svg":
             raise ValueError(f"--picture must end in .svg; got {picture}")
+        check_folders({"--json": json_file, "--picture": picture, "--write": write})
+        if published and (spec_path is not None or search):
+            raise ValueError("--published is of published runs alone; leave out the spec and --search, or --published")
         if published:
             _print_published(picture)
             return
@@ -82,6 +85,8 @@ def plan(
             "--pue": pue, "--hours-per-failure": hours_per_failure, "--write-rate": write_rate,
         }  # fmt: skip
         _check(rates, restart)
+        if pue < 1:
+            raise ValueError(f"--pue must be at least 1, the energy of the computers themselves; got {pue}")
         spec = load_spec(spec_path, overrides)
         setting = _setting(
             chip, software, nic, gpus_per_node, price_per_hour, watts, pue, hours_per_failure, restart, write_rate
@@ -94,6 +99,19 @@ def plan(
         if gpus is not None or fix or write is not None:
             raise ValueError("--gpus, --fix and --write are for a search; add --search, or leave them out")
         _plan(spec, setting, json_file, picture)
+
+
+def check_folders(files: Mapping[str, Path | None]) -> None:
+    """Check that files can be written where options say, before any work.
+
+    Raises:
+        ValueError: the folder of one does not exist, or it is a folder itself; names the option.
+    """
+    for option, file in files.items():
+        if file is not None and not file.parent.is_dir():
+            raise ValueError(f"{option} {file}: there is no folder {file.parent}; make it, or write elsewhere")
+        if file is not None and file.is_dir():
+            raise ValueError(f"{option} {file} is a folder; give the name of a file")
 
 
 def _check(rates: Mapping[str, float | None], restart: float) -> None:
@@ -172,6 +190,12 @@ def _print_plan(spec: "RunSpec", setting: "Setting", found: "Plan") -> None:
     if not found.exact:
         say("what a layer of this kind keeps is estimated; trimaran check --memory counts it")
     _print_fit(setting.chip, found)
+    if spec.finetune is not None:
+        say(
+            "this counts a step over text that trains every parameter: frozen weights of an adapter hold less, a "
+            "reference and answers that are sampled more; trimaran check --memory counts them",
+            style="yellow",
+        )
     dtype = spec.precision.dtype
     if dtype != "bfloat16":
         say(f"the times are those of 16-bit products, which those of {dtype} take longer than", style="yellow")

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.cli.planning.plan import check_folders
 from trimaran.launchers.terminal import print_table, say
 from trimaran.runtime.files import read_text, write_text
 from trimaran.runtime.plan.scaling.laws import (
     DEFAULT,
     FLOPS_PER_PARAMETER_AND_TOKEN,
+    LARGEST_RUN,
     LAWS,
     TOKENS_PER_PARAMETER,
     LossFormula,
@@ -94,6 +96,7 @@ def fit(
         computes = [read_count(each, "--at") for each in at]
         if picture is not None and picture.suffix != ".svg":
             raise ValueError(f"--picture must end in .svg; got {picture}")
+        check_folders({"--picture": picture})
         runs = [run for table in tables for run in _read_runs(table)]
         _check_spread(runs)
         fitted = _fitted(runs, without_outliers)
@@ -199,7 +202,10 @@ def _print_optima(fitted: _Fitted, computes: list[float]) -> None:
 def _read_runs(table: Path) -> list["Run"]:
     from trimaran.runtime.plan.scaling.fit import Run
 
-    reader = csv.DictReader(io.StringIO(read_text(table), newline=""))
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(table), newline=""))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table}: not a text in UTF-8 from byte {error.start} on; give a CSV file") from error
     columns = reader.fieldnames or []
     if "parameters" not in columns or not {"tokens", "flop"} & set(columns):
         raise ValueError(f"{table}: line 1 must name the columns parameters, loss, and tokens or flop")
@@ -218,6 +224,9 @@ def _read_runs(table: Path) -> list["Run"]:
 
     found = []
     for row in reader:
+        if None in row or None in row.values():
+            cells = len(columns) + len(row.get(None, ())) - sum(value is None for value in row.values())
+            raise ValueError(f"{table}: line {reader.line_num} has {cells} cells, and the header has {len(columns)}")
         size, loss = number(row, "parameters"), number(row, "loss")
         by_flops = "tokens" not in columns
         count = number(row, "flop") / FLOPS_PER_PARAMETER_AND_TOKEN / size if by_flops else number(row, "tokens")
@@ -242,12 +251,18 @@ def _print_best(rows: Iterable[tuple[str, float, float]], law: LossFormula = DEF
     from rich.table import Table
 
     table = Table("by", "parameters", "tokens", "tokens a parameter", "FLOP", f"loss ({law.name})", box=None)
+    rows = list(rows)
     for name, size, count in rows:
         compute = FLOPS_PER_PARAMETER_AND_TOKEN * size * count
         cells = (f"{size:.3g}", f"{count:.3g}", f"{count / size:.3g}", f"{compute:.3g}", f"{law.loss(size, count):.4g}")
         table.add_row(name, *cells)
     print_table(table)
     if law is DEFAULT:
+        most = max(FLOPS_PER_PARAMETER_AND_TOKEN * size * count for _, size, count in rows)
+        if most > _FAR * LARGEST_RUN:
+            say(
+                f"{most:.3g} FLOP is {most / LARGEST_RUN:,.0f} times the largest run of both laws: far beyond their fit"
+            )
         for each in LAWS:
             say(f"{each.name}: {each.source}" + (f"; {each.note}" if each.note else ""))
 

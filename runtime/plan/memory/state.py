@@ -70,10 +70,7 @@ def state_of(spec: RunSpec, rank: int) -> State:
     Raises:
         ValueError: the spec has DeepSpeed's.
     """
-    if spec.zero.backend != "native":
-        raise ValueError(
-            f"zero.backend is {spec.zero.backend}, whose buffers are not known; set zero.backend to native"
-        )
+    check_native(spec)
     buckets = buckets_of(spec, rank)
     narrow = _NARROW[spec.precision.dtype]
     wide, stage = max(4, narrow), spec.zero.stage
@@ -93,6 +90,14 @@ def state_of(spec: RunSpec, rank: int) -> State:
         uses = [{i for i, bucket in enumerate(buckets) if block in bucket.blocks} for block in range(number)]
         gathered = narrow * max(sum(whole[i] for i in one | two) for one, two in pairwise([set[int](), *uses]))
     return State(parameters, gradients, optimizer, buffers, gathered)
+
+
+def check_native(spec: RunSpec) -> None:
+    """Raise ValueError where the run's ZeRO is not this runtime's."""
+    if spec.zero.backend != "native":
+        raise ValueError(
+            f"zero.backend is {spec.zero.backend}, whose buffers are not known; set zero.backend to native"
+        )
 
 
 def buckets_of(spec: RunSpec, rank: int) -> list[BucketSize]:

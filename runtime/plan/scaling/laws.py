@@ -12,6 +12,8 @@ from typing import Final
 FLOPS_PER_PARAMETER_AND_TOKEN: Final = 6.0
 TOKENS_PER_PARAMETER: Final = 20.0
 """The rule that is drawn from Hoffmann et al. 2022."""
+LARGEST_RUN: Final = 1.3e22
+"""FLOP of the largest of the runs that both laws are fits of (Hoffmann et al. 2022, figure 4)."""
 _UNITS: Final = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 
@@ -80,11 +82,11 @@ def read_count(text: str, name: str) -> float:
     """Return the number in `7e9`, `7b`, `1.4T` or `400M`.
 
     Raises:
-        ValueError: it is none; bytes are told apart.
+        ValueError: it is none of at least 1; bytes are told apart.
     """
     found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?) ?([kmbgt]?)", text.strip(), re.IGNORECASE)
     value = float(found[1]) * _UNITS[found[2].lower()] if found else math.nan
-    if not (math.isfinite(value) and value > 0):
+    if not (math.isfinite(value) and value >= 1):
         is_bytes = re.search(r"[0-9] ?[kmgt]i?b$", text.strip(), re.IGNORECASE)
         hint = "that is a size in bytes; write a count" if is_bytes else "write a count"
         raise ValueError(f"{name} {text!r}: {hint}, such as 7b or 7e9")

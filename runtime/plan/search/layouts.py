@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from trimaran.models.config import TransformerConfig
 from trimaran.runtime.pipeline.schedules import SCHEDULES
-from trimaran.runtime.spec import RunSpec, parse_spec
+from trimaran.runtime.spec import RunSpec, SpecError, parse_spec
 
 FIELDS: Final = {
     "parallel.tp": "tp", "parallel.pp": "pp", "parallel.dp": "dp", "parallel.ep": "ep",
@@ -115,6 +117,27 @@ def layouts_of(
             )
             for zero, again, ep, parallel in product(*rest):
                 yield Layout(tp, pp, dp, ep, virtual, schedule, parallel, microbatch, zero, again)
+
+
+def check_value(spec: RunSpec, path: str, value: object) -> None:
+    """Check that a field of `FIELDS` can have a value at all, whatever the rest of the layout is.
+
+    Raises:
+        ValueError: it can't; the sentence is the spec's.
+    """
+    section, _, name = path.partition(".")
+    own = getattr(spec, section)
+    try:
+        type(own).model_validate(own.model_dump() | {name: value})
+    except ValidationError as error:
+        content = spec.model_dump(mode="json")
+        content[section][name] = value
+        try:
+            parse_spec(content)
+        except SpecError as found:
+            told = next((str(each) for each in found.errors if each.field == path), str(found.errors[0]))
+            raise ValueError(told) from error
+        raise
 
 
 def _chosen(fixed: Mapping[str, object], name: str, every: Sequence[Any]) -> Sequence[Any]:

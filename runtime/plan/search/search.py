@@ -13,6 +13,7 @@ import numpy as np
 
 from trimaran.runtime.plan.chips import CHIPS
 from trimaran.runtime.plan.forecast import Plan, Setting, plan
+from trimaran.runtime.plan.memory.state import check_native
 from trimaran.runtime.plan.search.estimate import cases_of, estimated_bytes
 from trimaran.runtime.plan.search.fewest import counts_up_to, fewest_gpus, fullest_bytes, largest_microbatch
 from trimaran.runtime.plan.search.layouts import Layout, Sieve, layouts_of, spec_of
@@ -22,7 +23,7 @@ from trimaran.runtime.plan.time.step import step_time
 from trimaran.runtime.spec import RunSpec, SpecError
 
 _SLACK: Final = 1.15  # how far above the chip's memory an estimate may lie for the exact count to be made
-_MOST_COUNTED: Final = 400  # layouts of which specs are built, at most
+_MOST_BUILT: Final = 300  # specs, at most
 _CLOSEST: Final = 12  # layouts that are counted to find the one that lacks least
 TRAFFIC: Final = (
     "tensor-parallel", "context-parallel", "experts' exchange", "sharded state", "transfers", "data-parallel",
@@ -83,7 +84,8 @@ def search(
     Raises:
         ValueError: no layout obeys the rules, or none fits; the sentence says which and how far off the closest is.
     """
-    layouts, sieve = [], Sieve()
+    check_native(spec)
+    sieve = Sieve()
     layouts = list(layouts_of(spec, gpus, setting.gpus_per_node, fixed, sieve))
     if not layouts:
         raise ValueError(f"no layout of {gpus} GPUs is left: {sieve.last()}; change --gpus, --fix or the spec")
@@ -94,9 +96,10 @@ def search(
     needed = estimated_bytes(cases, spec.precision.dtype)
     fits = needed <= room * _SLACK
     order = [index for index in np.argsort(seconds, kind="stable") if fits[index]]
-    found = _planned([layouts[index] for index in order], spec, setting, room, most)
+    rules = _Rules(spec)
+    found = _planned([layouts[index] for index in order], rules, setting, room, most)
     if not found:
-        _refuse([layouts[index] for index in np.argsort(needed, kind="stable")], spec, setting, room, fixed)
+        _refuse([layouts[index] for index in np.argsort(needed, kind="stable")], rules, setting, room, fixed)
     found, beside = _descended(found, spec, setting, room, fixed)
     best = found[0]
     counts = counts_up_to(gpus - 1, setting.gpus_per_node)
@@ -111,17 +114,43 @@ def search(
     )
 
 
-def _planned(layouts: Sequence[Layout], spec: RunSpec, setting: Setting, room: float, most: int) -> list[Found]:
+class _Rules:
+    """Builds specs of layouts. Of layouts that differ in ZeRO stage and recomputation alone one that breaks a rule is
+    enough: those two have no rule with the others.
+
+    Attributes:
+        broken: by sentence, the layouts that broke a rule.
+        built: specs that were built, of layouts that obey every rule or not.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.broken: Counter[str] = Counter()
+        self.built = 0
+        self._refused: set[Layout] = set()
+
+    def spec_of(self, layout: Layout) -> RunSpec | None:
+        """Return the spec with a layout; None where it breaks a rule."""
+        same = replace(layout, zero=0, recompute="none")
+        if same in self._refused:
+            return None
+        self.built += 1
+        try:
+            return spec_of(self.spec, layout)
+        except SpecError as error:
+            self.broken[str(error.errors[0])] += 1
+            self._refused.add(same)
+            return None
+
+
+def _planned(layouts: Sequence[Layout], rules: _Rules, setting: Setting, room: float, most: int) -> list[Found]:
     """Return the fastest that obey every rule and fit, of those that come first."""
     found: list[Found] = []
-    for layout in layouts[:_MOST_COUNTED]:
-        try:
-            own = spec_of(spec, layout)
-        except SpecError:
-            continue
-        if fullest_bytes(own) <= room:
+    for layout in layouts:
+        own = rules.spec_of(layout)
+        if own is not None and fullest_bytes(own) <= room:
             found.append(Found(layout, own, plan(own, setting), ""))
-        if len(found) >= 2 * most:
+        if len(found) >= 2 * most or rules.built >= _MOST_BUILT:
             break
     return sorted(found, key=lambda each: each.plan.seconds)
 
@@ -167,23 +196,21 @@ def why(own: Plan, best: Plan) -> str:
 
 
 def _refuse(
-    layouts: Sequence[Layout], spec: RunSpec, setting: Setting, room: float, fixed: Mapping[str, object]
+    layouts: Sequence[Layout], rules: _Rules, setting: Setting, room: float, fixed: Mapping[str, object]
 ) -> None:
     """Raise ValueError: no layout fits, or every one breaks a rule. The first ones hold about least."""
-    broken: Counter[str] = Counter()
     missing: list[tuple[float, Layout]] = []
     for layout in layouts:
-        try:
-            missing.append((fullest_bytes(spec_of(spec, layout)) - room, layout))
-        except SpecError as error:
-            broken[str(error.errors[0])] += 1
-        if len(missing) == _CLOSEST:
+        own = rules.spec_of(layout)
+        if own is not None:
+            missing.append((fullest_bytes(own) - room, layout))
+        if len(missing) == _CLOSEST or rules.built >= 2 * _MOST_BUILT:
             break
     gpus, chip = layouts[0].gpus, setting.chip
     if not missing:
-        raise ValueError(f"every layout of {gpus} GPUs breaks a rule: {broken.most_common(1)[0][0]}")
+        raise ValueError(f"every layout of {gpus} GPUs breaks a rule: {rules.broken.most_common(1)[0][0]}")
     lacks, closest = min(missing, key=lambda pair: pair[0])
-    larger = fewest_gpus(spec, setting, room, fixed, (gpus * 2**power for power in range(1, 8)))
+    larger = fewest_gpus(rules.spec, setting, room, fixed, (gpus * 2**power for power in range(1, 8)))
     share = room / chip.memory_bytes
     others = [each for each in CHIPS if each.memory_bytes * share >= room + lacks]
     would = [f"{larger.gpus} GPUs ({larger})"] if larger else []
