@@ -4,12 +4,13 @@
     python benchmarks/plan_cpu.py --chip chip.json
     python benchmarks/plan_cpu.py --chip chip.json --rounds 3 tp2 pp2
 
-Prints for every layout the planned and the measured step, by the wall clock and as processor time over the cores; then,
-of the pairs whose measured steps are more than a tenth apart, how many the plan has in the right order. Where other
-programs use the cores the wall clock says little, and processor time, which is what ranks that outnumber the cores
-wait for, is compared alone.
+Prints for every layout the planned and the measured step, by the wall clock and in processor time: that of one rank, or
+of all over the cores where it is more. Then, of the pairs whose measured steps are more than a tenth apart, how many
+the plan has in the right order. Where other programs use the cores the wall clock says little; processor time leaves
+out bubbles, on both sides.
 
 The model: LLaMA-style, 4 layers, hidden 128, 4 heads, ffn 352, vocabulary 1024, seq 128, float32, global batch 32.
+Every rank has one thread.
 """
 
 import argparse
@@ -70,9 +71,9 @@ def run_here(layout: str, steps: int) -> None:
     from trimaran.launchers.worker.process import exit_process
 
     spec = spec_of(layout)
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // spec.world_size))
+    torch.set_num_threads(1)
     step, total, leave = step_of_rank(spec)
-    figures = measure(step, steps, total)
+    figures = {**measure(step, steps, total), "ranks": spec.world_size}
     leave()
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(figures))
@@ -81,19 +82,28 @@ def run_here(layout: str, steps: int) -> None:
 
 def run_apart(layout: str, steps: int) -> dict[str, float]:
     """Measure in fresh processes. Raises RanksFailed."""
-    spec, cores = spec_of(layout), len(os.sched_getaffinity(0))
-    threads = max(1, cores // spec.world_size)
-    return result_of_ranks(__file__, [layout, "--steps", str(steps), "--here"], spec.world_size, threads)
+    return result_of_ranks(__file__, [layout, "--steps", str(steps), "--here"], spec_of(layout).world_size, 1)
+
+
+def step_of_cpu(row: Mapping[str, float], cores: int) -> float:
+    """Return the processor time that a step waits for: that of a rank, or of all over the cores where it is more."""
+    return max(row["cpu_seconds"] / row["ranks"], row["cpu_seconds"] / cores)
 
 
 def planned(chip: Path, layouts: list[str]) -> dict[str, tuple[float, float]]:
-    """Return by layout the planned seconds of a step, and its processor time over the cores."""
+    """Return by layout the planned seconds of a step, and the processor time that it waits for."""
     from trimaran.runtime.plan.calibrate.processor_step import processor_step
     from trimaran.runtime.plan.calibrate.record import read_machine
 
     machine = read_machine(chip)
     steps = {layout: processor_step(spec_of(layout), machine) for layout in layouts}
-    return {layout: (step.seconds, step.cpu_seconds / step.cores) for layout, step in steps.items()}
+    return {
+        layout: (
+            step.seconds,
+            step_of_cpu({"cpu_seconds": step.cpu_seconds, "ranks": spec_of(layout).world_size}, step.cores),
+        )
+        for layout, step in steps.items()
+    }
 
 
 def pairs_in_order(measured: Mapping[str, float], plan: Mapping[str, float]) -> tuple[int, int, list[str]]:
@@ -135,7 +145,7 @@ def main() -> None:
             except RanksFailed as error:
                 print(f"{name} failed:\n{error}", file=sys.stderr)
     wall = {name: statistics.median(each["seconds"] for each in rows) for name, rows in found.items() if rows}
-    cpu = {name: statistics.median(r["cpu_seconds"] for r in rows) / cores for name, rows in found.items() if rows}
+    cpu = {name: statistics.median(step_of_cpu(row, cores) for row in rows) for name, rows in found.items() if rows}
     if options.json is not None:
         options.json.write_text(json.dumps({"wall": wall, "cpu": cpu}), encoding="utf-8")
     report(planned(options.chip, list(wall)), wall, cpu)
@@ -143,9 +153,9 @@ def main() -> None:
 
 def report(plan: Mapping[str, tuple[float, float]], wall: Mapping[str, float], cpu: Mapping[str, float]) -> None:
     """Print the table and how many pairs are in order."""
-    print(f"{'layout':20} {'planned s':>10} {'wall s':>8} {'planned cpu s/core':>19} {'cpu s/core':>11}")
+    print(f"{'layout':20} {'planned s':>10} {'wall s':>8} {'planned cpu s':>14} {'cpu s':>8}")
     for name in sorted(wall, key=lambda name: cpu[name]):
-        print(f"{name:20} {plan[name][0]:10.3f} {wall[name]:8.3f} {plan[name][1]:19.3f} {cpu[name]:11.3f}")
+        print(f"{name:20} {plan[name][0]:10.3f} {wall[name]:8.3f} {plan[name][1]:14.3f} {cpu[name]:8.3f}")
     for what, measured, index in (("wall clock", wall, 0), ("processor time", cpu, 1)):
         right, number, wrong = pairs_in_order(measured, {name: each[index] for name, each in plan.items()})
         share = f"{right / number:.0%}" if number else "none"

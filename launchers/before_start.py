@@ -14,7 +14,9 @@ _FOLDERS = ("checkpoints", "logs", "tensorboard")
 _FILES = (
     "data_manifest.json",
     "machine.json",
+    "memory.json",
     "metrics.jsonl",
+    "plan.json",
     "reference.json",
     "report.html",
     "rollouts.jsonl",

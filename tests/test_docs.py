@@ -131,6 +131,8 @@ def shortened(command: str) -> list[str]:
     words += [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
     if "--memory" in words and words[1] == "check" and "--rank" not in words:
         words += ["--rank", "0"]
+    if words[1] == "calibrate":
+        words += ["--smoke", "--ranks", "1", "--dtype", "float32"]
     if words[1] == "generate":
         words += ["--max-new-tokens", "5"]
     for option in {"--widths", "--rates"}.intersection(words):  # the narrowest two, and three rates

@@ -49,8 +49,10 @@ WITHOUT_TORCH = (
     "runtime/pipeline/partition.py",
     "runtime/plan/**/*.py",
     "launchers/cli/app.py",
+    "launchers/cli/planning/calibrate.py",
     "launchers/cli/planning/plan.py",
     "launchers/cli/planning/presets.py",
+    "launchers/data/run_plan.py",
 )
 # Methods that torch calls and documents.
 FRAMEWORK_METHODS = {"forward", "backward", "setup_context", "extra_repr"}

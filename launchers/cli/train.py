@@ -3,14 +3,16 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trimaran.launchers.before_start import check_code, check_device, check_nodes
 from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences
+from trimaran.launchers.cli.planning.chip_option import chip_at
 from trimaran.launchers.data.prepare_run import lock_run, prepare_run, try_to_report, what_is_saved
-from trimaran.launchers.env.exit_codes import Stopped
+from trimaran.launchers.data.run_plan import with_plan
+from trimaran.launchers.env.exit_codes import LaunchError, Stopped
 from trimaran.launchers.env.network import check_network
 from trimaran.launchers.env.rank_env import is_rank
 from trimaran.launchers.local.launch import LocalRun, launch
@@ -22,6 +24,10 @@ from trimaran.launchers.terminal import log_to_terminal, say
 from trimaran.launchers.worker.entry import serve_as_rank
 from trimaran.models.fields import counted
 from trimaran.runtime.spec import RunSpec, describe, load_spec
+
+if TYPE_CHECKING:
+    from trimaran.runtime.plan.calibrate.record import Machine
+    from trimaran.runtime.plan.chips import Chip
 
 
 def train(
@@ -41,6 +47,10 @@ def train(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let finetune.rl.rewards run the Python files that it names.")
     ] = False,
+    chip: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="local: plan for this chip, or by trimaran calibrate's file."),
+    ] = None,
 ) -> None:
     """Validate, prepare the data, start the ranks, train, and write the report; resumes where the run's last checkpoint
     stands."""
@@ -51,6 +61,7 @@ def train(
         spec = load_spec(spec_path, overrides)
         check_code(spec, allow_code=allow_code)
         kind = launcher or spec.launcher.kind
+        known = None if chip is None else _chip_of(spec, chip, kind)
         if kind != "slurm" and (dry_run or following or array):
             raise ValueError("--dry-run, --follow and --array are for --launcher slurm")
         if kind == "slurm":
@@ -64,19 +75,35 @@ def train(
         if spec.launcher.nodes > 1:
             raise typer.Exit(run_node_by_hand(spec, spec_path, overrides))
         with lock_run(Path(spec.train.output_dir)):
-            _train_here(spec)
+            _train_here(spec, known)
 
 
-def _train_here(spec: RunSpec) -> None:
+def _chip_of(spec: RunSpec, name: str, kind: str) -> "Chip | Machine":
+    """Return what `--chip` names. Raises ValueError where it can't be what the run is planned for."""
+    if kind != "local" or spec.launcher.nodes > 1:
+        raise ValueError("--chip is for a run on this machine alone; trimaran plan SPEC --chip plans others")
+    known, machine = chip_at(name)
+    if machine is None:
+        assert known is not None
+        return known
+    from trimaran.runtime.plan.on_machine import check_kind
+
+    check_kind(spec, machine)
+    return machine
+
+
+def _train_here(spec: RunSpec, chip: "Chip | Machine | None") -> None:
     """Prepare the run, start its ranks on this machine and write the report."""
     folder = Path(spec.train.output_dir)
     get_ready(spec, spec.world_size)
-    task = prepare_run(spec, folder)
+    task = prepare_run(spec, folder, chip)
     say(f"starting {counted(spec.world_size, 'rank')} ({dict(describe(spec))['layout']}); run folder {folder}")
     try:
         launch(LocalRun(spec, task, folder / "logs"))
     except Stopped as stopped:
         raise Stopped(stopped.signal_number, stopped.problem, what_is_saved(folder)) from stopped
+    except LaunchError as error:
+        raise LaunchError(with_plan(str(error), folder), error.exit_code) from error
     finally:
         try_to_report(folder)
     more = ""

@@ -15,6 +15,8 @@ from trimaran.runtime.spec import RunSpec, dump_spec
 if TYPE_CHECKING:
     from trimaran.runtime.data.prepare import PreparedData
     from trimaran.runtime.data.recipe.curated import Curated
+    from trimaran.runtime.plan.calibrate.record import Machine
+    from trimaran.runtime.plan.chips import Chip
     from trimaran.runtime.train.samples import TrainingData
 
 
@@ -28,13 +30,17 @@ def lock_run(folder: Path) -> FolderLock:
     return FolderLock.of_run(folder, "trimaran train", os.environ)
 
 
-def prepare_run(spec: RunSpec, folder: Path) -> Path:
+def prepare_run(spec: RunSpec, folder: Path, chip: "Chip | Machine | None" = None) -> Path:
     """Check that the run may start or resume, prepare the data, fill the run folder; return the ranks' task file.
 
     The caller holds the lock of the folder.
+
+    Args:
+        chip: for which the plan is made; None: for this machine, as far as it is known.
     """
     from trimaran.launchers.data.examples import prepare_examples_of
     from trimaran.launchers.data.prepare import prepare_spec
+    from trimaran.launchers.data.run_plan import tell_plan
     from trimaran.launchers.data.workers import WorkerOptions, local_workers
     from trimaran.runtime.data.recipe.curated import MANIFEST
     from trimaran.runtime.data.tokens.build import Digests
@@ -97,6 +103,7 @@ def prepare_run(spec: RunSpec, folder: Path) -> Path:
         from trimaran.runtime.train.task_evaluation import prepare_tasks
 
         prepare_tasks(spec.evaluation, RunText.open(folder), spec)
+    tell_plan(spec, folder, chip)
     task = folder / "logs" / "task.json"
     content = {"kind": "train", "spec": str((folder / "spec.yaml").resolve()), "data": str(data.folder.resolve())}
     write_text(task, json.dumps(content))

@@ -39,6 +39,8 @@ class Run:
     sample: str | None = None
     manifest: Mapping[str, Any] | None = None
     machine: Mapping[str, Any] | None = None
+    plan: Mapping[str, Any] | None = None
+    memory: Mapping[str, Any] | None = None
     notes: Notes = field(default_factory=Notes)
 
 
@@ -64,6 +66,12 @@ def read_run(run_dir: Path) -> Run:
         sample=_read_text(run_dir / "sample.txt", notes, "no generated text to show (BERT and XLNet write none)"),
         manifest=_read_json(run_dir / "data_manifest.json", notes, "the counts of the training data are unknown"),
         machine=_read_json(run_dir / "machine.json", notes, "the machine that trained is unknown"),
+        plan=_read_json(run_dir / "plan.json", notes, "what was planned is unknown"),
+        memory=_read_json(
+            run_dir / "memory.json",
+            notes,
+            "what the ranks held is unknown until a run ends (those that learn from rewards do not write it)",
+        ),
         notes=notes,
     )
 

@@ -9,6 +9,7 @@ forbids too. Text from the run folder is escaped. The page is made from these fi
     timeline.json       the pipeline's last step, measured and simulated
     sample.txt          text the model wrote
     machine.json        `describe_machine` of the machine that trained
+    plan.json           what was planned before it began, and memory.json: what its ranks held
 
 Each of them may be missing; the page says which one and why it matters.
 """
@@ -23,7 +24,8 @@ from typing import Any
 
 from trimaran.launchers.report.charts import BLUE, COLORS, ORANGE, PALE_BLUE, Line, chart, embed, plain, smooth
 from trimaran.launchers.report.folder import Run, finite_points, is_finite, read_run
-from trimaran.launchers.report.html import document, notice, section, table, write_page
+from trimaran.launchers.report.html import document, grid, notice, section, table, write_page
+from trimaran.launchers.report.plan_rows import plan_rows
 from trimaran.runtime.evaluate.results import stderr_name
 from trimaran.runtime.pipeline.action import Action
 from trimaran.runtime.pipeline.draw import timeline_svg
@@ -72,6 +74,7 @@ def _render(run: Run) -> str:
         _scores(run),
         _speed(run),
         _pipeline(run),
+        _plan(run),
         _sample(run),
         _summary(run),
         _facts(run),
@@ -256,6 +259,20 @@ def _pipeline(run: Run) -> str:
         f"{ranks} pipeline ranks. Bubble, the share of the step in which a rank waits, averaged over ranks: {shares}."
     )
     return section(title, f'<p class="soft">{escape(meaning)}</p>', *pictures)
+
+
+def _plan(run: Run) -> str:
+    """Return what was planned beside what was measured, "" where nothing was planned."""
+    if run.plan is None:
+        return ""
+    steps = [milliseconds / 1e3 for _, milliseconds in finite_points(run.steps, "step_time_ms")]
+    found, title = plan_rows(run.plan, run.memory, run.timeline, steps), "Planned and measured"
+    if found.problem:
+        return section(title, f"<p>plan.json cannot be shown: {escape(found.problem)}.</p>")
+    parts = [f'<p class="soft">{escape(sentence)}</p>' for sentence in found.sentences]
+    tables = (("memory of the fullest pipeline rank", found.memory), ("time of a step", found.times))
+    parts += [grid((name, "planned", "measured"), rows) for name, rows in tables if rows]
+    return section(title, *parts)
 
 
 def _spans(records: Sequence[Sequence[Any]], num_ranks: int) -> list[Span]:

@@ -37,6 +37,7 @@ class Setting:
         hours_per_failure: GPU-hours between two failures.
         restart: seconds from a failure to the next step.
         write_rate: bytes a second at which all ranks together write a checkpoint.
+        measured: constants of this chip that `trimaran calibrate` has found, in place of a software's.
     """
 
     chip: Chip
@@ -49,6 +50,7 @@ class Setting:
     hours_per_failure: float
     restart: float
     write_rate: float
+    measured: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def plan(spec: RunSpec, setting: Setting) -> Plan:
     parts["bubble"] = seconds - sum(value for name, value in parts.items() if name != "bubble")
     few, many = calibration.gpus
     inside = setting.software is None or (is_of_chip and few / 2 <= spec.world_size <= 2 * many)
-    figures = _figures(spec, setting, seconds, state_bytes=_stored(spec))
+    figures = figures_of(spec, setting, seconds, state_bytes=stored_bytes(spec))
     return Plan(
         memory, fullest, can_count(spec.transformer), seconds, parts, bubble, calibration,
         calibration.p90 if inside else None, figures,
@@ -162,7 +164,9 @@ def timeline(spec: RunSpec, setting: Setting) -> list[Span]:
 
 
 def _step(spec: RunSpec, setting: Setting) -> tuple[StepTime, Calibration, bool]:
-    calibration, is_of_chip = calibration_for(shipped(), setting.software, setting.chip.name, "bfloat16")
+    calibration, is_of_chip = setting.measured, True
+    if calibration is None:
+        calibration, is_of_chip = calibration_for(shipped(), setting.software, setting.chip.name, "bfloat16")
     return step_time(Cases.of([case_of(spec, setting)]), calibration.values()), calibration, is_of_chip
 
 
@@ -197,13 +201,14 @@ def _pipelined(spec: RunSpec, time: StepTime) -> tuple[float, float]:
     return seconds, 1 - sum(by_rank) / len(by_rank) * spec.num_microbatches / seconds
 
 
-def _stored(spec: RunSpec) -> float:
+def stored_bytes(spec: RunSpec) -> float:
     """Return the bytes of a checkpoint's tensors: main parameters and two moments, each element once."""
     wide = max(4, _ITEM[spec.precision.dtype])
     return 3.0 * wide * spec.transformer.num_parameters()
 
 
-def _figures(spec: RunSpec, setting: Setting, seconds: float, state_bytes: float) -> dict[str, float]:
+def figures_of(spec: RunSpec, setting: Setting, seconds: float, state_bytes: float) -> dict[str, float]:
+    """Return what a run of such steps comes to, by name."""
     tokens = spec.train.global_batch_size * spec.train.seq_len
     gpus, steps = spec.world_size, spec.train.num_steps
     rate = tokens / seconds

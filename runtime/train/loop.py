@@ -20,10 +20,12 @@ from trimaran.runtime.finetune.data.prepare import PreparedExamples
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.plan.brief import MEASURED
 from trimaran.runtime.plan.chips import peak_flops
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.feed import BatchFeed, pinned
 from trimaran.runtime.train.hardware import mfu
+from trimaran.runtime.train.held import record_memory, resident_bytes, telling_memory
 from trimaran.runtime.train.init_from import draws_weights, start_from
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
@@ -82,9 +84,11 @@ def train(
         sizes = f"{spec.transformer.num_parameters():,} parameters, {spec.tokens_per_step:,} tokens a step"
         source = path or spec.checkpoint.init_from
         print(f"{sizes}: {'making the weights' if source is None else f'reading {source}'}", flush=True)
-    criterion = None if comparisons is None else comparisons.criterion
+    criterion, before = None if comparisons is None else comparisons.criterion, resident_bytes()
     draws = draws_weights(spec, path, needs_reference=comparisons is not None and comparisons.needs_reference)
-    train_context = build_train_context(spec, mesh, device, draws_weights=draws, criterion=criterion)
+    folder = Path(spec.train.output_dir)
+    with telling_memory(folder, mesh, device, lambda: None, before):
+        train_context = build_train_context(spec, mesh, device, draws_weights=draws, criterion=criterion)
     reference = "" if comparisons is None else comparisons.begin(train_context, resumed=path is not None)
     loader = train_loader(spec, data, mesh.dp, comparisons)
     held_out = held_out_of(spec, data, mesh.dp, comparisons)
@@ -104,7 +108,11 @@ def train(
             log.say(describe_samples(spec, loader, data))
         if state.step < spec.train.num_steps:
             log.say(f"training begins at step {state.step + 1} of {spec.train.num_steps}")
-        return run_steps(train_context, state, loader, held_out, stop, log, data, tasks, comparisons)
+        optimizer = train_context.optimizer
+        with telling_memory(folder, mesh, device, lambda: optimizer, before):
+            state = run_steps(train_context, state, loader, held_out, stop, log, data, tasks, comparisons)
+        log.write(MEASURED, record_memory(optimizer, mesh, device, before))
+    return state
 
 
 def run_steps(

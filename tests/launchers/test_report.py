@@ -29,6 +29,13 @@ TIMELINE = {
     "bubble_measured": 0.523,
     "bubble_simulated": 0.5,
 }
+STATE = {"parameters": 3 * 2**20, "gradients": 3 * 2**20, "optimizer": 6 * 2**20}
+PLAN = {
+    "place": "Some CPU", "memory": [{**STATE, "activations": 5 * 2**20, "context": 2**30}], "rank_bytes": 2**33,
+    "seconds": 1.25, "error": 0.07, "parts": {"products": 1.0, "bubble": 0.2, "optimizer": 0.05},
+    "tokens_per_step": 512, "num_steps": 60, "checkpoint_bytes": 9.0, "why_not": {},
+}  # fmt: skip
+HELD = {"peak_is": "resident", "by_pipeline_rank": [{**STATE, "peak": 18 * 2**20}]}
 HOSTILE = "<script>alert('x')</script><img src=http://example.org/a.png onerror=alert(1)>\"&"
 
 
@@ -95,6 +102,8 @@ def make_whole_run(folder: Path) -> Path:
         json.dumps({"tokens": 1234567, "dropped": {"empty": 3}, "shards": [{}, {}]})
     )
     (folder / "machine.json").write_text(json.dumps({"cpu": "Some CPU", "memory_bytes": 8 * 2**30, "torch": None}))
+    (folder / "plan.json").write_text(json.dumps(PLAN))
+    (folder / "memory.json").write_text(json.dumps(HELD))
     return folder
 
 
@@ -135,6 +144,9 @@ def test_a_whole_run_shows_every_section_and_figure(tmp_path: Path) -> None:
     ):
         assert text in found.text
     for text in ("1,234,567", "dropped, empty", "2 listed", "8.00 GiB", "Some CPU", "preset: gpt-tiny"):
+        assert text in found.text
+    # planned and measured: the state, what is beside it, and a step of 1.25 s of which 0.2 s are waited
+    for text in ("Planned and measured", "5.00 MiB", "6.00 MiB", "17.00 MiB", "18.00 MiB", "1.25 s", "0.2 s"):
         assert text in found.text
     assert "missing" not in found.text
     assert "Scores of tasks" in found.text

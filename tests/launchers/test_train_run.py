@@ -69,6 +69,34 @@ def test_the_run_folder_is_complete(finished: Finished) -> None:
     assert yaml.safe_load((workplace.run / "spec.yaml").read_text())["parallel"]["pp"] == 2
 
 
+def test_the_run_begins_with_its_plan_and_ends_with_what_it_held(finished: Finished) -> None:
+    workplace, outcome = finished
+    told = " ".join(outcome.err.split()).split("plan: ")[1:]
+    assert len(told) == 3
+    assert told[0].startswith("pipeline rank ")
+    assert told[1].startswith("the time of a step is not planned: this CPU is not calibrated")
+    planned = json.loads((workplace.run / "plan.json").read_text())
+    held = json.loads((workplace.run / "memory.json").read_text())["by_pipeline_rank"]
+    for mine, theirs in zip(planned["memory"], held, strict=True):
+        for part in ("parameters", "gradients", "optimizer"):
+            assert mine[part] == theirs[part]
+        assert theirs["peak"] > 0
+    page = (workplace.run / "report.html").read_text()
+    assert "Planned and measured" in page
+
+
+def test_a_checkpoint_has_the_planned_bytes(finished: Finished) -> None:
+    workplace, _ = finished
+    planned = json.loads((workplace.run / "plan.json").read_text())["checkpoint_bytes"]
+    files = list((workplace.checkpoints / "step-00000060").glob("rank-*.safetensors"))
+    assert len(files) == 4
+    stored = 0
+    for file in files:
+        content = file.read_bytes()
+        stored += len(content) - 8 - int.from_bytes(content[:8], "little")  # beside the header
+    assert stored == pytest.approx(planned, rel=1e-3)
+
+
 def assert_whole_report(workplace: Workplace) -> None:
     page = (workplace.run / "report.html").read_text()
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//|/|file:)|url\((?!#)|@import|<script|<link""", page), (

@@ -24,7 +24,7 @@ from trimaran.runtime.spec import RunSpec, parse_spec
 PUBLISHED = Path(__file__).parent / "published"
 RATES = Rates(
     ranks=2, threads=1, dtype="float32", flops=9e10, memory_rate=8e10, gemm=0.9, half_depth=6.0, hbm=0.25,
-    attention=0.6, call=1e-6, host=6e-4, traffic=3.0, ends=2e-3, update=1.1, residuals={"step": 0.03},
+    attention=0.6, call=1e-6, host=6e-4, traffic=3.0, stage=2e-3, update=1.1, residuals={"step": 0.03},
 )  # fmt: skip
 KINDS = [
     ("tp", "all_reduce"), ("tp", "all_gather"), ("tp", "reduce_scatter"),
@@ -102,7 +102,7 @@ def spec(parallel: dict[str, Any] | None = None, **train: Any) -> RunSpec:
 def test_rates_that_made_points_are_found_again() -> None:
     found = fit_rates(points_of(RATES), 2, 1, "float32")
     assert found.flops * found.gemm == pytest.approx(RATES.flops * RATES.gemm, rel=0.02)
-    for name in ("host", "traffic", "ends", "update"):
+    for name in ("host", "traffic", "stage", "update"):
         assert getattr(found, name) == pytest.approx(getattr(RATES, name), rel=0.1), name
     assert found.flops * found.attention == pytest.approx(RATES.flops * RATES.attention, rel=0.02)
     assert max(found.residuals.values()) < 0.02

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimaran.launchers.cli.console import Overrides, errors_as_sentences, path
+from trimaran.launchers.cli.planning.chip_option import chip_at
 from trimaran.launchers.terminal import print_table, say
 from trimaran.runtime.files import write_text
 from trimaran.runtime.spec import load_spec
 
 if TYPE_CHECKING:
+    from trimaran.runtime.plan.calibrate.record import Machine
     from trimaran.runtime.plan.chips import Chip
     from trimaran.runtime.plan.forecast import Plan, Setting
     from trimaran.runtime.spec import RunSpec
 
 _TABLES = Path(__file__).parents[3] / "tests" / "plan" / "published"
 _GBIT = 1e9 / 8
+_MEASURED = "measured"  # group of constants of trimaran calibrate
 
 
 def plan(
@@ -27,7 +30,9 @@ def plan(
         Path | None, typer.Argument(parser=path, metavar="[SPEC]", help="The run spec, a YAML file.")
     ] = None,
     overrides: Overrides = [],  # noqa: B006
-    chip: Annotated[str, typer.Option(metavar="NAME", help="Accelerator, by its datasheet.")] = "H100-SXM",
+    chip: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Accelerator, by its datasheet; or a file of trimaran calibrate.")
+    ] = "H100-SXM",
     software: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Whose calibration: a published software's; by default all of them."),
@@ -88,8 +93,9 @@ def plan(
         if pue < 1:
             raise ValueError(f"--pue must be at least 1, the energy of the computers themselves; got {pue}")
         spec = load_spec(spec_path, overrides)
+        known, machine = _chip(chip, spec, search=search, draws=picture is not None)
         setting = _setting(
-            chip, software, nic, gpus_per_node, price_per_hour, watts, pue, hours_per_failure, restart, write_rate
+            known, software, nic, gpus_per_node, price_per_hour, watts, pue, hours_per_failure, restart, write_rate
         )
         if search:
             from trimaran.launchers.cli.planning.layouts import print_search
@@ -98,7 +104,7 @@ def plan(
             return
         if gpus is not None or fix or write is not None:
             raise ValueError("--gpus, --fix and --write are for a search; add --search, or leave them out")
-        _plan(spec, setting, json_file, picture)
+        _plan(spec, setting, json_file, picture, machine=machine)
 
 
 def check_folders(files: Mapping[str, Path | None]) -> None:
@@ -122,8 +128,30 @@ def _check(rates: Mapping[str, float | None], restart: float) -> None:
         raise ValueError(f"--restart must be at least 0 and finite; got {restart}")
 
 
+def _chip(name: str, spec: "RunSpec", *, search: bool, draws: bool) -> "tuple[Chip, Machine | None]":
+    """Return the chip that `--chip` names, and the machine whose calibration it is.
+
+    Raises:
+        ValueError, OSError: as `chip_at`; or a calibration is given for what published constants alone can do.
+    """
+    known, machine = chip_at(name)
+    if machine is None:
+        assert known is not None, "one of them is there"
+        return known, None
+    for option, is_given, what in (("--search", search, "times layouts"), ("--picture", draws, "draws a step")):
+        if is_given:
+            raise ValueError(
+                f"{option} {what} by published constants, and --chip {name} has measured ones, which plan one layout; "
+                f"give a chip's name, or leave {option} out"
+            )
+    from trimaran.runtime.plan.on_machine import check_kind, chip_of
+
+    check_kind(spec, machine)
+    return chip_of(machine, spec), machine
+
+
 def _setting(
-    chip: str,
+    chip: "Chip",
     software: str | None,
     nic: float,
     gpus_per_node: int,
@@ -134,19 +162,24 @@ def _setting(
     restart: float,
     write_rate: float,
 ) -> "Setting":
-    from trimaran.runtime.plan.chips import chip_named
     from trimaran.runtime.plan.forecast import Setting
 
-    known = chip_named(chip)
     rest = (price, watts, pue, hours_per_failure, restart)
-    return Setting(known, software, nic * _GBIT, gpus_per_node, *rest, write_rate * 1e9)
+    return Setting(chip, software, nic * _GBIT, gpus_per_node, *rest, write_rate * 1e9)
 
 
-def _plan(spec: "RunSpec", setting: "Setting", json_file: Path | None, picture: Path | None) -> None:
+def _plan(
+    spec: "RunSpec", setting: "Setting", json_file: Path | None, picture: Path | None, *, machine: "Machine | None"
+) -> None:
     from trimaran.runtime.plan.forecast import plan as make_plan
     from trimaran.runtime.plan.forecast import timeline
 
-    found = make_plan(spec, setting)
+    if machine is None:
+        found = make_plan(spec, setting)
+    else:
+        from trimaran.runtime.plan.on_machine import plan_on
+
+        found = plan_on(spec, machine, setting)
     _print_plan(spec, setting, found)
     if json_file is not None:
         write_text(json_file, json.dumps(content_of(setting, found), indent=1) + "\n")
@@ -196,8 +229,9 @@ def _print_plan(spec: "RunSpec", setting: "Setting", found: "Plan") -> None:
             "reference and answers that are sampled more; trimaran check --memory counts them",
             style="yellow",
         )
-    dtype = spec.precision.dtype
-    if dtype != "bfloat16":
+    dtype, whose = spec.precision.dtype, found.calibration
+    is_measured = whose.group == _MEASURED
+    if dtype != "bfloat16" and not is_measured:
         say(f"the times are those of 16-bit products, which those of {dtype} take longer than", style="yellow")
     steps = Table("of a step", "seconds", "share", box=None)
     for name, value in sorted(found.parts.items(), key=lambda item: -item[1]):
@@ -208,11 +242,11 @@ def _print_plan(spec: "RunSpec", setting: "Setting", found: "Plan") -> None:
     band = (
         "outside what was calibrated"
         if found.error is None
-        else f"± {found.error:.0%} in 9 of 10 of the runs that it was fitted on"
+        else f"± {found.error:.0%} in 9 of 10 of the {'steps' if is_measured else 'runs'} that it was fitted on"
     )
-    whose = found.calibration
-    say(f"calibration: {whose.software} on {whose.chip}, {whose.runs} published runs, GPUs {whose.gpus}; error {band}")
-    peak = f"{setting.chip.flops:.4g} FLOP/s a GPU"
+    source = "measured on this chip" if is_measured else f"{whose.runs} published runs, GPUs {whose.gpus}"
+    say(f"calibration: {whose.software} on {whose.chip}, {source}; error {band}")
+    peak = f"{setting.chip.flops:.4g} FLOP/s a {'rank' if is_measured else 'GPU'}"
     say(f"MFU and HFU: matrix FLOPs, attention's square whole (PaLM, appendix B), over {peak}")
     totals = Table("of the run", "", box=None)
     for name, value in found.figures.items():

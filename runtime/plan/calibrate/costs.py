@@ -5,6 +5,7 @@ A processor launches nothing ahead, so that its times add up:
     product m x n x k     2 m n k / (flops x gemm x k / (k + K0)), at least its bytes, and a call
     attention             2 s (s + block) d a head where a mask is causal, for torch's kernel takes keys block by block;
                           2.5 times that backward, at its own share
+    stage                 seconds of the interpreter that enters and leaves it, with whatever is at its ends
     layer                 the least bytes of norms, sums, activation function, rotation and gradients, times `traffic`;
                           and seconds of the interpreter whatever the size
 """
@@ -101,10 +102,10 @@ def ends(rates: Rates, tokens: float, rows: float, hidden: int, *, has_head: boo
     """
     stream, rate = rates.memory_rate * rates.hbm, ITEM[rates.dtype]
     if not has_head:
-        return rates.ends / 2 + tokens * hidden * 4.0 * rate / stream
+        return tokens * hidden * 4.0 * rate / stream
     loss = tokens * rows * _LOSS_ITEMS * rate * rates.traffic / stream
     grads = _ACCUMULATED_BYTES * rows * hidden / stream
-    return rates.ends / 2 + trained_product(rates, tokens, rows, hidden) + loss + grads
+    return trained_product(rates, tokens, rows, hidden) + loss + grads
 
 
 def update(rates: Rates, elements: float) -> float:
@@ -161,6 +162,6 @@ def model_step(rates: Rates, shape: Mapping[str, int]) -> float:
         head_dim=hidden // shape["heads"], inner=ffn, is_gated=True, again=0.0,
         held=4 * hidden * width + 3 * hidden * ffn,
     )  # fmt: skip
-    inside = sum(layer(rates, size).values()) * shape["layers"]
+    inside = rates.stage + sum(layer(rates, size).values()) * shape["layers"]
     both = [ends(rates, tokens, shape["vocab"], hidden, has_head=has_head) for has_head in (False, True)]
     return inside + sum(both)

@@ -69,7 +69,7 @@ def fit_rates(points: Iterable[Point], ranks: int, threads: int, dtype: str) -> 
     rates = Rates(
         ranks=ranks, threads=threads, dtype=dtype, flops=peak, memory_rate=max(copies), gemm=0.95, half_depth=8.0,
         hbm=2 * largest.shape["bytes"] / largest.taken / max(copies), attention=0.5, call=2e-6, host=3e-4, traffic=1.0,
-        ends=1e-3, update=1.0, residuals={},
+        stage=1e-3, update=1.0, residuals={},
     )  # fmt: skip
     for kind, names in _STAGES.items():
         rates = _fitted(rates, by_kind[kind], names)
@@ -80,7 +80,7 @@ def fit_rates(points: Iterable[Point], ranks: int, threads: int, dtype: str) -> 
 _STAGES: Final = {
     "product": ("gemm", "half_depth", "call"),
     "attention": ("attention",),
-    "step": ("host", "traffic", "ends"),
+    "step": ("host", "traffic", "stage"),
     "update": ("update",),
 }
 

@@ -5,7 +5,7 @@ beside products and attention.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, fields, replace
 from typing import Final
 
 import numpy as np
@@ -68,19 +68,8 @@ def fit_constants(
     )  # fmt: skip
 
 
-BLANK: Final = {
-    **dict.fromkeys(
-        (
-            "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "gated", "seq", "tp", "pp", "cp", "dp",
-            "ep", "virtual_stages", "batch", "microbatch", "gpus_per_node", "experts_per_token", "first_layers",
-            "last_layers", "most_layers", "nic_rate",
-        ), 1.0,
-    ),
-    **dict.fromkeys(
-        ("tied", "sequence_parallel", "zero", "recompute", "selective", "unfused", "overlap", "experts"), 0.0
-    ),
-    "gradient_bytes": 4.0,
-}  # fmt: skip
+_ABSENT: Final = ("tied", "sequence_parallel", "zero", "recompute", "selective", "unfused", "overlap", "experts")
+BLANK: Final = {each.name: float(each.name not in _ABSENT) for each in fields(Case)}
 """A case of one rank and nothing in it."""
 
 

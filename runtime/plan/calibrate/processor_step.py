@@ -22,8 +22,8 @@ from trimaran.runtime.plan.calibrate.costs import (
     update,
 )
 from trimaran.runtime.plan.calibrate.record import Machine, Rates
+from trimaran.runtime.plan.memory.ranks import shortened
 from trimaran.runtime.plan.memory.state import buckets_of
-from trimaran.runtime.plan.shortened import shortened
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.pipeline import placement_of, schedule_of
 
@@ -136,6 +136,7 @@ def _stages(spec: RunSpec, machine: Machine, rates: Rates) -> list[_Cost]:
     found = []
     for stage, held in enumerate(layers):
         cost = _Cost.nothing()
+        cost.add("host", rates.stage, rates.stage)
         for index in held:
             again = float(bool(every) and index % every == 0)
             cost.add_all(_layer(spec, machine, rates, again))

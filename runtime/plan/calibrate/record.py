@@ -69,7 +69,7 @@ class Rates(_Record):
         call: seconds of one product, attention or copy beside that.
         host: seconds that a layer's forward takes beside its products and attention, whatever its size.
         traffic: bytes of what is bound by memory in a layer, as a multiple of the least.
-        ends: seconds of embedding, head and loss, forward and backward, whatever their size.
+        stage: seconds of one pipeline stage and microbatch, forward and backward, whatever its layers.
         update: bytes of AdamW as a multiple of the least.
         residuals: by what was measured, median of |fitted / measured - 1|.
     """
@@ -86,7 +86,7 @@ class Rates(_Record):
     call: float
     host: float
     traffic: float
-    ends: float
+    stage: float
     update: float
     residuals: dict[str, float]
 

@@ -28,12 +28,16 @@ def time_for(work: Callable[[], object], device: torch.device, budget_s: float) 
     once = _seconds(work, device, 1)[0]
     calls = max(1, int(_SHORTEST_S / max(once, 1e-7)))
     repeats = int(np.clip(budget_s / max(once * calls, 1e-6), _FEWEST, _MOST))
-    return time_repeats(work, device, repeats, calls)
+    return _timed(work, device, repeats, calls)
 
 
-def time_repeats(work: Callable[[], object], device: torch.device, repeats: int, calls: int = 1) -> Timing:
-    """Time `repeats` rounds of `calls` calls: as many on every rank, where the ranks must meet in each."""
+def time_repeats(work: Callable[[], object], device: torch.device, repeats: int) -> Timing:
+    """Time `repeats` calls after one that does not count: as many on every rank, where the ranks must meet in each."""
     work()
+    return _timed(work, device, repeats, 1)
+
+
+def _timed(work: Callable[[], object], device: torch.device, repeats: int, calls: int) -> Timing:
     found = np.array([_seconds(work, device, calls) for _ in range(repeats)]) / calls
     wall, cpu = np.median(found, axis=0)
     is_alone = device.type == "cpu" and torch.get_num_threads() == 1

@@ -48,12 +48,16 @@ def measure_exchanges(device: torch.device, sizes: Sequence[int], timeout_s: flo
 
 def _mesh(axis: str, ranks: int, world: int, timeout_s: float, device: torch.device) -> Mesh:
     """Return a mesh with `ranks` ranks on the axis; the others, if any, are on dp, or for dp itself on pp."""
-    sizes = {"pp": 1, "dp": 1, "cp": 1, "tp": 1}
-    if axis == "ep":
-        return build_mesh(**{**sizes, "dp": world}, ep=ranks, timeout_s=timeout_s, device=device)
-    sizes[axis] = ranks
-    sizes["pp" if axis == "dp" else "dp"] *= world // ranks
-    return build_mesh(**sizes, timeout_s=timeout_s, device=device)
+    rest = world // ranks
+    tp, pp, dp = (ranks if axis == each else 1 for each in ("tp", "pp", "dp"))
+    if axis == "dp":
+        pp = rest
+    elif axis == "ep":
+        dp = world
+    else:
+        dp = rest
+    ep = ranks if axis == "ep" else 1
+    return build_mesh(pp=pp, dp=dp, cp=1, tp=tp, ep=ep, timeout_s=timeout_s, device=device)
 
 
 def _point(axis: str, operation: str, size: int, group: Group, mesh: Mesh, device: torch.device) -> Point:

@@ -40,7 +40,7 @@ class Effort:
     models: Sequence[tuple[int, int, int, int, int]]
     exchanges: Sequence[int]
     budget_s: float
-    limit_s: float = 70.0
+    limit_s: float = 45.0
 
 
 CPU: Final = Effort(
@@ -56,7 +56,7 @@ CPU: Final = Effort(
 )  # fmt: skip
 SMOKE: Final = Effort(
     products=((64, 64, 64), (128, 64, 128), (64, 128, 256)), copies=(1 << 12, 1 << 16), attention=((32, 2),),
-    models=((64, 64, 512, 16, 1), (64, 64, 512, 64, 1)), exchanges=(1 << 10, 1 << 16), budget_s=0.002,
+    models=((64, 64, 512, 16, 1), (64, 64, 512, 64, 1)), exchanges=(1 << 10, 1 << 16), budget_s=0.002, limit_s=5.0,
 )  # fmt: skip
 """To see that everything runs; its figures mean nothing."""
 GPU: Final = Effort(

@@ -1,0 +1,25 @@
+"""`--chip NAME|FILE`: a published chip, or a machine that `trimaran calibrate` has measured. Imports no torch."""
+
+from typing import TYPE_CHECKING
+
+from trimaran.launchers.cli.console import path
+
+if TYPE_CHECKING:
+    from trimaran.runtime.plan.calibrate.record import Machine
+    from trimaran.runtime.plan.chips import Chip
+
+
+def chip_at(name: str) -> "tuple[Chip | None, Machine | None]":
+    """Return the chip of a name, or the machine in a file; the other is None.
+
+    Raises:
+        ValueError: there is no such chip, or the file is no calibration.
+        OSError: the file can't be read.
+    """
+    if name.endswith(".json") or "/" in name:
+        from trimaran.runtime.plan.calibrate.record import read_machine
+
+        return None, read_machine(path(name))
+    from trimaran.runtime.plan.chips import chip_named
+
+    return chip_named(name), None
