@@ -47,7 +47,7 @@ def hash_of_weights(weights: Weights) -> str:
     for name in weights.names():
         rounded = weights.read_global(name, "weight").to(torch.bfloat16).contiguous()
         found.update(f"{name} {list(rounded.shape)}\n".encode())
-        found.update(rounded.flatten().view(torch.uint8).numpy())
+        found.update(rounded.flatten().view(torch.uint8).numpy().data)
     weights.close()
     return found.hexdigest()
 

@@ -6,7 +6,6 @@ W' = W + scale B A        computed in float32 (float64 for float64); W is what t
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,12 +31,16 @@ class Merged:
         adapters: their checkpoint.
         base: the weights that they were trained beside.
 
+    Attributes:
+        path, step, state, digest: those of the adapters' checkpoint, whose state names the base.
+
     Raises:
         CheckpointError: the spec in the checkpoint has no adapters.
     """
 
     def __init__(self, adapters: Checkpoint, base: "Checkpoint | Merged") -> None:
         self.adapters, self.base = adapters, base
+        self.path, self.step, self.state, self.digest = adapters.path, adapters.step, adapters.state, adapters.digest
         spec = spec_of(adapters)
         settings = None if spec.finetune is None else spec.finetune.adapter
         if settings is None:
@@ -46,26 +49,6 @@ class Merged:
         self._dtype = model_dtype(spec.precision.dtype)
         self._linears = tuple(f".{name}{_WEIGHT}" for name in linear_shapes(spec.transformer))
         self._names = frozenset(adapters.names())
-
-    @property
-    def path(self) -> Path:
-        """The folder of the adapters' checkpoint."""
-        return self.adapters.path
-
-    @property
-    def step(self) -> int:
-        """Training step of the adapters."""
-        return self.adapters.step
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """The JSON state saved with the adapters."""
-        return self.adapters.state
-
-    @property
-    def digest(self) -> str:
-        """What the adapters' checkpoint holds; its state names the base."""
-        return self.adapters.digest
 
     @property
     def files(self) -> list[str]:

@@ -1,7 +1,6 @@
 """Numbers of every answer's token by forward passes at any layout: log-probabilities, and values of a value head."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,9 +8,10 @@ from torch import Tensor
 
 from trimaran.kernels.cross_entropy import IGNORED_LABEL
 from trimaran.models.batch import Microbatch
-from trimaran.models.criterion import Criterion, Head
+from trimaran.models.criterion import Head
 from trimaran.models.parallel.group import all_reduce
 from trimaran.models.transformer import Stage, in_eval_mode
+from trimaran.runtime.finetune.forward import using_criterion
 from trimaran.runtime.finetune.rl.batches import Rows
 from trimaran.runtime.finetune.rl.criterion import spread_values
 from trimaran.runtime.mesh import Mesh
@@ -76,7 +76,7 @@ class ForwardOnly:
         device = self.executor.transport.device
         out = torch.zeros(1 + recorder.reads_values, samples, width, dtype=torch.float64, device=device)
         set_width(self.executor, width)
-        with in_eval_mode(self.stages.values()), recording(self.stages, recorder):
+        with in_eval_mode(self.stages.values()), using_criterion(self.stages.values(), recorder):
             for start in range(0, samples, train.global_batch_size):
                 mine = share_of(start, train.global_batch_size, mesh)
                 self.executor.run(rows.batches(mine, train.micro_batch_size, mine[0], {}))
@@ -98,17 +98,3 @@ def set_width(executor: Executor, width: int) -> None:
     context = next(iter(executor.stages.values())).context
     parts = context.tp.size if context.sequence_parallel else 1
     transport.shape = (transport.shape[0], width // parts, transport.shape[2])
-
-
-@contextmanager
-def recording(stages: Mapping[int, Stage], recorder: Criterion) -> Iterator[None]:
-    """Have the last stage record in place of making a loss."""
-    last = [stage for stage in stages.values() if stage.is_last]
-    before = [stage.criterion for stage in last]
-    for stage in last:
-        stage.criterion = recorder
-    try:
-        yield
-    finally:
-        for stage, criterion in zip(last, before, strict=True):
-            stage.criterion = criterion
