@@ -191,10 +191,14 @@ def _say_agreements(agreements: "list[Agreement]") -> None:
 
 def _say_what_next(imported: "Imported") -> None:
     run, output = imported.run, imported.spec.train.output_dir
-    say(f"{imported.family} model imported into {run}")
+    scores = not imported.spec.transformer.has_head
+    say(f"{imported.family} {'reward ' if scores else ''}model imported into {run}")
     quoted, spec = shlex.quote(str(run)), shlex.quote(str(run / "spec.yaml"))
-    if imported.has_tokenizer and imported.spec.transformer.is_causal:
+    if imported.has_tokenizer and imported.spec.transformer.is_causal and not scores:
         say(f"text: trimaran generate {quoted} --prompt 'To be'")
+    if scores:
+        say(f"scores: trimaran score {quoted} FILE, and {quoted} among finetune.rl.rewards")
+        return
     say(
         f"train on from it, at any layout, into {output}: "
         f'trimaran train {spec} --set "data.source=[my-texts]" --set parallel.pp=2'

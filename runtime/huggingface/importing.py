@@ -99,7 +99,7 @@ def import_model(
         return imported
     plan = make_plan(ModelFolder.open(source))
     require_transformers()
-    their_config(plan.folder.config, plan.family.architecture)
+    their_config(plan.folder.config, plan.architecture)
     imported_spec(plan, run)
     with new_folder(run, environment) as temporary:
         return _fill(temporary, plan, source, run, limits, progress)
@@ -151,7 +151,7 @@ def _fill(temporary: Path, plan: Plan, source: Path, run: Path, limits: Limits, 
         plan.config,
         lambda name: _read_and_unmap(opened, name),
         plan.folder.path,
-        plan.family.architecture,
+        plan.architecture,
         temporary if has_tokenizer else None,
         limits.memory_bytes,
         temporary / "offload",
@@ -186,10 +186,12 @@ def imported_spec(plan: Plan, run: Path) -> RunSpec:
     Raises:
         SpecError: the network breaks a rule of the spec.
     """
+    scores = not plan.config.has_head
     return parse_spec(
         {
             "model": plan.config.model_dump(mode="json"),
-            "data": {"source": ["quickstart"], "tokenizer": str(run / TOKENIZER)},
+            "data": {"source": ["pairs.jsonl" if scores else "quickstart"], "tokenizer": str(run / TOKENIZER)},
+            **({"finetune": {"method": "reward"}} if scores else {}),
             "optimizer": {"lr": _LR},
             "lr_schedule": {"warmup_steps": _STEPS // 10},
             "precision": {"dtype": _PRECISIONS[next(iter(plan.dtypes))]},

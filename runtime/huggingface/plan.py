@@ -15,6 +15,7 @@ from trimaran.models.huggingface.registry import family_of
 from trimaran.models.huggingface.weights import WRAPPERS, Stored, WeightMap, lacks_head, locate, resolve
 from trimaran.models.transformer import parameter_shapes
 from trimaran.runtime.huggingface.refusals import ConversionError
+from trimaran.runtime.huggingface.scores import architecture_of, is_classifier, units_of, without_scores
 from trimaran.runtime.huggingface.source import DTYPES, ModelFolder, StoredTensor
 
 _MOST_SHOWN = 5
@@ -38,6 +39,11 @@ class Plan:
     shapes: Mapping[str, tuple[int, ...]]
     stored: Mapping[str, str]
     notes: tuple[str, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """Name of the class in transformers."""
+        return architecture_of(self.family, self.config)
 
     @property
     def num_bytes(self) -> int:
@@ -109,7 +115,7 @@ def make_plan(folder: ModelFolder) -> Plan:
             unexpected, quantized or of another shape.
     """
     plan, spare_head = _plan(folder, ())
-    if spare_head is None or _is_embedding(plan, spare_head):
+    if spare_head is None or not plan.config.has_head or _is_embedding(plan, spare_head):
         return plan
     if _may_tie(plan.family, folder):
         notes = (f"config.json does not say whether {spare_head} is tied to the embedding; it is not, for they differ",)
@@ -127,13 +133,15 @@ def _plan(folder: ModelFolder, notes: tuple[str, ...]) -> tuple[Plan, str | None
     try:
         family = family_of(folder.config)
         _refuse_many_parts(folder)
-        values = family.to_config(folder.config)
-        if _may_tie(family, folder) and not values["tie_embeddings"] and lacks_head(family, folder.tensors):
+        values, scores = family.to_config(folder.config), is_classifier(folder.config)
+        if scores:
+            values["score_head"] = "only"
+        elif _may_tie(family, folder) and not values["tie_embeddings"] and lacks_head(family, folder.tensors):
             notes += ("config.json does not say whether the head is tied to the embedding; it is, for none is stored",)
             folder = folder.described_as(tie_word_embeddings=True)
             values = family.to_config(folder.config)
         config = TransformerConfig.model_validate(values)
-        units = resolve(family, config)
+        units = units_of(resolve(family, without_scores(config)), config)
     except ValidationError as error:
         raise ConversionError(
             f"{described} describes no network that can be built: "
@@ -169,7 +177,7 @@ def _remedy(folder: ModelFolder, family: Family) -> str:
     if isinstance(named, list) and named and family.architecture not in named:
         return (
             f"config.json says that the model is a {named[0]}, and of model_type {folder.config.get('model_type')} "
-            f"only {family.architecture} can be imported"
+            f"only {family.architecture}, and a classifier of one label, can be imported"
         )
     return "put config.json and weights of the same model together, or copy them again"
 

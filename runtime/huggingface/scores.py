@@ -1,6 +1,6 @@
 """Models with a score head in the format of Hugging Face: a reward model is a classifier of one label."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from trimaran.models.config import TransformerConfig
@@ -13,6 +13,7 @@ from trimaran.runtime.huggingface.refusals import ConversionError
 from trimaran.runtime.huggingface.transformers_adapter import has_class, require_transformers
 
 _ENDINGS: Final = ("ForCausalLM", "LMHeadModel")
+_CLASSIFIER: Final = "ForSequenceClassification"
 
 
 def without_scores(config: TransformerConfig) -> TransformerConfig:
@@ -31,14 +32,30 @@ def architecture_of(family: Family, config: TransformerConfig) -> str:
     base = family.architecture
     for ending in _ENDINGS:
         base = base.removesuffix(ending)
-    name = f"{base}ForSequenceClassification"
+    name = base + _CLASSIFIER
     require_transformers()
     if not has_class(name):
         raise ConversionError(
-            f"transformers has no {name}, so a reward model of family {family.name} can't be exported; "
+            f"transformers has no {name}, so a reward model of family {family.name} is none of Hugging Face's; "
             "`trimaran score` reads the run itself"
         )
     return name
+
+
+def is_classifier(content: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is that of a classifier of one label, which is a reward model.
+
+    Raises:
+        ValueError: it has other labels.
+    """
+    named = content.get("architectures")
+    if not isinstance(named, list) or not named or not str(named[0]).endswith(_CLASSIFIER):
+        return False
+    labels = content.get("id2label")
+    count = len(labels) if isinstance(labels, dict) else content.get("num_labels", 2)  # transformers' default
+    if count != 1:
+        raise ValueError(f"the model is a {named[0]} of {count} labels, and only one of 1 label is a reward model")
+    return True
 
 
 def units_of(units: Sequence[WeightMap], config: TransformerConfig) -> list[WeightMap]:

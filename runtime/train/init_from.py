@@ -80,7 +80,8 @@ def open_weights(source: Path) -> tuple[Weights, Path]:
 def check_initial_weights(spec: RunSpec) -> None:
     """Raise where the weights that a run starts from don't fit the model of `spec`; log other differences as warnings.
 
-    Those of checkpoint.init_from and finetune.preference.reference; does nothing where there are none.
+    Those of checkpoint.init_from, finetune.preference.reference and finetune.rl.value_from; does nothing where there
+    are none.
 
     Raises:
         CheckpointError: there are no such weights.
@@ -91,6 +92,27 @@ def check_initial_weights(spec: RunSpec) -> None:
     preference = None if spec.finetune is None else spec.finetune.preference
     if preference is not None and preference.reference is not None:
         _check_weights("finetune.preference.reference", preference.reference, spec)
+    source = _value_source(spec)
+    if source is not None:
+        _check_value_head(open_weights(Path(source))[0], source, spec)
+
+
+def _value_source(spec: RunSpec) -> str | None:
+    return None if spec.finetune is None or spec.finetune.rl is None else spec.finetune.rl.value_from
+
+
+def _check_value_head(checkpoint: Weights, source: str, spec: RunSpec) -> None:
+    theirs, ours = spec_of(checkpoint).transformer, spec.transformer
+    if theirs.has_head or SCORE_WEIGHT not in checkpoint.names():
+        raise ValueError(
+            f"finetune.rl.value_from {source} is no reward run, so it has no head to begin with; name a run of "
+            "finetune.method reward, or set it to null"
+        )
+    if theirs.hidden_size != ours.hidden_size:
+        raise ValueError(
+            f"finetune.rl.value_from {source} has model.hidden_size {theirs.hidden_size}, and the model "
+            f"{ours.hidden_size}; name a reward run that was trained from the same model, or set it to null"
+        )
 
 
 def _check_weights(field: str, source: str, spec: RunSpec) -> None:
@@ -215,6 +237,10 @@ def load_initial_weights(
         checkpoint.close()
         return f"frozen weights of {checkpoint.path}"
     read, told = reader_of_weights(checkpoint, train_context.spec, tokenizer)
+    value_source = _value_source(train_context.spec)
+    if value_source is not None:
+        read, more = _with_value_head(read, value_source, train_context)
+        told += more
     train_context.optimizer.load(read, 0, weights_only=True)
     checkpoint.close()
     return f"starting from the weights of {checkpoint.path} (step {checkpoint.step}), with a fresh optimizer{told}"
@@ -236,6 +262,28 @@ def reader_of_weights(checkpoint: Weights, spec: RunSpec, tokenizer: Tokenizer |
             f"; {counted(tokenizer.vocab_size - known, 'token')} that these don't know begin as the mean of the others"
         )
     return (read if SCORE_WEIGHT in checkpoint.names() else _with_score_head(read, spec.seed)), told
+
+
+def _with_value_head(read: ReadRange, source: str, train_context: TrainContext) -> tuple[ReadRange, str]:
+    """Return `read`, which takes the score head of a reward run, and what is told of that. Collective over the world.
+
+    Ouyang et al. 2022 (appendix C.4) begin the whole value model with the reward model; here its layers are the
+    policy's.
+    """
+    mesh = train_context.mesh
+    newest = str(open_weights(Path(source))[0].path) if mesh.rank == 0 else ""
+    rewards = open_whole(Path(mesh.gather_text(newest)[0]))
+    _check_value_head(rewards, source, train_context.spec)
+    verify_together(rewards, mesh)
+    weight = rewards.read_global(SCORE_WEIGHT, "weight")
+    rewards.close()
+
+    def read_either(name: str, key: str, shard: ShardSpec, shape: tuple[int, ...], start: int, stop: int) -> Tensor:
+        if name == SCORE_WEIGHT:
+            return weight.flatten()[start:stop]
+        return read(name, key, shard, shape, start, stop)
+
+    return read_either, f"; the value head begins with that of {rewards.path}"
 
 
 def _with_score_head(read: ReadRange, seed: int) -> ReadRange:

@@ -174,8 +174,9 @@ def changed_fields(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
     if refused:
         shown = "\n  ".join(refused)
         raise ValueError(
-            f"the spec differs from that of the checkpoint of step {checkpoint.step} in fields that can't change "
-            f"within a run:\n  {shown}\nundo these changes, or choose another train.output_dir for a new run"
+            f"train.output_dir {spec.train.output_dir} holds another run, with a checkpoint of step {checkpoint.step}; "
+            "choose another train.output_dir for a new run, or undo these changes of fields that can't change within "
+            f"a run:\n  {shown}"
         )
     return differences
 

@@ -19,6 +19,7 @@ from trimaran.models.transformer import build_stages, parameter_shapes
 from trimaran.runtime.checkpoint.folder import newest_checkpoint
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.huggingface.exporting import ExportOptions, export_model
+from trimaran.runtime.huggingface.importing import import_model
 from trimaran.runtime.huggingface.refusals import ConversionError
 from trimaran.runtime.huggingface.scores import architecture_of, classifier_keys, units_of, without_scores
 from trimaran.runtime.train.state import spec_of
@@ -94,3 +95,41 @@ def test_a_family_without_a_classifier_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {**LLAMA, **palm, "score_head": "only"}, finetune=REWARD)
     with pytest.raises(ConversionError, match="transformers has no CohereForSequenceClassification"):
         export_model(run, tmp_path / "out", ExportOptions())
+
+
+def parameters_of(run: Path) -> dict[str, torch.Tensor]:
+    path = newest_checkpoint(run)
+    assert path is not None
+    checkpoint = Checkpoint.open(path)
+    return {name: checkpoint.read_global(name, "weight") for name in checkpoint.names()}
+
+
+@pytest.mark.parametrize("model", [LLAMA, GPT2])
+def test_an_exported_reward_model_imports_to_the_bit_and_exports_the_same_again(
+    model: dict[str, object], tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", {**model, "score_head": "only"}, finetune=REWARD)
+    export_model(run, tmp_path / "out", ExportOptions())
+    imported = import_model(tmp_path / "out", tmp_path / "back")
+    assert imported.spec.transformer.score_head == "only"
+    assert imported.spec.finetune is not None
+    assert imported.spec.finetune.method == "reward"
+    assert {each.what for each in imported.agreements} == {"random tokens", "real text"}
+    before, after = parameters_of(run), parameters_of(tmp_path / "back")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(scores_of(run), scores_of(tmp_path / "back"))
+    export_model(tmp_path / "back", tmp_path / "again", ExportOptions())
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+
+
+def test_a_classifier_of_several_labels_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {**LLAMA, "score_head": "only"}, finetune=REWARD)
+    export_model(run, tmp_path / "out", ExportOptions())
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    for labels in ({"id2label": {"0": "bad", "1": "good"}}, {"id2label": None}):
+        changed = {name: value for name, value in (content | labels | {"num_labels": 2}).items() if value is not None}
+        (tmp_path / "out" / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ConversionError, match="LlamaForSequenceClassification of 2 labels, and only one of 1"):
+            import_model(tmp_path / "out", tmp_path / "back")

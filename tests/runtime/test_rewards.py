@@ -13,11 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.runtime.huggingface_folders import VOCAB
+from tests.runtime.test_export import make_run, write_weights
+from tests.runtime.test_export_scores import parameters_of
 from trimaran.launchers.before_start import check_code
+from trimaran.models.score import SCORE_WEIGHT, drawn_score_weight
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.finetune.data.records import Origin, Prompt, Turn
 from trimaran.runtime.finetune.rl.advantages import generalized_advantages, group_advantages, token_rewards, whitened
 from trimaran.runtime.finetune.rl.batches import Rows
+from trimaran.runtime.finetune.rl.loop import loss_of, settings_of
 from trimaran.runtime.finetune.rl.losses import is_clipped, k3_divergence, policy_losses, value_losses
 from trimaran.runtime.finetune.rl.prompts import PromptSet, check_lengths
 from trimaran.runtime.finetune.rl.reward.math_answer import is_right
@@ -33,9 +38,13 @@ from trimaran.runtime.finetune.rl.reward.rewards import (
     total_rewards,
 )
 from trimaran.runtime.finetune.rl.targets import Recorded, minibatches_of, num_losses, targets_of
+from trimaran.runtime.mesh import lone_mesh
 from trimaran.runtime.processes import children_of
 from trimaran.runtime.spec import RunSpec, SpecError, parse_spec
 from trimaran.runtime.spec.sections.finetune import RLSettings
+from trimaran.runtime.train.init_from import check_initial_weights, load_initial_weights, open_weights
+from trimaran.runtime.train.state import spec_of
+from trimaran.runtime.train.train_context import build_train_context
 
 GOLDEN = Path(__file__).with_name("golden_rewards.json")
 
@@ -384,6 +393,9 @@ GOOD = {
 }
 
 
+VALUED = {"finetune.rl.algorithm": "ppo", "model.score_head": "beside"}
+
+
 def spec_with(changes: dict[str, Any]) -> RunSpec:
     fields: dict[str, Any] = json.loads(json.dumps(GOOD))
     for path, value in changes.items():
@@ -410,6 +422,8 @@ def spec_with(changes: dict[str, Any]) -> RunSpec:
         ({"train.eval_interval": 2}, "set train.eval_interval to 0"),
         ({"finetune.rl.algorithm": "ppo"}, "must be beside for algorithm ppo"),
         ({"model.score_head": "beside"}, "needs finetune.method rl with algorithm ppo"),
+        ({"finetune.rl.value_from": "runs/reward"}, "value_from: .*grpo has none; take it out"),
+        (VALUED | {"finetune.rl.value_from": "runs/reward"}, "and checkpoint.init_from names none"),
     ],
 )
 def test_rules_of_learning_from_rewards(changes: dict[str, Any], problem: str) -> None:
@@ -417,6 +431,32 @@ def test_rules_of_learning_from_rewards(changes: dict[str, Any], problem: str) -
     with pytest.raises(SpecError) as caught:
         spec_with(changes)
     assert re.search(problem, str(caught.value)), str(caught.value)
+
+
+def test_a_value_head_begins_with_the_score_head_of_a_reward_run(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {**GOOD["model"], "ffn_hidden_size": 24, "max_seq_len": 64}
+    base = make_run(tmp_path / "base", shape)
+    write_weights(base, spec_of(open_weights(base)[0]), 41, factor=0.2)  # other numbers than the reward run's
+    reward_run = make_run(tmp_path / "reward", shape | {"score_head": "only"}, finetune={"method": "reward"})
+    paths = {"finetune.rl.value_from": str(reward_run), "checkpoint.init_from": str(base)}
+    vocabulary = {f"model.{name}": value for name, value in (shape | {"vocab_size": VOCAB}).items()}
+    spec = spec_with(VALUED | vocabulary | paths | {"seed": 5})
+    check_initial_weights(spec)
+    context = build_train_context(spec, lone_mesh(), torch.device("cpu"), criterion=loss_of(settings_of(spec)))
+    told = load_initial_weights(context)
+    assert re.search(r"; the value head begins with that of .*/reward/checkpoints/", told)
+    (stage,) = context.stages.values()
+    theirs, ours = (parameters_of(each) for each in (reward_run, base))
+    found = {name: parameter.detach() for name, parameter in stage.named_parameters()}
+    assert torch.equal(found[SCORE_WEIGHT], theirs[SCORE_WEIGHT])
+    assert not torch.equal(drawn_score_weight(16, 5), theirs[SCORE_WEIGHT])
+    assert not torch.equal(theirs["embedding.weight"], ours["embedding.weight"])
+    assert all(torch.equal(found[name], ours[name]) for name in ours)
+    with pytest.raises(ValueError, match=r"value_from .*base is no reward run, so it has no head to begin with"):
+        check_initial_weights(spec_with(VALUED | vocabulary | paths | {"finetune.rl.value_from": str(base)}))
+    wide = make_run(tmp_path / "wide", shape | {"hidden_size": 32, "score_head": "only"}, finetune={"method": "reward"})
+    with pytest.raises(ValueError, match=r"wide has model.hidden_size 32, and the model 16; name a reward run that"):
+        check_initial_weights(spec_with(VALUED | vocabulary | paths | {"finetune.rl.value_from": str(wide)}))
 
 
 @pytest.mark.parametrize("allow_code", [True, False])

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from trimaran.launchers.before_start import check_code, check_device, check_nodes, check_run_folder, check_writable
@@ -20,6 +21,7 @@ def problems_here(spec: RunSpec, kind: str) -> list[str]:
     """
     looks: list[Callable[[RunSpec], object]] = [
         lambda spec: check_run_folder(Path(spec.train.output_dir)),
+        _check_resume,
         _check_schedule,
         _check_cache,
         _check_text,
@@ -119,12 +121,19 @@ def _check_tokenizer(spec: RunSpec) -> None:
     check_tokenizer(tokenizer, spec.transformer.objective == "masked_lm", spec.transformer.vocab_size)
 
 
-def _check_weights(spec: RunSpec) -> None:
-    """Refuse a checkpoint that the run can't resume from, and initial weights of another model."""
-    if (Path(spec.train.output_dir) / "checkpoints").is_dir():
-        from trimaran.runtime.train.state import resume_path
+def _check_resume(spec: RunSpec) -> bool:
+    """Return whether the run goes on from a checkpoint of its folder; refuse one from which it can't."""
+    if not (Path(spec.train.output_dir) / "checkpoints").is_dir():
+        return False
+    from trimaran.runtime.train.state import resume_path
 
-        if resume_path(spec) is not None:
+    return resume_path(spec) is not None
+
+
+def _check_weights(spec: RunSpec) -> None:
+    """Refuse initial weights of another model; a folder that can't be resumed is a problem of its own."""
+    with suppress(ValueError, OSError, RuntimeError):  # told by `_check_resume`
+        if _check_resume(spec):
             return
     if spec.checkpoint.init_from is not None:
         from trimaran.runtime.train.init_from import check_initial_weights

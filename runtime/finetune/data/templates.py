@@ -9,7 +9,6 @@ What a template writes before an answer must also end the prompt: else it is ref
 it, or get prompts without it.
 """
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -142,8 +141,11 @@ class ConversationEncoder:
         if self._starts_answers or not prompt:
             return
         if rendered == self._render(prompt, origin):
-            answered = [self._render((*prompt, Turn("assistant", each)), origin) for each in (_ANSWER, _OTHER_ANSWER)]
-            start = os.path.commonprefix(answered)[len(rendered) :].strip()
+            first, other = (
+                self._render((*prompt, Turn("assistant", each)), origin) for each in (_ANSWER, _OTHER_ANSWER)
+            )
+            alike = next((index for index, pair in enumerate(zip(first, other, strict=False)) if len({*pair}) > 1), 0)
+            start = first[len(rendered) : alike].strip()
             if start:
                 raise DataError(
                     f"{origin}: {self._name} writes {start!r} before an answer and not at the end of a prompt, for it "

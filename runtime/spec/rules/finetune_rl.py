@@ -127,6 +127,30 @@ def _rewards_need_no_held_out_text(spec: RunFields, shape: TransformerConfig) ->
         yield FieldError("train.eval_interval", rule, spec.train.eval_interval, fix)
 
 
+@RULES.needs(
+    "finetune.method",
+    "finetune.rl",
+    "finetune.rl.algorithm",
+    "finetune.rl.value_from",
+    "finetune.adapter",
+    "checkpoint.init_from",
+)
+def _a_value_head_begins_beside_weights(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    settings, field = _settings(spec), "finetune.rl.value_from"
+    if settings is None or settings.value_from is None:
+        return
+    if settings.algorithm != "ppo":
+        rule = "is what a value head begins with, and algorithm grpo has none"
+        yield FieldError(field, rule, settings.value_from, "take it out, or set finetune.rl.algorithm to ppo")
+    if spec.checkpoint.init_from is None:
+        rule = "reads the states of trained layers, and checkpoint.init_from names none"
+        fix = "set checkpoint.init_from to the model that the reward run has started from, or value_from to null"
+        yield FieldError(field, rule, settings.value_from, fix)
+    if spec.finetune is not None and spec.finetune.adapter is not None:
+        rule = "can't be read beside adapters, where a value head is learned anew"
+        yield FieldError(field, rule, settings.value_from, "take it out, or finetune.adapter")
+
+
 @RULES.needs("finetune.method", "finetune.rl", "finetune.rl.algorithm", "model.score_head")
 def _values_have_a_head(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     settings = _settings(spec)

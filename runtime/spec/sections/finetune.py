@@ -69,6 +69,9 @@ class RLSettings(BaseModel):
     minibatches: Count = Field(default=1, description="Optimizer steps of one pass.")
     gamma: Fraction = Field(default=1.0, description="ppo: discount of later rewards.")
     lam: Fraction = Field(default=0.95, description="ppo: lambda of the advantages (GAE; Schulman et al. 2016).")
+    value_from: FilePath | None = Field(
+        default=None, description="ppo: reward run whose score head the value head begins with (null: random numbers)."
+    )
     value_coef: NonNegative = Field(default=0.1, description="ppo: weight of the value head's loss.")
     reward_timeout_s: Positive = Field(
         default=10.0, description="Longest that FILE.py:name or regex:PATTERN may take for one answer."
