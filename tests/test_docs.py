@@ -63,6 +63,8 @@ SMALLER = {
         "data.corpora.plays.source": "[texts/plays]", "data.workers": 1, "parallel.tp": 1, "parallel.pp": 1,
     },
 }  # fmt: skip
+FEW_TOKENS = {"train.num_steps": 2, "train.global_batch_size": 2, "train.seq_len": 32}
+"""Of each of the many runs that a check of rates trains."""
 RECIPES = ("web-corpus.yaml",)
 SHORT_REWARDS: dict[str, object] = {
     "finetune.epochs": 0.2,
@@ -126,6 +128,7 @@ def shortened(command: str) -> list[str]:
         changes |= STARTS_FROM_BASE | FINETUNES[example]
     elif words[1] in ("train", "schedules", "prepare") or "--rates" in words or example in RECIPES:
         changes = {name: value for name, value in SHORT.items() if name != "data.source" or example not in RECIPES}
+        changes |= FEW_TOKENS if "--rates" in words else {}
     if changes or "--memory" in words:
         changes |= SMALLER.get(example, {})
     words += [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
