@@ -64,7 +64,7 @@ def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple
         cluster,
         tmp_path_factory.mktemp("limited"),
         hold=5,
-        slurm={"time": "2", "signal_lead_s": 60, "exclude": "n[3-6]"},
+        slurm={"time": "3", "signal_lead_s": 60, "exclude": "n[3-6]"},  # Slurm signals up to a minute earlier
     )
     job = run.submit_and_hold()
     cluster.restart_controller()
@@ -75,18 +75,12 @@ def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_tasks_of_ranks_and_agents_give_the_losses_of_the_local_launcher(
     cluster: Cluster, expected_of_four: list[Any], tmp_path: Path
 ) -> None:
-    """Two jobs at once on the same nodes."""
-    where, train = {"exclude": "n[1-2],n[5-6]"}, {"num_steps": MANY_STEPS}
+    """Two jobs at once on the same nodes; the ranks of `limited` start cold."""
+    where = {"exclude": "n[1-2],n[5-6]"}
+    both: dict[str, Any] = {"parallel": FOUR_RANKS, "train": {"num_steps": MANY_STEPS}, "forked": True}
     runs = [
-        Run(cluster, tmp_path / "ranks", parallel=FOUR_RANKS, train=train, slurm=where),
-        Run(
-            cluster,
-            tmp_path / "agents",
-            parallel=FOUR_RANKS,
-            train=train,
-            slurm={"tasks": "node", **where},
-            forked=True,
-        ),
+        Run(cluster, tmp_path / "ranks", slurm=where, **both),
+        Run(cluster, tmp_path / "agents", slurm={"tasks": "node", **where}, **both),
     ]
     jobs = [run.submit() for run in runs]
     for run, job in zip(runs, jobs, strict=True):
@@ -108,6 +102,8 @@ def test_a_job_whose_node_is_lost_goes_on_elsewhere(cluster: Cluster, expected: 
     cluster.lose_node(lost)
     run.release()
     try:
+        cluster.wait_for("the job to ask for others", lambda: f", without n[1-2],{lost}" in run.log(), JOB_S)
+        cluster.mark_down(lost)
         cluster.wait_for("the requeue", lambda: run.state(job).restarts == 1, JOB_S)
         state = run.finish(job)
     finally:
@@ -241,17 +237,6 @@ def test_the_script_is_valid_shell(tmp_path: Path) -> None:
     assert not workplace.run.exists()
 
 
-def test_a_job_that_reaches_its_time_limit_saves_is_requeued_and_goes_on_as_if_nothing_had_been(
-    limited: tuple[Run, str], expected: list[Any]
-) -> None:
-    run, job = limited
-    state = run.finish(job)
-    assert state.state == "COMPLETED", run.log()
-    assert state.restarts > 0
-    assert losses(run.workplace) == expected
-    assert "resuming at step 6" in run.log()
-
-
 def test_a_rank_that_is_killed_ends_the_job_though_the_others_would_wait_for_it(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -311,6 +296,18 @@ def test_a_search_goes_on_after_scancel(cluster: Cluster, tmp_path: Path) -> Non
     assert logs.count("resuming at step 4") == 2, logs
     assert len({trial.objectives for trial in trials}) == 1
     assert len({tuple(steps_of(study.run_folder(trial))) for trial in trials}) == 1
+
+
+def test_a_job_that_reaches_its_time_limit_saves_is_requeued_and_goes_on_as_if_nothing_had_been(
+    limited: tuple[Run, str], expected: list[Any]
+) -> None:
+    """Last in this file: the limit is minutes away when the others begin."""
+    run, job = limited
+    state = run.finish(job)
+    assert state.state == "COMPLETED", run.log()
+    assert state.restarts > 0
+    assert losses(run.workplace) == expected
+    assert "resuming at step 6" in run.log()
 
 
 def steps_of(folder: Path) -> list[tuple[Any, Any]]:

@@ -101,7 +101,7 @@ def test_a_job_that_sbatch_refuses_is_one_sentence(cluster: Cluster, tmp_path: P
 
 
 def test_the_time_to_the_first_step_is_taken_apart(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, parallel={"tp": 1}, launcher={"nodes": 1})
+    run = Run(cluster, tmp_path, parallel={"tp": 1}, launcher={"nodes": 1}, forked=True)
     script = ROOT / "benchmarks" / "slurm_start.py"
     done = run_script(tmp_path, script, "spec.yaml", "--repeats", "1", environment=run.environment)
     assert done.code == 0, done.err
