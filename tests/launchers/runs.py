@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import yaml
 
 from tests import counting
 from tests.launchers.forked import COMMAND_LINE, HUGGING_FACE, Forked, fork_server
+from tests.launchers.ports import free_ports
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.train.metrics import Row, read_metrics
 
@@ -254,7 +254,7 @@ def make_workplace(folder: Path, **sections: dict[str, Any]) -> Workplace:
             "output_dir": str(folder / "run"), "eval_interval": 20, "eval_batches": 1,
         },
         "checkpoint": {"interval": 4},
-        "launcher": {"device": "cpu", "threads_per_rank": 1, "timeout_s": 60},
+        "launcher": {"device": "cpu", "threads_per_rank": 1, "timeout_s": 200},
     }  # fmt: skip
     for name, fields in sections.items():
         spec[name] = spec.get(name, {}) | fields
@@ -314,8 +314,7 @@ Rank.keep_records = keep_records_and_run
 
 def torchrun_port() -> dict[str, str]:
     """Return the environment that gives torchrun a free port; by itself it takes 29500, which another test may have."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return {"PET_MASTER_PORT": str(listener.getsockname()[1])}
+    return {"PET_MASTER_PORT": str(free_ports(1))}
 
 
 def hold_start(folder: Path) -> tuple[dict[str, str], Path]:
@@ -342,7 +341,7 @@ import trimaran.runtime.train.loop as loop
 from trimaran.launchers.worker import entry
 
 def lr_at(step, **options):
-    entry._STEP_S = 2.0
+    entry._STEP_S = 5.0
     Path({reached!r}).touch()
     time.sleep(1000)
 

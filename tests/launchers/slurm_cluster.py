@@ -16,11 +16,14 @@ from pathlib import Path
 
 import psutil
 
+from tests.launchers.ports import free_ports
+
 TOOLS = ("munged", "munge", "slurmctld", "slurmd", "scontrol", "sinfo", "sbatch", "srun", "squeue")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 START_S = 120.0
-# What differs from a site's settings is there to make a test short: how long a cancelled job may take, when a silent
-# node counts as lost, how soon a requeued job may start again.
+CALL_S = 200.0  # of one of Slurm's commands: a second on idle cores
+# What differs from a site's settings is there to make a test short: how soon a requeued job may start again. No silence
+# counts as a loss here, for the daemons of a busy machine may be silent for long: `mark_down` tells of a lost node.
 CONFIG = """
 ClusterName=local
 SlurmctldHost={host}(127.0.0.1)
@@ -48,9 +51,9 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 JobRequeue=1
 ReturnToService=2
-SlurmctldTimeout=10
-SlurmdTimeout=10
-MessageTimeout=10
+SlurmctldTimeout=300
+SlurmdTimeout=300
+MessageTimeout=60
 KillWait=30
 MinJobAge=86400
 """
@@ -115,13 +118,12 @@ class Cluster:
         )
 
     def _answers(self, command: list[str]) -> bool:
-        return (
-            subprocess.run(command, env=self.environment, capture_output=True, check=False, timeout=10).returncode == 0
-        )
+        done = subprocess.run(command, env=self.environment, capture_output=True, check=False, timeout=CALL_S)
+        return done.returncode == 0
 
     def call(self, *words: str) -> str:
         """What a command prints, whether it fails or not."""
-        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, check=False, timeout=CALL_S)
         return done.stdout + done.stderr
 
     def wait_for(self, what: str, happened: Callable[[], bool], timeout_s: float = START_S) -> None:
@@ -163,6 +165,10 @@ class Cluster:
                 process.kill()
         daemon.wait()
 
+    def mark_down(self, name: str) -> None:
+        """Tell the controller that a node is lost, as a site's monitoring does; by itself it would wait for minutes."""
+        self.call("scontrol", "update", f"nodename={name}", "state=down", "reason=lost")
+
     def restart_controller(self) -> None:
         """Kill the controller, as its host's power failing would, and start it again."""
         self._daemons["slurmctld"].kill()
@@ -183,17 +189,6 @@ class Cluster:
             with suppress(ProcessLookupError):
                 os.killpg(daemon.pid, signal.SIGKILL)
             daemon.wait()
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` free ports in a row, below those that the kernel gives out by itself."""
-    for first in range(20000 + os.getpid() % 100 * 100, 32000, 100):
-        with suppress(OSError):
-            listeners = [socket.create_server(("127.0.0.1", first + index)) for index in range(count)]
-            for listener in listeners:
-                listener.close()
-            return first
-    raise OSError(f"no {count} free ports in a row")
 
 
 def why_not() -> str | None:
