@@ -1,10 +1,10 @@
 """`trimaran tune` as a user runs it: its trials, kills of tuner, worker and rank, two tuners, and trials that fail."""
 
+import json
 import os
 import runpy
 import signal
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.launchers.runs import RAISE_AT_STEP_6, Command, Outcome, Workplace, fault, make_workplace, trimaran
+from trimaran.runtime.files import write_text
 from trimaran.runtime.spec import load_spec
 from trimaran.runtime.train.metrics import read_metrics
 from trimaran.runtime.tune.study import Found, Study
@@ -90,34 +91,58 @@ def test_status_and_best_read_the_study_and_dry_run_starts_nothing(finished: tup
     assert (folder / "study" / "study.jsonl").read_bytes() == before
 
 
+# Rank 0 of a trial waits before the step that a file names, and says that it does; some trials shall not wait again.
+HOLD_EACH = """
+import json
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+import trimaran.runtime.train.loop as loop
+from trimaran.runtime.files import write_text
+
+real, trial, hold = loop.lr_at, str(folders[0].parents[1]), Path({hold!r})
+
+def is_held(step):
+    with suppress(OSError):
+        asked = json.loads(hold.read_text())
+        return asked["step"] == step and trial not in asked["not"]
+    return False
+
+def lr_at(step, **options):
+    if is_held(step):
+        write_text(Path({reached!r}), trial)
+        stop = signal.getsignal(signal.SIGTERM).__self__
+        while is_held(step) and not stop.requested:
+            time.sleep(0.02)
+    return real(step, **options)
+
+loop.lr_at = lr_at
+"""
+
+
 def test_a_search_that_was_killed_goes_on_to_the_same_table(finished: tuple[Path, Outcome], tmp_path: Path) -> None:
     """SIGKILL of a rank, a worker and the tuner, each in the middle of another trial."""
     make_study(tmp_path, SEARCH)
-    study = Study(tmp_path / "study", {})
-
-    def is_at(started: int, step: int) -> Callable[[], bool]:
-        def reached() -> bool:
-            with suppress(OSError):
-                trials = [trial for trial in study.read().trials if trial.state != "invalid"]
-                rows = read_metrics(study.run_folder(trials[started]) / "metrics.jsonl") if trials[started:] else []
-                return trials[started + 1 :] != [] or any((row["step"] or 0) >= step for row in rows)
-            return False
-
-        return reached
+    hold, reached = tmp_path / "hold", tmp_path / "reached"
+    killed: list[str] = []
 
     def kill(kind: str) -> None:
-        pids = processes_in(tmp_path)[kind]
+        pids = [command.process.pid] if kind == "tuner" else processes_in(tmp_path)[kind]
         assert len(pids) == 1, f"{kind}: {pids}"
         os.kill(pids[0], signal.SIGKILL)
 
-    with Command.start(tmp_path, ["tune", "tune.yaml"]) as command:
-        command.wait_until(is_at(0, 6))
-        kill("rank")
-        command.wait_until(is_at(1, 2))
-        kill("worker")
-        command.wait_until(is_at(2, 3))
-        os.kill(command.process.pid, signal.SIGKILL)
-        command.process.wait(60)
+    environment = fault(tmp_path, HOLD_EACH.format(hold=str(hold), reached=str(reached)), rank=0)
+    with Command.start(tmp_path, ["tune", "tune.yaml"], environment) as command:
+        for kind, step in (("rank", 6), ("worker", 2), ("tuner", 3)):
+            write_text(hold, json.dumps({"step": step, "not": killed}))
+            command.wait_until(reached.exists)
+            killed.append(reached.read_text())
+            kill(kind)
+            reached.unlink()
+            hold.unlink()
+        command.process.wait(100)
+    assert len(set(killed)) == 3
     outcome = trimaran(tmp_path, "tune", "tune.yaml")
     assert outcome.code == 0, outcome.err
     assert "going on with the study" in outcome.err
