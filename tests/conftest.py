@@ -19,8 +19,8 @@ from tests.scheduling import SLOW_S, ByDuration, function_of, recorded_seconds
 
 MISSING_GPU = re.compile(r"\b(GPU|CUDA)\b", re.IGNORECASE)
 COLLECTION_SKIPS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
-# How long an example takes says how busy the machine is.
-hypothesis.settings.register_profile("suite", deadline=None)
+# How long an example takes, to run or to make, says how busy the machine is.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
 DURATIONS: pytest.StashKey[Durations] = pytest.StashKey()
 STARTED: pytest.StashKey[float] = pytest.StashKey()

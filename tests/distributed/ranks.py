@@ -34,9 +34,9 @@ R = TypeVar("R")
 MAX_RANKS = 8
 START_TIMEOUT_S = 200.0  # one torch import takes 3 s, and a minute where many others want the same cores
 GROUP_MARGIN_S = 60.0  # a rank's own wait ends after the pool's, which knows the stacks of all ranks
-GRACE_S = 5.0  # after one rank failed, for its peers to notice
-IDLE_TIMEOUT_S = 30.0  # for a rank to destroy its group
-STACKS_TIMEOUT_S = 2.0  # for a signalled rank to write its stacks
+GRACE_S = 20.0  # after one rank failed, for its peers to notice
+IDLE_TIMEOUT_S = 120.0  # for a rank to destroy its group
+STACKS_TIMEOUT_S = 30.0  # for a signalled rank to write its stacks
 OUTPUT_CHARACTERS = 4000  # of a rank's standard output and error, in an error message
 PRELOADED = (
     "torch.distributed.device_mesh",
@@ -360,10 +360,12 @@ class RankPool:
         """Return who is still running and who is not, with the stacks of the former."""
         for rank in stuck:
             os.kill(self._ranks[rank].pid, STACKS_SIGNAL)
-        deadline = time.monotonic() + STACKS_TIMEOUT_S
-        while time.monotonic() < deadline and not all(self._ranks[rank].stacks.stat().st_size for rank in stuck):
-            time.sleep(0.02)
-        time.sleep(0.1)  # a file that has begun is still being written
+        deadline, sizes, before = time.monotonic() + STACKS_TIMEOUT_S, [0], [-1]
+        while time.monotonic() < deadline and not (
+            all(sizes) and sizes == before
+        ):  # a file that grows is being written
+            time.sleep(0.2)
+            before, sizes = sizes, [self._ranks[rank].stacks.stat().st_size for rank in stuck]
         lines = [f"{run.name} is not over on {len(stuck)} of {run.world_size} ranks"]
         for rank in range(run.world_size):
             if rank in stuck:

@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -265,7 +264,7 @@ import trimaran.runtime.huggingface.proof as proof
 
 def wait(*arguments):
     Path(__file__).with_name("waiting").touch()
-    time.sleep(120)
+    time.sleep(1000)
 
 proof.our_logits = wait
 """
@@ -287,10 +286,8 @@ def test_nothing_is_left_of_a_conversion_that_is_stopped(
         assert len(list((tmp_path / "made").glob(".target.*.tmp"))) == 1
         with pytest.raises(FolderInUse, match=r"made/target is in use: `trimaran import or export` on host "):
             FolderLock.beside(tmp_path / "made" / "target", "trimaran import")
-        start = time.monotonic()
         os.kill(command.process.pid, number)
         outcome = command.finish()
-    assert time.monotonic() - start < 20
     if number != signal.SIGKILL:
         assert outcome.code == 128 + number
         assert outcome.last_line == f"stopped by {number.name}; nothing is left of what was half written"

@@ -47,7 +47,7 @@ def make_run(folder: Path, steps: Sequence[int] = (10, 20)) -> Path:
                 "num_steps": 20, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": CONTEXT,
                 "output_dir": str(folder),
             },
-            "launcher": {"timeout_s": 60},
+            "launcher": {"timeout_s": 200},
         }
     )  # fmt: skip
     mesh = join_world(spec, torch.device("cpu"), single_process())

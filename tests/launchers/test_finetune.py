@@ -59,7 +59,7 @@ def spec_of(folder: Path, **sections: Any) -> dict[str, Any]:
             "eval_interval": 4,
         },
         "checkpoint": {"interval": 4, "init_from": "base"},
-        "launcher": {"device": "cpu", "threads_per_rank": 1, "timeout_s": 60},
+        "launcher": {"device": "cpu", "threads_per_rank": 1, "timeout_s": 200},
         "logging": {"tensorboard": False},
     }
     return spec | {name: {**spec.get(name, {}), **fields} for name, fields in sections.items()}

@@ -57,7 +57,7 @@ def make_run(folder: Path) -> Path:
                 "num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": CONTEXT,
                 "output_dir": str(run),
             },
-            "launcher": {"timeout_s": 60},
+            "launcher": {"timeout_s": 200},
         }
     )  # fmt: skip
     mesh = join_world(spec, torch.device("cpu"), single_process())

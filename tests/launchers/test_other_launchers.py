@@ -178,7 +178,7 @@ def on_two_hosts(way: str, here: hosts.Host, first: hosts.Host) -> list[str]:
 @pytest.mark.skipif(hosts.why_not() is not None, reason=hosts.why_not() or "")
 @pytest.mark.parametrize("way", ["torchrun", "spec"])
 def test_two_hosts_give_the_losses_of_the_local_launcher(way: str, expected: list[Any], tmp_path: Path) -> None:
-    workplace = make_workplace(tmp_path, **SECTIONS, launcher={"start_timeout_s": 90.0})
+    workplace = make_workplace(tmp_path, **SECTIONS, launcher={"start_timeout_s": 200.0})
     with (
         hosts.two_hosts() as (first, second),
         running(on_two_hosts(way, second, first), tmp_path, "second") as other,
@@ -276,7 +276,7 @@ def test_a_number_of_ranks_that_is_not_the_layouts_is_refused(way: str, tmp_path
 
 def test_ranks_with_different_specs_are_refused_and_listed(tmp_path: Path) -> None:
     """Two agents of one run, which give their ranks different seeds."""
-    workplace = make_workplace(tmp_path, **SECTIONS, launcher={"start_timeout_s": 90.0})
+    workplace = make_workplace(tmp_path, **SECTIONS, launcher={"start_timeout_s": 200.0})
     endpoint = ["--nnodes", "2", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--local-addr", "127.0.0.1"]
     endpoint += ["--rdzv-endpoint", f"127.0.0.1:{torchrun_port()['PET_MASTER_PORT']}"]
     with (

@@ -48,7 +48,7 @@ def preferring(base: Path, folder: Path, records: list[dict[str, Any]] | None = 
             "eval_interval": 3,
         },
         "checkpoint": {"interval": 3, "init_from": "base"},
-        "launcher": {"device": "cpu", "threads_per_rank": 1, "timeout_s": 60},
+        "launcher": {"device": "cpu", "threads_per_rank": 1, "timeout_s": 200},
         "logging": {"tensorboard": False},
     }
     spec |= {name: {**spec.get(name, {}), **fields} for name, fields in sections.items()}

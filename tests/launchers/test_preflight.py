@@ -22,7 +22,7 @@ from trimaran.launchers.slurm.node_report import NodeFacts, NodeReport, refused_
 from trimaran.runtime.spec import LauncherSection
 
 SOUND: dict[str, Any] = {"versions": {"torch": "2"}, "gflops": 100.0, "free_gib": 50.0, "clock_s": 0.0}
-SECTION = LauncherSection(start_timeout_s=20.0)
+SECTION = LauncherSection(start_timeout_s=200.0)
 
 
 def facts(**different: dict[str, Any]) -> list[NodeFacts]:
@@ -82,8 +82,12 @@ def come(rank: int, folder: Path) -> Rendezvous:
 
 
 def test_those_who_do_not_come_are_named(tmp_path: Path) -> None:
+    both = threading.Barrier(2)
+
     def attend(rank: int) -> list[int]:
-        return come(rank, tmp_path).barrier(1.0)
+        rendezvous = come(rank, tmp_path)
+        both.wait()  # rank 0 counts from here on
+        return rendezvous.barrier(3.0)
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(attend, (0, 2))) == [[1], [1]]
@@ -231,14 +235,14 @@ def test_what_can_not_be_read_right_now_is_waited_for(tmp_path: Path, monkeypatc
 
 def test_rank_0_is_waited_for_while_it_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It imports torch for longer than the ranks wait without a sign."""
-    monkeypatch.setattr("trimaran.launchers.rendezvous.address_file._SIGN_S", 0.2)
-    section, announced = LauncherSection(start_timeout_s=2.0), AddressFile(tmp_path, "7-1-0")
+    monkeypatch.setattr("trimaran.launchers.rendezvous.address_file._SIGN_S", 0.1)
+    section, announced = LauncherSection(start_timeout_s=5.0), AddressFile(tmp_path, "7-1-0")
     announced.announce()
     with ThreadPoolExecutor(2) as pool:
         others = [pool.submit(join_rendezvous, rank_env(rank), {}, section, tmp_path) for rank in (1, 2)]
-        time.sleep(4.0)
+        time.sleep(7.0)
         assert not any(each.done() for each in others)
-        first = join_rendezvous(rank_env(0), {}, section, tmp_path, announced=announced)
+        first = join_rendezvous(rank_env(0), {}, SECTION, tmp_path, announced=announced)
         assert [each.result().rank_env.rank for each in others] == [1, 2]
     first.remove_address_file()
     assert not announced.path.exists()

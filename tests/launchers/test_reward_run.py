@@ -59,7 +59,7 @@ def spec_of(folder: Path, rl: dict[str, Any], **sections: Any) -> dict[str, Any]
             "eval_interval": 0,
         },
         "checkpoint": {"interval": 1, "init_from": "base"},
-        "launcher": {"device": "cpu", "threads_per_rank": 1, "timeout_s": 60},
+        "launcher": {"device": "cpu", "threads_per_rank": 1, "timeout_s": 200},
         "logging": {"tensorboard": False},
     }
     return spec | {name: {**spec.get(name, {}), **fields} for name, fields in sections.items()}

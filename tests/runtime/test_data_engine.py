@@ -82,7 +82,7 @@ def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three workers, two of which are used, that give a document two seconds."""
+    """Three workers, two of which are used, that give a document five seconds."""
     folder = tmp_path_factory.mktemp("engine")
     (folder / "trial_tasks.py").write_text(_MODULE, encoding="utf-8")
     (folder / "dying_tasks.py").write_text(_DYING, encoding="utf-8")
@@ -91,7 +91,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         patch.setenv("PYTHONPATH", str(folder))
         patch.setenv("DEATHS", str(folder / "deaths"))
         patch.syspath_prepend(folder)
-        with Cluster(folder / "root", local_workers(WorkerOptions(3, 2.0, None))) as cluster:
+        with Cluster(folder / "root", local_workers(WorkerOptions(3, 5.0, None))) as cluster:
             cluster._workers = replace(cluster._workers, count=2)
             yield cluster
 
