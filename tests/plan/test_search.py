@@ -11,6 +11,7 @@ from trimaran.runtime.pipeline.simulate import Costs, simulate
 from trimaran.runtime.plan.chips import chip_named
 from trimaran.runtime.plan.forecast import Setting, plan
 from trimaran.runtime.plan.memory.ranks import memory_of
+from trimaran.runtime.plan.search.estimate import cases_of, estimated_bytes
 from trimaran.runtime.plan.search.fewest import counts_up_to, fullest_bytes
 from trimaran.runtime.plan.search.layouts import FIELDS, layouts_of, spec_of
 from trimaran.runtime.plan.search.search import Search, search
@@ -112,7 +113,8 @@ def test_layouts_fill_the_gpus_and_the_batch() -> None:
 
 def test_a_spec_of_several_nodes_is_searched_too() -> None:
     spec = load_spec(FALCON, ["train.global_batch_size=1152", "launcher.nodes=48"])
-    best = search(spec, SETTING, gpus=96, headroom=0.05, fixed={}, most=1).found[0]
+    fixed: dict[str, Any] = {"tp": 8, "recompute": "none"}
+    best = search(spec, SETTING, gpus=96, headroom=0.05, fixed=fixed, most=1).found[0]
     assert best.spec.launcher.nodes == 12
 
 
@@ -155,6 +157,23 @@ def test_an_empty_search_names_the_rule_that_emptied_it(gpus: int, fixed: dict[s
 def test_a_rule_of_the_spec_that_every_layout_breaks_is_named() -> None:
     with pytest.raises(ValueError, match=r"^every layout of 384 GPUs breaks a rule: parallel\.ep: .*num_experts is 0"):
         search(falcon(), SETTING, gpus=384, headroom=0.05, fixed={"ep": 2}, most=5)
+
+
+@pytest.mark.parametrize("preset", ["falcon-40b", "mixtral-8x7b"])
+def test_an_estimate_never_rules_out_what_fits(preset: str) -> None:
+    """It is at most 30% above the exact count, which is the slack that the search gives it."""
+    spec = load_spec(FALCON, ["train.global_batch_size=1152", f"model.preset={preset}", "model.vocab_size=65024"])
+    layouts = list(layouts_of(spec, 64, 8, {}))[:: 13 * 17]
+    estimates = estimated_bytes(cases_of(spec, SETTING, layouts), "bfloat16")
+    ratios = []
+    for layout, estimate in zip(layouts, estimates, strict=True):
+        try:
+            ratios.append(float(estimate) / fullest_bytes(spec_of(spec, layout)))
+        except SpecError:
+            continue
+    assert len(ratios) > 25
+    assert max(ratios) < 1.3
+    assert 0.75 < sorted(ratios)[len(ratios) // 2] < 1.1
 
 
 def test_gpipe_holds_every_microbatch() -> None:

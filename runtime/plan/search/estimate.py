@@ -40,13 +40,16 @@ def estimated_bytes(c: Cases, dtype: str) -> Array:
     wide = max(4.0, item)
     moments = 2 * wide + (wide if item < wide else 0.0)
     whole = ((3, item), (2, wide), (1, moments))  # from which stage on it is sharded, and bytes a parameter
-    state = held * sum(np.where(c.zero >= stage, size / group, size) for stage, size in whole)
+    # Of experts the dp ranks that hold others share nothing.
+    inner = (2 + c.gated) * c.hidden * c.ffn * np.where(c.experts > 0, c.experts / c.ep, 0.0) * c.most_layers / c.tp
+    own = inner / np.maximum(1.0, group / c.ep) + (held - inner) / group
+    state = sum(np.where(c.zero >= stage, own, held) * size for stage, size in whole)
     tokens = c.microbatch * c.seq
     cut = np.where(c.sequence_parallel > 0, c.tp, 1.0)
     stream = item * np.where(c.selective > 0, 2.0, 4.0) * c.hidden / cut
     heads = item * (2 * c.heads + 3 * np.maximum(c.kv_heads, np.minimum(c.tp, c.heads))) * c.head_dim / c.tp
-    inner = item * (1 + c.gated + np.where(c.selective > 0, 0.0, 1.0)) * c.ffn * c.experts_per_token / c.tp
-    layer = tokens * (stream + heads + inner)
+    cut_inner = item * (1 + c.gated + np.where(c.selective > 0, 0.0, 1.0)) * c.ffn * c.experts_per_token / c.tp
+    layer = tokens * (stream + heads + cut_inner)
     again = c.recompute * tokens * 2 * item * c.hidden / cut + (1 - c.recompute) * layer
     kept = np.where(c.recompute > 0, again, layer)
     most = np.where(c.virtual_stages > 1, c.pp * (1 + (c.pp - 1) / (c.pp * c.virtual_stages)), c.pp)

@@ -12,7 +12,7 @@ from trimaran.runtime.plan.search.estimate import cases_of, estimated_bytes
 from trimaran.runtime.plan.search.layouts import Layout, layouts_of, spec_of
 from trimaran.runtime.spec import RunSpec, SpecError
 
-_SLACK: Final = 1.15  # how far above the room an estimate may lie for the exact count to be made
+_SLACK: Final = 1.3  # how far above the room an estimate may lie for the exact count to be made
 _MOST_COUNTED: Final = 6  # of one number of GPUs
 _SMALLEST: Final[Mapping[str, object]] = {"microbatch": 1, "virtual_stages": 1, "recompute": "full"}
 

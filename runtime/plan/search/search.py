@@ -22,7 +22,7 @@ from trimaran.runtime.plan.time.calibrations import calibration_for, shipped
 from trimaran.runtime.plan.time.step import step_time
 from trimaran.runtime.spec import RunSpec, SpecError
 
-_SLACK: Final = 1.15  # how far above the chip's memory an estimate may lie for the exact count to be made
+_SLACK: Final = 1.3  # how far above the room an estimate may lie for the exact count to be made
 _MOST_BUILT: Final = 300  # specs, at most
 _CLOSEST: Final = 12  # layouts that are counted to find the one that lacks least
 TRAFFIC: Final = (
@@ -99,7 +99,11 @@ def search(
     rules = _Rules(spec)
     found = _planned([layouts[index] for index in order], rules, setting, room, most)
     if not found:
-        _refuse([layouts[index] for index in np.argsort(needed, kind="stable")], rules, setting, room, fixed)
+        # The fastest may all hold a little more than was estimated: those that hold least are next.
+        least = [layouts[index] for index in np.argsort(needed, kind="stable")]
+        found = _planned(least, rules, setting, room, most)
+    if not found:
+        _refuse(least, rules, setting, room, fixed)
     found, beside = _descended(found, spec, setting, room, fixed)
     best = found[0]
     counts = counts_up_to(gpus - 1, setting.gpus_per_node)
@@ -146,11 +150,12 @@ class _Rules:
 def _planned(layouts: Sequence[Layout], rules: _Rules, setting: Setting, room: float, most: int) -> list[Found]:
     """Return the fastest that obey every rule and fit, of those that come first."""
     found: list[Found] = []
+    built = rules.built
     for layout in layouts:
         own = rules.spec_of(layout)
         if own is not None and fullest_bytes(own) <= room:
             found.append(Found(layout, own, plan(own, setting), ""))
-        if len(found) >= 2 * most or rules.built >= _MOST_BUILT:
+        if len(found) >= 2 * most or rules.built - built >= _MOST_BUILT:
             break
     return sorted(found, key=lambda each: each.plan.seconds)
 
@@ -200,11 +205,12 @@ def _refuse(
 ) -> None:
     """Raise ValueError: no layout fits, or every one breaks a rule. The first ones hold about least."""
     missing: list[tuple[float, Layout]] = []
+    built = rules.built
     for layout in layouts:
         own = rules.spec_of(layout)
         if own is not None:
             missing.append((fullest_bytes(own) - room, layout))
-        if len(missing) == _CLOSEST or rules.built >= 2 * _MOST_BUILT:
+        if len(missing) == _CLOSEST or rules.built - built >= _MOST_BUILT:
             break
     gpus, chip = layouts[0].gpus, setting.chip
     if not missing:
