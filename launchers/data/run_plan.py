@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from trimaran.launchers.terminal import say
 from trimaran.runtime.files import read_text, write_text
-from trimaran.runtime.plan.brief import FILE, Place, brief_of, lines_of, read_brief, table_of, text_of, warning_of
+from trimaran.runtime.plan.brief import FILE, Place, brief_of, lines_of, read_brief, size, warning_of
 from trimaran.runtime.processes import free_memory_bytes
 from trimaran.runtime.spec import RunSpec
 
@@ -37,10 +37,16 @@ def tell_plan(spec: RunSpec, folder: Path, chip: "Chip | Machine | None" = None)
 
 
 def with_plan(problem: str, folder: Path) -> str:
-    """Return an error of a run; where memory may have run out, with what was planned, unless it tells that itself."""
-    brief = read_brief(folder) if "out of memory" in problem else None
-    told = "" if brief is None or "planned" in problem else text_of(table_of(brief))
-    return f"{problem}\n{told}" if told else problem
+    """Return an error of a run; of a rank that was killed, with what its plan says of memory, in a sentence.
+
+    A rank that has met the error itself ends it with the table of planned and measured.
+    """
+    brief = read_brief(folder) if "out of memory, perhaps" in problem else None
+    if brief is None or not brief.memory:
+        return problem
+    planned = size(sum(brief.memory[brief.fullest].values()))
+    limit = "" if brief.rank_bytes is None else f" of the {size(brief.rank_bytes)} that a rank may take"
+    return f"{problem}; planned were {planned}{limit}"
 
 
 def place_of(spec: RunSpec, chip: "Chip | Machine | None") -> Place:

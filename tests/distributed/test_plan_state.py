@@ -41,6 +41,32 @@ LAYOUTS = {
 }
 
 
+def in_float32(spec: RunSpec) -> RunSpec:
+    content = spec.model_dump(mode="json")
+    content["precision"]["dtype"] = "float32"
+    return parse_spec(content)
+
+
+LAYOUTS |= {
+    "float32-zero0-experts-cut": in_float32(spec_of(0, {"tp": 2, "dp": 2}, EXPERTS)),
+    "float32-zero1-tied-padded": in_float32(spec_of(1, TP2_PP2_DP2, ODD)),
+    "float32-zero2-one-key-head-sequence-parallel": in_float32(
+        spec_of(2, {"tp": 2, "dp": 2, "sequence_parallel": True}, FALCON)
+    ),
+    "float32-zero3-recompute": in_float32(spec_of(3, {"pp": 2, "dp": 2}, LLAMA, recompute="full")),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name.startswith("float32")])
+def test_every_rank_of_a_pipeline_rank_holds_as_much(name: str) -> None:
+    spec = LAYOUTS[name]
+    for rank in range(spec.world_size):
+        planned = state_of(spec, rank * spec.parallel.pp // spec.world_size)
+        assert step_of(spec, rank, "cpu").state == {
+            "parameters": planned.parameters, "gradients": planned.gradients, "optimizer": planned.optimizer
+        }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_byte_of_the_state_is_planned(name: str) -> None:
     spec = LAYOUTS[name]

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 
 from tests.launchers.runs import trimaran
 from tests.plan.test_calibrate import PUBLISHED, machine, spec
+from trimaran.launchers.cli.planning.calibrate import calibrate, count_gpus
 from trimaran.runtime.plan.calibrate.record import VERSION, Machine
 from trimaran.runtime.spec import dump_spec
 
@@ -109,6 +111,39 @@ def test_wrong_requests_are_a_sentence_before_anything_is_measured(
     outcome = trimaran(tmp_path, "calibrate", *arguments)
     assert outcome.code == 2
     assert outcome.last_line.startswith(f"error: {error}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--chip", "none.json"], "none.json: No such file or directory"),
+        (["--chip", "H1000"], "chip 'H1000' is not known; the nearest is 'H100-"),
+        (["--chip", "chip.json", "--launcher", "mpi"], "--chip is for a run on this machine alone; trimaran plan SPEC"),
+        (["--chip", "chip.json", "--set", "launcher.device=cuda"], "the calibration is of a CPU, A processor, and "),
+    ],
+)
+def test_a_chip_that_a_run_can_not_have_is_refused_at_once(tmp_path: Path, arguments: list[str], error: str) -> None:
+    (tmp_path / "chip.json").write_text(machine().model_dump_json(), encoding="utf-8")
+    (tmp_path / "spec.yaml").write_text(dump_spec(spec({"dp": 2})), encoding="utf-8")
+    outcome = trimaran(tmp_path, "train", "spec.yaml", *arguments)
+    assert outcome.code == 2
+    assert outcome.last_line.startswith(f"error: {error}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_ranks_than_gpus_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl"):
+        (tmp_path / name).touch()
+    assert count_gpus(tmp_path) == 2
+    monkeypatch.setattr("trimaran.launchers.cli.planning.calibrate.count_gpus", lambda: 2)
+    with pytest.raises(typer.Exit) as ended:
+        calibrate(ranks=4)
+    assert ended.value.exit_code == 2
+    assert "--ranks 4: this machine has 2 GPUs, and two ranks share none; give 2 at most" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_software_is_fitted_on_a_table_of_runs(tmp_path: Path) -> None:

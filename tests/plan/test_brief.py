@@ -150,14 +150,13 @@ def test_planned_stands_beside_measured() -> None:
     assert text_of([]) == ""
 
 
-def test_an_out_of_memory_error_ends_with_the_plan(tmp_path: Path) -> None:
+def test_a_rank_that_was_killed_is_told_with_its_planned_memory(tmp_path: Path) -> None:
     killed = "rank 1 was killed by SIGKILL (out of memory, perhaps)"
     assert with_plan(killed, tmp_path) == killed, "without a plan"
-    (tmp_path / FILE).write_text(brief_of(spec(), UNKNOWN).model_dump_json())
-    assert with_plan(killed, tmp_path).startswith(f"{killed}\n  memory of the fullest rank")
+    (tmp_path / FILE).write_text(brief_of(spec(), Place("small", 2.0**20, None)).model_dump_json())
+    assert with_plan(killed, tmp_path).startswith(f"{killed}; planned were ")
+    assert with_plan(killed, tmp_path).endswith(" MiB of the 1.00 MiB that a rank may take")
     assert with_plan("the loss is not finite", tmp_path) == "the loss is not finite"
-    told = with_plan(killed, tmp_path)
-    assert with_plan(told, tmp_path) == told, "once is enough"
 
 
 def test_the_report_has_a_section_of_both(tmp_path: Path) -> None:

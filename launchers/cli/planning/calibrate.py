@@ -50,7 +50,7 @@ def calibrate(
                 raise ValueError("--fit measures nothing; give --compare and --ranks without it")
             _fit(fit, output)
             return
-        _check(ranks, dtype)
+        _check(ranks, dtype, gpus=count_gpus())
         before = None if compare is None else _read(compare)
         if output is not None:
             check_writable("--output", output.absolute().parent)
@@ -66,9 +66,18 @@ def calibrate(
             say(f"calibration written to {output}: trimaran plan SPEC --chip {output}")
 
 
-def _check(ranks: int | None, dtypes: Sequence[str]) -> None:
+def count_gpus(devices: Path = Path("/dev")) -> int:
+    """Return the GPUs of this machine."""
+    return len(list(devices.glob("nvidia[0-9]*")))
+
+
+def _check(ranks: int | None, dtypes: Sequence[str], gpus: int) -> None:
     if ranks is not None and not 1 <= ranks <= _MOST_RANKS:
         raise ValueError(f"--ranks must be from 1 to {_MOST_RANKS}; got {ranks}")
+    if ranks is not None and gpus and ranks > gpus:
+        raise ValueError(
+            f"--ranks {ranks}: this machine has {gpus} GPUs, and two ranks share none; give {gpus} at most"
+        )
     wrong = [each for each in dtypes if each not in _DTYPES]
     if wrong:
         raise ValueError(f"--dtype {wrong[0]}: give one of {', '.join(_DTYPES)}")
@@ -84,8 +93,7 @@ def _ranks_of_machine() -> int:
     """Return the GPUs of this machine, or its cores, eight at most."""
     from trimaran.runtime.processes import usable_cores
 
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return min(8, gpus or usable_cores())
+    return min(8, count_gpus() or usable_cores())
 
 
 def _measured(ranks: int, dtypes: Sequence[str], *, smoke: bool) -> "Machine":
