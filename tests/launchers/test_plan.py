@@ -35,6 +35,17 @@ def test_one_that_does_not_fit_says_by_how_much(tmp_path: Path) -> None:
     assert "more than RTX-4090 has" in outcome.err
 
 
+def test_the_cheapest_change_that_would_fit_is_named_and_fits(tmp_path: Path) -> None:
+    sets = ("--chip", "A100-40GB", "--set", "train.micro_batch_size=16", "--set", "train.global_batch_size=1536")
+    outcome = trimaran(tmp_path, "plan", FALCON, *sets)
+    told = re.search(r"has; it would with (.+), \d+\.\d\d times the step", " ".join(outcome.err.split()))
+    assert told, outcome.err
+    paths = {"recompute": "train.recompute", "micro_batch_size": "train.micro_batch_size"}
+    changed = [word.split() for word in told[1].split(", ")]
+    again = [part for name, value in changed for part in ("--set", f"{paths.get(name, f'parallel.{name}')}={value}")]
+    assert "doesn't fit" not in trimaran(tmp_path, "plan", FALCON, *sets, *again).err
+
+
 def test_times_of_another_dtype_are_said_to_be_of_16_bits(tmp_path: Path) -> None:
     outcome = trimaran(tmp_path, "plan", FALCON, "--set", "precision.dtype=float32")
     assert outcome.code == 0, outcome.err

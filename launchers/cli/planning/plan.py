@@ -222,7 +222,7 @@ def _print_plan(spec: "RunSpec", setting: "Setting", found: "Plan") -> None:
     print_table(table)
     if not found.exact:
         say("what a layer of this kind keeps is estimated; trimaran check --memory counts it")
-    _print_fit(setting.chip, found)
+    _print_fit(spec, setting, found)
     if spec.finetune is not None:
         say(
             "this counts a step over text that trains every parameter: frozen weights of an adapter hold less, a "
@@ -254,14 +254,20 @@ def _print_plan(spec: "RunSpec", setting: "Setting", found: "Plan") -> None:
     print_table(totals)
 
 
-def _print_fit(chip: "Chip", found: "Plan") -> None:
+def _print_fit(spec: "RunSpec", setting: "Setting", found: "Plan") -> None:
+    """Say by how much a plan doesn't fit, and the change of one choice that costs least time and makes it fit."""
+    from trimaran.runtime.plan.search.neighbours import cheapest_change
+
+    chip = setting.chip
     missing = found.total(found.fullest) - chip.memory_bytes
-    if missing > 0:
-        say(
-            f"it doesn't fit: pipeline rank {found.fullest} needs {_gib(missing)} more than {chip.name} has; "
-            "lower train.micro_batch_size, set train.recompute or raise zero.stage, tp or pp",
-            style="yellow",
-        )
+    if missing <= 0:
+        return
+    change = cheapest_change(spec, setting)
+    would = "no change of one choice makes it fit: --search looks for layouts that do"
+    if change is not None and change.plan is not None:
+        would = f"it would with {change.change}, {change.plan.seconds / found.seconds:.2f} times the step"
+    needs = f"it doesn't fit: pipeline rank {found.fullest} needs {_gib(missing)} more than {chip.name} has"
+    say(f"{needs}; {would}", style="yellow")
 
 
 def _print_published(picture: Path | None) -> None:

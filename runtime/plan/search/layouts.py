@@ -209,6 +209,15 @@ def _divisors(number: int) -> list[int]:
     return [each for each in range(1, number + 1) if number % each == 0]
 
 
+def layout_of(spec: RunSpec) -> Layout:
+    """Return the layout that a spec has."""
+    values: dict[str, Any] = {}
+    for path, name in FIELDS.items():
+        section, _, key = path.partition(".")
+        values[name] = getattr(getattr(spec, section), key)
+    return Layout(**values)
+
+
 def spec_of(spec: RunSpec, layout: Layout | None) -> RunSpec:
     """Return the spec with a layout; with None on one rank.
 

@@ -8,7 +8,7 @@ from trimaran.models.config import TransformerConfig
 from trimaran.runtime.pipeline.schedules import SCHEDULES
 from trimaran.runtime.plan.forecast import Plan, Setting, plan
 from trimaran.runtime.plan.search.fewest import fullest_bytes
-from trimaran.runtime.plan.search.layouts import Layout, spec_of
+from trimaran.runtime.plan.search.layouts import Layout, layout_of, spec_of
 from trimaran.runtime.spec import RunSpec, SpecError
 
 
@@ -113,3 +113,10 @@ def _piped(layout: Layout, virtual: int, layers: int) -> Layout:
 def _beside(values: list[int], own: int) -> list[int]:
     below, above = [each for each in values if each < own], [each for each in values if each > own]
     return [*below[-1:], *above[:1]]
+
+
+def cheapest_change(spec: RunSpec, setting: Setting) -> Neighbour | None:
+    """Return the fastest layout one step from the spec's own that fits the chip; None where none of them does."""
+    room = float(setting.chip.memory_bytes)
+    fitting = [each for each in neighbours(spec, setting, layout_of(spec), room, {}) if each.plan is not None]
+    return min(fitting, key=lambda each: each.plan.seconds if each.plan else 0.0, default=None)
