@@ -7,6 +7,9 @@ import pytest
 from tests.launchers.runs import Outcome, Workplace, make_workplace
 from tests.session import made_once, session_folder
 
+SECTIONS = {"parallel": {"tp": 2, "pp": 2}, "train": {"num_steps": 24, "eval_interval": 8}}
+"""Of that run's spec."""
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Outcome]:
@@ -18,5 +21,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Outco
 
 
 def finished_run() -> tuple[Workplace, Outcome]:
-    workplace = make_workplace(session_folder() / "finished", parallel={"tp": 2, "pp": 2})
+    workplace = make_workplace(session_folder() / "finished", **SECTIONS)
     return workplace, workplace.train()

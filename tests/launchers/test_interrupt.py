@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.launchers.conftest import SECTIONS
 from tests.launchers.runs import (
     Command,
     Hold,
@@ -85,9 +86,7 @@ def interrupt_and_resume(workplace: Workplace) -> History:
 @pytest.fixture(scope="module")
 def pair(finished: tuple[Workplace, Outcome], tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, History]:
     """The run without a stop, and the same run with three; test_resume_layouts.py compares the bits in bfloat16."""
-    return finished[0], interrupt_and_resume(
-        make_workplace(tmp_path_factory.mktemp("stopped"), parallel={"tp": 2, "pp": 2})
-    )
+    return finished[0], interrupt_and_resume(make_workplace(tmp_path_factory.mktemp("stopped"), **SECTIONS))
 
 
 def test_the_run_was_really_stopped_three_times(pair: tuple[Workplace, History]) -> None:

@@ -29,29 +29,29 @@ def test_a_run_succeeds_and_leaves_no_process_and_no_shared_memory(finished: Fin
     assert outcome.left == []
     assert "Traceback" not in outcome.err
     assert "Warning" not in outcome.err
-    assert "step 60/60" in outcome.out
-    before = outcome.out.partition("step 1/60")[0].splitlines()
+    assert "step 24/24" in outcome.out
+    before = outcome.out.partition("step 1/24")[0].splitlines()
     parameters = load_spec(workplace.run / "spec.yaml").transformer.num_parameters()
     assert before[0] == f"{parameters:,} parameters, 64 tokens a step: making the weights"
-    assert before[-1] == "training begins at step 1 of 60"
+    assert before[-1] == "training begins at step 1 of 24"
     assert "report.html" in outcome.last_line
 
 
 def test_metrics_hold_every_step_once_with_every_column(finished: Finished) -> None:
     workplace, _ = finished
     rows = workplace.rows()
-    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert [row["step"] for row in rows] == list(range(1, 25))
     columns = ["step", "loss", "lr", "grad_norm", "tokens_seen", "tokens_per_second", "step_time_ms", "mfu"]
     assert all(list(row) == columns for row in rows)
-    assert [row["tokens_seen"] for row in rows] == [64 * step for step in range(1, 61)]
+    assert [row["tokens_seen"] for row in rows] == [64 * step for step in range(1, 25)]
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3  # type: ignore[operator]
     evaluations = [row for row in read_metrics(workplace.run / "metrics.jsonl") if "held_out_loss" in row]
-    assert [row["step"] for row in evaluations] == [20, 40, 60]
+    assert [row["step"] for row in evaluations] == [8, 16, 24]
 
 
 def test_the_run_folder_is_complete(finished: Finished) -> None:
     workplace, _ = finished
-    assert workplace.saved_steps() == [56, 60]
+    assert workplace.saved_steps() == [20, 24]
     assert list((workplace.run / "tensorboard").glob("events.out.tfevents.*"))
     timeline = json.loads((workplace.run / "timeline.json").read_text())
     assert timeline["num_ranks"] == 2
@@ -148,7 +148,7 @@ def test_generate_takes_the_likeliest_tokens_at_temperature_zero_whatever_the_se
 
 def test_generate_reads_one_checkpoint_and_refuses_a_layout_that_cannot_be(finished: Finished) -> None:
     workplace, _ = finished
-    outcome = trimaran(workplace.folder, "generate", "run/checkpoints/step-00000056", "--max-new-tokens", "3")
+    outcome = trimaran(workplace.folder, "generate", "run/checkpoints/step-00000020", "--max-new-tokens", "3")
     assert outcome.code == 0, outcome.err
     outcome = trimaran(workplace.folder, "generate", "run", "--tp", "3")
     assert outcome.code == 2
@@ -161,15 +161,15 @@ def test_a_finished_run_goes_on_at_another_layout_and_with_its_text_elsewhere_wh
 ) -> None:
     workplace = copy_of(finished[0], tmp_path)
     (tmp_path / "corpus.txt").rename(tmp_path / "moved.txt")
-    lengthened = ("train.num_steps=62", "parallel.tp=1", "parallel.dp=1", "data.source=[moved.txt]")
+    lengthened = ("train.num_steps=26", "parallel.tp=1", "parallel.dp=1", "data.source=[moved.txt]")
     outcome = workplace.train(f"train.output_dir={workplace.run}", *lengthened)
     assert outcome.code == 0, outcome.err
     assert outcome.left == []
-    assert "resuming at step 60" in outcome.out
+    assert "resuming at step 24" in outcome.out
     assert "parallel.tp: 2 -> 1" in outcome.out
     assert "data.source: [corpus.txt] -> [moved.txt]" in outcome.out, "the same text may lie elsewhere"
-    assert [row["step"] for row in workplace.rows()] == list(range(1, 63))
-    assert workplace.saved_steps() == [60, 62]
+    assert [row["step"] for row in workplace.rows()] == list(range(1, 27))
+    assert workplace.saved_steps() == [24, 26]
 
 
 def test_a_finished_run_says_that_nothing_is_left_to_train(finished: Finished, tmp_path: Path) -> None:
@@ -186,17 +186,17 @@ def test_a_run_goes_on_with_deepspeed_and_another_starts_from_its_weights(finish
     places = {"HOME": str(home), "XDG_CACHE_HOME": str(home)}
     ranks = ("parallel.pp=1", "parallel.tp=1", "parallel.dp=2", f"train.output_dir={workplace.run}")
     outcome = workplace.train(
-        *ranks, "train.num_steps=62", "zero.backend=deepspeed", "zero.stage=3", environment=places
+        *ranks, "train.num_steps=26", "zero.backend=deepspeed", "zero.stage=3", environment=places
     )
     assert outcome.code == 0, outcome.err
     assert outcome.left == []
-    said = r"\nthe optimizer is DeepSpeed [\d.]+, ZeRO stage 3, with torch's AdamW\ntraining begins at step 61 of 62\n"
+    said = r"\nthe optimizer is DeepSpeed [\d.]+, ZeRO stage 3, with torch's AdamW\ntraining begins at step 25 of 26\n"
     assert re.search(said, outcome.out)
     assert outcome.out.count("DeepSpeed") == 1
     assert "DeepSpeed" not in outcome.err
     assert "Warning" not in outcome.err
-    assert [row["step"] for row in workplace.rows()] == list(range(1, 63))
-    assert workplace.saved_steps()[-1] == 62
+    assert [row["step"] for row in workplace.rows()] == list(range(1, 27))
+    assert workplace.saved_steps()[-1] == 26
     assert (workplace.run / "sample.txt").read_text().startswith(SAMPLE_PROMPT)
     again = workplace.train(
         f"train.output_dir={tmp_path / 'other'}", f"checkpoint.init_from={workplace.run}", "zero.backend=deepspeed",
