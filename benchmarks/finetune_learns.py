@@ -42,7 +42,7 @@ SETTINGS: dict[str, Sections] = {
         "train": {"num_steps": 60, "global_batch_size": 16, "micro_batch_size": 16, "seq_len": 256},
     },
     "dpo": {
-        "finetune": {"method": "preference", "preference": {"loss": "dpo", "beta": 0.1}},
+        "finetune": {"method": "preference", "preference": {"loss": "dpo", "beta": 0.1}, "chat_template": "chatml"},
         "optimizer": {"lr": 3e-4, "weight_decay": 0.0},
         "data": {"held_out_fraction": 0.2},
         "train": {"num_steps": 40, "global_batch_size": 16, "micro_batch_size": 16, "seq_len": 256},
