@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.runtime.test_export import make_run
+from trimaran.launchers.cli.planning.problems import problems_here
 from trimaran.launchers.env.network import AddressError
 from trimaran.launchers.env.rank_env import RankEnv
 from trimaran.launchers.rendezvous.address_file import AddressFile
@@ -19,7 +21,7 @@ from trimaran.launchers.rendezvous.store import Rendezvous, join_rendezvous
 from trimaran.launchers.slurm import gpu_check
 from trimaran.launchers.slurm.gpu_check import GpuFacts, check_nccl_here, look_at_gpus, matrix_gflops
 from trimaran.launchers.slurm.node_report import NodeFacts, NodeReport, refused_nodes
-from trimaran.runtime.spec import LauncherSection
+from trimaran.runtime.spec import LauncherSection, parse_spec
 
 SOUND: dict[str, Any] = {"versions": {"torch": "2"}, "gflops": 100.0, "free_gib": 50.0, "clock_s": 0.0}
 SECTION = LauncherSection(start_timeout_s=200.0)
@@ -246,3 +248,26 @@ def test_rank_0_is_waited_for_while_it_gives_signs_of_life(tmp_path: Path, monke
         assert [each.result().rank_env.rank for each in others] == [1, 2]
     first.remove_address_file()
     assert not announced.path.exists()
+
+
+def test_check_tells_first_that_the_folder_holds_another_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {})
+    spec = parse_spec(
+        {
+            "model": {"num_layers": 2, "hidden_size": 16, "num_heads": 2},
+            "data": {"source": [str(tmp_path / "nothing.txt")], "cache_dir": str(tmp_path / "cache")},
+            "optimizer": {"lr": 1e-3},
+            "train": {
+                "num_steps": 1,
+                "global_batch_size": 1,
+                "micro_batch_size": 1,
+                "seq_len": 8,
+                "output_dir": str(run),
+            },
+            "launcher": {"device": "cpu"},
+        }
+    )
+    found = problems_here(spec, "local")
+    assert "holds weights alone" in found[0]
+    assert sum("holds weights alone" in each for each in found) == 1
+    assert any("nothing.txt" in each for each in found[1:])
