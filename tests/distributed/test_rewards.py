@@ -85,7 +85,7 @@ def spec_of(case: Case, folder: Path) -> RunSpec:
             "finetune": {
                 "method": "rl",
                 "rl": {
-                    "rewards": ["regex:[a-m]", "length:4*0.5"],
+                    "rewards": ["length:2", "length:4*0.5"],
                     "group_size": GROUP,
                     "prompts_per_step": PROMPTS,
                     "max_new_tokens": NEW_TOKENS,
