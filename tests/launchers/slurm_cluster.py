@@ -147,30 +147,43 @@ class Cluster:
                 if environment.get("SLURM_CONF") != self.environment["SLURM_CONF"]:
                     continue
                 where = environment.get("SLURMD_NODENAME")
-                if process.name() == "slurmstepd":
-                    found.append(process) if node is None or f"-{node}" in process.name() else None
-                if where is not None and node in (None, where):
+                is_daemon = process.name() == "slurmstepd"  # whose environment names no node
+                if (is_daemon and node is None) or (where is not None and node in (None, where)):
                     found.append(process)
         return found
 
-    def lose_node(self, name: str) -> None:
-        """End a node as if its power failed: its daemon and all that runs on it."""
-        daemon = self._daemons[name]
-        for process in [
-            *psutil.Process(daemon.pid).children(recursive=True),
-            psutil.Process(daemon.pid),
-            *self.steps(name),
-        ]:
-            with suppress(psutil.Error):
-                process.kill()
+    def lose_node(self, name: str, *, silently: bool = False) -> None:
+        """End a node's daemon and all that runs on it.
+
+        Args:
+            silently: as if its power failed; else the daemons of its steps tell how these have ended.
+        """
+        daemon, steps = self._daemons[name], self.steps(name)
+        everything = [psutil.Process(daemon.pid), *psutil.Process(daemon.pid).children(recursive=True), *steps]
+        if silently:
+            parents = [parent for step in steps if (parent := step.parent()) is not None]
+            everything += [parent for parent in parents if parent.name() == "slurmstepd"]
+        # Stopped first, so that none notices the death of another.
+        for act in (psutil.Process.suspend, psutil.Process.kill):
+            for process in everything:
+                with suppress(psutil.Error):
+                    act(process)
         daemon.wait()
 
     def mark_down(self, name: str) -> None:
         """Tell the controller that a node is lost, as a site's monitoring does; by itself it would wait for minutes."""
         self.call("scontrol", "update", f"nodename={name}", "state=down", "reason=lost")
 
-    def restart_controller(self) -> None:
-        """Kill the controller, as its host's power failing would, and start it again."""
+    def restart_controller(self, job: str) -> None:
+        """Kill the controller, as its host's power failing would, and start it again.
+
+        Up to five seconds of what it knows are not on its disk, and it would forget that the job has begun: of what is
+        saved in the order in which it happens, a later change is waited for.
+        """
+        saved = self.folder / "state" / "job_state"
+        before = saved.stat().st_mtime_ns if saved.exists() else 0
+        self.call("scontrol", "update", f"jobid={job}", "comment=seen")
+        self.wait_for("the controller's save", lambda: saved.exists() and saved.stat().st_mtime_ns != before)
         self._daemons["slurmctld"].kill()
         self._daemons["slurmctld"].wait()
         self.start()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -67,7 +68,7 @@ def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple
         slurm={"time": "3", "signal_lead_s": 60, "exclude": "n[3-6]"},  # Slurm signals up to a minute earlier
     )
     job = run.submit_and_hold()
-    cluster.restart_controller()
+    cluster.restart_controller(job)
     assert (run.state(job).state, run.state(job).restarts) == ("RUNNING", 0), run.log()
     return run, job
 
@@ -251,10 +252,17 @@ def test_a_rank_that_is_killed_ends_the_job_though_the_others_would_wait_for_it(
     assert "error: rank 1 (host n" in run.log()
 
 
-def test_a_search_goes_on_after_scancel(cluster: Cluster, tmp_path: Path) -> None:
-    """Two workers are cancelled in the middle of their trials; all four trials, interrupted or not, train alike."""
+def test_a_search_goes_on_after_a_lost_node_and_scancel(cluster: Cluster, tmp_path: Path) -> None:
+    """In the middle of two trials a node fails, then both workers are cancelled; all four trials train alike."""
     run = Run(
-        cluster, tmp_path, hold=3, forked=True, parallel={"tp": 1}, launcher={"nodes": 1}, train={"eval_interval": 4}
+        cluster,
+        tmp_path,
+        hold=3,
+        forked=True,
+        slurm={"exclude": "n[1-2]"},
+        parallel={"tp": 1},
+        launcher={"nodes": 1},
+        train={"eval_interval": 4},
     )
     search = {
         "base": "spec.yaml",
@@ -269,14 +277,19 @@ def test_a_search_goes_on_after_scancel(cluster: Cluster, tmp_path: Path) -> Non
     assert "trimaran.launchers.tune.worker" in printed
     study, place = Study(tmp_path / "study", {}), tmp_path / "study" / "workers" / "0"
 
+    def logs() -> str:
+        return "".join(file.read_text() for file in (tmp_path / "study" / "logs").glob("slurm-*.log"))
+
     def submit() -> str:
         outcome = run.trimaran("tune", "tune.yaml", "--launcher", "slurm")
         assert outcome.returncode == 0, outcome.stderr
         return jobs_of(place)[-1]["job"].partition("_")[0]
 
+    def workers(job: str) -> list[Any]:
+        return [parse_state(line) for line in cluster.call("scontrol", "show", "job", job, "--oneliner").splitlines()]
+
     def has_ended(job: str) -> bool:
-        shown = cluster.call("scontrol", "show", "job", job, "--oneliner").splitlines()
-        return all(parse_state(line).has_ended for line in shown)
+        return all(worker.has_ended for worker in workers(job))
 
     def held() -> bool:
         trials = study.read().trials
@@ -284,6 +297,22 @@ def test_a_search_goes_on_after_scancel(cluster: Cluster, tmp_path: Path) -> Non
 
     job = submit()
     cluster.wait_for("two trials to hold", held, JOB_S)
+    (node,) = {worker.nodes for worker in workers(job)}
+    there = psutil.process_iter(["name", "cwd"])
+    ranks = [each for each in there if (each.info["name"], each.info["cwd"]) == ("trimaran-0", str(tmp_path))]
+    assert len(ranks) == 2
+    for rank in ranks:  # forks of the fork server, not of the node's daemon
+        rank.suspend()
+    cluster.lose_node(node, silently=True)
+    for rank in ranks:
+        rank.kill()
+    cluster.mark_down(node)
+    try:
+        again = "both workers to start on another node"
+        cluster.wait_for(again, lambda: logs().count("resuming at step 2") == 2, JOB_S)
+    finally:
+        cluster.start()
+    assert [(worker.restarts, worker.nodes == node) for worker in workers(job)] == [(1, False)] * 2
     cluster.call("scancel", job)
     cluster.wait_for("the end of the workers", lambda: has_ended(job), JOB_S)
     assert [trial.state for trial in study.read().trials] == ["running"] * 2
@@ -291,9 +320,8 @@ def test_a_search_goes_on_after_scancel(cluster: Cluster, tmp_path: Path) -> Non
     job = submit()
     cluster.wait_for("the end of the search", lambda: has_ended(job), JOB_S)
     trials = study.read().trials
-    logs = "".join(file.read_text() for file in (tmp_path / "study" / "logs").glob("slurm-*.log"))
-    assert [trial.state for trial in trials] == ["complete"] * 4, logs
-    assert logs.count("resuming at step 4") == 2, logs
+    assert [trial.state for trial in trials] == ["complete"] * 4, logs()
+    assert logs().count("resuming at step 4") == 2, logs()
     assert len({trial.objectives for trial in trials}) == 1
     assert len({tuple(steps_of(study.run_folder(trial))) for trial in trials}) == 1
 
