@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -210,13 +211,18 @@ def gguf_config(file: Path) -> Any:
 
     with _silent(transformers):
         try:
-            return transformers.AutoConfig.from_pretrained(
+            config = transformers.AutoConfig.from_pretrained(
                 str(file.parent), gguf_file=file.name, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # as above
             raise ConversionError(
                 f"{file} can't be read by transformers ({_in_one_line(error)}); see that it is whole"
             ) from error
+    # A GGUF file has its numbers in float32. 1e-5, say, is meant, which is 9.999999747378752e-06 there.
+    for name, value in vars(config).items():
+        if isinstance(value, float) and float(np.float32(value)) == value:
+            setattr(config, name, float(str(np.float32(value))))
+    return config
 
 
 def save_fast_tokenizer(source: Path, folder: Path) -> bool:

@@ -158,14 +158,14 @@ def warning_of(spec: RunSpec, brief: Brief, place: Place) -> str | None:
     if not brief.missing:
         return None
     lacks = f"the plan doesn't fit: pipeline rank {brief.fullest} lacks {size(brief.missing)} on {brief.place}"
-    change = cheapest_change(spec, place)
+    change = first_change_that_fits(spec, place)
     if change is None:
         return f"{lacks}; no change of zero.stage, micro batch and recomputation would do: raise parallel.tp or pp"
     fields = " and ".join(f"{field}={value}" for field, value in change.items())
     return f"{lacks}; it would with {fields}"
 
 
-def cheapest_change(spec: RunSpec, place: Place) -> dict[str, Any] | None:
+def first_change_that_fits(spec: RunSpec, place: Place) -> dict[str, Any] | None:
     """Return the fields whose change makes the run fit, the one that costs least time; None where none does.
 
     Of what costs nothing or little first: shards of the optimizer, of gradients; what is cheap to compute again;

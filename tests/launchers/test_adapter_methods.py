@@ -13,7 +13,10 @@ from trimaran.runtime.checkpoint.reshard import Checkpoint
 pytestmark = pytest.mark.slow
 ADAPTER = {"rank": 4, "alpha": 16.0}
 # Without tokens of its own, which a frozen embedding has no rows for.
-TEMPLATE = "{% for message in messages %}{{ message['role'] + ':' + message['content'] + '\\n' }}{% endfor %}"
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ':' + message['content'] + '\\n' }}{% endfor %}"
+    "{{ 'assistant:' if add_generation_prompt }}"
+)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from trimaran.runtime.huggingface import importing
 from trimaran.runtime.huggingface.importing import Imported, import_model
 from trimaran.runtime.huggingface.proof import TOLERANCE
 from trimaran.runtime.huggingface.refusals import ConversionError
+from trimaran.runtime.spec import load_spec
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, FFN = 2, 32, 4, 2, 64
 
@@ -95,6 +96,7 @@ def test_a_quantized_gguf_becomes_a_float32_run(tmp_path: Path) -> None:
     assert [agreement.what for agreement in imported.agreements] == ["random tokens", "real text"]
     assert all(agreement.max_error < TOLERANCE * agreement.scale for agreement in imported.agreements)
     assert (imported.run / "chat_template.jinja").read_text() == TEMPLATE
+    assert load_spec(imported.run / "spec.yaml").model.norm_eps == 1e-5  # in the file it is float32
     before, after = tokenizer_of(VOCAB), Tokenizer.load(imported.run / "tokenizer.json")
     text = "abc def gha\n\n 7 Größe"
     assert after.encode(text) == before.encode(text)
