@@ -115,12 +115,17 @@ def test_quantized_weights_are_known_by_their_names_too(name: str, method: str, 
         ModelFolder.open(tmp_path)
 
 
-def test_a_model_of_another_task_is_told(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "architectures": ["LlamaForSequenceClassification"]}))
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ("TokenClassification", "is a LlamaForTokenClassification, and .* only LlamaForCausalLM"),
+        ("SequenceClassification", "is a LlamaForSequenceClassification of 2 labels, and only one of 1 label"),
+    ],
+)
+def test_a_model_of_another_task_is_told(task: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "architectures": [f"LlamaFor{task}"]}))
     save_file({"score.weight": torch.ones(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(
-        ConversionError, match=r"is a LlamaForSequenceClassification, and .* only LlamaForCausalLM can be"
-    ):
+    with pytest.raises(ConversionError, match=told):
         make_plan(ModelFolder.open(tmp_path))
 
 

@@ -35,6 +35,7 @@ FURTHER: list[dict[str, Any]] = [
     {"model.rotary_dim": 65},
     {"model.score_head": "only"},
     {"finetune": {"method": "rl", "rl": {"algorithm": "ppo", "rewards": ["length:9"]}}, "model.score_head": "beside"},
+    {"finetune": {"method": "rl", "rl": {"rewards": ["length:9"], "value_from": "runs/reward"}}},
     {"model.block": "parallel", "model.norm_position": "post", "model.residual_scale": 2.0},
     {"model.residual_scale": 2.0, "model.init": "tfixup", "model.head_transform": True},
     {"model.attention_pattern": []},
