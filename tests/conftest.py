@@ -7,7 +7,9 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -171,3 +173,22 @@ def skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     """Return why a test or file was skipped, in one line."""
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return " ".join(reason.removeprefix("Skipped: ").split())
+
+
+def torn_modules() -> set[str]:
+    """Return our modules that their package does not know, or of which it knows another one."""
+    found = set()
+    for name, module in list(sys.modules.items()):
+        package, _, last = name.rpartition(".")
+        if package.partition(".")[0] == "trimaran":
+            known = getattr(sys.modules.get(package), last, None)  # may be a function of the module's name
+            if known is None or (isinstance(known, ModuleType) and known is not module):
+                found.add(name)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def modules_as_they_were() -> Iterator[None]:
+    """Fail a test that imports a module of ours anew and does not put it back: later tests would find two of it."""
+    yield
+    assert not torn_modules(), "imported anew and not put back"

@@ -195,7 +195,7 @@ def test_a_process_ends_where_its_starter_died_before_it_could_ask_to(monkeypatc
 
 
 def test_a_rank_asks_to_end_with_its_launcher_before_it_imports_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("trimaran.launchers.worker")]:
+    for name in [name for name in sys.modules if name.startswith("trimaran.launchers.worker.")]:
         monkeypatch.delitem(sys.modules, name)
 
     def ended() -> None:
