@@ -1,32 +1,17 @@
 """benchmarks/plan_cpu.py: its layouts are valid runs that can be planned, and pairs are counted; figures need a run."""
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from tests.benchmarks.scripts import load_script
 from tests.plan.test_calibrate import machine
 from trimaran.runtime.plan.calibrate.processor_step import processor_step
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "plan_cpu.py"
 
-
-def load_script() -> ModuleType:
-    found = importlib.util.spec_from_file_location("benchmarks_plan_cpu", SCRIPT)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        found.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-    return module
-
-
-plan_cpu = load_script()
+plan_cpu = load_script("plan_cpu")
 
 
 @pytest.mark.parametrize("layout", plan_cpu.LAYOUTS)

@@ -1,38 +1,22 @@
 """benchmarks/throughput.py runs and prints its table; the figures are not tested."""
 
 import argparse
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from tests.benchmarks.scripts import load_script
 from tests.launchers.runs import run_forked
 from trimaran.runtime import spec
 from trimaran.runtime.spec import RunSpec, parse_spec
 
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "throughput.py"
 
-
-def load_script() -> ModuleType:
-    found = importlib.util.spec_from_file_location("benchmarks_throughput", SCRIPT)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # where its dataclasses look for their own module
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        found.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-    return module
-
-
-throughput = load_script()
+throughput = load_script("throughput")
 
 
 @pytest.mark.slow
