@@ -10,6 +10,7 @@ import typer
 
 from trimaran.launchers.before_start import check_writable
 from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.cli.planning.plan import check_folders
 from trimaran.launchers.cli.stoppable import stoppable
 from trimaran.launchers.terminal import print_table, say
 from trimaran.runtime.files import read_json, write_text
@@ -45,6 +46,7 @@ def calibrate(
 ) -> None:
     """Measure this machine in less than three minutes: products, copies, attention, layers, and exchanges of ranks."""
     with errors_as_sentences():
+        check_folders({"--output": output})
         if fit is not None:
             if compare is not None or ranks is not None:
                 raise ValueError("--fit measures nothing; give --compare and --ranks without it")
@@ -54,8 +56,6 @@ def calibrate(
         before = None if compare is None else _read(compare)
         if output is not None:
             check_writable("--output", output.absolute().parent)
-            if output.is_dir():
-                raise ValueError(f"--output {output} is a folder; name a file")
         found = _measured(_ranks_of_machine() if ranks is None else ranks, list(dict.fromkeys(dtype)), smoke=smoke)
         if output is not None:
             write_text(output, found.model_dump_json(indent=1) + "\n")
