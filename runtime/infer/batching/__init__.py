@@ -1,0 +1,1 @@
+"""Continuous batching: requests join and leave a batch at every token, at any layout."""

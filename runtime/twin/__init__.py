@@ -1,0 +1,1 @@
+"""The digital twin: an author's texts, examples made of them, an index over them, and what the twin is worth."""
