@@ -1,14 +1,15 @@
-"""Charts as SVG elements to stand in one HTML page: lines over the steps of a run, and bars."""
+"""Charts as SVG elements to stand in one HTML page: lines over steps, bars, what ranks hold and where they live."""
 
 import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Point = tuple[float, float]
@@ -16,6 +17,11 @@ Point = tuple[float, float]
 BLUE, PALE_BLUE, ORANGE, RED = "#1d4ed8", "#93b4f5", "#ea580c", "#dc2626"
 COLORS = (BLUE, ORANGE, RED, "#15803d", "#7c3aed", "#0f766e", PALE_BLUE, "#a16207")
 
+GIB: Final = 2.0**30
+MOST_BARS: Final = 64
+_MOST_NODES: Final = 48  # of the map of ranks; more rows are too thin to read
+_MOST_RANKS: Final = 1 << 20
+_GRID_COLOR: Final = "#e3e7ee"
 _MOST_POINTS = 1500  # a chart is about 900 pixels wide; more points only make the file bigger
 
 
@@ -132,6 +138,164 @@ def intervals(name: str, label: str, rows: Sequence[tuple[str, float, float | No
     axes.grid(axis="x", color="#e3e7ee", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     return svg_of(figure, name)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where ranks live: `width` consecutive ones share a node; tp is innermost, then cp, dp, pp."""
+
+    tp: int
+    cp: int
+    dp: int
+    pp: int
+    width: int
+
+    @classmethod
+    def of(cls, parallel: Mapping[str, Any], width: int) -> "Grid | None":
+        """Return the grid of a spec's section, which anyone may have written; None where it is none."""
+        sizes = {axis: parallel.get(axis, 1) for axis in ("tp", "cp", "dp", "pp")}
+        if not all(isinstance(size, int) and 0 < size <= _MOST_RANKS for size in sizes.values()) or width < 1:
+            return None
+        grid = cls(**sizes, width=width)
+        return grid if grid.ranks <= _MOST_RANKS else None
+
+    @property
+    def ranks(self) -> int:
+        """How many there are."""
+        return self.tp * self.cp * self.dp * self.pp
+
+    @property
+    def nodes(self) -> int:
+        """How many are drawn."""
+        return min(_MOST_NODES, -(-self.ranks // self.width))
+
+    @property
+    def height(self) -> float:
+        """Inches."""
+        return 0.8 + 0.16 * self.nodes
+
+    def coordinates(self, rank: int) -> dict[str, int]:
+        """Return the rank's place along each axis that is longer than 1."""
+        found, rest = {}, rank
+        for axis in ("tp", "cp", "dp", "pp"):
+            size = getattr(self, axis)
+            found[axis], rest = rest % size, rest // size
+        return {axis: found[axis] for axis in ("tp", "cp", "pp", "dp") if getattr(self, axis) > 1}
+
+    @property
+    def crossings(self) -> str:
+        """Which axes stay inside a node, and which cross the network's cards."""
+        inside: list[str] = []
+        across: list[str] = []
+        reach = 1
+        for axis in ("tp", "cp", "dp", "pp"):
+            size = getattr(self, axis)
+            reach *= size
+            if size > 1:
+                (inside if reach <= self.width else across).append(axis)
+        words = [f"{', '.join(inside)} inside a node"] if inside else []
+        words += [f"{', '.join(across)} between nodes"] if across else []
+        return "; ".join(words) or "one rank"
+
+
+def memory_chart(
+    name: str,
+    memory: Sequence[Mapping[str, float]],
+    limit: float | None,
+    place: str,
+    peaks: Sequence[float | None],
+) -> str:
+    """Return `memory_bars` as an ``<svg>`` element.
+
+    Args:
+        name: unique on the page; ids in the SVG start with it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, bars_height(len(memory))), layout="constrained")
+    memory_bars(figure.subplots(), memory, limit, place, peaks)
+    return svg_of(figure, name)
+
+
+def map_chart(name: str, grid: Grid) -> str:
+    """Return where the ranks live as an ``<svg>`` element.
+
+    Args:
+        name: unique on the page; ids in the SVG start with it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, grid.height), layout="constrained")
+    rank_map(figure.subplots(), grid)
+    return svg_of(figure, name)
+
+
+def bars_height(ranks: int) -> float:
+    """Return the inches of `memory_bars` of so many pipeline ranks."""
+    return 1.2 + 0.3 * min(ranks, MOST_BARS)
+
+
+def memory_bars(
+    axes: "Axes",
+    memory: Sequence[Mapping[str, float]],
+    limit: float | None,
+    place: str,
+    peaks: Sequence[float | None] = (),
+) -> None:
+    """Draw bars by part, one for each pipeline rank, with the chip's line, and marks of what was measured.
+
+    Args:
+        memory: by pipeline rank, bytes by part.
+        limit: bytes of the place that is named; None where it is not known.
+        peaks: bytes that each pipeline rank's tensors took at most, None or missing where that is not known.
+    """
+    shown = memory[:MOST_BARS]
+    names = [name for name in memory[0] if any(rank.get(name) for rank in memory)]
+    unit, scale = ("GiB", GIB) if max(sum(rank.values()) for rank in shown) >= GIB else ("MiB", GIB / 1024)
+    left = [0.0] * len(shown)
+    for name, color in zip(names, (*COLORS, "#5b6577", "#b45309"), strict=False):
+        sizes = [rank.get(name, 0.0) / scale for rank in shown]
+        axes.barh(range(len(shown)), sizes, left=left, color=color, label=name, height=0.7)
+        left = [before + size for before, size in zip(left, sizes, strict=True)]
+    marks = [(peak / scale, rank) for rank, peak in enumerate(peaks[: len(shown)]) if peak is not None]
+    if marks:
+        xs, ys = zip(*marks, strict=True)
+        axes.plot(xs, ys, linestyle="", marker="D", color="#111827", markersize=4, label="measured")
+    if limit is not None and limit / scale <= 50 * max(left):  # else the bars would be too short to see
+        axes.axvline(limit / scale, color=RED, linestyle="--", label=plain(place))
+    axes.set_yticks(range(len(shown)), [f"{rank}" for rank in range(len(shown))])
+    axes.set_ylabel("pipeline rank")
+    axes.set_xlabel(unit)
+    axes.invert_yaxis()
+    axes.set_title("what each pipeline rank holds at most", loc="left", fontsize="medium")
+    plain_axes(axes, "x")
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def rank_map(axes: "Axes", grid: Grid) -> None:
+    """Draw a row a node and a cell a rank, coloured by pipeline rank, with its coordinates; then what crosses nodes."""
+    for rank in range(min(grid.ranks, grid.nodes * grid.width)):
+        where = grid.coordinates(rank)
+        x, y = rank % grid.width, rank // grid.width
+        axes.broken_barh([(x, 0.94)], (y - 0.46, 0.92), color=COLORS[where.get("pp", 0) % len(COLORS)], alpha=0.75)
+        text = " · ".join(f"{axis} {index}" for axis, index in where.items()) or "rank 0"
+        axes.text(x + 0.47, y, text, ha="center", va="center", fontsize=5.5, color="white")
+    axes.set_xlim(0, grid.width)
+    axes.set_ylim(grid.nodes - 0.5, -0.5)
+    axes.set_yticks(range(grid.nodes), [f"node {node}" for node in range(grid.nodes)], fontsize=6)
+    axes.xaxis.set_visible(False)
+    more = -(-grid.ranks // grid.width) - grid.nodes
+    shown = f"; {more} further nodes are not drawn" if more > 0 else ""
+    axes.set_title(f"where ranks live: {grid.crossings}{shown}", loc="left", fontsize="medium")
+    axes.spines[:].set_visible(False)
+
+
+def plain_axes(axes: "Axes", grid: str) -> None:
+    """Leave away frames that carry nothing; draw a grid under the lines along "x" or "both"."""
+    axes.set_axisbelow(True)
+    if grid:
+        axes.grid(axis="both" if grid == "both" else "x", color=_GRID_COLOR, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def svg_of(figure: "Figure", name: str) -> str:

@@ -22,7 +22,20 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trimaran.launchers.report.charts import BLUE, COLORS, ORANGE, PALE_BLUE, Line, chart, embed, plain, smooth
+from trimaran.launchers.report.charts import (
+    BLUE,
+    COLORS,
+    ORANGE,
+    PALE_BLUE,
+    Grid,
+    Line,
+    chart,
+    embed,
+    map_chart,
+    memory_chart,
+    plain,
+    smooth,
+)
 from trimaran.launchers.report.folder import Run, finite_points, is_finite, read_run
 from trimaran.launchers.report.html import document, grid, notice, section, table, write_page
 from trimaran.launchers.report.plan_rows import plan_rows
@@ -272,7 +285,24 @@ def _plan(run: Run) -> str:
     parts = [f'<p class="soft">{escape(sentence)}</p>' for sentence in found.sentences]
     tables = (("memory of the fullest pipeline rank", found.memory), ("time of a step", found.times))
     parts += [grid((name, "planned", "measured"), rows) for name, rows in tables if rows]
+    if found.brief is not None and found.brief.memory:
+        brief = found.brief
+        parts.append(memory_chart("memory", brief.memory, brief.rank_bytes, brief.place, found.peaks))
+    ranks = _grid_of(run.spec)
+    if ranks is not None and ranks.ranks > 1:
+        parts.append(map_chart("map", ranks))
     return section(title, *parts)
+
+
+def _grid_of(spec: Mapping[str, Any]) -> Grid | None:
+    """Return where the ranks live, by the spec; None where it has no layout."""
+    parallel, nodes = spec.get("parallel"), _nested(spec, "launcher", "nodes")
+    nodes = 1 if nodes is None else nodes
+    if not isinstance(parallel, dict):
+        return None
+    whole = Grid.of(parallel, 1)
+    share = whole.ranks // nodes if whole is not None and isinstance(nodes, int) and nodes > 0 else 0
+    return Grid.of(parallel, share)
 
 
 def _spans(records: Sequence[Sequence[Any]], num_ranks: int) -> list[Span]:

@@ -4,7 +4,17 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from trimaran.launchers.report.charts import BLUE, COLORS, ORANGE, PALE_BLUE, RED
+from trimaran.launchers.report.charts import (
+    BLUE,
+    COLORS,
+    ORANGE,
+    PALE_BLUE,
+    Grid,
+    bars_height,
+    memory_bars,
+    plain_axes,
+    rank_map,
+)
 from trimaran.runtime.pipeline.action import KINDS
 from trimaran.runtime.pipeline.simulate import Span
 from trimaran.runtime.plan.forecast import Plan, Setting
@@ -15,11 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_GIB: Final = 2.0**30
-_MOST_NODES: Final = 48  # of the map; more rows are too thin to read
 _MOST_GRIDS: Final = 24  # of a search
-_MOST_BARS: Final = 64
-_GRID_COLOR: Final = "#e3e7ee"
 
 
 def standalone(figure: "Figure") -> str:
@@ -36,33 +42,15 @@ def plan_picture(spec: RunSpec, setting: Setting, found: Plan, spans: Sequence[S
     """Return memory of every pipeline rank, the timeline of a step, and where the ranks live."""
     from matplotlib.figure import Figure
 
-    nodes = min(_MOST_NODES, -(-spec.world_size // setting.gpus_per_node))
-    heights = (1.2 + 0.3 * min(spec.parallel.pp, _MOST_BARS), 1.0 + 0.3 * spec.parallel.pp, 1.2 + 0.16 * nodes)
+    grid = Grid.of(spec.parallel.model_dump(), setting.gpus_per_node)
+    assert grid is not None, "a spec's layout is one"
+    heights = (bars_height(spec.parallel.pp), 1.0 + 0.3 * spec.parallel.pp, grid.height)
     figure = Figure(figsize=(11.0, sum(heights)), layout="constrained")
     memory, steps, ranks = figure.subplots(3, 1, height_ratios=heights)
-    _memory_bars(memory, setting, found)
+    memory_bars(memory, found.memory, setting.chip.memory_bytes, setting.chip.name)
     _timeline(steps, spec, spans)
-    _map(ranks, spec, setting, nodes)
+    rank_map(ranks, grid)
     return standalone(figure)
-
-
-def _memory_bars(axes: "Axes", setting: Setting, found: Plan) -> None:
-    """Bars by part, one for each pipeline rank, with the chip's line."""
-    names = [name for name in found.memory[0] if any(rank[name] for rank in found.memory)]
-    shown = found.memory[:_MOST_BARS]
-    left = [0.0] * len(shown)
-    for name, color in zip(names, (*COLORS, "#5b6577", "#b45309"), strict=False):
-        sizes = [rank[name] / _GIB for rank in shown]
-        axes.barh(range(len(shown)), sizes, left=left, color=color, label=name, height=0.7)
-        left = [before + size for before, size in zip(left, sizes, strict=True)]
-    axes.axvline(setting.chip.memory_bytes / _GIB, color=RED, linestyle="--", label=setting.chip.name)
-    axes.set_yticks(range(len(shown)), [f"{rank}" for rank in range(len(shown))])
-    axes.set_ylabel("pipeline rank")
-    axes.set_xlabel("GiB")
-    axes.invert_yaxis()
-    axes.set_title("what each pipeline rank holds at most", loc="left", fontsize="medium")
-    _plain(axes, "x")
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _timeline(axes: "Axes", spec: RunSpec, spans: Sequence[Span]) -> None:
@@ -91,40 +79,8 @@ def _timeline(axes: "Axes", spec: RunSpec, spans: Sequence[Span]) -> None:
     drawn = len({span.action.microbatch for span in spans})
     title = f"the step: {drawn} of {spec.num_microbatches} microbatches, {spec.parallel.schedule}"
     axes.set_title(title, loc="left", fontsize="medium")
-    _plain(axes, "")
+    plain_axes(axes, "")
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _map(axes: "Axes", spec: RunSpec, setting: Setting, nodes: int) -> None:
-    """A row a node and a cell a GPU, coloured by pipeline rank, with the rank's tp and dp; then what crosses nodes."""
-    parallel, width = spec.parallel, setting.gpus_per_node
-    for rank in range(min(spec.world_size, nodes * width)):
-        tp, rest = rank % parallel.tp, rank // parallel.tp
-        dp, pp = rest % parallel.dp, rest // parallel.dp
-        x, y = rank % width, rank // width
-        axes.broken_barh([(x, 0.94)], (y - 0.46, 0.92), color=COLORS[pp % len(COLORS)], alpha=0.75)
-        axes.text(x + 0.47, y, f"tp {tp} · pp {pp} · dp {dp}", ha="center", va="center", fontsize=5.5, color="white")
-    axes.set_xlim(0, width)
-    axes.set_ylim(nodes - 0.5, -0.5)
-    axes.set_yticks(range(nodes), [f"node {node}" for node in range(nodes)], fontsize=6)
-    axes.xaxis.set_visible(False)
-    more = -(-spec.world_size // width) - nodes
-    shown = f"; {more} further nodes are not drawn" if more > 0 else ""
-    axes.set_title(f"where ranks live: {crossings(spec, width)}{shown}", loc="left", fontsize="medium")
-    axes.spines[:].set_visible(False)
-
-
-def crossings(spec: RunSpec, gpus_per_node: int) -> str:
-    """Return which axes stay inside a node, and which cross the network's cards."""
-    parallel = spec.parallel
-    reach = {"tp": parallel.tp, "dp": parallel.tp * parallel.dp, "pp": parallel.tp * parallel.dp * parallel.pp}
-    sizes = {"tp": parallel.tp, "dp": parallel.dp, "pp": parallel.pp}
-    used = [axis for axis in reach if sizes[axis] > 1]
-    inside = [axis for axis in used if reach[axis] <= gpus_per_node]
-    across = [axis for axis in used if reach[axis] > gpus_per_node]
-    words = [f"{', '.join(inside)} inside a node"] if inside else []
-    words += [f"{', '.join(across)} between nodes"] if across else []
-    return "; ".join(words) or "one GPU"
 
 
 def search_picture(found: Search, setting: Setting) -> str:
@@ -149,7 +105,7 @@ def search_picture(found: Search, setting: Setting) -> str:
     axes.invert_yaxis()
     title = f"{found.fitting:,} layouts that fit {setting.chip.name}; the dot is a grid's fastest"
     axes.set_title(title, loc="left", fontsize="medium")
-    _plain(axes, "x")
+    plain_axes(axes, "x")
     axes.legend(frameon=False, fontsize="small", loc="lower right")
     return standalone(figure)
 
@@ -176,13 +132,6 @@ def published_picture(panels: Mapping[str, Mapping[str, Sequence[tuple[float, fl
         axes.set_yscale("log")
         axes.set_xlabel(f"measured: {unit}")
         axes.set_ylabel(f"predicted: {unit}")
-        _plain(axes, "both")
+        plain_axes(axes, "both")
         axes.legend(frameon=False, fontsize="x-small")
     return standalone(figure)
-
-
-def _plain(axes: "Axes", grid: str) -> None:
-    axes.set_axisbelow(True)
-    if grid:
-        axes.grid(axis="both" if grid == "both" else "x", color=_GRID_COLOR, linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)

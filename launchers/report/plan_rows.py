@@ -21,12 +21,16 @@ class PlanRows:
 
     Attributes:
         problem: why nothing can be shown; "" where it can.
+        brief: None where there is a problem.
+        peaks: bytes that each pipeline rank's tensors took at most; None where that is not known.
     """
 
     problem: str
     sentences: list[str]
     memory: Rows
     times: Rows
+    brief: Brief | None = None
+    peaks: Sequence[float | None] = ()
 
 
 def plan_rows(
@@ -45,8 +49,9 @@ def plan_rows(
     except ValidationError as error:
         first = error.errors()[0]
         return PlanRows(f"{'.'.join(map(str, first['loc']))}, {first['msg']}", [], [], [])
-    sentences = list(_sentences(memory, brief))
-    return PlanRows("", sentences, table_of(brief, _measured(memory)), list(_times(steps, timeline, brief)))
+    sentences, measured = list(_sentences(memory, brief)), _measured(memory)
+    peaks = [each.get("peak") for each in measured]
+    return PlanRows("", sentences, table_of(brief, measured), list(_times(steps, timeline, brief)), brief, peaks)
 
 
 def _sentences(memory: Mapping[str, Any] | None, brief: Brief) -> Iterator[str]:

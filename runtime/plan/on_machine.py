@@ -35,7 +35,7 @@ def plan_on(spec: RunSpec, machine: Machine, setting: Setting | None = None) -> 
     chip = chip_of(machine, spec)
     setting = Setting(chip, *_DEFAULTS) if setting is None else replace(setting, chip=chip)
     if machine.kind == "gpu":
-        return plan(spec, replace(setting, measured=_of_gpu(spec, machine, setting.software)))
+        return plan(spec, replace(setting, measured=constants_of_gpu(spec, machine, setting.software)))
     if setting.software is not None:
         raise ValueError(
             f"--software {setting.software} was calibrated on GPUs, and --chip is of {machine.name}; leave one out"
@@ -95,7 +95,7 @@ def _constants_of(machine: Machine, dtype: str) -> ChipConstants:
     return found
 
 
-def _of_gpu(spec: RunSpec, machine: Machine, software: str | None) -> Calibration:
+def constants_of_gpu(spec: RunSpec, machine: Machine, software: str | None) -> Calibration:
     """Return the measured constants, with a published software's for what one machine does not tell."""
     own = _constants_of(machine, spec.precision.dtype)
     base, _ = calibration_for(shipped(), software, machine.name, "bfloat16")

@@ -1,16 +1,21 @@
 """`trimaran calibrate` and the plans by its file: what is measured and printed, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer
 
 from tests.launchers.runs import trimaran
-from tests.plan.test_calibrate import PUBLISHED, machine, spec
+from tests.plan.test_calibrate import GPU, H100, PUBLISHED, gpu_points, machine, spec
 from trimaran.launchers.cli.planning.calibrate import calibrate, count_gpus
+from trimaran.runtime.plan.calibrate.fitted_gpu import BLANK, fit_constants
 from trimaran.runtime.plan.calibrate.record import VERSION, Machine
+from trimaran.runtime.plan.cases import Case
 from trimaran.runtime.spec import dump_spec
+
+FALCON = str(Path(__file__).parents[2] / "examples" / "falcon-40b.yaml")
 
 
 @pytest.mark.slow
@@ -76,9 +81,10 @@ def test_a_plan_by_a_calibration(tmp_path: Path) -> None:
         (
             {},
             ["--picture", "a.svg"],
-            "--picture draws a step by published constants, and --chip chip.json has measured",
+            "--picture draws a step by the constants of GPUs, and --chip chip.json is of a CPU; give a GPU's",
         ),
-        ({}, ["--search"], "--search times layouts by published constants, and --chip chip.json has measured ones"),
+        ({}, ["--search"], "--search times layouts by the constants of GPUs, and --chip chip.json is of a CPU"),
+        ({}, ["--software", "fit.json"], "--chip chip.json and --software fit.json both hold measured constants"),
         ({"exchanges": []}, [], "parallel.dp is 2, and the calibration of A processor has no exchanges over dp"),
     ],
 )
@@ -157,3 +163,41 @@ def test_a_software_is_fitted_on_a_table_of_runs(tmp_path: Path) -> None:
     (fit,) = json.loads((tmp_path / "fit.json").read_text(encoding="utf-8"))["fits"]
     assert fit["runs"] == 8
     assert len(fit["constants"]) == 12
+
+    plan = ["plan", FALCON, "--software", "fit.json", "--chip"]
+    outcome = trimaran(tmp_path, *plan, fit["chip"], "--picture", "plan.svg")
+    assert outcome.code == 0, outcome.err
+    assert f"calibration: internevo on {fit['chip']}, 8 runs, GPUs" in " ".join(outcome.err.split())
+    assert (tmp_path / "plan.svg").stat().st_size > 1000
+    outcome = trimaran(tmp_path, *plan, "H200")
+    assert outcome.code == 2
+    assert f"fit.json has no constants of H200, but of {fit['chip']}; give --chip" in outcome.last_line
+    for content, error in (
+        ('{"version": 9, "fits": []}', "fit.json has version 9, and this trimaran reads 1; fit anew"),
+        ('{"fits": []}', "fit.json holds no constants of trimaran calibrate --fit (version: Field required)"),
+        ("{", "fit.json holds no constants of trimaran calibrate --fit (its content: Invalid JSON"),
+    ):
+        (tmp_path / "fit.json").write_text(content, encoding="utf-8")
+        outcome = trimaran(tmp_path, *plan, fit["chip"])
+        assert outcome.code == 2
+        assert outcome.last_line.startswith(f"error: {error}")
+
+
+def test_a_search_by_a_gpu_s_calibration(tmp_path: Path) -> None:
+    """It goes by the measured constants: with products at half the speed the fastest step is longer."""
+    case = Case(**{**BLANK, "flops": H100.flops, "processors": 132.0, "memory_rate": H100.memory_rate,
+                   "link_rate": H100.link_rate})  # fmt: skip
+    seconds = []
+    for share in (0.8, 0.4):
+        points = gpu_points(replace(GPU, gemm=share), case)
+        constants = fit_constants(points, [], "NVIDIA H100 80GB HBM3", 132, "bfloat16")
+        found = machine(
+            kind="gpu", name="NVIDIA H100 80GB HBM3", constants=[constants], memory_bytes=80 << 30, rates=[],
+            processors=132,
+        )  # fmt: skip
+        (tmp_path / "gpu.json").write_text(found.model_dump_json(), encoding="utf-8")
+        fixed = ("--fix", "parallel.tp=8", "--fix", "parallel.pp=4", "--fix", "zero.stage=1")
+        outcome = trimaran(tmp_path, "plan", FALCON, "--chip", "gpu.json", "--search", *fixed, "--write", "best.yaml")
+        assert outcome.code == 0, outcome.err
+        seconds.append(float(outcome.out.splitlines()[1].split()[10]))
+    assert seconds[1] > 1.3 * seconds[0]

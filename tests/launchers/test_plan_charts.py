@@ -7,8 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.launchers.runs import trimaran
-from trimaran.launchers.report.plan_charts import crossings
-from trimaran.runtime.spec import load_spec
+from trimaran.launchers.report.charts import Grid
 
 ROOT = Path(__file__).parents[2]
 FALCON = str(ROOT / "examples" / "falcon-40b.yaml")
@@ -72,11 +71,18 @@ def test_a_picture_is_svg(tmp_path: Path, command: tuple[str, ...]) -> None:
     [
         ((8, 4, 12), "tp inside a node; dp, pp between nodes"),
         ((2, 1, 4), "tp, dp inside a node"),
-        ((1, 1, 1), "one GPU"),
+        ((1, 1, 1), "one rank"),
         ((1, 4, 8), "dp inside a node; pp between nodes"),
     ],
 )
 def test_what_crosses_nodes_follows_from_the_order_of_ranks(layout: tuple[int, int, int], words: str) -> None:
-    tp, pp, dp = layout
-    sets = [f"parallel.tp={tp}", f"parallel.pp={pp}", f"parallel.dp={dp}", "train.global_batch_size=96"]
-    assert crossings(load_spec(Path(FALCON), [*sets, f"parallel.sequence_parallel={str(tp > 1).lower()}"]), 8) == words
+    grid = Grid.of(dict(zip(("tp", "pp", "dp"), layout, strict=True)), 8)
+    assert grid is not None
+    assert grid.crossings == words
+    mesh = [grid.coordinates(rank) for rank in range(grid.ranks)]
+    assert len({tuple(each.items()) for each in mesh}) == grid.ranks
+
+
+@pytest.mark.parametrize("parallel", [{"tp": "two"}, {"pp": 0}, {"dp": 1 << 40}, {"tp": 1 << 15, "dp": 1 << 15}])
+def test_a_layout_that_is_none_is_not_drawn(parallel: dict[str, object]) -> None:
+    assert Grid.of(parallel, 8) is None

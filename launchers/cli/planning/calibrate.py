@@ -232,7 +232,7 @@ def _fit(runs: Path, output: Path | None) -> None:
 
     from rich.table import Table
 
-    from trimaran.runtime.plan.calibrate.software import fit_software
+    from trimaran.runtime.plan.calibrate.software import fit_software, fits_as_json
 
     found = fit_software(runs)
     table = Table("software", "chip", "runs", "median error", "within 10%", "left out: median", "within 10%", box=None)
@@ -243,6 +243,5 @@ def _fit(runs: Path, output: Path | None) -> None:
         table.add_row(calibration.software, calibration.chip, str(calibration.runs), *inside, *left)
     print_table(table)
     if output is not None:
-        content = {"version": 1, "fits": [each.as_json() for each in found]}
-        write_text(output, json.dumps(content, indent=1) + "\n")
-        say(f"constants written to {output}")
+        write_text(output, json.dumps(fits_as_json(found), indent=1) + "\n")
+        say(f"constants written to {output}: trimaran plan SPEC --chip {found[0].calibration.chip} --software {output}")

@@ -16,10 +16,15 @@ def chip_at(name: str) -> "tuple[Chip | None, Machine | None]":
         ValueError: there is no such chip, or the file is no calibration.
         OSError: the file can't be read.
     """
-    if name.endswith(".json") or "/" in name:
+    if is_file(name):
         from trimaran.runtime.plan.calibrate.record import read_machine
 
         return None, read_machine(path(name))
     from trimaran.runtime.plan.chips import chip_named
 
     return chip_named(name), None
+
+
+def is_file(name: str) -> bool:
+    """Whether the value of such an option stands for a file and not for something that is shipped."""
+    return name.endswith(".json") or "/" in name

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimaran.launchers.cli.console import Overrides, errors_as_sentences, path
-from trimaran.launchers.cli.planning.chip_option import chip_at
+from trimaran.launchers.cli.planning.chip_option import chip_at, is_file
 from trimaran.launchers.terminal import print_table, say
 from trimaran.runtime.files import write_text
 from trimaran.runtime.spec import load_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.plan.calibrate.record import Machine
-    from trimaran.runtime.plan.chips import Chip
     from trimaran.runtime.plan.forecast import Plan, Setting
     from trimaran.runtime.spec import RunSpec
 
@@ -35,7 +34,10 @@ def plan(
     ] = "H100-SXM",
     software: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Whose calibration: a published software's; by default all of them."),
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Whose calibration: a published software's, or a file of trimaran calibrate --fit; by default all.",
+        ),
     ] = None,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs that the fast links join.")] = 8,
     nic: Annotated[float, typer.Option(help="Gbit/s between nodes, a GPU and direction.")] = 400.0,
@@ -78,10 +80,8 @@ def plan(
         if picture is not None and picture.suffix != ".svg":
             raise ValueError(f"--picture must end in .svg; got {picture}")
         check_folders({"--json": json_file, "--picture": picture, "--write": write})
-        if published and (spec_path is not None or search):
-            raise ValueError("--published is of published runs alone; leave out the spec and --search, or --published")
         if published:
-            _print_published(picture)
+            _print_published(picture, is_alone=spec_path is None and not search)
             return
         if spec_path is None:
             raise ValueError("a plan is made of a run spec; give one, or --published for the errors of plans")
@@ -89,14 +89,13 @@ def plan(
             "--gpus-per-node": gpus_per_node, "--nic": nic, "--price-per-hour": price_per_hour, "--watts": watts,
             "--pue": pue, "--hours-per-failure": hours_per_failure, "--write-rate": write_rate,
         }  # fmt: skip
-        _check(rates, restart)
-        if pue < 1:
-            raise ValueError(f"--pue must be at least 1, the energy of the computers themselves; got {pue}")
+        _check(rates, restart, pue)
         spec = load_spec(spec_path, overrides)
-        known, machine = _chip(chip, spec, search=search, draws=picture is not None)
-        setting = _setting(
-            known, software, nic, gpus_per_node, price_per_hour, watts, pue, hours_per_failure, restart, write_rate
+        setting, machine = _setting(
+            spec, chip, software, nic, gpus_per_node, price_per_hour, watts, pue, hours_per_failure, restart, write_rate
         )
+        if machine is not None:
+            _check_processors(chip, search=search, draws=picture is not None)
         if search:
             from trimaran.launchers.cli.planning.layouts import print_search
 
@@ -120,38 +119,29 @@ def check_folders(files: Mapping[str, Path | None]) -> None:
             raise ValueError(f"{option} {file} is a folder; give the name of a file")
 
 
-def _check(rates: Mapping[str, float | None], restart: float) -> None:
+def _check(rates: Mapping[str, float | None], restart: float, pue: float) -> None:
     for option, value in rates.items():
         if value is not None and not (0 < value < math.inf):
             raise ValueError(f"{option} must be above 0 and finite; got {value}")
     if not 0 <= restart < math.inf:
         raise ValueError(f"--restart must be at least 0 and finite; got {restart}")
+    if pue < 1:
+        raise ValueError(f"--pue must be at least 1, the energy of the computers themselves; got {pue}")
 
 
-def _chip(name: str, spec: "RunSpec", *, search: bool, draws: bool) -> "tuple[Chip, Machine | None]":
-    """Return the chip that `--chip` names, and the machine whose calibration it is.
-
-    Raises:
-        ValueError, OSError: as `chip_at`; or a calibration is given for what published constants alone can do.
-    """
-    known, machine = chip_at(name)
-    if machine is None:
-        assert known is not None, "one of them is there"
-        return known, None
+def _check_processors(chip: str, *, search: bool, draws: bool) -> None:
+    """Raise ValueError where a calibration of a CPU is given for what the constants of GPUs alone can do."""
     for option, is_given, what in (("--search", search, "times layouts"), ("--picture", draws, "draws a step")):
         if is_given:
             raise ValueError(
-                f"{option} {what} by published constants, and --chip {name} has measured ones, which plan one layout; "
-                f"give a chip's name, or leave {option} out"
+                f"{option} {what} by the constants of GPUs, and --chip {chip} is of a CPU; give a GPU's, or leave "
+                f"{option} out"
             )
-    from trimaran.runtime.plan.on_machine import check_kind, chip_of
-
-    check_kind(spec, machine)
-    return chip_of(machine, spec), machine
 
 
 def _setting(
-    chip: "Chip",
+    spec: "RunSpec",
+    chip: str,
     software: str | None,
     nic: float,
     gpus_per_node: int,
@@ -161,11 +151,35 @@ def _setting(
     hours_per_failure: float,
     restart: float,
     write_rate: float,
-) -> "Setting":
+) -> "tuple[Setting, Machine | None]":
+    """Return what the plan is made for, and the machine whose processors `--chip` names a calibration of.
+
+    Raises:
+        ValueError, OSError: a name is not known, or a file is no calibration, or one of something else.
+    """
     from trimaran.runtime.plan.forecast import Setting
 
+    known, machine = chip_at(chip)
+    named, measured = software, None
+    if machine is not None:
+        from trimaran.runtime.plan.on_machine import check_kind, chip_of
+
+        check_kind(spec, machine)
+        known = chip_of(machine, spec)
+    assert known is not None, "one of them is there"
+    if software is not None and is_file(software):
+        from trimaran.runtime.plan.calibrate.software import calibration_in
+
+        if machine is not None:
+            raise ValueError(f"--chip {chip} and --software {software} both hold measured constants; give one of them")
+        measured = calibration_in(path(software), known.name, spec.precision.dtype)
+        named = measured.software
+    elif machine is not None and machine.kind == "gpu":
+        from trimaran.runtime.plan.on_machine import constants_of_gpu
+
+        measured, machine = constants_of_gpu(spec, machine, software), None
     rest = (price, watts, pue, hours_per_failure, restart)
-    return Setting(chip, software, nic * _GBIT, gpus_per_node, *rest, write_rate * 1e9)
+    return Setting(known, named, nic * _GBIT, gpus_per_node, *rest, write_rate * 1e9, measured), machine
 
 
 def _plan(
@@ -244,7 +258,7 @@ def _print_plan(spec: "RunSpec", setting: "Setting", found: "Plan") -> None:
         if found.error is None
         else f"± {found.error:.0%} in 9 of 10 of the {'steps' if is_measured else 'runs'} that it was fitted on"
     )
-    source = "measured on this chip" if is_measured else f"{whose.runs} published runs, GPUs {whose.gpus}"
+    source = "measured on this chip" if is_measured else f"{whose.runs} runs, GPUs {whose.gpus}"
     say(f"calibration: {whose.software} on {whose.chip}, {source}; error {band}")
     peak = f"{setting.chip.flops:.4g} FLOP/s a {'rank' if is_measured else 'GPU'}"
     say(f"MFU and HFU: matrix FLOPs, attention's square whole (PaLM, appendix B), over {peak}")
@@ -270,7 +284,10 @@ def _print_fit(spec: "RunSpec", setting: "Setting", found: "Plan") -> None:
     say(f"{needs}; {would}", style="yellow")
 
 
-def _print_published(picture: Path | None) -> None:
+def _print_published(picture: Path | None, *, is_alone: bool) -> None:
+    """Print the errors of plans; ValueError where a plan is asked for too."""
+    if not is_alone:
+        raise ValueError("--published is of published runs alone; leave out the spec and --search, or --published")
     from rich.table import Table
 
     from trimaran.runtime.plan.published.accuracy import memory_rows, published_runs, time_rows

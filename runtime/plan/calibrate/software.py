@@ -2,18 +2,22 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trimaran.runtime.files import read_text
 from trimaran.runtime.plan.published.accuracy import shares
 from trimaran.runtime.plan.published.tables import PublishedRun, read_table
 from trimaran.runtime.plan.time.calibrations import Calibration, shipped
 from trimaran.runtime.plan.time.constants import Constants
 from trimaran.runtime.plan.time.fit import Measured, fit
 
+VERSION: Final = 1
 _FOLDS: Final = 5
 FEWEST: Final = 3
 """Runs below which twelve constants would only repeat the default."""
@@ -37,6 +41,18 @@ class SoftwareFit:
         return {**self.calibration.model_dump(), "in_sample": self.in_sample, "left_out": self.left_out}
 
 
+class _Fitted(Calibration):
+    in_sample: tuple[float, float, float]
+    left_out: tuple[float, float, float] | None
+
+
+class _Fits(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int
+    fits: list[_Fitted]
+
+
 def fit_software(path: Path) -> list[SoftwareFit]:
     """Return the constants of every software, chip and dtype of a table, around the shipped default.
 
@@ -58,6 +74,40 @@ def fit_software(path: Path) -> list[SoftwareFit]:
         )
     default = shipped().default.values()
     return [_fit(key, runs, default) for key, runs in groups.items()]
+
+
+def calibration_in(path: Path, chip: str, dtype: str) -> Calibration:
+    """Return the constants for a chip and dtype of a file that `trimaran calibrate --fit --output` has written.
+
+    Raises:
+        ValueError: the file is none of these, or of another version, or has no constants for that chip; names those
+            that it has.
+        OSError: it can't be read.
+    """
+    try:
+        found = _Fits.model_validate_json(read_text(path))
+    except ValidationError as error:
+        what = error.errors()[0]
+        where = ".".join(map(str, what["loc"])) or "its content"
+        raise ValueError(
+            f"{path} holds no constants of trimaran calibrate --fit ({where}: {what['msg']}); give such a file, or the "
+            "name of a software"
+        ) from error
+    if found.version != VERSION:
+        raise ValueError(f"{path} has version {found.version}, and this trimaran reads {VERSION}; fit anew")
+    of_chip = [each for each in found.fits if each.chip == chip and (each.dtype == "fp8") == (dtype == "fp8")]
+    if not of_chip:
+        known = ", ".join(dict.fromkeys(each.chip for each in found.fits)) or "none"
+        raise ValueError(f"{path} has no constants of {chip}, but of {known}; give --chip, or fit runs on {chip}")
+    if len(of_chip) > 1:
+        several = ", ".join(each.software for each in of_chip)
+        raise ValueError(f"{path} has constants of several softwares on {chip} ({several}); fit one alone")
+    return Calibration(**of_chip[0].model_dump(exclude={"in_sample", "left_out"}))
+
+
+def fits_as_json(fits: Sequence[SoftwareFit]) -> dict[str, Any]:
+    """Return what `calibration_in` reads."""
+    return {"version": VERSION, "fits": [each.as_json() for each in fits]}
 
 
 def _fit(key: tuple[str, str, str], runs: list[PublishedRun], default: Constants) -> SoftwareFit:

@@ -12,7 +12,9 @@ from trimaran.runtime.train.pipeline import placement_of, schedule_of
 
 CONTEXT_BYTES: Final = 3 * 2**29
 """Of the device's context and of libraries' buffers: 1.5 GiB."""
-_CHUNK_BYTES, _CHUNK_ROWS = 2**27, 1024  # of logits that the head computes at once, on a GPU
+_CHUNK_BYTES: Final = {"cpu": 8 << 20, "cuda": 128 << 20}  # of logits that the head computes at once
+_CHUNK_ROWS: Final = {"cpu": 256, "cuda": 1024}
+_WIDENED_BYTES: Final = 1 << 20  # of narrow logits, whose statistics a CPU computes in float32
 _ITEM: Final = {"bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -34,19 +36,55 @@ def _memory(spec: RunSpec, rank: int) -> dict[str, float]:
         "optimizer": state.optimizer,
         "in transit": state.gradient_buffers + state.gathered,
     }
-    logits, work = _logits(spec) if placement_of(spec)[-1] == rank else 0.0, _work(spec)
+    logits, work = _head(spec) if placement_of(spec)[-1] == rank else 0.0, _work(spec)
     # The loss is over before the backward pass of the first layer begins.
     parts["logits"] = logits if logits > work else 0.0
     parts["working set"] = 0.0 if logits > work else work
+    parts["in transit"] += _sent(spec, rank)
     parts["context"] = float(CONTEXT_BYTES)
     return parts
 
 
-def _logits(spec: RunSpec) -> float:
-    """Return the bytes of the head's chunk of logits, with a quarter of it for what the loss keeps."""
+def _device(spec: RunSpec) -> str:
+    return "cpu" if spec.launcher.device == "cpu" else "cuda"
+
+
+def _stream(spec: RunSpec) -> float:
+    """Return the bytes of a microbatch's hidden states, whole."""
     tokens = spec.train.micro_batch_size * spec.train.seq_len
-    row = spec.transformer.padded_vocab_size(spec.parallel.tp) / spec.parallel.tp * _ITEM[spec.precision.dtype]
-    return 1.25 * min(tokens * row, max(_CHUNK_BYTES, _CHUNK_ROWS * row))
+    return float(tokens * spec.transformer.hidden_size * _ITEM[spec.precision.dtype])
+
+
+def _cut(spec: RunSpec) -> int:
+    """Return into how many parts sequence parallelism cuts the hidden states between layers."""
+    return spec.parallel.tp if spec.parallel.sequence_parallel else 1
+
+
+def _head(spec: RunSpec) -> float:
+    """Return the bytes while the loss is computed.
+
+    The last norm's input and output, the gradient of its output, a chunk of logits; on a CPU what a narrow chunk's
+    statistics, and its product for the weight's gradient, need in float32.
+    """
+    item, tokens = _ITEM[spec.precision.dtype], spec.train.micro_batch_size * spec.train.seq_len
+    row = spec.transformer.padded_vocab_size(spec.parallel.tp) / spec.parallel.tp * item
+    kind = _device(spec)
+    chunk = min(tokens * row, max(_CHUNK_BYTES[kind], _CHUNK_ROWS[kind] * row))
+    wide = 0.0
+    if kind == "cpu" and item < 4:
+        wide = 4 / item * max(min(chunk, _WIDENED_BYTES), chunk + _stream(spec) * chunk / (tokens * row))
+    return chunk + wide + _stream(spec) * (1 + 2 / _cut(spec))
+
+
+def _sent(spec: RunSpec, rank: int) -> float:
+    """Return the bytes of gradients of hidden states that are kept because another rank may not have them yet.
+
+    gloo tells only at the end of the step that they have arrived; NCCL when the next one is sent.
+    """
+    placement = placement_of(spec)
+    sending = sum(stage > 0 and placement[stage - 1] != rank for stage, where in enumerate(placement) if where == rank)
+    kept = min(sending, 1) if _device(spec) == "cuda" else max(0, sending * spec.num_microbatches - 1)
+    return kept * _stream(spec) / _cut(spec)
 
 
 def _work(spec: RunSpec) -> float:
