@@ -5,7 +5,6 @@ falsify or ""}; the answer is the exit status. Loading torch and the kernels tak
 """
 
 import dataclasses
-import importlib.util
 import json
 import os
 import sys
@@ -18,13 +17,10 @@ ROOT = Path(__file__).parents[2]
 
 def load_main() -> Callable[[], int]:
     """Return the main function of benchmarks/kernels.py."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-    spec = importlib.util.spec_from_file_location("benchmarks_kernels", ROOT / "benchmarks" / "kernels.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    main: Callable[[], int] = module.main
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # the latter for `falsify`
+    from tests.benchmarks.scripts import load_script
+
+    main: Callable[[], int] = load_script("kernels").main
     return main
 
 

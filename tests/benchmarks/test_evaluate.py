@@ -1,6 +1,5 @@
 """benchmarks/evaluate.py answers alike on both sides and prints its tables; the figures are not tested."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,21 +7,15 @@ from types import ModuleType
 
 import pytest
 
+from tests.benchmarks.scripts import load_script
 from tests.launchers.runs import run_forked
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "evaluate.py"
 
 
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_evaluate", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    return load_script("evaluate")
 
 
 def rows_of(

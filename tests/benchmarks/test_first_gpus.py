@@ -1,6 +1,5 @@
 """benchmarks/first_gpus.py without a GPU: its layouts, shape, FLOPs and tables; only the figures need one."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.benchmarks.scripts import load_script
 from trimaran.runtime.mesh import lone_mesh
 from trimaran.runtime.spec import parse_spec
 
@@ -20,18 +20,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "first_gpus.py"
 
 @pytest.fixture(scope="module")
 def first_gpus() -> ModuleType:
-    """The script as a module, which imports others of its folder."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        spec = importlib.util.spec_from_file_location("benchmarks_first_gpus", SCRIPT)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-    return module
+    return load_script("first_gpus")
 
 
 def run_main(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

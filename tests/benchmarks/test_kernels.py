@@ -1,6 +1,5 @@
 """benchmarks/kernels.py in Triton's interpreter writes its tables and finds a wrong kernel; figures are not tested."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import IO
 import pytest
 import torch
 
+from tests.benchmarks.scripts import load_script
 from tests.kernels.interpreter import start_interpreted
 from tests.launchers.forked import Forked
 
@@ -80,12 +80,7 @@ def in_interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InInter
 @pytest.fixture
 def benchmark_here(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """benchmarks/kernels.py in this process, which sees no GPU."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    spec = importlib.util.spec_from_file_location("benchmarks_kernels", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("kernels")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return module
 
