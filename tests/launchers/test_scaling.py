@@ -1,14 +1,26 @@
 """`trimaran scaling`: optima by published laws and by a fit of runs, and what it refuses."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.benchmarks.scripts import load_script
 from tests.launchers.runs import trimaran
+from trimaran.runtime.plan.scaling.intervals import draws_of, interval, rows_of, shipped_draws
+from trimaran.runtime.plan.scaling.laws import DEFAULT
+from trimaran.runtime.spec import parse_spec
 
 RUNS = Path(__file__).parents[1] / "runtime" / "chinchilla.csv"
 ROW = "{},{},{}\n"
+SPEC = """
+model: {num_layers: 2, hidden_size: 64, num_heads: 4, ffn_hidden_size: 128, vocab_size: 512}
+data: {tokenizer_vocab_size: 512}
+optimizer: {lr: 1.0e-3}
+train: {num_steps: 10, global_batch_size: 4, micro_batch_size: 1, seq_len: 32}
+"""
 
 
 def table(folder: Path, rows: list[tuple[float, float, object]], header: str = "parameters,tokens,loss\n") -> str:
@@ -28,6 +40,56 @@ def test_tokens_params_and_budget_agree(tmp_path: Path) -> None:
     assert "1.33e+12" in tokens.out
     assert re.search(r"Besiroglu 2024 +7\.2\de\+10", params.out)
     assert "FLOP over the least for that loss" in tokens.out
+
+
+def test_the_default_laws_optima_have_the_intervals_of_its_fit(tmp_path: Path) -> None:
+    """The shipped draws are those of a bootstrap of the 240 runs; the paper's own approaches give 63B to 67B."""
+    again = rows_of(draws_of(load_script("scaling_draws").law_of_chinchilla(200)))
+    assert rows_of(shipped_draws()) == [pytest.approx(row, rel=1e-3) for row in again]
+    outcome = trimaran(tmp_path, "scaling", "budget", "5.76e23")
+    found = re.search(r"Besiroglu 2024 +7.22e\+10 \((\S+) to (\S+)\)", outcome.out)
+    assert found is not None
+    assert float(found[1]) < 63e9
+    assert float(found[2]) > 80e9
+    low, high = interval(shipped_draws(), lambda law: law.best(1e21)[0]) or (0.0, 0.0)
+    assert low < DEFAULT.best(1e21)[0] < high
+    assert interval([], lambda law: law.e) is None
+
+
+def run_folder(folder: Path, layers: int, tokens: float, loss: float | None) -> str:
+    folder.mkdir()
+    spec = SPEC.replace("num_layers: 2", f"num_layers: {layers}")
+    (folder / "spec.yaml").write_text(spec, encoding="utf-8")
+    rows: list[dict[str, object]] = [{"step": 1, "loss": 9.0, "tokens_seen": 1, "held_out_loss": 8.0}] if loss else []
+    rows += [{"step": 2, "loss": 3.0, "tokens_seen": int(tokens), **({"held_out_loss": loss} if loss else {})}]
+    rows += [{"step": 3, "loss": 2.0, "tokens_seen": int(2 * tokens)}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(folder)
+
+
+def test_folders_of_runs_are_fitted_like_a_table_of_them(tmp_path: Path) -> None:
+    rows = []
+    for layers in (2, 8, 32):
+        for tokens in (1e6, 4e6, 16e6):
+            size = parse_spec(yaml.safe_load(SPEC.replace("num_layers: 2", f"num_layers: {layers}")))
+            count = size.transformer.num_parameters()
+            rows.append((count, tokens, 1.8 + 482 / count**0.35 + 2085 / tokens**0.37))
+    folders = [
+        run_folder(tmp_path / f"run{number}", (2, 8, 32)[number // 3], *row[1:]) for number, row in enumerate(rows)
+    ]
+    from_folders, from_table = (
+        trimaran(tmp_path, "scaling", "fit", *given) for given in (folders, [table(tmp_path, rows)])
+    )
+    assert from_folders.code == 0, from_folders.err
+    assert from_folders.out == from_table.out
+    outcome = trimaran(tmp_path, "scaling", "fit", *folders, run_folder(tmp_path / "none", 2, 1e6, None))
+    assert outcome.code == 2
+    assert "none has no held-out loss, and a law needs that of every run; train it with" in outcome.last_line
+    (tmp_path / "empty").mkdir()
+    outcome = trimaran(tmp_path, "scaling", "fit", "empty")
+    assert outcome.last_line.startswith("error: empty is no run: spec.yaml or metrics.jsonl is missing")
+    hours = trimaran(tmp_path, "scaling", "budget", "1000h")
+    assert "hours of GPUs are --gpu-hours" in hours.last_line
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 import csv
 import io
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from trimaran.launchers.cli.console import errors_as_sentences, path
 from trimaran.launchers.cli.planning.plan import check_folders
 from trimaran.launchers.terminal import print_table, say
 from trimaran.runtime.files import read_text, write_text
+from trimaran.runtime.plan.scaling.intervals import Draws, draws_of, interval, shipped_draws
 from trimaran.runtime.plan.scaling.laws import (
     DEFAULT,
     FLOPS_PER_PARAMETER_AND_TOKEN,
@@ -23,8 +26,11 @@ from trimaran.runtime.plan.scaling.laws import (
     LossFormula,
     read_count,
 )
+from trimaran.runtime.spec import load_spec
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from trimaran.runtime.plan.scaling.fit import LossLaw, PowerLaw, Run
     from trimaran.runtime.plan.scaling.isoflops import IsoFlop
 
@@ -40,8 +46,7 @@ def tokens(parameters: Annotated[str, typer.Argument(metavar="N", help="Paramete
     """Tell how many tokens a model of N parameters is best trained on, and what more or fewer cost."""
     with errors_as_sentences():
         size = read_count(parameters, "N")
-        rows = [(f"{TOKENS_PER_PARAMETER:g} tokens a parameter", size, TOKENS_PER_PARAMETER * size)]
-        _print_best([*rows, *((law.name, size, law.tokens_for(size)) for law in LAWS)])
+        _print_best((size, TOKENS_PER_PARAMETER * size), lambda law: (size, law.tokens_for(size)))
         _print_factors(size, DEFAULT.tokens_for(size))
 
 
@@ -50,8 +55,7 @@ def params(tokens: Annotated[str, typer.Argument(metavar="TOKENS", help="Tokens,
     """Tell for how many parameters a text of so many tokens is the best."""
     with errors_as_sentences():
         count = read_count(tokens, "TOKENS")
-        rows = [(f"{TOKENS_PER_PARAMETER:g} tokens a parameter", count / TOKENS_PER_PARAMETER, count)]
-        _print_best([*rows, *((law.name, law.parameters_for(count), count) for law in LAWS)])
+        _print_best((count / TOKENS_PER_PARAMETER, count), lambda law: (law.parameters_for(count), count))
 
 
 @scaling.command()
@@ -66,7 +70,7 @@ def budget(
         if (flops is None) == (gpu_hours is None):
             raise ValueError("a budget is FLOP or --gpu-hours: give one of the two")
         if flops is not None:
-            compute = read_count(flops, "FLOP")
+            compute = _read_flops(flops)
         else:
             from trimaran.runtime.plan.chips import chip_named
 
@@ -76,13 +80,23 @@ def budget(
                 raise ValueError(f"--mfu must be above 0 and at most 1; got {mfu}")
             compute = gpu_hours * 3600 * chip_named(chip).flops * mfu
         size = math.sqrt(compute / FLOPS_PER_PARAMETER_AND_TOKEN / TOKENS_PER_PARAMETER)
-        rows = [(f"{TOKENS_PER_PARAMETER:g} tokens a parameter", size, TOKENS_PER_PARAMETER * size)]
-        _print_best([*rows, *((law.name, *law.best(compute)) for law in LAWS)])
+        _print_best((size, TOKENS_PER_PARAMETER * size), lambda law: law.best(compute))
+
+
+def _read_flops(text: str) -> float:
+    try:
+        return read_count(text, "FLOP")
+    except ValueError as error:
+        hours = "; hours of GPUs are --gpu-hours" if re.search(r"h(ou)?r?s?$", text.strip(), re.IGNORECASE) else ""
+        raise ValueError(f"{error}{hours}") from error
 
 
 @scaling.command()
 def fit(
-    tables: Annotated[list[Path], typer.Argument(parser=path, metavar="CSV...", help="Runs, a row each.")],
+    tables: Annotated[
+        list[Path],
+        typer.Argument(parser=path, metavar="RUN|CSV...", help="Folders of runs, and tables of runs, a row each."),
+    ],
     at: Annotated[list[str], typer.Option(metavar="FLOP", help="Tell the optimum at this compute; may repeat.")] = [],  # noqa: B006
     without_outliers: Annotated[
         bool, typer.Option("--without-outliers", help="Fit once more without the runs that lie far off the first fit.")
@@ -91,13 +105,13 @@ def fit(
         Path | None, typer.Option(parser=path, metavar="FILE", help="Draw IsoFLOP curves and frontier as an .svg file.")
     ] = None,
 ) -> None:
-    """Fit E + A/N^a + B/D^b to runs, with 95% intervals. Columns: parameters, loss, and tokens or flop."""
+    """Fit E + A/N^a + B/D^b to runs, with 95% intervals. A table's columns: parameters, loss, and tokens or flop."""
     with errors_as_sentences():
         computes = [read_count(each, "--at") for each in at]
         if picture is not None and picture.suffix != ".svg":
             raise ValueError(f"--picture must end in .svg; got {picture}")
         check_folders({"--picture": picture})
-        runs = [run for table in tables for run in _read_runs(table)]
+        runs = [run for table in tables for run in ([read_run(table)] if table.is_dir() else _read_runs(table))]
         _check_spread(runs)
         fitted = _fitted(runs, without_outliers)
         _print_fit(fitted, computes)
@@ -191,7 +205,10 @@ def _print_curves(fitted: _Fitted) -> None:
 def _print_optima(fitted: _Fitted, computes: list[float]) -> None:
     most = max(FLOPS_PER_PARAMETER_AND_TOKEN * run.parameters * run.tokens for run in fitted.runs)
     if computes:
-        _print_best([("fitted", *fitted.formula.best(compute)) for compute in computes], fitted.formula)
+        draws = draws_of(fitted.law)
+        best = [partial(LossFormula.best, flops=compute) for compute in computes]
+        rows = [_row("fitted", each(fitted.formula), fitted.formula, draws, each) for each in best]
+        print_table(_table(fitted.formula, rows))
     for compute in computes:
         if fitted.line is not None:
             say(f"{compute:.4g} FLOP, by the IsoFLOP curves: {fitted.line.predict(compute, compute)} parameters")
@@ -234,6 +251,34 @@ def _read_runs(table: Path) -> list["Run"]:
     return found
 
 
+def read_run(folder: Path) -> "Run":
+    """Return what the run of a folder came to: its parameters, and tokens and held-out loss of its last evaluation.
+
+    Raises:
+        ValueError: it is no run, or has no held-out loss.
+    """
+    from trimaran.runtime.plan.scaling.fit import Run
+    from trimaran.runtime.train.metrics import read_metrics
+
+    if not (folder / "spec.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
+        raise ValueError(f"{folder} is no run: spec.yaml or metrics.jsonl is missing; give a run's folder or a table")
+    spec = load_spec(folder / "spec.yaml")
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if _is_loss(row.get("held_out_loss"))]
+    if not rows:
+        raise ValueError(
+            f"{folder} has no held-out loss, and a law needs that of every run; train it with train.eval_interval and "
+            "data.held_out_fraction above 0"
+        )
+    last = rows[-1]
+    return Run(
+        float(spec.transformer.num_parameters()), float(last["tokens_seen"] or 0), float(last["held_out_loss"] or 0)
+    )
+
+
+def _is_loss(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and value > 0
+
+
 def _check_spread(runs: Iterable["Run"]) -> None:
     every = list(runs)
     if len(every) < _FEWEST_RUNS:
@@ -247,24 +292,62 @@ def _check_spread(runs: Iterable["Run"]) -> None:
             )
 
 
-def _print_best(rows: Iterable[tuple[str, float, float]], law: LossFormula = DEFAULT) -> None:
+def _print_best(rule: tuple[float, float], best: Callable[[LossFormula], tuple[float, float]]) -> None:
+    """Print the optimum by the rule of 20 tokens a parameter and by each published law.
+
+    Args:
+        rule, best: parameters and tokens.
+    """
+    draws = shipped_draws()
+    rows = [_row(f"{TOKENS_PER_PARAMETER:g} tokens a parameter", rule, DEFAULT, draws, None)]
+    rows += [_row(law.name, best(law), DEFAULT, draws, best if law is DEFAULT else None) for law in LAWS]
+    print_table(_table(DEFAULT, rows))
+    most = max(FLOPS_PER_PARAMETER_AND_TOKEN * size * count for size, count in (rule, *map(best, LAWS)))
+    if most > _FAR * LARGEST_RUN:
+        say(f"{most:.3g} FLOP is {most / LARGEST_RUN:,.0f} times the largest run of both laws: far beyond their fit")
+    for each in LAWS:
+        say(f"{each.name}: {each.source}" + (f"; {each.note}" if each.note else ""))
+
+
+def _table(law: LossFormula, rows: Iterable[Sequence[str]]) -> "Table":
     from rich.table import Table
 
     table = Table("by", "parameters", "tokens", "tokens a parameter", "FLOP", f"loss ({law.name})", box=None)
-    rows = list(rows)
-    for name, size, count in rows:
-        compute = FLOPS_PER_PARAMETER_AND_TOKEN * size * count
-        cells = (f"{size:.3g}", f"{count:.3g}", f"{count / size:.3g}", f"{compute:.3g}", f"{law.loss(size, count):.4g}")
-        table.add_row(name, *cells)
-    print_table(table)
-    if law is DEFAULT:
-        most = max(FLOPS_PER_PARAMETER_AND_TOKEN * size * count for _, size, count in rows)
-        if most > _FAR * LARGEST_RUN:
-            say(
-                f"{most:.3g} FLOP is {most / LARGEST_RUN:,.0f} times the largest run of both laws: far beyond their fit"
-            )
-        for each in LAWS:
-            say(f"{each.name}: {each.source}" + (f"; {each.note}" if each.note else ""))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _row(
+    name: str,
+    found: tuple[float, float],
+    law: LossFormula,
+    draws: Draws,
+    best: Callable[[LossFormula], tuple[float, float]] | None,
+) -> list[str]:
+    """Return the cells of parameters and tokens, with the intervals of a law's draws.
+
+    Args:
+        law: of the loss.
+        best: of each draw; None where the two are no optimum of the law.
+    """
+    size, count = found
+    sizes = counts = None
+    if best is not None:
+        sizes, counts = interval(draws, lambda each: best(each)[0]), interval(draws, lambda each: best(each)[1])
+    compute = FLOPS_PER_PARAMETER_AND_TOKEN * size * count
+    losses = interval(draws, lambda each: each.loss(size, count))
+    return [
+        name, _cell(size, sizes, 3), _cell(count, counts, 3), f"{count / size:.3g}", f"{compute:.3g}",
+        _cell(law.loss(size, count), losses, 4),
+    ]  # fmt: skip
+
+
+def _cell(value: float, bounds: tuple[float, float] | None, digits: int) -> str:
+    """Return a figure with its interval, if it has one that is wider than its digits."""
+    if bounds is None or bounds[0] == bounds[1]:
+        return f"{value:.{digits}g}"
+    return f"{value:.{digits}g} ({bounds[0]:.{digits}g} to {bounds[1]:.{digits}g})"
 
 
 def _print_factors(size: float, best: float) -> None:

@@ -89,6 +89,8 @@ class LossLaw:
         scatter: standard deviation of log(loss) around the law.
         ratio: tokens a parameter of the runs, of a law of ONE_RATIO.
         largest: parameters of the largest run, for telling how far a prediction reaches.
+        center: [2, 1], means of the logarithms of the runs' parameters and tokens.
+        draws: [draws, constants], of the bootstrap; see `_features`.
     """
 
     form: str
@@ -96,9 +98,9 @@ class LossLaw:
     scatter: float
     ratio: float | None
     largest: float
-    _center: Array = field(repr=False)
+    center: Array = field(repr=False)
     _point: Array = field(repr=False)
-    _draws: Array = field(repr=False)
+    draws: Array = field(repr=False)
     _noise: Array = field(repr=False)
 
     def curve(self, parameters: float, tokens: float) -> Interval:
@@ -117,8 +119,8 @@ class LossLaw:
 
     def _at(self, parameters: float, tokens: float, noise: float) -> Interval:
         _check_ratio(self.ratio, tokens / parameters)
-        features = _features(self.form, np.log([[parameters], [tokens]]) - self._center)
-        drawn = _log_loss(self._draws, features)[:, 0] + noise * self._noise
+        features = _features(self.form, np.log([[parameters], [tokens]]) - self.center)
+        drawn = _log_loss(self.draws, features)[:, 0] + noise * self._noise
         return _interval(float(_log_loss(self._point[None], features)[0, 0]), drawn, _exp)
 
 
@@ -395,7 +397,7 @@ class PowerLaw:
     exponents: tuple[Interval, ...]
     scatter: float
     ratio: float | None
-    _center: Array = field(repr=False)
+    center: Array = field(repr=False)
     _line: Array = field(repr=False)
     _spread: Array = field(repr=False)
     _quantile: float = field(repr=False)
@@ -407,7 +409,7 @@ class PowerLaw:
         """
         _check_ratio(self.ratio, tokens / parameters)
         logs = np.log([parameters, tokens])[: len(self.exponents)]
-        at = np.concatenate([[1.0], logs - self._center])
+        at = np.concatenate([[1.0], logs - self.center])
         value = float(at @ self._line)
         reach = self._quantile * math.sqrt(self.scatter**2 + float(at @ self._spread @ at))
         return Interval(*(float(_exp(value + side * reach)) for side in (0, -1, 1)))
@@ -459,12 +461,12 @@ class Optimum:
     at: tuple[Interval, ...]
     loss: Interval
     near: tuple[tuple[float, ...], ...]
-    _center: Array = field(repr=False)
+    center: Array = field(repr=False)
     _constants: Array = field(repr=False)
 
     def curve(self, *values: float) -> float:
         """Return the parabola's loss at a value of each axis."""
-        columns = _parabola(np.log([values]) - self._center)
+        columns = _parabola(np.log([values]) - self.center)
         return float((columns @ self._constants)[0])
 
 
