@@ -8,11 +8,11 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.files import DataError, unreadable
@@ -193,6 +193,19 @@ def repair_surrogates(text: str) -> tuple[str, int]:
         repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return repaired, repaired.count("\ufffd") - text.count("\ufffd")
     return text, 0
+
+
+def repair_texts(value: Any) -> tuple[Any, int]:
+    """Return (a JSON value whose texts are those of `repair_surrogates`, number of surrogates without their half)."""
+    if isinstance(value, str):
+        return repair_surrogates(value)
+    if isinstance(value, Mapping):
+        pairs = [(repair_texts(key), repair_texts(each)) for key, each in value.items()]
+        return {key: each for (key, _), (each, _) in pairs}, sum(one + two for (_, one), (_, two) in pairs)
+    if isinstance(value, list | tuple):
+        parts = [repair_texts(each) for each in value]
+        return [each for each, _ in parts], sum(count for _, count in parts)
+    return value, 0
 
 
 def check_is_text(path: Path, start: bytes) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trimaran.models.fields import counted
-from trimaran.runtime.data.corpus import check_is_text, check_nul, decode_utf8
+from trimaran.runtime.data.corpus import check_is_text, check_nul, decode_utf8, repair_texts
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.tokens.end_of_text import token_text
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
@@ -191,7 +191,8 @@ def conversation(question: str, system: str | None = None, name: str | int | Non
 
 def _parse_line(line: str, where: str, counts: Counter[str]) -> Prompt:
     try:
-        value = _repaired(parse_json(line), counts)
+        value, repaired = repair_texts(parse_json(line))
+        counts["half surrogate pair"] += repaired
     except ValueError as error:
         raise DataError(
             f"{where} is not JSON ({error}); write one JSON value a line, or call the file .txt for plain lines"
@@ -217,17 +218,6 @@ def _parse_line(line: str, where: str, counts: Counter[str]) -> Prompt:
     except ChatError as error:
         raise DataError(f"{where}: {error}") from error
     return Prompt(None, tuple(messages), name)
-
-
-def _repaired(value: Any, counts: Counter[str]) -> Any:
-    """Return a JSON value whose texts have U+FFFD for surrogates without their other half, which no encoding has."""
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        repaired = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        counts["half surrogate pair"] += repaired.count("\ufffd") - value.count("\ufffd")
-        return repaired
-    if isinstance(value, dict):
-        return {_repaired(key, counts): _repaired(each, counts) for key, each in value.items()}
-    return [_repaired(each, counts) for each in value] if isinstance(value, list) else value
 
 
 def _end_ids(config: dict[str, Any], path: Path) -> list[int]:

@@ -145,6 +145,26 @@ def test_a_record_that_nothing_can_be_learned_from_is_counted(
     assert ExampleAccount.read(json.loads(json.dumps(account.record))) == account
 
 
+@pytest.mark.parametrize(
+    ("record", "method"),
+    [
+        ({"messages": [{"role": "user", "content": "q\ud83d"}, *ANSWERED[1:]]}, "sft"),
+        ({"prompt": "q\ud83d", "chosen": "a", "rejected": "b"}, "preference"),
+        ({"prompt": "q\ud83d", "completion": "a", "label": True}, "preference"),
+        ({"question": "q\ud83d", "answer": "7"}, "rl"),
+        ({"text": "q\ud83d"}, "sft"),
+    ],
+)
+def test_half_a_surrogate_pair_becomes_a_character_and_is_counted(
+    record: dict[str, Any], method: str, tmp_path: Path
+) -> None:
+    (found,), account = read(tmp_path, [record], method=method)
+    assert "q\ufffd" in repr(found)
+    assert (account.records, account.counts) == (1, {"surrogate": 1})
+    account.check(0.0)
+    assert any("became U+FFFD (first" in words for _, words in account.rows())
+
+
 def turn(role: Any, content: Any = "x") -> dict[str, Any]:
     return {"role": role, "content": content}
 

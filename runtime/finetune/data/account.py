@@ -31,6 +31,7 @@ REASONS: Final[Mapping[str, _Reason]] = {
         "raise train.seq_len, or cut the other end by finetune.truncation",
     ),
     "long_prompt": _Reason("left out: the prompt leaves no room for an answer", "raise train.seq_len"),
+    "surrogate": _Reason("half surrogate pairs, which are no characters, became U+FFFD", ""),
     "cut": _Reason("cut to train.seq_len", ""),
 }
 

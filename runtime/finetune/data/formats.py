@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trimaran.runtime.data.account import Account
+from trimaran.runtime.data.corpus import repair_texts
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.records import kind_of, read_records
 from trimaran.runtime.data.sources import usable_files
@@ -94,8 +95,11 @@ def read_examples(
             if kind == "auto":
                 kind = _format_of(value, method, text_field, origin)
             account.records += 1
+            repaired, count = repair_texts(value)
+            if count:
+                account.note("surrogate", origin)
             try:
-                yield from _READERS[kind](value, origin, text_field)
+                yield from _READERS[kind](repaired, origin, text_field)
             except _Unusable as reason:
                 account.note(str(reason), origin)
             except _Wrong as error:
