@@ -26,10 +26,12 @@ from trimaran.launchers.worker.generate import run_generate
 from trimaran.launchers.worker.process import Rank
 from trimaran.launchers.worker.process_group import join_world, leave_world
 from trimaran.launchers.worker.score import run_score
+from trimaran.launchers.worker.serve import run_serve
 from trimaran.launchers.worker.tasks import (
     CalibrateTask,
     GenerateTask,
     ScoreTask,
+    ServeTask,
     SpecFile,
     Task,
     TaskFile,
@@ -104,6 +106,8 @@ def run_task(rank: Rank, connection: Connection) -> int:
         exit_code = run_generate(task, spec, mesh, device)
     elif isinstance(task, ScoreTask):
         exit_code = run_score(task, spec, mesh, device)
+    elif isinstance(task, ServeTask):
+        exit_code = run_serve(task, spec, mesh, device)
     elif isinstance(task, CalibrateTask):
         exit_code = run_calibrate(task, spec, mesh, device)
     else:

@@ -103,13 +103,33 @@ class CalibrateTask(BaseModel):
     is_smoke: bool
 
 
-Task = TrainTask | GenerateTask | EvaluateTask | ScoreTask | CalibrateTask
+class ServeTask(BaseModel):
+    """Continue texts for who listens at a socket; `spec` has the layout of the ranks.
+
+    Args:
+        model: a checkpoint folder, or the folder of a Hugging Face model.
+        socket: to which the leader of each dp replica connects.
+        slots: texts that a replica continues at the same time.
+        context: most tokens of a prompt and its continuation; None for the model's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["serve"] = "serve"
+    spec: Path
+    model: Path
+    socket: Path
+    slots: int
+    context: int | None
+
+
+Task = TrainTask | GenerateTask | EvaluateTask | ScoreTask | CalibrateTask | ServeTask
 _KINDS: Final[dict[str, type[Task]]] = {
     "train": TrainTask,
     "generate": GenerateTask,
     "evaluate": EvaluateTask,
     "score": ScoreTask,
     "calibrate": CalibrateTask,
+    "serve": ServeTask,
 }
 
 

@@ -73,6 +73,14 @@ def check_prompts(prompts: Sequence[Sequence[int]], config: TransformerConfig) -
             )
 
 
+def longest_shared(config: TransformerConfig) -> int | None:
+    """Return up to how many tokens the model computes a token alike whatever follows it; None for any number."""
+    scaling = config.rotary_scaling
+    if scaling is None or scaling.kind != "dynamic_ntk":
+        return None
+    return scaling.original_max_position or config.max_seq_len
+
+
 # Inference mode has no version counters and no view tracking: a pass of a small model takes a sixth less time.
 @torch.inference_mode()
 def generate(
@@ -112,9 +120,8 @@ def generate(
     if sampling.max_new_tokens == 0 or not prompts:
         return [Completion() for _ in prompts]
     layer_context = next(iter(stages.values())).context
-    scaling = spec.transformer.rotary_scaling
     # Dynamic scaling depends on the longest sample of a pass: with one sample a pass, samples do not affect each other.
-    is_dynamic = scaling is not None and scaling.kind == "dynamic_ntk"
+    is_dynamic = longest_shared(spec.transformer) is not None
     copies = 1 if is_dynamic else copies
     size = 1 if is_dynamic else -(-len(prompts) // copies // mesh.pp.size) * copies
     numbers = range(first_sample, first_sample + len(prompts)) if numbers is None else numbers

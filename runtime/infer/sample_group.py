@@ -18,7 +18,7 @@ from torch import Tensor
 from trimaran.models.cache.key_value import KeyValueCache
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.parameter import LayerContext
-from trimaran.runtime.infer.sampling import NOT_FINITE, choose, log_probs, uniforms
+from trimaran.runtime.infer.sampling import NOT_FINITE, choose, log_probs, uniforms, wide
 from trimaran.runtime.infer.sampling_params import SamplingParams
 
 Finish = Literal["length", "stop_token", "stop_string", "context"]
@@ -105,6 +105,7 @@ class SampleGroup:
         self._copies, self._tells_log_probs = copies, tells_log_probs
         self._beginnings = self._shared_beginnings()
         self._seen: Tensor | None = None
+        self._counts: Tensor | None = None
         self._uniforms: Tensor | None = None
 
     def __len__(self) -> int:
@@ -153,6 +154,8 @@ class SampleGroup:
             self._seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
             for row, prompt in enumerate(self._prompts):
                 self._seen[row, torch.tensor(prompt, device=logits.device)] = True
+        if sampling.counts_tokens and self._counts is None:
+            self._counts = torch.zeros(logits.shape, dtype=wide(logits).dtype, device=logits.device)
         if not sampling.is_greedy:
             column = self.num_new % _DRAWS
             if column == 0 or self._uniforms is None:
@@ -160,9 +163,11 @@ class SampleGroup:
                 first = self.num_new - column
                 self._uniforms = uniforms(sampling.seed, samples, first, first + _DRAWS).to(logits.device)
             uniform = self._uniforms[:, column]
-        tokens = choose(logits, sampling, self.num_new, self._seen, uniform)
+        tokens = choose(logits, sampling, self.num_new, self._seen, uniform, self._counts)
         if self._seen is not None:
             self._seen.scatter_(1, tokens.clamp(min=0)[:, None], True)
+        if self._counts is not None:
+            self._counts.scatter_add_(1, tokens.clamp(min=0)[:, None], self._counts.new_ones(len(tokens), 1))
         if not self._tells_log_probs:
             return tokens
         # As whole numbers of the same bits, which travel with the tokens.

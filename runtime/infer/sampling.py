@@ -27,6 +27,15 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
+def penalize_counts(logits: Tensor, counts: Tensor, presence: float, frequency: float) -> Tensor:
+    """Return the logits less `presence` for each token that is there, and `frequency` for each time that it is.
+
+    Args:
+        counts: [batch, vocab], how often each token is among the new ones; the dtype of the logits.
+    """
+    return logits - frequency * counts - presence * (counts > 0).to(logits.dtype)
+
+
 def forbid(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     """Return the logits with the tokens of these ids removed."""
     return logits.index_fill(1, torch.tensor(tokens, dtype=torch.int64, device=logits.device), -torch.inf)
@@ -89,7 +98,12 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 
 
 def choose(
-    logits: Tensor, sampling: SamplingParams, num_new: int, seen: Tensor | None, uniform: Tensor | None
+    logits: Tensor,
+    sampling: SamplingParams,
+    num_new: int,
+    seen: Tensor | None,
+    uniform: Tensor | None,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Return the next token of each sample: int64 [batch], NOT_FINITE where the largest logit is not finite.
 
@@ -98,12 +112,15 @@ def choose(
         num_new: number of new tokens that each sample has already.
         seen: bool [batch, vocab], the tokens of the text so far; None where the penalty is 1.
         uniform: float64 [batch], from `uniforms`; None for greedy decoding.
+        counts: [batch, vocab], how often each token is among the new ones; None where no penalty depends on it.
     """
     if seen is not None:
-        logits = penalize_repetition(_wide(logits), seen, sampling.repetition_penalty)
+        logits = penalize_repetition(wide(logits), seen, sampling.repetition_penalty)
+    if counts is not None:
+        logits = penalize_counts(wide(logits), counts, sampling.presence_penalty, sampling.frequency_penalty)
     if num_new < sampling.min_new_tokens and sampling.stop_tokens:
         logits = forbid(logits, sampling.stop_tokens)
-    chosen = logits.argmax(-1) if uniform is None else draw(filtered(_wide(logits), sampling), uniform)
+    chosen = logits.argmax(-1) if uniform is None else draw(filtered(wide(logits), sampling), uniform)
     return chosen.where(logits.amax(-1).isfinite(), NOT_FINITE)  # on a CPU amax takes a tenth of max's time
 
 
@@ -117,9 +134,10 @@ def log_probs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
         tokens: [batch] int64, from `choose`.
         temperature: 0 counts as 1.
     """
-    found = (_wide(logits) / (temperature or 1.0)).log_softmax(-1)
+    found = (wide(logits) / (temperature or 1.0)).log_softmax(-1)
     return found.gather(1, tokens.clamp(min=0)[:, None]).squeeze(1).where(tokens != NOT_FINITE, torch.nan)
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Tensor) -> Tensor:
+    """Return the logits in float32, or float64 where they are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

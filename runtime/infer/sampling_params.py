@@ -23,7 +23,7 @@ _MOST: Final = MappingProxyType(
 class SamplingParams:
     """How tokens are drawn and when a continuation ends.
 
-    The filters work in this order: penalty, temperature, top_k, top_p, min_p.
+    The filters work in this order: penalties, temperature, top_k, top_p, min_p.
 
     Args:
         max_new_tokens: longest continuation.
@@ -40,6 +40,9 @@ class SamplingParams:
         stop_tokens: a continuation ends after any of them.
         context: what happens when a text fills the model's context: "slide" continues from its newer half, "stop" ends
             it.
+        presence_penalty: subtracted from the logits of tokens that are among the new ones, the prompt's aside; from -2
+            to 2, 0 for none (OpenAI's API, "Advanced usage: frequency and presence penalties").
+        frequency_penalty: the same for each time that the token is there.
 
     Raises ValueError for a value out of its range.
     """
@@ -54,6 +57,8 @@ class SamplingParams:
     seed: int = 0
     stop_tokens: tuple[int, ...] = ()
     context: Literal["slide", "stop"] = "slide"
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         # Written so that NaN is rejected too.
@@ -72,6 +77,9 @@ class SamplingParams:
         if not _SMALLEST <= self.repetition_penalty <= 1 / _SMALLEST:
             between = f"from {_SMALLEST:g} to {1 / _SMALLEST:g}"
             raise ValueError(f"repetition_penalty ({self.repetition_penalty}) must be {between}; 1 changes nothing")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be from -2 to 2; 0 changes nothing")
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens ({self.min_new_tokens}) must not be above max_new_tokens ({self.max_new_tokens})"
@@ -83,3 +91,8 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0.0
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a token's logit depends on how often it is among the new ones."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0

@@ -21,7 +21,8 @@ from trimaran.runtime.evaluate.engine.budget import measured_budget
 from trimaran.runtime.evaluate.engine.continue_text import continue_texts
 from trimaran.runtime.evaluate.engine.exchange import Board, score_of
 from trimaran.runtime.evaluate.engine.requests import Continuation, Likelihood, LikelihoodScore
-from trimaran.runtime.evaluate.engine.score import longest_shared, score
+from trimaran.runtime.evaluate.engine.score import score
+from trimaran.runtime.infer.generate import longest_shared
 from trimaran.runtime.infer.ring import Ring
 from trimaran.runtime.infer.sample_group import NotFiniteError
 from trimaran.runtime.infer.sampling_params import SamplingParams

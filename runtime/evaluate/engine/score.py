@@ -44,14 +44,6 @@ def check_causal(config: TransformerConfig) -> None:
     )
 
 
-def longest_shared(config: TransformerConfig) -> int | None:
-    """Return up to how many tokens the model computes a token alike whatever follows it; None for any number."""
-    scaling = config.rotary_scaling
-    if scaling is None or scaling.kind != "dynamic_ntk":
-        return None
-    return scaling.original_max_position or config.max_seq_len
-
-
 # Inference mode has no version counters and no view tracking.
 @torch.inference_mode()
 def score(
