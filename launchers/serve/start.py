@@ -67,8 +67,9 @@ def read_failure(folder: Path) -> StartFailure | None:
         return None
 
 
-def main(folder: Path) -> int:
-    """Run the ranks; return the exit code once they have ended."""
+def main() -> int:
+    """Run the ranks of the folder on the command line; return the exit code once they have ended."""
+    folder = Path(sys.argv[1])
     threading.Thread(target=_end_with_talker, name="talker", daemon=True).start()
     has_begun = False
     try:
@@ -130,4 +131,4 @@ def _end_with_talker() -> None:
 if __name__ == "__main__":
     from trimaran.launchers.worker.process import exit_process
 
-    exit_process(main(Path(sys.argv[1])))
+    exit_process(main())

@@ -55,6 +55,21 @@ def test_the_penalty_is_that_of_transformers(penalty: float) -> None:
     )
 
 
+def test_presence_and_frequency_are_taken_from_the_logits_of_new_tokens() -> None:
+    """OpenAI's formula: mu[j] - c[j] * frequency - float(c[j] > 0) * presence."""
+    logits, counts = random_logits(8, torch.float64), torch.zeros(7, VOCAB, dtype=torch.float64)
+    counts[:, 5], counts[:, 9] = 1, 3
+    found = ours.penalize_counts(logits, counts, 0.5, -0.25)
+    expected = logits.clone()
+    expected[:, 5] -= 0.5 - 0.25
+    expected[:, 9] -= 0.5 - 0.75
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    greedy = SamplingParams(9, temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0)
+    likeliest = ours.choose(logits, greedy, 1, None, None)
+    counts = torch.zeros_like(counts).scatter_(1, likeliest[:, None], 1e9)
+    assert not (ours.choose(logits, greedy, 1, None, None, counts) == likeliest).any()
+
+
 def test_stop_tokens_are_forbidden_as_by_transformers() -> None:
     logits, ids = random_logits(6), torch.zeros(7, 4, dtype=torch.int64)
     theirs = MinNewTokensLengthLogitsProcessor(3, 5, [7, 9])(ids, logits)
