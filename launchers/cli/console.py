@@ -37,6 +37,10 @@ RunPath = Annotated[
     Path, typer.Argument(parser=path, metavar="RUN", help="A run folder, or one checkpoint folder of it.")
 ]
 
+ToLanguage = Annotated[
+    str | None, typer.Option(metavar="LANGUAGE", help="With --mode translate: a code such as tr or de.")
+]
+
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:

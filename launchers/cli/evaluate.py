@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.cli.console import ToLanguage, errors_as_sentences, path
 from trimaran.launchers.cli.stoppable import stoppable
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.local.launch import LocalRun, launch
@@ -27,6 +27,25 @@ if TYPE_CHECKING:
     from trimaran.runtime.evaluate.results import Evaluation
 
 _SEED = 1234  # lm-eval's
+Pairs = Annotated[
+    Path | None,
+    typer.Option(
+        parser=path, help="Measure --mode by chrF and ROUGE: a .jsonl file of records with the texts source and target."
+    ),
+]
+PairsMode = Annotated[
+    str | None, typer.Option(metavar="translate|summarize|answer|continue", help="With --pairs: what a source becomes.")
+]
+Generation = Annotated[
+    list[str],
+    typer.Option(
+        "--gen", metavar="NAME=VALUE", help="Setting of generation, such as max_gen_toks=64; may be repeated."
+    ),
+]
+Checkpoints = Annotated[
+    str | None,
+    typer.Option(metavar="all|N,M", help="Evaluate these checkpoints: a picture of score over tokens."),
+]
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,9 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks by name, groups, or .yaml files of your own, with commas between.")
     ] = None,
+    pairs: Pairs = None,
+    mode: PairsMode = None,
+    to: ToLanguage = None,
     data: Annotated[
         Path | None, typer.Option(parser=path, help="Folder of the tasks' data; nothing is ever downloaded.")
     ] = None,
@@ -78,12 +100,7 @@ def evaluate(
         bool, typer.Option("--apply-chat-template", help="Ask as a user, by the model's chat template.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="What the model is told before each question.")] = None,
-    gen: Annotated[
-        list[str],
-        typer.Option(
-            "--gen", metavar="NAME=VALUE", help="Setting of generation, such as max_gen_toks=64; may be repeated."
-        ),
-    ] = [],  # noqa: B006
+    gen: Generation = [],  # noqa: B006
     samples: Annotated[bool, typer.Option("--samples", help="Keep the prompts too in samples.jsonl.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of few-shot examples and of sampling.")] = _SEED,
     output: Annotated[
@@ -92,9 +109,7 @@ def evaluate(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let .yaml files of tasks run functions (!function).")
     ] = False,
-    checkpoints: Annotated[
-        str | None, typer.Option(metavar="all|N,M", help="Evaluate these checkpoints: a picture of score over tokens.")
-    ] = None,
+    checkpoints: Checkpoints = None,
 ) -> None:
     """Perplexity of texts and scores of tasks, straight from a checkpoint, at any layout, without a network."""
     with errors_as_sentences():
@@ -106,6 +121,9 @@ def evaluate(
             texts=tuple(text),
             stride=stride,
             tasks=tuple(name for name in (each.strip() for each in (tasks or "").split(",")) if name),
+            pairs=pairs,
+            mode=mode,
+            to=to,
             data=data,
             limit=_limit(limit),
             num_fewshot=num_fewshot,
@@ -126,19 +144,25 @@ def evaluate(
 
 
 def _check(options: "EvaluationOptions") -> None:
-    if not options.texts and not options.tasks:
-        raise ValueError("nothing to evaluate: give --text FILE, or --tasks such as arc_easy,hellaswag, or both")
+    if not options.texts and not options.tasks and options.pairs is None:
+        raise ValueError("nothing to evaluate: give --text FILE, or --tasks such as arc_easy, or --pairs FILE")
     if options.stride is not None and not options.texts:
         raise ValueError("--stride is for --text: give --text too, or leave it out")
+    if (options.pairs is None) != (options.mode is None):
+        raise ValueError("--pairs and --mode go together: give both, such as --mode summarize --pairs FILE.jsonl")
+    if options.to is not None and options.mode is None:
+        raise ValueError("--to is for --mode translate: give --mode and --pairs too, or leave it out")
+    of_pairs_too = {
+        "--limit": options.limit is not None,
+        "--system": options.system is not None,
+        "--gen": bool(options.generation),
+    }
     of_tasks = {
         "--data": options.data is not None,
         "--num-fewshot": options.num_fewshot is not None,
-        "--limit": options.limit is not None,
         "--apply-chat-template": options.chat,
-        "--system": options.system is not None,
-        "--gen": bool(options.generation),
         "--allow-code": options.allow_code,
-    }
+    } | ({} if options.pairs is not None else of_pairs_too)
     given = [name for name, is_given in of_tasks.items() if is_given]
     if given and not options.tasks:
         raise ValueError(f"{given[0]} is for --tasks: give --tasks too, or leave it out")

@@ -12,6 +12,7 @@ from trimaran.runtime.evaluate.engine.requests import ScorerProtocol
 from trimaran.runtime.evaluate.options import EvaluationOptions
 from trimaran.runtime.evaluate.results import TEXT, Evaluation, Origin, evaluation_of, joined
 from trimaran.runtime.evaluate.tasks.load import TaskSet, load_tasks
+from trimaran.runtime.evaluate.tasks.pairs import PairsTask, answer_pairs, pairs_results, pairs_task
 from trimaran.runtime.evaluate.text import (
     TextDocument,
     check_stride,
@@ -23,6 +24,7 @@ from trimaran.runtime.evaluate.text import (
     text_results,
 )
 from trimaran.runtime.evaluate.text_codes import TextCodes
+from trimaran.runtime.infer.modes import mode_of
 from trimaran.runtime.infer.prompts import RunText
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class Prepared:
 
     Args:
         texts: documents with their tokens.
-        tasks: None where only texts are evaluated.
+        tasks, pairs: None where there are none.
         notes: sentences for the user.
     """
 
@@ -47,11 +49,13 @@ class Prepared:
     max_seq_len: int
     texts: Sequence[tuple[TextDocument, Sequence[int]]]
     tasks: TaskSet | None
+    pairs: PairsTask | None
     notes: Sequence[str]
 
     def hashes(self) -> dict[str, Any]:
         """Return the digests of texts, tasks and their data."""
         found: dict[str, Any] = {} if self.tasks is None else dict(self.tasks.hashes())
+        found |= {} if self.pairs is None else {"pairs": {self.pairs.name: self.pairs.digest}}
         return found | ({"texts": {document.name: document.digest for document, _ in self.texts}} if self.texts else {})
 
 
@@ -81,8 +85,26 @@ def prepare(options: EvaluationOptions, text: RunText, shape: TransformerConfig)
         if documents and TEXT in tasks.tasks:
             raise DataError(f"the task {TEXT} has the name that --text has among the results; name it otherwise")
         check_requests(tasks, codes, shape.max_seq_len, _chat(options))
+    pairs = _pairs(options, text, shape.max_seq_len)
+    if pairs is not None and tasks is not None and pairs.name in tasks.tasks:
+        raise DataError(f"the task {pairs.name} has the name that --pairs has among the results; name it otherwise")
     texts = [(document, ids[document.text]) for document in documents]
-    return Prepared(options, codes, shape.max_seq_len, texts, tasks, notes)
+    return Prepared(options, codes, shape.max_seq_len, texts, tasks, pairs, notes)
+
+
+def _pairs(options: EvaluationOptions, text: RunText, max_seq_len: int) -> PairsTask | None:
+    if options.pairs is None:
+        return None
+    return pairs_task(
+        options.pairs,
+        mode_of(options.mode or "", options.to),
+        text,
+        max_seq_len,
+        system=options.system,
+        generation=options.generation,
+        limit=options.limit,
+        seed=options.seed,
+    )
 
 
 @lru_cache(1)
@@ -136,6 +158,11 @@ def evaluate(
             progress=progress,
         )
         notes += results.pop("notes")
+        found.append(results)
+    if prepared.pairs is not None:
+        told, told_notes = answer_pairs(prepared.pairs, scorer, answers, progress)
+        results, measured_notes = pairs_results(prepared.pairs, told)
+        notes += [*told_notes, *measured_notes]
         found.append(results)
     return evaluation_of(joined(found), origin, config=options.config(), notes=notes)
 

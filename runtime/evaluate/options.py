@@ -18,8 +18,9 @@ class EvaluationOptions(BaseModel):
 
     Args:
         texts: files whose perplexity is measured, with windows that are `stride` tokens apart (None: disjoint).
-        tasks: names, groups and files of own tasks; all that follows is theirs.
-        data: folder of their data, None for the cache of lm-eval's own.
+        tasks: names, groups and files of own tasks; what follows is theirs.
+        pairs: file of texts and what they should become, which are asked for in `mode`, into the language `to`.
+        data: folder of the tasks' data, None for the cache of lm-eval's own.
         limit: most documents of a task, below 1 their share.
         num_fewshot: examples before each question, None for as many as the task says.
         batch_size: requests that are computed at once, None to fill the memory.
@@ -34,6 +35,9 @@ class EvaluationOptions(BaseModel):
     texts: tuple[Path, ...] = ()
     stride: int | None = None
     tasks: tuple[str, ...] = ()
+    pairs: Path | None = None
+    mode: str | None = None
+    to: str | None = None
     data: Path | None = None
     limit: int | float | None = None
     num_fewshot: int | None = None
@@ -56,7 +60,9 @@ class EvaluationOptions(BaseModel):
             "gen": "+".join(f"{name}={value}" for name, value in sorted(self.generation.items())) or None,
             "seed": None if self.seed == SEED else self.seed,
         }
-        return evaluation_name([*(f"{TEXT}-{each.stem}" for each in self.texts), *self.tasks], step, chosen)
+        texts = [f"{TEXT}-{each.stem}" for each in self.texts]
+        pairs = [] if self.pairs is None else ["-".join(filter(None, (self.mode, self.to, self.pairs.stem)))]
+        return evaluation_name([*texts, *self.tasks, *pairs], step, chosen)
 
     def config(self) -> dict[str, Any]:
         """Return the options as lm-eval's `config` has them."""
@@ -71,6 +77,7 @@ class EvaluationOptions(BaseModel):
             "fewshot_as_multiturn": self.chat,
             "texts": [str(each) for each in self.texts],
             "data": None if self.data is None else str(self.data),
+            **({} if self.pairs is None else {"pairs": str(self.pairs), "mode": self.mode, "to": self.to}),
         }
 
 

@@ -25,7 +25,8 @@ from trimaran.runtime.files import parse_json, read_bytes, read_text
 _START, _END = "\ufdd0", "\ufdd1"
 GENERATED, GENERATED_END = "\ufdd2", "\ufdd3"
 """Around what the template marks as the assistant's words by {% generation %}, where that is asked for."""
-_MARKS = (_START, _END, GENERATED, GENERATED_END)
+MARKS = re.compile(f"[{_START}{_END}{GENERATED}{GENERATED_END}]")
+"""What no message may have."""
 Message = Mapping[str, Any]
 """One turn: `role` (system, user, assistant, ...), `content` (text), and any other fields that the template reads."""
 
@@ -200,7 +201,7 @@ def _default_of(named: Iterable[Any], origin: str) -> str:
 def marked_message(value: Any, pattern: re.Pattern[str]) -> Any:
     """Return a message with marks around every control token that its texts spell."""
     if isinstance(value, str):
-        if any(mark in value for mark in _MARKS):
+        if MARKS.search(value):
             raise ChatError("a message has a code point from U+FDD0 to U+FDD3, which is no character; remove it")
         return pattern.sub(f"{_START}\\g<0>{_END}", value)
     if isinstance(value, Mapping):

@@ -91,7 +91,7 @@ class RunText:
             ChatError: the prompt has messages and the run no chat template, or the template rejects them.
         """
         if prompt.messages is not None:
-            return self._template().encode(prompt.messages, self.tokenizer)
+            return self.required_template().encode(prompt.messages, self.tokenizer)
         text = prompt.text or ""
         # A model trained here saw texts with no token before them.
         ids = self.tokenizer.encode_as_prompt(text) if self.is_imported else self.tokenizer.encode(text)
@@ -107,7 +107,8 @@ class RunText:
             )
         return found
 
-    def _template(self) -> ChatTemplate:
+    def required_template(self) -> ChatTemplate:
+        """Return the chat template; ChatError where the run has none."""
         if self.template is None:
             raise ChatError(
                 f"{self.folder} has no chat template, which a model that was tuned for conversations brings; "

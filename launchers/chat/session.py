@@ -1,0 +1,135 @@
+"""One conversation with a model: its history, its settings, and the questions that are put. No torch."""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Final
+
+from trimaran.launchers.chat.asking import Answer, Asker, Show
+from trimaran.runtime.infer.chat import MARKS
+from trimaran.runtime.infer.dialogue import Dialogue, Exchange, encoder_of, fit, written_after
+from trimaran.runtime.infer.modes import Mode, did_you_mean
+from trimaran.runtime.infer.sampling_params import SamplingParams
+
+SETTINGS: Final = tuple(each.name for each in fields(SamplingParams) if each.name not in ("stop_tokens", "context"))
+"""Names that /set knows."""
+INTERRUPTED: Final = "interrupted"
+
+
+@dataclass
+class Turn:
+    """One answer of a session and what it took: several answers where a text went in passages."""
+
+    answers: list[Answer] = field(default_factory=list)
+
+
+class Session:
+    """A conversation with a model.
+
+    Args:
+        stops: strings that end an answer.
+        note: called with sentences for the user.
+    """
+
+    def __init__(
+        self,
+        asker: Asker,
+        mode: Mode,
+        sampling: SamplingParams,
+        stops: Sequence[str],
+        system: str | None,
+        note: Callable[[str], None],
+    ) -> None:
+        self.asker, self.mode, self.sampling = asker, mode, sampling
+        self.dialogue, self.identity = Dialogue(system), uuid.uuid4().hex
+        self.turns: list[Turn] = []
+        self._stops, self._note, self._retries = tuple(stops), note, 0
+        self._is_plain = mode.name == "continue"
+        if not mode.is_by_passages:
+            self._encode = encoder_of(asker.text, is_plain=self._is_plain)  # a missing template is told at the start
+
+    async def ask(self, question: str, show: Show) -> str:
+        """Put a question and show the answer as it comes; return why it ended.
+
+        Where the task is cancelled, the answer is kept as far as it got, and the end is INTERRUPTED. An answer that
+        was cancelled before it began, or that failed, leaves the conversation as it was.
+
+        Raises:
+            TooLongError: the context has no room for the question.
+            AnswerError: the ranks can't answer it.
+            BackendGoneError: they have ended.
+        """
+        self._retries = 0
+        return await self._ask(self.dialogue, question, show)
+
+    async def retry(self, show: Show) -> str:
+        """Put the last question again, for another answer in the place of the last; as `ask` otherwise."""
+        before = self.dialogue.undone()
+        self._retries += 1
+        return await self._ask(before, self.dialogue.exchanges[-1].question, show)
+
+    async def _ask(self, before: Dialogue, question: str, show: Show) -> str:
+        turn = Turn()
+        self.turns.append(turn)
+        try:
+            if self.mode.is_by_passages:
+                after, finish = await self._by_passages(turn, before, question, show)
+            else:
+                after, finish = await self._in_dialogue(turn, before, question, show)
+        except BaseException:
+            self.turns.remove(turn)
+            raise
+        if finish != INTERRUPTED or after.exchanges[-1].answer:
+            self.dialogue = after
+        return finish
+
+    async def _in_dialogue(self, turn: Turn, before: Dialogue, question: str, show: Show) -> tuple[Dialogue, str]:
+        backend, text = self.asker.backend, self.asker.text
+        asked = fit(before, question, self._encode, backend.context, self.sampling.max_new_tokens)
+        if asked.note:
+            self._note(asked.note)
+        answer = Answer(len(asked.tokens))
+        turn.answers.append(answer)
+        try:
+            await self.asker.ask(answer, asked.tokens, self.sampling, self._stops, self._retries, show)
+        except asyncio.CancelledError:
+            answer.finish = INTERRUPTED
+        # A stop string cuts the text off from its last tokens, and marks of `marked_message` can't be told again.
+        told = MARKS.sub("\ufffd", answer.text)
+        is_whole = answer.finish != "stop_string" and told == answer.text
+        drawn = tuple(answer.drawn)
+        written = written_after(asked, told, drawn, text, is_plain=self._is_plain) if is_whole else None
+        return asked.dialogue.answered(Exchange(question, told, written)), answer.finish or ""
+
+    async def _by_passages(self, turn: Turn, before: Dialogue, question: str, show: Show) -> tuple[Dialogue, str]:
+        shown: list[str] = []
+
+        def take(piece: str) -> None:
+            shown.append(piece)
+            show(piece)
+
+        finish = INTERRUPTED
+        try:
+            found = await self.asker.ask_in_passages(
+                turn.answers, self.mode, question, self.sampling, self._stops, before.system, take, self._note
+            )
+            if not shown:
+                show(found)
+            finish = next((each.finish for each in turn.answers if each.finish != "stop_token"), "") or ""
+        except asyncio.CancelledError:
+            found = "".join(shown)
+        return before.answered(Exchange(question, found)), finish
+
+    def set(self, name: str, value: str) -> None:
+        """Change a setting of sampling; ValueError for an unknown one (the nearest is told) or a wrong value."""
+        name = name.replace("-", "_")
+        if name not in SETTINGS:
+            known = f"there is no setting {name} among {', '.join(SETTINGS)}"
+            raise ValueError(known + did_you_mean(name, SETTINGS))
+        kind = type(getattr(self.sampling, name))
+        try:
+            number = kind(value)
+        except ValueError:
+            raise ValueError(f"{name} must be {'a whole number' if kind is int else 'a number'}; got {value}") from None
+        self.sampling = replace(self.sampling, **{name: number})

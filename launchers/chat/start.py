@@ -1,0 +1,93 @@
+"""A conversation from its options to its end: what is wrong is told before the ranks start. No torch."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimaran.launchers.chat.asking import Asker
+from trimaran.launchers.chat.commands import COMMANDS, KEYS
+from trimaran.launchers.chat.loop import converse
+from trimaran.launchers.chat.session import Session
+from trimaran.launchers.chat.terminal import Answers, PipeReader, Reader, TerminalReader
+from trimaran.launchers.env.exit_codes import Stopped
+from trimaran.launchers.terminal import say
+from trimaran.runtime.infer.batching.messages import Backend
+from trimaran.runtime.infer.modes import Mode, prompt_in_mode
+from trimaran.runtime.infer.prompts import RunText
+from trimaran.runtime.infer.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is asked for on the command line.
+
+    Args:
+        run: its folder.
+        stops: strings that end an answer.
+        folder: of saved conversations.
+    """
+
+    run: Path
+    mode: Mode
+    sampling: SamplingParams
+    stops: tuple[str, ...]
+    system: str | None
+    folder: Path
+
+
+async def hold(asked: Conversation, start: Callable[[], AbstractAsyncContextManager[Backend]]) -> int:
+    """Hold a conversation in the terminal or through pipes; return the exit code.
+
+    Args:
+        start: starts the ranks, which end with the context.
+
+    Raises:
+        ValueError: the model can't do what is asked; a sentence.
+        Stopped: a signal came, or the reader of the answers is gone.
+    """
+    text = RunText.open(asked.run)
+    is_plain = asked.mode.name == "continue"
+    prompt_in_mode(asked.mode, "", has_template=text.template is not None, system=None if is_plain else asked.system)
+    reader: Reader = TerminalReader(list(COMMANDS)) if sys.stdin.isatty() else PipeReader(sys.stdin.fileno())
+    with _stopping():
+        async with start() as backend:
+            asker = Asker(backend, text)
+            session = Session(asker, asked.mode, asked.sampling, asked.stops, asked.system, say)
+            if reader.is_terminal:
+                say(KEYS)
+                say("/help names the commands.")
+            return await converse(session, reader, Answers(), asked.folder)
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Have signals end the block like an error, so that the ranks end too.
+
+    Raises Stopped where one came.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    came: list[signal.Signals] = []
+
+    def stop(number: signal.Signals) -> None:
+        came.append(number)
+        task.cancel()
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    formers = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not came:
+            raise
+        raise Stopped(came[0]) from None
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, formers[number])
