@@ -1,0 +1,154 @@
+// Where conversations are kept: the browser's database, and a channel on which the tabs tell each other of changes.
+import { newId, titleOf } from "./records.js";
+
+const NAME = "trimaran";
+const RECORDS = "conversations";
+
+function asPromise(request) {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+function openDatabase() {
+  const request = indexedDB.open(NAME, 1);
+  request.onupgradeneeded = () => request.result.createObjectStore(RECORDS, { keyPath: "id" });
+  request.onblocked = () => request.onerror?.();
+  return asPromise(request);
+}
+
+/** Return a sentence for what a browser says when it can't keep something. */
+export function storageProblem(error) {
+  if (error?.name === "QuotaExceededError")
+    return "The browser has no room for more conversations. What is new here is not kept: export it, or delete others.";
+  return `The browser can't keep conversations (${error?.message || "it does not say why"}). Export what shall stay.`;
+}
+
+/** Conversations in IndexedDB. Every change checks, in one transaction, that no other tab was there first. */
+class Database {
+  constructor(database) {
+    this.database = database;
+  }
+
+  records(mode) {
+    return this.database.transaction(RECORDS, mode).objectStore(RECORDS);
+  }
+
+  all() {
+    return asPromise(this.records("readonly").getAll());
+  }
+
+  get(id) {
+    return asPromise(this.records("readonly").get(id));
+  }
+
+  remove(id) {
+    return asPromise(this.records("readwrite").delete(id));
+  }
+
+  /** Store the record if what is stored has the revision `record.revision`; returns whether it was so. */
+  put(record) {
+    return new Promise((resolve, reject) => {
+      const transaction = this.database.transaction(RECORDS, "readwrite");
+      const records = transaction.objectStore(RECORDS);
+      let isFirst = false;
+      const stored = records.get(record.id);
+      stored.onsuccess = () => {
+        isFirst = (stored.result?.revision ?? 0) === record.revision;
+        if (isFirst) records.put({ ...record, revision: record.revision + 1 });
+      };
+      transaction.oncomplete = () => resolve(isFirst);
+      transaction.onabort = () => reject(transaction.error);
+    });
+  }
+}
+
+/** Conversations of this page alone, where the browser keeps nothing. */
+class Memory {
+  constructor() {
+    this.records = new Map();
+  }
+
+  async all() {
+    return [...this.records.values()];
+  }
+
+  async get(id) {
+    return this.records.get(id);
+  }
+
+  async remove(id) {
+    this.records.delete(id);
+  }
+
+  async put(record) {
+    this.records.set(record.id, structuredClone({ ...record, revision: record.revision + 1 }));
+    return true;
+  }
+}
+
+/** All conversations of this browser. Listeners get `{kind, id}` of what other tabs do. */
+export class Store {
+  constructor(records, problem) {
+    this.records = records;
+    this.problem = problem;
+    this.writes = Promise.resolve();
+    this.channel = new BroadcastChannel(NAME);
+  }
+
+  /** Open the database; where the browser has none, `problem` says so and conversations live as long as the page. */
+  static async open() {
+    try {
+      return new Store(new Database(await openDatabase()), "");
+    } catch (error) {
+      return new Store(new Memory(), storageProblem(error));
+    }
+  }
+
+  listen(listener) {
+    this.channel.onmessage = ({ data }) => listener(data);
+  }
+
+  tell(kind, id) {
+    this.channel.postMessage({ kind, id });
+  }
+
+  /** Return all conversations, the latest first. */
+  async all() {
+    return (await this.records.all()).sort((one, other) => other.updated - one.updated);
+  }
+
+  get(id) {
+    return this.records.get(id);
+  }
+
+  async remove(id) {
+    await this.records.remove(id);
+    this.tell("removed", id);
+  }
+
+  /**
+   * Store a conversation as it is now, after what is being stored already.
+   *
+   * Where another tab changed or deleted the stored one meanwhile, that stays as it is, and this one becomes a copy
+   * with an id of its own; returns whether that was so.
+   */
+  save(conversation) {
+    const write = this.writes.then(async () => {
+      if (await this.records.put(conversation)) {
+        conversation.revision++;
+        this.tell("changed", conversation.id);
+        return false;
+      }
+      conversation.title = `${titleOf(conversation)} (copy)`;
+      Object.assign(conversation, { id: newId(), isNamed: true, revision: 0 });
+      await this.records.put(conversation);
+      conversation.revision++;
+      this.tell("changed", conversation.id);
+      return true;
+    });
+    this.writes = write.catch(() => {});
+    return write;
+  }
+}
