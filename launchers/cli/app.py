@@ -19,6 +19,7 @@ from trimaran.launchers.cli.planning.schedules import schedules
 from trimaran.launchers.cli.prepare import data, prepare
 from trimaran.launchers.cli.report import report
 from trimaran.launchers.cli.score import score
+from trimaran.launchers.cli.serve import serve
 from trimaran.launchers.cli.train import train
 from trimaran.launchers.cli.tune import tune
 from trimaran.launchers.env.exit_codes import exit_code_after
@@ -27,6 +28,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(generate)
 app.command()(evaluate)
 app.command()(score)
+app.command()(serve)
 app.command()(models)
 app.command()(coordinate_check)
 app.command()(status)

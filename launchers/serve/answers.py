@@ -5,6 +5,7 @@ import itertools
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from trimaran.launchers.serve.errors import ApiError, wrong
 from trimaran.launchers.serve.openai import ChatRequest, CompletionRequest
@@ -44,6 +45,24 @@ class Piece:
     text: str
     scored: tuple[Scored, ...] = ()
     finish: str | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Numbers of tokens: of the prompts, of them not computed again, and of what was written."""
+
+    prompt: int
+    cached: int
+    new: int
+
+    def record(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.new,
+            "total_tokens": self.prompt + self.new,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
 
 
 @dataclass(frozen=True)

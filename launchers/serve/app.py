@@ -18,13 +18,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from trimaran.launchers.serve.answers import Choice, Piece, Plan, Planner, choices_of
+from trimaran.launchers.serve.answers import Choice, Piece, Plan, Planner, Usage, choices_of
 from trimaran.launchers.serve.errors import ApiError, json_bytes
 from trimaran.launchers.serve.limits import BodyReader, Gate, Limits
 from trimaran.launchers.serve.metrics import CONTENT_TYPE, Metrics
 from trimaran.launchers.serve.openai import ChatRequest, CompletionRequest, parse_request
-from trimaran.launchers.serve.replies import PING, Reply, Usage, error_event
+from trimaran.launchers.serve.replies import PING, Reply, error_event
 from trimaran.launchers.serve.security import App, Guard, Receive, Send
+from trimaran.launchers.serve.state import State
 from trimaran.launchers.serve.token_text import TokenText
 from trimaran.launchers.serve.work import ClientGoneError, Writing, watched
 from trimaran.runtime.infer.batching.messages import Backend, BackendGoneError
@@ -70,20 +71,13 @@ class ServeOptions:
 
 
 class Service:
-    """What the endpoints share.
-
-    Attributes:
-        is_draining: whether only what runs goes on.
-        gone: why there are no ranks any more; None while there are.
-    """
+    """What the endpoints share."""
 
     def __init__(self, backend: Backend, text: RunText, options: ServeOptions) -> None:
         self.backend, self.text, self.options = backend, text, options
         self.gate = Gate(backend.slots, options.limits.max_queue)
         self.metrics, self.bodies = Metrics(), BodyReader(options.limits)
-        self.is_draining, self.gone = False, asyncio.Event()
-        self.gone_because = ""
-        self.running = 0
+        self.state = State()
         self.created = int(time.time())
         self.tokens = TokenText(text.tokenizer)
         # Encoding changes a tokenizer for a moment, and takes long for long texts: it has one of its own, in a thread.
@@ -106,18 +100,6 @@ class Service:
             )
         plan = self._planner.chat(request) if isinstance(request, ChatRequest) else self._planner.completion(request)
         return request, plan
-
-    def check_open(self) -> None:
-        """Raise ApiError where no request is taken any more."""
-        if self.gone.is_set():
-            raise ApiError(503, f"the model's ranks have ended: {self.gone_because}", code="backend_gone")
-        if self.is_draining:
-            raise ApiError(
-                503,
-                "this server is about to stop",
-                code="draining",
-                headers={"retry-after": "10", "connection": "close"},
-            )
 
     def close(self) -> None:
         """End the thread that encodes."""
@@ -149,7 +131,7 @@ def serve_app(backend: Backend, text: RunText, options: ServeOptions) -> Starlet
         return _json(_model(service))
 
     async def health(request: Request) -> Response:
-        status = "gone" if service.gone.is_set() else "draining" if service.is_draining else "ok"
+        status = service.state.status
         return _json({"status": status}, 200 if status == "ok" else 503)
 
     async def metrics(request: Request) -> Response:
@@ -189,14 +171,14 @@ async def _answer(service: Service, request: Request, record: type[ChatRequest] 
     endpoint = "chat" if record is ChatRequest else "completions"
     outcomes = service.metrics.requests
     try:
-        service.check_open()
+        service.state.check_open()
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != _JSON:
             raise ApiError(415, f"the Content-Type must be {_JSON}; it is {kind[:100]!r}")
         body = await service.bodies.read(request.headers.get("content-length"), request.stream())
         start_s = time.monotonic()
         parsed, plan = await service.plan(body, record)
-        service.check_open()
+        service.state.check_open()
     except ClientDisconnect:
         outcomes[endpoint, "disconnected"] += 1
         return Response(status_code=400)
@@ -226,7 +208,7 @@ class _Answer(Response):
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         service, outcome = self._service, "failed"
         stream = _EventStream(send, self._reply.start())
-        service.running += 1
+        service.state.running += 1
         try:
             with service.gate.enter(len(self._plan.requests)) as places:
                 writing = Writing(service.backend, self._choices(), service.metrics, places, self._start_s)
@@ -237,14 +219,13 @@ class _Answer(Response):
         except ClientGoneError:
             outcome = "disconnected"
         except BackendGoneError as error:
-            service.gone_because = str(error)
-            service.gone.set()
+            service.state.has_gone(str(error))
             await self._fail(ApiError(503, f"the model's ranks have ended: {error}"), stream, scope, receive, send)
         except ApiError as error:
             outcome = {429: "full", 504: "timed_out"}.get(error.status, "failed")
             await self._fail(error, stream, scope, receive, send)
         finally:
-            service.running -= 1
+            service.state.running -= 1
             service.metrics.requests[self._endpoint, outcome] += 1
 
     def _choices(self) -> list[Choice]:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from trimaran.launchers.serve.start import SOCKET, Wish, read_failure, write_wish
+from trimaran.launchers.serve.wish import SOCKET, Wish, read_failure, write_wish
 from trimaran.runtime.files import read_text
 from trimaran.runtime.infer.batching.messages import (
     BackendGoneError,
@@ -151,6 +151,13 @@ class RankBackend:
                     return
         finally:
             await self._drop(text)
+
+    async def ended(self) -> BackendGoneError:
+        """Wait until the ranks have ended; return why."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._gone is not None)
+        assert self._gone is not None
+        return self._gone
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Let what runs go on for at most that many seconds, then end the ranks. May be called again."""

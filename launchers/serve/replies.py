@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from trimaran.launchers.serve.answers import Piece, Scored
+from trimaran.launchers.serve.answers import Piece, Scored, Usage
 from trimaran.launchers.serve.errors import ApiError, json_bytes
 from trimaran.launchers.serve.token_text import TokenText
 
@@ -14,24 +14,6 @@ LEAST_LOGPROB: Final = -9999.0
 """Stands for minus infinity, which JSON has not, as in OpenAI's API."""
 DONE: Final = b"data: [DONE]\n\n"
 PING: Final = b": still here\n\n"
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Numbers of tokens: of the prompts, of them not computed again, and of what was written."""
-
-    prompt: int
-    cached: int
-    new: int
-
-    def record(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.new,
-            "total_tokens": self.prompt + self.new,
-            "prompt_tokens_details": {"cached_tokens": self.cached},
-        }
 
 
 @dataclass(frozen=True)

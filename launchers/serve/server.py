@@ -9,16 +9,15 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import uvicorn
-from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from trimaran.launchers.serve.app import Service
 from trimaran.launchers.serve.limits import Limits
+from trimaran.launchers.serve.security import App
+from trimaran.launchers.serve.state import State
 
-_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 _POLL_S = 0.05
 _LAST_S = 5  # for connections that are open when nothing runs any more
 _LEAST_READ = 16 << 10  # bytes of its answer that a client must read in `stall_s`
@@ -113,13 +112,16 @@ class Running:
 
     Args:
         listener: a bound socket.
+        asked: numbers of signals to stop, which `stop` adds to.
     """
 
-    def __init__(self, app: Starlette, listener: socket.socket, limits: Limits) -> None:
-        self._service: Service = app.state.service
+    def __init__(
+        self, app: App, state: State, listener: socket.socket, limits: Limits, asked: "asyncio.Queue[int] | None" = None
+    ) -> None:
+        self._state = state
         self._listener, self._limits = listener, limits
         config = uvicorn.Config(
-            app,
+            cast(Any, app),
             loop="asyncio",
             http=cast("type[asyncio.Protocol]", partial(BoundedConnection, limits)),
             ws="none",
@@ -134,7 +136,7 @@ class Running:
             h11_max_incomplete_event_size=limits.head_bytes,
         )
         self._server = _Server(config)
-        self._asked: asyncio.Queue[int] = asyncio.Queue()
+        self._asked: asyncio.Queue[int] = asyncio.Queue() if asked is None else asked
 
     @property
     def has_started(self) -> bool:
@@ -144,18 +146,6 @@ class Running:
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Let what runs finish, then end; asked twice, end at once. For the thread of the event loop."""
         self._asked.put_nowait(number)
-
-    @contextmanager
-    def stopped_by_signals(self) -> Iterator[None]:
-        """Have SIGTERM and SIGINT call `stop` in the block. For the main thread."""
-        loop = asyncio.get_running_loop()
-        for number in _STOPPING:
-            loop.add_signal_handler(number, self.stop, number)
-        try:
-            yield
-        finally:
-            for number in _STOPPING:
-                loop.remove_signal_handler(number)
 
     async def serve(self, ready: Callable[[], None], draining: Callable[[int], None]) -> int:
         """Serve until `stop`, or until the backend has no ranks; return the number of a second signal, else 0.
@@ -169,15 +159,14 @@ class Running:
             while not self._server.started and not serving.done():
                 await asyncio.sleep(_POLL_S)
             ready()
-            await self._first_of(self._asked.get(), self._service.gone.wait(), serving)
-            self._service.is_draining = True
-            draining(self._service.running)
+            await self._first_of(self._asked.get(), self._state.gone.wait(), serving)
+            self._state.is_draining = True
+            draining(self._state.running)
             second = await self._finish()
             self._server.should_exit, self._server.force_exit = True, second != 0
             await serving
             return second
         finally:
-            self._service.close()
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
 
@@ -185,7 +174,7 @@ class Running:
         """Wait until nothing runs, the time for it is up, or a second signal, whose number is returned."""
         try:
             async with asyncio.timeout(self._limits.drain_s):
-                while self._service.running:
+                while self._state.running:
                     await asyncio.sleep(_POLL_S)
                     if not self._asked.empty():
                         return self._asked.get_nowait()

@@ -4,67 +4,16 @@ It ends, and its ranks with it, when the standard input is closed: the talker th
 it ended. Why it failed is written to a file of the folder.
 """
 
-import json
 import os
 import signal
 import sys
 import threading
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
 
 from trimaran.launchers.env.exit_codes import Stopped, exit_code_after
+from trimaran.launchers.serve.wish import SOCKET, StartFailure, read_wish, write_failure
 from trimaran.launchers.terminal import is_for_users, sentence
-from trimaran.runtime.files import read_json, write_text
-
-WISH: Final = "wish.json"
-FAILURE: Final = "failure.json"
-SOCKET: Final = "ranks.socket"
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What shall be served, and how.
-
-    Args:
-        model: a run's folder, a checkpoint, or the folder of a Hugging Face model.
-        slots: texts that each dp replica continues at the same time.
-        context: most tokens of a prompt and its continuation; None for the model's.
-        logs: where ranks keep their output; None for beside the socket.
-    """
-
-    model: str
-    tp: int
-    pp: int
-    dp: int
-    slots: int
-    context: int | None
-    logs: str | None
-
-
-@dataclass(frozen=True)
-class StartFailure:
-    """Why the ranks have ended.
-
-    Args:
-        is_wrong_value: whether the wish can't be fulfilled, and nothing has begun.
-    """
-
-    message: str
-    is_wrong_value: bool = False
-
-
-def write_wish(folder: Path, wish: Wish) -> None:
-    """Write what `main` reads."""
-    write_text(folder / WISH, json.dumps(asdict(wish)))
-
-
-def read_failure(folder: Path) -> StartFailure | None:
-    """Return why the ranks have ended; None where they have not said."""
-    try:
-        return StartFailure(**read_json(folder / FAILURE))
-    except (OSError, ValueError, TypeError):
-        return None
+from trimaran.runtime.files import write_text
 
 
 def main() -> int:
@@ -81,7 +30,7 @@ def main() -> int:
     except Exception as error:
         message = sentence(error) if is_for_users(error) else f"{type(error).__name__}: {error}"
         failure = StartFailure(message, is_wrong_value=not has_begun and is_for_users(error))
-        write_text(folder / FAILURE, json.dumps(asdict(failure)))
+        write_failure(folder, failure)
         if not is_for_users(error):
             raise
         return 2 if failure.is_wrong_value else 1
@@ -94,7 +43,7 @@ def _prepare(folder: Path) -> Path:
     from trimaran.runtime.evaluate.engine.weights import open_model
     from trimaran.runtime.spec import dump_spec
 
-    wish = Wish(**read_json(folder / WISH))
+    wish = read_wish(folder)
     model = open_model(Path(wish.model), tp=wish.tp, pp=wish.pp, dp=wish.dp)
     write_text(folder / "spec.yaml", dump_spec(model.spec))
     task = ServeTask(
@@ -118,7 +67,7 @@ def _run(folder: Path, task: Path) -> None:
     if spec.world_size == 1:
         run_alone(read_task(task))
         return
-    logs = Wish(**read_json(folder / WISH)).logs
+    logs = read_wish(folder).logs
     launch(LocalRun(spec, task, folder / "logs" if logs is None else Path(logs)))
 
 

@@ -6,11 +6,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import cast
 
-from trimaran.launchers.serve.answers import Choice, Piece
+from trimaran.launchers.serve.answers import Choice, Piece, Usage
 from trimaran.launchers.serve.errors import ApiError
 from trimaran.launchers.serve.limits import Places, Receive, until_gone
 from trimaran.launchers.serve.metrics import Metrics
-from trimaran.launchers.serve.replies import Usage
 from trimaran.runtime.infer.batching.messages import Backend, BackendGoneError, Event, NewToken, PromptScores
 
 Emit = Callable[[int, Piece], Awaitable[None]]

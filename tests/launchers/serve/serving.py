@@ -79,9 +79,10 @@ def served(
     async def run() -> None:
         loop, backend = asyncio.get_running_loop(), make_backend()
         app = serve_app(backend, text, options)
-        running = Running(app, listener, options.limits)
+        running = Running(app, app.state.service.state, listener, options.limits)
         found.append((loop, backend, app.state.service, running))
         code.append(await running.serve(started.set, lambda count: None))
+        app.state.service.close()
 
     thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
     thread.start()
