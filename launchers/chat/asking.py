@@ -90,7 +90,7 @@ class Asker:
                 async for event in cast("AsyncIterator[Event]", events):
                     if isinstance(event, PromptScores):
                         answer.cached = event.cached
-                    elif isinstance(event, NewToken):
+                    elif isinstance(event, NewToken) and event.token not in sampling.stop_tokens:
                         answer.last_token_s = time.monotonic() - begun
                         answer.first_token_s = answer.first_token_s or answer.last_token_s
                         answer.drawn.append(event.token)

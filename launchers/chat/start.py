@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trimaran.launchers.chat.asking import Asker
@@ -50,13 +50,16 @@ async def hold(asked: Conversation, start: Callable[[], AbstractAsyncContextMana
         Stopped: a signal came, or the reader of the answers is gone.
     """
     text = RunText.open(asked.run)
+    stops = tuple(token for token in text.stop_tokens if token < text.tokenizer.vocab_size)
     is_plain = asked.mode.name == "continue"
     prompt_in_mode(asked.mode, "", has_template=text.template is not None, system=None if is_plain else asked.system)
     reader: Reader = TerminalReader(list(COMMANDS)) if sys.stdin.isatty() else PipeReader(sys.stdin.fileno())
-    with _stopping():
+    with stopping():
         async with start() as backend:
             asker = Asker(backend, text)
-            session = Session(asker, asked.mode, asked.sampling, asked.stops, asked.system, say)
+            session = Session(
+                asker, asked.mode, replace(asked.sampling, stop_tokens=stops), asked.stops, asked.system, say
+            )
             if reader.is_terminal:
                 say(KEYS)
                 say("/help names the commands.")
@@ -64,7 +67,7 @@ async def hold(asked: Conversation, start: Callable[[], AbstractAsyncContextMana
 
 
 @contextmanager
-def _stopping() -> Iterator[None]:
+def stopping() -> Iterator[None]:
     """Have signals end the block like an error, so that the ranks end too.
 
     Raises Stopped where one came.

@@ -1,7 +1,6 @@
 """Where questions come from and answers go: a terminal by prompt_toolkit, or pipes, where each line is a turn."""
 
 import asyncio
-import concurrent.futures
 import os
 import signal
 import sys
@@ -46,7 +45,8 @@ class PipeReader:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._lines: asyncio.Queue[str | Exception] = asyncio.Queue(_MOST_WAITING)
+        self._lines: asyncio.Queue[str | Exception] = asyncio.Queue()
+        self._places = threading.Semaphore(_MOST_WAITING)
         self._begun = False
 
     async def read(self) -> str:
@@ -56,18 +56,19 @@ class PipeReader:
             loop = asyncio.get_running_loop()
 
             def put(found: str | Exception) -> None:
-                asyncio.run_coroutine_threadsafe(self._lines.put(found), loop).result()
+                self._places.acquire()
+                loop.call_soon_threadsafe(self._lines.put_nowait, found)
 
             # A daemon: a read that never ends must not keep the command.
             threading.Thread(target=self._run, args=(put,), daemon=True).start()
         found = await self._lines.get()
+        self._places.release()
         if isinstance(found, Exception):
             raise found
         return found
 
     def _run(self, put: Callable[[str | Exception], None]) -> None:
-        # RuntimeError, CancelledError: the conversation has ended meanwhile.
-        with suppress(RuntimeError, concurrent.futures.CancelledError):
+        with suppress(RuntimeError):  # the conversation has ended meanwhile
             try:
                 self._pass_on(put)
             except OSError as error:

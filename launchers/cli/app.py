@@ -5,6 +5,7 @@ from signal import SIGINT
 
 import typer
 
+from trimaran.launchers.cli.chat import chat
 from trimaran.launchers.cli.convert import export, import_
 from trimaran.launchers.cli.evaluate import evaluate
 from trimaran.launchers.cli.generate import generate
@@ -26,6 +27,7 @@ from trimaran.launchers.env.exit_codes import exit_code_after
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command()(generate)
+app.command()(chat)
 app.command()(evaluate)
 app.command()(score)
 app.command()(serve)

@@ -3,16 +3,20 @@
 Imports no torch.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from signal import SIGINT, SIGPIPE
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
 from trimaran.launchers.terminal import OUTPUT, is_for_users, say, say_error
+
+if TYPE_CHECKING:
+    from trimaran.runtime.infer.batching.messages import Backend
+    from trimaran.runtime.infer.modes import Mode
 
 
 def path(text: str) -> Path:
@@ -65,6 +69,24 @@ def errors_as_sentences() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+@asynccontextmanager
+async def ranks_of(checkpoint: Path, mode: "Mode", *, tp: int, pp: int) -> "AsyncIterator[Backend]":
+    """Start the ranks of a checkpoint for texts in a mode; they end with the context.
+
+    Raises:
+        ValueError: the model can't be cut like that.
+        BackendGoneError: the ranks have failed.
+    """
+    from trimaran.launchers.serve.ranks import RankBackend
+
+    backend = await RankBackend.start(checkpoint, tp=tp, pp=pp, slots=_PASSAGES if mode.is_by_passages else 1)
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+_PASSAGES = 8  # of one text, that are continued at the same time
 _RUN_FILES = ("spec.yaml", "submitted.yaml", "metrics.jsonl", "slurm.json", "checkpoints")
 
 

@@ -116,7 +116,7 @@ def fit(dialogue: Dialogue, question: str, encode: Encode, context: int, answer_
     Raises:
         TooLongError: the question and the system message alone fill the context.
     """
-    room = context - min(answer_tokens, context // 2)
+    room = context - max(1, min(answer_tokens, context // 2))
     prompt, remembered = encode(dialogue, question), len(dialogue.remembered)
     if len(prompt.tokens) <= room or (not remembered and len(prompt.tokens) < context):
         return Turn(dialogue, prompt.tokens, prompt.text)

@@ -66,6 +66,8 @@ class FakeBackend:
                 drawn.append(token)
                 yield NewToken(request.id, token)
             whole = len(drawn) == len(self.answer(request))
+            if whole:  # as ranks do, which draw it like any other
+                yield NewToken(request.id, request.sampling.stop_tokens[0])
             yield Finished(request.id, "stop_token" if whole else "length")
         finally:
             self.running -= 1

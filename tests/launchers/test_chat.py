@@ -24,6 +24,7 @@ from trimaran.runtime.infer.modes import ANSWER, CONTINUE, Mode
 from trimaran.runtime.infer.sampling_params import SamplingParams
 
 TEXT, PLAIN = text_of(CHATML), text_of(None)
+END = TEXT.tokenizer.id_of("<|im_end|>") or 0
 
 
 def says(text: str) -> Callable[[Request], Sequence[int]]:
@@ -36,7 +37,7 @@ class Talk:
 
     def __init__(self, backend: FakeBackend, mode: Mode = ANSWER, system: str | None = None, **sampling: Any) -> None:
         self.backend, self.shown, self.notes = backend, list[str](), list[str]()
-        params = SamplingParams(**{"max_new_tokens": 50, "context": "stop", **sampling})
+        params = SamplingParams(**{"max_new_tokens": 50, "context": "stop", "stop_tokens": (END,), **sampling})
         text = PLAIN if mode == CONTINUE else TEXT
         self.session = Session(Asker(backend, text), mode, params, (), system, self.notes.append)
 
@@ -175,7 +176,7 @@ def test_settings_are_shown_changed_and_checked() -> None:
     assert (talk.session.sampling.temperature, talk.session.sampling.max_new_tokens) == (0.25, 7)
     assert "temperature 0.25\n" in talk.command("/set")
     for line, words in {
-        "/set temprature 1": "seed; did you mean temperature?",
+        "/set temprature 1": "frequency_penalty; did you mean temperature?",
         "/set top_k x": "top_k must be a whole number; got x",
         "/set top_p 2": "top_p (2.0) must be above 0",
         "/set seed": "/set seed needs a value",
