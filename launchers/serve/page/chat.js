@@ -300,7 +300,7 @@ export class Chat {
   /** Keep what came of the answers, for the page is about to go. */
   leave() {
     for (const run of this.runs) {
-      this.save(run.conversation);
+      this.store.keepLeft(run.conversation, run.message);
       this.store.tell("ended", run.conversation.id);
     }
   }

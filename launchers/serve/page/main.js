@@ -4,7 +4,7 @@ import { Chat } from "./chat.js";
 import { exportAll, exportOne, importFile } from "./files.js";
 import { Settings, showSettings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
-import { Store } from "./store.js";
+import { Store, storageProblem } from "./store.js";
 
 function fitPrompt() {
   const prompt = byId("prompt");
@@ -94,6 +94,7 @@ async function start() {
   window.addEventListener("pagehide", () => chat.leave());
   window.addEventListener("storage", () => settings.read());
   if (store.problem) notify(store.problem, { isError: true });
+  await store.takeLeft().catch((error) => notify(storageProblem(error), { isError: true }));
   await chat.reopen();
   await Promise.all([sidebar.show(), chat.loadModels()]);
   document.documentElement.dataset.ready = "";

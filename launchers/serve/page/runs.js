@@ -34,7 +34,7 @@ export class Run {
     this.listener = listener;
     this.aborter = new AbortController();
     this.reader = new SentenceReader();
-    this.savedAt = 0;
+    this.timer = 0;
   }
 
   stop() {
@@ -52,6 +52,7 @@ export class Run {
     } catch (error) {
       failure = this.fail(error);
     }
+    clearTimeout(this.timer);
     if (this.message.firstMs === undefined) this.message.totalMs = performance.now() - started;
     this.listener.ended(this, failure);
   }
@@ -67,10 +68,10 @@ export class Run {
     if (usage) message.usage = usage;
     if (citations.length) message.citations = citations;
     this.listener.changed(this);
-    if (elapsedMs - this.savedAt > SAVE_EVERY_MS) {
-      this.savedAt = elapsedMs;
+    this.timer ||= setTimeout(() => {
+      this.timer = 0;
       this.listener.save(this);
-    }
+    }, SAVE_EVERY_MS);
   }
 
   fail(error) {

@@ -3,6 +3,7 @@ import { newId, titleOf } from "./records.js";
 
 const NAME = "trimaran";
 const RECORDS = "conversations";
+const LEFT = "trimaran.left."; // and a conversation's id: an answer that was arriving when its page went
 
 function asPromise(request) {
   return new Promise((resolve, reject) => {
@@ -150,5 +151,32 @@ export class Store {
     });
     this.writes = write.catch(() => {});
     return write;
+  }
+
+  /** Keep what came of an answer while the page goes, when the database would answer too late. */
+  keepLeft({ id }, message) {
+    try {
+      localStorage.setItem(LEFT + id, JSON.stringify({ message: message.id, text: message.text }));
+    } catch {
+      // no room: what was stored of the answer a moment ago is what stays
+    }
+  }
+
+  /** Put what `keepLeft` kept in pages that are gone into their conversations. */
+  async takeLeft() {
+    for (const key of Object.keys(window.localStorage ?? {}).filter((each) => each.startsWith(LEFT))) {
+      let left = null;
+      try {
+        left = JSON.parse(localStorage.getItem(key));
+      } catch {
+        // not ours
+      }
+      localStorage.removeItem(key);
+      const conversation = await this.get(key.slice(LEFT.length));
+      const message = conversation?.messages.find((each) => each.id === left?.message);
+      if (!message || !["running", "left"].includes(message.state) || !left.text?.startsWith(message.text)) continue;
+      Object.assign(message, { text: left.text, state: "left" });
+      await this.save(conversation);
+    }
   }
 }

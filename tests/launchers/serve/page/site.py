@@ -51,7 +51,9 @@ class Site:
 
     def __init__(self) -> None:
         self.page = build_page()
-        self.server = uvicorn.Server(uvicorn.Config(self.app(), port=0, log_level="critical", timeout_graceful_shutdown=1))
+        self.server = uvicorn.Server(
+            uvicorn.Config(self.app(), port=0, log_level="critical", timeout_graceful_shutdown=1)
+        )
         self.reset()
 
     def reset(self) -> None:
