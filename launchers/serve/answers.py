@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimaran.launchers.serve.errors import ApiError, wrong
-from trimaran.launchers.serve.openai import ChatRequest, CompletionRequest
+from trimaran.launchers.serve.openai import USUAL_LENGTH, ChatRequest, CompletionRequest
 from trimaran.launchers.serve.token_text import TokenText
 from trimaran.runtime.infer.batching.messages import (
     Event,
@@ -173,7 +173,8 @@ class Planner:
         """Return how many tokens a continuation may have; ApiError where prompt and continuation are too long."""
         room = self._context - num_prompt
         if room >= max(1, asked or 1):
-            return room if asked is None else asked
+            usual = min(room, USUAL_LENGTH) if param == "prompt" else room
+            return usual if asked is None else asked
         needed = f"{num_prompt:,} in the {param}" + ("" if asked is None else f", {asked:,} for the answer")
         raise wrong(
             param,

@@ -16,6 +16,8 @@ from trimaran.runtime.infer.chat import Message
 
 MOST_STOPS: Final = 16
 MOST_TOP_LOGPROBS: Final = 20
+USUAL_LENGTH: Final = 16
+"""Tokens of a completion where the request says nothing, as in OpenAI's API."""
 _LONGEST_STOP = 1000
 _SHOWN = 100
 _IDENTIFYING: Final = frozenset({"user", "safety_identifier", "prompt_cache_key"})
@@ -137,9 +139,9 @@ class CompletionRequest(_Common):
     logprobs: int | None = Field(None, ge=0, le=MOST_TOP_LOGPROBS)
 
     @property
-    def limit(self) -> int:
-        """Most tokens of a continuation."""
-        return 16 if self.max_tokens is None else self.max_tokens
+    def limit(self) -> int | None:
+        """Most tokens of a continuation; None for `USUAL_LENGTH`, or as many as the context takes."""
+        return self.max_tokens
 
     @property
     def num_top(self) -> int | None:
