@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import RunPath, errors_as_sentences, find_checkpoint, path
+from trimaran.launchers.cli.console import RunPath, ToLanguage, errors_as_sentences, find_checkpoint, path
 from trimaran.launchers.terminal import say
 
 _INSTALL = "trimaran serve needs the package {}: pip install 'trimaran[serve]'"
@@ -32,6 +32,11 @@ def serve(
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Longest request.")] = 4 << 20,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 600.0,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that running answers have at SIGTERM.")] = 60.0,
+    mode: Annotated[
+        str,
+        typer.Option(metavar="answer|continue|translate|summarize", help="What becomes of a user's text in a chat."),
+    ] = "answer",
+    to: ToLanguage = None,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree to run at.")] = 1,
     pp: Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree to run at.")] = 1,
     dp: Annotated[int, typer.Option(min=1, help="Replicas of the model, which share the requests.")] = 1,
@@ -49,8 +54,10 @@ def serve(
             if (error.name or "").startswith("trimaran"):
                 raise
             raise ValueError(_INSTALL.format(error.name)) from None
+        from trimaran.runtime.infer.modes import mode_of
         from trimaran.runtime.infer.prompts import RunText
 
+        chosen = mode_of(mode, to)
         keys = read_keys(api_key_file) if api_key_file is not None else ()
         if not keys and not is_loopback(host):
             raise ValueError(
@@ -64,6 +71,7 @@ def serve(
             name if name is not None else folder.resolve().name,
             Limits(max_queue=max_queue, body_bytes=max_body_bytes, request_s=timeout, drain_s=drain),
             Guard.make(host, allow_host, keys),
+            chosen,
         )
         with listen(host, port) as listener:
             say(f"starting {options.name} from {checkpoint}")

@@ -18,7 +18,8 @@ from trimaran.runtime.infer.batching.messages import (
     Request,
     TopLogprobs,
 )
-from trimaran.runtime.infer.chat import ChatError
+from trimaran.runtime.infer.chat import ChatError, Message
+from trimaran.runtime.infer.modes import ANSWER, CONTINUE, Mode, prompt_in_mode
 from trimaran.runtime.infer.prompts import Prompt, RunText
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.infer.text import TextStream
@@ -87,27 +88,46 @@ class Planner:
         text: how the model reads and writes; `stop_tokens` are in its vocabulary.
         context: most tokens of a prompt and its continuation.
         most_choices: that one request may ask for.
+        mode: what becomes of a user's text in a chat; completions are continued as they are.
     """
 
-    def __init__(self, text: RunText, context: int, most_choices: int) -> None:
-        self._text, self._context, self._most_choices = text, context, most_choices
+    def __init__(self, text: RunText, context: int, most_choices: int, mode: Mode = ANSWER) -> None:
+        self._text, self._context, self._most_choices, self._mode = text, context, most_choices, mode
         self._ids = itertools.count(1)
 
     def chat(self, request: ChatRequest) -> Plan:
         """Return the plan of an answer in a conversation; ApiError where the model has none, or no room."""
         messages = request.conversation()
-        if self._text.template is None:
+        if self._text.template is None and self._mode == ANSWER:
             raise wrong(
                 "messages",
-                "this model has no chat template, so it continues texts only; use /v1/completions, or write the "
-                "template to chat_template.jinja in the run's folder",
+                "this model has no chat template, so it continues texts only; use /v1/completions, write the template "
+                "to chat_template.jinja in the run's folder, or start the server with --mode continue",
                 "no_chat_template",
             )
         try:
-            prompt = self._text.encode(Prompt(None, tuple(messages)))
+            prompt = self._text.encode(self._in_mode(messages))
         except ChatError as error:
             raise wrong("messages", str(error)) from None
-        return self._plan(request, [prompt], [""], param="messages")
+        stops = self._mode.stop_strings(has_template=self._text.template is not None)
+        return self._plan(request, [prompt], [""], param="messages", stops=stops)
+
+    def _in_mode(self, messages: Sequence[Message]) -> Prompt:
+        """Return a conversation as the mode puts it to the model; ChatError where it can't."""
+        mode, has_template = self._mode, self._text.template is not None
+        if mode == ANSWER:
+            return Prompt(None, tuple(messages))
+        if has_template and mode != CONTINUE:
+            put = [
+                prompt_in_mode(mode, each["content"], has_template=True).messages if each["role"] == "user" else (each,)
+                for each in messages
+            ]
+            return Prompt(None, tuple(each for part in put for each in part or ()))
+        if len(messages) != 1 or messages[0]["role"] != "user":
+            raise ChatError(
+                f"this server takes one text at a time (--mode {mode.name}): send one message, the user's, and no other"
+            )
+        return prompt_in_mode(mode, messages[0]["content"], has_template=False)
 
     def completion(self, request: CompletionRequest) -> Plan:
         """Return the plan of the continuations of prompts; ApiError where one is not a prompt, or has no room."""
@@ -120,7 +140,13 @@ class Planner:
         return self._plan(request, prompts, echoes, param="prompt")
 
     def _plan(
-        self, request: ChatRequest | CompletionRequest, prompts: Sequence[list[int]], echoes: Sequence[str], param: str
+        self,
+        request: ChatRequest | CompletionRequest,
+        prompts: Sequence[list[int]],
+        echoes: Sequence[str],
+        *,
+        param: str,
+        stops: tuple[str, ...] = (),
     ) -> Plan:
         count = request.n or 1
         self._check_choices(len(prompts) * count)
@@ -137,7 +163,7 @@ class Planner:
         return Plan(
             tuple(requests),
             tuple(echo for echo in echoes for _ in range(count)),
-            request.stops,
+            (*request.stops, *stops),
             sum(map(len, prompts)),
         )
 

@@ -23,36 +23,19 @@ from trimaran.launchers.serve.errors import ApiError, json_bytes
 from trimaran.launchers.serve.limits import BodyReader, Gate, Limits
 from trimaran.launchers.serve.metrics import CONTENT_TYPE, Metrics
 from trimaran.launchers.serve.openai import ChatRequest, CompletionRequest, parse_request
+from trimaran.launchers.serve.page import Page, build_page
 from trimaran.launchers.serve.replies import PING, Reply, error_event
 from trimaran.launchers.serve.security import App, Guard, Receive, Send
 from trimaran.launchers.serve.state import State
 from trimaran.launchers.serve.token_text import TokenText
 from trimaran.launchers.serve.work import ClientGoneError, Writing, watched
 from trimaran.runtime.infer.batching.messages import Backend, BackendGoneError
+from trimaran.runtime.infer.modes import ANSWER, Mode
 from trimaran.runtime.infer.prompts import RunText
 
 _PING_S = 10.0
 _JSON = "application/json"
 _Parsed = ChatRequest | CompletionRequest
-
-
-@dataclass(frozen=True)
-class Page:
-    """The page at /.
-
-    Args:
-        csp: its Content-Security-Policy.
-    """
-
-    html: bytes
-    csp: str
-
-
-PLACEHOLDER = Page(
-    b"<!doctype html><html lang=en><meta charset=utf-8><title>trimaran serve</title>\n"
-    b"<p>This server answers at /v1/chat/completions and /v1/completions.</p></html>\n",
-    "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-)
 
 
 @dataclass(frozen=True)
@@ -62,12 +45,14 @@ class ServeOptions:
     Args:
         name: of the model, as requests must name it.
         guard: who may use the port.
+        mode: what becomes of a user's text in a chat.
     """
 
     name: str
     limits: Limits = field(default_factory=Limits)
     guard: Guard = field(default_factory=lambda: Guard.make("127.0.0.1"))
-    page: Page = PLACEHOLDER
+    mode: Mode = ANSWER
+    page: Page = field(default_factory=build_page)
 
 
 class Service:
@@ -82,7 +67,7 @@ class Service:
         self.tokens = TokenText(text.tokenizer)
         # Encoding changes a tokenizer for a moment, and takes long for long texts: it has one of its own, in a thread.
         encoding = replace(text, tokenizer=text.tokenizer.with_special_tokens(()))
-        self._planner = Planner(encoding, backend.context, self.gate.most)
+        self._planner = Planner(encoding, backend.context, self.gate.most, options.mode)
         self._thread = ThreadPoolExecutor(1, "encode")
 
     async def plan(self, body: bytes, record: type[ChatRequest] | type[CompletionRequest]) -> tuple[_Parsed, Plan]:

@@ -103,9 +103,6 @@ class Guard:
     def around(self, app: App, refuse: Callable[[ApiError], App]) -> App:
         """Return the application behind this guard, with the headers that every answer has.
 
-        An answer that begins before its request has come ends the connection: its rest would be taken for the next
-        request.
-
         Args:
             refuse: returns the application that answers with an error.
         """
@@ -114,28 +111,19 @@ class Guard:
             if scope["type"] != "http":
                 await app(scope, receive, send)
                 return
-            has_come = False
-
-            async def receiving() -> Message:
-                nonlocal has_come
-                message = await receive()
-                has_come |= message["type"] == "http.request" and not message.get("more_body", False)
-                return message
 
             async def sending(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     own = {name.lower() for name, _ in message["headers"]}
                     message["headers"] = [*message["headers"], *(each for each in _HEADERS if each[0] not in own)]
-                    if not has_come and scope["method"] not in ("GET", "HEAD"):
-                        message["headers"].append((b"connection", b"close"))
                 await send(message)
 
             try:
                 self.check(scope["method"], scope["path"], scope["headers"])
             except ApiError as error:
-                await refuse(error)(scope, receiving, sending)
+                await refuse(error)(scope, receive, sending)
                 return
-            await app(scope, receiving, sending)
+            await app(scope, receive, sending)
 
         return guarded
 

@@ -1,6 +1,7 @@
 """OpenAI's own client against the server: chats and completions, streams, choices, stops, log-probabilities, usage."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -8,7 +9,9 @@ import pytest
 
 from tests.launchers.serve.conftest import SENTENCE
 from tests.launchers.serve.fake_backend import FakeBackend, logprob_of, writes
-from tests.launchers.serve.serving import NAME, Served, make_text, served
+from tests.launchers.serve.serving import NAME, TEMPLATE, Served, make_text, served
+from trimaran.launchers.serve.app import ServeOptions
+from trimaran.runtime.infer.modes import mode_of
 from trimaran.runtime.infer.prompts import RunText
 
 HELLO: Any = [{"role": "user", "content": "hi"}]
@@ -272,6 +275,43 @@ def test_a_model_without_a_chat_template_continues_texts(tmp_path_factory: pytes
             client.chat.completions.create(model=NAME, messages=HELLO)
         assert refused.value.code == "no_chat_template"
         assert client.completions.create(model=NAME, prompt="x", max_tokens=2).choices[0].text.startswith("abc")
+
+
+MODES: Any = [
+    ("translate", "tr", True, "<|im_start|>user Translate the following text into Turkish. Write only"),
+    ("summarize", None, True, "<|im_start|>user Summarize the following text"),
+    ("translate", "tr", False, "one house\n\nTranslation into Turkish:\n"),
+    ("continue", None, True, "one house"),
+    ("continue", None, False, "one house"),
+]
+
+
+@pytest.mark.parametrize(("name", "to", "has_template", "expected"), MODES)
+def test_a_mode_puts_what_users_say(
+    tmp_path_factory: pytest.TempPathFactory, name: str, to: str | None, has_template: bool, expected: str
+) -> None:
+    text = make_text(tmp_path_factory.mktemp("mode"), TEMPLATE if has_template else None)
+    options = replace(ServeOptions(NAME), mode=mode_of(name, to))
+    ids = text.tokenizer.encode("abc\n\nabc")
+    with (
+        served(text, lambda: FakeBackend(writes(ids), context=500), options) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        user: Any = {"role": "user", "content": "one house"}
+        found = client.chat.completions.create(model=NAME, messages=[user], max_tokens=len(ids)).choices[0]
+        seen = text.tokenizer.decode(server.backend.seen[-1].prompt)
+        assert seen.startswith(expected)
+        is_cut = name == "translate" and not has_template
+        assert found.message.content == ("abc" if is_cut else "abc\n\nabc")
+        many: Any = [user, {"role": "assistant", "content": "one"}, user]
+        if has_template and name != "continue":
+            client.chat.completions.create(model=NAME, messages=many, max_tokens=1)
+            assert text.tokenizer.decode(server.backend.seen[-1].prompt).count("Write only") == 2
+        else:
+            with pytest.raises(openai.BadRequestError, match="takes one text at a time"):
+                client.chat.completions.create(model=NAME, messages=many)
+        client.completions.create(model=NAME, prompt="one", max_tokens=1)
+        assert text.tokenizer.decode(server.backend.seen[-1].prompt) == "one", "completions are as they are"
 
 
 def test_a_text_that_can_not_go_on_and_ranks_that_have_ended(text: RunText, sentence: list[int]) -> None:

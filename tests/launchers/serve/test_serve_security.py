@@ -13,8 +13,9 @@ import pytest
 
 from tests.launchers.serve.fake_backend import FakeBackend, writes
 from tests.launchers.serve.serving import NAME, Served, connect, served
-from trimaran.launchers.serve.app import PLACEHOLDER, ServeOptions
+from trimaran.launchers.serve.app import ServeOptions
 from trimaran.launchers.serve.errors import ApiError
+from trimaran.launchers.serve.page import build_page
 from trimaran.launchers.serve.security import Guard, is_loopback, read_keys
 from trimaran.runtime.infer.prompts import RunText
 
@@ -84,7 +85,7 @@ def test_the_servers_own_page_and_a_link_to_it_are_answered(http: httpx.Client, 
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
     page = http.get("/", headers=link)
     assert page.status_code == 200
-    assert page.headers["content-security-policy"] == PLACEHOLDER.csp
+    assert page.headers["content-security-policy"] == build_page().csp
     assert page.headers["content-type"].startswith("text/html")
 
 
