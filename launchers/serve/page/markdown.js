@@ -153,7 +153,7 @@ function codeBlock(block) {
   const label = block.language ? `Code, ${block.language}` : "Code";
   return el("figure", { class: "code" },
     el("figcaption", {}, el("span", {}, block.language || "code"), copy),
-    el("pre", { tabindex: "0", role: "region", "aria-label": label }, el("code", {}, block.text)));
+    el("pre", { tabindex: "0", role: "group", "aria-label": label }, el("code", {}, block.text)));
 }
 
 function tableRow(tag, texts, block, cite) {
@@ -165,7 +165,7 @@ function tableRow(tag, texts, block, cite) {
 function tableBlock(block, cite) {
   const head = el("thead", {}, tableRow("th", block.head, block, cite));
   const body = el("tbody", {}, ...block.rows.map((texts) => tableRow("td", texts, block, cite)));
-  return el("div", { class: "table", tabindex: "0", role: "region", "aria-label": "Table" },
+  return el("div", { class: "table", tabindex: "0", role: "group", "aria-label": "Table" },
     el("table", {}, head, body));
 }
 

@@ -45,7 +45,7 @@ def test_an_answer_is_stopped_by_button_and_key_and_the_server_sees_the_client_g
     tab.click("Stop")
     tab.see("You stopped this answer.")
     assert tab.texts()[-1] == "What came"
-    tab.page.wait_for_function("document.activeElement.id === 'prompt'")
+    tab.until("document.activeElement.id === 'prompt'")
     tab.send("Go on.")
     tab.see("What came then")
     tab.page.keyboard.press("Escape")
@@ -86,7 +86,7 @@ def test_answers_and_code_are_copied_with_and_without_the_clipboard_of_secure_pa
     tab.see("Copied")
     assert tab.page.evaluate("navigator.clipboard.readText()") == "print('<b>')"
     tab.click("Copy", within=".from-assistant footer")
-    tab.page.wait_for_function("text => navigator.clipboard.readText().then(found => found === text)", arg=answer)
+    tab.until("text => navigator.clipboard.readText().then(found => found === text)", answer)
     older = visit.tab(script="Object.defineProperty(Navigator.prototype, 'clipboard', {value: undefined})")
     older.ask("by the older way", "old")
     older.click("Copy", within=".from-assistant footer")
@@ -136,7 +136,7 @@ def test_passages_that_an_answer_names_unfold(visit: Visit, site: Site) -> None:
     mark.focus()
     tab.page.keyboard.press("Enter")
     tab.see("The rest is silence.")
-    tab.page.wait_for_function("document.querySelectorAll('.mark')[1].getAttribute('aria-expanded') === 'true'")
+    tab.until("document.querySelectorAll('.mark')[1].getAttribute('aria-expanded') === 'true'")
     tab.page.get_by_role("button", name="Source 1").click()
     tab.see("the question")
     assert tab.page.locator(".mark").count() == 2, "no mark without its passage"

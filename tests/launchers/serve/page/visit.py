@@ -1,7 +1,7 @@
 """Somebody at the page: a profile of the browser, its tabs, and what the browser complained of."""
 
-import json
 import re
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,12 +131,17 @@ class Tab:
         """Return the titles in the list."""
         return self.page.locator("#list button").all_inner_texts()
 
+    def until(self, expression: str, arg: Any = None) -> None:
+        """Wait until an expression of JavaScript is true; playwright's own way to wait breaks the page's policy."""
+        deadline_s = time.monotonic() + WAIT_MS / 1000
+        while not self.page.evaluate(expression, arg):
+            assert time.monotonic() < deadline_s, f"never true: {expression} {arg or ''}"
+            self.page.wait_for_timeout(10)
+
     def wait_titles(self, *titles: str) -> None:
         """Wait until the list has exactly these titles."""
-        self.page.wait_for_function(
-            "titles => JSON.stringify([...document.querySelectorAll('#list button')].map(b => b.innerText)) === titles",
-            arg=json.dumps(list(titles), ensure_ascii=False, separators=(",", ":")),
-        )
+        shown = "[...document.querySelectorAll('#list button')].map(each => each.innerText)"
+        self.until(f"titles => JSON.stringify({shown}) === JSON.stringify(titles)", list(titles))
 
     def violations(self) -> list[str]:
         """Return what axe-core finds wrong with the page as it is shown now."""
