@@ -231,14 +231,17 @@ export class Chat {
     messages.splice(messages.findIndex((each) => each.id === message.id));
   }
 
+  /** Return the request for the next answer. */
+  bodyOf(conversation) {
+    const { settings, models } = this;
+    const model = models.includes(settings.model) ? settings.model : models[0];
+    const options = { stream: true, stream_options: { include_usage: true }, ...settings.values };
+    return { model: model ?? "", messages: requestMessages(conversation), ...options };
+  }
+
   answer() {
-    const { conversation, settings } = this;
-    const model = this.models.includes(settings.model) ? settings.model : this.models[0];
-    const body = {
-      model: model ?? "", messages: requestMessages(conversation), stream: true,
-      stream_options: { include_usage: true }, ...settings.values,
-    };
-    const message = Object.assign(newMessage("assistant", ""), model ? { model } : {});
+    const { conversation } = this;
+    const message = newMessage("assistant", "");
     conversation.messages.push(message);
     conversation.updated = Date.now();
     const run = new Run(conversation, message, {
@@ -253,7 +256,14 @@ export class Chat {
     this.save(conversation).then(() => this.sidebar.show());
     this.remember();
     this.store.tell("running", conversation.id);
-    run.start(body, settings.key);
+    this.begin(run);
+  }
+
+  async begin(run) {
+    if (!this.models.length) await this.loadModels(); // the server was not there before
+    const body = this.bodyOf(run.conversation);
+    if (body.model) run.message.model = body.model;
+    run.start(body, this.settings.key);
   }
 
   changed(run) {

@@ -87,8 +87,8 @@ export class MessageView {
     this.actions = actions;
     this.body = el("div", { class: "text" });
     this.foot = el("footer", {});
-    const who = message.role === "user" ? "You" : message.model || "Answer";
-    this.element = el("article", { class: `message from-${message.role}` }, el("h2", {}, who), this.body, this.foot);
+    this.who = el("h2");
+    this.element = el("article", { class: `message from-${message.role}` }, this.who, this.body, this.foot);
     this.markdown = message.role === "user" ? null : new MarkdownView(this.body);
     this.shownCitations = undefined;
     this.sources = new Sources({});
@@ -97,6 +97,7 @@ export class MessageView {
   /** Show the message as it is now. */
   show({ isLast, isElsewhere = false }) {
     const { message } = this;
+    this.who.textContent = message.role === "user" ? "You" : message.model || "Answer";
     if (this.markdown) this.showAnswer();
     else this.body.textContent = message.text;
     this.element.setAttribute("aria-busy", String(message.state === "running"));

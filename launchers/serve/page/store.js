@@ -15,7 +15,6 @@ function asPromise(request) {
 function openDatabase() {
   const request = indexedDB.open(NAME, 1);
   request.onupgradeneeded = () => request.result.createObjectStore(RECORDS, { keyPath: "id" });
-  request.onblocked = () => request.onerror?.();
   return asPromise(request);
 }
 

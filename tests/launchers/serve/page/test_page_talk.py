@@ -182,12 +182,17 @@ def test_where_the_server_goes_the_page_says_so_and_keeps_what_came(visit: Visit
     gate.open()
     tab.see("The connection to the server is lost. It may have ended; what came is kept.")
     assert tab.texts()[-1] == "What came"
+    site.models = []
+    tab.load()
     tab.page.context.set_offline(True)
     tab.send("Anybody?")
     tab.see("The server can't be reached.")
     tab.page.context.set_offline(False)
-    tab.click("Try again")
+    site.models = ["late"]
+    tab.click("Try again", within="#messages")
     tab.see("All right.")
+    assert site.requests[-1]["model"] == "late"
+    tab.page.get_by_role("heading", name="late").wait_for()
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab_alone(visit: Visit, site: Site) -> None:
