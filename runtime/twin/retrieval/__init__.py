@@ -1,0 +1,1 @@
+"""Finding passages for a question, and holding an answer to them: index, silence, prompt, citations, quotes."""
