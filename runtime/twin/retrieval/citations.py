@@ -1,0 +1,179 @@
+"""Citations in an answer: each [n] leads to a passage, and an answer without any gets those it shares words with."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from trimaran.runtime.twin.passages import Passage
+from trimaran.runtime.twin.retrieval.quotes import Quote, check_quotes
+from trimaran.runtime.twin.retrieval.terms import Terms
+
+_CITATION: Final = re.compile(r"[ \t]?\[(\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*)\]")
+_SENTENCE: Final = re.compile(r"[^.!?…\n]*[.!?…]+[\"'”’»)]*(?:[ \t]?\[[\d,;–\s-]+\])*|[^.!?…\n]+")
+RUN_WORDS: Final = 6
+"""Words in a row that a sentence and a passage both have, for the one to rest on the other."""
+LEAST_TERMS: Final = 4
+LEAST_SHARE: Final = 0.6
+"""Else: so many content terms, and so great a share of all the sentence has, must be in the passage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """A citation of an answer.
+
+    Args:
+        number: of the passage, from 1.
+        start, end: characters of the checked text that are `[number]`.
+        passage: its id.
+        file, title, chapter, first_line, last_line: of the passage.
+        is_attached: whether it was put there by overlap, where the answer had none of its own.
+        is_supported: whether its sentence overlaps with the passage by the rule for attaching.
+    """
+
+    number: int
+    start: int
+    end: int
+    passage: int
+    file: str
+    title: str
+    chapter: str
+    first_line: int
+    last_line: int
+    is_attached: bool
+    is_supported: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An answer that was held to its passages.
+
+    Args:
+        text: the answer, without citations of passages that were not given, and with those that were attached.
+        citations: of the text, all of them valid.
+        quotes: of the text, of two words and more.
+        invalid: numbers that the answer cited and that no passage has; they are not in the text.
+    """
+
+    text: str
+    citations: tuple[Citation, ...]
+    quotes: tuple[Quote, ...]
+    invalid: tuple[int, ...]
+
+    def marked(self, mark: str) -> str:
+        """Return the text with a mark behind each quote that no passage has, such as `Phrases.not_verbatim`."""
+        text = self.text
+        for quote in reversed(self.quotes):
+            if not quote.is_verbatim:
+                text = f"{text[: quote.end]} {mark}{text[quote.end :]}"
+        return text
+
+
+def check_citations(answer: str, passages: Sequence[Passage], terms: Terms) -> Checked:
+    """Return an answer with its citations and quotes checked.
+
+    `[2]`, `[1, 3]` and `[1-3]` are citations; numbers of no passage are taken out. Where none of a model's own is
+    valid, each sentence gets the passage that it overlaps with most, if it does: RUN_WORDS words in a row, or at least
+    LEAST_TERMS different content terms that are LEAST_SHARE of the sentence's.
+
+    Args:
+        passages: those of the prompt; the first is [1].
+        terms: for the language of the texts.
+    """
+    text, numbers, invalid = _normalised(answer, len(passages))
+    words = [terms.words(each.text) for each in passages]
+    if not numbers:
+        text, numbers = _attach(text, words, terms)
+        attached = True
+    else:
+        attached = False
+    citations = []
+    sentences = [(match.start(), match.end(), match[0]) for match in _SENTENCE.finditer(text)]
+    for number, start in numbers:
+        sentence = next((each for first, last, each in sentences if first <= start < last), "")
+        passage = passages[number - 1]
+        is_supported = overlap(_CITATION.sub("", sentence), words[number - 1], terms) > 0
+        citations.append(
+            Citation(
+                number, start, start + len(f"[{number}]"), passage.id, passage.file, passage.title, passage.chapter,
+                passage.first_line, passage.last_line, attached, is_supported,
+            )
+        )  # fmt: skip
+    return Checked(text, tuple(citations), tuple(check_quotes(text, passages)), tuple(invalid))
+
+
+def _normalised(answer: str, count: int) -> tuple[str, list[tuple[int, int]], list[int]]:
+    """Return the answer with each valid citation as [n], those with their places, and the numbers that were invalid."""
+    pieces, numbers, invalid = list[str](), list[tuple[int, int]](), list[int]()
+    at = size = 0
+    for match in _CITATION.finditer(answer):
+        pieces.append(answer[at : match.start()])
+        size += len(pieces[-1])
+        at = match.end()
+        named = _named(match[1], count)
+        invalid += [each for each in named if not 1 <= each <= count]
+        valid = [each for each in named if 1 <= each <= count]
+        space = " " if valid and match[0][0] in " \t" else ""
+        pieces.append(space + "".join(f"[{each}]" for each in valid))
+        size += len(space)
+        for each in valid:
+            numbers.append((each, size))
+            size += len(f"[{each}]")
+    return "".join([*pieces, answer[at:]]), numbers, invalid
+
+
+def _named(inside: str, count: int) -> list[int]:
+    """Return the numbers of `1, 3` and `1-3`; a range that leaves the passages is its two ends."""
+    found = list[int]()
+    for part in re.split(r"[,;]", inside):
+        ends = [int(each) for each in re.split(r"[–-]", part)]
+        if len(ends) == 2 and 1 <= ends[0] <= ends[1] <= count:
+            found += range(ends[0], ends[1] + 1)
+        else:
+            found += ends
+    return list(dict.fromkeys(found))
+
+
+def _attach(text: str, words: Sequence[Sequence[str]], terms: Terms) -> tuple[str, list[tuple[int, int]]]:
+    pieces, numbers = list[str](), list[tuple[int, int]]()
+    at = size = 0
+    for match in _SENTENCE.finditer(text):
+        overlaps = [overlap(match[0], each, terms) for each in words]
+        best = max(overlaps, default=0.0)
+        end = match.start() + len(match[0].rstrip())
+        pieces.append(text[at:end])
+        size += len(pieces[-1])
+        at = end
+        if best > 0:
+            number = overlaps.index(best) + 1
+            pieces.append(f" [{number}]")
+            numbers.append((number, size + 1))
+            size += len(pieces[-1])
+    return "".join([*pieces, text[at:]]), numbers
+
+
+def overlap(sentence: str, passage: Sequence[str], terms: Terms) -> float:
+    """Return how much a sentence rests on a passage: 0 for too little, else more for a longer run and more terms.
+
+    Args:
+        passage: its words, from `Terms.words`.
+    """
+    words = terms.words(sentence)
+    run = _longest_run(words, passage)
+    mine = terms.content(words)
+    shared = mine & terms.content(passage)
+    is_shared = len(shared) >= LEAST_TERMS and len(shared) >= LEAST_SHARE * len(mine)
+    return run + len(shared) / (1 + len(mine)) if run >= RUN_WORDS or is_shared else 0.0
+
+
+def _longest_run(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return how many words in a row are in both."""
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(second):
+        places.setdefault(word, []).append(place)
+    longest, before = 0, dict[int, int]()
+    for word in first:
+        now = {place: before.get(place - 1, 0) + 1 for place in places.get(word, ())}
+        longest = max([longest, *now.values()])
+        before = now
+    return longest
