@@ -149,6 +149,13 @@ def test_an_answer_without_citations_gets_them_where_the_overlap_is_real() -> No
     assert check("").text == ""
 
 
+def test_no_citation_is_put_inside_a_quote() -> None:
+    answer = 'He said: "Alas, poor Yorick! I knew him, Horatio: a fellow of infinite jest."'
+    checked = check(answer)
+    assert checked.text == answer + " [2]"
+    assert [quote.is_verbatim for quote in checked.quotes] == [True]
+
+
 def test_citations_of_a_model_s_own_are_not_added_to() -> None:
     answer = "He hath borne me on his back a thousand times. To be, or not to be, that is the question [1]."
     assert check(answer).text == answer
@@ -160,6 +167,8 @@ def test_overlap_needs_a_run_or_many_terms() -> None:
     assert overlap("him, Horatio: a fellow of infinite", words, TERMS) > 0
     assert overlap("a fellow of fancy and jest, excellent Horatio", words, TERMS) > 0
     assert overlap("jest, fancy, fellow", words, TERMS) == 0
+    far = TERMS.words("Horatio jest " + "and so on " * 30 + "fancy fellow excellent")
+    assert overlap("a fellow of fancy and jest, excellent Horatio", far, TERMS) == 0
     assert overlap("a fellow of fancy and jest, Horatio, who sold seven letters to the captain", words, TERMS) == 0
 
 

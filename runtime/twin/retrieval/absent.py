@@ -1,13 +1,11 @@
 """Questions about topics that few authors' texts have, to measure from which coverage on texts speak of something."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Final
 
-from trimaran.runtime.twin.retrieval.terms import Terms
-
-# The word in braces is the topic: texts that have it may well speak of it, and then the question says nothing.
+# The word in braces is the topic: texts that have its words in a row may well speak of it.
 _QUESTIONS: Final = MappingProxyType(
     {
         "en": (
@@ -30,6 +28,14 @@ _QUESTIONS: Final = MappingProxyType(
             "How strong was the {earthquake} in Chile?", "What is a {neural} network?", "How do {solar} panels work?",
             "Which {smartphone} has the best camera?", "Where do {kangaroos} live?", "What is {Buddhism}?",
             "How many {calories} does an egg have?",
+            # Of words that many texts have, each in a sense of its own.
+            "What is a {hard drive}?", "How does a {light bulb} work?", "What is {dark matter}?",
+            "How does a {heat pump} work?", "What is a {stem cell}?", "What is a {tax return}?",
+            "How does a {power plant} make current?", "What is a {hedge fund}?", "How do I open a {bank account}?",
+            "What does a {fire wall} do?", "What is a {time machine}?", "How does a {washing machine} work?",
+            "What is the {middle class}?", "What is the {greenhouse effect}?", "Where is the next {gas station}?",
+            "What is a {blood type}?", "How fast is a {sound wave}?", "What is a {pocket calculator}?",
+            "How do I get a {driving licence}?", "What is a {false positive}?",
         ),
         "tr": (
             "{Fotosentez} nasıl çalışır?", "{Azotun} kaynama noktası kaçtır?", "{Bilgisayara} yazıcı nasıl kurulur?",
@@ -51,20 +57,28 @@ _QUESTIONS: Final = MappingProxyType(
             "{Şili'deki} deprem ne kadar güçlüydü?", "{Yapay} sinir ağı nedir?", "{Güneş paneli} nasıl çalışır?",
             "Hangi {telefonun} kamerası en iyi?", "{Kangurular} nerede yaşar?", "{Budizm} nedir?",
             "Bir yumurtada kaç {kalori} var?", "{Elektron} ile proton arasındaki fark nedir?",
+            "{Sabit disk} nedir?", "{Isı pompası} nasıl çalışır?", "{Kök hücre} nedir?", "{Orta sınıf} ne demektir?",
+            "{Kan grubu} nedir?", "{Ses dalgası} ne kadar hızlıdır?", "{Cep telefonu} nasıl şarj edilir?",
+            "{Çamaşır makinesi} nasıl çalışır?", "{Güç kaynağı} ne işe yarar?", "{Ateş duvarı} bilgisayarda ne yapar?",
+            "{Zaman makinesi} yapılabilir mi?", "{Karanlık madde} nedir?", "{Banka hesabı} nasıl açılır?",
+            "{Sera etkisi} nedir?", "{Kara kutu} uçakta nerede durur?", "{Yeşil kart} nasıl alınır?",
+            "{Dünya kupası} kaç yılda bir yapılır?", "{Sürücü belgesi} nasıl alınır?", "{Gelir vergisi} nasıl ödenir?",
+            "{Deniz altı} nasıl dalar?",
         ),
     }
 )  # fmt: skip
 _TOPIC: Final = re.compile(r"\{([^}]*)\}")
 
 
-def absent_questions(terms: Terms, known: Sequence[str] | dict[str, int]) -> list[str]:
-    """Return the questions in the language of the texts whose topic they have no word of; none in most languages.
+def absent_questions(language: str, is_said: Callable[[str], bool]) -> list[str]:
+    """Return the questions in the language of the texts whose topic these do not have; none in most languages.
 
     Args:
-        known: the terms of the texts.
+        language: ISO 639-1 code.
+        is_said: whether the texts have some words in a row.
     """
     return [
         _TOPIC.sub(r"\1", question)
-        for question in _QUESTIONS.get(terms.language, ())
-        if not any(term in known for topic in _TOPIC.findall(question) for term in terms.of(topic))
+        for question in _QUESTIONS.get(language, ())
+        if not any(is_said(topic) for topic in _TOPIC.findall(question))
     ]

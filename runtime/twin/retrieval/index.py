@@ -134,6 +134,16 @@ class Index:
         found: dict[str, int] = self._ranker.vocab_dict
         return found
 
+    def says(self, words: str) -> bool:
+        """Return whether a passage has some words in a row, by their terms; what is all stop words, none has."""
+        terms = self.terms.of(words)
+        ids = self._ranker.get_tokens_ids(terms)
+        if not terms or len(ids) < len(terms):
+            return False
+        columns = [self._indices[self._indptr[each] : self._indptr[each + 1]] for each in ids]
+        places = [place for place in columns[0].tolist() if all(place in column for column in columns[1:])]
+        return len(terms) == 1 or any(_is_in(terms, self.terms.of(self.passages[place].text)) for place in places)
+
     def rarity(self, term: str) -> float:
         """Return the inverse document frequency of a term, that of an unseen one where no passage has it."""
         number = self.vocabulary.get(term)
@@ -210,6 +220,11 @@ def _checked(scores: dict[str, Any], num_passages: int, num_terms: int) -> dict[
     if scores["num_docs"] != num_passages or (len(indices) and not 0 <= indices.min() <= indices.max() < num_passages):
         raise ValueError(f"it is not of {num_passages:,} passages")
     return scores
+
+
+def _is_in(terms: Sequence[str], text: Sequence[str]) -> bool:
+    count = len(terms)
+    return any(text[start : start + count] == terms for start in range(len(text) - count + 1))
 
 
 def _greatest(scores: npt.NDArray[np.float32], k: int) -> Int64Array:

@@ -49,6 +49,11 @@ class Quote:
         return self.number > 0
 
 
+def quote_spans(text: str) -> list[tuple[int, int]]:
+    """Return where quotes begin and end, with their marks, single words too."""
+    return [match.span() for match in _QUOTE.finditer(text)]
+
+
 def check_quotes(answer: str, passages: Sequence[Passage]) -> list[Quote]:
     """Return the quotes of an answer of at least LEAST_WORDS, each with the passage that has it.
 
