@@ -23,6 +23,7 @@ from trimaran.launchers.cli.score import score
 from trimaran.launchers.cli.serve import serve
 from trimaran.launchers.cli.train import train
 from trimaran.launchers.cli.tune import tune
+from trimaran.launchers.cli.twin.app import twin
 from trimaran.launchers.env.exit_codes import exit_code_after
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -42,6 +43,7 @@ app.command()(prepare)
 app.add_typer(data, name="data")
 app.command()(train)
 app.add_typer(tune, name="tune")
+app.add_typer(twin, name="twin")
 app.command()(check)
 app.command()(plan)
 app.command()(calibrate)

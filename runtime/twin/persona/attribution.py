@@ -145,9 +145,7 @@ def _patterns(language: str) -> _Patterns:
     if language == "tr":
         low = rf"(?:[{LOWER}]+,? +){{0,4}}?"
         return _Patterns(
-            re.compile(
-                rf"[\s,…—–-]*(?:diye +)?{low}{verb}(?: +(?:{_NAME}|(?P<role>{_TURKISH_ROLE})\b))?"
-            ),
+            re.compile(rf"[\s,…—–-]*(?:diye +)?{low}{verb}(?: +(?:{_NAME}|(?P<role>{_TURKISH_ROLE})\b))?"),
             re.compile(rf"[\s,…—–-]*(?:diye +)?{_NAME} +(?:diye +)?{low}{verb}"),
             re.compile(r"(?!)"),
         )

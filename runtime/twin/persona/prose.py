@@ -35,6 +35,8 @@ class _Turn:
         quotes: without the marks, in the paragraph.
         is_told: whether the paragraph says who speaks, be it by a word that stands for nobody here.
         has_narration: beside the quotes.
+        goes_on: whether its last quote is not closed.
+        is_after_gap: whether a paragraph of narration stands before it.
     """
 
     paragraph: Paragraph
@@ -45,6 +47,7 @@ class _Turn:
     is_inferred: bool = False
     has_narration: bool = False
     goes_on: bool = False
+    is_after_gap: bool = False
 
 
 class Prose:
@@ -81,8 +84,7 @@ class Prose:
                 yield self._utterances(turns)
                 turns = []
             if found:
-                if number - last_spoke == 2 and turns:
-                    turns[-1].has_narration = True  # no taking turns across it
+                found[0].is_after_gap = number - last_spoke > 1
                 self._join(turns, found, is_next=number - last_spoke == 1)
                 last_spoke = number
             before = "" if found else paragraph.text
@@ -216,7 +218,8 @@ def _take_turns(turns: list[_Turn]) -> None:
             same.speaker is not None
             and other.speaker is not None
             and other.speaker != same.speaker
-            and not turns[number - 1].goes_on
+            and not other.goes_on
+            and not (turn.is_after_gap or other.is_after_gap)
         )
         if is_clear and run < _MOST_INFERRED:
             turn.speaker, turn.is_inferred = same.speaker, True

@@ -1,0 +1,1 @@
+"""`trimaran twin`: an author's twin, from texts to a trained model."""

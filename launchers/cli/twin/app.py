@@ -1,0 +1,124 @@
+"""`trimaran twin`: its commands and their options. Imports no torch by itself."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from trimaran.launchers.cli.console import Overrides, errors_as_sentences, path
+
+
+class _WithSources(TyperGroup):
+    """Takes what is no command of the group for the sources of `run`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the name of the command before sources; typer calls this."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            if near and not Path(args[0]).exists():
+                ctx.fail(f"No such command, file or folder {args[0]!r}; did you mean {near[0]}?")
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+twin = typer.Typer(
+    cls=_WithSources,
+    no_args_is_help=True,
+    help="An author's twin: `trimaran twin SOURCES... --author NAME --model RUN --output RUN` builds and trains it.",
+)
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCES...",
+        help="Files and folders of texts (.txt, .md, .html, .epub, .pdf), package:NAME/PATH, or one YAML file of all "
+        "the options.",
+    ),
+]
+Author = Annotated[str | None, typer.Option(help="Name of the author.")]
+Character = Annotated[str | None, typer.Option(help="Whose voice it is: one who speaks in the texts.")]
+Model = Annotated[
+    Path | None,
+    typer.Option(parser=path, metavar="RUN", help="Run of the model that is tuned; without it, one from scratch."),
+]
+Output = Annotated[Path | None, typer.Option(parser=path, metavar="RUN", help="Run folder of the twin.")]
+Language = Annotated[str | None, typer.Option(help="Language of the texts, such as en or tr; found by default.")]
+Method = Annotated[
+    Literal["adapter", "scratch"] | None, typer.Option(help="How it is trained; by default as the texts ask for.")
+]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the examples; 2 of an adapter, 4 from scratch.")]
+
+
+@twin.command(hidden=True)
+def run(
+    sources: Sources,
+    author: Author = None,
+    character: Character = None,
+    model: Model = None,
+    output: Output = None,
+    language: Language = None,
+    method: Method = None,
+    epochs: Epochs = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Build a twin and train it; the same command goes on where it was interrupted."""
+    with errors_as_sentences():
+        from trimaran.launchers.cli.twin.steps import build_step, request_of, train_step
+
+        options = _options(author, character, model, output, language, method, epochs)
+        request = request_of(sources, options)
+        build_step(request)
+        train_step(Path(request.output), request.set, overrides)
+
+
+@twin.command()
+def build(
+    sources: Sources,
+    author: Author = None,
+    character: Character = None,
+    model: Model = None,
+    output: Output = None,
+    language: Language = None,
+    method: Method = None,
+    epochs: Epochs = None,
+) -> None:
+    """Read an author's texts and write a twin's folder: passages, index and examples; train nothing yet."""
+    with errors_as_sentences():
+        from trimaran.launchers.cli.twin.steps import build_step, request_of
+
+        build_step(request_of(sources, _options(author, character, model, output, language, method, epochs)))
+
+
+@twin.command()
+def train(
+    run: Annotated[Path, typer.Argument(parser=path, metavar="RUN", help="The --output of a twin that is built.")],
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Train a twin that is built; goes on where it was interrupted."""
+    with errors_as_sentences():
+        from trimaran.launchers.cli.twin.steps import train_step
+
+        train_step(run, {}, overrides)
+
+
+def _options(
+    author: str | None,
+    character: str | None,
+    model: Path | None,
+    output: Path | None,
+    language: str | None,
+    method: str | None,
+    epochs: float | None,
+) -> dict[str, object]:
+    """Return the options that were given, by the names of a request's fields."""
+    given: dict[str, object] = {
+        "author": author,
+        "character": character,
+        "model": None if model is None else str(model),
+        "output": None if output is None else str(output),
+        "language": language,
+        "method": method,
+        "epochs": epochs,
+    }
+    return {name: value for name, value in given.items() if value is not None}
