@@ -1,7 +1,6 @@
 """The run spec that trains a twin. No torch."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,8 +94,3 @@ def _common(output: Path, steps: int, seq_len: int) -> dict[str, dict[str, Any]]
 
 def _interval(steps: int) -> int:
     return max(1, steps // _CHECKPOINTS)
-
-
-def overrides_of(fields: Mapping[str, object]) -> list[str]:
-    """Return fields of a spec as `--set` has them."""
-    return [f"{name}={value}" for name, value in fields.items()]

@@ -1,6 +1,8 @@
 """`trimaran twin`: its commands and their options. Imports no torch by itself."""
 
 import difflib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,6 +54,7 @@ Epochs = Annotated[float | None, typer.Option(help="Passes over the examples; 2 
 
 @twin.command(hidden=True)
 def run(
+    context: typer.Context,
     sources: Sources,
     author: Author = None,
     character: Character = None,
@@ -64,12 +67,14 @@ def run(
 ) -> None:
     """Build a twin and train it; the same command goes on where it was interrupted."""
     with errors_as_sentences():
-        from trimaran.launchers.cli.twin.steps import build_step, request_of, train_step
+        from trimaran.launchers.cli.twin.steps import build_step, request_of, spec_of_training
 
         options = _options(author, character, model, output, language, method, epochs)
         request = request_of(sources, options)
         build_step(request)
-        train_step(Path(request.output), request.set, overrides)
+        spec = spec_of_training(Path(request.output))
+    changes = [f"{name}={json.dumps(value)}" for name, value in request.set.items()]
+    _train(context, spec, [*changes, *overrides])
 
 
 @twin.command()
@@ -92,14 +97,24 @@ def build(
 
 @twin.command()
 def train(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(parser=path, metavar="RUN", help="The --output of a twin that is built.")],
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
     """Train a twin that is built; goes on where it was interrupted."""
     with errors_as_sentences():
-        from trimaran.launchers.cli.twin.steps import train_step
+        from trimaran.launchers.cli.twin.steps import spec_of_training
 
-        train_step(run, {}, overrides)
+        spec = spec_of_training(run)
+    _train(context, spec, overrides)
+
+
+def _train(context: typer.Context, spec: Path, overrides: Sequence[str]) -> None:
+    """Run the ordinary `trimaran train`, found by its name: every rule of that command holds here too."""
+    root = context.find_root()
+    command = root.command.get_command(root, "train")  # type: ignore[attr-defined]  # the app is a group
+    words = [str(spec), *(word for change in overrides for word in ("--set", change))]
+    raise typer.Exit(command.main(words, prog_name="trimaran train", standalone_mode=False) or 0)
 
 
 def _options(

@@ -1,16 +1,15 @@
-"""The steps of `trimaran twin`: a request from the command line, the twin's folder, and its training run."""
+"""The steps of `trimaran twin`: a request from the command line, the twin's folder, and the spec of its training."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trimaran.launchers.cli.train import train
 from trimaran.launchers.terminal import log_to_terminal, say
 from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.twin.build import build_twin, model_spec
 from trimaran.runtime.twin.record import TWIN, TwinRecord
 from trimaran.runtime.twin.request import SUFFIXES, TwinRequest
-from trimaran.runtime.twin.train_spec import overrides_of, write_train_spec
+from trimaran.runtime.twin.train_spec import write_train_spec
 
 
 def request_of(sources: Sequence[str], options: Mapping[str, object]) -> TwinRequest:
@@ -36,16 +35,11 @@ def build_step(request: TwinRequest) -> TwinRecord:
     return record
 
 
-def train_step(output: Path, fields: Mapping[str, object], overrides: Sequence[str]) -> None:
-    """Write the run spec of a twin and train it.
-
-    Args:
-        fields: of the run spec, by their paths; `overrides` come after them.
-    """
+def spec_of_training(output: Path) -> Path:
+    """Write the run spec of a twin that is built, and return its path."""
     record = TwinRecord.read(output / TWIN)
     base = None
     if record.decision.method == "adapter":
         assert record.model is not None, "an adapter is of a model"
         base = model_spec(record.model)[1]
-    spec = write_train_spec(output, record, base)
-    train(spec, [*overrides_of(fields), *overrides])
+    return write_train_spec(output, record, base)
