@@ -17,6 +17,7 @@ _NAME: Final = NAME.pattern.replace("?P<name>", "?P<name>")
 _SENTENCE: Final = re.compile(r"[.!?…]+[\"'’”»]*\s+")
 _TO_ONESELF: Final = re.compile(r"\bto (?:him|her)self\b|\bkendi kendine\b|\biçinden\b")
 _REACH: Final = 16
+_LAST_WORDS: Final = 4
 _TURKISH_ROLE: Final = "bir|yaşlı|genç|küçük|adam|kadın|kız|çocuk|ihtiyar"
 _ROLE: Final = r"(?:the|his|her|my|their|our|its|an?)\s+[a-z]+(?:\s+[a-z]+)?"
 
@@ -76,7 +77,11 @@ class Attribution:
             is_told = sentence.rstrip().endswith(":") or self._has_verb(sentence)
             return Told(subject) if subject is not None and is_told else None
         found = self._patterns.lead_in.search(sentence)
-        return None if found is None else self._told(found)
+        if found is not None:
+            return self._told(found)
+        subject = self.subject(sentence)
+        is_told = subject is not None and sentence.lstrip().startswith(subject) and self._ends_in_verb(sentence)
+        return Told(subject) if is_told else None
 
     def subject(self, sentence: str) -> str | None:
         """Return the only name of a sentence that is not possessive or inflected; None where there are none or more."""
@@ -117,6 +122,10 @@ class Attribution:
             return Told(None, "", is_thought, found.end())
         return Told(name, None, is_thought, found.end())
 
+    def _ends_in_verb(self, sentence: str) -> bool:
+        """Return whether one of the last words of a sentence says something: "turned to him and asked,"."""
+        return any(word in self.words.says for word in re.findall(r"\w+", sentence)[-_LAST_WORDS:])
+
     def _has_verb(self, sentence: str) -> bool:
         words = set(re.findall(r"\w+", lower(sentence, self.language)))
         return bool(words & {verb.split("_")[0] for verb in self.words.says})
@@ -154,7 +163,7 @@ def _patterns(language: str) -> _Patterns:
     adverb = r"(?:(?:[a-z]+ly|then|again|only|had|at last|at length|also|soon) +)?"
     return _Patterns(
         re.compile(rf"[\s,;—–-]*{verb} +{person}"),
-        re.compile(rf"[\s,;—–-]*{person} +{adverb}{verb}"),
+        re.compile(rf"[\s,;—–-]*{person} +{adverb}{verb}(?! +(?:that|in the|to (?!him|her)|nothing|only)\b)"),
         re.compile(
             rf"(?:^|[,;:] +|\b(?:and|but|then|when|as) +)\s*{person} +{adverb}{verb}(?: +[\w'’-]+){{0,9}}[,:]\s*$"
         ),

@@ -37,6 +37,7 @@ class _Turn:
         has_narration: beside the quotes.
         goes_on: whether its last quote is not closed.
         is_after_gap: whether a paragraph of narration stands before it.
+        pronoun: gender of the one that stands for the speaker, "" for either; None where there is none.
     """
 
     paragraph: Paragraph
@@ -48,6 +49,7 @@ class _Turn:
     has_narration: bool = False
     goes_on: bool = False
     is_after_gap: bool = False
+    pronoun: str | None = None
 
 
 class Prose:
@@ -130,6 +132,7 @@ class Prose:
                 turn.kind = "thought" if told.is_thought else turn.kind
                 turn.speaker = turn.speaker or told.name
                 if turn.speaker is None and told.pronoun is not None:
+                    turn.pronoun = told.pronoun
                     turn.speaker = self._meant(told.pronoun, text[: quote.end], quotes, before)
         if len(groups) == 1:
             self._complete(groups[0], quotes, before)
@@ -194,36 +197,59 @@ class Prose:
             if names:
                 people = {lower(name, self.language) for name in names}
                 known = self._genders.get(names[0], "") if gender else ""
-                is_sure = len(people) == 1 and (not gender or known == gender)
-                return names[0] if is_sure else None
+                # One who is only spoken to ("Kemal'e dönüp") or owns something is not who speaks.
+                is_sure = self._attribution.subject(part) == names[0] and (not gender or known == gender)
+                return names[0] if len(people) == 1 and is_sure else None
         return None
 
     def _is_known(self, name: str) -> bool:
         return any(word in self._known for word in name.split())
 
     def _utterances(self, turns: list[_Turn]) -> list[Utterance]:
-        _take_turns(turns)
+        self._take_turns(turns)
         return [utterance for turn in turns if (utterance := _utterance(turn)) is not None]
 
+    def _take_turns(self, turns: list[_Turn]) -> None:
+        """Give the speakers of the turns before to turns of two people that stand without a word of narration.
 
-def _take_turns(turns: list[_Turn]) -> None:
-    """Give the speakers of the turns before to turns of two people that stand without a word of narration."""
-    run = 0
-    for number, turn in enumerate(turns):
-        if turn.speaker is not None or turn.is_told or turn.has_narration or number < 2:
-            run = 0
-            continue
+        A pronoun beside the words may stand for nobody else than that speaker, of its gender.
+        """
+        run = 0
+        for number, turn in enumerate(turns):
+            if turn.speaker is not None or number < 2:
+                run = 0
+                continue
+            other, same = turns[number - 1], turns[number - 2]
+            is_clear = (
+                same.speaker is not None
+                and self._are_two(turns, number)
+                and not other.goes_on
+                and not (turn.is_after_gap or other.is_after_gap)
+            )
+            is_bare = not turn.is_told and not turn.has_narration
+            gender = self._genders.get(same.speaker or "")
+            is_meant = other.speaker is not None and bool(turn.pronoun) and turn.pronoun == gender
+            if is_clear and (is_bare or is_meant) and run < _MOST_INFERRED:
+                turn.speaker, turn.is_inferred = same.speaker, True
+                run = 0 if is_meant else run + 1
+
+    def _are_two(self, turns: Sequence[_Turn], number: int) -> bool:
+        """Return whether two people speak since the last narration, and the turn before is not `same`'s.
+
+        Where that turn has no name, the run of turns may have only one name in all.
+        """
         other, same = turns[number - 1], turns[number - 2]
-        is_clear = (
-            same.speaker is not None
-            and other.speaker is not None
-            and other.speaker != same.speaker
-            and not other.goes_on
-            and not (turn.is_after_gap or other.is_after_gap)
-        )
-        if is_clear and run < _MOST_INFERRED:
-            turn.speaker, turn.is_inferred = same.speaker, True
-            run += 1
+        names = set()
+        for turn in reversed(turns[:number]):
+            if turn.speaker is not None or not turn.is_told:
+                names.add(turn.speaker)
+            elif not turn.pronoun:  # by a role, which may be a third
+                return False
+            if turn.is_after_gap:
+                break
+        if other.speaker is not None:
+            return other.speaker != same.speaker and names - {None} == {other.speaker, same.speaker}
+        return names - {None} == {same.speaker} and (not other.is_told or bool(other.pronoun))
 
 
 def _utterance(turn: _Turn) -> Utterance | None:
