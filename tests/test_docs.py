@@ -37,7 +37,11 @@ SEARCHES = {
     },
 }
 """Examples that are searches, not runs, and what makes them short."""
-EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.yaml")) if path.name not in SEARCHES]
+TWINS = ("twin-hamlet.yaml",)
+"""Examples that are twins; tests/twin/test_twin_command.py builds them."""
+EXAMPLES = [
+    path for path in sorted((ROOT / "examples").glob("*.yaml")) if path.name not in SEARCHES and path.name not in TWINS
+]
 AS_A_SHELL_WOULD = "generation.md"
 """The page whose first `train` and first `generate` run as a user starts them; other commands are forked."""
 SHORT = {
@@ -88,6 +92,12 @@ STARTS_FROM_BASE = {
     "checkpoint.init_from": "runs/base",
     "train.seq_len": 512,
 }
+SHORT_TWIN: dict[str, object] = {
+    "finetune.epochs": "null",
+    "launcher.device": "cpu",
+    **{name: SHORT[name] for name in SHORT if name.partition(".")[0] in ("checkpoint", "lr_schedule", "launcher")},
+    **{f"train.{name}": SHORT[f"train.{name}"] for name in ("num_steps", "eval_interval", "eval_batches")},
+}
 NOT_OF_FINETUNES = ("data.source", "train.num_steps")
 EXTRAS = {
     "data.md": "data",
@@ -97,8 +107,9 @@ EXTRAS = {
     "web-corpus.yaml": "data",
     "evaluation.md": "evaluate",
     "tuning.md": "tune",
+    "twin.md": "twin,data",
 }
-"""Page or example -> the extra that it tells its readers to install."""
+"""Page or example -> the extras that it tells its readers to install."""
 NOT_RUN = {
     "make train": "test_make_train runs it with a shortened spec",
     "make test": "it is what runs this test",
@@ -126,6 +137,8 @@ def shortened(command: str) -> list[str]:
     if example in FINETUNES:
         changes = {name: value for name, value in SHORT.items() if name not in NOT_OF_FINETUNES}
         changes |= STARTS_FROM_BASE | FINETUNES[example]
+    elif words[1] == "twin":
+        changes = {} if words[2] == "build" else SHORT_TWIN
     elif words[1] in ("train", "schedules", "prepare") or "--rates" in words or example in RECIPES:
         changes = {name: value for name, value in SHORT.items() if name != "data.source" or example not in RECIPES}
         changes |= FEW_TOKENS if "--rates" in words else {}
@@ -146,7 +159,7 @@ def shortened(command: str) -> list[str]:
 
 def make_base(folder: Path, commands: list[str]) -> None:
     """Train the small model that examples of finetuning start from, where one of the commands is of such an example."""
-    if not any(f"examples/{name}" in command for name in FINETUNES for command in commands):
+    if not any(f"examples/{name}" in command for name in (*FINETUNES, *TWINS) for command in commands):
         return
     train = {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": 64}
     spec = {
@@ -159,6 +172,10 @@ def make_base(folder: Path, commands: list[str]) -> None:
     (folder / "base.yaml").write_text(yaml.safe_dump(spec))
     outcome = trimaran(folder, "train", "base.yaml")
     assert outcome.code == 0, outcome.err
+    if any(f"examples/{name}" in command for name in TWINS for command in commands):
+        taker = folder / "runs" / "smollm2-135m"  # a model that takes turns
+        shutil.copytree(folder / "runs" / "base", taker)
+        shutil.copyfile(folder / "examples" / "turns.jinja", taker / "chat_template.jinja")
 
 
 def shorten_searches(folder: Path) -> None:
@@ -278,7 +295,7 @@ def environment_of(text: Path, folder: Path) -> dict[str, str]:
     """Return the environment of a page's commands: the packages that it tells to install, and none of the tests'."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     recipe = makefile[makefile.index("\n$(RUNTIME):") : makefile.index("\n$(TESTS):")]
-    extras = re.findall(r"-e '?\.\[(\w+)\]", recipe) + [extra for name, extra in EXTRAS.items() if name == text.name]
+    extras = re.findall(r"-e '?\.\[(\w+)\]", recipe) + EXTRAS.get(text.name, "").split(",")
     place = folder / "hidden"
     place.mkdir()
     (place / "sitecustomize.py").write_text(f"HIDDEN = {set(modules_outside(tuple(extras)))!r}\n{HIDE}")

@@ -27,6 +27,7 @@ from trimaran.runtime.twin.record import (
     source_record,
 )
 from trimaran.runtime.twin.request import TwinRequest, located
+from trimaran.runtime.twin.retrieval.silence import build_index
 from trimaran.runtime.twin.texts.passages import make_passages
 from trimaran.runtime.twin.texts.read import Texts, read_works
 from trimaran.runtime.twin.texts.sources import find_sources
@@ -34,6 +35,8 @@ from trimaran.runtime.twin.texts.work import Left
 
 HELD_OUT: Final = "held_out.txt"
 """The held-out text in a twin's folder, for `trimaran evaluate --text`."""
+INDEX: Final = "index"
+"""The index in a twin's folder."""
 _ADAPTER_EPOCHS: Final = 2.0
 _SAMPLE_PASSAGES: Final = 50
 Say = Callable[[str], None]
@@ -96,6 +99,7 @@ def build_twin(request: TwinRequest, say: Say) -> TwinRecord:
     (folder / HELD_OUT).write_text(
         "\n\n".join(each.text for each in made.passages if each.is_held_out), encoding="utf-8"
     )
+    build_index(made.passages, texts.language).save(folder / INDEX)
     system = phrases_of(texts.language).system(request.author, request.character)
     written = write_examples(folder / "persona", persona.examples, system)
     if not written:

@@ -53,10 +53,12 @@ def _adapter(output: Path, record: TwinRecord, base: RunSpec) -> dict[str, Any]:
     seq_len = min(_ROW_TOKENS, base.transformer.max_seq_len)
     steps = math.ceil(record.epochs * record.characters / _CHARACTERS_PER_TOKEN / (seq_len * _ROWS))
     return {
-        "model": base.model.model_dump(mode="json"),
+        # What follows from other sections there, such as the size of a vocabulary, is written out.
+        "model": base.model.model_dump(mode="json")
+        | {"vocab_size": base.transformer.vocab_size, "max_seq_len": base.transformer.max_seq_len},
         "finetune": {
             "method": "sft",
-            "truncation": "right",
+            "truncation": "left",  # an answer stays whole
             "epochs": record.epochs,
             "adapter": {"rank": 16, "alpha": 32, "dropout": 0.05},
         },

@@ -39,7 +39,7 @@ from trimaran.runtime.spec.sections.common import SECTION_CONFIG, Fraction
 from trimaran.runtime.spec.tree import Place
 from trimaran.runtime.spec.yaml_text import read_yaml
 
-SEARCHES = ("ladder.yaml", "tune-lr.yaml")
+SEARCHES = ("ladder.yaml", "tune-lr.yaml", "twin-hamlet.yaml")
 EXAMPLES = [
     each for each in sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")) if each.name not in SEARCHES
 ]

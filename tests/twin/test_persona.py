@@ -25,8 +25,8 @@ from trimaran.runtime.twin.texts.passages import make_passages
 from trimaran.runtime.twin.texts.read import Texts, read_works
 
 NOVEL_TR = """Irmağın kıyısında eski bir değirmen vardı. Değirmenin çarkı yıllardır dönmüyor, yalnız yazın çocuklar
-oraya balık tutmaya geliyordu. Irmak bazen taşar, bazen kururdu. Niçin taştığını kim bilebilirdi? Yukarıdaki dağların karı
-nisanda erir, suyu o zaman köprünün ayaklarını döverdi.
+oraya balık tutmaya geliyordu. Irmak bazen taşar, bazen kururdu. Niçin taştığını kim bilebilirdi? Yukarıdaki dağların
+karı nisanda erir, suyu o zaman köprünün ayaklarını döverdi.
 
 “Balık var mı?” diye sordu Irmak.
 

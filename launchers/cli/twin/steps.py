@@ -1,5 +1,6 @@
 """The steps of `trimaran twin`: a request from the command line, the twin's folder, and the spec of its training."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ def request_of(sources: Sequence[str], options: Mapping[str, object]) -> TwinReq
 def build_step(request: TwinRequest) -> TwinRecord:
     """Make the twin's folder, which nobody else makes meanwhile."""
     log_to_terminal()
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     with FolderLock.of_run(Path(request.output), "trimaran twin build", os.environ):
         record = build_twin(request, say)
     say(f"twin: {Path(request.output) / TWIN}")
