@@ -95,10 +95,13 @@ def build(
         build_step(request_of(sources, _options(author, character, model, output, language, method, epochs)))
 
 
+Run = Annotated[Path, typer.Argument(parser=path, metavar="RUN", help="The --output of a twin that is built.")]
+
+
 @twin.command()
 def train(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(parser=path, metavar="RUN", help="The --output of a twin that is built.")],
+    run: Run,
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
     """Train a twin that is built; goes on where it was interrupted."""
@@ -107,6 +110,60 @@ def train(
 
         spec = spec_of_training(run)
     _train(context, spec, overrides)
+
+
+@twin.command()
+def ask(
+    run: Run,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What the twin is asked.")],
+    no_retrieval: Annotated[
+        bool, typer.Option("--no-retrieval", help="Let the weights alone answer, without the texts.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this probability; 1 for all.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Another seed, another answer.")] = 0,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree to run at.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree to run at.")] = 1,
+) -> None:
+    """Ask a twin one question; its sources follow the answer."""
+    with errors_as_sentences():
+        from trimaran.launchers.cli.twin.asking import ask_step
+        from trimaran.runtime.infer.sampling_params import SamplingParams
+
+        sampling = SamplingParams(max_new_tokens, temperature, top_p=top_p, seed=seed, context="stop")
+        ask_step(run, question, sampling, retrieval=not no_retrieval, tp=tp, pp=pp)
+
+
+@twin.command()
+def report(
+    run: Run,
+    others: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SOURCE",
+            help="Files and folders of texts of others, beside whom the style is told; may be repeated. By default "
+            "Python's documentation, for texts in English.",
+        ),
+    ] = [],  # noqa: B006
+    questions: Annotated[int, typer.Option(min=2, help="That each way of answering is measured on.")] = 24,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 120,
+    prefixes: Annotated[
+        int, typer.Option(min=1, help="Of passages, whose continuation is looked at for copies.")
+    ] = 200,
+    characters: Annotated[
+        int, typer.Option(min=1, help="Of held-out text that every checkpoint is scored on.")
+    ] = 20_000,
+    seed: Annotated[int, typer.Option(help="Another seed, other answers.")] = 0,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree to run at.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree to run at.")] = 1,
+) -> None:
+    """Measure a twin beside its base, with and without its texts; write twin/report.json and twin/report.html."""
+    with errors_as_sentences():
+        from trimaran.launchers.cli.twin.asking import report_step
+        from trimaran.launchers.twin.report import Wish
+
+        report_step(run, Wish(tuple(others), questions, answer_tokens, prefixes, characters, seed, tp, pp))
 
 
 def _train(context: typer.Context, spec: Path, overrides: Sequence[str]) -> None:
