@@ -121,7 +121,7 @@ def _tokens(texts: Texts) -> float:
 
 def _scratch(texts: Texts, why: str) -> Decision:
     """Return a tokenizer and a model of the sizes that the texts can fill."""
-    exponent = round(math.log2(2 * math.sqrt(max(1, texts.characters))))
+    exponent = round(math.log2(math.sqrt(max(1, texts.characters))))
     vocabulary = min(_LARGEST_VOCABULARY, max(_SMALLEST_VOCABULARY, 1 << exponent))
     tokens = _tokens(texts)
     wanted = MOST_EPOCHS * tokens / TOKENS_PER_PARAMETER

@@ -182,6 +182,23 @@ def test_a_character_who_never_speaks_is_told_before_anything_is_made() -> None:
         make_persona(passages_of("A text in which nobody says a word."), "Ann", "en")
 
 
+def test_a_full_name_is_that_of_the_works_that_have_it() -> None:
+    scene = "“{}?” said {}.\n\n“No,” said Ruth.\n\n“Then {},” said {}.\n\n{} went home."
+    texts = (
+        scene.format("Is it late", "Anne", "come", "Anne", "Anne Hale"),
+        scene.format("Is it far", "Anne", "stay", "Anne", "Anne Weston"),
+    )
+    passages = [Passage(work, work, "w", "W", "", 0, len(text), 1, 1, text, False) for work, text in enumerate(texts)]
+    for name, answers in (
+        ("Anne Hale", ["Then come"]),
+        ("Anne Weston", ["Then stay"]),
+        ("Anne", ["Then come", "Then stay"]),
+    ):
+        found = make_persona(passages, name, "en")
+        assert [each.answer.text for each in found.examples if each.kind == "dialogue"] == answers
+        assert found.counts.get("works that do not name the character", 0) == 2 - len(answers)
+
+
 def test_a_model_that_only_continues_gets_the_passages_as_they_are() -> None:
     passages = passages_of("One of them.", "Another.", "Held out.", held_out=[2])
     persona = make_persona(passages, None, "en", talks=False)

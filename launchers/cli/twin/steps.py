@@ -30,7 +30,7 @@ def request_of(sources: Sequence[str], options: Mapping[str, object]) -> TwinReq
 def build_step(request: TwinRequest) -> TwinRecord:
     """Make the twin's folder, which nobody else makes meanwhile."""
     log_to_terminal()
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    logging.getLogger("bm25s").propagate = False  # it tells every step of an index
     with FolderLock.of_run(Path(request.output), "trimaran twin build", os.environ):
         record = build_twin(request, say)
     say(f"twin: {Path(request.output) / TWIN}")

@@ -158,12 +158,14 @@ def _patterns(language: str) -> _Patterns:
             re.compile(rf"[\s,…—–-]*(?:diye +)?{_NAME} +(?:diye +)?{low}{verb}"),
             re.compile(r"(?!)"),
         )
+    # What is only reported ("replied that it was"), and one who breaks off what another says ("interrupted him").
+    no_report = r"(?! +(?:that|in the|to (?!him|her)|nothing|only)\b)(?!(?<=interrupted) +(?:him|her|them)\b)"
     pronoun = r"(?P<pronoun>[Hh]e|[Ss]he|I|[Tt]hey|[Ww]e|you)\b"
     person = rf"(?:{_NAME}|{pronoun}|(?P<role>{_ROLE}))"
     adverb = r"(?:(?:[a-z]+ly|then|again|only|had|at last|at length|also|soon) +)?"
     return _Patterns(
         re.compile(rf"[\s,;—–-]*{verb} +{person}"),
-        re.compile(rf"[\s,;—–-]*{person} +{adverb}{verb}(?! +(?:that|in the|to (?!him|her)|nothing|only)\b)"),
+        re.compile(rf"[\s,;—–-]*{person} +{adverb}{verb}{no_report}"),
         re.compile(
             rf"(?:^|[,;:] +|\b(?:and|but|then|when|as) +)\s*{person} +{adverb}{verb}(?: +[\w'’-]+){{0,9}}[,:]\s*$"
         ),

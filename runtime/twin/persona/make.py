@@ -7,7 +7,7 @@ from itertools import groupby
 
 from trimaran.runtime.twin.passages import Passage
 from trimaran.runtime.twin.persona.examples import Example, Kind, Persona
-from trimaran.runtime.twin.persona.names import labels_of
+from trimaran.runtime.twin.persona.names import labels_of, tokens_of
 from trimaran.runtime.twin.persona.paragraphs import Paragraph, Part, Utterance, Words, joined, stretches
 from trimaran.runtime.twin.persona.phrases import Phrases, phrases_of
 from trimaran.runtime.twin.persona.plays import Directions, Play
@@ -82,6 +82,11 @@ def make_persona(passages: Sequence[Passage], character: str | None, language: s
     used = [each for each in passages if not each.is_held_out]
     persona.count("passages held out", len(passages) - len(used))
     phrases = phrases_of(language)
+    if character is not None:
+        found = _works_naming(used, character, language)
+        persona.count("works that do not name the character", len({each.work for each in used}) - len(found))
+        used = [each for each in used if each.work in found]
+        passages = [each for each in passages if each.work in found]
     spoken = read_spoken(passages, language, character)
     for reason, number in vars(spoken.directions).items():
         persona.count(reason.replace("_", " "), number)
@@ -96,6 +101,17 @@ def make_persona(passages: Sequence[Passage], character: str | None, language: s
         persona.count("speaker not told", sum(not each.speakers for scene in spoken.scenes for each in scene))
         persona.examples += _of_character(spoken, labels, phrases, persona)
     return persona
+
+
+def _works_naming(passages: Sequence[Passage], character: str, language: str) -> set[int]:
+    """Return the works that have a full name of several words as it stands, all works where none has it.
+
+    Elizabeth of another novel is not Elizabeth Bennet.
+    """
+    works = {each.work for each in passages}
+    wanted = f" {' '.join(tokens_of(character, language))} "
+    naming = {each.work for each in passages if wanted in f" {' '.join(tokens_of(each.text, language))} "}
+    return naming if naming and len(wanted.split()) > 1 else works
 
 
 def _of_author(spoken: Spoken, passages: Sequence[Passage], phrases: Phrases, language: str) -> Iterator[Example]:

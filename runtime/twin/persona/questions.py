@@ -14,6 +14,7 @@ from trimaran.runtime.twin.persona.phrases import Phrases
 from trimaran.runtime.twin.persona.sentences import sentences_of
 
 _WORD: Final = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+_ASKS: Final = re.compile(r"\?[\"'”’»]*$")
 _SHORTEST_WORD: Final = 4
 _SHORTEST, _LONGEST_ANSWER = 40, 400
 _MOST_SHARE: Final = 0.02
@@ -40,7 +41,8 @@ def ask(texts: Sequence[Words], phrases: Phrases, language: str) -> Iterator[Exa
         candidates = []
         for number, sentence in enumerate(sentences):
             answer = _answer(sentences[number:], words.keeps_lines)
-            if _SHORTEST <= len(answer.text) <= _LONGEST_ANSWER and not sentence.raw.rstrip("\"'”’»").endswith("?"):
+            is_whole = sentence.raw.lstrip("\"'“‘«_(—–-").lstrip()[:1].isupper() and not _ASKS.search(sentence.raw)
+            if is_whole and _SHORTEST <= len(answer.text) <= _LONGEST_ANSWER:
                 rarest = _rarest(sentence, have, most, phrases, language)
                 if rarest is not None:
                     candidates.append((rarest, answer))
