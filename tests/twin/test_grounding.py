@@ -1,14 +1,19 @@
 """Prompts keep to their budget, and citations and quotes in an answer lead to what the passages really say."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimaran.runtime.twin.passages import Passage
+from trimaran.runtime.twin.passages import Passage, write_texts
 from trimaran.runtime.twin.retrieval.citations import Checked, check_citations, overlap
 from trimaran.runtime.twin.retrieval.grounding import Grounding, grounded_messages, numbered
+from trimaran.runtime.twin.retrieval.library import Library
 from trimaran.runtime.twin.retrieval.phrases import language_of_question, phrases_of
 from trimaran.runtime.twin.retrieval.quotes import check_quotes
+from trimaran.runtime.twin.retrieval.silence import build_index
 from trimaran.runtime.twin.retrieval.terms import Terms
 
 HAMLET = (
@@ -232,3 +237,22 @@ def test_whatever_words_of_a_passage_are_quoted_are_verbatim(start: int, length:
 @given(st.text(alphabet='ab [1]2,-–"“”‘’.!\n', max_size=40))
 def test_any_answer_is_checked(answer: str) -> None:
     check(answer)
+
+
+def test_a_library_goes_from_question_to_checked_answer(tmp_path: Path) -> None:
+    texts = ["\n\n".join(each.text for each in PASSAGES)]
+    passages = [replace(each, id=number) for number, each in enumerate(PASSAGES)]
+    write_texts(tmp_path, texts, passages)
+    build_index(passages, "en").save(tmp_path / "index")
+    library = Library.open(tmp_path)
+    made = library.ground("Who is Yorick?", count_tokens=count_words, budget_tokens=400)
+    assert isinstance(made, Grounding)
+    assert [each.id for each in made.passages] == [1]
+    checked = library.check('A fellow of "infinite jest" [1], "a king" [2].', made.passages)
+    assert [(each.number, each.title) for each in checked.citations] == [(1, "Hamlet")]
+    assert library.mark(checked, "Who is Yorick?") == (
+        'A fellow of "infinite jest" [1], "a king" (not in these words in the passages).'
+    )
+    silent = library.ground("Bilgisayara yazıcı nasıl kurulur ve çalıştırılır?", count_tokens=len, budget_tokens=400)
+    assert isinstance(silent, str)
+    assert silent.startswith("Metinler")

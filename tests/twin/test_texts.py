@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import random
 import zipfile
 from pathlib import Path
 
@@ -229,6 +230,31 @@ def test_pdf_without_heads_numbers_and_hyphens(tmp_path: Path) -> None:
         assert paragraph in work.text.replace("\n\n", " ")
 
 
+def test_bookmarks_of_a_pdf_are_its_chapters(tmp_path: Path) -> None:
+    from pypdf import PdfReader, PdfWriter
+
+    parts = [["1. The Mill", *(f"A line {n} about the mill." for n in range(9))], ["It stood for years."]]
+    parts.append(["The first part ends here.", "2. The River", *(f"A line {n} about water." for n in range(9))])
+    write_pdf(tmp_path / "mill.pdf", parts)
+    writer = PdfWriter(clone_from=PdfReader(io.BytesIO((tmp_path / "mill.pdf").read_bytes())))
+    mill = writer.add_outline_item(title="The Mill", page_number=0)
+    writer.add_outline_item(title="Its years", page_number=1, parent=mill)
+    writer.add_outline_item(title="The River", page_number=2)
+    writer.write(tmp_path / "mill.pdf")
+    (work,) = read(tmp_path / "mill.pdf").works
+    chapters = {chapter.title: work.text[chapter.start : chapter.end] for chapter in work.chapters}
+    assert list(chapters) == ["The Mill", "The Mill, Its years", "The River"]
+    assert chapters["The Mill, Its years"] == "It stood for years.\n\nThe first part ends here."
+    assert chapters["The River"].startswith("A line 0 about water.")
+    assert "2. The River" not in work.text
+
+
+def test_headings_of_a_pdf_without_bookmarks_are_chapters(tmp_path: Path) -> None:
+    lines = [line for number in ("I", "II") for line in (f"CHAPTER {number}", *prose(len(number), 3, 1))]
+    write_pdf(tmp_path / "mill.pdf", [lines])
+    assert [chapter.title for chapter in read(tmp_path / "mill.pdf").works[0].chapters] == ["CHAPTER I", "CHAPTER II"]
+
+
 def encrypted_pdf(path: Path) -> None:
     from pypdf import PdfReader, PdfWriter
 
@@ -256,7 +282,6 @@ def bomb(path: Path) -> None:
 
 def repeating(path: Path) -> None:
     """Write a book whose manifest names one file of a few MiB a hundred times."""
-    import random
 
     content = random.Random(0).randbytes(3 << 20)
     items = "".join(f'<item id="i{n}" href="p.bin" media-type="image/png"/>' for n in range(100))
@@ -351,3 +376,40 @@ def test_the_same_book_in_two_formats_is_one_work(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + novel(1).encode())
     assert read(tmp_path / "a.txt").works[0].text.startswith("CHAPTER I")
+
+
+def test_damaged_files_are_read_or_left_out_with_a_sentence(tmp_path: Path) -> None:
+    """150 files of five kinds, each with bytes changed, cut or doubled: nothing but DataError gets out."""
+    draw = random.Random(0)
+    write_epub(tmp_path / "a.epub", "The Mill", "Ada", pages_of(novel(1, 3, 2)))
+    write_pdf(tmp_path / "a.pdf", [["One line of text here."] * 5] * 4)
+    whole = {
+        "epub": (tmp_path / "a.epub").read_bytes(),
+        "pdf": (tmp_path / "a.pdf").read_bytes(),
+        "html": f"<html><body>{pages_of(novel(1, 2, 2))[0]}</body></html>".encode(),
+        "md": PLAY.encode(),
+        "txt": (LICENCE + novel(1, 2, 2) + END).encode(),
+    }
+    read_some, sentences = 0, list[str]()
+    for number in range(150):
+        kind = draw.choice(list(whole))
+        content = bytearray(whole[kind])
+        for _ in range(draw.choice([1, 3, 20])):
+            place = draw.randrange(len(content))
+            what = draw.random()
+            if what < 0.5:
+                content[place] = draw.randrange(256)
+            elif what < 0.75:
+                del content[place : place + draw.randrange(1, 200)]
+                content = content or bytearray(b"x")
+            else:
+                content[place:place] = content[place : place + draw.randrange(300)]
+        file = tmp_path / f"{number}.{kind}"
+        file.write_bytes(content)
+        try:
+            check_chapters(read(file))
+            read_some += 1
+        except DataError as error:
+            sentences.append(f"{file.name}: {error}")
+    assert 50 < read_some < 150
+    assert all(sentence.count(sentence.split(":")[0]) == 2 for sentence in sentences)

@@ -65,6 +65,11 @@ def _blocks(paragraph: str, language: str) -> list[Block]:
     return [Block(paragraph)]
 
 
+def is_heading(line: str, language: str) -> bool:
+    """Return whether a line begins as headings do."""
+    return len(line) <= _MOST_CHARACTERS and _level(line, language) > 0
+
+
 def _level(text: str, language: str) -> int:
     first = _plain(text.split("\n", 1)[0], language)
     return 1 if _HIGH.match(first) else 2 if _LOW.match(first) else 0

@@ -113,9 +113,8 @@ def _read(file: SourceFile, raw: bytes, tally: Tally, language: str) -> tuple[So
         return Source(mark_headings(paragraphs_of(text, tally), language)), language
     if file.kind == "pdf":
         source = read_pdf(raw, tally, language)
-        language = language or language_of("\n".join(block.text for block in source.blocks))
-        return Source(_remarked(source.blocks, language), source.title, source.author), language
-    source = read_epub(raw, tally) if file.kind == "epub" else read_html(raw, tally, "main")
+    else:
+        source = read_epub(raw, tally) if file.kind == "epub" else read_html(raw, tally, "main")
     language = language or language_of("\n".join(block.text for block in source.blocks))
     has_headings = any(block.level for block in source.blocks)
     return (source if has_headings else replace(source, blocks=_remarked(source.blocks, language))), language
