@@ -9,7 +9,7 @@ index. Printed are: recall@5 of sentences with half of their content words maske
 taken out of their passage before it was indexed (the Inverse Cloze Task, where only what stands around can match); of
 questions about the plays, written by hand, how many find a passage with the words that answer them; milliseconds of a
 search among 10,000 passages (those of the texts, repeated), of sentences and of questions; refusals of questions about
-absent topics, none of which the threshold of silence was set on, a third of them in words that the plays have; how
+absent topics, none of which the threshold of silence was set on, many of them in words that the plays have; how
 often the rule for attaching citations attaches the right passage to a sentence of the texts, and any to a sentence of
 held-out texts; and quotes: verbatim ones that pass, ones with one letter changed that do not.
 """
@@ -59,6 +59,25 @@ PRESENT = (
     ("What is the winter of our discontent?", "the winter of our discontent"),
     ("What is music to love in the Duke's words?", "If music be the food of love"),
     ("How are some men born great and others thrust into greatness?", "some are born great"),
+    ("What does Iago say about a good name and a purse?", "Who steals my purse steals trash"),
+    ("Why does Lear divide his kingdom?", "we have divided"),
+    ("What does Portia say of mercy?", "The quality of mercy is not strain'd"),
+    ("Has a Jew eyes?", "Hath not a Jew eyes"),
+    ("What happens to Antonio's ships?", "all his ventures fail'd"),
+    ("How does Brutus justify killing Caesar?", "Not that I loved Caesar less"),
+    ("What does Mark Antony say at Caesar's funeral?", "Friends, Romans, countrymen"),
+    ("What is a pound of flesh?", "pound of flesh"),
+    ("What does Jaques say about the seven ages of man?", "All the world's a stage"),
+    ("What do the fairies sing to Titania?", "You spotted snakes with double tongue"),
+    ("How is Bottom changed into an ass?", "thou art translated"),
+    ("What does Othello say about Desdemona's handkerchief?", "There's magic in the web of it"),
+    ("What is honour to Falstaff?", "What is honour? a word"),
+    ("How does Cordelia love her father?", "According to my bond"),
+    ("What does the Fool tell King Lear?", "Have more than thou showest"),
+    ("What is said about the ides of March?", "Beware the ides of March"),
+    ("How is a shrew tamed?", "Thus have I politicly begun my reign"),
+    ("What does Henry say before the battle on Saint Crispin's day?", "We few, we happy few"),
+    ("What are uneasy heads that wear a crown?", "Uneasy lies the head that wears a crown"),
 )
 """A question, and words of a passage that answers it."""
 ABSENT = (
@@ -79,6 +98,22 @@ ABSENT = (
     "What is climate change?", "How does a steam engine work?", "What is the periodic table of the elements?",
     "How do I tie a bow tie for a wedding?", "What is the best seat on a train?", "How long should I boil an egg?",
     "What is machine learning?",
+    # Written when the threshold's rule was settled.
+    "How do I renew my passport online?", "What is the best laptop for students?", "Why is the sky blue in physics?",
+    "How many rings does Saturn have?", "What is the recipe of sourdough bread?", "Who composed the Ninth Symphony?",
+    "How does GPS find my position?", "What is the melting point of iron?",
+    "Which languages are spoken in Switzerland?", "How do I get rid of a virus on my computer?",
+    "What causes tsunamis?", "How is cheese made from milk?", "What is the stock price of Apple?",
+    "Who is the coach of Real Madrid?", "When does the next bus leave?", "How does a battery store energy?",
+    "What is artificial intelligence?", "What are the side effects of aspirin?",
+    "How many bones are in the human body?", "What is the longest river of South America?",
+    "How do I delete a file in Windows?", "What is global warming?", "What is a leap year?", "How do elevators work?",
+    "What is the difference between a crocodile and an alligator?", "How does the heart pump blood?",
+    "What is a mortgage?", "Who discovered penicillin?", "How fast does sound travel in water?",
+    "What is the minimum wage?", "How do I paint a room?", "What is a fast food chain?", "How can I lose weight?",
+    "What is public transport?", "How do I change a diaper?", "What is a paper clip?",
+    "How are glasses measured by an optician?", "What is a hot dog?", "What time zone is Tokyo in?",
+    "How do bees make honey?",
 )  # fmt: skip
 """Questions that no play answers; none of runtime/twin/retrieval/absent.py."""
 
