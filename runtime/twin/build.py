@@ -79,9 +79,11 @@ def build_twin(request: TwinRequest, say: Say) -> TwinRecord:
     sources = [source_record(each.path, each.name) for each in files]
     if (folder / RECORD).exists():
         record = TwinRecord.read(folder)
-        digests = [each.sha256 for each in sources]
-        check_same_twin(record, output, request.author, request.character, request.model, digests)
+        check_same_twin(record, request, [each.sha256 for each in sources])
         say(f"the twin in {folder} is whole already")
+        if request.epochs is not None and request.epochs != record.epochs:
+            record = record.model_copy(update={"epochs": request.epochs})
+            record.write(folder)
         return record
     if (output / "checkpoints").exists():
         raise ValueError(f"--output {output} is the folder of a run that is no twin; choose another --output")

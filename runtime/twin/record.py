@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.files import open_regular, read_bytes, write_text
 from trimaran.runtime.twin.decide import Decision
+from trimaran.runtime.twin.request import TwinRequest
 
 TWIN: Final = "twin"
 """The twin's folder in a run folder."""
@@ -114,9 +115,7 @@ def source_record(path: Path, name: str) -> SourceRecord:
         return SourceRecord(file=name, sha256=digest, num_bytes=file.tell())
 
 
-def check_same_twin(
-    record: TwinRecord, output: Path, author: str, character: str | None, model: str | None, sources: Sequence[str]
-) -> None:
+def check_same_twin(record: TwinRecord, request: TwinRequest, sources: Sequence[str]) -> None:
     """Refuse to go on with a folder in which another twin lives.
 
     Args:
@@ -126,12 +125,15 @@ def check_same_twin(
         ValueError: says what differs and what would do.
     """
     of = f"{record.character} of {record.author}" if record.character else record.author
+    method = record.decision.method
     differences = [
         f"its {what} is {_shown(mine)}, not {_shown(asked)}"
         for what, mine, asked in (
-            ("author", record.author, author),
-            ("character", record.character, character),
-            ("model", record.model, model),
+            ("author", record.author, request.author),
+            ("character", record.character, request.character),
+            ("model", record.model, record.model if _is_same(record.model, request.model) else request.model),
+            ("language", record.language, request.language or record.language),
+            ("method", method, request.method or method),
         )
         if mine != asked
     ]
@@ -139,9 +141,13 @@ def check_same_twin(
         differences.append("it was made of other sources, or they have changed since")
     if differences:
         raise ValueError(
-            f"--output {output} holds the twin of {of} already: {'; '.join(differences)}; choose another --output, or "
-            f"remove that folder"
+            f"--output {request.output} holds the twin of {of} already: {'; '.join(differences)}; choose another "
+            "--output, or remove that folder"
         )
+
+
+def _is_same(mine: str | None, asked: str | None) -> bool:
+    return mine is not None and asked is not None and Path(mine).resolve() == Path(asked).resolve()
 
 
 def _shown(value: str | None) -> str:

@@ -104,15 +104,24 @@ def test_a_record_that_is_none_is_told(tmp_path: Path, content: str | None, sent
 def test_another_twin_is_refused_with_what_differs(tmp_path: Path) -> None:
     mine = record(tmp_path)
     digests = [each.sha256 for each in mine.sources]
-    check_same_twin(mine, tmp_path, "Ann", None, "runs/base", digests)
-    with pytest.raises(
-        ValueError, match="holds the twin of Ann already: its author is 'Ann', not 'Bob'; choose another"
+
+    def check(sources: list[str], **changes: object) -> None:
+        fields = {"sources": ["a.txt"], "author": "Ann", "model": "runs/base", "output": "runs/a", **changes}
+        check_same_twin(mine, TwinRequest.of(fields, "test"), sources)
+
+    check(digests, epochs=7.0, language="en", method="adapter")
+    check(digests, model="./runs/../runs/base")
+    for changes, sentence in (
+        ({"author": "Bob"}, "holds the twin of Ann already: its author is 'Ann', not 'Bob'; choose another"),
+        ({"character": "Hamlet"}, "its character is none, not 'Hamlet'"),
+        ({"model": None}, "its model is 'runs/base', not none"),
+        ({"language": "tr"}, "its language is 'en', not 'tr'"),
+        ({"method": "scratch"}, "its method is 'adapter', not 'scratch'"),
     ):
-        check_same_twin(mine, tmp_path, "Bob", None, "runs/base", digests)
-    with pytest.raises(ValueError, match="its character is none, not 'Hamlet'"):
-        check_same_twin(mine, tmp_path, "Ann", "Hamlet", "runs/base", digests)
+        with pytest.raises(ValueError, match=sentence):
+            check(digests, **changes)
     with pytest.raises(ValueError, match="other sources, or they have changed since"):
-        check_same_twin(mine, tmp_path, "Ann", None, "runs/base", ["0" * 64])
+        check(["0" * 64])
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,13 @@ def test_stage_directions_are_left_out_and_counted_and_asides_are_thoughts() -> 
     assert vars(spoken.directions) == {"directions": 4, "asides": 1, "asides_to": 1}
 
 
+def test_who_has_left_is_not_answered() -> None:
+    speeches = ("BEN.\nGood night.", "[Exit BEN]", "ANN.\nAlone at last.", "[Enter CAT]", "CAT.\nAnn?", "ANN.\nYes?")
+    play = "\n\n".join((*speeches, "BEN.\nSo."))
+    scenes = [[each.text for each in scene] for scene in read_spoken([one_passage(play)], "en").scenes]
+    assert scenes == [["Good night."], ["Alone at last.", "Ann?", "Yes?", "So."]]
+
+
 LABELS = Counter({"HAMLET": 300, "KING CLAUDIUS": 100, "First Clown": 30, "Mr. Darcy": 40, "Darcy": 90, "Miss Darcy": 3,
                   "Mrs. Bennet": 30, "Mr. Bennet": 25, "Elizabeth": 120})  # fmt: skip
 

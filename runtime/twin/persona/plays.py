@@ -60,6 +60,7 @@ _IN_BRACKETS: Final = re.compile(r"\([^)]*\)")
 _ENTRANCE: Final = re.compile(
     r"(?:_|\b)(?:Re-?enter|Enter|Exit|Exeunt|Alarums?|Flourish|Sennet|Curtain|Perde|Çıkar|Girer)\b"
 )
+_LEAVES: Final = re.compile(r"\b(?:exit|exeunt|çıkar|çıkarlar)\b", re.IGNORECASE)
 _ASIDE_TO: Final = re.compile(r"\baside to\b", re.IGNORECASE)
 _ASIDE: Final = re.compile(r"\baside\b|to (?:him|her)self|kendi kendine|içinden", re.IGNORECASE)
 _TOGETHER: Final = re.compile(r"\s*(?::\s*)?(?:&|,|\band\b|\bve\b)\s*")
@@ -133,7 +134,10 @@ class Play:
         return self.names.get(lower(name, self.language))
 
     def scenes(self, stretch: Sequence[Paragraph], seen: Directions) -> Iterator[list[Utterance]]:
-        """Yield the utterances of each scene of a stretch, and count in `seen` what is left out."""
+        """Yield the utterances of each scene of a stretch, and count in `seen` what is left out.
+
+        Where somebody leaves, a scene ends: what is said next may be said to nobody who has heard what was said before.
+        """
         scene: list[Utterance] = []
         speakers: tuple[str, ...] = ()
         for paragraph in stretch:
@@ -149,6 +153,12 @@ class Play:
                     seen.directions += 1
                 elif speakers:
                     scene.extend(self._utterances(paragraph, start, end, speakers, named=name is not None, seen=seen))
+                if is_direction or _DIRECTION.search(paragraph.text, start, end):
+                    directions = (match[0] for match in _DIRECTION.finditer(paragraph.text, start, end))
+                    told = paragraph.text[start:end] if is_direction else " ".join(directions)
+                    if _LEAVES.search(told):
+                        yield scene
+                        scene = []
         yield scene
 
     def _utterances(
