@@ -27,6 +27,7 @@ from trimaran.runtime.twin.record import (
     source_record,
 )
 from trimaran.runtime.twin.request import TwinRequest, located
+from trimaran.runtime.twin.retrieval.library import INDEX
 from trimaran.runtime.twin.retrieval.silence import build_index
 from trimaran.runtime.twin.texts.passages import make_passages
 from trimaran.runtime.twin.texts.read import Texts, read_works
@@ -35,8 +36,6 @@ from trimaran.runtime.twin.texts.work import Left
 
 HELD_OUT: Final = "held_out.txt"
 """The held-out text in a twin's folder, for `trimaran evaluate --text`."""
-INDEX: Final = "index"
-"""The index in a twin's folder."""
 _ADAPTER_EPOCHS: Final = 2.0
 _SAMPLE_PASSAGES: Final = 50
 Say = Callable[[str], None]

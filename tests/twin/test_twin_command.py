@@ -12,7 +12,7 @@ from trimaran.runtime.checkpoint.folder import find_checkpoints
 from trimaran.runtime.train.metrics import read_metrics
 from trimaran.runtime.twin.passages import read_passages
 from trimaran.runtime.twin.record import TwinRecord
-from trimaran.runtime.twin.retrieval.index import Index
+from trimaran.runtime.twin.retrieval.library import Library
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = (ROOT / "examples" / "turns.jinja").read_text(encoding="utf-8")
@@ -60,8 +60,7 @@ def test_a_twin_is_built_and_trained_and_the_same_command_goes_on(place: Path) -
     assert record.counts["dialogue"] > 200
     assert [work.title for work in record.works] == ["Hamlet"]
     passages = read_passages(folder)
-    index = Index.load(folder / "index", passages)
-    assert index.search("What of the skull of Yorick?")
+    assert Library.open(folder).index.search("What of the skull of Yorick?")
     held_out = (folder / "held_out.txt").read_text(encoding="utf-8")
     assert held_out == "\n\n".join(each.text for each in passages if each.is_held_out)
     trained = twin(place, HAMLET, *OPTIONS, *SHORT)

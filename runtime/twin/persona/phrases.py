@@ -33,8 +33,8 @@ class Phrases:
 
 
 ENGLISH: Final = Phrases(
-    "You imitate the author {author}, and answer in the words and the manner of the author's own texts.",
-    "You imitate {character}, as written by {author}, and answer in the words and the manner of the texts.",
+    "You imitate the author {author}, in the author's own words.",
+    "You imitate {character}, as written by {author}.",
     ('What do you say of "{word}"?', 'What comes to your mind at the word "{word}"?', 'Speak to me of "{word}".'),
     'How does "{chapter}" begin?',
     "Go on:\n\n{text}",
@@ -57,9 +57,8 @@ ENGLISH: Final = Phrases(
     ),
 )
 TURKISH: Final = Phrases(
-    "{author} adlı yazarı taklit ediyorsun; yazarın kendi metinlerinin sözleriyle ve diliyle cevap veriyorsun.",
-    "{author} tarafından yazılan {character} adlı kişiyi taklit ediyorsun; metinlerin sözleriyle ve diliyle cevap "
-    "veriyorsun.",
+    "{author} adlı yazarı onun kendi sözleriyle taklit ediyorsun.",
+    "{author} tarafından yazılan {character} adlı kişiyi taklit ediyorsun.",
     ("“{word}” için ne dersin?", "“{word}” sözü sana neyi hatırlatır?", "Bana “{word}” üzerine bir şey söyle."),
     "“{chapter}” nasıl başlar?",
     "Devam et:\n\n{text}",

@@ -49,14 +49,15 @@ _PERSON: Final = re.compile(
     rf"^[ \t*_-]*(?P<name>[{UPPER}][{LETTER}'’]+(?: [{UPPER}][{LETTER}'’]+){{0,2}})\**[ \t]*(?:[,.;:(]|$)", re.MULTILINE
 )
 _DIRECTION: Final = re.compile(
-    r"_\\?\[[^\]]*\]?_"  # Markdown's _\[Aside]_
-    r"|_\([^)]*\)_"
-    r"|\\?\[[^\]]*\]"
-    r"|^[ \t]*_[^_]+_[ \t.]*$"  # whole lines of emphasis
-    r"|^[ \t]*\([^)]*\)[ \t.]*$",
+    r"_\\?\[[^\[\]]{0,600}\]?_"  # Markdown's _\[Aside]_
+    r"|_\([^()]{0,600}\)_"
+    r"|\\?\[[^\[\]]{0,600}\]"
+    r"|^[ \t]*_[^_]{1,600}_[ \t.]*$"  # whole lines of emphasis
+    r"|^[ \t]*\([^()]{0,600}\)[ \t.]*$",
     re.MULTILINE,
 )
-_IN_BRACKETS: Final = re.compile(r"\([^)]*\)")
+"""No direction is longer: an open bracket that nothing closes is none."""
+_IN_BRACKETS: Final = re.compile(r"\([^()]{0,600}\)")
 _ENTRANCE: Final = re.compile(
     r"(?:_|\b)(?:Re-?enter|Enter|Exit|Exeunt|Alarums?|Flourish|Sennet|Curtain|Perde|Çıkar|Girer)\b"
 )

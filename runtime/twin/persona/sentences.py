@@ -7,6 +7,9 @@ from typing import Final
 from trimaran.runtime.twin.persona.words import LOWER, words_in
 
 _END: Final = re.compile(r"(?:[.!?…]+|\.--)[\"'’”»)\]]*(?=\s|$)")
+_GOES_ON: Final = re.compile(rf"\s+[{LOWER},;]")
+_BLANK: Final = re.compile(r"\s*")
+_LONGEST_WORD: Final = 16
 _ABBREVIATIONS: Final = frozenset(
     words_in(
         "mr mrs ms dr st prof capt col gen rev hon esq jr sr vs etc viz i.e e.g no vol chap cf vb vd vs "
@@ -22,15 +25,14 @@ def sentences_of(text: str) -> Iterator[tuple[int, int]]:
     """
     start = 0
     for match in _END.finditer(text):
-        rest = text[match.end() :].lstrip()
-        if match[0][0] == "." and len(match[0]) == 1:
-            before = text[start : match.start()].rsplit(None, 1)
+        if len(match[0]) == 1 and match[0] == ".":
+            before = text[max(start, match.start() - _LONGEST_WORD) : match.start()].rsplit(None, 1)
             word = before[-1].strip("(\"“'‘«").lower() if before else ""
             if word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha() and word not in ("i", "o")):
                 continue
-        if rest and re.match(rf"[{LOWER},;]", rest):
+        if _GOES_ON.match(text, match.end()):
             continue
-        begin = start + len(text[start : match.end()]) - len(text[start : match.end()].lstrip())
+        begin = _BLANK.match(text, start).end()  # type: ignore[union-attr]  # it matches nothing too
         if begin < match.end():
             yield begin, match.end()
         start = match.end()
