@@ -16,7 +16,7 @@ from trimaran.runtime.evaluate.text_codes import TextCodes
 from trimaran.runtime.infer.batching.messages import Backend, Failed, NewToken, PromptScores, Request
 from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.infer.sampling_params import SamplingParams
-from trimaran.runtime.twin.library import Library
+from trimaran.runtime.twin.asking import Turns, Twin
 from trimaran.runtime.twin.retrieval.citations import Checked
 
 _SLOTS = 8
@@ -51,9 +51,18 @@ class Talker:
         self._stops = tuple(token for token in text.stop_tokens if token < text.tokenizer.vocab_size)
 
     async def answer(
-        self, library: Library, questions: Sequence[str], sampling: SamplingParams, *, retrieval: bool
+        self,
+        twin: Twin,
+        questions: Sequence[str],
+        sampling: SamplingParams,
+        *,
+        retrieval: bool,
+        before: Sequence[Turns] | None = None,
     ) -> list[Said]:
-        """Return an answer to each question, asked by themselves.
+        """Return an answer to each question.
+
+        Args:
+            before: what was said before each question; None for nothing.
 
         Raises:
             ValueError: a question leaves no room for a passage, or for an answer.
@@ -63,7 +72,8 @@ class Talker:
 
         async def ask(number: int) -> Said:
             question, context = questions[number], self.backend.context
-            asked = library.ask(question, self.text, context, sampling.max_new_tokens, retrieval=retrieval)
+            turns = before[number] if before is not None else ()
+            asked = twin.ask(question, self.text, context, sampling.max_new_tokens, turns, retrieval=retrieval)
             if asked.prompt is None:
                 return Said(question, asked.silence, is_silent=True)
             tokens = self.text.encode(asked.prompt)
@@ -72,7 +82,7 @@ class Talker:
             found = answer.text.strip()
             if not asked.passages:
                 return Said(question, found)
-            checked = library.check(found, asked.passages)
+            checked = twin.library.check(found, asked.passages)
             return Said(question, checked.text, checked)
 
         return await self._all(ask, len(questions))

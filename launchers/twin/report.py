@@ -1,5 +1,6 @@
 """`trimaran twin report`: measure a twin beside its base, choose the checkpoint, and write report.json and its page."""
 
+import json
 import random
 import statistics
 import time
@@ -10,9 +11,12 @@ from typing import Final
 
 from trimaran.launchers.twin.collect import Said, Talker, talking
 from trimaran.runtime.checkpoint.folder import find_checkpoints, newest_checkpoint
+from trimaran.runtime.files import read_text
+from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.infer.sampling_params import SamplingParams
+from trimaran.runtime.twin.asking import Twin
 from trimaran.runtime.twin.casing import lower
-from trimaran.runtime.twin.library import Library
+from trimaran.runtime.twin.record import TWIN
 from trimaran.runtime.twin.report import memorisation
 from trimaran.runtime.twin.report.delta import Delta, reference
 from trimaran.runtime.twin.report.intervals import Estimate, mean, share
@@ -20,7 +24,7 @@ from trimaran.runtime.twin.report.memorisation import PREFIX, VERBATIM, Prefix, 
 from trimaran.runtime.twin.report.others import others_of
 from trimaran.runtime.twin.report.questions import ABSENT, follow_up, questions_about, topics
 from trimaran.runtime.twin.report.record import Figure, Memory, Step, TwinReport, Way
-from trimaran.runtime.twin.report.style import CannotMeasureError, StyleClassifier, train_style
+from trimaran.runtime.twin.report.style import PIECE, CannotMeasureError, StyleClassifier, train_style
 from trimaran.runtime.twin.retrieval.masked import make_queries
 
 Say = Callable[[str], None]
@@ -30,6 +34,9 @@ _QUERIES: Final = 200
 _FIRST: Final = 5
 _LONGEST: Final = 10
 _DIALOGUES: Final = 10
+_SAMPLE: Final = 50  # passages whose characters a token are counted
+_LEAST_PIECE: Final = 120
+_SHARE_OF_ANSWER: Final = 0.8
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Wish:
 class _Texts:
     """What everything is measured on."""
 
-    library: Library
+    twin: Twin
     held_out: list[str]
     others: list[str]
     others_are: str
@@ -80,8 +87,8 @@ async def make_report(run: Path, wish: Wish, say: Say) -> TwinReport:
         ValueError: the run is no twin or has no checkpoint, or a source of others' texts can't be read.
         BackendGoneError: the ranks of a model have failed.
     """
-    texts = _texts(Library.open(run), wish)
-    record = texts.library.record
+    texts = _texts(Twin.open(run), run, wish)
+    record = texts.twin.record
     checkpoints = [(found.step, found.path) for found in find_checkpoints(run / "checkpoints") if found.broken is None]
     if not checkpoints:
         raise ValueError(f"{run} has no whole checkpoint; train the twin by trimaran twin train {run}")
@@ -104,7 +111,7 @@ async def make_report(run: Path, wish: Wish, say: Say) -> TwinReport:
     async with talking(dict(checkpoints)[chosen], run, tp=wish.tp, pp=wish.pp) as talker:
         memory["tuned"] = await _answer(talker, texts, wish, "tuned")
         dialogues = await _dialogues(talker, texts, wish)
-    recall, milliseconds = _retrieval(texts.library)
+    recall, milliseconds = _retrieval(texts.twin)
     style, delta = texts.style, texts.delta
     return TwinReport(
         author=record.author, character=record.character, model=record.model, language=record.language, base=base,
@@ -138,16 +145,17 @@ def choose(base: Step | None, steps: Sequence[Step]) -> tuple[int, str]:
     return kept.step, why
 
 
-def _texts(library: Library, wish: Wish) -> _Texts:
-    record = library.record
+def _texts(twin: Twin, run: Path, wish: Wish) -> _Texts:
+    record = twin.record
     language = record.language
-    training = [each.text for each in library.passages if not each.is_held_out]
-    held_out = [each.text for each in library.passages if each.is_held_out]
+    training = [each.text for each in twin.passages if not each.is_held_out]
+    held_out = [each.text for each in twin.passages if each.is_held_out]
     others, held_out_others, others_are = others_of(wish.others, language)
     style: StyleClassifier | CannotMeasureError
     delta: Delta | CannotMeasureError
     try:
-        style = train_style(training, others, held_out, held_out_others, seed=wish.seed)
+        piece = _piece(run, training, wish.answer_tokens)
+        style = train_style(training, others, held_out, held_out_others, piece=piece, seed=wish.seed)
     except CannotMeasureError as error:
         style = error
     try:
@@ -155,12 +163,30 @@ def _texts(library: Library, wish: Wish) -> _Texts:
         delta = reference(*groups)
     except CannotMeasureError as error:
         delta = error
-    words = topics(library.index, wish.questions)
+    words = topics(_learned(run), twin.library.index.terms, wish.questions)
     absent = [each for each in ABSENT.get(language, ()) if each]
     return _Texts(
-        library, _cut(held_out, wish.characters), _cut(held_out_others, wish.characters), others_are,
+        twin, _cut(held_out, wish.characters), _cut(held_out_others, wish.characters), others_are,
         questions_about(words, language), absent, style, delta,
     )  # fmt: skip
+
+
+def _learned(run: Path) -> list[str]:
+    """Return what the twin has learned to say."""
+    found = []
+    for path in sorted((run / TWIN / "persona").glob("*.jsonl")):
+        for line in read_text(path).splitlines():
+            example = json.loads(line)
+            found += [each["content"] for each in example.get("messages", ()) if each["role"] == "assistant"]
+            found += [example["text"]] if "text" in example else []
+    return found
+
+
+def _piece(run: Path, texts: Sequence[str], answer_tokens: int) -> int:
+    """Return the characters of a piece to judge style by: about what an answer has, but at most PIECE."""
+    sample = texts[:: max(1, len(texts) // _SAMPLE)]
+    tokens = sum(len(RunText.open(run).tokenizer.encode(each)) for each in sample)
+    return max(_LEAST_PIECE, min(PIECE, int(_SHARE_OF_ANSWER * answer_tokens * sum(map(len, sample)) / tokens)))
 
 
 def _cut(texts: Sequence[str], characters: int) -> list[str]:
@@ -182,17 +208,17 @@ async def _step(talker: Talker, texts: _Texts, step: int) -> Step:
 
 async def _answer(talker: Talker, texts: _Texts, wish: Wish, name: str) -> dict[str, Memory]:
     """Measure the answers of a model, with retrieval and without, and what it repeats."""
-    library = texts.library
+    twin = texts.twin
     sampling = SamplingParams(wish.answer_tokens, temperature=0.8, top_p=0.95, seed=wish.seed, context="stop")
     ways = (False, True) if talker.text.template is not None else (False,)
     for retrieval in ways:
-        said = await talker.answer(library, texts.questions, sampling, retrieval=retrieval)
-        absent = [not library.index.search(each) for each in texts.absent] if retrieval else []
+        said = await talker.answer(twin, texts.questions, sampling, retrieval=retrieval)
+        absent = [not twin.library.index.search(each) for each in texts.absent] if retrieval else []
         texts.ways[f"{name} + retrieval" if retrieval else name] = _way(said, absent, texts, f"{name}{retrieval}")
     encode = talker.text.tokenizer.encode
     found = {}
-    training = [(each.id, encode(each.text)) for each in library.passages if not each.is_held_out]
-    held_out = [(each.id, encode(each.text)) for each in library.passages if each.is_held_out]
+    training = [(each.id, encode(each.text)) for each in twin.passages if not each.is_held_out]
+    held_out = [(each.id, encode(each.text)) for each in twin.passages if each.is_held_out]
     for which, passages in (("training", training), ("held out", held_out)):
         prefixes = prefixes_of(passages, wish.prefixes)
         continuations = await talker.go_on([each.tokens for each in prefixes], VERBATIM)
@@ -213,7 +239,7 @@ def _memory(
 
 
 def _way(said: Sequence[Said], absent: Sequence[bool], texts: _Texts, name: str) -> Way:
-    language = texts.library.record.language
+    language = texts.twin.record.language
     spoken = [each.text for each in said if not each.is_silent]
     checked = [each.checked for each in said if each.checked is not None]
     citations = [citation for each in checked for citation in each.citations]
@@ -258,26 +284,25 @@ def _mean(values: Sequence[int], name: str) -> Figure:
 
 async def _dialogues(talker: Talker, texts: _Texts, wish: Wish) -> list[list[tuple[str, str]]]:
     """Return dialogues of two turns with the twin as it is talked with: with its library."""
-    library, sampling = (
-        texts.library,
-        SamplingParams(wish.answer_tokens, 0.8, top_p=0.95, seed=wish.seed + 1, context="stop"),
-    )
+    twin, sampling = texts.twin, SamplingParams(wish.answer_tokens, 0.8, top_p=0.95, seed=wish.seed + 1, context="stop")
     questions = texts.questions[:_DIALOGUES]
-    first = await talker.answer(library, questions, sampling, retrieval=True)
-    more = follow_up(library.record.language)
-    second = await talker.answer(library, [f"{each} {more}" for each in questions], sampling, retrieval=True)
+    first = await talker.answer(twin, questions, sampling, retrieval=True)
+    more = follow_up(twin.record.language)
+    before = [[(each.question, each.text)] for each in first]
+    second = await talker.answer(twin, [more] * len(first), sampling, retrieval=True, before=before)
     return [[(one.question, one.text), (more, two.text)] for one, two in zip(first, second, strict=True)]
 
 
-def _retrieval(library: Library) -> tuple[Figure, float]:
+def _retrieval(twin: Twin) -> tuple[Figure, float]:
     """Return recall@5 of masked sentences, and the median milliseconds of a search."""
-    queries = make_queries(library.passages, library.index.terms, _QUERIES)
+    index = twin.library.index
+    queries = make_queries(twin.passages, index.terms, _QUERIES)
     if not queries:
         return Figure(why_not="no sentence has enough words for a query"), 0.0
     hits, taken = 0, list[float]()
     for each in queries:
         start = time.perf_counter()
-        found = library.index.search(each.query, _FIRST)
+        found = index.search(each.query, _FIRST)
         taken.append(1000 * (time.perf_counter() - start))
         hits += any(hit.passage.id == each.passage for hit in found)
     return Figure.of(share(hits, len(queries))), statistics.median(taken)

@@ -12,10 +12,9 @@ from trimaran.launchers.twin.page import render
 from trimaran.launchers.twin.report import Wish, make_report
 from trimaran.runtime.files import write_text
 from trimaran.runtime.infer.sampling_params import SamplingParams
-from trimaran.runtime.twin.library import Library
+from trimaran.runtime.twin.asking import Twin
 from trimaran.runtime.twin.record import TWIN
 from trimaran.runtime.twin.report.record import TwinReport
-from trimaran.runtime.twin.retrieval.phrases import phrases_of
 
 
 def ask_step(run: Path, question: str, sampling: SamplingParams, *, retrieval: bool, tp: int, pp: int) -> None:
@@ -26,22 +25,21 @@ def ask_step(run: Path, question: str, sampling: SamplingParams, *, retrieval: b
     """
     if not question.strip():
         raise ValueError("the question is empty; ask something")
-    library, checkpoint = Library.open(run), find_checkpoint(run)
+    twin, checkpoint = Twin.open(run), find_checkpoint(run)
 
     async def answer() -> Said:
         with stopping():
             async with talking(checkpoint, run, tp=tp, pp=pp, slots=1) as talker:
-                (said,) = await talker.answer(library, [question], sampling, retrieval=retrieval)
+                (said,) = await talker.answer(twin, [question], sampling, retrieval=retrieval)
                 return said
 
-    _print(asyncio.run(answer()), library)
+    _print(asyncio.run(answer()), twin)
 
 
-def _print(said: Said, library: Library) -> None:
+def _print(said: Said, twin: Twin) -> None:
     checked = said.checked
-    mark = phrases_of(library.record.language).not_verbatim
     with writing_output():
-        print(said.text if checked is None else checked.marked(mark), flush=True)
+        print(said.text if checked is None else twin.library.mark(checked, said.question), flush=True)
     for each in {citation.number: citation for citation in (checked.citations if checked is not None else ())}.values():
         where = ", ".join(part for part in (each.title, each.chapter) if part)
         say(f"[{each.number}] {where}, lines {each.first_line} to {each.last_line} ({each.file})")
@@ -61,5 +59,5 @@ def report_step(run: Path, wish: Wish) -> None:
 
     found, folder = asyncio.run(measure()), run / TWIN
     write_text(folder / "report.json", found.model_dump_json(indent=1) + "\n")
-    page = write_page(folder / "report.html", render(found, Library.open(run).record))
+    page = write_page(folder / "report.html", render(found, Twin.open(run).record))
     say(f"report: {page}")

@@ -1,10 +1,11 @@
 """What a twin is asked for its report: about what its texts speak of, and about what they do not."""
 
 from collections import Counter
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Final
 
-from trimaran.runtime.twin.retrieval.index import Index
+from trimaran.runtime.twin.retrieval.terms import Terms
 
 _ABOUT: Final = MappingProxyType(
     {
@@ -46,27 +47,30 @@ ABSENT: Final = MappingProxyType(
     }
 )  # fmt: skip
 """By language of the texts; the threshold of silence is set on others (runtime/twin/retrieval/absent.py)."""
-_LEAST_PASSAGES: Final = 3
+_LEAST_TEXTS: Final = 3
 _MOST_SHARE: Final = 0.2
 _LEAST_LETTERS: Final = 4
 
 
-def topics(index: Index, count: int) -> list[str]:
-    """Return words that several passages have but few of all, the most frequent first; each as the texts write it."""
-    passages = index.passages
+def topics(texts: Sequence[str], terms: Terms, count: int) -> list[str]:
+    """Return words that several texts have but few of all, the most frequent first; each as the texts write it.
+
+    Args:
+        texts: that the twin has learned to say, at least one.
+        terms: for their language.
+    """
     times, written = Counter[str](), dict[str, Counter[str]]()
-    for passage in passages:
+    for text in texts:
         seen = set[str]()
-        for word in dict.fromkeys(index.terms.words(passage.text)):
-            content = index.terms.content([word])
-            if len(word) < _LEAST_LETTERS or not content:
-                continue
-            (term, *_) = content
-            written.setdefault(term, Counter())[word] += 1
-            seen.add(term)
+        for word in dict.fromkeys(terms.words(text)):
+            content = terms.content([word])
+            if len(word) >= _LEAST_LETTERS and content:
+                (term, *_) = content
+                written.setdefault(term, Counter())[word] += 1
+                seen.add(term)
         times.update(seen)
-    most = max(_LEAST_PASSAGES, int(_MOST_SHARE * len(passages)))
-    fitting = [term for term, number in times.items() if _LEAST_PASSAGES <= number <= most]
+    most = max(_LEAST_TEXTS, int(_MOST_SHARE * len(texts)))
+    fitting = [term for term, number in times.items() if _LEAST_TEXTS <= number <= most]
     fitting.sort(key=lambda term: (-times[term], term))
     return [written[term].most_common(1)[0][0] for term in fitting[:count]]
 

@@ -16,7 +16,8 @@ from trimaran.runtime.twin.report.windows import windows
 
 LEAST_ACCURACY: Final = 0.95
 """Balanced accuracy on held-out pieces below which no answer is judged."""
-_PIECE: Final = 400
+PIECE: Final = 400
+"""Characters of a piece."""
 _FEWEST_PIECES: Final = 20  # of the author, and of others, to learn from; a quarter of them to be judged on
 _MOST_PIECES: Final = 4000
 _NGRAMS: Final = (2, 4)
@@ -76,7 +77,7 @@ def train_style(
     held_out_author: Sequence[str],
     held_out_others: Sequence[str],
     *,
-    piece: int = _PIECE,
+    piece: int = PIECE,
     seed: int = 0,
 ) -> StyleClassifier:
     """Return a classifier of the author's pieces against those of others.
