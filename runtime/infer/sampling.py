@@ -15,6 +15,7 @@ from trimaran.runtime.infer.sampling_params import SamplingParams
 NOT_FINITE = -1
 """Result of `choose` for a sample whose logits have no finite maximum."""
 
+_LIKELY, _MANY = 1024, 4  # tokens that nearly always have all of top_p; so many times as many are dear to sort
 _TOKENS = 1 << 31  # columns of the matrix of random numbers: more tokens than any continuation has
 
 
@@ -49,10 +50,28 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Return the logits with the fewest tokens kept whose probabilities sum to p or more; at least one."""
+    if logits.shape[1] > _MANY * _LIKELY:
+        found = _top_p_of_likeliest(logits, p)
+        if found is not None:
+            return found
     ascending, order = logits.sort()
     below = ascending.softmax(-1).cumsum(-1) <= 1.0 - p
     below[:, -1] = False
     return logits.masked_fill(torch.zeros_like(below).scatter_(1, order, below), -torch.inf)
+
+
+def _top_p_of_likeliest(logits: Tensor, p: float) -> Tensor | None:
+    """Return `keep_top_p` from the likeliest tokens alone, which takes a tenth of a sort; None where it needs more."""
+    likeliest = logits.topk(_LIKELY)
+    probabilities = (likeliest.values - logits.logsumexp(-1, keepdim=True)).exp()
+    cumulative = probabilities.cumsum(-1)
+    if not bool((cumulative[:, -1] > p).all()):
+        return None
+    kept = cumulative - probabilities < p
+    kept[:, 0] = True
+    return torch.full_like(logits, -torch.inf).scatter_(
+        1, likeliest.indices, likeliest.values.masked_fill(~kept, -torch.inf)
+    )
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:

@@ -61,12 +61,14 @@ class TimetableDesk:
     answers: dict[int, list[Event]] = field(default_factory=dict)
     ready_with: Ready | None = None
     polls: int = 0
+    longest_wait_s: float = 0.0
     open: set[int] = field(default_factory=set)
 
     def poll(self, timeout_s: float) -> list[Order]:
         if self.ready_with is None:
             return []
         self.polls += 1
+        self.longest_wait_s = max(self.longest_wait_s, timeout_s)
         due = [order for at, order in self.timetable if at <= self.polls]
         if not due and timeout_s > 0 and self.timetable:  # nothing goes on: no use in waiting
             self.polls = self.timetable[0][0]

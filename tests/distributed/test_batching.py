@@ -65,6 +65,8 @@ def together(parallel: dict[str, Any], model: dict[str, Any], slots: int = 4) ->
     spec, mesh, stages = make(parallel, model)
     desk = TimetableDesk(timetable(requests()))
     serve(stages, mesh, spec, Limits(slots, CONTEXT, replace(PIECES, shared=longest_shared(spec.transformer))), desk)
+    # A leader that has nothing to do sends its ranks a sign of life in time.
+    assert desk.longest_wait_s < spec.launcher.timeout_s / 2
     mesh.close()
     return [desk.answers[each.id] for each in requests()] if desk.answers else []
 

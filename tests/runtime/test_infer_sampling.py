@@ -55,6 +55,17 @@ def test_the_penalty_is_that_of_transformers(penalty: float) -> None:
     )
 
 
+def test_top_p_of_a_large_vocabulary_keeps_what_transformers_keeps() -> None:
+    """Whether the likeliest tokens are enough, as in the first rows, or not."""
+    logits = torch.randn(4, 9000, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    logits[:2] *= 5
+    ids = torch.zeros(2, 1, dtype=torch.int64)
+    for p in (1e-6, 0.3, 0.9, 0.999):
+        for part in (logits[:2], logits[2:]):
+            assert torch.equal(ours.keep_top_p(part, p), TopPLogitsWarper(p)(ids, part))
+    assert kept(ours.keep_top_p(logits[:2], 0.9)).sum() < 1024 < kept(ours.keep_top_p(logits[2:], 0.9)).sum()
+
+
 def test_presence_and_frequency_are_taken_from_the_logits_of_new_tokens() -> None:
     """OpenAI's formula: mu[j] - c[j] * frequency - float(c[j] > 0) * presence."""
     logits, counts = random_logits(8, torch.float64), torch.zeros(7, VOCAB, dtype=torch.float64)
