@@ -5,6 +5,8 @@ group). Grouped-query heads then need no copy of the cache, and one new token ne
 same length.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ from trimaran.kernels.attention.reference import attention
 from trimaran.kernels.decode.cache import cache_capacity, cached_on, check_cache
 
 _FEW_TOKENS = 8  # above it, samples of different lengths run faster in a call each
+_WASTED = 128  # keys past a sample's own, on average, above which one token of each does too
 
 
 def check_decode(
@@ -87,7 +90,7 @@ def decode_attention(
     if longest == 0 or q.numel() == 0:
         return torch.zeros_like(q)
     equal = shortest == longest
-    if values is not None and block_table is None and not equal and q_len > _FEW_TOKENS:
+    if values is not None and block_table is None and not equal and _differ_much(values, q_len, window):
         return _each_alone(
             q, k_cache, v_cache, values, AttentionOptions(window=window, softcap=softcap, scale=scale), alibi_slopes
         )
@@ -112,6 +115,13 @@ def decode_attention(
     return out
 
 
+def _differ_much(lengths: list[int], q_len: int, window: int | None) -> bool:
+    """Return whether samples of different lengths run faster one by one."""
+    if q_len > _FEW_TOKENS:
+        return True
+    return q_len == 1 and window is None and len(lengths) * max(lengths) - sum(lengths) > _WASTED * len(lengths)
+
+
 def _each_alone(
     q: Tensor,
     k_cache: Tensor,
@@ -122,6 +132,8 @@ def _each_alone(
 ) -> Tensor:
     """Return the attention of samples of different lengths, one by one: their joint mask would exceed the cache."""
     out, q_len = torch.zeros_like(q), q.shape[1]
+    if q_len == 1 and options.window is None:  # it attends to all keys, and needs no mask for that
+        options = replace(options, causal=False)
     for sample, length in enumerate(lengths):
         if length > 0:
             part, start = slice(sample, sample + 1), max(0, q_len - length)

@@ -108,6 +108,22 @@ def test_equals_causal_attention_over_the_whole_sequence(q_len: int) -> None:
     torch.testing.assert_close(out, whole[:, -q_len:], rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"alibi": True}, {"scale": 0.3}, {"window": 300}], ids=str)
+def test_one_token_of_samples_whose_lengths_differ_much(options: dict[str, Any]) -> None:
+    """Each is the last one of its own sequence's attention; a sample without tokens gives zeros."""
+    lengths = int32(900, 3, 0, 40)
+    k, v = (forget_the_rest(draw(4, 1000, 2, 8, seed=seed), lengths) for seed in (1, 2))
+    q = draw(4, 1, 6, 8, seed=3)
+    arguments = {**options, "alibi_slopes": torch.rand(6) if options.get("alibi") else None}
+    arguments.pop("alibi", None)
+    found = decode_attention(q, k, v, lengths, **arguments)
+    for sample, length in enumerate(lengths.tolist()):
+        part = slice(sample, sample + 1)
+        alone = decode_attention(q[part], k[part], v[part], lengths[part], **arguments)
+        torch.testing.assert_close(found[part], alone, rtol=0, atol=1e-12)
+        assert length or not found[part].any()
+
+
 def test_keys_before_the_window_are_of_no_account_and_their_pages_are_not_read() -> None:
     lengths = int32(33, 17)
     q, k, v = draw(2, 2, 4, 8), draw(2, 40, 2, 8, seed=2), draw(2, 40, 2, 8, seed=3)
