@@ -98,7 +98,8 @@ class RankBackend:
 
         Args:
             model: a run's folder, a checkpoint, or the folder of a Hugging Face model.
-            slots: texts that each dp replica continues at the same time.
+            slots: texts that each dp replica continues at the same time; fewer where the memory has no room for as many
+                of full length, and `slots` of the backend tells.
             context: most tokens of a prompt and its continuation; None for the model's.
             logs: where ranks keep their output; None for a folder that goes with them.
 

@@ -127,9 +127,15 @@ class SocketDesk:
 
 
 def _within_memory(limits: Limits, stages: dict[int, Stage], mesh: Mesh, spec: RunSpec) -> Limits:
-    """Return the limits that a GPU's memory has room for; a CPU's is taken as texts grow. Collective over the world."""
-    if next(iter(stages.values())).context.device.type == "cpu":
-        return limits
-    tokens = measured_budget(stages, mesh, spec.transformer).cache_tokens
-    context = min(limits.context, tokens)
-    return Limits(max(1, min(limits.slots, tokens // context)), context)
+    """Return the limits that the free memory has room for. Collective over the world.
+
+    A GPU's is taken at once; a CPU's as texts grow, but hours later there must be some left too.
+    """
+    budget = measured_budget(stages, mesh, spec.transformer, bounds_cache=False)
+    return fitting(limits, budget.cache_tokens)
+
+
+def fitting(limits: Limits, cache_tokens: int) -> Limits:
+    """Return the limits whose texts have that many tokens at most: fewer slots, and a shorter context last."""
+    context = min(limits.context, max(2, cache_tokens))
+    return Limits(max(1, min(limits.slots, cache_tokens // context)), context, limits.pieces)

@@ -19,6 +19,7 @@ from tests.launchers.forked import fork_server
 from tests.launchers.runs import LEAVE_S, Command, ranks_in
 from tests.launchers.test_generate import CONTEXT, make_run
 from trimaran.launchers.serve.ranks import RankBackend
+from trimaran.launchers.worker.serve import fitting
 from trimaran.runtime.evaluate.engine.weights import load_stages, open_model
 from trimaran.runtime.infer.batching.messages import (
     BackendGoneError,
@@ -28,6 +29,7 @@ from trimaran.runtime.infer.batching.messages import (
     PromptScores,
     Request,
 )
+from trimaran.runtime.infer.batching.replica import Limits
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import lone_mesh
@@ -120,6 +122,13 @@ def test_two_ranks_answer_and_the_death_of_one_ends_all_by_its_name(run: Path, t
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("tokens", "slots", "context"), [(10**9, 8, 4096), (8 * 4096, 8, 4096), (3 * 4096 + 5, 3, 4096), (100, 1, 100)]
+)
+def test_slots_and_context_are_those_that_the_memory_has_room_for(tokens: int, slots: int, context: int) -> None:
+    assert fitting(Limits(8, 4096), tokens) == Limits(slots, context)
+
+
 def test_a_close_lets_what_runs_end_and_takes_nothing_new(run: Path, tmp_path: Path) -> None:
     async def talk() -> None:
         backend = await RankBackend.start(run, slots=3)
@@ -151,6 +160,22 @@ def test_a_close_without_time_cuts_texts_off(run: Path, tmp_path: Path) -> None:
         for each in (waits, also):
             with pytest.raises(BackendGoneError, match="closed"):
                 await each
+
+    asyncio.run(talk())
+    assert left_behind(tmp_path) == []
+
+
+def test_a_process_that_is_killed_ends_texts_by_a_sentence(run: Path, tmp_path: Path) -> None:
+    async def talk() -> None:
+        backend = await RankBackend.start(run, slots=1)
+        text = asyncio.create_task(answer(backend, Request(0, (9,), LONG)))
+        for each in psutil.process_iter():
+            if _works_in(each, tmp_path):
+                each.kill()
+        with pytest.raises(BackendGoneError, match="the model's ranks were killed by SIGKILL"):
+            await answer(backend, Request(1, (9,), LONG))
+        await asyncio.wait([text])
+        await backend.close()
 
     asyncio.run(talk())
     assert left_behind(tmp_path) == []

@@ -39,8 +39,14 @@ class Budget:
     together: int
 
 
-def measured_budget(stages: dict[int, Stage], mesh: Mesh, config: TransformerConfig) -> Budget:
-    """Return the budget that every rank has the memory for, the same on all of them. Collective over the world."""
+def measured_budget(
+    stages: dict[int, Stage], mesh: Mesh, config: TransformerConfig, *, bounds_cache: bool = True
+) -> Budget:
+    """Return the budget that every rank has the memory for, the same on all of them. Collective over the world.
+
+    Args:
+        bounds_cache: whether the key-value cache has an upper bound besides the memory.
+    """
     context = next(iter(stages.values())).context
     free = _free_bytes(context.device)
     # The ranks of a host share its memory; each GPU has its own.
@@ -55,11 +61,19 @@ def measured_budget(stages: dict[int, Stage], mesh: Mesh, config: TransformerCon
         pp=mesh.pp.size,
         dtype_bytes=context.dtype.itemsize,
         device=context.device.type,
+        bounds_cache=bounds_cache,
     )
 
 
 def budget_of(
-    config: TransformerConfig, free_bytes: int | None, *, tp: int, pp: int, dtype_bytes: int, device: str
+    config: TransformerConfig,
+    free_bytes: int | None,
+    *,
+    tp: int,
+    pp: int,
+    dtype_bytes: int,
+    device: str,
+    bounds_cache: bool = True,
 ) -> Budget:
     """Return what a rank with `free_bytes` of memory computes at once; the most of all where that is not known."""
     heads, kv_heads = (-(-count // tp) for count in (config.num_heads, config.num_kv_heads))
@@ -74,7 +88,7 @@ def budget_of(
     if free_bytes is not None:
         room = int(_SHARE * free_bytes)
         tokens = max(_FEWEST_TOKENS, min(tokens, (room - fixed) // computed))
-        cache_bytes = min(cache_bytes, room)
+        cache_bytes = min(cache_bytes, room) if bounds_cache else room
     return Budget(tokens, max(1, cache_bytes // kept), _MOST_TOGETHER[device])
 
 
