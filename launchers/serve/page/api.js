@@ -129,10 +129,15 @@ function partsOf(data) {
     finish: typeof choice?.finish_reason === "string" ? choice.finish_reason : null,
     usage: chunk.usage && Number.isInteger(chunk.usage.completion_tokens) ? chunk.usage : null,
     citations: citationsOf(chunk.trimaran?.citations),
+    checked: typeof chunk.trimaran?.text === "string" ? chunk.trimaran.text : null,
   };
 }
 
-/** Yield the parts of an answer: `{text, finish, usage, citations}`, each with what is new. Aborting ends it. */
+/**
+ * Yield the parts of an answer, each with what is new: `{text, finish, usage, citations, checked}`. Aborting ends it.
+ *
+ * `checked` is the whole answer once more where the server has held it to its passages, which may change citations.
+ */
 export async function* streamAnswer(body, key, signal) {
   const options = { method: "POST", headers: headersOf(key), body: JSON.stringify(body), signal };
   const response = await request("v1/chat/completions", options);

@@ -57,13 +57,14 @@ export class Run {
     this.listener.ended(this, failure);
   }
 
-  take({ text, finish, usage, citations }, elapsedMs) {
+  take({ text, finish, usage, citations, checked }, elapsedMs) {
     const { message } = this;
     if (text) {
       message.firstMs ??= elapsedMs;
       message.totalMs = elapsedMs;
       message.text += text;
     }
+    if (checked !== null) message.text = checked;
     if (finish) message.finish = finish;
     if (usage) message.usage = usage;
     if (citations.length) message.citations = citations;

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 from tests.launchers.serve.page.site import Gate, Site
 from tests.launchers.serve.page.visit import Tab, Visit
@@ -37,7 +38,7 @@ HOSTILE = (
     "__proto__ [constructor](http://a.example) constructor",
     "\u202e<img src=x onerror=alert(1)>\u2066",
 )
-CITED = {
+CITED: dict[str, Any] = {
     "choices": [{"index": 0, "delta": {}, "finish_reason": None}],
     "trimaran": {"citations": [{"n": 1, "title": HOSTILE[0], "lines": HOSTILE[1], "text": HOSTILE[2] + HOSTILE[5]}]},
 }
@@ -128,7 +129,7 @@ def test_one_character_at_a_time_gives_what_the_whole_gives(visit: Visit, site: 
 def test_an_imported_file_executes_nothing(visit: Visit, site: Site) -> None:
     tab = visit.tab()
     messages = [{"role": "user", "text": text} for text in HOSTILE]
-    citations = CITED["trimaran"]["citations"]  # type: ignore[index]
+    citations = CITED["trimaran"]["citations"]
     answer = {"role": "assistant", "text": "\n\n".join(HOSTILE) + " [1]", "citations": citations, "error": HOSTILE[0]}
     answer |= {"model": HOSTILE[1], "finish": HOSTILE[0], "state": "failed", "onclick": "alert(1)", "__proto__": {}}
     hostile = {"title": HOSTILE[0], "isNamed": True, "system": HOSTILE[1], "messages": [*messages, answer]}

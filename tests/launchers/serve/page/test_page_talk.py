@@ -1,9 +1,11 @@
 """Talking on the page of serve: by real clicks and keys, with answers that arrive, are stopped, changed and fail."""
 
+from typing import Any
+
 from tests.launchers.serve.page.site import Cut, Gate, Site
 from tests.launchers.serve.page.visit import Visit
 
-CITED = {
+CITED: dict[str, Any] = {
     "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}],
     "trimaran": {
         "citations": [
@@ -142,6 +144,9 @@ def test_passages_that_an_answer_names_unfold(visit: Visit, site: Site) -> None:
     assert tab.page.locator(".mark").count() == 2, "no mark without its passage"
     tab.load()
     assert tab.page.locator(".sources details").count() == 2
+    checked = {"text": "To be [1].", "citations": CITED["trimaran"]["citations"]}
+    tab.ask("And checked?", "To be [7].", {**CITED, "trimaran": checked})
+    assert tab.texts()[-1] == "To be\xa0[1]."
 
 
 FAILURES: tuple[tuple[object, str], ...] = (
