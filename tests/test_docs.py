@@ -262,8 +262,9 @@ def write_pages(folder: Path) -> None:
 
 
 def commands_of(page: Path) -> list[str]:
-    """The commands that a test of the page runs; tests of benchmarks/ run those."""
-    return [line for line in shell_lines(page) if line not in NOT_RUN and not line.startswith("python benchmarks/")]
+    """The commands that a test of the page runs; tests of benchmarks/ run those, tests of serve those of a server."""
+    elsewhere = ("python benchmarks/", "trimaran serve ", "curl ")
+    return [line for line in shell_lines(page) if line not in NOT_RUN and not line.startswith(elsewhere)]
 
 
 def commands_in(example: Path) -> list[str]:

@@ -23,7 +23,9 @@ from trimaran.runtime.evaluate.results import read_evaluation
 
 HELLO: Any = [{"role": "user", "content": "ab"}]
 LONG: Any = {"model": "talker", "messages": HELLO, "temperature": 0, "max_tokens": 200, "stream": True}
-READY = re.compile(r"(\S+) is served at http://127\.0\.0\.1:(\d+) \(OpenAI's API: http://127\.0\.0\.1:\2/v1\)")
+READY = re.compile(
+    r"(\S+) is served at http://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+) \(OpenAI's API: http://[0-9.]+:\2/v1\)"
+)
 
 
 @pytest.fixture(scope="module")
