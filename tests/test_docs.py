@@ -102,6 +102,7 @@ NOT_OF_FINETUNES = ("data.source", "train.num_steps")
 EXTRAS = {
     "data.md": "data",
     "adapters.md": "huggingface",
+    "chat.md": "serve",
     "alignment.md": "huggingface",
     "finetuning.md": "huggingface",
     "web-corpus.yaml": "data",
@@ -130,7 +131,7 @@ def shell_lines(page: Path) -> list[str]:
 
 def shortened(command: str) -> list[str]:
     """The command's arguments, a training run made short and its corpus small."""
-    words = shlex.split(command)
+    words = shlex.split(command.rpartition(" | ")[2])
     assert words[0] == "trimaran", f"{command!r} is not a trimaran command; run it here or list it in NOT_RUN"
     example = Path(words[2]).name if len(words) > 2 else ""
     changes: dict[str, object] = {}
@@ -149,7 +150,7 @@ def shortened(command: str) -> list[str]:
         words += ["--rank", "0"]
     if words[1] == "calibrate":
         words += ["--smoke", "--ranks", "1", "--dtype", "float32"]
-    if words[1] == "generate":
+    if words[1] in ("generate", "chat"):
         words += ["--max-new-tokens", "5"]
     for option in {"--widths", "--rates"}.intersection(words):  # the narrowest two, and three rates
         place = words.index(option) + 1
@@ -196,14 +197,17 @@ def shorten_searches(folder: Path) -> None:
         (folder / "examples" / name).write_text(yaml.safe_dump(search))
 
 
-def run_in_shell(line: str, folder: Path, interpreters: int) -> subprocess.CompletedProcess[str]:
+def run_in_shell(
+    line: str, folder: Path, interpreters: int, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a line in a shell where `trimaran` is on the PATH, as after `source .venv/bin/activate`."""
-    counting.record("cold start", line.partition(" --set")[0], interpreters)
+    if interpreters:
+        counting.record("cold start", line.partition(" --set")[0], interpreters)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
         ["bash", "-c", line],
         cwd=folder,
-        env={**os.environ, "PATH": path, "OMP_WAIT_POLICY": "passive"},
+        env={**os.environ, "PATH": path, "OMP_WAIT_POLICY": "passive", **(environment or {})},
         capture_output=True,
         text=True,
         timeout=280,
@@ -343,6 +347,11 @@ def test_every_command_of_a_page_runs(page: Path, folder: Path) -> None:
         if interpreters := cold.pop(words[0], 0):
             done = run_in_shell(shlex.join(["trimaran", *words]), folder, interpreters)
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+            continue
+        if " | " in line:
+            before, shim = line.rpartition(" | ")[0], fork_server().make_shim("trimaran")
+            piped = run_in_shell(f"{before} | {shlex.join([str(shim), *words])}", folder, 0, environment)
+            assert piped.returncode == 0, f"{command}\n{piped.stdout}\n{piped.stderr}"
             continue
         outcome = trimaran(folder, *words, environment=environment)
         assert outcome.code == 0, f"{command}\n{outcome.out}\n{outcome.err}"

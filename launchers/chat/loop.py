@@ -32,7 +32,7 @@ async def converse(session: Session, reader: Reader, answers: Answers, folder: P
         folder: of saved conversations.
 
     Raises:
-        Stopped: the reader of the answers is gone.
+        BrokenPipeError: the reader of the answers is gone.
     """
     is_leaving, code = False, 0
     while True:
@@ -56,6 +56,8 @@ async def converse(session: Session, reader: Reader, answers: Answers, folder: P
         except BackendGoneError as error:
             say_error(error)
             code = _GONE  # the conversation can still be saved
+        except BrokenPipeError:
+            raise
         except (ValueError, OSError, AnswerError) as error:
             say_error(error)
             if not reader.is_terminal:

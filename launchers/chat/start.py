@@ -47,10 +47,10 @@ async def hold(asked: Conversation, start: Callable[[], AbstractAsyncContextMana
 
     Raises:
         ValueError: the model can't do what is asked; a sentence.
-        Stopped: a signal came, or the reader of the answers is gone.
+        Stopped: a signal came.
+        BrokenPipeError: the reader of the answers is gone.
     """
     text = RunText.open(asked.run)
-    stops = tuple(token for token in text.stop_tokens if token < text.tokenizer.vocab_size)
     is_plain = asked.mode.name == "continue"
     prompt_in_mode(asked.mode, "", has_template=text.template is not None, system=None if is_plain else asked.system)
     reader: Reader = TerminalReader(list(COMMANDS)) if sys.stdin.isatty() else PipeReader(sys.stdin.fileno())
@@ -58,12 +58,22 @@ async def hold(asked: Conversation, start: Callable[[], AbstractAsyncContextMana
         async with start() as backend:
             asker = Asker(backend, text)
             session = Session(
-                asker, asked.mode, replace(asked.sampling, stop_tokens=stops), asked.stops, asked.system, say
+                asker,
+                asked.mode,
+                replace(asked.sampling, stop_tokens=stop_tokens_of(text)),
+                asked.stops,
+                asked.system,
+                say,
             )
             if reader.is_terminal:
                 say(KEYS)
                 say("/help names the commands.")
             return await converse(session, reader, Answers(), asked.folder)
+
+
+def stop_tokens_of(text: RunText) -> tuple[int, ...]:
+    """Return the ids that end an answer, of those that the tokenizer has, which the model has then too."""
+    return tuple(token for token in text.stop_tokens if token < text.tokenizer.vocab_size)
 
 
 @contextmanager

@@ -1,15 +1,14 @@
 """Where questions come from and answers go: a terminal by prompt_toolkit, or pipes, where each line is a turn."""
 
 import asyncio
+import json
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.terminal import writing_output
 from trimaran.models.fields import printable
 
@@ -159,15 +158,20 @@ class Answers:
         self._encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
 
     def show(self, text: str) -> None:
-        """Write text at once. Raises Stopped where the reader is gone."""
+        """Write text at once. BrokenPipeError where the reader is gone."""
         if self._is_terminal:
             text = printable(text, _SHOWN)
-        text = text.encode(self._encoding, "replace").decode(self._encoding)
+        with writing_output():
+            sys.stdout.write(text.encode(self._encoding, "replace").decode(self._encoding))
+
+    def show_json(self, record: dict[str, Any]) -> None:
+        """Write a record as a line. BrokenPipeError where the reader is gone."""
+        line = json.dumps(record, ensure_ascii=False)
         try:
-            with writing_output():
-                sys.stdout.write(text)
-        except BrokenPipeError:
-            raise Stopped(signal.SIGPIPE) from None
+            line.encode(self._encoding)
+        except UnicodeEncodeError:
+            line = json.dumps(record)
+        self.show(f"{line}\n")
 
 
 def _text_of(line: bytes) -> str:

@@ -1,5 +1,6 @@
 """`trimaran generate`: turn the options into a task for the ranks. Imports no torch before the options are valid."""
 
+import asyncio
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -7,18 +8,44 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trimaran.launchers.cli.console import RunPath, errors_as_sentences, find_checkpoint, path
+from trimaran.launchers.cli.console import (
+    RunPath,
+    ToLanguage,
+    errors_as_sentences,
+    find_checkpoint,
+    path,
+    ranks_of,
+)
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.terminal import discard_output, say
+from trimaran.runtime.files import read_text
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.scratch import scratch_folder
 from trimaran.runtime.spec import RunSpec, dump_spec, fields_at_layout, load_spec, parse_spec
 
 if TYPE_CHECKING:
+    from trimaran.runtime.infer.modes import Mode
     from trimaran.runtime.infer.prompts import Prompt
 
 _DEFAULT_PROMPT = "The "
+_MOST_BYTES = 64 << 20  # of a text for --file
+_Mode = Annotated[
+    str | None,
+    typer.Option(
+        metavar="continue|answer|translate|summarize",
+        help="What becomes of a prompt; continue by default. Long texts are translated and summarized in passages.",
+    ),
+]
+_File = Annotated[
+    Path | None, typer.Option(parser=path, help="With --mode translate or summarize: a text of any length, in a file.")
+]
+_StopTokens = Annotated[
+    list[str], typer.Option("--stop-token", help="End at this token of the vocabulary; may be repeated.")
+]
+_Context = Annotated[
+    Literal["slide", "stop"], typer.Option(help="When the model's context is full: go on from its newer half, or stop.")
+]
 
 
 def generate(
@@ -32,10 +59,13 @@ def generate(
             "Results are printed as JSON, one a line.",
         ),
     ] = None,
+    file: _File = None,
+    mode: _Mode = None,
+    to: ToLanguage = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Put prompts to the model as a user's questions, by its chat template.")
+        bool, typer.Option("--chat", help="Put prompts to the model as a user's questions: --mode answer.")
     ] = False,
-    system: Annotated[str | None, typer.Option(help="With --chat: what the model is told before the question.")] = None,
+    system: Annotated[str | None, typer.Option(help="With --chat or --mode: what the model is told first.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation.")] = 200,
     min_new_tokens: Annotated[int, typer.Option(help="No stop token before that many tokens.")] = 0,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
@@ -50,13 +80,8 @@ def generate(
         float, typer.Option(help="Above 1 makes tokens that the text has already less likely.")
     ] = 1.0,
     stop: Annotated[list[str], typer.Option("--stop", help="End before this text; may be repeated.")] = [],  # noqa: B006 - typer reads it
-    stop_token: Annotated[
-        list[str], typer.Option("--stop-token", help="End at this token of the vocabulary; may be repeated.")
-    ] = [],  # noqa: B006
-    context: Annotated[
-        Literal["slide", "stop"],
-        typer.Option(help="When the model's context is full: go on from its newer half, or stop."),
-    ] = "slide",
+    stop_token: _StopTokens = [],  # noqa: B006
+    context: _Context = "slide",
     batch_size: Annotated[int, typer.Option(min=1, help="With --prompts: how many are continued together.")] = 16,
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree to run at.")] = 1,
@@ -83,7 +108,15 @@ def generate(
             check_typed_text(option, text)
         if "" in stop:
             raise ValueError("--stop must have at least one character")
-        inputs = _read_prompts(prompt, prompts, chat, system)
+        chosen = _mode(mode, to, chat)
+        inputs = _read_prompts(prompt, prompts, file, chosen, system)
+        if chosen.is_by_passages:
+            from trimaran.launchers.chat.passages import Texts, put
+
+            checkpoint, is_many = find_checkpoint(run), prompts is not None
+            texts = (checkpoint.parent.parent, inputs, chosen, sampling, tuple(stop), tuple(stop_token))
+            asyncio.run(put(Texts(*texts, system, is_many), lambda: ranks_of(checkpoint, chosen, tp=tp, pp=pp)))
+            return
         _generate(
             find_checkpoint(run),
             inputs,
@@ -97,23 +130,53 @@ def generate(
         )
 
 
-def _read_prompts(prompt: str | None, prompts: Path | None, chat: bool, system: str | None) -> "list[Prompt]":
+def _mode(mode: str | None, to: str | None, chat: bool) -> "Mode":
+    """Return the mode; ValueError for a wrong one, and where --chat is another one."""
+    from trimaran.runtime.infer.modes import ANSWER, mode_of
+
+    chosen = mode_of(mode or ("answer" if chat else "continue"), to)
+    if chat and chosen != ANSWER:
+        raise ValueError(f"--chat is --mode answer, and the mode is {chosen.name}; leave one of them out")
+    return chosen
+
+
+def _read_prompts(
+    prompt: str | None, prompts: Path | None, file: Path | None, mode: "Mode", system: str | None
+) -> "list[Prompt]":
     """Return the prompts to continue; ValueError for options that exclude each other."""
     from trimaran.runtime.infer.prompts import Prompt, conversation, read_prompts
 
     if prompt is not None and prompts is not None:
         raise ValueError("give either --prompt or --prompts, not both")
-    if system is not None and not chat:
-        raise ValueError("--system is for --chat: give --chat too, or put the text into the prompt")
-    if chat and prompt is None and prompts is None:
-        raise ValueError("--chat needs a question: give --prompt or --prompts")
+    if file is not None and (prompt is not None or prompts is not None or not mode.is_by_passages):
+        raise ValueError("--file is for --mode translate or summarize, without --prompt and --prompts")
+    if system is not None and mode.name == "continue":
+        raise ValueError("--system is for --chat and the modes: give --chat too, or put the text into the prompt")
+    if mode.name != "continue" and prompt is None and prompts is None and file is None:
+        which = "--chat needs a question" if mode.name == "answer" else f"--mode {mode.name} needs a text"
+        raise ValueError(f"{which}: give --prompt or --prompts" + (" or --file" if mode.is_by_passages else ""))
+    if file is not None:
+        return [Prompt(_text_of(file))]
     inputs = (
         read_prompts(prompts, say) if prompts is not None else [Prompt(_DEFAULT_PROMPT if prompt is None else prompt)]
     )
     return [
-        conversation(each.text, system, each.name) if chat and each.messages is None and each.text is not None else each
+        conversation(each.text, system, each.name)
+        if mode.name == "answer" and each.messages is None and each.text is not None
+        else each
         for each in inputs
     ]
+
+
+def _text_of(file: Path) -> str:
+    """Return the text of a file; ValueError where it has none."""
+    try:
+        text = read_text(file, _MOST_BYTES).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 at byte {error.start:,}; convert it to UTF-8") from error
+    if not text.strip():
+        raise ValueError(f"{file} has no text")
+    return text
 
 
 def _generate(

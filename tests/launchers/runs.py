@@ -182,7 +182,7 @@ def ranks_in(folder: Path) -> list[psutil.Process]:
     for name in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError, psutil.Error):
             program, _, rank = name.read_text().strip().partition("-")
-            if program == "trimaran" and os.readlink(name.with_name("cwd")) == str(folder):
+            if program == "trimaran" and rank.isdecimal() and os.readlink(name.with_name("cwd")) == str(folder):
                 found[int(rank)] = psutil.Process(int(name.parent.name))
     return [found[rank] for rank in sorted(found)]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,15 +119,15 @@ def test_ctrl_c_ends_the_answer_alone(terminal: Terminal) -> None:
     terminal.type("/set max_new_tokens 2")
     terminal.type("still here")
     terminal.wait_for("the answer ended at max_new_tokens (2)")
+    terminal.wait_for(PROMPT)
 
 
 def test_ctrl_c_twice_leaves_and_no_rank_stays(terminal: Terminal, place: Path) -> None:
-    terminal.wait_for(PROMPT)
     terminal.type("half a line", CTRL_C)
     terminal.wait_for("Ctrl-C again, or Ctrl-D, leaves")
     terminal.wait_for(PROMPT)
-    terminal.type("/stats")
-    terminal.wait_for("history: ")
+    terminal.type("/set seed 1")
+    terminal.wait_for("seed is 1")
     terminal.wait_for(PROMPT)
     for _ in range(2):
         terminal.child.send(CTRL_C)
@@ -189,3 +190,76 @@ def test_wrong_options_get_a_sentence(options: tuple[str, ...], words: str, plac
     assert (outcome.code, outcome.out) == (2, "")
     assert words in outcome.err
     assert outcome.left == []
+
+
+def test_generate_translates_and_summarizes_texts_in_passages(place: Path) -> None:
+    """In three processes: a file, lines of JSON at another layout, and what is refused."""
+    text = "\n\n".join(f"paragraph {number} is about words" for number in range(6))
+    (place / "long.txt").write_text(text)
+    (place / "texts.jsonl").write_text(f'"short"\n{json.dumps({"prompt": text, "id": "long"})}\n')
+    asked = ("--mode", "translate", "--to", "de", "--temperature", "0", "--max-new-tokens", "64")
+    one = trimaran(place, "generate", "talker", "--file", "long.txt", *asked)
+    assert one.code == 0, one.err
+    assert "the text is translated in 6 passages, each for itself" in one.err
+    many = trimaran(place, "generate", "talker", "--prompts", "texts.jsonl", *asked, "--pp", "2")
+    assert many.code == 0, many.err
+    short, long = map(json.loads, many.out.splitlines())
+    assert (short["index"], short["prompt"], short["passages"]) == (0, "short", 1)
+    assert (long["id"], long["passages"], long["text"]) == ("long", 6, one.out.removesuffix("\n"))
+    assert one.left == many.left == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--mode", "translate", "--prompt", "a"), "--mode translate needs --to"),
+        (("--mode", "summarize"), "--mode summarize needs a text: give --prompt or --prompts or --file"),
+        (("--mode", "summarize", "--chat", "--prompt", "a"), "--chat is --mode answer, and the mode is summarize"),
+        (("--file", "long.txt"), "--file is for --mode translate or summarize"),
+        (("--mode", "summarize", "--file", "none.txt"), "none.txt: No such file"),
+        (("--mode", "summarize", "--file", "empty.txt"), "empty.txt has no text"),
+        (("--mode", "summarize", "--file", "latin.txt"), "latin.txt is not UTF-8 at byte 1"),
+        (
+            ("--mode", "summarize", "--prompts", "talk.jsonl"),
+            "prompt 1 is a conversation, and --mode summarize takes a",
+        ),
+        (("--mode", "summarize", "--prompt", "a", "--stop-token", "nonsense"), "'nonsense' is no token of"),
+    ],
+    ids=str,
+)
+def test_generate_says_no_to_wrong_modes(options: tuple[str, ...], words: str, place: Path) -> None:
+    (place / "empty.txt").write_text(" \n")
+    (place / "latin.txt").write_bytes(b"a\xff")
+    (place / "talk.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    outcome = trimaran(place, "generate", "talker", *options)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert words in outcome.err
+
+
+def test_ranks_that_die_are_told_and_the_conversation_can_be_saved(place: Path) -> None:
+    terminal = Terminal(place, "talker", "--tp", "2", "--max-new-tokens", "200", "--min-new-tokens", "200")
+    terminal.wait_for(PROMPT)
+    terminal.type("go on")
+    terminal.child.expect(r"\n[^\r\n]{2}")
+    rank, _ = ranks_in(place)
+    rank.kill()
+    terminal.wait_for("error:")
+    terminal.type("/save kept.json")
+    terminal.wait_for("saved to kept.json")
+    terminal.wait_for(PROMPT)
+    terminal.type("", CTRL_D)
+    terminal.child.expect(pexpect.EOF)
+    terminal.child.close()
+    assert terminal.child.exitstatus == 1
+
+
+def test_sigterm_ends_a_conversation_and_its_ranks(place: Path) -> None:
+    terminal = Terminal(place, "talker", "--tp", "2")
+    terminal.wait_for(PROMPT)
+    assert len(ranks_in(place)) == 2
+    terminal.child.kill(signal.SIGTERM)
+    terminal.wait_for("stopped by SIGTERM")
+    terminal.child.expect(pexpect.EOF)
+    terminal.child.close()
+    assert terminal.child.exitstatus == 128 + signal.SIGTERM
+    assert ranks_in(place) == []
