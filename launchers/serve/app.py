@@ -198,7 +198,7 @@ class _Answer(Response):
             with service.gate.enter(len(self._plan.requests)) as places:
                 writing = Writing(service.backend, self._choices(), service.metrics, places, self._start_s)
                 work = self._stream(writing, stream) if self._is_stream else self._whole(writing, scope, receive, send)
-                await watched(work, receive, service.options.limits.request_s)
+                await watched(work, receive, service.state.over, service.options.limits.request_s)
             outcome = "completed"
             service.metrics.request_s.add(time.monotonic() - self._start_s)
         except ClientGoneError:

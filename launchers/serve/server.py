@@ -163,6 +163,7 @@ class Running:
             self._state.is_draining = True
             draining(self._state.running)
             second = await self._finish()
+            self._state.over.set()
             self._server.should_exit, self._server.force_exit = True, second != 0
             await serving
             return second

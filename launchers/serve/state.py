@@ -15,12 +15,14 @@ class State:
         gone: set once there are no ranks any more.
         gone_because: why.
         running: requests that are being answered.
+        over: set once what runs may go on no longer.
     """
 
     is_draining: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     gone_because: str = ""
     running: int = 0
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def status(self) -> str:

@@ -91,31 +91,34 @@ class Writing:
             metrics.token_s.add((last_s - first_s) / (choice.num_new - 1))
 
 
-async def watched(work: Awaitable[None], receive: Receive, timeout_s: float) -> None:
-    """Wait for work, which ends where its client has gone or the time is up.
+async def watched(work: Awaitable[None], receive: Receive, over: asyncio.Event, timeout_s: float) -> None:
+    """Wait for work, which ends where its client has gone, the server ends, or the time is up.
 
     Args:
         receive: of the request, whose body has been read.
+        over: set where the server ends.
 
     Raises:
         ClientGoneError: the client has closed the connection first.
-        ApiError: the time was up.
+        ApiError: the time was up, or the server ends.
     """
     task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(until_gone(receive))
+    gone, end = asyncio.ensure_future(until_gone(receive)), asyncio.ensure_future(over.wait())
     try:
-        await asyncio.wait({task, watch}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        is_late = not task.done() and not watch.done()
+        await asyncio.wait({task, gone, end}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        is_gone, is_over = gone.done(), end.done()
         if task.done():
             await task
             return
     finally:
-        for each in (task, watch):
+        for each in (task, gone, end):
             each.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-    if is_late:
-        raise ApiError(504, f"the answer was not complete within {timeout_s:g} s (--timeout)", code="timeout")
-    raise ClientGoneError
+        await asyncio.gather(task, gone, end, return_exceptions=True)
+    if is_gone:
+        raise ClientGoneError
+    if is_over:
+        raise ApiError(503, "this server has stopped before the answer was complete", code="draining")
+    raise ApiError(504, f"the answer was not complete within {timeout_s:g} s (--timeout)", code="timeout")
 
 
 def _first(errors: BaseExceptionGroup[ApiError | BackendGoneError]) -> ApiError | BackendGoneError:

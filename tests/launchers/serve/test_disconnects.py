@@ -6,11 +6,12 @@ import json
 import random
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.launchers.serve.fake_backend import FakeBackend, writes
-from tests.launchers.serve.serving import NAME, Served, served, with_limits
-from tests.launchers.serve.test_bad_requests import CHAT, post_and_leave_open
+from tests.launchers.serve.serving import NAME, Served, connect, served, with_limits
+from tests.launchers.serve.test_bad_requests import CHAT, post_and_leave_open, read_all
 from trimaran.launchers.serve.app import Service, serve_app
 from trimaran.launchers.serve.server import Running, listen
 from trimaran.runtime.infer.prompts import RunText
@@ -143,3 +144,59 @@ async def one_client(port: int, draw: random.Random) -> None:
     if draw.random() < 0.3:
         writer.transport.abort()
     writer.close()
+
+
+def test_what_runs_when_the_time_to_finish_is_over_is_told(text: RunText, sentence: list[int]) -> None:
+    make = lambda: FakeBackend(writes(sentence[:4]), step_s=0.01, context=100_000)
+    with served(text, make, with_limits(drain_s=0.2)) as server:
+        stream = post_and_leave_open(server, CHAT | {"stream": True})
+        whole = post_and_leave_open(server, CHAT)
+        idle = connect(server.port)
+        server.wait_until(lambda: server.service.metrics.new_tokens > 10)
+        server.call(server.running.stop)
+        server.wait_until(lambda: server.service.state.is_draining)
+        for connection, start in ((stream, b"HTTP/1.1 200"), (whole, b"HTTP/1.1 503"), (idle, b"")):
+            answer = read_all(connection)
+            assert answer.startswith(start)
+            assert (b"stopped before the answer was complete" in answer) == (connection is not idle)
+            assert b"[DONE]" not in answer
+            connection.close()
+        server.thread.join(60)
+        assert not server.thread.is_alive()
+        assert server.code == [0]
+        assert server.backend.active == server.service.gate.taken == 0
+
+
+def test_a_server_that_drains_takes_no_request(text: RunText, sentence: list[int]) -> None:
+    with served(text, lambda: FakeBackend(writes(sentence))) as server:
+        server.call(server.backend.hold.clear)
+        held = post_and_leave_open(server, CHAT)
+        server.wait_until(lambda: server.backend.active == 1)
+        server.call(server.running.stop)
+        server.wait_until(lambda: server.service.state.is_draining)
+        health = httpx.get(f"{server.url}/health")
+        assert (health.status_code, health.json()) == (503, {"status": "draining"})
+        refused = httpx.post(f"{server.url}/v1/chat/completions", json=CHAT)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "10"
+        assert refused.headers["connection"] == "close"
+        assert refused.json()["error"]["message"] == "this server is about to stop"
+        server.call(server.backend.hold.set)
+        assert b"200 OK" in held.recv(1 << 16)
+        held.close()
+        server.thread.join(60)
+        assert server.code == [0]
+        assert server.service.metrics.requests["chat", "draining"] == 1
+
+
+def test_a_second_call_to_stop_ends_at_once(text: RunText, sentence: list[int]) -> None:
+    with served(text, lambda: FakeBackend(writes(sentence)), with_limits(drain_s=1000)) as server:
+        server.call(server.backend.hold.clear)
+        with post_and_leave_open(server, CHAT) as held:
+            server.wait_until(lambda: server.backend.active == 1)
+            server.call(server.running.stop)
+            server.call(server.running.stop)
+            assert b"503 Service Unavailable" in held.recv(1 << 16)
+        server.thread.join(60)
+        assert server.code == [15]
+        assert server.backend.active == 0
