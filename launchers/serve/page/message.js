@@ -29,8 +29,8 @@ export function costOf(message) {
   if (firstMs !== undefined) parts.push(`first after ${seconds(firstMs)}`);
   if (Number.isInteger(usage?.prompt_tokens)) {
     const cached = usage.prompt_tokens_details?.cached_tokens;
-    const kept = cached ? `, ${cached.toLocaleString("en")} of them kept` : "";
-    parts.push(`${plural(usage.prompt_tokens, "token")} read${kept}`);
+    const reused = cached ? `, ${cached.toLocaleString("en")} of them cached` : "";
+    parts.push(`${plural(usage.prompt_tokens, "token")} read${reused}`);
   }
   return parts.join(" · ");
 }
