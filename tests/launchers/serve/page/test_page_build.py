@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import re
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import trimaran.launchers.serve.page as package
@@ -49,6 +51,14 @@ def test_every_module_is_in_the_page_and_imports_only_what_stands_before_it() ->
         assert len(source.splitlines()) <= 400, name
     script = build_page().html.decode()
     assert not re.search(r"^(import|export) ", script, re.MULTILINE)
+
+
+def test_every_source_of_the_page_is_installed_with_the_package() -> None:
+    project = tomllib.loads((FOLDER.parents[2] / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["trimaran.launchers.serve.page"]
+    left_out = [path.name for path in FOLDER.iterdir() if path.is_file() and path.suffix != ".py"]
+    left_out = [name for name in left_out if not any(fnmatch(name, pattern) for pattern in patterns)]
+    assert not left_out
 
 
 def test_no_markup_is_ever_made_of_text() -> None:
