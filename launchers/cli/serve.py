@@ -37,6 +37,9 @@ def serve(
         typer.Option(metavar="answer|continue|translate|summarize", help="What becomes of a user's text in a chat."),
     ] = "answer",
     to: ToLanguage = None,
+    no_retrieval: Annotated[
+        bool, typer.Option("--no-retrieval", help="Of a twin: show the weights alone, without its library.")
+    ] = False,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree to run at.")] = 1,
     pp: Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree to run at.")] = 1,
     dp: Annotated[int, typer.Option(min=1, help="Replicas of the model, which share the requests.")] = 1,
@@ -45,6 +48,7 @@ def serve(
     with errors_as_sentences():
         try:
             from trimaran.launchers.serve.app import ServeOptions
+            from trimaran.launchers.serve.grounded import Twin
             from trimaran.launchers.serve.limits import Limits
             from trimaran.launchers.serve.ranks import RankBackend
             from trimaran.launchers.serve.run import Serving, serve_run
@@ -72,6 +76,7 @@ def serve(
             Limits(max_queue=max_queue, body_bytes=max_body_bytes, request_s=timeout, drain_s=drain),
             Guard.make(host, allow_host, keys),
             chosen,
+            None if no_retrieval else Twin.find(folder),
         )
         with listen(host, port) as listener:
             say(f"starting {options.name} from {checkpoint}")

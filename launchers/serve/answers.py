@@ -4,10 +4,11 @@ import codecs
 import itertools
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trimaran.launchers.serve.errors import ApiError, wrong
+from trimaran.launchers.serve.grounded import Ground, Put, Twin
 from trimaran.launchers.serve.openai import USUAL_LENGTH, ChatRequest, CompletionRequest
 from trimaran.launchers.serve.token_text import TokenText
 from trimaran.runtime.infer.batching.messages import (
@@ -73,12 +74,21 @@ class Plan:
     Args:
         echoes: of every choice, the text of its prompt where the answer begins with it.
         num_prompt_tokens: of all prompts together; the choices of one prompt share it.
+        ground: what the answer is held to; None where it is no twin's.
+        silence: the whole answer where a twin's texts are silent, and no request is made; else "".
     """
 
     requests: tuple[Request, ...]
     echoes: tuple[str, ...]
     stops: tuple[str, ...]
     num_prompt_tokens: int
+    ground: Ground | None = None
+    silence: str = ""
+
+    @property
+    def num_choices(self) -> int:
+        """How many choices the answer has."""
+        return max(1, len(self.requests))
 
 
 class Planner:
@@ -89,10 +99,14 @@ class Planner:
         context: most tokens of a prompt and its continuation.
         most_choices: that one request may ask for.
         mode: what becomes of a user's text in a chat; completions are continued as they are.
+        twin: whose library chats are answered from; None for the weights alone.
     """
 
-    def __init__(self, text: RunText, context: int, most_choices: int, mode: Mode = ANSWER) -> None:
+    def __init__(
+        self, text: RunText, context: int, most_choices: int, mode: Mode = ANSWER, twin: Twin | None = None
+    ) -> None:
         self._text, self._context, self._most_choices, self._mode = text, context, most_choices, mode
+        self._twin = twin if mode == ANSWER else None
         self._ids = itertools.count(1)
 
     def chat(self, request: ChatRequest) -> Plan:
@@ -106,11 +120,26 @@ class Planner:
                 "no_chat_template",
             )
         try:
-            prompt = self._text.encode(self._in_mode(messages))
+            prompt, put = self._text.encode(self._in_mode(messages)), None
+            if self._twin is not None and len(prompt) < self._context:
+                put = self._put(self._twin, request, messages, self._context - len(prompt))
+                if put.silence:
+                    return Plan((), (), (), len(prompt), put.ground, put.silence)
+                prompt = self._text.encode(Prompt(None, put.messages))
         except ChatError as error:
             raise wrong("messages", str(error)) from None
         stops = self._mode.stop_strings(has_template=self._text.template is not None)
-        return self._plan(request, [prompt], [""], param="messages", stops=stops)
+        plan = self._plan(request, [prompt], [""], param="messages", stops=stops)
+        return plan if put is None else replace(plan, ground=put.ground)
+
+    def _put(self, twin: Twin, request: ChatRequest, messages: Sequence[Message], room: int) -> Put:
+        """Return a conversation with passages of a twin's library."""
+        if (request.n or 1) > 1:
+            raise wrong("n", f"n ({request.n}) must be 1: a twin's answer is held to its passages, one at a time")
+        try:
+            return twin.put(messages, lambda text: len(self._text.tokenizer.encode(text)), room, request.limit)
+        except ValueError as error:
+            raise wrong("messages", str(error), "context_length_exceeded") from None
 
     def _in_mode(self, messages: Sequence[Message]) -> Prompt:
         """Return a conversation as the mode puts it to the model; ChatError where it can't."""

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from trimaran.launchers.serve.answers import Choice, Piece, Plan, Planner, Usage, choices_of
 from trimaran.launchers.serve.errors import ApiError, json_bytes
+from trimaran.launchers.serve.grounded import Ground, Twin
 from trimaran.launchers.serve.limits import BodyReader, Gate, Limits
 from trimaran.launchers.serve.metrics import CONTENT_TYPE, Metrics
 from trimaran.launchers.serve.openai import ChatRequest, CompletionRequest, parse_request
@@ -28,7 +29,7 @@ from trimaran.launchers.serve.replies import PING, Reply, error_event
 from trimaran.launchers.serve.security import App, Guard, Receive, Send
 from trimaran.launchers.serve.state import State
 from trimaran.launchers.serve.token_text import TokenText
-from trimaran.launchers.serve.work import ClientGoneError, Writing, watched
+from trimaran.launchers.serve.work import ClientGoneError, Emit, Writing, watched
 from trimaran.runtime.infer.batching.messages import Backend, BackendGoneError
 from trimaran.runtime.infer.modes import ANSWER, Mode
 from trimaran.runtime.infer.prompts import RunText
@@ -46,12 +47,14 @@ class ServeOptions:
         name: of the model, as requests must name it.
         guard: who may use the port.
         mode: what becomes of a user's text in a chat.
+        twin: whose library chats are answered from; None for the weights alone.
     """
 
     name: str
     limits: Limits = field(default_factory=Limits)
     guard: Guard = field(default_factory=lambda: Guard.make("127.0.0.1"))
     mode: Mode = ANSWER
+    twin: Twin | None = None
     page: Page = field(default_factory=build_page)
 
 
@@ -67,7 +70,7 @@ class Service:
         self.tokens = TokenText(text.tokenizer)
         # Encoding changes a tokenizer for a moment, and takes long for long texts: it has one of its own, in a thread.
         encoding = replace(text, tokenizer=text.tokenizer.with_special_tokens(()))
-        self._planner = Planner(encoding, backend.context, self.gate.most, options.mode)
+        self._planner = Planner(encoding, backend.context, self.gate.most, options.mode, options.twin)
         self._thread = ThreadPoolExecutor(1, "encode")
 
     async def plan(self, body: bytes, record: type[ChatRequest] | type[CompletionRequest]) -> tuple[_Parsed, Plan]:
@@ -85,6 +88,13 @@ class Service:
             )
         plan = self._planner.chat(request) if isinstance(request, ChatRequest) else self._planner.completion(request)
         return request, plan
+
+    async def checked(self, answer: str, ground: Ground | None) -> dict[str, Any] | None:
+        """Return a twin's answer as it is held to its passages; None for another's."""
+        twin = self.options.twin
+        if twin is None or ground is None:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._thread, twin.checked, answer, ground)
 
     def close(self) -> None:
         """End the thread that encodes."""
@@ -185,7 +195,7 @@ class _Answer(Response):
             model=service.options.name,
             created=int(time.time()),
             tokens=service.tokens,
-            num_choices=len(plan.requests),
+            num_choices=plan.num_choices,
             tells_logprobs=parsed.num_top is not None,
             tells_usage=parsed.includes_usage,
         )
@@ -220,25 +230,40 @@ class _Answer(Response):
         )
 
     async def _whole(self, writing: Writing, scope: Any, receive: Receive, send: Send) -> None:
-        pieces: list[list[Piece]] = [[] for _ in self._plan.requests]
+        pieces: list[list[Piece]] = [[] for _ in range(self._plan.num_choices)]
 
         async def keep(index: int, piece: Piece) -> None:
             pieces[index].append(piece)
 
-        await writing.run(keep)
-        body = self._reply.whole(pieces, self._usage(writing))
+        await self._write(writing, keep)
+        checked = await self._service.checked("".join(each.text for each in pieces[0]), self._plan.ground)
+        body = self._reply.whole(pieces, self._usage(writing), checked)
         await Response(body, media_type=_JSON)(scope, receive, send)
 
     async def _stream(self, writing: Writing, stream: "_EventStream") -> None:
+        told: list[str] = []  # where there is a ground, there is one choice
+
         async def tell(index: int, piece: Piece) -> None:
-            await stream.add(self._reply.chunk(index, piece))
+            checked = None
+            if self._plan.ground is not None:
+                told.append(piece.text)
+                if piece.finish is not None:
+                    checked = await self._service.checked("".join(told), self._plan.ground)
+            await stream.add(self._reply.chunk(index, piece, checked))
 
         async with stream.pinging():
-            await writing.run(tell)
+            await self._write(writing, tell)
         await stream.end(self._reply.end(self._usage(writing)))
 
+    async def _write(self, writing: Writing, emit: Emit) -> None:
+        """Have the choices written, or say that the texts are silent."""
+        if self._plan.silence:
+            await emit(0, Piece(self._plan.silence, (), "stop"))
+        else:
+            await writing.run(emit)
+
     def _usage(self, writing: Writing) -> Usage:
-        return writing.usage(self._plan.num_prompt_tokens, len(self._plan.requests) // (self._parsed.n or 1))
+        return writing.usage(self._plan.num_prompt_tokens, self._plan.num_choices // (self._parsed.n or 1))
 
     async def _fail(self, error: ApiError, stream: "_EventStream", scope: Any, receive: Receive, send: Send) -> None:
         """Send an error; a client that does not read it is not waited for."""

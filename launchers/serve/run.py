@@ -81,6 +81,9 @@ def _say_ready(serving: Serving, backend: RankBackend) -> None:
         f"{serving.options.name} is served at http://{address} (OpenAI's API: http://{address}/v1), "
         f"{counted(backend.slots, 'text')} at a time, of at most {backend.context:,} tokens each"
     )
+    if serving.options.twin is not None:
+        number = counted(len(serving.options.twin.library.index.passages), "passage")
+        say(f"chats are answered from the {number} of its library (--no-retrieval for the weights alone)")
     if serving.text.template is None:
         say("the model has no chat template, so it continues texts only: /v1/completions")
 

@@ -54,7 +54,7 @@ class Writing:
 
     def usage(self, num_prompt_tokens: int, num_prompts: int) -> Usage:
         """Return the numbers of tokens so far; the first choice of a prompt tells what was cached."""
-        firsts = self._choices[:: len(self._choices) // num_prompts]
+        firsts = self._choices[:: max(1, len(self._choices) // num_prompts)]
         return Usage(
             num_prompt_tokens, sum(each.cached for each in firsts), sum(each.num_new for each in self._choices)
         )
