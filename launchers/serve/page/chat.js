@@ -2,12 +2,12 @@
 import { listModels } from "./api.js";
 import { ask, byId, el, notify, say } from "./dom.js";
 import { MessageView } from "./message.js";
-import { newConversation, newMessage, requestMessages, titleOf } from "./records.js";
+import { newConversation, newMessage, titleOf } from "./records.js";
 import { Run } from "./runs.js";
 import { storageProblem } from "./store.js";
 
 const OPEN = "trimaran.open"; // the tab's conversation
-const ANSWER_OF_TABS_MS = 500;
+const LOOK_AGAIN_MS = 2000;
 const FOLLOW_PX = 60;
 
 /** Everything of the open conversation; answers of others go on arriving meanwhile. */
@@ -77,7 +77,7 @@ export class Chat {
     byId("system").open = false;
     this.show();
     this.follow(true);
-    if (!this.run && this.isUnfinished()) this.askTabs();
+    this.watchOthers();
   }
 
   remember() {
@@ -95,38 +95,46 @@ export class Chat {
 
   // Other tabs
 
-  /** Find out whether a tab is still answering here; if none says so, the answer was left in its middle. */
-  askTabs() {
-    const { conversation } = this;
-    const { id } = conversation;
+  /** Where an answer is not whole: see whether another tab is at it, now and again; if none is, it was left. */
+  async watchOthers() {
+    clearTimeout(this.watchTimer);
+    const { id } = this.conversation;
+    if (this.run || !this.isUnfinished()) {
+      if (this.elsewhere.delete(id)) this.show();
+      return;
+    }
     this.elsewhere.add(id);
-    this.isHeard = false;
     this.show();
-    this.store.tell("who", id);
-    setTimeout(() => {
-      if (this.isHeard || this.conversation !== conversation) return;
-      this.elsewhere.delete(id);
-      conversation.messages.at(-1).state = "left";
-      this.save(conversation);
-      this.show();
-    }, ANSWER_OF_TABS_MS);
+    const isClaimed = await this.store.isClaimed(this.conversation.messages.at(-1).id);
+    if (isClaimed) this.watchTimer = setTimeout(() => this.watchOthers(), LOOK_AGAIN_MS);
+    else await this.settle(id);
+  }
+
+  /** End an answer that nobody fills any more, with all that came of it. */
+  async settle(id) {
+    await this.store.takeLeft().catch(() => {});
+    const stored = await this.store.get(id).catch(() => undefined);
+    this.elsewhere.delete(id);
+    if (this.conversation.id !== id || this.run) return;
+    if (stored?.revision > this.conversation.revision) this.conversation = stored;
+    if (this.isUnfinished()) {
+      this.conversation.messages.at(-1).state = "left";
+      this.save(this.conversation);
+    }
+    this.show();
   }
 
   /** Take note of what another tab does. */
   hear({ kind, id }) {
-    const isOpen = id === this.conversation.id;
-    if (kind === "who" && [...this.runs].some((run) => run.conversation.id === id)) this.store.tell("running", id);
-    if (kind === "running") {
-      this.elsewhere.add(id);
-      if (isOpen) this.isHeard = true;
-    }
+    if (kind === "running") this.elsewhere.add(id);
     if (kind === "ended") this.elsewhere.delete(id);
-    if (kind !== "who") this.sidebar.showSoon();
+    this.sidebar.showSoon();
+    const isOpen = id === this.conversation.id;
     if (!isOpen || this.run || this.messages.querySelector(".edit")) return; // what is typed here stays
     if (kind === "removed") {
       notify("This conversation was deleted in another tab.");
       this.open(newConversation(this.settings.system));
-    } else if (kind !== "who") this.reload();
+    } else this.reload();
   }
 
   async reload() {
@@ -136,7 +144,7 @@ export class Chat {
     this.conversation = stored;
     this.show();
     this.follow();
-    if (this.isUnfinished() && !this.elsewhere.has(id)) this.askTabs();
+    this.watchOthers();
   }
 
   // What is shown
@@ -231,14 +239,6 @@ export class Chat {
     messages.splice(messages.findIndex((each) => each.id === message.id));
   }
 
-  /** Return the request for the next answer. */
-  bodyOf(conversation) {
-    const { settings, models } = this;
-    const model = models.includes(settings.model) ? settings.model : models[0];
-    const options = { stream: true, stream_options: { include_usage: true }, ...settings.values };
-    return { model: model ?? "", messages: requestMessages(conversation), ...options };
-  }
-
   answer() {
     const { conversation } = this;
     const message = newMessage("assistant", "");
@@ -250,6 +250,7 @@ export class Chat {
       ended: (each, failure) => this.ended(each, failure),
     });
     this.runs.add(run);
+    run.release = this.store.claim(message.id);
     notify("");
     this.show();
     this.follow(true);
@@ -261,9 +262,8 @@ export class Chat {
 
   async begin(run) {
     if (!this.models.length) await this.loadModels(); // the server was not there before
-    const body = this.bodyOf(run.conversation);
-    if (body.model) run.message.model = body.model;
-    run.start(body, this.settings.key);
+    const { models, settings } = this;
+    run.start(models.includes(settings.model) ? settings.model : models[0], settings);
   }
 
   changed(run) {
@@ -283,6 +283,7 @@ export class Chat {
     if (failure?.status === 401) this.askKey();
     if (failure?.status === 404) this.loadModels();
     await this.save(run.conversation);
+    run.release();
     this.store.tell("ended", run.conversation.id);
     this.sidebar.show();
   }

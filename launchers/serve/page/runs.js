@@ -1,6 +1,7 @@
 // Answers that are arriving: each fills its message, is saved as it grows, and is read out sentence by sentence.
 import { ApiError, streamAnswer } from "./api.js";
 import { say } from "./dom.js";
+import { requestMessages } from "./records.js";
 
 const SAVE_EVERY_MS = 400;
 const SENTENCE_END = /[.!?…]["'”’)\]]*\s+|\n+/g;
@@ -35,14 +36,18 @@ export class Run {
     this.aborter = new AbortController();
     this.reader = new SentenceReader();
     this.timer = 0;
+    this.release = () => {}; // tells other tabs that nobody fills the message any more
   }
 
   stop() {
     this.aborter.abort();
   }
 
-  /** Ask, and fill the message until the answer ends, is stopped or fails. */
-  async start(body, key) {
+  /** Ask a model, and fill the message until the answer ends, is stopped or fails. */
+  async start(model = "", { values, key }) {
+    const options = { stream: true, stream_options: { include_usage: true }, ...values };
+    const body = { model, messages: requestMessages(this.conversation), ...options };
+    if (model) this.message.model = model;
     const started = performance.now();
     let failure = null;
     try {

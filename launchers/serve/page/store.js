@@ -4,6 +4,8 @@ import { newId, titleOf } from "./records.js";
 const NAME = "trimaran";
 const RECORDS = "conversations";
 const LEFT = "trimaran.left."; // and a conversation's id: an answer that was arriving when its page went
+const LOCK = "trimaran.answer."; // and a message's id: held by the tab that fills it
+const REPLY_MS = 2000;
 
 function asPromise(request) {
   return new Promise((resolve, reject) => {
@@ -88,13 +90,15 @@ class Memory {
   }
 }
 
-/** All conversations of this browser. Listeners get `{kind, id}` of what other tabs do. */
+/** All conversations of this browser. The listener gets `{kind, id}` of what other tabs do. */
 export class Store {
   constructor(records, problem) {
     this.records = records;
     this.problem = problem;
     this.writes = Promise.resolve();
     this.channel = new BroadcastChannel(NAME);
+    this.mine = new Set(); // ids of messages that this tab fills
+    this.replies = new Map();
   }
 
   /** Open the database; where the browser has none, `problem` says so and conversations live as long as the page. */
@@ -107,11 +111,37 @@ export class Store {
   }
 
   listen(listener) {
-    this.channel.onmessage = ({ data }) => listener(data);
+    this.channel.onmessage = ({ data }) => {
+      if (data.kind === "who" && this.mine.has(data.id)) this.tell("here", data.id);
+      else if (data.kind === "here") this.replies.get(data.id)?.(true);
+      else if (data.kind !== "who") listener(data);
+    };
   }
 
   tell(kind, id) {
     this.channel.postMessage({ kind, id });
+  }
+
+  /** Let other tabs know that this one fills a message; returns a function that ends it. */
+  claim(messageId) {
+    let release = () => {};
+    this.mine.add(messageId);
+    navigator.locks?.request(LOCK + messageId, () => new Promise((resolve) => (release = resolve)));
+    return () => {
+      this.mine.delete(messageId);
+      release();
+    };
+  }
+
+  /** Find out whether another tab fills a message: by its lock, or, where the address is not secure, by asking. */
+  async isClaimed(messageId) {
+    if (navigator.locks) return (await navigator.locks.query()).held.some(({ name }) => name === LOCK + messageId);
+    const reply = new Promise((resolve) => {
+      this.replies.set(messageId, resolve);
+      setTimeout(resolve, REPLY_MS, false);
+    });
+    this.tell("who", messageId);
+    return reply.finally(() => this.replies.delete(messageId));
   }
 
   /** Return all conversations, the latest first. */

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.launchers.serve.page.site import Gate, Site
 from tests.launchers.serve.page.visit import Tab, Visit
 
@@ -136,6 +138,23 @@ def test_two_tabs_see_each_other_and_lose_nothing(visit: Visit, site: Site, tmp_
     one.click("Delete", within="#question")
     two.see("This conversation was deleted in another tab.")
     two.wait_titles("Is it so? (copy)")
+
+
+@pytest.mark.parametrize("script", ["", "Object.defineProperty(Navigator.prototype, 'locks', {value: undefined})"])
+def test_where_the_answering_tab_is_closed_another_one_goes_on(visit: Visit, site: Site, script: str) -> None:
+    """Without locks, as on addresses that browsers do not call secure, tabs ask each other."""
+    one = visit.tab(script=script)
+    site.answers = [["What came", Gate()], ["All of it."]]
+    one.send("Is it so?")
+    one.see("What came")
+    two = visit.tab(script=script)
+    two.click("Is it so?")
+    two.see("Another tab is answering.")
+    one.page.close()
+    two.see("The page was left before this answer was whole.")
+    assert two.texts() == ["Is it so?", "What came"]
+    two.click("Regenerate")
+    two.see("All of it.")
 
 
 def test_what_is_exported_comes_back_in_another_browser(visit: Visit, site: Site, tmp_path: Path) -> None:
