@@ -264,6 +264,7 @@ export class Chat {
     if (!this.models.length) await this.loadModels(); // the server was not there before
     const { models, settings } = this;
     run.start(models.includes(settings.model) ? settings.model : models[0], settings);
+    if (run === this.run) this.show(); // the model's name
   }
 
   changed(run) {
@@ -376,6 +377,7 @@ export class Chat {
     byId("key-form").hidden = false;
     byId("key").value = "";
     byId("key").focus();
+    this.follow();
     say("The server asks for an API key.");
   }
 

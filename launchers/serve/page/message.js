@@ -145,7 +145,7 @@ export class MessageView {
 
   /** Let the user's message be written anew in its place. */
   edit() {
-    const area = el("textarea", { "aria-label": "Your message", rows: "3" });
+    const area = el("textarea", { "aria-label": "Your message", rows: "3", dir: "auto" });
     area.value = this.message.text;
     const done = () => {
       form.replaceWith(this.body);

@@ -21,6 +21,7 @@ def test_an_answer_is_shown_as_it_arrives_with_what_it_took(visit: Visit, site: 
     site.answers = [["Half of ", "it", gate, " and the rest."]]
     tab.send("Say it.")
     tab.see("Half of it")
+    assert tab.page.locator(".message h2").all_inner_texts() == ["You", "tiny"]
     assert tab.page.locator("#send").is_hidden()
     gate.open()
     tab.see("Half of it and the rest.")
