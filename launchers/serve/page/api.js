@@ -99,7 +99,7 @@ async function* piecesOf(body) {
   }
 }
 
-/** Return the citations that can be shown: a number, a title, lines and the passage. */
+/** Return the citations that can be shown: number, title, lines, passage, and whether the server has put it there. */
 export function citationsOf(value) {
   if (!Array.isArray(value)) return [];
   const text = (part) => (typeof part === "string" || typeof part === "number" ? String(part) : "");
@@ -110,6 +110,7 @@ export function citationsOf(value) {
       title: text(each.title),
       lines: Array.isArray(each.lines) ? [...new Set(each.lines.map(text))].join("–") : text(each.lines),
       text: each.text,
+      is_attached: each.is_attached === true,
     }));
 }
 

@@ -12,6 +12,8 @@ const FINISHES = {
   context: "The answer ends here because the model's context is full.",
 };
 
+const ATTACHED = " (put here for the words it shares with the answer)";
+
 function seconds(milliseconds) {
   return `${(milliseconds / 1000).toFixed(milliseconds < 10_000 ? 1 : 0)} s`;
 }
@@ -39,10 +41,10 @@ export function costOf(message) {
 class Sources {
   constructor(message) {
     this.passages = new Map();
-    for (const { n, title, lines, text } of message.citations ?? []) {
+    for (const { n, title, lines, text, is_attached } of message.citations ?? []) {
       const place = lines && `, ${/\D/.test(lines) ? "lines" : "line"} ${lines}`;
       const summary = el("summary", {}, el("span", { class: "number" }, `[${n}]`), " ",
-        el("cite", {}, title || "Untitled"), el("span", { class: "lines" }, place));
+        el("cite", {}, title || "Untitled"), el("span", { class: "lines" }, place, is_attached ? ATTACHED : ""));
       const passage = el("details", { id: `source-${message.id}-${n}` }, summary, el("blockquote", {}, text));
       if (!this.passages.has(n)) this.passages.set(n, passage);
     }

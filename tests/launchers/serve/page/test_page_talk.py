@@ -10,7 +10,13 @@ CITED: dict[str, Any] = {
     "trimaran": {
         "citations": [
             {"n": 1, "title": "Hamlet, Act III", "lines": [64, 66], "text": "To be, or not to be:\nthe question"},
-            {"n": 2, "title": "Hamlet, Act V", "lines": "358", "text": "The rest is silence."},
+            {
+                "n": 2,
+                "title": "Hamlet, Act V",
+                "lines": [358, 358],
+                "text": "The rest is silence.",
+                "is_attached": True,
+            },
         ]
     },
 }
@@ -132,7 +138,7 @@ def test_passages_that_an_answer_names_unfold(visit: Visit, site: Site) -> None:
     tab.ask("What does he ask?", "Whether to be [1], and then silence [2]. Not [3] nor x[1](http://a.b).", CITED)
     assert tab.page.locator(".sources summary").all_inner_texts() == [
         "[1] Hamlet, Act III, lines 64–66",
-        "[2] Hamlet, Act V, line 358",
+        "[2] Hamlet, Act V, line 358 (put here for the words it shares with the answer)",
     ]
     mark = tab.page.get_by_role("button", name="Source 2")
     assert mark.get_attribute("aria-expanded") == "false"
