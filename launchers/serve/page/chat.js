@@ -221,7 +221,7 @@ export class Chat {
   }
 
   edit(message, text) {
-    if (this.isBusy()) return;
+    if (this.isBusy()) return notify("An answer is arriving: stop it or let it end, then send the change.");
     this.cutFrom(message);
     this.send(text);
     byId("prompt").focus();

@@ -85,6 +85,13 @@ def test_an_answer_is_made_again_and_an_edited_message_cuts_what_follows(visit: 
     tab.see("fourth")
     assert tab.texts() == ["one, changed", "fourth"]
     assert [each["content"] for each in site.requests[-1]["messages"]] == ["one, changed"]
+    tab.click("Edit")
+    site.answers = [["fifth", Gate()]]
+    tab.send("two")
+    tab.see("fifth")
+    tab.click("Send", within=".edit")
+    tab.see("An answer is arriving: stop it or let it end, then send the change.")
+    assert len(site.requests) == 5
 
 
 def test_answers_and_code_are_copied_with_and_without_the_clipboard_of_secure_pages(visit: Visit, site: Site) -> None:
