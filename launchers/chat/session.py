@@ -15,6 +15,7 @@ from trimaran.runtime.infer.sampling_params import SamplingParams
 SETTINGS: Final = tuple(each.name for each in fields(SamplingParams) if each.name not in ("stop_tokens", "context"))
 """Names that /set knows."""
 INTERRUPTED: Final = "interrupted"
+_SEEDS: Final = 2**63
 
 
 @dataclass
@@ -67,6 +68,8 @@ class Session:
         """Put the last question again, for another answer in the place of the last; as `ask` otherwise."""
         before = self.dialogue.undone()
         self._retries += 1
+        if self.sampling.is_greedy:
+            self._note("at temperature 0 the same question has the same answer; /set temperature 0.8 draws others")
         return await self._ask(before, self.dialogue.exchanges[-1].question, show)
 
     async def _ask(self, before: Dialogue, question: str, show: Show) -> str:
@@ -110,9 +113,11 @@ class Session:
             show(piece)
 
         finish = INTERRUPTED
+        # The numbers of samples tell passages apart.
+        sampling = replace(self.sampling, seed=(self.sampling.seed + self._retries) % _SEEDS)
         try:
             found = await self.asker.ask_in_passages(
-                turn.answers, self.mode, question, self.sampling, self._stops, before.system, take, self._note
+                turn.answers, self.mode, question, sampling, self._stops, before.system, take, self._note
             )
             if not shown:
                 show(found)
@@ -132,4 +137,6 @@ class Session:
             number = kind(value)
         except ValueError:
             raise ValueError(f"{name} must be {'a whole number' if kind is int else 'a number'}; got {value}") from None
+        if name == "max_new_tokens" and number < 1:
+            raise ValueError(f"max_new_tokens ({number}) must be at least 1")
         self.sampling = replace(self.sampling, **{name: number})

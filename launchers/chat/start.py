@@ -55,6 +55,8 @@ async def hold(asked: Conversation, start: Callable[[], AbstractAsyncContextMana
     prompt_in_mode(asked.mode, "", has_template=text.template is not None, system=None if is_plain else asked.system)
     reader: Reader = TerminalReader(list(COMMANDS)) if sys.stdin.isatty() else PipeReader(sys.stdin.fileno())
     with stopping():
+        if reader.is_terminal:
+            say(f"starting the model of {asked.run} ...")
         async with start() as backend:
             asker = Asker(backend, text)
             session = Session(

@@ -1,10 +1,13 @@
 """A conversation without a real model: history, commands, Ctrl-C, files, pipes; what every wrong line is told."""
 
 import asyncio
+import errno
+import io
 import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from trimaran.launchers.chat.asking import Asker
 from trimaran.launchers.chat.commands import COMMANDS, run_command
 from trimaran.launchers.chat.loop import converse
 from trimaran.launchers.chat.session import INTERRUPTED, Session
-from trimaran.launchers.chat.terminal import Answers, PipeReader
+from trimaran.launchers.chat.terminal import Answers, PipeReader, TerminalReader
 from trimaran.runtime.infer.batching.messages import Request
 from trimaran.runtime.infer.dialogue import Dialogue, Exchange, TooLongError
 from trimaran.runtime.infer.modes import ANSWER, CONTINUE, Mode
@@ -180,6 +183,7 @@ def test_settings_are_shown_changed_and_checked() -> None:
         "/set top_k x": "top_k must be a whole number; got x",
         "/set top_p 2": "top_p (2.0) must be above 0",
         "/set seed": "/set seed needs a value",
+        "/set max_new_tokens 0": "max_new_tokens (0) must be at least 1",
     }.items():
         with pytest.raises(ValueError, match=re.escape(words)):
             talk.command(line)
@@ -441,3 +445,66 @@ def test_stop_strings_end_an_answer_and_its_request() -> None:
         assert talk.session.dialogue.exchanges[-1].written is None
 
     run(talk())
+
+
+def test_another_try_draws_other_numbers_for_passages_too_and_none_at_temperature_0() -> None:
+    async def talk() -> None:
+        talk = Talk(FakeBackend(says("ab")), Mode("summarize"), seed=2**63 - 1)
+        await talk.ask("one")
+        await talk.session.retry(talk.shown.append)
+        assert [each.sampling.seed for each in talk.backend.requests] == [2**63 - 1, 0]
+        talk.command("/set temperature 0")
+        await talk.session.retry(talk.shown.append)
+        assert talk.notes == [
+            "at temperature 0 the same question has the same answer; /set temperature 0.8 draws others"
+        ]
+
+    run(talk())
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_a_model_writes_can_not_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, file, text = Screen(), io.StringIO(), "a\x1b]0;title\x07b\r\n\tc\u202e\x9b1m 👩\u200d🚀\xa0"
+    for stream in (screen, file):
+        monkeypatch.setattr(sys, "stdout", stream)
+        Answers().show(text)
+    assert screen.getvalue() == "a\\x1b]0;title\\x07b\\r\n\tc\\u202e\\x9b1m 👩\u200d🚀\xa0"
+    assert file.getvalue() == text
+
+
+def test_what_standard_output_lacks_is_replaced_in_texts_and_escaped_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    Answers().show("süß ")
+    Answers().show_json({"text": "ü"})
+    assert stream.buffer.getvalue() == b's?? {"text": "\\u00fc"}\n'  # type: ignore[attr-defined]
+
+
+def test_a_reader_that_has_enough_ends_the_conversation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As `trimaran chat RUN < lines | head -1` does."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        def fileno(self) -> int:
+            raise OSError
+
+    async def talk() -> None:
+        talk = Talk(FakeBackend(says("ab")))
+        with pytest.raises(BrokenPipeError):
+            await converse(talk.session, Typed("hi", "more"), Answers(), tmp_path)
+        assert talk.backend.ended == [0]
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    run(talk())
+
+
+def test_a_terminal_without_prompt_toolkit_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
+    with pytest.raises(ValueError, match=re.escape("pip install 'trimaran[serve]'")):
+        TerminalReader([])
