@@ -14,6 +14,7 @@ from trimaran.runtime.infer.prompts import Prompt, RunText
 
 _AFTER_FULL: Final = 0.75
 """Of the room of a prompt, what the turns that stay take at most: else every further turn would be computed whole."""
+_TOKENS_OF: Final = 4  # exchanges, before the last
 _CONTEXT_TOKENS: Final = 8  # before new text that are decoded with it, to see whether it is as it was meant
 
 
@@ -65,8 +66,14 @@ class Dialogue:
         return self.exchanges[self.first :]
 
     def answered(self, exchange: Exchange) -> "Dialogue":
-        """Return the conversation with one exchange more."""
-        return replace(self, exchanges=(*self.exchanges, exchange))
+        """Return the conversation with one exchange more.
+
+        The tokens of the last few are kept, each those of all before it: what is asked after /undo goes on from them.
+        """
+        old, last = self.exchanges[:-_TOKENS_OF], self.exchanges[-_TOKENS_OF:]
+        if old and old[-1].written is not None:
+            old = (*old[:-1], replace(old[-1], written=None))
+        return replace(self, exchanges=(*old, *last, exchange))
 
     def undone(self) -> "Dialogue":
         """Return the conversation without its last exchange; ValueError where it has none."""

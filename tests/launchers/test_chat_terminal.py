@@ -209,6 +209,13 @@ def test_generate_translates_and_summarizes_texts_in_passages(place: Path) -> No
     assert one.left == many.left == []
 
 
+def test_mode_answer_is_chat(place: Path) -> None:
+    asked = ("--prompt", "why?", "--temperature", "0", "--max-new-tokens", "5")
+    found = [trimaran(place, "generate", "talker", *mode, *asked) for mode in (("--chat",), ("--mode", "answer"))]
+    assert found[0].code == 0, found[0].err
+    assert found[0].out == found[1].out != trimaran(place, "generate", "talker", *asked).out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

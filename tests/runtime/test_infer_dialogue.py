@@ -164,3 +164,11 @@ def test_a_turn_is_taken_back() -> None:
     assert dialogue.undone() == Dialogue(None, (Exchange("a", "b"),), first=1)
     with pytest.raises(ValueError, match="no turn to take back"):
         Dialogue().undone()
+
+
+def test_the_tokens_of_few_exchanges_are_kept() -> None:
+    dialogue = Dialogue()
+    for number in range(10):
+        dialogue = dialogue.answered(Exchange(str(number), "a", Written("t", (number,))))
+    assert [each.question for each in dialogue.exchanges] == [str(number) for number in range(10)]
+    assert [each.written is not None for each in dialogue.exchanges] == [False] * 5 + [True] * 5
