@@ -127,7 +127,7 @@ def test_a_turkish_speaker_is_told_by_the_words_beside_or_not_at_all(paragraph: 
     assert speakers(text, "tr")[0] == (() if expected is None else (expected,))
 
 
-@pytest.mark.parametrize("marks", ["“{}”", '"{}"', "«{}»", "‘{}’"])
+@pytest.mark.parametrize("marks", ["“{}”", '"{}"', "«{}»", "‘{}’", "'{}'", "`{}'"])
 def test_every_style_of_quotes_is_read(marks: str) -> None:
     lines = [f"{marks.format('It is late, I think,')} said Martin.", f"{marks.format('So it is.')}"]
     text = "\n\n".join([*lines, f"{marks.format('Then go,')} said Ruth, {marks.format('and go alone.')}"])
