@@ -219,6 +219,32 @@ def test_long_answers_end_with_a_sentence() -> None:
     assert text.endswith(words.tail(200).text)
 
 
+FRAGMENTS = (
+    "ANN.\n", "BEN.\n", "“Is it late?” ", "said Ann. ", "asked Ben, “and why?” ", "“No,” ", "— Gel, dedi Ann. ",
+    "[Aside] ", "[Exit BEN]", "(gülerek) ", "_Sings_\n", "**ANN**  \n", "A long sentence that goes on. ",
+    "Why is it late, Ben? ", "Mr. Hale came. ", "“", "”", '"', "[", "(", "\n", "\n\n", " ", "İ I ı i ", "— ", "ANN: ",
+    "Ann. ", "it’s ",
+)  # fmt: skip
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=25), min_size=1, max_size=4),
+    st.sampled_from(["Ann", None]),
+    st.sampled_from(["en", "tr"]),
+    st.integers(0, 4),
+)
+def test_whatever_the_text_is_no_word_is_invented(
+    pieces: list[list[str]], character: str | None, language: str, held_out: int
+) -> None:
+    texts = [text for piece in pieces if (text := "".join(piece).strip())]
+    passages = passages_of(*texts, held_out=[held_out])
+    try:
+        persona = make_persona(passages, character, language)
+    except UnknownCharacter:
+        return
+    assert_all_words_are_the_authors(persona, ["\n\n".join(texts)], passages)
+
+
 @given(st.text(alphabet="aB İı.?!\n\"'”Mr,", max_size=80))
 def test_sentences_are_pieces_of_the_text_in_order(text: str) -> None:
     spans = list(sentences_of(text))
