@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import RunPath, ToLanguage, errors_as_sentences, find_checkpoint, path, ranks_of
+from trimaran.launchers.cli.console import (
+    SLOTS,
+    RunPath,
+    ToLanguage,
+    errors_as_sentences,
+    find_checkpoint,
+    path,
+    ranks_of,
+)
 from trimaran.runtime.infer.sampling_params import SamplingParams
 
 
@@ -71,5 +79,6 @@ def chat(
             raise ValueError(f"--folder ({folder}) does not exist; make it, or name another one")
         checkpoint = find_checkpoint(run)
         conversation = Conversation(checkpoint.parent.parent, chosen, sampling, tuple(stop), system, folder or Path())
-        code = asyncio.run(hold(conversation, lambda: ranks_of(checkpoint, chosen, tp=tp, pp=pp)))
+        slots = SLOTS if chosen.is_by_passages else 1
+        code = asyncio.run(hold(conversation, lambda: ranks_of(checkpoint, tp=tp, pp=pp, slots=slots)))
     raise typer.Exit(code)

@@ -16,7 +16,6 @@ from trimaran.launchers.terminal import OUTPUT, is_for_users, say, say_error
 
 if TYPE_CHECKING:
     from trimaran.runtime.infer.batching.messages import Backend
-    from trimaran.runtime.infer.modes import Mode
 
 
 def path(text: str) -> Path:
@@ -69,9 +68,16 @@ def errors_as_sentences() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+SLOTS = 8
+"""Texts that are continued at the same time where several are."""
+
+
 @asynccontextmanager
-async def ranks_of(checkpoint: Path, mode: "Mode", *, tp: int, pp: int) -> "AsyncIterator[Backend]":
-    """Start the ranks of a checkpoint for texts in a mode; they end with the context.
+async def ranks_of(checkpoint: Path, *, tp: int, pp: int, slots: int = SLOTS) -> "AsyncIterator[Backend]":
+    """Start the ranks of a checkpoint; they end with the context.
+
+    Args:
+        slots: texts that are continued at the same time.
 
     Raises:
         ValueError: the model can't be cut like that.
@@ -79,14 +85,13 @@ async def ranks_of(checkpoint: Path, mode: "Mode", *, tp: int, pp: int) -> "Asyn
     """
     from trimaran.launchers.serve.ranks import RankBackend
 
-    backend = await RankBackend.start(checkpoint, tp=tp, pp=pp, slots=_PASSAGES if mode.is_by_passages else 1)
+    backend = await RankBackend.start(checkpoint, tp=tp, pp=pp, slots=slots)
     try:
         yield backend
     finally:
         await backend.close()
 
 
-_PASSAGES = 8  # of one text, that are continued at the same time
 _RUN_FILES = ("spec.yaml", "submitted.yaml", "metrics.jsonl", "slurm.json", "checkpoints")
 
 

@@ -115,7 +115,7 @@ def generate(
 
             checkpoint, is_many = find_checkpoint(run), prompts is not None
             texts = (checkpoint.parent.parent, inputs, chosen, sampling, tuple(stop), tuple(stop_token))
-            asyncio.run(put(Texts(*texts, system, is_many), lambda: ranks_of(checkpoint, chosen, tp=tp, pp=pp)))
+            asyncio.run(put(Texts(*texts, system, is_many), lambda: ranks_of(checkpoint, tp=tp, pp=pp)))
             return
         _generate(
             find_checkpoint(run),

@@ -3,14 +3,13 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from trimaran.launchers.chat.asking import Answer, AnswerError, Asker
-from trimaran.launchers.serve.ranks import RankBackend
 from trimaran.runtime.evaluate.text import rolling_windows
 from trimaran.runtime.evaluate.text_codes import TextCodes
 from trimaran.runtime.infer.batching.messages import Backend, Failed, NewToken, PromptScores, Request
@@ -19,7 +18,6 @@ from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.twin.asking import Turns, Twin
 from trimaran.runtime.twin.retrieval.citations import Checked
 
-_SLOTS = 8
 T = TypeVar("T")
 
 
@@ -148,20 +146,19 @@ class Talker:
         return [each.result() for each in made]
 
 
+Start = Callable[[Path], AbstractAsyncContextManager[Backend]]
+"""Starts the ranks of a checkpoint, which end with the context.
+
+Raises ValueError where it can't be cut as asked, BackendGoneError where they fail.
+"""
+
+
 @asynccontextmanager
-async def talking(model: Path, run: Path, *, tp: int = 1, pp: int = 1, slots: int = _SLOTS) -> AsyncIterator[Talker]:
-    """Start the ranks of a model; they end with the context.
+async def talking(start: Start, checkpoint: Path, run: Path) -> AsyncIterator[Talker]:
+    """Have a model talk, up to the end of the context.
 
     Args:
-        model: a run's folder, or a checkpoint.
         run: whose tokenizer and template it has.
-
-    Raises:
-        ValueError: there is no such model, or it can't be cut like that.
-        BackendGoneError: the ranks have failed.
     """
-    backend = await RankBackend.start(model, tp=tp, pp=pp, slots=slots)
-    try:
+    async with start(checkpoint) as backend:
         yield Talker(backend, RunText.open(run))
-    finally:
-        await backend.close()

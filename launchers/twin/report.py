@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from trimaran.launchers.twin.collect import Said, Talker, talking
+from trimaran.launchers.twin.collect import Said, Start, Talker, talking
 from trimaran.runtime.checkpoint.folder import find_checkpoints, newest_checkpoint
 from trimaran.runtime.files import read_text
 from trimaran.runtime.infer.prompts import RunText
@@ -58,8 +58,6 @@ class Wish:
     prefixes: int = 200
     characters: int = 20_000
     seed: int = 0
-    tp: int = 1
-    pp: int = 1
 
 
 @dataclass
@@ -77,10 +75,11 @@ class _Texts:
     ways: dict[str, Way] = field(default_factory=dict)
 
 
-async def make_report(run: Path, wish: Wish, say: Say) -> TwinReport:
+async def make_report(run: Path, wish: Wish, start: Start, say: Say) -> TwinReport:
     """Return what was measured of the twin of a run folder.
 
     Args:
+        start: of the ranks, for one model after the other.
         say: called with a sentence about what is measured now.
 
     Raises:
@@ -98,17 +97,17 @@ async def make_report(run: Path, wish: Wish, say: Say) -> TwinReport:
         path = newest_checkpoint(Path(record.model))
         if path is None:
             raise ValueError(f"{record.model}, the model that the twin was made of, has no whole checkpoint any more")
-        async with talking(path, path.parent.parent, tp=wish.tp, pp=wish.pp) as talker:
+        async with talking(start, path, path.parent.parent) as talker:
             base = await _step(talker, texts, 0)
             memory["base"] = await _answer(talker, texts, wish, "base")
     steps = []
     for step, path in checkpoints:
         say(f"held-out text at step {step}")
-        async with talking(path, run, tp=wish.tp, pp=wish.pp) as talker:
+        async with talking(start, path, run) as talker:
             steps.append(await _step(talker, texts, step))
     chosen, why = choose(base, steps)
     say(f"step {chosen}: {why}")
-    async with talking(dict(checkpoints)[chosen], run, tp=wish.tp, pp=wish.pp) as talker:
+    async with talking(start, dict(checkpoints)[chosen], run) as talker:
         memory["tuned"] = await _answer(talker, texts, wish, "tuned")
         dialogues = await _dialogues(talker, texts, wish)
     recall, milliseconds = _retrieval(texts.twin)
@@ -120,7 +119,7 @@ async def make_report(run: Path, wish: Wish, say: Say) -> TwinReport:
         else Figure(value=style.accuracy, count=sum(style.held_out)),
         held_out_delta=None if isinstance(delta, CannotMeasureError) else delta.held_out,
         recall=recall, milliseconds=milliseconds, ways=texts.ways, memory=memory, dialogues=dialogues,
-        settings={name: value for name, value in vars(wish).items() if name not in ("tp", "pp")},
+        settings=vars(wish),
     )  # fmt: skip
 
 

@@ -163,7 +163,7 @@ def report(
         from trimaran.launchers.cli.twin.asking import report_step
         from trimaran.launchers.twin.report import Wish
 
-        report_step(run, Wish(tuple(others), questions, answer_tokens, prefixes, characters, seed, tp, pp))
+        report_step(run, Wish(tuple(others), questions, answer_tokens, prefixes, characters, seed), tp=tp, pp=pp)
 
 
 def _train(context: typer.Context, spec: Path, overrides: Sequence[str]) -> None:

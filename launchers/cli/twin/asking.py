@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from trimaran.launchers.chat.start import stopping
-from trimaran.launchers.cli.console import find_checkpoint
+from trimaran.launchers.cli.console import find_checkpoint, ranks_of
 from trimaran.launchers.report.html import write_page
 from trimaran.launchers.terminal import log_to_terminal, say, writing_output
 from trimaran.launchers.twin.collect import Said, talking
@@ -29,7 +29,7 @@ def ask_step(run: Path, question: str, sampling: SamplingParams, *, retrieval: b
 
     async def answer() -> Said:
         with stopping():
-            async with talking(checkpoint, run, tp=tp, pp=pp, slots=1) as talker:
+            async with talking(lambda path: ranks_of(path, tp=tp, pp=pp, slots=1), checkpoint, run) as talker:
                 (said,) = await talker.answer(twin, [question], sampling, retrieval=retrieval)
                 return said
 
@@ -45,7 +45,7 @@ def _print(said: Said, twin: Twin) -> None:
         say(f"[{each.number}] {where}, lines {each.first_line} to {each.last_line} ({each.file})")
 
 
-def report_step(run: Path, wish: Wish) -> None:
+def report_step(run: Path, wish: Wish, *, tp: int, pp: int) -> None:
     """Measure a twin, and write twin/report.json and twin/report.html.
 
     Raises:
@@ -55,7 +55,7 @@ def report_step(run: Path, wish: Wish) -> None:
 
     async def measure() -> TwinReport:
         with stopping():
-            return await make_report(run, wish, say)
+            return await make_report(run, wish, lambda path: ranks_of(path, tp=tp, pp=pp), say)
 
     found, folder = asyncio.run(measure()), run / TWIN
     write_text(folder / "report.json", found.model_dump_json(indent=1) + "\n")
