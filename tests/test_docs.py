@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from html import escape
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
@@ -98,6 +99,10 @@ SHORT_TWIN: dict[str, object] = {
     **{name: SHORT[name] for name in SHORT if name.partition(".")[0] in ("checkpoint", "lr_schedule", "launcher")},
     **{f"train.{name}": SHORT[f"train.{name}"] for name in ("num_steps", "eval_interval", "eval_batches")},
 }
+SHORT_ANSWERS = {
+    "ask": ["--max-new-tokens", "5"],
+    "report": ["--questions", "2", "--answer-tokens", "5", "--prefixes", "2", "--characters", "500"],
+}
 NOT_OF_FINETUNES = ("data.source", "train.num_steps")
 EXTRAS = {
     "data.md": "data",
@@ -139,7 +144,8 @@ def shortened(command: str) -> list[str]:
         changes = {name: value for name, value in SHORT.items() if name not in NOT_OF_FINETUNES}
         changes |= STARTS_FROM_BASE | FINETUNES[example]
     elif words[1] == "twin":
-        changes = {} if words[2] == "build" else SHORT_TWIN
+        changes = {} if words[2] in ("build", "ask", "report") else SHORT_TWIN
+        words += SHORT_ANSWERS.get(words[2], [])
     elif words[1] in ("train", "schedules", "prepare") or "--rates" in words or example in RECIPES:
         changes = {name: value for name, value in SHORT.items() if name != "data.source" or example not in RECIPES}
         changes |= FEW_TOKENS if "--rates" in words else {}
@@ -159,12 +165,24 @@ def shortened(command: str) -> list[str]:
 
 
 def make_base(folder: Path, commands: list[str]) -> None:
-    """Train the small model that examples of finetuning start from, where one of the commands is of such an example."""
-    if not any(f"examples/{name}" in command for name in (*FINETUNES, *TWINS) for command in commands):
-        return
-    train = {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": 64}
+    """Train the small models that examples of finetuning, and twins, start from, where a command is of such an one."""
+
+    def begins_some(names: Iterable[str]) -> bool:
+        return any(f"examples/{name}" in command for name in names for command in commands)
+
+    if begins_some(FINETUNES):
+        train_base(folder, {}, "runs/base")
+    if begins_some(TWINS):  # a model that takes turns, with room for passages
+        taker = "runs/smollm2-135m"
+        train_base(folder, {"position": "rotary", "max_seq_len": 3072}, taker)
+        shutil.copyfile(folder / "examples" / "turns.jinja", folder / taker / "chat_template.jinja")
+
+
+def train_base(folder: Path, changes: dict[str, object], output: str) -> None:
+    """Train a small model for one step."""
+    train = {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": 64, "output_dir": output}
     spec = {
-        "model": BASE_MODEL,
+        "model": BASE_MODEL | changes,
         "data": {"source": ["my-texts"], "tokenizer_vocab_size": 300},
         "optimizer": {"lr": 1e-3},
         "train": train,
@@ -173,10 +191,6 @@ def make_base(folder: Path, commands: list[str]) -> None:
     (folder / "base.yaml").write_text(yaml.safe_dump(spec))
     outcome = trimaran(folder, "train", "base.yaml")
     assert outcome.code == 0, outcome.err
-    if any(f"examples/{name}" in command for name in TWINS for command in commands):
-        taker = folder / "runs" / "smollm2-135m"  # a model that takes turns
-        shutil.copytree(folder / "runs" / "base", taker)
-        shutil.copyfile(folder / "examples" / "turns.jinja", taker / "chat_template.jinja")
 
 
 def shorten_searches(folder: Path) -> None:
