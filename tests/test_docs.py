@@ -119,6 +119,7 @@ EXTRAS = {
 NOT_RUN = {
     "make train": "test_make_train runs it with a shortened spec",
     "make test": "it is what runs this test",
+    "make twin": "it fetches a model; its commands are those of docs/twin.md, which are run",
     "sh examples/web-corpus.sh": "it fetches packages; the tests have a stand-in of them",
     "source .venv/bin/activate": "the tests run inside the environment",
 }
