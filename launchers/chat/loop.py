@@ -95,6 +95,8 @@ async def _answer(
                 raise
             finish = INTERRUPTED  # before it had begun
     answers.show("\n")
+    for line in session.take_sources():
+        say(line)
     if finish == INTERRUPTED:
         say("the answer was ended by Ctrl-C", style="yellow")
     elif finish in _ENDS and session.mode.name != "continue":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
 from trimaran.launchers.chat.asking import Answer, Asker, Show
+from trimaran.launchers.chat.grounded import Twin
 from trimaran.runtime.infer.chat import MARKS
 from trimaran.runtime.infer.dialogue import Dialogue, Exchange, encoder_of, fit, written_after
 from trimaran.runtime.infer.modes import Mode, did_you_mean
@@ -31,6 +32,8 @@ class Session:
     Args:
         stops: strings that end an answer.
         note: called with sentences for the user.
+        twin: whose library answers are held to; None for the model alone.
+        streams: whether a twin's answer is shown before it has been held to its passages.
     """
 
     def __init__(
@@ -41,12 +44,17 @@ class Session:
         stops: Sequence[str],
         system: str | None,
         note: Callable[[str], None],
+        twin: Twin | None = None,
+        *,
+        streams: bool = True,
     ) -> None:
         self.asker, self.mode, self.sampling = asker, mode, sampling
         self.dialogue, self.identity = Dialogue(system), uuid.uuid4().hex
         self.turns: list[Turn] = []
         self._stops, self._note, self._retries = tuple(stops), note, 0
         self._is_plain = mode.name == "continue"
+        self._twin, self._streams = twin, streams
+        self._sources: list[str] = []
         if not mode.is_by_passages:
             self._encode = encoder_of(asker.text, is_plain=self._is_plain)  # a missing template is told at the start
 
@@ -78,6 +86,8 @@ class Session:
         try:
             if self.mode.is_by_passages:
                 after, finish = await self._by_passages(turn, before, question, show)
+            elif self._twin is not None:
+                after, finish = await self._grounded(self._twin, turn, before, question, show)
             else:
                 after, finish = await self._in_dialogue(turn, before, question, show)
         except BaseException:
@@ -104,6 +114,38 @@ class Session:
         drawn = tuple(answer.drawn)
         written = written_after(asked, told, drawn, text, is_plain=self._is_plain) if is_whole else None
         return asked.dialogue.answered(Exchange(question, told, written)), answer.finish or ""
+
+    async def _grounded(
+        self, twin: Twin, turn: Turn, before: Dialogue, question: str, show: Show
+    ) -> tuple[Dialogue, str]:
+        backend, text = self.asker.backend, self.asker.text
+        room = backend.context - min(self.sampling.max_new_tokens, backend.context // 4)
+        grounded = twin.ground(question, before.system, lambda part: len(text.tokenizer.encode(part)), room)
+        if grounded.silence:
+            show(grounded.silence)
+            return before.answered(Exchange(question, grounded.silence)), ""
+        told = replace(before, system=grounded.system)
+        asked = fit(told, grounded.question, self._encode, backend.context, backend.context - room)
+        if asked.note:
+            self._note(asked.note)
+        answer = Answer(len(asked.tokens))
+        turn.answers.append(answer)
+        take = show if self._streams else _ignore
+        try:
+            await self.asker.ask(answer, asked.tokens, self.sampling, self._stops, self._retries, take)
+        except asyncio.CancelledError:
+            answer.finish = INTERRUPTED
+        checked, lines = twin.check(MARKS.sub("\ufffd", answer.text), question, grounded.passages)
+        if not self._streams:
+            show(checked)
+        self._sources = lines
+        kept = replace(before, first=asked.dialogue.first)
+        return kept.answered(Exchange(question, checked)), answer.finish or ""
+
+    def take_sources(self) -> list[str]:
+        """Return a line for each source of the last answer and each fault in it, once."""
+        lines, self._sources = self._sources, []
+        return lines
 
     async def _by_passages(self, turn: Turn, before: Dialogue, question: str, show: Show) -> tuple[Dialogue, str]:
         shown: list[str] = []
@@ -140,3 +182,7 @@ class Session:
         if name == "max_new_tokens" and number < 1:
             raise ValueError(f"max_new_tokens ({number}) must be at least 1")
         self.sampling = replace(self.sampling, **{name: number})
+
+
+def _ignore(text: str) -> None:
+    """Show nothing."""

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from trimaran.launchers.chat.asking import Asker
 from trimaran.launchers.chat.commands import COMMANDS, KEYS
+from trimaran.launchers.chat.grounded import Twin
 from trimaran.launchers.chat.loop import converse
 from trimaran.launchers.chat.session import Session
 from trimaran.launchers.chat.terminal import Answers, PipeReader, Reader, TerminalReader
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.terminal import say
+from trimaran.models.fields import counted
 from trimaran.runtime.infer.batching.messages import Backend
 from trimaran.runtime.infer.modes import Mode, prompt_in_mode
 from trimaran.runtime.infer.prompts import RunText
@@ -29,6 +31,7 @@ class Conversation:
         run: its folder.
         stops: strings that end an answer.
         folder: of saved conversations.
+        retrieval: whether a twin answers from its library.
     """
 
     run: Path
@@ -37,6 +40,7 @@ class Conversation:
     stops: tuple[str, ...]
     system: str | None
     folder: Path
+    retrieval: bool = True
 
 
 async def hold(asked: Conversation, start: Callable[[], AbstractAsyncContextManager[Backend]]) -> int:
@@ -53,20 +57,19 @@ async def hold(asked: Conversation, start: Callable[[], AbstractAsyncContextMana
     text = RunText.open(asked.run)
     is_plain = asked.mode.name == "continue"
     prompt_in_mode(asked.mode, "", has_template=text.template is not None, system=None if is_plain else asked.system)
+    twin = Twin.find(asked.run) if asked.retrieval and asked.mode.name == "answer" else None
     reader: Reader = TerminalReader(list(COMMANDS)) if sys.stdin.isatty() else PipeReader(sys.stdin.fileno())
     with stopping():
         if reader.is_terminal:
             say(f"starting the model of {asked.run} ...")
         async with start() as backend:
             asker = Asker(backend, text)
-            session = Session(
-                asker,
-                asked.mode,
-                replace(asked.sampling, stop_tokens=stop_tokens_of(text)),
-                asked.stops,
-                asked.system,
-                say,
-            )
+            sampling = replace(asked.sampling, stop_tokens=stop_tokens_of(text))
+            streams = reader.is_terminal
+            session = Session(asker, asked.mode, sampling, asked.stops, asked.system, say, twin, streams=streams)
+            if twin is not None:
+                number = counted(len(twin.library.index.passages), "passage")
+                say(f"answers come from the {number} of its library (--no-retrieval for the weights alone)")
             if reader.is_terminal:
                 say(KEYS)
                 say("/help names the commands.")

@@ -35,6 +35,9 @@ def chat(
             parser=path, help="Folder of the conversations that /save writes and /load reads; here by default."
         ),
     ] = None,
+    no_retrieval: Annotated[
+        bool, typer.Option("--no-retrieval", help="Of a twin: let the weights alone answer, without its library.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     min_new_tokens: Annotated[int, typer.Option(help="No stop token before that many tokens.")] = 0,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
@@ -78,7 +81,10 @@ def chat(
         if folder is not None and not folder.is_dir():
             raise ValueError(f"--folder ({folder}) does not exist; make it, or name another one")
         checkpoint = find_checkpoint(run)
-        conversation = Conversation(checkpoint.parent.parent, chosen, sampling, tuple(stop), system, folder or Path())
+        place, retrieval = folder or Path(), not no_retrieval
+        conversation = Conversation(
+            checkpoint.parent.parent, chosen, sampling, tuple(stop), system, place, retrieval=retrieval
+        )
         slots = SLOTS if chosen.is_by_passages else 1
         code = asyncio.run(hold(conversation, lambda: ranks_of(checkpoint, tp=tp, pp=pp, slots=slots)))
     raise typer.Exit(code)

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pexpect
@@ -14,6 +16,11 @@ import pytest
 from tests.launchers.chat_run import chat_run
 from tests.launchers.forked import fork_server
 from tests.launchers.runs import TIMEOUT_S, ranks_in, trimaran
+from tests.twin.test_grounding import PASSAGES
+from trimaran.runtime.twin.decide import Decision
+from trimaran.runtime.twin.passages import Passage, write_texts
+from trimaran.runtime.twin.record import TWIN, TwinRecord
+from trimaran.runtime.twin.retrieval.silence import build_index
 
 CTRL_C, CTRL_D, ALT_ENTER = "\x03", "\x04", "\x1b\r"
 PROMPT = "\x1b[?2004h"  # the terminal is asked to mark pasted text: a line is read
@@ -270,3 +277,28 @@ def test_sigterm_ends_a_conversation_and_its_ranks(place: Path) -> None:
     terminal.child.close()
     assert terminal.child.exitstatus == 128 + signal.SIGTERM
     assert ranks_in(place) == []
+
+
+def test_a_twin_answers_from_its_library_unless_told_otherwise(place: Path) -> None:
+    folder = place / "talker" / TWIN
+    folder.mkdir()
+    write_texts(folder, ["\n\n".join(each.text for each in PASSAGES)], passages := numbered_from_0(PASSAGES))
+    build_index(passages, "en").save(folder / "index")
+    decision = Decision(method="adapter", talks=True, reason="a test")
+    TwinRecord(
+        author="Shakespeare", character=None, language="en", system="You are Hamlet.", model=None, sources=(), works=(),
+        decision=decision, epochs=1.0, characters=1, held_out=(), counts={}, left={},
+    ).write(folder)  # fmt: skip
+    try:
+        silent = in_pipe(place, "How do I repair a carburettor?\n", "talker")
+        weights = in_pipe(place, "abba\n", "talker", "--no-retrieval", "--max-new-tokens", "3")
+    finally:
+        shutil.rmtree(folder)
+    assert silent.returncode == weights.returncode == 0, silent.stderr + weights.stderr
+    assert silent.stderr == "answers come from the 2 passages of its library (--no-retrieval for the weights alone)\n"
+    assert "texts" in silent.stdout
+    assert "library" not in weights.stderr
+
+
+def numbered_from_0(passages: list[Passage]) -> list[Passage]:
+    return [replace(each, id=number) for number, each in enumerate(passages)]

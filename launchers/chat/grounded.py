@@ -1,0 +1,87 @@
+"""A twin in a conversation: its questions are put with passages of its library, and its answers are held to them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from trimaran.runtime.twin.passages import Passage
+from trimaran.runtime.twin.record import RECORD, TWIN, TwinRecord
+from trimaran.runtime.twin.retrieval.citations import Checked
+from trimaran.runtime.twin.retrieval.library import Library
+
+_MARKUP_TOKENS: Final = 32  # that a template may write around two messages
+_SHARE: Final = 0.75  # of the room of a prompt, for passages, question and system message; turns before have the rest
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """A question with what the texts say, or their silence.
+
+    Args:
+        system, question: what the model is told in the place of the conversation's own.
+        silence: the whole answer where the texts say nothing, else "".
+    """
+
+    system: str
+    question: str
+    passages: tuple[Passage, ...] = ()
+    silence: str = ""
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A twin's library, and what the twin is told of itself. Not for several threads at once."""
+
+    library: Library
+    system: str
+
+    @classmethod
+    def find(cls, run: Path) -> "Twin | None":
+        """Return the twin in a run's folder; None where the run is no twin's.
+
+        Raises:
+            DataError: its files are damaged, or a package for them is missing.
+        """
+        folder = run / TWIN
+        if not (folder / RECORD).exists():
+            return None
+        return cls(Library.open(folder), TwinRecord.read(folder).system)
+
+    def ground(self, question: str, system: str | None, count_tokens: Callable[[str], int], room: int) -> Grounded:
+        """Return a question with passages.
+
+        Args:
+            system: what the user has told beside.
+            room: of a prompt, in tokens.
+
+        Raises:
+            ValueError: it has no room for a passage.
+        """
+        told = "\n\n".join(each for each in (self.system, system) if each)
+        budget = int(_SHARE * room) - _MARKUP_TOKENS
+        found = self.library.ground(question, count_tokens=count_tokens, budget_tokens=budget, system=told)
+        if isinstance(found, str):
+            return Grounded("", question, (), found)
+        first, asked = found.messages
+        return Grounded(first["content"], asked["content"], found.passages)
+
+    def check(self, answer: str, asked: str, passages: tuple[Passage, ...]) -> tuple[str, list[str]]:
+        """Return an answer as it is held to its passages, and a line for each source and each fault."""
+        found = self.library.check(answer, passages)
+        return self.library.mark(found, asked), [*_sources(found), *_faults(found)]
+
+
+def _sources(found: Checked) -> list[str]:
+    first = {each.number: each for each in reversed(found.citations)}
+    return [
+        f"[{number}] {', '.join(part for part in (each.title, each.chapter) if part)}, lines {each.first_line} to "
+        f"{each.last_line} ({each.file})" + (", found by the words that both have" if each.is_attached else "")
+        for number, each in sorted(first.items())
+    ]
+
+
+def _faults(found: Checked) -> list[str]:
+    invalid = [f"[{number}] is no passage of the prompt, and is taken out of the answer" for number in found.invalid]
+    quotes = [f"no passage has these words as they are: {each.text}" for each in found.quotes if not each.is_verbatim]
+    return [*invalid, *quotes]
