@@ -79,13 +79,17 @@ def _undo(session: Session, folder: Path, rest: str) -> Done:
 def _save(session: Session, folder: Path, rest: str) -> Done:
     path = place_in(folder, rest)
     save(path, session.dialogue, session.identity)
+    session.saved = session.dialogue.exchanges
     return Done(f"saved to {path}: {counted(len(session.dialogue.exchanges), 'turn')}")
 
 
 def _load(session: Session, folder: Path, rest: str) -> Done:
     path = place_in(folder, rest)
-    session.dialogue, session.identity = load(path)
-    return Done(f"loaded {path}: {counted(len(session.dialogue.exchanges), 'turn')}")
+    found, before = load(path), session.dialogue.exchanges
+    lost = f"; of {counted(len(before), 'turn')} before it not all were saved" if before != session.saved else ""
+    session.dialogue, session.identity = found
+    session.saved = session.dialogue.exchanges
+    return Done(f"loaded {path}: {counted(len(session.dialogue.exchanges), 'turn')}{lost}")
 
 
 def _set(session: Session, folder: Path, rest: str) -> Done:

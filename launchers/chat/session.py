@@ -29,6 +29,9 @@ class Turn:
 class Session:
     """A conversation with a model.
 
+    Attributes:
+        saved: the exchanges that a file has.
+
     Args:
         stops: strings that end an answer.
         note: called with sentences for the user.
@@ -51,6 +54,7 @@ class Session:
         self.asker, self.mode, self.sampling = asker, mode, sampling
         self.dialogue, self.identity = Dialogue(system), uuid.uuid4().hex
         self.turns: list[Turn] = []
+        self.saved = self.dialogue.exchanges
         self._stops, self._note, self._retries = tuple(stops), note, 0
         self._is_plain = mode.name == "continue"
         self._twin, self._streams = twin, streams

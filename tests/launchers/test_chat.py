@@ -220,6 +220,9 @@ def test_a_conversation_is_saved_and_goes_on_from_its_file(tmp_path: Path) -> No
         assert other.command("/load talk.json", tmp_path).endswith("2 turns")
         assert other.session.dialogue.messages() == talk.session.dialogue.messages()
         other.command("/undo")
+        assert other.command("/load talk.json", tmp_path).endswith("2 turns; of 1 turn before it not all were saved")
+        assert other.command("/load talk.json", tmp_path).endswith("2 turns")
+        other.command("/undo")
         other.command("/save talk.json", tmp_path)
         with pytest.raises(ValueError, match="exists and is not of this conversation; it stays as it is"):
             Talk(FakeBackend(says("ab"))).command("/save talk.json", tmp_path)
