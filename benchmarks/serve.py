@@ -143,6 +143,7 @@ def ways_of(name: str, mesh: Mesh, new_tokens: int) -> tuple[Any, dict[str, Call
     torch.manual_seed(1)
     model = their_model(name, (SMOKE | MODELS)[name])
     spec, stage = our_model(model)
+    stage.pack_weights()  # as the ranks of a served model do
     return model, {
         "ours": lambda prompts: ours(spec, stage, mesh, prompts, new_tokens),
         "generate": lambda prompts: timed(lambda: padded(model, prompts, new_tokens)),

@@ -28,8 +28,14 @@ from trimaran.models.parallel.collectives import gather_dim1, gather_sequence, l
 from trimaran.models.parallel.entropy import token_entropies
 from trimaran.models.parallel.group import single
 from trimaran.models.parallel.likelihood import Scored, log_likelihoods
-from trimaran.models.parallel.linear import ColumnParallelLinear, ColumnParallelWeights, column_linear
+from trimaran.models.parallel.linear import (
+    ColumnParallelLinear,
+    ColumnParallelWeights,
+    RowParallelLinear,
+    column_linear,
+)
 from trimaran.models.parallel.low_rank import LowRank
+from trimaran.models.parallel.packed import pack
 from trimaran.models.parallel.parameter import LayerContext, info_of, initialize, new_parameter
 from trimaran.models.parallel.quantized import QuantizedWeight
 from trimaran.models.parallel.shard import ShardSpec
@@ -362,6 +368,19 @@ class Stage(nn.Module):
         """Fill the parameters by `read` (name, "weight", shard, local shape) -> local tensor."""
         for name, parameter in self.named_parameters():
             parameter.copy_(read(name, "weight", info_of(parameter).shard, tuple(parameter.shape)))
+
+    def pack_weights(self) -> bool:
+        """Keep copies of the linear layers' weights for products of few rows; return whether there are any.
+
+        See `packed.pack`; weights that change later are used as they are.
+        """
+        layers: list[ColumnParallelWeights | RowParallelLinear] = [
+            layer for layer in self.modules() if isinstance(layer, ColumnParallelLinear | RowParallelLinear)
+        ]
+        if self.is_last and self.config.has_head and self.config.tie_embeddings:
+            layers.append(self._head())
+        packed = [pack(layer.weight) for layer in layers if layer.quantized is None]
+        return any(packed)
 
     def take_load_balancing_loss(self) -> Tensor:
         """Return the sum of the layers' `ExpertMLP.take_load_balancing_loss` [scalar], 0 without any."""

@@ -25,6 +25,7 @@ from trimaran.models.parallel.collectives import (
 from trimaran.models.parallel.gradient import GradAccumulator, weight_gradients
 from trimaran.models.parallel.group import Group, start_all_reduce
 from trimaran.models.parallel.low_rank import LowRank, LowRankCall, LowRankCalls
+from trimaran.models.parallel.packed import packed_product
 from trimaran.models.parallel.parameter import InitSpec, LayerContext, new_parameter
 from trimaran.models.parallel.quantized import QuantizedWeight, dense
 
@@ -117,6 +118,10 @@ class _Gradients:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x W^T + b; the weight may have a leading dim of parts."""
+    if not torch.is_grad_enabled():
+        found = packed_product(x, weight, bias)
+        if found is not None:
+            return found
     if weight.ndim > 2:
         weight, bias = weight.view(-1, x.shape[-1]), None if bias is None else bias.view(-1)
     return F.linear(x, weight, bias)
