@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,6 +88,16 @@ class Service:
             )
         plan = self._planner.chat(request) if isinstance(request, ChatRequest) else self._planner.completion(request)
         return request, plan
+
+    async def warm_up(self) -> None:
+        """Do what only a first request would wait for: a template is compiled, a vocabulary is read."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._warm_up)
+
+    def _warm_up(self) -> None:
+        self.tokens.bytes_of(0)
+        body = json_bytes({"model": self.options.name, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1})
+        with suppress(ApiError):  # a template may want other messages
+            self._plan(body, ChatRequest)
 
     async def checked(self, answer: str, ground: Ground | None) -> dict[str, Any] | None:
         """Return a twin's answer as it is held to its passages; None for another's."""

@@ -55,6 +55,7 @@ async def serve_run(serving: Serving, start: Callable[[], Awaitable[RankBackend]
         try:
             app = serve_app(backend, serving.text, serving.options)
             service: Service = app.state.service
+            await _unless_stopped(service.warm_up(), asked)
             running = Running(app, service.state, serving.listener, serving.options.limits, asked)
             watch = asyncio.create_task(_tell_end(backend, service.state))
             try:

@@ -200,7 +200,8 @@ def listen(host: str, port: int) -> socket.socket:
         OSError: the address is taken or not this machine's; a sentence.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Connections of a socket whose protocol is said are sent at once (TCP_NODELAY, by asyncio); others wait 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

@@ -44,30 +44,38 @@ class TokenText:
         """Return whether a token stands for a part of a text, and is no token with a meaning of its own."""
         return not self._names or token in self._names
 
-    @cached_property
+    @property
     def _names(self) -> dict[int, str]:
         """The tokens that are spelled in the letters of the vocabulary, without added ones."""
-        model = json.loads(self._tokenizer.definition)["model"]
+        return self._tables[0]
+
+    @property
+    def _letters(self) -> dict[str, int]:
+        """The letters that stand for bytes in byte-level vocabularies; {} for others."""
+        return self._tables[1]
+
+    @cached_property
+    def _tables(self) -> tuple[dict[int, str], dict[str, int]]:
+        definition = json.loads(self._tokenizer.definition)
+        model = definition["model"]
+        letters = _byte_letters() if "ByteLevel" in json.dumps(definition.get("decoder")) else {}
+        if not letters and model.get("type") not in ("BPE", "Unigram"):
+            return {}, {}  # their tokens are joined by rules of their own, which `decode` knows
         vocabulary = model.get("vocab", {})
         pairs: Iterable[tuple[str, int]] = (
             vocabulary.items() if isinstance(vocabulary, dict) else ((row[0], i) for i, row in enumerate(vocabulary))
         )
         added = self._tokenizer.added_tokens().keys()
-        if not self._letters and model.get("type") not in ("BPE", "Unigram"):
-            return {}  # their tokens are joined by rules of their own, which `decode` knows
-        is_spelled = self._letters.keys() if self._letters else None
-        return {
+        names = {
             token: name
             for name, token in pairs
-            if name not in added and (is_spelled is None or all(each in is_spelled for each in name))
+            if name not in added and (not letters or all(each in letters for each in name))
         }
+        return names, letters
 
-    @cached_property
-    def _letters(self) -> dict[str, int]:
-        """The letters that stand for bytes in byte-level vocabularies (Radford et al. 2019); {} for others."""
-        decoder = json.loads(self._tokenizer.definition).get("decoder")
-        if "ByteLevel" not in json.dumps(decoder):
-            return {}
-        plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-        others = [each for each in range(256) if each not in plain]
-        return {chr(each): each for each in plain} | {chr(256 + number): each for number, each in enumerate(others)}
+
+def _byte_letters() -> dict[str, int]:
+    """Return the letters of byte-level vocabularies and their bytes (Radford et al. 2019, their encoder.py)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [each for each in range(256) if each not in plain]
+    return {chr(each): each for each in plain} | {chr(256 + number): each for number, each in enumerate(others)}

@@ -1,6 +1,7 @@
 """What is refused by the server, and the sentence and code that it gets: fields, bodies, limits, full queues."""
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -295,6 +296,15 @@ def test_a_second_request_before_the_answer_ends_the_connection(text: RunText, s
             server.wait_until(lambda: server.backend.active == 1)
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             server.wait_until(lambda: server.backend.active == 0)
+
+
+def test_what_is_written_is_sent_at_once(server: Served) -> None:
+    """Without TCP_NODELAY every token would wait for the acknowledgement of the one before, 40 ms."""
+    with connect(server.port):
+        server.wait_until(lambda: bool(server.running._server.server_state.connections))
+        for each in list(server.running._server.server_state.connections):
+            accepted = each.transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_connection_is_kept_for_the_next_request(server: Served) -> None:

@@ -1,5 +1,6 @@
 """OpenAI's own client against the server: chats and completions, streams, choices, stops, log-probabilities, usage."""
 
+import asyncio
 import math
 from dataclasses import replace
 from typing import Any
@@ -275,6 +276,17 @@ def test_a_model_without_a_chat_template_continues_texts(tmp_path_factory: pytes
             client.chat.completions.create(model=NAME, messages=HELLO)
         assert refused.value.code == "no_chat_template"
         assert client.completions.create(model=NAME, prompt="x", max_tokens=2).choices[0].text.startswith("abc")
+
+
+def test_a_first_request_finds_everything_ready(text: RunText, sentence: list[int]) -> None:
+    with served(text, lambda: FakeBackend(writes(sentence))) as server:
+        asked = server.call(lambda: asyncio.ensure_future(server.service.warm_up()))
+        server.wait_until(asked.done)
+        assert asked.exception() is None
+        assert "_tables" in vars(server.service.tokens)
+        assert text.template is not None
+        assert "_plain" in vars(text.template)
+        assert server.backend.seen == []
 
 
 MODES: Any = [
