@@ -332,7 +332,8 @@ class _EventStream:
 
 
 def _model(service: Service) -> dict[str, Any]:
-    """Return the record of the model, with how many tokens its context has."""
+    """Return the record of the model, with how many tokens its context has, and whom a twin imitates."""
+    twin = service.options.twin
     return {
         "id": service.options.name,
         "object": "model",
@@ -340,6 +341,7 @@ def _model(service: Service) -> dict[str, Any]:
         "owned_by": "trimaran",
         "max_model_len": service.backend.context,
         "has_chat_template": service.text.template is not None,
+        "twin": None if twin is None else dict(twin.about),
     }
 
 

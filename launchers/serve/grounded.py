@@ -1,7 +1,7 @@
 """Chats with a twin: a question is put with passages of its library, and the answer is held to them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,10 +39,16 @@ class Put:
 
 @dataclass(frozen=True)
 class Twin:
-    """A twin's library, and what the twin is told of itself. Not for several threads at once."""
+    """A twin. Not for several threads at once.
+
+    Args:
+        system: what it is told of itself.
+        about: whom it imitates and from which works, as the API tells them.
+    """
 
     library: Library
     system: str
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def find(cls, run: Path) -> "Twin | None":
@@ -54,7 +60,10 @@ class Twin:
         folder = run / TWIN
         if not (folder / RECORD).exists():
             return None
-        return cls(Library.open(folder), TwinRecord.read(folder).system)
+        record = TwinRecord.read(folder)
+        works = [each.title for each in record.works]
+        about = {"author": record.author, "character": record.character, "works": works}
+        return cls(Library.open(folder), record.system, about)
 
     def put(
         self, messages: Sequence[Message], count_tokens: Callable[[str], int], room: int, answer: int | None

@@ -43,7 +43,8 @@ def passage(number: int, text: str) -> Passage:
 
 @pytest.fixture(scope="module")
 def twin() -> Twin:
-    return Twin(Library(build_index([passage(*each) for each in enumerate((HULLS, GARDEN, WINTER))], "en")), SYSTEM)
+    index = build_index([passage(*each) for each in enumerate((HULLS, GARDEN, WINTER))], "en")
+    return Twin(Library(index), SYSTEM, {"author": "A. Miller", "character": None, "works": ["The Mill"]})
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,11 @@ def test_an_answer_comes_with_the_passages_that_it_cites(server: Served, text: R
     assert citation["is_supported"]
     assert told["quotes"] == [{"text": "nothing was painted here", "is_verbatim": False}]
     assert len(told["text"]) > len(ANSWER) - len(" [7]"), "the wrong quote is marked"
+
+
+def test_the_model_tells_whom_it_imitates(server: Served) -> None:
+    (model,) = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert model["twin"] == {"author": "A. Miller", "character": None, "works": ["The Mill"]}
 
 
 def test_a_stream_ends_with_the_passages(server: Served) -> None:
@@ -144,6 +150,7 @@ def test_a_run_has_the_twin_that_was_built_in_it(tmp_path: Path) -> None:
     found = Twin.find(tmp_path / "hamlet")
     assert found is not None
     assert "Hamlet" in found.system
+    assert found.about == {"author": "William Shakespeare", "character": "Hamlet", "works": ["Hamlet"]}
     question = [{"role": "user", "content": "What of the skull of Yorick?"}]
     put = found.put(question, lambda text: len(text.split()), 2000, None)
     assert "Yorick" in put.messages[-1]["content"]
