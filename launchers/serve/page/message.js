@@ -44,8 +44,9 @@ class Sources {
     for (const { n, title, lines, text, is_attached } of message.citations ?? []) {
       const place = lines && `, ${/\D/.test(lines) ? "lines" : "line"} ${lines}`;
       const summary = el("summary", {}, el("span", { class: "number" }, `[${n}]`), " ",
-        el("cite", {}, title || "Untitled"), el("span", { class: "lines" }, place, is_attached ? ATTACHED : ""));
-      const passage = el("details", { id: `source-${message.id}-${n}` }, summary, el("blockquote", {}, text));
+        el("cite", {}, title.replace(/\.$/, "") || "Untitled"), el("span", { class: "lines" }, place, is_attached ? ATTACHED : ""));
+      const quote = el("div", { class: "passage", tabindex: "0", role: "group", "aria-label": `Passage ${n}` }, text);
+      const passage = el("details", { id: `source-${message.id}-${n}` }, summary, quote);
       if (!this.passages.has(n)) this.passages.set(n, passage);
     }
   }

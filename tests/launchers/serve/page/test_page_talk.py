@@ -9,7 +9,7 @@ CITED: dict[str, Any] = {
     "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}],
     "trimaran": {
         "citations": [
-            {"n": 1, "title": "Hamlet, Act III", "lines": [64, 66], "text": "To be, or not to be:\nthe question"},
+            {"n": 1, "title": "Hamlet, Act III.", "lines": [64, 66], "text": "To be, or not to be:\nthe question"},
             {
                 "n": 2,
                 "title": "Hamlet, Act V",
