@@ -315,7 +315,7 @@ def environment_of(text: Path, folder: Path) -> dict[str, str]:
     """Return the environment of a page's commands: the packages that it tells to install, and none of the tests'."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     recipe = makefile[makefile.index("\n$(RUNTIME):") : makefile.index("\n$(TESTS):")]
-    extras = re.findall(r"-e '?\.\[(\w+)\]", recipe) + EXTRAS.get(text.name, "").split(",")
+    extras = re.findall(r"-e '?\.\[(\w+)\]", recipe) + [each for each in EXTRAS.get(text.name, "").split(",") if each]
     place = folder / "hidden"
     place.mkdir()
     (place / "sitecustomize.py").write_text(f"HIDDEN = {set(modules_outside(tuple(extras)))!r}\n{HIDE}")
