@@ -55,9 +55,10 @@ def serve(
             from trimaran.launchers.serve.security import Guard, is_loopback, read_keys
             from trimaran.launchers.serve.server import listen
         except ModuleNotFoundError as error:
-            if (error.name or "").startswith("trimaran"):
+            package = (error.name or "").partition(".")[0]
+            if package == "trimaran":
                 raise
-            raise ValueError(_INSTALL.format(error.name)) from None
+            raise ValueError(_INSTALL.format(package)) from None
         from trimaran.runtime.infer.modes import mode_of
         from trimaran.runtime.infer.prompts import RunText
 

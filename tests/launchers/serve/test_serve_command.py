@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from tests.launchers.chat_run import CONTEXT, chat_run
-from tests.launchers.runs import Command, trimaran
+from tests.launchers.runs import Command, run_code, trimaran
 from tests.runtime.evaluation_files import write_sets
 from trimaran.runtime.evaluate.results import read_evaluation
 
@@ -240,6 +240,28 @@ def test_what_is_wrong_is_told_before_the_ranks_start(place: Path, tmp_path: Pat
             assert says in outcome.err.replace("\n", " ")
             assert "Traceback" not in outcome.err
             assert outcome.left == []
+
+
+WITHOUT = """
+import sys
+name, run = sys.argv[1:]
+for module in list(sys.modules):
+    if module.startswith("trimaran.launchers.serve."):
+        del sys.modules[module]
+    elif module.split(".")[0] == name:
+        sys.modules[module] = None
+sys.modules[name] = None
+from trimaran.launchers.cli.app import main
+sys.argv = ["trimaran", "serve", run]
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["starlette", "uvicorn"])
+def test_without_its_packages_the_command_says_what_to_install(place: Path, tmp_path: Path, name: str) -> None:
+    outcome = run_code(tmp_path, WITHOUT, name, str(place / "talker"))
+    assert outcome.code == 2, outcome.err
+    assert outcome.last_line == (f"error: trimaran serve needs the package {name}: pip install 'trimaran[serve]'")
 
 
 def test_ranks_that_die_end_the_server_with_their_name(place: Path, tmp_path: Path) -> None:
