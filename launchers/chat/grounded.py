@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
+from trimaran.runtime.twin.asking import Twin
 from trimaran.runtime.twin.passages import Passage
-from trimaran.runtime.twin.record import RECORD, TWIN, TwinRecord
 from trimaran.runtime.twin.retrieval.citations import Checked
-from trimaran.runtime.twin.retrieval.library import Library
 
 _MARKUP_TOKENS: Final = 32  # that a template may write around two messages
 _SHARE: Final = 0.75  # of the room of a prompt, for passages, question and system message; turns before have the rest
@@ -29,47 +27,27 @@ class Grounded:
     silence: str = ""
 
 
-@dataclass(frozen=True)
-class Twin:
-    """A twin's library, and what the twin is told of itself. Not for several threads at once."""
+def ground(twin: Twin, question: str, system: str | None, count_tokens: Callable[[str], int], room: int) -> Grounded:
+    """Return a question with passages.
 
-    library: Library
-    system: str
+    Args:
+        system: what the user has told beside.
+        room: of a prompt, in tokens.
 
-    @classmethod
-    def find(cls, run: Path) -> "Twin | None":
-        """Return the twin in a run's folder; None where the run is no twin's.
+    Raises:
+        ValueError: it has no room for a passage.
+    """
+    found = twin.ground(question, (system or "",), count_tokens, int(_SHARE * room) - _MARKUP_TOKENS)
+    if isinstance(found, str):
+        return Grounded("", question, (), found)
+    first, asked = found.messages
+    return Grounded(first["content"], asked["content"], found.passages)
 
-        Raises:
-            DataError: its files are damaged, or a package for them is missing.
-        """
-        folder = run / TWIN
-        if not (folder / RECORD).exists():
-            return None
-        return cls(Library.open(folder), TwinRecord.read(folder).system)
 
-    def ground(self, question: str, system: str | None, count_tokens: Callable[[str], int], room: int) -> Grounded:
-        """Return a question with passages.
-
-        Args:
-            system: what the user has told beside.
-            room: of a prompt, in tokens.
-
-        Raises:
-            ValueError: it has no room for a passage.
-        """
-        told = "\n\n".join(each for each in (self.system, system) if each)
-        budget = int(_SHARE * room) - _MARKUP_TOKENS
-        found = self.library.ground(question, count_tokens=count_tokens, budget_tokens=budget, system=told)
-        if isinstance(found, str):
-            return Grounded("", question, (), found)
-        first, asked = found.messages
-        return Grounded(first["content"], asked["content"], found.passages)
-
-    def check(self, answer: str, asked: str, passages: tuple[Passage, ...]) -> tuple[str, list[str]]:
-        """Return an answer as it is held to its passages, and a line for each source and each fault."""
-        found = self.library.check(answer, passages)
-        return self.library.mark(found, asked), [*_sources(found), *_faults(found)]
+def check(twin: Twin, answer: str, asked: str, passages: tuple[Passage, ...]) -> tuple[str, list[str]]:
+    """Return an answer as it is held to its passages, and a line for each source and each fault."""
+    found = twin.library.check(answer, passages)
+    return twin.library.mark(found, asked), [*_sources(found), *_faults(found)]
 
 
 def _sources(found: Checked) -> list[str]:

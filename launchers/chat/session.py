@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
 from trimaran.launchers.chat.asking import Answer, Asker, Show
-from trimaran.launchers.chat.grounded import Twin
+from trimaran.launchers.chat.grounded import check, ground
 from trimaran.runtime.infer.chat import MARKS
 from trimaran.runtime.infer.dialogue import Dialogue, Exchange, encoder_of, fit, written_after
 from trimaran.runtime.infer.modes import Mode, did_you_mean
 from trimaran.runtime.infer.sampling_params import SamplingParams
+from trimaran.runtime.twin.asking import Twin
 
 SETTINGS: Final = tuple(each.name for each in fields(SamplingParams) if each.name not in ("stop_tokens", "context"))
 """Names that /set knows."""
@@ -124,7 +125,7 @@ class Session:
     ) -> tuple[Dialogue, str]:
         backend, text = self.asker.backend, self.asker.text
         room = backend.context - min(self.sampling.max_new_tokens, backend.context // 4)
-        grounded = twin.ground(question, before.system, lambda part: len(text.tokenizer.encode(part)), room)
+        grounded = ground(twin, question, before.system, lambda part: len(text.tokenizer.encode(part)), room)
         if grounded.silence:
             show(grounded.silence)
             return before.answered(Exchange(question, grounded.silence)), ""
@@ -139,7 +140,7 @@ class Session:
             await self.asker.ask(answer, asked.tokens, self.sampling, self._stops, self._retries, take)
         except asyncio.CancelledError:
             answer.finish = INTERRUPTED
-        checked, lines = twin.check(MARKS.sub("\ufffd", answer.text), question, grounded.passages)
+        checked, lines = check(twin, MARKS.sub("\ufffd", answer.text), question, grounded.passages)
         if not self._streams:
             show(checked)
         self._sources = lines

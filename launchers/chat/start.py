@@ -10,7 +10,6 @@ from pathlib import Path
 
 from trimaran.launchers.chat.asking import Asker
 from trimaran.launchers.chat.commands import COMMANDS, KEYS
-from trimaran.launchers.chat.grounded import Twin
 from trimaran.launchers.chat.loop import converse
 from trimaran.launchers.chat.session import Session
 from trimaran.launchers.chat.terminal import Answers, PipeReader, Reader, TerminalReader
@@ -21,6 +20,7 @@ from trimaran.runtime.infer.batching.messages import Backend
 from trimaran.runtime.infer.modes import Mode, prompt_in_mode
 from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.infer.sampling_params import SamplingParams
+from trimaran.runtime.twin.asking import Twin
 
 
 @dataclass(frozen=True)

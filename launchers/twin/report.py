@@ -16,7 +16,8 @@ from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.twin.asking import Twin
 from trimaran.runtime.twin.casing import lower
-from trimaran.runtime.twin.record import TWIN
+from trimaran.runtime.twin.passages import Passage, read_passages
+from trimaran.runtime.twin.record import TWIN, TwinRecord
 from trimaran.runtime.twin.report import memorisation
 from trimaran.runtime.twin.report.delta import Delta, reference
 from trimaran.runtime.twin.report.intervals import Estimate, mean, share
@@ -65,6 +66,8 @@ class _Texts:
     """What everything is measured on."""
 
     twin: Twin
+    record: TwinRecord
+    passages: list[Passage]
     held_out: list[str]
     others: list[str]
     others_are: str
@@ -87,7 +90,7 @@ async def make_report(run: Path, wish: Wish, start: Start, say: Say) -> TwinRepo
         BackendGoneError: the ranks of a model have failed.
     """
     texts = _texts(Twin.open(run), run, wish)
-    record = texts.twin.record
+    record = texts.record
     checkpoints = [(found.step, found.path) for found in find_checkpoints(run / "checkpoints") if found.broken is None]
     if not checkpoints:
         raise ValueError(f"{run} has no whole checkpoint; train the twin by trimaran twin train {run}")
@@ -110,7 +113,7 @@ async def make_report(run: Path, wish: Wish, start: Start, say: Say) -> TwinRepo
     async with talking(start, dict(checkpoints)[chosen], run) as talker:
         memory["tuned"] = await _answer(talker, texts, wish, "tuned")
         dialogues = await _dialogues(talker, texts, wish)
-    recall, milliseconds = _retrieval(texts.twin)
+    recall, milliseconds = _retrieval(texts)
     style, delta = texts.style, texts.delta
     return TwinReport(
         author=record.author, character=record.character, model=record.model, language=record.language, base=base,
@@ -145,10 +148,10 @@ def choose(base: Step | None, steps: Sequence[Step]) -> tuple[int, str]:
 
 
 def _texts(twin: Twin, run: Path, wish: Wish) -> _Texts:
-    record = twin.record
+    record, passages = TwinRecord.read(run / TWIN), read_passages(run / TWIN)
     language = record.language
-    training = [each.text for each in twin.passages if not each.is_held_out]
-    held_out = [each.text for each in twin.passages if each.is_held_out]
+    training = [each.text for each in passages if not each.is_held_out]
+    held_out = [each.text for each in passages if each.is_held_out]
     others, held_out_others, others_are = others_of(wish.others, language)
     style: StyleClassifier | CannotMeasureError
     delta: Delta | CannotMeasureError
@@ -165,7 +168,7 @@ def _texts(twin: Twin, run: Path, wish: Wish) -> _Texts:
     words = topics(_learned(run), twin.library.index.terms, wish.questions)
     absent = [each for each in ABSENT.get(language, ()) if each]
     return _Texts(
-        twin, _cut(held_out, wish.characters), _cut(held_out_others, wish.characters), others_are,
+        twin, record, passages, _cut(held_out, wish.characters), _cut(held_out_others, wish.characters), others_are,
         questions_about(words, language), absent, style, delta,
     )  # fmt: skip
 
@@ -216,8 +219,8 @@ async def _answer(talker: Talker, texts: _Texts, wish: Wish, name: str) -> dict[
         texts.ways[f"{name} + retrieval" if retrieval else name] = _way(said, absent, texts, f"{name}{retrieval}")
     encode = talker.text.tokenizer.encode
     found = {}
-    training = [(each.id, encode(each.text)) for each in twin.passages if not each.is_held_out]
-    held_out = [(each.id, encode(each.text)) for each in twin.passages if each.is_held_out]
+    training = [(each.id, encode(each.text)) for each in texts.passages if not each.is_held_out]
+    held_out = [(each.id, encode(each.text)) for each in texts.passages if each.is_held_out]
     for which, passages in (("training", training), ("held out", held_out)):
         prefixes = prefixes_of(passages, wish.prefixes)
         continuations = await talker.go_on([each.tokens for each in prefixes], VERBATIM)
@@ -238,7 +241,7 @@ def _memory(
 
 
 def _way(said: Sequence[Said], absent: Sequence[bool], texts: _Texts, name: str) -> Way:
-    language = texts.twin.record.language
+    language = texts.record.language
     spoken = [each.text for each in said if not each.is_silent]
     checked = [each.checked for each in said if each.checked is not None]
     citations = [citation for each in checked for citation in each.citations]
@@ -286,16 +289,16 @@ async def _dialogues(talker: Talker, texts: _Texts, wish: Wish) -> list[list[tup
     twin, sampling = texts.twin, SamplingParams(wish.answer_tokens, 0.8, top_p=0.95, seed=wish.seed + 1, context="stop")
     questions = texts.questions[:_DIALOGUES]
     first = await talker.answer(twin, questions, sampling, retrieval=True)
-    more = follow_up(twin.record.language)
+    more = follow_up(texts.record.language)
     before = [[(each.question, each.text)] for each in first]
     second = await talker.answer(twin, [more] * len(first), sampling, retrieval=True, before=before)
     return [[(one.question, one.text), (more, two.text)] for one, two in zip(first, second, strict=True)]
 
 
-def _retrieval(twin: Twin) -> tuple[Figure, float]:
+def _retrieval(texts: _Texts) -> tuple[Figure, float]:
     """Return recall@5 of masked sentences, and the median milliseconds of a search."""
-    index = twin.library.index
-    queries = make_queries(twin.passages, index.terms, _QUERIES)
+    index = texts.twin.library.index
+    queries = make_queries(texts.passages, index.terms, _QUERIES)
     if not queries:
         return Figure(why_not="no sentence has enough words for a query"), 0.0
     hits, taken = 0, list[float]()

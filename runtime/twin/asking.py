@@ -1,19 +1,17 @@
 """A twin that is asked: what a question becomes for its model, with its library or by the weights alone."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from trimaran.runtime.infer.prompts import Prompt, RunText
-from trimaran.runtime.twin.passages import Passage, read_passages
-from trimaran.runtime.twin.record import TWIN, TwinRecord
-from trimaran.runtime.twin.retrieval.index import Index
-from trimaran.runtime.twin.retrieval.library import INDEX, Library
+from trimaran.runtime.twin.passages import Passage
+from trimaran.runtime.twin.record import RECORD, TWIN, TwinRecord
+from trimaran.runtime.twin.retrieval.grounding import Grounding
+from trimaran.runtime.twin.retrieval.library import Library
 
-FOUND: Final = 3
-"""Passages that a prompt is given."""
 _TEMPLATE_TOKENS: Final = 64  # that a chat template adds to a turn
 Turns = Sequence[tuple[str, str]]
 """Questions with their answers."""
@@ -34,30 +32,51 @@ class Asked:
     silence: str = ""
 
 
+@dataclass(frozen=True)
 class Twin:
-    """The folder of a twin, opened. Not for several threads at once.
+    """A twin. Not for several threads at once.
 
-    Attributes:
-        record: what the twin was made of.
-        passages: all of them, held-out ones too.
-        library: over those that are not held out.
+    Args:
+        system: what it is told of itself.
+        about: whom it imitates and from which works.
     """
 
-    def __init__(self, record: TwinRecord, passages: Sequence[Passage], library: Library) -> None:
-        self.record, self.passages, self.library = record, tuple(passages), library
+    library: Library
+    system: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def find(cls, run: Path) -> "Twin | None":
+        """Return the twin of a run folder; None where it holds none.
+
+        Raises:
+            DataError: its files are damaged, or a package for them is missing.
+        """
+        return cls.open(run) if (run / TWIN / RECORD).exists() else None
 
     @classmethod
     def open(cls, run: Path) -> "Twin":
         """Return the twin of a run folder.
 
         Raises:
-            DataError: it holds no twin, or a file of it is damaged.
+            DataError: it holds none, its files are damaged, or a package for them is missing.
         """
         logging.getLogger("bm25s").setLevel(logging.WARNING)
-        folder = run / TWIN
-        record = TwinRecord.read(folder)
-        passages = read_passages(folder)
-        return cls(record, passages, Library(Index.load(folder / INDEX, passages)))
+        record = TwinRecord.read(run / TWIN)
+        works = [each.title for each in record.works]
+        about = {"author": record.author, "character": record.character, "works": works}
+        return cls(Library.open(run / TWIN), record.system, about)
+
+    def ground(
+        self, question: str, told: Sequence[str], count_tokens: Callable[[str], int], budget_tokens: int
+    ) -> Grounding | str:
+        """Return the prompt for a question, or the whole answer where the texts are silent on it; see Library.ground.
+
+        Args:
+            told: what a user says of the twin, beside what it is told of itself.
+        """
+        system = "\n\n".join(each for each in (self.system, *told) if each)
+        return self.library.ground(question, count_tokens=count_tokens, budget_tokens=budget_tokens, system=system)
 
     def ask(
         self,
@@ -86,21 +105,20 @@ class Twin:
             return Asked(Prompt(question))
         said = tuple(message for turn in before for message in _messages(*turn))
         if not retrieval:
-            system = {"role": "system", "content": self.record.system}
-            return Asked(Prompt(question, (system, *said, {"role": "user", "content": question})))
-        spent = sum(len(text.tokenizer.encode(each["content"])) for each in said)
+            own = {"role": "system", "content": self.system}
+            return Asked(Prompt(question, (own, *said, {"role": "user", "content": question})))
+
+        def count_tokens(part: str) -> int:
+            return len(text.tokenizer.encode(part))
+
+        spent = sum(count_tokens(each["content"]) for each in said)
+        budget = context - max_new_tokens - spent - _TEMPLATE_TOKENS * (1 + len(before))
         looked_for = question if not before else f"{before[-1][0]} {question}"
-        grounding = self.library.ground(
-            looked_for,
-            count_tokens=lambda part: len(text.tokenizer.encode(part)),
-            budget_tokens=context - max_new_tokens - spent - _TEMPLATE_TOKENS * (1 + len(before)),
-            system=self.record.system,
-            k=FOUND,
-        )
-        if isinstance(grounding, str):
-            return Asked(None, silence=grounding)
-        system, asked = grounding.messages
-        return Asked(Prompt(question, (system, *said, asked)), grounding.passages)
+        found = self.ground(looked_for, (), count_tokens, budget)
+        if isinstance(found, str):
+            return Asked(None, silence=found)
+        system, asked = found.messages
+        return Asked(Prompt(question, (system, *said, asked)), found.passages)
 
 
 def _messages(question: str, answer: str) -> tuple[dict[str, str], dict[str, str]]:

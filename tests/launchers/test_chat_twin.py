@@ -10,12 +10,12 @@ from tests.launchers.fake_backend import FakeBackend
 from tests.launchers.test_chat import END, TEXT, Typed, run, says
 from tests.twin.test_grounding import PASSAGES
 from trimaran.launchers.chat.asking import Asker
-from trimaran.launchers.chat.grounded import Twin
 from trimaran.launchers.chat.loop import converse
 from trimaran.launchers.chat.session import INTERRUPTED, Session
 from trimaran.launchers.chat.terminal import Answers
 from trimaran.runtime.infer.modes import ANSWER
 from trimaran.runtime.infer.sampling_params import SamplingParams
+from trimaran.runtime.twin.asking import Twin
 from trimaran.runtime.twin.retrieval.library import Library
 from trimaran.runtime.twin.retrieval.silence import build_index
 

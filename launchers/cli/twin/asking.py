@@ -13,7 +13,7 @@ from trimaran.launchers.twin.report import Wish, make_report
 from trimaran.runtime.files import write_text
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.twin.asking import Twin
-from trimaran.runtime.twin.record import TWIN
+from trimaran.runtime.twin.record import TWIN, TwinRecord
 from trimaran.runtime.twin.report.record import TwinReport
 
 
@@ -59,5 +59,5 @@ def report_step(run: Path, wish: Wish, *, tp: int, pp: int) -> None:
 
     found, folder = asyncio.run(measure()), run / TWIN
     write_text(folder / "report.json", found.model_dump_json(indent=1) + "\n")
-    page = write_page(folder / "report.html", render(found, Twin.open(run).record))
+    page = write_page(folder / "report.html", render(found, TwinRecord.read(folder)))
     say(f"report: {page}")

@@ -12,6 +12,8 @@ from trimaran.runtime.twin.retrieval.phrases import language_of_question, phrase
 
 INDEX: Final = "index"
 """Folder of the index in that of a twin."""
+FOUND: Final = 3
+"""Passages of a prompt: each costs some 250 tokens, which a CPU reads in a second."""
 
 
 class Library:
@@ -39,7 +41,7 @@ class Library:
         return self.index.terms.language
 
     def ground(
-        self, question: str, *, count_tokens: Callable[[str], int], budget_tokens: int, system: str = "", k: int = 5
+        self, question: str, *, count_tokens: Callable[[str], int], budget_tokens: int, system: str = "", k: int = FOUND
     ) -> Grounding | str:
         """Return the prompt for a question, or the whole answer where the texts are silent on it.
 
