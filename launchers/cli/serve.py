@@ -48,7 +48,6 @@ def serve(
     with errors_as_sentences():
         try:
             from trimaran.launchers.serve.app import ServeOptions
-            from trimaran.launchers.serve.grounded import Twin
             from trimaran.launchers.serve.limits import Limits
             from trimaran.launchers.serve.ranks import RankBackend
             from trimaran.launchers.serve.run import Serving, serve_run
@@ -61,6 +60,7 @@ def serve(
             raise ValueError(_INSTALL.format(package)) from None
         from trimaran.runtime.infer.modes import mode_of
         from trimaran.runtime.infer.prompts import RunText
+        from trimaran.runtime.twin.asking import Twin
 
         chosen = mode_of(mode, to)
         keys = read_keys(api_key_file) if api_key_file is not None else ()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trimaran.launchers.serve.errors import ApiError, wrong
-from trimaran.launchers.serve.grounded import Ground, Put, Twin
+from trimaran.launchers.serve.grounded import Ground, Put, put
 from trimaran.launchers.serve.openai import USUAL_LENGTH, ChatRequest, CompletionRequest
 from trimaran.launchers.serve.token_text import TokenText
 from trimaran.runtime.infer.batching.messages import (
@@ -24,6 +24,7 @@ from trimaran.runtime.infer.modes import ANSWER, CONTINUE, Mode, prompt_in_mode
 from trimaran.runtime.infer.prompts import Prompt, RunText
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.infer.text import TextStream
+from trimaran.runtime.twin.asking import Twin
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Planner:
         if (request.n or 1) > 1:
             raise wrong("n", f"n ({request.n}) must be 1: a twin's answer is held to its passages, one at a time")
         try:
-            return twin.put(messages, lambda text: len(self._text.tokenizer.encode(text)), room, request.limit)
+            return put(twin, messages, lambda text: len(self._text.tokenizer.encode(text)), room, request.limit)
         except ValueError as error:
             raise wrong("messages", str(error), "context_length_exceeded") from None
 

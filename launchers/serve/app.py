@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from trimaran.launchers.serve.answers import Choice, Piece, Plan, Planner, Usage, choices_of
 from trimaran.launchers.serve.errors import ApiError, json_bytes
-from trimaran.launchers.serve.grounded import Ground, Twin
+from trimaran.launchers.serve.grounded import Ground, checked
 from trimaran.launchers.serve.limits import BodyReader, Gate, Limits
 from trimaran.launchers.serve.metrics import CONTENT_TYPE, Metrics
 from trimaran.launchers.serve.openai import ChatRequest, CompletionRequest, parse_request
@@ -33,6 +33,7 @@ from trimaran.launchers.serve.work import ClientGoneError, Emit, Writing, watche
 from trimaran.runtime.infer.batching.messages import Backend, BackendGoneError
 from trimaran.runtime.infer.modes import ANSWER, Mode
 from trimaran.runtime.infer.prompts import RunText
+from trimaran.runtime.twin.asking import Twin
 
 _PING_S = 10.0
 _JSON = "application/json"
@@ -104,7 +105,7 @@ class Service:
         twin = self.options.twin
         if twin is None or ground is None:
             return None
-        return await asyncio.get_running_loop().run_in_executor(self._thread, twin.checked, answer, ground)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, checked, twin, answer, ground)
 
     def close(self) -> None:
         """End the thread that encodes."""

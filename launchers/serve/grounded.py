@@ -1,14 +1,12 @@
 """Chats with a twin: a question is put with passages of its library, and the answer is held to them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from trimaran.runtime.infer.chat import Message
+from trimaran.runtime.twin.asking import Twin
 from trimaran.runtime.twin.passages import Passage
-from trimaran.runtime.twin.record import RECORD, TWIN, TwinRecord
-from trimaran.runtime.twin.retrieval.library import Library
 
 _USUAL_ANSWER: Final = 512  # tokens that are kept free for an answer whose length the request does not say
 _SHARE: Final = 4  # of the room, no more than the fourth part
@@ -37,81 +35,49 @@ class Put:
     silence: str = ""
 
 
-@dataclass(frozen=True)
-class Twin:
-    """A twin. Not for several threads at once.
+def put(
+    twin: Twin, messages: Sequence[Message], count_tokens: Callable[[str], int], room: int, answer: int | None
+) -> Put:
+    """Return a conversation whose last question comes with passages, in as many tokens as there is room.
 
     Args:
-        system: what it is told of itself.
-        about: whom it imitates and from which works, as the API tells them.
+        room: tokens of the context beside the conversation as it is.
+        answer: tokens that are asked for.
+
+    Raises:
+        ValueError: the last message is no user's, or there is no room for a passage.
     """
+    if messages[-1]["role"] != "user":
+        raise ValueError("the last message must be the user's: it is what the texts are asked")
+    question = str(messages[-1]["content"])
+    told = [str(each["content"]) for each in messages if each["role"] == "system"]
+    before = [each for each in messages[:-1] if each["role"] != "system"]
+    kept = min(_USUAL_ANSWER, room // _SHARE) if answer is None else answer
+    found = twin.ground(question, told, count_tokens, room - kept - _MARKUP)
+    if isinstance(found, str):
+        return Put((), Ground(question, ()), found)
+    system, asked = found.messages
+    return Put((system, *before, asked), Ground(question, found.passages))
 
-    library: Library
-    system: str
-    about: Mapping[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def find(cls, run: Path) -> "Twin | None":
-        """Return the twin in a run's folder; None where the run is no twin's.
-
-        Raises:
-            DataError: its files are damaged, or a package for them is missing.
-        """
-        folder = run / TWIN
-        if not (folder / RECORD).exists():
-            return None
-        record = TwinRecord.read(folder)
-        works = [each.title for each in record.works]
-        about = {"author": record.author, "character": record.character, "works": works}
-        return cls(Library.open(folder), record.system, about)
-
-    def put(
-        self, messages: Sequence[Message], count_tokens: Callable[[str], int], room: int, answer: int | None
-    ) -> Put:
-        """Return a conversation whose last question comes with passages, in as many tokens as there is room.
-
-        Args:
-            room: tokens of the context beside the conversation as it is.
-            answer: tokens that are asked for.
-
-        Raises:
-            ValueError: the last message is no user's, or there is no room for a passage.
-        """
-        if messages[-1]["role"] != "user":
-            raise ValueError("the last message must be the user's: it is what the texts are asked")
-        question = str(messages[-1]["content"])
-        told = [str(each["content"]) for each in messages if each["role"] == "system"]
-        before = [each for each in messages[:-1] if each["role"] != "system"]
-        kept = min(_USUAL_ANSWER, room // _SHARE) if answer is None else answer
-        found = self.library.ground(
-            question,
-            count_tokens=count_tokens,
-            budget_tokens=room - kept - _MARKUP,
-            system="\n\n".join(each for each in (self.system, *told) if each),
-        )
-        if isinstance(found, str):
-            return Put((), Ground(question, ()), found)
-        system, asked = found.messages
-        return Put((system, *before, asked), Ground(question, found.passages))
-
-    def checked(self, answer: str, ground: Ground) -> dict[str, Any]:
-        """Return an answer as it is held to its passages, with those that it cites, as the API tells them."""
-        found = self.library.check(answer, ground.passages)
-        cited = {each.number: each for each in reversed(found.citations)}
-        return {
-            "text": self.library.mark(found, ground.question),
-            "citations": [
-                {
-                    "n": number,
-                    "title": ", ".join(part for part in (each.title, each.chapter) if part),
-                    "file": each.file,
-                    "lines": [each.first_line, each.last_line],
-                    "text": ground.passages[number - 1].text,
-                    "is_attached": each.is_attached,
-                    "is_supported": each.is_supported,
-                }
-                for number, each in sorted(cited.items())
-            ],
-            "quotes": [{"text": each.text, "is_verbatim": each.is_verbatim} for each in found.quotes],
-            "invalid": list(found.invalid),
-        }
+def checked(twin: Twin, answer: str, ground: Ground) -> dict[str, Any]:
+    """Return an answer as it is held to its passages, with those that it cites, as the API tells them."""
+    found = twin.library.check(answer, ground.passages)
+    cited = {each.number: each for each in reversed(found.citations)}
+    return {
+        "text": twin.library.mark(found, ground.question),
+        "citations": [
+            {
+                "n": number,
+                "title": ", ".join(part for part in (each.title, each.chapter) if part),
+                "file": each.file,
+                "lines": [each.first_line, each.last_line],
+                "text": ground.passages[number - 1].text,
+                "is_attached": each.is_attached,
+                "is_supported": each.is_supported,
+            }
+            for number, each in sorted(cited.items())
+        ],
+        "quotes": [{"text": each.text, "is_verbatim": each.is_verbatim} for each in found.quotes],
+        "invalid": list(found.invalid),
+    }

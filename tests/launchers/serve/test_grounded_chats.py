@@ -13,8 +13,9 @@ from tests.launchers.runs import trimaran
 from tests.launchers.serve.fake_backend import FakeBackend, writes
 from tests.launchers.serve.serving import NAME, Served, served
 from trimaran.launchers.serve.app import ServeOptions
-from trimaran.launchers.serve.grounded import Twin
+from trimaran.launchers.serve.grounded import checked, put
 from trimaran.runtime.infer.prompts import RunText
+from trimaran.runtime.twin.asking import Twin
 from trimaran.runtime.twin.passages import Passage
 from trimaran.runtime.twin.retrieval.library import Library
 from trimaran.runtime.twin.retrieval.silence import build_index
@@ -152,9 +153,9 @@ def test_a_run_has_the_twin_that_was_built_in_it(tmp_path: Path) -> None:
     assert "Hamlet" in found.system
     assert found.about == {"author": "William Shakespeare", "character": "Hamlet", "works": ["Hamlet"]}
     question = [{"role": "user", "content": "What of the skull of Yorick?"}]
-    put = found.put(question, lambda text: len(text.split()), 2000, None)
-    assert "Yorick" in put.messages[-1]["content"]
-    assert put.ground.passages[0].title == "Hamlet"
-    checked = found.checked("Alas, poor Yorick! I knew him, Horatio, a fellow of infinite jest.", put.ground)
-    assert checked["citations"][0]["title"].startswith("Hamlet, ")
-    assert "Yorick" in checked["citations"][0]["text"]
+    made = put(found, question, lambda text: len(text.split()), 2000, None)
+    assert "Yorick" in made.messages[-1]["content"]
+    assert made.ground.passages[0].title == "Hamlet"
+    told = checked(found, "Alas, poor Yorick! I knew him, Horatio, a fellow of infinite jest.", made.ground)
+    assert told["citations"][0]["title"].startswith("Hamlet, ")
+    assert "Yorick" in told["citations"][0]["text"]
