@@ -19,6 +19,7 @@ from trimaran.runtime.infer.batching.messages import BackendGoneError
 from trimaran.runtime.infer.prompts import RunText
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+_LEAVE_S = 5.0  # for ranks that have been told to end, when nobody wants to wait any more
 _Result = TypeVar("_Result")
 
 
@@ -64,7 +65,7 @@ async def serve_run(serving: Serving, start: Callable[[], Awaitable[RankBackend]
                 watch.cancel()
                 service.close()
         finally:
-            await _unless_stopped(backend.close(), asked)
+            await _close(backend, asked)
         if second:
             raise Stopped(second)
         if service.state.gone_because:
@@ -106,6 +107,18 @@ async def _unless_stopped(work: Awaitable[_Result], asked: "asyncio.Queue[int]")
         stop.cancel()
         task.cancel()
         await asyncio.gather(task, stop, return_exceptions=True)
+
+
+async def _close(backend: RankBackend, asked: "asyncio.Queue[int]") -> None:
+    """End the ranks; after a signal they have `_LEAVE_S` to end, else Stopped."""
+    closing = asyncio.ensure_future(backend.close())
+    try:
+        await _unless_stopped(asyncio.shield(closing), asked)
+    except Stopped:
+        _, still = await asyncio.wait({closing}, timeout=_LEAVE_S)
+        if still:
+            raise
+        await closing
 
 
 @contextmanager
