@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,26 +113,10 @@ def test_echoed_log_probabilities_are_those_of_the_text_as_written(url: str) -> 
             assert choice.logprobs.token_logprobs[3:] == pytest.approx(logprobs.token_logprobs, abs=1e-4)
 
 
-TENACITY = """
-def retry(*options, **more):
-    return lambda function: function
-
-stop_after_attempt = wait_exponential = lambda *options, **more: None
-
-class RetryError(Exception):
-    pass
-"""
-
-
 @pytest.fixture(scope="module")
-def local_completions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """lm-eval's client. It tries again by a package that is not among the tests': here each attempt is the only one."""
-    folder = tmp_path_factory.mktemp("tenacity")
-    (folder / "tenacity.py").write_text(TENACITY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        patch.delitem(sys.modules, "tenacity", raising=False)
-        yield importlib.import_module("lm_eval.models.openai_completions").LocalCompletionsAPI
+def local_completions() -> Any:
+    """lm-eval's client."""
+    return importlib.import_module("lm_eval.models.openai_completions").LocalCompletionsAPI
 
 
 @pytest.mark.parametrize("tokenized", [True, False])
