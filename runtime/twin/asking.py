@@ -52,7 +52,7 @@ class Twin:
         Raises:
             DataError: its files are damaged, or a package for them is missing.
         """
-        return cls.open(run) if (run / TWIN / RECORD).exists() else None
+        return Twin.open(run) if (run / TWIN / RECORD).exists() else None
 
     @classmethod
     def open(cls, run: Path) -> "Twin":
