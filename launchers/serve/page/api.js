@@ -1,6 +1,8 @@
 // The server's API: models, and answers as they arrive. Every failure becomes a sentence.
 import { plural } from "./dom.js";
 
+const SHOWN_WORKS = 5;
+
 /** A failure that a user can read. `status` is 0 where no answer came; `code` is the server's word for it. */
 export class ApiError extends Error {
   constructor(sentence, { status = 0, code = "" } = {}) {
@@ -63,12 +65,22 @@ async function request(path, options) {
   return response;
 }
 
-/** Return the names of the server's models. */
+/** Return the server's models: names, each with a sentence on whom it imitates, "" for nobody. */
 export async function listModels(key) {
   const response = await request("v1/models", { headers: headersOf(key) });
   const answer = await response.json().catch(() => ({}));
-  const models = Array.isArray(answer.data) ? answer.data : [];
-  return models.map((model) => model?.id).filter((id) => typeof id === "string");
+  const models = (Array.isArray(answer.data) ? answer.data : []).filter((model) => typeof model?.id === "string");
+  return new Map(models.map((model) => [model.id, imitation(model.twin)]));
+}
+
+/** Return what a reader must know of a twin: that it imitates, and from which works it answers. */
+function imitation(twin) {
+  if (typeof twin?.author !== "string") return "";
+  const isOf = typeof twin.character === "string" ? `${twin.character}, as ${twin.author} wrote the part` : twin.author;
+  const works = (Array.isArray(twin.works) ? twin.works : []).filter((work) => typeof work === "string");
+  const more = works.length > SHOWN_WORKS ? ` and ${works.length - SHOWN_WORKS} more` : "";
+  const from = works.length ? ` It answers from ${works.slice(0, SHOWN_WORKS).join("; ")}${more}.` : "";
+  return `This model imitates ${isOf}: what it says was never said by anyone, unless it is quoted from a passage.${from}`;
 }
 
 /** Yield the data of server-sent events, whatever the line ends and wherever the pieces are cut. */

@@ -357,13 +357,14 @@ export class Chat {
   /** Read which models there are; asks for the key where the server wants one. */
   async loadModels() {
     try {
-      this.models = await listModels(this.settings.key);
+      this.imitations = await listModels(this.settings.key);
     } catch (error) {
       if (error.status === 401) this.askKey();
       else notify(error.message, { isError: true, action: "Try again", act: () => this.loadModels() });
       return;
     }
     byId("key-form").hidden = true;
+    this.models = [...this.imitations.keys()];
     const chosen = this.models.includes(this.settings.model) ? this.settings.model : this.models[0];
     const select = byId("model");
     const option = (name) => el("option", { value: name, selected: name === chosen }, name);
@@ -371,6 +372,7 @@ export class Chat {
     select.hidden = this.models.length < 2;
     byId("model-name").textContent = this.models.length === 1 ? this.models[0] : "";
     byId("empty-model").textContent = chosen ?? "the model";
+    byId("twin").textContent = this.imitations.get(chosen) ?? "";
   }
 
   askKey() {

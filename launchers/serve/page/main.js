@@ -72,6 +72,7 @@ function bindMenus(chat, sidebar, settings) {
   byId("model").addEventListener("change", ({ target }) => {
     settings.model = target.value;
     settings.keep();
+    byId("twin").textContent = chat.imitations.get(target.value) ?? "";
   });
   for (const dialog of document.querySelectorAll("dialog")) {
     for (const each of dialog.querySelectorAll("[data-close]"))

@@ -46,6 +46,7 @@ class Site:
         requests: the bodies of the chat's requests.
         key: that requests have to bear, or "".
         models: names.
+        twin: of each model, as /v1/models tells it.
         left: how many clients have gone before the end of an answer.
     """
 
@@ -62,6 +63,7 @@ class Site:
         self.requests: list[dict[str, Any]] = []
         self.key = ""
         self.models = ["tiny"]
+        self.twin: dict[str, Any] | None = None
         self.left = 0
 
     def app(self) -> Starlette:
@@ -112,7 +114,7 @@ class Site:
 
     async def list_models(self, request: Request) -> Response:
         """List the models."""
-        data = [{"id": name, "object": "model"} for name in self.models]
+        data = [{"id": name, "object": "model", "twin": self.twin} for name in self.models]
         return self.refused(request) or JSONResponse({"object": "list", "data": data})
 
     async def chat(self, request: Request) -> Response:

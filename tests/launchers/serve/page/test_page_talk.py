@@ -238,3 +238,15 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_alone(visit: Visit, site: Site)
     tab.see("At last.")
     assert tab.texts() == ["hello", "Good day.", "And now?", "At last."]
     visit.tab().see("This server asks for an API key.")
+
+
+def test_a_twin_says_that_it_imitates_and_names_its_works(visit: Visit, site: Site) -> None:
+    works = [f"Play {number}" for number in range(7)]
+    site.twin = {"author": "William <img src=x onerror=alert(1)>", "character": "Hamlet", "works": works}
+    tab = visit.tab()
+    shown = tab.page.locator("#twin").inner_text()
+    assert shown.startswith("This model imitates Hamlet, as William <img src=x onerror=alert(1)> wrote the part: ")
+    assert "never said by anyone, unless it is quoted from a passage" in shown
+    assert shown.endswith("It answers from Play 0; Play 1; Play 2; Play 3; Play 4 and 2 more.")
+    site.twin = {"author": 7, "works": "x"}
+    assert visit.tab().page.locator("#twin").inner_text() == ""
