@@ -22,8 +22,10 @@ from trimaran.runtime.evaluate.results import read_evaluation
 
 HELLO: Any = [{"role": "user", "content": "ab"}]
 LONG: Any = {"model": "talker", "messages": HELLO, "temperature": 0, "max_tokens": 200, "stream": True}
-MANY: Any = {"model": "talker", "prompt": "ab", "max_tokens": 240, "n": 8, "stream": True}
+MANY: Any = {"model": "talker", "prompt": ["ab"] * 4, "max_tokens": 240, "n": 8, "stream": True}
 """Texts for seconds, many times what a signal takes."""
+MORE: Any = MANY | {"prompt": ["ab"] * 8}
+"""Texts that nobody waits for."""
 READY = re.compile(
     r"(\S+) is served at http://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+) \(OpenAI's API: http://[0-9.]+:\2/v1\)"
 )
@@ -196,8 +198,9 @@ def try_to_ask(url: str) -> int | None:
 def test_a_second_signal_ends_at_once(place: Path, tmp_path: Path) -> None:
     with (
         serving(tmp_path, str(place / "talker"), "--name", "talker", "--drain", "100") as (command, url),
-        httpx.stream("POST", f"{url}/v1/completions", json=MANY, timeout=100) as stream,
+        httpx.stream("POST", f"{url}/v1/completions", json=MORE, timeout=100) as stream,
     ):
+        assert stream.status_code == 200
         next(stream.iter_lines())
         command.process.send_signal(signal.SIGINT)
         command.process.send_signal(signal.SIGTERM)
