@@ -48,7 +48,7 @@ ABSENT: Final = MappingProxyType(
 )  # fmt: skip
 """By language of the texts; the threshold of silence is set on others (runtime/twin/retrieval/absent.py)."""
 _LEAST_TEXTS: Final = 3
-_MOST_SHARE: Final = 0.2
+_MOST_SHARE: Final = 0.04  # above it are words such as come and make, of which nobody has much to say
 _LEAST_LETTERS: Final = 4
 
 
