@@ -48,11 +48,11 @@ def serve(
     with errors_as_sentences():
         try:
             from trimaran.launchers.serve.app import ServeOptions
-            from trimaran.launchers.serve.limits import Limits
+            from trimaran.launchers.serve.http.limits import Limits
+            from trimaran.launchers.serve.http.security import Guard, is_loopback, read_keys
+            from trimaran.launchers.serve.http.server import listen
             from trimaran.launchers.serve.ranks import RankBackend
             from trimaran.launchers.serve.run import Serving, serve_run
-            from trimaran.launchers.serve.security import Guard, is_loopback, read_keys
-            from trimaran.launchers.serve.server import listen
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             if package == "trimaran":

@@ -21,13 +21,13 @@ from starlette.routing import Route
 from trimaran.launchers.serve.answers import Choice, Piece, Plan, Planner, Usage, choices_of
 from trimaran.launchers.serve.errors import ApiError, json_bytes
 from trimaran.launchers.serve.grounded import Ground, checked
-from trimaran.launchers.serve.limits import BodyReader, Gate, Limits
-from trimaran.launchers.serve.metrics import CONTENT_TYPE, Metrics
+from trimaran.launchers.serve.http.limits import BodyReader, Gate, Limits
+from trimaran.launchers.serve.http.metrics import CONTENT_TYPE, Metrics
+from trimaran.launchers.serve.http.security import App, Guard, Receive, Send
+from trimaran.launchers.serve.http.state import State
 from trimaran.launchers.serve.openai import ChatRequest, CompletionRequest, parse_request
 from trimaran.launchers.serve.page import Page, build_page
 from trimaran.launchers.serve.replies import PING, Reply, error_event
-from trimaran.launchers.serve.security import App, Guard, Receive, Send
-from trimaran.launchers.serve.state import State
 from trimaran.launchers.serve.token_text import TokenText
 from trimaran.launchers.serve.work import ClientGoneError, Emit, Writing, watched
 from trimaran.runtime.infer.batching.messages import Backend, BackendGoneError

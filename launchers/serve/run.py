@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped
 from trimaran.launchers.serve.app import ServeOptions, Service, serve_app
+from trimaran.launchers.serve.http.server import Running
+from trimaran.launchers.serve.http.state import State
 from trimaran.launchers.serve.ranks import RankBackend
-from trimaran.launchers.serve.server import Running
-from trimaran.launchers.serve.state import State
 from trimaran.launchers.terminal import say
 from trimaran.models.fields import counted
 from trimaran.runtime.infer.batching.messages import BackendGoneError

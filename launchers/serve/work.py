@@ -8,8 +8,8 @@ from typing import cast
 
 from trimaran.launchers.serve.answers import Choice, Piece, Usage
 from trimaran.launchers.serve.errors import ApiError
-from trimaran.launchers.serve.limits import Places, Receive, until_gone
-from trimaran.launchers.serve.metrics import Metrics
+from trimaran.launchers.serve.http.limits import Places, Receive, until_gone
+from trimaran.launchers.serve.http.metrics import Metrics
 from trimaran.runtime.infer.batching.messages import Backend, BackendGoneError, Event, NewToken, PromptScores
 
 Emit = Callable[[int, Piece], Awaitable[None]]

@@ -14,7 +14,7 @@ import tokenizers
 from tests.launchers.runs import text_of
 from tests.launchers.serve.fake_backend import FakeBackend
 from trimaran.launchers.serve.app import ServeOptions, Service, serve_app
-from trimaran.launchers.serve.server import Running, listen
+from trimaran.launchers.serve.http.server import Running, listen
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.infer.prompts import RunText
 

@@ -13,7 +13,7 @@ from tests.launchers.serve.fake_backend import FakeBackend, writes
 from tests.launchers.serve.serving import NAME, Served, connect, served, with_limits
 from tests.launchers.serve.test_bad_requests import CHAT, post_and_leave_open, read_all
 from trimaran.launchers.serve.app import Service, serve_app
-from trimaran.launchers.serve.server import Running, listen
+from trimaran.launchers.serve.http.server import Running, listen
 from trimaran.runtime.infer.prompts import RunText
 
 REQUESTS, AT_ONCE = 1000, 25

@@ -15,8 +15,8 @@ from tests.launchers.serve.fake_backend import FakeBackend, writes
 from tests.launchers.serve.serving import NAME, Served, connect, served
 from trimaran.launchers.serve.app import ServeOptions
 from trimaran.launchers.serve.errors import ApiError
+from trimaran.launchers.serve.http.security import Guard, is_loopback, read_keys
 from trimaran.launchers.serve.page import build_page
-from trimaran.launchers.serve.security import Guard, is_loopback, read_keys
 from trimaran.runtime.infer.prompts import RunText
 
 KEYS = ("sk-first-of-the-keys", "sk-second-of-the-keys")
@@ -145,7 +145,7 @@ def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         compared.append(key)
         return given == key
 
-    monkeypatch.setattr("trimaran.launchers.serve.security.hmac.compare_digest", compare)
+    monkeypatch.setattr("trimaran.launchers.serve.http.security.hmac.compare_digest", compare)
     guard = Guard.make("127.0.0.1", keys=KEYS)
     for key in (*KEYS, "wrong"):
         headers = [(b"host", b"localhost"), (b"authorization", b"Bearer " + key.encode())]

@@ -14,9 +14,9 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from trimaran.launchers.serve.limits import Limits
-from trimaran.launchers.serve.security import App
-from trimaran.launchers.serve.state import State
+from trimaran.launchers.serve.http.limits import Limits
+from trimaran.launchers.serve.http.security import App
+from trimaran.launchers.serve.http.state import State
 
 _POLL_S = 0.05
 _LAST_S = 5  # for connections that are open when nothing runs any more
