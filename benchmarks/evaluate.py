@@ -42,6 +42,7 @@ from trimaran.runtime.evaluate.engine.weights import at_layout, load_stages
 from trimaran.runtime.huggingface.importing import imported_spec
 from trimaran.runtime.huggingface.plan import make_plan
 from trimaran.runtime.huggingface.source import ModelFolder
+from trimaran.runtime.infer.packing import pack_weights
 from trimaran.runtime.mesh import lone_mesh
 
 Way = Callable[[Sequence[Likelihood]], list[tuple[float, bool]]]
@@ -109,7 +110,9 @@ def both_ways(folder: Path) -> tuple[dict[str, Way], int]:
     """Return both ways to score with the model of a folder, and its context."""
     spec = at_layout(imported_spec(make_plan(ModelFolder.open(folder)), folder), tp=1, pp=1, dp=1)
     mesh = lone_mesh()
-    scorer = Scorer(Engine(load_stages(folder, spec, mesh, torch.device("cpu")), mesh, spec))
+    stages = load_stages(folder, spec, mesh, torch.device("cpu"))
+    pack_weights(stages, mesh)
+    scorer = Scorer(Engine(stages, mesh, spec))
     model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
 
     def ours(requests: Sequence[Likelihood]) -> list[tuple[float, bool]]:

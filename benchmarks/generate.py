@@ -119,6 +119,7 @@ def our_model(theirs: Any) -> tuple[RunSpec, Stage]:
 def make_both(theirs: Any, mesh: Mesh) -> dict[str, Continue]:
     """Return both ways to continue prompts with the weights of transformers' model."""
     spec, stage = our_model(theirs)
+    stage.pack_weights()  # as the command does
 
     def ours(prompts: Prompts, new_tokens: int) -> list[list[int]]:
         return [

@@ -35,7 +35,7 @@ from trimaran.models.parallel.linear import (
     column_linear,
 )
 from trimaran.models.parallel.low_rank import LowRank
-from trimaran.models.parallel.packed import pack
+from trimaran.models.parallel.packed import pack, unpack
 from trimaran.models.parallel.parameter import LayerContext, info_of, initialize, new_parameter
 from trimaran.models.parallel.quantized import QuantizedWeight
 from trimaran.models.parallel.shard import ShardSpec
@@ -370,7 +370,7 @@ class Stage(nn.Module):
             parameter.copy_(read(name, "weight", info_of(parameter).shard, tuple(parameter.shape)))
 
     def pack_weights(self) -> bool:
-        """Keep copies of the linear layers' weights for products of few rows; return whether there are any.
+        """Keep copies of the linear layers' weights for products without gradients; return whether there are any.
 
         See `packed.pack`; weights that change later are used as they are.
         """
@@ -381,6 +381,11 @@ class Stage(nn.Module):
             layers.append(self._head())
         packed = [pack(layer.weight) for layer in layers if layer.quantized is None]
         return any(packed)
+
+    def unpack_weights(self) -> None:
+        """Drop the copies of `pack_weights`."""
+        for parameter in self.parameters():
+            unpack(parameter)
 
     def take_load_balancing_loss(self) -> Tensor:
         """Return the sum of the layers' `ExpertMLP.take_load_balancing_loss` [scalar], 0 without any."""

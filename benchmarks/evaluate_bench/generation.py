@@ -16,6 +16,7 @@ from trimaran.runtime.evaluate.engine.weights import load_stages, open_model
 from trimaran.runtime.evaluate.harness import HarnessModel, check_requests
 from trimaran.runtime.evaluate.tasks.load import load_tasks
 from trimaran.runtime.evaluate.text_codes import TextCodes
+from trimaran.runtime.infer.packing import pack_weights
 from trimaran.runtime.mesh import lone_mesh
 
 PEERS_BATCH = 16
@@ -26,6 +27,7 @@ def run(folder: Path, data: Path, documents: int, new_tokens: int, repeats: int,
     """Print a row: seconds of both, answers that are equal, and the ratio; above 1 trimaran is faster."""
     model, mesh = open_model(folder), lone_mesh()
     stages = load_stages(model.origin, model.spec, mesh, torch.device("cpu"))
+    pack_weights(stages, mesh)
     codes, context = TextCodes.of(model.text), model.spec.transformer.max_seq_len
     generation = {"max_gen_toks": new_tokens}
     tasks = load_tasks(["gsm8k"], data, limit=documents, num_fewshot=shots, generation=generation)

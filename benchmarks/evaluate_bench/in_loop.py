@@ -18,6 +18,7 @@ from trimaran.runtime.evaluate.engine.scorer import Scorer
 from trimaran.runtime.evaluate.engine.weights import load_stages, open_model
 from trimaran.runtime.evaluate.evaluation import evaluate
 from trimaran.runtime.evaluate.results import Origin
+from trimaran.runtime.infer.packing import pack_weights
 from trimaran.runtime.mesh import lone_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.loop import train
@@ -106,7 +107,9 @@ def standalone(spec: RunSpec) -> float:
     assert spec.evaluation is not None
     model, mesh = open_model(Path(spec.train.output_dir)), lone_mesh()
     prepared = prepare_tasks(spec.evaluation, model.text, model.spec)
-    engine = Engine(load_stages(model.origin, model.spec, mesh, CPU), mesh, model.spec, model.text.tokenizer)
+    stages = load_stages(model.origin, model.spec, mesh, CPU)
+    pack_weights(stages, mesh)
+    engine = Engine(stages, mesh, model.spec, model.text.tokenizer)
     origin = Origin("run", model.step, None, {}, {}, "float32", "cpu")
     start = time.perf_counter()
     with Scorer(engine) as scorer:

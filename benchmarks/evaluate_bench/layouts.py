@@ -24,6 +24,7 @@ from trimaran.runtime.evaluate.engine.weights import at_layout, load_stages
 from trimaran.runtime.huggingface.importing import imported_spec
 from trimaran.runtime.huggingface.plan import make_plan
 from trimaran.runtime.huggingface.source import ModelFolder
+from trimaran.runtime.infer.packing import pack_weights
 from trimaran.runtime.mesh import build_mesh, lone_mesh
 
 LAYOUTS = ("1", "dp2", "tp2", "pp2", "tp2-pp2")
@@ -75,7 +76,9 @@ def run_rank(layout: str, folder: Path, data: Path | None, tasks: Sequence[str],
     spec = at_layout(imported_spec(make_plan(ModelFolder.open(folder)), folder), **axes)
     mesh = lone_mesh() if is_alone else build_mesh(**axes, cp=1, timeout_s=600)
     store = None if is_alone else dist.distributed_c10d._get_default_store()  # type: ignore[attr-defined]
-    engine = Engine(load_stages(folder, spec, mesh, torch.device("cpu")), mesh, spec, store=store)
+    stages = load_stages(folder, spec, mesh, torch.device("cpu"))
+    pack_weights(stages, mesh)
+    engine = Engine(stages, mesh, spec, store=store)
     if mesh.rank:
         serve(engine)
     else:

@@ -22,6 +22,7 @@ from trimaran.runtime.evaluate.engine.scorer import Scorer, serve
 from trimaran.runtime.evaluate.engine.weights import EvaluatedModel, is_huggingface, load_stages, open_model
 from trimaran.runtime.evaluate.evaluation import evaluate, prepare
 from trimaran.runtime.evaluate.results import JOURNAL, Origin, write_evaluation
+from trimaran.runtime.infer.packing import pack_weights
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 
@@ -35,7 +36,9 @@ def run_evaluate(task: EvaluateTask, spec: RunSpec, mesh: Mesh, device: torch.de
     model = open_model(task.model)
 
     def engine() -> Engine:
-        return Engine(load_stages(task.model, spec, mesh, device), mesh, spec, model.text.tokenizer, store)
+        stages = load_stages(task.model, spec, mesh, device)
+        pack_weights(stages, mesh)
+        return Engine(stages, mesh, spec, model.text.tokenizer, store)
 
     if mesh.rank:
         if board.wait(_START) == _LOAD:

@@ -16,6 +16,7 @@ from trimaran.models.transformer import Stage
 from trimaran.runtime.adapters.merged import open_whole
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.infer.generate import check_weights, generate
+from trimaran.runtime.infer.packing import pack_weights
 from trimaran.runtime.infer.sample_group import Completion
 from trimaran.runtime.infer.text import TextStream
 from trimaran.runtime.mesh import Mesh
@@ -33,6 +34,7 @@ def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.de
     for stage in stages.values():
         stage.load(checkpoint.read)
     check_weights(stages, mesh, str(checkpoint.path))
+    pack_weights(stages, mesh)
     output = Output(is_open=mesh.rank == 0)
     if not task.as_json:
         completions = [_stream(task, tokenizer, stages, mesh, spec, output)]

@@ -15,8 +15,8 @@ from trimaran.runtime.evaluate.engine.weights import load_stages
 from trimaran.runtime.infer.batching.messages import Event, encode_event
 from trimaran.runtime.infer.batching.orders import End, Order, Ready, decode_order, encode_ready
 from trimaran.runtime.infer.batching.replica import Limits, serve
+from trimaran.runtime.infer.packing import pack_weights
 from trimaran.runtime.mesh import Mesh
-from trimaran.runtime.processes import free_memory_bytes
 from trimaran.runtime.spec import RunSpec
 
 _CHUNK: Final = 1 << 16
@@ -29,7 +29,7 @@ def run_serve(task: ServeTask, spec: RunSpec, mesh: Mesh, device: torch.device) 
     is_leader = mesh.pp.rank == 0 and mesh.tp.rank == 0
     desk = SocketDesk(task.socket) if is_leader else NoDesk()
     stages = load_stages(task.model, spec, mesh, device)
-    _pack(stages, mesh)
+    pack_weights(stages, mesh)
     limits = Limits(task.slots, min(task.context or spec.transformer.max_seq_len, spec.transformer.max_seq_len))
     serve(stages, mesh, spec, _within_memory(limits, stages, mesh, spec), desk)
     if isinstance(desk, SocketDesk):
@@ -126,17 +126,6 @@ class SocketDesk:
             self._is_gone = True
         *lines, self._unread = b"".join(parts).split(b"\n")
         return [decode_order(line) for line in lines]
-
-
-def _pack(stages: dict[int, Stage], mesh: Mesh) -> None:
-    """Pack the weights of this rank's stages where a quarter of the free memory has room for all ranks' copies."""
-    free = free_memory_bytes()
-    parameters = [each for stage in stages.values() for each in stage.parameters()]
-    size = sum(each.numel() * each.element_size() for each in parameters)
-    if free is not None and size * mesh.world_size <= free // 4:
-        for stage in stages.values():
-            stage.pack_weights()
-    mesh.gather_text("")  # a barrier: the memory that is left is measured next
 
 
 def _within_memory(limits: Limits, stages: dict[int, Stage], mesh: Mesh, spec: RunSpec) -> Limits:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimaran.kernels.cross_entropy import statistics_dtype
 from trimaran.models.parallel.group import all_gather
+from trimaran.models.parallel.packed import packed_product
 from trimaran.models.parallel.parameter import LayerContext, info_of
 
 _CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}  # of the logits that exist at once
@@ -59,7 +60,8 @@ def log_likelihoods(
     edges = torch.searchsorted(scored.of, torch.tensor([*bounds, len(x)], device=x.device)).tolist()
     for start, first, last in zip(bounds, edges, edges[1:], strict=False):
         rows, tokens = slice(start, min(start + step, len(x))), slice(first, last)
-        logits = torch.mm(x[rows], matrix.t())
+        packed = packed_product(x[rows], weight, None)
+        logits = torch.mm(x[rows], matrix.t()) if packed is None else packed[:, :num_real]
         if bias is not None:
             logits += bias[:num_real]
         logits = logits.to(dtype)

@@ -1,6 +1,7 @@
 """Tasks that are evaluated while a run trains: on the live weights, by all its ranks, at its layout."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from torch._C._distributed_c10d import Store
@@ -13,6 +14,7 @@ from trimaran.runtime.evaluate.engine.scorer import Scorer, serve
 from trimaran.runtime.evaluate.evaluation import Prepared, evaluate, prepare
 from trimaran.runtime.evaluate.options import EvaluationOptions
 from trimaran.runtime.evaluate.results import Origin, score_row
+from trimaran.runtime.infer.packing import packed_weights
 from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.sections import EvaluationSection
@@ -68,6 +70,15 @@ class TaskEvaluation:
 
         None on all ranks where one was asked to stop before the evaluation had ended. Collective over the world.
         """
+        with self._packed():
+            return self._scores(step, tokens_seen)
+
+    def _packed(self) -> AbstractContextManager[None]:
+        """Pack the weights while tasks are evaluated, except where blocks are gathered one by one."""
+        is_gathered = self._context.spec.zero.stage == 3
+        return nullcontext() if is_gathered else packed_weights(self._engine.stages, self._engine.mesh)
+
+    def _scores(self, step: int, tokens_seen: int) -> dict[str, float | None] | None:
         if self._prepared is None:
             return None if serve(self._engine) else {}
         spec = self._context.spec

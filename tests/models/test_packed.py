@@ -8,7 +8,7 @@ import torch
 from trimaran.models.cache.rows import RowCache
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.group import single
-from trimaran.models.parallel.packed import pack, packed_product
+from trimaran.models.parallel.packed import pack, packed_product, unpack
 from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.transformer import Stage, build_stages, in_eval_mode
 
@@ -26,8 +26,13 @@ def test_a_product_is_that_of_the_plain_weight(shape: tuple[int, ...], rows: tup
     expected = x @ weight.flatten(0, -2).t()
     torch.testing.assert_close(packed_product(x, weight, None), expected)
     torch.testing.assert_close(packed_product(x, weight, bias), expected + bias.flatten())
-    assert packed_product(x.flatten(0, -2)[:1], weight, None) is None  # one row reads the weight once anyhow
+    kept = dict(vars(weight))
+    assert pack(weight)
+    assert vars(weight) == kept  # what is packed already stays so
     weight += 1
+    assert packed_product(x, weight, None) is None
+    assert pack(weight)
+    unpack(weight)
     assert packed_product(x, weight, None) is None
 
 
