@@ -43,6 +43,12 @@ RunPath = Annotated[
 ToLanguage = Annotated[
     str | None, typer.Option(metavar="LANGUAGE", help="With --mode translate: a code such as tr or de.")
 ]
+Tp = Annotated[int, typer.Option(min=1, help="Tensor-parallel degree to run at.")]
+Pp = Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree to run at.")]
+StopTexts = Annotated[list[str], typer.Option("--stop", help="End before this text; may be repeated.")]
+NoRetrieval = Annotated[
+    bool, typer.Option("--no-retrieval", help="Of a twin: let the weights alone answer, without its library.")
+]
 
 
 @contextmanager

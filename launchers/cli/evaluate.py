@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimaran.launchers.cli.console import ToLanguage, errors_as_sentences, path
+from trimaran.launchers.cli.console import Pp, ToLanguage, Tp, errors_as_sentences, path
 from trimaran.launchers.cli.stoppable import stoppable
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.local.launch import LocalRun, launch
@@ -93,8 +93,8 @@ def evaluate(
         float | None, typer.Option(help="Documents of each task, below 1 their share; told in every output.")
     ] = None,
     batch_size: Annotated[str, typer.Option(metavar="auto|N", help="Requests that are computed at once.")] = "auto",
-    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree to run at.")] = 1,
-    pp: Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree to run at.")] = 1,
+    tp: Tp = 1,
+    pp: Pp = 1,
     dp: Annotated[int, typer.Option(min=1, help="Copies of the model that share the requests.")] = 1,
     apply_chat_template: Annotated[
         bool, typer.Option("--apply-chat-template", help="Ask as a user, by the model's chat template.")

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trimaran.launchers.cli.console import (
+    Pp,
     RunPath,
+    StopTexts,
     ToLanguage,
+    Tp,
     errors_as_sentences,
     find_checkpoint,
     path,
     ranks_of,
 )
+from trimaran.launchers.cli.option_records import SamplingOptions, option_records
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.terminal import discard_output, say
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from trimaran.runtime.infer.modes import Mode
     from trimaran.runtime.infer.prompts import Prompt
 
+_SAMPLING = SamplingOptions(200)
 _DEFAULT_PROMPT = "The "
 _MOST_BYTES = 64 << 20  # of a text for --file
 _Mode = Annotated[
@@ -48,6 +53,7 @@ _Context = Annotated[
 ]
 
 
+@option_records
 def generate(
     run: RunPath,
     prompt: Annotated[str | None, typer.Option(help=f"Text to continue; {_DEFAULT_PROMPT!r} unless told.")] = None,
@@ -66,41 +72,17 @@ def generate(
         bool, typer.Option("--chat", help="Put prompts to the model as a user's questions: --mode answer.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="With --chat or --mode: what the model is told first.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation.")] = 200,
-    min_new_tokens: Annotated[int, typer.Option(help="No stop token before that many tokens.")] = 0,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens only; 0 for all.")] = 40,
-    top_p: Annotated[
-        float, typer.Option(help="Draw from the likeliest tokens that together have this probability; 1 for all.")
-    ] = 1.0,
-    min_p: Annotated[
-        float, typer.Option(help="Draw from tokens with this part of the likeliest one's probability; 0 for all.")
-    ] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1 makes tokens that the text has already less likely.")
-    ] = 1.0,
-    stop: Annotated[list[str], typer.Option("--stop", help="End before this text; may be repeated.")] = [],  # noqa: B006 - typer reads it
+    sampling: SamplingOptions = _SAMPLING,
+    stop: StopTexts = [],  # noqa: B006 - typer reads it
     stop_token: _StopTokens = [],  # noqa: B006
     context: _Context = "slide",
     batch_size: Annotated[int, typer.Option(min=1, help="With --prompts: how many are continued together.")] = 16,
-    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
-    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree to run at.")] = 1,
-    pp: Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree to run at.")] = 1,
+    tp: Tp = 1,
+    pp: Pp = 1,
 ) -> None:
     """Continue a prompt, or each of a file of prompts, straight from a training checkpoint, at any layout."""
     with errors_as_sentences():
-        sampling = SamplingParams(
-            max_new_tokens,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            repetition_penalty,
-            min_new_tokens,
-            seed,
-            stop_tokens=(),
-            context=context,
-        )
+        params = sampling.params(context)
         from trimaran.runtime.infer.prompts import check_typed_text
 
         named = [("--prompt", prompt), ("--system", system), *(("--stop", each) for each in stop)]
@@ -114,13 +96,13 @@ def generate(
             from trimaran.launchers.chat.passages import Texts, put
 
             checkpoint, is_many = find_checkpoint(run), prompts is not None
-            texts = (checkpoint.parent.parent, inputs, chosen, sampling, tuple(stop), tuple(stop_token))
+            texts = (checkpoint.parent.parent, inputs, chosen, params, tuple(stop), tuple(stop_token))
             asyncio.run(put(Texts(*texts, system, is_many), lambda: ranks_of(checkpoint, tp=tp, pp=pp)))
             return
         _generate(
             find_checkpoint(run),
             inputs,
-            sampling,
+            params,
             stop,
             stop_token,
             batch_size=batch_size,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import RunPath, errors_as_sentences, find_checkpoint, path
+from trimaran.launchers.cli.console import Pp, RunPath, Tp, errors_as_sentences, find_checkpoint, path
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.terminal import say
@@ -28,8 +28,8 @@ def score(
             "that training reads.",
         ),
     ],
-    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree to run at.")] = 1,
-    pp: Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree to run at.")] = 1,
+    tp: Tp = 1,
+    pp: Pp = 1,
     dp: Annotated[int, typer.Option(min=1, help="Copies of the model that share the records.")] = 1,
 ) -> None:
     """Score conversations or pairs by a reward model; print a line of JSON for each record."""

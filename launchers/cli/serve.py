@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import RunPath, ToLanguage, errors_as_sentences, find_checkpoint, path
+from trimaran.launchers.cli.console import Pp, RunPath, ToLanguage, Tp, errors_as_sentences, find_checkpoint, path
 from trimaran.launchers.terminal import say
 
 _INSTALL = "trimaran serve needs the package {}: pip install 'trimaran[serve]'"
@@ -40,8 +40,8 @@ def serve(
     no_retrieval: Annotated[
         bool, typer.Option("--no-retrieval", help="Of a twin: show the weights alone, without its library.")
     ] = False,
-    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree to run at.")] = 1,
-    pp: Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree to run at.")] = 1,
+    tp: Tp = 1,
+    pp: Pp = 1,
     dp: Annotated[int, typer.Option(min=1, help="Replicas of the model, which share the requests.")] = 1,
 ) -> None:
     """Serve a model over OpenAI's API and a page, straight from a training checkpoint, at any layout."""

@@ -1,6 +1,5 @@
 """`trimaran tune`: search over fields of the spec; what a study has found so far. Imports no numpy by itself."""
 
-import difflib
 import math
 import os
 import shlex
@@ -9,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.cli.default_command import RunByDefault
 from trimaran.launchers.terminal import new_table, print_table, say, writing_output
 from trimaran.launchers.tune.table import notes_of, summary_of, table_of
 from trimaran.models.fields import counted
@@ -26,21 +25,8 @@ _DRAWN = 200
 _SHOWN = 5
 
 
-class _WithFile(TyperGroup):
-    """Takes what is no command of the group for the file of `run`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the name of the command before a file; typer calls this."""
-        if args and args[0] not in self.commands and args[0] != "--help":
-            near = difflib.get_close_matches(args[0], self.commands, n=1)
-            if near and not Path(args[0]).exists():
-                ctx.fail(f"No such command or file {args[0]!r}; did you mean {near[0]}?")
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
 tune = typer.Typer(
-    cls=_WithFile,
+    cls=RunByDefault,
     no_args_is_help=True,
     help="Search over fields of the spec: `trimaran tune TUNE.yaml`; what was found: `trimaran tune best DIR`.",
 )

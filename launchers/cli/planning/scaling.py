@@ -31,8 +31,10 @@ from trimaran.runtime.spec import load_spec
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trimaran.runtime.plan.scaling.fit import LossLaw, PowerLaw, Run
+    from trimaran.runtime.plan.scaling.figures import Run
+    from trimaran.runtime.plan.scaling.fit import LossLaw
     from trimaran.runtime.plan.scaling.isoflops import IsoFlop
+    from trimaran.runtime.plan.scaling.optima import PowerLaw
 
 scaling = typer.Typer(no_args_is_help=True, help="How many tokens and parameters a budget is best spent on.")
 _FACTORS = (0.25, 0.5, 1.0, 2.0, 5.0, 20.0)
@@ -217,7 +219,7 @@ def _print_optima(fitted: _Fitted, computes: list[float]) -> None:
 
 
 def _read_runs(table: Path) -> list["Run"]:
-    from trimaran.runtime.plan.scaling.fit import Run
+    from trimaran.runtime.plan.scaling.figures import Run
 
     try:
         reader = csv.DictReader(io.StringIO(read_text(table), newline=""))
@@ -257,7 +259,7 @@ def read_run(folder: Path) -> "Run":
     Raises:
         ValueError: it is no run, or has no held-out loss.
     """
-    from trimaran.runtime.plan.scaling.fit import Run
+    from trimaran.runtime.plan.scaling.figures import Run
     from trimaran.runtime.train.metrics import read_metrics
 
     if not (folder / "spec.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
