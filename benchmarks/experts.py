@@ -19,7 +19,7 @@ from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 from trimaran.models.config import TransformerConfig
-from trimaran.models.experts import ExpertMLP
+from trimaran.models.layers.experts import ExpertMLP
 from trimaran.models.parallel.group import single
 from trimaran.models.parallel.parameter import LayerContext, info_of, initialize
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from trimaran.models.layers.score import SCORE_WEIGHT
 from trimaran.models.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from trimaran.models.parallel.low_rank import LowRank, LowRankOptions
 from trimaran.models.parallel.parameter import LayerContext, adopt, draw, info_of
 from trimaran.models.parallel.quantized import QuantizedWeight
 from trimaran.models.parallel.shard import ShardSpec
-from trimaran.models.score import SCORE_WEIGHT
 from trimaran.models.targets import is_target
 from trimaran.models.transformer import Stage
 

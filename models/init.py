@@ -29,9 +29,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
-from trimaran.models.choices import Initialization
 from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.parameter import InitSpec
+from trimaran.models.shape.choices import Initialization
 
 Role = Literal[
     "embedding",

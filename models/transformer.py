@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from trimaran.kernels import rotary
 from trimaran.kernels.cross_entropy import IGNORED_LABEL
 from trimaran.models.batch import Microbatch
-from trimaran.models.block import Block
 from trimaran.models.boundary import EMBEDDING, FINAL, HEAD, Boundary
 from trimaran.models.cache.key_value import ForwardContext, KeyValueCache, RotaryTables
 from trimaran.models.cache.prefix import PackedAttention
-from trimaran.models.choices import RotaryScaling
 from trimaran.models.config import TransformerConfig
 from trimaran.models.criterion import Criterion, loss_with_gradients
-from trimaran.models.experts import ExpertMLP
-from trimaran.models.head import HeadTransform
 from trimaran.models.init import init_spec
+from trimaran.models.layers.block import Block
+from trimaran.models.layers.experts import ExpertMLP
+from trimaran.models.layers.head import HeadTransform
+from trimaran.models.layers.residual import Dropout, Norm, PendingResidual, add_residual
+from trimaran.models.layers.score import ScoreHead
 from trimaran.models.parallel.collectives import gather_dim1, gather_sequence, local_dim1
 from trimaran.models.parallel.entropy import token_entropies
 from trimaran.models.parallel.group import single
@@ -40,8 +41,7 @@ from trimaran.models.parallel.parameter import LayerContext, info_of, initialize
 from trimaran.models.parallel.quantized import QuantizedWeight
 from trimaran.models.parallel.shard import ShardSpec
 from trimaran.models.parallel.vocab import VocabParallelEmbedding, head_loss, token_log_probs
-from trimaran.models.residual import Dropout, Norm, PendingResidual, add_residual
-from trimaran.models.score import ScoreHead
+from trimaran.models.shape.choices import RotaryScaling
 
 
 class Stage(nn.Module):

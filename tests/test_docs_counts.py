@@ -7,9 +7,9 @@ from typing import get_args
 
 from tests.distributed.test_parity import LAYOUTS
 from trimaran.launchers.env.exit_codes import exit_code_after
-from trimaran.models.choices import Initialization
 from trimaran.models.huggingface.registry import FAMILIES
 from trimaran.models.presets import PRESETS
+from trimaran.models.shape.choices import Initialization
 from trimaran.runtime.huggingface.proof import TOLERANCE
 from trimaran.runtime.infer.sample_group import Finish
 from trimaran.runtime.pipeline.schedules import SCHEDULES, build_schedule

@@ -41,6 +41,7 @@ WITHOUT_TORCH = (
     "models/config.py",
     "models/fields.py",
     "models/presets/*.py",
+    "models/shape/*.py",
     "runtime/spec/**/*.py",
     "runtime/pipeline/schedule.py",
     "runtime/pipeline/passes.py",

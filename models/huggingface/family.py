@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from trimaran.models.choices import RotaryScaling
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.forms import Row
 from trimaran.models.huggingface.options import COMMON, Option, Values, shown
+from trimaran.models.shape.choices import RotaryScaling
 
 # Fields of training and initialization, which do not change what a model computes; a config.json may lack them.
 TRAINING_ONLY: Final = frozenset(

@@ -7,7 +7,7 @@ from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.family import Family
 from trimaran.models.huggingface.forms import SAME
 from trimaran.models.huggingface.weights import WeightMap
-from trimaran.models.score import SCORE_WEIGHT
+from trimaran.models.layers.score import SCORE_WEIGHT
 from trimaran.models.transformer import parameter_shapes
 from trimaran.runtime.huggingface.refusals import ConversionError
 from trimaran.runtime.huggingface.transformers_adapter import has_class, require_transformers

@@ -11,8 +11,8 @@ from trimaran.models.adapter import load_frozen
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import counted
 from trimaran.models.huggingface.family import canonical_config
+from trimaran.models.layers.score import SCORE_WEIGHT, drawn_score_weight
 from trimaran.models.parallel.shard import ShardSpec
-from trimaran.models.score import SCORE_WEIGHT, drawn_score_weight
 from trimaran.models.transformer import parameter_shapes
 from trimaran.runtime.adapters.merged import Weights, open_whole
 from trimaran.runtime.checkpoint.base import base_of, find_base, new_base

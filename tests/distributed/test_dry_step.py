@@ -12,7 +12,7 @@ import torch
 
 from tests.distributed.ranks import RankPool
 from trimaran.launchers.cli.planning.memory import cells, step_of
-from trimaran.models.experts import ExpertMLP
+from trimaran.models.layers.experts import ExpertMLP
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.pipeline.simulate import Costs, simulate
 from trimaran.runtime.spec import RunSpec, load_spec, parse_spec

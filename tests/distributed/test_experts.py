@@ -24,7 +24,7 @@ from tests.distributed.parity import (
     make_spec,
 )
 from tests.distributed.ranks import RankPool
-from trimaran.models.experts import ExpertMLP
+from trimaran.models.layers.experts import ExpertMLP
 from trimaran.models.parallel import group as group_module
 from trimaran.models.parallel.collectives import all_to_all
 from trimaran.models.parallel.group import Group, single

@@ -49,7 +49,10 @@ def measured(spec: RunSpec, growth: Growth = "heads", rates: str = "mup") -> Act
 
     mesh = build_mesh(pp=1, dp=1, cp=1, tp=1, timeout_s=100)
     replacement: Callable[..., InitSpec] = init.init_spec if rates == "mup" else one_rate
-    with patch("trimaran.models.attention.init_spec", replacement), patch("trimaran.models.mlp.init_spec", replacement):
+    with (
+        patch("trimaran.models.layers.attention.init_spec", replacement),
+        patch("trimaran.models.layers.mlp.init_spec", replacement),
+    ):
         return measure(spec, WIDTHS, NUM_STEPS, growth, random_batches, mesh, torch.device("cpu"))
 
 

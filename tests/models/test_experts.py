@@ -10,7 +10,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from trimaran.models.batch import Microbatch
 from trimaran.models.cache.key_value import KeyValueCache
 from trimaran.models.config import TransformerConfig
-from trimaran.models.experts import ExpertMLP, Router, grouped_linear
+from trimaran.models.layers.experts import ExpertMLP, Router, grouped_linear
 from trimaran.models.parallel.group import single
 from trimaran.models.parallel.parameter import LayerContext, info_of, initialize
 from trimaran.models.transformer import Stage, build_stages

@@ -9,11 +9,11 @@ import torch
 from pydantic import ValidationError
 
 from trimaran.models.batch import Microbatch
-from trimaran.models.choices import Initialization
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import Role, init_spec
 from trimaran.models.parallel.group import Group, single
 from trimaran.models.parallel.parameter import LayerContext, info_of
+from trimaran.models.shape.choices import Initialization
 from trimaran.models.transformer import Stage, build_stages
 
 CPU = torch.device("cpu")

@@ -12,9 +12,9 @@ from tests.runtime.test_export import make_run
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.llama import LLAMA as LLAMA_FAMILY
 from trimaran.models.huggingface.weights import resolve
+from trimaran.models.layers.score import SCORE_WEIGHT
 from trimaran.models.parallel.group import single
 from trimaran.models.parallel.parameter import LayerContext
-from trimaran.models.score import SCORE_WEIGHT
 from trimaran.models.transformer import build_stages, parameter_shapes
 from trimaran.runtime.checkpoint.folder import newest_checkpoint
 from trimaran.runtime.checkpoint.reshard import Checkpoint

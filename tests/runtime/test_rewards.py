@@ -17,7 +17,7 @@ from tests.runtime.huggingface_folders import VOCAB
 from tests.runtime.test_export import make_run, write_weights
 from tests.runtime.test_export_scores import parameters_of
 from trimaran.launchers.before_start import check_code
-from trimaran.models.score import SCORE_WEIGHT, drawn_score_weight
+from trimaran.models.layers.score import SCORE_WEIGHT, drawn_score_weight
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.finetune.data.records import Origin, Prompt, Turn
 from trimaran.runtime.finetune.rl.advantages import generalized_advantages, group_advantages, token_rewards, whitened

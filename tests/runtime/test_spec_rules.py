@@ -11,8 +11,9 @@ import pytest
 from pydantic import BaseModel
 
 from tests.runtime.test_spec import BAD, GOOD, changed
-from trimaran.models.config import SHAPE_RULES, TransformerConfig
+from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import Derived, FieldError, Rule, RuleTable
+from trimaran.models.shape.rules import SHAPE_RULES
 from trimaran.runtime.pipeline.schedules import SCHEDULES, ScheduleName
 from trimaran.runtime.spec.fields import RunFields, draft_transformer
 from trimaran.runtime.spec.names import known_paths

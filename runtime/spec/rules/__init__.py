@@ -7,8 +7,8 @@ a need of its own, that of every item as `data.corpora.NAME.weight`.
 
 from typing import Final
 
-from trimaran.models.config import SHAPE_RULES
 from trimaran.models.fields import FieldError
+from trimaran.models.shape.rules import SHAPE_RULES
 from trimaran.runtime.spec.fields import RunFields, draft_transformer
 from trimaran.runtime.spec.names import known_paths
 from trimaran.runtime.spec.rules import (

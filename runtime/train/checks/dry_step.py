@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trimaran.kernels.ahead_of_time import skipping_launches
 from trimaran.models.adapter import frozen_bytes
 from trimaran.models.batch import Microbatch
-from trimaran.models.experts import ExpertMLP
+from trimaran.models.layers.experts import ExpertMLP
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.pipeline.action import Action, actions_of
 from trimaran.runtime.pipeline.transport import P2PTransport

@@ -11,16 +11,16 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from trimaran.models.attention import Attention
 from trimaran.models.cache.key_value import ForwardContext
 from trimaran.models.config import TransformerConfig
-from trimaran.models.experts import ExpertMLP
-from trimaran.models.mlp import MLP
+from trimaran.models.layers.attention import Attention
+from trimaran.models.layers.experts import ExpertMLP
+from trimaran.models.layers.mlp import MLP
+from trimaran.models.layers.residual import Dropout, Norm, PendingResidual, add_residual
+from trimaran.models.layers.xlnet import RelativeAttention
 from trimaran.models.parallel.linear import column_linear, row_linear
 from trimaran.models.parallel.parameter import LayerContext
 from trimaran.models.recompute import recompute
-from trimaran.models.residual import Dropout, Norm, PendingResidual, add_residual
-from trimaran.models.xlnet import RelativeAttention
 
 
 class Block(nn.Module):

@@ -19,10 +19,10 @@ from torch import Tensor
 from trimaran.kernels.attention import AttentionDropout
 from trimaran.kernels.attention.options import Sizes
 from trimaran.kernels.attention.reference import attention_keep_mask
-from trimaran.models.attention import Attention
 from trimaran.models.cache.key_value import ForwardContext
 from trimaran.models.config import TransformerConfig
 from trimaran.models.init import init_spec
+from trimaran.models.layers.attention import Attention
 from trimaran.models.parallel.parameter import LayerContext, new_parameter
 from trimaran.models.recompute import recompute
 

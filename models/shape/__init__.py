@@ -1,0 +1,1 @@
+"""What TransformerConfig says of a model: its fields, their values, and the rules between them. No torch."""
