@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from trimaran.runtime.files import write_text
-from trimaran.runtime.plan.scaling.fit import LossLaw, Run, fit_two_variables
+from trimaran.runtime.plan.scaling.figures import Run
+from trimaran.runtime.plan.scaling.fit import LossLaw, fit_two_variables
 from trimaran.runtime.plan.scaling.intervals import FILE, draws_of, rows_of
 from trimaran.runtime.plan.scaling.laws import FLOPS_PER_PARAMETER_AND_TOKEN
 

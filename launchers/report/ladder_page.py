@@ -6,7 +6,7 @@ from typing import Any, Final
 from trimaran.launchers.report.charts import BLUE, ORANGE, RED
 from trimaran.launchers.report.html import section, table
 from trimaran.launchers.report.tune_charts import GREY, Band, Look, Series, colors, plot
-from trimaran.runtime.plan.scaling.fit import Interval
+from trimaran.runtime.plan.scaling.figures import Interval
 from trimaran.runtime.plan.scaling.published import Scale
 from trimaran.runtime.tune.extrapolate import Climbed, Extrapolation, rows_of
 from trimaran.runtime.tune.ladder import FIELDS, Ladder

@@ -7,9 +7,10 @@ import numpy as np
 
 from trimaran.launchers.report.charts import BLUE, ORANGE, RED
 from trimaran.launchers.report.plan_charts import standalone
-from trimaran.runtime.plan.scaling.fit import PowerLaw, Run
+from trimaran.runtime.plan.scaling.figures import Run
 from trimaran.runtime.plan.scaling.isoflops import IsoFlop, compute_of
 from trimaran.runtime.plan.scaling.laws import LossFormula
+from trimaran.runtime.plan.scaling.optima import PowerLaw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimaran.launchers.report.tune_page import SearchResult, write_tune_page
-from trimaran.runtime.plan.scaling.fit import ScalingError
+from trimaran.runtime.plan.scaling.figures import ScalingError
 from trimaran.runtime.spec.errors import show
 from trimaran.runtime.tune.extrapolate import Extrapolation, extrapolate, write_extrapolation
 from trimaran.runtime.tune.plan import Plan

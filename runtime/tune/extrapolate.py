@@ -9,18 +9,9 @@ from typing import Any, Final
 
 from trimaran.models.fields import counted
 from trimaran.runtime.files import write_text
-from trimaran.runtime.plan.scaling.fit import (
-    HeldOut,
-    Interval,
-    LossLaw,
-    Optimum,
-    PowerLaw,
-    Run,
-    ScalingError,
-    fit_loss,
-    fit_power_law,
-    hold_out,
-)
+from trimaran.runtime.plan.scaling.figures import Interval, Run, ScalingError
+from trimaran.runtime.plan.scaling.fit import HeldOut, LossLaw, fit_loss, hold_out
+from trimaran.runtime.plan.scaling.optima import Optimum, PowerLaw, fit_power_law
 from trimaran.runtime.plan.scaling.published import PUBLISHED, PublishedLaw, Scale
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.loading import dump_spec

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import FieldError, one_of
-from trimaran.runtime.plan.scaling.fit import INSTALL
+from trimaran.runtime.plan.scaling.figures import INSTALL
 from trimaran.runtime.spec import SpecError
 from trimaran.runtime.spec.errors import show
 from trimaran.runtime.tune.space import Part, Space

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, Final
 
-from trimaran.runtime.plan.scaling.fit import INSTALL
+from trimaran.runtime.plan.scaling.figures import INSTALL
 from trimaran.runtime.tune.space import Dimension, Space
 from trimaran.runtime.tune.study import Trial
 from trimaran.runtime.tune.tune_spec import ObjectiveSection, SearchSection

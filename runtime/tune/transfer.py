@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimaran.models.config import TransformerConfig
-from trimaran.runtime.plan.scaling.fit import Optimum, ScalingError, find_optimum
+from trimaran.runtime.plan.scaling.figures import ScalingError
+from trimaran.runtime.plan.scaling.optima import Optimum, find_optimum
 from trimaran.runtime.tune.study import Trial
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimaran.runtime.plan.scaling.fit import Run, fit_two_variables
+from trimaran.runtime.plan.scaling.figures import Run
+from trimaran.runtime.plan.scaling.fit import fit_two_variables
 from trimaran.runtime.plan.scaling.isoflops import IsoFlop, compute_of, frontier, isoflops, outliers
 from trimaran.runtime.plan.scaling.laws import DEFAULT
 

@@ -8,19 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimaran.runtime.plan.scaling.fit import (
-    ONE_RATIO,
-    SEVERAL_RATIOS,
-    Interval,
-    LossLaw,
-    Run,
-    ScalingError,
-    find_optimum,
-    fit_loss,
-    fit_power_law,
-    fit_two_variables,
-    hold_out,
-)
+from trimaran.runtime.plan.scaling.figures import Interval, Run, ScalingError
+from trimaran.runtime.plan.scaling.fit import ONE_RATIO, SEVERAL_RATIOS, LossLaw, fit_loss, fit_two_variables, hold_out
+from trimaran.runtime.plan.scaling.optima import find_optimum, fit_power_law
 from trimaran.runtime.plan.scaling.published import PUBLISHED, Scale
 
 ONE = {"E": 1.69, "C": 406.4, "c": 0.34}

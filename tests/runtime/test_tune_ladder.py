@@ -19,7 +19,7 @@ from tests.runtime.ladders import (
     shape,
     trials_of,
 )
-from trimaran.runtime.plan.scaling.fit import ScalingError
+from trimaran.runtime.plan.scaling.figures import ScalingError
 from trimaran.runtime.spec import load_spec
 from trimaran.runtime.tune.extrapolate import Extrapolation, extrapolate, rows_of, write_extrapolation
 from trimaran.runtime.tune.ladder import Ladder, ladder_of

@@ -1,82 +1,46 @@
-"""Scaling laws: a loss over parameters and tokens, and the best rate and batch of a model, each with its interval.
+"""The law of a loss over parameters and tokens, with its intervals.
 
 The loss of a run of N parameters and D tokens is E + A / N^a + B / D^b (Hoffmann et al. 2022, equation 10). At one
 ratio of D to N the two terms can't be told apart, and the loss is E + C / N^c. As in the paper's section 3.3, the
 logarithm of a law is a log-sum-exp of terms that are linear in its constants, the Huber loss of the residuals of
-log(loss) is minimised by L-BFGS, and the best of many starts counts. A best rate or batch is a power law, which is a
-line in logarithms.
+log(loss) is minimised by L-BFGS, and the best of many starts counts.
 
 Every number has a 95% interval. It comes from a parametric bootstrap: losses are drawn anew around the fit, with a
-scatter that is itself drawn from what the residuals leave open, and fitted again. On a line this is Student's interval.
-So a fit needs more runs than it has constants, and is refused without them.
+scatter that is itself drawn from what the residuals leave open, and fitted again. So a fit needs more runs than it has
+constants, and is refused without them.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from trimaran.runtime.plan.scaling.figures import (
+    DRAWS,
+    LEAST_SPREAD,
+    SEED,
+    Array,
+    Interval,
+    Run,
+    ScalingError,
+    check_ratio,
+    exp,
+    interval_of,
+    is_one_ratio,
+    scipy_is_needed,
+)
 
 ONE_RATIO: Final = "E + C/N^c"
 SEVERAL_RATIOS: Final = "E + A/N^a + B/D^b"
-INSTALL: Final = 'pip install "trimaran[tune]"'
 _NAMES: Final = {ONE_RATIO: ("E", "C", "c"), SEVERAL_RATIOS: ("E", "A", "a", "B", "b")}
-_DRAWS: Final = 1000
-_SEED: Final = 20220329  # of the bootstrap: the same runs give the same intervals
-_LEAST_SPREAD: Final = 1.15  # ratios of tokens to parameters nearer than this are one
 _HUBER: Final = 1.345  # in deviations: 95 % of the efficiency of least squares (Huber 1981)
 _LEAST_DELTA: Final = 1e-3  # Hoffmann et al. 2022, section 3.3
-_NEAR: Final = 4.0  # a parabola holds within this factor of the best rate
-_LOST: Final = 2.0  # a run whose loss is so many times the best has come to nothing
-_STUDENT: Final = 0.975
 _MOST_STEPS: Final = 50
 _FIRST_STEPS: Final = 8  # of every start, after which the lowest go on
 _KEPT_STARTS: Final = 20
-
-
-class ScalingError(ValueError):
-    """There are too few runs, or runs of the wrong kind, for what is asked of them."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number with the bounds of its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
-
-    def covers(self, value: float) -> bool:
-        """Return whether `value` lies within the bounds."""
-        return self.low <= value <= self.high
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a training run came to."""
-
-    parameters: float
-    tokens: float
-    loss: float
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not (math.isfinite(value) and value > 0):
-                raise ScalingError(f"{name} of a run must be a number above 0 to have a logarithm, got {value:g}")
-
-    @property
-    def ratio(self) -> float:
-        """Tokens a parameter."""
-        return self.tokens / self.parameters
 
 
 @dataclass(frozen=True)
@@ -118,13 +82,13 @@ class LossLaw:
         return self._at(parameters, tokens, 1.0)
 
     def _at(self, parameters: float, tokens: float, noise: float) -> Interval:
-        _check_ratio(self.ratio, tokens / parameters)
+        check_ratio(self.ratio, tokens / parameters)
         features = _features(self.form, np.log([[parameters], [tokens]]) - self.center)
         drawn = _log_loss(self.draws, features)[:, 0] + noise * self._noise
-        return _interval(float(_log_loss(self._point[None], features)[0, 0]), drawn, _exp)
+        return interval_of(float(_log_loss(self._point[None], features)[0, 0]), drawn, exp)
 
 
-def fit_loss(runs: Sequence[Run], delta: float | None = None, draws: int = _DRAWS) -> LossLaw:
+def fit_loss(runs: Sequence[Run], delta: float | None = None, draws: int = DRAWS) -> LossLaw:
     """Return the law of the runs: SEVERAL_RATIOS where their tokens and parameters differ apart, else ONE_RATIO.
 
     Args:
@@ -134,10 +98,10 @@ def fit_loss(runs: Sequence[Run], delta: float | None = None, draws: int = _DRAW
 
     Raises ScalingError where the runs are too few.
     """
-    return _fit(ONE_RATIO if _one_ratio([run.ratio for run in runs]) else SEVERAL_RATIOS, runs, delta, draws)
+    return _fit(ONE_RATIO if is_one_ratio([run.ratio for run in runs]) else SEVERAL_RATIOS, runs, delta, draws)
 
 
-def fit_two_variables(runs: Sequence[Run], delta: float | None = None, draws: int = _DRAWS) -> LossLaw:
+def fit_two_variables(runs: Sequence[Run], delta: float | None = None, draws: int = DRAWS) -> LossLaw:
     """Return E + A/N^a + B/D^b; see `fit_loss`.
 
     Raises ScalingError where N and D can't be told apart, or the runs are too few.
@@ -173,18 +137,6 @@ def runs_needed(form: str) -> int:
     return len(_NAMES[form]) + 1
 
 
-def _one_ratio(ratios: Sequence[float]) -> bool:
-    return not ratios or max(ratios) <= _LEAST_SPREAD * min(ratios)
-
-
-def _check_ratio(fitted: float | None, asked: float) -> None:
-    if fitted is not None and not _one_ratio([fitted, asked]):
-        raise ScalingError(
-            f"the law was fitted at {fitted:.4g} tokens a parameter and says nothing of {asked:.4g}; "
-            "fit runs of several tokens_per_parameter"
-        )
-
-
 def _check_runs(form: str, runs: Sequence[Run]) -> None:
     needed, sizes = runs_needed(form), len({run.parameters for run in runs})
     if form == ONE_RATIO and sizes < needed:
@@ -198,7 +150,7 @@ def _check_runs(form: str, runs: Sequence[Run]) -> None:
     if len(runs) >= 2:
         line = np.column_stack([np.ones(len(runs)), logs[:, 0]])
         apart = logs[:, 1] - line @ np.linalg.lstsq(line, logs[:, 1], rcond=None)[0]
-        if np.abs(apart).max() <= math.log(_LEAST_SPREAD) / 2:
+        if np.abs(apart).max() <= math.log(LEAST_SPREAD) / 2:
             raise ScalingError(
                 "the tokens of the runs follow from their parameters, so that A/N^a and B/D^b can't be told apart; "
                 "give several values of tokens_per_parameter, such as [10, 20, 40]"
@@ -222,7 +174,7 @@ def _fit(form: str, runs: Sequence[Run], delta: float | None, draws: int) -> Los
         delta = max(_LEAST_DELTA, _HUBER * _scatter(point, features, losses, free))
     point = _polished(point, features, losses, delta)
     scatter = _scatter(point, features, losses, free)
-    random = np.random.default_rng(_SEED)
+    random = np.random.default_rng(SEED)
     deviations = scatter * np.sqrt(free / random.chisquare(free, draws))
     fitted = _log_loss(point[None], features)
     drawn_losses = fitted + deviations[:, None] * random.standard_normal((draws, len(runs)))
@@ -233,19 +185,11 @@ def _fit(form: str, runs: Sequence[Run], delta: float | None, draws: int) -> Los
         column = both[:, index]
         if name in ("A", "B", "C"):
             column = column + both[:, index + 1] * center[int(name == "B"), 0]
-        constants[name] = _interval(float(column[0]), column[1:], _exp if name.isupper() else np.asarray)
+        constants[name] = interval_of(float(column[0]), column[1:], exp if name.isupper() else np.asarray)
     ratio = float(np.exp(np.mean(logs[1] - logs[0]))) if form == ONE_RATIO else None
     noise = deviations * random.standard_normal(draws)
     largest = max(run.parameters for run in runs)
     return LossLaw(form, constants, scatter, ratio, largest, center, point, drawn, noise)
-
-
-@contextmanager
-def _scipy() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise ScalingError("a scaling law needs the package scipy; " + INSTALL) from error
 
 
 def _features(form: str, logs: Array) -> Array:
@@ -314,7 +258,7 @@ def _best_of_starts(features: Array, losses: Array, delta: float) -> Array:
 
 def _polished(start: Array, features: Array, losses: Array, delta: float) -> Array:
     """Return the constants with the least Huber loss near `start`, by L-BFGS."""
-    with _scipy():
+    with scipy_is_needed():
         from scipy.optimize import minimize
 
     def objective(constants: Array) -> tuple[float, Array]:
@@ -371,225 +315,3 @@ def _refit(starts: Array, features: Array, losses: Array, delta: float, most_ste
         if not len(moving):
             break
     return fits
-
-
-def _exp(logs: Any) -> Any:
-    """Return the exponentials, none of them beyond what a number can be."""
-    return np.exp(np.clip(logs, -690.0, 690.0))
-
-
-def _interval(value: float, drawn: Array, of: Any) -> Interval:
-    low, high = of(np.percentile(drawn, [2.5, 97.5]))
-    return Interval(float(of(value)), float(low), float(high))
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """A rate or batch as factor * N^n at one ratio of tokens to parameters, and factor * N^n * D^d at several.
-
-    Attributes:
-        exponents: of N, and of D where the runs tell it apart.
-        scatter: standard deviation of the logarithm around the law.
-        ratio: tokens a parameter of the runs, where they had one.
-    """
-
-    factor: Interval
-    exponents: tuple[Interval, ...]
-    scatter: float
-    ratio: float | None
-    center: Array = field(repr=False)
-    _line: Array = field(repr=False)
-    _spread: Array = field(repr=False)
-    _quantile: float = field(repr=False)
-
-    def predict(self, parameters: float, tokens: float) -> Interval:
-        """Return the value to expect of a run, with an interval that one more optimum lies in.
-
-        Raises ScalingError where the law says nothing of this ratio of tokens to parameters.
-        """
-        _check_ratio(self.ratio, tokens / parameters)
-        logs = np.log([parameters, tokens])[: len(self.exponents)]
-        at = np.concatenate([[1.0], logs - self.center])
-        value = float(at @ self._line)
-        reach = self._quantile * math.sqrt(self.scatter**2 + float(at @ self._spread @ at))
-        return Interval(*(float(_exp(value + side * reach)) for side in (0, -1, 1)))
-
-
-def fit_power_law(points: Sequence[tuple[float, float, float]]) -> PowerLaw:
-    """Return the power law through (parameters, tokens, value) points, by least squares of the logarithms.
-
-    Its intervals are Student's.
-
-    Raises ScalingError where the points are too few.
-    """
-    logs = np.log(np.array(points, dtype=float).reshape(-1, 3))
-    ratios = np.exp(logs[:, 1] - logs[:, 0])
-    one_ratio = _one_ratio(list(ratios))
-    columns = logs[:, : 1 if one_ratio else 2]
-    needed = columns.shape[1] + 2
-    sizes = len(np.unique(logs[:, 0]))
-    if len(points) < needed or sizes < min(needed, 3):
-        raise ScalingError(
-            f"a power law of {'N' if one_ratio else 'N and D'} needs {needed} optima or more for an interval, of 3 "
-            f"sizes of the model, got {len(points)} of {sizes}; add rungs"
-        )
-    center = columns.mean(axis=0)
-    line = _Line(np.column_stack([np.ones(len(points)), columns - center]), logs[:, 2])
-    reaches = line.quantile * np.sqrt(np.diagonal(line.spread))
-    exponents = [
-        Interval(float(slope), float(slope - reach), float(slope + reach))
-        for slope, reach in zip(line.constants[1:], reaches[1:], strict=True)
-    ]
-    origin = np.concatenate([[1.0], -center])
-    log_factor = float(origin @ line.constants)
-    reach = line.quantile * math.sqrt(float(origin @ line.spread @ origin))
-    factor = Interval(*(float(_exp(log_factor + side * reach)) for side in (0, -1, 1)))
-    ratio = float(np.exp(np.mean(np.log(ratios)))) if one_ratio else None
-    return PowerLaw(factor, tuple(exponents), line.scatter, ratio, center, line.constants, line.spread, line.quantile)
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """The lowest point of a parabola over the logarithms of one or two values.
-
-    Attributes:
-        at: the value of each axis.
-        loss: of the parabola there.
-        near: the points it was fitted to: those within a factor 4 of the best one, or the nearest that are enough.
-    """
-
-    at: tuple[Interval, ...]
-    loss: Interval
-    near: tuple[tuple[float, ...], ...]
-    center: Array = field(repr=False)
-    _constants: Array = field(repr=False)
-
-    def curve(self, *values: float) -> float:
-        """Return the parabola's loss at a value of each axis."""
-        columns = _parabola(np.log([values]) - self.center)
-        return float((columns @ self._constants)[0])
-
-
-def find_optimum(names: Sequence[str], points: Sequence[tuple[float, ...]], losses: Sequence[float]) -> Optimum:
-    """Return where the loss is lowest, by a parabola over log(value), of one axis or of two.
-
-    Args:
-        names: of the axes, for errors.
-        points: a value above 0 of each axis, for each loss.
-        losses: infinite or NaN where training diverged; one of more than twice the best counts as that.
-
-    Raises ScalingError where the best is at the edge of what was tried, or the points are too few or not bent.
-    """
-    tried = np.log(np.array(points, dtype=float).reshape(len(losses), len(names)))
-    finite = np.isfinite(losses)
-    if finite.any():
-        finite &= np.asarray(losses) <= _LOST * np.min(np.asarray(losses)[finite])
-    if not finite.any():
-        raise ScalingError(f"training diverged at every {names[0]}; widen low of {names[0]}")
-    logs, values = tried[finite], np.asarray(losses, dtype=float)[finite]
-    center = logs[values.argmin()]
-    for axis, name in enumerate(names):
-        _check_edge(name, float(center[axis]), tried[:, axis])
-    needed = _parabola(logs[:1]).shape[1] + 1
-    distances = np.abs(logs - center).max(axis=1)
-    reach = max(math.log(_NEAR) * 1.001, float(np.sort(distances)[:needed][-1]))
-    near = distances <= reach
-    columns = _parabola(logs[near] - center)
-    if len(columns) < needed or np.linalg.matrix_rank(columns) < needed - 1:
-        raise ScalingError(
-            f"a parabola over {' and '.join(names)} needs {needed} points or more, at 3 values of each, "
-            f"got {len(columns)} where training didn't diverge or have twice the loss; try more values"
-        )
-    line = _Line(columns, values[near])
-    drawn = line.draws(_DRAWS)
-    lowest, loss, bent = _lowest(line.constants[None], len(names))
-    if not bent[0]:
-        raise ScalingError(
-            f"the loss has no lowest point over {' and '.join(names)}: it does not rise on every side of the best; "
-            "widen low and high, or train longer so that its noise matters less"
-        )
-    for axis, name in enumerate(names):
-        _check_edge(name, float(center[axis] + lowest[0, axis]), logs[:, axis], tried[:, axis])
-    spots, depths, bends = _lowest(drawn, len(names))
-    at = []
-    for axis in range(len(names)):
-        # draws without a lowest point leave the value open: half of them on either side
-        open_ends = np.where(np.arange(len(bends)) % 2, tried[:, axis].min(), tried[:, axis].max()) - center[axis]
-        column = np.where(bends, spots[:, axis], open_ends)
-        at.append(_interval(float(center[axis] + lowest[0, axis]), center[axis] + column, _exp))
-    inside = tuple(tuple(float(value) for value in row) for row in np.exp(logs[near]))
-    return Optimum(tuple(at), _interval(float(loss[0]), depths[bends], np.asarray), inside, center, line.constants)
-
-
-def _check_edge(name: str, best: float, finite: Array, tried: Array | None = None) -> None:
-    """Raise ScalingError unless `best` lies inside of what was tried.
-
-    Args:
-        finite: logarithms of the values to lie inside of.
-        tried: those with values at which training diverged; as `finite` by default.
-    """
-    low, high = float(finite.min()), float(finite.max())
-    beyond = finite if tried is None else tried
-    for side, edge, is_out, next_one in (
-        ("low", low, best <= low, beyond[beyond < low].max(initial=-math.inf)),
-        ("high", high, best >= high, beyond[beyond > high].min(initial=math.inf)),
-    ):
-        if is_out and math.isfinite(next_one):
-            raise ScalingError(
-                f"the best {name} lies beyond {math.exp(edge):.4g}, and at {math.exp(next_one):.4g} training "
-                "diverged or had twice the loss; try values between them"
-            )
-        if is_out:
-            raise ScalingError(
-                f"the best {name} is at the edge, {math.exp(edge):.4g} of {math.exp(low):.4g} to {math.exp(high):.4g}; "
-                f"widen {side} of {name}"
-            )
-
-
-def _parabola(logs: Array) -> Array:
-    """Return the columns of a parabola: 1, each axis, each product of two."""
-    axes = list(logs.T)
-    products = [a * b for a, b in itertools.combinations_with_replacement(axes, 2)]
-    return np.column_stack([np.ones(len(logs)), *axes, *products])
-
-
-def _lowest(constants: Array, axes: int) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Return the lowest point of each parabola, its loss, and whether it has one at all."""
-    slopes = constants[:, 1 : 1 + axes]
-    bends = np.zeros((len(constants), axes, axes))
-    pairs = itertools.combinations_with_replacement(range(axes), 2)
-    for (i, j), column in zip(pairs, constants[:, 1 + axes :].T, strict=True):
-        bends[:, i, j] += column
-        bends[:, j, i] += column
-    is_bent = np.linalg.eigvalsh(bends)[:, 0] > 0
-    safe = np.where(is_bent[:, None, None], bends, np.eye(axes))
-    spots = -np.asarray(np.linalg.solve(safe, slopes[..., None]), dtype=np.float64)[..., 0]
-    return spots, constants[:, 0] + 0.5 * (slopes * spots).sum(axis=1), is_bent
-
-
-class _Line:
-    """Least squares of what is linear in its constants.
-
-    Attributes:
-        free: points less constants.
-        scatter: standard deviation of the residuals.
-        spread: covariance of the constants.
-        quantile: Student's, of a 95% interval.
-    """
-
-    def __init__(self, columns: Array, values: Array) -> None:
-        with _scipy():
-            from scipy.stats import t
-        self.columns, self.free = columns, len(values) - columns.shape[1]
-        self.constants = np.asarray(np.linalg.lstsq(columns, values, rcond=None)[0], dtype=np.float64)
-        residuals = values - columns @ self.constants
-        self.scatter = math.sqrt(float(residuals @ residuals) / self.free)
-        self.spread = self.scatter**2 * np.asarray(np.linalg.inv(columns.T @ columns), dtype=np.float64)
-        self.quantile = float(t.ppf(_STUDENT, self.free))
-
-    def draws(self, count: int) -> Array:
-        """Return constants as likely as those of other losses around the line, [draw, constant]."""
-        random = np.random.default_rng(_SEED)
-        deviations = np.sqrt(self.free / random.chisquare(self.free, count))
-        root = np.linalg.cholesky(self.spread + 1e-300 * np.eye(len(self.spread)))
-        return np.asarray(self.constants + deviations[:, None] * (random.standard_normal((count, len(root))) @ root.T))

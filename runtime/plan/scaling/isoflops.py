@@ -11,16 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from trimaran.runtime.plan.scaling.fit import (
-    Interval,
-    Optimum,
-    PowerLaw,
-    Run,
-    ScalingError,
-    find_optimum,
-    fit_power_law,
-)
+from trimaran.runtime.plan.scaling.figures import Interval, Run, ScalingError
 from trimaran.runtime.plan.scaling.laws import FLOPS_PER_PARAMETER_AND_TOKEN
+from trimaran.runtime.plan.scaling.optima import Optimum, PowerLaw, find_optimum, fit_power_law
 
 _WIDTH: Final = 1.2  # between the least and the most compute of one curve
 _FEWEST: Final = 5  # runs of a curve: a parabola's three constants and two more
