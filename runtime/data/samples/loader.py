@@ -6,11 +6,11 @@ import numpy as np
 
 from trimaran.models.batch import Microbatch
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.data.permutation import Int64Array, permute
+from trimaran.runtime.data.permutation import Int64Array
 from trimaran.runtime.data.samples.blend import Blend
+from trimaran.runtime.data.samples.dealing import Deal, in_epochs
 from trimaran.runtime.data.samples.objectives import NextToken, Objective
 from trimaran.runtime.data.tokens.shards import TokenArray, TokenShards
-from trimaran.runtime.grid import num_microbatches
 
 _NEXT_TOKEN = NextToken()
 
@@ -36,15 +36,7 @@ class _Corpus:
 
     def windows(self, samples: Int64Array) -> Int64Array:
         """Map sample numbers of the corpus to window numbers: [n] int64 -> [n] int64 in [0, num_samples)."""
-        epochs, indices = np.divmod(samples, self.num_samples)
-        if not self._shuffle:
-            return indices
-        windows = np.empty_like(indices)
-        # A global batch may cross into the next epoch, or span several where the corpus is tiny.
-        for epoch in np.unique(epochs):
-            mine = epochs == epoch
-            windows[mine] = permute(indices[mine], self.num_samples, self._seed, int(epoch))
-        return windows
+        return in_epochs(samples, self.num_samples, self._seed, shuffle=self._shuffle)[1]
 
     def read(self, window: int) -> TokenArray:
         """Return the tokens of a window: [seq_len + 1]."""
@@ -79,30 +71,15 @@ class Loader:
 
         Raises DataError when the split is shorter than one sample, ValueError for other rules.
         """
-        for name, value in (
-            ("train.seq_len", seq_len),
-            ("train.micro_batch_size", micro_batch_size),
-            ("the dp size", dp_size),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} ({value}) must be at least 1")
-        if not 0 <= dp_rank < dp_size:
-            raise ValueError(f"dp rank {dp_rank} must be in [0, {dp_size})")
-        if not num_microbatches(global_batch_size, micro_batch_size, dp_size):
-            rule = f"must be a positive multiple of dp x train.micro_batch_size ({dp_size} x {micro_batch_size})"
-            raise ValueError(
-                f"train.global_batch_size ({global_batch_size}) {rule}; "
-                f"set it to a multiple of {dp_size * micro_batch_size}"
-            )
+        if seq_len < 1:
+            raise ValueError(f"train.seq_len ({seq_len}) must be at least 1")
+        self._deal = Deal(global_batch_size, micro_batch_size, dp_rank, dp_size)
         corpora = [shards] if isinstance(shards, TokenShards) else shards
         self._corpora = [_Corpus(each, seq_len, seed + index, shuffle=shuffle) for index, each in enumerate(corpora)]
         self._blend = blend
         self.num_samples = sum(corpus.num_samples for corpus in self._corpora)
         self.unused_tail_tokens = sum(corpus.unused_tail_tokens for corpus in self._corpora)
-        self._seq_len = seq_len
-        self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
-        self._dp_rank, self._samples_per_rank = dp_rank, global_batch_size // dp_size
-        self._objective = objective
+        self._seq_len, self._objective = seq_len, objective
 
     def num_losses(self, consumed_samples: int) -> None:
         """Return None: every global batch has as many losses, `RunFields.target_tokens_per_step`."""
@@ -110,26 +87,18 @@ class Loader:
 
     def num_tokens(self, consumed_samples: int) -> int:
         """Return the tokens of the global batch that begins at a sample of the run."""
-        return self._global_batch_size * self._seq_len
+        return self._deal.global_batch_size * self._seq_len
 
     def microbatches(self, consumed_samples: int) -> list[Microbatch]:
         """Return this rank's microbatches of the global batch that begins at sample `consumed_samples` of the run.
 
-        Microbatch m of dp rank r holds samples consumed_samples + r * (global_batch_size / dp) + m * micro_batch_size +
-        [0, micro_batch_size). The result depends on the position alone, not on earlier calls.
+        `Deal.of_rank` says which samples each holds. The result depends on the position alone, not on earlier calls.
         """
-        if consumed_samples < 0:
-            raise ValueError(f"consumed_samples ({consumed_samples}) must not be negative")
-        first = consumed_samples + self._dp_rank * self._samples_per_rank
-        samples = np.arange(first, first + self._samples_per_rank, dtype=np.int64)
+        samples = self._deal.of_rank(consumed_samples)
         spans = np.empty((len(samples), self._seq_len + 1), dtype=np.int64)
         which, places = (np.zeros_like(samples), samples) if self._blend is None else self._blend.at(samples)
         for index, corpus in enumerate(self._corpora):
             mine = np.flatnonzero(which == index)
             for row, window in zip(mine, corpus.windows(places[mine]), strict=True):
                 spans[row] = corpus.read(int(window))
-        size = self._micro_batch_size
-        return [
-            self._objective.microbatch(spans[start : start + size], samples[start : start + size])
-            for start in range(0, self._samples_per_rank, size)
-        ]
+        return [self._objective.microbatch(spans[place], samples[place]) for place in self._deal.microbatches()]

@@ -1,4 +1,4 @@
-"""Microbatches of examples as a pure function of the position in the run; see `runtime/data/loader.py`."""
+"""Microbatches of examples as a pure function of the position in the run; see `runtime/data/samples/loader.py`."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -9,10 +9,10 @@ import torch
 
 from trimaran.kernels.attention import Documents
 from trimaran.models.batch import Microbatch
-from trimaran.runtime.data.permutation import Int64Array, permute
+from trimaran.runtime.data.permutation import Int64Array
+from trimaran.runtime.data.samples.dealing import Deal, in_epochs
 from trimaran.runtime.finetune.data.examples import Document
 from trimaran.runtime.finetune.data.packing import Rows
-from trimaran.runtime.grid import num_microbatches
 
 Unit = Literal["tokens", "examples"]
 _NO_LABEL = -100
@@ -98,18 +98,12 @@ class ExampleLoader:
             unit: what has a loss: each learned token, or each example.
         Raises ValueError where a rule is broken.
         """
-        if not num_microbatches(global_batch_size, micro_batch_size, dp_size) or not 0 <= dp_rank < dp_size:
-            raise ValueError(
-                f"train.global_batch_size ({global_batch_size}) must be a positive multiple of dp x "
-                f"train.micro_batch_size ({dp_size} x {micro_batch_size}), and dp rank {dp_rank} below dp"
-            )
+        self._deal = Deal(global_batch_size, micro_batch_size, dp_rank, dp_size)
         if not rows:
             raise ValueError("the loader needs at least one row")
         self.num_samples, self._rows, self.examples = len(rows), rows, examples
         self.unused_tail_tokens = 0
         self._seq_len, self._padding_id, self._seed = seq_len, padding_id, seed
-        self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
-        self._dp_rank, self._samples_per_rank = dp_rank, global_batch_size // dp_size
         self._shuffle, self._repeats, self._unit = shuffle, repeats, unit
         self._learned = np.array([examples.num_learned[list(row)].sum() for row in rows], dtype=np.int64)
         self._sizes = np.array([len(row) for row in rows], dtype=np.int64)
@@ -117,11 +111,7 @@ class ExampleLoader:
 
     def rows_of(self, samples: Int64Array) -> Int64Array:
         """Map samples of the run to rows: [n] int64 -> [n] int64 in [0, num_samples); -1 for samples without labels."""
-        epochs, indices = np.divmod(samples, self.num_samples)
-        if self._shuffle:
-            for epoch in np.unique(epochs):
-                mine = epochs == epoch
-                indices[mine] = permute(indices[mine], self.num_samples, self._seed, int(epoch))
+        epochs, indices = in_epochs(samples, self.num_samples, self._seed, shuffle=self._shuffle)
         return indices if self._repeats else np.where(epochs == 0, indices, -1)
 
     def num_losses(self, consumed_samples: int, unit: Unit | None = None) -> int:
@@ -138,27 +128,24 @@ class ExampleLoader:
 
     def examples_at(self, consumed_samples: int) -> list[int]:
         """Return the numbers of the examples of the global batch that begins at a sample of the run."""
-        rows = self.rows_of(np.arange(consumed_samples, consumed_samples + self._global_batch_size, dtype=np.int64))
+        rows = self.rows_of(self._deal.of_batch(consumed_samples))
         return [example for row in rows.tolist() for example in self._members(row)]
 
     def _count(self, counts: Int64Array, consumed_samples: int) -> int:
-        rows = self.rows_of(np.arange(consumed_samples, consumed_samples + self._global_batch_size, dtype=np.int64))
+        rows = self.rows_of(self._deal.of_batch(consumed_samples))
         return int(counts[rows[rows >= 0]].sum())
 
     def microbatches(self, consumed_samples: int) -> list[Microbatch]:
         """Return this rank's microbatches (ExampleBatch) of the global batch that begins at sample `consumed_samples`.
 
-        Which samples each holds is as in `Loader.microbatches`. The result depends on the position alone.
+        `Deal.of_rank` says which samples each holds. The result depends on the position alone.
         """
-        if consumed_samples < 0:
-            raise ValueError(f"consumed_samples ({consumed_samples}) must not be negative")
-        first = consumed_samples + self._dp_rank * self._samples_per_rank
-        rows = self.rows_of(np.arange(first, first + self._samples_per_rank, dtype=np.int64))
+        samples = self._deal.of_rank(consumed_samples)
+        rows = self.rows_of(samples)
         ratio = self.num_losses(consumed_samples, "tokens") / max(1, self.num_losses(consumed_samples, "examples"))
-        size = self._micro_batch_size
         return [
-            self._microbatch(rows[start : start + size].tolist(), first + start, ratio)
-            for start in range(0, self._samples_per_rank, size)
+            self._microbatch(rows[place].tolist(), int(samples[place.start]), ratio)
+            for place in self._deal.microbatches()
         ]
 
     def _microbatch(self, rows: list[int], first_sample: int, tokens_per_loss: float) -> ExampleBatch:
