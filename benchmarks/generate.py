@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 
+Verbatim = argparse.RawDescriptionHelpFormatter
 Prompts = Sequence[Sequence[int]]
 Continue = Callable[[Prompts, int], list[list[int]]]
 """(prompts, new tokens) -> the new tokens of each prompt."""
@@ -116,6 +118,19 @@ def our_model(theirs: Any) -> tuple[RunSpec, Stage]:
     return spec, stage
 
 
+def padded(theirs: Any, prompts: Prompts, new_tokens: int) -> list[list[int]]:
+    """Continue prompts by transformers' `generate`, as one padded batch."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    # No token ends a text: all ways must make as many.
+    out = theirs.generate(
+        ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
+    found: list[list[int]] = out[:, longest:].tolist()
+    return found
+
+
 def make_both(theirs: Any, mesh: Mesh) -> dict[str, Continue]:
     """Return both ways to continue prompts with the weights of transformers' model."""
     spec, stage = our_model(theirs)
@@ -127,18 +142,7 @@ def make_both(theirs: Any, mesh: Mesh) -> dict[str, Continue]:
             for each in generate({0: stage}, mesh, spec, prompts, SamplingParams(new_tokens, temperature=0.0))
         ]
 
-    def transformers_(prompts: Prompts, new_tokens: int) -> list[list[int]]:
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        # No token ends a text: both must make as many.
-        out = theirs.generate(
-            ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, eos_token_id=None
-        )
-        found: list[list[int]] = out[:, longest:].tolist()
-        return found
-
-    return {"ours": ours, "theirs": transformers_}
+    return {"ours": ours, "theirs": partial(padded, theirs)}
 
 
 @dataclass(frozen=True)
@@ -208,13 +212,10 @@ def prompts_of(kind: str, length: int, vocab_size: int) -> Prompts:
     return [torch.randint(vocab_size, (each,), generator=generator).tolist() for each in lengths]
 
 
-def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", action="append", choices=list(MODELS), help="may be repeated; all of them unless told"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="of both")
+def options_of(parser: argparse.ArgumentParser, threads: int) -> argparse.Namespace:
+    """Return the options, with those of every comparison of generation; take the threads, and begin a group of one."""
+    parser.add_argument("--model", action="append", choices=list(MODELS), help="may be repeated")
+    parser.add_argument("--threads", type=int, default=threads, help="of all ways")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -223,11 +224,19 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.smoke:
-        models, options.repeats, options.prompt_tokens, options.new_tokens = SMOKE, 1, 8, 4
-    else:
-        models = {name: shape for name, shape in MODELS.items() if name in (options.model or MODELS)}
+        options.repeats, options.prompt_tokens, options.new_tokens = 1, 8, 4
     torch.set_num_threads(options.threads)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return options
+
+
+def main() -> None:
+    """Measure and print the table."""
+    options = options_of(argparse.ArgumentParser(description=__doc__, formatter_class=Verbatim), threads=2)
+    if options.smoke:
+        models = SMOKE
+    else:
+        models = {name: shape for name, shape in MODELS.items() if name in (options.model or MODELS)}
     mesh = build_mesh(pp=1, dp=1, cp=1, tp=1, timeout_s=60)
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, {options.threads} threads, "

@@ -13,14 +13,13 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import transformers
-from generate import MODELS, SMOKE, check_same, our_model, their_model
+from generate import MODELS, SMOKE, Prompts, Verbatim, check_same, options_of, our_model, padded, their_model
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -32,7 +31,6 @@ from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh, build_mesh
 from trimaran.runtime.spec import RunSpec
 
-Prompts = Sequence[Sequence[int]]
 STREAMS = 8
 
 
@@ -94,18 +92,6 @@ def timed(work: Callable[[], list[list[int]]]) -> Round:
     begin = time.perf_counter(), time.process_time()
     tokens = work()
     return Round(tokens, time.perf_counter() - begin[0], time.process_time() - begin[1])
-
-
-def padded(model: Any, prompts: Prompts, new_tokens: int) -> list[list[int]]:
-    """Continue prompts by transformers' `generate`."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    out = model.generate(
-        ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, eos_token_id=None
-    )
-    found: list[list[int]] = out[:, longest:].tolist()
-    return found
 
 
 def continuous(model: Any, prompts: Prompts, new_tokens: int) -> Round:
@@ -196,21 +182,9 @@ def batch(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run one of the comparisons."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Verbatim)
     parser.add_argument("mode", choices=["batch"])
-    parser.add_argument("--model", action="append", choices=list(MODELS), help="may be repeated")
-    parser.add_argument("--threads", type=int, default=1, help="of all ways")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument(
-        "--smoke", action="store_true", help="tiny models, to see that the benchmark runs; its figures mean nothing"
-    )
-    options = parser.parse_args()
-    if options.smoke:
-        options.repeats, options.prompt_tokens, options.new_tokens = 1, 8, 4
-    torch.set_num_threads(options.threads)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    options = options_of(parser, threads=1)
     batch(options)
 
 

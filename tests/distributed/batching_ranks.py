@@ -6,44 +6,23 @@ from typing import Any
 
 import torch
 
+from tests.distributed import test_generate
+from tests.distributed.test_generate import ROTARY, VOCAB
 from trimaran.models.transformer import Stage
 from trimaran.runtime.infer.batching.messages import Event, Failed, Finished, NewToken, PromptScores, Request
 from trimaran.runtime.infer.batching.orders import Cancel, End, Order, Ready
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
-from trimaran.runtime.mesh import Mesh, build_mesh
-from trimaran.runtime.spec import RunSpec, parse_spec
-from trimaran.runtime.train.train_context import build_stages_of_rank
+from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.spec import RunSpec
 
-VOCAB = 263  # not a multiple of 2: the last tp rank has a padded row
 CONTEXT = 48
 
 Watch = Callable[["TimetableDesk", list[Event]], Sequence[Order]]
 
 
 def make(parallel: dict[str, Any], model: dict[str, Any] | None = None) -> tuple[RunSpec, Mesh, dict[int, Stage]]:
-    shape = {
-        "num_layers": 2,
-        "hidden_size": 16,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "vocab_size": VOCAB,
-        "max_seq_len": CONTEXT,
-        "init_std": 0.3,
-    }
-    spec = parse_spec(
-        {
-            "model": shape | (model or {}),
-            "parallel": {"uneven_heads": True, **parallel},
-            "data": {"tokenizer_vocab_size": 257},
-            "optimizer": {"lr": 1e-3},
-            "precision": {"dtype": "float64"},
-            "train": {"num_steps": 1, "global_batch_size": 4, "micro_batch_size": 1, "seq_len": 8},
-        }
-    )
-    axes = {axis: getattr(spec.parallel, axis) for axis in ("pp", "dp", "cp", "tp")}
-    mesh = build_mesh(**axes, timeout_s=100, shared_memory=spec.parallel.shared_memory)
-    return spec, mesh, build_stages_of_rank(spec, mesh, torch.device("cpu"))
+    return test_generate.make(parallel, ROTARY | {"num_layers": 2, "max_seq_len": CONTEXT} | (model or {}))
 
 
 @dataclass

@@ -11,7 +11,6 @@ import torch
 from tests.distributed.batching_ranks import (
     CONTEXT,
     SETTINGS,
-    VOCAB,
     Text,
     TimetableDesk,
     alone,
@@ -21,6 +20,7 @@ from tests.distributed.batching_ranks import (
     timetable,
 )
 from tests.distributed.ranks import RankPool
+from tests.distributed.test_generate import VOCAB
 from trimaran.models.parallel.parameter import info_of
 from trimaran.models.transformer import Stage
 from trimaran.runtime.infer.batching.messages import Event, Failed, Finished, NewToken, PromptScores, Request

@@ -4,80 +4,39 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from typer.testing import CliRunner
 
+from tests.launchers.drawn_run import Answer, drawn_run, invoke, tokenizer_of_words
 from tests.launchers.runs import text_of, trimaran
 from tests.launchers.test_report import Outline
 from tests.runtime.evaluation_files import write_sets
 from tests.runtime.huggingface_folders import llama, saved
-from trimaran.launchers.cli.app import app
-from trimaran.launchers.rendezvous.store import single_process
-from trimaran.launchers.worker.process_group import join_world
-from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.evaluate.engine.requests import Likelihood, LikelihoodScore
 from trimaran.runtime.evaluate.engine.scorer import Scorer
 from trimaran.runtime.evaluate.results import read_evaluation
 from trimaran.runtime.folder_lock import NO_JOB, FolderLock
-from trimaran.runtime.spec import dump_spec, parse_spec
-from trimaran.runtime.train.state import TrainState, save_state
-from trimaran.runtime.train.train_context import build_train_context
+from trimaran.runtime.train.train_context import TrainContext
 
 CONTEXT = 128
 
 
-def make_run(folder: Path, steps: Sequence[int] = (10, 20)) -> Path:
-    """Write a run folder whose checkpoints have different random weights."""
-    tokenizer = Tokenizer.train([text_of(300)], 300)
-    spec = parse_spec(
-        {
-            "model": {
-                "num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24,
-                "vocab_size": tokenizer.vocab_size, "max_seq_len": CONTEXT, "init_std": 0.3,
-            },
-            "data": {"tokenizer_vocab_size": 300},
-            "optimizer": {"lr": 1e-3},
-            "train": {
-                "num_steps": 20, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": CONTEXT,
-                "output_dir": str(folder),
-            },
-            "launcher": {"timeout_s": 200},
-        }
-    )  # fmt: skip
-    mesh = join_world(spec, torch.device("cpu"), single_process())
-    context = build_train_context(spec, mesh, torch.device("cpu"))
-    for step in steps:
-        for stage in context.stages.values():
-            for parameter in stage.parameters():
-                parameter.data.add_(torch.sin(torch.arange(parameter.numel()) + step).view_as(parameter), alpha=0.1)
-        save_state(context, TrainState(step=step, tokens_seen=1000 * step))
-    mesh.close()
-    dist.destroy_process_group()
-    (folder / "spec.yaml").write_text(dump_spec(spec))
-    tokenizer.save(folder / "tokenizer.json")
-    return folder
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How a command ended in this process."""
-
-    code: int
-    out: str
-    err: str
+def move(context: TrainContext, step: int) -> None:
+    """Give the weights of a step a pattern of its own."""
+    for stage in context.stages.values():
+        for parameter in stage.parameters():
+            parameter.data.add_(torch.sin(torch.arange(parameter.numel()) + step).view_as(parameter), alpha=0.1)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, evaluation sets and two texts."""
     folder = tmp_path_factory.mktemp("evaluate")
-    make_run(folder / "run")
+    drawn_run(folder / "run", tokenizer_of_words(), CONTEXT, init_std=0.3, steps=(10, 20), change=move)
     write_sets(folder / "sets")
     (folder / "a.txt").write_text(text_of(40))
     (folder / "b.txt").write_text(text_of(60)[::-1])
@@ -86,20 +45,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def evaluate(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
-    monkeypatch.setattr("trimaran.launchers.worker.run.threads_of_rank", lambda spec, found, rank: 1)
     monkeypatch.chdir(place)
-
-    def call(*options: str) -> Answer:
-        threads = torch.get_num_threads()
-        try:
-            result = CliRunner().invoke(app, ["evaluate", *options], catch_exceptions=False)
-        finally:
-            torch.set_num_threads(threads)
-            if dist.is_initialized():  # an error left it, and would have ended a process of its own
-                dist.destroy_process_group()
-        return Answer(result.exit_code, result.stdout, result.stderr)
-
-    return call
+    return partial(invoke, "evaluate")
 
 
 def metrics(folder: Path) -> dict[str, dict[str, float]]:

@@ -9,27 +9,19 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
-import torch.distributed as dist
-from typer.testing import CliRunner
 
-from tests.launchers.runs import text_of, trimaran
-from trimaran.launchers.cli.app import app
-from trimaran.launchers.rendezvous.store import single_process
+from tests.launchers.drawn_run import Answer, drawn_run, invoke, tokenizer_of_words
+from tests.launchers.runs import trimaran
 from trimaran.launchers.worker import generate as worker_generate
-from trimaran.launchers.worker.process_group import join_world
 from trimaran.launchers.worker.tasks import GenerateTask
 from trimaran.models.transformer import Stage
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
-from trimaran.runtime.spec import dump_spec, parse_spec
-from trimaran.runtime.train.state import TrainState, save_state
-from trimaran.runtime.train.train_context import build_train_context
 
 CONTEXT = 40
 TEMPLATE = (
@@ -41,41 +33,8 @@ TEMPLATE = (
 
 
 def make_run(folder: Path) -> Path:
-    """Write a run folder with random weights at step 0, whose tokenizer has the special tokens of conversations."""
-    inner = tokenizers.Tokenizer.from_str(Tokenizer.train([text_of(300)], 300)._inner.to_str())
-    inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    run = folder / "run"
-    spec = parse_spec(
-        {
-            "model": {
-                "num_layers": 2, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24,
-                "vocab_size": inner.get_vocab_size(), "max_seq_len": CONTEXT, "init_std": 0.4,
-            },
-            "data": {"tokenizer_vocab_size": 300},
-            "optimizer": {"lr": 1e-3},
-            "train": {
-                "num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": CONTEXT,
-                "output_dir": str(run),
-            },
-            "launcher": {"timeout_s": 200},
-        }
-    )  # fmt: skip
-    mesh = join_world(spec, torch.device("cpu"), single_process())
-    save_state(build_train_context(spec, mesh, torch.device("cpu")), TrainState())
-    mesh.close()
-    dist.destroy_process_group()
-    (run / "spec.yaml").write_text(dump_spec(spec))
-    inner.save(str(run / "tokenizer.json"))
-    return run
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How a command ended in this process."""
-
-    code: int
-    out: str
-    err: str
+    """Write a run folder at step 0, whose tokenizer has the special tokens of conversations."""
+    return drawn_run(folder / "run", tokenizer_of_words("<|im_start|>", "<|im_end|>"), CONTEXT)
 
 
 @pytest.fixture(scope="module")
@@ -84,21 +43,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def generate(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
-    # Threads that wait for each other are slow where other tests want the same cores.
-    monkeypatch.setattr("trimaran.launchers.worker.run.threads_of_rank", lambda spec, found, rank: 1)
-
-    def call(*options: str) -> Answer:
-        threads = torch.get_num_threads()
-        try:
-            result = CliRunner().invoke(app, ["generate", str(run), *options], catch_exceptions=False)
-        finally:
-            torch.set_num_threads(threads)
-            if dist.is_initialized():  # an error left it, and would have ended a process of its own
-                dist.destroy_process_group()
-        return Answer(result.exit_code, result.stdout, result.stderr)
-
-    return call
+def generate(run: Path) -> Callable[..., Answer]:
+    return partial(invoke, "generate", str(run))
 
 
 def records(answer: Answer) -> list[dict[str, Any]]:

@@ -2,18 +2,16 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import CHRF
-from typer.testing import CliRunner
 
 from tests.launchers.chat_run import chat_run
+from tests.launchers.drawn_run import Answer, invoke
 from tests.launchers.runs import text_of, trimaran
-from trimaran.launchers.cli.app import app
 from trimaran.runtime.evaluate.results import read_evaluation
 from trimaran.runtime.evaluate.tasks.pairs import PairsTask, pairs_results, read_pairs
 from trimaran.runtime.infer.modes import Mode
@@ -36,26 +34,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def evaluate(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    monkeypatch.setattr("trimaran.launchers.worker.run.threads_of_rank", lambda spec, found, rank: 1)
+def evaluate(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
     monkeypatch.chdir(place)
-
-    def call(*options: str) -> tuple[int, str, str]:
-        threads = torch.get_num_threads()
-        try:
-            result = CliRunner().invoke(app, ["evaluate", *options], catch_exceptions=False)
-        finally:
-            torch.set_num_threads(threads)
-            if dist.is_initialized():
-                dist.destroy_process_group()
-        return result.exit_code, result.stdout, result.stderr
-
-    return call
+    return partial(invoke, "evaluate")
 
 
-def test_the_figures_are_those_of_sacrebleu_and_rouge_score(
-    place: Path, evaluate: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_the_figures_are_those_of_sacrebleu_and_rouge_score(place: Path, evaluate: Callable[..., Answer]) -> None:
     code, out, err = evaluate("talker", "--mode", "translate", "--to", "tr", "--pairs", "pairs.jsonl", *GEN)
     assert code == 0, err
     for words in ("translate-tr", "chrf ↑", "rougeL ↑"):
@@ -79,7 +63,7 @@ def test_the_figures_are_those_of_sacrebleu_and_rouge_score(
     assert found.results["config"]["pairs"] == "pairs.jsonl"
 
 
-def test_summaries_at_another_layout_are_the_same(place: Path, evaluate: Callable[..., tuple[int, str, str]]) -> None:
+def test_summaries_at_another_layout_are_the_same(place: Path, evaluate: Callable[..., Answer]) -> None:
     asked = ("--mode", "summarize", "--pairs", "pairs.jsonl", *GEN, "--limit", "3")
     code, out, err = evaluate("talker", *asked, "--output", "one")
     assert code == 0, err
@@ -91,7 +75,7 @@ def test_summaries_at_another_layout_are_the_same(place: Path, evaluate: Callabl
 
 
 def test_a_model_without_a_template_writes_summaries_too_and_models_are_compared(
-    place: Path, evaluate: Callable[..., tuple[int, str, str]]
+    place: Path, evaluate: Callable[..., Answer]
 ) -> None:
     code, out, err = evaluate(
         "talker", "writer", "--mode", "summarize", "--pairs", "pairs.jsonl", *GEN, "--output", "both"
@@ -120,14 +104,12 @@ def test_a_model_without_a_template_writes_summaries_too_and_models_are_compared
     ],
     ids=str,
 )  # fmt: skip
-def test_wrong_options_get_a_sentence(
-    options: tuple[str, ...], words: str, evaluate: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_wrong_options_get_a_sentence(options: tuple[str, ...], words: str, evaluate: Callable[..., Answer]) -> None:
     code, _, err = evaluate("talker", *options)
     assert (code, words in err) == (2, True), err
 
 
-def test_a_writer_is_refused_what_it_can_not_do(place: Path, evaluate: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_writer_is_refused_what_it_can_not_do(place: Path, evaluate: Callable[..., Answer]) -> None:
     code, _, err = evaluate("writer", "--mode", "answer", "--pairs", "pairs.jsonl")
     assert code == 2
     assert "this model has no chat template" in err
