@@ -6,7 +6,6 @@ from pathlib import Path
 
 from trimaran.models.fields import counted
 from trimaran.runtime.files import check_regular
-from trimaran.runtime.finetune.rl.reward.rewards import check_files, parse_rewards
 from trimaran.runtime.folder_lock import LOCK
 from trimaran.runtime.spec import RunSpec
 
@@ -64,6 +63,8 @@ def check_code(spec: RunSpec, *, allow_code: bool) -> None:
     """
     if spec.finetune is None or spec.finetune.rl is None:
         return
+    from trimaran.runtime.finetune.rl.reward.rewards import check_files, parse_rewards
+
     items = parse_rewards(spec.finetune.rl.rewards)
     check_files(items)
     code = next((item.text for item in items if item.kind == "code"), None)

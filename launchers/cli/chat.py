@@ -31,8 +31,8 @@ def chat(
     mode: Annotated[
         str,
         typer.Option(
-            metavar="answer|continue|translate|summarize",
-            help="What becomes of each text; a model without a chat template can only continue.",
+            metavar="MODE",
+            help="answer, translate, summarize, or continue, all that a model without a chat template can do.",
         ),
     ] = "answer",
     to: ToLanguage = None,

@@ -34,7 +34,7 @@ Pairs = Annotated[
     ),
 ]
 PairsMode = Annotated[
-    str | None, typer.Option(metavar="translate|summarize|answer|continue", help="With --pairs: what a source becomes.")
+    str | None, typer.Option(metavar="MODE", help="With --pairs: translate, summarize, answer or continue.")
 ]
 Generation = Annotated[
     list[str],
@@ -44,7 +44,7 @@ Generation = Annotated[
 ]
 Checkpoints = Annotated[
     str | None,
-    typer.Option(metavar="all|N,M", help="Evaluate these checkpoints: a picture of score over tokens."),
+    typer.Option(metavar="all|N,M", help="Of these checkpoints: a picture of score over tokens."),
 ]
 
 

@@ -38,8 +38,8 @@ _MOST_BYTES = 64 << 20  # of a text for --file
 _Mode = Annotated[
     str | None,
     typer.Option(
-        metavar="continue|answer|translate|summarize",
-        help="What becomes of a prompt; continue by default. Long texts are translated and summarized in passages.",
+        metavar="MODE",
+        help="continue (default), answer, translate or summarize; the last two take texts of any length.",
     ),
 ]
 _File = Annotated[

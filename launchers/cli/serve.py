@@ -34,7 +34,7 @@ def serve(
     drain: Annotated[float, typer.Option(min=0, help="Seconds that running answers have at SIGTERM.")] = 60.0,
     mode: Annotated[
         str,
-        typer.Option(metavar="answer|continue|translate|summarize", help="What becomes of a user's text in a chat."),
+        typer.Option(metavar="MODE", help="Of a chat's text: answer, continue, translate or summarize it."),
     ] = "answer",
     to: ToLanguage = None,
     no_retrieval: Annotated[

@@ -19,7 +19,7 @@ from trimaran.runtime.data.engine.task import InThisProcess, Output, Progress, T
 from trimaran.runtime.data.files import DataError, NotPrepared, build_once, hash_file, once_per_change
 from trimaran.runtime.data.quickstart import ensure_quickstart
 from trimaran.runtime.data.recipe.curated import MANIFEST, Curated
-from trimaran.runtime.data.sources import SourceFile, find_files
+from trimaran.runtime.data.sources import QUICKSTART, SourceFile, find_files
 from trimaran.runtime.data.tokens.build import FORMAT, BuildSettings, Digests, build, check_tokenizer
 from trimaran.runtime.data.tokens.kept import KeptCorpus
 from trimaran.runtime.data.tokens.plain import PlainCorpus
@@ -31,8 +31,6 @@ from trimaran.runtime.folder_lock import NO_JOB
 
 if TYPE_CHECKING:
     from trimaran.runtime.spec import RunSpec
-
-QUICKSTART = "quickstart"
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,8 @@ from typing import Final
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.files import DataError, unreadable
 
+QUICKSTART: Final = "quickstart"
+"""Name of the source that is no file: the corpus of quickstart.py."""
 # By suffix, in lower case: how a file holds documents. A .json file has JSON lines, or one record or a list of them.
 KINDS: Final = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
 COMPRESSED: Final = (".gz", ".bz2", ".xz")

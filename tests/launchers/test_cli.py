@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from tests.launchers.runs import make_workplace, trimaran
 from trimaran.launchers.before_start import check_device, check_nodes
-from trimaran.launchers.cli.app import app
+from trimaran.launchers.cli.app import COMMANDS, app
 from trimaran.launchers.cli.console import errors_as_sentences, path
 from trimaran.launchers.cli.planning.check import schema
 from trimaran.launchers.cli.planning.problems import problems_here
@@ -153,12 +153,14 @@ def test_an_empty_path_is_not_the_current_folder(words: list[str]) -> None:
 
 
 def test_every_path_of_a_command_is_refused_where_it_is_empty() -> None:
-    for command in app.registered_commands:
-        assert command.callback is not None
-        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+    for command in (each for commands in COMMANDS.values() for each, _ in commands.values()):
+        module, _, attribute = command.partition(":")
+        function = getattr(importlib.import_module(f"trimaran.launchers.cli.{module}"), attribute)
+        hints = {} if isinstance(function, typer.Typer) else get_type_hints(function, include_extras=True)
+        for name, hint in hints.items():
             kind, *marks = get_args(hint) or (hint,)
             if Path in (kind, *get_args(kind)):
-                assert [mark.parser for mark in marks] == [path], f"{command.callback.__name__}: {name}"
+                assert [mark.parser for mark in marks] == [path], f"{attribute}: {name}"
 
 
 TRITON = ["kernels.backend=triton", "launcher.device=auto"]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import DataError, hash_file, know_files, once_per_change
-from trimaran.runtime.data.prepare import QUICKSTART
 from trimaran.runtime.data.quickstart import ensure_quickstart
 from trimaran.runtime.data.readers.part import ReadSettings
 from trimaran.runtime.data.readers.parts import check_first, find_parts
@@ -17,6 +16,7 @@ from trimaran.runtime.data.recipe.curated import folder_of_recipe, open_curated
 from trimaran.runtime.data.recipe.named_files import named_files
 from trimaran.runtime.data.recipe.recipe import Recipe, SourcePart
 from trimaran.runtime.data.recipe.steps import cleaning, evaluation_sets, filtering
+from trimaran.runtime.data.sources import QUICKSTART
 from trimaran.runtime.folder_lock import NO_JOB
 from trimaran.runtime.spec.sections.dedup import DecontaminateSection
 

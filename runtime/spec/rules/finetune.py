@@ -5,12 +5,12 @@ from typing import Final
 
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import FieldError, one_of
+from trimaran.runtime.data.sources import QUICKSTART
 from trimaran.runtime.finetune.data.records import FORMATS_OF
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.rules.table import Rules
 
 RULES: Final = Rules()
-QUICKSTART: Final = "quickstart"
 
 
 @RULES.needs("finetune.method", "model.objective")
