@@ -1,6 +1,7 @@
 """The plan that a run starts with: what is known of this machine, three lines, and `plan.json`. Imports no torch."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +13,7 @@ from trimaran.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
     from trimaran.runtime.plan.calibrate.record import Machine
-    from trimaran.runtime.plan.chips import Chip
+    from trimaran.runtime.plan.chips import Chip, Peak
 
 _DRIVER: Final = Path("/proc/driver/nvidia/gpus")
 _CONTEXT_BYTES: Final = 3 * 2**29  # as the planner's, of a GPU's context
@@ -27,6 +28,8 @@ def tell_plan(spec: RunSpec, folder: Path, chip: "Chip | Machine | None" = None)
         chip: what the user has named; None: what this machine is, as far as that is known.
     """
     place = place_of(spec, chip)
+    if chip is not None:
+        place = replace(place, peak=_peak_of(chip, spec.precision.dtype))
     brief = brief_of(spec, place)
     for line in lines_of(spec, brief):
         say(line)
@@ -82,6 +85,20 @@ def gpu_name(driver: Path = _DRIVER) -> str | None:
         if found:
             return found.group(1)
     return None
+
+
+def _peak_of(chip: "Chip | Machine", dtype: str) -> "Peak | None":
+    """Return the peak of a chip that the user has named; None where it has none in this dtype, as a CPU."""
+    from trimaran.runtime.plan.chips import Chip, Peak
+
+    if isinstance(chip, Chip):
+        flops = chip.peak(dtype)
+        return None if flops is None else Peak.of(chip.name, flops, dtype, chip.source)
+    own = next((each for each in chip.constants if each.dtype == dtype), None)
+    if chip.kind != "gpu" or own is None:
+        return None
+    what = "the datasheet, by the" if own.is_datasheet else "the fastest product of the"
+    return Peak.of(chip.name, own.flops, dtype, f"{what} calibration of {chip.date[:10]}")
 
 
 def _on_gpu(spec: RunSpec, chip: "Chip") -> Place:

@@ -155,7 +155,8 @@ def _figures(run: Run) -> list[tuple[str, str]]:
         if speeds := [y for _, y in finite_points(run.steps, "tokens_per_second")]:
             found.append(("Tokens/s, median", f"{statistics.median(speeds):,.0f}"))
         if shares := [y for _, y in finite_points(run.steps, "mfu")]:
-            found.append(("MFU, median", f"{statistics.median(shares):.1%}"))
+            peak = (run.machine or {}).get("mfu_peak")
+            found.append(("MFU, median", f"{statistics.median(shares):.1%}" + f" of {peak}" * bool(peak)))
         if times_ms := [y for _, y in finite_points(run.steps, "step_time_ms")]:
             found.append(("Step time, median", f"{statistics.median(times_ms):,.1f} ms"))
             # evaluation and checkpoints between the steps are not in the rows, hence the name

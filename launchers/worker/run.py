@@ -42,6 +42,7 @@ from trimaran.runtime.files import write_text
 from trimaran.runtime.finetune.rl.inputs import inputs_of
 from trimaran.runtime.finetune.rl.loop import train_on_rewards
 from trimaran.runtime.mesh import Mesh
+from trimaran.runtime.plan.brief import peak_of_run
 from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
 from trimaran.runtime.train.hardware import describe_machine
 from trimaran.runtime.train.loop import train
@@ -197,8 +198,9 @@ def _join(
     check_resources(found)
     torch.set_num_threads(threads_of_rank(spec, found, rank_env.rank))
     if isinstance(task, TrainTask) and rank_env.rank == 0:
-        machine = describe_machine([each.gpu_name for each in found if each.gpu_name])
-        write_text(Path(spec.train.output_dir) / "machine.json", json.dumps(machine))
+        folder, names = Path(spec.train.output_dir), [each.gpu_name for each in found if each.gpu_name]
+        peak = {"mfu_peak": peak_of_run(folder, names[0], spec.precision.dtype).words} if names else {}
+        write_text(folder / "machine.json", json.dumps(describe_machine(names) | peak))
     placement = placement_of(spec) if isinstance(task, TrainTask) else ()
     return join_world(spec, device, rendezvous, placement), device
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from trimaran.models.fields import counted
 from trimaran.runtime.files import read_text
+from trimaran.runtime.plan.chips import Peak, peak_of
 from trimaran.runtime.plan.memory.ranks import memory_of
 from trimaran.runtime.spec import RunSpec, SpecError, parse_spec
 
@@ -34,6 +35,7 @@ class Place:
         seconds: of a step; None: not known, and `why_no_time` says why.
         error: band of the seconds; None: outside what was calibrated.
         parts: of the seconds.
+        peak: of the chip that the user has named, for the MFU; None: the device's own name tells it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Place:
     error: float | None = None
     parts: Mapping[str, float] | None = None
     why_no_time: str = ""
+    peak: Peak | None = None
 
 
 class Brief(BaseModel):
@@ -68,6 +71,7 @@ class Brief(BaseModel):
     num_steps: int
     checkpoint_bytes: float
     why_not: dict[str, str]
+    peak: Peak | None = None
 
     @property
     def fullest(self) -> int:
@@ -98,7 +102,7 @@ def brief_of(spec: RunSpec, place: Place) -> Brief:
     return Brief(
         place=place.name, memory=memory, rank_bytes=place.rank_bytes, seconds=place.seconds, error=place.error,
         parts=dict(place.parts or {}), tokens_per_step=spec.tokens_per_step, num_steps=spec.train.num_steps,
-        checkpoint_bytes=checkpoint_bytes(spec), why_not=why_not,
+        checkpoint_bytes=checkpoint_bytes(spec), why_not=why_not, peak=place.peak,
     )  # fmt: skip
 
 
@@ -256,6 +260,13 @@ def read_brief(path: Path) -> Brief | None:
         return Brief.model_validate_json(read_text(path / FILE, _MOST_BYTES))
     except (OSError, ValueError):
         return None
+
+
+def peak_of_run(path: Path, device_name: str, dtype: str) -> Peak:
+    """Return what the MFU of the run in a folder is a share of: the peak of the chip that its user named, or else the
+    datasheet's of the device."""
+    brief = read_brief(path)
+    return peak_of(device_name, dtype) if brief is None or brief.peak is None else brief.peak
 
 
 def size(count: float | None) -> str:

@@ -87,8 +87,11 @@ def plan(spec: RunSpec, setting: Setting) -> Plan:
     """Return the plan of a spec.
 
     Raises:
-        ValueError: the software is unknown, the spec's ZeRO is DeepSpeed's, or its schedule file is no schedule.
+        ValueError: the software is unknown, the spec's ZeRO is DeepSpeed's, its schedule file is no schedule, or the
+            chip has no bfloat16.
     """
+    if spec.precision.dtype == "bfloat16" and not setting.chip.has_bfloat16:
+        raise ValueError(f"{setting.chip.name} has no bfloat16; set precision.dtype to float16")
     memory = memory_of(spec)
     fullest = max(range(len(memory)), key=lambda rank: sum(memory[rank].values()))
     time, calibration, is_of_chip = _step(spec, setting)

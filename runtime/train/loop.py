@@ -20,8 +20,8 @@ from trimaran.runtime.finetune.data.prepare import PreparedExamples
 from trimaran.runtime.infer.generate import generate
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh
-from trimaran.runtime.plan.brief import MEASURED
-from trimaran.runtime.plan.chips import peak_flops
+from trimaran.runtime.plan.brief import MEASURED, peak_of_run
+from trimaran.runtime.plan.chips import Peak
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.feed import BatchFeed, pinned
 from trimaran.runtime.train.hardware import mfu
@@ -240,9 +240,9 @@ class StepLog:
         # Forward and gradients of inputs: beside adapters those of the weights are a third that is not computed.
         share = 1.0 if spec.finetune is None or spec.finetune.adapter is None else 2 / 3
         self._flops_per_token = spec.transformer.flops_per_token(spec.train.seq_len) * share
-        self._peak = (
-            peak_flops(torch.cuda.get_device_name(device), spec.precision.dtype) if device.type == "cuda" else None
-        )
+        self._peak: Peak | None = None
+        if device.type == "cuda":
+            self._peak = peak_of_run(self._folder, torch.cuda.get_device_name(device), spec.precision.dtype)
         self._metrics: MetricsLogger | None = None
         if mesh.rank == 0:
             self._metrics = MetricsLogger(
@@ -251,7 +251,10 @@ class StepLog:
                 resume_step=state.step,
                 interval=spec.logging.interval,
                 tensorboard=spec.logging.tensorboard,
+                peak="" if self._peak is None else self._peak.words,
             )
+            if self._peak is not None:
+                self.say(f"MFU: {self._peak.words}" + f" ({self._peak.source})" * bool(self._peak.source))
             if resumed is not None:
                 changes = changed_fields(Checkpoint.open(resumed, verify=False), spec)
                 finished = "; nothing is left to train" if state.step >= spec.train.num_steps else ""
@@ -288,6 +291,9 @@ class StepLog:
         seconds = time.perf_counter() - self._start
         tokens_per_second = num_tokens / seconds
         counts = {} if num_losses is None else {"num_losses": float(num_losses)}
+        peak = None if self._peak is None else self._peak.flops
+        if peak is not None:
+            counts["peak_flops"] = peak
         self._do(
             lambda metrics: metrics.log(
                 step=state.step,
@@ -297,7 +303,7 @@ class StepLog:
                 tokens_seen=state.tokens_seen,
                 tokens_per_second=tokens_per_second,
                 step_time_ms=seconds * 1e3,
-                mfu=mfu(tokens_per_second, self._flops_per_token, self._peak, self._world_size),
+                mfu=mfu(tokens_per_second, self._flops_per_token, peak, self._world_size),
                 load_balancing_loss=result.load_balancing_loss,
                 more={**counts, **result.statistics, **more},
             )

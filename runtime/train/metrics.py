@@ -1,8 +1,9 @@
 """The numbers of a run: metrics.jsonl, TensorBoard and one line on the screen. Used on the logging rank only.
 
 metrics.jsonl is one JSON object a line. A training row has step, loss, lr, grad_norm, tokens_seen, tokens_per_second,
-step_time_ms and mfu (null where unknown), with experts also load_balancing_loss; an evaluation row has step,
-held_out_loss and held_out_perplexity; a row of scores has step and TASK/METRIC, TASK/METRIC_stderr of each task.
+step_time_ms and mfu (null where unknown; else peak_flops, of one device, is what it is a share of), with experts also
+load_balancing_loss; an evaluation row has step, held_out_loss and held_out_perplexity; a row of scores has step and
+TASK/METRIC, TASK/METRIC_stderr of each task.
 ``step`` is the number of optimizer steps finished, so the first training row is step 1. Numbers that JSON lacks are the
 strings "NaN", "Infinity" and "-Infinity" (the JSON mapping of protocol buffers), so that any JSON reader can read the
 file and a diverged loss differs from an unknown one.
@@ -79,6 +80,7 @@ class MetricsLogger:
         interval: int = 1,
         tensorboard: bool = True,
         stream: TextIO | None = None,
+        peak: str = "",
     ) -> None:
         """Open the files in ``folder`` and drop what an earlier run wrote after ``resume_step``.
 
@@ -91,6 +93,7 @@ class MetricsLogger:
             tensorboard: also write TensorBoard scalars.
             stream: where the screen lines go, standard output by default. A terminal gets one live line, anything else
                 plain lines.
+            peak: what the MFU is a share of, for the screen.
 
         Raises:
             ValueError: the metrics.jsonl found there has a broken line before its last.
@@ -101,7 +104,7 @@ class MetricsLogger:
         self._last_step = max((int(row["step"] or 0) for row in kept if "loss" in row), default=0)
         self._last_evaluation = max((int(row["step"] or 0) for row in kept if "held_out_loss" in row), default=-1)
         self._num_steps = num_steps
-        self._interval = max(1, interval)
+        self._interval, self._peak = max(1, interval), peak
         self._step_times_ms: deque[float] = deque(maxlen=_RECENT_STEPS)
         # line buffering passes every finished row to the system: a killed process loses at most the row it was writing
         self._file = path.open("a", encoding="utf-8", buffering=1)
@@ -240,7 +243,7 @@ class MetricsLogger:
             parts.append(f"grad norm {row['grad_norm']:.3f}")
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
         if row["mfu"] is not None:
-            parts.append(f"MFU {row['mfu']:.1%}")
+            parts.append(f"MFU {row['mfu']:.1%}" + f" of {self._peak}" * bool(self._peak))
         return "  ".join([*parts, f"ETA {_duration(remaining_ms / 1000)}"])
 
 

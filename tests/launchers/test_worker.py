@@ -173,7 +173,9 @@ def test_machine_json_names_the_gpus_of_all_ranks(tmp_path: Path, monkeypatch: p
     answers = iter([["{}", "{}"], [json.dumps(asdict(each)) for each in found]])
     task = TrainTask(spec=tmp_path / "spec.yaml", data=tmp_path)
     run._join(rank, rendezvous, task, spec, lambda text: next(answers))
-    assert json.loads((tmp_path / "machine.json").read_text())["accelerators"] == "2 x NVIDIA H200"
+    machine = json.loads((tmp_path / "machine.json").read_text())
+    assert machine["accelerators"] == "2 x NVIDIA H200"
+    assert machine["mfu_peak"] == "no peak of H200 is known in float32: TF32 or not is not told"
 
 
 def test_a_failure_that_finds_a_full_disk_is_recorded_elsewhere(

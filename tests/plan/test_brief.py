@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.plan.test_calibrate import machine, spec
-from trimaran.launchers.data.run_plan import gpu_name, place_of, with_plan
+from trimaran.launchers.data.run_plan import gpu_name, place_of, tell_plan, with_plan
 from trimaran.launchers.report.page import write_report
 from trimaran.runtime.plan.brief import (
     FILE,
@@ -17,12 +17,15 @@ from trimaran.runtime.plan.brief import (
     checkpoint_bytes,
     first_change_that_fits,
     lines_of,
+    peak_of_run,
     read_brief,
     table_of,
     text_of,
     warning_of,
 )
-from trimaran.runtime.plan.chips import chip_named
+from trimaran.runtime.plan.calibrate.record import ChipConstants
+from trimaran.runtime.plan.chips import chip_named, peak_of
+from trimaran.runtime.plan.forecast import Setting, plan
 from trimaran.runtime.plan.on_machine import check_kind, chip_of, plan_on
 from trimaran.runtime.spec import RunSpec, parse_spec
 
@@ -67,6 +70,23 @@ def test_what_a_calibration_lacks_is_said_and_stops_no_run() -> None:
     place = place_of(spec({"tp": 2}), machine(exchanges=[]))
     assert place.seconds is None
     assert place.why_no_time.startswith("parallel.tp is 2, and the calibration of A processor has no exchanges")
+
+
+def test_the_peak_of_a_chip_that_the_user_names_is_kept_for_the_mfu(tmp_path: Path) -> None:
+    """A GPU that no datasheet is known of has the one that it was calibrated to."""
+    fields = {"flops": 2e14, "memory_rate": 1e12, "link_rate": 1e10, "constants": {}, "measured": [], "residuals": {}}
+    measured = ChipConstants(dtype="bfloat16", is_datasheet=False, **fields)
+    own = changed(spec(), precision__dtype="bfloat16")
+    assert peak_of_run(tmp_path, "NVIDIA H200", "bfloat16").words == "H200's 989.5 TFLOP/s bfloat16", "without a plan"
+    for chip, words in (
+        (chip_named("A100-40GB"), "A100-40GB's 312 TFLOP/s bfloat16"),
+        (machine(kind="gpu", constants=[measured], name="Some GPU"), "Some GPU's 200 TFLOP/s bfloat16"),
+        (None, peak_of("Some GPU", "bfloat16").words),
+    ):
+        tell_plan(own, tmp_path, chip)
+        assert peak_of_run(tmp_path, "Some GPU", "bfloat16").words == words
+    with pytest.raises(ValueError, match=r"T4 has no bfloat16; set precision.dtype to float16"):
+        plan(own, Setting(chip_named("T4"), None, 1e10, 1, None, None, 1.0, 1.0, 1.0, 1.0))
 
 
 def test_a_published_chip_has_its_memory_and_what_softwares_have_in_common() -> None:

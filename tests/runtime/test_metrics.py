@@ -191,14 +191,14 @@ def test_without_tensorboard_no_folder_is_made(tmp_path: Path) -> None:
 
 def test_a_pipe_gets_a_plain_line_for_the_first_step_each_interval_and_the_last(tmp_path: Path) -> None:
     stream = io.StringIO()
-    with open_logger(tmp_path, stream, interval=4) as logger:
+    with open_logger(tmp_path, stream, interval=4, peak="H200's 989.5 TFLOP/s bfloat16") as logger:
         for step in range(1, 11):
             log_step(logger, step, mfu=0.412 if step == 8 else None)
         logger.log_evaluation(step=10, held_out_loss=1.0)
     lines = stream.getvalue().splitlines()
     assert lines.pop(0).startswith("step 1/10")
     assert lines[0] == "step 4/10  loss 4.6000  lr 3.00e-04  grad norm 1.250  12,346 tokens/s  ETA 0:00:00"
-    assert "MFU 41.2%" in lines[1]
+    assert "  MFU 41.2% of H200's 989.5 TFLOP/s bfloat16  " in lines[1]
     assert lines[2].startswith("step 10/10")
     assert lines[3] == "step 10/10  held-out loss 1.0000  perplexity 2.72"
     assert len(lines) == 4
