@@ -3,18 +3,21 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from trimaran.runtime.infer.batching.messages import Backend, Event, Failed, Finished, NewToken, PromptScores, Request
-from trimaran.runtime.infer.modes import Mode, passage_test, prompt_in_mode, rounds
+from trimaran.runtime.infer.modes import Mode, Round, passage_test, prompt_in_mode, rounds
 from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.infer.text import TextStream
 
 Show = Callable[[str], None]
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 class AnswerError(RuntimeError):
@@ -52,11 +55,23 @@ class Asker:
 
     Args:
         text: how it reads and writes text.
+        first_id: of its requests, where others ask the same backend.
+        thread: encodes long texts, for a loop that has others to answer meanwhile; None for the loop itself.
+        encoding: as `text`, with a tokenizer that the thread alone uses.
     """
 
-    def __init__(self, backend: Backend, text: RunText) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        text: RunText,
+        *,
+        first_id: int = 0,
+        thread: Executor | None = None,
+        encoding: RunText | None = None,
+    ) -> None:
         self.backend, self.text = backend, text
-        self._ids = count()
+        self._ids = count(first_id)
+        self._thread, self._encoding = thread, encoding or text
 
     async def ask(
         self,
@@ -116,12 +131,15 @@ class Asker:
         system: str | None,
         show: Show,
         note: Callable[[str], None],
+        *,
+        at_once: int | None = None,
     ) -> str:
         """Return the translation or the summary of a text of any length; show its pieces in their order.
 
         Args:
             answers: gets the answer of every passage.
             note: called with a sentence where the text goes in passages.
+            at_once: passages at the same time; None for as many as the ranks have places.
 
         Raises:
             ValueError: the context has no room for any passage, or the model is of the wrong kind (ChatError).
@@ -130,23 +148,35 @@ class Asker:
         stops = (*stops, *mode.stop_strings(has_template=has_template))
 
         def encode(passage: str) -> list[int]:
-            return self.text.encode(prompt_in_mode(mode, passage, has_template=has_template, system=system))
+            return self._encoding.encode(prompt_in_mode(mode, passage, has_template=has_template, system=system))
 
-        parts = rounds(mode, text, passage_test(mode, encode, self.backend.context, sampling.max_new_tokens, self.text))
-        given: Sequence[str] | None = None
-        while True:
+        fits = passage_test(mode, encode, self.backend.context, sampling.max_new_tokens, self._encoding)
+        parts = rounds(mode, text, fits)
+
+        def step(given: Sequence[str] | None) -> tuple[Round, list[list[int]]] | str:
             try:
                 each = parts.send(given)  # type: ignore[arg-type]  # None begins
             except StopIteration as ended:
                 return str(ended.value)
+            return each, [encode(passage) for passage in each.passages]
+
+        given: Sequence[str] | None = None
+        while not isinstance(made := await self._apart(step, given), str):
+            each, prompts = made
             if each.note:
                 note(each.note)
-            prompts = [encode(passage) for passage in each.passages]
             found = [Answer(len(tokens)) for tokens in prompts]
             answers += found
             shows = InOrder(show, each.ends) if each.is_last else None
-            await self._ask_all(found, prompts, sampling, stops, shows)
+            await self._ask_all(found, prompts, sampling, stops, shows, at_once or self.backend.slots)
             given = [answer.text for answer in found]
+        return made
+
+    async def _apart(self, function: Callable[[Given], Made], given: Given) -> Made:
+        """Return what a function gives, called in the thread if there is one."""
+        if self._thread is None:
+            return function(given)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, given)
 
     async def _ask_all(
         self,
@@ -155,9 +185,10 @@ class Asker:
         sampling: SamplingParams,
         stops: Sequence[str],
         shown: "InOrder | None",
+        at_once: int,
     ) -> None:
-        """Ask as many prompts at the same time as the ranks have places for, in their order."""
-        places = asyncio.Semaphore(max(1, self.backend.slots))
+        """Ask so many prompts at the same time, in their order."""
+        places = asyncio.Semaphore(max(1, at_once))
 
         async def ask(number: int) -> None:
             async with places:

@@ -20,7 +20,7 @@ from trimaran.runtime.infer.batching.messages import (
     TopLogprobs,
 )
 from trimaran.runtime.infer.chat import ChatError, Message
-from trimaran.runtime.infer.modes import ANSWER, CONTINUE, Mode, prompt_in_mode
+from trimaran.runtime.infer.modes import ANSWER, CONTINUE, Mode, passage_test, prompt_in_mode
 from trimaran.runtime.infer.prompts import Prompt, RunText
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.infer.text import TextStream
@@ -69,6 +69,23 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class LongText:
+    """A text that goes to the model in passages.
+
+    Args:
+        stops: strings that end the answer to a passage, beside those of the mode.
+        is_alone: whether earlier messages are left out.
+    """
+
+    mode: Mode
+    text: str
+    system: str | None
+    sampling: SamplingParams
+    stops: tuple[str, ...]
+    is_alone: bool
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a request asks for: one request of the backend for each choice.
 
@@ -77,6 +94,7 @@ class Plan:
         num_prompt_tokens: of all prompts together; the choices of one prompt share it.
         ground: what the answer is held to; None where it is no twin's.
         silence: the whole answer where a twin's texts are silent, and no request is made; else "".
+        long: the text whose passages become requests while it is answered; None where the requests are there.
     """
 
     requests: tuple[Request, ...]
@@ -85,6 +103,7 @@ class Plan:
     num_prompt_tokens: int
     ground: Ground | None = None
     silence: str = ""
+    long: LongText | None = None
 
     @property
     def num_choices(self) -> int:
@@ -122,6 +141,8 @@ class Planner:
             )
         try:
             prompt, put = self._text.encode(self._in_mode(messages)), None
+            if self._mode.is_by_passages and (long := self._long_text(request, messages, len(prompt))):
+                return Plan((), (), (), 0, long=long)
             if self._twin is not None and len(prompt) < self._context:
                 put = self._put(self._twin, request, messages, self._context - len(prompt))
                 if put.silence:
@@ -132,6 +153,37 @@ class Planner:
         stops = self._mode.stop_strings(has_template=self._text.template is not None)
         plan = self._plan(request, [prompt], [""], param="messages", stops=stops)
         return plan if put is None else replace(plan, ground=put.ground)
+
+    def _long_text(self, request: ChatRequest, messages: Sequence[Message], num_prompt: int) -> LongText | None:
+        """Return the last text of a conversation if it must go in passages, alone; None where all goes at once.
+
+        It does where the context has no room for the conversation and the answer that is asked for, or, where no length
+        is asked for, for an answer as long as passages get; and where a plain prompt's answer would end too early.
+
+        Args:
+            num_prompt: tokens of the whole conversation.
+        """
+        text = str(messages[-1]["content"])
+        if messages[-1]["role"] != "user":
+            return None
+        system = "\n\n".join(str(each["content"]) for each in messages if each["role"] == "system") or None
+        has_template = self._text.template is not None
+        asked = request.limit or self._context // 2
+
+        def encode(passage: str) -> list[int]:
+            return self._text.encode(prompt_in_mode(self._mode, passage, has_template=has_template, system=system))
+
+        fits = passage_test(self._mode, encode, self._context, asked, self._text)
+        is_whole = fits(text) if request.limit is None else self._mode.may_be_passage(text, has_template=has_template)
+        if (is_whole and num_prompt + asked <= self._context) or not fits(""):
+            return None
+        if (request.n or 1) > 1 or request.num_top is not None:
+            name = "logprobs" if request.num_top is not None else "n"
+            raise wrong(name, f"{name} is not for a text that goes in passages, as this one does: leave it out")
+        seed = secrets.randbits(63) if request.seed is None else request.seed % 2**63
+        sampling = self._sampling(request, min(asked, self._context // 2), seed)
+        is_alone = any(each["role"] != "system" for each in messages[:-1])
+        return LongText(self._mode, text, system, sampling, request.stops, is_alone)
 
     def _put(self, twin: Twin, request: ChatRequest, messages: Sequence[Message], room: int) -> Put:
         """Return a conversation with passages of a twin's library."""

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from trimaran.launchers.chat.asking import Asker
 from trimaran.launchers.serve.answers import Choice, Piece, Plan, Planner, Usage, choices_of
 from trimaran.launchers.serve.errors import ApiError, json_bytes
 from trimaran.launchers.serve.grounded import Ground, checked
@@ -25,6 +26,7 @@ from trimaran.launchers.serve.http.limits import BodyReader, Gate, Limits
 from trimaran.launchers.serve.http.metrics import CONTENT_TYPE, Metrics
 from trimaran.launchers.serve.http.security import App, Guard, Receive, Send
 from trimaran.launchers.serve.http.state import State
+from trimaran.launchers.serve.long_text import Passages, places_of
 from trimaran.launchers.serve.openai import ChatRequest, CompletionRequest, parse_request
 from trimaran.launchers.serve.page import Page, build_page
 from trimaran.launchers.serve.replies import PING, Reply, error_event
@@ -36,6 +38,7 @@ from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.twin.asking import Twin
 
 _PING_S = 10.0
+_PASSAGES = 1 << 40  # ids of requests beside the planner's
 _JSON = "application/json"
 _Parsed = ChatRequest | CompletionRequest
 
@@ -71,8 +74,9 @@ class Service:
         self.tokens = TokenText(text.tokenizer)
         # Encoding changes a tokenizer for a moment, and takes long for long texts: it has one of its own, in a thread.
         encoding = replace(text, tokenizer=text.tokenizer.with_special_tokens(()))
-        self._planner = Planner(encoding, backend.context, self.gate.most, options.mode, options.twin)
         self._thread = ThreadPoolExecutor(1, "encode")
+        self.asker = Asker(backend, text, first_id=_PASSAGES, thread=self._thread, encoding=encoding)
+        self._planner = Planner(encoding, backend.context, self.gate.most, options.mode, options.twin)
 
     async def plan(self, body: bytes, record: type[ChatRequest] | type[CompletionRequest]) -> tuple[_Parsed, Plan]:
         """Return a body as a request, and its plan; ApiError where it is wrong."""
@@ -201,6 +205,9 @@ class _Answer(Response):
         super().__init__()
         self._service, self._endpoint, self._parsed, self._plan = service, endpoint, parsed, plan
         self._start_s, self._is_stream = start_s, bool(parsed.stream)
+        self._passages: Passages | None = None
+        if plan.long is not None:
+            self._passages = Passages(service.asker, plan.long, places_of(service.gate))
         self._reply = Reply(
             is_chat=isinstance(parsed, ChatRequest),
             model=service.options.name,
@@ -216,7 +223,8 @@ class _Answer(Response):
         stream = _EventStream(send, self._reply.start())
         service.state.running += 1
         try:
-            with service.gate.enter(len(self._plan.requests)) as places:
+            count = len(self._plan.requests) if self._passages is None else self._passages.at_once
+            with service.gate.enter(count) as places:
                 writing = Writing(service.backend, self._choices(), service.metrics, places, self._start_s)
                 work = self._stream(writing, stream) if self._is_stream else self._whole(writing, scope, receive, send)
                 await watched(work, receive, service.state.over, service.options.limits.request_s)
@@ -231,6 +239,8 @@ class _Answer(Response):
             outcome = {429: "full", 504: "timed_out"}.get(error.status, "failed")
             await self._fail(error, stream, scope, receive, send)
         finally:
+            if self._passages is not None:
+                self._passages.count(service.metrics)
             service.state.running -= 1
             service.metrics.requests[self._endpoint, outcome] += 1
 
@@ -247,33 +257,41 @@ class _Answer(Response):
             pieces[index].append(piece)
 
         await self._write(writing, keep)
-        checked = await self._service.checked("".join(each.text for each in pieces[0]), self._plan.ground)
-        body = self._reply.whole(pieces, self._usage(writing), checked)
+        told = await self._told("".join(each.text for each in pieces[0]))
+        body = self._reply.whole(pieces, self._usage(writing), told)
         await Response(body, media_type=_JSON)(scope, receive, send)
 
     async def _stream(self, writing: Writing, stream: "_EventStream") -> None:
-        told: list[str] = []  # where there is a ground, there is one choice
+        texts: list[str] = []  # where something is told beside the text, there is one choice
 
         async def tell(index: int, piece: Piece) -> None:
-            checked = None
             if self._plan.ground is not None:
-                told.append(piece.text)
-                if piece.finish is not None:
-                    checked = await self._service.checked("".join(told), self._plan.ground)
-            await stream.add(self._reply.chunk(index, piece, checked))
+                texts.append(piece.text)
+            told = None if piece.finish is None else await self._told("".join(texts))
+            await stream.add(self._reply.chunk(index, piece, told))
 
         async with stream.pinging():
             await self._write(writing, tell)
         await stream.end(self._reply.end(self._usage(writing)))
 
     async def _write(self, writing: Writing, emit: Emit) -> None:
-        """Have the choices written, or say that the texts are silent."""
-        if self._plan.silence:
+        """Have the choices written, or the passages of a long text, or say that the texts are silent."""
+        if self._passages is not None:
+            await self._passages.run(emit)
+        elif self._plan.silence:
             await emit(0, Piece(self._plan.silence, (), "stop"))
         else:
             await writing.run(emit)
 
+    async def _told(self, text: str) -> dict[str, Any] | None:
+        """Return what an answer of this text tells beside it, in the field `trimaran`; None for nothing."""
+        if self._passages is not None:
+            return self._passages.record()
+        return await self._service.checked(text, self._plan.ground)
+
     def _usage(self, writing: Writing) -> Usage:
+        if self._passages is not None:
+            return self._passages.usage()
         return writing.usage(self._plan.num_prompt_tokens, self._plan.num_choices // (self._parsed.n or 1))
 
     async def _fail(self, error: ApiError, stream: "_EventStream", scope: Any, receive: Receive, send: Send) -> None:

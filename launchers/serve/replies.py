@@ -42,32 +42,32 @@ class Reply:
         delta = {"role": "assistant", "content": "", "refusal": None}
         return b"".join(self._event([self._delta(index, delta, None)]) for index in range(self.num_choices))
 
-    def chunk(self, index: int, piece: Piece, checked: dict[str, Any] | None = None) -> bytes:
+    def chunk(self, index: int, piece: Piece, told: dict[str, Any] | None = None) -> bytes:
         """Return what is new of one choice, as an event of a stream.
 
         Args:
-            checked: a twin's answer as it is held to its passages, with the last piece.
+            told: what the answer tells beside its text, with the last piece.
         """
         logprobs = self._logprobs(piece.scored) if self.tells_logprobs else None
         if self.is_chat:
             delta = {"content": piece.text} if piece.text or piece.scored else {}
-            return self._event([self._delta(index, delta, piece.finish) | {"logprobs": logprobs}], checked=checked)
+            return self._event([self._delta(index, delta, piece.finish) | {"logprobs": logprobs}], told=told)
         return self._event([{"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}])
 
     def end(self, usage: Usage) -> bytes:
         """Return what a stream ends with."""
         return (self._event([], usage.record()) if self.tells_usage else b"") + DONE
 
-    def whole(self, pieces: Sequence[Sequence[Piece]], usage: Usage, checked: dict[str, Any] | None = None) -> bytes:
+    def whole(self, pieces: Sequence[Sequence[Piece]], usage: Usage, told: dict[str, Any] | None = None) -> bytes:
         """Return the answer that is no stream.
 
         Args:
             pieces: of each choice.
-            checked: a twin's answer as it is held to its passages, whose text then is the answer's.
+            told: what the answer tells beside its text; of a twin, whose `text` then is the answer's.
         """
         choices = []
         for index, parts in enumerate(pieces):
-            text = "".join(each.text for each in parts) if checked is None else checked["text"]
+            text = "".join(each.text for each in parts) if told is None or "text" not in told else told["text"]
             scored = [each for part in parts for each in part.scored]
             content = {"message": {"role": "assistant", "content": text, "refusal": None}}
             choices.append(
@@ -78,8 +78,8 @@ class Reply:
                     "finish_reason": parts[-1].finish,
                 }
             )
-        told = {} if checked is None else {"trimaran": checked}
-        return json_bytes(self._head("") | {"choices": choices, "usage": usage.record()} | told)
+        more = {} if told is None else {"trimaran": told}
+        return json_bytes(self._head("") | {"choices": choices, "usage": usage.record()} | more)
 
     def _head(self, chunk: str) -> dict[str, Any]:
         prefix, kind = ("chatcmpl", f"chat.completion{chunk}") if self.is_chat else ("cmpl", "text_completion")
@@ -89,10 +89,10 @@ class Reply:
         self,
         choices: list[dict[str, Any]],
         usage: dict[str, Any] | None = None,
-        checked: dict[str, Any] | None = None,
+        told: dict[str, Any] | None = None,
     ) -> bytes:
         record = self._head(".chunk") | {"choices": choices} | ({"usage": usage} if self.tells_usage else {})
-        record |= {} if checked is None else {"trimaran": checked}
+        record |= {} if told is None else {"trimaran": told}
         return b"data: " + json_bytes(record) + b"\n\n"
 
     def _delta(self, index: int, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
