@@ -23,9 +23,10 @@ from trimaran.runtime.twin.report.delta import Delta, reference
 from trimaran.runtime.twin.report.intervals import Estimate, mean, share
 from trimaran.runtime.twin.report.memorisation import PREFIX, VERBATIM, Prefix, prefixes_of
 from trimaran.runtime.twin.report.others import others_of
-from trimaran.runtime.twin.report.questions import ABSENT, follow_up, questions_about, topics
+from trimaran.runtime.twin.report.questions import ABSENT, follow_up, questions_about
 from trimaran.runtime.twin.report.record import Figure, Memory, Step, TwinReport, Way
 from trimaran.runtime.twin.report.style import PIECE, CannotMeasureError, StyleClassifier, train_style
+from trimaran.runtime.twin.report.topics import topics
 from trimaran.runtime.twin.retrieval.masked import make_queries
 
 Say = Callable[[str], None]
@@ -165,7 +166,7 @@ def _texts(twin: Twin, run: Path, wish: Wish) -> _Texts:
         delta = reference(*groups)
     except CannotMeasureError as error:
         delta = error
-    words = topics(_learned(run), twin.library.index.terms, wish.questions)
+    words = topics(_learned(run), training, others, twin.library.index.terms, wish.questions)
     absent = [each for each in ABSENT.get(language, ()) if each]
     return _Texts(
         twin, record, passages, _cut(held_out, wish.characters), _cut(held_out_others, wish.characters), others_are,

@@ -11,7 +11,9 @@ from trimaran.runtime.twin.report.delta import reference, words_of
 from trimaran.runtime.twin.report.intervals import Estimate, bootstrapped, mean, share
 from trimaran.runtime.twin.report.memorisation import PREFIX, VERBATIM, Runs, copies, prefixes_of
 from trimaran.runtime.twin.report.style import CannotMeasureError, StyleClassifier, train_style
+from trimaran.runtime.twin.report.topics import topics
 from trimaran.runtime.twin.report.windows import windows
+from trimaran.runtime.twin.retrieval.terms import Terms
 
 
 def play(name: str) -> str:
@@ -156,3 +158,27 @@ def test_a_run_ends_with_its_text() -> None:
     runs = Runs([list(range(20)), list(range(20, 40))])
     assert runs.longest(range(10, 30)) == 10
     assert runs.longest(range(13, 27)) == 0, "each half has 7 tokens, below the 8 that are looked for"
+
+
+# ---------------------------------------------------------------- topics
+
+
+def test_topics_are_what_the_texts_speak_of() -> None:
+    paragraphs = [each for each in play("hamlet").split("\n\n") if each.strip()]
+    passages = ["\n\n".join(paragraphs[start : start + 12]) for start in range(0, len(paragraphs), 12)]
+    found = topics(paragraphs, passages, licences(), Terms("en"), 60)
+    assert len(found) == 60
+    assert {"king", "mother", "father", "sword", "players"} <= set(found)
+    assert not {"indeed", "come", "hath", "thee", "better", "never", "good", "shall"} & set(found)
+    assert found[0] not in topics(paragraphs, passages, [f"{found[0]} " * 9_000], Terms("en"), 60), "others' word"
+
+
+def test_topics_of_a_language_whose_determiners_are_not_known() -> None:
+    """İstanbul is said in one passage of five, though as often as ışık, which is in all."""
+    passages = ["İstanbul İstanbul İstanbul İstanbul İstanbul ışık söndü.", *["Işık yandı, ışık söndü."] * 4]
+    assert topics(passages[:1] * 3 + passages[1:], passages, [], Terms("tr"), 9) == [
+        "istanbul",
+        "ışık",
+        "söndü",
+        "yandı",
+    ]

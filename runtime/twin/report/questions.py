@@ -1,11 +1,7 @@
 """What a twin is asked for its report: about what its texts speak of, and about what they do not."""
 
-from collections import Counter
-from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Final
-
-from trimaran.runtime.twin.retrieval.terms import Terms
 
 _ABOUT: Final = MappingProxyType(
     {
@@ -47,32 +43,6 @@ ABSENT: Final = MappingProxyType(
     }
 )  # fmt: skip
 """By language of the texts; the threshold of silence is set on others (runtime/twin/retrieval/absent.py)."""
-_LEAST_TEXTS: Final = 3
-_MOST_SHARE: Final = 0.04  # above it are words such as come and make, of which nobody has much to say
-_LEAST_LETTERS: Final = 4
-
-
-def topics(texts: Sequence[str], terms: Terms, count: int) -> list[str]:
-    """Return words that several texts have but few of all, the most frequent first; each as the texts write it.
-
-    Args:
-        texts: that the twin has learned to say, at least one.
-        terms: for their language.
-    """
-    times, written = Counter[str](), dict[str, Counter[str]]()
-    for text in texts:
-        seen = set[str]()
-        for word in dict.fromkeys(terms.words(text)):
-            content = terms.content([word])
-            if len(word) >= _LEAST_LETTERS and content:
-                (term, *_) = content
-                written.setdefault(term, Counter())[word] += 1
-                seen.add(term)
-        times.update(seen)
-    most = max(_LEAST_TEXTS, int(_MOST_SHARE * len(texts)))
-    fitting = [term for term, number in times.items() if _LEAST_TEXTS <= number <= most]
-    fitting.sort(key=lambda term: (-times[term], term))
-    return [written[term].most_common(1)[0][0] for term in fitting[:count]]
 
 
 def questions_about(words: list[str], language: str) -> list[str]:
