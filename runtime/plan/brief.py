@@ -143,11 +143,10 @@ def _time_line(brief: Brief) -> str:
         return f"plan: the time of a step is not planned: {brief.why_not['time']}"
     band = "outside what was calibrated" if brief.error is None else f"± {brief.error:.0%}"
     rate = brief.tokens_per_step / brief.seconds
-    whole = duration(brief.seconds * brief.num_steps)
-    return (
-        f"plan: a step takes {brief.seconds:.3g} s ({band}), {rate:,.0f} tokens/s; "
-        f"{counted(brief.num_steps, 'step')} take {whole}"
-    )
+    step = f"plan: a step takes {brief.seconds:.3g} s ({band}), {rate:,.0f} tokens/s"
+    if not brief.num_steps:  # of epochs over examples that are not prepared yet
+        return step
+    return f"{step}; {counted(brief.num_steps, 'step')} take {duration(brief.seconds * brief.num_steps)}"
 
 
 def _save_line(spec: RunSpec, brief: Brief) -> str:

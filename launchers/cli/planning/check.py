@@ -3,21 +3,20 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences, path
 from trimaran.launchers.cli.planning.problems import problems_here
 from trimaran.launchers.terminal import print_table, say, writing_output
-from trimaran.models.fields import printable
 from trimaran.runtime.files import write_text
-from trimaran.runtime.spec import RunSpec, describe, json_schema, load_spec
-from trimaran.runtime.zero.costs import describe_state
+from trimaran.runtime.spec import RunSpec, json_schema, load_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.data.tokens.shards import TokenShards
 
+_CANNOT_START: Final = "this run can't start on this machine:"
 _PICTURE_MICROBATCHES = 64  # a drawing of more has boxes too thin to read
 
 
@@ -38,21 +37,33 @@ def check(
         typer.Option(min=0, help="Examples of a spec that finetunes, shown token by token, the learned ones coloured."),
     ] = 1,
     launcher: Launcher = None,
+    chip: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Plan for this chip, or by trimaran calibrate's file."),
+    ] = None,
+    price_per_hour: Annotated[float | None, typer.Option(help="Price of a rank's hour, in any currency.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON; docs/check.md names them.")] = False,
 ) -> None:
-    """Validate a spec, print the resolved run (layout, parameters, tokens, schedule), and tell what would keep it from
-    running on this machine: files, the length of the text, device, launcher. Starts nothing."""
+    """Understand a run before it starts: its size, tokens a parameter, what runs where, the plan of memory, time and
+    cost; and what would keep it from running on this machine. Starts nothing."""
     with errors_as_sentences():
         if rank is not None and not memory:
             raise ValueError("--rank chooses a rank for --memory; add --memory, or leave it out")
-        spec = load_spec(spec_path, overrides)
-        from rich.table import Table
+        if price_per_hour is not None:
+            from trimaran.launchers.cli.planning.plan import check_rates
 
-        corpora = _prepared_corpora(spec)
-        table = Table(show_header=False, box=None)
-        table.add_column(style="bold")
-        for name, value in [*describe(spec), *describe_state(spec), *_rows_of(spec, corpora)]:
-            table.add_row(name, printable(value))
-        print_table(table)
+            check_rates({"--price-per-hour": price_per_hour})
+        spec = load_spec(spec_path, overrides)
+        from trimaran.launchers.cli.planning.overview import overview_of, table_of
+
+        kind, corpora = launcher or spec.launcher.kind, _prepared_corpora(spec)
+        overview = overview_of(spec, kind, chip, price_per_hour, _rows_of(spec, corpora))
+        if as_json:
+            _print_json(spec, kind, overview.facts, corpora)
+            return
+        print_table(table_of(overview))
+        if overview.warning is not None:
+            say(overview.warning, style="yellow")
         if picture is not None:
             draw_schedule(spec, picture)
             say(f"schedule drawn in {picture}")
@@ -65,11 +76,23 @@ def check(
             from trimaran.launchers.data.examples import print_examples
 
             print_examples(spec, examples)
-        found = problems_here(spec, launcher or spec.launcher.kind)
-        if corpora is not None:
-            found += _too_often(spec, corpora)
+        found = _problems(spec, kind, corpora)
         if found:
-            raise ValueError("\n  ".join(["this run can't start on this machine:", *found]))
+            raise ValueError("\n  ".join([_CANNOT_START, *found]))
+
+
+def _problems(spec: RunSpec, kind: str, corpora: "Mapping[str, TokenShards] | None") -> list[str]:
+    return problems_here(spec, kind) + ([] if corpora is None else _too_often(spec, corpora))
+
+
+def _print_json(
+    spec: RunSpec, kind: str, facts: Mapping[str, Any], corpora: "Mapping[str, TokenShards] | None"
+) -> None:
+    found = _problems(spec, kind, corpora)
+    with writing_output():
+        print(json.dumps({**facts, "problems": found}, indent=1, allow_nan=False))
+    if found:
+        raise typer.Exit(2)
 
 
 def _prepared_corpora(spec: RunSpec) -> "dict[str, TokenShards] | None":

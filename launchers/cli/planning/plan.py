@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _TABLES = Path(__file__).parents[3] / "tests" / "plan" / "published"
 _GBIT = 1e9 / 8
 _MEASURED = "measured"  # group of constants of trimaran calibrate
+DEFAULT_CHIP: Final = "H100-SXM"
+_GPUS_PER_NODE, _NIC, _PUE, _FAILURE_HOURS, _RESTART, _WRITE_RATE = 8, 400.0, 1.1, 50_700.0, 300.0, 10.0
 
 
 def plan(
@@ -31,7 +33,7 @@ def plan(
     overrides: Overrides = [],  # noqa: B006
     chip: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="Accelerator, by its datasheet; or a file of trimaran calibrate.")
-    ] = "H100-SXM",
+    ] = DEFAULT_CHIP,
     software: Annotated[
         str | None,
         typer.Option(
@@ -39,16 +41,18 @@ def plan(
             help="Whose calibration: a published software's, or a file of trimaran calibrate --fit; by default all.",
         ),
     ] = None,
-    gpus_per_node: Annotated[int, typer.Option(help="GPUs that the fast links join.")] = 8,
-    nic: Annotated[float, typer.Option(help="Gbit/s between nodes, a GPU and direction.")] = 400.0,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs that the fast links join.")] = _GPUS_PER_NODE,
+    nic: Annotated[float, typer.Option(help="Gbit/s between nodes, a GPU and direction.")] = _NIC,
     price_per_hour: Annotated[float | None, typer.Option(help="Price of a GPU-hour, in any currency.")] = None,
     watts: Annotated[
         float | None, typer.Option(help="Watts of a GPU with its share of the node; by default its own.")
     ] = None,
-    pue: Annotated[float, typer.Option(help="Energy of the site over that of its computers.")] = 1.1,
-    hours_per_failure: Annotated[float, typer.Option(help="GPU-hours between two failures.")] = 50_700.0,
-    restart: Annotated[float, typer.Option(help="Seconds from a failure to the next step.")] = 300.0,
-    write_rate: Annotated[float, typer.Option(help="GB/s at which all ranks together write a checkpoint.")] = 10.0,
+    pue: Annotated[float, typer.Option(help="Energy of the site over that of its computers.")] = _PUE,
+    hours_per_failure: Annotated[float, typer.Option(help="GPU-hours between two failures.")] = _FAILURE_HOURS,
+    restart: Annotated[float, typer.Option(help="Seconds from a failure to the next step.")] = _RESTART,
+    write_rate: Annotated[
+        float, typer.Option(help="GB/s at which all ranks together write a checkpoint.")
+    ] = _WRITE_RATE,
     json_file: Annotated[
         Path | None, typer.Option("--json", parser=path, metavar="FILE", help="Write the plan into this file too.")
     ] = None,
@@ -119,10 +123,15 @@ def check_folders(files: Mapping[str, Path | None]) -> None:
             raise ValueError(f"{option} {file} is a folder; give the name of a file")
 
 
-def _check(rates: Mapping[str, float | None], restart: float, pue: float) -> None:
+def check_rates(rates: Mapping[str, float | None]) -> None:
+    """Raise ValueError where the value of an option, by its name, is not above 0 and finite."""
     for option, value in rates.items():
         if value is not None and not (0 < value < math.inf):
             raise ValueError(f"{option} must be above 0 and finite; got {value}")
+
+
+def _check(rates: Mapping[str, float | None], restart: float, pue: float) -> None:
+    check_rates(rates)
     if not 0 <= restart < math.inf:
         raise ValueError(f"--restart must be at least 0 and finite; got {restart}")
     if pue < 1:
@@ -182,18 +191,33 @@ def _setting(
     return Setting(known, named, nic * _GBIT, gpus_per_node, *rest, write_rate * 1e9, measured), machine
 
 
+def plan_by(spec: "RunSpec", chip: str, price: float | None) -> "tuple[Plan, Setting]":
+    """Return the plan that `trimaran plan SPEC --chip CHIP --price-per-hour PRICE` makes, and what it is made for.
+
+    Raises:
+        ValueError, OSError: as `trimaran plan` says.
+    """
+    rest = (_NIC, _GPUS_PER_NODE, price, None, _PUE, _FAILURE_HOURS, _RESTART, _WRITE_RATE)
+    setting, machine = _setting(spec, chip, None, *rest)
+    return _made(spec, setting, machine), setting
+
+
+def _made(spec: "RunSpec", setting: "Setting", machine: "Machine | None") -> "Plan":
+    if machine is None:
+        from trimaran.runtime.plan.forecast import plan as make_plan
+
+        return make_plan(spec, setting)
+    from trimaran.runtime.plan.on_machine import plan_on
+
+    return plan_on(spec, machine, setting)
+
+
 def _plan(
     spec: "RunSpec", setting: "Setting", json_file: Path | None, picture: Path | None, *, machine: "Machine | None"
 ) -> None:
-    from trimaran.runtime.plan.forecast import plan as make_plan
     from trimaran.runtime.plan.forecast import timeline
 
-    if machine is None:
-        found = make_plan(spec, setting)
-    else:
-        from trimaran.runtime.plan.on_machine import plan_on
-
-        found = plan_on(spec, machine, setting)
+    found = _made(spec, setting, machine)
     _print_plan(spec, setting, found)
     if json_file is not None:
         write_text(json_file, json.dumps(content_of(setting, found), indent=1) + "\n")
