@@ -16,7 +16,7 @@ Each of them may be missing; the page says which one and why it matters.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from html import escape
 from pathlib import Path
@@ -40,9 +40,8 @@ from trimaran.launchers.report.folder import Run, finite_points, is_finite, read
 from trimaran.launchers.report.html import document, grid, notice, section, table, write_page
 from trimaran.launchers.report.plan_rows import plan_rows
 from trimaran.runtime.evaluate.results import stderr_name
-from trimaran.runtime.pipeline.action import Action
 from trimaran.runtime.pipeline.draw import timeline_svg
-from trimaran.runtime.pipeline.simulate import Span
+from trimaran.runtime.pipeline.trace import spans_of
 
 _INTERVAL = 1.96  # standard errors of half a 95% interval
 _MOST_SAMPLE_CHARACTERS = 20_000
@@ -263,7 +262,7 @@ def _pipeline(run: Run) -> str:
         )
         ranks = int(run.timeline["num_ranks"])
         pictures = [
-            embed(timeline_svg(_spans(run.timeline[key], ranks), name), key) for key, name in _TIMELINES.items()
+            embed(timeline_svg(spans_of(run.timeline[key], ranks), name), key) for key, name in _TIMELINES.items()
         ]
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         return section(
@@ -304,22 +303,6 @@ def _grid_of(spec: Mapping[str, Any]) -> Grid | None:
     whole = Grid.of(parallel, 1)
     share = whole.ranks // nodes if whole is not None and isinstance(nodes, int) and nodes > 0 else 0
     return Grid.of(parallel, share)
-
-
-def _spans(records: Sequence[Sequence[Any]], num_ranks: int) -> list[Span]:
-    """Return the spans of [rank, "2F0", start_ms, stop_ms] records.
-
-    Raises:
-        ValueError: a record is malformed, or its rank is impossible: the picture has a row for every rank up to the
-            highest, so a huge one would fill the memory.
-    """
-    spans = [Span(int(rank), Action.parse(str(text)), float(start), float(stop)) for rank, text, start, stop in records]
-    for span in spans:
-        if not 0 <= span.rank < min(num_ranks, len(spans)):
-            raise ValueError(
-                f"rank {span.rank} of action {span.action} is not one of the {num_ranks} ranks that have actions"
-            )
-    return spans
 
 
 def _sample(run: Run) -> str:

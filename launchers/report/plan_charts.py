@@ -15,14 +15,13 @@ from trimaran.launchers.report.charts import (
     plain_axes,
     rank_map,
 )
-from trimaran.runtime.pipeline.action import KINDS
+from trimaran.runtime.pipeline.draw import draw_timeline, timeline_height
 from trimaran.runtime.pipeline.simulate import Span
 from trimaran.runtime.plan.forecast import Plan, Setting
 from trimaran.runtime.plan.search.search import Search
 from trimaran.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MOST_GRIDS: Final = 24  # of a search
@@ -44,43 +43,15 @@ def plan_picture(spec: RunSpec, setting: Setting, found: Plan, spans: Sequence[S
 
     grid = Grid.of(spec.parallel.model_dump(), setting.gpus_per_node)
     assert grid is not None, "a spec's layout is one"
-    heights = (bars_height(spec.parallel.pp), 1.0 + 0.3 * spec.parallel.pp, grid.height)
+    heights = (bars_height(spec.parallel.pp), timeline_height(spec.parallel.pp) / 100, grid.height)
     figure = Figure(figsize=(11.0, sum(heights)), layout="constrained")
     memory, steps, ranks = figure.subplots(3, 1, height_ratios=heights)
     memory_bars(memory, found.memory, setting.chip.memory_bytes, setting.chip.name)
-    _timeline(steps, spec, spans)
-    rank_map(ranks, grid)
-    return standalone(figure)
-
-
-def _timeline(axes: "Axes", spec: RunSpec, spans: Sequence[Span]) -> None:
-    """Boxes of each rank's actions; chunks of a rank from dark to light."""
-    stages: dict[int, list[int]] = {}
-    for stage in sorted({span.action.stage for span in spans}):
-        owner = next(span.rank for span in spans if span.action.stage == stage)
-        stages.setdefault(owner, []).append(stage)
-    labelled = set()
-    for span in spans:
-        kind = KINDS[span.action.kind]
-        if not span.action.is_compute:
-            continue
-        chunk = stages[span.rank].index(span.action.stage)
-        color = kind.shades[min(chunk, len(kind.shades) - 1)]
-        label = kind.words if kind.words not in labelled else None
-        labelled.add(kind.words)
-        axes.broken_barh(
-            [(span.start, span.stop - span.start)], (span.rank - 0.4, 0.8), color=color, edgecolor="white",
-            linewidth=0.4, label=label,
-        )  # fmt: skip
-    axes.set_yticks(range(spec.parallel.pp))
-    axes.set_ylabel("pipeline rank")
-    axes.set_xlabel("milliseconds")
-    axes.invert_yaxis()
     drawn = len({span.action.microbatch for span in spans})
     title = f"the step: {drawn} of {spec.num_microbatches} microbatches, {spec.parallel.schedule}"
-    axes.set_title(title, loc="left", fontsize="medium")
-    plain_axes(axes, "")
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    draw_timeline(steps, spans, title)
+    rank_map(ranks, grid)
+    return standalone(figure)
 
 
 def search_picture(found: Search, setting: Setting) -> str:

@@ -2,10 +2,12 @@
 
 Each kind of action has its colour (`KINDS`), the chunks of a rank (its virtual stages) go from dark to light, and the
 pale background is idle time. A thin line under a row is a transfer on the wire, or a wait for one.
+
+What is drawn is a list of boxes and texts in px (`_shapes`), written as SVG for pages or given to matplotlib's axes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -21,6 +23,7 @@ _TRANSFER_COLOR = KINDS[ActionKind.SEND_F].shades[0]
 _INK, _MUTED, _TRACK, _GRID = "#1f2937", "#6b7280", "#f1f5f9", "#cbd5e1"
 _DARK_TEXT = "#0f172a"
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 76.0, 64.0, 46.0  # margins of the plot, px
+_POINT = 0.72  # points of a px, of which 100 are an inch
 _DIGIT_WIDTH = 6.6  # px of one digit of the microbatch numbers (11 px) with its margin
 
 
@@ -51,7 +54,62 @@ class _Frame:
 
     @property
     def height(self) -> float:
-        return _TOP + self.num_ranks * self.row_height + _BOTTOM
+        return timeline_height(self.num_ranks, self.row_height)
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """`x` is where the text begins, has its middle or ends, by `anchor`; `y` is its base line."""
+
+    x: float
+    y: float
+    text: str
+    size: int = 12
+    color: str = _INK
+    anchor: str = "start"
+    weight: int = 400
+
+    def svg(self) -> str:
+        return (
+            f'<text x="{self.x:.1f}" y="{self.y:.1f}" font-size="{self.size}" font-weight="{self.weight}" '
+            f'fill="{self.color}" text-anchor="{self.anchor}">{escape(self.text)}</text>'
+        )
+
+    def draw(self, axes: "Axes") -> None:
+        where = {"start": "left", "middle": "center", "end": "right"}[self.anchor]
+        weight = "bold" if self.weight > 400 else "normal"
+        axes.text(
+            self.x, self.y, self.text, size=self.size * _POINT, color=self.color, ha=where, va="baseline",
+            weight=weight, parse_math=False,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    x: float
+    y: float
+    width: float
+    height: float
+    color: str
+    radius: float = 0.0
+    stroke: str = ""
+    tooltip: str = ""
+    label: _Text | None = None
+
+    def svg(self) -> str:
+        stroke = f' stroke="{self.stroke}"' * bool(self.stroke)
+        box = (
+            f'<rect x="{self.x:.2f}" y="{self.y:.1f}" width="{self.width:.2f}" height="{self.height:.1f}" '
+            f'rx="{self.radius:g}" fill="{self.color}"{stroke}/>'
+        )
+        label = "" if self.label is None else self.label.svg()
+        return f"<g><title>{self.tooltip}</title>{box}{label}</g>" if self.tooltip else box
+
+    def draw(self, axes: "Axes") -> None:
+        edge = {"edgecolor": self.stroke, "linewidth": 0.5} if self.stroke else {"linewidth": 0.0}
+        axes.broken_barh([(self.x, self.width)], (self.y, self.height), facecolor=self.color, **edge)  # type: ignore[arg-type]
+        if self.label is not None:
+            self.label.draw(axes)
 
 
 def timeline_svg(spans: Sequence[Span], title: str, *, width: float = 1100.0, row_height: float = 34.0) -> str:
@@ -66,120 +124,69 @@ def timeline_svg(spans: Sequence[Span], title: str, *, width: float = 1100.0, ro
         row_height: height of one rank's row in px.
     """
     frame = _frame(spans, width, row_height)
-    idle = _idle_shares(spans, frame)
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width:g} {frame.height:g}" '
         f'width="{frame.width:g}" height="{frame.height:g}" style="max-width:100%;height:auto" role="img" '
         'font-family="system-ui, sans-serif" font-size="12">'
     )
-    parts = [
-        opening,
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{frame.width:g}" height="{frame.height:g}" fill="#ffffff"/>',
-        _text(_LEFT, 26, title, size=16, weight=600),
-        *_legend(spans, frame),
-        *_axis(frame),
-        *_rows(frame, idle),
-    ]
-    if spans:
-        parts.append(_text(frame.width - _RIGHT, 26, _summary(frame, idle), color=_MUTED, anchor="end"))
-    else:
-        parts.append(_text(_LEFT + 8, _TOP + row_height / 2 + 4, "no spans recorded", color=_MUTED))
-    chunks = _chunk_numbers(spans)
-    # Transfers last, so that a thin line is never under a box.
-    parts += [_box(span, chunks[span.rank, span.action.stage], frame) for span in spans if span.action.kind.is_compute]
-    parts += [_wire(span, frame) for span in spans if not span.action.kind.is_compute]
-    return "\n".join([*parts, "</svg>"])
+    paper = f'<rect width="{frame.width:g}" height="{frame.height:g}" fill="#ffffff"/>'
+    shapes = [shape.svg() for shape in _shapes(spans, title, frame)]
+    return "\n".join([opening, f"<title>{escape(title)}</title>", paper, *shapes, "</svg>"])
 
 
 def save_png(
     spans: Sequence[Span], path: str | Path, title: str = "", *, width: float = 1100.0, row_height: float = 34.0
 ) -> None:
-    """Draw the same picture with matplotlib and write it to `path` as a PNG of 2 x `width` pixels.
+    """Write the same picture to `path` as a PNG of 2 x `width` pixels.
 
     Raises:
         OSError: `path` cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only pictures need it
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
-    frame = _frame(spans, width, row_height)
-    idle = _idle_shares(spans, frame)
-    figure = Figure(figsize=(frame.width / 100, frame.height / 100), dpi=200, facecolor="white")
+    height = _frame(spans, width, row_height).height
+    figure = Figure(figsize=(width / 100, height / 100), dpi=200, facecolor="white")
     FigureCanvasAgg(figure)
-    plot_height = frame.num_ranks * frame.row_height
-    axes = figure.add_axes(
-        (_LEFT / frame.width, _BOTTOM / frame.height, frame.plot_width / frame.width, plot_height / frame.height)
-    )
-    axes.set_xlim(frame.start, frame.stop if frame.stop > frame.start else frame.start + 1)
-    axes.set_ylim(frame.num_ranks - 0.5, -0.5)
-    axes.set_yticks(range(frame.num_ranks), [f"rank {rank}" for rank in range(frame.num_ranks)])
-    ticks = _ticks(frame.stop - frame.start)
-    axes.set_xticks([frame.start + tick for tick in ticks], [f"{tick:.6g}" for tick in ticks])
-    axes.set_xlabel("time (ms)", color=_MUTED, fontsize=8)
-    axes.tick_params(length=0, colors=_INK, labelsize=8)
-    axes.spines[:].set_visible(False)
-    _draw_png_rows(axes, spans, frame, idle)
-    x, y = _LEFT / frame.width, 1 - 26 / frame.height
-    figure.text(x, y, title, size=11, weight="bold", color=_INK, parse_math=False)
-    if spans:
-        figure.text(1 - _RIGHT / frame.width, y, _summary(frame, idle), size=8, color=_MUTED, ha="right")
-    handles = [Patch(color=KINDS[kind].shades[0], label=KINDS[kind].words) for kind in _kinds_shown(spans)]
-    handles += [Patch(color=_TRANSFER_COLOR, label="transfer"), Patch(facecolor=_TRACK, edgecolor=_GRID, label="idle")]
-    anchor = (x, 1 - 36 / frame.height)
-    figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=anchor,
-        ncols=len(handles),
-        frameon=False,
-        fontsize=8,
-        borderpad=0,
-        borderaxespad=0,
-    )
+    draw_timeline(figure.add_axes((0, 0, 1, 1)), spans, title, width=width, row_height=row_height)
     figure.savefig(path, format="png")
 
 
-def _draw_png_rows(axes: "Axes", spans: Sequence[Span], frame: _Frame, idle: Sequence[float]) -> None:
-    bar = frame.bar_height / frame.row_height
-    for rank, share in enumerate(idle):
-        axes.broken_barh([(frame.start, frame.stop - frame.start)], (rank - bar / 2, bar), color=_TRACK, linewidth=0)
-        axes.annotate(
-            f"{share:.1%} idle",
-            (1, rank),
-            (6, 0),
-            ("axes fraction", "data"),
-            "offset points",
-            size=8,
-            color=_MUTED,
-            va="center",
-        )
-    chunks = _chunk_numbers(spans)
-    for span in spans:
-        duration = span.stop - span.start
-        if not span.action.kind.is_compute:
-            axes.broken_barh(
-                [(span.start, duration)], (span.rank + bar / 2 + 0.02, 0.07), color=_TRANSFER_COLOR, linewidth=0
-            )
-            continue
-        color, ink = _paint(span, chunks[span.rank, span.action.stage])
-        axes.broken_barh(
-            [(span.start, duration)], (span.rank - bar / 2, bar), facecolor=color, edgecolor="white", linewidth=0.6
-        )
-        label = str(span.action.microbatch)
-        if _label_fits(label, frame.x(span.stop) - frame.x(span.start)):
-            axes.text(
-                span.start + duration / 2, span.rank, label, ha="center", va="center_baseline", size=7.5, color=ink
-            )
+def draw_timeline(
+    axes: "Axes", spans: Sequence[Span], title: str, *, width: float = 1100.0, row_height: float = 34.0
+) -> None:
+    """Draw the same picture into axes of matplotlib, whose own ticks and frame go; 100 px are an inch."""
+    frame = _frame(spans, width, row_height)
+    axes.set_xlim(0, frame.width)
+    axes.set_ylim(frame.height, 0)
+    axes.set_axis_off()
+    for shape in _shapes(spans, title, frame):
+        shape.draw(axes)
+
+
+def timeline_height(num_ranks: int, row_height: float = 34.0) -> float:
+    """Return the height of a picture in px."""
+    return _TOP + num_ranks * row_height + _BOTTOM
+
+
+def _shapes(spans: Sequence[Span], title: str, frame: _Frame) -> Iterator[_Box | _Text]:
+    """Yield what is drawn, the lowest first."""
+    idle, chunks = _idle_shares(spans, frame), _chunk_numbers(spans)
+    yield _Text(_LEFT, 26, title, size=16, weight=600)
+    yield from _legend(spans, max(chunks.values(), default=0) + 1)
+    yield from _rows(frame, idle)
+    yield from _axis(frame)
+    if spans:
+        yield _Text(frame.width - _RIGHT, 26, _summary(frame, idle), color=_MUTED, anchor="end")
+    else:
+        yield _Text(_LEFT + 8, _TOP + frame.row_height / 2 + 4, "no spans recorded", color=_MUTED)
+    # Transfers last, so that a thin line is never under a box.
+    yield from (_box(span, chunks[span.rank, span.action.stage], frame) for span in spans if span.action.is_compute)
+    yield from (_wire(span, frame) for span in spans if not span.action.is_compute)
 
 
 def _summary(frame: _Frame, idle: Sequence[float]) -> str:
     return f"{frame.stop - frame.start:.4g} ms, {sum(idle) / len(idle):.1%} bubble"
-
-
-def _label_fits(label: str, width: float) -> bool:
-    return width >= len(label) * _DIGIT_WIDTH + 3
 
 
 def _frame(spans: Sequence[Span], width: float, row_height: float) -> _Frame:
@@ -217,50 +224,32 @@ def _kinds_shown(spans: Sequence[Span]) -> list[ActionKind]:
     return [kind for kind in ActionKind if kind in found] or [ActionKind.F, ActionKind.B]
 
 
-def _text(
-    x: float, y: float, text: str, *, size: int = 12, color: str = _INK, anchor: str = "start", weight: int = 400
-) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" fill="{color}" '
-        f'text-anchor="{anchor}">{escape(text)}</text>'
-    )
-
-
-def _legend(spans: Sequence[Span], frame: _Frame) -> list[str]:
-    num_shades = 1 + max(_chunk_numbers(spans).values(), default=0)
-    parts = []
+def _legend(spans: Sequence[Span], num_shades: int) -> Iterator[_Box | _Text]:
     x = _LEFT
     for kind in _kinds_shown(spans):
-        word = KINDS[kind].words
         for shade in KINDS[kind].shades[:num_shades]:
-            parts.append(f'<rect x="{x:.1f}" y="39" width="12" height="12" rx="2" fill="{shade}"/>')
+            yield _Box(x, 39, 12, 12, shade, radius=2)
             x += 14
-        parts.append(_text(x + 3, 49, word, color=_MUTED))
-        x += 12 + 7.0 * len(word)
+        yield _Text(x + 3, 49, KINDS[kind].words, color=_MUTED)
+        x += 12 + 7.0 * len(KINDS[kind].words)
     if num_shades > 1:
-        parts.append(_text(x + 3, 49, "(a shade per chunk)", color=_MUTED))
+        yield _Text(x + 3, 49, "(a shade per chunk)", color=_MUTED)
         x += 130
-    if any(not span.action.kind.is_compute for span in spans):
-        parts.append(f'<rect x="{x:.1f}" y="43.5" width="16" height="3" rx="1.5" fill="{_TRANSFER_COLOR}"/>')
-        parts.append(_text(x + 21, 49, "transfer", color=_MUTED))
+    if any(not span.action.is_compute for span in spans):
+        yield _Box(x, 43.5, 16, 3, _TRANSFER_COLOR, radius=1.5)
+        yield _Text(x + 21, 49, "transfer", color=_MUTED)
         x += 86
-    parts.append(f'<rect x="{x:.1f}" y="39" width="12" height="12" rx="2" fill="{_TRACK}" stroke="{_GRID}"/>')
-    parts.append(_text(x + 17, 49, "idle", color=_MUTED))
-    return parts
+    yield _Box(x, 39, 12, 12, _TRACK, radius=2, stroke=_GRID)
+    yield _Text(x + 17, 49, "idle", color=_MUTED)
 
 
-def _axis(frame: _Frame) -> list[str]:
+def _axis(frame: _Frame) -> Iterator[_Box | _Text]:
     bottom = frame.y(frame.num_ranks)
-    parts = []
     for tick in _ticks(frame.stop - frame.start):
         x = frame.x(frame.start + tick)
-        parts.append(
-            f'<line x1="{x:.1f}" y1="{_TOP:g}" x2="{x:.1f}" y2="{bottom + 4:.1f}" '
-            f'stroke="{_GRID}" stroke-width="0.75"/>'
-        )
-        parts.append(_text(x, bottom + 18, f"{tick:.6g}", size=11, color=_MUTED, anchor="middle"))
-    parts.append(_text(_LEFT + frame.plot_width / 2, bottom + 36, "time (ms)", size=11, color=_MUTED, anchor="middle"))
-    return parts
+        yield _Box(x - 0.375, _TOP, 0.75, bottom + 4 - _TOP, _GRID)
+        yield _Text(x, bottom + 18, f"{tick:.6g}", size=11, color=_MUTED, anchor="middle")
+    yield _Text(_LEFT + frame.plot_width / 2, bottom + 36, "time (ms)", size=11, color=_MUTED, anchor="middle")
 
 
 def _ticks(length: float) -> list[float]:
@@ -273,50 +262,42 @@ def _ticks(length: float) -> list[float]:
     return [index * step for index in range(math.floor(length / step * (1 + 1e-9)) + 1)]
 
 
-def _rows(frame: _Frame, idle: Sequence[float]) -> list[str]:
-    parts = []
+def _rows(frame: _Frame, idle: Sequence[float]) -> Iterator[_Box | _Text]:
     for rank, share in enumerate(idle):
         y = frame.y(rank)
         middle = y + frame.row_height / 2 + 4
-        parts.append(_text(_LEFT - 10, middle, f"rank {rank}", anchor="end"))
-        parts.append(
-            f'<rect x="{_LEFT:g}" y="{y + 4:.1f}" width="{frame.plot_width:.1f}" '
-            f'height="{frame.bar_height:.1f}" rx="3" fill="{_TRACK}"/>'
-        )
-        parts.append(_text(frame.width - _RIGHT + 8, middle, f"{share:.1%} idle", size=11, color=_MUTED))
-    return parts
+        yield _Text(_LEFT - 10, middle, f"rank {rank}", anchor="end")
+        yield _Box(_LEFT, y + 4, frame.plot_width, frame.bar_height, _TRACK, radius=3)
+        yield _Text(frame.width - _RIGHT + 8, middle, f"{share:.1%} idle", size=11, color=_MUTED)
 
 
-def _box(span: Span, chunk: int, frame: _Frame) -> str:
+def _box(span: Span, chunk: int, frame: _Frame) -> _Box:
     color, ink = _paint(span, chunk)
     x, width = frame.x(span.start), frame.x(span.stop) - frame.x(span.start)
     y = frame.y(span.rank) + 4
     # A narrow gap separates neighbours, unless the box is too narrow for one.
     gap = 0.8 if width > 3 else 0.0
-    box = (
-        f'<rect x="{x:.2f}" y="{y:.1f}" width="{max(width - gap, 0.1):.2f}" height="{frame.bar_height:.1f}" '
-        f'rx="{2 if width > 6 else 0}" fill="{color}"/>'
-    )
-    label = str(span.action.microbatch)
-    text = ""
-    if _label_fits(label, width):
-        text = _text(x + (width - gap) / 2, y + frame.bar_height / 2 + 4, label, size=11, color=ink, anchor="middle")
-    return f"<g>{_tooltip(span, frame)}{box}{text}</g>"
+    number = str(span.action.microbatch)
+    label = None
+    if width >= len(number) * _DIGIT_WIDTH + 3:
+        middle = y + frame.bar_height / 2 + 4
+        label = _Text(x + (width - gap) / 2, middle, number, size=11, color=ink, anchor="middle")
+    return _Box(
+        x, y, max(width - gap, 0.1), frame.bar_height, color, radius=2 if width > 6 else 0,
+        tooltip=_tooltip(span, frame), label=label,
+    )  # fmt: skip
 
 
-def _wire(span: Span, frame: _Frame) -> str:
+def _wire(span: Span, frame: _Frame) -> _Box:
     x, width = frame.x(span.start), max(frame.x(span.stop) - frame.x(span.start), 0.6)
     y = frame.y(span.rank) + frame.row_height - 3
-    return (
-        f'<g>{_tooltip(span, frame)}<rect x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="2.4" rx="1.2" '
-        f'fill="{_TRANSFER_COLOR}"/></g>'
-    )
+    return _Box(x, y, width, 2.4, _TRANSFER_COLOR, radius=1.2, tooltip=_tooltip(span, frame))
 
 
 def _tooltip(span: Span, frame: _Frame) -> str:
     action = span.action
     begin, end = span.start - frame.start, span.stop - frame.start
     return (
-        f"<title>{action}: {KINDS[action.kind].words}, stage {action.stage}, microbatch {action.microbatch}\n"
-        f"{begin:.3f} to {end:.3f} ms ({end - begin:.3f} ms)</title>"
+        f"{action}: {KINDS[action.kind].words}, stage {action.stage}, microbatch {action.microbatch}\n"
+        f"{begin:.3f} to {end:.3f} ms ({end - begin:.3f} ms)"
     )

@@ -102,11 +102,24 @@ def test_schedules_tell_the_bytes_of_each(tmp_path: Path) -> None:
 
 def test_schedules_are_compared_printed_and_drawn(tmp_path: Path) -> None:
     make_workplace(tmp_path, model={"num_layers": 3}, parallel={"tp": 1, "pp": 2})
-    outcome = trimaran(tmp_path, "schedules", "spec.yaml", "--picture", "drawings")
+    run = tmp_path / "run"
+    run.mkdir()
+    measured = [[0, "0F0", 100.0, 101.5], [1, "1F0", 101.5, 103.0]]
+    (run / "timeline.json").write_text(json.dumps({"num_ranks": 2, "measured": measured}))
+    traced = ("--trace", "trace.json", "--run", "run")
+    outcome = trimaran(tmp_path, "schedules", "spec.yaml", "--picture", "drawings", *traced)
     assert outcome.code == 0, outcome.err
     # Three layers do not fill two stages a rank.
     assert [line.split()[0] for line in outcome.out.splitlines()[1:]] == ["gpipe", "1f1b", "zb_h1", "zb_h2"]
     assert sorted(path.stem for path in (tmp_path / "drawings").iterdir()) == ["1f1b", "gpipe", "zb_h1", "zb_h2"]
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = [event["args"]["name"] for event in events if event["name"] == "process_name"]
+    assert names[:3] == ["run, measured: pipeline rank 0", "run, measured: pipeline rank 1",
+                         "gpipe, simulated: pipeline rank 0"]  # fmt: skip
+    assert len({event["pid"] for event in events}) == len(names)
+    (run / "timeline.json").write_text(json.dumps({"num_ranks": 2, "measured": [[7, "0F0", 0, 1]]}))
+    refused = trimaran(tmp_path, "schedules", "spec.yaml", *traced)
+    assert refused.last_line.startswith("error: run/timeline.json is no timeline: ValueError, rank 7 of action 0F0 is")
     printed = trimaran(tmp_path, "schedules", "spec.yaml", "--csv", "zb_h1").out
     assert len(printed.splitlines()) == 2
     assert read_csv(printed, "printed").placement == (0, 1)

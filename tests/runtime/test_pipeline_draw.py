@@ -1,7 +1,10 @@
-"""The timeline pictures: well-formed, complete, self-contained."""
+"""The timeline pictures and traces: well-formed, complete, self-contained."""
 
+import json
 import re
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -10,6 +13,7 @@ from trimaran.runtime.pipeline.action import Action
 from trimaran.runtime.pipeline.draw import save_png, timeline_svg
 from trimaran.runtime.pipeline.schedules import build_schedule
 from trimaran.runtime.pipeline.simulate import Costs, Span, simulate
+from trimaran.runtime.pipeline.trace import chrome_trace
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -100,3 +104,48 @@ def test_png_has_twice_the_pixels_of_its_width(tmp_path: Path) -> None:
     header = path.read_bytes()[:24]
     assert header.startswith(b"\x89PNG")
     assert int.from_bytes(header[16:20], "big") == 1200
+
+
+# ---------------------------------------------------------------- traces
+
+# Trace Event Format, "Complete Events" and "Metadata Events".
+_FIELDS: dict[str, dict[str, Any]] = {
+    "X": {"name": str, "cat": str, "ph": str, "ts": float, "dur": float, "pid": int, "tid": int, "args": dict},
+    "M": {"name": str, "ph": str, "pid": int, "tid": int, "args": dict},
+}
+
+
+@pytest.mark.parametrize(("name", "virtual_stages"), [("1f1b", 1), ("interleaved_1f1b", 2), ("dualpipev", 2)])
+def test_a_trace_has_the_fields_of_its_format_and_every_span(name: str, virtual_stages: int) -> None:
+    spans = _spans(name, virtual_stages, transfer=1.0)
+    trace = json.loads(json.dumps(chrome_trace({"one": spans, "two": spans})))
+    assert trace["displayTimeUnit"] == "ms"
+    events = trace["traceEvents"]
+    assert all({key: type(value) for key, value in event.items()} == _FIELDS[event["ph"]] for event in events)
+    slices = [event for event in events if event["ph"] == "X"]
+    assert all(event["ts"] >= 0 and event["dur"] >= 0 for event in slices)
+    found = sorted((event["pid"], event["name"], event["ts"], event["dur"]) for event in slices)
+    ours = [(span.rank, str(span.action), span.start * 1e3, (span.stop - span.start) * 1e3) for span in spans]
+    assert found == sorted(ours + [(rank + 4, *rest) for rank, *rest in ours])
+
+
+def test_a_trace_names_ranks_and_threads_and_no_slice_of_a_thread_overlaps_another() -> None:
+    events = chrome_trace({"mine": _spans("dualpipev", 2, transfer=7.0)})["traceEvents"]
+    named = {(event["pid"], event["name"], event["tid"]): event["args"] for event in events if event["ph"] == "M"}
+    assert [named[rank, "process_name", 0]["name"] for rank in range(4)] == [
+        f"mine: pipeline rank {rank}" for rank in range(4)
+    ]
+    slices = [event for event in events if event["ph"] == "X"]
+    threads = {(event["pid"], event["tid"]) for event in slices}
+    assert {(pid, tid) for pid, name, tid in named if name == "thread_name"} == threads
+    assert {named[pid, "thread_name", tid]["name"] for pid, tid in threads} >= {"compute", "transfers"}
+    for thread in threads:
+        own = sorted((each["ts"], each["ts"] + each["dur"]) for each in slices if (each["pid"], each["tid"]) == thread)
+        assert all(stop <= start + 1e-9 for (_, stop), (start, _) in pairwise(own))
+
+
+def test_a_trace_of_a_run_begins_at_0() -> None:
+    spans = [Span(0, Action.parse("0F0"), 5000.0, 5001.5), Span(0, Action.parse("0B0"), 5001.5, 5003.0)]
+    slices = [event for event in chrome_trace({"run": spans})["traceEvents"] if event["ph"] == "X"]
+    assert [(event["ts"], event["dur"]) for event in slices] == [(0.0, 1500.0), (1500.0, 1500.0)]
+    assert chrome_trace({"empty": []})["traceEvents"] == []

@@ -24,6 +24,12 @@ def schedules(
     picture: Annotated[
         Path | None, typer.Option(parser=path, help="Draw each of them into a .svg file in this folder.")
     ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(parser=path, help="Write all of them into this .json file, for Perfetto.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(parser=path, metavar="RUN", help="--trace: with this run's measured timeline first.")
+    ] = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Count the bytes that the pipeline ranks hold at most, too (takes longer).")
     ] = False,
@@ -37,6 +43,7 @@ def schedules(
         spec = load_spec(spec_path, overrides)
         from trimaran.launchers.cli.planning.check import check_drawable, draw_schedule
         from trimaran.launchers.cli.planning.memory import bytes_at_most
+        from trimaran.launchers.cli.planning.timeline import write_trace
         from trimaran.runtime.pipeline.csv_text import write_csv
         from trimaran.runtime.pipeline.simulate import simulate
         from trimaran.runtime.train.pipeline import costs_of, schedule_of
@@ -55,6 +62,10 @@ def schedules(
             picture.mkdir(parents=True, exist_ok=True)
             for name, each in fitting.items():
                 draw_schedule(each, picture / f"{Path(name).name}.svg")
+        if trace is not None:
+            write_trace(trace, fitting, run)
+        elif run is not None:
+            raise ValueError("--run is for --trace FILE.json, into which its timeline goes")
         if csv is not None:
             return
         from rich.table import Table
