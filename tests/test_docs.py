@@ -19,14 +19,13 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from pydantic import BaseModel
 
 from tests import counting
 from tests.launchers.forked import fork_server
 from tests.launchers.runs import trimaran
 from tests.runtime.evaluation_files import write_sets
 from trimaran.runtime.spec.names import known_paths, place_of
-from trimaran.runtime.spec.tree import Place
+from trimaran.runtime.spec.reference import default_of, in_code
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
@@ -465,22 +464,11 @@ def test_make_train(folder: Path) -> None:
     assert "report" in done.stderr
 
 
-def default_of(place: Place) -> str:
-    """Return the default of a field as a spec would say it."""
-    assert place.field is not None
-    if place.field.is_required():
-        return "required"
-    value = place.field.get_default(call_default_factory=True, validated_data={})
-    if isinstance(value, BaseModel):
-        value = True if place.is_switch else {}
-    return f"`{json.dumps(value)}`"
-
-
 @pytest.mark.parametrize(("section", "page"), [("data", "data.md"), ("evaluation", "evaluation.md")])
 def test_the_table_of_fields_is_that_of_the_spec(section: str, page: str) -> None:
     places = [(path, place_of(path)) for path in known_paths() if path.startswith(f"{section}.")]
     rows = [
-        f"| `{path.removeprefix(f'{section}.')}` | {default_of(place)} | {place.field.description} |"
+        f"| `{path.removeprefix(f'{section}.')}` | {in_code(default_of(place))} | {place.field.description} |"
         for path, place in places
         if place is not None and place.field is not None and not place.is_item
     ]

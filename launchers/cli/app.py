@@ -19,6 +19,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Run": {
         "train": ("train:train", "Train the run of a spec; resumes by itself."),
         "check": ("planning.check:check", "Understand a run before it starts."),
+        "fields": ("fields:fields", "Every field of a spec: type, default, rule."),
         "schema": ("planning.check:schema", "Print the JSON schema of a spec, for editors."),
         "report": ("report:report", "Write the report of a run anew."),
     },

@@ -50,9 +50,7 @@ def plan(
     pue: Annotated[float, typer.Option(help="Energy of the site over that of its computers.")] = _PUE,
     hours_per_failure: Annotated[float, typer.Option(help="GPU-hours between two failures.")] = _FAILURE_HOURS,
     restart: Annotated[float, typer.Option(help="Seconds from a failure to the next step.")] = _RESTART,
-    write_rate: Annotated[
-        float, typer.Option(help="GB/s at which all ranks together write a checkpoint.")
-    ] = _WRITE_RATE,
+    write_rate: Annotated[float, typer.Option(help="GB/s at which all ranks write a checkpoint.")] = _WRITE_RATE,
     json_file: Annotated[
         Path | None, typer.Option("--json", parser=path, metavar="FILE", help="Write the plan into this file too.")
     ] = None,
