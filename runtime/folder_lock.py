@@ -100,7 +100,7 @@ class Holder:
             started=start_of(os.getpid()),
             job=job,
             starts=(first, second),
-            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+            since=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             token=uuid.uuid4().hex[:16],
         )
 

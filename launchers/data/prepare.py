@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.terminal import say
-from trimaran.models.fields import printable
+from trimaran.models.fields import counted, printable
 from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.spec import RunSpec
 
@@ -135,7 +135,7 @@ def export_prepared(prepared: "PreparedData", curated: "Curated | None", format:
             if shards.num_tokens:
                 tokens = documents_of_shards(shards, prepared.tokenizer.eot_id)
                 files = export_megatron(tokens, folder / shards.split, prepared.tokenizer.vocab_size)
-                say(f"{files[0].documents:,} documents of tokens: {files[0].path}")
+                say(f"{counted(files[0].documents, 'document')} of tokens: {files[0].path}")
         return
     if curated is None:
         raise ValueError(
@@ -144,7 +144,7 @@ def export_prepared(prepared: "PreparedData", curated: "Curated | None", format:
         )
     documents = (document for part in curated.parts for document in read_kept(part))
     for file in export_documents(documents, folder, format):
-        say(f"{file.documents:,} documents: {file.path}")
+        say(f"{counted(file.documents, 'document')}: {file.path}")
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def launch(run: LocalRun) -> None:
     from trimaran.launchers.rendezvous.store import serve_store
 
     check_loopback()
-    log_folder = run.log_folder / time.strftime("start-%Y%m%d-%H%M%S")
+    log_folder = run.log_folder / time.strftime("start-%Y%m%dT%H%M%S")
     log_folder.mkdir(parents=True, exist_ok=True)
     _wait_for_former_ranks(run.log_folder)
     node = Node("local", serve_store(LOOPBACK, 0), LOOPBACK, 1, run.spec.world_size, log_folder / "torchrun")

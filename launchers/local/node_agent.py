@@ -63,7 +63,7 @@ def run_node_by_hand(spec: RunSpec, spec_path: Path, overrides: list[str]) -> in
     get_ready(spec, ranks)
     store = store_at(host, int(port), spec.launcher.start_timeout_s)
     address = own_address(spec.launcher.interface, store.host)
-    logs = Path(spec.train.output_dir) / "logs" / time.strftime("agents-%Y%m%d-%H%M%S") / node_name({})
+    logs = Path(spec.train.output_dir) / "logs" / time.strftime("agents-%Y%m%dT%H%M%S") / node_name({})
     return run_node(
         Node(store.get(RUN).decode(), store, address, spec.launcher.nodes, ranks, logs), spec, spec_path, overrides
     )

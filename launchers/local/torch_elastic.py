@@ -23,6 +23,7 @@ from trimaran.launchers.env.exit_codes import LaunchError
 from trimaran.launchers.env.limits import check_limits, raise_soft_limits
 from trimaran.launchers.worker.process import threads_per_rank
 from trimaran.runtime.processes import children_of, is_stopped
+from trimaran.runtime.signal_watch import SignalWatch
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.signals import STOPPING
 
@@ -35,6 +36,7 @@ _BACKEND = "trimaran"
 _SHUTDOWN_S = 120  # for the ranks to save after a signal, before the agent kills them
 _KILLED_S = 10  # for a killed process to be gone
 _KEEP_ALIVE_S = 2
+_AGAIN_S = 0.3  # between two SIGINT that are two wishes: programs around this one may pass on what the terminal sends
 _WATCH_S, _ROLL_CALL_S, _POLL_S = 1.0, 10.0, 0.05
 # The path of a socket has at most 107 bytes.
 _LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
@@ -136,7 +138,12 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
         signals_to_handle=",".join(number.name for number in STOPPING),
         shutdown_timeout=_SHUTDOWN_S,
     )
-    with _quiet(), _stopped_ranks_killed(node.ranks, spec.launcher.timeout_s), _no_rank_left():
+    with (
+        _quiet(),
+        _stopped_ranks_killed(node.ranks, spec.launcher.timeout_s),
+        SignalWatch(_AtOnce().heard),
+        _no_rank_left(),
+    ):
         try:
             elastic_launch(config, entry)(*arguments)
         except RendezvousError as error:
@@ -206,11 +213,10 @@ def _stopped_ranks_killed(ranks: int, timeout_s: float) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
         since: dict[int, float] = {}
         most = 0
         while not done.wait(_WATCH_S):
-            children = children_of(server) if server else []
+            children = _ranks()
             most = min(ranks, max(most, len(children)))
             since = {pid: since.get(pid, time.monotonic()) for pid in children if is_stopped(pid)}
             for pid, start in since.items():
@@ -229,25 +235,50 @@ def _stopped_ranks_killed(ranks: int, timeout_s: float) -> Iterator[None]:
         thread.join()
 
 
+class _AtOnce:
+    """Kills the ranks of this node when Ctrl-C is pressed again while they save: whoever does so won't wait."""
+
+    def __init__(self) -> None:
+        self._first_s: float | None = None
+
+    def heard(self, number: signal.Signals) -> None:
+        """Count a signal."""
+        if number != signal.SIGINT:
+            return
+        now = time.monotonic()
+        if self._first_s is None:
+            self._first_s = now
+        elif now - self._first_s > _AGAIN_S:
+            logger.warning("Ctrl-C again: the ranks end at once, and save nothing more")
+            for pid in _ranks():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _ranks() -> list[int]:
+    """Return the processes forked from the fork server, the ranks of this node."""
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return children_of(server) if server else []
+
+
 @contextmanager
 def _no_rank_left() -> Iterator[None]:
     """End the ranks of this node that the agent has left behind, however the block ends.
 
     A second signal, such as `timeout` sends, interrupts the agent while it waits for the ranks to save, and a signal
-    during a start finds ranks that it does not know yet. Signals are ignored from here on.
+    during a start finds ranks that it does not know yet. From here on signals do nothing here, but are heard of.
     """
     try:
         yield
     finally:
         for number in STOPPING:
-            signal.signal(number, signal.SIG_IGN)
-        server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+            signal.signal(number, lambda number, frame: None)
         for number, patience_s in ((signal.SIGTERM, _SHUTDOWN_S), (signal.SIGKILL, _KILLED_S)):
             end = time.monotonic() + patience_s
-            for pid in children_of(server) if server else []:
+            for pid in _ranks():
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
-            while server and children_of(server) and time.monotonic() < end:
+            while _ranks() and time.monotonic() < end:
                 time.sleep(_POLL_S)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimaran.launchers.report.tune_page import SearchResult, write_tune_page
+from trimaran.models.fields import counted
 from trimaran.runtime.plan.scaling.figures import ScalingError
 from trimaran.runtime.spec.errors import show
 from trimaran.runtime.tune.extrapolate import Extrapolation, extrapolate, write_extrapolation
@@ -49,7 +50,7 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
     tune = plan.tune
     prune = tune.prune
     rows = [("base", tune.base), *((f"space: {key}", show(value)) for key, value in tune.space.items())]
-    trials = f", {tune.search.trials} trials" if tune.search.trials is not None else ""
+    trials = f", {counted(tune.search.trials, 'trial')}" if tune.search.trials is not None else ""
     rows.append(("search", f"{tune.search.sampler}{trials}, seed {tune.search.seed}"))
     if prune.method != "none":
         rows.append(("prune", f"{prune.method} from step {prune.first_step} on"))

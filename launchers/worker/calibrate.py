@@ -10,6 +10,7 @@ import torch
 
 from trimaran.launchers.terminal import say
 from trimaran.launchers.worker.tasks import CalibrateTask
+from trimaran.models.fields import counted
 from trimaran.runtime.files import read_text, write_text
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.plan.calibrate.record import Point
@@ -32,7 +33,7 @@ def run_calibrate(task: CalibrateTask, spec: RunSpec, mesh: Mesh, device: torch.
             torch.set_num_threads(threads)
         mesh.gather_text("")  # the others wait, and take no core meanwhile
     if mesh.rank == 0:
-        say(f"measuring {mesh.world_size} ranks at once")
+        say(f"measuring {counted(mesh.world_size, 'rank')} at once")
     mine: Iterable[Point] = measure(device, task.dtypes, mesh.world_size, effort)
     points = list(mine)
     if mesh.world_size > 1:

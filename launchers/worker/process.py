@@ -74,6 +74,7 @@ class Rank:
         self._grid = ""
         self._cause: Failure | None = None  # another rank's failure, because of which this rank exits
         self._has_cause = threading.Event()
+        self._has_answered = False
         self._terminal = os.dup(2)  # the user's terminal, kept for when the output of this rank goes to a file
 
     @property
@@ -123,6 +124,26 @@ class Rank:
             sys.stderr = os.fdopen(self._terminal, "w", 1, errors="backslashreplace", closefd=False)
             with (self._folder / STDERR_FILE).open("ab") as file:
                 os.dup2(file.fileno(), 2)
+
+    def answer(self, number: signal.Signals) -> None:
+        """On rank 0, tell a person who stops the run what it waits for. Runs in a thread, once for all signals."""
+        if self.number or self._has_answered:
+            return
+        self._has_answered = True
+        if self.saves:
+            waits = f"step {self.step} is being saved, and the run ends after that"
+        elif self.step is None:
+            waits = "the run ends once it has begun to train"
+        else:
+            waits = f"the run finishes step {self.step}, or one more, saves and ends"
+        again = "; press Ctrl-C again to end it at once, without saving" if number == signal.SIGINT else ""
+        self._tell(f"{number.name}: {waits}{again}")
+
+    def _tell(self, text: str) -> None:
+        """Write a line on the terminal, over the live line where there is one."""
+        erase, said = "\r\x1b[2K" if os.isatty(self._terminal) else "", printable(text, keep="\n")
+        with contextlib.suppress(OSError):
+            os.write(self._terminal, f"{erase}{said}\n".encode())
 
     def last_words_of(self, rank: int) -> WatchdogEnd | None:
         """Return why NCCL's watchdog has ended another rank; None where its records do not say so."""
@@ -200,9 +221,7 @@ class Rank:
 
     def _announce(self, failure: Failure) -> None:
         if self._announces:
-            said = printable(str(failure), keep="\n")
-            with contextlib.suppress(OSError):
-                os.write(self._terminal, f"error: {said}\n".encode())
+            self._tell(f"error: {failure}")
 
     def _write_traceback(self, error: BaseException) -> str:
         """Return the file's path, "" where it could not be written."""

@@ -43,6 +43,7 @@ from trimaran.runtime.finetune.rl.inputs import inputs_of
 from trimaran.runtime.finetune.rl.loop import train_on_rewards
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.plan.brief import peak_of_run
+from trimaran.runtime.signal_watch import SignalWatch
 from trimaran.runtime.spec import RunSpec, check_world_size, load_spec
 from trimaran.runtime.train.hardware import describe_machine
 from trimaran.runtime.train.loop import train
@@ -213,7 +214,7 @@ def _train(rank: Rank, task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch
 
     # From here on a signal lets every rank finish the step and save: a rank that died of it at once would take the
     # others with it.
-    with StopRequest() as stop:
+    with StopRequest() as stop, SignalWatch(rank.answer):
         data = open_data(task.data)
         if spec.finetune is not None and spec.finetune.method == "rl":
             state = train_on_rewards(spec, mesh, device, inputs_of(spec, data), stop, at_step)

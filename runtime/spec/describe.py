@@ -44,10 +44,7 @@ def describe(spec: RunFields) -> list[tuple[str, str]]:
         ("objective", _objective(spec, shape)),
         *([("adapters", adapters)] if (adapters := _adapters(spec, shape)) else []),
         *([("evaluation", _evaluation(spec.evaluation))] if spec.evaluation is not None else []),
-        (
-            "checkpoints",
-            f"every {spec.checkpoint.interval} steps and at the end" if spec.checkpoint.interval else "at the end",
-        ),
+        ("checkpoints", _every(spec.checkpoint.interval)),
         ("output", spec.train.output_dir),
     ]
     return rows
@@ -153,7 +150,7 @@ def _total_tokens(spec: RunFields, shape: TransformerConfig) -> str:
     if not spec.train.num_steps:
         return _BY_EXAMPLES
     tokens = spec.tokens_per_step * spec.train.num_steps
-    return f"{tokens:,} in {spec.train.num_steps:,} steps, {tokens / shape.num_parameters():.3g} a parameter"
+    return f"{tokens:,} in {counted(spec.train.num_steps, 'step')}, {tokens / shape.num_parameters():.3g} a parameter"
 
 
 def _compute(spec: RunFields, shape: TransformerConfig) -> str:
@@ -198,8 +195,12 @@ def _adapters(spec: RunFields, shape: TransformerConfig) -> str:
     return f"{counted(count, 'parameter')} of rank {settings.rank} {beside}; scale {settings.scale:.4g}"
 
 
+def _every(interval: int) -> str:
+    return f"every {counted(interval, 'step')} and at the end" if interval else "at the end"
+
+
 def _evaluation(section: EvaluationSection) -> str:
-    when = f"every {section.interval} steps and at the end" if section.interval else "at the end"
+    when = _every(section.interval)
     limit = "" if section.limit is None else f", {counted(section.limit, 'document')} of each"
     return f"{', '.join(section.tasks)}, {when}{limit}"
 

@@ -39,15 +39,20 @@ def held_by_rank(optimizer: Optimizer | None, device: torch.device, before: int)
 
 
 def record_memory(optimizer: Optimizer, mesh: Mesh, device: torch.device, before: int) -> str:
-    """Return the content of memory.json: by pipeline rank the most that one of its ranks held. Collective."""
+    """Return the content of memory.json: by pipeline rank the most that one of its ranks held, and each rank's peak.
+
+    Collective over the world.
+    """
     mine = held_by_rank(optimizer, device, before)
     texts = mesh.gather_text(json.dumps([mesh.coordinates["pp"], mine]))
-    by_rank: list[dict[str, float]] = [{} for _ in range(mesh.pp.size)]
+    by_pipeline_rank: list[dict[str, float]] = [{} for _ in range(mesh.pp.size)]
+    peaks = []
     for rank, held in map(json.loads, texts):
+        peaks.append(held["peak"])
         for name, value in held.items():
-            by_rank[rank][name] = max(by_rank[rank].get(name, 0.0), value)
+            by_pipeline_rank[rank][name] = max(by_pipeline_rank[rank].get(name, 0.0), value)
     kind = "allocated" if device.type == "cuda" else "resident, above that before the model was built"
-    return json.dumps({"peak_is": kind, "by_pipeline_rank": by_rank})
+    return json.dumps({"peak_is": kind, "by_pipeline_rank": by_pipeline_rank, "peak_by_rank": peaks})
 
 
 @contextmanager

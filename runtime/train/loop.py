@@ -22,13 +22,14 @@ from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.plan.brief import MEASURED, peak_of_run
 from trimaran.runtime.plan.chips import Peak
-from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.spec import RunSpec, describe
 from trimaran.runtime.train.feed import BatchFeed, pinned
 from trimaran.runtime.train.hardware import mfu
 from trimaran.runtime.train.held import record_memory, resident_bytes, telling_memory
 from trimaran.runtime.train.init_from import draws_weights, start_from
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
+from trimaran.runtime.train.peak_memory import PeakMemory
 from trimaran.runtime.train.samples import BatchSource, HeldOut, TrainingData, held_out_of, train_loader
 from trimaran.runtime.train.signals import StopRequest
 from trimaran.runtime.train.state import (
@@ -80,10 +81,8 @@ def train(
         The state at the end.
     """
     path, comparisons = resume_path(spec), comparisons_of(spec, data)
-    if mesh.rank == 0:  # the weights of a large model take a minute on a CPU, and its first step several
-        sizes = f"{spec.transformer.num_parameters():,} parameters, {spec.tokens_per_step:,} tokens a step"
-        source = path or spec.checkpoint.init_from
-        print(f"{sizes}: {'making the weights' if source is None else f'reading {source}'}", flush=True)
+    if mesh.rank == 0:
+        tell_shape(spec, path)
     criterion, before = None if comparisons is None else comparisons.criterion, resident_bytes()
     draws = draws_weights(spec, path, needs_reference=comparisons is not None and comparisons.needs_reference)
     folder = Path(spec.train.output_dir)
@@ -154,6 +153,8 @@ def run_steps(
             stopped = scores is None
         if due(state.step, spec.checkpoint.interval) or state.step == spec.train.num_steps or stopped:
             log.at_step(state.step, True)
+            if stopped:
+                log.say(f"saving step {state.step}")
             save_state(train_context, state)
             log.at_step(state.step, False)
             saved_step = state.step
@@ -169,6 +170,18 @@ def run_steps(
     return state
 
 
+def tell_shape(spec: RunSpec, resumed: Path | None) -> None:
+    """Print the model's shape, size and layout, and where its weights come from.
+
+    The weights of a large model take a minute on a CPU, and its first step several.
+    """
+    told, source = dict(describe(spec)), resumed or spec.checkpoint.init_from
+    print(f"model: {told['model']}, vocabulary {told['vocabulary']}")
+    print(f"layout: {told['layout']}")
+    sizes = f"{told['parameters']} parameters, {counted(spec.tokens_per_step, 'token')} a step"
+    print(f"{sizes}: {'making the weights' if source is None else f'reading {source}'}", flush=True)
+
+
 def due(step: int, interval: int) -> bool:
     """Whether an action with an interval of `interval` steps (0: never) is due after `step`."""
     return interval > 0 and step % interval == 0
@@ -182,11 +195,11 @@ def describe_samples(spec: RunSpec, loader: BatchSource, data: TrainingData) -> 
         share = int(data.train.example_lengths.sum()) / (loader.num_samples * spec.train.seq_len)
         return (
             f"{counted(examples, 'example')} in {rows} of {spec.train.seq_len} tokens, {share:.1%} of them filled; "
-            f"{learned:,} tokens are learned"
+            f"{counted(learned, 'token')} to learn"
         )
     return (
-        f"{loader.num_samples:,} samples of {spec.train.seq_len} tokens "
-        f"({loader.unused_tail_tokens} tokens at the end fill none)"
+        f"{counted(loader.num_samples, 'sample')} of {counted(spec.train.seq_len, 'token')} "
+        f"({counted(loader.unused_tail_tokens, 'token')} at the end fill none)"
     )
 
 
@@ -243,6 +256,7 @@ class StepLog:
         self._peak: Peak | None = None
         if device.type == "cuda":
             self._peak = peak_of_run(self._folder, torch.cuda.get_device_name(device), spec.precision.dtype)
+        self._memory = PeakMemory(mesh, device)
         self._metrics: MetricsLogger | None = None
         if mesh.rank == 0:
             self._metrics = MetricsLogger(
@@ -281,7 +295,7 @@ class StepLog:
         num_losses: int | None = None,
         more: Mapping[str, float | None] = MappingProxyType({}),
     ) -> None:
-        """Log a finished step.
+        """Log a finished step. Collective over the world.
 
         Args:
             num_tokens: of its global batch, without padding.
@@ -294,6 +308,7 @@ class StepLog:
         peak = None if self._peak is None else self._peak.flops
         if peak is not None:
             counts["peak_flops"] = peak
+        self._memory.after_step()
         self._do(
             lambda metrics: metrics.log(
                 step=state.step,
@@ -305,7 +320,7 @@ class StepLog:
                 step_time_ms=seconds * 1e3,
                 mfu=mfu(tokens_per_second, self._flops_per_token, peak, self._world_size),
                 load_balancing_loss=result.load_balancing_loss,
-                more={**counts, **result.statistics, **more},
+                more={**counts, **result.statistics, **more, **self._memory.columns()},
             )
         )
 

@@ -2,8 +2,8 @@
 
 metrics.jsonl is one JSON object a line. A training row has step, loss, lr, grad_norm, tokens_seen, tokens_per_second,
 step_time_ms and mfu (null where unknown; else peak_flops, of one device, is what it is a share of), with experts also
-load_balancing_loss; an evaluation row has step, held_out_loss and held_out_perplexity; a row of scores has step and
-TASK/METRIC, TASK/METRIC_stderr of each task.
+load_balancing_loss, and what `peak_memory` measures; an evaluation row has step, held_out_loss and held_out_perplexity;
+a row of scores has step and TASK/METRIC, TASK/METRIC_stderr of each task.
 ``step`` is the number of optimizer steps finished, so the first training row is step 1. Numbers that JSON lacks are the
 strings "NaN", "Infinity" and "-Infinity" (the JSON mapping of protocol buffers), so that any JSON reader can read the
 file and a diverged loss differs from an unknown one.
@@ -21,10 +21,11 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, Self, TextIO
 
 from trimaran.models.fields import printable
 from trimaran.runtime.files import naming, open_regular, parse_json
+from trimaran.runtime.train.screen import make_screen
 
 Row = dict[str, int | float | None]
 """One line of metrics.jsonl: a training row has "loss", an evaluation row "held_out_loss", one of scores a "/"."""
@@ -37,6 +38,7 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # window of the median step time for the ETA: long enough to outlive one slow step, short enough to follow a change
 _RECENT_STEPS = 50
 _MOST_SCORES = 8  # on a line of the screen
+_EARLY_MS = 10_000.0
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -106,10 +108,11 @@ class MetricsLogger:
         self._num_steps = num_steps
         self._interval, self._peak = max(1, interval), peak
         self._step_times_ms: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._early_ms: float | None = None  # of the steps after the first of this start
         # line buffering passes every finished row to the system: a killed process loses at most the row it was writing
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._scalars = _TensorBoardScalars(folder / "tensorboard", purge_step=resume_step + 1) if tensorboard else None
-        self._screen = _make_screen(sys.stdout if stream is None else stream)
+        self._screen = make_screen(sys.stdout if stream is None else stream)
 
     def log(
         self,
@@ -160,8 +163,7 @@ class MetricsLogger:
         row |= more
         self._write(row, prefix="train/")
         self._step_times_ms.append(step_time_ms)
-        # The first step of a start too: it shows that the run works and how long a step takes.
-        due = step % self._interval == 0 or step == self._num_steps or len(self._step_times_ms) == 1
+        due = step % self._interval == 0 or step == self._num_steps or self._is_early_sign(step_time_ms)
         with contextlib.suppress(OSError):  # as in `say`
             self._screen.show(self._progress_line(row), due)
 
@@ -234,6 +236,15 @@ class MetricsLogger:
                 int(row["step"] or 0), {_tag(prefix, name): value for name, value in row.items() if name != "step"}
             )
 
+    def _is_early_sign(self, step_time_ms: float) -> bool:
+        """Whether a step is the first of a start, or the first that ends 10 s of steps after it.
+
+        The first shows that the run works; it is slower than those that follow, whose time the second one tells.
+        """
+        is_first, before_ms = self._early_ms is None, self._early_ms or 0.0
+        self._early_ms = 0.0 if is_first else before_ms + step_time_ms
+        return is_first or before_ms < _EARLY_MS <= self._early_ms
+
     def _progress_line(self, row: Mapping[str, Any]) -> str:
         remaining_ms = statistics.median(self._step_times_ms) * max(0, self._num_steps - row["step"])
         parts = [f"step {row['step']}/{self._num_steps}", f"loss {row['loss']:.4f}", f"lr {row['lr']:.2e}"]
@@ -244,6 +255,9 @@ class MetricsLogger:
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
         if row["mfu"] is not None:
             parts.append(f"MFU {row['mfu']:.1%}" + f" of {self._peak}" * bool(self._peak))
+        if row.get("peak_memory_bytes") is not None:
+            whose = f" (rank {row['peak_memory_rank']})" if "peak_memory_rank" in row else ""
+            parts.append(f"memory {row['peak_memory_bytes'] / 2**30:.2f} GiB{whose}")
         return "  ".join([*parts, f"ETA {_duration(remaining_ms / 1000)}"])
 
 
@@ -282,61 +296,6 @@ class _TensorBoardScalars:
 
     def close(self) -> None:
         self._writer.close()
-
-
-class _Screen(Protocol):
-    """Display of progress."""
-
-    def show(self, line: str, due: bool) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _PlainScreen:
-    """One line per logging interval, for log files and pipes."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def show(self, line: str, due: bool) -> None:
-        if due:
-            self.say(line)
-
-    def say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        pass
-
-
-class _LiveScreen:
-    """One line, redrawn in place, for terminals."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._text: Any = import_module("rich.text").Text
-        self._console: Any = import_module("rich.console").Console(file=stream, highlight=False)
-        self._live: Any = import_module("rich.live").Live(console=self._console, auto_refresh=False)
-        self._live.start()
-        self._drawn_at_s = 0.0
-
-    def show(self, line: str, due: bool) -> None:
-        now_s = time.monotonic()
-        # more than ten redraws a second are not visible and would take time from short steps
-        refresh = now_s - self._drawn_at_s >= 0.1
-        self._drawn_at_s = now_s if refresh else self._drawn_at_s
-        self._live.update(self._text(line, no_wrap=True, overflow="ellipsis"), refresh=refresh)
-
-    def say(self, text: str) -> None:
-        self._console.print(self._text(text))
-
-    def close(self) -> None:
-        self._live.stop()
-
-
-def _make_screen(stream: TextIO) -> _Screen:
-    return _LiveScreen(stream) if stream.isatty() else _PlainScreen(stream)
 
 
 def _drop_rows_after(path: Path, step: int) -> list[Row]:

@@ -127,6 +127,32 @@ def test_an_interrupted_run_saves_and_says_so_in_its_last_line(pair: tuple[Workp
         assert outcome.last_line.endswith(f"step-{step:08d}, and the same command resumes there")
 
 
+def test_a_signal_is_answered_by_what_the_run_waits_for(pair: tuple[Workplace, History]) -> None:
+    _, history = pair
+    waits = "the run finishes step 11, or one more, saves and ends; press Ctrl-C again to end it at once"
+    assert f"SIGINT: {waits}" in history.interrupted.err
+    assert "SIGTERM: the run finishes step 15, or one more, saves and ends\n" in history.terminated.err
+    assert "saving step 11\n" in history.interrupted.out
+    assert "saving step" not in history.ended.out
+
+
+def test_ctrl_c_is_answered_in_a_long_step_and_a_second_one_ends_the_run_at_once(tmp_path: Path) -> None:
+    workplace, (environment, reached) = make_workplace(tmp_path), hold_in_step(tmp_path)
+    with workplace.start_training(environment=environment) as command:
+        command.wait_until(reached.exists)
+        os.kill(command.process.pid, signal.SIGINT)
+        command.wait_until(lambda: "SIGINT: the run finishes step 1" in command.printed())
+        while (
+            "Ctrl-C again: the ranks end" not in (tmp_path / "err").read_text()
+        ):  # one that comes too soon counts as the first
+            os.kill(command.process.pid, signal.SIGINT)
+            time.sleep(0.05)
+        outcome = command.finish()
+    assert outcome.code == 130
+    assert outcome.left == []
+    assert outcome.last_line == "stopped by SIGINT; nothing is saved yet, and the same command starts anew"
+
+
 def test_a_stopped_run_can_be_generated_from_and_has_a_report(pair: tuple[Workplace, History]) -> None:
     _, history = pair
     assert (history.workplace.run / "report.html").exists()

@@ -32,7 +32,10 @@ def test_a_run_succeeds_and_leaves_no_process_and_no_shared_memory(finished: Fin
     assert "step 24/24" in outcome.out
     before = outcome.out.partition("step 1/24")[0].splitlines()
     parameters = load_spec(workplace.run / "spec.yaml").transformer.num_parameters()
-    assert before[0] == f"{parameters:,} parameters, 64 tokens a step: making the weights"
+    assert before[0].startswith("model: 2 layers, hidden 16, 2 heads of 8, feed-forward 24, ")
+    assert before[0].endswith(", vocabulary 270 tokens")
+    assert before[1].startswith("layout: tp 1 x pp 2 x dp 1 x cp 1 = 2 ranks")
+    assert before[2] == f"{parameters:,} parameters, 64 tokens a step: making the weights"
     assert before[-1] == "training begins at step 1 of 24"
     assert "report.html" in outcome.last_line
 
@@ -42,7 +45,10 @@ def test_metrics_hold_every_step_once_with_every_column(finished: Finished) -> N
     rows = workplace.rows()
     assert [row["step"] for row in rows] == list(range(1, 25))
     columns = ["step", "loss", "lr", "grad_norm", "tokens_seen", "tokens_per_second", "step_time_ms", "mfu"]
-    assert all(list(row) == columns for row in rows)
+    assert all(list(row) == [*columns, "peak_memory_bytes", "peak_memory_rank"] for row in rows)
+    peaks = [int(row["peak_memory_bytes"] or 0) for row in rows]
+    assert peaks == sorted(peaks)
+    assert peaks[0] > 2**26, "the memory of a process with torch"
     assert [row["tokens_seen"] for row in rows] == [64 * step for step in range(1, 25)]
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3  # type: ignore[operator]
     evaluations = [row for row in read_metrics(workplace.run / "metrics.jsonl") if "held_out_loss" in row]
@@ -76,7 +82,9 @@ def test_the_run_begins_with_its_plan_and_ends_with_what_it_held(finished: Finis
     assert told[0].startswith("pipeline rank ")
     assert told[1].startswith("the time of a step is not planned: this CPU is not calibrated")
     planned = json.loads((workplace.run / "plan.json").read_text())
-    held = json.loads((workplace.run / "memory.json").read_text())["by_pipeline_rank"]
+    memory = json.loads((workplace.run / "memory.json").read_text())
+    held = memory["by_pipeline_rank"]
+    assert memory["peak_by_rank"] == [each["peak"] for each in held], "a pipeline rank is one rank here"
     for mine, theirs in zip(planned["memory"], held, strict=True):
         for part in ("parameters", "gradients", "optimizer"):
             assert mine[part] == theirs[part]

@@ -204,6 +204,24 @@ def test_a_pipe_gets_a_plain_line_for_the_first_step_each_interval_and_the_last(
     assert len(lines) == 4
 
 
+def test_a_long_interval_still_shows_the_first_step_and_the_one_that_ends_ten_seconds_later(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with open_logger(tmp_path, stream, interval=1000) as logger:
+        for step in range(1, 10):
+            log_step(logger, step, step_time_ms=60_000.0 if step == 1 else 3_000.0)
+    assert [line.split("  ")[0] for line in stream.getvalue().splitlines()] == ["step 1/10", "step 5/10"]
+
+
+def test_the_largest_peak_of_memory_is_on_the_line(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with open_logger(tmp_path, stream) as logger:
+        log_step(logger, 1, more={"peak_memory_bytes": 3 << 29})
+        log_step(logger, 2, more={"peak_memory_bytes": 3 << 30, "peak_memory_rank": 5})
+    first, second = stream.getvalue().splitlines()
+    assert "  memory 1.50 GiB  ETA" in first
+    assert "  memory 3.00 GiB (rank 5)  ETA" in second
+
+
 def test_the_eta_is_the_median_step_time_times_the_steps_left(tmp_path: Path) -> None:
     stream = io.StringIO()
     with open_logger(tmp_path, stream, num_steps=3 + 26 * 3600) as logger:

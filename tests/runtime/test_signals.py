@@ -1,10 +1,12 @@
 """StopRequest with real signals sent to this process."""
 
+import ctypes
 import signal
 import threading
 
 import pytest
 
+from trimaran.runtime.signal_watch import SignalWatch
 from trimaran.runtime.train.signals import StopRequest
 
 
@@ -79,3 +81,22 @@ def test_entering_outside_the_main_thread_is_refused_by_name() -> None:
     thread.start()
     thread.join()
     assert "main thread, not in 'side'" in str(errors[0])
+
+
+def test_a_watch_hears_of_a_signal_while_the_main_thread_is_in_a_long_call() -> None:
+    libc, mutex, heard = ctypes.CDLL(None), ctypes.create_string_buffer(256), []
+
+    def hear(number: signal.Signals) -> None:
+        heard.append(number)
+        libc.pthread_mutex_unlock(mutex)
+
+    former = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    try:
+        with SignalWatch(hear):
+            libc.pthread_mutex_lock(mutex)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            libc.pthread_mutex_lock(mutex)  # no signal ends this wait; only the other thread does
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    assert heard == [signal.SIGALRM]
+    assert signal.set_wakeup_fd(-1) == -1, "the former state is back"

@@ -15,6 +15,7 @@ import typer
 from trimaran.launchers.cli.console import errors_as_sentences, path
 from trimaran.launchers.cli.planning.plan import check_folders
 from trimaran.launchers.terminal import print_table, say
+from trimaran.models.fields import counted
 from trimaran.runtime.files import read_text, write_text
 from trimaran.runtime.plan.scaling.intervals import Draws, draws_of, interval, shipped_draws
 from trimaran.runtime.plan.scaling.laws import (
@@ -174,7 +175,7 @@ def _print_fit(fitted: _Fitted, computes: list[float]) -> None:
     for name, found in fitted.law.constants.items():
         table.add_row(name, f"{found.value:.4g}", f"{found.low:.4g} to {found.high:.4g}")
     print_table(table)
-    say(f"{len(fitted.runs)} runs; they scatter around the law by {fitted.law.scatter:.2%}")
+    say(f"{counted(len(fitted.runs), 'run')}; they scatter around the law by {fitted.law.scatter:.2%}")
     for run in fitted.far_off[:_MOST_NAMED]:
         where = f"{run.parameters:.4g} parameters, {run.tokens:.4g} tokens"
         say(f"outlier: {where}: loss {run.loss:.4g}, by the law {fitted.formula.loss(run.parameters, run.tokens):.4g}")

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from trimaran.models.fields import counted
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.finetune.rl.batches import Rows
 from trimaran.runtime.finetune.rl.criterion import PolicyLoss, PolicySettings
@@ -31,7 +32,7 @@ from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.sections.finetune import RLSettings
 from trimaran.runtime.train.init_from import draws_weights, start_from
-from trimaran.runtime.train.loop import StepLog
+from trimaran.runtime.train.loop import StepLog, tell_shape
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.signals import StopRequest
 from trimaran.runtime.train.state import TrainState, load_state, resume_path, save_state
@@ -126,6 +127,8 @@ def train_on_rewards(
     check_fields(items, inputs.prompts.records)
     path = resume_path(spec)
     draws = draws_weights(spec, path)
+    if mesh.rank == 0:
+        tell_shape(spec, path)
     context = build_train_context(spec, mesh, device, draws_weights=draws, criterion=loss_of(settings))
     state = TrainState(data=inputs.data) if path is None else load_state(context, path)
     if state.data != inputs.data:
@@ -140,8 +143,8 @@ def train_on_rewards(
         for told in (context.optimizer.description, started_from):
             if told:
                 log.say(told)
-        asked = f"{settings.prompts_per_step} prompts x {settings.group_size} answers a rollout"
-        log.say(f"{len(inputs.prompts):,} prompts; {asked}")
+        asked = f"{counted(settings.prompts_per_step, 'prompt')} x {counted(settings.group_size, 'answer')} a rollout"
+        log.say(f"{counted(len(inputs.prompts), 'prompt')}; {asked}")
         models = RewardModels(items, spec, inputs.tokenizer, mesh, device)
         sampler = Sampler(context, inputs.prompts, inputs.tokenizer, inputs.stop_tokens, settings, scoring, models)
         return RewardLoop(context, sampler, reference, inputs.prompts, log).run(state, stop)
@@ -186,6 +189,8 @@ class RewardLoop:
             is_due = interval > 0 and state.step // interval > before // interval
             if is_due or stopped or state.step >= spec.train.num_steps:
                 self._log.at_step(state.step, True)
+                if stopped:
+                    self._log.say(f"saving step {state.step}")
                 save_state(self._context, state)
                 self._log.at_step(state.step, False)
             self._log.restart_clock()
