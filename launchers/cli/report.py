@@ -1,13 +1,34 @@
-"""`trimaran report`: write a run's report anew."""
+"""`trimaran report`: write a run's report anew, or set runs beside each other."""
 
-from trimaran.launchers.cli.console import RunPath, errors_as_sentences, require_run
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trimaran.launchers.cli.console import errors_as_sentences, path, require_run
 from trimaran.launchers.data.prepare_run import write_report_of
 from trimaran.launchers.terminal import say
 
 
-def report(run: RunPath) -> None:
-    """Write RUN/report.html anew from the run's files."""
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(parser=path, metavar="RUN...", help="Run folders; several are compared.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(parser=path, metavar="FILE", help="Of a comparison; else comparison.html."),
+    ] = None,
+) -> None:
+    """Write RUN/report.html anew from the run's files; of several runs, a page that compares them."""
     with errors_as_sentences():
-        require_run(run)
-        write_report_of(run)
-        say(f"report: {run / 'report.html'}")
+        for run in runs:
+            require_run(run)
+        if len(runs) == 1 and output is not None:
+            raise ValueError(f"--output is of a comparison; the report of one run is {runs[0] / 'report.html'}")
+        if len(runs) == 1:
+            write_report_of(runs[0])
+            say(f"report: {runs[0] / 'report.html'}")
+        else:
+            from trimaran.launchers.report.comparison import write_comparison
+
+            say(f"comparison: {write_comparison(runs, output or Path('comparison.html'))}")

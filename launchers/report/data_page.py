@@ -6,14 +6,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trimaran.launchers.report.charts import bars
-from trimaran.launchers.report.html import document, grid, notice, section, write_page
 from trimaran.models.fields import counted
 from trimaran.runtime.data.engine.parts import Removed
 from trimaran.runtime.data.prepare import PreparedData
 from trimaran.runtime.data.recipe.curated import Curated
 from trimaran.runtime.data.recipe.fate import samples
 from trimaran.runtime.data.recipe.fertility import fertility
+from trimaran.runtime.pages.charts import bars
+from trimaran.runtime.pages.html import document, grid, notice, section, write_page
 
 _SAMPLES = 20
 _MOST_CLUSTERS = 10
@@ -63,8 +63,8 @@ def _funnel(stages: Sequence[Mapping[str, Any]]) -> str:
     labels = ["read", *(stage["name"] for stage in stages)]
     documents = [stages[0]["documents"].get("in", 0), *(stage["documents"].get("out", 0) for stage in stages)]
     sizes = [stages[0]["text_bytes"].get("in", 0), *(stage["text_bytes"].get("out", 0) for stage in stages)]
-    return bars("funnel-documents", "documents", labels, documents) + bars(
-        "funnel-bytes", "megabytes of text (read: of pages with their markup)", labels, [size / 1e6 for size in sizes]
+    return bars("documents", labels, documents) + bars(
+        "megabytes of text (read: of pages with their markup)", labels, [size / 1e6 for size in sizes]
     )
 
 
@@ -110,14 +110,13 @@ def _histograms(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
     powers = sorted({int(power) for power in (*before, *after)})
     labels = [f"< {_short(2**power)}" for power in powers]
     shown = [
-        bars(f"lengths-{name}", f"documents by bytes, {name}", labels, [of.get(str(power), 0) for power in powers])
+        bars(f"documents by bytes, {name}", labels, [of.get(str(power), 0) for power in powers])
         for name, of in (("as read", before), ("kept", after))
     ]
     for name, counts in sorted(last["scores"].items()):
         values = sorted(map(int, counts))
         shown.append(
             bars(
-                f"scores-{name}",
                 f"kept documents by {name}",
                 [f"{value / 100:.2f}" for value in values],
                 [counts[str(value)] for value in values],

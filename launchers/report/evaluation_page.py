@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from trimaran.launchers.report.charts import COLORS, Line, chart, intervals, plain
-from trimaran.launchers.report.html import document, grid, notice, section, table, write_page
 from trimaran.models.fields import counted
 from trimaran.runtime.evaluate.compare import Comparison, PairedDifference
 from trimaran.runtime.evaluate.results import Evaluation, Score, scores_of
+from trimaran.runtime.pages.charts import COLORS, Look, Series, intervals, plot
+from trimaran.runtime.pages.html import document, grid, notice, section, table, write_page
 
 _SAMPLES = 20
 _SHOWN_CHARACTERS = 1500
@@ -75,11 +75,10 @@ def _intervals(scores: Sequence[Score]) -> str:
             by_metric.setdefault(score.metric, []).append(score)
     pictures = [
         intervals(
-            f"intervals-{number}",
-            plain(f"{metric}, 95% intervals"),
-            [(plain(score.alias), score.value, _WIDTH * (score.stderr or 0.0)) for score in found],
+            f"{metric}, 95% intervals",
+            [(score.alias, score.value, _WIDTH * (score.stderr or 0.0)) for score in found],
         )
-        for number, (metric, found) in enumerate(by_metric.items())
+        for metric, found in by_metric.items()
     ]
     return section("Intervals", *pictures) if pictures else ""
 
@@ -129,17 +128,14 @@ def _history(history: Sequence[Evaluation]) -> str:
     pictures = []
     for number, ((metric, name), of_task) in enumerate(lines.items()):
         drawn = [
-            Line(
-                [(at, value) for at, value, _ in points],
-                plain(task),
-                COLORS[index % len(COLORS)],
-                dots=True,
-                errors=[_WIDTH * error for _, _, error in points],
+            Series(
+                [(at, value) for at, value, _ in points], task, COLORS[index % len(COLORS)], "-", dots=True,
+                bounds=[(value - _WIDTH * error, value + _WIDTH * error) for _, value, error in points],
             )
             for index, (task, points) in enumerate(of_task.items())
-        ]
-        label = plain(metric + ("" if name == "none" else f" ({name})"))
-        pictures.append(chart(f"history-{number}", label, drawn, (9.0, 3.2), x_label="tokens" if by_tokens else "step"))
+        ]  # fmt: skip
+        look = Look("tokens" if by_tokens else "step", metric + ("" if name == "none" else f" ({name})"))
+        pictures.append(plot(f"history-{number}", look, drawn))
     return section("Scores of the checkpoints", *pictures) if pictures else ""
 
 

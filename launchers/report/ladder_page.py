@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from trimaran.launchers.report.charts import BLUE, ORANGE, RED
-from trimaran.launchers.report.html import section, table
-from trimaran.launchers.report.tune_charts import GREY, Band, Look, Series, colors, plot
+from trimaran.runtime.pages.charts import Band, Look, Series, colors, plot
+from trimaran.runtime.pages.html import section, table
 from trimaran.runtime.plan.scaling.figures import Interval
 from trimaran.runtime.plan.scaling.published import Scale
 from trimaran.runtime.tune.extrapolate import Climbed, Extrapolation, rows_of
@@ -71,9 +70,9 @@ def _optima(ladder: Ladder, result: Extrapolation, axis: int) -> str:
             alike = [each for each in result.climbed if each.rung.ratio == ladder.target.ratio]
             points = [(each.run.parameters, published.at(_scale(each)) / unit) for each in alike]
             points.append((ladder.target.parameters, at_target / unit))
-            series.append(Series(points, published.name, GREY, next(dashes)))
+            series.append(Series(points, published.name, "slate", next(dashes)))
     grey = f"grey: published laws at {ladder.target.ratio:g} tokens a parameter"
-    look = Look("parameters", _UNITS[name], f"band: where 95% of such optima lie; {grey}", "xy", counts="x")
+    look = Look("parameters", _UNITS[name], f"band: where 95% of such optima lie; {grey}", "xy")
     return section(f"The law of the {name}", plot(f"law-{name}", look, series, bands))
 
 
@@ -90,7 +89,7 @@ def _loss(ladder: Ladder, result: Extrapolation) -> str:
     losses = [(each, Interval(each.run.loss, each.run.loss, each.run.loss)) for each in result.climbed]
     series, bands = _law(ladder, losses, result.loss.predict, result.predicted)
     caption = f"{result.loss.form}; band: where 95% of such runs lie"
-    look = Look("parameters", _LOSS, caption, "x", counts="x")
+    look = Look("parameters", _LOSS, caption, "x")
     return section("The law of the loss", plot("law-loss", look, series, bands), table(rows))
 
 
@@ -106,7 +105,7 @@ def _law(
     ratios = sorted({each.rung.ratio for each, _ in points})
     sizes = _between(min(each.run.parameters for each, _ in points), ladder.target.parameters)
     series, bands = [], []
-    for color, ratio in zip([BLUE] if len(ratios) == 1 else colors(len(ratios)), ratios, strict=True):
+    for color, ratio in zip(["blue"] if len(ratios) == 1 else colors(len(ratios)), ratios, strict=True):
         at = [predict(size, ratio * size) for size in sizes]
         curve = [(size, each.value) for size, each in zip(sizes, at, strict=True)]
         series.append(Series(curve, f"law at {ratio:g} tokens a parameter", color, "-"))
@@ -116,13 +115,13 @@ def _law(
             some = [
                 (c, v) for c, v in points if c.rung.ratio == ratio and (c.rung.parameters == ladder.held_out) == is_held
             ]
-            own = ORANGE if is_held and len(ratios) == 1 else color
+            own = "orange" if is_held and len(ratios) == 1 else color
             label = ("held-out rung" if is_held else "rungs") if ratio == ratios[-1] else ""
             places = [(float(c.run.parameters), value.value) for c, value in some]
             bounds = [(value.low, value.high) for _, value in some]
             series.append(Series(places, label, own, marker=marker, bounds=bounds))
     end = [(float(ladder.target.parameters), target.value)]
-    series.append(Series(end, "target, predicted", RED, marker="*", bounds=[(target.low, target.high)]))
+    series.append(Series(end, "target, predicted", "red", marker="*", bounds=[(target.low, target.high)]))
     return series, bands
 
 

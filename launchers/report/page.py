@@ -1,10 +1,9 @@
-"""One self-contained HTML page about a run: what it learned, how fast, and where its pipeline waited.
+"""One self-contained HTML page about a run: what it learned, how fast, and where its time and memory went.
 
-The file is complete: styles, charts as SVG, no script and no address to fetch from, which a content security policy
-forbids too. Text from the run folder is escaped. The page is made from these files of the folder:
+Text from the run folder is escaped. The page is made from these files of the folder:
 
     spec.yaml           the resolved run spec
-    metrics.jsonl       one row for each step
+    metrics.jsonl       one row for each step, evaluation, start and save
     data_manifest.json  counts of the data preparation
     timeline.json       the pipeline's last step, measured and simulated
     sample.txt          text the model wrote
@@ -17,31 +16,21 @@ Each of them may be missing; the page says which one and why it matters.
 import math
 import statistics
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from trimaran.launchers.report.charts import (
-    BLUE,
-    COLORS,
-    ORANGE,
-    PALE_BLUE,
-    Grid,
-    Line,
-    chart,
-    embed,
-    map_chart,
-    memory_chart,
-    plain,
-    smooth,
-)
-from trimaran.launchers.report.folder import Run, finite_points, is_finite, read_run
-from trimaran.launchers.report.html import document, grid, notice, section, table, write_page
-from trimaran.launchers.report.plan_rows import plan_rows
+from trimaran.launchers.report.curves import Clock, events, losses, over_steps
+from trimaran.launchers.report.phases import phases_section
+from trimaran.launchers.report.plan_rows import PlanRows, plan_rows
+from trimaran.launchers.report.ranks import Grid, memory_bars, peak_bars, rank_map
+from trimaran.launchers.report.timeline import timeline_section
 from trimaran.runtime.evaluate.results import stderr_name
-from trimaran.runtime.pipeline.draw import timeline_svg
-from trimaran.runtime.pipeline.trace import spans_of
+from trimaran.runtime.pages.charts import COLORS, Look, Series, plot
+from trimaran.runtime.pages.html import document, folded, grid, notice, section, table, write_page
+from trimaran.runtime.pages.run_folder import Run, finite_points, is_finite, nested, number, read_run
+from trimaran.runtime.plan.brief import size
 
 _INTERVAL = 1.96  # standard errors of half a 95% interval
 _MOST_SAMPLE_CHARACTERS = 20_000
@@ -61,7 +50,17 @@ _REWARDED = {
     "share of answers without an end": {"cut_share": "cut"},
     "loss of the values": {"value_loss": "loss"},
 }
-_TIMELINES = {"measured": "As it ran", "simulated": "Simulated"}  # key in timeline.json -> title of the picture
+# What most readers want of data_manifest.json: its rows by the names that `flatten` gives them.
+_DATA_ROWS: Final = {
+    "source, named": "sources",
+    "source, quickstart, corpus": "corpus",
+    "corpus, files": "files",
+    "corpus, documents": "documents",
+    "corpus, bytes": "text",
+    "tokenizer, vocab size": "vocabulary",
+    "splits, train, tokens": "tokens to train on",
+    "splits, held out, tokens": "tokens held out",
+}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -79,14 +78,18 @@ def write_report(run_dir: Path) -> Path:
 
 def _render(run: Run) -> str:
     """Return the page; what most readers want first comes first."""
-    headline = f"{escape(_progress(run))} · layout {escape(_layout(run.spec))} · trimaran report"
+    headline = f"{escape(progress(run))} · layout {escape(layout_words(run.spec))} · trimaran report"
+    steps = [milliseconds / 1e3 for _, milliseconds in finite_points(run.steps, "step_time_ms")]
+    planned = None if run.plan is None else plan_rows(run.plan, run.memory, run.timeline, steps)
     sections = [
         _loss(run),
         _beside_the_loss(run),
         _scores(run),
         _speed(run),
-        _pipeline(run),
-        _plan(run),
+        phases_section(run),
+        timeline_section(run),
+        _memory(run, planned),
+        _plan(planned),
         _sample(run),
         _summary(run),
         _facts(run),
@@ -97,32 +100,36 @@ def _render(run: Run) -> str:
 
 
 def _cards(run: Run) -> str:
-    figures = dict(_figures(run))
+    known = dict(figures(run))
     if run.steps and is_finite(tokens := run.steps[-1].get("tokens_seen")):
-        figures["Tokens seen"] = _short(float(tokens or 0))
+        known["Tokens seen"] = _short(float(tokens or 0))
     shown = ("Final loss", "Held-out loss", "Held-out perplexity", "Tokens/s, median", "Tokens seen", "Time in steps")
     cards = "".join(
-        f'<div class="card"><b>{escape(figures[name])}</b><span>{name}</span></div>'
-        for name in shown
-        if name in figures
+        f'<div class="card"><b>{escape(known[name])}</b><span>{name}</span></div>' for name in shown if name in known
     )
     return f'<div class="cards">{cards}</div>' if cards else ""
 
 
 def _summary(run: Run) -> str:
-    rows = [("Steps", _progress(run)), ("Layout", _layout(run.spec)), *_figures(run)]
-    return section("Summary", table(rows))
+    starts = [
+        f"{datetime.fromtimestamp(row['started_at'] or 0, UTC):%Y-%m-%d %H:%M} UTC at step {row['step']:,}"
+        for row in run.times
+        if is_finite(row.get("started_at"))
+    ]
+    rows = [("Steps", progress(run)), ("Layout", layout_words(run.spec)), *figures(run)]
+    return section("Summary", table([*rows, *([("Started", "; ".join(starts))] if starts else [])]))
 
 
-def _progress(run: Run) -> str:
-    planned = _nested(run.spec, "train", "num_steps")
+def progress(run: Run) -> str:
+    """Return how far a run is."""
+    planned = nested(run.spec, "train", "num_steps")
     if not run.steps:
         return "no step has finished yet"
     done = int(run.steps[-1]["step"] or 0)
     return f"{done:,} of {planned:,} steps" if isinstance(planned, int) else f"{done:,} steps"
 
 
-def _layout(spec: Mapping[str, Any]) -> str:
+def layout_words(spec: Mapping[str, Any]) -> str:
     """Return "tp 2 × pp 2 × dp 2 = 8 ranks, 1f1b" from the parallel section; axes of size 1 are left out."""
     parallel = spec.get("parallel")
     if not isinstance(parallel, dict):
@@ -142,14 +149,14 @@ def _layout(spec: Mapping[str, Any]) -> str:
     return text + (", sequence parallel" if parallel.get("sequence_parallel") else "")
 
 
-def _figures(run: Run) -> list[tuple[str, str]]:
+def figures(run: Run) -> list[tuple[str, str]]:
     """Return the figures of the run as (name, text), those that are known."""
     found: list[tuple[str, str]] = []
     if run.steps:
         last = run.steps[-1]
         found = [
-            ("Final loss", _number(last["loss"], ".4f")),
-            ("Tokens seen", _number(last.get("tokens_seen"), ",.0f")),
+            ("Final loss", number(last["loss"], ".4f")),
+            ("Tokens seen", number(last.get("tokens_seen"), ",.0f")),
         ]
         if speeds := [y for _, y in finite_points(run.steps, "tokens_per_second")]:
             found.append(("Tokens/s, median", f"{statistics.median(speeds):,.0f}"))
@@ -162,27 +169,24 @@ def _figures(run: Run) -> list[tuple[str, str]]:
             found.append(("Time in steps", str(timedelta(seconds=round(sum(times_ms) / 1000)))))
     if run.evaluations:
         last = run.evaluations[-1]
-        found.append(("Held-out loss", _number(last["held_out_loss"], ".4f")))
+        found.append(("Held-out loss", number(last["held_out_loss"], ".4f")))
         if "held_out_perplexity" in last:
-            found.append(("Held-out perplexity", _number(last["held_out_perplexity"], ",.2f")))
+            found.append(("Held-out perplexity", number(last["held_out_perplexity"], ",.2f")))
         if "held_out_accuracy" in last:
-            found.append(("Held-out accuracy", _number(last["held_out_accuracy"], ".1%")))
+            found.append(("Held-out accuracy", number(last["held_out_accuracy"], ".1%")))
     return found
 
 
 def _loss(run: Run) -> str:
     if not run.steps and not run.evaluations:
         return section("Loss", "<p>No step has finished yet, so there is nothing to draw.</p>")
-    points = finite_points(run.steps, "loss")
-    lines = [Line(points, "training", PALE_BLUE if len(points) > 50 else BLUE)]
-    if len(points) > 50:
-        lines.append(Line(smooth(points), "training, smoothed", BLUE, width=1.8))
-    lines.append(Line(finite_points(run.evaluations, "held_out_loss"), "held-out", ORANGE, width=1.8, dots=True))
-    lost = [float(row["step"] or 0) for row in run.steps if not is_finite(row["loss"])]
-    return section("Loss", chart("loss", _unit_of_loss(run), lines, size=(10.4, 3.7), lost=lost))
+    clock, look = Clock(run), Look("step", unit_of_loss(run))
+    lines, marks = [(clock, each) for each in losses(run, "blue")], [(clock, each) for each in events(run)]
+    return section("Loss", over_steps("loss", look, lines, marks))
 
 
-def _unit_of_loss(run: Run) -> str:
+def unit_of_loss(run: Run) -> str:
+    """Return what the loss of a run is."""
     if _has(run, "reward"):
         return "loss of the policy"
     return "loss per example" if _has(run, "accuracy") else "cross entropy, nats per token"
@@ -194,12 +198,12 @@ def _has(run: Run, column: str) -> bool:
 
 def _beside_the_loss(run: Run) -> str:
     """Return pictures of what a run that learns from rewards, or compares answers, tells beside its loss."""
-    rewarded = _has(run, "reward")
+    rewarded, clock = _has(run, "reward"), Clock(run)
     parts = []
     for label, names in (_REWARDED if rewarded else _COMPARED).items():
         lines = [
-            Line(points, f"{name}{suffix}", color, width=width, dots=bool(suffix))
-            for (column, name), color in zip(names.items(), (BLUE, ORANGE), strict=False)
+            Series(points, f"{name}{suffix}", color, "-", width=width, dots=bool(suffix))
+            for (column, name), color in zip(names.items(), COLORS, strict=False)
             for rows, prefix, suffix, width in (
                 (run.steps, "", "", 1.0),
                 (run.evaluations, "held_out_", ", held-out", 1.8),
@@ -207,8 +211,9 @@ def _beside_the_loss(run: Run) -> str:
             if (points := finite_points(rows, prefix + column))
         ]
         if lines:
-            parts.append(chart(next(iter(names)), label, lines, size=(5.0, 2.6)))
-    return section("Learning from rewards" if rewarded else "Comparisons of answers", *parts) if parts else ""
+            parts.append(over_steps(next(iter(names)), Look("step", label), [(clock, each) for each in lines]))
+    title = "Learning from rewards" if rewarded else "Comparisons of answers"
+    return section(title, f'<div class="row">{"".join(parts)}</div>') if parts else ""
 
 
 def _scores(run: Run) -> str:
@@ -222,14 +227,15 @@ def _scores(run: Run) -> str:
                 spread = _INTERVAL * error if error is not None and is_finite(error) else 0.0
                 by_metric.setdefault(metric, {}).setdefault(task, []).append((row["step"] or 0, value, spread))
     parts = []
-    for number, (metric, of_task) in enumerate(by_metric.items()):
+    for place, (metric, of_task) in enumerate(by_metric.items()):
         lines = [
-            Line(
-                [(x, y) for x, y, _ in points], plain(task), color, dots=True, errors=[error for _, _, error in points]
+            Series(
+                [(x, y) for x, y, _ in points], task, color, "-", dots=True,
+                bounds=[(y - spread, y + spread) for _, y, spread in points] if any(each[2] for each in points) else (),
             )
             for (task, points), color in zip(of_task.items(), COLORS, strict=False)
-        ]
-        parts.append(chart(f"scores-{number}", plain(metric), lines, size=(10.4, 3.2)))
+        ]  # fmt: skip
+        parts.append(plot(f"scores-{place}", Look("step", metric), lines))
         if further := len(of_task) - len(lines):
             parts.append(f'<p class="soft">{further:,} further tasks are in metrics.jsonl.</p>')
     return section("Scores of tasks, with 95% intervals", *parts) if parts else ""
@@ -238,65 +244,53 @@ def _scores(run: Run) -> str:
 def _speed(run: Run) -> str:
     if not run.steps:
         return ""
+    clock = Clock(run)
     charts = [
-        ("Throughput", "tokens per second", "tokens_per_second", True),
-        ("Gradient norm", "before clipping", "grad_norm", False),
-        ("Learning rate", "learning rate", "lr", True),
+        ("throughput, tokens per second", "tokens_per_second", True),
+        ("gradient norm, before clipping", "grad_norm", False),
+        ("learning rate", "lr", True),
+        ("peak memory of the fullest rank, GiB", "peak_memory_bytes", False),
     ]
     parts = []
-    for title, label, column, from_zero in charts:
-        line = Line(finite_points(run.steps, column), label, BLUE)
-        drawn = chart(column, label, [line], size=(5.0, 2.6), from_zero=from_zero)
-        parts.append(f"<div>\n<h2>{title}</h2>\n{drawn}\n</div>")
-    return f'<section class="row">\n{"".join(parts)}\n</section>'
+    for label, column, zero in charts:
+        scale = 2.0**30 if column.endswith("_bytes") else 1.0
+        points = [(step, value / scale) for step, value in finite_points(run.steps, column)]
+        if points or column != "peak_memory_bytes":  # of earlier versions it is not known
+            parts.append(over_steps(column, Look("step", label, zero=zero), [(clock, Series(points, line="-"))]))
+    return section("Speed and health", f'<div class="row">\n{"".join(parts)}\n</div>')
 
 
-def _pipeline(run: Run) -> str:
-    """Return the timeline as it ran above the simulated one, or what is wrong with the file."""
-    if run.timeline is None:
-        return ""
-    title = "Pipeline timeline of the last step"
-    try:
-        shares = ", ".join(
-            f"{_number(run.timeline.get(f'bubble_{key}'), '.1%')} {key}" for key in ("measured", "simulated")
-        )
-        ranks = int(run.timeline["num_ranks"])
-        pictures = [
-            embed(timeline_svg(spans_of(run.timeline[key], ranks), name), key) for key, name in _TIMELINES.items()
-        ]
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        return section(
-            title, f"<p>timeline.json cannot be drawn: {escape(type(error).__name__)}, {escape(str(error))}.</p>"
-        )
-    meaning = (
-        f"{ranks} pipeline ranks. Bubble, the share of the step in which a rank waits, averaged over ranks: {shares}."
-    )
-    return section(title, f'<p class="soft">{escape(meaning)}</p>', *pictures)
+def _memory(run: Run, planned: PlanRows | None) -> str:
+    """Return what ranks hold, planned and measured, and where they live."""
+    parts = []
+    if planned is not None and planned.brief is not None and planned.brief.memory:
+        brief = planned.brief
+        parts.append(memory_bars(brief.memory, brief.rank_bytes, brief.place, planned.peaks))
+    peaks = (run.memory or {}).get("peak_by_rank")
+    if isinstance(peaks, list) and peaks and all(map(is_finite, peaks)):
+        parts.append(peak_bars(peaks))
+    ranks = _grid_of(run.spec)
+    if ranks is not None and ranks.ranks > 1:
+        parts.append(rank_map(ranks))
+    return section("Memory and places of the ranks", *parts) if parts else ""
 
 
-def _plan(run: Run) -> str:
+def _plan(found: PlanRows | None) -> str:
     """Return what was planned beside what was measured, "" where nothing was planned."""
-    if run.plan is None:
+    if found is None:
         return ""
-    steps = [milliseconds / 1e3 for _, milliseconds in finite_points(run.steps, "step_time_ms")]
-    found, title = plan_rows(run.plan, run.memory, run.timeline, steps), "Planned and measured"
+    title = "Planned and measured"
     if found.problem:
         return section(title, f"<p>plan.json cannot be shown: {escape(found.problem)}.</p>")
     parts = [f'<p class="soft">{escape(sentence)}</p>' for sentence in found.sentences]
     tables = (("memory of the fullest pipeline rank", found.memory), ("time of a step", found.times))
     parts += [grid((name, "planned", "measured"), rows) for name, rows in tables if rows]
-    if found.brief is not None and found.brief.memory:
-        brief = found.brief
-        parts.append(memory_chart("memory", brief.memory, brief.rank_bytes, brief.place, found.peaks))
-    ranks = _grid_of(run.spec)
-    if ranks is not None and ranks.ranks > 1:
-        parts.append(map_chart("map", ranks))
     return section(title, *parts)
 
 
 def _grid_of(spec: Mapping[str, Any]) -> Grid | None:
     """Return where the ranks live, by the spec; None where it has no layout."""
-    parallel, nodes = spec.get("parallel"), _nested(spec, "launcher", "nodes")
+    parallel, nodes = spec.get("parallel"), nested(spec, "launcher", "nodes")
     nodes = 1 if nodes is None else nodes
     if not isinstance(parallel, dict):
         return None
@@ -315,59 +309,43 @@ def _sample(run: Run) -> str:
 
 
 def _facts(run: Run) -> str:
-    tables = [("Training data", run.manifest), ("Machine", run.machine)]
-    return "\n".join(section(title, table(_flatten(found))) for title, found in tables if found)
+    parts = []
+    if run.manifest:
+        rows = flatten(run.manifest)
+        most = [(_DATA_ROWS[name], value) for name, value in rows if name in _DATA_ROWS]
+        parts.append(section("Training data", table(most), folded("All of data_manifest.json", table(rows))))
+    if run.machine:
+        parts.append(section("Machine", table(flatten(run.machine))))
+    return "\n".join(parts)
 
 
 def _spec(run: Run) -> str:
     if not run.spec_text:
         return ""
-    title = "<summary>Resolved run spec</summary>"
-    return f"<section><details>{title}\n<pre>{escape(run.spec_text)}</pre></details></section>"
-
-
-def _number(value: object, form: str) -> str:
-    if value is None:
-        return "unknown"
-    return format(value, form) if is_finite(value) else "not a number" if value != math.inf else "infinite"
-
-
-def _bytes(count: int) -> str:
-    return (
-        f"{count / 2**30:,.2f} GiB"
-        if count >= 2**30
-        else f"{count / 2**20:,.2f} MiB"
-        if count >= 2**20
-        else f"{count:,} bytes"
-    )
+    return f"<section>{folded('Resolved run spec', f'<pre>{escape(run.spec_text)}</pre>')}</section>"
 
 
 def _short(value: float) -> str:
     """Return a large count in three or four digits, such as 19.66 M."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if value >= size:
-            return f"{value / size:.4g} {letter}"
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= unit:
+            return f"{value / unit:.4g} {letter}"
     return f"{value:,.0f}"
 
 
-def _nested(data: Mapping[str, Any], section: str, name: str) -> object:
-    found = data.get(section)
-    return found.get(name) if isinstance(found, dict) else None
-
-
-def _flatten(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Return nested mappings as ("outer, inner", text) rows; a list of records is counted, not printed."""
     rows: list[tuple[str, str]] = []
     for key, value in data.items():
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, dict):
-            rows += _flatten(value, f"{name}, ")
+            rows += flatten(value, f"{name}, ")
         elif isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
             rows.append((name, f"{len(value):,} listed"))
         elif isinstance(value, list):
             rows.append((name, ", ".join(map(str, value))))
         elif name.endswith(" bytes") and isinstance(value, int):
-            rows.append((name.removesuffix(" bytes"), _bytes(value)))
+            rows.append((name.removesuffix(" bytes"), size(value)))
         else:
             rows.append((name, f"{value:,}" if type(value) is int else "unknown" if value is None else str(value)))
     return rows

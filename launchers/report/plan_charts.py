@@ -4,17 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from trimaran.launchers.report.charts import (
-    BLUE,
-    COLORS,
-    ORANGE,
-    PALE_BLUE,
-    Grid,
-    bars_height,
-    memory_bars,
-    plain_axes,
-    rank_map,
-)
+from trimaran.launchers.report.ranks import MOST_BARS, Grid
 from trimaran.runtime.pipeline.draw import draw_timeline, timeline_height
 from trimaran.runtime.pipeline.simulate import Span
 from trimaran.runtime.plan.forecast import Plan, Setting
@@ -22,8 +12,13 @@ from trimaran.runtime.plan.search.search import Search
 from trimaran.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+BLUE, PALE_BLUE, ORANGE, RED = "#1d4ed8", "#93b4f5", "#ea580c", "#dc2626"
+COLORS: Final = (BLUE, ORANGE, RED, "#15803d", "#7c3aed", "#0f766e", PALE_BLUE, "#a16207")
+_GIB: Final = 2.0**30
+_GRID_COLOR: Final = "#e3e7ee"
 _MOST_GRIDS: Final = 24  # of a search
 
 
@@ -43,15 +38,77 @@ def plan_picture(spec: RunSpec, setting: Setting, found: Plan, spans: Sequence[S
 
     grid = Grid.of(spec.parallel.model_dump(), setting.gpus_per_node)
     assert grid is not None, "a spec's layout is one"
-    heights = (bars_height(spec.parallel.pp), timeline_height(spec.parallel.pp) / 100, grid.height)
+    heights = (_bars_height(spec.parallel.pp), timeline_height(spec.parallel.pp) / 100, 0.8 + 0.16 * grid.nodes)
     figure = Figure(figsize=(11.0, sum(heights)), layout="constrained")
     memory, steps, ranks = figure.subplots(3, 1, height_ratios=heights)
-    memory_bars(memory, found.memory, setting.chip.memory_bytes, setting.chip.name)
+    _memory_bars(memory, found.memory, setting.chip.memory_bytes, setting.chip.name)
     drawn = len({span.action.microbatch for span in spans})
     title = f"the step: {drawn} of {spec.num_microbatches} microbatches, {spec.parallel.schedule}"
     draw_timeline(steps, spans, title)
-    rank_map(ranks, grid)
+    _rank_map(ranks, grid)
     return standalone(figure)
+
+
+def _bars_height(ranks: int) -> float:
+    """Return the inches of the bars of so many pipeline ranks."""
+    return 1.2 + 0.3 * min(ranks, MOST_BARS)
+
+
+def _memory_bars(
+    axes: "Axes",
+    memory: Sequence[Mapping[str, float]],
+    limit: float | None,
+    place: str,
+) -> None:
+    """Draw bars by part, one for each pipeline rank, with the chip's line.
+
+    Args:
+        memory: by pipeline rank, bytes by part.
+        limit: bytes of the place that is named; None where it is not known.
+    """
+    shown = memory[:MOST_BARS]
+    names = [name for name in memory[0] if any(rank.get(name) for rank in memory)]
+    unit, scale = ("GiB", _GIB) if max(sum(rank.values()) for rank in shown) >= _GIB else ("MiB", _GIB / 1024)
+    left = [0.0] * len(shown)
+    for name, color in zip(names, (*COLORS, "#5b6577", "#b45309"), strict=False):
+        sizes = [rank.get(name, 0.0) / scale for rank in shown]
+        axes.barh(range(len(shown)), sizes, left=left, color=color, label=name, height=0.7)
+        left = [before + size for before, size in zip(left, sizes, strict=True)]
+    if limit is not None and limit / scale <= 50 * max(left):  # else the bars would be too short to see
+        axes.axvline(limit / scale, color=RED, linestyle="--", label=place.replace("$", r"\$"))
+    axes.set_yticks(range(len(shown)), [f"{rank}" for rank in range(len(shown))])
+    axes.set_ylabel("pipeline rank")
+    axes.set_xlabel(unit)
+    axes.invert_yaxis()
+    axes.set_title("what each pipeline rank holds at most", loc="left", fontsize="medium")
+    plain_axes(axes, "x")
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _rank_map(axes: "Axes", grid: Grid) -> None:
+    """Draw a row a node and a cell a rank, coloured by pipeline rank, with its coordinates; then what crosses nodes."""
+    for rank in range(min(grid.ranks, grid.nodes * grid.width)):
+        where = grid.coordinates(rank)
+        x, y = rank % grid.width, rank // grid.width
+        axes.broken_barh([(x, 0.94)], (y - 0.46, 0.92), color=COLORS[where.get("pp", 0) % len(COLORS)], alpha=0.75)
+        text = " · ".join(f"{axis} {index}" for axis, index in where.items()) or "rank 0"
+        axes.text(x + 0.47, y, text, ha="center", va="center", fontsize=5.5, color="white")
+    axes.set_xlim(0, grid.width)
+    axes.set_ylim(grid.nodes - 0.5, -0.5)
+    axes.set_yticks(range(grid.nodes), [f"node {node}" for node in range(grid.nodes)], fontsize=6)
+    axes.xaxis.set_visible(False)
+    more = -(-grid.ranks // grid.width) - grid.nodes
+    shown = f"; {more} further nodes are not drawn" if more > 0 else ""
+    axes.set_title(f"where ranks live: {grid.crossings}{shown}", loc="left", fontsize="medium")
+    axes.spines[:].set_visible(False)
+
+
+def plain_axes(axes: "Axes", grid: str) -> None:
+    """Leave away frames that carry nothing; draw a grid under the lines along "x" or "both"."""
+    axes.set_axisbelow(True)
+    if grid:
+        axes.grid(axis="both" if grid == "both" else "x", color=_GRID_COLOR, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def search_picture(found: Search, setting: Setting) -> str:

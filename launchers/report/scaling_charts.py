@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trimaran.launchers.report.charts import BLUE, ORANGE, RED
-from trimaran.launchers.report.plan_charts import standalone
+from trimaran.launchers.report.plan_charts import BLUE, ORANGE, RED, standalone
 from trimaran.runtime.plan.scaling.figures import Run
 from trimaran.runtime.plan.scaling.isoflops import IsoFlop, compute_of
 from trimaran.runtime.plan.scaling.laws import LossFormula

@@ -9,11 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from trimaran.launchers.report.charts import BLUE, ORANGE, PALE_BLUE, bars
-from trimaran.launchers.report.html import document, grid, notice, section, table, write_page
 from trimaran.launchers.report.ladder_page import ladder_sections
-from trimaran.launchers.report.tune_charts import GREY, NARROW, Look, Series, colors, contours, label_of, plot
 from trimaran.models.fields import counted
+from trimaran.runtime.pages.charts import Look, Series, bars, colors, plot
+from trimaran.runtime.pages.html import document, grid, notice, section, table, write_page
 from trimaran.runtime.tune.extrapolate import Extrapolation
 from trimaran.runtime.tune.ladder import FIELDS, Ladder
 from trimaran.runtime.tune.outcome import best_trials, shown
@@ -27,6 +26,11 @@ _STATES: Final = ("complete", "pruned", "diverged", "failed", "invalid", "runnin
 _MOST_ROWS: Final = 200
 _MOST_CURVES: Final = 60
 _MOST_TICKS: Final = 8
+_LABELS: Final = {
+    "held_out_loss": "held-out loss (nats a token)",
+    "bits_per_byte": "bits a byte",
+    "tokens_per_second": "tokens a second",
+}
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,22 @@ def write_tune_page(found: SearchResult, folder: Path) -> Path:
         notice("problem", problems),
         _best(found),
         *(ladder_sections(found.ladder, found.extrapolation) if found.ladder and found.extrapolation else ()),
-        section("Trials by outcome", bars("outcomes", "trials", list(_STATES), [counts[s] for s in _STATES])),
+        section("Trials by outcome", bars("trials", list(_STATES), [counts[s] for s in _STATES])),
         _history(found),
         _front(found),
         _importance(found),
         _slices(found),
-        _contours(found),
+        _rate_by_batch(found),
         _curves(found),
         _trials(found),
         section("The search", table(found.settings)) if found.settings else "",
     ]
     return write_page(folder / PAGE, document(found.name, headline, parts))
+
+
+def _label_of(objective: ObjectiveSection) -> str:
+    """Return an objective as the name of an axis, with its unit."""
+    return _LABELS.get(objective.metric, objective.metric)
 
 
 def _finished(found: SearchResult) -> list[tuple[Trial, tuple[float, ...]]]:
@@ -90,7 +99,7 @@ def _best(found: SearchResult) -> str:
     rows = []
     for trial in best:
         figures = zip(found.objectives, trial.objectives or (), strict=True)
-        told = ", ".join(f"{label_of(objective)} {shown(value)}" for objective, value in figures)
+        told = ", ".join(f"{_label_of(objective)} {shown(value)}" for objective, value in figures)
         values = ", ".join(f"{key} {shown(value)}" for key, value in trial.values.items())
         rows.append((f"trial {trial.number}", f"{told}; {values}; run folder {trial.folder}"))
     return section("The best trial" if len(best) == 1 else "The trials that none beats in both", table(rows))
@@ -106,15 +115,15 @@ def _history(found: SearchResult) -> str:
     for index, objective in enumerate(found.objectives):
         better = min if objective.is_better_lower else max
         series = []
-        for color, group in zip([BLUE] if len(groups) == 1 else colors(len(groups)), groups, strict=True):
+        for color, group in zip(["blue"] if len(groups) == 1 else colors(len(groups)), groups, strict=True):
             points = [(float(t.number), values[index]) for t, values in _finished(found) if t.rung == group]
             best = [(x, better(y for _, y in points[: place + 1])) for place, (x, _) in enumerate(points)]
             steps = [point for a, b in pairwise(best) for point in (a, (b[0], a[1]))] + best[-1:]
             series += [Series(points, "", color, alpha=0.6), Series(steps, group or "best so far", color, "-")]
         pruned = [(float(t.number), t.objectives[index]) for t in found.trials if t.state == "pruned" and t.objectives]
-        series.append(Series(pruned, "ended early", GREY, marker="x", alpha=0.6))
+        series.append(Series(pruned, "ended early", "slate", marker="x", alpha=0.6))
         caption = "dots: complete trials; line: the best so far" + (", of each rung" if found.ladder else "")
-        drawn.append(plot(f"history-{index}", Look("trial", label_of(objective), caption), series))
+        drawn.append(plot(f"history-{index}", Look("trial", _label_of(objective), caption), series))
     return section("History", *drawn)
 
 
@@ -126,12 +135,11 @@ def _front(found: SearchResult) -> str:
     best = (trial.objectives for trial in best_trials(found.objectives, found.trials))
     front = sorted((each[0], each[1]) for each in best if each is not None)
     series = [
-        Series(points, "trials", PALE_BLUE),
-        Series(front, "Pareto front", ORANGE, "--"),
-        Series(front, "", ORANGE),
+        Series(points, "trials", "pale"),
+        Series(front, "Pareto front", "orange", "--", dots=True),
     ]
     look = Look(
-        label_of(found.objectives[0]), label_of(found.objectives[1]), "a trial of the front is beaten by none in both"
+        _label_of(found.objectives[0]), _label_of(found.objectives[1]), "a trial of the front is beaten by none in both"
     )
     return section("Pareto front", plot("front", look, series))
 
@@ -147,15 +155,13 @@ def _importance(found: SearchResult) -> str:
     if len(shares) < 2:
         return ""
     title = f"percent of the variance of {found.objectives[0].metric}" + (f" in rung {group}" if group else "")
-    return section(
-        heading, bars("importance", title, list(shares), [round(100 * share, 1) for share in shares.values()])
-    )
+    return section(heading, bars(title, list(shares), [round(100 * share, 1) for share in shares.values()]))
 
 
 def _slices(found: SearchResult) -> str:
     """Draw the first objective over each dimension."""
     groups = _groups(found)
-    shades = [BLUE] if len(groups) == 1 else colors(len(groups))
+    shades = ["blue"] if len(groups) == 1 else colors(len(groups))
     drawn = []
     for number, dimension in enumerate(found.space.dimensions):
         place, ticks = _places(dimension)
@@ -168,7 +174,7 @@ def _slices(found: SearchResult) -> str:
             ]
             series.append(Series(points, group or "", color, alpha=0.7))
         log = "x" if _is_log(dimension) else ""
-        look = Look(dimension.key, label_of(found.objectives[0]), "", log, NARROW, ticks, _span(dimension))
+        look = Look(dimension.key, _label_of(found.objectives[0]), "", log, ticks=ticks, span=_span(dimension))
         drawn.append(plot(f"slice-{number}", look, series))
     return section("Slices: complete trials over each key of the space", _row(drawn))
 
@@ -203,24 +209,31 @@ def _span(dimension: Dimension) -> tuple[float, float]:
     return min(places), max(places)
 
 
-def _contours(found: SearchResult) -> str:
-    """Draw the loss over rate and batch, of each rung by itself."""
+def _rate_by_batch(found: SearchResult) -> str:
+    """Draw the loss over rate and batch as colours, of each rung by itself."""
     keys = [FIELDS["rate"], FIELDS["batch"]]
     if not set(keys) <= {dimension.key for dimension in found.space.dimensions}:
         return ""
     optima = {each.rung.name: each.optimum for each in found.extrapolation.climbed} if found.extrapolation else {}
-    drawn = []
+    label, drawn = _label_of(found.objectives[0]), []
     for number, group in enumerate(_groups(found)):
-        points = [
+        trials = [
             (float(str(trial.values[keys[0]])), float(str(trial.values[keys[1]])), values[0])
             for trial, values in _finished(found)
             if trial.rung == group and set(keys) <= trial.values.keys()
         ]
+        # by rank: in the losses themselves the few bad trials would take all the colours
+        ranked = sorted({loss for *_, loss in trials})
+        shades = [ranked.index(loss) / max(1, len(ranked) - 1) for *_, loss in trials]
+        words = [f"{batch:g}, {label} {loss:.5g}" for _, batch, loss in trials]
+        series = [Series([each[:2] for each in trials], shades=shades, words=words)]
         optimum = optima.get(group or "")
-        best = (optimum.at[0].value, optimum.at[1].value) if optimum is not None and len(optimum.at) == 2 else None
-        look = Look(" x ".join(keys), label_of(found.objectives[0]), group or "", size=NARROW)
-        drawn.append(contours(f"contours-{number}", look, points, best))
-    caption = "<p>Dots are trials; the star is the lowest point of the parabola.</p>" if found.ladder else ""
+        if optimum is not None and len(optimum.at) == 2:
+            at = (optimum.at[0].value, optimum.at[1].value)
+            series.append(Series([at], "lowest point of the parabola", "red", marker="*"))
+        look = Look(keys[0], keys[1], group or "", "xy")
+        drawn.append(plot(f"rate-by-batch-{number}", look, series))
+    caption = f'<p class="soft">Dots are trials, dark ones those of the lowest {escape(label)}.</p>'
     return section("Rate x batch", caption, _row(drawn))
 
 
@@ -240,7 +253,7 @@ def _curves(found: SearchResult) -> str:
             line = "-" if trial.state == "complete" else ":"
             series.append(Series(points, label, shade, line, width=1.0, alpha=0.8))
     title = "dark: the best; " if len(groups) == 1 else "the best of each rung; "
-    look = Look("tokens", "held-out loss (nats a token)", f"{title}dotted: ended early or diverged", counts="x")
+    look = Look("tokens", "held-out loss (nats a token)", f"{title}dotted: ended early or diverged")
     return section("Learning curves", plot("curves", look, series))
 
 

@@ -2,8 +2,8 @@
 
 from html import escape
 
-from trimaran.launchers.report.charts import BLUE, ORANGE, Line, chart
-from trimaran.launchers.report.html import document, grid, section, table
+from trimaran.runtime.pages.charts import Look, Series, plot
+from trimaran.runtime.pages.html import document, grid, section, table
 from trimaran.runtime.twin.record import TwinRecord
 from trimaran.runtime.twin.report.record import TwinReport
 
@@ -25,8 +25,8 @@ def _losses(report: TwinReport) -> str:
     points = [*([] if report.base is None else [report.base]), *report.steps]
     others = [(each.step, each.others) for each in points if each.others is not None]
     lines = [
-        Line([(each.step, each.author) for each in points], "the author's held-out text", BLUE, dots=True),
-        Line(others, "texts of others", ORANGE, dots=True),
+        Series([(each.step, each.author) for each in points], "the author's held-out text", "blue", "-", dots=True),
+        Series(others, "texts of others", "orange", "-", dots=True),
     ]
     before = (None, None) if report.base is None else (report.base.author, report.base.others)
     rows = []
@@ -38,7 +38,7 @@ def _losses(report: TwinReport) -> str:
     return section(
         "Bits a character",
         f'<p class="soft">{escape(words)}</p>',
-        chart("bits", "bits a character", lines, (9.0, 3.2)),
+        plot("bits", Look("step", "bits a character"), lines),
         grid(("", "the author, held out", "", "others", ""), rows),
     )
 

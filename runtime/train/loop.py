@@ -163,7 +163,7 @@ def run_steps(
     assert saved_step == state.step, "a run that ends has saved its last step"
     # On a GPU the host's clock around an action would measure kernel launches, not kernels.
     if train_context.executor.spans and spec.logging.timeline and device.type == "cpu":
-        log.write("timeline.json", json.dumps(record_timeline(train_context)))
+        log.write("timeline.json", json.dumps({"step": state.step, **record_timeline(train_context)}))
     # Not `stop.requested`, which is local to this rank: the sample is collective, so all ranks must skip it or none.
     if not stopped and spec.transformer.is_causal and spec.transformer.has_head:
         log.write("sample.txt", sample(train_context, data))
@@ -248,7 +248,7 @@ class StepLog:
         resumed: Path | None,
         at_step: Callable[[int, bool], None],
     ) -> None:
-        self.at_step = at_step
+        self._at_step = at_step
         self._spec, self._folder, self._world_size = spec, Path(spec.train.output_dir), mesh.world_size
         # Forward and gradients of inputs: beside adapters those of the weights are a third that is not computed.
         share = 1.0 if spec.finetune is None or spec.finetune.adapter is None else 2 / 3
@@ -273,6 +273,7 @@ class StepLog:
                 changes = changed_fields(Checkpoint.open(resumed, verify=False), spec)
                 finished = "; nothing is left to train" if state.step >= spec.train.num_steps else ""
                 self.say("\n  ".join([f"resuming at step {state.step} from {resumed}{finished}", *changes]))
+            self._metrics.log_time(step=state.step, name="started_at", seconds=time.time())
         self.restart_clock()
 
     def __enter__(self) -> Self:
@@ -284,7 +285,21 @@ class StepLog:
 
     def restart_clock(self) -> None:
         """Restart the timing of the next step, so that evaluations and checkpoints don't count as step time."""
-        self._start = time.perf_counter()
+        self._start = self._since = time.perf_counter()
+        self._saving = False
+
+    def at_step(self, step: int, saves: bool) -> None:
+        """Tell the step, from 1, and whether it is saved now; how long a save took is logged."""
+        if self._saving:
+            self._log_time(step, "save_s")
+        self._since, self._saving = time.perf_counter(), saves
+        self._at_step(step, saves)
+
+    def _log_time(self, step: int, name: str) -> None:
+        """Log the seconds since the end of what was timed before."""
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        self._do(lambda metrics: metrics.log_time(step=step, name=name, seconds=seconds))
 
     def step(
         self,
@@ -302,7 +317,8 @@ class StepLog:
             num_losses: whose mean its loss is; None where every step has as many.
             more: further columns of its row.
         """
-        seconds = time.perf_counter() - self._start
+        self._since = time.perf_counter()
+        seconds = self._since - self._start
         tokens_per_second = num_tokens / seconds
         counts = {} if num_losses is None else {"num_losses": float(num_losses)}
         peak = None if self._peak is None else self._peak.flops
@@ -326,6 +342,7 @@ class StepLog:
 
     def evaluation(self, state: TrainState, held_out_loss: float, statistics: Mapping[str, float]) -> None:
         """Log an evaluation."""
+        self._log_time(state.step, "evaluation_s")
         self._do(
             lambda metrics: metrics.log_evaluation(step=state.step, held_out_loss=held_out_loss, statistics=statistics)
         )
@@ -337,6 +354,7 @@ class StepLog:
                 f"step {state.step}: the tasks are not evaluated, for the run was asked to stop; trimaran evaluate"
             )
         else:
+            self._log_time(state.step, "evaluation_s")
             self._do(lambda metrics: metrics.log_scores(step=state.step, scores=scores, told=told))
 
     def say(self, text: str) -> None:

@@ -3,7 +3,8 @@
 metrics.jsonl is one JSON object a line. A training row has step, loss, lr, grad_norm, tokens_seen, tokens_per_second,
 step_time_ms and mfu (null where unknown; else peak_flops, of one device, is what it is a share of), with experts also
 load_balancing_loss, and what `peak_memory` measures; an evaluation row has step, held_out_loss and held_out_perplexity;
-a row of scores has step and TASK/METRIC, TASK/METRIC_stderr of each task.
+a row of scores has step and TASK/METRIC, TASK/METRIC_stderr of each task. Beside them a row of a start has step and
+started_at, and one of what is done between two steps step and evaluation_s or save_s, its seconds.
 ``step`` is the number of optimizer steps finished, so the first training row is step 1. Numbers that JSON lacks are the
 strings "NaN", "Infinity" and "-Infinity" (the JSON mapping of protocol buffers), so that any JSON reader can read the
 file and a diverged loss differs from an unknown one.
@@ -203,6 +204,10 @@ class MetricsLogger:
         parts = [f"{name} {value:.4f}" for name, value in shown[:_MOST_SCORES]]
         further = f"  and {len(shown) - len(parts)} more in metrics.jsonl" if len(shown) > len(parts) else ""
         self.say(f"step {step}/{self._num_steps}  " + "  ".join(parts) + further + told)
+
+    def log_time(self, *, step: int, name: str, seconds: float) -> None:
+        """Write a row of when a start began, or how long something between two steps took."""
+        self._write({"step": step, name: round(seconds, 3)}, prefix="time/")
 
     def say(self, text: str) -> None:
         """Print one line of text above the live line.

@@ -335,14 +335,9 @@ def _our_modules() -> list[str]:
 
 
 def shorten_ends() -> None:
-    """Let forked runs write a short sample and a report without charts, which together take half the time of most.
-
-    Commands that start cold write the real ones, and tests/launchers/test_report.py draws charts.
-    """
+    """Let forked runs write a short sample; commands that start cold write the real one."""
     loop = importlib.import_module("trimaran.runtime.train.loop")
     loop.SAMPLE_TOKENS = 16  # type: ignore[attr-defined]
-    page = importlib.import_module("trimaran.launchers.report.page")
-    page.chart = lambda *arguments, **options: "<svg></svg>"  # type: ignore[attr-defined]
 
 
 def main() -> None:

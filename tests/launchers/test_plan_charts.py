@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.launchers.runs import trimaran
-from trimaran.launchers.report.charts import Grid
+from trimaran.launchers.report.ranks import Grid
 
 ROOT = Path(__file__).parents[2]
 FALCON = str(ROOT / "examples" / "falcon-40b.yaml")

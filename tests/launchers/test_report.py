@@ -1,18 +1,21 @@
 """The report of fabricated run folders: whole, empty, diverged, broken and hostile."""
 
+import base64
+import hashlib
 import io
 import json
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.launchers.runs import run_code
-from trimaran.launchers.report import page as report_page
+from tests.launchers.runs import run_code, trimaran
 from trimaran.launchers.report import write_report
-from trimaran.launchers.report.charts import Line, chart, smooth, thin
+from trimaran.runtime.pages import charts
+from trimaran.runtime.pages.charts import Look, Series, plot, smooth, thin
 from trimaran.runtime.train.metrics import MetricsLogger
 
 SPEC = """\
@@ -67,7 +70,8 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if not {"script", "style"} & set(self.open):
+            self.text += data
 
 
 def make_run(folder: Path, num_steps: int = 60, lost: tuple[int, ...] = ()) -> Path:
@@ -85,7 +89,11 @@ def make_run(folder: Path, num_steps: int = 60, lost: tuple[int, ...] = ()) -> P
                 mfu=None,
             )
             if step % 20 == 0:
+                logger.log_time(step=step, name="evaluation_s", seconds=4.5)
                 logger.log_evaluation(step=step, held_out_loss=2.5)
+                logger.log_time(step=step, name="save_s", seconds=0.25)
+            if step == 40:
+                logger.log_time(step=step, name="started_at", seconds=1.7e9)
     return folder
 
 
@@ -107,10 +115,17 @@ def make_whole_run(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Charts are drawn as empty pictures, which takes no time, where a test looks at the rest of the page."""
-    monkeypatch.setattr(report_page, "chart", lambda *arguments, **options: "<svg></svg>")
+def charts_of(page: str) -> dict[str, dict[str, Any]]:
+    """What the charts of a page are drawn from, by their ids."""
+    found = re.findall(
+        r'<figure class="chart" id="([^"]+)">.*?<script type="application/json">(.*?)</script>', page, re.DOTALL
+    )
+    assert len({name for name, _ in found}) == len(found)
+    return {name: json.loads(text) for name, text in found}
+
+
+def labels_of(chart: dict[str, Any]) -> list[str]:
+    return [line["label"] for line in chart["lines"]]
 
 
 def outline_of(folder: Path) -> Outline:
@@ -130,6 +145,10 @@ def test_a_whole_run_shows_every_section_and_figure(tmp_path: Path) -> None:
         "tp 2 × pp 2 × dp 2 = 8 ranks, 1f1b, sequence parallel",
         "As it ran",
         "Simulated",
+        "Pipeline timeline of step 60",
+        "It is the last step that ran, not a typical one: it took 1,500 ms, 0.0% longer than the median step",
+        "The slowest, forward of microbatch 0 on rank 0, took 0 ms more than its kind's median.",
+        "2023-11-14 22:13 UTC at step 40",
     ):
         assert text in found.text
     for text in (
@@ -148,10 +167,26 @@ def test_a_whole_run_shows_every_section_and_figure(tmp_path: Path) -> None:
     # planned and measured: the state, what is beside it, and a step of 1.25 s of which 0.2 s are waited
     for text in ("Planned and measured", "5.00 MiB", "6.00 MiB", "17.00 MiB", "18.00 MiB", "1.25 s", "0.2 s"):
         assert text in found.text
-    assert "missing" not in found.text
+    assert " is missing" not in found.text
     assert "Scores of tasks" in found.text
     assert "2 further tasks are in metrics.jsonl." in found.text, "a picture has eight lines"
-    assert found.tags.count("svg") == 9, "the last two are what pipeline ranks hold, and where ranks live"
+    charts = charts_of((tmp_path / "my-run" / "report.html").read_text())
+    assert list(charts) == [
+        "loss", "scores-0", "tokens_per_second", "grad_norm", "lr", "timeline-measured", "timeline-simulated",
+    ]  # fmt: skip
+    loss = charts["loss"]
+    assert labels_of(loss) == ["training", "training, smoothed", "held-out"]
+    assert loss["x"] == ["step", "tokens", "seconds"]
+    held_out = loss["lines"][2]
+    assert held_out["x"] == [[20, 40, 60], [1_000_000, 2_000_000, 3_000_000], [30, 60, 90]]
+    assert [(mark["label"], mark["x"][0]) for mark in loss["marks"]] == [
+        ("saved (3 times)", [20, 40, 60]), ("resumed", [40]),
+    ]  # fmt: skip
+    assert charts["scores-0"]["lines"][0]["low"] == [0.2608, 0.5608]
+    assert charts["timeline-measured"]["spans"][1] == [1, 1.2, 2.2, 0, "0"]
+    phases = found.text.partition("Where the time went")[2]
+    for text in ("1.5 minutes, 86.3%", "13.5 s, 12.9%", "750 ms, 0.7%", "1.05 ms", "tp 1 · pp 1 · dp 1"):
+        assert text in phases
 
 
 LABELS = {
@@ -182,30 +217,26 @@ def log_rows(folder: Path, rows: list[dict[str, float]]) -> str:
     return (folder / "report.html").read_text()
 
 
-def drawn_labels(page: str, heading: str) -> list[str]:
-    """The texts of the pictures of a section, which matplotlib writes into comments."""
-    part = page.partition(heading)[2].partition("</section>")[0]
-    return [text.strip() for text in re.findall(r"<!--(.*?)-->", part, re.DOTALL)]
-
-
 def test_what_learning_from_rewards_tells_is_drawn(tmp_path: Path) -> None:
     row = dict.fromkeys(LABELS, 0.25) | {"old_kl": 0.5, "reward_std": 0.1}
     page = log_rows(tmp_path / "ppo", [row, row])
-    drawn = drawn_labels(page, "Learning from rewards")
-    assert set(LABELS.values()) <= set(drawn)
-    assert {"from the reference", "from before the rollout", "deviation of its answers"} <= set(drawn)
+    charts = charts_of(page)
+    assert {name: charts[name]["y"] for name in LABELS} == LABELS
+    assert labels_of(charts["kl"]) == ["from the reference", "from before the rollout"]
+    assert labels_of(charts["reward"]) == ["of the rollout", "deviation of its answers"]
     assert "loss of the policy" in page
     assert "Comparisons of answers" not in page
     without = {name: value for name, value in row.items() if name not in ("kl", "value_loss")}
-    assert "loss of the values" not in log_rows(tmp_path / "grpo", [without, without])
+    assert "value_loss" not in charts_of(log_rows(tmp_path / "grpo", [without, without]))
 
 
 def test_what_comparisons_tell_is_drawn_of_training_and_held_out_examples(tmp_path: Path) -> None:
     row = {"accuracy": 0.5, "margin": 0.1, "chosen_reward": 0.2, "rejected_reward": 0.1, "kl": 0.3}
     page = log_rows(tmp_path / "kto", [row, row | {"held_out_loss": 0.4, "held_out_accuracy": 0.75}])
-    drawn = drawn_labels(page, "Comparisons of answers")
-    assert {"accuracy", "margin", "rewards", "chosen reward", "divergence from the reference, nats"} <= set(drawn)
-    assert "accuracy, held-out" in drawn
+    charts = charts_of(page)
+    assert {"accuracy", "margin", "kl"} <= charts.keys()
+    assert labels_of(charts["chosen_reward"]) == ["chosen reward", "rejected reward"]
+    assert labels_of(charts["accuracy"]) == ["accuracy", "accuracy, held-out"]
     assert "loss per example" in page
     assert "Learning from rewards" not in page
 
@@ -213,13 +244,31 @@ def test_what_comparisons_tell_is_drawn_of_training_and_held_out_examples(tmp_pa
 def test_the_page_reaches_for_nothing_outside_itself(tmp_path: Path) -> None:
     page = write_report(make_whole_run(tmp_path)).read_text()
     found = Outline(page)
-    assert all(link.startswith("#") for link in found.links)
-    assert not {"script", "link", "img", "iframe", "object", "image", "base"} & set(found.tags)
-    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", page)
+    assert found.links == []
+    assert not {"link", "img", "iframe", "object", "image", "base"} & set(found.tags)
+    assert not re.search(r"@import|url\(|<script src|fetch\(|XMLHttpRequest|innerHTML", page)
     assert str(tmp_path.parent) not in page, "the report does not tell where the run folder lies"
-    targets = set(re.findall(r'(?:href="#|url\(#)([^")]+)', page))
-    assert targets
-    assert targets <= set(found.ids)
+    assert len(page) < 120_000
+
+
+def test_the_policy_of_a_page_allows_its_own_script_and_style_alone(tmp_path: Path) -> None:
+    page = write_report(tmp_path).read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
+    assert policy is not None
+    for kind in ("script", "style"):
+        (content,) = re.findall(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}';" in policy[1]
+    assert policy[1].startswith("default-src 'none';")
+    assert "style=" not in page.partition("<body>")[2].partition("<script>")[0]
+
+
+def test_the_library_is_what_was_published_and_carries_its_licence(tmp_path: Path) -> None:
+    web = Path(charts.__file__).with_name("web")
+    for name, expected in json.loads((web / "uplot.json").read_text())["sha256"].items():
+        if not name.endswith(".tgz"):
+            assert hashlib.sha256((web / name).read_bytes()).hexdigest() == expected
+    assert "Copyright (c) 2022 Leon Sorokin" in write_report(tmp_path).read_text()
 
 
 def test_a_folder_with_nothing_says_what_is_missing(tmp_path: Path) -> None:
@@ -227,7 +276,7 @@ def test_a_folder_with_nothing_says_what_is_missing(tmp_path: Path) -> None:
     assert "no step has finished yet" in found.text
     for name in ("spec.yaml", "metrics.jsonl", "timeline.json", "sample.txt", "data_manifest.json", "machine.json"):
         assert f"{name} is missing" in found.text
-    assert "svg" not in found.tags
+    assert "figure" not in found.tags
 
 
 def test_a_run_without_steps_is_no_error(tmp_path: Path) -> None:
@@ -237,19 +286,19 @@ def test_a_run_without_steps_is_no_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_the_first_steps_can_be_drawn(tmp_path: Path, num_steps: int) -> None:
-    assert outline_of(make_run(tmp_path, num_steps=num_steps)).tags.count("svg") == 4
+    assert outline_of(make_run(tmp_path, num_steps=num_steps)).tags.count("figure") == 4
 
 
 def test_losses_that_are_not_numbers_are_named_and_the_rest_is_drawn(tmp_path: Path) -> None:
     found = outline_of(make_run(tmp_path, lost=(31, *range(58, 61))))
     assert "The loss is not a number at 4 of 60 steps, first at step 31." in found.text
-    assert found.tags.count("svg") == 4
+    assert found.tags.count("figure") == 4
 
 
 def test_a_run_whose_every_loss_is_nan_still_has_a_report(tmp_path: Path) -> None:
     found = outline_of(make_run(tmp_path, num_steps=3, lost=(1, 2, 3)))
     assert "first at step 1" in found.text
-    assert found.tags.count("svg") == 3, "throughput, gradient norm and learning rate"
+    assert found.tags.count("figure") == 3, "throughput, gradient norm and learning rate"
 
 
 def test_text_from_the_run_folder_is_escaped_everywhere(tmp_path: Path) -> None:
@@ -264,7 +313,8 @@ def test_text_from_the_run_folder_is_escaped_everywhere(tmp_path: Path) -> None:
         json.dumps({**TIMELINE, "bubble_measured": HOSTILE, "measured": [[0, HOSTILE, 0, 1]]})
     )
     found = outline_of(folder)
-    assert not {"script", "img"} & set(found.tags)
+    assert "img" not in found.tags
+    assert found.tags.count("script") == 1 + found.tags.count("figure"), "the page's own, and data"
     assert found.tags.count("b") == 6, "the cards, and nothing from the name of the folder"
     assert found.text.count(HOSTILE) >= 8
 
@@ -284,12 +334,12 @@ def test_text_from_the_run_folder_is_escaped_everywhere(tmp_path: Path) -> None:
         '{"num_ranks": 1, "measured": null, "simulated": []}',
     ],
 )
-def test_a_broken_timeline_costs_only_its_own_section(tmp_path: Path, timeline: str, undrawn: None) -> None:
+def test_a_broken_timeline_costs_only_its_own_section(tmp_path: Path, timeline: str) -> None:
     make_run(tmp_path)
     (tmp_path / "timeline.json").write_text(timeline)
     found = outline_of(tmp_path)
     assert re.search(r"timeline\.json (cannot be drawn|is not)", found.text)
-    assert found.tags.count("svg") == 4
+    assert found.tags.count("figure") == 4
 
 
 def test_broken_metrics_and_spec_are_named(tmp_path: Path) -> None:
@@ -311,7 +361,7 @@ def test_a_long_sample_is_cut_and_says_so(tmp_path: Path) -> None:
     assert "5 further characters are in sample.txt" in outline_of(tmp_path).text
 
 
-def test_a_report_can_be_written_again(tmp_path: Path, undrawn: None) -> None:
+def test_a_report_can_be_written_again(tmp_path: Path) -> None:
     make_whole_run(tmp_path)
     first = write_report(tmp_path).read_text()
     (tmp_path / "sample.txt").write_text("another sample")
@@ -328,10 +378,21 @@ def test_a_folder_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None
 def test_a_long_run_is_thinned_to_a_small_picture_that_keeps_its_spikes() -> None:
     points = [(float(step), 1.0) for step in range(100_000)]
     points[54_321] = (54_321.0, 99.0)
-    svg = chart("loss", "loss", [Line(points, "loss", "#000000")], size=(8, 3))
-    assert len(svg) < 100_000
-    assert len(thin(points)) <= 1500
-    assert (54_321.0, 99.0) in thin(points)
+    drawn = plot("loss", Look("step", "loss"), [Series(points, "loss", line="-")])
+    assert len(drawn) < 40_000
+    assert len(thin([y for _, y in points])) <= 1500
+    assert 54_321 in thin([y for _, y in points])
+    table = drawn.partition("<details>")[2]
+    assert table.count("<tr>") == 25
+    assert "<td>0</td><td>1</td>" in table
+    assert "24 of 100,000 places on the axis" in table
+
+
+def test_the_table_of_many_lines_has_their_ends_and_extremes() -> None:
+    lines = [Series([(1.0, number), (2.0, 9.0), (3.0, 0.5)], f"<{number}>") for number in range(1, 9)]
+    drawn = plot("many", Look("step", "loss"), lines)
+    assert "<td>&lt;7&gt;</td><td>7 at 1</td><td>0.5 at 3</td><td>0.5 at 3</td><td>9 at 2</td>" in drawn
+    assert "<7>" not in drawn
 
 
 def test_smoothing_keeps_a_straight_line_straight() -> None:
@@ -339,18 +400,67 @@ def test_smoothing_keeps_a_straight_line_straight() -> None:
     assert [y for _, y in smooth(line)] == pytest.approx([y for _, y in line])
 
 
-def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
-    """Nor does it import torch; the fork of a process that has imported much imports what it draws with anew."""
+def test_a_report_needs_no_matplotlib_and_no_torch(tmp_path: Path) -> None:
+    """The fork of a process that has imported much imports what it needs anew."""
     make_whole_run(tmp_path)
     code = (
         "import sys; from pathlib import Path\n"
         "for name in list(sys.modules):\n"
         "    if name.partition('.')[0] in ('matplotlib', 'torch', 'trimaran'): del sys.modules[name]\n"
         "from trimaran.launchers.report import write_report\n"
-        "early = 'matplotlib' in sys.modules; write_report(Path(sys.argv[1]))\n"
-        "print(early, 'matplotlib.figure' in sys.modules, 'matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
+        "write_report(Path(sys.argv[1]))\n"
+        "print('matplotlib' in sys.modules, 'torch' in sys.modules)"
     )
     outcome = run_code(tmp_path, code, str(tmp_path))
     assert outcome.code == 0, outcome.err
-    assert outcome.out.split() == ["False", "True", "False", "False"]
+    assert outcome.out.split() == ["False", "False"]
     assert outcome.err == ""
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def test_runs_of_any_length_and_metrics_are_compared(tmp_path: Path) -> None:
+    make_whole_run(tmp_path / "whole")
+    make_run(tmp_path / "<b>short", num_steps=8, lost=(3,))
+    (tmp_path / "<b>short" / "spec.yaml").write_text(SPEC.replace("dp: 2", "dp: 4"))
+    log_rows(tmp_path / "rewarded", [{"reward": 0.25, "kl": 0.5}])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "spec.yaml").write_text("parallel: 3\n")
+    outcome = trimaran(tmp_path, "report", "whole", "<b>short", "rewarded", "empty", "--output", "found.html")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.strip() == "comparison: found.html"
+    page = (tmp_path / "found.html").read_text()
+    found = Outline(page)
+    assert found.open == []
+    assert "b" not in found.tags
+    for text in (
+        "4 runs: whole, <b>short, rewarded, empty", "60 of 60 steps", "8 of 60 steps", "losses of these runs are not",
+        "parallel, dp", "<b>short: The loss is not a number at 1 of 8 steps", "Differences of machine.json (3)",
+        "tp 2 × pp 2 × dp 4 = 16 ranks", "no step has finished yet",
+    ):  # fmt: skip
+        assert text in found.text, text
+    assert "model, preset" in found.text, "two runs do not have it"
+    drawn = charts_of(page)
+    assert labels_of(drawn["loss"]) == [
+        "whole, training, smoothed", "whole, held-out", "<b>short, training", "rewarded, training",
+    ]  # fmt: skip
+    assert [mark["label"] for mark in drawn["loss"]["marks"]] == ["whole, resumed", "<b>short, not a number"]
+    assert labels_of(drawn["reward"]) == ["rewarded"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ("run", "--output", "x.html"),
+            "--output is of a comparison; the report of one run is run/report.html",
+        ),
+        (("run", "none"), "none is no run folder: it does not exist; give the train.output_dir of a run"),
+        (("run",) * 9, "a comparison has 2 to 8 runs; got 9"),
+    ],
+)
+def test_what_can_not_be_compared_is_said(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    make_run(tmp_path / "run", num_steps=1)
+    outcome = trimaran(tmp_path, "report", *words)
+    assert (outcome.code, outcome.last_line) == (2, f"error: {told}")

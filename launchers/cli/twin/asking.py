@@ -5,13 +5,13 @@ from pathlib import Path
 
 from trimaran.launchers.chat.start import stopping
 from trimaran.launchers.cli.console import find_checkpoint, ranks_of
-from trimaran.launchers.report.html import write_page
 from trimaran.launchers.terminal import log_to_terminal, say, writing_output
 from trimaran.launchers.twin.collect import Said, talking
 from trimaran.launchers.twin.page import render
 from trimaran.launchers.twin.report import Wish, make_report
 from trimaran.runtime.files import write_text
 from trimaran.runtime.infer.sampling_params import SamplingParams
+from trimaran.runtime.pages.html import write_page
 from trimaran.runtime.twin.asking import Twin
 from trimaran.runtime.twin.record import TWIN, TwinRecord
 from trimaran.runtime.twin.report.record import TwinReport

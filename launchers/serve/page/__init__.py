@@ -4,14 +4,13 @@ The sources are an HTML skeleton, style sheets and ES modules. `build_page` puts
 script and style are allowed by their SHA-256: nothing else runs, whatever a model writes.
 """
 
-import base64
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from trimaran.runtime.files import read_text
+from trimaran.runtime.pages.html import hash_source
 
 MODULES: Final = (
     "dom.js", "inline.js", "markdown.js", "api.js", "records.js", "store.js", "settings.js", "message.js",
@@ -50,8 +49,8 @@ def build_page() -> Page:
     html = _fill(html, '<script type="module"></script>', f'<script type="module">{script}</script>')
     policy = (
         "default-src 'none'",
-        f"script-src {_hash_source(script)}",
-        f"style-src {_hash_source(style)}",
+        f"script-src {hash_source(script)}",
+        f"style-src {hash_source(style)}",
         "connect-src 'self'",
         "img-src data:",  # the icon, which is in the document
         "base-uri 'none'",
@@ -70,8 +69,3 @@ def _source(name: str) -> str:
 def _fill(html: str, place: str, content: str) -> str:
     assert html.count(place) == 1, f"page.html has {place} {html.count(place)} times"
     return html.replace(place, content)
-
-
-def _hash_source(text: str) -> str:
-    assert not re.search("</(script|style)|<!--", text, re.IGNORECASE), "an element would end early"
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -27,6 +27,7 @@ class Run:
         steps: training rows, by step.
         evaluations: evaluation rows, by step.
         scores: rows of scores of tasks, by step.
+        times: rows of starts, saves and evaluations, by step.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Run:
     steps: Sequence[Row] = ()
     evaluations: Sequence[Row] = ()
     scores: Sequence[Row] = ()
+    times: Sequence[Row] = ()
     timeline: Mapping[str, Any] | None = None
     sample: str | None = None
     manifest: Mapping[str, Any] | None = None
@@ -62,6 +64,7 @@ def read_run(run_dir: Path) -> Run:
         steps=steps,
         evaluations=[row for row in rows if "held_out_loss" in row],
         scores=[row for row in rows if any("/" in name for name in row)],
+        times=[row for row in rows if any(name in row for name in ("started_at", "save_s", "evaluation_s"))],
         timeline=_read_json(run_dir / "timeline.json", notes, "no pipeline timeline; logging.timeline records one"),
         sample=_read_text(run_dir / "sample.txt", notes, "no generated text to show (BERT and XLNet write none)"),
         manifest=_read_json(run_dir / "data_manifest.json", notes, "the counts of the training data are unknown"),
@@ -123,6 +126,19 @@ def _parse_spec(text: str | None, notes: Notes) -> Mapping[str, Any]:
 def is_finite(value: object) -> bool:
     """Whether ``value`` is a number that can be drawn."""
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def number(value: object, form: str) -> str:
+    """Return a number of a file in a format, or what it is instead."""
+    if value is None:
+        return "unknown"
+    return format(value, form) if is_finite(value) else "not a number" if value != math.inf else "infinite"
+
+
+def nested(data: Mapping[str, Any], section: str, name: str) -> object:
+    """Return a value of a section, None where there is none."""
+    found = data.get(section)
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def finite_points(rows: Sequence[Row], column: str) -> list[tuple[float, float]]:
