@@ -1,17 +1,16 @@
 """`trimaran calibrate` on the ranks: each measures, all at once and together; rank 0 writes the points."""
 
 import json
-import re
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
+import psutil
 import torch
 
 from trimaran.launchers.terminal import say
 from trimaran.launchers.worker.tasks import CalibrateTask
 from trimaran.models.fields import counted
-from trimaran.runtime.files import read_text, write_text
+from trimaran.runtime.files import write_text
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.plan.calibrate.record import Point
 from trimaran.runtime.processes import usable_cores
@@ -80,10 +79,7 @@ def _facts(device: torch.device) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _own_bytes(status: Path = Path("/proc/self/status")) -> int:
-    """Return the bytes that this process holds and shares with no file; 0 where the kernel does not tell."""
-    try:
-        found = re.search(r"^RssAnon:\s*(\d+) kB$", read_text(status), re.MULTILINE)
-    except OSError:
-        found = None
-    return int(found.group(1)) * 1024 if found else 0
+def _own_bytes() -> int:
+    """Return the bytes that this process holds and shares with no file."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - memory.shared)

@@ -1,6 +1,5 @@
 """MFU, and a description of the machine that is safe to publish."""
 
-import os
 import platform
 import re
 from collections.abc import Sequence
@@ -32,13 +31,15 @@ def describe_machine(accelerators: Sequence[str] = ()) -> dict[str, str | int | 
         accelerators: device names of this machine; counted by name, none means a CPU run.
 
     Returns:
-        cpu, cpu_cores (those this process may use), memory_bytes (None where unknown), accelerators, system, python,
+        cpu, cpu_cores (those this process may use), memory_bytes, accelerators, system, python,
             torch (None when not installed).
     """
+    import psutil  # 15 ms, which only the rank that describes the machine needs
+
     return {
         "cpu": _cpu_model(),
         "cpu_cores": usable_cores(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": psutil.virtual_memory().total,
         "accelerators": ", ".join(f"{list(accelerators).count(name)} x {name}" for name in dict.fromkeys(accelerators))
         or "none",
         "system": f"{platform.system()} {platform.machine()}",
@@ -48,19 +49,16 @@ def describe_machine(accelerators: Sequence[str] = ()) -> dict[str, str | int | 
 
 
 def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the marketing name of the CPU where Linux gives one, else the architecture."""
+    """Return the marketing name of the CPU where Linux gives one, else the architecture.
+
+    py-cpuinfo finds the same name in this file, but counts the processor's frequency first, in a process of its own:
+    1.2 s against 0.1 ms.
+    """
     try:
         found = re.search(r"^(?:model name|Hardware)\s*:\s*(.+)$", read_text(cpuinfo, errors="replace"), re.MULTILINE)
     except OSError:
         found = None
     return found.group(1).strip() if found else platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def _torch_version() -> str | None:

@@ -5,6 +5,7 @@ import ipaddress
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from trimaran.launchers.env.network import (
     check_network,
     interface_address,
     interface_of,
+    interfaces,
     reachable_address,
     wait_until_open,
 )
@@ -79,6 +81,26 @@ def test_the_interface_of_the_spec_is_taken_or_refused_with_those_there_are(host
         AddressError, match=r"launcher.interface ib1 is none of this node's interfaces with an IPv4 address: lo, ib0"
     ):
         interface_address("ib1")
+
+
+def test_interfaces_have_their_first_ipv4_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def address(family: int, text: str, netmask: str | None) -> SimpleNamespace:
+        return SimpleNamespace(family=family, address=text, netmask=netmask)
+
+    there = {
+        "lo": [address(socket.AF_INET, "127.0.0.1", "255.0.0.0"), address(socket.AF_INET6, "::1", None)],
+        "ib0": [
+            address(socket.AF_INET, "10.9.8.7", "255.255.0.0"),
+            address(socket.AF_INET, "10.9.9.9", "255.255.255.0"),
+            address(socket.AF_PACKET, "00:00:00:00:00:01", None),
+        ],
+        "only6": [address(socket.AF_INET6, "fe80::1%only6", "ffff:ffff:ffff:ffff::")],
+        "tun0": [address(socket.AF_INET, "172.16.0.2", None)],
+    }
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: there)
+    found = {name: str(each) for name, each in interfaces().items()}
+    assert found == {"lo": "127.0.0.1/8", "ib0": "10.9.8.7/16", "tun0": "172.16.0.2/32"}
+    assert interface_of("127.4.4.4") == "lo"
 
 
 def test_a_machine_that_does_not_reach_itself_is_told_before_anything_starts(
