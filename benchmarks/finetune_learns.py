@@ -95,7 +95,7 @@ def train(folder: Path, name: str, spec: Sections, threads: int) -> dict[str, fl
         "logging": {"tensorboard": False, "interval": 10},
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(merged(common, spec)), encoding="utf-8")
-    command = Path(sys.executable).with_name("trimaran"), "train", folder / f"{name}.yaml"
+    command = sys.executable, "-m", "trimaran.launchers.cli.app", "train", folder / f"{name}.yaml"
     subprocess.run(command, check=True)
     rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     found: dict[str, float] = [row for row in rows if "held_out_loss" in row][-1]

@@ -163,7 +163,7 @@ def ours(asked: Asked, names: Sequence[str], options: Sequence[str], folder: Pat
 
 
 def _evaluate(asked: Asked, names: Sequence[str], options: Sequence[str], folder: Path) -> None:
-    command = [Path(sys.executable).with_name("trimaran"), "evaluate", asked.model, "--tasks", ",".join(names)]
+    command = [sys.executable, "-m", "trimaran.launchers.cli.app", "evaluate", asked.model, "--tasks", ",".join(names)]
     command += ["--data", asked.data, "--limit", str(asked.documents), "--samples", "--output", folder, *options]
     command += ["--gen", f"max_gen_toks={asked.new_tokens}"] if "gsm8k" in names else []
     done = subprocess.run(list(map(str, command)), env=dict(os.environ), capture_output=True, text=True, check=False)

@@ -2,32 +2,38 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.launchers.runs import make_workplace, run_script
+from tests.benchmarks.scripts import load_script
+from tests.launchers.drawn_run import drawn_run, tokenizer_of_words
+from tests.launchers.runs import run_forked
 
-SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "finetune_learns.py"
+FEW_STEPS = {"optimizer": {"lr": 1e-2}, "train": {"num_steps": 3, "global_batch_size": 8, "micro_batch_size": 8}}
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
-def test_the_figure_before_and_after_is_printed(method: str, tmp_path: Path) -> None:
-    steps = {"num_steps": 2, "eval_interval": 0, "seq_len": 256}
-    base = make_workplace(tmp_path / "base", parallel={"tp": 1}, train=steps)
-    assert base.train().code == 0
+def test_the_figure_before_and_after_is_printed(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = load_script("finetune_learns")
+    monkeypatch.setattr(benchmark, "LARGE", {method: FEW_STEPS})
+    monkeypatch.setattr(subprocess, "run", run_forked)
+    base = drawn_run(tmp_path / "base", tokenizer_of_words(), 256)
     answers = {"output": "good", "chosen": "good", "rejected": "very bad"}
     records = [{"instruction": f"say it {number} times", "input": "", **answers} for number in range(80)]
     records.append({**records[0], "rejected": "good"})  # a pair of equal answers is left out
     (tmp_path / "records.json").write_text(json.dumps(records))
-    done = run_script(tmp_path, SCRIPT, method, "--data", str(tmp_path / "records.json"), "--base", str(base.run))
-    assert done.code == 0, done.err
-    assert f"{81 if method == 'sft' else 80} records, some of them held out" in done.out
+    assert benchmark.main([method, "--data", str(tmp_path / "records.json"), "--base", str(base)]) == 0
+    out = capsys.readouterr().out
+    assert f"{81 if method == 'sft' else 80} records, some of them held out" in out
     figure = {"sft": "held_out_loss", "dpo": "held_out_accuracy"}[method]
-    found = re.search(rf"  {figure}: ([\d.]+) -> ([\d.]+)\n", done.out)
+    found = re.search(rf"  {figure}: ([\d.]+) -> ([\d.]+)\n", out)
     assert found is not None
     before, after = map(float, found.groups())
-    last = done.out.splitlines()[-1]
+    last = out.splitlines()[-1]
     if method == "sft":
         assert 0 < after < before
         assert last == f"{figure}: {1 - after / before:.1%} lower"

@@ -217,13 +217,16 @@ def run_script(
     return Outcome(code, (folder / "out").read_text(), (folder / "err").read_text(), [])
 
 
-def run_forked(command: Sequence[str], env: dict[str, str], timeout: float = TIMEOUT_S, **_: object) -> Any:
+def run_forked(
+    command: Sequence[str | Path], env: dict[str, str] | None = None, timeout: float = TIMEOUT_S, **_: object
+) -> Any:
     """As subprocess.run, for a command of this interpreter or `trimaran`, which is forked and forks its ranks."""
     fork_server()
-    words = list(command[1:]) if command[0] == sys.executable else ["-m", COMMAND_LINE, *command[1:]]
+    own, *rest = map(str, command)
+    words = rest if own == sys.executable else ["-m", COMMAND_LINE, *rest]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, Path(os.devnull).open() as nothing:
         descriptors = {0: nothing.fileno(), 1: out.fileno(), 2: err.fileno()}
-        code = Forked(words, Path.cwd(), descriptors, env, preload=HUGGING_FACE).wait(timeout)
+        code = Forked(words, Path.cwd(), descriptors, env or dict(os.environ), preload=HUGGING_FACE).wait(timeout)
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(command, code, out.read(), err.read())
