@@ -21,6 +21,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "check": ("planning.check:check", "Understand a run before it starts."),
         "fields": ("fields:fields", "Every field of a spec: type, default, rule."),
         "schema": ("planning.check:schema", "Print the JSON schema of a spec, for editors."),
+        "doctor": ("doctor:doctor", "What this machine has, and what that changes."),
         "report": ("report:report", "Write the report of a run anew."),
     },
     "Data": {

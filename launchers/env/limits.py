@@ -42,7 +42,7 @@ def check_limits(spec: RunSpec, ranks: int) -> list[str]:
     Raises:
         LimitError: they can't run.
     """
-    problems = [*_low_limits(spec), *_low_cgroup(ranks), *_low_shared_memory(ranks)]
+    problems = [*_low_limits(spec), *low_cgroup(ranks), *low_shared_memory(ranks)]
     if problems:
         raise LimitError("; ".join(problems))
     warnings = []
@@ -82,7 +82,8 @@ def _low_limits(spec: RunSpec) -> list[str]:
     return problems
 
 
-def _low_cgroup(ranks: int) -> list[str]:
+def low_cgroup(ranks: int) -> list[str]:
+    """Say why so many ranks may not be started."""
     needed = ranks * _THREADS_OF_A_RANK
     return [
         f"this container or job may have {most} processes and threads and has {now}, and {ranks} ranks need at least "
@@ -92,7 +93,7 @@ def _low_cgroup(ranks: int) -> list[str]:
     ]
 
 
-def _low_shared_memory(ranks: int) -> list[str]:
+def low_shared_memory(ranks: int) -> list[str]:
     """Say why multiprocessing can't make its semaphores, which the C library keeps in /dev/shm."""
     fix = "docker run --shm-size 1g; in Kubernetes an emptyDir of medium Memory; or mount -o remount,rw,size=1g"
     try:

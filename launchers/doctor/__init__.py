@@ -1,0 +1,1 @@
+"""What this machine has, and what that changes for a run. Imports no torch: a process of its own does."""
