@@ -87,6 +87,29 @@ def discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextmanager
+def silenced(is_on: bool) -> Iterator[None]:
+    """Send what this process and those that it starts print in the block to nowhere; errors that leave it are said."""
+    if not is_on:
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    null = os.open(os.devnull, os.O_WRONLY)
+    kept = {number: os.dup(number) for number in (1, 2)}
+    for number in kept:
+        os.dup2(null, number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(null)
+
+
 def is_for_users(error: BaseException) -> bool:
     """Return whether an error's message is written for a user: the system's errors, wrong values, and all of ours."""
     ours = type(error).__module__.startswith("trimaran.") and isinstance(error, Exception)

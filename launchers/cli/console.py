@@ -3,6 +3,7 @@
 Imports no torch.
 """
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -29,6 +30,9 @@ def path(text: str) -> Path:
 
 
 SpecPath = Annotated[Path, typer.Argument(parser=path, metavar="SPEC", help="The run spec, a YAML file.")]
+SpecOrRun = Annotated[
+    Path, typer.Argument(parser=path, metavar="SPEC|RUN", help="The run spec, a YAML file; or a run's folder.")
+]
 Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, such as parallel.tp=2; may be repeated."),
@@ -106,6 +110,33 @@ def require_run(run: Path) -> None:
     if not any((run / name).exists() for name in _RUN_FILES):
         is_there = "has none of its files" if run.is_dir() else "does not exist"
         raise ValueError(f"{run} is no run folder: it {is_there}; give the train.output_dir of a run")
+
+
+_SPECS = ("spec.yaml", "submitted.yaml")
+
+
+def spec_of(named: Path, overrides: list[str]) -> tuple[Path, list[str]]:
+    """Return the spec file and the overrides where a spec file is named, or the folder of a run, which is gone on with.
+
+    Raises:
+        ValueError: the folder is of no run.
+        SpecError: its spec can't be read.
+    """
+    if not named.is_dir():
+        return named, overrides
+    file = next((named / name for name in _SPECS if (named / name).is_file()), None)
+    if file is None:
+        here = named.absolute()
+        run = next((each.parent for each in (here, *here.parents) if each.name == "checkpoints"), None)
+        fix = f"did you mean its run, {run}?" if run else "give a spec file, or the train.output_dir of a run"
+        raise ValueError(f"{named} is a folder without a {_SPECS[0]}, so there is no run to go on with; {fix}")
+    from trimaran.runtime.spec import load_spec
+
+    output = Path(load_spec(file).train.output_dir)
+    if output.resolve() == named.resolve():
+        return file, overrides
+    say(f"{file} names {output}, and the run goes on where it lies now, in {named}", style="yellow")
+    return file, [f"train.output_dir={json.dumps(str(named.resolve()))}", *overrides]
 
 
 def find_checkpoint(run: Path) -> Path:

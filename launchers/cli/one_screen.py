@@ -31,6 +31,6 @@ def _is_worth_saying(default: object) -> bool:
 
 def _word_of(param: Any) -> str | None:
     """Return the word for an option's value; None leaves typer's own, which lists choices."""
-    kind = getattr(getattr(param, "type_descriptor", None), "annotation", None)
+    kind: Any = getattr(getattr(param, "type_descriptor", None), "annotation", None)
     plain = [each for each in get_args(kind) if each is not NoneType] if kind not in _WORDS else [kind]
     return _WORDS.get(plain[0]) if len(plain) == 1 else None

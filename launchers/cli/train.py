@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimaran.launchers.before_start import check_code, check_device, check_nodes
-from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences
+from trimaran.launchers.cli.console import Launcher, Overrides, SpecOrRun, errors_as_sentences, spec_of
 from trimaran.launchers.cli.planning.chip_option import chip_at
 from trimaran.launchers.data.prepare_run import lock_run, prepare_run, try_to_report, what_is_saved
 from trimaran.launchers.data.run_plan import with_plan
@@ -20,7 +20,7 @@ from trimaran.launchers.local.mpirun import run_by_mpirun
 from trimaran.launchers.local.node_agent import run_node_by_hand
 from trimaran.launchers.local.torch_elastic import get_ready
 from trimaran.launchers.slurm.submit import train_on_slurm
-from trimaran.launchers.terminal import log_to_terminal, say
+from trimaran.launchers.terminal import log_to_terminal, say, silenced
 from trimaran.launchers.worker.entry import serve_as_rank
 from trimaran.models.fields import counted
 from trimaran.runtime.spec import RunSpec, describe, load_spec
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    spec_path: SpecPath,
+    spec_path: SpecOrRun,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing changes it
     launcher: Launcher = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="slurm: print the batch script and do nothing.")] = False,
@@ -51,10 +51,14 @@ def train(
         str | None,
         typer.Option(metavar="NAME|FILE", help="local: plan for this chip, or by trimaran calibrate's file."),
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print errors alone, and at the end where the report is.")
+    ] = False,
 ) -> None:
     """Validate, prepare the data, start the ranks, train, and write the report; resumes where the run's last checkpoint
-    stands."""
+    stands, also by the run's folder in place of its spec."""
     with errors_as_sentences():
+        spec_path, overrides = spec_of(spec_path, overrides)
         # Under mpirun, srun or torchrun, this process is one rank of the run.
         if launcher != "local" and is_rank(os.environ):
             serve_as_rank(spec_path, overrides, allow_code=allow_code)
@@ -64,18 +68,29 @@ def train(
         known = None if chip is None else _chip_of(spec, chip, kind)
         if kind != "slurm" and (dry_run or following or array):
             raise ValueError("--dry-run, --follow and --array are for --launcher slurm")
+        if quiet and (kind == "slurm" or spec.launcher.nodes > 1):
+            raise ValueError("--quiet is for a run on this machine alone; leave it out")
         if kind == "slurm":
             raise typer.Exit(train_on_slurm(spec_path, overrides, array, dry_run=dry_run, following=following))
         check_nodes(spec, kind)
         check_network(spec.launcher.interface)
         check_device(spec, spec.world_size // spec.launcher.nodes)
         if kind == "mpi":
-            raise typer.Exit(run_by_mpirun(spec, spec_path, overrides))
+            with silenced(quiet):
+                code = run_by_mpirun(spec, spec_path, overrides)
+            _say_report(spec, is_on=quiet and code == 0)
+            raise typer.Exit(code)
         log_to_terminal()
         if spec.launcher.nodes > 1:
             raise typer.Exit(run_node_by_hand(spec, spec_path, overrides))
-        with lock_run(Path(spec.train.output_dir)):
+        with silenced(quiet), lock_run(Path(spec.train.output_dir)):
             _train_here(spec, known)
+        _say_report(spec, is_on=quiet)
+
+
+def _say_report(spec: RunSpec, *, is_on: bool) -> None:
+    if is_on:
+        say(f"report: {Path(spec.train.output_dir) / 'report.html'}")
 
 
 def _chip_of(spec: RunSpec, name: str, kind: str) -> "Chip | Machine":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences, path
+from trimaran.launchers.cli.console import Launcher, Overrides, SpecOrRun, errors_as_sentences, path, spec_of
 from trimaran.launchers.cli.planning.problems import problems_here
 from trimaran.launchers.terminal import print_table, say, writing_output
 from trimaran.runtime.files import write_text
@@ -21,7 +21,7 @@ _PICTURE_MICROBATCHES = 64  # a drawing of more has boxes too thin to read
 
 
 def check(
-    spec_path: SpecPath,
+    spec_path: SpecOrRun,
     overrides: Overrides = [],  # noqa: B006
     picture: Annotated[
         Path | None, typer.Option(parser=path, help="Draw the pipeline schedule into this .svg or .png file.")
@@ -53,7 +53,7 @@ def check(
             from trimaran.launchers.cli.planning.plan import check_rates
 
             check_rates({"--price-per-hour": price_per_hour})
-        spec = load_spec(spec_path, overrides)
+        spec = load_spec(*spec_of(spec_path, overrides))
         from trimaran.launchers.cli.planning.overview import overview_of, table_of
 
         kind, corpora = launcher or spec.launcher.kind, _prepared_corpora(spec)
