@@ -154,3 +154,20 @@ class TerminalHandler(logging.Handler):
 def log_to_terminal() -> None:
     """Say what the program logs."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[TerminalHandler()])
+
+
+@contextmanager
+def logs_said() -> Iterator[None]:
+    """Say in the block what this package logs, unless the program has handlers for it."""
+    log = logging.getLogger("trimaran")
+    if log.hasHandlers():
+        yield
+        return
+    handler, level = TerminalHandler(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

@@ -15,11 +15,11 @@ from trimaran.launchers.cli.console import (
     ToLanguage,
     Tp,
     errors_as_sentences,
-    find_checkpoint,
     path,
     ranks_of,
 )
 from trimaran.launchers.cli.option_records import SamplingOptions, option_records
+from trimaran.launchers.run_folder import find_checkpoint
 
 _SAMPLING = SamplingOptions(512)
 

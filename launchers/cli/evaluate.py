@@ -13,12 +13,13 @@ import typer
 from trimaran.launchers.cli.console import Pp, ToLanguage, Tp, errors_as_sentences, path
 from trimaran.launchers.cli.stoppable import stoppable
 from trimaran.launchers.env.exit_codes import Stopped
+from trimaran.launchers.local.evaluate import results_folder, write_evaluate_task
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.terminal import new_table, print_table, say
 from trimaran.models.fields import counted
 from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.scratch import scratch_folder
-from trimaran.runtime.spec import dump_spec, load_spec
+from trimaran.runtime.spec import load_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.evaluate.compare import Comparison
@@ -217,7 +218,7 @@ def _jobs(
         for step in _steps(each, checkpoints):
             model = open_model(each, tp=tp, pp=pp, dp=dp, step=step)
             prepared = prepare(options, model.text, model.spec.transformer)
-            folder = _folder(each, model, options, output, is_alone=len(paths) == 1 and checkpoints is None)
+            folder = results_folder(each, model, options, output, is_alone=len(paths) == 1 and checkpoints is None)
             if any(folder == job.folder for job in jobs):
                 raise ValueError(f"{each} is given twice, or two models of one name; name each once")
             for note in prepared.notes:
@@ -251,30 +252,6 @@ def _steps(run: Path, checkpoints: str | None) -> Sequence[int | None]:
     return sorted({int(each) for each in names})
 
 
-def _folder(
-    name: Path, model: "EvaluatedModel", options: "EvaluationOptions", output: Path | None, *, is_alone: bool
-) -> Path:
-    """Return the folder of a model's results, made if need be."""
-    from trimaran.launchers.before_start import check_writable
-    from trimaran.runtime.evaluate.results import FOLDER, JOURNAL, REPORT, RESULTS, SAMPLES
-    from trimaran.runtime.files import check_regular
-
-    if output is not None:
-        step = "" if model.step is None else f"-step-{model.step}"
-        folder = output if is_alone else output / f"{name.resolve().name}{step}"
-    elif model.step is None:
-        raise ValueError(f"{name} is no run, which the results would be a part of; give --output, a folder for them")
-    else:
-        folder = model.origin.parent.parent / FOLDER / options.name(model.step)
-    check_writable("--output" if output is not None else "the folder of the results,", folder)
-    for file in (folder / each for each in (RESULTS, SAMPLES, REPORT, JOURNAL)):
-        if file.is_dir():
-            raise ValueError(f"{file} is a folder, in the place of a file of the results; remove it")
-        if file.exists():
-            check_regular(file)
-    return folder
-
-
 def _evaluate(jobs: Sequence[Job], options: "EvaluationOptions", *, by_checkpoint: bool) -> None:
     """Evaluate one model after the other; then show, compare and draw what was found."""
     from trimaran.launchers.report.evaluation_page import write_evaluation_page
@@ -303,21 +280,11 @@ def _evaluate(jobs: Sequence[Job], options: "EvaluationOptions", *, by_checkpoin
 def _run(job: Job, options: "EvaluationOptions") -> None:
     """Evaluate a model in this process, or on as many ranks as its layout has."""
     from trimaran.launchers.worker.run import run_alone
-    from trimaran.launchers.worker.tasks import EvaluateTask
 
-    spec = job.model.spec
     with scratch_folder("evaluate") as folder:
-        (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
-        task = EvaluateTask(
-            spec=folder / "spec.yaml",
-            model=job.model.origin.resolve(),
-            name=job.name,
-            folder=job.folder.resolve(),
-            options=options,
-        )
-        (folder / "task.json").write_text(task.model_dump_json(), encoding="utf-8")
+        task = write_evaluate_task(folder, job.model, job.name, job.folder, options)
         try:
-            if spec.world_size == 1:
+            if job.model.spec.world_size == 1:
                 with stoppable(lambda: ""):
                     run_alone(task)
             else:

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,18 +14,18 @@ from trimaran.launchers.cli.console import (
     ToLanguage,
     Tp,
     errors_as_sentences,
-    find_checkpoint,
     path,
     ranks_of,
 )
 from trimaran.launchers.cli.option_records import SamplingOptions, option_records
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
 from trimaran.launchers.local.launch import LocalRun, launch
+from trimaran.launchers.run_folder import find_checkpoint
 from trimaran.launchers.terminal import discard_output, say
 from trimaran.runtime.files import read_text
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.scratch import scratch_folder
-from trimaran.runtime.spec import RunSpec, dump_spec, fields_at_layout, load_spec, parse_spec
+from trimaran.runtime.spec import load_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.infer.modes import Mode
@@ -174,36 +173,12 @@ def _generate(
     pp: int,
 ) -> None:
     """Write the task, and run it in this process or on tp * pp ranks."""
+    from trimaran.launchers.local.generate import Prompts, write_generate_task
     from trimaran.launchers.worker.run import run_alone
-    from trimaran.launchers.worker.tasks import GenerateTask, TaskPrompt
-    from trimaran.runtime.checkpoint.reshard import Checkpoint
-    from trimaran.runtime.infer.generate import check_prompts
-    from trimaran.runtime.infer.prompts import RunText
-    from trimaran.runtime.train.state import spec_of
 
-    spec = _at_layout(spec_of(Checkpoint.open(checkpoint, verify=False)), tp, pp)
-    text, vocab_size = RunText.open(checkpoint.parent.parent), spec.transformer.vocab_size
-    stops = {*text.stop_tokens, *(text.id_of(name) for name in stop_tokens)}
-    if beyond := sorted(token for token in stops if token >= vocab_size):
-        say(f"the model's vocabulary has {vocab_size} tokens, so no text ends at the stop token {beyond[0]}")
-    encoded = [text.encode(each) for each in inputs]
-    check_prompts(encoded, spec.transformer)
+    asked = Prompts(inputs, sampling, stop_strings, stop_tokens, batch_size)
     with scratch_folder("generate") as folder:
-        (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
-        task = GenerateTask(
-            spec=folder / "spec.yaml",
-            checkpoint=checkpoint.resolve(),
-            tokenizer=(text.folder / "tokenizer.json").resolve(),
-            prompts=tuple(
-                TaskPrompt(tokens=tokens, text=each.text, is_chat=each.messages is not None, name=each.name)
-                for tokens, each in zip(encoded, inputs, strict=True)
-            ),
-            sampling=replace(sampling, stop_tokens=tuple(sorted(token for token in stops if token < vocab_size))),
-            stop_strings=tuple(stop_strings),
-            batch_size=batch_size,
-            as_json=as_json,
-        )
-        (folder / "task.json").write_text(task.model_dump_json(), encoding="utf-8")
+        task = write_generate_task(folder, checkpoint, asked, as_json=as_json, tp=tp, pp=pp)
         try:
             if tp * pp == 1:
                 run_alone(task)
@@ -223,9 +198,3 @@ def _end_quietly_without_reader(ended: Stopped | LaunchError) -> None:
         return
     discard_output()
     raise typer.Exit(code)
-
-
-def _at_layout(spec: RunSpec, tp: int, pp: int) -> RunSpec:
-    """Return the spec with the layout tp x pp."""
-    shared_memory = spec.parallel.shared_memory
-    return parse_spec(fields_at_layout(spec, tp=tp, pp=pp, shared_memory=shared_memory, uneven_heads=True))

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import Pp, RunPath, Tp, errors_as_sentences, find_checkpoint, path
+from trimaran.launchers.cli.console import Pp, RunPath, Tp, errors_as_sentences, path
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.local.launch import LocalRun, launch
+from trimaran.launchers.run_folder import find_checkpoint
 from trimaran.launchers.terminal import say
 from trimaran.runtime.scratch import scratch_folder
 from trimaran.runtime.spec import RunSpec, dump_spec, load_spec, parse_spec

@@ -8,22 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimaran.launchers.before_start import check_code, check_device, check_nodes
-from trimaran.launchers.cli.console import Launcher, Overrides, SpecOrRun, errors_as_sentences, spec_of
-from trimaran.launchers.cli.planning.chip_option import chip_at
-from trimaran.launchers.data.prepare_run import lock_run, prepare_run, try_to_report, what_is_saved
-from trimaran.launchers.data.run_plan import with_plan
-from trimaran.launchers.env.exit_codes import LaunchError, Stopped
+from trimaran.launchers.chip_option import chip_at
+from trimaran.launchers.cli.console import Launcher, Overrides, SpecOrRun, errors_as_sentences
 from trimaran.launchers.env.network import check_network
 from trimaran.launchers.env.rank_env import is_rank
-from trimaran.launchers.local.launch import LocalRun, launch
+from trimaran.launchers.local.launch import train_here
 from trimaran.launchers.local.mpirun import run_by_mpirun
 from trimaran.launchers.local.node_agent import run_node_by_hand
-from trimaran.launchers.local.torch_elastic import get_ready
+from trimaran.launchers.run_folder import spec_of
 from trimaran.launchers.slurm.submit import train_on_slurm
 from trimaran.launchers.terminal import log_to_terminal, say, silenced
 from trimaran.launchers.worker.entry import serve_as_rank
-from trimaran.models.fields import counted
-from trimaran.runtime.spec import RunSpec, describe, load_spec
+from trimaran.runtime.spec import RunSpec, load_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.plan.calibrate.record import Machine
@@ -83,8 +79,9 @@ def train(
         log_to_terminal()
         if spec.launcher.nodes > 1:
             raise typer.Exit(run_node_by_hand(spec, spec_path, overrides))
-        with silenced(quiet), lock_run(Path(spec.train.output_dir)):
-            _train_here(spec, known)
+        with silenced(quiet):
+            train_here(spec, known)
+            _say_what_next(spec)
         _say_report(spec, is_on=quiet)
 
 
@@ -107,20 +104,9 @@ def _chip_of(spec: RunSpec, name: str, kind: str) -> "Chip | Machine":
     return machine
 
 
-def _train_here(spec: RunSpec, chip: "Chip | Machine | None") -> None:
-    """Prepare the run, start its ranks on this machine and write the report."""
+def _say_what_next(spec: RunSpec) -> None:
+    """Say where the report is, and the command that uses the model."""
     folder = Path(spec.train.output_dir)
-    get_ready(spec, spec.world_size)
-    task = prepare_run(spec, folder, chip)
-    say(f"starting {counted(spec.world_size, 'rank')} ({dict(describe(spec))['layout']}); run folder {folder}")
-    try:
-        launch(LocalRun(spec, task, folder / "logs"))
-    except Stopped as stopped:
-        raise Stopped(stopped.signal_number, stopped.problem, what_is_saved(folder)) from stopped
-    except LaunchError as error:
-        raise LaunchError(with_plan(str(error), folder), error.exit_code) from error
-    finally:
-        try_to_report(folder)
     more = ""
     if not spec.transformer.has_head:
         more = f"   scores: trimaran score {shlex.quote(str(folder))} FILE"

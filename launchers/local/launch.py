@@ -1,4 +1,7 @@
-"""Start all ranks on this machine through torchrun's own API: one agent, and one worker process for each rank."""
+"""Start all ranks on this machine through torchrun's own API: one agent, and one worker process for each rank.
+
+`train_here` is a whole run on this machine, for whoever asks for it: the command line or Python.
+"""
 
 import fcntl
 import logging
@@ -7,18 +10,26 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from trimaran.launchers.data.prepare_run import lock_run, prepare_run, try_to_report, what_is_saved
+from trimaran.launchers.data.run_plan import with_plan
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_of, signal_behind
 from trimaran.launchers.env.network import LOOPBACK, check_loopback
-from trimaran.launchers.local.torch_elastic import Node, run_ranks
+from trimaran.launchers.local.torch_elastic import Node, get_ready, run_ranks
+from trimaran.launchers.terminal import say
 from trimaran.launchers.worker.entry import run_task_of_launcher
 from trimaran.launchers.worker.failure_relay import DIED_SILENTLY, Failure
 from trimaran.launchers.worker.nccl_messages import WatchdogEnd, watchdog_end_in
 from trimaran.launchers.worker.process import ERROR_FILE, RANKS_FILE, STDERR_FILE
+from trimaran.models.fields import counted
 from trimaran.runtime.files import read_json
 from trimaran.runtime.scratch import scratch_folder
-from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.spec import RunSpec, describe
+
+if TYPE_CHECKING:
+    from trimaran.runtime.plan.calibrate.record import Machine
+    from trimaran.runtime.plan.chips import Chip
 
 _POLL_S, _TOLD_S, _LEAVE_S = 0.05, 5.0, 600.0
 
@@ -78,6 +89,35 @@ class _Ended:
         where = "" if reported is None else f" ({reported.where})"
         step = "" if reported is None or reported.step is None else f" at step {reported.step}"
         return f"rank {self.rank}{where} {how}{step} and left no message; the output of the ranks is in {log_folder}"
+
+
+def train_here(spec: RunSpec, chip: "Chip | Machine | None" = None) -> Path:
+    """Prepare a run, start its ranks on this machine, train, and write the report; return the run folder.
+
+    A run whose folder has a checkpoint resumes there.
+
+    Args:
+        chip: for which the plan is made; None: for this machine, as far as it is known.
+
+    Raises:
+        ValueError, OSError: it can't start as its spec says; a sentence.
+        LaunchError: a rank failed.
+        Stopped: a signal stopped the ranks, which have saved.
+    """
+    folder = Path(spec.train.output_dir)
+    with lock_run(folder):
+        get_ready(spec, spec.world_size)
+        task = prepare_run(spec, folder, chip)
+        say(f"starting {counted(spec.world_size, 'rank')} ({dict(describe(spec))['layout']}); run folder {folder}")
+        try:
+            launch(LocalRun(spec, task, folder / "logs"))
+        except Stopped as stopped:
+            raise Stopped(stopped.signal_number, stopped.problem, what_is_saved(folder)) from stopped
+        except LaunchError as error:
+            raise LaunchError(with_plan(str(error), folder), error.exit_code) from error
+        finally:
+            try_to_report(folder)
+    return folder
 
 
 def launch(run: LocalRun) -> None:

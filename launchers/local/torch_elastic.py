@@ -5,24 +5,22 @@ that has imported torch already, and the stores listen at one address only.
 """
 
 import logging
-import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimaran.launchers.env.exit_codes import LaunchError
 from trimaran.launchers.env.limits import check_limits, raise_soft_limits
+from trimaran.launchers.local.fork_server import bare_ranks, forks, start_fork_server
 from trimaran.launchers.worker.process import threads_per_rank
-from trimaran.runtime.processes import children_of, is_stopped
+from trimaran.runtime.processes import is_stopped
 from trimaran.runtime.signal_watch import SignalWatch
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.signals import STOPPING
@@ -38,9 +36,6 @@ _KILLED_S = 10  # for a killed process to be gone
 _KEEP_ALIVE_S = 2
 _AGAIN_S = 0.3  # between two SIGINT that are two wishes: programs around this one may pass on what the terminal sends
 _WATCH_S, _ROLL_CALL_S, _POLL_S = 1.0, 10.0, 0.05
-# The path of a socket has at most 107 bytes.
-_LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
-_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 logger = logging.getLogger(__name__)
 
@@ -69,37 +64,13 @@ class Node:
 def get_ready(spec: RunSpec, ranks: int) -> None:
     """Start the process from which the ranks of this node are forked; it imports torch once for all of them.
 
-    It has a single thread and uses no GPU, so a fork of it works like a new process.
-
     Raises:
         LimitError: a limit of this machine is too low for the ranks.
     """
     raise_soft_limits()
     for warning in check_limits(spec, ranks):
         logger.warning(warning)
-    # torch reads it when it is imported.
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(spec, ranks)))
-    multiprocessing.set_forkserver_preload(["trimaran.launchers.worker.run"])
-    with _short_temporary_folder():
-        forkserver.ensure_running()
-
-
-@contextmanager
-def _short_temporary_folder() -> Iterator[None]:
-    """Keep multiprocessing's socket out of a long TMPDIR, such as batch systems set."""
-    usual = tempfile.gettempdir()
-    if len(os.fsencode(usual)) > _LONGEST_TMPDIR:
-        short = (each for each in _SHORT_FOLDERS if os.access(each, os.W_OK | os.X_OK))
-        tempfile.tempdir = next(short, None)
-        if tempfile.tempdir is None:
-            raise ValueError(
-                f"TMPDIR {usual} has {len(os.fsencode(usual))} characters, a socket there can have a TMPDIR of at most "
-                f"{_LONGEST_TMPDIR}, and {', '.join(_SHORT_FOLDERS)} can't be written; set TMPDIR to a shorter folder"
-            )
-    try:
-        yield
-    finally:
-        tempfile.tempdir = usual
+    start_fork_server(threads_per_rank(spec, ranks))
 
 
 def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments: str) -> None:
@@ -138,11 +109,13 @@ def run_ranks(node: Node, spec: RunSpec, entry: Callable[..., None], *arguments:
         signals_to_handle=",".join(number.name for number in STOPPING),
         shutdown_timeout=_SHUTDOWN_S,
     )
+    others = frozenset(forks())
     with (
         _quiet(),
-        _stopped_ranks_killed(node.ranks, spec.launcher.timeout_s),
-        SignalWatch(_AtOnce().heard),
-        _no_rank_left(),
+        bare_ranks(),
+        _stopped_ranks_killed(node.ranks, spec.launcher.timeout_s, others),
+        SignalWatch(_AtOnce(others).heard),
+        _no_rank_left(others),
     ):
         try:
             elastic_launch(config, entry)(*arguments)
@@ -204,11 +177,14 @@ def _make_handler(parameters: "RendezvousParameters") -> "RendezvousHandler":
 
 
 @contextmanager
-def _stopped_ranks_killed(ranks: int, timeout_s: float) -> Iterator[None]:
+def _stopped_ranks_killed(ranks: int, timeout_s: float, others: frozenset[int]) -> Iterator[None]:
     """Kill ranks of this node that are stopped (SIGSTOP) once the others can't wait for them any longer.
 
     That is some time after `timeout_s`, in which the ranks themselves find the cause, or when another rank has ended.
     A stopped process does not act on SIGTERM, for which the agent would give it half a minute.
+
+    Args:
+        others: children of the fork server that are no ranks of this run.
     """
     done = threading.Event()
 
@@ -216,7 +192,7 @@ def _stopped_ranks_killed(ranks: int, timeout_s: float) -> Iterator[None]:
         since: dict[int, float] = {}
         most = 0
         while not done.wait(_WATCH_S):
-            children = _ranks()
+            children = _ranks_but(others)
             most = min(ranks, max(most, len(children)))
             since = {pid: since.get(pid, time.monotonic()) for pid in children if is_stopped(pid)}
             for pid, start in since.items():
@@ -236,9 +212,14 @@ def _stopped_ranks_killed(ranks: int, timeout_s: float) -> Iterator[None]:
 
 
 class _AtOnce:
-    """Kills the ranks of this node when Ctrl-C is pressed again while they save: whoever does so won't wait."""
+    """Kills the ranks of this node when Ctrl-C is pressed again while they save: whoever does so won't wait.
 
-    def __init__(self) -> None:
+    Args:
+        others: children of the fork server that are no ranks of this run.
+    """
+
+    def __init__(self, others: frozenset[int]) -> None:
+        self._others = others
         self._first_s: float | None = None
 
     def heard(self, number: signal.Signals) -> None:
@@ -250,23 +231,20 @@ class _AtOnce:
             self._first_s = now
         elif now - self._first_s > _AGAIN_S:
             logger.warning("Ctrl-C again: the ranks end at once, and save nothing more")
-            for pid in _ranks():
+            for pid in _ranks_but(self._others):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
 
-def _ranks() -> list[int]:
-    """Return the processes forked from the fork server, the ranks of this node."""
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    return children_of(server) if server else []
-
-
 @contextmanager
-def _no_rank_left() -> Iterator[None]:
+def _no_rank_left(others: frozenset[int] = frozenset()) -> Iterator[None]:
     """End the ranks of this node that the agent has left behind, however the block ends.
 
     A second signal, such as `timeout` sends, interrupts the agent while it waits for the ranks to save, and a signal
     during a start finds ranks that it does not know yet. From here on signals do nothing here, but are heard of.
+
+    Args:
+        others: children of the fork server that are no ranks of this run.
     """
     try:
         yield
@@ -275,11 +253,15 @@ def _no_rank_left() -> Iterator[None]:
             signal.signal(number, lambda number, frame: None)
         for number, patience_s in ((signal.SIGTERM, _SHUTDOWN_S), (signal.SIGKILL, _KILLED_S)):
             end = time.monotonic() + patience_s
-            for pid in _ranks():
+            for pid in _ranks_but(others):
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
-            while _ranks() and time.monotonic() < end:
+            while _ranks_but(others) and time.monotonic() < end:
                 time.sleep(_POLL_S)
+
+
+def _ranks_but(others: frozenset[int]) -> list[int]:
+    return [pid for pid in forks() if pid not in others]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from trimaran.models.fields import counted
 from trimaran.models.transformer import Stage
 from trimaran.runtime.adapters.merged import open_whole
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
+from trimaran.runtime.files import naming
 from trimaran.runtime.infer.generate import check_weights, generate
 from trimaran.runtime.infer.packing import pack_weights
 from trimaran.runtime.infer.sample_group import Completion
@@ -35,7 +37,7 @@ def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.de
         stage.load(checkpoint.read)
     check_weights(stages, mesh, str(checkpoint.path))
     pack_weights(stages, mesh)
-    output = Output(is_open=mesh.rank == 0)
+    output = Output(task.output, is_open=mesh.rank == 0)
     if not task.as_json:
         completions = [_stream(task, tokenizer, stages, mesh, spec, output)]
     else:
@@ -49,17 +51,18 @@ def run_generate(task: GenerateTask, spec: RunSpec, mesh: Mesh, device: torch.de
 
 
 class Output:
-    """Standard output in whatever encoding it has, on the rank that writes it.
+    """A file, or standard output in whatever encoding it has, on the rank that writes it.
 
     Characters that the encoding lacks become "?" in plain text, and \\uXXXX in JSON.
 
     Args:
+        file: None for standard output.
         is_open: whether this rank writes.
     """
 
-    def __init__(self, *, is_open: bool) -> None:
-        self._is_open, self._replaced = is_open, 0
-        self._encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    def __init__(self, file: Path | None = None, *, is_open: bool) -> None:
+        self._is_open, self._replaced, self._file = is_open, 0, file
+        self._encoding = (file is None and getattr(sys.stdout, "encoding", None)) or "utf-8"
 
     def write(self, text: str, end: str = "") -> None:
         """Write text at once. Raises Stopped where the reader is gone."""
@@ -67,6 +70,10 @@ class Output:
             return
         shown = text.encode(self._encoding, "replace").decode(self._encoding)
         self._replaced += sum(first != second for first, second in zip(text, shown, strict=False))
+        if self._file is not None:
+            with naming(self._file), self._file.open("a", encoding="utf-8") as file:
+                file.write(shown + end)
+            return
         try:
             with writing_output():
                 print(shown, end=end, flush=True)

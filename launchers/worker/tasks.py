@@ -41,6 +41,7 @@ class GenerateTask(BaseModel):
 
     Args:
         as_json: print each result as a line of JSON; otherwise there is one prompt, and its text is streamed.
+        output: a file for what else goes to standard output.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +54,7 @@ class GenerateTask(BaseModel):
     stop_strings: tuple[str, ...]
     batch_size: int
     as_json: bool
+    output: Path | None = None
 
 
 class EvaluateTask(BaseModel):

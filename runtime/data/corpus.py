@@ -14,6 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.files import DataError, unreadable
 from trimaran.runtime.data.sources import SourceFile
@@ -61,13 +64,13 @@ class Unit:
     """A document, or one section of a long document.
 
     `continues`: it directly follows the unit before it in the same document. `place`: its file, and the line where that
-    has several documents. `tokens`: of a document that came as token ids, which has no text.
+    has several documents. `tokens`: of a document that came as token ids, which has no text; a list or an array.
     """
 
     text: str
     continues: bool
     place: str = field(default="", compare=False)
-    tokens: Sequence[int] = ()
+    tokens: Sequence[int] | npt.NDArray[np.integer[Any]] = ()
 
     @property
     def size(self) -> int:

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from trimaran.runtime.data.engine.task import InThisProcess, Output, Progress, T
 from trimaran.runtime.data.files import DataError, NotPrepared, build_once, hash_file, once_per_change
 from trimaran.runtime.data.quickstart import ensure_quickstart
 from trimaran.runtime.data.recipe.curated import MANIFEST, Curated
-from trimaran.runtime.data.sources import QUICKSTART, SourceFile, find_files
+from trimaran.runtime.data.sources import MEGATRON, QUICKSTART, SourceFile, find_files
 from trimaran.runtime.data.tokens.build import FORMAT, BuildSettings, Digests, build, check_tokenizer
 from trimaran.runtime.data.tokens.kept import KeptCorpus
 from trimaran.runtime.data.tokens.plain import PlainCorpus
@@ -275,11 +276,12 @@ def hash_source(files: Sequence[SourceFile], cache_dir: Path) -> str:
     Names and paths don't enter, so a moved corpus has the same hash. A file that is known in the cache by its time of
     change is not read again.
     """
-    paths = [file.path for file in files]
+    paths = [path for file in files for path in file.paths]
     record = hashlib.sha256("\n".join(str(path.absolute()) for path in paths).encode("utf-8", "surrogateescape"))
-    hashes = once_per_change(paths, cache_dir / "sources" / f"{record.hexdigest()[:16]}.json", hash_file)
+    hashes = iter(once_per_change(paths, cache_dir / "sources" / f"{record.hexdigest()[:16]}.json", hash_file))
     digest = hashlib.sha256()
-    for file, content in zip(files, hashes, strict=True):
-        kind = file.kind if file.kind == "txt" else f"{file.kind} {file.text_field}"
+    for file in files:
+        kind = file.kind if file.kind in ("txt", MEGATRON) else f"{file.kind} {file.text_field}"
+        content = " ".join(islice(hashes, len(file.paths)))
         digest.update(f"{kind}{file.compression} {content}\n".encode())
     return digest.hexdigest()

@@ -21,7 +21,9 @@ KINDS: Final = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "
 COMPRESSED: Final = (".gz", ".bz2", ".xz")
 # Of one folder: their names take 300 MB, and looking at them a minute.
 _MOST_FILES = 1_000_000
-READABLE = f"{', '.join(KINDS)} file (or {', '.join(COMPRESSED)} of one)"
+READABLE = f"{', '.join(KINDS)} file (or {', '.join(COMPRESSED)} of one, or Megatron's .bin with its .idx)"
+MEGATRON: Final = "megatron"
+"""The kind of a .bin that has an .idx beside it: token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,16 @@ class SourceFile:
 
     @property
     def kind(self) -> str:
-        """One of the values of KINDS, or "" for a file of another kind."""
-        return KINDS.get(_suffixes(self.path)[0], "")
+        """One of the values of KINDS, MEGATRON, or "" for a file of another kind."""
+        suffix, packed = _suffixes(self.path)
+        if suffix == ".bin" and not packed and self.path.with_suffix(".idx").is_file():
+            return MEGATRON
+        return KINDS.get(suffix, "")
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file, and the .idx of a .bin."""
+        return (self.path, self.path.with_suffix(".idx")) if self.kind == MEGATRON else (self.path,)
 
     @property
     def compression(self) -> str:
@@ -54,16 +64,16 @@ def find_files(
 ) -> list[SourceFile]:
     """Return the corpus files of the sources in a fixed order, and note in `account` what is passed over.
 
-    A folder is searched recursively, without hidden files and folders and `cache_dir`; links to folders are followed,
-    and each folder is read once, so that loops of links end. Names are sorted within each source, and sources keep
-    their order. A file named twice is read once. Raises DataError for a source that doesn't exist, matches no usable
-    file, or is a file of another kind, and for a folder that can't be read, has more than a million files, or leads to
-    where no corpus is (`_strays`).
+    A .bin and .idx may be named by either, or without a suffix. A folder is searched recursively, without hidden files
+    and folders and `cache_dir`; links to folders are followed, and each folder is read once, so that loops of links
+    end. Names are sorted within each source, and sources keep their order. A file named twice is read once. Raises
+    DataError for a source that doesn't exist, matches no usable file, or is a file of another kind, and for a folder
+    that can't be read, has more than a million files, or leads to where no corpus is (`_strays`).
     """
     found: dict[str, SourceFile] = {}
     for source in sources:
         usable = 0
-        for path, size in usable_files(source, account, lambda path: SourceFile(path, "").kind, cache_dir):
+        for path, size in usable_files(_bin_of(source), account, lambda path: SourceFile(path, "").kind, cache_dir):
             usable += 1
             place = os.path.realpath(path)
             if place in found:
@@ -97,6 +107,8 @@ def usable_files(
         if _leads_nowhere(path):
             raise DataError(f"data.source {source!r}: {path} is a link that leads nowhere; mend or remove it")
         if not kind_of(path):
+            if _is_index(path) and kind_of(path.with_suffix(".bin")):
+                continue  # it is read with its .bin
             account.totals["file_bytes"] += size
             account.note("other_kind", str(path), amount=size, kind="".join(_suffixes(path)) or "without suffix")
             continue
@@ -104,6 +116,19 @@ def usable_files(
             account.note("empty_file", str(path), amount=0)
             continue
         yield path, size
+
+
+def _bin_of(source: str) -> str:
+    """Return the .bin of a source that names Megatron's pair by its prefix or its .idx, otherwise the source."""
+    path = Path(source).expanduser()
+    if path.suffix != ".idx" and path.exists():
+        return source
+    prefix = str(path).removesuffix(".idx")
+    return f"{prefix}.bin" if Path(f"{prefix}.bin").is_file() and Path(f"{prefix}.idx").is_file() else source
+
+
+def _is_index(path: Path) -> bool:
+    return path.suffix == ".idx" and path.with_suffix(".bin").is_file()
 
 
 def _leads_nowhere(path: Path) -> bool:

@@ -26,7 +26,7 @@ from trimaran.launchers.before_start import check_device, check_nodes
 from trimaran.launchers.cli.app import COMMANDS, app
 from trimaran.launchers.cli.console import errors_as_sentences, path
 from trimaran.launchers.cli.planning.check import schema
-from trimaran.launchers.cli.planning.problems import problems_here
+from trimaran.launchers.problems import problems_here
 from trimaran.launchers.slurm.commands import SlurmError, submit
 from trimaran.launchers.terminal import TerminalHandler, print_table, run_main, say, say_error, sentence
 from trimaran.launchers.worker.generate import Output
@@ -233,7 +233,7 @@ def test_check_tells_what_would_end_the_run_before_its_first_step(
     make_workplace(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr("trimaran.launchers.cli.planning.problems.shutil.which", lambda program: None)
+    monkeypatch.setattr("trimaran.launchers.problems.shutil.which", lambda program: None)
     Path("piped").mkdir()
     os.mkfifo("piped/metrics.jsonl")
     for folder in ("linked", "odd/.lock", "odder"):

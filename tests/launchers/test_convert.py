@@ -7,13 +7,17 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.launchers.runs import Command, Outcome, Workplace, trimaran
+from tests.launchers.runs import Command, Outcome, Workplace, run_script, trimaran
+from tests.runtime.checkpoint_ranks import lines_without_this_package
 from tests.runtime.huggingface_folders import corpus, llama, logits_of, rewrite, saved
+from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.folder_lock import FolderInUse, FolderLock
 from trimaran.runtime.spec import load_spec
@@ -214,6 +218,7 @@ def test_a_run_of_ours_is_exported_and_loaded_with_its_tokenizer(
     outcome = trimaran(tmp_path, "export", str(workplace.run), "exported", "--max-shard-gib", "0.001")
     assert outcome.code == 0, outcome.err
     assert "LlamaForCausalLM in float32" in outcome.err
+    check_lines_without_this_package(workplace.run, tmp_path)
     model, tokenizer = (
         loader.from_pretrained(tmp_path / "exported") for loader in (AutoModelForCausalLM, AutoTokenizer)
     )
@@ -228,6 +233,31 @@ def test_a_run_of_ours_is_exported_and_loaded_with_its_tokenizer(
     assert abs(loss - held_out[-1]) < 0.5 < abs(loss - math.log(tokenizer.vocab_size)), (
         "it has learned what the run has learned"
     )
+
+
+WITHOUT_THIS_PACKAGE = """
+import sys
+
+for name in ["trimaran", *(name for name in sys.modules if name.startswith("trimaran."))]:
+    sys.modules[name] = None  # an import of it raises ModuleNotFoundError
+"""
+
+
+def check_lines_without_this_package(run: Path, folder: Path) -> None:
+    """Open a run's weights by the page's lines, where nothing of ours can be imported: they are those of `exported`."""
+    checkpoint = max((run / "checkpoints").iterdir())
+    lines = lines_without_this_package(checkpoint)
+    (folder / "open.py").write_text(f"{WITHOUT_THIS_PACKAGE}\n{lines}\nnp.savez('weights.npz', **weights)\n")
+    outcome = run_script(folder, folder / "open.py")
+    assert outcome.code == 0, outcome.err
+    with np.load(folder / "weights.npz") as found:
+        ours = {name: torch.from_numpy(found[name]) for name in found.files}
+    opened = Checkpoint.open(checkpoint)
+    assert {name for name in opened.names() if "weight" in opened.keys(name)} == ours.keys()
+    assert all(torch.equal(opened.read_global(name, "weight"), ours[name]) for name in ours)
+    exported = [tensor for file in (folder / "exported").glob("*.safetensors") for tensor in load_file(file).values()]
+    values = [torch.cat([each.flatten() for each in tensors]).sort().values for tensors in (ours.values(), exported)]
+    assert torch.equal(*values), "an export names and arranges them anew"
 
 
 def test_export_writes_beside_the_run_by_default(place: Path, tmp_path: Path) -> None:

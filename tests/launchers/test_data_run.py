@@ -14,6 +14,7 @@ from trimaran.launchers.data.prepare import prepare_spec
 from trimaran.launchers.data.workers import WorkerOptions, local_workers
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.runtime.spec import load_spec
+from trimaran.runtime.train.metrics import read_metrics
 
 STEPS = {"num_steps": 20, "global_batch_size": 4, "micro_batch_size": 1, "seq_len": 16, "eval_interval": 0}
 
@@ -128,3 +129,19 @@ def test_the_speed_of_a_stage_is_without_what_was_found(
     shown = capsys.readouterr().err
     assert "clean" in shown
     assert ("MB/s" in shown) == (found_within_s < 0)
+
+
+def test_a_run_on_the_pair_that_a_run_exports_has_the_same_losses(tmp_path: Path) -> None:
+    """To the bit: the tokens of a run's text, written as Megatron's .bin and .idx, are the text of the next run."""
+    workplace = make_workplace(tmp_path, train=STEPS | {"num_steps": 4}, data={"held_out_fraction": 0})
+    exported = trimaran(tmp_path, "prepare", "spec.yaml", "--export", "megatron", "--export-to", "pair")
+    assert exported.code == 0, exported.err
+    losses = []
+    for overrides in ((), ("data.source=[pair/train]", f"data.tokenizer={workplace.run}/tokenizer.json")):
+        outcome = workplace.train(*overrides, f"train.output_dir={workplace.run if not overrides else 'again'}")
+        assert outcome.code == 0, outcome.err
+        folder = tmp_path / "again" if overrides else workplace.run
+        losses.append([row.get("loss") for row in read_metrics(folder / "metrics.jsonl")])
+    assert "taking the token ids of 1 document as they are" in outcome.err
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4

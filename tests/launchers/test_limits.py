@@ -12,8 +12,8 @@ import pytest
 
 from trimaran.launchers.env import limits
 from trimaran.launchers.env.limits import LimitError, check_limits, raise_soft_limits
-from trimaran.launchers.local import torch_elastic
-from trimaran.launchers.local.torch_elastic import _short_temporary_folder
+from trimaran.launchers.local import fork_server, torch_elastic
+from trimaran.launchers.local.fork_server import _short_temporary_folder
 from trimaran.runtime import processes
 from trimaran.runtime.processes import children_of, quota_of_cores, usable_cores
 from trimaran.runtime.spec import RunSpec, parse_spec
@@ -129,11 +129,11 @@ def test_a_long_tmpdir_is_left_alone_by_sockets(tmp_path: Path, monkeypatch: pyt
     long = tmp_path / ("scratch-of-job-" * 6)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    monkeypatch.setattr(torch_elastic, "_SHORT_FOLDERS", ("/no/such/folder", "/tmp"))
+    monkeypatch.setattr(fork_server, "_SHORT_FOLDERS", ("/no/such/folder", "/tmp"))
     with _short_temporary_folder():
         assert tempfile.gettempdir() == "/tmp"
     assert tempfile.gettempdir() == str(long)
-    monkeypatch.setattr(torch_elastic, "_SHORT_FOLDERS", ("/no/such/folder",))
+    monkeypatch.setattr(fork_server, "_SHORT_FOLDERS", ("/no/such/folder",))
     words = rf"TMPDIR .* has {len(str(long))} characters, a socket there can have a TMPDIR of at most 75, and /no/such"
     with pytest.raises(ValueError, match=words), _short_temporary_folder():
         pass
@@ -145,7 +145,7 @@ def test_no_rank_outlives_an_agent_that_a_second_signal_has_interrupted(monkeypa
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server, torch_elastic._quiet():
         assert server.stdout is not None
         server.stdout.readline()
-        monkeypatch.setattr(torch_elastic.forkserver._forkserver, "_forkserver_pid", server.pid)
+        monkeypatch.setattr(fork_server.forkserver._forkserver, "_forkserver_pid", server.pid)
         monkeypatch.setattr(torch_elastic, "_SHUTDOWN_S", 0.2)
         assert len(children_of(server.pid)) == 1
         with pytest.raises(InterruptedError), torch_elastic._no_rank_left():

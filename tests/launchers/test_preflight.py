@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tests.runtime.test_export import make_run
-from trimaran.launchers.cli.planning.problems import problems_here
 from trimaran.launchers.env.network import AddressError
 from trimaran.launchers.env.rank_env import RankEnv
+from trimaran.launchers.problems import problems_here
 from trimaran.launchers.rendezvous.address_file import AddressFile
 from trimaran.launchers.rendezvous.store import Rendezvous, join_rendezvous
 from trimaran.launchers.slurm import gpu_check

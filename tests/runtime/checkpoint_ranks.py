@@ -1,6 +1,7 @@
 """Shared by the checkpoint tests: ranks as threads with an all-gather, and tensors cut into pieces at any layout."""
 
 import itertools
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,3 +135,10 @@ def cut(tensors: Mapping[tuple[str, str], tuple[Tensor, Layout]], world_size: in
                 ranks[rank].append(ShardPiece(name, key, flat[low:high].clone(), spec, local_shape, low))
                 turn += 1
     return ranks
+
+
+def lines_without_this_package(folder: Path, key: str = "weight") -> str:
+    """Return the page's lines that open a checkpoint, for another folder and kind of tensor."""
+    page = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r'Path\("runs/.*"\)', f"Path({str(folder)!r})", block).replace("weight", key)

@@ -2,7 +2,9 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from tests.runtime.checkpoint_ranks import Layout, cut, save_ranks, shard_of
+from tests.runtime.checkpoint_ranks import Layout, cut, lines_without_this_package, save_ranks, shard_of
 from trimaran.models.parallel.shard import Shape, ShardPiece, ShardSpec, num_elements, whole
 from trimaran.runtime.checkpoint.boxes import (
     first_overlap,
@@ -77,6 +79,23 @@ def test_saved_at_any_layout_it_loads_at_any_other_bit_for_bit(
                 stop = data.draw(st.integers(start, num_elements(local_shape)))
                 part = checkpoint.read_range(name, key, spec, local_shape, start, stop)
                 assert torch.equal(part, truth.reshape(-1)[start:stop])
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(stored_tensors(), min_size=1, max_size=3))
+def test_the_lines_of_the_page_open_a_checkpoint_of_any_layout(drawn: list[tuple[Tensor, Layout, Layout]]) -> None:
+    tensors = {
+        (f"layers.{i}.w", "exp_avg"): (tensor if tensor.dtype != torch.bfloat16 else tensor.float(), layout)
+        for i, (tensor, layout, _) in enumerate(drawn)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (path, *_) = save_ranks(Path(folder), 7, cut(tensors, world_size=4))
+        names: dict[str, Any] = {}
+        exec(lines_without_this_package(path, "exp_avg"), names)  # noqa: S102
+    found = names["exp_avgs"]
+    assert found.keys() == {name for name, _ in tensors}
+    for (name, _), (tensor, _) in tensors.items():
+        assert torch.equal(torch.from_numpy(np.asarray(found[name])), tensor), name
 
 
 @settings(max_examples=200)

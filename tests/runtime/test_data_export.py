@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trimaran.runtime.data.account import Account
+from trimaran.runtime.data.account import Account, table_of
 from trimaran.runtime.data.document import Document, Loss
 from trimaran.runtime.data.export import documents_of_shards, export_documents, export_megatron
-from trimaran.runtime.data.files import hash_file
+from trimaran.runtime.data.files import DataError, hash_file
+from trimaran.runtime.data.prepare import prepare
 from trimaran.runtime.data.readers.part import ReadSettings
 from trimaran.runtime.data.readers.parts import find_parts
 from trimaran.runtime.data.readers.read import read_part
 from trimaran.runtime.data.tokens.shards import ShardWriter, TokenShards
+from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 
 TEXTS = ["first\nline", 'with "quotes"', "日本語 " * 300, "\u2028 and \\u0041", "last"]
 
@@ -171,3 +173,46 @@ def test_what_cant_be_exported_leaves_no_file(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=f"documents-00000.{format}"):
             export_documents(broken(), tmp_path, format)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pair_of_megatron_is_a_source_of_its_own(tmp_path: Path, megatron: Any) -> None:
+    """Its documents go to the shards as they are, each with an end-of-text token, and its tokenizer must be named."""
+    Tokenizer.train(["the quick brown fox"] * 9, 300).save(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
+    eot = tokenizer.eot_id
+    plain = [[tokenizer.vocab_size - 1, *(each for each in range(number) if each != eot)] for number in range(1, 200)]
+    documents = [each + [eot] * (number % 2) for number, each in enumerate(plain)]
+    (tmp_path / "texts").mkdir()
+    builder = megatron.IndexedDatasetBuilder(str(tmp_path / "texts" / "a.bin"), dtype=np.uint16)
+    for each in [*documents[:5], [], *documents[5:]]:
+        builder.add_document(np.array(each), [len(each)])
+    builder.finalize(str(tmp_path / "texts" / "a.idx"))
+    settings: dict[str, Any] = {"cache_dir": tmp_path / "cache", "tokenizer_file": tmp_path / "tokenizer.json"}
+
+    def kept(*sources: str, **changes: Any) -> list[list[int]]:
+        prepared = prepare(list(sources), **{**settings, **changes})
+        assert prepared.account.totals["documents"] == len(documents)
+        splits = (prepared.train, prepared.held_out)
+        shards = [shards.read(0, shards.num_tokens).tolist() for shards in splits if shards.num_tokens]
+        assert len(shards) == 2 - (changes.get("held_out_fraction") == 0)
+        tokens = np.array([token for split in shards for token in split])
+        return [each[:-1].tolist() for each in np.split(tokens, np.flatnonzero(tokens == eot) + 1)[:-1]]
+
+    assert kept(str(tmp_path / "texts" / "a"), held_out_fraction=0) == plain
+    for name in ("texts", "texts/a.idx", "texts/a.bin", "texts/*"):
+        assert sorted(kept(str(tmp_path / name), held_out_fraction=0.1)) == sorted(plain), name
+    table = table_of(prepare([str(tmp_path / "texts")], **settings).manifest)
+    assert "1 empty document" in table
+    assert ".idx" not in table, "it belongs to its .bin"
+    with pytest.raises(DataError, match=r"a\.bin, document 1 has token ids and no text.*data\.tokenizer"):
+        prepare([str(tmp_path / "texts")], cache_dir=tmp_path / "cache")
+    Tokenizer.train(["ab"] * 9, 258).save(tmp_path / "small.json")
+    small = Tokenizer.load(tmp_path / "small.json").vocab_size
+    with pytest.raises(DataError, match=rf"has the token \d+, and data\.tokenizer only {small}"):
+        prepare([str(tmp_path / "texts")], **{**settings, "tokenizer_file": tmp_path / "small.json"})
+    (tmp_path / "texts" / "a.bin").write_bytes((tmp_path / "texts" / "a.bin").read_bytes()[:999])
+    with pytest.raises(DataError, match=r"a\.bin, document \d+: the \.bin has 999 bytes.* write the \.bin and"):
+        prepare([str(tmp_path / "texts")], **settings)
+    (tmp_path / "texts" / "a.idx").unlink()
+    with pytest.raises(DataError, match=r"or Megatron's \.bin with its \.idx"):
+        prepare([str(tmp_path / "texts" / "a.bin")], **settings)

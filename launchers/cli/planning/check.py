@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from trimaran.launchers.cli.console import Launcher, Overrides, SpecOrRun, errors_as_sentences, path, spec_of
-from trimaran.launchers.cli.planning.problems import problems_here
+from trimaran.launchers.cli.console import Launcher, Overrides, SpecOrRun, errors_as_sentences, path
+from trimaran.launchers.problems import problems_here
+from trimaran.launchers.run_folder import spec_of
 from trimaran.launchers.terminal import print_table, say, writing_output
 from trimaran.runtime.files import write_text
 from trimaran.runtime.spec import RunSpec, json_schema, load_spec

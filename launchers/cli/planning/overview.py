@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trimaran.launchers.cli.planning.chip_option import is_file
+from trimaran.launchers.chip_option import is_file
 from trimaran.launchers.data.run_plan import gpu_name, place_of
 from trimaran.models.fields import counted, printable
 from trimaran.runtime.grid import coordinates

@@ -4,7 +4,8 @@ import asyncio
 from pathlib import Path
 
 from trimaran.launchers.chat.start import stopping
-from trimaran.launchers.cli.console import find_checkpoint, ranks_of
+from trimaran.launchers.cli.console import ranks_of
+from trimaran.launchers.run_folder import find_checkpoint
 from trimaran.launchers.terminal import log_to_terminal, say, writing_output
 from trimaran.launchers.twin.collect import Said, talking
 from trimaran.launchers.twin.page import render

@@ -138,7 +138,11 @@ def build(
     reason = tokenizer.why_not_fast() if is_large else ""
     fast = is_large and not reason
     engine = "tiktoken's engine" if fast else f"tokenizers, because {reason}" if reason else "tokenizers"
-    logger.info("tokenizing %s by %s", counted(account.totals["documents"], "document"), engine)
+    documents = counted(account.totals["documents"], "document")
+    if units.first_tokens:
+        logger.info("taking the token ids of %s as they are", documents)
+    else:
+        logger.info("tokenizing %s by %s", documents, engine)
     splits = corpus.encode(folder, units, held_out, Encoding(tokenizer, fast, dtype, settings.max_lost_fraction))
     manifest = {
         "format": FORMAT,

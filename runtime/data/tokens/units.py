@@ -18,6 +18,7 @@ from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 
 SPLITS: Final = ("train", "held_out")  # so that `held_out` of a unit is its index
 Mask = npt.NDArray[np.bool_]
+Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
 Encode = Callable[[Sequence[str]], list[list[int]]]
 # Enough text to keep every core of the encoder busy, little enough to hold in memory several times over.
 _BATCH_CHARACTERS = 4 << 20
@@ -124,7 +125,7 @@ def encode_units(
     encode: Encode,
     account: Account,
     check: Callable[[], None],
-) -> Iterator[tuple[int, Unit, list[int]]]:
+) -> Iterator[tuple[int, Unit, Tokens]]:
     """Yield (index, unit, token ids) of every unit; the characters that the ids lack are noted in `account`.
 
     Args:
@@ -142,10 +143,10 @@ def encode_units(
             account.note("unknown", unit.place, lost)
         check()
         for (index, unit), ids in zip(batch, encoded, strict=True):
-            if unit.tokens and max(unit.tokens) >= tokenizer.vocab_size:
-                rule = f"{unit.place} has the token {max(unit.tokens)}, and data.tokenizer only {tokenizer.vocab_size}"
+            if len(unit.tokens) and (largest := int(np.max(unit.tokens))) >= tokenizer.vocab_size:
+                rule = f"{unit.place} has the token {largest}, and data.tokenizer only {tokenizer.vocab_size}"
                 raise DataError(f"{rule}; name the tokenizer that made it")
-            yield index, unit, list(unit.tokens) or ids
+            yield index, unit, unit.tokens if len(unit.tokens) else ids
 
 
 def _encode_alone(unit: Unit, tokenizer: Tokenizer) -> None:
@@ -170,7 +171,7 @@ def _batches(units: Iterator[Unit]) -> Iterator[list[tuple[int, Unit]]]:
 
 
 def write_splits(
-    units: Iterator[tuple[int, Unit, list[int]]], held_out: Mask, shards: Sequence[ShardWriter], eot_id: int
+    units: Iterator[tuple[int, Unit, Tokens]], held_out: Mask, shards: Sequence[ShardWriter], eot_id: int
 ) -> dict[str, dict[str, Any]]:
     """Write encoded units, which begin and end with a document, to their splits; return the record of each split.
 
@@ -195,10 +196,10 @@ class _SplitWriter:
         self._last_index: int | None = None
         self._counts = {"units": 0, "characters": 0, "bytes": 0}
 
-    def add(self, index: int, unit: Unit, tokens: list[int]) -> None:
+    def add(self, index: int, unit: Unit, tokens: Tokens) -> None:
         if self._last_index is not None and not (unit.continues and self._last_index == index - 1):
             self._writer.write([self._eot_id])
-        self._writer.write(tokens[:-1] if unit.tokens and tokens[-1] == self._eot_id else tokens)
+        self._writer.write(tokens[:-1] if len(unit.tokens) and tokens[-1] == self._eot_id else tokens)
         self._last_index = index
         self._counts["units"] += 1
         self._counts["characters"] += len(unit.text)

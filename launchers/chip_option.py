@@ -1,8 +1,7 @@
-"""`--chip NAME|FILE`: a published chip, or a machine that `trimaran calibrate` has measured. Imports no torch."""
+"""A published chip by its name, or a machine that `trimaran calibrate` has measured: `--chip`. Imports no torch."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-from trimaran.launchers.cli.console import path
 
 if TYPE_CHECKING:
     from trimaran.runtime.plan.calibrate.record import Machine
@@ -19,7 +18,7 @@ def chip_at(name: str) -> "tuple[Chip | None, Machine | None]":
     if is_file(name):
         from trimaran.runtime.plan.calibrate.record import read_machine
 
-        return None, read_machine(path(name))
+        return None, read_machine(Path(name))
     from trimaran.runtime.plan.chips import chip_named
 
     return chip_named(name), None
