@@ -1,6 +1,6 @@
 """The README.md of an exported model: what it is, how it was trained, how to load it.
 
-Uses only what the run folder has.
+Uses only what the run folder has. Its text is the template `card.md`.
 """
 
 import shlex
@@ -10,12 +10,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from trimaran.models.config import TransformerConfig
-from trimaran.runtime.files import read_json
+from trimaran.runtime.files import read_json, read_text
 from trimaran.runtime.finetune.data.account import REASONS
 from trimaran.runtime.huggingface.proof import TOLERANCE, Agreement
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.metrics import Row, read_metrics
 
+_TEMPLATE = Path(__file__).with_name("card.md")
 _RECENT_STEPS = 50  # steps over which the loss is averaged
 _TASKS = {"causal_lm": "text-generation", "masked_lm": "fill-mask"}  # of the hub; it has none for other objectives
 
@@ -43,55 +44,32 @@ class Card:
 
 
 def model_card(card: Card) -> str:
-    """Return the card as Markdown with the front matter of a model page on the hub."""
-    task = [f"pipeline_tag: {_TASKS[objective]}"] if (objective := card.spec.transformer.objective) in _TASKS else []
-    front = ["---", "library_name: transformers", *task, "tags:", "- trimaran", "---", ""]
-    parts = [
-        *front,
-        f"# {card.name}",
-        "",
-        *_origin(card),
-        "",
-        *_network(card),
-        "",
-        *_training(card),
-        "",
-        *_use(card),
-        "",
-        *_limits(card),
-        "",
-    ]
-    return "\n".join(parts)
+    """Return the card as Markdown with the front matter of a model page on the hub, which huggingface_hub validates."""
+    from huggingface_hub import ModelCard, ModelCardData  # of the extra huggingface; export has asked for it
+
+    spec, manifest = card.spec, _manifest(card.run)
+    model, init_from = spec.transformer, spec.checkpoint.init_from
+    splits = manifest.get("splits", {})
+    data = ModelCardData(library_name="transformers", pipeline_tag=_TASKS.get(model.objective), tags=["trimaran"])
+    made = ModelCard.from_template(
+        data, template_str=read_text(_TEMPLATE), name=card.name, quoted=shlex.quote(card.name),
+        architecture=card.architecture, dtype=card.dtype, model=model, step=card.step, chats=spec.finetune is not None,
+        is_causal=model.is_causal and model.has_head,
+        imported=PurePath(str(card.record["source"])).name if "source" in card.record else "",
+        init_from=PurePath(init_from).name if init_from else "", shape=list(_shape_rows(model)),
+        training=list(_training_rows(card)) if card.step else [], manifest=manifest, named=_named(manifest),
+        account=manifest.get("account", {}), corpus=manifest.get("corpus", {}), train=splits.get("train", {}),
+        held_out=splits.get("held_out", {}), left_out=_left_out(manifest), loader=_loader(card),
+        tolerance=f"{TOLERANCE:g}", agreements=card.agreements,
+    )  # fmt: skip
+    return f"{made}\n"
 
 
-def _origin(card: Card) -> Iterator[str]:
-    count = f"{card.spec.transformer.num_parameters():,}"
-    yield (
-        f"A language model of {count} parameters (`{card.architecture}`, "
-        f"weights in {card.dtype}), exported with trimaran."
-    )
-    yield ""
-    imported = f"`{PurePath(str(card.record['source'])).name}`" if "source" in card.record else ""
-    if imported and card.step == 0:
-        yield (
-            f"Its weights were imported from {imported} and not trained further. Whatever holds for that model holds "
-            "for this one: its training data, its licence."
-        )
-    elif imported:
-        yield f"It began as {imported}, whose training data and licence are its own, and was trained further, as below."
-    elif card.spec.checkpoint.init_from:
-        yield (
-            f"It began with the weights of another run (`{PurePath(card.spec.checkpoint.init_from).name}`) and "
-            "was trained further, as below."
-        )
-    else:
-        yield "It was trained from random weights, on the data below and on nothing else."
-
-
-def _network(card: Card) -> Iterator[str]:
-    yield "## Network"
-    yield ""
-    yield from _table(_shape_rows(card.spec.transformer))
+def _loader(card: Card) -> str:
+    model = card.spec.transformer
+    if not model.has_head:
+        return "AutoModelForSequenceClassification"
+    return "AutoModelForCausalLM" if model.is_causal else card.architecture
 
 
 def _shape_rows(config: TransformerConfig) -> Iterator[tuple[str, str]]:
@@ -108,137 +86,37 @@ def _shape_rows(config: TransformerConfig) -> Iterator[tuple[str, str]]:
     yield "vocabulary", f"{config.vocab_size:,} tokens" + (", embeddings tied" if config.tie_embeddings else "")
 
 
-def _training(card: Card) -> Iterator[str]:
-    """The training section; empty where the run only imported weights."""
-    if card.step == 0:
-        return
+def _training_rows(card: Card) -> Iterator[tuple[str, str]]:
     train, optimizer = card.spec.train, card.spec.optimizer
     rows = [row for row in _rows(card.run) if (row.get("step") or 0) <= card.step]
-    yield "## Training"
-    yield ""
-    facts = [
-        ("steps", f"{card.step:,}"),
-        ("tokens", f"{card.tokens_seen:,} ({train.global_batch_size} sequences of {train.seq_len} a step)"),
-        (
-            "optimizer",
-            (
-                f"{optimizer.name}, peak learning rate {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}, "
-                f"{card.spec.lr_schedule.name} schedule"
-            ),
-        ),
-        ("precision", card.spec.precision.dtype),
-    ]
+    yield "steps", f"{card.step:,}"
+    yield "tokens", f"{card.tokens_seen:,} ({train.global_batch_size} sequences of {train.seq_len} a step)"
+    decayed = f"peak learning rate {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}"
+    yield "optimizer", f"{optimizer.name}, {decayed}, {card.spec.lr_schedule.name} schedule"
+    yield "precision", card.spec.precision.dtype
     each = "an example" if any("accuracy" in row for row in rows) else "a token"
     losses = [row["loss"] or 0.0 for row in rows if "loss" in row][-_RECENT_STEPS:]
     if losses:
         mean = sum(losses) / len(losses)
-        facts.append(("training loss", f"{mean:.4f} {each} (natural logarithm), mean of the last {len(losses)} steps"))
+        yield "training loss", f"{mean:.4f} {each} (natural logarithm), mean of the last {len(losses)} steps"
     held_out = [row for row in rows if "held_out_loss" in row]
     if held_out:
-        facts.append(("held-out loss", f"{held_out[-1]['held_out_loss']:.4f} {each}, at step {held_out[-1]['step']}"))
-    yield from _table(facts)
-    yield ""
-    yield from _data(card.run)
+        yield "held-out loss", f"{held_out[-1]['held_out_loss']:.4f} {each}, at step {held_out[-1]['step']}"
 
 
-def _data(run: Path) -> Iterator[str]:
-    yield "## Data"
-    yield ""
-    manifest = _manifest(run)
-    if not manifest:
-        yield "The run folder has no data_manifest.json, so what the model was trained on is not known here."
-        return
+def _named(manifest: Mapping[str, Any]) -> str:
+    names = [f"`{PurePath(str(name)).name}`" for name in manifest.get("source", {}).get("named", [])]
+    return ", ".join(names) or "files that are not named"
+
+
+def _left_out(manifest: Mapping[str, Any]) -> str:
+    """Return what became of documents or examples that were left out or changed; "" where there were none."""
     if manifest.get("kind") == "examples":
-        yield from _examples(manifest)
-        return
-    corpus, splits = manifest.get("corpus", {}), manifest.get("splits", {})
-    named = ", ".join(f"`{PurePath(str(name)).name}`" for name in manifest.get("source", {}).get("named", []))
-    yield (
-        f"Text from {named or 'files that are not named'}: {corpus.get('documents', 0):,} documents, "
-        f"{corpus.get('characters', 0):,} characters."
-    )
-    tokens = splits.get("train", {}).get("tokens", 0)
-    yield f"{tokens:,} tokens for training, {splits.get('held_out', {}).get('tokens', 0):,} held out."
-    dropped = corpus.get("dropped") or {}
-    if dropped:
-        yield "Left out: " + ", ".join(f"{count:,} ({reason})" for reason, count in dropped.items()) + "."
-
-
-def _examples(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """The examples that it was finetuned on."""
-    account, splits = manifest.get("account", {}), manifest.get("splits", {})
-    named = ", ".join(f"`{PurePath(str(name)).name}`" for name in manifest.get("source", {}).get("named", []))
-    train, held_out = splits.get("train", {}), splits.get("held_out", {})
-    yield (
-        f"Examples from {named or 'files that are not named'}: {account.get('used', 0):,} of "
-        f"{account.get('records', 0):,} records."
-    )
-    yield (
-        f"{train.get('examples', 0):,} examples for training ({train.get('tokens', 0):,} tokens, "
-        f"{train.get('learned', 0):,} of them learned), {held_out.get('examples', 0):,} held out."
-    )
-    counts = account.get("counts") or {}
-    if counts:
-        yield "; ".join(f"{count:,} {REASONS[name].words}" for name, count in counts.items() if name in REASONS) + "."
-
-
-def _use(card: Card) -> Iterator[str]:
-    scores = not card.spec.transformer.has_head
-    is_causal = card.spec.transformer.is_causal and not scores
-    loader = "AutoModelForCausalLM" if is_causal else card.architecture
-    loader = "AutoModelForSequenceClassification" if scores else loader
-    yield "## Use"
-    yield ""
-    yield "```python"
-    yield f"from transformers import AutoTokenizer, {loader}"
-    yield ""
-    yield f'model = {loader}.from_pretrained("{card.name}")'
-    yield f'tokenizer = AutoTokenizer.from_pretrained("{card.name}")'
-    if is_causal and card.spec.finetune is not None:
-        yield 'messages = [{"role": "user", "content": "Who are you?"}]'
-        yield 'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")'
-        yield "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"
-    elif is_causal:
-        yield 'inputs = tokenizer("The ", return_tensors="pt", add_special_tokens=False)'
-        yield "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50, do_sample=True)[0]))"
-    if scores:
-        yield "text = tokenizer.apply_chat_template(conversation, tokenize=False)  # or any text that the run has read"
-        yield 'print(model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits)  # the score'
-    yield "```"
-    yield ""
-    if is_causal:
-        yield f"or `vllm serve {shlex.quote(card.name)}`, where vLLM has the architecture."
-        yield ""
-    yield (
-        "The export was held against the run it comes from (both in float32, from these weights; "
-        f"refused above {TOLERANCE:g} of the logit scale):"
-    )
-    yield ""
-    yield from (f"- {agreement}" for agreement in card.agreements)
-
-
-def _limits(card: Card) -> Iterator[str]:
-    yield "## Limits"
-    yield ""
-    trained = "" if card.step == 0 else " No evaluation besides the losses above was made."
-    if not card.spec.transformer.has_head:
-        yield f"The model scores answers as the pairs of its training data do, which may be wrong or unfair.{trained}"
-    else:
-        what = "continues text with" if card.spec.transformer.is_causal else "puts for hidden tokens"
-        yield (
-            f"The model {what} what is likely after its training data, which is not the same as "
-            f"what is true or harmless.{trained}"
-        )
-    yield (
-        "This card was written by a program from the files of a run. It grants no licence: "
-        "whoever publishes the model must state one."
-    )
-
-
-def _table(rows: Sequence[tuple[str, str]] | Iterator[tuple[str, str]]) -> Iterator[str]:
-    yield "| | |"
-    yield "|---|---|"
-    yield from (f"| {name} | {words} |" for name, words in rows)
+        counts = manifest.get("account", {}).get("counts") or {}
+        return "; ".join(f"{count:,} {REASONS[name].words}" for name, count in counts.items() if name in REASONS)
+    dropped = manifest.get("corpus", {}).get("dropped") or {}
+    counted = ", ".join(f"{count:,} ({reason})" for reason, count in dropped.items())
+    return f"Left out: {counted}" if counted else ""
 
 
 def _rows(run: Path) -> list[Row]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.models.encoders import xlnet
@@ -336,6 +337,11 @@ def test_the_card_says_what_is_known_and_no_more(tmp_path: Path) -> None:
         assert words in card, words
     assert str(tmp_path) not in card
     assert "\n\n\n" not in card
+    read = ModelCard.load(tmp_path / "my-model" / "README.md")
+    assert read.data.to_dict() == {
+        "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["trimaran"]
+    }  # fmt: skip
+    assert read.text.startswith("\n# my-model\n")
 
 
 def test_the_code_on_the_card_runs(
