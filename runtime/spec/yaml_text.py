@@ -2,6 +2,10 @@
 
 PyYAML reads YAML 1.1, where `3e-4` is text, `no` is false, `1:30` is 90 and `2024-01-01` is a date. Here numbers are
 numbers, only true and false are booleans, and everything else is text.
+
+ruamel.yaml 0.19, which reads YAML 1.2, was tried: it imports as fast (15 ms), but reads a spec of 3 KiB in 14 to 18 ms
+against 10, makes a date of `2024-01-01` and 12 of `012`, names the first repeated key alone, and counts neither depth
+nor aliases, so that of what is below only the table of scalars would be shorter.
 """
 
 import re
