@@ -45,7 +45,7 @@ def train(
     ] = False,
     chip: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="local: plan for this chip, or by trimaran calibrate's file."),
+        typer.Option(metavar="NAME|FILE", help="local: plan, and MFU, for this chip, or by trimaran calibrate's file."),
     ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print errors alone, and at the end where the report is.")

@@ -107,7 +107,7 @@ class _Box:
 
     def draw(self, axes: "Axes") -> None:
         edge = {"edgecolor": self.stroke, "linewidth": 0.5} if self.stroke else {"linewidth": 0.0}
-        axes.broken_barh([(self.x, self.width)], (self.y, self.height), facecolor=self.color, **edge)  # type: ignore[arg-type]
+        axes.broken_barh([(self.x, self.width)], (self.y, self.height), facecolor=self.color, **edge)
         if self.label is not None:
             self.label.draw(axes)
 

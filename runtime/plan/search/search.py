@@ -218,7 +218,8 @@ def _refuse(
     lacks, closest = min(missing, key=lambda pair: pair[0])
     larger = fewest_gpus(rules.spec, setting, room, fixed, (gpus * 2**power for power in range(1, 8)))
     share = room / chip.memory_bytes
-    others = [each for each in CHIPS if each.memory_bytes * share >= room + lacks]
+    fitting = (each for each in CHIPS if each.memory_bytes * share >= room + lacks)
+    others = [each for each in fitting if each.has_bfloat16 or rules.spec.precision.dtype != "bfloat16"]
     would = [f"{larger.gpus} GPUs ({larger})"] if larger else []
     would += [f"{gpus} {min(others, key=lambda each: each.memory_bytes).name}"] if others else []
     raise ValueError(
