@@ -1,5 +1,6 @@
 """Conversations in files: a versioned record in JSON, inside one folder, never written over another conversation."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -7,12 +8,15 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trimaran.runtime.files import read_json, write_text
+from trimaran.runtime.infer.chat import MARKS
 from trimaran.runtime.infer.dialogue import Dialogue, Exchange
 from trimaran.runtime.infer.modes import did_you_mean
 
 _MOST_BYTES: Final = 64 << 20
 _ROLES: Final = ("system", "user", "assistant")
 _FORMAT: Final = "trimaran conversation"
+_NO_CHARACTER: Final = re.compile(f"[\ud800-\udfff]|{MARKS.pattern}")
+"""Half a surrogate pair, or what chat templates keep for themselves."""
 
 
 class SavedMessage(BaseModel):
@@ -40,13 +44,15 @@ class SavedConversation(BaseModel):
 
 def place_in(folder: Path, name: str) -> Path:
     """Return the path of a conversation's file; ValueError where it would leave the folder, through a link too."""
-    if not name.strip():
-        raise ValueError("name a file, such as /save talk.json")
+    if not name.strip() or not name.isprintable():
+        raise ValueError(f"name a file in letters that can be printed, such as /save talk.json; got {name!r}")
     path, inside = folder / name, folder.resolve()
     if not path.resolve().is_relative_to(inside) or path.resolve() == inside:
         raise ValueError(
             f"{name} is not inside {inside}, the folder of conversations; name a file in it, or start with --folder"
         )
+    if not path.parent.is_dir():
+        raise ValueError(f"{name} is in the folder {path.parent}, which does not exist; make it, or take another name")
     return path
 
 
@@ -105,7 +111,7 @@ def _read(path: Path) -> SavedConversation:
             f"{path} is a conversation of version {content.get('version')!r}, and this version of trimaran reads "
             "version 1; read it with the one that has written it"
         )
-    _check_roles(path, content.get("messages"))
+    _check_messages(path, content.get("messages"))
     try:
         return SavedConversation.model_validate(content)
     except ValidationError as error:
@@ -114,9 +120,15 @@ def _read(path: Path) -> SavedConversation:
         raise ValueError(f"{path} is no whole conversation: {where}: {first['msg']}") from error
 
 
-def _check_roles(path: Path, messages: Any) -> None:
+def _check_messages(path: Path, messages: Any) -> None:
+    """Raise ValueError for a role that there is not, and for a text that no tokenizer or chat template can take."""
     for number, each in enumerate(messages if isinstance(messages, Sequence) else (), 1):
-        role = each.get("role") if isinstance(each, dict) else None
+        role, content = (each.get("role"), each.get("content")) if isinstance(each, dict) else (None, None)
+        if isinstance(content, str) and (found := _NO_CHARACTER.search(content)):
+            raise ValueError(
+                f"{path}: message {number} has U+{ord(found[0]):04X} at character {found.start() + 1}, which is no "
+                "character; remove it"
+            )
         if isinstance(role, str) and role not in _ROLES:
             raise ValueError(
                 f"{path}: message {number} has the unknown role {role!r}; it must be one of {', '.join(_ROLES)}"

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
 from trimaran.launchers.chat.asking import Answer, Asker, Show
-from trimaran.launchers.chat.grounded import check, ground
+from trimaran.launchers.chat.grounded import check, ground, with_passages
 from trimaran.runtime.infer.chat import MARKS
-from trimaran.runtime.infer.dialogue import Dialogue, Exchange, encoder_of, fit, written_after
+from trimaran.runtime.infer.dialogue import Dialogue, Exchange, Written, encoder_of, fit, written_after
+from trimaran.runtime.infer.dialogue import Turn as FittedTurn
 from trimaran.runtime.infer.modes import Mode, did_you_mean
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.twin.asking import Twin
@@ -103,7 +104,7 @@ class Session:
         return finish
 
     async def _in_dialogue(self, turn: Turn, before: Dialogue, question: str, show: Show) -> tuple[Dialogue, str]:
-        backend, text = self.asker.backend, self.asker.text
+        backend = self.asker.backend
         asked = fit(before, question, self._encode, backend.context, self.sampling.max_new_tokens)
         if asked.note:
             self._note(asked.note)
@@ -113,24 +114,27 @@ class Session:
             await self.asker.ask(answer, asked.tokens, self.sampling, self._stops, self._retries, show)
         except asyncio.CancelledError:
             answer.finish = INTERRUPTED
-        # A stop string cuts the text off from its last tokens, and marks of `marked_message` can't be told again.
         told = MARKS.sub("\ufffd", answer.text)
-        is_whole = answer.finish != "stop_string" and told == answer.text
-        drawn = tuple(answer.drawn)
-        written = written_after(asked, told, drawn, text, is_plain=self._is_plain) if is_whole else None
-        return asked.dialogue.answered(Exchange(question, told, written)), answer.finish or ""
+        return asked.dialogue.answered(
+            Exchange(question, told, self._written(asked, answer, told))
+        ), answer.finish or ""
 
     async def _grounded(
         self, twin: Twin, turn: Turn, before: Dialogue, question: str, show: Show
     ) -> tuple[Dialogue, str]:
         backend, text = self.asker.backend, self.asker.text
         room = backend.context - min(self.sampling.max_new_tokens, backend.context // 4)
-        grounded = ground(twin, question, before.system, lambda part: len(text.tokenizer.encode(part)), room)
+        asked_before = [each.question for each in before.exchanges]
+        encode = text.tokenizer.encode
+        grounded = ground(twin, question, before.system, lambda part: len(encode(part)), room, asked_before)
         if grounded.silence:
             show(grounded.silence)
             return before.answered(Exchange(question, grounded.silence)), ""
-        told = replace(before, system=grounded.system)
-        asked = fit(told, grounded.question, self._encode, backend.context, backend.context - room)
+        told, put, place = with_passages(before, question, grounded)
+        asked = fit(told, put, self._encode, backend.context, backend.context - room)
+        if asked.dialogue.first > place:  # the turn with the passages has left the context
+            told, put = replace(before, system=grounded.system), f"{grounded.question}\n\n{question}"
+            asked = fit(told, put, self._encode, backend.context, backend.context - room)
         if asked.note:
             self._note(asked.note)
         answer = Answer(len(asked.tokens))
@@ -145,7 +149,17 @@ class Session:
             show(checked)
         self._sources = lines
         kept = replace(before, first=asked.dialogue.first)
-        return kept.answered(Exchange(question, checked)), answer.finish or ""
+        exchange = Exchange(question, checked, self._written(asked, answer, checked))
+        return kept.answered(exchange), answer.finish or ""
+
+    def _written(self, asked: FittedTurn, answer: Answer, told: str) -> Written | None:
+        """Return what the model has after an answer that is told; None where its tokens are not all of that.
+
+        A stop string cuts the text off from its last tokens, and marks of `marked_message` can't be told again.
+        """
+        if answer.finish == "stop_string" or told != answer.text:
+            return None
+        return written_after(asked, told, tuple(answer.drawn), self.asker.text, is_plain=self._is_plain)
 
     def take_sources(self) -> list[str]:
         """Return a line for each source of the last answer and each fault in it, once."""

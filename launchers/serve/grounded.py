@@ -51,13 +51,16 @@ def put(
         raise ValueError("the last message must be the user's: it is what the texts are asked")
     question = str(messages[-1]["content"])
     told = [str(each["content"]) for each in messages if each["role"] == "system"]
-    before = [each for each in messages[:-1] if each["role"] != "system"]
+    turns = [each for each in messages if each["role"] != "system"]
     kept = min(_USUAL_ANSWER, room // _SHARE) if answer is None else answer
-    found = twin.ground(question, told, count_tokens, room - kept - _MARKUP)
+    places = [place for place, each in enumerate(turns) if each["role"] == "user"]
+    before = [str(turns[place]["content"]) for place in places[:-1]]
+    found = twin.ground(question, told, count_tokens, room - kept - _MARKUP, before)
     if isinstance(found, str):
         return Put((), Ground(question, ()), found)
     system, asked = found.messages
-    return Put((system, *before, asked), Ground(question, found.passages))
+    turns[places[-1 - found.back]] = asked
+    return Put((system, *turns), Ground(question, found.passages))
 
 
 def checked(twin: Twin, answer: str, ground: Ground) -> dict[str, Any]:

@@ -68,15 +68,23 @@ class Twin:
         return cls(Library.open(run / TWIN), record.system, about)
 
     def ground(
-        self, question: str, told: Sequence[str], count_tokens: Callable[[str], int], budget_tokens: int
+        self,
+        question: str,
+        told: Sequence[str],
+        count_tokens: Callable[[str], int],
+        budget_tokens: int,
+        before: Sequence[str],
     ) -> Grounding | str:
         """Return the prompt for a question, or the whole answer where the texts are silent on it; see Library.ground.
 
         Args:
             told: what a user says of the twin, beside what it is told of itself.
+            before: the questions before it, the oldest first.
         """
         system = "\n\n".join(each for each in (self.system, *told) if each)
-        return self.library.ground(question, count_tokens=count_tokens, budget_tokens=budget_tokens, system=system)
+        return self.library.ground(
+            question, count_tokens=count_tokens, budget_tokens=budget_tokens, system=system, before=before
+        )
 
     def ask(
         self,
@@ -94,8 +102,7 @@ class Twin:
 
         Args:
             context: most tokens of a prompt and its answer.
-            before: what was said before, the oldest first; passages are looked for by the last of it too, for "Tell me
-                more." finds none.
+            before: what was said before, the oldest first.
             retrieval: whether passages are looked for; without, the weights alone answer.
 
         Raises:
@@ -111,14 +118,15 @@ class Twin:
         def count_tokens(part: str) -> int:
             return len(text.tokenizer.encode(part))
 
-        spent = sum(count_tokens(each["content"]) for each in said)
+        spent = sum(map(count_tokens, (question, *(each["content"] for each in said))))
         budget = context - max_new_tokens - spent - _TEMPLATE_TOKENS * (1 + len(before))
-        looked_for = question if not before else f"{before[-1][0]} {question}"
-        found = self.ground(looked_for, (), count_tokens, budget)
+        found = self.ground(question, (), count_tokens, budget, [asked for asked, _ in before])
         if isinstance(found, str):
             return Asked(None, silence=found)
         system, asked = found.messages
-        return Asked(Prompt(question, (system, *said, asked)), found.passages)
+        turns = [*said, {"role": "user", "content": question}]
+        turns[-1 - 2 * found.back] = asked
+        return Asked(Prompt(question, (system, *turns)), found.passages)
 
 
 def _messages(question: str, answer: str) -> tuple[dict[str, str], dict[str, str]]:

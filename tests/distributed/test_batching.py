@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -208,6 +208,17 @@ def test_a_common_beginning_is_copied_from_a_text_that_goes_on(ranks: RankPool) 
     assert len({tuple(each) for each in found[:8]}) == 8
     assert cached == [0] + [29] * 7 + [25] * 2
     assert total == WARM_UP + 30 + 7 + 2 * 1 + 8 * 4 + 2 * 11
+
+
+def test_the_only_row_keeps_a_short_common_beginning() -> None:
+    """A twin's turn has the system message in common with the turn before, and other passages after it."""
+    group = RowGroup(1, CONTEXT, cast("Any", None), Pieces(8, 8), [])  # joining touches no memory
+    (row,) = group.rows
+    for number, (prompt, expected) in enumerate([(range(30), 0), ([*range(5), *range(40, 60)], 5)]):
+        group.join(Request(number, tuple(prompt), SETTINGS["greedy"]))
+        assert row.cached == row.reused == expected
+        row.cached = len(row.tokens)
+        group.cancel(number)
 
 
 def scored() -> tuple[list[list[Event]], list[list[float]], list[list[list[tuple[int, float]]]]]:

@@ -238,13 +238,13 @@ def test_no_file_outside_the_folder_of_conversations_is_touched(tmp_path: Path) 
     (folder / "link").symlink_to(tmp_path)
     (folder / "file").symlink_to(outside)
     talk = Talk(FakeBackend(says("ab")))
-    for name in ("../outside.json", str(outside), "link/outside.json", "file", "", "  ", "."):
+    for name in ("../outside.json", str(outside), "link/outside.json", "file", "", "  ", ".", "a\0b"):
         for command in ("save", "load"):
             with pytest.raises(ValueError, match=r"is not inside|name a file"):
                 talk.command(f"/{command} {name}", folder)
     assert not outside.exists()
     talk.command(f"/save {folder / 'inside.json'}", folder)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"talks/nowhere, which does not exist; make it"):
         talk.command("/save nowhere/talk.json", folder)
 
 
@@ -271,6 +271,11 @@ GOOD = {"format": "trimaran conversation", "version": 1, "id": "x", "messages": 
             "message 3 is of the role assistant, and the user's turn is due",
         ),
         ({**GOOD, "messages": MESSAGES[:1]}, "the last question has no answer"),
+        ({**GOOD, "messages": [MESSAGES[0], {"role": "assistant", "content": "b\ud83d"}]}, "message 2 has U+D83D at"),
+        (
+            {**GOOD, "messages": [{"role": "user", "content": "\ufdd1"}, MESSAGES[1]]},
+            "U+FDD1 at character 1, which is no",
+        ),
         ("[" * 100_000, "is no saved conversation: it is not JSON (it is nested too deep)"),
     ],
     ids=lambda value: str(value)[:40],

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimaran.runtime.twin.passages import Passage, write_texts
+from trimaran.runtime.twin.report.questions import follow_up
 from trimaran.runtime.twin.retrieval.citations import Checked, check_citations, overlap
 from trimaran.runtime.twin.retrieval.grounding import Grounding, grounded_messages, numbered
 from trimaran.runtime.twin.retrieval.library import Library
@@ -256,3 +257,22 @@ def test_a_library_goes_from_question_to_checked_answer(tmp_path: Path) -> None:
     silent = library.ground("Bilgisayara yazıcı nasıl kurulur ve çalıştırılır?", count_tokens=len, budget_tokens=400)
     assert isinstance(silent, str)
     assert silent.startswith("Metinler")
+
+
+def test_a_question_that_names_nothing_goes_on_with_the_last_that_does() -> None:
+    library = Library(build_index(PASSAGES, "en"))
+    before = ["Who is Yorick?", "Why?"]
+    made = library.ground("Tell me more.", count_tokens=count_words, budget_tokens=400, before=before)
+    assert isinstance(made, Grounding)
+    assert made.passages[0].id == 9
+    assert made.back == 2
+    assert made.messages[-1]["content"].endswith("Who is Yorick?")
+    assert isinstance(library.ground("Tell me more.", count_tokens=count_words, budget_tokens=400), str)
+    absent = "How do I repair a carburettor?"
+    assert isinstance(library.ground(absent, count_tokens=count_words, budget_tokens=400, before=before), str)
+
+
+@pytest.mark.parametrize("language", ["en", "tr", "de", "fr"])
+def test_what_a_report_goes_on_with_names_nothing(language: str) -> None:
+    assert Terms(language).names_nothing(follow_up(language))
+    assert not Terms(language).names_nothing(f"{follow_up(language)} Yorick")

@@ -162,7 +162,8 @@ class RowGroup:
         found = [(self._common(prompt, row), row) for row in free if row.tokens]
         common, row = max(found, key=lambda each: each[0], default=(0, free[0]))
         if common == 0 or 2 * common < len(row.tokens):
-            common, row = 0, min(free, key=lambda each: (bool(each.tokens), each.used, each.place))
+            row = min(free, key=lambda each: (bool(each.tokens), each.used, each.place))
+            common = self._common(prompt, row)  # it may be the same, the only free one
         common = 0 if request.scores_prompt else common
         row.tokens, row.cached, row.reused, row.read_at = prompt, common, common, 0
         row.request, row.num_new, row.logprobs, row.top = request, 0, [], []

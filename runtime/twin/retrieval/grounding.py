@@ -23,12 +23,14 @@ class Grounding:
         left_out: passages that were found and had no room.
         is_cut: whether the last passage in the prompt ends early, at a sentence or a line; citations and quotes are
             still held against all of it.
+        back: how many questions before the last the passages stand; 0 for its own turn, which `messages` are of.
     """
 
     messages: tuple[dict[str, str], ...]
     passages: tuple[Passage, ...]
     left_out: int
     is_cut: bool
+    back: int = 0
 
 
 def grounded_messages(

