@@ -14,7 +14,7 @@ FOLDER = "TRIMARAN_TEST_COUNTS"
 BOUNDS = {
     "cold start": 15,
     "kernel compiled": 123,
-    "parity step": 950,
+    "parity step": 860,
     "slurm process": 31,
 }
 """The most of each kind that the whole suite may count."""

@@ -45,11 +45,7 @@ ODD = BALANCED | {"num_experts": 12, "experts_per_token": 5, "ffn_hidden_size": 
 
 LAYOUTS = full(
     [
-        Layout("tp2", {"tp": 2}, BALANCED),
-        Layout("tp2-sequence-parallel", {"tp": 2, "sequence_parallel": True}, BALANCED),
-        Layout("pp2", {"pp": 2}, BALANCED),
         Layout("dp2", {"dp": 2}, BALANCED),
-        Layout("dp2-ep2", {"dp": 2, "ep": 2}, BALANCED),
         Layout("dp2-ep2-without-shared-memory", {"dp": 2, "ep": 2}, BALANCED, shared_memory=False),
         Layout("dp4-ep2", {"dp": 4, "ep": 2}, BALANCED),
         Layout("dp4-ep2-zero0", {"dp": 4, "ep": 2}, BALANCED, zero_stage=0),

@@ -75,16 +75,11 @@ ZBV = {"virtual_stages": 2, "schedule": "zbv"}
 
 LAYOUTS = full(
     [
-        Layout("tp2", {"tp": 2}),
         Layout("tp4-gpt", {"tp": 4}, GPT),
         Layout("tp2-without-shared-memory", {"tp": 2}, shared_memory=False),
         Layout("tp2-sequence-parallel", {"tp": 2, "sequence_parallel": True}),
         Layout("tp4-sequence-parallel-gpt", {"tp": 4, "sequence_parallel": True}, GPT),
-        Layout("pp2", {"pp": 2}),
-        Layout("pp2-gpipe", {"pp": 2, "schedule": "gpipe"}),
-        Layout("pp2-tied", {"pp": 2}, GPT),
         Layout("pp4-tied", {"pp": 4}, GPT, global_batch_size=8),
-        Layout("pp2-interleaved", {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"}, global_batch_size=8),
         Layout("pp2-interleaved-tied", {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"}, GPT),
         Layout("pp1-interleaved-tied", {"virtual_stages": 2, "schedule": "interleaved_1f1b"}, GPT),
         Layout("pp2-uneven", {"pp": 2, "layers_per_stage": [3, 1]}),
@@ -113,12 +108,9 @@ LAYOUTS = full(
             global_batch_size=3,
         ),
         Layout("pp4-gpipe-tied-p2p-groups", {"pp": 4, "schedule": "gpipe"}, GPT, p2p_groups=True, shared_memory=False),
-        Layout("dp2", {"dp": 2}),
         Layout("dp4", {"dp": 4}, GPT),
         Layout("dp2-without-shared-memory", {"dp": 2}, GPT, shared_memory=False),
-        Layout("dp2-zero0", {"dp": 2}, GPT, zero_stage=0),
         Layout("tp2-pp2", {"tp": 2, "pp": 2}),
-        Layout("tp2-dp2", {"tp": 2, "dp": 2}, GPT),
         Layout("pp2-dp2", {"pp": 2, "dp": 2}, GPT),
         Layout("tp2-pp2-dp2", {"tp": 2, "pp": 2, "dp": 2}, global_batch_size=8),
         Layout("tp2-pp2-dp2-tied-sequence-parallel", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True}, GPT),
@@ -140,16 +132,13 @@ LAYOUTS = full(
             {"tp": 2, "uneven_heads": True},
             OLMO | {"num_heads": 6, "num_kv_heads": 3, "head_dim": 4},
         ),
-        Layout("tp2-falcon-7b", {"tp": 2, "sequence_parallel": True, "uneven_heads": True}, FALCON_7B),
         Layout("tp4-falcon-7b", {"tp": 4, "uneven_heads": True}, FALCON_7B),
         Layout("tp4-14-heads-over-2", {"tp": 4, "uneven_heads": True}, QWEN_500M),
         Layout("tp4-falcon", {"tp": 4}, FALCON),
         Layout("tp2-pp2-sequence-parallel-falcon", {"tp": 2, "pp": 2, "sequence_parallel": True}, FALCON),
         Layout("tp2-pp2-bloom", {"tp": 2, "pp": 2}, BLOOM),
-        Layout("tp2-sequence-parallel-bloom", {"tp": 2, "sequence_parallel": True}, BLOOM),
         Layout("tp4-gemma", {"tp": 4}, GEMMA),
         Layout("tp2-pp2-sequence-parallel-gemma", {"tp": 2, "pp": 2, "sequence_parallel": True}, GEMMA),
-        Layout("tp4-olmo", {"tp": 4}, OLMO),
         Layout("tp2-pp2-sequence-parallel-olmo", {"tp": 2, "pp": 2, "sequence_parallel": True}, OLMO),
         Layout("tp2-pp2-post-norm", {"tp": 2, "pp": 2}, POST_NORM),
         Layout("tp2-pp2-tfixup", {"tp": 2, "pp": 2}, TFIXUP),
@@ -218,7 +207,7 @@ OPTIONS = (
     "without_shared_memory",
     "zero0",
 )
-MAX_STEPS = 645
+MAX_STEPS = 555
 
 
 def test_every_pair_of_options_is_on_together_in_some_layout() -> None:

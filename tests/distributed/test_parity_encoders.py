@@ -19,11 +19,8 @@ XLNET: dict[str, Any] = GPT | {
 ALL_AXES = {"tp": 2, "pp": 2, "dp": 2}
 LAYOUTS = full(
     [
-        Layout("tp2-bert", {"tp": 2}, BERT),
-        Layout("pp2-bert", {"pp": 2}, BERT),
         Layout("tp2-pp2-dp2-zero3-bert", ALL_AXES, BERT, zero_stage=3),
         Layout("tp2-pp2-dp2-sequence-parallel-dropout-bert", ALL_AXES | {"sequence_parallel": True}, BERT | DROPOUT),
-        Layout("tp2-xlnet", {"tp": 2}, XLNET),
         Layout("pp2-interleaved-xlnet", {"pp": 2, "virtual_stages": 2, "schedule": "interleaved_1f1b"}, XLNET),
         Layout("tp2-pp2-dp2-zero3-xlnet", ALL_AXES, XLNET, zero_stage=3),
         Layout("tp2-pp2-dp2-sequence-parallel-dropout-xlnet", ALL_AXES | {"sequence_parallel": True}, XLNET | DROPOUT),

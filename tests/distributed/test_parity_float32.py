@@ -17,10 +17,14 @@ from tests.distributed.ranks import RankPool
 LONG: dict[str, Any] = {"dtype": "float32", "num_steps": FULL_STEPS}
 INTERLEAVED = {"virtual_stages": 2, "schedule": "interleaved_1f1b"}
 LAYOUTS = [
-    Layout("tp2-sequence-parallel", {"tp": 2, "sequence_parallel": True}, LLAMA, **LONG),
     Layout("pp2-dp2-zero2-tied", {"pp": 2, "dp": 2}, GPT, zero_stage=2, **LONG),
     Layout("tp2-dp2-without-shared-memory", {"tp": 2, "dp": 2}, LLAMA, shared_memory=False, **LONG),
-    Layout("tp2-pp2-interleaved", {"tp": 2, "pp": 2, **INTERLEAVED}, LLAMA, **LONG),
+    Layout(
+        "tp2-pp2-interleaved-sequence-parallel",
+        {"tp": 2, "pp": 2, "sequence_parallel": True, **INTERLEAVED},
+        LLAMA,
+        **LONG,
+    ),
 ]
 BATCHES = by_world_size(LAYOUTS)
 
