@@ -143,9 +143,9 @@ class Tab:
         shown = "[...document.querySelectorAll('#list button')].map(each => each.innerText)"
         self.until(f"titles => JSON.stringify({shown}) === JSON.stringify(titles)", list(titles))
 
-    def violations(self) -> list[str]:
-        """Return what axe-core finds wrong with the page as it is shown now."""
-        found = Axe().run(self.page).response["violations"]
+    def violations(self, *rules: str) -> list[str]:
+        """Return what axe-core finds wrong with the page as it is shown now, by some of its rules or by all."""
+        found = Axe().run(self.page, options={"runOnly": list(rules)} if rules else None).response["violations"]
         return [f"{each['id']}: {node['html'][:200]}" for each in found for node in each["nodes"]]
 
     def scrolls_sideways(self) -> bool:
