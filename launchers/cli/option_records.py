@@ -18,7 +18,8 @@ from trimaran.runtime.infer.sampling_params import SamplingParams
 
 def option_records(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with the fields of its records as parameters of their own, as typer reads them."""
-    parameters, records = [], {}
+    parameters: list[inspect.Parameter] = []
+    records: dict[str, Any] = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         if not is_dataclass(parameter.annotation):
             parameters.append(parameter)

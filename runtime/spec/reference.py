@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trimaran.models.config import SHAPE_RULES
 from trimaran.models.fields import counted, one_of
+from trimaran.models.shape.rules import SHAPE_RULES
 from trimaran.runtime.spec.names import SPEC, known_paths, nearest_path, place_of
 from trimaran.runtime.spec.rules import RULES
 from trimaran.runtime.spec.tree import Place, above, is_within, parts_of, step
