@@ -99,7 +99,7 @@ def _print_version(is_given: bool) -> None:
 
 def _install_completion(shell: str | None) -> None:
     if shell is not None:
-        from typer.completion import install
+        from typer.completion import install  # type: ignore[attr-defined]  # typer imports it there
 
         _, file = install(shell=shell, prog_name="trimaran")
         typer.echo(f"completion for {shell} is installed in {file}; open a new terminal to use it")
@@ -127,7 +127,7 @@ def main() -> None:
     # Looking for plugins reads the metadata of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     if "_TRIMARAN_COMPLETE" in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
     try:

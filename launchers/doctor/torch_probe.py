@@ -14,7 +14,7 @@ def main() -> None:
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "gpus": torch.cuda.device_count(),
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,  # type: ignore[no-untyped-call]
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
         "gloo": distributed.is_available() and distributed.is_gloo_available(),
     }
     print(json.dumps(found))

@@ -151,10 +151,11 @@ def test_a_plan_that_does_not_fit_says_what_would() -> None:
         (["--chip", "H1000"], "chip 'H1000' is not known; the nearest is 'H100-SXM'"),
         (["--chip", "nowhere.json"], "nowhere.json: No such file or directory"),
         (["--chip", "A100-40GB", "--price-per-hour", "-1"], "--price-per-hour must be above 0 and finite; got -1"),
+        (["--json", "--memory"], "--json prints the facts alone; leave it out, or --memory and --picture"),
         (["--price-per-hour", "nan"], "--price-per-hour must be above 0 and finite; got nan"),
     ],
 )
-def test_a_chip_or_price_that_is_none_is_a_sentence(words: list[str], sentence: str) -> None:
+def test_options_that_can_t_be_are_a_sentence(words: list[str], sentence: str) -> None:
     result = check(QUICKSTART, *words)
     assert result.exit_code == 2
     assert sentence in result.stderr

@@ -50,6 +50,8 @@ def check(
     with errors_as_sentences():
         if rank is not None and not memory:
             raise ValueError("--rank chooses a rank for --memory; add --memory, or leave it out")
+        if as_json and (memory or picture is not None):
+            raise ValueError("--json prints the facts alone; leave it out, or --memory and --picture")
         if price_per_hour is not None:
             from trimaran.launchers.cli.planning.plan import check_rates
 
