@@ -16,7 +16,7 @@ from trimaran.runtime.data.account import Account, table_of
 from trimaran.runtime.data.document import Document, Loss
 from trimaran.runtime.data.export import documents_of_shards, export_documents, export_megatron
 from trimaran.runtime.data.files import DataError, hash_file
-from trimaran.runtime.data.prepare import prepare
+from trimaran.runtime.data.prepare import open_prepared, prepare
 from trimaran.runtime.data.readers.part import ReadSettings
 from trimaran.runtime.data.readers.parts import find_parts
 from trimaran.runtime.data.readers.read import read_part
@@ -216,3 +216,31 @@ def test_a_pair_of_megatron_is_a_source_of_its_own(tmp_path: Path, megatron: Any
     (tmp_path / "texts" / "a.idx").unlink()
     with pytest.raises(DataError, match=r"or Megatron's \.bin with its \.idx"):
         prepare([str(tmp_path / "texts" / "a.bin")], **settings)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ends", "is_linked"), [("u2", True, True), ("i4", True, False), ("u2", False, False)]
+)
+def test_a_pair_that_is_a_shard_already_is_linked_and_not_copied(
+    tmp_path: Path, megatron: Any, dtype: str, ends: bool, is_linked: bool
+) -> None:
+    Tokenizer.train(["the quick brown fox"] * 9, 300).save(tmp_path / "tokenizer.json")
+    eot = Tokenizer.load(tmp_path / "tokenizer.json").eot_id
+    whole = [np.array([5, *range(10, 10 + number), eot]) for number in range(50)]
+    builder = megatron.IndexedDatasetBuilder(str(tmp_path / "a.bin"), dtype=np.dtype(dtype).type)
+    for each in whole:
+        document = each if ends else each[:-1]
+        builder.add_document(document, [1, len(document) - 1])
+    builder.finalize(str(tmp_path / "a.idx"))
+    settings: dict[str, Any] = {"cache_dir": tmp_path / "cache", "tokenizer_file": tmp_path / "tokenizer.json"}
+    prepared = prepare([str(tmp_path / "a")], **settings, held_out_fraction=0)
+    assert prepared.train.read(0, prepared.train.num_tokens).tolist() == np.concatenate(whole).tolist()
+    assert prepared.held_out.num_tokens == 0
+    (shard,) = prepared.folder.glob("train-*.bin")
+    assert shard.is_symlink() == is_linked
+    (tmp_path / "a.bin").unlink()
+    if is_linked:
+        with pytest.raises(DataError, match="delete the folder"):
+            open_prepared(prepared.folder)
+    else:
+        open_prepared(prepared.folder)

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import BinaryIO, Final
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from trimaran.runtime.data.document import Document, Loss
 from trimaran.runtime.data.readers.part import Damage, Part, ReadSettings, Tally
 from trimaran.runtime.data.readers.streams import open_raw
+from trimaran.runtime.files import open_regular
 
 MARK: Final = b"MMIDIDX\0\0"
 HEAD: Final = struct.Struct("<9sQBQQ")
@@ -71,6 +73,26 @@ def index_file(file: str) -> str:
 
 def _open_index(part: Part) -> io.BufferedReader:
     return open_raw(replace(part, file=index_file(part.file), stamp=""))
+
+
+def document_ends(path: Path, width: int) -> npt.NDArray[np.int64] | None:
+    """Return where the documents of a local .bin that have tokens end, in tokens: [documents], ascending.
+
+    None where its tokens do not have `width` bytes, or documents do not follow each other directly.
+    """
+    with open_regular(Path(index_file(str(path)))) as file:
+        index = _Index.open(file)
+        lengths, pointers = index.read_lengths(0, index.sequences), index.read_pointers(0, index.sequences)
+        ends = index.read_documents(0, index.documents + 1)
+    after = np.concatenate(([0], np.cumsum(lengths)))
+    if (
+        index.dtype.itemsize != width
+        or not np.array_equal(pointers, after[:-1] * width)
+        or ends[0]
+        or ends[-1] != len(lengths)
+    ):
+        return None
+    return np.unique(after[ends])[1:]
 
 
 def split_megatron(part: Part, settings: ReadSettings, part_bytes: int) -> list[tuple[int, int, int]]:

@@ -17,6 +17,7 @@ from trimaran.runtime.data.files import DataError, unreadable
 from trimaran.runtime.data.readers.megatron import read_megatron
 from trimaran.runtime.data.readers.part import Damage, Part, ReadSettings, Tally
 from trimaran.runtime.data.sources import MEGATRON, SourceFile
+from trimaran.runtime.data.tokens.linked import link_shards
 from trimaran.runtime.data.tokens.shards import ShardWriter
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.data.tokens.units import SPLITS, Encoding, Mask, Units, encode_units, write_splits
@@ -51,6 +52,11 @@ class PlainCorpus:
     def encode(self, folder: Path, units: Units, held_out: Mask, encoding: Encoding) -> dict[str, dict[str, Any]]:
         """Write the shards of both splits into a folder; return the manifest's record of each."""
         tokenizer = encoding.tokenizer
+        if not held_out.any() and (linked := link_shards(folder, SPLITS[0], self.files, tokenizer, encoding.dtype)):
+            counts = {"units": len(held_out), "characters": 0, "bytes": 0}
+            tokens = sum(shard.tokens for shard in linked)
+            whole = {**counts, "tokens": tokens, "shards": [shard.record for shard in linked]}
+            return {SPLITS[0]: whole, SPLITS[1]: {**dict.fromkeys(whole, 0), "shards": []}}
         encode = tokenizer.fast_encoder() if encoding.fast else tokenizer.encode_batch
         read = _units(self.files, Account(), units.limit)
         encoded = encode_units(read, tokenizer, encode, units.account, lambda: encoding.check(units.account))
