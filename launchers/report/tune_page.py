@@ -233,7 +233,7 @@ def _rate_by_batch(found: SearchResult) -> str:
             series.append(Series([at], "lowest point of the parabola", "red", marker="*"))
         look = Look(keys[0], keys[1], group or "", "xy")
         drawn.append(plot(f"rate-by-batch-{number}", look, series))
-    caption = f'<p class="soft">Dots are trials, dark ones those of the lowest {escape(label)}.</p>'
+    caption = f'<p class="soft">Dots are trials, from violet, the lowest {escape(label)}, to yellow, the highest.</p>'
     return section("Rate x batch", caption, _row(drawn))
 
 

@@ -30,10 +30,24 @@
   /** Return a number for an axis: 25k, 0.3, 3e-4. */
   function short(value) {
     const size = Math.abs(value);
-    if (size && size < 1e-3) return String(+value.toPrecision(3)).includes("e") ? String(+value.toPrecision(3)) : value.toExponential().replace("e+", "e");
+    if (size && size < 1e-3) return Number(value.toPrecision(3)).toExponential();
     for (const [unit, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
       if (size >= 10 * unit || (size >= unit && unit > 1e3)) return +(value / unit).toPrecision(4) + letter;
     return String(+value.toPrecision(6));
+  }
+
+  /** Return round places of a logarithmic axis: 1, 2 and 5 of each power of ten, or 1 alone where these are many. */
+  function logPlaces(low, high) {
+    const decades = Math.log10(high / low);
+    if (decades < 0.5) { // as on a linear axis
+      const power = 10 ** Math.floor(Math.log10((high - low) / 3));
+      const step = [1, 2, 5, 10].find((each) => (high - low) / (each * power) <= 6) * power;
+      return Array.from({ length: 8 }, (_, index) => (Math.ceil(low / step) + index) * step).filter((at) => at <= high);
+    }
+    const found = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
+      for (const digit of decades > 2.5 ? [1] : [1, 2, 5]) found.push(+(digit * 10 ** power).toPrecision(3));
+    return found.filter((at) => at >= low && at <= high);
   }
 
   function exact(value) {
@@ -41,7 +55,7 @@
     return Number.isInteger(value) ? value.toLocaleString("en") : String(+value.toPrecision(6));
   }
 
-  /** Return the rows of a table with all lines: the n-th point of a line at an x shares a row with other lines' n-th. */
+  /** Return rows with all lines: the n-th point of a line at an x shares a row with the n-th of other lines there. */
   function align(lines, quantity) {
     const rows = new Map();
     lines.forEach((line, number) => {
@@ -103,12 +117,14 @@
 
     get axes() {
       const { ticks } = this.spec;
-      if (!ticks || this.chart.quantity) return [{}, {}];
+      const log = { splits: (u, axis, low, high) => logPlaces(low, high), filter: (u, splits) => splits };
+      const { x, y } = this.chart.log;
+      if (!ticks || this.chart.quantity) return [x ? log : {}, y ? log : {}];
       const isLong = ticks.names.join("  ").length * 7 > this.chart.plot.clientWidth - 60;
       return [{
         splits: () => ticks.places, filter: (u, splits) => splits, values: () => ticks.names,
         rotate: isLong ? -35 : 0, size: isLong ? 76 : 36,
-      }, {}];
+      }, y ? log : {}];
     }
 
     get scales() {
@@ -143,7 +159,8 @@
           for (const band of spec.bands)
             band.x.forEach((at, index) => sees(at) && [band.low, band.high].forEach((values) => take(values[index])));
         if (low > high) return log.y ? [1, 10] : [0, 1];
-        if (log.y) return low === high ? [low / 1.5, high * 1.5] : [low / 1.05, high * 1.05];
+        const factor = low === high ? 1.5 : (high / low) ** 0.05;
+        if (log.y) return [low / factor, high * factor];
         if (spec.zero && low >= 0) return [0, high * 1.06 || 1];
         const pad = 0.06 * (high - low) || Math.abs(high) * 0.05 || 0.5;
         return [low - pad, high + pad];
@@ -151,11 +168,15 @@
       return { x: { time: false, distr: log.x ? 3 : 1, range: x }, y: { distr: log.y ? 3 : 1, range: y } };
     }
 
-    /** Return the row, of one line, that is nearest to the pointer among those that have a value. */
+    /** Return the row, of one line, that is nearest to the pointer; null where the line has not begun or has ended. */
     nearest(u, number) {
       const { left, top } = u.cursor;
       let [best, least] = [null, Infinity];
-      const isScattered = !this.spec.lines[number - 1].line;
+      const line = this.spec.lines[number - 1];
+      const isScattered = !line.line;
+      const at = line.x[this.chart.quantity];
+      const ends = [at[0], at.at(-1)].map((x) => u.valToPos(x, "x"));
+      if (!isScattered && (left < ends[0] - 4 || left > ends[1] + 4)) return null;
       u.data[number].forEach((value, index) => {
         if (value === null) return;
         const across = u.valToPos(u.data[0][index], "x") - left;
@@ -274,13 +295,14 @@
       this.spec = chart.spec;
       this.data = [this.spec.span, [null, null]];
       this.series = [{ show: false }];
-      const number = (u) => Array.from({ length: this.spec.ranks }, (_, rank) => rank + 0.5);
+      const { ranks } = this.spec;
+      const number = () => Array.from({ length: ranks }, (_, rank) => rank + 0.5);
       this.axes = [{}, {
         splits: number, filter: (u, splits) => splits, grid: { show: false }, ticks: { show: false },
-        values: (u, splits) => splits.map((place) => (this.spec.ranks > 24 && Math.floor(place) % 8 ? "" : `rank ${Math.floor(place)}`)),
+        values: (u, splits) => splits.map(Math.floor).map((rank) => (ranks > 24 && rank % 8 ? "" : `rank ${rank}`)),
       }];
       this.scales = { x: { time: false, range: (u, low, high) => [low, high] },
-        y: { dir: -1, range: () => [0, this.spec.ranks] } };
+        y: { dir: -1, range: () => [0, ranks] } };
       this.dataIdx = (u, series, index) => index;
     }
 
@@ -423,16 +445,17 @@
         kind[method](u, u.ctx);
         u.ctx.restore();
       };
-      const axis = { stroke: ink, font: FONT, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1, size: 5 },
+      const axis = { stroke: ink, font: FONT, grid: { stroke: line, width: 1 },
+        ticks: { stroke: line, width: 1, size: 5 },
         values: (u, splits) => splits.map((value) => (value === null ? "" : short(value))) };
-      const name = { label: this.spec.x[this.quantity], labelFont: FONT, labelSize: 18, labelGap: 0, size: 32, space: 56 };
+      const label = { label: this.spec.x[this.quantity], labelFont: FONT, labelSize: 18, labelGap: 0 };
       this.u = new uPlot({
         ...this.size(),
         padding: [8, 14, 0, 0],
         legend: { show: false },
         cursor: { drag: { x: true, y: true, uni: 24 }, dataIdx: kind.dataIdx, focus: { prox: -1 } },
         scales: kind.scales,
-        axes: [{ ...axis, ...name, ...kind.axes[0] }, { ...axis, size: 54, ...kind.axes[1] }],
+        axes: [{ ...axis, ...label, size: 32, space: 56, ...kind.axes[0] }, { ...axis, size: 54, ...kind.axes[1] }],
         series: [{}, ...kind.series],
         hooks: { drawAxes: [within("under")], draw: [within("over")], setCursor: [(u) => this.tell(u)] },
       }, kind.data, this.plot);

@@ -1,4 +1,4 @@
-"""A browser for the tests of the page: one for the session, in a thread of its own.
+"""Visits of the page in the session's browser, which has a thread of its own.
 
 Playwright's blocking API keeps an event loop running in its thread. In pytest's own thread that loop would be in the
 way of every other test that runs one, so the tests of this folder run in the browser's thread.
@@ -6,30 +6,12 @@ way of every other test that runs one, so the tests of this folder run in the br
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.launchers.serve.page.site import Site
-from tests.launchers.serve.page.visit import CHROMIUM, Browser, Visit, start_browser
-
-
-@pytest.fixture(scope="session")
-def browser_thread() -> Iterator[ThreadPoolExecutor]:
-    """The thread that the browser and its tests run in."""
-    with ThreadPoolExecutor(1, "browser") as thread:
-        yield thread
-
-
-@pytest.fixture(scope="session")
-def browser(browser_thread: ThreadPoolExecutor) -> Iterator[Browser]:
-    """Debian's Chromium, started once."""
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"{CHROMIUM} is not installed")
-    browser = browser_thread.submit(start_browser).result()
-    yield browser
-    browser_thread.submit(browser.close).result()
+from tests.launchers.serve.page.visit import Browser, Visit
 
 
 @pytest.fixture(scope="session")
