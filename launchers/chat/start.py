@@ -58,6 +58,8 @@ async def hold(asked: Conversation, start: Callable[[], AbstractAsyncContextMana
     is_plain = asked.mode.name == "continue"
     prompt_in_mode(asked.mode, "", has_template=text.template is not None, system=None if is_plain else asked.system)
     twin = Twin.find(asked.run) if asked.retrieval and asked.mode.name == "answer" else None
+    if sys.stdin is None:
+        raise ValueError("standard input is closed, and questions are read from it; give < /dev/null for none")
     reader: Reader = TerminalReader(list(COMMANDS)) if sys.stdin.isatty() else PipeReader(sys.stdin.fileno())
     with stopping():
         if reader.is_terminal:

@@ -151,6 +151,8 @@ def read_prompts(path: Path, say: Callable[[str], None] = lambda text: None) -> 
 
 def _lines_of(path: Path, counts: Counter[str]) -> list[str]:
     """Return the lines of a text file, without their ends; [] for an empty one."""
+    if path == STANDARD_INPUT and sys.stdin is None:
+        raise DataError("standard input is closed, and prompts are to be read from it; give a file of them")
     data = sys.stdin.buffer.read() if path == STANDARD_INPUT else read_bytes(path)
     if path.suffix in _DECOMPRESS:
         try:

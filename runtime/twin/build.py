@@ -104,8 +104,9 @@ def build_twin(request: TwinRequest, say: Say) -> TwinRecord:
     system = phrases_of(texts.language).system(request.author, request.character)
     written = write_examples(folder / "persona", persona.examples, system)
     if not written:
-        raise ValueError(f"the texts give no example to learn from: {_told(persona.counts)}; give more text")
-    say(f"examples: {_told(written)}; {_told(persona.counts)}")
+        found = f" ({_told(persona.counts)})" if persona.counts else ""
+        raise ValueError(f"the texts give no example to learn from{found}; give more text")
+    say("examples: " + "; ".join(_told(each) for each in (written, persona.counts) if each))
     default = _ADAPTER_EPOCHS if decision.method == "adapter" else float(MOST_EPOCHS)
     record = TwinRecord(
         author=request.author,

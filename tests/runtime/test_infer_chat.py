@@ -249,6 +249,9 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
 def test_prompts_come_from_the_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"to be\r\nor not\n")))
     assert read_prompts(Path("-")) == [Prompt("to be"), Prompt("or not")]
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(DataError, match="standard input is closed"):
+        read_prompts(Path("-"))
 
 
 def test_a_file_of_prompts_is_forgiven_what_a_corpus_is(tmp_path: Path) -> None:
