@@ -175,20 +175,43 @@ def skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     return " ".join(reason.removeprefix("Skipped: ").split())
 
 
-def torn_modules() -> set[str]:
-    """Return our modules that their package does not know, or of which it knows another one."""
-    found = set()
-    for name, module in list(sys.modules.items()):
-        package, _, last = name.rpartition(".")
-        if package.partition(".")[0] == "trimaran":
-            known = getattr(sys.modules.get(package), last, None)  # may be a function of the module's name
-            if known is None or (isinstance(known, ModuleType) and known is not module):
-                found.add(name)
-    return found
+class OurModules:
+    """Where our modules stand in `sys.modules` and in their packages, which each test leaves as it was."""
+
+    def __init__(self) -> None:
+        self._count, self._places = 0, list[tuple[str, ModuleType, dict[str, Any], str, Any]]()
+
+    def torn(self) -> set[str]:
+        """Return the names of modules that their package does not know, or of which it knows another one.
+
+        It is called after each of some thousand tests, most of which import nothing: that is seen without a search.
+        """
+        if len(sys.modules) == self._count and all(
+            sys.modules.get(name) is module and package.get(last) is known
+            for name, module, package, last, known in self._places
+        ):
+            return set()
+        self._count, self._places, found = len(sys.modules), [], set()
+        for name, module in list(sys.modules.items()):
+            if name.startswith("trimaran."):
+                package, _, last = name.rpartition(".")
+                names = vars(sys.modules[package]) if package in sys.modules else {}
+                known = names.get(last)  # may be a function of the module's name
+                self._places.append((name, module, names, last, known))
+                if known is None or (isinstance(known, ModuleType) and known is not module):
+                    found.add(name)
+        self._count = 0 if found else self._count
+        return found
+
+
+@pytest.fixture(scope="session")
+def our_modules() -> OurModules:
+    """What is known of the modules of this process."""
+    return OurModules()
 
 
 @pytest.fixture(autouse=True)
-def modules_as_they_were() -> Iterator[None]:
+def modules_as_they_were(our_modules: OurModules) -> Iterator[None]:
     """Fail a test that imports a module of ours anew and does not put it back: later tests would find two of it."""
     yield
-    assert not torn_modules(), "imported anew and not put back"
+    assert not our_modules.torn(), "imported anew and not put back"

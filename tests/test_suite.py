@@ -1,14 +1,18 @@
 """The suite itself: its table names every file and promise, its units of work lose no test, and its counts add up."""
 
+import importlib
 import json
 import os
+import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from tests import counting
+from tests.conftest import OurModules
 from tests.durations import PAGE, ROOT, Durations, files_of_tests, merged, page_with, promise, table
 from tests.launchers.forked import Forked, fork_server
 from tests.scheduling import LONGEST_UNIT_S, WHOLE_FILES, recorded_seconds, seconds_by_test, units_of_work
@@ -27,6 +31,18 @@ def test_the_table_names_every_test_file_with_its_promise() -> None:
 
 def name(file: Path) -> str:
     return file.relative_to(ROOT / "tests").as_posix()
+
+
+def test_a_module_that_is_not_put_back_is_found(our_modules: OurModules) -> None:
+    """After a test that has imported it anew, or has left another one in its package."""
+    name, package = "trimaran.runtime.grid", importlib.import_module("trimaran.runtime")
+    importlib.import_module(name)
+    for place, key in ((sys.modules, name), (vars(package), "grid")):
+        assert our_modules.torn() == set()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(place, key, ModuleType(name))
+            assert our_modules.torn() == {name}
+    assert our_modules.torn() == set()
 
 
 def test_every_test_file_states_its_promise() -> None:

@@ -18,14 +18,14 @@ from trimaran.runtime.infer.sampling_params import SamplingParams
 
 def option_records(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with the fields of its records as parameters of their own, as typer reads them."""
-    parameters: list[inspect.Parameter] = []
-    records: dict[str, Any] = {}
+    parameters, records = list[inspect.Parameter](), dict[str, type[Any]]()
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        if not is_dataclass(parameter.annotation):
+        record = parameter.annotation
+        if not (isinstance(record, type) and is_dataclass(record)):
             parameters.append(parameter)
             continue
-        records[parameter.name] = parameter.annotation
-        for name, hint in get_type_hints(parameter.annotation, include_extras=True).items():
+        records[parameter.name] = record
+        for name, hint in get_type_hints(record, include_extras=True).items():
             default = getattr(parameter.default, name)
             parameters.append(inspect.Parameter(name, parameter.KEYWORD_ONLY, default=default, annotation=hint))
 
