@@ -65,10 +65,12 @@ def test_every_command_of_the_page_does_what_it_says(cluster: Cluster, tmp_path:
 def test_the_other_launchers_of_the_page_give_the_same_losses(cluster: Cluster, tmp_path: Path) -> None:
     """Of four steps on two ranks; test_other_launchers compares torchrun and mpirun with the local launcher."""
     run = Run(cluster, tmp_path, train={"num_steps": 4}, launcher={"nodes": 1})
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "torchrun").symlink_to(fork_server().shim)
-    path = f"{tmp_path}/bin:{Path(sys.executable).parent}:{cluster.environment['PATH']}"
-    environment = run.environment | {"PATH": path, SOCKET: os.environ[SOCKET]}
+    forked = tmp_path / "bin"  # of mpirun ranks start cold: MPI does not always initialise in a fork
+    forked.mkdir()
+    for name in ("torchrun", "trimaran"):
+        (forked / name).symlink_to(fork_server().shim)
+    path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
+    environment = run.environment | {SOCKET: os.environ[SOCKET]}
     found: dict[str, list[Any]] = {}
     for command in commands_of_the_page():
         if command[0] == "trimaran":
@@ -79,7 +81,7 @@ def test_the_other_launchers_of_the_page_give_the_same_losses(cluster: Cluster, 
         done = subprocess.run(
             shown,
             cwd=tmp_path,
-            env=environment | torchrun_port(),
+            env=environment | torchrun_port() | {"PATH": path if command[0] == "mpirun" else f"{forked}:{path}"},
             capture_output=True,
             text=True,
             timeout=JOB_S,
