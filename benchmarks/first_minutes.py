@@ -6,8 +6,8 @@
 
 `clone`: seconds and CPU-seconds of `git clone`, of the environment that `make train` makes (pip without its cache), of
 `make train` until the first step is in metrics.jsonl, until the first line that tells a loss, and until its end, which
-is the report. MB and packages are those of the environment. `commands`: the least CPU-seconds of several starts, all
-their processes together; a command that this version does not have is left out.
+is the report (no CPU-seconds: ranks are not processes that the command waits for). MB and packages are those of the
+environment. `commands`: the least CPU-seconds of several starts; a command that this version does not have is left out.
 """
 
 import argparse
@@ -33,7 +33,7 @@ POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step: wall seconds, and CPU-seconds of all its processes, None while they run."""
+    """Of one step: wall seconds, and CPU-seconds of its processes where they are known."""
 
     name: str
     seconds: float
@@ -100,12 +100,9 @@ def _cpu_of_children() -> float:
 
 
 def _train(clone: Path, steps: int | None) -> list[Cost]:
-    """Run `make train`; return its seconds to the first step, to the first printed loss and to its end.
-
-    The CPU-seconds are those of the whole command, in the last row alone: its processes have not ended before.
-    """
+    """Run `make train`; return its seconds to the first step, to the first printed loss and to its end."""
     short = [] if steps is None else [f"ARGS=--set train.num_steps={steps} --set lr_schedule.warmup_steps=0"]
-    began, cpu_began = time.monotonic(), _cpu_of_children()
+    began = time.monotonic()
     running = subprocess.Popen(
         ["make", "-C", str(clone), "train", *short], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -136,7 +133,7 @@ def _train(clone: Path, steps: int | None) -> list[Cost]:
     return [
         Cost("`make train` to its first step", seen["step"]),
         Cost("... to the first printed loss", seen["loss"]),
-        Cost("... to its end, with the report", time.monotonic() - began, _cpu_of_children() - cpu_began),
+        Cost("... to its end, with the report", time.monotonic() - began),
     ]
 
 
