@@ -85,7 +85,7 @@ def memory_bars(
         peak = peaks[rank] if rank < len(peaks) else None
         told = f"{size(sum(held.values()))} planned" + ("" if peak is None else f", {size(peak)} measured")
         rows.append(Bar(f"pipeline rank {rank}", list(_pieces(held, colors)), told, mark=peak))
-    longest = max(*(sum(held.values()) for held in memory), *(peak or 0.0 for peak in peaks))
+    longest = max([*(sum(held.values()) for held in memory), *(peak or 0.0 for peak in peaks)])
     is_near = limit is not None and limit <= 20 * longest  # else the bars would be too short to see
     title = "what each pipeline rank holds at most" + (f"; dashed: {size(limit)} of {place}" if is_near else "")
     title += "; upright: measured" if any(peak is not None for peak in peaks) else ""

@@ -243,7 +243,8 @@ def bar_table(title: str, rows: Sequence[Bar], limit: float | None = None, key: 
     """
     places = [place for row in rows for piece in row.pieces for place in (piece.start, piece.stop)]
     places += [row.mark for row in rows if row.mark is not None] + ([] if limit is None else [limit])
-    low, high = min(0.0, *places) if not any(row.line for row in rows) else min(places), max(places)
+    places += [] if any(row.line for row in rows) else [0.0]  # bars begin at 0, intervals where the first does
+    low, high = min(places), max(places)
     size = (high - low) or 1.0
 
     def share(place: float) -> str:

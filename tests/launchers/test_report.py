@@ -281,7 +281,12 @@ def test_a_folder_with_nothing_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_a_run_without_steps_is_no_error(tmp_path: Path) -> None:
     make_run(tmp_path, num_steps=0)
-    assert "No step has finished yet, so there is nothing to draw." in outline_of(tmp_path).text
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN))
+    found = outline_of(tmp_path)
+    assert "No step has finished yet, so there is nothing to draw." in found.text
+    assert "1.02 GiB planned" in found.text, "of one rank, and nothing is measured"
+    (tmp_path / "plan.json").write_text(json.dumps({**PLAN, "memory": [{"activations": 0.0}]}))
+    assert "0.0 KiB planned" in outline_of(tmp_path).text
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
