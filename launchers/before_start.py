@@ -3,12 +3,16 @@
 import os
 import tempfile
 from pathlib import Path
+from types import MappingProxyType
 
 from trimaran.models.fields import counted
 from trimaran.runtime.files import check_regular
 from trimaran.runtime.folder_lock import LOCK
 from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.sinks.start import check_packages, sinks_of
 
+# MLflow's count of uses, and wandb's reports of its own errors.
+_TELLS_NOBODY = MappingProxyType({"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"})
 _FOLDERS = ("checkpoints", "logs", "tensorboard")
 _FILES = (
     "data_manifest.json",
@@ -20,6 +24,7 @@ _FILES = (
     "report.html",
     "rollouts.jsonl",
     "sample.txt",
+    "sinks.json",
     "spec.yaml",
     "timeline.json",
     "tokenizer.json",
@@ -73,6 +78,20 @@ def check_code(spec: RunSpec, *, allow_code: bool) -> None:
             f"finetune.rl.rewards has {code}, which runs that file's code as you; read it, and give --allow-code "
             "where you trust it"
         )
+
+
+def check_sinks(spec: RunSpec) -> None:
+    """Refuse a run with a sink whose package is not installed, and keep the others from telling their makers of it.
+
+    What is set in the environment already, stays.
+
+    Raises:
+        SinkError: names the package.
+    """
+    if sinks_of(spec):
+        check_packages(spec)
+        for name, value in _TELLS_NOBODY.items():
+            os.environ.setdefault(name, value)
 
 
 def check_nodes(spec: RunSpec, kind: str) -> None:

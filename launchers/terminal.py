@@ -4,16 +4,18 @@ import errno
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 from rich.console import Console
 from rich.table import Table
 
 from trimaran.models.fields import printable
 from trimaran.runtime.files import naming
+from trimaran.runtime.kept_output import OUTPUT_FILE, START, KeptOutput, OutputLog
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -59,7 +61,8 @@ def print_table(table: Table) -> None:
 
 def start_live() -> "Live | None":
     """Start a part of the error stream that is drawn again at each `update`; None where that is no terminal."""
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    stream = sys.stderr.terminal if isinstance(sys.stderr, KeptOutput) else sys.stderr  # no log of what is redrawn
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         return None
     from rich.live import Live
@@ -130,6 +133,20 @@ def say_error(error: BaseException) -> None:
     """Print an error as a sentence."""
     Console(stderr=True, highlight=False).print("error:", style="bold red", end=" ")
     say(sentence(error))
+
+
+@contextmanager
+def keeping_output(run: Path, command: str) -> Iterator[None]:
+    """Keep what is said in the block in the run's output log too, after a line that tells the time and the command."""
+    log, former = OutputLog(run / "logs" / OUTPUT_FILE), sys.stderr
+    with suppress(OSError):
+        (run / "logs").mkdir(parents=True, exist_ok=True)
+    log.write(f"{START}{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {command}\n")
+    sys.stderr = cast(TextIO, KeptOutput(former, log))
+    try:
+        yield
+    finally:
+        sys.stderr = former
 
 
 def run_main(main: Callable[[], int]) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 from trimaran.launchers.api.calls import ranks_of_a_call
 from trimaran.launchers.api.run import Run
-from trimaran.launchers.before_start import check_code, check_device, check_nodes
+from trimaran.launchers.before_start import check_code, check_device, check_nodes, check_sinks
 from trimaran.launchers.env.network import check_network
 from trimaran.runtime.spec import RunSpec, load_spec
 
@@ -33,6 +33,7 @@ def train(spec: RunSpec | str | PathLike[str], *, allow_code: bool = False) -> R
 
     known = spec if isinstance(spec, RunSpec) else load_spec(spec)
     check_code(known, allow_code=allow_code)
+    check_sinks(known)
     if known.launcher.kind != "local" or known.launcher.nodes > 1:
         raise ValueError(
             f"train starts ranks on this machine alone, and the spec has launcher.kind {known.launcher.kind} and "
@@ -42,7 +43,7 @@ def train(spec: RunSpec | str | PathLike[str], *, allow_code: bool = False) -> R
         check_nodes(known, "local")
         check_network(known.launcher.interface)
         check_device(known, known.world_size)
-        return Run(train_here(known))
+        return Run(train_here(known, command="trimaran.train"))
 
 
 def check(spec: RunSpec) -> list[str]:

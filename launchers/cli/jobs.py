@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.cli.local_output import is_newest, print_output
 from trimaran.launchers.run_folder import require_run
 from trimaran.launchers.slurm.commands import state_of
 from trimaran.launchers.slurm.jobs import copy_from, end, follow, jobs_of, last_job
@@ -41,14 +42,16 @@ def logs(
         int | None, typer.Option(help="The output of this rank of the newest start, in place of the job's.", min=0)
     ] = None,
     following: Annotated[
-        bool, typer.Option("--follow", help="Go on until the job has ended; Ctrl-C leaves it alone.")
+        bool, typer.Option("--follow", help="Go on until the job or start has ended; Ctrl-C leaves it alone.")
     ] = False,
 ) -> None:
-    """Print the output of a run's newest batch job, or of one of its ranks."""
+    """Print the output of a run's newest batch job or local start, or of one of its ranks."""
     with errors_as_sentences():
         _require(run)
         if rank is not None:
             _print_rank(run, rank)
+        elif is_newest(run):
+            print_output(run, sys.stdout.buffer, following=following)
         elif following:
             raise typer.Exit(follow(last_job(run), say, sys.stdout.buffer).exit_code or 0)
         else:

@@ -2,14 +2,16 @@
 
 import os
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimaran.launchers.before_start import check_code, check_device, check_nodes
+from trimaran.launchers.before_start import check_code, check_device, check_nodes, check_sinks
 from trimaran.launchers.chip_option import chip_at
 from trimaran.launchers.cli.console import Launcher, Overrides, SpecOrRun, errors_as_sentences
+from trimaran.launchers.cli.suggested_prompt import suggested_prompt
 from trimaran.launchers.env.network import check_network
 from trimaran.launchers.env.rank_env import is_rank
 from trimaran.launchers.local.launch import train_here
@@ -53,13 +55,14 @@ def train(
 ) -> None:
     """Validate, prepare the data, start the ranks, train, and write the report; resumes where the run's last checkpoint
     stands, also by the run's folder in place of its spec."""
-    with errors_as_sentences():
+    with ExitStack() as kept, errors_as_sentences():
         spec_path, overrides = spec_of(spec_path, overrides)
         # Under mpirun, srun or torchrun, this process is one rank of the run.
         if launcher != "local" and is_rank(os.environ):
             serve_as_rank(spec_path, overrides, allow_code=allow_code)
         spec = load_spec(spec_path, overrides)
         check_code(spec, allow_code=allow_code)
+        check_sinks(spec)
         kind = launcher or spec.launcher.kind
         known = None if chip is None else _chip_of(spec, chip, kind)
         if kind != "slurm" and (dry_run or following or array):
@@ -80,7 +83,8 @@ def train(
         if spec.launcher.nodes > 1:
             raise typer.Exit(run_node_by_hand(spec, spec_path, overrides))
         with silenced(quiet):
-            train_here(spec, known)
+            # Kept until the sentence about an error is said: the log has it too.
+            train_here(spec, known, command=f"trimaran train {spec_path}", kept=kept)
             _say_what_next(spec)
         _say_report(spec, is_on=quiet)
 
@@ -111,5 +115,7 @@ def _say_what_next(spec: RunSpec) -> None:
     if not spec.transformer.has_head:
         more = f"   scores: trimaran score {shlex.quote(str(folder))} FILE"
     elif spec.transformer.is_causal:
-        more = f"   more text: trimaran generate {shlex.quote(str(folder))} --prompt 'To be'"
+        prompt, quoted = suggested_prompt(folder), shlex.quote(str(folder))
+        ask = f"chat {quoted}" if prompt is None else f"generate {quoted} --prompt {shlex.quote(prompt)}"
+        more = f"   more text: trimaran {ask}"
     say(f"report: {folder / 'report.html'}{more}")

@@ -8,6 +8,7 @@ import logging
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from trimaran.launchers.data.run_plan import with_plan
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_of, signal_behind
 from trimaran.launchers.env.network import LOOPBACK, check_loopback
 from trimaran.launchers.local.torch_elastic import Node, get_ready, run_ranks
-from trimaran.launchers.terminal import say
+from trimaran.launchers.terminal import keeping_output, say
 from trimaran.launchers.worker.entry import run_task_of_launcher
 from trimaran.launchers.worker.failure_relay import DIED_SILENTLY, Failure
 from trimaran.launchers.worker.nccl_messages import WatchdogEnd, watchdog_end_in
@@ -91,13 +92,17 @@ class _Ended:
         return f"rank {self.rank}{where} {how}{step} and left no message; the output of the ranks is in {log_folder}"
 
 
-def train_here(spec: RunSpec, chip: "Chip | Machine | None" = None) -> Path:
+def train_here(
+    spec: RunSpec, chip: "Chip | Machine | None" = None, *, command: str, kept: ExitStack | None = None
+) -> Path:
     """Prepare a run, start its ranks on this machine, train, and write the report; return the run folder.
 
-    A run whose folder has a checkpoint resumes there.
+    A run whose folder has a checkpoint resumes there. What is said meanwhile is kept in the run's output log.
 
     Args:
         chip: for which the plan is made; None: for this machine, as far as it is known.
+        command: what the output log says was called.
+        kept: whose end is the end of what is kept; None: the end of this call.
 
     Raises:
         ValueError, OSError: it can't start as its spec says; a sentence.
@@ -105,7 +110,8 @@ def train_here(spec: RunSpec, chip: "Chip | Machine | None" = None) -> Path:
         Stopped: a signal stopped the ranks, which have saved.
     """
     folder = Path(spec.train.output_dir)
-    with lock_run(folder):
+    with ExitStack() as own, lock_run(folder):
+        (kept or own).enter_context(keeping_output(folder, command))
         get_ready(spec, spec.world_size)
         task = prepare_run(spec, folder, chip)
         say(f"starting {counted(spec.world_size, 'rank')} ({dict(describe(spec))['layout']}); run folder {folder}")

@@ -12,7 +12,7 @@ import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from trimaran.launchers.env.exit_codes import exit_code_after, write_exit_file
 from trimaran.launchers.env.rank_env import RankEnv
@@ -24,8 +24,10 @@ from trimaran.models.fields import printable
 from trimaran.runtime.files import write_text
 from trimaran.runtime.folder_lock import FolderInUse, FolderLock
 from trimaran.runtime.grid import coordinates, describe_coordinates
+from trimaran.runtime.kept_output import MOST_BYTES, OLDER, OUTPUT_FILE, KeptOutput, OutputLog
 from trimaran.runtime.processes import usable_cores
 from trimaran.runtime.spec import RunSpec
+from trimaran.runtime.train.sinks.start import SinkError
 
 ERROR_FILE = "error.json"
 STDERR_FILE = "stderr.log"
@@ -75,6 +77,8 @@ class Rank:
         self._cause: Failure | None = None  # another rank's failure, because of which this rank exits
         self._has_cause = threading.Event()
         self._has_answered = False
+        self._files: dict[int, Path] = {}  # descriptor -> where it leads
+        self._log: OutputLog | None = None
         self._terminal = os.dup(2)  # the user's terminal, kept for when the output of this rank goes to a file
 
     @property
@@ -105,8 +109,28 @@ class Rank:
         if self.number == 0:
             return
         for descriptor, name in ((1, "stdout.log"), (2, STDERR_FILE)):
-            with (self._folder / name).open("ab") as file:
-                os.dup2(file.fileno(), descriptor)
+            self._redirect(descriptor, self._folder / name)
+
+    def keep_output(self, logs: Path) -> None:
+        """On rank 0, keep what Python writes on the terminal in logs/output.log too. After `keep_native_errors`."""
+        if self.number == 0:
+            self._log = OutputLog(logs / OUTPUT_FILE)
+            sys.stdout = cast(TextIO, KeptOutput(sys.stdout, self._log))
+            sys.stderr = cast(TextIO, KeptOutput(sys.stderr, self._log))
+
+    def bound_output(self) -> None:
+        """Have each file of this rank's output that is full begin anew; its former part stays beside it."""
+        for descriptor, file in self._files.items():
+            with contextlib.suppress(OSError):
+                if os.fstat(descriptor).st_size > MOST_BYTES:
+                    os.replace(file, file.with_name(file.name + OLDER))
+                    self._redirect(descriptor, file)
+
+    def _redirect(self, descriptor: int, path: Path) -> None:
+        """Send what is written to a descriptor to a file."""
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), descriptor)
+        self._files[descriptor] = path
 
     def _show_life(self, file: Path) -> None:
         """Lock a file in a way that the kernel undoes at the end of this process, however it ends."""
@@ -122,8 +146,7 @@ class Rank:
         if self.number == 0 and self._folder is not None:
             sys.stderr.flush()
             sys.stderr = os.fdopen(self._terminal, "w", 1, errors="backslashreplace", closefd=False)
-            with (self._folder / STDERR_FILE).open("ab") as file:
-                os.dup2(file.fileno(), 2)
+            self._redirect(2, self._folder / STDERR_FILE)
 
     def answer(self, number: signal.Signals) -> None:
         """On rank 0, tell a person who stops the run what it waits for. Runs in a thread, once for all signals."""
@@ -144,6 +167,8 @@ class Rank:
         erase, said = "\r\x1b[2K" if os.isatty(self._terminal) else "", printable(text, keep="\n")
         with contextlib.suppress(OSError):
             os.write(self._terminal, f"{erase}{said}\n".encode())
+        if self._log is not None:
+            self._log.write(f"{said}\n")
 
     def last_words_of(self, rank: int) -> WatchdogEnd | None:
         """Return why NCCL's watchdog has ended another rank; None where its records do not say so."""
@@ -160,7 +185,8 @@ class Rank:
         if self._cause is not None:  # this error is its consequence
             self.exit(self._cause.exit_code)
         details = self._write_traceback(error)
-        failure = Failure(self.number, self.where, self.step, message, details="" if is_sentence else details)
+        exit_code = 2 if isinstance(error, SinkError) else 1  # the spec asks for what can't be
+        failure = Failure(self.number, self.where, self.step, message, exit_code, "" if is_sentence else details)
         if self.relay is not None and isinstance(error, RuntimeError | OSError) and _TIMED_OUT.search(text):
             cause = self.relay.send(failure, timed_out=True)
             if cause is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch._C._distributed_c10d import Store
 
-from trimaran.launchers.before_start import check_code
+from trimaran.launchers.before_start import check_code, check_sinks
 from trimaran.launchers.data.prepare_run import lock_run, prepare_run, try_to_report
 from trimaran.launchers.env.exit_codes import exit_code_after
 from trimaran.launchers.env.rank_env import RankEnv, read_env
@@ -88,6 +88,7 @@ def connect(rank: Rank, source: TaskFile | SpecFile) -> Connection:
         assert isinstance(source, SpecFile), "a task file has a task"
         if rank.number == 0:
             check_code(spec, allow_code=source.allow_code)
+            check_sinks(spec)
             rank.lock = lock_run(folder)
             rendezvous.store.set("task", str(prepare_run(spec, folder).resolve()))
         task = read_task(Path(rendezvous.wait_for("task")))
@@ -157,6 +158,8 @@ def _read(rank: Rank, rank_env: RankEnv, source: TaskFile | SpecFile) -> tuple[T
     if isinstance(source, SpecFile):
         rank.keep_records(folder / "logs" / f"{rank_env.launcher}-{rank_env.start}")
     rank.keep_native_errors()
+    if isinstance(task, TrainTask) or (task is None and rank_env.launcher != "slurm"):  # a batch job has a log
+        rank.keep_output(Path(spec.train.output_dir) / "logs")
     return task, spec, folder
 
 
@@ -211,6 +214,7 @@ def _train(rank: Rank, task: TrainTask, spec: RunSpec, mesh: Mesh, device: torch
 
     def at_step(step: int, saves: bool) -> None:
         rank.step, rank.saves = step, saves
+        rank.bound_output()
 
     # From here on a signal lets every rank finish the step and save: a rank that died of it at once would take the
     # others with it.

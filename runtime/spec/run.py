@@ -46,7 +46,7 @@ def json_schema() -> dict[str, Any]:
 
 def diff_specs(a: RunFields, b: RunFields) -> list[str]:
     """Return one line for every field that differs, as `parallel.tp: 2 -> 4`, in the order of the fields."""
-    left, right = _flat(a.model_dump()), _flat(b.model_dump())
+    left, right = flat_fields(a.model_dump()), flat_fields(b.model_dump())
     # A record that may be absent (null) has other paths than one that is there.
     paths = dict.fromkeys([*left, *right])
     return [
@@ -56,10 +56,11 @@ def diff_specs(a: RunFields, b: RunFields) -> list[str]:
     ]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return every field that is no record by its path, in order."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= flat_fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
 
 

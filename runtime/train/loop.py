@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import Store
 
 from trimaran.models.fields import counted
 from trimaran.runtime.checkpoint.reshard import Checkpoint
-from trimaran.runtime.data.files import DataError
+from trimaran.runtime.data.opening import opening_of
 from trimaran.runtime.files import write_text
 from trimaran.runtime.finetune.comparisons import Comparisons, comparisons_of
 from trimaran.runtime.finetune.data.prepare import PreparedExamples
@@ -32,6 +32,7 @@ from trimaran.runtime.train.metrics import MetricsLogger
 from trimaran.runtime.train.peak_memory import PeakMemory
 from trimaran.runtime.train.samples import BatchSource, HeldOut, TrainingData, held_out_of, train_loader
 from trimaran.runtime.train.signals import StopRequest
+from trimaran.runtime.train.sinks.start import sinks_of, start_sinks
 from trimaran.runtime.train.state import (
     TrainState,
     changed_fields,
@@ -55,7 +56,6 @@ from trimaran.runtime.train.train_context import (
 logger = logging.getLogger(__name__)
 
 SAMPLE_TOKENS = 150
-SAMPLE_PROMPT = "The "
 
 
 def train(
@@ -204,16 +204,13 @@ def describe_samples(spec: RunSpec, loader: BatchSource, data: TrainingData) -> 
 
 
 def sample(train_context: TrainContext, data: TrainingData) -> str:
-    """Return the trained model's continuation of a fixed prompt. Collective over the world.
+    """Return the trained model's continuation of the held-out text's first words. Collective over the world.
 
     Where it learns from examples, the prompt is that of a held-out example, or else of the first.
     """
     if isinstance(data, PreparedExamples):
         return sample_answer(train_context, data)
-    try:
-        prompt = data.tokenizer.encode(SAMPLE_PROMPT)
-    except DataError:  # it wrote the whole corpus, but can't write this
-        prompt = []
+    prompt = data.tokenizer.encode(opening_of(data))
     prompt = prompt[: train_context.spec.transformer.max_seq_len] or [data.tokenizer.eot_id]
     return _continued(train_context, data, prompt)
 
@@ -264,7 +261,8 @@ class StepLog:
                 num_steps=spec.train.num_steps,
                 resume_step=state.step,
                 interval=spec.logging.interval,
-                tensorboard=spec.logging.tensorboard,
+                tensorboard=spec.logging.tensorboard or "tensorboard" in sinks_of(spec),
+                sinks=start_sinks(spec, state.step),
                 peak="" if self._peak is None else self._peak.words,
             )
             if self._peak is not None:
@@ -281,7 +279,7 @@ class StepLog:
 
     def __exit__(self, *exception: object) -> None:
         if self._metrics is not None:
-            self._metrics.close()
+            self._metrics.close(failed=exception[0] is not None)
 
     def restart_clock(self) -> None:
         """Restart the timing of the next step, so that evaluations and checkpoints don't count as step time."""

@@ -1,4 +1,4 @@
-"""The numbers of a run: metrics.jsonl, TensorBoard and one line on the screen. Used on the logging rank only.
+"""The numbers of a run: metrics.jsonl, the sinks and one line on the screen. Used on the logging rank only.
 
 metrics.jsonl is one JSON object a line. A training row has step, loss, lr, grad_norm, tokens_seen, tokens_per_second,
 step_time_ms and mfu (null where unknown; else peak_flops, of one device, is what it is a share of), with experts also
@@ -16,10 +16,8 @@ import math
 import os
 import statistics
 import sys
-import time
 from collections import deque
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TextIO
@@ -27,6 +25,9 @@ from typing import Any, Self, TextIO
 from trimaran.models.fields import printable
 from trimaran.runtime.files import naming, open_regular, parse_json
 from trimaran.runtime.train.screen import make_screen
+from trimaran.runtime.train.sinks.feeder import Feeder
+from trimaran.runtime.train.sinks.protocol import Sink
+from trimaran.runtime.train.sinks.tensorboard import TensorBoard
 
 Row = dict[str, int | float | None]
 """One line of metrics.jsonl: a training row has "loss", an evaluation row "held_out_loss", one of scores a "/"."""
@@ -82,6 +83,7 @@ class MetricsLogger:
         resume_step: int = 0,
         interval: int = 1,
         tensorboard: bool = True,
+        sinks: Mapping[str, Sink] = MappingProxyType({}),
         stream: TextIO | None = None,
         peak: str = "",
     ) -> None:
@@ -94,6 +96,7 @@ class MetricsLogger:
                 written again; 0 is a fresh start, which drops every row.
             interval: steps between lines on the screen; the files get every step.
             tensorboard: also write TensorBoard scalars.
+            sinks: what gets every row too, by name; they are closed at the end.
             stream: where the screen lines go, standard output by default. A terminal gets one live line, anything else
                 plain lines.
             peak: what the MFU is a share of, for the screen.
@@ -112,8 +115,9 @@ class MetricsLogger:
         self._early_ms: float | None = None  # of the steps after the first of this start
         # line buffering passes every finished row to the system: a killed process loses at most the row it was writing
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._scalars = _TensorBoardScalars(folder / "tensorboard", purge_step=resume_step + 1) if tensorboard else None
         self._screen = make_screen(sys.stdout if stream is None else stream)
+        scalars = {"tensorboard": TensorBoard(folder / "tensorboard", resume_step + 1)} if tensorboard else {}
+        self._feeders = [Feeder(name, sink, self.say) for name, sink in {**scalars, **sinks}.items()]
 
     def log(
         self,
@@ -217,12 +221,12 @@ class MetricsLogger:
         with contextlib.suppress(OSError):
             self._screen.say(printable(text, keep="\n"))
 
-    def close(self) -> None:
-        """Flush and close everything; may be called again."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and close everything; may be called again. `failed` is how the training ended, for the sinks."""
+        while self._feeders:
+            self._feeders.pop().close(failed=failed)
         with contextlib.suppress(OSError):
             self._screen.close()
-        if self._scalars is not None:
-            self._scalars.close()
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -231,15 +235,14 @@ class MetricsLogger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
     def _write(self, row: Row, prefix: str) -> None:
         with naming(Path(self._file.name)):
             self._file.write(_encode_row(row) + "\n")
-        if self._scalars is not None:
-            self._scalars.add(
-                int(row["step"] or 0), {_tag(prefix, name): value for name, value in row.items() if name != "step"}
-            )
+        known = {_tag(prefix, name): value for name, value in row.items() if name != "step" and value is not None}
+        for feeder in self._feeders:
+            feeder.add(int(row["step"] or 0), known)
 
     def _is_early_sign(self, step_time_ms: float) -> bool:
         """Whether a step is the first of a start, or the first that ends 10 s of steps after it.
@@ -260,10 +263,11 @@ class MetricsLogger:
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
         if row["mfu"] is not None:
             parts.append(f"MFU {row['mfu']:.1%}" + f" of {self._peak}" * bool(self._peak))
+        parts.append(f"ETA {_duration(remaining_ms / 1000)}")
         if row.get("peak_memory_bytes") is not None:
             whose = f" (rank {row['peak_memory_rank']})" if "peak_memory_rank" in row else ""
             parts.append(f"memory {row['peak_memory_bytes'] / 2**30:.2f} GiB{whose}")
-        return "  ".join([*parts, f"ETA {_duration(remaining_ms / 1000)}"])
+        return "  ".join(parts)
 
 
 def perplexity_of(loss: float) -> float:
@@ -272,35 +276,6 @@ def perplexity_of(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
-
-
-class _TensorBoardScalars:
-    """Scalars in one event file, with tensorboard's own writer: torch.utils.tensorboard takes seconds to import."""
-
-    def __init__(self, folder: Path, purge_step: int) -> None:
-        """Open an event file; readers drop older scalars from ``purge_step`` on, which a resumed run writes again."""
-        # import_module keeps protobuf and numpy out of processes that log nothing; tensorboard has no types either way
-        self._events: Any = import_module("tensorboard.compat.proto.event_pb2")
-        self._summaries: Any = import_module("tensorboard.compat.proto.summary_pb2")
-        self._writer: Any = import_module("tensorboard.summary.writer.event_file_writer").EventFileWriter(
-            str(folder), flush_secs=10
-        )
-        start = self._events.SessionLog(status=self._events.SessionLog.START)
-        self._writer.add_event(self._events.Event(wall_time=time.time(), step=purge_step, session_log=start))
-
-    def add(self, step: int, scalars: Mapping[str, float | None]) -> None:
-        """Write the scalars that have a value."""
-        values = [
-            self._summaries.Summary.Value(tag=tag, simple_value=value)
-            for tag, value in scalars.items()
-            if value is not None
-        ]
-        self._writer.add_event(
-            self._events.Event(wall_time=time.time(), step=step, summary=self._summaries.Summary(value=values))
-        )
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def _drop_rows_after(path: Path, step: int) -> list[Row]:
@@ -347,7 +322,7 @@ def _decode_number(name: str, value: object) -> int | float | None:
 
 
 def _tag(prefix: str, name: str) -> str:
-    """Return the TensorBoard name of a column: train/loss, held_out/perplexity."""
+    """Return the name that sinks have for a column: train/loss, held_out/perplexity."""
     return prefix + name.replace("held_out_", "held_out/")
 
 

@@ -1,8 +1,11 @@
 """The progress of a run on a terminal, a pipe or in a log file. Imports rich on a terminal only."""
 
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol, TextIO
+
+from trimaran.runtime.kept_output import KeptOutput, OutputLog
 
 
 class Screen(Protocol):
@@ -21,7 +24,7 @@ class Screen(Protocol):
 class _PlainScreen:
     """One line per logging interval, for log files and pipes."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | OutputLog) -> None:
         self._stream = stream
 
     def show(self, line: str, due: bool) -> None:
@@ -59,6 +62,29 @@ class _LiveScreen:
         self._live.stop()
 
 
+class _Screens:
+    """Several displays of the same."""
+
+    def __init__(self, screens: Sequence[Screen]) -> None:
+        self._screens = screens
+
+    def show(self, line: str, due: bool) -> None:
+        for screen in self._screens:
+            screen.show(line, due)
+
+    def say(self, text: str) -> None:
+        for screen in self._screens:
+            screen.say(text)
+
+    def close(self) -> None:
+        for screen in self._screens:
+            screen.close()
+
+
 def make_screen(stream: TextIO) -> Screen:
-    """Return the display for a stream: one live line on a terminal, plain lines for anything else."""
-    return _LiveScreen(stream) if stream.isatty() else _PlainScreen(stream)
+    """Return the display for a stream: one live line on a terminal, plain lines for anything else, and for its log."""
+    if not stream.isatty():
+        return _PlainScreen(stream)
+    if isinstance(stream, KeptOutput):
+        return _Screens([_LiveScreen(stream.terminal), _PlainScreen(stream.log)])
+    return _LiveScreen(stream)

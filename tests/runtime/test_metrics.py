@@ -218,8 +218,8 @@ def test_the_largest_peak_of_memory_is_on_the_line(tmp_path: Path) -> None:
         log_step(logger, 1, more={"peak_memory_bytes": 3 << 29})
         log_step(logger, 2, more={"peak_memory_bytes": 3 << 30, "peak_memory_rank": 5})
     first, second = stream.getvalue().splitlines()
-    assert "  memory 1.50 GiB  ETA" in first
-    assert "  memory 3.00 GiB (rank 5)  ETA" in second
+    assert first.endswith("  ETA 0:00:01  memory 1.50 GiB")
+    assert second.endswith("  ETA 0:00:01  memory 3.00 GiB (rank 5)")
 
 
 def test_the_eta_is_the_median_step_time_times_the_steps_left(tmp_path: Path) -> None:

@@ -22,6 +22,14 @@ def _evaluation_has_text(spec: RunFields, shape: TransformerConfig) -> Iterator[
         yield FieldError("train.eval_interval", rule, interval, fix)
 
 
+@RULES.needs("logging.sinks.tensorboard", "logging.sinks.wandb", "logging.sinks.mlflow", "logging.sinks.trackio")
+def _sinks_name_one(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
+    sinks = spec.logging.sinks
+    if sinks is not None and not any(dict(sinks).values()):
+        rule = "names no sink: a name with nothing behind it is null, which is off"
+        yield FieldError("logging.sinks", rule, None, "write logging.sinks: [wandb], or wandb: true")
+
+
 @RULES.needs("evaluation.tasks", "model.objective")
 def _evaluation_continues_text(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     if spec.evaluation is not None and not shape.is_causal:

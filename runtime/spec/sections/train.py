@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from trimaran.models.fields import Count, NonNegativeWhole
 from trimaran.runtime.spec.errors import show
 from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath, Folder
+from trimaran.runtime.spec.sections.sinks import Sinks
 
 
 def _recompute_text(value: object) -> object:
@@ -83,6 +84,9 @@ class LoggingSection(BaseModel):
 
     interval: Count = Field(default=1, description="Steps between printed lines; metrics.jsonl has every step.")
     tensorboard: bool = Field(default=True, description="Whether to write TensorBoard events too.")
+    sinks: Sinks = Field(
+        default=None, description="Trackers that get the numbers too, a list of names or a record of them (null: none)."
+    )
     timeline: bool = Field(
         default=True, description="Whether to record the pipeline timeline of the last step (on CPU ranks)."
     )
