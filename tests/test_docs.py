@@ -464,17 +464,6 @@ def test_make_train(folder: Path) -> None:
     assert "report" in done.stderr
 
 
-def default_of(place: Place) -> str:
-    """Return the default of a field as a spec would say it."""
-    assert place.field is not None
-    if place.field.is_required():
-        return "required"
-    value = place.field.get_default(call_default_factory=True, validated_data={})
-    if isinstance(value, BaseModel):
-        value = True if place.is_switch else {}
-    return f"`{json.dumps(value)}`"
-
-
 @pytest.mark.parametrize(
     ("section", "page"), [("data", "data.md"), ("evaluation", "evaluation.md"), ("logging", "logging.md")]
 )
