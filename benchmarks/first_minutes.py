@@ -1,21 +1,18 @@
-"""A newcomer's first minutes: a bare clone until it is installed, trains and has its report; CPU of short commands.
+"""A newcomer's first minutes: a bare clone until it is installed, trains and has its report.
 
-    python benchmarks/first_minutes.py                          both tables
-    python benchmarks/first_minutes.py clone --steps 20         the clone alone, the quickstart cut to 20 steps
-    python benchmarks/first_minutes.py commands                 the commands alone, of this environment
+    python benchmarks/first_minutes.py                  the quickstart as it is
+    python benchmarks/first_minutes.py --steps 20       cut to 20 steps
 
-`clone`: seconds and CPU-seconds of `git clone`, of the environment that `make train` makes (pip without its cache), of
-`make train` until the first step is in metrics.jsonl, until the first line that tells a loss, and until its end, which
-is the report (no CPU-seconds: ranks are not processes that the command waits for). MB and packages are those of the
-environment. `commands`: the least CPU-seconds of several starts; a command that this version does not have is left out.
+Seconds and CPU-seconds of `git clone`, of the environment that `make train` makes (pip without its cache), of `make
+train` until the first step is in metrics.jsonl, until the first line that tells a loss, and until its end, which is the
+report (no CPU-seconds: ranks are not processes that the command waits for). MB and packages are those of the
+environment.
 """
 
 import argparse
 import os
-import re
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,8 +23,6 @@ from threading import Thread
 ROOT = Path(__file__).parent.parent
 RUNTIME = ".venv/.trimaran-runtime"
 """The Makefile's target that `make train` waits for."""
-QUICKSTART = "examples/quickstart.yaml"
-COMMANDS = (("--help",), ("check", QUICKSTART), ("fields",), ("doctor",))
 POLL_S = 0.02
 
 
@@ -41,23 +36,13 @@ class Cost:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print the tables that are asked for."""
-    options = _parser().parse_args(arguments)
-    if options.part in ("all", "clone"):
-        with tempfile.TemporaryDirectory(prefix="first-minutes-") as folder:
-            _print_clone(options.repository, Path(folder) / "clone", options.steps)
-    if options.part in ("all", "commands"):
-        _print_commands(options.trimaran, options.rounds)
-
-
-def _parser() -> argparse.ArgumentParser:
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=("all", "clone", "commands"), default="all")
     parser.add_argument("--repository", type=Path, default=ROOT, help="what is cloned")
     parser.add_argument("--steps", type=int, help="of the quickstart; its own number where not given")
-    parser.add_argument("--trimaran", type=Path, default=Path(sys.executable).parent / "trimaran")
-    parser.add_argument("--rounds", type=int, default=5)
-    return parser
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="first-minutes-") as folder:
+        _print_clone(options.repository, Path(folder) / "clone", options.steps)
 
 
 def _print_clone(repository: Path, clone: Path, steps: int | None) -> None:
@@ -77,21 +62,15 @@ def _print_clone(repository: Path, clone: Path, steps: int | None) -> None:
 
 
 def _cost(name: str, command: Sequence[str]) -> Cost:
-    began = time.monotonic()
-    cpu_seconds = _cpu_seconds_of(command)
-    return Cost(name, time.monotonic() - began, cpu_seconds)
-
-
-def _cpu_seconds_of(command: Sequence[str]) -> float:
-    """Run a command; return the CPU-seconds of its processes.
+    """Run a command; return what it took.
 
     Raises:
         subprocess.CalledProcessError: it failed; what it said is on this process's standard error.
     """
-    began = _cpu_of_children()
+    began, cpu = time.monotonic(), _cpu_of_children()
     environment = {**os.environ, "PIP_NO_CACHE_DIR": "1"}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-    return _cpu_of_children() - began
+    return Cost(name, time.monotonic() - began, _cpu_of_children() - cpu)
 
 
 def _cpu_of_children() -> float:
@@ -135,15 +114,6 @@ def _train(clone: Path, steps: int | None) -> list[Cost]:
         Cost("... to the first printed loss", seen["loss"]),
         Cost("... to its end, with the report", time.monotonic() - began),
     ]
-
-
-def _print_commands(trimaran: Path, rounds: int) -> None:
-    known = subprocess.run([str(trimaran), "--help"], capture_output=True, text=True, check=True).stdout
-    print("| command | CPU-seconds |\n|---|---|")
-    for words in COMMANDS:
-        if words == ("--help",) or re.search(rf"^\W*{words[0]}\s", known, flags=re.MULTILINE):
-            least = min(_cpu_seconds_of([str(trimaran), *words]) for _ in range(rounds))
-            print(f"| `trimaran {' '.join(words)}` | {least:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""benchmarks/first_minutes.py times a clone that is set up and trains, and short commands; figures are not tested"""
+"""benchmarks/first_minutes.py times a clone that is set up and trains; figures are not tested"""
 
 import subprocess
 from pathlib import Path
@@ -17,42 +17,31 @@ train: .venv/.trimaran-runtime
 	@echo '{"step": 1}' > runs/quickstart/metrics.jsonl
 	@echo 'step 1: loss 7.6' >&2
 """
-"""A stand-in of ours, without an interpreter to start."""
-TRIMARAN = """#!/bin/sh
-[ "$1" != --help ] || { echo "every field of the spec"; echo "| check     fields of a spec"; }
-"""
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repository")
     (folder / "Makefile").write_text(MAKEFILE)
-    (folder / "trimaran").write_text(TRIMARAN)
-    (folder / "trimaran").chmod(0o755)
     name = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "--quiet"], ["add", "."], [*name, "commit", "--quiet", "--message", "all"]):
         subprocess.run(["git", "-C", str(folder), *words], check=True)
     return folder
 
 
-def test_both_tables(repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    options = ["--repository", str(repository), "--steps", "7", "--trimaran", str(repository / "trimaran")]
-    load_script("first_minutes").main(options)
-    clone, size, commands = capfd.readouterr().out.strip().split("\n\n")
+def test_the_table(repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_script("first_minutes").main(["--repository", str(repository), "--steps", "7"])
+    clone, size = capfd.readouterr().out.strip().split("\n\n")
     seconds = {name.strip(): float(s) for _, name, s, *_ in (line.split("|") for line in clone.splitlines()[2:])}
     assert list(seconds)[:2] == ["git clone", "install"]
     step, loss, end = list(seconds.values())[2:]
     assert max(step, loss) <= end, "counted from the start of make train"
     assert size == "The environment: 2 MB, 1 packages."
-    assert [line.split("`")[1] for line in commands.splitlines()[2:]] == [
-        "trimaran --help",
-        "trimaran check examples/quickstart.yaml",
-    ], "those that --help names as commands"
 
 
 def test_a_run_that_fails_is_told_with_what_it_printed(repository: Path) -> None:
     with pytest.raises(SystemExit, match=r"make train ended with 2 and was seen at \[\] alone:\n(.*\n)*.*Error 1"):
-        load_script("first_minutes").main(["clone", "--repository", str(repository)])
+        load_script("first_minutes").main(["--repository", str(repository)])
 
 
 def test_the_targets_are_those_of_our_makefile() -> None:
