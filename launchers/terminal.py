@@ -139,8 +139,6 @@ def say_error(error: BaseException) -> None:
 def keeping_output(run: Path, command: str) -> Iterator[None]:
     """Keep what is said in the block in the run's output log too, after a line that tells the time and the command."""
     log, former = OutputLog(run / "logs" / OUTPUT_FILE), sys.stderr
-    with suppress(OSError):
-        (run / "logs").mkdir(parents=True, exist_ok=True)
     log.write(f"{START}{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {command}\n")
     sys.stderr = cast(TextIO, KeptOutput(former, log))
     try:

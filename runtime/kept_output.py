@@ -21,18 +21,24 @@ _ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 class OutputLog(io.TextIOBase):
     """A log that several processes add lines to.
 
-    It is opened anew for each text, so that all write to the same file when one of them has begun a new one. A disk
-    that is full keeps no line, and ends no run.
+    It is opened anew for each text, so that all write to the same file when one of them has begun a new one. What comes
+    before its folder is there waits for it: a run that can't begin leaves none. A disk that is full keeps no line, and
+    ends no run.
     """
 
     def __init__(self, path: Path, most_bytes: int = MOST_BYTES) -> None:
         super().__init__()
         self._path, self._most_bytes = path, most_bytes
+        self._waiting = ""
 
     def write(self, text: str) -> int:
         """Add a text."""
+        self._waiting += text
+        if not self._path.parent.is_dir():
+            return len(text)
+        added, self._waiting = self._waiting, ""
         with suppress(OSError), self._path.open("ab") as file:
-            file.write(text.encode(errors="replace"))
+            file.write(added.encode(errors="replace"))
             if file.tell() > self._most_bytes:
                 os.replace(self._path, self._path.with_name(self._path.name + OLDER))
         return len(text)
