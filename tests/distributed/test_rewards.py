@@ -114,10 +114,14 @@ def train_on_rank(case: Case, folder: Path) -> TrainState:
 
 
 def told_of(folder: Path) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
-    """The numbers of each step that no clock changes, and the lines of rollouts.jsonl."""
+    """The numbers of each step that neither clock nor memory changes, and the lines of rollouts.jsonl."""
     timed = ("tokens_per_second", "step_time_ms", "mfu")
     rows = [
-        {name: value for name, value in row.items() if name not in timed and value is not None}
+        {
+            name: value
+            for name, value in row.items()
+            if name not in timed and not name.startswith("peak_") and value is not None
+        }
         for row in read_metrics(folder / "metrics.jsonl")
         if "loss" in row
     ]

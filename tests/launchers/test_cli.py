@@ -464,8 +464,8 @@ def test_what_others_have_named_is_shown_as_it_is_and_moves_no_cursor(
     name = f"runs/{'x' * 99}:bug:[/b]"
     result = CliRunner().invoke(app, ["check", "spec.yaml", "--set", rf'train.output_dir="{name}\e[31m"'])
     assert result.exit_code == 0, result.stderr
-    line = next(line for line in result.stdout.splitlines() if line.startswith(" output"))
-    assert line.split() == ["output", rf"{name}\x1b[31m"], "and cells of a pipe are not wrapped"
+    line = next(line for line in result.stdout.splitlines() if "  output  " in line)
+    assert line.split() == ["files", "output", rf"{name}\x1b[31m"], "and cells of a pipe are not wrapped"
 
 
 @pytest.mark.parametrize("write", [lambda: print_table(Table("a")), lambda: Output(is_open=True).write("text")])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -194,6 +195,9 @@ def test_only_this_thread_starts_bare_processes(monkeypatch: pytest.MonkeyPatch,
     from multiprocessing import spawn
 
     monkeypatch.chdir(tmp_path)
+    main = sys.modules["__main__"]  # a script's: a worker of the tests has neither name nor file
+    monkeypatch.setattr(main, "__spec__", None)
+    monkeypatch.setattr(main, "__file__", str(tmp_path / "script.py"), raising=False)
     usual = spawn.get_preparation_data("name")
     with bare_ranks():
         bare = spawn.get_preparation_data("name")

@@ -134,6 +134,6 @@ def report(
 def _train(context: typer.Context, spec: Path, overrides: Sequence[str]) -> None:
     """Run the ordinary `trimaran train`, found by its name: every rule of that command holds here too."""
     root = context.find_root()
-    command = root.command.get_command(root, "train")  # type: ignore[attr-defined]  # the app is a group
+    _, command, _ = root.command.resolve_command(root, ["train"])  # type: ignore[attr-defined]  # the app is a group
     words = [str(spec), *(word for change in overrides for word in ("--set", change))]
     raise typer.Exit(command.main(words, prog_name="trimaran train", standalone_mode=False) or 0)

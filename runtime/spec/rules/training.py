@@ -22,10 +22,10 @@ def _evaluation_has_text(spec: RunFields, shape: TransformerConfig) -> Iterator[
         yield FieldError("train.eval_interval", rule, interval, fix)
 
 
-@RULES.needs("logging.sinks.tensorboard", "logging.sinks.wandb", "logging.sinks.mlflow", "logging.sinks.trackio")
+@RULES.needs("logging.sinks")
 def _sinks_name_one(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     sinks = spec.logging.sinks
-    if sinks is not None and not any(dict(sinks).values()):
+    if sinks is not None and not any((sinks.tensorboard, sinks.wandb, sinks.mlflow, sinks.trackio)):
         rule = "names no sink: a name with nothing behind it is null, which is off"
         yield FieldError("logging.sinks", rule, None, "write logging.sinks: [wandb], or wandb: true")
 
