@@ -25,7 +25,8 @@ def _evaluation_has_text(spec: RunFields, shape: TransformerConfig) -> Iterator[
 @RULES.needs("logging.sinks")
 def _sinks_name_one(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError]:
     sinks = spec.logging.sinks
-    if sinks is not None and not any((sinks.tensorboard, sinks.wandb, sinks.mlflow, sinks.trackio)):
+    # One that is wrong itself is missing here, and has an error of its own.
+    if sinks is not None and not any(getattr(sinks, name, True) for name in type(sinks).model_fields):
         rule = "names no sink: a name with nothing behind it is null, which is off"
         yield FieldError("logging.sinks", rule, None, "write logging.sinks: [wandb], or wandb: true")
 
