@@ -5,6 +5,7 @@
 
 import fcntl
 import logging
+import os
 import signal
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from trimaran.launchers.data.prepare_run import lock_run, prepare_run, try_to_re
 from trimaran.launchers.data.run_plan import with_plan
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_of, signal_behind
 from trimaran.launchers.env.network import LOOPBACK, check_loopback
+from trimaran.launchers.env.rank_env import node_name
 from trimaran.launchers.local.torch_elastic import Node, get_ready, run_ranks
 from trimaran.launchers.terminal import keeping_output, say
 from trimaran.launchers.worker.entry import run_task_of_launcher
@@ -25,6 +27,7 @@ from trimaran.launchers.worker.nccl_messages import WatchdogEnd, watchdog_end_in
 from trimaran.launchers.worker.process import ERROR_FILE, RANKS_FILE, STDERR_FILE
 from trimaran.models.fields import counted
 from trimaran.runtime.files import read_json
+from trimaran.runtime.grid import coordinates, describe_coordinates
 from trimaran.runtime.scratch import scratch_folder
 from trimaran.runtime.spec import RunSpec, describe
 
@@ -73,8 +76,8 @@ class _Ended:
         kind = 0 if self.record and not secondary else 2 if secondary else 3 if self.exit_code == -signal.SIGTERM else 1
         return kind, float(self.record.get("seconds", 0.0))
 
-    def describe(self, reported: Failure | None, log_folder: Path) -> str:
-        """Return the sentence about this rank; `reported` is another rank's record of its failure."""
+    def describe(self, reported: Failure | None, spec: RunSpec, log_folder: Path) -> str:
+        """Return the sentence about this rank; `reported` is another rank's record of its failure, if one saw it."""
         if self.record:
             return str(_failure_in(self.record))
         if reported is not None and reported.message != DIED_SILENTLY:
@@ -87,9 +90,10 @@ class _Ended:
             how += {-signal.SIGKILL: " (out of memory, perhaps)", -signal.SIGABRT: " (what it printed says why)"}.get(
                 self.exit_code, ""
             )
-        where = "" if reported is None else f" ({reported.where})"
+        grid = describe_coordinates(coordinates(self.rank, spec.axis_sizes))
+        where = f"host {node_name(os.environ)}, {grid}" if reported is None else reported.where
         step = "" if reported is None or reported.step is None else f" at step {reported.step}"
-        return f"rank {self.rank}{where} {how}{step} and left no message; the output of the ranks is in {log_folder}"
+        return f"rank {self.rank} ({where}) {how}{step} and left no message; the output of the ranks is in {log_folder}"
 
 
 def train_here(
@@ -148,7 +152,9 @@ def launch(run: LocalRun) -> None:
         try:
             run_ranks(node, run.spec, run_task_of_launcher, str(run.task), str(log_folder), str(spare))
         except ChildFailedError as error:
-            raise _why(error.failures, _read_records(spare) | _read_records(log_folder), log_folder) from error
+            raise _why(
+                error.failures, _read_records(spare) | _read_records(log_folder), run.spec, log_folder
+            ) from error
         except SignalException as error:
             problem = _problem_of(_read_records(spare) | _read_records(log_folder))
             raise Stopped(int(error.sigval), problem) from error
@@ -181,7 +187,7 @@ def _wait_for_former_ranks(logs: Path) -> None:
 
 
 def _why(
-    failures: Mapping[int, Any], records: Mapping[int, Mapping[str, Any]], log_folder: Path
+    failures: Mapping[int, Any], records: Mapping[int, Mapping[str, Any]], spec: RunSpec, log_folder: Path
 ) -> LaunchError | Stopped:
     """Return the failure that is the cause of the others."""
 
@@ -197,7 +203,7 @@ def _why(
     if stopped_by is not None and not cause.record:
         return Stopped(stopped_by)
     reported = next((failure for failure in map(_failure_in, records.values()) if failure.rank == cause.rank), None)
-    return LaunchError(cause.describe(reported, log_folder), exit_code_of(cause.exit_code))
+    return LaunchError(cause.describe(reported, spec, log_folder), exit_code_of(cause.exit_code))
 
 
 def _problem_of(records: Mapping[int, Mapping[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 The messages are those of public reports, shortened; each has its address.
 """
 
+import os
 import queue
 import signal
 import socket
@@ -10,15 +11,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from trimaran.launchers.env.exit_codes import LaunchError
+from trimaran.launchers.env.rank_env import node_name
 from trimaran.launchers.local.launch import _why
 from trimaran.launchers.worker import failure_relay
 from trimaran.launchers.worker.failure_relay import Failure, FailureRelay
 from trimaran.launchers.worker.nccl_messages import WatchdogEnd, tells_of_lost_peer, watchdog_end
 from trimaran.launchers.worker.process import Rank
+from trimaran.runtime.spec import RunSpec
 
 # https://github.com/NVIDIA/nccl/issues/2076
 RESET = """NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, remote process exited or there was a \
@@ -231,21 +235,29 @@ def test_the_launcher_names_the_killed_rank_before_those_that_a_watchdog_aborted
         (tmp_path / f"rank-{number}").mkdir()
         (tmp_path / f"rank-{number}" / "stderr.log").write_text(LOST_BY_WATCHDOG)
 
+    layout = cast(RunSpec, SimpleNamespace(axis_sizes={"pp": 2, "dp": 1, "cp": 1, "tp": 2}))
+
     def why(codes: dict[int, int]) -> LaunchError:
-        error = _why({rank: SimpleNamespace(exitcode=code) for rank, code in codes.items()}, {}, tmp_path)
+        error = _why({rank: SimpleNamespace(exitcode=code) for rank, code in codes.items()}, {}, layout, tmp_path)
         assert isinstance(error, LaunchError)
         return error
 
     aborted = -signal.SIGABRT
+    here = node_name(os.environ)
     killed = why({1: aborted, 2: aborted, 3: -signal.SIGKILL})
-    assert str(killed).startswith("rank 3 was killed by SIGKILL (out of memory, perhaps)")
+    assert str(killed).startswith(f"rank 3 (host {here}, pp 1, dp 0, cp 0, tp 1) was killed by SIGKILL (out of")
     watchdog = why({1: aborted, 2: aborted, 3: -signal.SIGTERM})
-    assert str(watchdog).startswith("rank 1 aborted (NCCL's watchdog ended it, for it has lost a peer or the network: ")
+    assert str(watchdog).startswith(
+        f"rank 1 (host {here}, pp 0, dp 0, cp 0, tp 1) aborted (NCCL's watchdog ended it, for it has lost a peer or "
+    )
     assert "out of memory" not in str(watchdog)
     assert watchdog.exit_code == 134
     first = why({0: aborted, 1: -signal.SIGTERM})
-    assert str(first).startswith("rank 0 was killed by SIGABRT (what it printed says why)")
+    assert ") was killed by SIGABRT (what it printed says why)" in str(first)
+    assert str(first).endswith(f" and left no message; the output of the ranks is in {tmp_path}")
     (tmp_path / "rank-0").mkdir()
     (tmp_path / "rank-0" / "stderr.log").write_text(TIMED_OUT)
     told = why({0: aborted, 1: -signal.SIGTERM})
-    assert str(told).startswith("rank 0 aborted (NCCL's watchdog ended it: BROADCAST of its dp group did not end ")
+    assert str(told).startswith(
+        f"rank 0 (host {here}, pp 0, dp 0, cp 0, tp 0) aborted (NCCL's watchdog ended it: BROADCAST of its dp group "
+    )

@@ -6,8 +6,8 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import cast
 
@@ -70,6 +70,16 @@ def _works_in(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
+@asynccontextmanager
+async def started(run: Path, **options: int) -> AsyncIterator[RankBackend]:
+    """A backend that is closed even where a test fails."""
+    backend = await RankBackend.start(run, **options)
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
 async def answer(backend: RankBackend, request: Request, most: int | None = None) -> list[Event]:
     """The events of a request, up to `most` of them."""
     found: list[Event] = []
@@ -96,27 +106,27 @@ PROMPTS = [tuple(range(5 * number, 5 * number + 5 + number)) for number in range
 
 def test_two_ranks_answer_and_the_death_of_one_ends_all_by_its_name(run: Path, tmp_path: Path) -> None:
     async def talk() -> None:
-        backend = await RankBackend.start(run, tp=2, slots=2)
-        assert (backend.slots, backend.context) == (2, CONTEXT)
-        requests = [Request(number, prompt, GREEDY) for number, prompt in enumerate(PROMPTS)]
-        answers = await asyncio.gather(*(answer(backend, each) for each in requests))
-        assert [tokens_of(each) for each in answers] == expected(run, PROMPTS)
-        (again, *_) = await answer(backend, Request(10, (*PROMPTS[5], *tokens_of(answers[5]), 7), GREEDY))
-        assert again == PromptScores(10, cached=len(PROMPTS[5]) + 11)
-        # Two places are taken by texts that nobody reads to their end, and the third waits for one of them.
-        for number in range(20, 26):
-            assert len(await answer(backend, Request(number, (number,), LONG), most=4)) == 4
-        assert (backend.active, backend.waiting) == (0, 0)
-        failed = await answer(backend, Request(30, (1,) * (CONTEXT + 1), GREEDY))
-        assert isinstance(failed[0], Failed)
-        ranks_in(tmp_path)[1].send_signal(signal.SIGKILL)
-        with pytest.raises(BackendGoneError, match=r"rank 1 .*tp 1.* was killed"):
-            await asyncio.gather(*(answer(backend, Request(number, (3,), LONG)) for number in range(40, 4000)))
-        with pytest.raises(BackendGoneError, match="rank 1"):
-            await answer(backend, Request(41, (3, 4), GREEDY))
-        await backend.close()
-        await backend.close()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        async with started(run, tp=2, slots=2) as backend:
+            assert (backend.slots, backend.context) == (2, CONTEXT)
+            requests = [Request(number, prompt, GREEDY) for number, prompt in enumerate(PROMPTS)]
+            answers = await asyncio.gather(*(answer(backend, each) for each in requests))
+            assert [tokens_of(each) for each in answers] == expected(run, PROMPTS)
+            (again, *_) = await answer(backend, Request(10, (*PROMPTS[5], *tokens_of(answers[5]), 7), GREEDY))
+            assert again == PromptScores(10, cached=len(PROMPTS[5]) + 11)
+            # Two places are taken by texts that nobody reads to their end, and the third waits for one of them.
+            for number in range(20, 26):
+                assert len(await answer(backend, Request(number, (number,), LONG), most=4)) == 4
+            assert (backend.active, backend.waiting) == (0, 0)
+            failed = await answer(backend, Request(30, (1,) * (CONTEXT + 1), GREEDY))
+            assert isinstance(failed[0], Failed)
+            ranks_in(tmp_path)[1].send_signal(signal.SIGKILL)
+            with pytest.raises(BackendGoneError, match=r"rank 1 .*tp 1.* was killed"):
+                await asyncio.gather(*(answer(backend, Request(number, (3,), LONG)) for number in range(40, 4000)))
+            with pytest.raises(BackendGoneError, match="rank 1"):
+                await answer(backend, Request(41, (3, 4), GREEDY))
+            await backend.close()
+            await backend.close()
+            assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(talk())
     assert left_behind(tmp_path) == []
@@ -131,17 +141,17 @@ def test_slots_and_context_are_those_that_the_memory_has_room_for(tokens: int, s
 
 def test_a_close_lets_what_runs_end_and_takes_nothing_new(run: Path, tmp_path: Path) -> None:
     async def talk() -> None:
-        backend = await RankBackend.start(run, slots=3)
-        texts = [asyncio.create_task(answer(backend, Request(number, (9,), GREEDY))) for number in range(5)]
-        await asyncio.sleep(0)  # all are submitted
-        closing = asyncio.create_task(backend.close(drain_s=LEAVE_S))
-        await asyncio.sleep(0)
-        with pytest.raises(BackendGoneError, match="being closed"):
-            await answer(backend, Request(7, (9,), GREEDY))
-        await closing
-        for each in texts:
-            assert tokens_of(await each) == expected(run, [(9,)])[0]
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        async with started(run, slots=3) as backend:
+            texts = [asyncio.create_task(answer(backend, Request(number, (9,), GREEDY))) for number in range(5)]
+            await asyncio.sleep(0)  # all are submitted
+            closing = asyncio.create_task(backend.close(drain_s=LEAVE_S))
+            await asyncio.sleep(0)
+            with pytest.raises(BackendGoneError, match="being closed"):
+                await answer(backend, Request(7, (9,), GREEDY))
+            await closing
+            for each in texts:
+                assert tokens_of(await each) == expected(run, [(9,)])[0]
+            assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(talk())
     assert left_behind(tmp_path) == []
@@ -149,13 +159,13 @@ def test_a_close_lets_what_runs_end_and_takes_nothing_new(run: Path, tmp_path: P
 
 def test_a_close_without_time_cuts_texts_off(run: Path, tmp_path: Path) -> None:
     async def talk() -> None:
-        backend = await RankBackend.start(run, slots=1)
-        texts = [asyncio.create_task(answer(backend, Request(number, (9,), LONG))) for number in range(50)]
-        await asyncio.sleep(0)
-        await backend.close()
-        ended = await asyncio.gather(*texts, return_exceptions=True)
-        assert isinstance(ended[-1], BackendGoneError)
-        assert all("closed" in str(each) for each in ended if isinstance(each, BaseException))
+        async with started(run, slots=1) as backend:
+            texts = [asyncio.create_task(answer(backend, Request(number, (9,), LONG))) for number in range(50)]
+            await asyncio.sleep(0)
+            await backend.close()
+            ended = await asyncio.gather(*texts, return_exceptions=True)
+            assert isinstance(ended[-1], BackendGoneError)
+            assert all("closed" in str(each) for each in ended if isinstance(each, BaseException))
 
     asyncio.run(talk())
     assert left_behind(tmp_path) == []
@@ -163,16 +173,16 @@ def test_a_close_without_time_cuts_texts_off(run: Path, tmp_path: Path) -> None:
 
 def test_a_process_that_is_killed_ends_texts_by_a_sentence(run: Path, tmp_path: Path) -> None:
     async def talk() -> None:
-        backend = await RankBackend.start(run, slots=1)
-        text = asyncio.create_task(answer(backend, Request(0, (9,), LONG)))
-        for each in psutil.process_iter():
-            if _works_in(each, tmp_path):
-                each.kill()
-        with pytest.raises(BackendGoneError, match="the model's ranks were killed by SIGKILL"):
-            await answer(backend, Request(1, (9,), LONG))
-        (ended,) = await asyncio.gather(text, return_exceptions=True)
-        assert isinstance(ended, BackendGoneError)
-        await backend.close()
+        async with started(run, slots=1) as backend:
+            text = asyncio.create_task(answer(backend, Request(0, (9,), LONG)))
+            for each in psutil.process_iter():
+                if _works_in(each, tmp_path):
+                    each.kill()
+            with pytest.raises(BackendGoneError, match="the model's ranks were killed by SIGKILL"):
+                await answer(backend, Request(1, (9,), LONG))
+            (ended,) = await asyncio.gather(text, return_exceptions=True)
+            assert isinstance(ended, BackendGoneError)
+            await backend.close()
 
     asyncio.run(talk())
     assert left_behind(tmp_path) == []
