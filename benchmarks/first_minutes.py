@@ -101,11 +101,11 @@ def _train(clone: Path, steps: int | None) -> list[Cost]:
     metrics = clone / "runs" / "quickstart" / "metrics.jsonl"
     while "step" not in seen and running.poll() is None:
         time.sleep(POLL_S)
-        if metrics.exists() and metrics.stat().st_size:
+        if _has_step(metrics):
             seen["step"] = time.monotonic() - began
     code = running.wait()
     reader.join()
-    if metrics.exists():  # written between the last look and the end
+    if _has_step(metrics):  # written between the last look and the end
         seen.setdefault("step", time.monotonic() - began)
     if code or len(seen) < 2:
         raise SystemExit(f"make train ended with {code} and was seen at {sorted(seen)} alone:\n{''.join(lines)}")
@@ -114,6 +114,11 @@ def _train(clone: Path, steps: int | None) -> list[Cost]:
         Cost("... to the first printed loss", seen["loss"]),
         Cost("... to its end, with the report", time.monotonic() - began),
     ]
+
+
+def _has_step(metrics: Path) -> bool:
+    """Return whether a step's row is there: before it come those of what else a run does."""
+    return metrics.exists() and b'"loss"' in metrics.read_bytes()
 
 
 if __name__ == "__main__":

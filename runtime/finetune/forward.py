@@ -15,7 +15,7 @@ from trimaran.models.criterion import Criterion, Head
 from trimaran.models.parallel.group import all_reduce
 from trimaran.models.transformer import Stage, in_eval_mode
 from trimaran.runtime.finetune.data.loader import ExampleBatch, ExampleLoader
-from trimaran.runtime.finetune.data.packing import one_a_row, pack
+from trimaran.runtime.finetune.data.packing import one_a_row, pack, row_multiple
 from trimaran.runtime.finetune.documents import Documents
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.pipeline.executor import Executor
@@ -52,9 +52,7 @@ class ForwardPass:
         schedule = add_communication(forward_only(placement_of(spec), spec.num_microbatches))
         validate(schedule, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)
         context = next(iter(stages.values())).context
-        local_rows = spec.rows_per_sample // (mesh.tp.size if context.sequence_parallel else 1)
-        shape = (spec.train.micro_batch_size, local_rows, spec.transformer.hidden_size)
-        transport = P2PTransport(mesh, schedule.placement, shape, context.dtype, device)
+        transport = P2PTransport.of(mesh, schedule.placement, spec.transformer, context)
         return cls(spec, mesh, stages, Executor(stages, schedule.actions[mesh.pp.rank], transport, loss_weight=1.0))
 
 
@@ -112,6 +110,7 @@ def _loader(spec: RunSpec, documents: Documents, mesh: Mesh) -> ExampleLoader:
         padding_id=_PADDING,
         shuffle=False,
         repeats=False,
+        row_multiple=row_multiple(spec.parallel.tp),
     )
 
 

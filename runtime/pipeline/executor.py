@@ -136,7 +136,7 @@ class Executor:
         flight.grad = None
 
     def _receive(self, action: Action, flight: Flight) -> None:
-        self._arriving[action] = self.transport.post_receive(action)
+        self._arriving[action] = self.transport.post_receive(action, self._batches[action.microbatch])
 
     _DISPATCH: ClassVar[dict[ActionKind, Callable[["Executor", Action, Flight], None]]] = {
         ActionKind.F: _forward,

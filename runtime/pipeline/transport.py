@@ -6,7 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trimaran.models.batch import Microbatch
+from trimaran.models.config import TransformerConfig
 from trimaran.models.parallel.group import Group
+from trimaran.models.parallel.parameter import LayerContext
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.pipeline.action import Action, ActionKind
 from trimaran.runtime.pipeline.passes import peer_rank
@@ -26,20 +29,34 @@ class P2PHandle:
 
 @dataclass(eq=False)
 class P2PTransport:
-    """Sends and receives [batch, local seq, hidden] tensors of one shape and dtype along the pipeline.
+    """Sends and receives [batch, local seq, hidden] tensors of one dtype along the pipeline.
+
+    Their shape is that of the microbatch, which every rank of the pipeline has; microbatches may differ in length.
 
     On gloo a tag distinguishes the two directions; on NCCL a group does (`Mesh.p2p_groups`).
 
     Args:
         placement: stage -> pipeline rank.
+        hidden: the width of the model.
+        parts: ranks that share a sequence (sequence parallelism), else 1.
+        has_query_stream: whether the predicted positions are in the tensor too, after the tokens (XLNet).
     """
 
     mesh: Mesh
     placement: Placement
-    shape: tuple[int, ...]
+    hidden: int
+    parts: int
     dtype: torch.dtype
     device: torch.device
+    has_query_stream: bool = False
     _sends: dict[Action, tuple[dist.Work, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, mesh: Mesh, placement: Placement, model: TransformerConfig, context: LayerContext) -> "P2PTransport":
+        """Return that of a model whose layers are built with `context`."""
+        parts = context.tp.size if context.sequence_parallel else 1
+        has_queries = model.has_query_stream
+        return cls(mesh, placement, model.hidden_size, parts, context.dtype, context.device, has_queries)
 
     def _channel(self, action: Action, source: int, target: int) -> tuple[Group, int]:
         """The group of the transfer from pipeline rank `source` to `target`, and the tag."""
@@ -61,11 +78,17 @@ class P2PTransport:
         assert work is not None
         self._sends[action] = (work, x)
 
-    def post_receive(self, action: Action) -> P2PHandle:
-        """Post the receive of `action`'s tensor."""
+    def _shape(self, batch: Microbatch) -> tuple[int, int, int]:
+        rows, seq = batch.tokens.shape
+        if self.has_query_stream:
+            seq += batch.labels.shape[1]
+        return rows, seq // self.parts, self.hidden
+
+    def post_receive(self, action: Action, batch: Microbatch) -> P2PHandle:
+        """Post the receive of `action`'s tensor, of this microbatch."""
         peer = peer_rank(action, self.placement)
         group, tag = self._channel(action, peer, self.mesh.pp.rank)
-        tensor = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        tensor = torch.empty(self._shape(batch), dtype=self.dtype, device=self.device)
         work = dist.irecv(tensor, group_src=peer, group=group.process_group, tag=tag)
         assert work is not None
         return P2PHandle(action, tensor, work)

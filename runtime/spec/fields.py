@@ -100,11 +100,6 @@ class RunFields(BaseModel):
         return num_predicted(self.transformer.objective, self.data.mask_fraction, self.train.seq_len)
 
     @property
-    def rows_per_sample(self) -> int:
-        """Rows of the hidden states of one sequence: its tokens, and again its predicted ones for a query stream."""
-        return self.train.seq_len + (self.labels_per_sample if self.transformer.has_query_stream else 0)
-
-    @property
     def target_tokens_per_step(self) -> int:
         """Tokens that one optimizer step predicts, over all ranks; its loss is their mean."""
         return self.train.global_batch_size * self.labels_per_sample

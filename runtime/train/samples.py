@@ -18,6 +18,7 @@ from trimaran.runtime.data.tokens.shards import TokenShards
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.finetune.comparable import check_comparable
 from trimaran.runtime.finetune.data.loader import ExampleLoader
+from trimaran.runtime.finetune.data.packing import row_multiple
 from trimaran.runtime.finetune.data.prepare import PreparedExamples, holds_examples, open_examples, rows_of
 from trimaran.runtime.finetune.data.store import ExampleSet
 from trimaran.runtime.spec import RunSpec
@@ -164,6 +165,7 @@ def example_loader(
         shuffle=repeats and spec.data.shuffle,
         repeats=repeats,
         unit="tokens" if spec.finetune.method == "sft" else "examples",
+        row_multiple=row_multiple(spec.parallel.tp),
     )
 
 

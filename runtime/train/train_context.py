@@ -196,7 +196,6 @@ def build_train_context(
         draws_adapters: whether to draw what learns beside frozen weights, in a run that has those.
         criterion: makes the loss; None for the tokens' cross entropy.
     """
-    train = spec.train
     schedule = add_communication(schedule_of(spec))
     evaluation = add_communication(forward_only(schedule.placement, spec.num_microbatches))
     for each in (schedule, evaluation):
@@ -221,9 +220,7 @@ def build_train_context(
     drawing = partial(draw, seed=spec.seed) if draws else lambda name, parameter: None
     actions = actions_of(schedule.actions[mesh.pp.rank])
     optimizer = build_optimizer(spec, stages, mesh, actions, drawing if shards_parameters else None)
-    local_rows = spec.rows_per_sample // (mesh.tp.size if context.sequence_parallel else 1)
-    shape = (train.micro_batch_size, local_rows, spec.transformer.hidden_size)
-    transport = P2PTransport(mesh, schedule.placement, shape, context.dtype, device)
+    transport = P2PTransport.of(mesh, schedule.placement, spec.transformer, context)
     weight = 1.0 / spec.target_tokens_per_step
     executor = Executor(
         stages, schedule.actions[mesh.pp.rank], transport, loss_weight=weight * _gradient_factor(spec, mesh)

@@ -5,6 +5,7 @@ ranks costs more than most layouts.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +26,13 @@ from trimaran.runtime.train.pipeline import placement_of
 from trimaran.runtime.train.train_context import TrainContext, build_train_context, evaluate, train_step
 
 FULL_STEPS, SHORT_STEPS = 20, 4
+STEPS_VARIABLE = "TRIMARAN_PROOF_STEPS"
+
+
+def proof_steps(usual: int) -> int:
+    """Return how many steps a comparison of layouts trains: `usual`, or more where somebody wants the whole proof."""
+    return max(usual, int(os.environ.get(STEPS_VARIABLE, "0")))
+
 
 LLAMA: dict[str, Any] = {
     "num_layers": 4,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.distributed.comparison_runs import LAYOUTS, METHODS, Case, build, train_all, write_examples
-from tests.distributed.parity import Layout
+from tests.distributed.parity import Layout, proof_steps
 from tests.distributed.ranks import RankPool
 
-STEPS = 3
+STEPS = proof_steps(3)
 
 
 def train_methods(layout: Layout, packing: str, micro: int, written: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.distributed.parity import GPT, LLAMA, Layout, make_spec
+from tests.distributed.parity import GPT, LLAMA, Layout, make_spec, proof_steps
 from tests.distributed.ranks import RankPool
 from trimaran.kernels.attention import Documents
 from trimaran.models.batch import Microbatch
@@ -18,7 +18,7 @@ from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.train.pipeline import placement_of
 from trimaran.runtime.train.train_context import TrainContext, build_train_context, evaluate_losses, train_step
 
-STEPS, ROWS, SEQ, VOCAB = 5, 4, 16, 263
+STEPS, ROWS, SEQ, VOCAB = proof_steps(5), 4, 16, 263
 SPLIT = (6, 5, 5)  # a prompt with two answers, chosen and rejected, and padding
 GEMMA = LLAMA | {"logits_softcap": 5.0, "head_bias": True, "num_experts": 4, "router_aux_loss": 0.1}
 

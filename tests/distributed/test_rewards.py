@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.distributed.parity import proof_steps
 from tests.distributed.ranks import RankFailed, RankPool
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.finetune.data.records import Origin, Prompt, Turn
@@ -47,7 +48,7 @@ class Case:
     model: dict[str, Any] = field(default_factory=dict)
     zero_stage: int = 1
     micro_batch_size: int = 2
-    num_steps: int = 3
+    num_steps: int = proof_steps(3)
     dtype: str = "float64"
     interval: int = 0
 
@@ -159,8 +160,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 METHODS: dict[str, dict[str, Any]] = {
     "grpo": {"rl": KL},
     "dr_grpo": {"rl": {"loss": "dr_grpo"}},
-    "dapo-twice": {"rl": TWICE, "num_steps": 8},
-    "ppo": {"rl": PPO, "model": VALUED, "num_steps": 6},
+    "dapo-twice": {"rl": TWICE, "num_steps": proof_steps(8)},
+    "ppo": {"rl": PPO, "model": VALUED, "num_steps": proof_steps(6)},
 }
 BY_LAYOUT = {
     "micro4": ("grpo", "dr_grpo"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.distributed.parity import GPT, LLAMA, Layout, make_spec
+from tests.distributed.parity import GPT, LLAMA, Layout, make_spec, proof_steps
 from tests.distributed.ranks import RankPool
 from trimaran.runtime.finetune.data.examples import Document, Example
 from trimaran.runtime.finetune.data.loader import ExampleLoader
@@ -19,7 +19,7 @@ from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.train.pipeline import placement_of
 from trimaran.runtime.train.train_context import build_train_context, evaluate_losses, train_step
 
-STEPS, EXAMPLES, SEQ, VOCAB = 5, 8, 16, 263
+STEPS, EXAMPLES, SEQ, VOCAB = proof_steps(5), 8, 16, 263
 # Eight examples in four full rows, otherwise in each step.
 LENGTHS = [
     [16, 10, 6, 9, 7, 5, 4, 7],
@@ -75,6 +75,7 @@ def loader_of(folder: Path, number: int, way: Way, dp: tuple[int, int]) -> Examp
     rows = pack(examples.example_lengths, SEQ) if way.packed else one_a_row(EXAMPLES)
     assert len(rows) == (EXAMPLES // 2 if way.packed else EXAMPLES)
     sizes = {"seq_len": SEQ, "global_batch_size": len(rows), "micro_batch_size": way.micro}
+    sizes["row_multiple"] = SEQ if way.layout.world_size == 1 else 4  # one process pads rows to their end
     return ExampleLoader(examples, rows, dp_rank=dp[0], dp_size=dp[1], seed=5, padding_id=0, **sizes)
 
 

@@ -151,7 +151,7 @@ def run_ours(case: Case, mesh: Any) -> tuple[dict[str, Tensor], float]:
     stages = make_stages(case, mesh)
     schedule = add_communication(build_schedule(case.schedule, PP, case.num_microbatches, case.virtual_stages))
     validate(schedule, num_stages=PP * case.virtual_stages, num_microbatches=case.num_microbatches)
-    transport = P2PTransport(mesh, schedule.placement, (case.micro_batch, SEQ, HIDDEN), torch.float64, CPU)
+    transport = P2PTransport(mesh, schedule.placement, HIDDEN, 1, torch.float64, CPU)
     executor = Executor(stages, schedule.actions[mesh.pp.rank], transport, loss_weight=1.0)
     parts = zip(*(t.split(case.micro_batch) for t in make_batch(case)), strict=True)
     executor.run([Microbatch(tokens, labels, i * case.micro_batch) for i, (tokens, labels) in enumerate(parts)])
@@ -195,7 +195,7 @@ def evaluate_on_rank(virtual_stages: int) -> tuple[float, float, int]:
     parts = zip(*(t.split(case.micro_batch) for t in make_batch(case)), strict=True)
     batches = [Microbatch(tokens, labels, i * case.micro_batch) for i, (tokens, labels) in enumerate(parts)]
     placement = round_robin(pp, virtual_stages)
-    transport = P2PTransport(mesh, placement, (case.micro_batch, SEQ, HIDDEN), torch.float64, CPU)
+    transport = P2PTransport(mesh, placement, HIDDEN, 1, torch.float64, CPU)
     losses = []
     held = 0
     for schedule in (forward_only(placement, 4), build_schedule("interleaved_1f1b", pp, 4, virtual_stages)):

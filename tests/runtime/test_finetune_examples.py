@@ -139,6 +139,19 @@ def test_what_no_document_covers_is_padding_apart(examples: ExampleSet) -> None:
     assert batch.documents.longest == np.diff(starts).max()
 
 
+def test_rows_of_a_global_batch_are_as_long_as_its_longest_needs_on_every_rank(examples: ExampleSet) -> None:
+    longest = [int(examples.example_lengths[start : start + 2].max()) for start in range(0, 10, 2)]
+    assert longest == [10, 9, 16, 16, 4]
+    for rank in range(2):
+        loader = loader_of(examples, False, 1, (rank, 2), global_batch_size=2, shuffle=False, row_multiple=4)
+        lengths = [loader.microbatches(start)[0].tokens.shape[1] for start in range(0, 10, 2)]
+        assert lengths == [12, 12, 16, 16, 4]
+    whole = loader_of(examples, False, 1, global_batch_size=1, shuffle=False, row_multiple=32)
+    assert whole.microbatches(2)[0].tokens.shape == (1, SEQ), "never longer than seq_len"
+    over = loader_of(examples, False, 2, global_batch_size=2, shuffle=False, repeats=False, row_multiple=4)
+    assert over.microbatches(10)[0].tokens.shape == (2, 4), "rows without examples are padding"
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_no_layout_changes_the_global_batch_or_its_number_of_losses(examples: ExampleSet, packed: bool) -> None:
     for consumed in (0, 4, 8):  # the second or third crosses an epoch

@@ -12,7 +12,7 @@ from trimaran.models.batch import Microbatch
 from trimaran.runtime.data.permutation import Int64Array
 from trimaran.runtime.data.samples.dealing import Deal, in_epochs
 from trimaran.runtime.finetune.data.examples import Document
-from trimaran.runtime.finetune.data.packing import Rows
+from trimaran.runtime.finetune.data.packing import ROW_MULTIPLE, Rows
 
 Unit = Literal["tokens", "examples"]
 _NO_LABEL = -100
@@ -69,7 +69,8 @@ class ExampleLoader:
     """Deals rows of examples to the data-parallel ranks.
 
     Sample k of the run (counted over all ranks from step 0) is row `permutation of epoch k // n` of `k % n`, with n
-    = `num_samples`, the rows of the split.
+    = `num_samples`, the rows of the split. The rows of a global batch are as long as its longest needs, on every rank:
+    one example a row is far from `seq_len` in most batches.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class ExampleLoader:
         shuffle: bool = True,
         repeats: bool = True,
         unit: Unit = "tokens",
+        row_multiple: int = ROW_MULTIPLE,
     ) -> None:
         """Check the sizes, which are in rows.
 
@@ -96,6 +98,7 @@ class ExampleLoader:
             repeats: whether the rows are repeated for ever; if not, samples from `num_samples` on have no labels, and
                 count nothing.
             unit: what has a loss: each learned token, or each example.
+            row_multiple: what the length of a global batch's rows is a multiple of, where it is not `seq_len`.
         Raises ValueError where a rule is broken.
         """
         self._deal = Deal(global_batch_size, micro_batch_size, dp_rank, dp_size)
@@ -104,7 +107,7 @@ class ExampleLoader:
         self.num_samples, self._rows, self.examples = len(rows), rows, examples
         self.unused_tail_tokens = 0
         self._seq_len, self._padding_id, self._seed = seq_len, padding_id, seed
-        self._shuffle, self._repeats, self._unit = shuffle, repeats, unit
+        self._shuffle, self._repeats, self._unit, self._multiple = shuffle, repeats, unit, row_multiple
         self._learned = np.array([examples.num_learned[list(row)].sum() for row in rows], dtype=np.int64)
         self._sizes = np.array([len(row) for row in rows], dtype=np.int64)
         self._tokens = np.array([examples.example_lengths[list(row)].sum() for row in rows], dtype=np.int64)
@@ -141,15 +144,21 @@ class ExampleLoader:
         `Deal.of_rank` says which samples each holds. The result depends on the position alone.
         """
         samples = self._deal.of_rank(consumed_samples)
-        rows = self.rows_of(samples)
+        rows, length = self.rows_of(samples), self._length(consumed_samples)
         ratio = self.num_losses(consumed_samples, "tokens") / max(1, self.num_losses(consumed_samples, "examples"))
         return [
-            self._microbatch(rows[place].tolist(), int(samples[place.start]), ratio)
+            self._microbatch(rows[place].tolist(), length, int(samples[place.start]), ratio)
             for place in self._deal.microbatches()
         ]
 
-    def _microbatch(self, rows: list[int], first_sample: int, tokens_per_loss: float) -> ExampleBatch:
-        batch, seq = len(rows), self._seq_len
+    def _length(self, consumed_samples: int) -> int:
+        """Return the tokens of each row, padding included, of the global batch that begins at a sample of the run."""
+        rows = self.rows_of(self._deal.of_batch(consumed_samples))
+        longest = int(self._tokens[rows[rows >= 0]].max(initial=1))
+        return min(self._seq_len, -(-longest // self._multiple) * self._multiple)
+
+    def _microbatch(self, rows: list[int], seq: int, first_sample: int, tokens_per_loss: float) -> ExampleBatch:
+        batch = len(rows)
         tokens = np.full(batch * seq, self._padding_id, dtype=np.int64)
         labels = np.full(batch * seq, _NO_LABEL, dtype=np.int64)
         positions = np.zeros(batch * seq, dtype=np.int64)

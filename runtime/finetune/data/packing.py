@@ -4,13 +4,17 @@ Best-fit decreasing needs at most 11/9 of the fewest possible rows, and a few mo
 answers fill over 99% of the tokens of a row.
 """
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 Rows = list[tuple[int, ...]]
+ROW_MULTIPLE: Final = 32
+"""Tokens: the length of rows is rounded up to a multiple of this, so that kernels meet few lengths."""
 
 
 def pack(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int) -> Rows:
@@ -54,3 +58,8 @@ def pack(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int) -> Rows:
 def one_a_row(num_examples: int) -> Rows:
     """Return rows of one example each."""
     return [(index,) for index in range(num_examples)]
+
+
+def row_multiple(tp: int) -> int:
+    """Return what the length of rows is a multiple of: tp ranks that share a sequence take equal parts of it."""
+    return math.lcm(ROW_MULTIPLE, tp)

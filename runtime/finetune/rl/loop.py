@@ -15,7 +15,7 @@ from trimaran.runtime.finetune.rl.batches import Rows
 from trimaran.runtime.finetune.rl.criterion import PolicyLoss, PolicySettings
 from trimaran.runtime.finetune.rl.journal import Journal
 from trimaran.runtime.finetune.rl.prompts import PromptSet, check_lengths
-from trimaran.runtime.finetune.rl.recording import ForwardOnly, Recorder, set_width, share_of
+from trimaran.runtime.finetune.rl.recording import ForwardOnly, Recorder, share_of
 from trimaran.runtime.finetune.rl.reference import build_reference
 from trimaran.runtime.finetune.rl.reward.reward_run import RewardModels
 from trimaran.runtime.finetune.rl.reward.rewards import Scoring, check_fields, parse_rewards
@@ -244,7 +244,6 @@ class RewardLoop:
         first = state.consumed_samples + mine[0]
         batches = rows.batches([chosen[place] for place in mine], train.micro_batch_size, first, extra)
         losses = num_losses(self._settings, rows.mask[torch.tensor(chosen)])
-        set_width(context.executor, rows.tokens.shape[1])
         if not is_checked:
             return train_step(context, batches, lr, stop=stop, num_losses=losses)
         sums: list[float] = accumulate(context, batches, losses, stop=stop).tolist()

@@ -75,7 +75,6 @@ class ForwardOnly:
         samples, width = rows.tokens.shape
         device = self.executor.transport.device
         out = torch.zeros(1 + recorder.reads_values, samples, width, dtype=torch.float64, device=device)
-        set_width(self.executor, width)
         with in_eval_mode(self.stages.values()), using_criterion(self.stages.values(), recorder):
             for start in range(0, samples, train.global_batch_size):
                 mine = share_of(start, train.global_batch_size, mesh)
@@ -90,11 +89,3 @@ def share_of(start: int, global_batch_size: int, mesh: Mesh) -> range:
     """Return this dp rank's rows of the global batch that begins at a row."""
     share = global_batch_size // mesh.dp.size
     return range(start + mesh.dp.rank * share, start + (mesh.dp.rank + 1) * share)
-
-
-def set_width(executor: Executor, width: int) -> None:
-    """Have the executor's transfers carry rows of `width` tokens, a multiple of tp; the same on all ranks."""
-    transport = executor.transport
-    context = next(iter(executor.stages.values())).context
-    parts = context.tp.size if context.sequence_parallel else 1
-    transport.shape = (transport.shape[0], width // parts, transport.shape[2])

@@ -109,9 +109,7 @@ def count_step(
             if isinstance(module, ExpertMLP) and not has_numbers:
                 module.assumes_even_split = True
         if device.type == "meta":
-            transport = executor.transport
-            arguments = (transport.mesh, transport.placement, transport.shape, transport.dtype, device)
-            executor.transport = _Delivered(*arguments)
+            executor.transport = _Delivered(**vars(executor.transport))
         live.watch(optimizer.gathered)
         batches = [_microbatch(spec, index, device) for index in range(spec.num_microbatches)]
         executor.on_action = lambda action: live.begin(_REDUCTION if action is None else str(action))
