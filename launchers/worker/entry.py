@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import synchronize
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -28,6 +29,7 @@ from trimaran.runtime.spec import load_spec
 _PARENT_S = 1.0
 _STEP_S = 10.0  # for the step under way, and the next one, to end when the launcher is gone
 _POLL_S = 0.1
+_EVENT_S = 0.01
 _Launcher = Literal["auto"] | Kind
 
 
@@ -62,7 +64,7 @@ def serve_as_rank(
 def run_spec_of_agent(spec: str, *overrides: str) -> None:
     """Train as one rank that our node agent has started; return if the run succeeded, otherwise exit."""
     rank = Rank(announces=True)
-    _exit_with_launcher(rank)
+    be_forked_rank(rank)
     _exit_unless_zero(rank, run_rank(rank, SpecFile(Path(spec), overrides), "torchrun"))
 
 
@@ -75,7 +77,7 @@ def run_task_of_launcher(task: str, logs: str, spare: str) -> None:
         spare: a folder on another disk, for when that one is full.
     """
     rank = Rank(announces=False)
-    _exit_with_launcher(rank)
+    be_forked_rank(rank)
     exit_code = run_rank(rank, TaskFile(Path(task), Path(logs), Path(spare)), "torchrun")
     if rank.stopped_by is not None:
         # The agent that has passed the signal on takes no result any more: a return would wait for it to the time-out.
@@ -115,15 +117,30 @@ def announce(rank_env: RankEnv, source: SpecFile) -> AddressFile | None:
     return address_file
 
 
-def _exit_with_launcher(rank: Rank) -> None:
+def be_forked_rank(rank: Rank) -> None:
     """Have a forked rank, whose parent is not the launcher, leave after it, and keep the terminal's signals from it.
 
-    The launcher gets Ctrl-C and passes it on to the ranks.
+    The launcher gets Ctrl-C and passes it on to the ranks. A rank that is killed after its return holds up nobody.
     """
     os.setpgid(0, 0)
+    synchronize.Event.wait = wait_uncounted  # type: ignore[method-assign, assignment]
     launcher = multiprocessing.parent_process()
     if launcher is not None:
         leave_after(lambda: wait([launcher.sentinel]), rank)
+
+
+def wait_uncounted(event: synchronize.Event, timeout: float | None = None) -> bool:
+    """Wait for an event of multiprocessing without being counted among those that wait for it.
+
+    A rank that has returned waits until torch's agent has seen that all have. `Event.set` waits until each process that
+    is counted has woken: for ever for one that was killed meanwhile, and with it the run.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    while not event._flag.get_value():  # type: ignore[attr-defined]
+        if end is not None and time.monotonic() > end:
+            return False
+        time.sleep(_EVENT_S)
+    return True
 
 
 def leave_after(wait_for_end: Callable[[], object], rank: Rank) -> None:

@@ -1,6 +1,7 @@
 """A rank's device and threads, that all ranks agree on them, what it does not import, and its end with its launcher."""
 
 import json
+import multiprocessing
 import os
 import queue
 import signal
@@ -275,6 +276,29 @@ def test_what_libraries_write_to_rank_0s_standard_error_is_kept_in_its_records(t
     outcome = run_code(tmp_path, textwrap.dedent(code))
     assert (outcome.code, outcome.err) == (0, "Python's warning\n")
     assert (tmp_path / "logs" / "rank-0" / process.STDERR_FILE).read_text() == "NCCL's watchdog"
+
+
+def test_a_rank_that_is_killed_after_its_return_does_not_hold_up_the_agent() -> None:
+    forked = multiprocessing.get_context("fork")
+    event = forked.Event()
+    here, there = forked.Pipe()
+
+    def wait_as_rank() -> None:
+        entry.be_forked_rank(process.Rank(announces=False))
+        there.send_bytes(b"waits")
+        assert event.wait()
+
+    ranks = [forked.Process(target=wait_as_rank) for _ in range(2)]
+    for each in ranks:
+        each.start()
+        here.recv_bytes()
+    assert not entry.wait_uncounted(event, timeout=0.0)
+    ranks[0].kill()
+    ranks[0].join()
+    assert event._cond._sleeping_count.get_value() == 0  # type: ignore[attr-defined]
+    event.set()  # waits for each process that is counted
+    ranks[1].join()
+    assert [each.exitcode for each in ranks] == [-signal.SIGKILL, 0]
 
 
 def test_a_rank_starts_without_the_compiler() -> None:
