@@ -19,6 +19,8 @@ from tests import counting
 from tests.durations import Durations
 from tests.scheduling import SLOW_S, ByDuration, function_of, recorded_seconds
 
+# NumPy's threads, for the reason that torch has one below; it reads this when it is imported, which is later.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 MISSING_GPU = re.compile(r"\b(GPU|CUDA)\b", re.IGNORECASE)
 COLLECTION_SKIPS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 # How long an example takes, to run or to make, says how busy the machine is.

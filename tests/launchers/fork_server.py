@@ -40,6 +40,7 @@ LATER = [
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     "rich.table",
+    "torch._dynamo",  # by optimizers and dry steps
     "torch.distributed.run",
     "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
     "torch.distributed.elastic.rendezvous.dynamic_rendezvous",
