@@ -10,7 +10,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,10 +18,12 @@ from typing import Any, BinaryIO
 import psutil
 import torch
 import yaml
+from typer.testing import CliRunner
 
 from tests import counting
 from tests.launchers.forked import COMMAND_LINE, HUGGING_FACE, Forked, fork_server
 from tests.launchers.ports import free_ports
+from trimaran.launchers.cli.app import app
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.train.metrics import Row, read_metrics
 
@@ -197,6 +199,13 @@ def trimaran(
     """Run any command to its end."""
     with Command.start(folder, list(arguments), environment) as command:
         return command.finish(timeout_s)
+
+
+def trimaran_here(folder: Path, *arguments: str) -> Outcome:
+    """Run a command that starts no process in this one: most of them take less than a fork does."""
+    with chdir(folder):
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    return Outcome(result.exit_code, result.stdout, result.stderr, [])
 
 
 def run_script(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from tests.launchers.runs import trimaran
+from tests.launchers.runs import trimaran, trimaran_here
 from tests.plan.test_calibrate import GPU, H100, PUBLISHED, gpu_points, machine, spec
 from trimaran.launchers.cli.planning.calibrate import calibrate, count_gpus
 from trimaran.runtime.plan.calibrate.fitted_gpu import BLANK, fit_constants
@@ -52,7 +52,7 @@ def test_one_rank_measures_in_the_command_s_own_process(tmp_path: Path) -> None:
 def test_a_plan_by_a_calibration(tmp_path: Path) -> None:
     (tmp_path / "chip.json").write_text(machine().model_dump_json(), encoding="utf-8")
     (tmp_path / "spec.yaml").write_text(dump_spec(spec({"dp": 2})), encoding="utf-8")
-    outcome = trimaran(tmp_path, "plan", "spec.yaml", "--chip", "chip.json", "--json", "plan.json")
+    outcome = trimaran_here(tmp_path, "plan", "spec.yaml", "--chip", "chip.json", "--json", "plan.json")
     assert outcome.code == 0, outcome.err
     told = " ".join(outcome.err.split())
     assert "calibration: trimaran on A processor, measured on this chip; error ± 3% in 9 of 10 of the steps" in told
@@ -93,7 +93,7 @@ def test_a_calibration_that_does_not_do_is_a_sentence(
 ) -> None:
     (tmp_path / "chip.json").write_text(json.dumps({**machine().model_dump(), **changes}), encoding="utf-8")
     (tmp_path / "spec.yaml").write_text(dump_spec(spec({"dp": 2})), encoding="utf-8")
-    outcome = trimaran(tmp_path, "plan", "spec.yaml", "--chip", "chip.json", *arguments)
+    outcome = trimaran_here(tmp_path, "plan", "spec.yaml", "--chip", "chip.json", *arguments)
     assert outcome.code == 2
     assert outcome.last_line.startswith(f"error: {error}")
 
@@ -115,7 +115,7 @@ def test_wrong_requests_are_a_sentence_before_anything_is_measured(
     tmp_path: Path, arguments: list[str], error: str
 ) -> None:
     (tmp_path / "chip.json").write_text("{}", encoding="utf-8")
-    outcome = trimaran(tmp_path, "calibrate", *arguments)
+    outcome = trimaran_here(tmp_path, "calibrate", *arguments)
     assert outcome.code == 2
     assert outcome.last_line.startswith(f"error: {error}")
 
@@ -157,7 +157,7 @@ def test_a_software_is_fitted_on_a_table_of_runs(tmp_path: Path) -> None:
     lines = (PUBLISHED / "runs.csv").read_text(encoding="utf-8").splitlines()
     rows = [line for line in lines[1:] if "internevo" in line][:8]
     (tmp_path / "runs.csv").write_text("\n".join([lines[0], *rows]) + "\n", encoding="utf-8")
-    outcome = trimaran(tmp_path, "calibrate", "--fit", "runs.csv", "--output", "fit.json")
+    outcome = trimaran_here(tmp_path, "calibrate", "--fit", "runs.csv", "--output", "fit.json")
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[1].split()[0] == "internevo"
     (fit,) = json.loads((tmp_path / "fit.json").read_text(encoding="utf-8"))["fits"]
@@ -165,11 +165,11 @@ def test_a_software_is_fitted_on_a_table_of_runs(tmp_path: Path) -> None:
     assert len(fit["constants"]) == 12
 
     plan = ["plan", FALCON, "--software", "fit.json", "--chip"]
-    outcome = trimaran(tmp_path, *plan, fit["chip"], "--picture", "plan.svg")
+    outcome = trimaran_here(tmp_path, *plan, fit["chip"], "--picture", "plan.svg")
     assert outcome.code == 0, outcome.err
     assert f"calibration: internevo on {fit['chip']}, 8 runs, GPUs" in " ".join(outcome.err.split())
     assert (tmp_path / "plan.svg").stat().st_size > 1000
-    outcome = trimaran(tmp_path, *plan, "H200")
+    outcome = trimaran_here(tmp_path, *plan, "H200")
     assert outcome.code == 2
     assert f"fit.json has no constants of H200, but of {fit['chip']}; give --chip" in outcome.last_line
     for content, error in (
@@ -178,7 +178,7 @@ def test_a_software_is_fitted_on_a_table_of_runs(tmp_path: Path) -> None:
         ("{", "fit.json holds no constants of trimaran calibrate --fit (its content: Invalid JSON"),
     ):
         (tmp_path / "fit.json").write_text(content, encoding="utf-8")
-        outcome = trimaran(tmp_path, *plan, fit["chip"])
+        outcome = trimaran_here(tmp_path, *plan, fit["chip"])
         assert outcome.code == 2
         assert outcome.last_line.startswith(f"error: {error}")
 
@@ -197,7 +197,9 @@ def test_a_search_by_a_gpu_s_calibration(tmp_path: Path) -> None:
         )  # fmt: skip
         (tmp_path / "gpu.json").write_text(found.model_dump_json(), encoding="utf-8")
         fixed = ("--fix", "parallel.tp=8", "--fix", "parallel.pp=4", "--fix", "zero.stage=1")
-        outcome = trimaran(tmp_path, "plan", FALCON, "--chip", "gpu.json", "--search", *fixed, "--write", "best.yaml")
+        outcome = trimaran_here(
+            tmp_path, "plan", FALCON, "--chip", "gpu.json", "--search", *fixed, "--write", "best.yaml"
+        )
         assert outcome.code == 0, outcome.err
         seconds.append(float(outcome.out.splitlines()[1].split()[10]))
     assert seconds[1] > 1.3 * seconds[0]

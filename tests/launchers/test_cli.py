@@ -21,7 +21,7 @@ import yaml
 from rich.table import Table
 from typer.testing import CliRunner
 
-from tests.launchers.runs import make_workplace, trimaran
+from tests.launchers.runs import make_workplace, trimaran, trimaran_here
 from trimaran.launchers.before_start import check_device, check_nodes
 from trimaran.launchers.cli.app import COMMANDS, app
 from trimaran.launchers.cli.console import errors_as_sentences, path
@@ -48,7 +48,7 @@ def test_check_prints_the_resolved_run_and_starts_nothing(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["schedule.svg", "schedule.png"])
 def test_check_draws_the_schedule(name: str, tmp_path: Path) -> None:
     make_workplace(tmp_path, parallel={"tp": 1, "pp": 2})
-    outcome = trimaran(tmp_path, "check", "spec.yaml", "--picture", name)
+    outcome = trimaran_here(tmp_path, "check", "spec.yaml", "--picture", name)
     assert outcome.code == 0, outcome.err
     assert name in outcome.err
     data = (tmp_path / name).read_bytes()
@@ -57,7 +57,7 @@ def test_check_draws_the_schedule(name: str, tmp_path: Path) -> None:
 
 def test_check_refuses_a_picture_of_another_kind(tmp_path: Path) -> None:
     make_workplace(tmp_path)
-    outcome = trimaran(tmp_path, "check", "spec.yaml", "--picture", "schedule.gif")
+    outcome = trimaran_here(tmp_path, "check", "spec.yaml", "--picture", "schedule.gif")
     assert outcome.code == 2
     assert outcome.last_line == "error: --picture must end in .svg or .png; got schedule.gif"
 
@@ -87,7 +87,7 @@ def test_check_counts_the_memory_of_ranks_on_a_machine_that_has_none_of_them(tmp
 )
 def test_check_refuses_a_rank_that_is_not_there(options: list[str], words: str, tmp_path: Path) -> None:
     make_workplace(tmp_path, parallel={"tp": 2})
-    outcome = trimaran(tmp_path, "check", "spec.yaml", *options)
+    outcome = trimaran_here(tmp_path, "check", "spec.yaml", *options)
     assert (outcome.code, outcome.last_line) == (2, f"error: {words}")
 
 
@@ -107,7 +107,7 @@ def test_schedules_are_compared_printed_and_drawn(tmp_path: Path) -> None:
     measured = [[0, "0F0", 100.0, 101.5], [1, "1F0", 101.5, 103.0]]
     (run / "timeline.json").write_text(json.dumps({"num_ranks": 2, "measured": measured}))
     traced = ("--trace", "trace.json", "--run", "run")
-    outcome = trimaran(tmp_path, "schedules", "spec.yaml", "--picture", "drawings", *traced)
+    outcome = trimaran_here(tmp_path, "schedules", "spec.yaml", "--picture", "drawings", *traced)
     assert outcome.code == 0, outcome.err
     # Three layers do not fill two stages a rank.
     assert [line.split()[0] for line in outcome.out.splitlines()[1:]] == ["gpipe", "1f1b", "zb_h1", "zb_h2"]
@@ -118,27 +118,27 @@ def test_schedules_are_compared_printed_and_drawn(tmp_path: Path) -> None:
                          "gpipe, simulated: pipeline rank 0"]  # fmt: skip
     assert len({event["pid"] for event in events}) == len(names)
     (run / "timeline.json").write_text(json.dumps({"num_ranks": 2, "measured": [[7, "0F0", 0, 1]]}))
-    refused = trimaran(tmp_path, "schedules", "spec.yaml", *traced)
+    refused = trimaran_here(tmp_path, "schedules", "spec.yaml", *traced)
     assert refused.last_line.startswith("error: run/timeline.json is no timeline: ValueError, rank 7 of action 0F0 is")
-    printed = trimaran(tmp_path, "schedules", "spec.yaml", "--csv", "zb_h1").out
+    printed = trimaran_here(tmp_path, "schedules", "spec.yaml", "--csv", "zb_h1").out
     assert len(printed.splitlines()) == 2
     assert read_csv(printed, "printed").placement == (0, 1)
-    refused = trimaran(tmp_path, "schedules", "spec.yaml", "--csv", "zbv")
+    refused = trimaran_here(tmp_path, "schedules", "spec.yaml", "--csv", "zbv")
     assert refused.code == 2
     assert refused.last_line == "error: --csv zbv: the schedules that fit this spec are gpipe, 1f1b, zb_h1, zb_h2"
 
 
 def test_schedules_tell_where_the_layers_that_are_given_say_nothing(tmp_path: Path) -> None:
     make_workplace(tmp_path, model={"num_layers": 6}, parallel={"tp": 1, "pp": 2, "layers_per_stage": [4, 2]})
-    outcome = trimaran(tmp_path, "schedules", "spec.yaml")
+    outcome = trimaran_here(tmp_path, "schedules", "spec.yaml")
     header, *rows = outcome.out.splitlines()
     assert header.rstrip().endswith("layers (given for 2 stages)"), outcome.err
     cut = {row.split()[0]: row.rstrip().rpartition("  ")[2] for row in rows}
     assert cut == dict.fromkeys(["gpipe", "1f1b", "zb_h1", "zb_h2"], "as given") | dict.fromkeys(
         ["interleaved_1f1b", "zbv", "dualpipev"], "balanced by cost"
     )
-    assert trimaran(tmp_path, "schedules", "spec.yaml", "--csv", "1f1b").err == ""
-    assert trimaran(tmp_path, "schedules", "spec.yaml", "--csv", "zbv").last_line == (
+    assert trimaran_here(tmp_path, "schedules", "spec.yaml", "--csv", "1f1b").err == ""
+    assert trimaran_here(tmp_path, "schedules", "spec.yaml", "--csv", "zbv").last_line == (
         "parallel.layers_per_stage is for 2 stages; the 4 stages of zbv have layers balanced by cost"
     )
 
@@ -313,7 +313,7 @@ def test_check_tells_all_of_it_at_once_after_the_table(tmp_path: Path) -> None:
     make_workplace(tmp_path, parallel={"tp": 1})
     changes = ("data.source=[nowhere.txt]", "data.tokenizer=nowhere.json")
     words = [word for change in changes for word in ("--set", change)]
-    outcome = trimaran(tmp_path, "check", "spec.yaml", *words, "--launcher", "mpi")
+    outcome = trimaran_here(tmp_path, "check", "spec.yaml", *words, "--launcher", "mpi")
     assert outcome.code == 2
     assert "total tokens" in outcome.out
     first, *lines = outcome.err.splitlines()
@@ -326,7 +326,7 @@ def test_check_tells_all_of_it_at_once_after_the_table(tmp_path: Path) -> None:
 
 def test_schema_is_a_json_schema_that_the_spec_obeys(tmp_path: Path) -> None:
     make_workplace(tmp_path)
-    outcome = trimaran(tmp_path, "schema")
+    outcome = trimaran_here(tmp_path, "schema")
     assert outcome.code == 0
     schema = json.loads(outcome.out)
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -357,7 +357,7 @@ def test_schema_is_a_json_schema_that_the_spec_obeys(tmp_path: Path) -> None:
 )
 def test_a_wrong_argument_gets_a_sentence(arguments: list[str], words: list[str], tmp_path: Path) -> None:
     make_workplace(tmp_path)
-    outcome = trimaran(tmp_path, *arguments)
+    outcome = trimaran_here(tmp_path, *arguments)
     assert outcome.code == 2
     assert outcome.err.startswith("error: ")
     assert all(word in outcome.err for word in words), outcome.err
@@ -367,7 +367,7 @@ def test_a_wrong_argument_gets_a_sentence(arguments: list[str], words: list[str]
 
 def test_every_error_of_a_spec_is_told_at_once(tmp_path: Path) -> None:
     make_workplace(tmp_path)
-    outcome = trimaran(
+    outcome = trimaran_here(
         tmp_path, "check", "spec.yaml", "--set", "parallel.pt=2", "--set", "optimizer.lr=-1", "--set", "train.seq_len=0"
     )
     assert outcome.code == 2

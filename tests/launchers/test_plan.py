@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.launchers.runs import trimaran
+from tests.launchers.runs import trimaran_here
 
 ROOT = Path(__file__).parents[2]
 FALCON = str(ROOT / "examples" / "falcon-40b.yaml")
 
 
 def test_a_plan_tells_memory_time_and_totals(tmp_path: Path) -> None:
-    outcome = trimaran(tmp_path, "plan", FALCON, "--chip", "A100-40GB", "--price-per-hour", "2", "--json", "plan.json")
+    outcome = trimaran_here(
+        tmp_path, "plan", FALCON, "--chip", "A100-40GB", "--price-per-hour", "2", "--json", "plan.json"
+    )
     assert outcome.code == 0, outcome.err
     for words in ("0 (fullest)", "of a step", "products", "tokens a second", "MFU", "days with failures", "money"):
         assert words in outcome.out
@@ -29,7 +31,7 @@ def test_a_plan_tells_memory_time_and_totals(tmp_path: Path) -> None:
 
 
 def test_one_that_does_not_fit_says_by_how_much(tmp_path: Path) -> None:
-    outcome = trimaran(tmp_path, "plan", FALCON, "--chip", "RTX-4090", "--set", "parallel.tp=1")
+    outcome = trimaran_here(tmp_path, "plan", FALCON, "--chip", "RTX-4090", "--set", "parallel.tp=1")
     assert outcome.code == 0, outcome.err
     assert "it doesn't fit: pipeline rank 0 needs" in outcome.err
     assert "more than RTX-4090 has" in outcome.err
@@ -37,41 +39,41 @@ def test_one_that_does_not_fit_says_by_how_much(tmp_path: Path) -> None:
 
 def test_the_cheapest_change_that_would_fit_is_named_and_fits(tmp_path: Path) -> None:
     sets = ("--chip", "A100-40GB", "--set", "train.micro_batch_size=16", "--set", "train.global_batch_size=1536")
-    outcome = trimaran(tmp_path, "plan", FALCON, *sets)
+    outcome = trimaran_here(tmp_path, "plan", FALCON, *sets)
     told = re.search(r"has; it would with (.+), \d+\.\d\d times the step", " ".join(outcome.err.split()))
     assert told, outcome.err
     paths = {"recompute": "train.recompute", "micro_batch_size": "train.micro_batch_size"}
     changed = [word.split() for word in told[1].split(", ")]
     again = [part for name, value in changed for part in ("--set", f"{paths.get(name, f'parallel.{name}')}={value}")]
-    assert "doesn't fit" not in trimaran(tmp_path, "plan", FALCON, *sets, *again).err
+    assert "doesn't fit" not in trimaran_here(tmp_path, "plan", FALCON, *sets, *again).err
 
 
 def test_times_of_another_dtype_are_said_to_be_of_16_bits(tmp_path: Path) -> None:
-    outcome = trimaran(tmp_path, "plan", FALCON, "--set", "precision.dtype=float32")
+    outcome = trimaran_here(tmp_path, "plan", FALCON, "--set", "precision.dtype=float32")
     assert outcome.code == 0, outcome.err
     assert "those of 16-bit products, which those of float32 take longer than" in " ".join(outcome.err.split())
 
 
 def test_what_finetuning_adds_is_said_to_be_left_out(tmp_path: Path) -> None:
-    outcome = trimaran(tmp_path, "plan", str(ROOT / "examples" / "lora.yaml"))
+    outcome = trimaran_here(tmp_path, "plan", str(ROOT / "examples" / "lora.yaml"))
     assert outcome.code == 0, outcome.err
     assert "frozen weights of an adapter hold less" in " ".join(outcome.err.split())
 
 
 def test_outside_of_a_calibration_is_said(tmp_path: Path) -> None:
-    outcome = trimaran(tmp_path, "plan", FALCON, "--software", "internevo")
+    outcome = trimaran_here(tmp_path, "plan", FALCON, "--software", "internevo")
     assert outcome.code == 0, outcome.err
     assert "error outside what was calibrated" in outcome.err
 
 
 def test_a_search_writes_the_spec_of_the_fastest(tmp_path: Path) -> None:
     sets = ("--set", "train.global_batch_size=1152", "--fix", "parallel.tp=8", "--gpus", "96")
-    outcome = trimaran(tmp_path, "plan", FALCON, "--search", *sets, "--write", "best.yaml")
+    outcome = trimaran_here(tmp_path, "plan", FALCON, "--search", *sets, "--write", "best.yaml")
     assert outcome.code == 0, outcome.err
     first = outcome.out.splitlines()[1].split()
     assert first[:2] == ["1", "8"]
     assert "layouts were timed" in outcome.err
-    planned = trimaran(tmp_path, "plan", "best.yaml")
+    planned = trimaran_here(tmp_path, "plan", "best.yaml")
     assert planned.code == 0, planned.err
     assert f"in all           {first[10]}" in planned.out
     assert "fewest GPUs that hold the run" in outcome.err
@@ -80,7 +82,7 @@ def test_a_search_writes_the_spec_of_the_fastest(tmp_path: Path) -> None:
 
 
 def test_published_prints_every_bar(tmp_path: Path) -> None:
-    outcome = trimaran(tmp_path, "plan", "--published")
+    outcome = trimaran_here(tmp_path, "plan", "--published")
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
     assert len(lines) == 15
@@ -139,7 +141,7 @@ def test_published_prints_every_bar(tmp_path: Path) -> None:
     ],
 )
 def test_what_can_not_be_planned_is_a_sentence(tmp_path: Path, arguments: list[str], error: str) -> None:
-    outcome = trimaran(tmp_path, "plan", *arguments)
+    outcome = trimaran_here(tmp_path, "plan", *arguments)
     assert outcome.code == 2
     assert f"error: {error}" in outcome.err
     assert "Traceback" not in outcome.err

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.launchers.runs import trimaran
+from tests.launchers.runs import trimaran_here
 from trimaran.launchers.report.ranks import Grid
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ def words_of(path: Path) -> set[str]:
 
 def test_a_plan_is_drawn_with_memory_timeline_and_map(tmp_path: Path) -> None:
     for name in ("one.svg", "two.svg"):
-        outcome = trimaran(tmp_path, "plan", FALCON, *SMALL, "--picture", name)
+        outcome = trimaran_here(tmp_path, "plan", FALCON, *SMALL, "--picture", name)
         assert outcome.code == 0, outcome.err
     assert f"plan drawn in {name}" in outcome.err
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
@@ -36,7 +36,7 @@ def test_a_plan_is_drawn_with_memory_timeline_and_map(tmp_path: Path) -> None:
 
 def test_a_search_is_drawn_with_its_fastest(tmp_path: Path) -> None:
     arguments = ("--search", "--gpus", "32", "--fix", "train.recompute=none", "--picture", "search.svg")
-    outcome = trimaran(tmp_path, "plan", FALCON, *SMALL, *arguments)
+    outcome = trimaran_here(tmp_path, "plan", FALCON, *SMALL, *arguments)
     assert outcome.code == 0, outcome.err
     words = words_of(tmp_path / "search.svg")
     assert "estimated seconds of a step" in words
@@ -45,7 +45,7 @@ def test_a_search_is_drawn_with_its_fastest(tmp_path: Path) -> None:
 
 
 def test_published_runs_are_drawn(tmp_path: Path) -> None:
-    outcome = trimaran(tmp_path, "plan", "--published", "--picture", "published.svg")
+    outcome = trimaran_here(tmp_path, "plan", "--published", "--picture", "published.svg")
     assert outcome.code == 0, outcome.err
     words = words_of(tmp_path / "published.svg")
     assert {"vtrain-mds", "nanotron", "predicted: seconds of a step", "measured: GiB of the fullest rank"} <= words
@@ -53,7 +53,7 @@ def test_published_runs_are_drawn(tmp_path: Path) -> None:
 
 def test_a_law_is_drawn_with_curves_and_frontier(tmp_path: Path) -> None:
     runs = str(ROOT / "tests" / "runtime" / "chinchilla.csv")
-    outcome = trimaran(tmp_path, "scaling", "fit", runs, "--picture", "law.svg")
+    outcome = trimaran_here(tmp_path, "scaling", "fit", runs, "--picture", "law.svg")
     assert outcome.code == 0, outcome.err
     words = words_of(tmp_path / "law.svg")
     assert {"outliers", "frontier", "by the law of the loss", "by the lowest points", "95% of one more point"} <= words
@@ -61,7 +61,7 @@ def test_a_law_is_drawn_with_curves_and_frontier(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [("plan", FALCON), ("scaling", "fit", "runs.csv")])
 def test_a_picture_is_svg(tmp_path: Path, command: tuple[str, ...]) -> None:
-    outcome = trimaran(tmp_path, *command, "--picture", "plan.jpg")
+    outcome = trimaran_here(tmp_path, *command, "--picture", "plan.jpg")
     assert outcome.code == 2
     assert outcome.last_line == "error: --picture must end in .svg; got plan.jpg"
 

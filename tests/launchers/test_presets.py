@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.launchers.runs import make_workplace, trimaran
+from tests.launchers.runs import make_workplace, trimaran, trimaran_here
 from trimaran.launchers.cli.planning.presets import section_of_preset, short_count
 from trimaran.models.presets import CATALOG, PRESETS, preset
 from trimaran.runtime.spec import parse_spec
@@ -36,20 +36,20 @@ def test_models_lists_every_preset_with_its_source(tmp_path: Path) -> None:
 
 
 def test_models_lists_the_names_that_begin_so(tmp_path: Path) -> None:
-    outcome = trimaran(tmp_path, "models", "gemma2")
+    outcome = trimaran_here(tmp_path, "models", "gemma2")
     assert outcome.code == 0, outcome.err
     assert [line.split()[0] for line in outcome.out.splitlines()[1:]] == ["gemma2-2b", "gemma2-9b", "gemma2-27b"]
 
 
 def test_models_shows_one_whole(tmp_path: Path) -> None:
-    outcome = trimaran(tmp_path, "models", "llama3.1-8b")
+    outcome = trimaran_here(tmp_path, "models", "llama3.1-8b")
     assert outcome.code == 0, outcome.err
     assert outcome.out == section_of_preset("llama3.1-8b")
     assert "# llama3.1-8b: 8,030,261,248 parameters" in outcome.out
 
 
 def test_models_names_the_nearest(tmp_path: Path) -> None:
-    outcome = trimaran(tmp_path, "models", "falcn-40b")
+    outcome = trimaran_here(tmp_path, "models", "falcn-40b")
     assert outcome.code == 2
     assert outcome.last_line == "error: unknown preset 'falcn-40b'; did you mean falcon-40b?"
 
@@ -140,6 +140,6 @@ def test_the_shift_of_the_best_rate_is_a_factor() -> None:
 )  # fmt: skip
 def test_coordinate_check_refuses(arguments: list[str], words: str, tmp_path: Path) -> None:
     make_workplace(tmp_path)
-    outcome = trimaran(tmp_path, "coordinate-check", "spec.yaml", *arguments)
+    outcome = trimaran_here(tmp_path, "coordinate-check", "spec.yaml", *arguments)
     assert outcome.code == 2
     assert words in outcome.last_line

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.benchmarks.scripts import load_script
-from tests.launchers.runs import trimaran
+from tests.launchers.runs import trimaran_here
 from trimaran.runtime.plan.scaling.intervals import draws_of, interval, rows_of, shipped_draws
 from trimaran.runtime.plan.scaling.laws import DEFAULT
 from trimaran.runtime.spec import parse_spec
@@ -30,13 +30,13 @@ def table(folder: Path, rows: list[tuple[float, float, object]], header: str = "
 
 
 def test_tokens_params_and_budget_agree(tmp_path: Path) -> None:
-    budget = trimaran(tmp_path, "scaling", "budget", "5.76e23")
+    budget = trimaran_here(tmp_path, "scaling", "budget", "5.76e23")
     assert budget.code == 0, budget.err
     assert "3.22e+10" in budget.out
     assert "7.22e+10" in budget.out
     assert "32B at 5.76e23 FLOP" in " ".join(budget.err.split())
-    tokens = trimaran(tmp_path, "scaling", "tokens", "72.2b")
-    params = trimaran(tmp_path, "scaling", "params", "1.33t")
+    tokens = trimaran_here(tmp_path, "scaling", "tokens", "72.2b")
+    params = trimaran_here(tmp_path, "scaling", "params", "1.33t")
     assert "1.33e+12" in tokens.out
     assert re.search(r"Besiroglu 2024 +7\.2\de\+10", params.out)
     assert "FLOP over the least for that loss" in tokens.out
@@ -46,7 +46,7 @@ def test_the_default_laws_optima_have_the_intervals_of_its_fit(tmp_path: Path) -
     """The shipped draws are those of a bootstrap of the 240 runs; the paper's own approaches give 63B to 67B."""
     again = rows_of(draws_of(load_script("scaling_draws").law_of_chinchilla(200)))
     assert rows_of(shipped_draws()) == [pytest.approx(row, rel=1e-3) for row in again]
-    outcome = trimaran(tmp_path, "scaling", "budget", "5.76e23")
+    outcome = trimaran_here(tmp_path, "scaling", "budget", "5.76e23")
     found = re.search(r"Besiroglu 2024 +7.22e\+10 \((\S+) to (\S+)\)", outcome.out)
     assert found is not None
     assert float(found[1]) < 63e9
@@ -78,17 +78,17 @@ def test_folders_of_runs_are_fitted_like_a_table_of_them(tmp_path: Path) -> None
         run_folder(tmp_path / f"run{number}", (2, 8, 32)[number // 3], *row[1:]) for number, row in enumerate(rows)
     ]
     from_folders, from_table = (
-        trimaran(tmp_path, "scaling", "fit", *given) for given in (folders, [table(tmp_path, rows)])
+        trimaran_here(tmp_path, "scaling", "fit", *given) for given in (folders, [table(tmp_path, rows)])
     )
     assert from_folders.code == 0, from_folders.err
     assert from_folders.out == from_table.out
-    outcome = trimaran(tmp_path, "scaling", "fit", *folders, run_folder(tmp_path / "none", 2, 1e6, None))
+    outcome = trimaran_here(tmp_path, "scaling", "fit", *folders, run_folder(tmp_path / "none", 2, 1e6, None))
     assert outcome.code == 2
     assert "none has no held-out loss, and a law needs that of every run; train it with" in outcome.last_line
     (tmp_path / "empty").mkdir()
-    outcome = trimaran(tmp_path, "scaling", "fit", "empty")
+    outcome = trimaran_here(tmp_path, "scaling", "fit", "empty")
     assert outcome.last_line.startswith("error: empty is no run: spec.yaml or metrics.jsonl is missing")
-    hours = trimaran(tmp_path, "scaling", "budget", "1000h")
+    hours = trimaran_here(tmp_path, "scaling", "budget", "1000h")
     assert "hours of GPUs are --gpu-hours" in hours.last_line
 
 
@@ -104,13 +104,13 @@ def test_folders_of_runs_are_fitted_like_a_table_of_them(tmp_path: Path) -> None
 )
 def test_a_table_that_is_none_is_told_with_its_line(tmp_path: Path, text: bytes, error: str) -> None:
     (tmp_path / "runs.csv").write_bytes(text)
-    outcome = trimaran(tmp_path, "scaling", "fit", "runs.csv")
+    outcome = trimaran_here(tmp_path, "scaling", "fit", "runs.csv")
     assert outcome.code == 2
     assert error in outcome.last_line
 
 
 def test_far_beyond_the_largest_run_is_said(tmp_path: Path) -> None:
-    near, far = (trimaran(tmp_path, "scaling", "budget", flops) for flops in ("5.76e23", "5.76e25"))
+    near, far = (trimaran_here(tmp_path, "scaling", "budget", flops) for flops in ("5.76e23", "5.76e25"))
     assert "far beyond" not in near.err
     assert "5.76e+25 FLOP is 4,431 times the largest run" in " ".join(far.err.split())
 
@@ -118,7 +118,7 @@ def test_far_beyond_the_largest_run_is_said(tmp_path: Path) -> None:
 def test_a_fit_without_outliers_leaves_them_out_and_names_them(tmp_path: Path) -> None:
     """All 245 runs: what lies far off is found, and the constants are the paper's within its errors."""
     with_all, without = (
-        trimaran(tmp_path, "scaling", "fit", str(RUNS), *option) for option in ((), ("--without-outliers",))
+        trimaran_here(tmp_path, "scaling", "fit", str(RUNS), *option) for option in ((), ("--without-outliers",))
     )
     assert "outliers count in the fit; --without-outliers leaves them out" in " ".join(with_all.err.split())
     assert "outliers were left out" in without.err
@@ -135,8 +135,8 @@ def test_a_fit_without_outliers_leaves_them_out_and_names_them(tmp_path: Path) -
 
 
 def test_gpu_hours_are_a_budget(tmp_path: Path) -> None:
-    hours = trimaran(tmp_path, "scaling", "budget", "--gpu-hours", "1000", "--chip", "A100-80GB", "--mfu", "0.5")
-    flops = trimaran(tmp_path, "scaling", "budget", "5.616e20")
+    hours = trimaran_here(tmp_path, "scaling", "budget", "--gpu-hours", "1000", "--chip", "A100-80GB", "--mfu", "0.5")
+    flops = trimaran_here(tmp_path, "scaling", "budget", "5.616e20")
     assert hours.code == 0, hours.err
     assert hours.out == flops.out
 
@@ -147,7 +147,7 @@ def test_a_fit_of_chinchilla_s_runs_gives_the_published_constants(tmp_path: Path
     kept = sorted(lines[1:], key=lambda line: float(line.rpartition(",")[2]))[:-5]
     path = tmp_path / "kept.csv"
     path.write_text(lines[0] + "".join(kept), encoding="utf-8")
-    outcome = trimaran(tmp_path, "scaling", "fit", str(path), "--at", "5.76e23")
+    outcome = trimaran_here(tmp_path, "scaling", "fit", str(path), "--at", "5.76e23")
     assert outcome.code == 0, outcome.err
     constants = {line.split()[0]: float(line.split()[1]) for line in outcome.out.splitlines()[1:6]}
     assert constants["E"] == pytest.approx(1.82, abs=0.03)
@@ -179,7 +179,7 @@ def test_runs_that_say_too_little_are_refused(
     tmp_path: Path, rows: list[tuple[float, float, object]], header: str | None, error: str
 ) -> None:
     path = table(tmp_path, rows) if header is None else table(tmp_path, rows, header)
-    outcome = trimaran(tmp_path, "scaling", "fit", path)
+    outcome = trimaran_here(tmp_path, "scaling", "fit", path)
     assert outcome.code == 2
     assert error in outcome.last_line
 
@@ -200,6 +200,6 @@ def test_runs_that_say_too_little_are_refused(
     ],
 )
 def test_a_wrong_request_is_a_sentence(tmp_path: Path, arguments: list[str], error: str) -> None:
-    outcome = trimaran(tmp_path, "scaling", *arguments)
+    outcome = trimaran_here(tmp_path, "scaling", *arguments)
     assert outcome.code == 2
     assert outcome.last_line.startswith(f"error: {error}")
