@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from tests.launchers.chat_run import chat_run
 from tests.launchers.forked import fork_server
-from tests.launchers.runs import TIMEOUT_S, ranks_in, trimaran
+from tests.launchers.runs import TIMEOUT_S, ranks_in, trimaran, trimaran_here
 from tests.twin.test_grounding import PASSAGES
 from trimaran.runtime.twin.decide import Decision
 from trimaran.runtime.twin.passages import Passage, write_texts
@@ -60,14 +61,23 @@ class Terminal:
         self.child.send(text + end)
 
 
+@contextmanager
+def conversation(place: Path, *options: str) -> Iterator[Terminal]:
+    """A conversation with the talker that ends with the block, however that ends."""
+    found = Terminal(place, "talker", *options)
+    try:
+        yield found
+    finally:
+        found.child.close(force=True)
+
+
 @pytest.fixture(scope="module")
 def terminal(place: Path) -> Iterator[Terminal]:
     """One process for many checks."""
-    found = Terminal(place, "talker", "--max-new-tokens", "6", "--min-new-tokens", "6", "--temperature", "0")
-    found.wait_for("/help names the commands.")
-    found.wait_for(PROMPT)
-    yield found
-    found.child.close(force=True)
+    with conversation(place, "--max-new-tokens", "6", "--min-new-tokens", "6", "--temperature", "0") as found:
+        found.wait_for("/help names the commands.")
+        found.wait_for(PROMPT)
+        yield found
 
 
 def test_every_command_on_a_terminal(terminal: Terminal, place: Path) -> None:
@@ -140,8 +150,7 @@ def test_ctrl_c_twice_leaves_and_no_rank_stays(terminal: Terminal, place: Path) 
         terminal.child.send(CTRL_C)
         terminal.child.expect_exact(["leaves", pexpect.EOF])
     terminal.child.expect(pexpect.EOF)
-    terminal.child.close()
-    assert terminal.child.exitstatus == 0
+    assert terminal.child.wait() == 0
     assert ranks_in(place) == []
 
 
@@ -245,36 +254,36 @@ def test_generate_says_no_to_wrong_modes(options: tuple[str, ...], words: str, p
     (place / "empty.txt").write_text(" \n")
     (place / "latin.txt").write_bytes(b"a\xff")
     (place / "talk.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
-    outcome = trimaran(place, "generate", "talker", *options)
+    outcome = trimaran_here(place, "generate", "talker", *options)
     assert (outcome.code, outcome.out) == (2, "")
     assert words in outcome.err
 
 
 def test_ranks_that_die_are_told_and_the_conversation_can_be_saved(place: Path) -> None:
-    terminal = Terminal(place, "talker", "--tp", "2", "--max-new-tokens", "200", "--min-new-tokens", "200")
-    terminal.wait_for(PROMPT)
-    terminal.type("go on")
-    terminal.child.expect(r"\n[^\r\n]{2}")
-    rank, _ = ranks_in(place)
-    rank.kill()
-    terminal.wait_for("error:")
-    terminal.type("/save kept.json")
-    terminal.wait_for("saved to kept.json")
-    terminal.wait_for(PROMPT)
-    terminal.type("", CTRL_D)
-    terminal.child.expect(pexpect.EOF)
-    terminal.child.close()
+    with conversation(place, "--tp", "2", "--max-new-tokens", "200", "--min-new-tokens", "200") as terminal:
+        terminal.wait_for(PROMPT)
+        terminal.type("go on")
+        terminal.child.expect(r"\n[^\r\n]{2}")
+        rank, _ = ranks_in(place)
+        rank.kill()
+        terminal.wait_for("error:")
+        terminal.type("/save kept.json")
+        terminal.wait_for("saved to kept.json")
+        terminal.wait_for(PROMPT)
+        terminal.type("", CTRL_D)
+        terminal.child.expect(pexpect.EOF)
+        terminal.child.wait()
     assert terminal.child.exitstatus == 1
 
 
 def test_sigterm_ends_a_conversation_and_its_ranks(place: Path) -> None:
-    terminal = Terminal(place, "talker", "--tp", "2")
-    terminal.wait_for(PROMPT)
-    assert len(ranks_in(place)) == 2
-    terminal.child.kill(signal.SIGTERM)
-    terminal.wait_for("stopped by SIGTERM")
-    terminal.child.expect(pexpect.EOF)
-    terminal.child.close()
+    with conversation(place, "--tp", "2") as terminal:
+        terminal.wait_for(PROMPT)
+        assert len(ranks_in(place)) == 2
+        terminal.child.kill(signal.SIGTERM)
+        terminal.wait_for("stopped by SIGTERM")
+        terminal.child.expect(pexpect.EOF)
+        terminal.child.wait()
     assert terminal.child.exitstatus == 128 + signal.SIGTERM
     assert ranks_in(place) == []
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -178,6 +178,14 @@ class Sleeper:
     def name(self) -> tuple[str, int]:
         return this_machine(), self.process.pid
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
     def has_been_killed(self) -> bool:
         self.connection.close()
         return self.process.wait(SOON_S) == -signal.SIGKILL
@@ -190,13 +198,13 @@ def waits_for(rank: int, other: int) -> Failure:
 @pytest.mark.parametrize("asking", [0, 1])
 def test_after_a_time_out_the_stopped_rank_is_named_and_killed(world: World, asking: int) -> None:
     """Rank 1 waits for rank 2, which waits for rank 3."""
-    stopped = Sleeper(world, 3)
-    cause = world.ranks[asking].send(waits_for(asking, 2), timed_out=True)
-    assert cause is not None
-    assert (cause.rank, cause.where, cause.exit_code) == (3, "host h3", 137)
-    assert "it was stopped (by SIGSTOP or a debugger)" in cause.message
-    assert world.heard(2) == cause
-    assert stopped.has_been_killed()
+    with Sleeper(world, 3) as stopped:
+        cause = world.ranks[asking].send(waits_for(asking, 2), timed_out=True)
+        assert cause is not None
+        assert (cause.rank, cause.where, cause.exit_code) == (3, "host h3", 137)
+        assert "it was stopped (by SIGSTOP or a debugger)" in cause.message
+        assert world.heard(2) == cause
+        assert stopped.has_been_killed()
 
 
 def test_after_a_time_out_among_living_ranks_its_own_message_stands(
@@ -211,30 +219,30 @@ def test_after_a_time_out_among_living_ranks_its_own_message_stands(
 
 def test_a_failure_during_the_roll_call_is_the_cause(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failure_relay, "_ROLL_CALL_S", 100.0)  # it is not over before the reason is told
-    stopped = Sleeper(world, 3)
     reason = Failure(2, PLACES[2], 7, "no space left")
     answer: list[Failure | None] = []
     asking = threading.Thread(target=lambda: answer.append(world.ranks[1].send(waits_for(1, 2), timed_out=True)))
-    asking.start()
-    wait_until(lambda: world.server._roll_call is not None)
-    world.ranks[2].send(reason)
-    asking.join(SOON_S)
-    assert world.heard(0) == reason
+    with Sleeper(world, 3):
+        asking.start()
+        wait_until(lambda: world.server._roll_call is not None)
+        world.ranks[2].send(reason)
+        asking.join(SOON_S)
+        assert world.heard(0) == reason
     assert answer == [reason]
-    stopped.process.kill()
-    assert stopped.has_been_killed()
 
 
 def test_rank_0_that_is_stopped_is_named_and_killed_by_the_others() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        process = subprocess.Popen(["sleep", "1000"])
-        os.kill(process.pid, signal.SIGSTOP)
-        told: queue.Queue[Failure] = queue.Queue()
-        port, rank_0 = listener.getsockname()[1], (this_machine(), process.pid)
-        rank = FailureRelay.connect("127.0.0.1", port, KEY, 1, told.put, PLACES[0], rank_0)
-        cause = rank.send(waits_for(1, 0), timed_out=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener, subprocess.Popen(["sleep", "1000"]) as process:
+        try:
+            os.kill(process.pid, signal.SIGSTOP)
+            told: queue.Queue[Failure] = queue.Queue()
+            port, rank_0 = listener.getsockname()[1], (this_machine(), process.pid)
+            rank = FailureRelay.connect("127.0.0.1", port, KEY, 1, told.put, PLACES[0], rank_0)
+            cause = rank.send(waits_for(1, 0), timed_out=True)
+            assert process.wait(SOON_S) == -signal.SIGKILL
+        finally:
+            process.kill()
     assert cause is not None
     assert (cause.rank, cause.where) == (0, PLACES[0])
     assert "it was stopped" in cause.message
-    assert process.wait(SOON_S) == -signal.SIGKILL
     assert told.empty()

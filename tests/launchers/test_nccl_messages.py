@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Self, cast
 
 import pytest
 
@@ -173,49 +173,48 @@ class Relayed:
     def die(self, rank: int) -> None:
         self.ranks[rank - 1]._side._connection.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for relay in (*self.ranks, self.server):
             relay.close()
 
 
 @pytest.mark.parametrize(("output", "exit_code"), [(ILLEGAL_ACCESS, 134), (None, 137)])
 def test_a_death_is_told_by_what_the_watchdog_wrote(output: str | None, exit_code: int) -> None:
-    world = Relayed(lambda rank: watchdog_end(output) if output else None)
-    world.die(1)
-    failure = world.told.get(timeout=60)
+    with Relayed(lambda rank: watchdog_end(output) if output else None) as world:
+        world.die(1)
+        failure = world.told.get(timeout=60)
     assert (failure.rank, failure.step, failure.exit_code) == (1, 12, exit_code)
     assert ("killed (out of memory, perhaps)" in failure.message) == (output is None)
-    world.close()
 
 
 @pytest.mark.parametrize(("output", "exit_code"), [(TIMED_OUT, 134), (None, 137)])
 def test_the_death_of_rank_0_is_told_by_what_the_watchdog_wrote(output: str | None, exit_code: int) -> None:
-    world = Relayed(lambda rank: watchdog_end(output) if output and rank == 0 else None)
-    world.server._side._closing.set()  # its connections close without a last word
-    for _ in world.ranks:
-        failure = world.told_others.get(timeout=60)
-        assert (failure.rank, failure.where, failure.exit_code) == (0, "host h0", exit_code)
-        assert ("BROADCAST of its dp group did not end within 1800 s" in failure.message) == (output is not None)
-    world.close()
+    with Relayed(lambda rank: watchdog_end(output) if output and rank == 0 else None) as world:
+        world.server._side._closing.set()  # its connections close without a last word
+        for _ in world.ranks:
+            failure = world.told_others.get(timeout=60)
+            assert (failure.rank, failure.where, failure.exit_code) == (0, "host h0", exit_code)
+            assert ("BROADCAST of its dp group did not end within 1800 s" in failure.message) == (output is not None)
 
 
 def test_a_consequence_waits_for_its_cause_and_is_told_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     words = {1: watchdog_end(LOST_BY_WATCHDOG)}
-    world = Relayed(words.get)
-    world.die(1)
-    wait_until(lambda: world.server._side._suspect is not None)  # type: ignore[union-attr]
-    world.die(2)
-    failure = world.told.get(timeout=60)
+    with Relayed(words.get) as world:
+        world.die(1)
+        wait_until(lambda: world.server._side._suspect is not None)  # type: ignore[union-attr]
+        world.die(2)
+        failure = world.told.get(timeout=60)
     assert (failure.rank, "was killed" in failure.message) == (2, True), "rank 1 has lost rank 2"
-    world.close()
 
     monkeypatch.setattr(failure_relay, "_SUSPECT_S", 0.2)
-    world = Relayed(lambda rank: watchdog_end(TIMED_OUT))
-    world.die(2)
-    failure = world.told.get(timeout=60)
+    with Relayed(lambda rank: watchdog_end(TIMED_OUT)) as world:
+        world.die(2)
+        failure = world.told.get(timeout=60)
     assert (failure.rank, failure.exit_code) == (2, 134)
     assert "BROADCAST of its dp group" in failure.message
-    world.close()
 
 
 def test_a_rank_reads_what_another_wrote_to_its_standard_error(tmp_path: Path) -> None:
