@@ -238,11 +238,11 @@ def test_what_can_not_be_read_right_now_is_waited_for(tmp_path: Path, monkeypatc
 def test_rank_0_is_waited_for_while_it_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It imports torch for longer than the ranks wait without a sign."""
     monkeypatch.setattr("trimaran.launchers.rendezvous.address_file._SIGN_S", 0.1)
-    section, announced = LauncherSection(start_timeout_s=5.0), AddressFile(tmp_path, "7-1-0")
+    section, announced = LauncherSection(start_timeout_s=3.0), AddressFile(tmp_path, "7-1-0")
     announced.announce()
     with ThreadPoolExecutor(2) as pool:
         others = [pool.submit(join_rendezvous, rank_env(rank), {}, section, tmp_path) for rank in (1, 2)]
-        time.sleep(7.0)
+        time.sleep(3.5)
         assert not any(each.done() for each in others)
         first = join_rendezvous(rank_env(0), {}, SECTION, tmp_path, announced=announced)
         assert [each.result().rank_env.rank for each in others] == [1, 2]
