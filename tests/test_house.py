@@ -80,6 +80,12 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Return every node of the file, which most tests look at."""
+    return tuple(ast.walk(tree(path)))
+
+
 def place(path: Path, node: ast.AST | None = None) -> str:
     """Return where something is, to be clicked on."""
     line = getattr(node, "lineno", None)
@@ -121,9 +127,15 @@ def runs_at_import(node: ast.AST) -> Iterator[ast.AST]:
         yield from runs_at_import(child)
 
 
+@cache
+def nodes_at_import(path: Path) -> tuple[ast.AST, ...]:
+    """Return the nodes of the file that run at import."""
+    return tuple(runs_at_import(tree(path)))
+
+
 def functions(path: Path) -> list[Function]:
     """Return every function and method of a file, nested ones too."""
-    return [node for node in ast.walk(tree(path)) if isinstance(node, Function)]
+    return [node for node in nodes(path) if isinstance(node, Function)]
 
 
 def circles(graph: dict[str, set[str]]) -> list[str]:
@@ -151,7 +163,7 @@ def test_imports_run_down_only() -> None:
     wrong = [
         f"{place(path, node)}: {path.relative_to(ROOT).parts[0]} imports {target}"
         for path in source_files().values()
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         for target in own_modules(node)
         if FLOORS[target.split(".")[0]] > FLOORS[path.relative_to(ROOT).parts[0]]
     ]
@@ -185,7 +197,7 @@ def test_only_regular_files_are_opened_for_reading() -> None:
         for room in ("runtime", "launchers")
         for path in sorted((ROOT / room).rglob("*.py"))
         if path != ROOT / "runtime" / "files.py"
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.Call) and opens_any_file(node)
     ]
     assert not wrong, "\n".join(wrong)
@@ -211,7 +223,7 @@ def launchers_by_file() -> dict[str, set[str]]:
         name: path for name, path in source_files().items() if name.startswith("launchers.") and tree(path).body[1:]
     }
     return {
-        name: {target for node in ast.walk(tree(path)) for target in own_modules(node)} & files.keys() - {name}
+        name: {target for node in nodes(path) for target in own_modules(node)} & files.keys() - {name}
         for name, path in files.items()
     }
 
@@ -245,8 +257,7 @@ def test_the_longest_path_is_found() -> None:
 
 def test_no_circle_between_files() -> None:
     graph = {
-        name: {t for node in ast.walk(tree(path)) for t in own_modules(node)} - {name}
-        for name, path in source_files().items()
+        name: {t for node in nodes(path) for t in own_modules(node)} - {name} for name, path in source_files().items()
     }
     assert not circles(graph), "\n".join(circles(graph))
 
@@ -260,7 +271,7 @@ def test_imports_are_absolute_and_carry_the_name_of_the_package() -> None:
     wrong = [
         f"{place(path, node)}: {ast.unparse(node)}"
         for path in [*source_files().values(), *tests]
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if (isinstance(node, ast.ImportFrom) and node.level)
         or any(name.split(".")[0] in FLOORS for name in imported_names(node))
     ]
@@ -330,10 +341,7 @@ def test_lines_of_pages_and_settings_end_at_120_columns() -> None:
 
 def test_no_global_statement() -> None:
     wrong = [
-        place(path, node)
-        for path in source_files().values()
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.Global)
+        place(path, node) for path in source_files().values() for node in nodes(path) if isinstance(node, ast.Global)
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -413,7 +421,7 @@ def test_only_launchers_read_the_environment_and_the_command_line() -> None:
     for name, path in source_files().items():
         if name.split(".")[0] == "launchers":
             continue
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             uses = [ast.unparse(node)] if isinstance(node, ast.Attribute) else imported_names(node)
             wrong += [f"{place(path, node)}: {use}" for use in uses if use in forbidden]
     assert not wrong, "\n".join(wrong)
@@ -424,7 +432,7 @@ def test_only_one_file_initialises_the_process_group() -> None:
         place(path, node)
         for name, path in source_files().items()
         if name != "launchers.worker.process_group"
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if (isinstance(node, ast.Attribute) and node.attr == "init_process_group")
         or any(target.endswith(".init_process_group") for target in imported_names(node))
     ]
@@ -436,7 +444,7 @@ def test_at_most_one_file_imports_an_optional_package_at_import(package: str) ->
     files = {
         place(path)
         for path in source_files().values()
-        for node in runs_at_import(tree(path))
+        for node in nodes_at_import(path)
         for name in imported_names(node)
         if name.split(".")[0] == package or name.startswith(f"torch.utils.{package}")
     }
@@ -448,7 +456,7 @@ def test_only_the_kernels_import_triton() -> None:
         place(path, node)
         for name, path in source_files().items()
         if name.split(".")[0] != "kernels"
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         for imported in imported_names(node)
         if imported.split(".")[0] == "triton"
     ]
@@ -460,9 +468,9 @@ def test_what_must_be_quick_reaches_no_torch() -> None:
     at_import: dict[str, set[str]] = {}
     torch_users = set()
     for name, path in modules.items():
-        nodes = list(runs_at_import(tree(path)))
-        at_import[name] = {target for node in nodes for target in own_modules(node)}
-        if any(imported.split(".")[0] == "torch" for node in nodes for imported in imported_names(node)):
+        run = nodes_at_import(path)
+        at_import[name] = {target for node in run for target in own_modules(node)}
+        if any(imported.split(".")[0] == "torch" for node in run for imported in imported_names(node)):
             torch_users.add(name)
     names = {path: name for name, path in modules.items()}
     wrong = []
