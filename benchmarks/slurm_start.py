@@ -64,11 +64,12 @@ def _train(spec: Path, overrides: list[str], folder: Path, *, preflight: bool) -
     """Submit a run; return the seconds until its script began, and from there to its first step."""
     folder.mkdir()
     began, run = folder / "began", folder / "run"
+    prolog = [f"date +%s.%N >{shlex.quote(str(began))}", *load_spec(spec, overrides).slurm.prolog]
     settings = [
         *overrides,
         f"train.output_dir={run}",
         *([] if preflight else ["slurm.preflight_min_free_gib=null"]),
-        f"slurm.prolog={json.dumps([f'date +%s.%N >{shlex.quote(str(began))}'])}",
+        f"slurm.prolog={json.dumps(prolog)}",
     ]
     words = [word for setting in settings for word in ("--set", setting)]
     subprocess.run(

@@ -97,7 +97,8 @@ def test_tasks_of_ranks_and_agents_give_the_losses_of_the_local_launcher(
 
 
 def test_a_job_whose_node_is_lost_goes_on_elsewhere(cluster: Cluster, expected: list[Any], tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, hold=5, slurm={"exclude": "n[1-2]"})
+    """Its ranks are forked: with the program that stands for one on the lost node, the fork server ends that one."""
+    run = Run(cluster, tmp_path, hold=5, forked=True, slurm={"exclude": "n[1-2]"})
     job = run.submit_and_hold()
     lost = cluster.call("scontrol", "show", "hostnames", run.state(job).nodes).split()[-1]
     cluster.lose_node(lost)
@@ -241,11 +242,9 @@ def test_the_script_is_valid_shell(tmp_path: Path) -> None:
 def test_a_rank_that_is_killed_ends_the_job_though_the_others_would_wait_for_it(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    run = Run(cluster, tmp_path, hold=3, launcher={"timeout_s": 100_000.0})
+    run = Run(cluster, tmp_path, hold=3, forked=True, launcher={"timeout_s": 100_000.0})
     job = run.submit_and_hold()
-    victim = next(
-        process for process in cluster.steps() if process.name() == "trimaran-1" and process.cwd() == str(tmp_path)
-    )
+    _, victim = ranks_in(tmp_path)
     victim.kill()
     state = run.finish(job)
     assert (state.state, state.exit_code) == ("FAILED", 137), run.log()
