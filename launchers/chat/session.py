@@ -14,6 +14,7 @@ from trimaran.runtime.infer.dialogue import Turn as FittedTurn
 from trimaran.runtime.infer.modes import Mode, did_you_mean
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.twin.asking import Twin
+from trimaran.runtime.twin.retrieval.citations import CitationStream
 
 SETTINGS: Final = tuple(each.name for each in fields(SamplingParams) if each.name not in ("stop_tokens", "context"))
 """Names that /set knows."""
@@ -139,14 +140,14 @@ class Session:
             self._note(asked.note)
         answer = Answer(len(asked.tokens))
         turn.answers.append(answer)
-        take = show if self._streams else _ignore
+        cited = CitationStream(len(grounded.passages))
+        take = (lambda piece: show(cited.add(piece))) if self._streams else _ignore
         try:
             await self.asker.ask(answer, asked.tokens, self.sampling, self._stops, self._retries, take)
         except asyncio.CancelledError:
             answer.finish = INTERRUPTED
         checked, lines = check(twin, MARKS.sub("\ufffd", answer.text), question, grounded.passages)
-        if not self._streams:
-            show(checked)
+        show(cited.finish() if self._streams else checked)
         self._sources = lines
         kept = replace(before, first=asked.dialogue.first)
         exchange = Exchange(question, checked, self._written(asked, answer, checked))

@@ -3,7 +3,7 @@
 import codecs
 import itertools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -120,14 +120,21 @@ class Planner:
         most_choices: that one request may ask for.
         mode: what becomes of a user's text in a chat; completions are continued as they are.
         twin: whose library chats are answered from; None for the weights alone.
+        ids: of requests, where others ask the same backend.
     """
 
     def __init__(
-        self, text: RunText, context: int, most_choices: int, mode: Mode = ANSWER, twin: Twin | None = None
+        self,
+        text: RunText,
+        context: int,
+        most_choices: int,
+        mode: Mode = ANSWER,
+        twin: Twin | None = None,
+        ids: Iterator[int] | None = None,
     ) -> None:
         self._text, self._context, self._most_choices, self._mode = text, context, most_choices, mode
         self._twin = twin if mode == ANSWER else None
-        self._ids = itertools.count(1)
+        self._ids = itertools.count(1) if ids is None else ids
 
     def chat(self, request: ChatRequest) -> Plan:
         """Return the plan of an answer in a conversation; ApiError where the model has none, or no room."""

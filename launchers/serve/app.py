@@ -5,10 +5,11 @@ It needs the package starlette (pip install trimaran[serve]).
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 from starlette.applications import Starlette
@@ -36,8 +37,10 @@ from trimaran.runtime.infer.batching.messages import Backend, BackendGoneError
 from trimaran.runtime.infer.modes import ANSWER, Mode
 from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.twin.asking import Twin
+from trimaran.runtime.twin.retrieval.citations import CitationStream
 
 _PING_S = 10.0
+_LONG_BYTES = 64 << 10  # of a request's body; a shorter one is encoded in hundredths of a second
 _PASSAGES = 1 << 40  # ids of requests beside the planner's
 _JSON = "application/json"
 _Parsed = ChatRequest | CompletionRequest
@@ -62,6 +65,20 @@ class ServeOptions:
     page: Page = field(default_factory=build_page)
 
 
+@dataclass(frozen=True)
+class _Lane:
+    """Where requests are encoded: short ones never wait for a long one.
+
+    Args:
+        thread: a single one.
+        encoding: with a tokenizer that it alone uses, as encoding changes a tokenizer for a moment.
+    """
+
+    thread: ThreadPoolExecutor
+    encoding: RunText
+    planner: Planner
+
+
 class Service:
     """What the endpoints share."""
 
@@ -72,17 +89,23 @@ class Service:
         self.state = State()
         self.created = int(time.time())
         self.tokens = TokenText(text.tokenizer)
-        # Encoding changes a tokenizer for a moment, and takes long for long texts: it has one of its own, in a thread.
-        encoding = replace(text, tokenizer=text.tokenizer.with_special_tokens(()))
-        self._thread = ThreadPoolExecutor(1, "encode")
-        self.asker = Asker(backend, text, first_id=_PASSAGES, thread=self._thread, encoding=encoding)
-        self._planner = Planner(encoding, backend.context, self.gate.most, options.mode, options.twin)
+        ids = count(1)
+        self._short, self._long = (self._lane(ids) for _ in range(2))
+        self.asker = Asker(backend, text, first_id=_PASSAGES, thread=self._long.thread, encoding=self._long.encoding)
+
+    def _lane(self, ids: Iterator[int]) -> "_Lane":
+        encoding, options = replace(self.text, tokenizer=self.text.tokenizer.with_special_tokens(())), self.options
+        planner = Planner(encoding, self.backend.context, self.gate.most, options.mode, options.twin, ids)
+        return _Lane(ThreadPoolExecutor(1, "encode"), encoding, planner)
 
     async def plan(self, body: bytes, record: type[ChatRequest] | type[CompletionRequest]) -> tuple[_Parsed, Plan]:
         """Return a body as a request, and its plan; ApiError where it is wrong."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._plan, body, record)
+        lane = self._long if len(body) > _LONG_BYTES else self._short
+        return await asyncio.get_running_loop().run_in_executor(lane.thread, self._plan, lane.planner, body, record)
 
-    def _plan(self, body: bytes, record: type[ChatRequest] | type[CompletionRequest]) -> tuple[_Parsed, Plan]:
+    def _plan(
+        self, planner: Planner, body: bytes, record: type[ChatRequest] | type[CompletionRequest]
+    ) -> tuple[_Parsed, Plan]:
         request = parse_request(body, record)
         if request.model != self.options.name:
             raise ApiError(
@@ -91,29 +114,30 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
-        plan = self._planner.chat(request) if isinstance(request, ChatRequest) else self._planner.completion(request)
+        plan = planner.chat(request) if isinstance(request, ChatRequest) else planner.completion(request)
         return request, plan
 
     async def warm_up(self) -> None:
         """Do what only a first request would wait for: a template is compiled, a vocabulary is read."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._warm_up)
+        await asyncio.get_running_loop().run_in_executor(self._short.thread, self._warm_up)
 
     def _warm_up(self) -> None:
         self.tokens.bytes_of(0)
         body = json_bytes({"model": self.options.name, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1})
         with suppress(ApiError):  # a template may want other messages
-            self._plan(body, ChatRequest)
+            self._plan(self._short.planner, body, ChatRequest)
 
     async def checked(self, answer: str, ground: Ground | None) -> dict[str, Any] | None:
         """Return a twin's answer as it is held to its passages; None for another's."""
         twin = self.options.twin
         if twin is None or ground is None:
             return None
-        return await asyncio.get_running_loop().run_in_executor(self._thread, checked, twin, answer, ground)
+        return await asyncio.get_running_loop().run_in_executor(self._short.thread, checked, twin, answer, ground)
 
     def close(self) -> None:
-        """End the thread that encodes."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the threads that encode."""
+        for lane in (self._short, self._long):
+            lane.thread.shutdown(wait=False, cancel_futures=True)
 
 
 def serve_app(backend: Backend, text: RunText, options: ServeOptions) -> Starlette:
@@ -263,10 +287,13 @@ class _Answer(Response):
 
     async def _stream(self, writing: Writing, stream: "_EventStream") -> None:
         texts: list[str] = []  # where something is told beside the text, there is one choice
+        cited = None if self._plan.ground is None else CitationStream(len(self._plan.ground.passages))
 
         async def tell(index: int, piece: Piece) -> None:
-            if self._plan.ground is not None:
+            if cited is not None:
                 texts.append(piece.text)
+                shown = cited.add(piece.text) + (cited.finish() if piece.finish is not None else "")
+                piece = replace(piece, text=shown)
             told = None if piece.finish is None else await self._told("".join(texts))
             await stream.add(self._reply.chunk(index, piece, told))
 

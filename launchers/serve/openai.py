@@ -4,6 +4,7 @@ A field that would change the answer and isn't supported is an error, never pass
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -14,12 +15,15 @@ from trimaran.launchers.serve.errors import ApiError, wrong
 from trimaran.runtime.files import parse_json
 from trimaran.runtime.infer.chat import Message
 
+MOST_MESSAGES: Final = 2048
+"""Of a conversation, and parts of a message, as in OpenAI's API: each costs time whatever is in it."""
 MOST_STOPS: Final = 16
 MOST_TOP_LOGPROBS: Final = 20
 USUAL_LENGTH: Final = 16
 """Tokens of a completion where the request says nothing, as in OpenAI's API."""
 _LONGEST_STOP = 1000
 _SHOWN = 100
+_HALF = re.compile("[\ud800-\udfff]")
 _IDENTIFYING: Final = frozenset({"user", "safety_identifier", "prompt_cache_key"})
 """They tell who asks, and change no answer."""
 _NEUTRAL: Final = MappingProxyType(
@@ -118,6 +122,13 @@ class ChatRequest(_Common):
     def check(self) -> None:
         """Raise ApiError where fields don't go together."""
         super().check()
+        if len(self.messages) > MOST_MESSAGES:
+            raise wrong(
+                "messages",
+                f"a conversation may have at most {MOST_MESSAGES:,} messages, and this one has {len(self.messages):,}; "
+                "leave the oldest out, or begin a new one",
+                "array_above_max_length",
+            )
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise wrong("max_tokens", "give either max_completion_tokens or max_tokens, not both")
         if self.max_tokens == 0:
@@ -207,11 +218,10 @@ def parse_request(body: bytes, record: type[_Record]) -> _Record:
 
 def check_text(text: str, where: str) -> None:
     """Raise ApiError where a text has half of a surrogate pair, which is no character."""
-    found = next((index for index, each in enumerate(text) if "\ud800" <= each <= "\udfff"), None)
-    if found is not None:
+    if found := _HALF.search(text):
         raise wrong(
             where.partition("[")[0],
-            f"{where} has half of a surrogate pair (\\u{ord(text[found]):04x}) at character {found + 1}, "
+            f"{where} has half of a surrogate pair (\\u{ord(found[0]):04x}) at character {found.start() + 1}, "
             "which is no character; send both halves, or UTF-8",
         )
 
@@ -251,6 +261,10 @@ def _message(raw: Any, where: str) -> Message:
             raise wrong("messages", f"{where} has {_shown(name)}, which is not supported; leave it out")
     content = raw.get("content")
     if isinstance(content, list):
+        if len(content) > MOST_MESSAGES:
+            raise wrong(
+                "messages", f"{where}.content has {len(content):,} parts; it may have at most {MOST_MESSAGES:,}"
+            )
         content = "".join(_part(each, f"{where}.content[{number}]") for number, each in enumerate(content))
     if not isinstance(content, str):
         raise wrong("messages", f"{where}.content must be a text or a list of text parts; it is {_shown(content)}")

@@ -26,13 +26,16 @@ class Said:
     """An answer of a twin, or of its base.
 
     Args:
+        text: without citations of passages that were not given.
         checked: held to the passages of its prompt; None where it had none.
+        invented: citations that were taken out.
         is_silent: whether the texts were silent, so that no model was asked.
     """
 
     question: str
     text: str
     checked: Checked | None = None
+    invented: int = 0
     is_silent: bool = False
 
 
@@ -77,11 +80,8 @@ class Talker:
             tokens = self.text.encode(asked.prompt)
             answer = Answer(len(tokens))
             await self._asker.ask(answer, tokens, sampling, (), number, lambda piece: None)
-            found = answer.text.strip()
-            if not asked.passages:
-                return Said(question, found)
-            checked = twin.library.check(found, asked.passages)
-            return Said(question, checked.text, checked)
+            checked = twin.library.check(answer.text.strip(), asked.passages)
+            return Said(question, checked.text, checked if asked.passages else None, len(checked.invalid))
 
         return await self._all(ask, len(questions))
 

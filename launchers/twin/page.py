@@ -55,7 +55,7 @@ def _ways(report: TwinReport) -> str:
         ("Delta to others", *(each.delta_others.shown for each in report.ways.values())),
         ("answers with a citation", *(each.cited.shown for each in report.ways.values())),
         ("citations whose sentence rests on the passage", *(each.supported.shown for each in report.ways.values())),
-        ("citations of no passage, taken out", *(str(each.invalid) for each in report.ways.values())),
+        ("citations that the model invented, taken out", *(str(each.invalid) for each in report.ways.values())),
         ("quotes, of them verbatim", *(f"{each.quotes}, {each.verbatim}" for each in report.ways.values())),
         ("questions about absent topics that are refused", *(each.refused.shown for each in report.ways.values())),
     ]

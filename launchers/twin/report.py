@@ -263,7 +263,7 @@ def _way(said: Sequence[Said], absent: Sequence[bool], texts: _Texts, name: str)
         cited=Figure.of(share(sum(bool(each.citations) for each in checked), len(checked))) if checked else no_passages,
         supported=Figure.of(share(sum(each.is_supported for each in citations), len(citations))) if citations
         else Figure(why_not="nothing was cited") if checked else no_passages,
-        invalid=sum(len(each.invalid) for each in checked),
+        invalid=sum(each.invented for each in said),
         quotes=len(quotes), verbatim=sum(each.is_verbatim for each in quotes),
         refused=Figure.of(share(sum(absent), len(absent))) if absent
         else Figure(why_not="without retrieval no question is refused" if not checked

@@ -34,7 +34,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Twin:
-    """A twin. Not for several threads at once.
+    """A twin. For several threads, which its library lets in one at a time.
 
     Args:
         system: what it is told of itself.

@@ -42,7 +42,7 @@ def asked_and_told(session: Session, folder: Path, *lines: str) -> int:
 def test_an_answer_rests_on_passages_and_its_sources_are_told(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    backend = FakeBackend(says('I knew Yorick [1]. He said "to sleep all day" [7].'), context=4000)
+    backend = FakeBackend(says('I knew Yorick [1]. He said "to sleep all day" [7, 1].'), context=4000)
     session = talk(backend)
     assert asked_and_told(session, tmp_path, QUESTION, "And what did Yorick have?", "Tell me more.") == 0
     first, second, third = (TEXT.tokenizer.decode(each.prompt) for each in backend.requests)
@@ -52,7 +52,7 @@ def test_an_answer_rests_on_passages_and_its_sources_are_told(
     assert third.startswith(second), "what goes on with a question has its passages in the turn of that"
     assert third.endswith("<|im_start|>user\nTell me more.<|im_end|>\n<|im_start|>assistant\n")
     captured = capsys.readouterr()
-    assert captured.out.startswith('I knew Yorick [1]. He said "to sleep all day" [7].\n')
+    assert captured.out.startswith('I knew Yorick [1]. He said "to sleep all day" [1].\n')
     assert "[1] Hamlet, ACT 9, lines 500 to 503 (hamlet.md)" in captured.err
     assert "[7] is no passage of the prompt, and is taken out of the answer" in captured.err
     assert "no passage has these words as they are: to sleep all day" in captured.err

@@ -1,15 +1,16 @@
 """Prompts keep to their budget, and citations and quotes in an answer lead to what the passages really say."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trimaran.runtime.twin.passages import Passage, write_texts
 from trimaran.runtime.twin.report.questions import follow_up
-from trimaran.runtime.twin.retrieval.citations import Checked, check_citations, overlap
+from trimaran.runtime.twin.retrieval.citations import Checked, CitationStream, check_citations, overlap
 from trimaran.runtime.twin.retrieval.grounding import Grounding, grounded_messages, numbered
 from trimaran.runtime.twin.retrieval.library import Library
 from trimaran.runtime.twin.retrieval.phrases import language_of_question, phrases_of
@@ -132,6 +133,7 @@ def test_valid_citations_lead_to_title_and_lines_and_invalid_ones_go() -> None:
         ("A [1,9].", "A [1].", [1]),
         ("A[2] b", "A[2] b", [2]),
         ("A [1-900] b", "A [1] b", [1]),
+        ("A [ 2 ] [[7]9] [1][[8]2] b", "A [2] [1][2] b", [2, 1, 2]),
         ("In [1603] and [Exit] and [1a]", "In [1603] and [Exit] and [1a]", []),
     ],
 )
@@ -235,9 +237,16 @@ def test_whatever_words_of_a_passage_are_quoted_are_verbatim(start: int, length:
     assert bool(found) == (len(quote.split()) > 1)
 
 
-@given(st.text(alphabet='ab [1]2,-–"“”‘’.!\n', max_size=40))
-def test_any_answer_is_checked(answer: str) -> None:
-    check(answer)
+@given(st.text(alphabet='ab [1]29,-–"“”‘’.!\n', max_size=40), st.integers(1, 5))
+@example("[[7]9] [ 2 ]", 1)
+def test_in_any_answer_every_citation_that_is_shown_is_valid_while_it_arrives_too(answer: str, size: int) -> None:
+    checked, stream = check(answer), CitationStream(len(PASSAGES))
+    pieces = [stream.add(answer[start : start + size]) for start in range(0, len(answer), size)]
+    shown = "".join([*pieces, stream.finish()])
+    attached = [each for each in checked.citations if each.is_attached]
+    assert shown == checked.text or attached
+    for text in (shown, checked.text):
+        assert all(1 <= int(number) <= len(PASSAGES) for number in re.findall(r"\[\s*(\d{1,3})\s*\]", text))
 
 
 def test_a_library_goes_from_question_to_checked_answer(tmp_path: Path) -> None:

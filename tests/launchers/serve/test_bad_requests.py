@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,9 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"model": None}, "model", "model (None) should be a valid string"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": "hi"}, "messages", "should be a valid list"),
+        ({"messages": [USER] * 100_000}, "messages", "at most 2,048 messages, and this one has 100,000"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 3000}]}, "messages",
+         "messages[0].content has 3,000 parts; it may have at most 2,048"),
         ({"messages": ["hi"]}, "messages", "messages[0] must be an object with role and content; it is 'hi'"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "role must be one of system, developer, user"),
         ({"messages": [{"role": "user"}]}, "messages", "messages[0].content must be a text"),
@@ -188,6 +192,18 @@ def test_a_long_body_below_the_limit_is_read(http: httpx.Client) -> None:
     assert error_of(response)["code"] == "context_length_exceeded"
 
 
+def test_a_long_text_holds_up_no_short_one(text: RunText, sentence: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long one is encoded in a thread of its own: here until the short one has its answer."""
+    with served(text, lambda: FakeBackend(writes(sentence))) as server:
+        answered, planner = threading.Event(), server.service._long.planner
+        encode = planner.completion
+        monkeypatch.setattr(planner, "completion", lambda request: answered.wait(60) and encode(request))
+        with post_and_leave_open(server, COMPLETION | {"prompt": "x" * 100_000}, "/v1/completions") as long:
+            assert httpx.post(f"{server.url}/v1/completions", json=COMPLETION).status_code == 200
+            answered.set()
+            assert b"HTTP/1.1 400" in long.recv(1 << 16)
+
+
 def test_a_slow_head_and_a_slow_body_end(text: RunText, sentence: list[int]) -> None:
     with served(text, lambda: FakeBackend(writes(sentence)), with_limits(header_s=0.3, body_s=0.3)) as server:
         for beginning in (b"", b"GET / HT", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"):
@@ -213,10 +229,14 @@ def read_all(connection: Any) -> bytes:
     return found
 
 
-def test_a_huge_head_is_refused(server: Served) -> None:
-    with connect(server.port) as hostile:
-        hostile.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 50_000)
-        assert hostile.recv(12) == b"HTTP/1.1 400"
+def test_a_huge_head_is_refused_whether_it_is_whole_or_not(server: Served) -> None:
+    start, end = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ", b"\r\n\r\n"
+    fits = server.service.options.limits.head_bytes - len(start) - len(end)
+    for size, last, status in ((50_000, b"", 400), (100_000, end, 400), (fits + 1, end, 400), (fits, end, 200)):
+        sent = start + b"x" * size + last
+        with connect(server.port) as hostile:
+            hostile.sendall(sent)
+            assert hostile.recv(12) == b"HTTP/1.1 %d" % status, len(sent)
     with connect(server.port) as hostile:
         hostile.sendall(b"no http at all\r\n\r\n")
         assert hostile.recv(12) == b"HTTP/1.1 400"

@@ -191,6 +191,7 @@ def test_a_file_that_holds_something_else_is_refused_with_its_place(visit: Visit
         ({"messages": [{"role": "user", "text": 7}]}, "conversations[1].messages[0].text has to be a text"),
         ({"messages": [], "title": {}}, "conversations[1].title has to be a text"),
         ({"messages": [], "id": "../x"}, "conversations[1].id has to be"),
+        ({"messages": [], "id": 7}, "conversations[1].id has to be"),
         ({"messages": [], "updated": "now"}, "conversations[1].updated has to be a time"),
     ):
         import_conversations(tab, good, wrong)
