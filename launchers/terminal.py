@@ -121,12 +121,20 @@ def is_for_users(error: BaseException) -> bool:
 
 def sentence(error: BaseException) -> str:
     """Return an error as a sentence for a user, with a remedy where the system's own words name none."""
+    if isinstance(error, FileExistsError | NotADirectoryError) and (file := _file_at(error.filename)):
+        return f"{file} is a file, and a folder is needed there; choose another folder, or move the file away"
     if isinstance(error, OSError) and error.strerror:
         where = "" if error.filename is None else f"{error.filename}: "
         remedy = _REMEDIES.get(error.errno or 0)
         return f"{where}{error.strerror}" + (f"; {remedy}" if remedy else "")
     text = str(error).strip() or type(error).__name__
     return f"{text}; {_MORE_PROCESSES}" if _NO_THREAD in text else text
+
+
+def _file_at(name: object) -> Path | None:
+    """Return the file that stands where a path, or a folder above it, should be; None where none does."""
+    path = Path(os.fsdecode(name)) if isinstance(name, str | bytes | os.PathLike) else Path()
+    return next((each for each in (path, *path.parents) if each.is_file()), None)
 
 
 def say_error(error: BaseException) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from trimaran.launchers.before_start import check_writable
 from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences, path
 from trimaran.launchers.terminal import log_to_terminal, new_table, print_table, say
 from trimaran.models.fields import printable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from trimaran.runtime.data.engine.cluster import Workers
 
+_EXPORT = Path("export")
 data = typer.Typer(no_args_is_help=True, add_completion=False, help="What a recipe has kept and removed.")
 DataFolder = Annotated[
     Path, typer.Argument(parser=path, metavar="FOLDER", help="A run folder, or the folder that prepare has named.")
@@ -56,6 +58,8 @@ def prepare(
                 "--only and --sample are for a recipe, which this spec has not: it needs data.corpora, clean, filter, "
                 "dedup or decontaminate"
             )
+        if export is not None:
+            check_writable("--export-to", export_to or _EXPORT)
         if sample is not None:
             table = new_table("document", "kept", "removed, and why", show_lines=True)
             for row in sample_rows(spec, sample):
@@ -78,7 +82,7 @@ def prepare(
             write_data_page_of(curated, prepared)
         say(f"token shards: {prepared.folder}")
         if export is not None:
-            export_prepared(prepared, curated, export, export_to or Path("export"))
+            export_prepared(prepared, curated, export, export_to or _EXPORT)
 
 
 def _workers_of(spec: RunSpec, kind: str, count: int | None) -> "Workers":

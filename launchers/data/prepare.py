@@ -128,8 +128,6 @@ def export_prepared(prepared: "PreparedData", curated: "Curated | None", format:
     from trimaran.runtime.data.engine.parts import read_kept
     from trimaran.runtime.data.export import documents_of_shards, export_documents, export_megatron
 
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--export-to {folder} is a file; name a folder")
     if format == "megatron":
         for shards in (prepared.train, prepared.held_out):
             if shards.num_tokens:

@@ -29,7 +29,7 @@ from trimaran.runtime.twin.record import (
 from trimaran.runtime.twin.request import TwinRequest, located
 from trimaran.runtime.twin.retrieval.library import INDEX
 from trimaran.runtime.twin.retrieval.silence import build_index
-from trimaran.runtime.twin.texts.passages import make_passages
+from trimaran.runtime.twin.texts.passages import COPY_SHARE, LEAK_SHARE, Passages, make_passages
 from trimaran.runtime.twin.texts.read import Texts, read_works
 from trimaran.runtime.twin.texts.sources import find_sources
 from trimaran.runtime.twin.texts.work import Left
@@ -92,6 +92,7 @@ def build_twin(request: TwinRequest, say: Say) -> TwinRecord:
         f"{counted(len(texts.works), 'work')} in language {texts.language}, {counted(len(made.passages), 'passage')}; "
         f"held out: {', '.join(made.held_out) or 'nothing, for the text is too short'}"
     )
+    _check_can_learn(made)
     decision = _decide(request, texts, made.passages)
     say(decision.reason)
     persona = make_persona(made.passages, request.character, texts.language, talks=decision.talks)
@@ -125,6 +126,22 @@ def build_twin(request: TwinRequest, say: Say) -> TwinRecord:
     )
     record.write(folder)
     return record
+
+
+def _check_can_learn(made: Passages) -> None:
+    """Raise ValueError where nothing is left to learn from, as in a text that says the same again and again."""
+    if not all(each.is_held_out for each in made.passages):
+        return
+    times = Counter[str]()
+    for each in made.left:
+        times[each.reason] += each.times
+    copies, stay = (counted(number, "passage") for number in (times["passage.copy"], len(made.passages)))
+    raise ValueError(
+        f"the texts repeat themselves: {copies} left out as copies ({COPY_SHARE:.0%} of five words in a row come "
+        f"before), and what stays, {stay}, is held out, {times['passage.like_held_out']:,} of it for what it shares "
+        f"with the rest ({LEAK_SHARE:.0%}), so nothing is left to learn from; give more of the author's text, with "
+        "less that comes again"
+    )
 
 
 def _decide(request: TwinRequest, texts: Texts, passages: Sequence[Passage]) -> Decision:

@@ -365,6 +365,15 @@ def test_a_wrong_argument_gets_a_sentence(arguments: list[str], words: list[str]
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["notes", "notes/run"])
+def test_a_file_in_the_place_of_a_folder_is_named(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "notes"
+    file.write_text("mine")
+    with pytest.raises(OSError, match=r"File exists|Not a directory") as refused:
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    assert sentence(refused.value).startswith(f"{file} is a file, and a folder is needed there; choose another folder")
+
+
 def test_every_error_of_a_spec_is_told_at_once(tmp_path: Path) -> None:
     make_workplace(tmp_path)
     outcome = trimaran_here(

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.twin.books import novel, prose
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.twin.passages import Passage, read_passages, work_file, write_texts
-from trimaran.runtime.twin.texts.passages import MOST_WORDS, Passages, count_words, make_passages
+from trimaran.runtime.twin.texts.passages import MOST_WORDS, Passages, _cut, count_words, make_passages
 from trimaran.runtime.twin.texts.read import assemble
 from trimaran.runtime.twin.texts.work import Block, Chapter, Work
 
@@ -105,6 +106,20 @@ def test_long_paragraphs_are_cut_at_lines_else_sentences_else_words() -> None:
         assert len(made.passages) == 5
         assert all(each.text.endswith(end) for each in made.passages)
         check([work_of(0, [Block(text)])], made)
+
+
+@pytest.mark.parametrize(
+    "sign", ["a", "_", "\U0001f600", "e\u0301", "\U0001f1f9\U0001f1f7", "\U0001f469\u200d\U0001f9b0"]
+)
+def test_a_text_without_a_space_is_cut_between_what_is_read_as_one_character(sign: str) -> None:
+    text = sign * 5_000
+    (work,) = works = [work_of(0, [Block(text), Block("The end of it.")])]
+    passages = [work.text[start:end] for start, end in _cut(work.text, work.chapters[0])]
+    assert max(map(len, passages)) <= (MOST_WORDS + 60) * 16 * len(sign)
+    assert "".join(passages).replace("\n", "") == text + "The end of it."
+    characters = [character for each in passages for character in regex.findall(r"\X", each)]
+    assert characters == regex.findall(r"\X", "".join(passages)), "no character is parted"
+    check(works, make_passages(works, "en"))
 
 
 def test_whole_works_are_held_out_where_there_are_several() -> None:

@@ -197,7 +197,7 @@ def test_a_damaged_index_is_refused_and_runs_nothing(tmp_path: Path, what: str) 
 
 
 def test_an_index_of_nothing_is_refused() -> None:
-    with pytest.raises(DataError, match="none of 0 passages"):
+    with pytest.raises(DataError, match="none of the 0 passages"):
         Index.build([passage(0, "all of it is held out", is_held_out=True)], "en")
 
 

@@ -131,6 +131,14 @@ def tale() -> str:
             ("build", HAMLET, "--author", "X", "--method", "adapter", "--output", "runs/x"),
             "--method adapter changes a model: name its run by --model RUN",
         ),
+        (
+            ("build", "same.txt", "--author", "X", "--language", "en", "--output", "runs/x"),
+            "and what stays, 1 passage, is held out, 0 of it for what it shares with the rest (20%)",
+        ),
+        (
+            ("build", "same.txt", "--author", "X", "--output", "base.yaml/x"),
+            "base.yaml is a file; choose another folder",
+        ),
         (("train", "base"), "base holds no twin"),
         (("train", "runs/x"), "runs/x holds no twin"),
         (("biuld", HAMLET), "did you mean build?"),
@@ -138,6 +146,7 @@ def tale() -> str:
 )
 def test_what_cannot_be_a_twin_is_told_in_a_sentence(place: Path, arguments: tuple[str, ...], sentence: str) -> None:
     (place / "empty").mkdir(exist_ok=True)
+    (place / "same.txt").write_text("All work and no play makes Jack a dull boy. " * 600, encoding="utf-8")
     outcome = twin(place, *arguments)
     assert outcome.code == 2
     assert sentence in " ".join(outcome.err.split())

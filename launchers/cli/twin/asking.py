@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+from trimaran.launchers.before_start import check_writable
 from trimaran.launchers.chat.start import stopping
 from trimaran.launchers.cli.console import ranks_of
 from trimaran.launchers.run_folder import find_checkpoint
@@ -50,8 +51,11 @@ def report_step(run: Path, wish: Wish, *, tp: int, pp: int) -> None:
     """Measure a twin, and write twin/report.json and twin/report.html.
 
     Raises:
-        ValueError: the run is no twin or has no checkpoint, or a source of others' texts can't be read.
+        ValueError: the run is no twin or has no checkpoint, its folder can't be written, or a source of others' texts
+            can't be read.
     """
+    Twin.open(run)
+    check_writable("the folder of the report,", run / TWIN)  # before what takes minutes
     log_to_terminal()
 
     async def measure() -> TwinReport:

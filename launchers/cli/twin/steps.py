@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trimaran.launchers.before_start import check_writable
 from trimaran.launchers.terminal import log_to_terminal, say
 from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.twin.build import build_twin, model_spec
@@ -29,6 +30,7 @@ def request_of(sources: Sequence[str], options: Mapping[str, object]) -> TwinReq
 
 def build_step(request: TwinRequest) -> TwinRecord:
     """Make the twin's folder, which nobody else makes meanwhile."""
+    check_writable("--output", Path(request.output))
     log_to_terminal()
     logging.getLogger("bm25s").propagate = False  # it tells every step of an index
     with FolderLock.of_run(Path(request.output), "trimaran twin build", os.environ):

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from trimaran.models.fields import counted
 from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import DataError, unreadable
 from trimaran.runtime.files import check_regular, read_json, write_text
@@ -95,7 +96,10 @@ class Index:
         chosen = [each for each in passages if not each.is_held_out]
         lists = [terms.of(f"{each.title}\n{each.chapter}\n{each.text}") for each in chosen]
         if not any(lists):
-            raise DataError(f"none of {len(chosen)} passages for the index has a word besides stop words")
+            raise DataError(
+                f"none of the {counted(len(chosen), 'passage')} to answer from has a word besides stop words, so "
+                "nothing can be found in them; give texts that are written in words"
+            )
         vocabulary = {term: number for number, term in enumerate(sorted({term for each in lists for term in each}))}
         ranker = bm25s.BM25(k1=K1, b=B, method="lucene", csc_backend="numpy")
         ranker.index(([[vocabulary[term] for term in each] for each in lists], vocabulary), show_progress=False)

@@ -15,7 +15,8 @@ from typing import Final
 from trimaran.runtime.twin.passages import Passage
 from trimaran.runtime.twin.retrieval.terms import Terms
 
-_SENTENCE: Final = re.compile(r"[^.!?…]+[.!?…]+[\"'”’»)\]]*")
+# It begins where one may have ended: else a text without an end would be read anew from each of its characters.
+_SENTENCE: Final = re.compile(r"(?<![^.!?…\"'”’»)\]])[^.!?…]+[.!?…]+[\"'”’»)\]]*")
 LEAST_TERMS: Final = 6
 """Content terms of a sentence that a query is made of: a question has fewer only where half of them are masked."""
 

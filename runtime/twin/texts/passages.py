@@ -1,4 +1,7 @@
-"""Passages of works, whole paragraphs of about 200 words, and which of them are held out of training and index."""
+"""Passages of works, whole paragraphs of about 200 words, and which of them are held out of training and index.
+
+It needs the package regex for texts with more characters than that without a space (pip install trimaran[twin]).
+"""
 
 import hashlib
 import re
@@ -11,13 +14,14 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.twin.passages import Passage
 from trimaran.runtime.twin.texts.copies import shares_met_before, shares_with, shingles_of
 from trimaran.runtime.twin.texts.work import Chapter, Left, Work
 
 TARGET_WORDS: Final = 200
 MOST_WORDS: Final = 250
-"""A longer paragraph is cut at its lines, else at its sentences, else between words."""
+"""A longer paragraph is cut at its lines, else at its sentences, else between words, else between characters."""
 HELD_OUT_SHARE: Final = 0.1
 _LARGEST_WORK: Final = 0.25
 """Share of all characters above which a work is not held out as a whole: too little would be left to learn from."""
@@ -25,7 +29,14 @@ COPY_SHARE: Final = 0.8
 """Of a passage's five-word shingles that earlier passages have, for it to be a copy and left out."""
 LEAK_SHARE: Final = 0.2
 """Of a passage's five-word shingles that a held-out one has, for it to leave training: 40 of its 200 words."""
-_WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’][^\W_]+)*")
+_LONGEST_WORD: Final = 16
+"""Letters, signs or spaces in a row that count as a word, so that a text without spaces is not one."""
+_WINDOW: Final = 256
+_WORD: Final = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\u2600-\u27bf\U0001f000-\U0001faff]"
+    rf"|[^\W_]{{1,{_LONGEST_WORD}}}(?:['’][^\W_]{{1,{_LONGEST_WORD}}}){{0,2}}"
+    rf"|(?:[^\w\s]|_){{{_LONGEST_WORD}}}|\s{{{_LONGEST_WORD}}}"
+)
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?…。！？])[\"'”’»)\]]*\s+|(?<=[。！？])")
 _LINE_END: Final = re.compile(r"\n")
 _SPACE: Final = re.compile(r"\s+")
@@ -62,10 +73,12 @@ def make_passages(works: Sequence[Work], language: str) -> Passages:
     found = list[Passage]()
     chapter_of = list[tuple[int, int]]()
     for work in works:
+        line, at = 1, 0
         for number, chapter in enumerate(work.chapters):
-            pieces = [_passage(len(found), work, chapter, start, end) for start, end in _cut(work.text, chapter)]
-            found += [replace(each, id=len(found) + place) for place, each in enumerate(pieces)]
-            chapter_of += [(work.number, number)] * len(pieces)
+            for start, end in _cut(work.text, chapter):
+                line, at = line + work.text.count("\n", at, start), start
+                found.append(_passage(len(found), work, chapter, start, end, line))
+                chapter_of.append((work.number, number))
     how, is_held, names = _choose(works, found, chapter_of)
     sets = shingles_of([each.text for each in found], language)
     held_out = [each for each, is_out in zip(sets, is_held, strict=True) if is_out]
@@ -136,8 +149,7 @@ def _draw(sizes: Mapping[str, int], texts: Mapping[str, str], total: int) -> set
     return chosen or {min(order, key=lambda name: sizes[name])}
 
 
-def _passage(number: int, work: Work, chapter: Chapter, start: int, end: int) -> Passage:
-    first = work.text.count("\n", 0, start) + 1
+def _passage(number: int, work: Work, chapter: Chapter, start: int, end: int, first: int) -> Passage:
     text = work.text[start:end]
     return Passage(
         number,
@@ -155,7 +167,7 @@ def _passage(number: int, work: Work, chapter: Chapter, start: int, end: int) ->
 
 
 def count_words(text: str) -> int:
-    """Return the words of a text; an ideograph or kana is one."""
+    """Return the words of a text; an ideograph or emoji is one, and so are _LONGEST_WORD letters or signs."""
     return sum(1 for _ in _WORD.finditer(text))
 
 
@@ -168,7 +180,9 @@ def _cut(text: str, chapter: Chapter) -> Iterator[tuple[int, int]]:
     count = max(1, round(float(words[-1]) / TARGET_WORDS))
     targets = words[-1] * np.arange(1, count) / count
     # The piece whose end is nearest to each target; pieces that are long may be nearest to several.
-    cuts = np.unique([int(np.abs(words - target).argmin()) + 1 for target in targets]).astype(int).tolist()
+    after = np.searchsorted(words, targets)
+    before = np.searchsorted(words, words[np.maximum(after - 1, 0)])
+    cuts = np.unique(np.where(targets - words[before] <= words[after] - targets, before, after) + 1).tolist()
     for first, after in pairwise([0, *(cut for cut in cuts if cut < len(pieces)), len(pieces)]):
         yield pieces[first][0], pieces[after - 1][1]
 
@@ -189,17 +203,39 @@ def _within(text: str, start: int, end: int) -> list[tuple[int, int]]:
         parts = _parts(text, start, end, pattern)
         if len(parts) > 1:
             return [piece for part in parts for piece in _within(text, *part)]
-    return [(start, end)]
+    return _between_characters(text, start, end)
+
+
+def _between_characters(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """Return the parts of a text without spaces; what is read as one character stays whole (Unicode, UAX 29)."""
+    require_extra("regex", extra="twin")
+    import regex
+
+    pieces, at, size = list[tuple[int, int]](), start, _WINDOW
+    while at < end:
+        # The engine looks back over a whole row of flags for each of them, so it sees no more of it than a window.
+        stop = min(end, at + size)
+        found = regex.finditer(rf"\X{{1,{_LONGEST_WORD}}}", text[at:stop])
+        new = [(at + each.start(), at + each.end()) for each in found]
+        if stop < end:
+            new.pop()  # it may go on
+        pieces += new
+        at, size = (new[-1][1], _WINDOW) if new else (at, 2 * size)
+    return _together(text, pieces)
 
 
 def _parts(text: str, start: int, end: int, pattern: re.Pattern[str]) -> list[tuple[int, int]]:
-    """Return the parts between matches, put together again up to TARGET_WORDS."""
+    """Return the parts between matches, as long as `_together` makes them."""
     edges, at = list[tuple[int, int]](), start
     for match in pattern.finditer(text, start, end):
         if at < match.start() and match.end() < end:
             edges.append((at, match.start()))
             at = match.end()
-    edges.append((at, end))
+    return _together(text, [*edges, (at, end)])
+
+
+def _together(text: str, edges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return parts of a text, put together up to TARGET_WORDS."""
     parts, words = [edges[0]], count_words(text[slice(*edges[0])])
     for first, last in edges[1:]:
         more = count_words(text[first:last])
