@@ -19,7 +19,7 @@ from cpu_seconds import least_cpu_seconds
 from trimaran.runtime.data.clean.emoji import Emoji
 from trimaran.runtime.data.clean.steps import clean_steps
 from trimaran.runtime.data.document import Counts, Document, Step
-from trimaran.runtime.spec.sections.clean import CleanSection
+from trimaran.runtime.spec.sections.recipe.clean import CleanSection
 
 
 def measure(step: Step, documents: Sequence[Document], rounds: int) -> tuple[float, list[Document], Counts]:

@@ -54,8 +54,8 @@ from trimaran.runtime.data.filters.gopher import GopherFilter
 from trimaran.runtime.data.filters.gopher_repetition import GopherRepetitionFilter
 from trimaran.runtime.data.permutation import UInt64Array, mix64
 from trimaran.runtime.data.tokens.fast_encode import FastEncoder, why_not
-from trimaran.runtime.spec.sections.clean import CleanSection
-from trimaran.runtime.spec.sections.filter import GopherRepetitionSettings, GopherSettings
+from trimaran.runtime.spec.sections.recipe.clean import CleanSection
+from trimaran.runtime.spec.sections.recipe.filter import GopherRepetitionSettings, GopherSettings
 
 _EVERY = 8
 _LOOK_S = 0.1

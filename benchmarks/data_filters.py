@@ -40,7 +40,12 @@ from trimaran.runtime.data.filters.fineweb import FineWebFilter
 from trimaran.runtime.data.filters.gopher import GopherFilter
 from trimaran.runtime.data.filters.gopher_repetition import GopherRepetitionFilter as RepetitionFilter
 from trimaran.runtime.data.filters.words import lines_of, split_sentences, split_words, words_of
-from trimaran.runtime.spec.sections.filter import C4Settings, FineWebSettings, GopherRepetitionSettings, GopherSettings
+from trimaran.runtime.spec.sections.recipe.filter import (
+    C4Settings,
+    FineWebSettings,
+    GopherRepetitionSettings,
+    GopherSettings,
+)
 
 GOPHER = ("gopher_repetition", "gopher")
 ROWS = (("gopher_repetition",), ("gopher",), ("c4",), ("fineweb",), GOPHER, (*GOPHER, "c4", "fineweb"))

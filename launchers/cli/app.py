@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from trimaran.launchers.cli.one_screen import shorten_help
+from trimaran.launchers.cli.common.one_screen import shorten_help
 
 _HERE: Final = "trimaran.launchers.cli"
 # Panel of `trimaran --help` -> command -> (its module and function or group, what it does in one line).

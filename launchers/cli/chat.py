@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import (
+from trimaran.launchers.cli.common.console import (
     SLOTS,
     NoRetrieval,
     Pp,
@@ -18,7 +18,7 @@ from trimaran.launchers.cli.console import (
     path,
     ranks_of,
 )
-from trimaran.launchers.cli.option_records import SamplingOptions, option_records
+from trimaran.launchers.cli.common.option_records import SamplingOptions, option_records
 from trimaran.launchers.run_folder import find_checkpoint
 
 _SAMPLING = SamplingOptions(512)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.cli.common.console import errors_as_sentences, path
 from trimaran.launchers.terminal import print_table, say, writing_output
 from trimaran.models.fields import counted, printable
 

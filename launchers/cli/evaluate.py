@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimaran.launchers.cli.console import Pp, ToLanguage, Tp, errors_as_sentences, path
-from trimaran.launchers.cli.stoppable import stoppable
+from trimaran.launchers.cli.common.console import Pp, ToLanguage, Tp, errors_as_sentences, path
+from trimaran.launchers.cli.common.stoppable import stoppable
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.local.evaluate import results_folder, write_evaluate_task
 from trimaran.launchers.local.launch import LocalRun, launch

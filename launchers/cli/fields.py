@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import errors_as_sentences
+from trimaran.launchers.cli.common.console import errors_as_sentences
 from trimaran.launchers.terminal import print_table, writing_output
 
 if TYPE_CHECKING:

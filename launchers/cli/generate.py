@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trimaran.launchers.cli.console import (
+from trimaran.launchers.cli.common.console import (
     Pp,
     RunPath,
     StopTexts,
@@ -17,7 +17,7 @@ from trimaran.launchers.cli.console import (
     path,
     ranks_of,
 )
-from trimaran.launchers.cli.option_records import SamplingOptions, option_records
+from trimaran.launchers.cli.common.option_records import SamplingOptions, option_records
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.run_folder import find_checkpoint

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import errors_as_sentences, path
-from trimaran.launchers.cli.local_output import is_newest, print_output
+from trimaran.launchers.cli.common.console import errors_as_sentences, path
+from trimaran.launchers.cli.common.local_output import is_newest, print_output
 from trimaran.launchers.run_folder import require_run
 from trimaran.launchers.slurm.commands import state_of
 from trimaran.launchers.slurm.jobs import copy_from, end, follow, jobs_of, last_job

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from trimaran.launchers.before_start import check_writable
-from trimaran.launchers.cli.console import Launcher, Overrides, SpecPath, errors_as_sentences, path
+from trimaran.launchers.cli.common.console import Launcher, Overrides, SpecPath, errors_as_sentences, path
 from trimaran.launchers.terminal import log_to_terminal, new_table, print_table, say
 from trimaran.models.fields import printable
 from trimaran.runtime.spec import RunSpec, load_spec

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.cli.common.console import errors_as_sentences, path
 from trimaran.launchers.data.prepare_run import write_report_of
 from trimaran.launchers.run_folder import require_run
 from trimaran.launchers.terminal import say

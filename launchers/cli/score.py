@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import Pp, RunPath, Tp, errors_as_sentences, path
+from trimaran.launchers.cli.common.console import Pp, RunPath, Tp, errors_as_sentences, path
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.local.launch import LocalRun, launch
 from trimaran.launchers.run_folder import find_checkpoint

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import Pp, RunPath, ToLanguage, Tp, errors_as_sentences, path
+from trimaran.launchers.cli.common.console import Pp, RunPath, ToLanguage, Tp, errors_as_sentences, path
 from trimaran.launchers.run_folder import find_checkpoint
 from trimaran.launchers.terminal import say
 

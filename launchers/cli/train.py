@@ -10,8 +10,8 @@ import typer
 
 from trimaran.launchers.before_start import check_code, check_device, check_nodes, check_sinks
 from trimaran.launchers.chip_option import chip_at
-from trimaran.launchers.cli.console import Launcher, Overrides, SpecOrRun, errors_as_sentences
-from trimaran.launchers.cli.suggested_prompt import suggested_prompt
+from trimaran.launchers.cli.common.console import Launcher, Overrides, SpecOrRun, errors_as_sentences
+from trimaran.launchers.cli.common.suggested_prompt import suggested_prompt
 from trimaran.launchers.env.network import check_network
 from trimaran.launchers.env.rank_env import is_rank
 from trimaran.launchers.local.launch import train_here

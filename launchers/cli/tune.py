@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from trimaran.launchers.cli.console import errors_as_sentences, path
-from trimaran.launchers.cli.default_command import RunByDefault
+from trimaran.launchers.cli.common.console import errors_as_sentences, path
+from trimaran.launchers.cli.common.default_command import RunByDefault
 from trimaran.launchers.terminal import new_table, print_table, say, writing_output
 from trimaran.launchers.tune.table import notes_of, summary_of, table_of
 from trimaran.models.fields import counted

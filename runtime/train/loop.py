@@ -25,11 +25,12 @@ from trimaran.runtime.plan.chips import Peak
 from trimaran.runtime.spec import RunSpec, describe
 from trimaran.runtime.train.feed import BatchFeed, pinned
 from trimaran.runtime.train.hardware import mfu
-from trimaran.runtime.train.held import record_memory, resident_bytes, telling_memory
 from trimaran.runtime.train.init_from import draws_weights, start_from
 from trimaran.runtime.train.lr_schedule import lr_at
 from trimaran.runtime.train.metrics import MetricsLogger
-from trimaran.runtime.train.peak_memory import PeakMemory
+from trimaran.runtime.train.monitor.held import record_memory, resident_bytes, telling_memory
+from trimaran.runtime.train.monitor.peak_memory import PeakMemory
+from trimaran.runtime.train.monitor.timeline import record_timeline
 from trimaran.runtime.train.samples import BatchSource, HeldOut, TrainingData, held_out_of, train_loader
 from trimaran.runtime.train.signals import StopRequest
 from trimaran.runtime.train.sinks.start import sinks_of, start_sinks
@@ -43,7 +44,6 @@ from trimaran.runtime.train.state import (
     save_state,
 )
 from trimaran.runtime.train.task_evaluation import TaskEvaluation
-from trimaran.runtime.train.timeline import record_timeline
 from trimaran.runtime.train.train_context import (
     StepResult,
     TrainContext,

@@ -24,7 +24,7 @@ from typing import Any, Self, TextIO
 
 from trimaran.models.fields import printable
 from trimaran.runtime.files import naming, open_regular, parse_json
-from trimaran.runtime.train.screen import make_screen
+from trimaran.runtime.train.monitor.screen import make_screen
 from trimaran.runtime.train.sinks.feeder import Feeder
 from trimaran.runtime.train.sinks.protocol import Sink
 from trimaran.runtime.train.sinks.tensorboard import TensorBoard

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from tests.launchers.runs import make_workplace, trimaran, trimaran_here
 from trimaran.launchers.before_start import check_device, check_nodes
 from trimaran.launchers.cli.app import COMMANDS, app
-from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.cli.common.console import errors_as_sentences, path
 from trimaran.launchers.cli.planning.check import schema
 from trimaran.launchers.problems import problems_here
 from trimaran.launchers.slurm.commands import SlurmError, submit

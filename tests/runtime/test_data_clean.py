@@ -28,7 +28,7 @@ from trimaran.runtime.data.clean.steps import clean_steps
 from trimaran.runtime.data.clean.unicode import Unicode
 from trimaran.runtime.data.document import Counts, Document, Removal, Step
 from trimaran.runtime.data.files import DataError
-from trimaran.runtime.spec.sections.clean import CleanSection
+from trimaran.runtime.spec.sections.recipe.clean import CleanSection
 
 ROOT = Path(__file__).parents[2]
 TURKISH = (

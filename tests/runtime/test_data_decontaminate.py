@@ -18,7 +18,7 @@ from trimaran.runtime.data.decontaminate import Decontaminate, EvaluationSets, H
 from trimaran.runtime.data.document import Counts, Document, Removal
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.recipe.steps import evaluation_sets
-from trimaran.runtime.spec.sections.dedup import DecontaminateSection
+from trimaran.runtime.spec.sections.recipe.dedup import DecontaminateSection
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 QUESTION = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many?"

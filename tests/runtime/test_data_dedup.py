@@ -23,7 +23,7 @@ from trimaran.runtime.data.dedup.words import find_runs, find_words
 from trimaran.runtime.data.document import Counts, Removal
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.permutation import mix64
-from trimaran.runtime.spec.sections.dedup import DecontaminateSection, DedupSection
+from trimaran.runtime.spec.sections.recipe.dedup import DecontaminateSection, DedupSection
 
 PAGES = Path(__file__).parents[3] / "shared" / "data" / "html-sample" / "pages.jsonl.gz"
 

@@ -44,7 +44,7 @@ from trimaran.runtime.data.filters.steps import Share, filter_steps, removal_sha
 from trimaran.runtime.data.filters.toxicity import BUNDLED, ToxicityFilter
 from trimaran.runtime.data.filters.url import UrlFilter
 from trimaran.runtime.data.filters.words import Words, split_sentences, split_words
-from trimaran.runtime.spec.sections.filter import (
+from trimaran.runtime.spec.sections.recipe.filter import (
     ClassifierSettings,
     FilterSection,
     FineWebSettings,

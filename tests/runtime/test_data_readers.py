@@ -37,7 +37,7 @@ from trimaran.runtime.data.readers.part import Part, ReadSettings
 from trimaran.runtime.data.readers.parts import FORMATS, check_first, find_parts
 from trimaran.runtime.data.readers.read import read_part
 from trimaran.runtime.data.readers.slices import find_slices
-from trimaran.runtime.spec.sections.corpora import Format
+from trimaran.runtime.spec.sections.recipe.corpora import Format
 
 TEXTS = ["first", "zwölf Äpfel\nund mehr", 'with "quotes", and commas', "日本語 " * 30, "last"]
 PACK: dict[str, Callable[[bytes], bytes]] = {

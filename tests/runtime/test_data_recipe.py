@@ -41,10 +41,10 @@ from trimaran.runtime.data.samples.epochs import check_epochs, corpora_of, epoch
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.spec.parsing import parse_spec
-from trimaran.runtime.spec.sections.clean import CleanSection
 from trimaran.runtime.spec.sections.common import FilePath
-from trimaran.runtime.spec.sections.dedup import DecontaminateSection
-from trimaran.runtime.spec.sections.filter import FilterSection, GopherSettings
+from trimaran.runtime.spec.sections.recipe.clean import CleanSection
+from trimaran.runtime.spec.sections.recipe.dedup import DecontaminateSection
+from trimaran.runtime.spec.sections.recipe.filter import FilterSection, GopherSettings
 
 WORDS = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split()
 OFF = [name for name in GopherSettings.model_fields if name != "stop_words"]

@@ -9,7 +9,7 @@ import torch
 from tests.plan.test_calibrate import spec
 from trimaran.runtime.mesh import lone_mesh
 from trimaran.runtime.plan.brief import FILE, Place, brief_of
-from trimaran.runtime.train.held import is_out_of_memory, record_memory, resident_bytes, telling_memory
+from trimaran.runtime.train.monitor.held import is_out_of_memory, record_memory, resident_bytes, telling_memory
 from trimaran.runtime.train.train_context import build_train_context
 from trimaran.runtime.zero.protocol import Optimizer
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimaran.launchers.before_start import check_writable
-from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.cli.common.console import errors_as_sentences, path
+from trimaran.launchers.cli.common.stoppable import stoppable
 from trimaran.launchers.cli.planning.plan import check_folders
-from trimaran.launchers.cli.stoppable import stoppable
 from trimaran.launchers.terminal import print_table, say
 from trimaran.runtime.files import read_json, write_text
 from trimaran.runtime.scratch import scratch_folder

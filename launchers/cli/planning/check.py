@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from trimaran.launchers.cli.console import Launcher, Overrides, SpecOrRun, errors_as_sentences, path
+from trimaran.launchers.cli.common.console import Launcher, Overrides, SpecOrRun, errors_as_sentences, path
 from trimaran.launchers.problems import problems_here
 from trimaran.launchers.run_folder import spec_of
 from trimaran.launchers.terminal import print_table, say, writing_output

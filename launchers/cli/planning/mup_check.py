@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trimaran.launchers.cli.console import SpecPath, errors_as_sentences, path
+from trimaran.launchers.cli.common.console import SpecPath, errors_as_sentences, path
 from trimaran.launchers.terminal import new_table, print_table, say, writing_output
 from trimaran.launchers.worker.process import threads_per_rank
 from trimaran.runtime.spec import RunSpec, load_spec

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from trimaran.launchers.chip_option import chip_at, is_file
-from trimaran.launchers.cli.console import Overrides, errors_as_sentences, path
+from trimaran.launchers.cli.common.console import Overrides, errors_as_sentences, path
 from trimaran.launchers.terminal import print_table, say
 from trimaran.runtime.files import write_text
 from trimaran.runtime.spec import load_spec

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import errors_as_sentences, path
+from trimaran.launchers.cli.common.console import errors_as_sentences, path
 from trimaran.launchers.cli.planning.plan import check_folders
 from trimaran.launchers.terminal import print_table, say
 from trimaran.models.fields import counted

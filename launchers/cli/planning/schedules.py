@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import Overrides, SpecPath, errors_as_sentences, path
+from trimaran.launchers.cli.common.console import Overrides, SpecPath, errors_as_sentences, path
 from trimaran.launchers.terminal import print_table, say, writing_output
 from trimaran.runtime.spec import RunSpec, SpecError, load_spec
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from trimaran.launchers.cli.console import NoRetrieval, Overrides, Pp, Tp, errors_as_sentences, path
-from trimaran.launchers.cli.default_command import RunByDefault
-from trimaran.launchers.cli.option_records import SamplingOptions, TwinOptions, option_records
+from trimaran.launchers.cli.common.console import NoRetrieval, Overrides, Pp, Tp, errors_as_sentences, path
+from trimaran.launchers.cli.common.default_command import RunByDefault
+from trimaran.launchers.cli.common.option_records import SamplingOptions, TwinOptions, option_records
 
 _NONE_GIVEN = TwinOptions()
 _SAMPLING = SamplingOptions(200, top_k=0, top_p=0.95)

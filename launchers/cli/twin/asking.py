@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trimaran.launchers.before_start import check_writable
 from trimaran.launchers.chat.start import stopping
-from trimaran.launchers.cli.console import ranks_of
+from trimaran.launchers.cli.common.console import ranks_of
 from trimaran.launchers.run_folder import find_checkpoint
 from trimaran.launchers.terminal import log_to_terminal, say, writing_output
 from trimaran.launchers.twin.collect import Said, talking

@@ -9,7 +9,7 @@ from trimaran.runtime.data.clean.pii import Pii
 from trimaran.runtime.data.clean.spelling import Spelling
 from trimaran.runtime.data.clean.unicode import Unicode
 from trimaran.runtime.data.document import Step
-from trimaran.runtime.spec.sections.clean import CleanSection, PiiKind
+from trimaran.runtime.spec.sections.recipe.clean import CleanSection, PiiKind
 
 
 def clean_steps(settings: CleanSection) -> list[Step]:

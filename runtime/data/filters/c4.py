@@ -9,7 +9,7 @@ from collections import Counter
 
 from trimaran.runtime.data.document import Counts, Document, Removal
 from trimaran.runtime.data.filters.words import lines_of, split_sentences
-from trimaran.runtime.spec.sections.filter import C4Settings
+from trimaran.runtime.spec.sections.recipe.filter import C4Settings
 
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _LINE_ENDS = (".", "?", "!", '"', "'")

@@ -5,7 +5,7 @@ from pathlib import Path
 from trimaran.runtime.data.document import Counts, Document, Removal
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.filters.fasttext_file import load_model
-from trimaran.runtime.spec.sections.filter import ClassifierSettings
+from trimaran.runtime.spec.sections.recipe.filter import ClassifierSettings
 
 
 class ClassifierFilter:

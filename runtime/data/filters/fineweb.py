@@ -4,7 +4,7 @@ from trimaran.runtime.data.document import Counts, Document, Removal
 from trimaran.runtime.data.filters.characters import SENTENCE_ENDS
 from trimaran.runtime.data.filters.gopher_repetition import repeated
 from trimaran.runtime.data.filters.words import words_of
-from trimaran.runtime.spec.sections.filter import FineWebSettings
+from trimaran.runtime.spec.sections.recipe.filter import FineWebSettings
 
 
 class FineWebFilter:

@@ -5,7 +5,7 @@ import numpy as np
 from trimaran.runtime.data.document import Counts, Document, Removal
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.filters.words import LETTER, SPOKEN, Words, lines_of, split_words, words_of
-from trimaran.runtime.spec.sections.filter import GopherSettings
+from trimaran.runtime.spec.sections.recipe.filter import GopherSettings
 
 _AT_ONCE = 256
 

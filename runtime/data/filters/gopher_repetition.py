@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trimaran.runtime.data.document import Counts, Document, Removal
 from trimaran.runtime.data.filters.words import Hashes, Words, words_of
-from trimaran.runtime.spec.sections.filter import GopherRepetitionSettings
+from trimaran.runtime.spec.sections.recipe.filter import GopherRepetitionSettings
 
 _PARAGRAPHS = re.compile(r"\n{2,}")
 _TOP = (2, 3, 4)

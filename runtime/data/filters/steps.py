@@ -12,7 +12,7 @@ from trimaran.runtime.data.filters.gopher_repetition import GopherRepetitionFilt
 from trimaran.runtime.data.filters.language import LanguageFilter
 from trimaran.runtime.data.filters.toxicity import ToxicityFilter
 from trimaran.runtime.data.filters.url import UrlFilter
-from trimaran.runtime.spec.sections.filter import FilterSection
+from trimaran.runtime.spec.sections.recipe.filter import FilterSection
 
 _UNKNOWN: Final = "unknown"
 

@@ -20,7 +20,7 @@ from trimaran.runtime.data.extras import require_extra
 from trimaran.runtime.data.files import DataError, unreadable
 from trimaran.runtime.data.filters.words import Hashes, Words, words_of
 from trimaran.runtime.files import read_json, read_text
-from trimaran.runtime.spec.sections.filter import ToxicitySettings
+from trimaran.runtime.spec.sections.recipe.filter import ToxicitySettings
 
 # The dictionaries of glin-profanity 4.
 BUNDLED: Final = MappingProxyType(

@@ -19,7 +19,7 @@ from trimaran.runtime.data.recipe.recipe import Recipe
 from trimaran.runtime.data.recipe.stage_runner import FORMAT, StageRunner
 from trimaran.runtime.data.recipe.steps import evaluation_sets
 from trimaran.runtime.files import write_text
-from trimaran.runtime.spec.sections.dedup import DecontaminateSection
+from trimaran.runtime.spec.sections.recipe.dedup import DecontaminateSection
 
 STAGES: Final = ("clean", "filter", "dedup", "decontaminate")
 STEPS: Final = "trimaran.runtime.data.recipe.steps"

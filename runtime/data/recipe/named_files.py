@@ -4,10 +4,10 @@ from pathlib import Path
 
 from trimaran.runtime.data.clean.spelling import ENGLISH
 from trimaran.runtime.evaluate.datasets import find_item_files
-from trimaran.runtime.spec.sections.clean import CleanSection
 from trimaran.runtime.spec.sections.data import DataSection
-from trimaran.runtime.spec.sections.dedup import DecontaminateSection
-from trimaran.runtime.spec.sections.filter import FilterSection
+from trimaran.runtime.spec.sections.recipe.clean import CleanSection
+from trimaran.runtime.spec.sections.recipe.dedup import DecontaminateSection
+from trimaran.runtime.spec.sections.recipe.filter import FilterSection
 
 
 def named_files(data: DataSection) -> dict[str, list[Path]]:

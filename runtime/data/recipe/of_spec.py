@@ -18,7 +18,7 @@ from trimaran.runtime.data.recipe.recipe import Recipe, SourcePart
 from trimaran.runtime.data.recipe.steps import cleaning, evaluation_sets, filtering
 from trimaran.runtime.data.sources import QUICKSTART
 from trimaran.runtime.folder_lock import NO_JOB
-from trimaran.runtime.spec.sections.dedup import DecontaminateSection
+from trimaran.runtime.spec.sections.recipe.dedup import DecontaminateSection
 
 if TYPE_CHECKING:
     from trimaran.runtime.spec import RunSpec

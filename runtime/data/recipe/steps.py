@@ -17,9 +17,9 @@ from trimaran.runtime.data.readers.part import Part, ReadSettings
 from trimaran.runtime.data.readers.read import read_part
 from trimaran.runtime.data.readers.slices import find_slices
 from trimaran.runtime.data.recipe.tally import Tally
-from trimaran.runtime.spec.sections.clean import CleanSection
-from trimaran.runtime.spec.sections.dedup import DecontaminateSection
-from trimaran.runtime.spec.sections.filter import FilterSection
+from trimaran.runtime.spec.sections.recipe.clean import CleanSection
+from trimaran.runtime.spec.sections.recipe.dedup import DecontaminateSection
+from trimaran.runtime.spec.sections.recipe.filter import FilterSection
 
 EMPTY: Final = "empty.text"
 TOO_SLOW: Final = "slow.document"

@@ -6,7 +6,6 @@ checked at once. The description of a field is its documentation.
 
 from trimaran.runtime.spec.sections.common import SECTION_CONFIG
 from trimaran.runtime.spec.sections.compute import KernelsSection, PrecisionSection
-from trimaran.runtime.spec.sections.corpora import CorpusSection, StageSection
 from trimaran.runtime.spec.sections.data import DataSection
 from trimaran.runtime.spec.sections.evaluation import EvaluationSection
 from trimaran.runtime.spec.sections.finetune import FinetuneSection
@@ -14,6 +13,7 @@ from trimaran.runtime.spec.sections.launcher import LauncherSection
 from trimaran.runtime.spec.sections.model import FALLBACKS, ModelSection
 from trimaran.runtime.spec.sections.optimizer import LrScheduleSection, OptimizerSection
 from trimaran.runtime.spec.sections.parallel import ParallelSection, ZeroSection
+from trimaran.runtime.spec.sections.recipe.corpora import CorpusSection, StageSection
 from trimaran.runtime.spec.sections.slurm import SlurmSection
 from trimaran.runtime.spec.sections.train import CheckpointSection, LoggingSection, TrainSection
 

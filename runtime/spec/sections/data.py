@@ -6,11 +6,11 @@ from pydantic import BaseModel, Field
 
 from trimaran.models.fields import INTEGRAL, Count, Positive
 from trimaran.runtime.data.tokens.vocabulary import SMALLEST_VOCABULARY
-from trimaran.runtime.spec.sections.clean import CleanSection
 from trimaran.runtime.spec.sections.common import SECTION_CONFIG, FilePath, Folder, Fraction, PositiveFraction
-from trimaran.runtime.spec.sections.corpora import Corpora, Key, NumBytes, Sources, Stages
-from trimaran.runtime.spec.sections.dedup import DecontaminateSection, DedupSection
-from trimaran.runtime.spec.sections.filter import FilterSection
+from trimaran.runtime.spec.sections.recipe.clean import CleanSection
+from trimaran.runtime.spec.sections.recipe.corpora import Corpora, Key, NumBytes, Sources, Stages
+from trimaran.runtime.spec.sections.recipe.dedup import DecontaminateSection, DedupSection
+from trimaran.runtime.spec.sections.recipe.filter import FilterSection
 
 # A worker takes a quarter of a GiB before it has a document.
 WorkerMemory = Annotated[float, Field(ge=0.5, allow_inf_nan=False)]

@@ -6,7 +6,7 @@ import torch
 
 from trimaran.models.parallel.group import all_reduce
 from trimaran.runtime.mesh import Mesh
-from trimaran.runtime.train.held import resident_bytes
+from trimaran.runtime.train.monitor.held import resident_bytes
 
 _LONGEST = 1024  # steps between two exchanges
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from trimaran.launchers.cli.console import path
+from trimaran.launchers.cli.common.console import path
 from trimaran.runtime.infer.sampling_params import SamplingParams
 
 
