@@ -9,11 +9,10 @@ from typing import Any
 
 from trimaran.launchers.api.calls import ranks_of_a_call
 from trimaran.launchers.api.run import Run, place_of
-from trimaran.launchers.local.launch import LocalRun, launch
+from trimaran.launchers.local.launch import launch_folder
 from trimaran.launchers.terminal import say
 from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.scratch import scratch_folder
-from trimaran.runtime.spec import load_spec
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ def evaluate_loss(
             say(note, style="yellow")
         results = results_folder(name, model, options, None if output is None else Path(output), is_alone=True)
         with FolderLock.of_run(results, "trimaran evaluate", os.environ):
-            task = write_evaluate_task(folder, model, name, results, options)
-            launch(LocalRun(load_spec(task.spec), folder / "task.json", folder / "logs"))
+            write_evaluate_task(folder, model, name, results, options)
+            launch_folder(folder)
             found = read_evaluation(results)
             (results / JOURNAL).unlink(missing_ok=True)
             write_evaluation_page(results / REPORT, found, [], [])

@@ -7,11 +7,10 @@ from typing import Literal
 
 from trimaran.launchers.api.calls import ranks_of_a_call
 from trimaran.launchers.api.run import Run, place_of
-from trimaran.launchers.local.launch import LocalRun, launch
+from trimaran.launchers.local.launch import launch_folder
 from trimaran.launchers.run_folder import find_checkpoint
 from trimaran.runtime.files import parse_json, read_text
 from trimaran.runtime.scratch import scratch_folder
-from trimaran.runtime.spec import load_spec
 
 _MOST_BYTES = 1 << 30  # of all continuations
 
@@ -100,8 +99,8 @@ def generate(
         output = folder / "continuations.jsonl"
         asked = Prompts(inputs, sampling, stop, stop_tokens, batch_size)
         checkpoint = find_checkpoint(place_of(run))
-        task = write_generate_task(folder, checkpoint, asked, as_json=True, tp=tp, pp=pp, output=output)
-        launch(LocalRun(load_spec(task.spec), folder / "task.json", folder / "logs"))
+        write_generate_task(folder, checkpoint, asked, as_json=True, tp=tp, pp=pp, output=output)
+        launch_folder(folder)
         records = [parse_json(line) for line in read_text(output, _MOST_BYTES).split("\n") if line]
     return [
         Continuation(prompt, record["text"], record["finish"], record["new_tokens"])

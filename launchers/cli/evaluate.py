@@ -14,12 +14,11 @@ from trimaran.launchers.cli.common.console import Pp, ToLanguage, Tp, errors_as_
 from trimaran.launchers.cli.common.stoppable import stoppable
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.local.evaluate import results_folder, write_evaluate_task
-from trimaran.launchers.local.launch import LocalRun, launch
+from trimaran.launchers.local.launch import launch_folder
 from trimaran.launchers.terminal import new_table, print_table, say
 from trimaran.models.fields import counted
 from trimaran.runtime.folder_lock import FolderLock
 from trimaran.runtime.scratch import scratch_folder
-from trimaran.runtime.spec import load_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.evaluate.compare import Comparison
@@ -288,7 +287,7 @@ def _run(job: Job, options: "EvaluationOptions") -> None:
                 with stoppable(lambda: ""):
                     run_alone(task)
             else:
-                launch(LocalRun(load_spec(task.spec), folder / "task.json", folder / "logs"))
+                launch_folder(folder)
         except KeyboardInterrupt:
             raise Stopped(signal.SIGINT, saved=_where_it_goes_on(job)) from None
         except Stopped as stopped:

@@ -19,13 +19,12 @@ from trimaran.launchers.cli.common.console import (
 )
 from trimaran.launchers.cli.common.option_records import SamplingOptions, option_records
 from trimaran.launchers.env.exit_codes import LaunchError, Stopped, exit_code_after
-from trimaran.launchers.local.launch import LocalRun, launch
+from trimaran.launchers.local.launch import launch_folder
 from trimaran.launchers.run_folder import find_checkpoint
 from trimaran.launchers.terminal import discard_output, say
 from trimaran.runtime.files import read_text
 from trimaran.runtime.infer.sampling_params import SamplingParams
 from trimaran.runtime.scratch import scratch_folder
-from trimaran.runtime.spec import load_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.infer.modes import Mode
@@ -183,7 +182,7 @@ def _generate(
             if tp * pp == 1:
                 run_alone(task)
             else:
-                launch(LocalRun(load_spec(task.spec), folder / "task.json", folder / "logs"))
+                launch_folder(folder)
         except KeyboardInterrupt:
             raise Stopped(signal.SIGINT) from None
         except (Stopped, LaunchError) as ended:

@@ -9,11 +9,11 @@ import typer
 
 from trimaran.launchers.cli.common.console import Pp, RunPath, Tp, errors_as_sentences, path
 from trimaran.launchers.env.exit_codes import Stopped
-from trimaran.launchers.local.launch import LocalRun, launch
+from trimaran.launchers.local.launch import launch_folder
 from trimaran.launchers.run_folder import find_checkpoint
 from trimaran.launchers.terminal import say
 from trimaran.runtime.scratch import scratch_folder
-from trimaran.runtime.spec import RunSpec, dump_spec, load_spec, parse_spec
+from trimaran.runtime.spec import RunSpec, dump_spec, parse_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.finetune.data.examples import Example
@@ -81,6 +81,6 @@ def _score(spec: RunSpec, checkpoint: Path, examples: "list[Example]") -> None:
             if spec.world_size == 1:
                 run_alone(task)
             else:
-                launch(LocalRun(load_spec(task.spec), folder / "task.json", folder / "logs"))
+                launch_folder(folder)
         except KeyboardInterrupt:
             raise Stopped(signal.SIGINT) from None

@@ -29,7 +29,7 @@ from trimaran.models.fields import counted
 from trimaran.runtime.files import read_json
 from trimaran.runtime.grid import coordinates, describe_coordinates
 from trimaran.runtime.scratch import scratch_folder
-from trimaran.runtime.spec import RunSpec, describe
+from trimaran.runtime.spec import RunSpec, describe, load_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.plan.calibrate.record import Machine
@@ -128,6 +128,16 @@ def train_here(
         finally:
             try_to_report(folder)
     return folder
+
+
+def launch_folder(folder: Path, logs: Path | None = None) -> None:
+    """Run folder/task.json on the ranks of folder/spec.yaml on this machine; see `launch`.
+
+    Args:
+        logs: of the ranks; None: in the folder.
+    """
+    spec = load_spec(folder / "spec.yaml")
+    launch(LocalRun(spec, folder / "task.json", folder / "logs" if logs is None else logs))
 
 
 def launch(run: LocalRun) -> None:

@@ -58,7 +58,7 @@ def _prepare(folder: Path) -> Path:
 
 
 def _run(folder: Path, task: Path) -> None:
-    from trimaran.launchers.local.launch import LocalRun, launch
+    from trimaran.launchers.local.launch import launch_folder
     from trimaran.launchers.worker.run import run_alone
     from trimaran.launchers.worker.tasks import read_task
     from trimaran.runtime.spec import load_spec
@@ -68,7 +68,7 @@ def _run(folder: Path, task: Path) -> None:
         run_alone(read_task(task))
         return
     logs = read_wish(folder).logs
-    launch(LocalRun(spec, task, folder / "logs" if logs is None else Path(logs)))
+    launch_folder(folder, None if logs is None else Path(logs))
 
 
 def _end_with_talker() -> None:

@@ -126,13 +126,13 @@ def _spec(ranks: int) -> "RunSpec":
 
 
 def _run(spec: "RunSpec", folder: Path, dtypes: Sequence[str], *, smoke: bool) -> None:
-    from trimaran.launchers.local.launch import LocalRun, launch
+    from trimaran.launchers.local.launch import launch_folder
     from trimaran.launchers.worker.tasks import CalibrateTask
 
     task = CalibrateTask(spec=folder / "spec.yaml", output=folder / "points.json", dtypes=tuple(dtypes), is_smoke=smoke)
     write_text(folder / "task.json", task.model_dump_json())
     if spec.world_size > 1:
-        launch(LocalRun(spec, folder / "task.json", folder / "logs"))
+        launch_folder(folder)
         return
     from trimaran.launchers.worker.run import run_alone
 
