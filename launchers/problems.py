@@ -65,8 +65,7 @@ def _check_cache(spec: RunSpec) -> None:
 def _check_text(spec: RunSpec) -> None:
     """Refuse sources that are not there, and a text that is too short whatever its tokens are."""
     from trimaran.runtime.data.account import Account
-    from trimaran.runtime.data.corpus import SECTION_CHARACTERS
-    from trimaran.runtime.data.sources import QUICKSTART, SourceFile, find_files
+    from trimaran.runtime.data.sources import QUICKSTART, SECTION_CHARACTERS, SourceFile, find_files
 
     data, cache = spec.data, Path(spec.data.cache_dir)
     if spec.finetune is not None:

@@ -54,9 +54,16 @@ def new_table(*columns: str, show_lines: bool = False) -> Table:
 def print_table(table: Table) -> None:
     """Print a table on standard output; without a terminal its cells are not wrapped."""
     console = Console(highlight=False, markup=False, emoji=False)
-    console.width = console.width if console.is_terminal else _WIDE
-    with writing_output():
+    if console.is_terminal:
+        with writing_output():
+            console.print(table)
+        return
+    console.width = _WIDE
+    with console.capture() as shown:
         console.print(table)
+    with writing_output():
+        for line in shown.get().splitlines():
+            print(line.rstrip())  # rich fills every line up to the longest
 
 
 def start_live() -> "Live | None":

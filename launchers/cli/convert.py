@@ -144,7 +144,12 @@ def _import_adapter(source: Path, target: Path, base: Path) -> None:
     for note in imported.notes:
         say(note)
     say(f"adapters of rank {imported.rank} beside {', '.join(imported.targets)} imported into {imported.run}")
-    say(f"text: trimaran generate {shlex.quote(str(imported.run))} --prompt 'To be'")
+    say(_text_of(imported.run))
+
+
+def _text_of(run: Path) -> str:
+    """Return the command that has the model write; it asks for the text to begin with, whose language isn't known."""
+    return f"text: trimaran chat {shlex.quote(str(run))} --mode continue"
 
 
 def _name_of(source: Path) -> str:
@@ -195,7 +200,7 @@ def _say_what_next(imported: "Imported") -> None:
     say(f"{imported.family} {'reward ' if scores else ''}model imported into {run}")
     quoted, spec = shlex.quote(str(run)), shlex.quote(str(run / "spec.yaml"))
     if imported.has_tokenizer and imported.spec.transformer.is_causal and not scores:
-        say(f"text: trimaran generate {quoted} --prompt 'To be'")
+        say(_text_of(run))
     if scores:
         say(f"scores: trimaran score {quoted} FILE, and {quoted} among finetune.rl.rewards")
         return

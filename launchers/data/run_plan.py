@@ -30,6 +30,7 @@ def tell_plan(spec: RunSpec, folder: Path, chip: "Chip | Machine | None" = None)
     place = place_of(spec, chip)
     if chip is not None:
         place = replace(place, peak=_peak_of(chip, spec.precision.dtype))
+        _tell_peak(spec, place, chip.name)
     brief = brief_of(spec, place)
     for line in lines_of(spec, brief):
         say(line)
@@ -99,6 +100,22 @@ def _peak_of(chip: "Chip | Machine", dtype: str) -> "Peak | None":
         return None
     what = "the datasheet, by the" if own.is_datasheet else "the fastest product of the"
     return Peak.of(chip.name, own.flops, dtype, f"{what} calibration of {chip.date[:10]}")
+
+
+def _tell_peak(spec: RunSpec, place: Place, named: str) -> None:
+    """Say that the MFU is a share of another chip's peak, where the user has named another than this machine's GPU."""
+    from trimaran.runtime.plan.chips import find_chip
+
+    here = None if spec.launcher.device == "cpu" else gpu_name()
+    if here is None or place.peak is None or here == named:
+        return
+    known, meant = find_chip(here), find_chip(named)
+    if known is None or meant is None or known.name != meant.name:
+        is_known = "" if known is not None else ", whose peak isn't known"
+        say(
+            f"--chip {named}: MFU is a share of {place.peak.words}, and this machine's GPU is {here}{is_known}",
+            style="yellow",
+        )
 
 
 def _on_gpu(spec: RunSpec, chip: "Chip") -> Place:

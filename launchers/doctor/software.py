@@ -26,6 +26,9 @@ _USES: Final = MappingProxyType(
         "tune": "trimaran tune",
         "serve": "trimaran serve, and line editing in chat",
         "twin": "trimaran twin",
+        "wandb": "logging.sinks: wandb",
+        "mlflow": "logging.sinks: mlflow",
+        "trackio": "logging.sinks: trackio",
         "test": "the tests",
     }
 )
@@ -119,7 +122,7 @@ def _packages() -> Iterator[Finding]:
 def _extras() -> Iterator[Finding]:
     for extra in metadata("trimaran").get_all("Provides-Extra") or []:
         there, lacking = _of_extra(extra)
-        name, use = f"extra [{extra}]", _USES.get(extra, "what docs/ says of it")
+        name, use = f"extra [{extra}]", _USES.get(extra, "of another version")
         if lacking:
             fix = f"pip install 'trimaran[{extra}]' for {use}"
             yield Finding("packages", name, f"missing: {', '.join(lacking)}", fix, "missing")

@@ -19,12 +19,8 @@ import numpy.typing as npt
 
 from trimaran.runtime.data.account import Account
 from trimaran.runtime.data.files import DataError, unreadable
-from trimaran.runtime.data.sources import SourceFile
+from trimaran.runtime.data.sources import SECTION_CHARACTERS, SourceFile
 from trimaran.runtime.files import check_regular, parse_json
-
-# Documents above this are cut at blank lines, so that one book can lie partly in the training and partly in the
-# held-out split.
-SECTION_CHARACTERS = 32 * 1024
 
 _BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
 _LINE_END = re.compile(r"\n")

@@ -14,13 +14,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from trimaran.runtime.data.account import Account
-from trimaran.runtime.data.corpus import SECTION_CHARACTERS
 from trimaran.runtime.data.engine.parts import KEPT
 from trimaran.runtime.data.engine.task import InThisProcess, Output, Progress, TaskRunner
 from trimaran.runtime.data.files import DataError, NotPrepared, build_once, hash_file, once_per_change
 from trimaran.runtime.data.quickstart import ensure_quickstart
 from trimaran.runtime.data.recipe.curated import MANIFEST, Curated
-from trimaran.runtime.data.sources import MEGATRON, QUICKSTART, SourceFile, find_files
+from trimaran.runtime.data.sources import MEGATRON, QUICKSTART, SECTION_CHARACTERS, SourceFile, find_files
 from trimaran.runtime.data.tokens.build import FORMAT, BuildSettings, Digests, build, check_tokenizer
 from trimaran.runtime.data.tokens.kept import KeptCorpus
 from trimaran.runtime.data.tokens.plain import PlainCorpus

@@ -19,6 +19,9 @@ QUICKSTART: Final = "quickstart"
 # By suffix, in lower case: how a file holds documents. A .json file has JSON lines, or one record or a list of them.
 KINDS: Final = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
 COMPRESSED: Final = (".gz", ".bz2", ".xz")
+SECTION_CHARACTERS: Final = 32 * 1024
+"""Documents above this are cut at blank lines, so that one book can lie partly in the training and partly in the
+held-out split."""
 # Of one folder: their names take 300 MB, and looking at them a minute.
 _MOST_FILES = 1_000_000
 READABLE = f"{', '.join(KINDS)} file (or {', '.join(COMPRESSED)} of one, or Megatron's .bin with its .idx)"

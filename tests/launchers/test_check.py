@@ -137,6 +137,21 @@ def test_problems_are_among_the_facts() -> None:
     assert ["'nowhere.txt' does not exist" in each for each in json.loads(result.stdout)["problems"]] == [True]
 
 
+def test_a_wrong_spec_has_its_errors_as_json_too() -> None:
+    result = check(QUICKSTART, "--set", "parallel.tp=3", "--set", "train.num_stepz=1", "--json")
+    assert result.exit_code == 2
+    facts = json.loads(result.stdout)
+    assert list(facts) == ["version", "problems"]
+    assert any(each.startswith("train.num_stepz: unknown field") for each in facts["problems"])
+    assert all(each in result.stderr for each in facts["problems"])
+    assert json.loads(check("nowhere.yaml", "--json").stdout)["problems"][0].startswith("nowhere.yaml: cannot be read")
+
+
+def test_a_pipe_gets_no_line_that_is_filled_with_spaces() -> None:
+    lines = check(QUICKSTART).stdout.splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
 def test_a_plan_that_does_not_fit_says_what_would() -> None:
     spec = load_spec(FALCON, ["parallel.tp=1"])
     overview = overview_of(spec, "local", "RTX-4090", None, [])

@@ -68,6 +68,11 @@ def test_completion_is_installed_for_the_shell_that_is_named(
     assert result.exit_code == 0, result.output
     assert f"completion for {shell} is installed in {tmp_path}" in result.output
     assert (tmp_path / file).exists()
+    (tmp_path / "full").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "full"))  # no folder, so nothing can be written there
+    refused = CliRunner().invoke(app, ["--install-completion", shell])
+    assert refused.exit_code == 2
+    assert "error: " in refused.output
 
 
 def test_a_shell_is_answered_with_the_commands_and_their_options(
@@ -93,3 +98,12 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
     ours = {name for name in fork_server().imported["command line"] if name.startswith("trimaran.")}
     assert ours == {"trimaran.launchers", "trimaran.launchers.cli", "trimaran.launchers.cli.app",
                     "trimaran.launchers.cli.common", "trimaran.launchers.cli.common.one_screen"}  # fmt: skip
+
+
+def test_check_imports_neither_numpy_nor_what_only_other_commands_need() -> None:
+    """That is nearly half of its CPU-seconds; `python -X importtime` tells of what has come."""
+    imported = set(fork_server().imported["check"])
+    assert "trimaran.launchers.cli.planning.overview" in imported
+    heavy = {"numpy", "torch", "safetensors", "tokenizers", "huggingface_hub", "matplotlib", "psutil", "asyncio",
+             "http.client", "ssl", "multiprocessing", "trimaran.runtime.data.corpus"}  # fmt: skip
+    assert imported & heavy == set()

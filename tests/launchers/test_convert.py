@@ -74,7 +74,7 @@ def test_import_says_what_it_did_and_what_can_be_done_next(place: Path, tmp_path
         "real text,",
         "at a logit scale of",
         "llama model imported into runs/small",
-        "trimaran generate runs/small",
+        "text: trimaran chat runs/small --mode continue",
         'trimaran train runs/small/spec.yaml --set "data.source=[my-texts]"',
     ):
         assert words in outcome.err, outcome.err

@@ -134,6 +134,8 @@ def test_packages_that_are_missing_or_too_old_are_named(programs: Place, monkeyp
     assert (twin.found, twin.effect) == ("missing: bm25s", "pip install 'trimaran[twin]' for trimaran twin")
     assert tune.found == "missing: optuna>=5 (is 0.1)"
     assert [each.found for each in found if each.status == "broken"] == ["missing: safetensors"]
+    assert of(found, "extra [wandb]").effect == "logging.sinks: wandb"
+    assert not [each.name for each in found if "of another version" in each.effect], "each extra of ours is told"
 
 
 def test_the_probe_of_torch_tells_what_torch_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,25 @@ def test_what_a_calibration_lacks_is_said_and_stops_no_run() -> None:
     assert place.why_no_time.startswith("parallel.tp is 2, and the calibration of A processor has no exchanges")
 
 
+def test_a_peak_that_is_not_this_machine_s_is_said_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = changed(spec(), precision__dtype="bfloat16")
+    on_gpus, on_cpus = changed(own, launcher__device="cuda"), changed(own, launcher__device="cpu")
+
+    def said(of: RunSpec, here: str | None, chip: str) -> str:
+        monkeypatch.setattr("trimaran.launchers.data.run_plan.gpu_name", lambda: here)
+        tell_plan(of, tmp_path, chip_named(chip))
+        return "".join(line for line in capsys.readouterr().err.splitlines() if "--chip" in line)
+
+    share = "--chip A100-40GB: MFU is a share of A100-40GB's 312 TFLOP/s bfloat16, and this machine's GPU is "
+    assert said(on_gpus, "Some GPU", "A100-40GB") == f"{share}Some GPU, whose peak isn't known"
+    assert said(on_gpus, "NVIDIA H200", "A100-40GB") == f"{share}NVIDIA H200"
+    assert (
+        said(on_gpus, "NVIDIA H200", "H200") == said(on_gpus, None, "H200") == said(on_cpus, "Some GPU", "H200") == ""
+    )
+
+
 def test_the_peak_of_a_chip_that_the_user_names_is_kept_for_the_mfu(tmp_path: Path) -> None:
     """A GPU that no datasheet is known of has the one that it was calibrated to."""
     fields = {"flops": 2e14, "memory_rate": 1e12, "link_rate": 1e10, "constants": {}, "measured": [], "residuals": {}}

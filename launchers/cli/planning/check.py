@@ -12,7 +12,7 @@ from trimaran.launchers.problems import problems_here
 from trimaran.launchers.run_folder import spec_of
 from trimaran.launchers.terminal import print_table, say, writing_output
 from trimaran.runtime.files import write_text
-from trimaran.runtime.spec import RunSpec, json_schema, load_spec
+from trimaran.runtime.spec import RunSpec, SpecError, json_schema, load_spec
 
 if TYPE_CHECKING:
     from trimaran.runtime.data.tokens.shards import TokenShards
@@ -56,7 +56,7 @@ def check(
             from trimaran.launchers.cli.planning.plan import check_rates
 
             check_rates({"--price-per-hour": price_per_hour})
-        spec = load_spec(*spec_of(spec_path, overrides))
+        spec = _load(spec_path, overrides, as_json)
         from trimaran.launchers.cli.planning.overview import overview_of, table_of
 
         kind, corpora = launcher or spec.launcher.kind, _prepared_corpora(spec)
@@ -82,6 +82,20 @@ def check(
         found = _problems(spec, kind, corpora)
         if found:
             raise ValueError("\n  ".join([_CANNOT_START, *found]))
+
+
+def _load(spec_path: Path, overrides: list[str], as_json: bool) -> RunSpec:
+    """Return the spec; of a wrong one print the problems as JSON, where that is asked for, before the error."""
+    from trimaran.launchers.cli.planning.overview import VERSION
+
+    try:
+        return load_spec(*spec_of(spec_path, overrides))
+    except SpecError as error:
+        if as_json:
+            problems = [str(each) for each in error.errors]
+            with writing_output():
+                print(json.dumps({"version": VERSION, "problems": problems}, indent=1))
+        raise
 
 
 def _problems(spec: RunSpec, kind: str, corpora: "Mapping[str, TokenShards] | None") -> list[str]:

@@ -18,6 +18,8 @@ from trimaran.runtime.zero.costs import describe_state, held_by_ranks
 if TYPE_CHECKING:
     from rich.table import Table
 
+VERSION: Final = 1
+"""Of the facts; a key whose meaning changes raises it."""
 _BYTES: Final = {"bfloat16": 2, "float32": 4, "float64": 8}
 _MOST_RANKS, _MOST_CORPORA = 4, 5  # rows of each kind that a screen has room for
 # Group -> rows of `describe` in it; the rest are of "run".
@@ -209,7 +211,7 @@ def _facts(
     hours = None if seconds is None else seconds * spec.world_size / 3600
     fullest = brief.memory[brief.fullest] if brief.memory else None
     return {
-        "version": 1,
+        "version": VERSION,
         "parameters": shape.num_parameters(),
         "active_parameters": shape.num_active_parameters(),
         "model_bytes": _model_bytes(spec),

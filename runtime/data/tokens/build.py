@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trimaran.models.fields import counted
-from trimaran.runtime.data.corpus import SECTION_CHARACTERS
 from trimaran.runtime.data.files import DataError, hash_file
+from trimaran.runtime.data.sources import SECTION_CHARACTERS
 from trimaran.runtime.data.tokens.shards import dtype_for
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.data.tokens.units import Corpus, Encoding, Units
