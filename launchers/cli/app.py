@@ -102,7 +102,7 @@ def _install_completion(shell: str | None) -> None:
     if shell is not None:
         from typer.completion import install  # type: ignore[attr-defined]  # typer imports it there
 
-        from trimaran.launchers.cli.console import errors_as_sentences
+        from trimaran.launchers.cli.common.console import errors_as_sentences
 
         with errors_as_sentences():
             _, file = install(shell=shell, prog_name="trimaran")
