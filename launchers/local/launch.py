@@ -45,11 +45,15 @@ class LocalRun:
     """The spec (which has the number of ranks), the ranks' task file, and the folder of their output.
 
     Rank 0 writes to this terminal.
+
+    Args:
+        keeps_logs: whether that folder is still there when an error is read.
     """
 
     spec: RunSpec
     task: Path
     log_folder: Path
+    keeps_logs: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,13 @@ class _Ended:
         kind = 0 if self.record and not secondary else 2 if secondary else 3 if self.exit_code == -signal.SIGTERM else 1
         return kind, float(self.record.get("seconds", 0.0))
 
-    def describe(self, reported: Failure | None, spec: RunSpec, log_folder: Path) -> str:
-        """Return the sentence about this rank; `reported` is another rank's record of its failure, if one saw it."""
+    def describe(self, reported: Failure | None, spec: RunSpec, log_folder: Path | None) -> str:
+        """Return the sentence about this rank.
+
+        Args:
+            reported: another rank's record of its failure, if one saw it.
+            log_folder: with what the ranks have printed; None for one that goes with the command.
+        """
         if self.record:
             return str(_failure_in(self.record))
         if reported is not None and reported.message != DIED_SILENTLY:
@@ -93,7 +102,9 @@ class _Ended:
         grid = describe_coordinates(coordinates(self.rank, spec.axis_sizes))
         where = f"host {node_name(os.environ)}, {grid}" if reported is None else reported.where
         step = "" if reported is None or reported.step is None else f" at step {reported.step}"
-        return f"rank {self.rank} ({where}) {how}{step} and left no message; the output of the ranks is in {log_folder}"
+        return f"rank {self.rank} ({where}) {how}{step} and left no message" + (
+            "" if log_folder is None else f"; the output of the ranks is in {log_folder}"
+        )
 
 
 def train_here(
@@ -120,7 +131,7 @@ def train_here(
         task = prepare_run(spec, folder, chip)
         say(f"starting {counted(spec.world_size, 'rank')} ({dict(describe(spec))['layout']}); run folder {folder}")
         try:
-            launch(LocalRun(spec, task, folder / "logs"))
+            launch(LocalRun(spec, task, folder / "logs", keeps_logs=True))
         except Stopped as stopped:
             raise Stopped(stopped.signal_number, stopped.problem, what_is_saved(folder)) from stopped
         except LaunchError as error:
@@ -134,10 +145,11 @@ def launch_folder(folder: Path, logs: Path | None = None) -> None:
     """Run folder/task.json on the ranks of folder/spec.yaml on this machine; see `launch`.
 
     Args:
-        logs: of the ranks; None: in the folder.
+        logs: of the ranks; None: in the folder, and gone with it.
     """
     spec = load_spec(folder / "spec.yaml")
-    launch(LocalRun(spec, folder / "task.json", folder / "logs" if logs is None else logs))
+    own = folder / "logs" if logs is None else logs
+    launch(LocalRun(spec, folder / "task.json", own, keeps_logs=logs is not None))
 
 
 def launch(run: LocalRun) -> None:
@@ -163,7 +175,11 @@ def launch(run: LocalRun) -> None:
             run_ranks(node, run.spec, run_task_of_launcher, str(run.task), str(log_folder), str(spare))
         except ChildFailedError as error:
             raise _why(
-                error.failures, _read_records(spare) | _read_records(log_folder), run.spec, log_folder
+                error.failures,
+                _read_records(spare) | _read_records(log_folder),
+                run.spec,
+                log_folder,
+                is_kept=run.keeps_logs,
             ) from error
         except SignalException as error:
             problem = _problem_of(_read_records(spare) | _read_records(log_folder))
@@ -197,9 +213,21 @@ def _wait_for_former_ranks(logs: Path) -> None:
 
 
 def _why(
-    failures: Mapping[int, Any], records: Mapping[int, Mapping[str, Any]], spec: RunSpec, log_folder: Path
+    failures: Mapping[int, Any],
+    records: Mapping[int, Mapping[str, Any]],
+    spec: RunSpec,
+    log_folder: Path,
+    *,
+    is_kept: bool = True,
 ) -> LaunchError | Stopped:
-    """Return the failure that is the cause of the others."""
+    """Return the failure that is the cause of the others.
+
+    Args:
+        is_kept: whether the folder is still there when the error is read.
+    """
+
+    if not is_kept:
+        records = {rank: {**each, "details": ""} for rank, each in records.items()}
 
     def last_words(rank: int) -> WatchdogEnd | None:
         aborted = failures[rank].exitcode == -signal.SIGABRT
@@ -213,7 +241,7 @@ def _why(
     if stopped_by is not None and not cause.record:
         return Stopped(stopped_by)
     reported = next((failure for failure in map(_failure_in, records.values()) if failure.rank == cause.rank), None)
-    return LaunchError(cause.describe(reported, spec, log_folder), exit_code_of(cause.exit_code))
+    return LaunchError(cause.describe(reported, spec, log_folder if is_kept else None), exit_code_of(cause.exit_code))
 
 
 def _problem_of(records: Mapping[int, Mapping[str, Any]]) -> str:

@@ -84,7 +84,7 @@ class TrialRun:
             check_code(spec, allow_code=False)
             task = prepare_run(spec, folder)
             with Watch(folder, self._step_of_end if self._ends_early else None) as self.watch:
-                launch(LocalRun(spec, task, folder / "logs"))
+                launch(LocalRun(spec, task, folder / "logs", keeps_logs=True))
         except Stopped:
             if self.watch is None or not self.watch.has_ended_it:
                 raise

@@ -11,6 +11,7 @@ from typing import Final
 
 from trimaran.launchers.twin.collect import Said, Start, Talker, talking
 from trimaran.runtime.checkpoint.folder import find_checkpoints, newest_checkpoint
+from trimaran.runtime.data.files import DataError
 from trimaran.runtime.files import read_text
 from trimaran.runtime.infer.prompts import RunText
 from trimaran.runtime.infer.sampling_params import SamplingParams
@@ -175,9 +176,13 @@ def _texts(twin: Twin, run: Path, wish: Wish) -> _Texts:
 
 
 def _learned(run: Path) -> list[str]:
-    """Return what the twin has learned to say."""
-    found = []
-    for path in sorted((run / TWIN / "persona").glob("*.jsonl")):
+    """Return what the twin has learned to say; DataError where its examples are not there."""
+    found, files = [], sorted((run / TWIN / "persona").glob("*.jsonl"))
+    if not files:
+        raise DataError(
+            f"{run / TWIN / 'persona'} has no examples; run trimaran twin build again, which makes them anew"
+        )
+    for path in files:
         for line in read_text(path).splitlines():
             example = json.loads(line)
             found += [each["content"] for each in example.get("messages", ()) if each["role"] == "assistant"]

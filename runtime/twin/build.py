@@ -36,6 +36,7 @@ from trimaran.runtime.twin.texts.work import Left
 
 HELD_OUT: Final = "held_out.txt"
 """The held-out text in a twin's folder, for `trimaran evaluate --text`."""
+_PARTS: Final = ("works", "passages.jsonl", "persona", INDEX, HELD_OUT)
 _ADAPTER_EPOCHS: Final = 2.0
 _SAMPLE_PASSAGES: Final = 50
 Say = Callable[[str], None]
@@ -59,7 +60,7 @@ def model_spec(model: str) -> tuple[Path, RunSpec]:
 
 
 def build_twin(request: TwinRequest, say: Say) -> TwinRecord:
-    """Make the twin's folder in the run folder `request.output`; one that is whole already is only read.
+    """Make the twin's folder in the run folder `request.output`; one that is whole is only read, others are made anew.
 
     The caller holds the run folder's lock.
 
@@ -79,12 +80,16 @@ def build_twin(request: TwinRequest, say: Say) -> TwinRecord:
     if (folder / RECORD).exists():
         record = TwinRecord.read(folder)
         check_same_twin(record, request, [each.sha256 for each in sources])
-        say(f"the twin in {folder} is whole already")
-        if request.epochs is not None and request.epochs != record.epochs:
-            record = record.model_copy(update={"epochs": request.epochs})
-            record.write(folder)
-        return record
-    if (output / "checkpoints").exists():
+        request = request.model_copy(update={"epochs": request.epochs or record.epochs})
+        missing = next((name for name in _PARTS if not (folder / name).exists()), None)
+        if missing is None:
+            say(f"the twin in {folder} is whole already")
+            if request.epochs != record.epochs:
+                record = record.model_copy(update={"epochs": request.epochs})
+                record.write(folder)
+            return record
+        say(f"{folder / missing} is missing: the twin is made of its sources once more")
+    elif (output / "checkpoints").exists():
         raise ValueError(f"--output {output} is the folder of a run that is no twin; choose another --output")
     texts = read_works(names, request.language or "")
     made = make_passages(texts.works, texts.language)

@@ -80,7 +80,7 @@ def read_passages(folder: Path) -> list[Passage]:
     try:
         lines = read_text(path).split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, "run trimaran twin build again, which makes it anew") from error
     passages = list[Passage]()
     for number, line in enumerate(lines, 1):
         if line:

@@ -120,10 +120,11 @@ def test_two_ranks_answer_and_the_death_of_one_ends_all_by_its_name(run: Path, t
             failed = await answer(backend, Request(30, (1,) * (CONTEXT + 1), GREEDY))
             assert isinstance(failed[0], Failed)
             ranks_in(tmp_path)[1].send_signal(signal.SIGKILL)
-            with pytest.raises(BackendGoneError, match=r"rank 1 .*tp 1.* was killed"):
+            with pytest.raises(BackendGoneError, match=r"rank 1 .*tp 1.* was killed") as told:
                 await asyncio.gather(*(answer(backend, Request(number, (3,), LONG)) for number in range(40, 4000)))
             with pytest.raises(BackendGoneError, match="rank 1"):
                 await answer(backend, Request(41, (3, 4), GREEDY))
+            assert str(tmp_path) not in str(told.value), "the folder of the ranks' output goes with them"
             await backend.close()
             await backend.close()
             assert asyncio.all_tasks() == {asyncio.current_task()}

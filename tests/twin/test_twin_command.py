@@ -179,6 +179,23 @@ def test_an_interrupted_build_is_made_anew(place: Path) -> None:
         assert json.loads(line)["text"]
 
 
+def test_a_twin_whose_files_are_gone_is_made_anew(place: Path) -> None:
+    (place / "tale.txt").write_text(tale(), encoding="utf-8")
+    folder = place / "runs" / "lost" / "twin"
+    command = ("build", "tale.txt", "--author", "Ann", "--output", "runs/lost", "--language", "en")
+    assert twin(place, *command, "--epochs", "3").code == 0
+    passages = (folder / "passages.jsonl").read_bytes()
+    (folder / "passages.jsonl").unlink()
+    asked = twin(place, "ask", "runs/lost", "Who?")
+    assert asked.code == 2
+    assert "run trimaran twin build again, which makes it anew" in asked.err
+    again = twin(place, *command)
+    assert again.code == 0, again.err
+    assert "passages.jsonl is missing: the twin is made of its sources once more" in again.err
+    assert (folder / "passages.jsonl").read_bytes() == passages
+    assert TwinRecord.read(folder).epochs == 3
+
+
 def test_the_example_is_a_twin(place: Path) -> None:
     example = yaml.safe_load((ROOT / "examples" / "twin-hamlet.yaml").read_text(encoding="utf-8"))
     path = place / "twin-hamlet.yaml"

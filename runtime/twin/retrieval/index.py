@@ -199,7 +199,7 @@ class Index:
         except (ValueError, KeyError, IndexError, TypeError, EOFError) as error:
             raise DataError(f"{folder} has no whole index of this twin ({error}); build it again") from None
         except OSError as error:
-            raise unreadable(folder, error, "build the twin's index again") from error
+            raise unreadable(folder, error, "run trimaran twin build again, which makes it anew") from error
         if held := [each.id for each in chosen if each.is_held_out]:
             raise DataError(f"{folder} has the held-out passage {held[0]}, which no index may have; build it again")
         return cls(chosen, Terms(str(own["language"])), ranker, silence)
