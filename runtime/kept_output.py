@@ -37,11 +37,17 @@ class OutputLog(io.TextIOBase):
         if not self._path.parent.is_dir():
             return len(text)
         added, self._waiting = self._waiting, ""
-        with suppress(OSError), self._path.open("ab") as file:
-            file.write(added.encode(errors="replace"))
-            if file.tell() > self._most_bytes:
-                os.replace(self._path, self._path.with_name(self._path.name + OLDER))
+        with suppress(OSError):
+            self._make_room()
+            with self._path.open("ab") as file:
+                file.write(added.encode(errors="replace"))
         return len(text)
+
+    def _make_room(self) -> None:
+        """Put a full log aside. Before a text is added, so that the newest lines are always in the log itself."""
+        with suppress(FileNotFoundError):  # another process has just done it
+            if self._path.stat().st_size > self._most_bytes:
+                os.replace(self._path, older_part(self._path))
 
 
 class KeptOutput(io.TextIOBase):
@@ -56,7 +62,8 @@ class KeptOutput(io.TextIOBase):
         """Write a text to both; the log gets a line once it has ended."""
         *lines, self._line = (self._line + text).split("\n")
         if lines:
-            plain = (_ESCAPES.sub("", line).rpartition("\r")[2] for line in lines)
+            # what is left of a line that was drawn again and again; the last \r may be its end
+            plain = (_ESCAPES.sub("", line).rstrip("\r").rpartition("\r")[2] for line in lines)
             self.log.write("".join(f"{line}\n" for line in plain))
         return self.terminal.write(text)
 
@@ -78,7 +85,15 @@ class KeptOutput(io.TextIOBase):
         return self.terminal.encoding
 
 
-def newest_start(log: bytes) -> int:
-    """Return where the lines of the newest start begin in a log."""
+def older_part(log: Path) -> Path:
+    """Return the file that has what a log had before it was full."""
+    return log.with_name(log.name + OLDER)
+
+
+def newest_start(log: bytes) -> int | None:
+    """Return where the lines of the newest start begin in a log; None where none begins in it."""
     mark = START.encode()
-    return 0 if log.startswith(mark) and log.count(b"\n" + mark) == 0 else log.rfind(b"\n" + mark) + 1
+    found = log.rfind(b"\n" + mark)
+    if found >= 0:
+        return found + 1
+    return 0 if log.startswith(mark) else None

@@ -24,7 +24,7 @@ from trimaran.models.fields import printable
 from trimaran.runtime.files import write_text
 from trimaran.runtime.folder_lock import FolderInUse, FolderLock
 from trimaran.runtime.grid import coordinates, describe_coordinates
-from trimaran.runtime.kept_output import MOST_BYTES, OLDER, OUTPUT_FILE, KeptOutput, OutputLog
+from trimaran.runtime.kept_output import MOST_BYTES, OUTPUT_FILE, KeptOutput, OutputLog, older_part
 from trimaran.runtime.processes import usable_cores
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.sinks.start import SinkError
@@ -123,7 +123,7 @@ class Rank:
         for descriptor, file in self._files.items():
             with contextlib.suppress(OSError):
                 if os.fstat(descriptor).st_size > MOST_BYTES:
-                    os.replace(file, file.with_name(file.name + OLDER))
+                    os.replace(file, older_part(file))
                     self._redirect(descriptor, file)
 
     def _redirect(self, descriptor: int, path: Path) -> None:

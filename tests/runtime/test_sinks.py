@@ -7,11 +7,15 @@ import threading
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 
+from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, SpecError, parse_spec
+from trimaran.runtime.train import peak_memory
 from trimaran.runtime.train.metrics import MetricsLogger, read_metrics
 from trimaran.runtime.train.sinks import start
 from trimaran.runtime.train.sinks.feeder import Feeder
@@ -79,6 +83,32 @@ def test_a_sink_gets_every_row_by_the_names_of_tensorboard_and_is_told_how_the_r
     with pytest.raises(RuntimeError, match="diverged"), logger_with(tmp_path / "ill", sink, io.StringIO()):
         raise RuntimeError("diverged")
     assert sink.ends == [False, True]
+
+
+def test_a_sink_of_a_run_on_gpus_gets_what_their_allocators_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The columns of a GPU, by a peak that is made up: on the CPU there is no reserved memory to tell of."""
+    mesh, others = (
+        SimpleNamespace(rank=1, world_size=3, world=None),
+        torch.tensor([[3e9, 0, 2e9], [5e9, 0, 9e9]], dtype=torch.float64),
+    )
+    monkeypatch.setattr(peak_memory, "_peaks_of", lambda device: (7e9, 8e9))
+    monkeypatch.setattr(peak_memory, "all_reduce", lambda peaks, group: peaks + others)
+    peaks = peak_memory.PeakMemory(cast(Mesh, mesh), torch.device("cpu"))
+    assert peaks.columns() == {}
+    peaks.after_step()
+    columns = {"peak_memory_bytes": 7e9, "peak_memory_rank": 1, "peak_memory_reserved_bytes": 9e9}
+    assert peaks.columns() == columns
+    taken = Taken()
+    logger = logger_with(tmp_path, taken, io.StringIO())
+    logger.log(
+        step=1, loss=4.0, lr=1e-3, grad_norm=1.0, tokens_seen=16, tokens_per_second=1e3, step_time_ms=16.0,
+        more=peaks.columns(),
+    )  # fmt: skip
+    logger.close()
+    assert taken.rows[0][1].items() >= {f"train/{name}": value for name, value in columns.items()}.items()
+    assert read_metrics(tmp_path / "metrics.jsonl")[0].items() >= columns.items()
 
 
 def test_a_sink_that_fails_is_told_once_and_the_run_goes_on(tmp_path: Path) -> None:
