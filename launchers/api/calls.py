@@ -3,13 +3,34 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.env.rank_env import is_rank
 from trimaran.launchers.local.fork_server import end_outdated_fork_server
 from trimaran.launchers.terminal import logs_said
+
+_SHOWN = 60  # characters of a value in an error
+
+
+def expect(name: str, value: object, kinds: type | tuple[type, ...], words: str) -> None:
+    """Raise TypeError, in a sentence, where an argument has none of the types.
+
+    Args:
+        words: what it must be, after "must be".
+    """
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {words}; got {repr(value)[:_SHOWN]}, of type {type(value).__name__}")
+
+
+def expect_each(name: str, values: object, kinds: type | tuple[type, ...], words: str) -> None:
+    """Raise TypeError, in a sentence, where an argument is no iterable of values that have one of the types."""
+    if isinstance(values, Iterable) and not isinstance(values, str | bytes):
+        for value in values:
+            expect(f"each of {name}", value, kinds, words)
+        return
+    expect(name, values, (), f"a list, each of it {words}")
 
 
 @contextmanager

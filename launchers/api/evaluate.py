@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from trimaran.launchers.api.calls import ranks_of_a_call
+from trimaran.launchers.api.calls import expect_each, ranks_of_a_call
 from trimaran.launchers.api.run import Run, place_of
 from trimaran.launchers.local.launch import launch_folder
 from trimaran.launchers.terminal import say
@@ -70,6 +70,7 @@ def evaluate_loss(
     from trimaran.runtime.evaluate.results import JOURNAL, REPORT, TEXT, read_evaluation
 
     paths = (files,) if isinstance(files, str | PathLike) else files
+    expect_each("files", paths, (str, PathLike), "the path of a text")
     options = EvaluationOptions(texts=tuple(map(Path, paths)), stride=stride, batch_size=batch_size)
     if not options.texts:
         return []

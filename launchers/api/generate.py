@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from os import PathLike
+from types import NoneType
 from typing import Literal
 
-from trimaran.launchers.api.calls import ranks_of_a_call
+from trimaran.launchers.api.calls import expect, expect_each, ranks_of_a_call
 from trimaran.launchers.api.run import Run, place_of
 from trimaran.launchers.local.launch import launch_folder
 from trimaran.launchers.run_folder import find_checkpoint
@@ -74,6 +76,7 @@ def generate(
         tp, pp: the layout to run at.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: there is no such checkpoint, an option is out of its range, or a prompt does not fit the model.
         LaunchError: a rank failed.
         KeyboardInterrupt: Ctrl-C, or a notebook's interrupt, once the ranks have ended.
@@ -82,7 +85,17 @@ def generate(
     from trimaran.runtime.infer.prompts import Prompt, check_typed_text, conversation
     from trimaran.runtime.infer.sampling_params import SamplingParams
 
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    for name, listed in (("prompts", prompts), ("stop", stop), ("stop_tokens", stop_tokens)):
+        expect_each(name, listed, str, "a text")
+    expect("system", system, (str, NoneType), "a text or None")
+    counts = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "top_k": top_k, "seed": seed}
+    for name, count in {**counts, "batch_size": batch_size, "tp": tp, "pp": pp}.items():
+        expect(name, count, Integral, "a whole number")
+    shares = {"temperature": temperature, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    for name, share in shares.items():
+        expect(name, share, Real, "a number")
+    texts = list(prompts)
     if system is not None and not chat:
         raise ValueError("system is for chat=True: give that too, or put the text into the prompts")
     if "" in stop:

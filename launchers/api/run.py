@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from trimaran.launchers.api.calls import expect
 from trimaran.launchers.run_folder import find_checkpoint, require_run
 from trimaran.runtime.spec import RunSpec, load_spec
 from trimaran.runtime.train.metrics import Row, read_metrics
@@ -89,6 +90,7 @@ def load_run(folder: str | PathLike[str]) -> Run:
     Raises:
         ValueError: the folder has nothing of a run.
     """
+    expect("folder", folder, (str, PathLike), "the path of a run's folder")
     path = Path(folder)
     require_run(path)
     return Run(path)
@@ -96,4 +98,5 @@ def load_run(folder: str | PathLike[str]) -> Run:
 
 def place_of(run: "Run | str | PathLike[str]") -> Path:
     """Return the folder of a run, or the folder that a user has named."""
+    expect("run", run, (Run, str, PathLike), "a run, or the path of its folder")
     return run.folder if isinstance(run, Run) else Path(run)

@@ -3,7 +3,7 @@
 from os import PathLike
 from typing import Any
 
-from trimaran.launchers.api.calls import ranks_of_a_call
+from trimaran.launchers.api.calls import expect, ranks_of_a_call
 from trimaran.launchers.api.run import Run
 from trimaran.launchers.before_start import check_code, check_device, check_nodes, check_sinks
 from trimaran.launchers.env.network import check_network
@@ -31,7 +31,7 @@ def train(spec: RunSpec | str | PathLike[str], *, allow_code: bool = False) -> R
     """
     from trimaran.launchers.local.launch import train_here
 
-    known = spec if isinstance(spec, RunSpec) else load_spec(spec)
+    known = _loaded(spec)
     check_code(known, allow_code=allow_code)
     check_sinks(known)
     if known.launcher.kind != "local" or known.launcher.nodes > 1:
@@ -46,35 +46,50 @@ def train(spec: RunSpec | str | PathLike[str], *, allow_code: bool = False) -> R
         return Run(train_here(known, command="trimaran.train"))
 
 
-def check(spec: RunSpec) -> list[str]:
+def check(spec: RunSpec | str | PathLike[str]) -> list[str]:
     """Return a sentence for everything on this machine that would keep a run from its first step, as `trimaran check`.
 
     Starts nothing. An empty list means that nothing is known to be in the way.
+
+    Args:
+        spec: a spec, or the path of its file.
+
+    Raises:
+        SpecError: the spec is wrong; holds all errors.
     """
     from trimaran.launchers.problems import problems_here
 
-    return problems_here(spec, spec.launcher.kind)
+    known = _loaded(spec)
+    return problems_here(known, known.launcher.kind)
 
 
-def plan(spec: RunSpec, chip: str | PathLike[str] | None = None) -> dict[str, Any]:
+def plan(spec: RunSpec | str | PathLike[str], chip: str | PathLike[str] | None = None) -> dict[str, Any]:
     """Return what a run will take, before it starts: memory of every pipeline rank, seconds of a step, a checkpoint.
 
     It is what `trimaran train` writes as plan.json. What is not known is None, and `why_not` says why.
 
     Args:
+        spec: a spec, or the path of its file.
         chip: an accelerator by its name, such as "H100-SXM", or a file of `trimaran calibrate`; None for this machine,
             as far as it is known.
 
     Raises:
+        SpecError: the spec is wrong; holds all errors.
         ValueError, OSError: there is no such chip, or the file is no calibration of it.
     """
     from trimaran.launchers.chip_option import chip_at
     from trimaran.launchers.data.run_plan import place_of
     from trimaran.runtime.plan.brief import brief_of
 
+    run = _loaded(spec)
     known, machine = (None, None) if chip is None else chip_at(str(chip))
     if machine is not None:
         from trimaran.runtime.plan.on_machine import check_kind
 
-        check_kind(spec, machine)
-    return brief_of(spec, place_of(spec, known or machine)).model_dump(mode="json")
+        check_kind(run, machine)
+    return brief_of(run, place_of(run, known or machine)).model_dump(mode="json")
+
+
+def _loaded(spec: RunSpec | str | PathLike[str]) -> RunSpec:
+    expect("spec", spec, (RunSpec, str, PathLike), "a spec (load_spec, parse_spec), or the path of its file")
+    return spec if isinstance(spec, RunSpec) else load_spec(spec)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trimaran.runtime.files import read_bytes
-from trimaran.runtime.spec.errors import FieldError, SpecError
+from trimaran.runtime.spec.errors import FieldError, SpecError, show
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.names import SPEC, name_of_today, place_of, with_new_names
 from trimaran.runtime.spec.parsing import Reading, build_spec, unknown_field
@@ -29,7 +29,10 @@ def load_spec(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunSp
     Raises:
         SpecError: the file is missing or not YAML, an override names no field, or the run breaks a rule; holds all
             errors.
+        TypeError: the overrides are no list of texts.
     """
+    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+        raise TypeError(f"overrides must be a list of texts such as ['parallel.tp=4']; got {show(overrides)}")
     source = str(path)
     raw, reading = read_raw(path)
     for text in overrides:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from trimaran.runtime.spec.errors import MOST_SHOWN, FieldError, SpecError
+from trimaran.runtime.spec.errors import MOST_SHOWN, FieldError, SpecError, show
 from trimaran.runtime.spec.findings import Finding, describe_field, field_error, locate
 from trimaran.runtime.spec.names import SPEC, name_of_today, nearest_path, place_of, with_new_names
 from trimaran.runtime.spec.rules import broken_rules
@@ -57,7 +57,10 @@ def parse_spec(raw: Mapping[str, object]) -> RunSpec:
 
     Raises:
         SpecError: it breaks a rule; the error holds all of them.
+        TypeError: it is no mapping.
     """
+    if not isinstance(raw, Mapping):
+        raise TypeError(f"a spec must be a mapping of sections, such as {{'model': {{...}}}}; got {show(raw)}")
     return build_spec(raw, Reading(), "the run spec")
 
 

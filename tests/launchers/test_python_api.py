@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,31 @@ def test_errors_are_exceptions_with_the_sentences_of_the_commands(
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="train starts ranks itself, and this process is one of several"):
         tm.train("spec.yaml")
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: tm.load_spec("a.yaml", "parallel.tp=2"), "overrides must be a list of texts such as"),
+        (lambda: tm.load_spec("a.yaml", [2]), "overrides must be a list of texts such as"),
+        (lambda: tm.parse_spec("a.yaml"), "a spec must be a mapping of sections, such as {'model'"),
+        (lambda: tm.train({"model": {}}), "spec must be a spec (load_spec, parse_spec), or the path of its file; got"),
+        (lambda: tm.check(None), "spec must be a spec (load_spec, parse_spec), or the path of its file; got None, of"),
+        (lambda: tm.plan(3), "spec must be a spec (load_spec, parse_spec), or the path of its file; got 3, of"),
+        (lambda: tm.load_run(3), "folder must be the path of a run's folder; got 3, of type int"),
+        (lambda: tm.generate("a", b"To be"), "prompts must be a list, each of it a text; got b'To be'"),
+        (lambda: tm.generate("a", ["To be", None]), "each of prompts must be a text; got None, of type NoneType"),
+        (lambda: tm.generate("a", "a", stop="x"), "stop must be a list, each of it a text; got 'x', of type str"),
+        (lambda: tm.generate("a", "a", tp="2"), "tp must be a whole number; got '2', of type str"),
+        (lambda: tm.generate("a", "a", temperature="hot"), "temperature must be a number; got 'hot', of type str"),
+        (lambda: tm.generate(None, "a"), "run must be a run, or the path of its folder; got None, of type NoneType"),
+        (lambda: tm.evaluate_loss("a", [3]), "each of files must be the path of a text; got 3, of type int"),
+    ],
+)  # fmt: skip
+def test_an_argument_of_another_type_is_told_what_would_do(call: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        call()
+    assert str(raised.value).startswith(sentence)
 
 
 def test_every_name_is_there_and_the_import_is_cheap() -> None:
