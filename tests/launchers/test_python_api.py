@@ -166,6 +166,55 @@ def test_errors_are_exceptions_with_the_sentences_of_the_commands(
         tm.train("spec.yaml")
 
 
+ENDS = """
+import json, os, signal, threading
+from pathlib import Path
+import trimaran as tm
+
+told = {}
+try:
+    tm.train(tm.load_spec("spec.yaml", ["logging.sinks=[wandb]", "train.output_dir=no-sink", "parallel.dp=1"]))
+except tm.LaunchError as error:
+    told["sink"] = [error.exit_code, str(error)]
+
+def end():
+    rows = Path("ended/metrics.jsonl")
+    while not (rows.exists() and rows.read_text().count("loss")):
+        watched.wait(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+watched = threading.Event()
+before = signal.getsignal(signal.SIGTERM)
+threading.Thread(target=end, daemon=True).start()
+try:
+    tm.train(tm.load_spec("spec.yaml", ["train.num_steps=100000", "train.output_dir=ended", "parallel.dp=1"]))
+except tm.Stopped as stopped:
+    told["ended"] = [stopped.signal_number, str(stopped)]
+told["restored"] = signal.getsignal(signal.SIGTERM) == before
+told["saved"] = tm.load_run("ended").checkpoint.name
+Path("told.json").write_text(json.dumps(told))
+"""
+
+
+def test_a_sink_that_can_t_start_and_a_sigterm_are_exceptions_with_their_sentences(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    """Nobody is logged in to wandb, and no network is asked before that is known."""
+    (workplace.folder / "ends.py").write_text(ENDS)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"HOME": str(tmp_path), "WANDB_MODE": "online", "WANDB_ERROR_REPORTING": "false"}
+    outcome = run_script(workplace.folder, workplace.folder / "ends.py", environment=environment)
+    assert outcome.code == 0, outcome.err
+    told = read_json(workplace.folder / "told.json")
+    assert told["sink"][0] == 2
+    assert "failed: logging.sinks: wandb can't start: No API key configured" in told["sink"][1]
+    assert "`wandb login` once, or set logging.sinks.wandb.mode to offline, or take it out" in told["sink"][1]
+    assert told["ended"][0] == signal.SIGTERM
+    step = int(told["saved"].removeprefix("step-"))
+    assert told["ended"][1].startswith(f"stopped by SIGTERM; step {step} is saved in ended/checkpoints/{told['saved']}")
+    assert told["restored"]
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
