@@ -11,7 +11,7 @@ import typer
 from trimaran.launchers.before_start import check_code, check_device, check_nodes, check_sinks
 from trimaran.launchers.chip_option import chip_at
 from trimaran.launchers.cli.common.console import Launcher, Overrides, SpecOrRun, errors_as_sentences
-from trimaran.launchers.cli.common.suggested_prompt import suggested_prompt
+from trimaran.launchers.cli.common.suggested_prompt import in_quotes, suggested_prompt
 from trimaran.launchers.env.network import check_network
 from trimaran.launchers.env.rank_env import is_rank
 from trimaran.launchers.local.launch import train_here
@@ -116,6 +116,6 @@ def _say_what_next(spec: RunSpec) -> None:
         more = f"   scores: trimaran score {shlex.quote(str(folder))} FILE"
     elif spec.transformer.is_causal:
         prompt, quoted = suggested_prompt(folder), shlex.quote(str(folder))
-        ask = f"chat {quoted}" if prompt is None else f"generate {quoted} --prompt {shlex.quote(prompt)}"
+        ask = f"chat {quoted}" if prompt is None else f"generate {quoted} --prompt {in_quotes(prompt)}"
         more = f"   more text: trimaran {ask}"
     say(f"report: {folder / 'report.html'}{more}")

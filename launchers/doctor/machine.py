@@ -3,13 +3,15 @@
 import os
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from trimaran.launchers.before_start import check_writable
 from trimaran.launchers.doctor.ask import Finding
 from trimaran.launchers.env.limits import SHARED_MEMORY, low_cgroup, low_shared_memory
 from trimaran.launchers.env.network import interfaces
+from trimaran.launchers.terminal import sentence
 from trimaran.runtime.processes import cgroup_values, free_memory_bytes, usable_cores
 
 _GROUP = "machine"
@@ -20,13 +22,15 @@ _OPEN_FILES, _OPEN_FILES_OF_A_PEER = 64, 2  # as limits.py has them
 
 def looks_at_machine(output: Path) -> Iterator[Finding]:
     """Yield what the machine has for the ranks of a run whose folder is below `output`."""
-    yield _cores()
-    yield _memory()
-    yield _shared_memory()
-    yield _open_files()
-    yield _processes()
-    yield _disk(output)
-    yield _interfaces()
+    looks: dict[str, Callable[[], Finding]] = {
+        "CPU cores": _cores, "memory": _memory, str(SHARED_MEMORY): _shared_memory, "open files": _open_files,
+        "processes": _processes, "disk": partial(_disk, output), "network": _interfaces,
+    }  # fmt: skip
+    for name, look in looks.items():
+        try:
+            yield look()
+        except OSError as error:  # a sandbox without /proc, a file system that doesn't answer
+            yield Finding(_GROUP, name, "can't be told", sentence(error), "trouble")
 
 
 def _cores() -> Finding:
@@ -38,7 +42,9 @@ def _cores() -> Finding:
 def _memory() -> Finding:
     total, free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), free_memory_bytes()
     limits = [int(most) for (most,) in cgroup_values("memory.max") if most.isdigit()]
-    found = f"{_size(free or 0)} free of {_size(total)}"
+    found = f"{_size(total)}, of which how much is free can't be told"
+    if free is not None:
+        found = f"{_size(free)} free of {_size(total)}"
     if limits and min(limits) < total:
         found += f"; the container or job may use {_size(min(limits))}"
     return Finding(_GROUP, "memory", found, "trimaran check SPEC plans what a rank takes")

@@ -1,5 +1,6 @@
 """The commands as a list: the help of each, the version, completion, and what is imported for them."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from tests.launchers.forked import fork_server
 from trimaran.launchers.cli.app import COMMANDS, app, main
+from trimaran.launchers.cli.common.suggested_prompt import in_quotes
 
 _SCREEN = {"COLUMNS": "100", "TERMINAL_WIDTH": "100"}
 _MOST_LINES = 50
@@ -52,6 +54,13 @@ def test_a_slip_in_the_name_of_a_command_is_told_the_nearest() -> None:
     result = CliRunner().invoke(app, ["trian"])
     assert result.exit_code == 2
     assert "Did you mean 'train'" in result.output
+
+
+def test_a_suggested_prompt_is_one_word_for_a_shell_and_readable() -> None:
+    assert in_quotes("İstanbul'un şehir ışıkları") == '"İstanbul\'un şehir ışıkları"'
+    for text in ("To be", "it's $HOME", "it's `date`", "a\\'b", "'\"'", "wow!'", "*", ""):
+        assert shlex.split(in_quotes(text)) == [text]
+        assert not in_quotes(text).startswith('"') or not set(text) & set("$`\\!")
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -1,5 +1,6 @@
 """`trimaran doctor`: what it says of a machine, of programs that hang or fail, and of packages that are missing."""
 
+import errno
 import json
 import os
 import sys
@@ -156,6 +157,27 @@ def test_limits_of_the_machine_are_findings(tmp_path: Path, monkeypatch: pytest.
     assert "is a file; choose another folder" in of(found, "disk").effect
     assert of(found, "network").effect == "runs of one machine only"
     assert of(found, "CPU cores").found.startswith(f"{len(os.sched_getaffinity(0))} of")
+
+
+def test_what_a_sandbox_hides_is_told_and_the_rest_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hidden(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/proc/net/dev")
+
+    whole = [each.name for each in looks_at_machine(tmp_path)]
+    monkeypatch.setattr(machine, "interfaces", hidden)
+    monkeypatch.setattr(machine.shutil, "disk_usage", hidden)
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: None)
+    found = list(looks_at_machine(tmp_path))
+    assert [each.name for each in found] == whole
+    hid = {
+        each.name
+        for each in found
+        if (each.found, each.effect) == ("can't be told", "/proc/net/dev: Permission denied")
+    }
+    assert hid == {"disk", "network"}
+    assert of(found, "memory").found.endswith("of which how much is free can't be told")
 
 
 def test_a_program_that_is_not_there_is_no_answer() -> None:

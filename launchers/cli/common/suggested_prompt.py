@@ -1,5 +1,6 @@
 """The prompt of the commands that `trimaran train` suggests at its end."""
 
+import shlex
 from pathlib import Path
 
 from trimaran.launchers.worker.tasks import TrainTask, read_task
@@ -19,3 +20,8 @@ def suggested_prompt(run: Path) -> str | None:
     if not isinstance(data, PreparedData):
         return None
     return opening_of(data) or None
+
+
+def in_quotes(text: str) -> str:
+    """Return a text as one word for a shell; an apostrophe, as in Turkish names, stays readable in double quotes."""
+    return f'"{text}"' if "'" in text and not set(text) & set('"$`\\!') else shlex.quote(text)
