@@ -15,8 +15,8 @@ import torch
 
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.spec import RunSpec, SpecError, parse_spec
-from trimaran.runtime.train import peak_memory
 from trimaran.runtime.train.metrics import MetricsLogger, read_metrics
+from trimaran.runtime.train.monitor import peak_memory
 from trimaran.runtime.train.sinks import start
 from trimaran.runtime.train.sinks.feeder import Feeder
 from trimaran.runtime.train.sinks.start import IDENTITIES, SinkError, check_packages, sinks_of, start_sinks
