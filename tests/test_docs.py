@@ -24,6 +24,7 @@ from tests import counting
 from tests.launchers.forked import fork_server
 from tests.launchers.runs import trimaran
 from tests.runtime.evaluation_files import write_sets
+from tests.session import made_once, session_folder
 from trimaran.runtime.spec.names import known_paths, place_of
 from trimaran.runtime.spec.reference import default_of, in_code
 
@@ -165,21 +166,27 @@ def shortened(command: str) -> list[str]:
 
 
 def make_base(folder: Path, commands: list[str]) -> None:
-    """Train the small models that examples of finetuning, and twins, start from, where a command is of such an one."""
+    """Put the small models there that examples of finetuning, and twins, start from, where a command is of one."""
 
     def begins_some(names: Iterable[str]) -> bool:
         return any(f"examples/{name}" in command for name in names for command in commands)
 
     if begins_some(FINETUNES):
-        train_base(folder, {}, "runs/base")
+        go_on_in(folder, made_once(base_run, {}, "runs/base"))
     if begins_some(TWINS):  # a model that takes turns, with room for passages
         taker = "runs/smollm2-135m"
-        train_base(folder, {"position": "rotary", "max_seq_len": 3072}, taker)
+        go_on_in(folder, made_once(base_run, {"position": "rotary", "max_seq_len": 3072}, taker))
         shutil.copyfile(folder / "examples" / "turns.jinja", folder / taker / "chat_template.jinja")
 
 
-def train_base(folder: Path, changes: dict[str, object], output: str) -> None:
-    """Train a small model for one step."""
+def go_on_in(folder: Path, made: Path) -> None:
+    """Give the folder the runs, and the prepared text, of another one."""
+    for name in ("runs", ".cache"):
+        shutil.copytree(made / name, folder / name, dirs_exist_ok=True)
+
+
+def base_run(changes: dict[str, object], output: str) -> Path:
+    """Train a small model for one step; return the folder that its run lies in."""
     train = {"num_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": 64, "output_dir": output}
     spec = {
         "model": BASE_MODEL | changes,
@@ -188,9 +195,22 @@ def train_base(folder: Path, changes: dict[str, object], output: str) -> None:
         "train": train,
         "launcher": {"device": "cpu", "threads_per_rank": 1},
     }
+    folder = session_folder() / output.replace("/", "-")
+    write_texts(folder)
     (folder / "base.yaml").write_text(yaml.safe_dump(spec))
     outcome = trimaran(folder, "train", "base.yaml")
     assert outcome.code == 0, outcome.err
+    return folder
+
+
+def shared_training(command: str) -> Path:
+    """Run a training command that several pages show; return the folder that its run lies in."""
+    folder = session_folder() / f"shared-{SHARED.index(command)}"
+    shutil.copytree(made_once(whole_folder), folder)
+    (hidden := folder / "environment").mkdir()
+    outcome = trimaran(folder, *shortened(command), environment=environment_of(ROOT / "README.md", hidden))
+    assert outcome.code == 0, f"{command}\n{outcome.out}\n{outcome.err}"
+    return folder
 
 
 def shorten_searches(folder: Path) -> None:
@@ -232,34 +252,31 @@ def run_in_shell(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the examples and a small corpus."""
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    (tmp_path / "my-texts").mkdir()
-    words = [
-        "the",
-        "quick",
-        "brown",
-        "fox",
-        "jumps",
-        "over",
-        "the",
-        "lazy",
-        "dog",
-        "while",
-        "autumn",
-        "leaves",
-        "fall",
-        "slowly",
-        "into",
-        "cold",
-        "rivers",
-    ]
-    text = "\n\n".join(" ".join(words[(i * k + k) % len(words)] for k in range(90)) for i in range(1, 900))
-    (tmp_path / "my-texts" / "fox.txt").write_text(text, encoding="utf-8")
-    (tmp_path / "held-out.txt").write_text(text[:2000], encoding="utf-8")
-    write_sets(tmp_path / "evaluation-sets")
-    write_pages(tmp_path / "texts")
-    shorten_searches(tmp_path)
+    shutil.copytree(made_once(whole_folder), tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+def whole_folder() -> Path:
+    """Make the folder of which every test has a copy."""
+    folder = session_folder() / "documents"
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    write_texts(folder)
+    write_sets(folder / "evaluation-sets")
+    write_pages(folder / "texts")
+    shorten_searches(folder)
+    return folder
+
+
+SENTENCE = "the quick brown fox jumps over the lazy dog while autumn leaves fall slowly into cold rivers"
+
+
+def write_texts(folder: Path) -> None:
+    """Write the corpus that stands for a user's, and a text to evaluate."""
+    (folder / "my-texts").mkdir(parents=True)
+    words = SENTENCE.split()
+    text = "\n\n".join(" ".join(words[(i * k + k) % len(words)] for k in range(90)) for i in range(1, 900))
+    (folder / "my-texts" / "fox.txt").write_text(text, encoding="utf-8")
+    (folder / "held-out.txt").write_text(text[:2000], encoding="utf-8")
 
 
 def write_pages(folder: Path) -> None:
@@ -283,6 +300,10 @@ def commands_of(page: Path) -> list[str]:
     """The commands that a test of the page runs; tests of benchmarks/ run those, tests of serve those of a server."""
     elsewhere = ("python benchmarks/", "trimaran serve ", "curl ")
     return [line for line in shell_lines(page) if line not in NOT_RUN and not line.startswith(elsewhere)]
+
+
+SHARED = ("trimaran train examples/gpt2-cpu.yaml",)
+"""Trainings that several pages show: one run serves them all, but for the page that a shell runs."""
 
 
 def commands_in(example: Path) -> list[str]:
@@ -361,6 +382,9 @@ def test_every_command_of_a_page_runs(page: Path, folder: Path) -> None:
         if interpreters := cold.pop(words[0], 0):
             done = run_in_shell(shlex.join(["trimaran", *words]), folder, interpreters)
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+            continue
+        if command in SHARED:
+            go_on_in(folder, made_once(shared_training, command))
             continue
         if " | " in line:
             before, shim = line.rpartition(" | ")[0], fork_server().make_shim("trimaran")

@@ -92,7 +92,8 @@ def import_deepspeed() -> Any:
         RuntimeError: the package is missing, or too old.
     """
     check_installed()
-    import deepspeed
+    with _without_mlflow():
+        import deepspeed
 
     if not hasattr(deepspeed.DeepSpeedEngine, "coalesce_grad_reduction"):
         raise RuntimeError(
@@ -108,6 +109,19 @@ def import_deepspeed() -> Any:
     theirs.setLevel(logging.WARNING)
     theirs.propagate, theirs.parent = True, logger
     return deepspeed
+
+
+@contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """Let MLflow seem to be missing: DeepSpeed's autotuner imports it where it is not, seconds on every rank."""
+    if "mlflow" in sys.modules:
+        yield
+        return
+    sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["mlflow"]
 
 
 def _import_muon_uncompiled() -> None:

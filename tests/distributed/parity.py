@@ -23,7 +23,13 @@ from trimaran.runtime.data.samples.objectives import MaskedTokens, Objective, Pe
 from trimaran.runtime.mesh import build_mesh
 from trimaran.runtime.spec import RunSpec, parse_spec
 from trimaran.runtime.train.pipeline import placement_of
-from trimaran.runtime.train.train_context import TrainContext, build_train_context, evaluate, train_step
+from trimaran.runtime.train.train_context import (
+    TrainContext,
+    accumulate,
+    build_train_context,
+    evaluate,
+    finish_step,
+)
 
 FULL_STEPS, SHORT_STEPS = 20, 4
 STEPS_VARIABLE = "TRIMARAN_PROOF_STEPS"
@@ -195,11 +201,11 @@ def train_on_rank(layout: Layout) -> Result:
     assert all((group.shared is not None) == layout.shared_memory for group in (mesh.tp, mesh.dp) if group.size > 1)
     train_context = build_train_context(spec, mesh, torch.device("cpu"))
     losses, norms = [], []
-    gradients: dict[str, list[Any]] = {}
     for step in range(layout.num_steps):
-        if step == layout.num_steps - 1:
-            gradients = last_gradients(train_context, spec, step)
-        result = train_step(train_context, make_batches(spec, step, mesh.dp.rank, mesh.dp.size), 3e-3)
+        batches = make_batches(spec, step, mesh.dp.rank, mesh.dp.size)
+        sums = accumulate(train_context, batches, train_context.target_tokens_per_step).tolist()
+        gradients = gradients_of(train_context) if step == layout.num_steps - 1 else {}
+        result = finish_step(train_context, sums, 3e-3, train_context.target_tokens_per_step)
         losses.append(result.loss)
         norms.append(result.grad_norm)
     batches = range(2 if layout.num_steps == FULL_STEPS else 1)
@@ -219,14 +225,11 @@ def parameters_of(train_context: TrainContext) -> dict[str, tuple[torch.Tensor, 
     return found
 
 
-def last_gradients(train_context: TrainContext, spec: RunSpec, step: int) -> dict[str, list[Any]]:
-    """The reduced gradients of the owned slices, before the last step changes the weights.
+def gradients_of(train_context: TrainContext) -> dict[str, list[Any]]:
+    """The reduced gradients of the owned slices, before the step changes the weights.
 
     Returns: parameter name -> [(local shape, shard, start, values)].
     """
-    with train_context.optimizer.accumulating():
-        train_context.executor.run(make_batches(spec, step, train_context.mesh.dp.rank, train_context.mesh.dp.size))
-    train_context.optimizer.finish_gradients()
     found: dict[str, list[Any]] = {}
     for piece in train_context.optimizer.gradient_pieces():
         found.setdefault(piece.name, []).append((piece.local_shape, piece.spec, piece.start, piece.data.clone()))

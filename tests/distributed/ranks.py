@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 from tests.distributed.rank_process import STACKS_SIGNAL
 from tests.launchers.forked import Forked, fork_server
+from tests.session import made_once
 
 R = TypeVar("R")
 
@@ -236,6 +237,14 @@ class RankPool:
                 self._kill_all()
             Path(task["store"]).unlink(missing_ok=True)
         return [pickle.loads(run.outcomes[rank]["payload"]) for rank in range(world_size)]
+
+    def alone(self, function: Callable[..., R], *args: object) -> R:
+        """Return what the function gives on one rank, which is made once a session for arguments of equal `repr`."""
+
+        def made(_: str) -> R:
+            return self.run(function, 1, *args)[0]
+
+        return made_once(made, f"{function.__module__}.{function.__qualname__}{args!r}")
 
     def close(self) -> None:
         """End every process of the pool and remove its files."""

@@ -1,7 +1,7 @@
 """A loss of single tokens' log-probabilities, and rows of packed documents, train like one process at every layout."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -94,8 +94,7 @@ def step_result(context: TrainContext, batches: Sequence[Microbatch]) -> list[fl
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_every_layout_learns_preferences_like_one_process(layout: Layout, ranks: RankPool) -> None:
-    alone = replace(layout, parallel={}, zero_stage=1, recompute="none")
-    (expected,) = ranks.run(train_on_rank, 1, alone, 2)
+    expected = ranks.alone(train_on_rank, Layout("alone", {}, layout.model), 2)
     assert len({loss for loss, *_ in expected["steps"]}) == STEPS
     for found in ranks.run(train_on_rank, layout.world_size, layout, 1):
         torch.testing.assert_close(found["steps"], expected["steps"], rtol=0, atol=1e-9)

@@ -66,7 +66,7 @@ def check(scores: list[LikelihoodScore], expected: Expected, what: str) -> None:
 
 @pytest.fixture(scope="module")
 def alone(ranks: RankPool) -> Any:
-    return ranks.run(score_small, 1, {})[0]
+    return ranks.alone(score_small, {})
 
 
 @pytest.mark.parametrize(

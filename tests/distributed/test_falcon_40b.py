@@ -159,7 +159,7 @@ def train_one_step_at_full_width(num_layers: int) -> tuple[list[float], int]:
 
     Vocabulary and inner width of the MLP, whose products look alike at every size, are smaller.
     """
-    smaller = {"vocab_size": 512, "ffn_hidden_size": 8192, "max_seq_len": 32}
+    smaller = {"vocab_size": 512, "ffn_hidden_size": 1024, "max_seq_len": 32}
     spec = parse_spec(
         {
             "model": {"preset": "falcon-40b", "num_layers": num_layers, **smaller},
@@ -184,10 +184,10 @@ def train_one_step_at_full_width(num_layers: int) -> tuple[list[float], int]:
 
 @pytest.mark.slow
 def test_a_layer_of_full_width_trains(ranks: RankPool) -> None:
-    """One layer takes 5 GB, 16 bytes a parameter.
+    """One layer takes 3 GB, 16 bytes a parameter.
 
     With the published MLP one takes 11 GB and two take 21 GB: run by hand, they train as well (7.82 to 0.001).
     """
     (losses, numbers), _ = ranks.run(train_one_step_at_full_width, 2, 1, timeout_s=280.0)
-    assert numbers > 280e6 / 2
+    assert numbers > 155e6 / 2
     assert losses[1] < losses[0] < 9.0

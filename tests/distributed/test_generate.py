@@ -128,7 +128,7 @@ def continue_prompts(parallel: dict[str, Any], model: dict[str, Any], settings: 
 @pytest.fixture(scope="module")
 def expected(ranks: RankPool) -> dict[str, dict[str, Answer]]:
     """What one process says, by model."""
-    return {name: ranks.run(continue_prompts, 1, {}, model, (*SAMPLINGS, "alone"))[0] for name, model in MODELS.items()}
+    return {name: ranks.alone(continue_prompts, {}, model, (*SAMPLINGS, "alone")) for name, model in MODELS.items()}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -175,7 +175,7 @@ def continue_alike(parallel: dict[str, Any], together: bool) -> list[Answer]:
 
 @pytest.fixture(scope="module")
 def one_by_one(ranks: RankPool) -> list[Answer]:
-    return ranks.run(continue_alike, 1, {}, False)[0]
+    return ranks.alone(continue_alike, {}, False)
 
 
 @pytest.mark.parametrize("layout", ["one", "tp2-sequence-parallel", "pp2", "pp2-interleaved"])
@@ -292,11 +292,11 @@ def log_probs_of(prompts: list[list[int]], answers: list[list[int]]) -> list[lis
 def test_copies_of_a_prompt_share_its_cache_and_know_their_tokens_log_probabilities(
     layout: str, ranks: RankPool
 ) -> None:
-    (alone,) = ranks.run(continue_copies, 1, {}, ROTARY)
+    alone = ranks.alone(continue_copies, {}, ROTARY)
     answers = [tokens for tokens, _ in alone["apart"]]
     assert len({tuple(tokens) for tokens in answers}) > 20
     assert {len(tokens) for tokens in answers} >= {1, 6}
-    (expected,) = ranks.run(log_probs_of, 1, [prompt for prompt in COPIED for _ in range(COPIES)], answers)
+    expected = ranks.alone(log_probs_of, [prompt for prompt in COPIED for _ in range(COPIES)], answers)
     torch.testing.assert_close([found for _, found in alone["apart"]], expected, rtol=0, atol=1e-12)
     for found in (alone, *ranks.run(continue_copies, ranks_of(LAYOUTS[layout]), LAYOUTS[layout], ROTARY)):
         for name in ("shared", "apart"):

@@ -105,8 +105,7 @@ def train_on_rank(way: Way, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.layout.name}-{'packed' if way.packed else 'apart'}")
 def test_every_layout_micro_batch_and_packing_learns_like_one_process(way: Way, ranks: RankPool, folder: Path) -> None:
-    alone = Way(replace(way.layout, parallel={}, zero_stage=1, recompute="none"), packed=False, micro=8)
-    (expected,) = ranks.run(train_on_rank, 1, alone, folder)
+    expected = ranks.alone(train_on_rank, Way(Layout("alone", {}, way.layout.model), packed=False, micro=8), folder)
     assert len(set(expected["counts"])) > 3
     assert len({loss for loss, _ in expected["steps"]}) == STEPS
     for found in ranks.run(train_on_rank, way.layout.world_size, way, folder):
