@@ -14,7 +14,7 @@ MAKEFILE = """
 train: .venv/.trimaran-runtime
 	@mkdir -p runs/quickstart
 	@echo '$(ARGS)' | grep -q num_steps=7
-	@echo '{"step": 1}' > runs/quickstart/metrics.jsonl
+	@echo '{"step": 1, "loss": 7.6}' > runs/quickstart/metrics.jsonl
 	@echo 'step 1: loss 7.6' >&2
 """
 

@@ -566,6 +566,15 @@ def test_checksums_tell_every_digit_that_is_wrong(number: str, data: st.DataObje
 PIECES = [*EMAILS, *IPS, *IBANS, *CARDS, *PHONES, "word", "1.2.3", "2024-01-31", "\n", "ş", "@", "+", "0", "::"]
 
 
+def test_what_is_masked_tells_nothing_of_its_neighbours() -> None:
+    for text, after in (
+        ("GB29 NWBK 6016 1331 9268 19 212.27.32.176", "<IBAN> <IP>"),
+        ("8.8.8.8 +90 532 123 45 67 GB29 NWBK 6016 1331 9268 19 212.27.32.176", "<IP> <PHONE> <IBAN> <IP>"),
+        ("package >= 212.27.32.176, package> 212.27.32.176", "package >= 212.27.32.176, package> 212.27.32.176"),
+    ):
+        assert run(masks, text)[0] == after
+
+
 @given(st.lists(st.sampled_from(PIECES), max_size=6).map(" ".join))
 def test_counts_are_what_was_masked_and_masked_text_stays(text: str) -> None:
     once, counts = run(masks, text)
