@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import select
 import signal
 import socket
 import sys
@@ -119,8 +120,11 @@ class Nursery:
 
     @property
     def is_up(self) -> bool:
-        """Whether the process runs; without it no rank does."""
-        return self._process.poll() is None
+        """Whether the process runs; without it no rank does.
+
+        It says nothing unasked, so that only its end can be read. The fork server tells of that a moment later.
+        """
+        return self._process.poll() is None and not select.select([self._control], [], [], 0)[0]
 
     def fork(self) -> RankProcess:
         """Return a new rank."""
