@@ -12,8 +12,8 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import shutil
 import select
+import shutil
 import signal
 import socket
 import sys
