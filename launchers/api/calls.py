@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.env.rank_env import is_rank
@@ -12,6 +13,11 @@ from trimaran.launchers.local.fork_server import end_outdated_fork_server
 from trimaran.launchers.terminal import logs_said
 
 _SHOWN = 60  # characters of a value in an error
+_Value = TypeVar("_Value")
+
+
+def _got(value: object) -> str:
+    return f"got {repr(value)[:_SHOWN]}, of type {type(value).__name__}"
 
 
 def expect(name: str, value: object, kinds: type | tuple[type, ...], words: str) -> None:
@@ -21,16 +27,21 @@ def expect(name: str, value: object, kinds: type | tuple[type, ...], words: str)
         words: what it must be, after "must be".
     """
     if not isinstance(value, kinds):
-        raise TypeError(f"{name} must be {words}; got {repr(value)[:_SHOWN]}, of type {type(value).__name__}")
+        raise TypeError(f"{name} must be {words}; {_got(value)}")
 
 
-def expect_each(name: str, values: object, kinds: type | tuple[type, ...], words: str) -> None:
-    """Raise TypeError, in a sentence, where an argument is no iterable of values that have one of the types."""
-    if isinstance(values, Iterable) and not isinstance(values, str | bytes):
-        for value in values:
-            expect(f"each of {name}", value, kinds, words)
-        return
-    expect(name, values, (), f"a list, each of it {words}")
+def list_of(name: str, values: Iterable[_Value], kinds: type | tuple[type, ...], words: str) -> list[_Value]:
+    """Return the values of an argument; an iterator is read here, once.
+
+    Raises:
+        TypeError: it is no iterable of values that have one of the types.
+    """
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
+        raise TypeError(f"{name} must be a list, each of it {words}; {_got(values)}")
+    listed = list(values)
+    for value in listed:
+        expect(f"each of {name}", value, kinds, words)
+    return listed
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from trimaran.launchers.api.calls import expect_each, ranks_of_a_call
+from trimaran.launchers.api.calls import list_of, ranks_of_a_call
 from trimaran.launchers.api.run import Run, place_of
 from trimaran.launchers.local.launch import launch_folder
 from trimaran.launchers.terminal import say
@@ -69,8 +69,8 @@ def evaluate_loss(
     from trimaran.runtime.evaluate.options import EvaluationOptions
     from trimaran.runtime.evaluate.results import JOURNAL, REPORT, TEXT, read_evaluation
 
-    paths = (files,) if isinstance(files, str | PathLike) else files
-    expect_each("files", paths, (str, PathLike), "the path of a text")
+    one_or_more = (files,) if isinstance(files, str | PathLike) else files
+    paths = list_of("files", one_or_more, (str, PathLike), "the path of a text")
     options = EvaluationOptions(texts=tuple(map(Path, paths)), stride=stride, batch_size=batch_size)
     if not options.texts:
         return []

@@ -7,7 +7,7 @@ from os import PathLike
 from types import NoneType
 from typing import Literal
 
-from trimaran.launchers.api.calls import expect, expect_each, ranks_of_a_call
+from trimaran.launchers.api.calls import expect, list_of, ranks_of_a_call
 from trimaran.launchers.api.run import Run, place_of
 from trimaran.launchers.local.launch import launch_folder
 from trimaran.launchers.run_folder import find_checkpoint
@@ -85,9 +85,8 @@ def generate(
     from trimaran.runtime.infer.prompts import Prompt, check_typed_text, conversation
     from trimaran.runtime.infer.sampling_params import SamplingParams
 
-    prompts = [prompts] if isinstance(prompts, str) else prompts
-    for name, listed in (("prompts", prompts), ("stop", stop), ("stop_tokens", stop_tokens)):
-        expect_each(name, listed, str, "a text")
+    texts = list_of("prompts", [prompts] if isinstance(prompts, str) else prompts, str, "a text")
+    stop, stop_tokens = list_of("stop", stop, str, "a text"), list_of("stop_tokens", stop_tokens, str, "a text")
     expect("system", system, (str, NoneType), "a text or None")
     counts = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "top_k": top_k, "seed": seed}
     for name, count in {**counts, "batch_size": batch_size, "tp": tp, "pp": pp}.items():
@@ -95,7 +94,6 @@ def generate(
     shares = {"temperature": temperature, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
     for name, share in shares.items():
         expect(name, share, Real, "a number")
-    texts = list(prompts)
     if system is not None and not chat:
         raise ValueError("system is for chat=True: give that too, or put the text into the prompts")
     if "" in stop:

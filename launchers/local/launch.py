@@ -225,7 +225,6 @@ def _why(
     Args:
         is_kept: whether the folder is still there when the error is read.
     """
-
     if not is_kept:
         records = {rank: {**each, "details": ""} for rank, each in records.items()}
 

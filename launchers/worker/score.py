@@ -25,7 +25,7 @@ def run_score(task: ScoreTask, spec: RunSpec, mesh: Mesh, device: torch.device) 
     examples = ExampleSet(task.examples, SPLIT, manifest["record"], manifest["dtype"], manifest["files"])
     stages = load_stages(task.checkpoint, spec, mesh, device)
     documents = Documents(examples.document_lengths, examples.document)
-    scores = document_values(ForwardPass.build(spec, mesh, stages, device), documents, document_scores)
+    scores = document_values(ForwardPass.build(spec, mesh, stages), documents, document_scores)
     if mesh.rank == 0:
         output, records = Output(is_open=True), list(score_records(examples, scores))
         for record in records:

@@ -47,7 +47,7 @@ class ForwardPass:
         return cls(context.spec, context.mesh, context.stages, context.evaluator)
 
     @classmethod
-    def build(cls, spec: RunSpec, mesh: Mesh, stages: dict[int, Stage], device: torch.device) -> "ForwardPass":
+    def build(cls, spec: RunSpec, mesh: Mesh, stages: dict[int, Stage]) -> "ForwardPass":
         """Return that of a rank which holds weights and trains nothing."""
         schedule = add_communication(forward_only(placement_of(spec), spec.num_microbatches))
         validate(schedule, num_stages=spec.num_stages, num_microbatches=spec.num_microbatches)

@@ -24,7 +24,10 @@ from trimaran.runtime.train.train_context import (
     train_step,
 )
 
-STEPS, ROWS, SEQ, VOCAB = proof_steps(5), 4, 16, 263
+USUAL_STEPS, ROWS, SEQ, VOCAB = 5, 4, 16, 263
+STEPS = proof_steps(USUAL_STEPS)
+# Rounding grows with the steps while the weights move: 1.3e-8 of a norm after 20, where losses still agree to 1e-9.
+NORMS_RTOL = 1e-9 if STEPS == USUAL_STEPS else 1e-7
 ADAPTER: dict[str, Any] = {"rank": 3, "alpha": 9.0, "dropout": 0.2, "scaling": "rslora"}
 EXPERTS = LLAMA | {"num_experts": 4, "router_aux_loss": 0.1}
 UNEVEN = LLAMA | {"num_heads": 9, "num_kv_heads": 3, "head_dim": 4, "qkv_bias": True}
@@ -92,7 +95,7 @@ def test_adapters_learn_like_one_process_at_every_layout(layout: Layout, ranks: 
     for each in found:
         mine = tuple(zip(*each["steps"], strict=True))
         torch.testing.assert_close(mine[0], losses, rtol=0, atol=1e-9)
-        torch.testing.assert_close(mine[1], norms, rtol=1e-9, atol=0)  # norms grow with the steps, to some 18 at 20
+        torch.testing.assert_close(mine[1], norms, rtol=NORMS_RTOL, atol=0)  # norms grow too, to some 18 at 20
         torch.testing.assert_close(each["held_out"], expected["held_out"], rtol=0, atol=1e-9)
     stored = set().union(*(each["stored"] for each in found))
     assert stored == expected["stored"]

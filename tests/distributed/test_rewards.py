@@ -187,7 +187,7 @@ def test_every_layout_samples_the_same_tokens_and_has_the_same_losses(layout: st
 @pytest.mark.parametrize("method", METHODS)
 def test_these_runs_reach_what_they_compare(method: str, run: Run) -> None:
     rows, rollouts = run(Case(**METHODS[method]))
-    assert len({row["loss"] for row in rows}) == len(rows)
+    assert len({(row["loss"], row["grad_norm"]) for row in rows}) == len(rows)
     assert len({line["answer"] for line in rollouts}) > len(rollouts) // 2
     assert {line["finish"] for line in rollouts} == {"length", "stop_token"}
     assert len({line["prompt"] for line in rollouts}) == len(TEXTS)

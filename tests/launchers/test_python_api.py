@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 
 Path("imports").open("a").write("1")
-texts = tm.generate(run, ["abc def", "gh"], max_new_tokens=6, stop=["zzz"])
+texts = tm.generate(run, iter(["abc def", "gh"]), max_new_tokens=6, stop=iter(["zzz"]))
 losses = tm.evaluate_loss(run.checkpoint, "held-out.txt", tp=2)
 Path("found.json").write_text(json.dumps({
     "run": repr(run), "metrics": run.metrics(), "evaluations": run.evaluations(), "finished": run.is_finished,
@@ -144,7 +144,7 @@ def test_errors_are_exceptions_with_the_sentences_of_the_commands(
     with pytest.raises(ValueError, match="system is for chat=True"):
         tm.generate("by-script", "a", system="Be brief.")
     with pytest.raises(ValueError, match="stop must have at least one character"):
-        tm.generate("by-script", "a", stop=[""])
+        tm.generate("by-script", "a", stop=iter([""]))
     with pytest.raises(AttributeError, match="has no attribute 'trane'"):
         _ = tm.trane  # type: ignore[attr-defined]
     problems: list[str] = []

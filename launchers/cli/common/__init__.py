@@ -1,1 +1,1 @@
-"""What several commands share: their options, help, errors and signals."""
+"""What commands are made of beside their own words: options, help, output, errors and signals."""

@@ -65,7 +65,7 @@ class RewardModels:
         for item in items:
             if item.kind == "run":
                 origin, own = spec_of_reward_run(item, spec, tokenizer)
-                self._models[item.text] = ForwardPass.build(own, mesh, load_stages(origin, own, mesh, device), device)
+                self._models[item.text] = ForwardPass.build(own, mesh, load_stages(origin, own, mesh, device))
 
     def rewards(self, texts: Sequence[Sequence[int]]) -> dict[str, list[float]]:
         """Return the scores of texts by the name of each item, the same on all ranks. Collective over the world.
