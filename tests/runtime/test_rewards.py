@@ -291,10 +291,11 @@ def test_a_pattern_that_takes_years_is_ended_and_told() -> None:
 
 
 def test_patterns_and_code_have_processes_of_their_own_that_end_with_the_run(code: Path) -> None:
+    before = set(children_of(os.getpid()))  # other tests of this process may have a fork server
     with Scoring(parse_rewards(["regex:a", "regex:b$", f"{code}:half"]), 60.0) as scoring:
         found = scoring.rewards([Answer(prompt_of("What?", bonus=0), text, 1) for text in ("ab", "ba", "\n")])
-        assert len(children_of(os.getpid())) == 2
-    assert not children_of(os.getpid())
+        assert len(set(children_of(os.getpid())) - before) == 2
+    assert set(children_of(os.getpid())) <= before
     assert found == {"regex:a": [1.0, 1.0, 0.0], "regex:b$": [1.0, 0.0, 0.0], f"{code}:half": [2.0, 2.0, 1.5]}
 
 
