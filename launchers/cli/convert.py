@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trimaran.launchers.cli.common.console import RunPath, errors_as_sentences, path
-from trimaran.launchers.cli.common.stoppable import stoppable
+from trimaran.launchers.stoppable import stoppable
 from trimaran.launchers.terminal import say
 from trimaran.models.fields import printable
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimaran.launchers.cli.common.console import Pp, ToLanguage, Tp, errors_as_sentences, path
-from trimaran.launchers.cli.common.stoppable import stoppable
 from trimaran.launchers.env.exit_codes import Stopped
 from trimaran.launchers.local.evaluate import results_folder, write_evaluate_task
 from trimaran.launchers.local.launch import launch_folder
+from trimaran.launchers.stoppable import stoppable
 from trimaran.launchers.terminal import new_table, print_table, say
 from trimaran.models.fields import counted
 from trimaran.runtime.folder_lock import FolderLock

@@ -21,6 +21,7 @@ from trimaran.launchers.run_folder import spec_of
 from trimaran.launchers.slurm.submit import train_on_slurm
 from trimaran.launchers.terminal import log_to_terminal, say, silenced
 from trimaran.launchers.worker.entry import serve_as_rank
+from trimaran.launchers.worker.tasks import SpecFile
 from trimaran.runtime.spec import RunSpec, load_spec
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def train(
         spec_path, overrides = spec_of(spec_path, overrides)
         # Under mpirun, srun or torchrun, this process is one rank of the run.
         if launcher != "local" and is_rank(os.environ):
-            serve_as_rank(spec_path, overrides, allow_code=allow_code)
+            serve_as_rank(SpecFile(spec_path, overrides, allow_code))
         spec = load_spec(spec_path, overrides)
         check_code(spec, allow_code=allow_code)
         check_sinks(spec)

@@ -1,12 +1,14 @@
 """`trimaran calibrate` on the ranks: each measures, all at once and together; rank 0 writes the points."""
 
 import json
+import os
 import time
 from collections.abc import Iterable
 
 import psutil
 import torch
 
+from trimaran.launchers.env.rank_env import node_name
 from trimaran.launchers.terminal import say
 from trimaran.launchers.worker.tasks import CalibrateTask
 from trimaran.models.fields import counted
@@ -22,6 +24,7 @@ from trimaran.runtime.train.hardware import describe_machine
 
 def run_calibrate(task: CalibrateTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
     """Measure, and write the points and the facts of the machine on rank 0. Collective over the world."""
+    nodes = mesh.gather_text(node_name(os.environ))
     effort = SMOKE if task.is_smoke else GPU if device.type == "cuda" else CPU
     facts, alone = _facts(device), list[Point]()
     cores, threads = usable_cores(), torch.get_num_threads()
@@ -32,11 +35,13 @@ def run_calibrate(task: CalibrateTask, spec: RunSpec, mesh: Mesh, device: torch.
             torch.set_num_threads(threads)
         mesh.gather_text("")  # the others wait, and take no core meanwhile
     if mesh.rank == 0:
-        say(f"measuring {counted(mesh.world_size, 'rank')} at once")
-    mine: Iterable[Point] = measure(device, task.dtypes, mesh.world_size, effort)
+        where = f" on {len(set(nodes))} nodes" if len(set(nodes)) > 1 else ""
+        say(f"measuring {counted(mesh.world_size, 'rank')} at once{where}")
+    # Who is on another node takes no core of this one.
+    mine: Iterable[Point] = measure(device, task.dtypes, max(map(nodes.count, nodes)), effort)
     points = list(mine)
     if mesh.world_size > 1:
-        points += measure_exchanges(device, effort.exchanges, spec.launcher.timeout_s)
+        points += measure_exchanges(device, effort.exchanges, spec.launcher.timeout_s, nodes)
     texts = mesh.gather_text(to_text(points))
     if mesh.rank == 0:
         found = [*alone, *merged(texts)]

@@ -38,16 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = _parser().parse_args(arguments)
     # Whoever names the launcher is a batch script or mpirun of `trimaran train`, which has asked already.
     is_asked = options.allow_code or options.launcher != "auto"
-    serve_as_rank(options.spec, options.overrides, options.launcher, allow_code=is_asked)
+    serve_as_rank(SpecFile(options.spec, options.overrides, is_asked), options.launcher)
 
 
 def serve_as_rank(
-    spec: Path, overrides: Sequence[str], launcher: _Launcher = "auto", *, allow_code: bool = False
+    source: TaskFile | SpecFile, launcher: _Launcher = "auto", conclude: Callable[[], None] | None = None
 ) -> NoReturn:
-    """Train as one rank of the start that the environment describes, then exit.
+    """Run a task as one rank of the start that the environment describes, then exit.
 
     Args:
-        allow_code: whether rewards may run the files that they name.
+        conclude: what rank 0 does once all ranks have succeeded.
     """
     parent = os.getppid()
     exit_with_parent()  # before torch is imported, which takes seconds
@@ -58,7 +58,13 @@ def serve_as_rank(
             time.sleep(_PARENT_S)
 
     leave_after(wait_for_end, rank)
-    rank.exit(run_rank(rank, SpecFile(spec, overrides, allow_code), launcher))
+    exit_code = run_rank(rank, source, launcher)
+    if conclude is not None and exit_code == 0 and rank.number == 0:
+        try:
+            conclude()
+        except BaseException as error:  # noqa: BLE001 - told as an error of the rank's task is
+            rank.fail(error)
+    rank.exit(exit_code)
 
 
 def run_spec_of_agent(spec: str, *overrides: str) -> None:
@@ -93,8 +99,7 @@ def run_rank(rank: Rank, source: TaskFile | SpecFile, launcher: _Launcher) -> in
         rank.env = read_env(os.environ, launcher)
         raise_soft_limits()
         set_process_name(f"trimaran-{rank.number}")
-        if isinstance(source, SpecFile):
-            rank.address_file = announce(rank.env, source)
+        rank.address_file = announce(rank.env, source)
         from trimaran.launchers.worker.run import connect, run_task  # torch; an error of its import is reported too
 
         connection = connect(rank, source)
@@ -107,11 +112,14 @@ def run_rank(rank: Rank, source: TaskFile | SpecFile, launcher: _Launcher) -> in
         rank.fail(error)
 
 
-def announce(rank_env: RankEnv, source: SpecFile) -> AddressFile | None:
+def announce(rank_env: RankEnv, source: TaskFile | SpecFile) -> AddressFile | None:
     """On rank 0 of a Slurm step, show the other ranks that it lives while it imports torch; None on others."""
     if rank_env.launcher != "slurm" or rank_env.rank or rank_env.world_size == 1:
         return None
-    folder = Path(load_spec(source.path, list(source.overrides)).train.output_dir)
+    if isinstance(source, TaskFile):
+        folder = source.path.parent
+    else:
+        folder = Path(load_spec(source.path, list(source.overrides)).train.output_dir)
     address_file = AddressFile(folder, rank_env.start)
     address_file.announce()
     return address_file

@@ -146,16 +146,17 @@ def read_task(path: Path) -> Task:
 
 @dataclass(frozen=True)
 class TaskFile:
-    """A task for ranks that `trimaran` starts.
+    """A task that is known before the ranks meet.
 
     Args:
+        path: its file; all ranks can read and write the folder.
         logs: the folder of this start, in which each rank keeps its records.
-        spare: where it keeps them if that disk is full.
+        spare: where it keeps them if that disk is full; None: nowhere.
     """
 
     path: Path
     logs: Path
-    spare: Path
+    spare: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Nothing sleeps for a fixed time: states are waited for, and rank 0 is held at a 
 run that is under way.
 """
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.launchers.forked import COMMAND_LINE, SOCKET, fork_server
 from tests.launchers.runs import RAISE_AT_STEP_6, fault, losses, make_workplace, ranks_in, trimaran
 from tests.launchers.slurm_cluster import Cluster, running_cluster, why_not
 from tests.launchers.slurm_runs import FOUR_RANKS, JOB_S, MANY_STEPS, OFTEN, STEPS, TRAIN, TWO_RANKS, Run
@@ -20,6 +22,7 @@ from trimaran.launchers.slurm.commands import parse_state
 from trimaran.launchers.slurm.jobs import jobs_of, plan
 from trimaran.launchers.slurm.sbatch import render
 from trimaran.runtime.checkpoint.folder import latest
+from trimaran.runtime.plan.calibrate.record import read_machine
 from trimaran.runtime.train.metrics import read_metrics
 from trimaran.runtime.tune.study import Study
 
@@ -216,6 +219,18 @@ def test_names_that_a_shell_would_run_do_nothing(cluster: Cluster, tmp_path: Pat
     assert refused.returncode == 2
     assert "has characters that an #SBATCH line can't hold" in refused.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_a_calibration_under_srun_tells_apart_what_crosses_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    srun = ["srun", "-N2", "-n4", "--ntasks-per-node=2", "--kill-on-bad-exit=1", f"--chdir={tmp_path}"]
+    command = [str(fork_server().shim), "-m", COMMAND_LINE, "calibrate", "--smoke", "--dtype", "float32"]
+    told = cluster.call(*srun, f"--export=ALL,{SOCKET}={os.environ[SOCKET]}", *command, "--output", "chip.json")
+    assert "measuring 4 ranks at once on 2 nodes" in told
+    assert "between nodes: " in told
+    machine = read_machine(tmp_path / "chip.json")
+    assert {(each.ranks, each.nodes) for each in machine.exchanges if each.axis == "dp"} == {(2, 1), (4, 2), (2, 2)}
+    assert {each.ranks for each in machine.rates} == {1, 2}, "one process, and the ranks of a node"
+    assert [file.name for file in tmp_path.iterdir()] == ["chip.json"], "where the ranks met is gone"
 
 
 def test_the_script_is_valid_shell(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trimaran.runtime.plan.calibrate.compare import drift
-from trimaran.runtime.plan.calibrate.costs import between
+from trimaran.runtime.plan.calibrate.costs import between, exchange_of, rate_between_nodes
 from trimaran.runtime.plan.calibrate.fitted import fit_exchanges, fit_logs, fit_rates, seconds_of
 from trimaran.runtime.plan.calibrate.fitted_gpu import BLANK, fit_constants
 from trimaran.runtime.plan.calibrate.processor_step import processor_step
@@ -20,6 +20,7 @@ from trimaran.runtime.plan.chips import chip_named
 from trimaran.runtime.plan.time.constants import Constants
 from trimaran.runtime.plan.time.step import product, step_time
 from trimaran.runtime.spec import RunSpec, parse_spec
+from trimaran.runtime.train.calibration.exchange import group_sizes, merged, to_text
 
 PUBLISHED = Path(__file__).parent / "published"
 RATES = Rates(
@@ -124,6 +125,43 @@ def test_exchanges_are_a_latency_and_a_rate() -> None:
     (found,) = fit_exchanges(made)
     assert (found.latency, found.rate) == pytest.approx((1e-4, 2e9), rel=0.02)
     assert (found.cpu_latency, found.cpu_rate) == pytest.approx((5e-5, 4e9), rel=0.02)
+
+
+def test_exchanges_between_nodes_are_told_apart() -> None:
+    def of_ranks(seconds: float, nodes: int, ranks: int = 2) -> Point:
+        shape = {"bytes": 1 << 20}
+        changes = {"axis": "dp", "operation": "all_gather", "nodes": nodes, "ranks": ranks, "cpu_seconds": seconds}
+        return point("exchange", shape, seconds, **changes)
+
+    # Of six ranks on two nodes three pairs exchange at once, and the one in the middle lies on both nodes.
+    pairs = [of_ranks(1e-3, 1), of_ranks(9e-3, 2), of_ranks(1e-3, 1)]
+    found = merged([to_text([pair]) for pair in pairs for _ in range(2)])
+    assert [(each.nodes, each.seconds) for each in found] == [(1, 1e-3), (2, 9e-3)]
+    within, between_nodes = fit_exchanges(found)
+    assert (within.nodes, between_nodes.nodes) == (1, 2)
+    assert exchange_of([between_nodes, within], "dp", "all_gather", 2) == within
+    assert exchange_of([between_nodes], "dp", "all_gather", 2) is None, "a plan is of one machine"
+    whole = between_nodes.model_copy(update={"ranks": 6, "rate": 1.0})
+    assert rate_between_nodes([within, between_nodes, whole]) == between_nodes.rate / 2
+    assert rate_between_nodes([within, whole]) is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "axis", "expected"),
+    [
+        ("aa", "dp", [(2, False)]),
+        ("aabb", "tp", [(2, False), (4, False)]),
+        ("aabb", "dp", [(2, False), (4, False), (2, True)]),
+        ("aaaabbbb", "dp", [(2, False), (4, False), (8, False), (2, True)]),
+        ("ab", "dp", [(2, False)]),
+        ("aaab", "dp", [(2, False), (4, False)]),
+        ("aaa", "tp", [(3, False)]),
+    ],
+)
+def test_groups_of_two_of_a_node_and_of_all_are_measured(
+    nodes: str, axis: str, expected: list[tuple[int, bool]]
+) -> None:
+    assert group_sizes(axis, nodes) == expected
 
 
 def test_a_fit_of_logs_is_not_moved_by_an_outlier() -> None:

@@ -1,28 +1,25 @@
 """`trimaran calibrate`: measure this machine, fit its constants, and write or compare the file of both."""
 
-import time
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trimaran.launchers.before_start import check_writable
+from trimaran.launchers.calibration import calibrate_as_rank, calibrate_here
 from trimaran.launchers.cli.common.console import errors_as_sentences, path
-from trimaran.launchers.cli.common.stoppable import stoppable
 from trimaran.launchers.cli.planning.plan import check_folders
+from trimaran.launchers.env.rank_env import is_rank
 from trimaran.launchers.terminal import print_table, say
-from trimaran.runtime.files import read_json, write_text
-from trimaran.runtime.scratch import scratch_folder
+from trimaran.runtime.files import write_text
 
 if TYPE_CHECKING:
     from trimaran.runtime.plan.calibrate.record import Machine
-    from trimaran.runtime.spec import RunSpec
 
 _DTYPES = ("float32", "bfloat16", "float64")
 _MOST_RANKS = 64
-_TIMEOUT_S = 900.0
 
 
 def calibrate(
@@ -37,7 +34,11 @@ def calibrate(
         typer.Option(parser=path, metavar="RUNS.CSV", help="Fit a software's constants on a table of runs instead."),
     ] = None,
     ranks: Annotated[
-        int | None, typer.Option(metavar="N", help="Ranks that measure together; by default one for each GPU or core.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Ranks that measure together; by default one for each GPU or core. srun, mpirun and torchrun say it.",
+        ),
     ] = None,
     dtype: Annotated[
         list[str], typer.Option(metavar="DTYPE", help="float32, bfloat16 or float64; may be repeated.")
@@ -56,14 +57,25 @@ def calibrate(
         before = None if compare is None else _read(compare)
         if output is not None:
             check_writable("--output", output.absolute().parent)
-        found = _measured(_ranks_of_machine() if ranks is None else ranks, list(dict.fromkeys(dtype)), smoke=smoke)
-        if output is not None:
-            write_text(output, found.model_dump_json(indent=1) + "\n")
-        _print(found)
-        if before is not None:
-            _print_drift(before, found)
-        if output is not None:
-            say(f"calibration written to {output}: trimaran plan SPEC --chip {output}")
+        dtypes = list(dict.fromkeys(dtype))
+
+        def conclude(found: "Machine") -> None:
+            if output is not None:
+                write_text(output, found.model_dump_json(indent=1) + "\n")
+            _print(found)
+            if before is not None:
+                _print_drift(before, found)
+            if output is not None:
+                say(f"calibration written to {output}: trimaran plan SPEC --chip {output}")
+
+        if is_rank(os.environ):
+            if ranks is not None or output is None:
+                raise ValueError(
+                    "under another launcher, which says how many ranks there are, give no --ranks, and an --output "
+                    "whose folder all ranks can write"
+                )
+            calibrate_as_rank(output, dtypes, conclude, smoke=smoke)
+        conclude(calibrate_here(_ranks_of_machine() if ranks is None else ranks, dtypes, smoke=smoke))
 
 
 def count_gpus(devices: Path = Path("/dev")) -> int:
@@ -96,83 +108,6 @@ def _ranks_of_machine() -> int:
     return min(8, count_gpus() or usable_cores())
 
 
-def _measured(ranks: int, dtypes: Sequence[str], *, smoke: bool) -> "Machine":
-    """Measure on as many ranks of this machine, and fit."""
-    from trimaran.runtime.spec.loading import dump_spec
-
-    begun = time.monotonic()
-    spec = _spec(ranks)
-    with scratch_folder("calibrate") as folder:
-        write_text(folder / "spec.yaml", dump_spec(spec))
-        _run(spec, folder, dtypes, smoke=smoke)
-        raw = read_json(folder / "points.json")
-    return machine_of(raw, dtypes, time.monotonic() - begun)
-
-
-def _spec(ranks: int) -> "RunSpec":
-    """Return a spec with as many ranks; nothing of it is trained."""
-    from trimaran.runtime.spec import parse_spec
-
-    return parse_spec(
-        {
-            "model": {"num_layers": 1, "hidden_size": 64, "num_heads": 1, "vocab_size": 512},
-            "parallel": {"dp": ranks},
-            "data": {"tokenizer_vocab_size": 512},
-            "optimizer": {"lr": 1e-3},
-            "train": {"num_steps": 1, "global_batch_size": ranks, "micro_batch_size": 1, "seq_len": 16},
-            "launcher": {"timeout_s": _TIMEOUT_S},
-        }
-    )
-
-
-def _run(spec: "RunSpec", folder: Path, dtypes: Sequence[str], *, smoke: bool) -> None:
-    from trimaran.launchers.local.launch import launch_folder
-    from trimaran.launchers.worker.tasks import CalibrateTask
-
-    task = CalibrateTask(spec=folder / "spec.yaml", output=folder / "points.json", dtypes=tuple(dtypes), is_smoke=smoke)
-    write_text(folder / "task.json", task.model_dump_json())
-    if spec.world_size > 1:
-        launch_folder(folder)
-        return
-    from trimaran.launchers.worker.run import run_alone
-
-    with stoppable(lambda: ""):
-        run_alone(task)
-
-
-def machine_of(raw: Mapping[str, Any], dtypes: Sequence[str], seconds: float) -> "Machine":
-    """Return the calibration that the ranks' file of points makes."""
-    import platform
-    from importlib.metadata import version
-
-    import numpy as np
-
-    from trimaran.runtime.plan.calibrate.fitted import fit_exchanges, fit_rates
-    from trimaran.runtime.plan.calibrate.fitted_gpu import fit_constants
-    from trimaran.runtime.plan.calibrate.record import VERSION, Machine, Point
-    from trimaran.runtime.processes import usable_cores
-
-    points = [Point.model_validate(each) for each in raw["points"]]
-    settings = sorted({(each.ranks, each.threads) for each in points if each.what == "product"})
-    exchanges = fit_exchanges(points)
-    on_gpu = raw["kind"] == "gpu"
-    return Machine(
-        version=VERSION,
-        **{name: raw[name] for name in ("kind", "name", "memory_bytes", "processors", "context_bytes")},
-        cores=usable_cores(),
-        versions={"trimaran": version("trimaran"), "python": platform.python_version(), "torch": version("torch")},
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        spread=round(float(np.median([each.spread for each in points])), 4),
-        seconds=round(seconds, 1),
-        rates=[] if on_gpu else [fit_rates(points, *each, dtype) for each in settings for dtype in dtypes],
-        constants=[fit_constants(points, exchanges, raw["name"], raw["processors"], each) for each in dtypes]
-        if on_gpu
-        else [],
-        exchanges=exchanges,
-        points=points,
-    )
-
-
 def _print(found: "Machine") -> None:
     from rich.table import Table
 
@@ -200,8 +135,15 @@ def _print(found: "Machine") -> None:
     for pair in found.exchanges:
         what = f"{pair.operation} over {pair.axis}"
         value = f"{pair.latency * 1e6:.0f} us + {pair.rate / 1e9:.2f} GB/s"
-        table.add_row(what, f"{pair.ranks} ranks", value, f"{pair.residual:.1%}")
+        where = f"{pair.ranks} ranks" + (f", {pair.nodes} nodes" if pair.nodes > 1 else "")
+        table.add_row(what, where, value, f"{pair.residual:.1%}")
     print_table(table)
+    from trimaran.runtime.plan.calibrate.costs import rate_between_nodes
+
+    rate = rate_between_nodes(found.exchanges)
+    if rate is not None:
+        gbits = 8 * rate / 1e9
+        say(f"between nodes: {gbits:.3g} Gbit/s a rank and direction; trimaran plan takes it as --nic {gbits:.3g}")
     from trimaran.runtime.plan.calibrate.record import MOST_SPREAD
 
     if found.spread > MOST_SPREAD:

@@ -79,6 +79,8 @@ def _values(machine: Machine) -> Iterator[tuple[str, tuple[float, bool]]]:
         yield f"memory, bytes/s ({chip.dtype})", (chip.memory_rate * chip.constants["hbm"], True)
         yield f"layer's host time, s ({chip.dtype})", (chip.constants["host"], False)
     for each in machine.exchanges:
-        what = f"{each.operation} over {each.ranks} {each.axis} ranks"
+        what = f"{each.operation} over {each.ranks} {each.axis} ranks" + (
+            f" of {each.nodes} nodes" if each.nodes > 1 else ""
+        )
         yield f"{what}, latency, s", (each.latency, False)
         yield f"{what}, bytes/s", (each.rate, True)

@@ -143,9 +143,22 @@ def between(found: Sequence[Rates], threads: int) -> Rates:
 
 
 def exchange_of(found: Sequence[Exchange], axis: str, operation: str, ranks: int) -> Exchange | None:
-    """Return the measured exchange of the group whose size is nearest; None where none of this kind was measured."""
-    same = [each for each in found if (each.axis, each.operation) == (axis, operation)]
+    """Return the exchange, measured within a node, of the group whose size is nearest; None where there is none."""
+    same = [each for each in found if (each.axis, each.operation, each.nodes) == (axis, operation, 1)]
     return min(same, key=lambda each: abs(each.ranks - ranks), default=None)
+
+
+def rate_between_nodes(found: Sequence[Exchange]) -> float | None:
+    """Return the bytes a second that a rank sends to another node while the others of its node do; None in one node.
+
+    By the gathering of groups with one rank of each node: in a ring, each sends all parts but one.
+    """
+    rates = [
+        each.rate * (each.nodes - 1) / each.nodes
+        for each in found
+        if (each.axis, each.operation) == ("dp", "all_gather") and 1 < each.nodes == each.ranks
+    ]
+    return min(rates, default=None)
 
 
 def exchange_seconds(found: Exchange, size: float) -> tuple[float, float]:

@@ -117,21 +117,21 @@ def seconds_of(rates: Rates, point: Point) -> float:
 
 
 def fit_exchanges(points: Iterable[Point]) -> list[Exchange]:
-    """Return latency and rate of every exchange that was measured, by axis, operation and ranks."""
-    groups: dict[tuple[str, str, int], list[Point]] = {}
+    """Return latency and rate of every exchange that was measured, by axis, operation, ranks and nodes."""
+    groups: dict[tuple[str, str, int, int], list[Point]] = {}
     for each in points:
         if each.what == "exchange":
-            groups.setdefault((each.axis, each.operation, each.ranks), []).append(each)
+            groups.setdefault((each.axis, each.operation, each.ranks, each.nodes), []).append(each)
     made = []
-    for (axis, operation, ranks), own in groups.items():
+    for (axis, operation, ranks, nodes), own in groups.items():
         sizes = np.array([each.shape["bytes"] for each in own], dtype=np.float64)
         wall, residual = _line(sizes, np.array([each.seconds for each in own]))
         on_cpu = np.array([each.cpu_seconds for each in own])
         cpu = _line(sizes, on_cpu)[0] if on_cpu.all() else wall
         made.append(
             Exchange(
-                axis=axis, operation=operation, ranks=ranks, latency=wall[0], rate=wall[1], cpu_latency=cpu[0],
-                cpu_rate=cpu[1], residual=residual,
+                axis=axis, operation=operation, ranks=ranks, nodes=nodes, latency=wall[0], rate=wall[1],
+                cpu_latency=cpu[0], cpu_rate=cpu[1], residual=residual,
             )
         )  # fmt: skip
     return made

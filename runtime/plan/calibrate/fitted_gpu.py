@@ -78,8 +78,8 @@ def _share(value: float) -> float:
 
 
 def _tensor_pair(exchanges: Iterable[Exchange]) -> Exchange | None:
-    """Return the sum over most tp ranks; None where one GPU was measured."""
-    sums = [each for each in exchanges if (each.axis, each.operation) == ("tp", "all_reduce")]
+    """Return the sum over most tp ranks of a node; None where one GPU of a node was measured."""
+    sums = [each for each in exchanges if (each.axis, each.operation, each.nodes) == ("tp", "all_reduce", 1)]
     return max(sums, key=lambda each: each.ranks, default=None)
 
 

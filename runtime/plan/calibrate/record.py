@@ -32,6 +32,7 @@ class Point(_Record):
         shape: sizes by name: `m, n, k` of a product; `bytes` of a copy, or of an exchange, a rank's whole tensor;
             `seq, heads, head_dim` of attention; those of the model in a step; `elements` that an update changes.
         axis: of the mesh, of an exchange.
+        nodes: on which the ranks of the exchange are.
         operation: which exchange; "forward" or "backward" of attention.
         seconds: median of the wall clock.
         cpu_seconds: median of a rank's processor time; 0 on a GPU, where it says nothing.
@@ -45,6 +46,7 @@ class Point(_Record):
     shape: dict[str, int]
     axis: str = ""
     operation: str = ""
+    nodes: int = 1
     seconds: float
     cpu_seconds: float
     spread: float
@@ -117,12 +119,14 @@ class Exchange(_Record):
 
     Attributes:
         ranks: of the group.
+        nodes: on which they are.
         residual: median of |fitted / measured - 1| by the wall clock.
     """
 
     axis: str
     operation: str
     ranks: int
+    nodes: int = 1
     latency: float
     rate: float
     cpu_latency: float
