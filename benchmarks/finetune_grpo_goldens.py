@@ -1,7 +1,7 @@
-"""Writes tests/runtime/golden_rewards.json: numbers and what torchrl and TRL make of them.
+"""Writes tests/runtime/finetune/golden_rewards.json: numbers and what torchrl and TRL make of them.
 
     pip install trl==1.16.0 torchrl==0.14.1
-    python -P benchmarks/finetune_grpo_goldens.py tests/runtime/golden_rewards.json
+    python -P benchmarks/finetune_grpo_goldens.py tests/runtime/finetune/golden_rewards.json
 
 torchrl: generalized advantages, and the clipped losses of policy and value. TRL: GRPO's losses and advantages, by its
 trainer's own methods.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling_draws
 
-fits the 240 runs of Besiroglu et al. 2024 (tests/runtime/chinchilla.csv without its five largest losses) and writes the
+fits the 240 runs of Besiroglu et al. 2024 (tests/plan/chinchilla.csv without its five largest losses) and writes the
 constants of 200 bootstrap draws into runtime/plan/scaling/draws.json; two seconds.
 """
 
@@ -17,7 +17,7 @@ from trimaran.runtime.plan.scaling.fit import LossLaw, fit_two_variables
 from trimaran.runtime.plan.scaling.intervals import FILE, draws_of, rows_of
 from trimaran.runtime.plan.scaling.laws import FLOPS_PER_PARAMETER_AND_TOKEN
 
-RUNS: Final = Path(__file__).parents[1] / "tests" / "runtime" / "chinchilla.csv"
+RUNS: Final = Path(__file__).parents[1] / "tests" / "plan" / "chinchilla.csv"
 _OUTLIERS: Final = 5
 _DRAWS: Final = 200
 

@@ -24,7 +24,7 @@ WHOLE_FILES = (
     "tests/launchers/test_interrupt.py",  # one history of stopped runs
     "tests/launchers/test_slurm.py",  # one cluster a file
     "tests/launchers/test_slurm_commands.py",
-    "tests/runtime/test_import_gguf.py",  # one import of a real model
+    "tests/runtime/huggingface/test_import_gguf.py",  # one import of a real model
 )
 _UNKNOWN_S = 0.02
 

@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 from tests import counting
 from tests.launchers.forked import fork_server
 from tests.launchers.runs import trimaran
-from tests.runtime.evaluation_files import write_sets
+from tests.runtime.evaluate.evaluation_files import write_sets
 from tests.session import made_once, session_folder
 from trimaran.runtime.spec.names import known_paths, place_of
 from trimaran.runtime.spec.reference import default_of, in_code

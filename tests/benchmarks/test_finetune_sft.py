@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "finetune_sft.py"
 
 
 def test_every_way_has_a_line(tmp_path: Path) -> None:
-    from tests.runtime.huggingface_folders import llama, saved
+    from tests.runtime.huggingface.huggingface_folders import llama, saved
 
     model = saved(llama(), tmp_path / "model", tokenizer=True)
     records = [{"question": f"the {number}", "answer": "user " * (number % 5 + 1)} for number in range(12)]

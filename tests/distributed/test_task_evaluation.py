@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tests.distributed.ranks import RankPool
 from tests.distributed.test_generate import ranks_of
 from tests.launchers.runs import text_of
-from tests.runtime.evaluation_files import write_sets
+from tests.runtime.evaluate.evaluation_files import write_sets
 from trimaran.launchers.data.prepare_run import prepare_run
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.prepare import prepare_data

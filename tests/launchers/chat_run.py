@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from tests.launchers.drawn_run import drawn_run, tokenizer_of_words
-from tests.runtime.test_infer_dialogue import CHATML
+from tests.runtime.infer.test_infer_dialogue import CHATML
 from tests.session import made_once, session_folder
 
 CONTEXT = 256

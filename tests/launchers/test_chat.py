@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.launchers.fake_backend import FakeBackend
-from tests.runtime.test_infer_dialogue import CHATML, text_of
+from tests.runtime.infer.test_infer_dialogue import CHATML, text_of
 from trimaran.launchers.chat.asking import Asker
 from trimaran.launchers.chat.commands import COMMANDS, run_command
 from trimaran.launchers.chat.loop import converse

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.launchers.runs import Command, Outcome, Workplace, run_script, trimaran
-from tests.runtime.checkpoint_ranks import lines_without_this_package
-from tests.runtime.huggingface_folders import corpus, llama, logits_of, rewrite, saved
+from tests.runtime.checkpoint.checkpoint_ranks import lines_without_this_package
+from tests.runtime.huggingface.huggingface_folders import corpus, llama, logits_of, rewrite, saved
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.folder_lock import FolderInUse, FolderLock

@@ -14,8 +14,8 @@ import torch
 from tests.launchers.drawn_run import Answer, drawn_run, invoke, tokenizer_of_words
 from tests.launchers.runs import text_of, trimaran
 from tests.launchers.test_report import Outline
-from tests.runtime.evaluation_files import write_sets
-from tests.runtime.huggingface_folders import llama, saved
+from tests.runtime.evaluate.evaluation_files import write_sets
+from tests.runtime.huggingface.huggingface_folders import llama, saved
 from trimaran.runtime.evaluate.engine.requests import Likelihood, LikelihoodScore
 from trimaran.runtime.evaluate.engine.scorer import Scorer
 from trimaran.runtime.evaluate.results import read_evaluation

@@ -52,7 +52,7 @@ def test_published_runs_are_drawn(tmp_path: Path) -> None:
 
 
 def test_a_law_is_drawn_with_curves_and_frontier(tmp_path: Path) -> None:
-    runs = str(ROOT / "tests" / "runtime" / "chinchilla.csv")
+    runs = str(ROOT / "tests" / "plan" / "chinchilla.csv")
     outcome = trimaran_here(tmp_path, "scaling", "fit", runs, "--picture", "law.svg")
     assert outcome.code == 0, outcome.err
     words = words_of(tmp_path / "law.svg")

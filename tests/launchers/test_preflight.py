@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runtime.test_export import make_run
+from tests.runtime.huggingface.test_export import make_run
 from trimaran.launchers.env.network import AddressError
 from trimaran.launchers.env.rank_env import RankEnv
 from trimaran.launchers.problems import problems_here

@@ -13,7 +13,7 @@ from trimaran.runtime.plan.scaling.intervals import draws_of, interval, rows_of,
 from trimaran.runtime.plan.scaling.laws import DEFAULT
 from trimaran.runtime.spec import parse_spec
 
-RUNS = Path(__file__).parents[1] / "runtime" / "chinchilla.csv"
+RUNS = Path(__file__).parents[1] / "plan" / "chinchilla.csv"
 ROW = "{},{},{}\n"
 SPEC = """
 model: {num_layers: 2, hidden_size: 64, num_heads: 4, ffn_hidden_size: 128, vocab_size: 512}

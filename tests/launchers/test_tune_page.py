@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.launchers.test_report import charts_of
-from tests.runtime.ladders import WIDTHS, read, record, shape, trials_of
+from tests.runtime.tune.ladders import WIDTHS, read, record, shape, trials_of
 from trimaran.launchers.report.tune_page import SearchResult, write_tune_page
 from trimaran.runtime.tune.extrapolate import extrapolate
 from trimaran.runtime.tune.propose import importances

@@ -12,7 +12,7 @@ from trimaran.runtime.plan.scaling.fit import fit_two_variables
 from trimaran.runtime.plan.scaling.isoflops import IsoFlop, compute_of, frontier, isoflops, outliers
 from trimaran.runtime.plan.scaling.laws import DEFAULT
 
-CHINCHILLA = Path(__file__).parents[1] / "runtime" / "chinchilla.csv"
+CHINCHILLA = Path(__file__).with_name("chinchilla.csv")
 COMPUTES = [1e18 * 10**i for i in range(4)]
 
 

@@ -5,7 +5,7 @@ merges the pairs of a list, the first in the list first. Both give the same ids 
 token, encoded by itself, is that token: then whatever two tokens join to a third are the pair of the list (the "proper"
 dictionaries of Berglund and van der Merwe, "Formalizing BPE tokenization", 2023). That is checked here. Texts are split
 into words by regular expressions of two engines, which agree for the one expression that is known here, GPT-2's, on
-every code point (tests/runtime/test_data_tokenizer.py).
+every code point (tests/runtime/data/test_data_tokenizer.py).
 """
 
 import json

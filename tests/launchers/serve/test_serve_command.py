@@ -17,7 +17,7 @@ import pytest
 
 from tests.launchers.chat_run import CONTEXT, chat_run
 from tests.launchers.runs import Command, run_code, trimaran
-from tests.runtime.evaluation_files import write_sets
+from tests.runtime.evaluate.evaluation_files import write_sets
 from trimaran.runtime.evaluate.results import read_evaluation
 
 HELLO: Any = [{"role": "user", "content": "ab"}]

@@ -25,7 +25,7 @@ from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.permutation import mix64
 from trimaran.runtime.spec.sections.recipe.dedup import DecontaminateSection, DedupSection
 
-PAGES = Path(__file__).parents[3] / "shared" / "data" / "html-sample" / "pages.jsonl.gz"
+PAGES = Path(__file__).parents[4] / "shared" / "data" / "html-sample" / "pages.jsonl.gz"
 
 
 @pytest.mark.parametrize(

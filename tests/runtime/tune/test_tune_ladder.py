@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.ladders import (
+from tests.runtime.tune.ladders import (
     BASE,
     BATCHES,
     RATES,

@@ -30,7 +30,7 @@ from trimaran.runtime.data.document import Counts, Document, Removal, Step
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.spec.sections.recipe.clean import CleanSection
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TURKISH = (
     "Türkiye'nin en kalabalık şehri İstanbul’dur. “Çığ düşmesi”, KAHRAMANMARAŞ’TA ağaç, şoför, kâğıt; Beşiktaş’ta maç "
     "– 25 °C, 5 €… GÜNEŞ™, İŞ’in SONUÇ¹ ve BARIŞ² dipnotu, yarım BEŞ½, «ÇİĞ®»"

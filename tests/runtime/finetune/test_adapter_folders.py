@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.models.huggingface_models import SMALL_MODELS
-from tests.runtime.huggingface_folders import llama, logits_of, saved
+from tests.runtime.huggingface.huggingface_folders import llama, logits_of, saved
 from trimaran.models.parallel.shard import cut_evenly
 from trimaran.runtime.adapters.merged import open_whole
 from trimaran.runtime.adapters.peft_export import export_adapter

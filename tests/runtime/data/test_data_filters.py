@@ -52,7 +52,7 @@ from trimaran.runtime.spec.sections.recipe.filter import (
     ToxicitySettings,
 )
 
-SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "html-sample" / "pages.jsonl.gz"
+SAMPLE = Path(__file__).parents[4] / "shared" / "data" / "html-sample" / "pages.jsonl.gz"
 RULES = {  # ours -> datatrove's
     "gopher_repetition.paragraphs": "dup_para_frac",
     "gopher_repetition.paragraph_characters": "dup_para_char_frac",
@@ -209,7 +209,7 @@ def test_verdicts_reasons_and_texts_are_those_of_datatrove_on_every_page() -> No
 
 
 def test_the_page_names_every_reason_and_threshold() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "filters.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "filters.md").read_text(encoding="utf-8")
     ranges = {f"gopher_repetition.{kind}" for kind in ("top_3_gram", "top_4_gram")}
     ranges |= {f"gopher_repetition.repeated_{n}_grams" for n in range(6, 11)}
     for ours, theirs in RULES.items():
@@ -227,7 +227,7 @@ def test_the_page_names_every_reason_and_threshold() -> None:
 
 
 def test_the_benchmark_judges_alike_on_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
-    path = Path(__file__).parents[2] / "benchmarks" / "data_filters.py"
+    path = Path(__file__).parents[3] / "benchmarks" / "data_filters.py"
     spec = importlib.util.spec_from_file_location("data_filters", path)
     assert spec is not None
     assert spec.loader is not None

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel
 from typer.testing import CliRunner
 
-from tests.runtime.test_data_filters import model_of
+from tests.runtime.data.test_data_filters import model_of
 from trimaran.launchers.cli.prepare import data
 from trimaran.launchers.data.prepare import curate_spec, sample_rows
 from trimaran.launchers.report.data_page import write_data_page
@@ -46,7 +46,7 @@ from trimaran.runtime.spec.sections.recipe.clean import CleanSection
 from trimaran.runtime.spec.sections.recipe.dedup import DecontaminateSection
 from trimaran.runtime.spec.sections.recipe.filter import FilterSection, GopherSettings
 
-WORDS = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split()
+WORDS = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8").split()
 OFF = [name for name in GopherSettings.model_fields if name != "stop_words"]
 RULES = dict.fromkeys(OFF) | {"min_words": 2}
 QUESTION = "If a train leaves the station at nine and travels sixty miles an hour, when does it reach the coast?"

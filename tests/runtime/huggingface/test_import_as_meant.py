@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from tests.runtime.huggingface_folders import (
+from tests.runtime.huggingface.huggingface_folders import (
     gpt2,
     llama,
     parameters_of,

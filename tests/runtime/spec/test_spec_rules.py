@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 import pytest
 from pydantic import BaseModel
 
-from tests.runtime.test_spec import BAD, GOOD, changed
+from tests.runtime.spec.test_spec import BAD, GOOD, changed
 from trimaran.models.config import TransformerConfig
 from trimaran.models.fields import Derived, FieldError, Rule, RuleTable
 from trimaran.models.shape.rules import SHAPE_RULES

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from tests.runtime.huggingface_folders import VOCAB
-from tests.runtime.test_export import make_run
+from tests.runtime.huggingface.huggingface_folders import VOCAB
+from tests.runtime.huggingface.test_export import make_run
 from trimaran.models.config import TransformerConfig
 from trimaran.models.huggingface.llama import LLAMA as LLAMA_FAMILY
 from trimaran.models.huggingface.weights import resolve

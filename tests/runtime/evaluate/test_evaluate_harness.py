@@ -21,8 +21,8 @@ from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Inner
 from transformers import AutoTokenizer
 
-from tests.runtime.evaluation_files import PLACES, documents, write_lines, write_sets
-from tests.runtime.huggingface_folders import llama, saved
+from tests.runtime.evaluate.evaluation_files import PLACES, documents, write_lines, write_sets
+from tests.runtime.huggingface.huggingface_folders import llama, saved
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate import text_codes
 from trimaran.runtime.evaluate.answers import Answers

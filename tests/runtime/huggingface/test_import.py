@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tests.launchers.runs import run_code
-from tests.runtime.huggingface_folders import (
+from tests.runtime.huggingface.huggingface_folders import (
     HIDDEN,
     LAYERS,
     TEMPLATE,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.evaluation_files import documents, write_lines
+from tests.runtime.evaluate.evaluation_files import documents, write_lines
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate.datasets import Library
 from trimaran.runtime.evaluate.generation import check_settings, with_options

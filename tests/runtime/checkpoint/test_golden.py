@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.runtime.test_spec import BASE
+from tests.runtime.spec.test_spec import BASE
 from trimaran.runtime.checkpoint.reshard import Checkpoint
 from trimaran.runtime.data.prepare import prepare_data
 from trimaran.runtime.mesh import build_mesh

@@ -893,7 +893,7 @@ def test_the_formats_of_the_spec_are_those_of_the_readers() -> None:
 
 
 def test_the_benchmark_finds_that_warcio_and_we_read_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
     benchmark = import_module("data_readers")
     benchmark.make_archive(tmp_path / "a.warc.gz", 20, 0)
     seconds, pages, size = benchmark.measure(tmp_path / "a.warc.gz", 1)

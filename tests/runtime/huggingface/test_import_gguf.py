@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tests.launchers.runs import trimaran
-from tests.runtime.huggingface_folders import TEMPLATE, VOCAB, parameters_of, tokenizer_of
+from tests.runtime.huggingface.huggingface_folders import TEMPLATE, VOCAB, parameters_of, tokenizer_of
 from tests.smollm2 import smollm2_file
 from trimaran.runtime.data.tokens.tokenizer import Tokenizer
 from trimaran.runtime.huggingface import importing

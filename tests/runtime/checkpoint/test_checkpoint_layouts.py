@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from tests.runtime.checkpoint_ranks import Layout, cut, lines_without_this_package, save_ranks, shard_of
+from tests.runtime.checkpoint.checkpoint_ranks import Layout, cut, lines_without_this_package, save_ranks, shard_of
 from trimaran.models.parallel.shard import Shape, ShardPiece, ShardSpec, num_elements, whole
 from trimaran.runtime.checkpoint.boxes import (
     first_overlap,

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.models.encoders import xlnet
 from tests.models.huggingface_models import SMALL_MODELS
-from tests.runtime.huggingface_folders import (
+from tests.runtime.huggingface.huggingface_folders import (
     HIDDEN,
     TEMPLATE,
     VOCAB,

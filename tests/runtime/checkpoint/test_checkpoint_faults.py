@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import trimaran.runtime.checkpoint as room
-from tests.runtime.checkpoint_ranks import Layout, ThreadGather, cut, run_ranks, save_ranks
+from tests.runtime.checkpoint.checkpoint_ranks import Layout, ThreadGather, cut, run_ranks, save_ranks
 from trimaran.models.parallel.shard import ShardPiece, ShardSpec, whole
 from trimaran.runtime.checkpoint.folder import find_checkpoints, latest, list_checkpoints
 from trimaran.runtime.checkpoint.manifest import CheckpointError

@@ -41,7 +41,7 @@ from trimaran.runtime.spec.yaml_text import read_yaml
 
 SEARCHES = ("ladder.yaml", "tune-lr.yaml", "twin-hamlet.yaml")
 EXAMPLES = [
-    each for each in sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")) if each.name not in SEARCHES
+    each for each in sorted((Path(__file__).parents[3] / "examples").glob("*.yaml")) if each.name not in SEARCHES
 ]
 
 BASE: dict[str, dict[str, Any]] = {

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.runtime.evaluation_files import PLACES, SUBJECTS, Documents, documents, write_lines
+from tests.runtime.evaluate.evaluation_files import PLACES, SUBJECTS, Documents, documents, write_lines
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.evaluate.datasets import SETS, Library, read_item_texts
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(__file__).parents[4] / "shared" / "data"
 
 
 def rows_of(folder: Path, name: str, split: str | None = None) -> Sequence[dict[str, Any]]:

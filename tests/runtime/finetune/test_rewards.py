@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.runtime.huggingface_folders import VOCAB
-from tests.runtime.test_export import make_run, write_weights
-from tests.runtime.test_export_scores import parameters_of
+from tests.runtime.huggingface.huggingface_folders import VOCAB
+from tests.runtime.huggingface.test_export import make_run, write_weights
+from tests.runtime.huggingface.test_export_scores import parameters_of
 from trimaran.launchers.before_start import check_code
 from trimaran.models.layers.score import SCORE_WEIGHT, drawn_score_weight
 from trimaran.runtime.data.files import DataError

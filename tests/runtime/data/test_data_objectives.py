@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.runtime.test_data_loader import SEQ_LEN, make_shards
+from tests.runtime.data.test_data_loader import SEQ_LEN, make_shards
 from trimaran.models.batch import Microbatch
 from trimaran.runtime.data.permutation import position_draws
 from trimaran.runtime.data.samples.loader import Loader

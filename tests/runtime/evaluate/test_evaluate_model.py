@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runtime.huggingface_folders import VOCAB, llama, saved, tokenizer_of
+from tests.runtime.huggingface.huggingface_folders import VOCAB, llama, saved, tokenizer_of
 from trimaran.runtime.checkpoint.manifest import CheckpointError
 from trimaran.runtime.evaluate.engine.replica import Engine, Numbered, decode_continuations, encode_continuations
 from trimaran.runtime.evaluate.engine.requests import Continuation, Likelihood

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.runtime import evaluation_files
+from tests.runtime.evaluate import evaluation_files
 from trimaran.runtime.data.decontaminate import Decontaminate, EvaluationSets, Hit, read_items, read_items_of_set
 from trimaran.runtime.data.document import Counts, Document, Removal
 from trimaran.runtime.data.files import DataError
 from trimaran.runtime.data.recipe.steps import evaluation_sets
 from trimaran.runtime.spec.sections.recipe.dedup import DecontaminateSection
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(__file__).parents[4] / "shared" / "data"
 QUESTION = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many?"
 SHORT = "What is the boiling point of water?"
 ITEMS = {"gsm": [QUESTION, ""], "short": [SHORT, "Which planet has the most moons of them all?"]}

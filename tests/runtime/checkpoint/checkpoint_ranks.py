@@ -139,6 +139,6 @@ def cut(tensors: Mapping[tuple[str, str], tuple[Tensor, Layout]], world_size: in
 
 def lines_without_this_package(folder: Path, key: str = "weight") -> str:
     """Return the page's lines that open a checkpoint, for another folder and kind of tensor."""
-    page = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "run-folder.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r'Path\("runs/.*"\)', f"Path({str(folder)!r})", block).replace("weight", key)

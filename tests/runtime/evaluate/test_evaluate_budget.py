@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runtime.huggingface_folders import VOCAB, llama, saved
+from tests.runtime.huggingface.huggingface_folders import VOCAB, llama, saved
 from trimaran.runtime import processes
 from trimaran.runtime.evaluate.engine import budget
 from trimaran.runtime.evaluate.engine.budget import budget_of
