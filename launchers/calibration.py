@@ -100,7 +100,6 @@ def machine_of(raw: Mapping[str, Any], dtypes: Sequence[str], seconds: float) ->
     from trimaran.runtime.plan.calibrate.fitted import fit_exchanges, fit_rates
     from trimaran.runtime.plan.calibrate.fitted_gpu import fit_constants
     from trimaran.runtime.plan.calibrate.record import VERSION, Machine, Point
-    from trimaran.runtime.processes import usable_cores
 
     points = [Point.model_validate(each) for each in raw["points"]]
     settings = sorted({(each.ranks, each.threads) for each in points if each.what == "product"})
@@ -108,8 +107,7 @@ def machine_of(raw: Mapping[str, Any], dtypes: Sequence[str], seconds: float) ->
     on_gpu = raw["kind"] == "gpu"
     return Machine(
         version=VERSION,
-        **{name: raw[name] for name in ("kind", "name", "memory_bytes", "processors", "context_bytes")},
-        cores=usable_cores(),
+        **{name: raw[name] for name in ("kind", "name", "cores", "memory_bytes", "processors", "context_bytes")},
         versions={"trimaran": version("trimaran"), "python": platform.python_version(), "torch": version("torch")},
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         spread=round(float(np.median([each.spread for each in points])), 4),

@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from collections.abc import Iterable
 
 import psutil
 import torch
@@ -15,7 +14,7 @@ from trimaran.models.fields import counted
 from trimaran.runtime.files import write_text
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.plan.calibrate.record import Point
-from trimaran.runtime.processes import usable_cores
+from trimaran.runtime.processes import quota_of_cores, usable_cores
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.calibration.exchange import measure_exchanges, merged, to_text
 from trimaran.runtime.train.calibration.measure import CPU, GPU, SMOKE, Effort, measure
@@ -24,7 +23,10 @@ from trimaran.runtime.train.hardware import describe_machine
 
 def run_calibrate(task: CalibrateTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
     """Measure, and write the points and the facts of the machine on rank 0. Collective over the world."""
-    nodes = mesh.gather_text(node_name(os.environ))
+    mine = json.dumps([node_name(os.environ), psutil.Process().cpu_affinity()])
+    placed = [json.loads(text) for text in mesh.gather_text(mine)]
+    nodes = [node for node, _ in placed]
+    on_node = {core for node, own in placed if node == nodes[mesh.rank] for core in own}
     effort = SMOKE if task.is_smoke else GPU if device.type == "cuda" else CPU
     facts, alone = _facts(device), list[Point]()
     cores, threads = usable_cores(), torch.get_num_threads()
@@ -38,13 +40,14 @@ def run_calibrate(task: CalibrateTask, spec: RunSpec, mesh: Mesh, device: torch.
         where = f" on {len(set(nodes))} nodes" if len(set(nodes)) > 1 else ""
         say(f"measuring {counted(mesh.world_size, 'rank')} at once{where}")
     # Who is on another node takes no core of this one.
-    mine: Iterable[Point] = measure(device, task.dtypes, max(map(nodes.count, nodes)), effort)
-    points = list(mine)
+    points = list(measure(device, task.dtypes, max(map(nodes.count, nodes)), effort))
     if mesh.world_size > 1:
         points += measure_exchanges(device, effort.exchanges, spec.launcher.timeout_s, nodes)
     texts = mesh.gather_text(to_text(points))
     if mesh.rank == 0:
         found = [*alone, *merged(texts)]
+        # srun may have given each rank some cores of the node, and a run's ranks share them all.
+        facts["cores"] = min(len(on_node), quota_of_cores() or len(on_node))
         write_text(task.output, json.dumps({**facts, "points": [each.model_dump() for each in found]}))
     return 0
 
