@@ -290,8 +290,8 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def search(options: argparse.Namespace) -> dict[str, Any]:
-    """Compare TPE of several seeds with a grid of 60 points over rate, decay and warmup."""
-    folder = Path(options.folder)
+    """Compare TPE of several seeds with a grid of 60 points over rate, decay and warmup: the points that it has too."""
+    folder = Path(options.keep or options.folder)
     base = _measured(yaml.safe_load(Path(options.base).read_text()), options.steps)
     warmups = [round(share * options.steps) for share in (0.0, 0.05, 0.1, 0.2)]
     grid = {
@@ -305,13 +305,9 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
     found = []
     for seed in range(options.seeds):
         tune = {
-            "space": {
-                "optimizer.lr": {"low": 1e-3, "high": 1.6e-2, "log": True},
-                "optimizer.weight_decay": {"low": 0.0, "high": 0.3},
-                "lr_schedule.warmup_steps": {"low": 0, "high": warmups[-1]},
-            },
-            "search": {"sampler": "tpe", "trials": 24, "seed": seed},
-            "prune": {"method": "median", "first_step": max(1, options.steps // 5 * 2)},
+            "space": grid,
+            "search": {"sampler": "tpe", "trials": 40, "seed": seed},
+            "prune": {"method": "median", "first_step": max(1, options.steps // 5)},
         }
         trials = _finish(folder / f"tpe-{seed}", base, tune)[0].read().trials
         loss = min(trial.objectives[0] for trial in trials if trial.state == "complete" and trial.objectives)
@@ -345,6 +341,7 @@ def main() -> None:
         measuring.add_argument("--steps", type=int, default=100)
         measuring.add_argument("--trials", type=int, default=8)
         measuring.add_argument("--seeds", type=int, default=3)
+        measuring.add_argument("--keep", help="of search: a folder for its studies, to go on in after a stop")
         measuring.set_defaults(run=run)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="trimaran-tune-") as folder:

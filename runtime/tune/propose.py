@@ -15,11 +15,12 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from trimaran.runtime.plan.scaling.figures import INSTALL
-from trimaran.runtime.tune.space import Dimension, Space
+from trimaran.runtime.tune.space import Dimension, Space, Values
 from trimaran.runtime.tune.study import Trial
 from trimaran.runtime.tune.tune_spec import ObjectiveSection, SearchSection
 
 Coordinates = Sequence[float]
+_MOST_DRAWS: Final = 1000
 
 
 def propose(
@@ -27,11 +28,24 @@ def propose(
 ) -> Coordinates | None:
     """Return a coordinate for each dimension of the space; None where a grid is at its end.
 
+    Values that a trial has had would give its losses again: where a sampler proposes such, others are drawn at random.
+
     Args:
         part: the number of the part of the study (`space.Part`).
         trials: those of the part so far.
     """
-    return _SAMPLERS[search.sampler](search, objectives, space, part, trials)
+    found = _SAMPLERS[search.sampler](search, objectives, space, part, trials)
+    tried = {_written(trial.values) for trial in trials}
+    if found is None or _written(space.values_at(found)) not in tried:
+        return found
+    draw = _seed(search, part, len(trials))
+    others = ([dimension.coordinate_at(draw.random()) for dimension in space.dimensions] for _ in range(_MOST_DRAWS))
+    return next((each for each in others if _written(space.values_at(each)) not in tried), found)
+
+
+def _written(values: Values) -> str:
+    """Return the same text for the same values."""
+    return repr(sorted(values.items()))
 
 
 def importances(objectives: Sequence[ObjectiveSection], space: Space, trials: Sequence[Trial]) -> dict[str, float]:
@@ -104,8 +118,8 @@ def _grid(search: SearchSection, _: object, space: Space, part: int, trials: Seq
         shuffled = list(points)
         _seed(search, part, -1).shuffle(shuffled)
         points = shuffled
-    tried = {repr(sorted(trial.values.items())) for trial in trials}
-    return next((point for point in points if repr(sorted(space.values_at(point).items())) not in tried), None)
+    tried = {_written(trial.values) for trial in trials}
+    return next((point for point in points if _written(space.values_at(point)) not in tried), None)
 
 
 def _is_first_of_its_values(space: Space, point: Coordinates) -> bool:

@@ -341,6 +341,18 @@ def test_proposals_follow_from_the_study_alone_and_get_better(sampler: str) -> N
     assert propose(SearchSection(sampler=sampler, trials=99), LOWER, space, 0, [*trials[:16], *mixed]) is not None
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "cmaes"])
+def test_no_values_are_tried_twice_while_there_are_others(sampler: Any) -> None:
+    space = make_space({"optimizer.weight_decay": {"low": 0.0, "high": 0.3, "step": 0.1}, "train.seq_len": [8, 16]})
+    trials: list[Trial] = []
+    for number in range(10):
+        found = propose(SearchSection(sampler=sampler, trials=10), LOWER, space, 0, trials)
+        assert found is not None, "more than there are points, as asked for"
+        values = space.values_at(found)
+        trials.append(trial_at(number, values, "complete", values["optimizer.weight_decay"]))
+    assert len({str(trial.values) for trial in trials[:8]}) == 8
+
+
 def test_a_grid_has_every_point_once() -> None:
     space = make_space(MIXED | {"optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True, "step": 10}}, is_grid=True)
     for limit in (None, 20):
