@@ -17,6 +17,7 @@ from trimaran.launchers.cli.common.console import RunPath, errors_as_sentences, 
 from trimaran.launchers.stoppable import stoppable
 from trimaran.launchers.terminal import say
 from trimaran.models.fields import printable
+from trimaran.runtime.plan.brief import size
 
 if TYPE_CHECKING:
     from trimaran.runtime.huggingface.importing import Imported
@@ -108,10 +109,7 @@ def export(
         with _progress() as progress:
             exported = export_model(run, target, options, progress, os.environ)
         _say_agreements(exported.agreements)
-        say(
-            f"{exported.architecture} in {exported.dtype}, {exported.num_bytes / _GIB:.2f} GiB of weights: "
-            f"{exported.folder}"
-        )
+        say(f"{exported.architecture} in {exported.dtype}, {size(exported.num_bytes)} of weights: {exported.folder}")
         served = f", or vllm serve {shlex.quote(str(exported.folder))}" if exported.is_causal else ""
         say(f"load it: transformers.{exported.architecture}.from_pretrained({str(exported.folder)!r}){served}")
 

@@ -17,18 +17,15 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(parser=path, metavar="FILE", help="Of a comparison; else comparison.html."),
+        typer.Option(parser=path, metavar="FILE", help="Else RUN/report.html; of a comparison, comparison.html."),
     ] = None,
 ) -> None:
     """Write RUN/report.html anew from the run's files; of several runs, a page that compares them."""
     with errors_as_sentences():
         for run in runs:
             require_run(run)
-        if len(runs) == 1 and output is not None:
-            raise ValueError(f"--output is of a comparison; the report of one run is {runs[0] / 'report.html'}")
         if len(runs) == 1:
-            write_report_of(runs[0])
-            say(f"report: {runs[0] / 'report.html'}")
+            say(f"report: {write_report_of(runs[0], output)}")
         else:
             from trimaran.launchers.report.comparison import write_comparison
 

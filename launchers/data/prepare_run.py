@@ -144,11 +144,11 @@ def try_to_report(folder: Path) -> None:
         say(f"the report could not be written: {sentence(error)}", style="yellow")
 
 
-def write_report_of(folder: Path) -> None:
-    """Write the report of a run folder; imports the report's packages."""
+def write_report_of(folder: Path, path: Path | None = None) -> Path:
+    """Write the report of a run folder and return where it is; imports the report's packages."""
     from trimaran.launchers.report.page import write_report
 
-    write_report(folder)
+    return write_report(folder, path)
 
 
 def write_data_page_of(curated: "Curated", prepared: "PreparedData | None" = None) -> Path | None:

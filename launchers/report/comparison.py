@@ -1,18 +1,20 @@
 """One self-contained HTML page that sets runs beside each other: their curves, their figures, and what differs."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from trimaran.launchers.report.curves import Clock, events, losses, over_steps
+from trimaran.launchers.report.curves import PEAK_MEMORY, Clock, events, losses, over_steps, step_points
 from trimaran.launchers.report.page import figures, flatten, layout_words, progress, unit_of_loss
 from trimaran.launchers.report.phases import run_phases
 from trimaran.runtime.pages.charts import COLORS, Look, Series
 from trimaran.runtime.pages.html import document, folded, grid, notice, section, write_page
-from trimaran.runtime.pages.run_folder import Run, finite_points, read_run
+from trimaran.runtime.pages.run_folder import Run, read_run
 from trimaran.runtime.plan.brief import duration
 
-_TECHNICAL = ("train, output dir",)  # differs between any two runs
+_TECHNICAL = ("train.output_dir",)  # differs between any two runs
 
 
 def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
@@ -82,6 +84,7 @@ def _curves(names: Sequence[str], clocks: Sequence[Clock]) -> str:
         "tokens_per_second": "throughput, tokens per second",
         "lr": "learning rate",
         "grad_norm": "gradient norm, before clipping",
+        "peak_memory_bytes": PEAK_MEMORY,
         "reward": "reward of the rollout",
         "accuracy": "accuracy",
     }
@@ -90,7 +93,7 @@ def _curves(names: Sequence[str], clocks: Sequence[Clock]) -> str:
         lines = [
             (clock, Series(points, name, color, "-", width=1.2))
             for name, clock, color in zip(names, clocks, COLORS, strict=False)
-            if (points := finite_points(clock.run.steps, column))
+            if (points := step_points(clock.run, column))
         ]
         if lines:
             parts.append(over_steps(column, Look("step", label, zero=column == "tokens_per_second"), lines))
@@ -102,13 +105,29 @@ def _spec(names: Sequence[str], runs: Sequence[Run]) -> str:
     parts = []
     kinds = (("spec", "spec.yaml"), ("manifest", "data_manifest.json"), ("machine", "machine.json"))
     for kind, file in kinds:
-        columns = [dict(flatten(getattr(run, kind) or {})) for run in runs]
-        fields = dict.fromkeys(name for column in columns for name in column)
+        of_kind = _fields if kind == "spec" else flatten
+        columns = {
+            name: dict(of_kind(found)) for name, run in zip(names, runs, strict=True) if (found := getattr(run, kind))
+        }
+        fields = dict.fromkeys(name for column in columns.values() for name in column)
         rows = [
-            (name, *(column.get(name, "") for column in columns))
+            (name, *(column.get(name, "") for column in columns.values()))
             for name in fields
-            if name not in _TECHNICAL and len({column.get(name) for column in columns}) > 1
+            if name not in _TECHNICAL and len({column.get(name) for column in columns.values()}) > 1
         ]
-        table = grid(("field", *names), rows) if rows else "<p>No difference.</p>"
+        unknown = [name for name in names if name not in columns]
+        table = f'<p class="soft">Not known of {escape(", ".join(unknown))}.</p>' if unknown else ""
+        if len(columns) > 1:
+            table += grid(("field", *columns), rows) if rows else "<p>No difference.</p>"
         parts.append(table if kind == "spec" else folded(f"Differences of {file} ({len(rows):,})", table))
     return section("What differs in the specs", *parts)
+
+
+def _fields(spec: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the paths of a spec's fields, such as parallel.tp, and their values as YAML has them."""
+    for key, value in spec.items():
+        if isinstance(value, dict) and value:
+            yield from _fields(value, f"{prefix}{key}.")
+        else:
+            is_word = isinstance(value, str)
+            yield f"{prefix}{key}", value if is_word else json.dumps(value, ensure_ascii=False, default=str)

@@ -6,10 +6,12 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 
-from trimaran.runtime.pages.charts import Look, Marks, Series, plot, smooth
+from trimaran.models.fields import counted
+from trimaran.runtime.pages.charts import Look, Marks, Point, Series, plot, smooth
 from trimaran.runtime.pages.run_folder import Run, finite_points, is_finite
 
 _MORE_X = ("tokens", "seconds")
+PEAK_MEMORY = "peak memory of the fullest rank, GiB"
 _MANY = 50  # steps, from which on a smoothed line helps
 
 
@@ -51,6 +53,12 @@ def over_steps(
     return plot(name, replace(look, more_x=_MORE_X), series, marks=placed)
 
 
+def step_points(run: Run, column: str) -> list[Point]:
+    """Return (step, value) of a column of the steps, those that are finite numbers; bytes in GiB."""
+    scale = 2.0**30 if column.endswith("_bytes") else 1.0
+    return [(step, value / scale) for step, value in finite_points(run.steps, column)]
+
+
 def losses(run: Run, color: str, name: str = "") -> Iterator[Series]:
     """Yield the losses of a run: of training, smoothed where that helps, and held out; `name`: of one among several."""
     points, own = finite_points(run.steps, "loss"), f"{name}, " if name else ""
@@ -71,7 +79,7 @@ def events(run: Run, color: str = "slate", name: str = "") -> Iterator[Marks]:
     saves = [float(row["step"] or 0) for row in run.times if "save_s" in row]
     restarts = [float(row["step"] or 0) for row in run.times if "started_at" in row and row["step"]]
     if saves and not name:
-        yield Marks([saves], f"saved ({len(saves):,} times)", color, "s")
+        yield Marks([saves], f"saved ({counted(len(saves), 'time')})", color, "s")
     if restarts:
         yield Marks([restarts], f"{own}resumed", "red" if not name else color, "D", tall=True)
     if lost := [float(row["step"] or 0) for row in run.steps if not is_finite(row["loss"])]:

@@ -31,7 +31,7 @@ def write_data_page(curated: Curated, prepared: PreparedData | None = None) -> P
     first, last = manifest["stages"][0], manifest["stages"][-1]
     headline = (
         f"{first['documents'].get('in', 0):,} documents in, {last['documents'].get('out', 0):,} kept · "
-        f"{len(manifest['sources']):,} files · recipe {escape(curated.folder.name)}"
+        f"{counted(len(manifest['sources']), 'file')} · recipe {escape(curated.folder.name)}"
     )
     parts = [
         _warnings(manifest),

@@ -31,7 +31,7 @@ def write_evaluation_page(
     results, scores = evaluation.results, scores_of(evaluation.results)
     documents = sum(each["effective"] for each in results["n-samples"].values())
     headline = (
-        f"{counted(len(results['n-samples']), 'task')}, {documents:,} documents · layout "
+        f"{counted(len(results['n-samples']), 'task')}, {counted(documents, 'document')} · layout "
         f"{escape(layout_text(results['layout']))} · trimaran evaluate"
     )
     parts = [

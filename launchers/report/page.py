@@ -21,11 +21,12 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from trimaran.launchers.report.curves import Clock, events, losses, over_steps
+from trimaran.launchers.report.curves import PEAK_MEMORY, Clock, events, losses, over_steps, step_points
 from trimaran.launchers.report.phases import phases_section
 from trimaran.launchers.report.plan_rows import PlanRows, plan_rows
 from trimaran.launchers.report.ranks import Grid, memory_bars, peak_bars, rank_map
 from trimaran.launchers.report.timeline import timeline_section
+from trimaran.models.fields import counted
 from trimaran.runtime.evaluate.results import stderr_name
 from trimaran.runtime.pages.charts import COLORS, Look, Series, plot
 from trimaran.runtime.pages.html import document, folded, grid, notice, section, table, write_page
@@ -63,8 +64,8 @@ _DATA_ROWS: Final = {
 }
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write ``run_dir/report.html`` from what the run folder holds and return its path.
+def write_report(run_dir: Path, path: Path | None = None) -> Path:
+    """Write ``path``, or ``run_dir/report.html``, from what the run folder holds and return where it is.
 
     An older report is replaced in one rename. The folder must exist; any file of it may be missing.
 
@@ -73,7 +74,7 @@ def write_report(run_dir: Path) -> Path:
     """
     if not run_dir.is_dir():
         raise ValueError(f"run folder {str(run_dir)!r} does not exist; name the train.output_dir of a run")
-    return write_page(run_dir / "report.html", _render(read_run(run_dir)))
+    return write_page(path or run_dir / "report.html", _render(read_run(run_dir)))
 
 
 def _render(run: Run) -> str:
@@ -126,7 +127,7 @@ def progress(run: Run) -> str:
     if not run.steps:
         return "no step has finished yet"
     done = int(run.steps[-1]["step"] or 0)
-    return f"{done:,} of {planned:,} steps" if isinstance(planned, int) else f"{done:,} steps"
+    return f"{done:,} of {counted(planned, 'step')}" if isinstance(planned, int) else counted(done, "step")
 
 
 def layout_words(spec: Mapping[str, Any]) -> str:
@@ -149,13 +150,18 @@ def layout_words(spec: Mapping[str, Any]) -> str:
     return text + (", sequence parallel" if parallel.get("sequence_parallel") else "")
 
 
+def _loss_form(loss: object) -> str:
+    """Return the format of a loss: four decimal places, and of one so small that these are zeros its first digits."""
+    return ".4f" if not isinstance(loss, int | float) or loss == 0 or abs(loss) >= 0.01 else ".3g"
+
+
 def figures(run: Run) -> list[tuple[str, str]]:
     """Return the figures of the run as (name, text), those that are known."""
     found: list[tuple[str, str]] = []
     if run.steps:
         last = run.steps[-1]
         found = [
-            ("Final loss", number(last["loss"], ".4f")),
+            ("Final loss", number(last["loss"], _loss_form(last["loss"]))),
             ("Tokens seen", number(last.get("tokens_seen"), ",.0f")),
         ]
         if speeds := [y for _, y in finite_points(run.steps, "tokens_per_second")]:
@@ -169,7 +175,7 @@ def figures(run: Run) -> list[tuple[str, str]]:
             found.append(("Time in steps", str(timedelta(seconds=round(sum(times_ms) / 1000)))))
     if run.evaluations:
         last = run.evaluations[-1]
-        found.append(("Held-out loss", number(last["held_out_loss"], ".4f")))
+        found.append(("Held-out loss", number(last["held_out_loss"], _loss_form(last["held_out_loss"]))))
         if "held_out_perplexity" in last:
             found.append(("Held-out perplexity", number(last["held_out_perplexity"], ",.2f")))
         if "held_out_accuracy" in last:
@@ -202,7 +208,7 @@ def _beside_the_loss(run: Run) -> str:
     parts = []
     for label, names in (_REWARDED if rewarded else _COMPARED).items():
         lines = [
-            Series(points, f"{name}{suffix}", color, "-", width=width, dots=bool(suffix))
+            Series(points, f"{name}{suffix}", color, "--" if suffix else "-", width=width, dots=bool(suffix))
             for (column, name), color in zip(names.items(), COLORS, strict=False)
             for rows, prefix, suffix, width in (
                 (run.steps, "", "", 1.0),
@@ -237,7 +243,7 @@ def _scores(run: Run) -> str:
         ]  # fmt: skip
         parts.append(plot(f"scores-{place}", Look("step", metric), lines))
         if further := len(of_task) - len(lines):
-            parts.append(f'<p class="soft">{further:,} further tasks are in metrics.jsonl.</p>')
+            parts.append(f'<p class="soft">Not drawn: {counted(further, "further task")}, in metrics.jsonl.</p>')
     return section("Scores of tasks, with 95% intervals", *parts) if parts else ""
 
 
@@ -249,12 +255,11 @@ def _speed(run: Run) -> str:
         ("throughput, tokens per second", "tokens_per_second", True),
         ("gradient norm, before clipping", "grad_norm", False),
         ("learning rate", "lr", True),
-        ("peak memory of the fullest rank, GiB", "peak_memory_bytes", False),
+        (PEAK_MEMORY, "peak_memory_bytes", False),
     ]
     parts = []
     for label, column, zero in charts:
-        scale = 2.0**30 if column.endswith("_bytes") else 1.0
-        points = [(step, value / scale) for step, value in finite_points(run.steps, column)]
+        points = step_points(run, column)
         if points or column != "peak_memory_bytes":  # of earlier versions it is not known
             parts.append(over_steps(column, Look("step", label, zero=zero), [(clock, Series(points, line="-"))]))
     return section("Speed and health", f'<div class="row">\n{"".join(parts)}\n</div>')
@@ -268,7 +273,7 @@ def _memory(run: Run, planned: PlanRows | None) -> str:
         parts.append(memory_bars(brief.memory, brief.rank_bytes, brief.place, planned.peaks))
     peaks = (run.memory or {}).get("peak_by_rank")
     if isinstance(peaks, list) and peaks and all(map(is_finite, peaks)):
-        parts.append(peak_bars(peaks))
+        parts.append(peak_bars(peaks, (run.memory or {}).get("peak_is")))
     ranks = _grid_of(run.spec)
     if ranks is not None and ranks.ranks > 1:
         parts.append(rank_map(ranks))
@@ -304,7 +309,7 @@ def _sample(run: Run) -> str:
         return ""
     shown = run.sample[:_MOST_SAMPLE_CHARACTERS]
     rest = len(run.sample) - len(shown)
-    more = f'<p class="soft">{rest:,} further characters are in sample.txt.</p>' if rest else ""
+    more = f'<p class="soft">Left out: {counted(rest, "further character")}, in sample.txt.</p>' if rest else ""
     return section("Text the model wrote", f"<pre>{escape(shown)}</pre>", more)
 
 

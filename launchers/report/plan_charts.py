@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from trimaran.launchers.report.ranks import MOST_BARS, Grid
+from trimaran.models.fields import counted
 from trimaran.runtime.pipeline.draw import draw_timeline, timeline_height
 from trimaran.runtime.pipeline.simulate import Span
 from trimaran.runtime.plan.forecast import Plan, Setting
@@ -98,7 +99,7 @@ def _rank_map(axes: "Axes", grid: Grid) -> None:
     axes.set_yticks(range(grid.nodes), [f"node {node}" for node in range(grid.nodes)], fontsize=6)
     axes.xaxis.set_visible(False)
     more = -(-grid.ranks // grid.width) - grid.nodes
-    shown = f"; {more} further nodes are not drawn" if more > 0 else ""
+    shown = f"; {counted(more, 'further node')} not drawn" if more > 0 else ""
     axes.set_title(f"where ranks live: {grid.crossings}{shown}", loc="left", fontsize="medium")
     axes.spines[:].set_visible(False)
 

@@ -100,14 +100,15 @@ def _pieces(held: Mapping[str, float], colors: Mapping[str, str]) -> Iterator[Pi
         start = stop
 
 
-def peak_bars(peaks: Sequence[float]) -> str:
-    """Return the peaks of all ranks as bars, the largest first where they are many."""
+def peak_bars(peaks: Sequence[float], kind: object = None) -> str:
+    """Return the peaks of all ranks as bars, the largest first where they are many; `kind`: what they are peaks of."""
     ranked = sorted(enumerate(peaks), key=lambda item: -item[1])[:MOST_BARS] if len(peaks) > MOST_BARS else [
         *enumerate(peaks)
     ]  # fmt: skip
     more = f", the {len(ranked)} largest of {len(peaks):,}" if len(ranked) < len(peaks) else ""
     rows = [Bar(f"rank {rank}", [Piece(0.0, peak, "blue")], size(peak)) for rank, peak in ranked]
-    return bar_table(f"the most memory that each rank has taken{more}", rows)
+    what = f", {kind}" if isinstance(kind, str) else ""
+    return bar_table(f"the most memory that each rank has taken{what}{more}", rows)
 
 
 def rank_map(grid: Grid) -> str:

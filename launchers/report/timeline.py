@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
+from trimaran.models.fields import counted
 from trimaran.runtime.pages.charts import figure
 from trimaran.runtime.pages.html import grid, section
 from trimaran.runtime.pages.run_folder import Run, finite_points, number
@@ -54,7 +55,8 @@ def _makespan(spans: Sequence[Span]) -> float:
 
 def _bubbles(timeline: Mapping[str, Any], ranks: int) -> Iterator[str]:
     shares = ", ".join(f"{number(timeline.get(f'bubble_{key}'), '.1%')} {key}" for key in _PICTURES)
-    yield f"{ranks} pipeline ranks. Bubble, the share of the step in which a rank waits, averaged over ranks: {shares}."
+    many = counted(ranks, "pipeline rank")
+    yield f"{many}. Bubble, the share of the step in which a rank waits, averaged over ranks: {shares}."
 
 
 def _length(run: Run, step: int, spans: Mapping[str, Sequence[Span]]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from trimaran.runtime.files import naming, read_text
+from trimaran.runtime.files import read_text, write_text
 
 _WEB: Final = Path(__file__).with_name("web")
 _NO_SCRIPT: Final = "The charts need JavaScript; the values behind each are in its table."
@@ -60,13 +60,8 @@ def hash_source(text: str) -> str:
 
 def write_page(path: Path, page: str) -> Path:
     """Write a page and return its path; an older one is replaced in one rename."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with naming(path):
-            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # a file's name may not be UTF-8
-            return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, page.encode("utf-8", "backslashreplace").decode())  # a file's name may not be UTF-8
+    return path
 
 
 def section(title: str, *parts: str) -> str:

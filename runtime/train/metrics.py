@@ -287,11 +287,12 @@ def _drop_rows_after(path: Path, step: int) -> list[Row]:
         return []
     kept = [row for row in read_metrics(path) if 0 <= int(row["step"] or 0) <= step] if step > 0 else []
     temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(_encode_row(row) + "\n" for row in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with naming(path):
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(_encode_row(row) + "\n" for row in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
     return kept
 
 

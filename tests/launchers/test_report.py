@@ -169,7 +169,7 @@ def test_a_whole_run_shows_every_section_and_figure(tmp_path: Path) -> None:
         assert text in found.text
     assert " is missing" not in found.text
     assert "Scores of tasks" in found.text
-    assert "2 further tasks are in metrics.jsonl." in found.text, "a picture has eight lines"
+    assert "Not drawn: 2 further tasks, in metrics.jsonl." in found.text, "a picture has eight lines"
     charts = charts_of((tmp_path / "my-run" / "report.html").read_text())
     assert list(charts) == [
         "loss", "scores-0", "tokens_per_second", "grad_norm", "lr", "timeline-measured", "timeline-simulated",
@@ -363,14 +363,18 @@ def test_files_that_are_not_utf8_are_shown_with_replacements(tmp_path: Path) -> 
 
 def test_a_long_sample_is_cut_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "sample.txt").write_text("x" * 20_005)
-    assert "5 further characters are in sample.txt" in outline_of(tmp_path).text
+    assert "Left out: 5 further characters, in sample.txt." in outline_of(tmp_path).text
 
 
 def test_a_report_can_be_written_again(tmp_path: Path) -> None:
     make_whole_run(tmp_path)
     first = write_report(tmp_path).read_text()
     (tmp_path / "sample.txt").write_text("another sample")
-    assert "another sample" in write_report(tmp_path).read_text()
+    elsewhere = tmp_path / "elsewhere.html"  # as of a run on a disk that can only be read
+    assert trimaran(tmp_path, "report", ".", "--output", "elsewhere.html").err == "report: elsewhere.html\n"
+    assert (tmp_path / "report.html").read_text() == first
+    assert write_report(tmp_path).read_text() == elsewhere.read_text()
+    assert "another sample" in elsewhere.read_text()
     assert "another sample" not in first
     assert sorted(path.name for path in tmp_path.glob("report*")) == ["report.html"]
 
@@ -429,7 +433,7 @@ def test_runs_of_any_length_and_metrics_are_compared(tmp_path: Path) -> None:
     make_whole_run(tmp_path / "whole")
     make_run(tmp_path / "<b>short", num_steps=8, lost=(3,))
     (tmp_path / "<b>short" / "spec.yaml").write_text(SPEC.replace("dp: 2", "dp: 4"))
-    log_rows(tmp_path / "rewarded", [{"reward": 0.25, "kl": 0.5}])
+    log_rows(tmp_path / "rewarded", [{"reward": 0.25, "kl": 0.5, "loss": 1e-7}])
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "spec.yaml").write_text("parallel: 3\n")
     outcome = trimaran(tmp_path, "report", "whole", "<b>short", "rewarded", "empty", "--output", "found.html")
@@ -441,15 +445,17 @@ def test_runs_of_any_length_and_metrics_are_compared(tmp_path: Path) -> None:
     assert "b" not in found.tags
     for text in (
         "4 runs: whole, <b>short, rewarded, empty", "60 of 60 steps", "8 of 60 steps", "losses of these runs are not",
-        "parallel, dp", "<b>short: The loss is not a number at 1 of 8 steps", "Differences of machine.json (3)",
+        "parallel.dp", "<b>short: The loss is not a number at 1 of 8 steps", "Differences of machine.json (0)",
+        "Not known of <b>short, rewarded, empty.", "Not known of rewarded.",
         "tp 2 × pp 2 × dp 4 = 16 ranks", "no step has finished yet",
     ):  # fmt: skip
         assert text in found.text, text
-    assert "model, preset" in found.text, "two runs do not have it"
+    assert "model.preset" in found.text, "two runs do not have it"
     drawn = charts_of(page)
     assert labels_of(drawn["loss"]) == [
         "whole, training, smoothed", "whole, held-out", "<b>short, training", "rewarded, training",
     ]  # fmt: skip
+    assert "1e-07" in found.text, "the loss of rewarded, whose first places are zeros"
     assert [mark["label"] for mark in drawn["loss"]["marks"]] == ["whole, resumed", "<b>short, not a number"]
     assert labels_of(drawn["reward"]) == ["rewarded"]
 
@@ -458,8 +464,8 @@ def test_runs_of_any_length_and_metrics_are_compared(tmp_path: Path) -> None:
     ("words", "told"),
     [
         (
-            ("run", "--output", "x.html"),
-            "--output is of a comparison; the report of one run is run/report.html",
+            ("run", "--output", "run/metrics.jsonl/x.html"),
+            "run/metrics.jsonl is a file, and a folder is needed there; choose another folder, or move the file away",
         ),
         (("run", "none"), "none is no run folder: it does not exist; give the train.output_dir of a run"),
         (("run",) * 9, "a comparison has 2 to 8 runs; got 9"),

@@ -20,6 +20,14 @@ INK = """figure => { const c = figure.querySelector("canvas");
   const data = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
   let count = 0; for (let i = 3; i < data.length; i += 4) count += data[i] > 0; return count }"""
 
+# keeps the texts that reach over an edge of their canvas
+CUT = """window.cut = []; const draw = CanvasRenderingContext2D.prototype.fillText;
+CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+  const turned = this.getTransform(), width = this.measureText(text).width;
+  const left = turned.transformPoint({ x, y }).x - ({ right: width, center: width / 2 }[this.textAlign] || 0);
+  if (this.canvas.isConnected && !turned.b && (left < 0 || left + width > this.canvas.width)) window.cut.push(text);
+  return draw.apply(this, arguments) }"""
+
 
 @contextmanager
 def opened(browser: Browser, file: Path) -> Iterator:
@@ -32,6 +40,7 @@ def opened(browser: Browser, file: Path) -> Iterator:
     page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
     page.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     page.on("request", lambda request: complaints.append(request.url) if request.url != file.as_uri() else None)
+    page.add_init_script(CUT)
     try:
         page.goto(file.as_uri())
         page.wait_for_selector("html[data-ready]", state="attached")
@@ -50,6 +59,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         file.write('{"step": 60, "</script><script>alert(1)</script>/acc": 0.5}\n')
     (whole / "sample.txt").write_text(HOSTILE)
     short = make_run(folder / "short", num_steps=8, lost=(3,))
+    with (short / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "loss": 2e20, "lr": 1e-30}\n')
     return {"report": write_report(whole), "comparison": write_comparison([whole, short], folder / "compared.html")}
 
 
@@ -76,6 +87,7 @@ def test_nothing_is_in_the_way_of_anybody(
                     assert (int(dark.removeprefix("rgb(").split(",")[0]) < 50) == (scheme == "dark")
                     widths = page.eval_on_selector_all("canvas", "all => all.map(each => each.clientWidth)")
                     assert max(widths) <= width
+            assert page.evaluate("window.cut") == [], "labels are cut"
 
     browser_thread.submit(look).result()
 

@@ -3,6 +3,8 @@
   "use strict";
   const root = document.documentElement;
   const darkness = matchMedia("(prefers-color-scheme: dark)");
+  // distances between places on an axis of whole numbers
+  const WHOLE = Array.from({ length: 46 }, (_, place) => [1, 2, 5][place % 3] * 10 ** Math.floor(place / 3));
   const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
   const DASHES = { "--": [7, 4], "-.": [7, 3, 2, 3], ":": [2, 3] };
   const MOST_TOLD = 6; // lines whose values a readout names; of more it names the nearest
@@ -27,10 +29,10 @@
     return getComputedStyle(probe).color;
   }
 
-  /** Return a number for an axis: 25k, 0.3, 3e-4. */
+  /** Return a number for an axis: 25k, 0.3, 3e-4, 2e15. */
   function short(value) {
     const size = Math.abs(value);
-    if (size && size < 1e-3) return Number(value.toPrecision(3)).toExponential();
+    if (size && (size < 1e-3 || size >= 1e15)) return Number(value.toPrecision(3)).toExponential().replace("+", "");
     for (const [unit, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
       if (size >= 10 * unit || (size >= unit && unit > 1e3)) return +(value / unit).toPrecision(4) + letter;
     return String(+value.toPrecision(6));
@@ -119,7 +121,8 @@
       const { ticks } = this.spec;
       const log = { splits: (u, axis, low, high) => logPlaces(low, high), filter: (u, splits) => splits };
       const { x, y } = this.chart.log;
-      if (!ticks || this.chart.quantity) return [x ? log : {}, y ? log : {}];
+      const whole = this.spec.x[this.chart.quantity] === "step" ? { incrs: WHOLE } : {};
+      if (!ticks || this.chart.quantity) return [x ? log : whole, y ? log : {}];
       const isLong = ticks.names.join("  ").length * 7 > this.chart.plot.clientWidth - 60;
       return [{
         splits: () => ticks.places, filter: (u, splits) => splits, values: () => ticks.names,
@@ -449,13 +452,21 @@
         ticks: { stroke: line, width: 1, size: 5 },
         values: (u, splits) => splits.map((value) => (value === null ? "" : short(value))) };
       const label = { label: this.spec.x[this.quantity], labelFont: FONT, labelSize: 18, labelGap: 0 };
+      // as wide as its longest label
+      const wide = (u, values) => {
+        u.ctx.save();
+        u.ctx.font = FONT;
+        const widest = Math.max(0, ...(values || []).map((value) => u.ctx.measureText(value).width));
+        u.ctx.restore();
+        return Math.max(54, Math.ceil(widest) + 14);
+      };
       this.u = new uPlot({
         ...this.size(),
         padding: [8, 14, 0, 0],
         legend: { show: false },
         cursor: { drag: { x: true, y: true, uni: 24 }, dataIdx: kind.dataIdx, focus: { prox: -1 } },
         scales: kind.scales,
-        axes: [{ ...axis, ...label, size: 32, space: 56, ...kind.axes[0] }, { ...axis, size: 54, ...kind.axes[1] }],
+        axes: [{ ...axis, ...label, size: 32, space: 56, ...kind.axes[0] }, { ...axis, size: wide, ...kind.axes[1] }],
         series: [{}, ...kind.series],
         hooks: { drawAxes: [within("under")], draw: [within("over")], setCursor: [(u) => this.tell(u)] },
       }, kind.data, this.plot);
