@@ -182,8 +182,9 @@ class TerminalHandler(logging.Handler):
 
 
 def log_to_terminal() -> None:
-    """Say what the program logs."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[TerminalHandler()])
+    """Say what this package logs, and of what other packages log the warnings."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[TerminalHandler()])
+    logging.getLogger("trimaran").setLevel(logging.INFO)
 
 
 @contextmanager

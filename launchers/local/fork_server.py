@@ -7,6 +7,7 @@ environment and its current folder.
 import logging
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -33,11 +34,11 @@ def start_fork_server(threads: int) -> None:
     Args:
         threads: CPU threads of a rank, unless OMP_NUM_THREADS is set.
     """
-    multiprocessing.set_forkserver_preload(["trimaran.launchers.worker.run"])
+    multiprocessing.set_forkserver_preload(["trimaran.launchers.local.preload"])
     is_set = _THREADS in os.environ
     os.environ.setdefault(_THREADS, str(threads))  # torch reads it when it is imported
     try:
-        with _short_temporary_folder():
+        with _short_temporary_folder(), interrupts_ignored():
             forkserver.ensure_running()
     finally:
         if not is_set:  # a notebook's own torch has all cores
@@ -110,6 +111,19 @@ def _environment_of(pid: int) -> dict[str, str] | None:
         return None
     pairs = (os.fsdecode(entry).partition("=") for entry in text.split(b"\0") if entry)
     return {name: value for name, _, value in pairs}
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Have what is started in the block, which takes milliseconds, ignore SIGINT from its beginning."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other one change it
+        yield
+        return
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Runs that are killed or asked to stop, and resumed: they end exactly where the run without a stop ended."""
 
 import os
+import runpy
 import signal
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.launchers.runs import (
     make_workplace,
     trimaran,
 )
+from trimaran.launchers.local.fork_server import interrupts_ignored
 from trimaran.runtime.checkpoint.folder import latest, step_of
 from trimaran.runtime.folder_lock import FolderLock, holder_of
 from trimaran.runtime.train.metrics import read_metrics
@@ -221,3 +224,18 @@ def test_a_signal_to_the_ranks_alone_stops_the_run_too(tmp_path: Path) -> None:
     assert outcome.code == 143
     assert outcome.left == []
     assert outcome.last_line.startswith(f"stopped by SIGTERM; step {last_saved(workplace)} is saved in ")
+
+
+def test_what_ranks_are_forked_from_ignores_ctrl_c_while_it_imports_torch() -> None:
+    """A terminal sends Ctrl-C to it too: an import that is interrupted would end with a traceback."""
+    usual = signal.getsignal(signal.SIGINT)
+    with interrupts_ignored():
+        done = subprocess.run(["sh", "-c", "kill -INT $$; echo goes on"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "goes on\n")
+    assert signal.getsignal(signal.SIGINT) is usual
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        runpy.run_module("trimaran.launchers.local.preload")  # its last step is for the server's children
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, ignored)
