@@ -3,7 +3,6 @@
 import math
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -15,9 +14,8 @@ from trimaran.launchers.run_folder import require_run
 from trimaran.launchers.slurm.commands import state_of
 from trimaran.launchers.slurm.jobs import copy_from, end, follow, jobs_of, last_job
 from trimaran.launchers.terminal import say, writing_output
-from trimaran.launchers.worker.process import ERROR_FILE
 from trimaran.models.fields import printable
-from trimaran.runtime.files import read_json
+from trimaran.runtime.pages.run_folder import last_failure
 
 RunFolder = Annotated[Path, typer.Argument(parser=path, metavar="RUN", help="A run folder.")]
 _SAVING_S = 600.0
@@ -107,12 +105,7 @@ def _progress(run: Path) -> list[str]:
     checkpoint = latest(run / "checkpoints")
     if checkpoint is not None:
         lines.append(f"saved: step {step_of(checkpoint)}")
-    starts = sorted(
-        (folder for folder in run.glob("logs/*-*") if folder.is_dir()), key=lambda folder: folder.stat().st_mtime
-    )
-    for file in sorted(starts[-1].glob(f"rank-*/{ERROR_FILE}")) if starts else []:
-        with suppress(OSError, ValueError, KeyError, TypeError):  # one that a full disk has cut
-            record = read_json(file)
-            lines.append(f"last failure: rank {record['rank']} ({record['where']}): {record['message']}")
-            break
+    failure = last_failure(run)
+    if failure is not None:
+        lines.append(f"last failure: {failure}")
     return lines

@@ -24,10 +24,11 @@ from trimaran.launchers.terminal import keeping_output, say
 from trimaran.launchers.worker.entry import run_task_of_launcher
 from trimaran.launchers.worker.failure_relay import DIED_SILENTLY, Failure
 from trimaran.launchers.worker.nccl_messages import WatchdogEnd, watchdog_end_in
-from trimaran.launchers.worker.process import ERROR_FILE, RANKS_FILE, STDERR_FILE
+from trimaran.launchers.worker.process import RANKS_FILE, STDERR_FILE
 from trimaran.models.fields import counted
 from trimaran.runtime.files import read_json
 from trimaran.runtime.grid import coordinates, describe_coordinates
+from trimaran.runtime.pages.run_folder import ERROR_FILE
 from trimaran.runtime.scratch import scratch_folder
 from trimaran.runtime.spec import RunSpec, describe, load_spec
 

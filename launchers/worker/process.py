@@ -25,11 +25,11 @@ from trimaran.runtime.files import write_text
 from trimaran.runtime.folder_lock import FolderInUse, FolderLock
 from trimaran.runtime.grid import coordinates, describe_coordinates
 from trimaran.runtime.kept_output import MOST_BYTES, OUTPUT_FILE, KeptOutput, OutputLog, older_part
+from trimaran.runtime.pages.run_folder import ERROR_FILE
 from trimaran.runtime.processes import usable_cores
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.sinks.start import SinkError
 
-ERROR_FILE = "error.json"
 STDERR_FILE = "stderr.log"
 """Standard error of every rank; of rank 0 only what libraries write there, such as NCCL's watchdog."""
 RANKS_FILE = ".ranks"

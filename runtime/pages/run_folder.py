@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trimaran.runtime.files import parse_json, read_text
+from trimaran.runtime.files import parse_json, read_json, read_text
 from trimaran.runtime.train.metrics import Row, read_metrics
+
+ERROR_FILE = "error.json"
+"""In a rank's folder of a start: why it has failed."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ def read_run(run_dir: Path) -> Run:
     notes = Notes()
     spec_text = _read_text(run_dir / "spec.yaml", notes, "the settings and the layout of the run are unknown")
     rows = _read_rows(run_dir / "metrics.jsonl", notes)
+    failure = last_failure(run_dir)
+    if failure is not None:
+        notes.problems.append(f"The newest start has failed: {failure}")
     steps = [row for row in rows if "loss" in row]
     diverged = [row["step"] for row in steps if not is_finite(row["loss"])]
     if diverged:
@@ -77,6 +84,19 @@ def read_run(run_dir: Path) -> Run:
         ),
         notes=notes,
     )
+
+
+def last_failure(run: Path) -> str | None:
+    """Return which rank made a run's newest start fail, and why; None where none has said so."""
+    folders = (folder for folder in run.glob("logs/*-*") if folder.is_dir())
+    newest = max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+    found: list[tuple[bool, float, str]] = []
+    for file in sorted(newest.glob(f"rank-*/{ERROR_FILE}")) if newest else []:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # one that a full disk has cut
+            record = read_json(file)
+            text = f"rank {record['rank']} ({record['where']}): {record['message']}"
+            found.append((bool(record.get("secondary")), float(record.get("seconds", 0.0)), text))
+    return min(found)[2] if found else None
 
 
 def _read_text(path: Path, notes: Notes, consequence: str) -> str | None:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -298,6 +299,21 @@ def test_losses_that_are_not_numbers_are_named_and_the_rest_is_drawn(tmp_path: P
     found = outline_of(make_run(tmp_path, lost=(31, *range(58, 61))))
     assert "The loss is not a number at 4 of 60 steps, first at step 31." in found.text
     assert found.tags.count("figure") == 4
+
+
+def test_why_the_newest_start_has_failed_is_told_and_a_start_that_got_on_clears_it(tmp_path: Path) -> None:
+    def fail(start: str, rank: int, message: str, **more: Any) -> None:
+        folder = make_run(tmp_path) / "logs" / start / f"rank-{rank}"
+        folder.mkdir(parents=True)
+        (folder / "error.json").write_text(json.dumps({"rank": rank, "where": "host n1", "message": message, **more}))
+        os.utime(folder.parent, (100 + int(start[-1]), 100 + int(start[-1])))
+
+    fail("start-1", 0, "an old one")
+    fail("start-2", 0, "lost a peer", secondary=True, seconds=1.0)
+    fail("start-2", 1, "training diverged at step 3: loss nan", secondary=False, seconds=2.0)
+    assert "The newest start has failed: rank 1 (host n1): training diverged at step 3" in outline_of(tmp_path).text
+    (tmp_path / "logs" / "start-3").mkdir()
+    assert "has failed" not in outline_of(tmp_path).text
 
 
 def test_a_run_whose_every_loss_is_nan_still_has_a_report(tmp_path: Path) -> None:
