@@ -113,6 +113,11 @@ def nearest_divisors(number: int, wanted: int, count: int = 6) -> list[int]:
     return sorted(sorted(divisors, key=lambda divisor: abs(math.log(divisor / max(wanted, 1))))[:count])
 
 
+def at_most(largest: int, least: int = 1) -> str:
+    """Return "4 or less" for a suggestion, and the number alone where it is the least that a field takes."""
+    return f"{largest} or less" if largest > least else str(largest)
+
+
 def nearest_multiples(step: int, wanted: int) -> list[int]:
     """Return the positive multiples of `step` around `wanted`: one, or the two on either side of it."""
     below = wanted // step * step

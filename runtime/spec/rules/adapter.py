@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from trimaran.models.config import TransformerConfig
-from trimaran.models.fields import FieldError
+from trimaran.models.fields import FieldError, at_most
 from trimaran.models.targets import is_target, linear_shapes, unmatched
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.rules.table import Rules
@@ -55,7 +55,7 @@ def _rank_fits(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldError
         name = min(sizes, key=lambda each: sizes[each])
         inputs, outputs = linear_shapes(shape)[name]
         rule = f"rank ({settings.rank}) is larger than the rank of {name}, a matrix of {outputs} x {inputs}"
-        fix = f"set finetune.adapter.rank to {sizes[name]} or less, or leave {name} out of finetune.adapter.targets"
+        fix = f"set finetune.adapter.rank to {at_most(sizes[name])}, or leave {name} out of finetune.adapter.targets"
         yield FieldError("finetune.adapter.rank", rule, settings.rank, fix)
 
 

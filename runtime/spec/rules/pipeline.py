@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from trimaran.models.config import TransformerConfig
-from trimaran.models.fields import FieldError, nearest_multiples, one_of
+from trimaran.models.fields import FieldError, at_most, nearest_multiples, one_of
 from trimaran.runtime.grid import num_microbatches
 from trimaran.runtime.pipeline.schedule import microbatches_fill_groups
 from trimaran.runtime.pipeline.schedules import SCHEDULES
@@ -22,9 +22,9 @@ def _layers_fill_stages(spec: RunFields, shape: TransformerConfig) -> Iterator[F
         rule = f"num_layers ({layers}) must be at least {stages}, one layer a stage"
         fix = f"set model.num_layers to {spec.num_stages} or more"
         if layers >= virtual_stages:
-            fix += f", or parallel.pp to {layers // virtual_stages} or less"
+            fix += f", or parallel.pp to {at_most(layers // virtual_stages)}"
         if virtual_stages > 1 and layers >= pp:
-            fix += f", or parallel.virtual_stages to {layers // pp} or less"
+            fix += f", or parallel.virtual_stages to {at_most(layers // pp)}"
         yield FieldError("parallel.pp", rule, pp, fix)
 
 
@@ -89,7 +89,7 @@ def _schedule_is_bounded(spec: RunFields, shape: TransformerConfig) -> Iterator[
     if count * spec.num_stages > _MOST_FORWARDS:
         rule = f"num_microbatches ({count:,}) * {spec.num_stages} stages must be at most {_MOST_FORWARDS:,}"
         most = _MOST_FORWARDS // spec.num_stages * micro * dp
-        yield FieldError("train.global_batch_size", rule, batch, f"set train.global_batch_size to {most} or less")
+        yield FieldError("train.global_batch_size", rule, batch, f"set train.global_batch_size to {at_most(most)}")
 
 
 @RULES.needs(*_BATCH)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from trimaran.models.config import TransformerConfig
-from trimaran.models.fields import FieldError, nearest_multiples, one_of
+from trimaran.models.fields import FieldError, at_most, nearest_multiples, one_of
 from trimaran.runtime.data.tokens.vocabulary import SMALLEST_MASKING_VOCABULARY, SMALLEST_VOCABULARY
 from trimaran.runtime.spec.fields import RunFields, num_predicted
 from trimaran.runtime.spec.rules.table import Rules
@@ -89,5 +89,5 @@ def _sequence_has_positions(spec: RunFields, shape: TransformerConfig) -> Iterat
     seq_len, longest = spec.train.seq_len, shape.max_seq_len
     if shape.position == "learned" and seq_len > longest:
         rule = f"seq_len ({seq_len}) must be at most max_seq_len ({longest}) with learned positions"
-        fix = f"set train.seq_len to {longest} or less, or model.max_seq_len to {seq_len} or more"
+        fix = f"set train.seq_len to {at_most(longest)}, or model.max_seq_len to {seq_len} or more"
         yield FieldError("train.seq_len", rule, seq_len, fix)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from trimaran.models.config import TransformerConfig
-from trimaran.models.fields import FieldError
+from trimaran.models.fields import FieldError, at_most
 from trimaran.runtime.spec.fields import RunFields
 from trimaran.runtime.spec.rules.table import Rules
 from trimaran.runtime.train.lr_schedule import ENDING, REQUIRED_FIELDS, wsd_decay_steps
@@ -52,7 +52,7 @@ def _warmup_ends(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldErr
     warmup, steps = spec.lr_schedule.warmup_steps, spec.train.num_steps
     if steps and warmup >= steps:  # 0 where the examples will tell it
         rule = f"warmup_steps ({warmup}) must be smaller than num_steps ({steps})"
-        fix = f"set lr_schedule.warmup_steps to {steps - 1} or less, or train.num_steps to {warmup + 1} or more"
+        fix = f"set lr_schedule.warmup_steps to {at_most(steps - 1, 0)}, or train.num_steps to {warmup + 1} or more"
         yield FieldError("lr_schedule.warmup_steps", rule, warmup, fix)
 
 
@@ -93,5 +93,5 @@ def _wsd_parts_fit(spec: RunFields, shape: TransformerConfig) -> Iterator[FieldE
         parts = f"warmup_steps ({warmup}) and the decay of wsd_decay_fraction ({fraction}) * {total} = {decay} steps"
         largest = math.floor((total - warmup) / total * 1000) / 1000
         fix = f"set lr_schedule.wsd_decay_fraction to {largest} or less"
-        fix += f", or lr_schedule.warmup_steps to {total - decay} or less"
+        fix += f", or lr_schedule.warmup_steps to {at_most(total - decay, 0)}"
         yield FieldError("lr_schedule.wsd_decay_fraction", f"{parts} must fit into {total} steps", fraction, fix)
