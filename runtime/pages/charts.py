@@ -17,6 +17,7 @@ Point = tuple[float, float]
 Color = str | float
 
 COLORS: Final = ("blue", "orange", "red", "green", "violet", "teal", "slate", "gold")
+_PARTS = 1 << 50  # of one, to which an average is exact
 _MOST_POINTS: Final = 1500  # a chart is about 900 pixels wide; more points only make the file bigger
 _MOST_ROWS: Final = 24  # of a table of values
 _MOST_COLUMNS: Final = 6
@@ -304,11 +305,12 @@ def smooth(points: Sequence[Point]) -> list[Point]:
     window shrinks towards both ends and stays symmetric there.
     """
     reach = max(5, len(points) // 100)
-    sums = [0.0, *itertools.accumulate(y for _, y in points)]
+    # In whole numbers nothing of a loss is lost beside the sum of a spike before it.
+    sums = [0, *itertools.accumulate(round(y * _PARTS) for _, y in points)]
     found = []
     for index, (x, _) in enumerate(points):
         side = min(reach, index, len(points) - 1 - index)
-        found.append((x, (sums[index + side + 1] - sums[index - side]) / (2 * side + 1)))
+        found.append((x, (sums[index + side + 1] - sums[index - side]) / ((2 * side + 1) * _PARTS)))
     return found
 
 

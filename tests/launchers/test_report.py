@@ -423,6 +423,8 @@ def test_the_table_of_many_lines_has_their_ends_and_extremes() -> None:
 def test_smoothing_keeps_a_straight_line_straight() -> None:
     line = [(float(step), 5.0 - 0.01 * step) for step in range(300)]
     assert [y for _, y in smooth(line)] == pytest.approx([y for _, y in line])
+    spike = [(x, 1e20 if x == 5 else 2.5) for x in range(100)]
+    assert smooth(spike)[50:60] == spike[50:60], "a spike is forgotten where the window has left it"
 
 
 def test_a_report_needs_no_matplotlib_and_no_torch(tmp_path: Path) -> None:

@@ -614,8 +614,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"train.num_steps": 1, "lr_schedule.warmup_steps": 1, "lr_schedule.name": "constant"},
-        "lr_schedule.warmup_steps: warmup_steps (1) must be smaller than num_steps (1); "
-        "set lr_schedule.warmup_steps to 0, or train.num_steps to 2 or more",
+        (
+            "lr_schedule.warmup_steps: warmup_steps (1) must be smaller than num_steps (1); "
+            "set lr_schedule.warmup_steps to 0, or train.num_steps to 2 or more"
+        ),
     ),
     (
         {"lr_schedule.warmup_steps": 50, "lr_schedule.decay_steps": 40},
