@@ -111,7 +111,7 @@ def test_silent_texts_are_told_without_the_model(server: Served, stream: bool) -
             assert (answer.model_extra or {})["trimaran"]["citations"] == []
     assert "texts" in text
     assert len(server.backend.seen) == seen
-    assert server.service.gate.taken == 0
+    server.wait_until(lambda: server.service.gate.taken == 0)
 
 
 def test_earlier_turns_stay_and_the_users_system_message_is_told_too(server: Served, text: RunText) -> None:

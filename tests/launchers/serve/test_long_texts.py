@@ -62,7 +62,7 @@ def test_a_long_text_is_translated_passage_by_passage(server: Served, text: RunT
     assert answer["usage"]["prompt_tokens"] == sum(len(each.prompt) for each in requests)
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == len(prompts)
     assert server.backend.most_active > 1
-    assert server.call(lambda: server.service.gate.taken) == 0
+    server.wait_until(lambda: server.service.gate.taken == 0)
 
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         chunks = list(
