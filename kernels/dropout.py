@@ -139,7 +139,9 @@ def triton_dropout(
     if rate == 0.0:
         return x
     where = (first_sample, first_position, seq_len)
-    return _TritonDropout.apply(x, None, rate, stream_key(seed, site), where)  # type: ignore[no-untyped-call, no-any-return]
+    return _TritonDropout.apply(  # type: ignore[no-untyped-call, no-any-return]
+        x, None, rate, stream_key(seed, site), where
+    )
 
 
 def triton_dropout_add(
@@ -158,4 +160,6 @@ def triton_dropout_add(
     if rate == 0.0:
         return (residual + x).to(x.dtype)
     where = (first_sample, first_position, seq_len)
-    return _TritonDropout.apply(x, residual, rate, stream_key(seed, site), where)  # type: ignore[no-untyped-call, no-any-return]
+    return _TritonDropout.apply(  # type: ignore[no-untyped-call, no-any-return]
+        x, residual, rate, stream_key(seed, site), where
+    )

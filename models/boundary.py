@@ -78,7 +78,9 @@ class Boundary:
         """Return `tensors`, which block `after` (in the order of the backward pass) hands on to block `before`."""
         if self.listener is None or not torch.is_grad_enabled():
             return tensors
-        return _Cross.apply(partial(self._cross, after, before), *tensors)  # type: ignore[no-untyped-call, no-any-return]
+        return _Cross.apply(  # type: ignore[no-untyped-call, no-any-return]
+            partial(self._cross, after, before), *tensors
+        )
 
     def backward(self, output: Tensor, grad: Tensor) -> None:
         """Run the backward pass of the stage's `output` from its gradient `grad`."""

@@ -104,4 +104,6 @@ def loss_with_gradients(
     """
     if not torch.is_grad_enabled():
         return compute(hidden)
-    return _WithGradients.apply(hidden, compute, parameters, loss_weight)  # type: ignore[no-untyped-call, no-any-return]
+    return _WithGradients.apply(  # type: ignore[no-untyped-call, no-any-return]
+        hidden, compute, parameters, loss_weight
+    )

@@ -92,8 +92,13 @@ def cgroup_values(*names: str) -> list[list[str]]:
 
 def usable_cores() -> int:
     """Return the cores that this process may use: those of its mask, or fewer where a control group has a quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(cores_of_mask())
     return max(1, min(cores, quota_of_cores() or cores))
+
+
+def cores_of_mask() -> set[int]:
+    """Return the numbers of the cores that this process's mask has; of a system without masks, of all."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def quota_of_cores() -> int | None:

@@ -74,7 +74,9 @@ def triton_attention_with_lse(
         nothing = (k.sum() + v.sum()) * 0.0
         lse = torch.full(q.shape[:3], -torch.inf, dtype=torch.float32, device=q.device)
         return q * 0.0 + nothing, lse
-    found: tuple[Tensor, Tensor] = _Attention.apply(q, k, v, sizes, options, slopes, documents, dropout)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor] = _Attention.apply(  # type: ignore[no-untyped-call]
+        q, k, v, sizes, options, slopes, documents, dropout
+    )
     return found
 
 

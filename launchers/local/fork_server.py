@@ -116,10 +116,12 @@ def _environment_of(pid: int) -> dict[str, str] | None:
 @contextmanager
 def interrupts_ignored() -> Iterator[None]:
     """Have what is started in the block, which takes milliseconds, ignore SIGINT from its beginning."""
-    if threading.current_thread() is not threading.main_thread():  # Python lets no other one change it
+    usual = signal.getsignal(signal.SIGINT)
+    # Python lets no other thread change it, and can't put back what another language has set.
+    if usual is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from trimaran.runtime.pages.charts import COLORS, Look, Series
 from trimaran.runtime.pages.html import document, folded, grid, notice, section, write_page
 from trimaran.runtime.pages.run_folder import Run, read_run
 from trimaran.runtime.plan.brief import duration
+from trimaran.runtime.spec.run import flat_fields
 
 _TECHNICAL = ("train.output_dir",)  # differs between any two runs
 
@@ -123,11 +124,7 @@ def _spec(names: Sequence[str], runs: Sequence[Run]) -> str:
     return section("What differs in the specs", *parts)
 
 
-def _fields(spec: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _fields(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the paths of a spec's fields, such as parallel.tp, and their values as YAML has them."""
-    for key, value in spec.items():
-        if isinstance(value, dict) and value:
-            yield from _fields(value, f"{prefix}{key}.")
-        else:
-            is_word = isinstance(value, str)
-            yield f"{prefix}{key}", value if is_word else json.dumps(value, ensure_ascii=False, default=str)
+    for path, value in flat_fields(spec).items():
+        yield path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -14,7 +14,7 @@ from trimaran.models.fields import counted
 from trimaran.runtime.files import write_text
 from trimaran.runtime.mesh import Mesh
 from trimaran.runtime.plan.calibrate.record import Point
-from trimaran.runtime.processes import quota_of_cores, usable_cores
+from trimaran.runtime.processes import cores_of_mask, quota_of_cores, usable_cores
 from trimaran.runtime.spec import RunSpec
 from trimaran.runtime.train.calibration.exchange import measure_exchanges, merged, to_text
 from trimaran.runtime.train.calibration.measure import CPU, GPU, SMOKE, Effort, measure
@@ -23,7 +23,7 @@ from trimaran.runtime.train.hardware import describe_machine
 
 def run_calibrate(task: CalibrateTask, spec: RunSpec, mesh: Mesh, device: torch.device) -> int:
     """Measure, and write the points and the facts of the machine on rank 0. Collective over the world."""
-    mine = json.dumps([node_name(os.environ), psutil.Process().cpu_affinity()])
+    mine = json.dumps([node_name(os.environ), sorted(cores_of_mask())])
     placed = [json.loads(text) for text in mesh.gather_text(mine)]
     nodes = [node for node, _ in placed]
     on_node = {core for node, own in placed if node == nodes[mesh.rank] for core in own}

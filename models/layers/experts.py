@@ -170,7 +170,9 @@ class ExpertMLP(nn.Module):
         weight = self.aux_weight * sequence_weight
         if weight == 0.0:
             return weights
-        return _AttachGradient.apply(weights, probabilities, slope * weight)  # type: ignore[no-untyped-call, no-any-return]
+        return _AttachGradient.apply(  # type: ignore[no-untyped-call, no-any-return]
+            weights, probabilities, slope * weight
+        )
 
     def _plan(self, chosen: Tensor, tokens_per_expert: Tensor) -> "_DispatchPlan":
         """Return the rows' order by expert and their numbers by rank. Collective over ep; waits for the device once."""

@@ -324,7 +324,9 @@ def head_loss(
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows ({chunk_rows}) must be at least 1")
     head = _Head(context, kernels, label_smoothing, z_loss, softcap, chunk_rows, skips_rows=skips_rows)
-    return _HeadLoss.apply(x, weight, bias, labels, head, torch.is_grad_enabled(), loss_weight)  # type: ignore[no-untyped-call, no-any-return]
+    return _HeadLoss.apply(  # type: ignore[no-untyped-call, no-any-return]
+        x, weight, bias, labels, head, torch.is_grad_enabled(), loss_weight
+    )
 
 
 class _TokenLosses(torch.autograd.Function):

@@ -88,10 +88,13 @@ def read_run(run_dir: Path) -> Run:
 
 def last_failure(run: Path) -> str | None:
     """Return which rank made a run's newest start fail, and why; None where none has said so."""
-    folders = (folder for folder in run.glob("logs/*-*") if folder.is_dir())
-    newest = max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+    starts: list[tuple[float, Path]] = []
+    for folder in run.glob("logs/*-*"):
+        with suppress(OSError):  # one that is just removed
+            if folder.is_dir():
+                starts.append((folder.stat().st_mtime, folder))
     found: list[tuple[bool, float, str]] = []
-    for file in sorted(newest.glob(f"rank-*/{ERROR_FILE}")) if newest else []:
+    for file in sorted(max(starts)[1].glob(f"rank-*/{ERROR_FILE}")) if starts else []:
         with suppress(OSError, ValueError, KeyError, TypeError):  # one that a full disk has cut
             record = read_json(file)
             text = f"rank {record['rank']} ({record['where']}): {record['message']}"

@@ -1,5 +1,6 @@
 """RunSpec: the whole run, validated before any process starts."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import yaml
@@ -56,11 +57,11 @@ def diff_specs(a: RunFields, b: RunFields) -> list[str]:
     ]
 
 
-def flat_fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_fields(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return every field that is no record by its path, in order."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= flat_fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= flat_fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 

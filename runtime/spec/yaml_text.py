@@ -26,7 +26,8 @@ _SCALARS: Final = (
     (
         "tag:yaml.org,2002:float",
         re.compile(
-            r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$"
+            r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
+            r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$"
             r"|^\.(?:nan|NaN|NAN)$"
         ),
         "-+0123456789.",
@@ -50,7 +51,7 @@ _PLAIN_TAGS: Final = ("bool", "float", "int", "map", "null", "seq", "str")
 class _SpecLoader(yaml.SafeLoader):
     """SafeLoader with the scalars above, and bounds: values are counted with aliases written out."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  PyYAML's own class attribute, filled below
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
     yaml_constructors = {  # noqa: RUF012  PyYAML's own class attribute
         tag: construct
         for tag, construct in yaml.SafeLoader.yaml_constructors.items()

@@ -183,7 +183,7 @@ def run_task(task: dict[str, Any], connection: Connection) -> dict[str, Any]:
             connection.recv_bytes()  # "all have entered"
             result = function(*arguments)
         return {"status": "returned", "payload": pickle.dumps(result), "fit": True}
-    except BaseException as error:  # noqa: BLE001 - pytest's own outcomes and SystemExit are the test's to see, not ours to die of
+    except BaseException as error:  # noqa: BLE001 - pytest's own and SystemExit are the test's to see
         return describe_exception(error) | {"fit": fit}
 
 

@@ -125,7 +125,8 @@ def run_torch(case: Case, mesh: Any) -> tuple[dict[str, Tensor], float]:
     elif SCHEDULES[case.schedule].splits_backward:
         schedule = schedule_of_list(case, pipeline, options)
     else:
-        schedule = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[case.schedule](pipeline[0], **options)  # type: ignore[arg-type]
+        made = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[case.schedule]
+        schedule = made(pipeline[0], **options)  # type: ignore[arg-type]
     losses: list[Tensor] = []
     inputs = (tokens,) if 0 in stages else ()
     target = labels if PP * case.virtual_stages - 1 in stages else None

@@ -55,7 +55,8 @@ def test_sequence_parts_join_to_the_whole(parts: int) -> None:
 
 @pytest.mark.parametrize("other", [{"seed": 2}, {"site": "layers.0.mlp.output"}, {"first_sample": 3}])
 def test_seed_site_and_sample_change_the_mask(other: dict[str, object]) -> None:
-    first, second = drop(ones(BATCH, SEQ, 200), 0.5), drop(ones(BATCH, SEQ, 200), 0.5, **other)  # type: ignore[arg-type]
+    first = drop(ones(BATCH, SEQ, 200), 0.5)
+    second = drop(ones(BATCH, SEQ, 200), 0.5, **other)  # type: ignore[arg-type]
     agreement = (first == second).double().mean()
     assert abs(agreement - 0.5) < 5 * 0.5 / math.sqrt(first.numel())
 

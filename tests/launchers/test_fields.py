@@ -21,7 +21,11 @@ def fields(*words: str, **environment: str) -> Any:
 def test_the_page_of_fields_is_current() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert fields("--markdown").stdout == page, "write it: trimaran fields --markdown > docs/spec.md"
-    missing = [path for path in known_paths() if f"`{path}`" not in page and not place_of(path).is_section]  # type: ignore[union-attr]
+    missing = [
+        path
+        for path in known_paths()
+        if f"`{path}`" not in page and not place_of(path).is_section  # type: ignore[union-attr]
+    ]
     assert not missing
 
 

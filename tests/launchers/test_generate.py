@@ -180,7 +180,8 @@ def test_a_conversation(
         tokenizer.decode(alone.tokens)
         == "<|im_start|>system be kind<|im_end|><|im_start|>user why<|im_end|>?<|im_end|><|im_start|>"
     )
-    assert (alone.tokens.count(start), alone.tokens.count(end)) == (3, 2), "the user's own spelling is text"  # type: ignore[arg-type]
+    counts = (alone.tokens.count(start), alone.tokens.count(end))  # type: ignore[arg-type]
+    assert counts == (3, 2), "the user's own spelling is text"
     assert end in tasks[0].sampling.stop_tokens
     assert [(each.text, each.name, each.is_chat) for each in tasks[1].prompts] == [
         ("why?", None, True),

@@ -96,7 +96,8 @@ def make(build: Callable[[], nn.Module], dtype: torch.dtype) -> Encoder:
     torch.manual_seed(11)
     theirs = build().to(dtype).eval()
     if isinstance(theirs, XLNetLMHeadModel) and dtype == torch.float64:
-        theirs.transformer.relative_positional_encoding = distances_in_float64  # type: ignore[method-assign, assignment]
+        encoder = theirs.transformer
+        encoder.relative_positional_encoding = distances_in_float64  # type: ignore[method-assign, assignment]
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

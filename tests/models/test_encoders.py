@@ -57,7 +57,8 @@ def test_what_is_exported_is_the_model_of_transformers(name: str) -> None:
     encoder = make(STEPS[name][0], torch.float32)
     assert family_for(encoder.config) is encoder.family
     written = encoder.family.from_config(encoder.config)
-    config = type(encoder.theirs.config).from_dict({**encoder.theirs.config.to_dict(), **written})  # type: ignore[operator, union-attr]
+    theirs = encoder.theirs.config
+    config = type(theirs).from_dict({**theirs.to_dict(), **written})  # type: ignore[operator, union-attr]
     exported = type(encoder.theirs)(config).eval()
     missing, unexpected = exported.load_state_dict(encoder.to_theirs(encoder.weights()), strict=False)
     stored = {name for name, _ in exported.named_parameters()}

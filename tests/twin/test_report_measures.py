@@ -52,7 +52,9 @@ def test_the_interval_of_a_mean_covers_it() -> None:
     covered = sum(
         abs(found.value - 2.0) <= found.high - found.value
         for found in (
-            bootstrapped(40, lambda weights, own=own: float(weights @ own / weights.sum()), "a", resamples=200)  # type: ignore[misc]
+            bootstrapped(  # type: ignore[misc]
+                40, lambda weights, own=own: float(weights @ own / weights.sum()), "a", resamples=200
+            )
             for own in generator.normal(2.0, 1.0, size=(200, 40))
         )
     )

@@ -100,7 +100,7 @@ def fit(
         list[Path],
         typer.Argument(parser=path, metavar="RUN|CSV...", help="Folders of runs, and tables of runs, a row each."),
     ],
-    at: Annotated[list[str], typer.Option(metavar="FLOP", help="Tell the optimum at this compute; may repeat.")] = [],  # noqa: B006
+    at: Annotated[list[str], typer.Option(metavar="FLOP", help="Optimum at this compute; may repeat.")] = [],  # noqa: B006
     without_outliers: Annotated[
         bool, typer.Option("--without-outliers", help="Fit once more without the runs that lie far off the first fit.")
     ] = False,

@@ -14,9 +14,9 @@ The search for the main content takes time by the square of the depth: minutes f
 """
 _DEEP: Final = ">".join(["*"] * (_MOST_DEPTH + 1))
 _TAGS = (
-    "a|article|aside|b|base|blockquote|body|br|button|center|code|dl|div|em|font|footer|form|frameset|h[1-6]|head|header|hr"
-    "|html|i|iframe|img|input|label|li|link|main|meta|nav|noscript|ol|p|pre|script|section|span|strong|style|table|td"
-    "|title|tr|u|ul"
+    "a|article|aside|b|base|blockquote|body|br|button|center|code|dl|div|em|font|footer|form|frameset|h[1-6]|head"
+    "|header|hr|html|i|iframe|img|input|label|li|link|main|meta|nav|noscript|ol|p|pre|script|section|span|strong|style"
+    "|table|td|title|tr|u|ul"
 )
 _BEGINS_HTML: Final = re.compile(
     rf"(?>\s|<!--(?>.*?-->)|<\?(?>.*?>))*+<(?:!doctype html|(?:{_TAGS})[\s/>])", re.IGNORECASE | re.DOTALL

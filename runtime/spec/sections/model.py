@@ -40,5 +40,7 @@ _PRESET: Any = (
 )
 
 
-class ModelSection(create_model("ModelFields", __config__=SECTION_CONFIG, preset=_PRESET, **_overrides())):  # type: ignore[misc]
+class ModelSection(
+    create_model("ModelFields", __config__=SECTION_CONFIG, preset=_PRESET, **_overrides())  # type: ignore[misc]
+):
     """The network: a published shape by name, a shape in numbers, or a preset with some numbers changed."""

@@ -74,7 +74,7 @@ def grounded_messages(
         if fits([*blocks, block]):
             blocks.append(block)
             continue
-        cut = _cut(passage, lambda text: fits([*blocks, numbered(number, passage, text)]))  # noqa: B023 - called at once
+        cut = _cut(passage, lambda text: fits([*blocks, numbered(number, passage, text)]))  # noqa: B023
         if cut:
             blocks.append(numbered(number, passage, cut))
         elif not blocks:

@@ -11,8 +11,8 @@ _MOST_CHARACTERS: Final = 120
 _MOST_LINES: Final = 3
 _NUMBER = (
     r"(?:\d{1,3}|[ivxlcdm]+|the )?(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen"
-    r"|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth"
-    r"|tenth|last)?(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?"
+    r"|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|first|second|third|fourth|fifth|sixth|seventh"
+    r"|eighth|ninth|tenth|last)?(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?"
 )
 _TURKISH_NUMBER = (
     r"(?:\d{1,3}|[ivxlcdm]+|birinci|ikinci|üçüncü|dördüncü|beşinci|altıncı|yedinci|sekizinci|dokuzuncu|onuncu|son"

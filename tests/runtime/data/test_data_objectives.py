@@ -24,7 +24,11 @@ def spans(samples: int, ends: tuple[int, ...] = ()) -> np.ndarray:  # type: igno
     return found
 
 
-def made(objective: Objective, tokens: np.ndarray, first: int = 0) -> tuple[Microbatch, Tensor]:  # type: ignore[type-arg]
+def made(
+    objective: Objective,
+    tokens: np.ndarray,  # type: ignore[type-arg]
+    first: int = 0,
+) -> tuple[Microbatch, Tensor]:
     batch = objective.microbatch(tokens, np.arange(first, first + len(tokens)))
     assert batch.targets is not None
     return batch, batch.targets

@@ -141,7 +141,8 @@ def test_continuations_are_those_of_generate_whatever_their_batch(places: tuple[
     sizes: tuple[Any, ...] = (1, 3, "auto")
     for size in sizes:
         told: dict[int, str] = {}
-        texts = Scorer(engine, size).continuations(requests, lambda number, text: told.update({number: text}))  # noqa: B023
+        scorer = Scorer(engine, size)
+        texts = scorer.continuations(requests, lambda number, text: told.update({number: text}))  # noqa: B023
         assert texts == expected == [told[number] for number in range(len(requests))]
     stop = expected[0][2:4]
     stopped = Scorer(engine).continuations([Continuation(prompts[0], (stop,), GREEDY)])
